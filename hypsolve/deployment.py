@@ -1,0 +1,356 @@
+"""What a user has: a model, a network of GPUs, and the requests to serve."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hypsolve import validation as valid
+
+
+class CostModel(StrEnum):
+    """How a block's FLOPs and bytes become seconds: measured roofline, or the paper's f / C."""
+
+    ROOFLINE = "roofline"
+    FLOPS = "flops"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """The smallest part of a model that can be placed: embedding, one layer, or the head.
+
+    Parameters
+    ----------
+    kind : str
+        Name of the kind; blocks of one kind cost the same.
+    weight_bytes : int
+        Held in memory.
+    always_read_bytes : int
+        Weights streamed in every step, whatever the number of tokens.
+    gathered_bytes_per_token : int
+        Weights read per token: one row of an embedding table.
+    expert_bytes, n_experts, experts_per_token : int
+        One expert of a mixture-of-experts layer, how many there are, how many a token visits.
+    kv_bytes_per_token : int
+        KV cache kept per resident token.
+    activation_bytes_per_token : int
+        Activations read and written in a step.
+    output_bytes_per_token : int
+        Sent to the next block.
+    flops_per_token : float
+        Linear part, 2 per multiply-add.
+    attention_flops_per_pair : float
+        Per (token, context token) pair.
+    window_tokens : int or None
+        Sliding attention window; None: the whole context.
+    last_token_only : bool
+        In prefill one position is computed (the head).
+    """
+
+    kind: str
+    weight_bytes: int
+    always_read_bytes: int = 0
+    gathered_bytes_per_token: int = 0
+    expert_bytes: int = 0
+    n_experts: int = 0
+    experts_per_token: int = 0
+    kv_bytes_per_token: int = 0
+    activation_bytes_per_token: int = 0
+    output_bytes_per_token: int = 0
+    flops_per_token: float = 0.0
+    attention_flops_per_pair: float = 0.0
+    window_tokens: int | None = None
+    last_token_only: bool = False
+
+    def __post_init__(self) -> None:
+        owner = f"block {valid.text('block', 'kind', self.kind)!r}"
+        for field in (
+            "weight_bytes",
+            "always_read_bytes",
+            "gathered_bytes_per_token",
+            "expert_bytes",
+            "n_experts",
+            "experts_per_token",
+            "kv_bytes_per_token",
+            "activation_bytes_per_token",
+            "output_bytes_per_token",
+        ):
+            valid.whole(owner, field, getattr(self, field))
+        valid.real(owner, "flops_per_token", self.flops_per_token)
+        valid.real(owner, "attention_flops_per_pair", self.attention_flops_per_pair)
+        if self.window_tokens is not None:
+            valid.whole(owner, "window_tokens", self.window_tokens, least=1)
+        valid.flag(owner, "last_token_only", self.last_token_only)
+        if self.experts_per_token > self.n_experts:
+            raise ValueError(
+                f"{owner}: experts_per_token must be at most n_experts = {self.n_experts},"
+                f" got {self.experts_per_token}"
+            )
+        if self.always_read_bytes + self.n_experts * self.expert_bytes > self.weight_bytes:
+            raise ValueError(
+                f"{owner}: always_read_bytes + n_experts * expert_bytes must be at most"
+                f" weight_bytes = {self.weight_bytes}, got"
+                f" {self.always_read_bytes + self.n_experts * self.expert_bytes}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """An LLM as a chain of blocks.
+
+    ``tied_bytes`` are counted once, not twice, where one stage holds all blocks (an embedding
+    table that is also the head). ``extrapolated`` marks costs beyond what was measured.
+    """
+
+    name: str
+    blocks: tuple[Block, ...]
+    input_bytes_per_token: int = 4  # token ids
+    tied_bytes: int = 0
+    extrapolated: bool = False
+
+    def __post_init__(self) -> None:
+        owner = f"model {valid.text('model', 'name', self.name)!r}"
+        if not isinstance(self.blocks, tuple) or not all(
+            isinstance(b, Block) for b in self.blocks
+        ):
+            raise TypeError(
+                f"{owner}: blocks must be a tuple of Block, got {self.blocks!r:.60}"
+            )
+        if not self.blocks:
+            raise ValueError(f"{owner}: blocks must hold at least one block, got none")
+        valid.whole(owner, "input_bytes_per_token", self.input_bytes_per_token)
+        valid.whole(owner, "tied_bytes", self.tied_bytes)
+        valid.flag(owner, "extrapolated", self.extrapolated)
+        first_kind: dict[str, Block] = {}
+        for block in self.blocks:
+            if first_kind.setdefault(block.kind, block) != block:
+                raise ValueError(
+                    f"{owner}: blocks of kind {block.kind!r} must be equal, got two"
+                )
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights of all blocks when placed apart."""
+        return sum(block.weight_bytes for block in self.blocks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuProfile:
+    """What a GPU does: ``t = t0_s + max(flops / flops_per_s, bytes / bytes_per_s)`` per block.
+
+    ``basis`` says where the three numbers come from: ``fitted`` to measured block times,
+    ``datasheet`` times measured shares, or the ``user``; ``source`` says it in words.
+    """
+
+    name: str
+    t0_s: float
+    flops_per_s: float
+    bytes_per_s: float
+    memory_bytes: float
+    power_w: float = 0.0
+    tier: str = ""
+    basis: str = "user"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        owner = f"gpu {valid.text('gpu', 'name', self.name)!r}"
+        valid.real(owner, "t0_s", self.t0_s)
+        for field in ("flops_per_s", "bytes_per_s", "memory_bytes"):
+            valid.real(owner, field, getattr(self, field), strict=True)
+        valid.real(owner, "power_w", self.power_w)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """From one tier to the next: rate, one-way latency, and latency of the way back."""
+
+    bytes_per_s: float
+    latency_s: float
+    return_latency_s: float | None = None  # None: the same
+
+    def __post_init__(self) -> None:
+        valid.real("link", "bytes_per_s", self.bytes_per_s, strict=True)
+        valid.real("link", "latency_s", self.latency_s)
+        if self.return_latency_s is not None:
+            valid.real("link", "return_latency_s", self.return_latency_s)
+
+    @property
+    def round_trip_s(self) -> float:
+        """Latency forward and back."""
+        back = self.latency_s if self.return_latency_s is None else self.return_latency_s
+        return self.latency_s + back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One machine: a GPU profile and the memory usable for weights and KV cache."""
+
+    name: str
+    gpu: GpuProfile
+    memory_bytes: float | None = None  # None: what the GPU has
+    reserved_bytes: float = 0.0  # runtime, activations
+
+    def __post_init__(self) -> None:
+        owner = f"node {valid.text('node', 'name', self.name)!r}"
+        if not isinstance(self.gpu, GpuProfile):
+            raise TypeError(f"{owner}: gpu must be a GpuProfile, got {self.gpu!r}")
+        if self.memory_bytes is not None:
+            valid.real(owner, "memory_bytes", self.memory_bytes, strict=True)
+        reserved = valid.real(owner, "reserved_bytes", self.reserved_bytes)
+        memory = self.gpu.memory_bytes if self.memory_bytes is None else self.memory_bytes
+        if reserved >= memory:
+            raise ValueError(
+                f"{owner}: reserved_bytes must be below memory_bytes = {memory:g},"
+                f" got {reserved:g}"
+            )
+
+    @property
+    def usable_bytes(self) -> float:
+        """Memory less what is reserved."""
+        memory = self.gpu.memory_bytes if self.memory_bytes is None else self.memory_bytes
+        return memory - self.reserved_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """A level of the network, and the link to the next one (None on the last)."""
+
+    name: str
+    nodes: tuple[Node, ...]
+    link: Link | None = None
+
+    def __post_init__(self) -> None:
+        owner = f"tier {valid.text('tier', 'name', self.name)!r}"
+        if not isinstance(self.nodes, tuple) or not all(
+            isinstance(n, Node) for n in self.nodes
+        ):
+            raise TypeError(f"{owner}: nodes must be a tuple of Node, got {self.nodes!r:.60}")
+        if not self.nodes:
+            raise ValueError(f"{owner}: nodes must hold at least one node, got none")
+        if self.link is not None and not isinstance(self.link, Link):
+            raise TypeError(f"{owner}: link must be a Link or None, got {self.link!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """Tiers in path order, request side first."""
+
+    name: str
+    tiers: tuple[Tier, ...]
+
+    def __post_init__(self) -> None:
+        owner = f"network {valid.text('network', 'name', self.name)!r}"
+        if not isinstance(self.tiers, tuple) or not all(
+            isinstance(t, Tier) for t in self.tiers
+        ):
+            raise TypeError(f"{owner}: tiers must be a tuple of Tier, got {self.tiers!r:.60}")
+        if not self.tiers:
+            raise ValueError(f"{owner}: tiers must hold at least one tier, got none")
+        for tier in self.tiers[:-1]:
+            if tier.link is None:
+                raise ValueError(f"{owner}: tier {tier.name!r} needs a link to the next tier")
+        if self.tiers[-1].link is not None:
+            raise ValueError(
+                f"{owner}: the last tier {self.tiers[-1].name!r} must have no link"
+            )
+        names = [tier.name for tier in self.tiers]
+        _distinct(owner, "tier", names)
+        _distinct(owner, "node", [node.name for tier in self.tiers for node in tier.nodes])
+
+
+def _distinct(owner: str, what: str, names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{owner}: {what} names must be distinct, got {name!r} twice")
+        seen.add(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: when it arrives, the tokens of its prompt, the tokens it is to produce."""
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Requests:
+    """Many requests as arrays, each of shape (n_requests,)."""
+
+    arrival_s: NDArray[np.float64]
+    prompt_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        arrival_s = valid.reals("requests", "arrival_s", self.arrival_s, (None,))
+        object.__setattr__(self, "arrival_s", arrival_s)
+        if not arrival_s.size:
+            raise ValueError("requests: arrival_s must hold at least one request, got none")
+        for field in ("prompt_tokens", "output_tokens"):
+            tokens = valid.reals("requests", field, getattr(self, field), arrival_s.shape)
+            if (tokens % 1).any() or tokens.min() < 1 or tokens.max() > 2**40:
+                wrong = tokens[(tokens % 1 != 0) | (tokens < 1) | (tokens > 2**40)][0]
+                raise ValueError(
+                    f"requests: {field} must be whole numbers of at least 1,"
+                    f" got {float(wrong)!r}"
+                )
+            whole = tokens.astype(np.int64)
+            whole.setflags(write=False)
+            object.__setattr__(self, field, whole)
+
+    @classmethod
+    def of(cls, requests: Iterable[Request]) -> "Requests":
+        """Gather single requests."""
+        rows = list(requests)
+        return cls(
+            np.array([r.arrival_s for r in rows]),
+            np.array([r.prompt_tokens for r in rows]),
+            np.array([r.output_tokens for r in rows]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Deployment:
+    """A model on a network under requests: what `hypsolve.costs.to_instance` compiles.
+
+    ``max_resident_tokens`` (default: the largest prompt + output) is what a node reserves KV
+    cache for, in every block it holds.
+    """
+
+    model: Model
+    network: Network
+    requests: Requests
+    cost_model: CostModel = CostModel.ROOFLINE
+    max_resident_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for field, kind in (("model", Model), ("network", Network), ("requests", Requests)):
+            if not isinstance(getattr(self, field), kind):
+                raise TypeError(
+                    f"deployment: {field} must be a {kind.__name__},"
+                    f" got {getattr(self, field)!r:.60}"
+                )
+        cost_model = valid.one_of("deployment", "cost_model", self.cost_model, CostModel)
+        object.__setattr__(self, "cost_model", cost_model)
+        longest = int((self.requests.prompt_tokens + self.requests.output_tokens).max())
+        if self.max_resident_tokens is None:
+            object.__setattr__(self, "max_resident_tokens", longest)
+        elif (
+            valid.whole("deployment", "max_resident_tokens", self.max_resident_tokens) < longest
+        ):
+            raise ValueError(
+                f"deployment: max_resident_tokens must be at least {longest}, the longest"
+                f" request's prompt + output, got {self.max_resident_tokens}"
+            )

@@ -1,0 +1,115 @@
+"""Checks of what users hand in: errors name the object, the field, the rule and the value."""
+
+import math
+import numbers
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST = 1e150  # of any number handed in: sums, products and inverses of a few stay finite
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+def real(
+    owner: str, field: str, value: Any, *, least: float = 0.0, strict: bool = False
+) -> float:
+    """Return `value` as a finite float of at least (or, if `strict`, above) `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{owner}: {field} must be a number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not least <= number <= LARGEST or (strict and number == least):  # nan fails
+        raise ValueError(
+            f"{owner}: {field} must be {_rule(least, strict, number)}, got {value!r}"
+        )
+    return number
+
+
+def _rule(least: float, strict: bool, number: float = 0.0) -> str:
+    if LARGEST < number < math.inf:
+        return f"at most {LARGEST:g}"
+    if least == 0:
+        return "positive and finite" if strict else "finite and not negative"
+    return f"finite and {'above' if strict else 'at least'} {least:g}"
+
+
+def whole(owner: str, field: str, value: Any, *, least: int = 0) -> int:
+    """Return `value` as an int of at least `least`; 3.0 is not a whole number here."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{owner}: {field} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{owner}: {field} must be at least {least}, got {value!r}")
+    return int(value)
+
+
+def flag(owner: str, field: str, value: Any) -> bool:
+    """Return `value`, which must be True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{owner}: {field} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def text(owner: str, field: str, value: Any) -> str:
+    """Return `value`, which must be a non-empty string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{owner}: {field} must be a string, got {value!r}")
+    if not value:
+        raise ValueError(f"{owner}: {field} must not be empty")
+    return value
+
+
+def one_of(owner: str, field: str, value: Any, kind: type[Choice]) -> Choice:
+    """Return `value` as a member of the enumeration `kind`; the error lists the choices."""
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(
+            f"{owner}: {field} must be one of {', '.join(kind)}, got {value!r}"
+        ) from None
+
+
+def known(what: str, name: Any, choices: Iterable[str]) -> str:
+    """Return `name` if it is one of `choices`; the error lists them."""
+    choices = tuple(choices)
+    if not isinstance(name, str) or name not in choices:
+        raise ValueError(f"unknown {what} {name!r}; choose one of {', '.join(choices)}")
+    return name
+
+
+def reals(
+    owner: str, field: str, values: Any, shape: tuple[int | None, ...]
+) -> NDArray[np.float64]:
+    """Return `values` as a read-only float64 array of `shape` (None: any length), all >= 0."""
+    if isinstance(values, np.ndarray) and not values.flags.writeable and values.base is None:
+        array = values  # one of ours: checked again, but not copied
+    else:
+        try:
+            array = np.array(values)
+        except ValueError:  # ragged nested lists
+            raise ValueError(f"{owner}: {field} must be a rectangular array") from None
+    if array.dtype.kind not in "iuf" and array.size:
+        raise TypeError(f"{owner}: {field} must hold numbers, got dtype {array.dtype}")
+    array = np.asarray(array, dtype=np.float64, order="C")
+    fits = array.ndim == len(shape) and all(
+        want is None or want == got for want, got in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{owner}: {field} must have shape ({wanted}), got {array.shape}")
+    if array.size and not (array.min() >= 0 and array.max() <= LARGEST):  # nan fails both
+        bad = ~((array >= 0) & (array <= LARGEST))
+        where = tuple(int(axis[0]) for axis in np.nonzero(bad))
+        worst = float(array[where])
+        raise ValueError(
+            f"{owner}: {field} must be {_rule(0.0, False, worst)}, got {worst!r}"
+            f" at index {list(where)}"
+        )
+    if array.flags.writeable:
+        array += 0.0  # -0.0 and 0.0 are one number, and have one digest
+        array.setflags(write=False)
+    return array
