@@ -1,0 +1,1 @@
+"""Experiments as data, the runner `python -m experiments.sweep`, and figures."""

@@ -1,0 +1,188 @@
+"""GPUs and LLMs, each number with its source: ``gpus.toml``, ``models.toml`` and their readers.
+
+>>> from hypsolve import catalog
+>>> catalog.gpu("a100-80gb").basis
+'fitted'
+>>> catalog.model("llama-3-8b").n_blocks
+34
+"""
+
+import functools
+import tomllib
+from importlib import resources
+from typing import Any
+
+from hypsolve import validation as valid
+from hypsolve.deployment import Block, GpuProfile, Model
+
+ACTIVATION_BYTES = 2  # activations and KV cache stay fp16 whatever the weights
+_GROUP = 128  # weights that share a scale
+GROUP_BYTES = {"fp16": 256, "int8": 128, "int4": 66}  # of 128 weights; int4: an fp16 scale each
+"""Weight formats, and the bytes of 128 weights in each."""
+
+
+@functools.cache
+def _table(file: str) -> dict[str, dict[str, Any]]:
+    path = resources.files(__name__).joinpath(file)
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _gpus() -> dict[str, GpuProfile]:
+    return {slug: GpuProfile(**entry) for slug, entry in _table("gpus.toml").items()}
+
+
+def gpus() -> dict[str, GpuProfile]:
+    """All GPU profiles by their short name.
+
+    ``basis`` is ``fitted`` (to measured block times) or ``datasheet`` (times measured shares).
+    Memory is the whole of it: on Jetson and Apple the system shares it, so reserve some.
+    """
+    return dict(_gpus())
+
+
+def gpu(name: str) -> GpuProfile:
+    """One GPU profile; an unknown name lists the choices."""
+    return _gpus()[valid.known("gpu", name, _gpus())]
+
+
+def models() -> tuple[str, ...]:
+    """Names of all models, as `model` takes them."""
+    return tuple(_table("models.toml"))
+
+
+def model(name: str, weights: str = "fp16") -> Model:
+    """One LLM as a chain of blocks: embedding, layers, head.
+
+    Parameters
+    ----------
+    name : str
+        One of `models`.
+    weights : {"fp16", "int8", "int4"}
+        Format of all weights, embedding and head too. No block times were measured with int8 or
+        int4: they give ``extrapolated=True`` and a name like ``phi-3-medium-int4``.
+    """
+    shapes = _table("models.toml")
+    shape = dict(shapes[valid.known("model", name, shapes)])
+    del shape["source"]
+    return transformer(name, **shape, weights=weights)
+
+
+def transformer(
+    name: str,
+    *,
+    n_layers: int,
+    hidden: int,
+    n_heads: int,
+    n_kv_heads: int,
+    head_dim: int,
+    ffn: int,
+    vocab: int,
+    gated_ffn: bool = True,
+    tied_embeddings: bool = False,
+    n_experts: int = 0,
+    experts_per_token: int = 0,
+    window_tokens: int | None = None,
+    window_every: int = 1,
+    weights: str = "fp16",
+) -> Model:
+    """Decoder-only transformer as ``n_layers + 2`` blocks.
+
+    Norms, biases and rotary embeddings are left out (under 0.1 % of the weights). A block reads
+    its input and writes its output once per token, the head the logits of one token; the
+    activations in between are taken to stay in cache.
+
+    Parameters
+    ----------
+    name : str
+        Of the model; the weight format is appended unless fp16.
+    n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab : int
+        As in the config.json of the model; `ffn` is of one expert if there are experts.
+    gated_ffn : bool
+        Three matrices in the feed-forward part, not two.
+    tied_embeddings : bool
+        The head is the embedding table: held once where one stage has both.
+    n_experts, experts_per_token : int
+        Mixture of experts with a linear router; 0: dense.
+    window_tokens : int or None
+        Sliding attention window of layers 0, `window_every`, 2 `window_every`, ...
+    window_every : int
+        1: all layers have the window; 2: every other one, as in Gemma 2.
+    weights : {"fp16", "int8", "int4"}
+        Format of all weights: 2, 1 or 0.5 bytes (int4 with a 2-byte scale per 128 weights).
+    """
+    owner = f"model {valid.text('model', 'name', name)!r}"
+    given = {
+        "n_layers": n_layers,
+        "hidden": hidden,
+        "n_heads": n_heads,
+        "n_kv_heads": n_kv_heads,
+        "head_dim": head_dim,
+        "ffn": ffn,
+        "vocab": vocab,
+        "window_every": window_every,
+    }
+    for field, value in given.items():
+        valid.whole(owner, field, value, least=1)
+    valid.whole(owner, "n_experts", n_experts)
+    valid.whole(owner, "experts_per_token", experts_per_token, least=1 if n_experts else 0)
+    valid.flag(owner, "gated_ffn", gated_ffn)
+    valid.flag(owner, "tied_embeddings", tied_embeddings)
+    valid.known("weights", weights, GROUP_BYTES)
+    if n_heads % n_kv_heads:
+        raise ValueError(
+            f"{owner}: n_heads must be a multiple of n_kv_heads = {n_kv_heads}, got {n_heads}"
+        )
+
+    def held(n_weights: int) -> int:
+        return -(-n_weights * GROUP_BYTES[weights] // _GROUP)  # rounded up
+
+    state_bytes = hidden * ACTIVATION_BYTES
+    attention = 2 * hidden * n_heads * head_dim + 2 * hidden * n_kv_heads * head_dim
+    feed_forward = (3 if gated_ffn else 2) * hidden * ffn
+    router = hidden * n_experts
+    always = attention + (router if n_experts else feed_forward)
+    expert = feed_forward if n_experts else 0
+    table = vocab * hidden
+
+    def layer(kind: str, window: int | None) -> Block:
+        return Block(
+            kind=kind,
+            weight_bytes=held(always) + n_experts * held(expert),
+            always_read_bytes=held(always),
+            expert_bytes=held(expert),
+            n_experts=n_experts,
+            experts_per_token=experts_per_token,
+            kv_bytes_per_token=2 * n_kv_heads * head_dim * ACTIVATION_BYTES,
+            activation_bytes_per_token=2 * state_bytes,
+            output_bytes_per_token=state_bytes,
+            flops_per_token=2.0 * (always + experts_per_token * expert),
+            attention_flops_per_pair=4.0 * n_heads * head_dim,
+            window_tokens=window,
+        )
+
+    embedding = Block(
+        kind="embedding",
+        weight_bytes=held(table),
+        gathered_bytes_per_token=held(hidden),
+        activation_bytes_per_token=state_bytes,
+        output_bytes_per_token=state_bytes,
+    )
+    head = Block(
+        kind="head",
+        weight_bytes=held(table),
+        always_read_bytes=held(table),
+        activation_bytes_per_token=state_bytes + vocab * ACTIVATION_BYTES,
+        output_bytes_per_token=4,  # a token id
+        flops_per_token=2.0 * table,
+        last_token_only=True,
+    )
+    full = layer("layer", None)
+    windowed = full if window_tokens is None else layer("layer-window", window_tokens)
+    layers = (full if i % window_every else windowed for i in range(n_layers))
+    return Model(
+        name=name if weights == "fp16" else f"{name}-{weights}",
+        blocks=(embedding, *layers, head),
+        tied_bytes=held(table) if tied_embeddings else 0,
+        extrapolated=weights != "fp16",
+    )

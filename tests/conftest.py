@@ -1,0 +1,11 @@
+"""Hypothesis profiles; tests run as if from a fresh machine."""
+
+import os
+
+import hypothesis
+
+hypothesis.settings.register_profile(
+    "ci", derandomize=True, max_examples=50, deadline=None, print_blob=True
+)
+hypothesis.settings.register_profile("nightly", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
