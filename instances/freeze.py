@@ -1,0 +1,150 @@
+"""Frozen instances: small ones of every objective and rule, stored, with what is known of them.
+
+``frozen/INDEX.toml`` holds the digest of each file and, once somebody has `record`-ed them, the
+best objective and bound ever found. A file stays as it is when generators or the catalog
+change; ``python -m instances.freeze`` only makes the absent ones.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hypsolve import io
+from hypsolve import validation as valid
+from hypsolve.problem import Instance
+from instances.frontier import frontier, profiled
+from instances.generate import generate
+from instances.scenarios import scenario
+
+FOLDER = Path(__file__).parent / "frozen"
+
+RECIPES: dict[str, Callable[[], Instance]] = {
+    "campus-bottleneck": lambda: scenario("campus", "phi-3-medium", n_requests=20, seed=1),
+    "mixed-rack-slowest-overlap": lambda: scenario(
+        "mixed-rack", n_requests=20, seed=1, stage_rule="slowest", overlap=True
+    ),
+    "branch-offices-full-links": lambda: scenario(
+        "branch-offices-wan", "phi-3-medium", n_requests=20, seed=1, link_cost="full"
+    ),
+    "factory-path-empty": lambda: scenario(
+        "factory", n_requests=20, seed=1, objective="path", allow_empty=True
+    ),
+    "phone-edge-cloud-p0": lambda: scenario(
+        "phone-edge-cloud-5g", n_requests=20, seed=1, objective="p0", stage_rule="fastest"
+    ),
+    "operator-pinned": lambda: scenario(
+        "operator-5-tier",
+        n_requests=20,
+        seed=1,
+        allow_empty=True,
+        pinned={0: 0, 33: 4},
+        least_blocks=[1, 0, 2, 0, 1],
+        most_blocks=[8, 34, 34, 34, 12],
+    ),
+    "home-lab-infeasible": lambda: scenario("home-lab", "llama-3-70b", n_requests=20, seed=1),
+    "tight-memory": lambda: generate(
+        seed=3,
+        n_tiers=4,
+        nodes_per_tier=3,
+        memory_tightness=0.9,
+        link_class="metro",
+        n_requests=20,
+    ),
+    "azure-conversation-mean-latency": lambda: scenario(
+        "campus", n_requests=12, seed=1, lengths="azure_conversation", objective="mean_latency"
+    ),
+    "frontier-8": lambda: frontier(8, seed=1),
+    "frontier-8-burst-makespan": lambda: frontier(8, seed=2, burst=True, objective="makespan"),
+    "profiled-8": lambda: profiled(8, seed=1),
+}
+
+
+def frozen() -> tuple[str, ...]:
+    """Names of the frozen instances."""
+    return tuple(index())
+
+
+def index() -> dict[str, dict[str, Any]]:
+    """What is known of each: digest, objective, sizes, and once recorded best_s and bound_s."""
+    return tomllib.loads((FOLDER / "INDEX.toml").read_text(encoding="utf-8"))
+
+
+def load_frozen(name: str) -> Instance:
+    """Load one, checked against its digest."""
+    entry = index()[valid.known("frozen instance", name, frozen())]
+    instance = io.load(FOLDER / f"{name}.json")
+    if instance.digest() != entry["digest"]:
+        raise ValueError(f"frozen instance {name!r}: digest must be {entry['digest']}")
+    return instance
+
+
+def record(name: str, *, best_s: float, bound_s: float, method: str) -> bool:
+    """Note an objective and a bound where they are better than those known; say if either was.
+
+    A bound of inf records a proof that nothing fits; else an objective of inf is no news.
+    """
+    entries = index()
+    entry = entries[valid.known("frozen instance", name, entries)]
+    if best_s < bound_s * (1 - 1e-6):
+        raise ValueError(
+            f"frozen instance {name!r}: best_s {best_s!r} beats bound_s {bound_s!r}"
+        )
+    better = {}
+    if best_s < entry.get("best_s", math.inf) or best_s == bound_s == math.inf != entry.get(
+        "best_s"
+    ):
+        better |= {"best_s": best_s, "best_method": method}
+    if bound_s > entry.get("bound_s", 0.0):
+        better |= {"bound_s": bound_s, "bound_method": method}
+    entry |= better
+    if better:
+        _write(entries)
+    return bool(better)
+
+
+def _write(entries: dict[str, dict[str, Any]]) -> None:
+    lines = ["# Written by instances.freeze; times in seconds."]
+    for name, entry in entries.items():
+        lines += ["", f"[{name}]"]
+        lines += (f"{key} = {_toml(value)}" for key, value in entry.items())
+    (FOLDER / "INDEX.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _toml(value: str | int | float) -> str:
+    return repr(value) if isinstance(value, float) else json.dumps(value)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make the frozen instances that are absent."""
+    parser = argparse.ArgumentParser(
+        prog="python -m instances.freeze", description=main.__doc__
+    )
+    parser.add_argument("--force", action="store_true", help="all of them, forgetting results")
+    force = parser.parse_args(arguments).force
+    FOLDER.mkdir(exist_ok=True)
+    known = index() if (FOLDER / "INDEX.toml").exists() and not force else {}
+    entries = {}
+    for name, recipe in RECIPES.items():
+        if name not in known or not (FOLDER / f"{name}.json").exists():
+            instance = recipe()
+            io.save(instance, FOLDER / f"{name}.json")
+            known[name] = {
+                "digest": instance.digest(),
+                "objective": str(instance.objective),
+                "n_requests": instance.n_requests,
+                "n_blocks": instance.n_blocks,
+                "n_nodes": instance.n_nodes,
+            }
+            print(f"made {name}")
+        entries[name] = known[name]
+    _write(entries)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

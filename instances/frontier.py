@@ -1,0 +1,163 @@
+"""Two families on which joint methods are compared: `frontier` and `profiled`.
+
+`frontier` has related speeds, small numbers and no unit beyond the second. `profiled` has the
+same request sizes on GPUs of the table, whose roofline times are unrelated between nodes:
+related speeds flatter the bounds. Report seeds 1 to 5.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hypsolve import catalog
+from hypsolve.costs import block_bytes, to_instance
+from hypsolve.deployment import Deployment, Link, Requests
+from hypsolve.problem import Instance, Objective
+from hypsolve.units import gbps_to_bytes_per_s, ms_to_s
+from instances.generate import assemble, draw_gpus, place, stretched
+from instances.scenarios import best_period_s
+
+TIER_SPEEDS = (10.0, 16.0, 25.0, 40.0, 60.0)
+
+
+def frontier(
+    n_requests: int,
+    nodes_per_tier: Sequence[int] = (2, 2, 2),
+    *,
+    seed: int,
+    load: float = 0.9,
+    burst: bool = False,
+    n_blocks: int = 32,
+    objective: Objective | str = Objective.MEAN_LATENCY,
+) -> Instance:
+    """Draw the frontier family: work, speeds, memory, links and sizes as listed below.
+
+    Work of a block U{9..11}, the last + 6; its memory 10, the first and last + 6; activation
+    entering a block 2, 2, 2 or 3, raw input 1. Node speed = tier base (10, 16, 25, 40, 60) x
+    U(0.8, 1.25); a node's memory = total x U(0.45, 0.70), one draw per tier, redrawn until the
+    tiers together hold 1.25 x the total. Link rate U{3..6}, latency U{5..30}. Request size
+    log-normal(3.4, 0.6) clipped to 8..120. Service = size x work / speed; transfer = latency +
+    size x activation / rate, the last part occupying the link.
+
+    Parameters
+    ----------
+    n_requests : int
+    nodes_per_tier : sequence of int
+        Of 1 to 5 tiers.
+    seed : int
+    load : float
+        Arrivals are exponential with mean (best bottleneck over the cuts that fit, of stage
+        work / summed tier speed) x mean size / load.
+    burst : bool
+        All arrive at 0.
+    n_blocks : int
+    objective : Objective or str
+    """
+    rng = np.random.default_rng(seed)
+    n_tiers = len(nodes_per_tier)
+    if not 1 <= n_tiers <= len(TIER_SPEEDS):
+        raise ValueError(
+            f"frontier: nodes_per_tier must have 1..5 entries, got {nodes_per_tier!r}"
+        )
+    work = rng.integers(9, 12, n_blocks).astype(float)
+    work[-1] += 6
+    memory = np.full(n_blocks, 10.0)
+    memory[[0, -1]] += 6
+    entering = rng.choice([2.0, 2.0, 2.0, 3.0], n_blocks)
+    entering[0] = 1.0
+    speeds = [
+        base * rng.uniform(0.8, 1.25, n)
+        for base, n in zip(TIER_SPEEDS, nodes_per_tier, strict=False)
+    ]
+    tier_bytes = _tier_bytes(rng, n_tiers, memory.sum())
+    rate = rng.integers(3, 7, n_tiers - 1)
+    latency_s = rng.integers(5, 31, n_tiers - 1)
+    size = request_sizes(rng, n_requests)
+    gaps = rng.standard_exponential(n_requests)
+
+    occupancy_s = np.zeros((n_requests, n_tiers - 1, n_blocks + 1))
+    occupancy_s[:, :, :-1] = size[:, None, None] * entering / rate[:, None]
+    transfer_s = occupancy_s.copy()
+    transfer_s[:, :, :-1] += latency_s[:, None]
+    first = np.cumsum([0, *nodes_per_tier])
+    instance = Instance.from_tables(
+        block_s=size[:, None, None] * work / np.concatenate(speeds)[:, None],
+        block_bytes=memory,
+        tiers=[
+            [(int(first[k]) + j, tier_bytes[k]) for j in range(n)]
+            for k, n in enumerate(nodes_per_tier)
+        ],
+        transfer_s=transfer_s,
+        occupancy_s=occupancy_s,
+        objective=objective,
+        name=f"frontier-{n_requests}-{'.'.join(map(str, nodes_per_tier))}-{seed}",
+    )
+    return _with_arrivals(instance, gaps, load, burst)
+
+
+def profiled(
+    n_requests: int,
+    nodes_per_tier: Sequence[int] = (2, 2, 2),
+    *,
+    seed: int,
+    load: float = 0.9,
+    burst: bool = False,
+    n_blocks: int = 32,
+    objective: Objective | str = Objective.MEAN_LATENCY,
+) -> Instance:
+    """Draw the same sizes on GPUs of the table: 8 x size prompt and size output tokens.
+
+    Llama-3-8B's shape with `n_blocks` blocks; every node a GPU of its own draw from edge, fog
+    or cloud; memory of the tiers as in `frontier`; links of U{3..6} x 0.1 Gbit/s and U{5..30}
+    ms. Parameters as in `frontier`.
+    """
+    rng = np.random.default_rng(seed)
+    n_tiers = len(nodes_per_tier)
+    model = stretched(catalog.model("llama-3-8b"), n_blocks)
+    gpus = [draw_gpus(rng, place(k, n_tiers), n, 1.0) for k, n in enumerate(nodes_per_tier)]
+    max_resident_tokens = 9 * 120
+    memory = _tier_bytes(rng, n_tiers, block_bytes(model, max_resident_tokens).sum())
+    rate, latency_ms = rng.integers(3, 7, n_tiers - 1), rng.integers(5, 31, n_tiers - 1)
+    links = [
+        Link(bytes_per_s=gbps_to_bytes_per_s(0.1 * r), latency_s=ms_to_s(ms))
+        for r, ms in zip(rate.tolist(), latency_ms.tolist(), strict=True)
+    ]
+    size = np.rint(request_sizes(rng, n_requests))
+    gaps = rng.standard_exponential(n_requests)
+    deployment = Deployment(
+        model=model,
+        network=assemble(f"profiled-{seed}", gpus, links, memory.tolist()),
+        requests=Requests(np.zeros(n_requests), 8 * size, size),
+        max_resident_tokens=max_resident_tokens,
+    )
+    instance = to_instance(
+        deployment,
+        objective=objective,
+        name=f"profiled-{n_requests}-{'.'.join(map(str, nodes_per_tier))}-{seed}",
+    )
+    return _with_arrivals(instance, gaps, load, burst)
+
+
+def request_sizes(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+    """Log-normal(3.4, 0.6), clipped to 8..120."""
+    return np.clip(rng.lognormal(3.4, 0.6, n), 8, 120)
+
+
+def _tier_bytes(rng: np.random.Generator, n_tiers: int, total: float) -> NDArray[np.float64]:
+    if n_tiers == 1:  # no draw lets one tier hold everything
+        return np.array([1.25 * total])
+    while True:
+        share = rng.uniform(0.45, 0.70, n_tiers)
+        if share.sum() >= 1.25:
+            return share * total
+
+
+def _with_arrivals(
+    instance: Instance, gaps: NDArray[np.float64], load: float, burst: bool
+) -> Instance:
+    if burst:
+        return instance
+    if not 0 < load < np.inf:
+        raise ValueError(f"frontier: load must be positive and finite, got {load!r}")
+    return instance.replace(arrival_s=np.cumsum(gaps) * best_period_s(instance) / load)

@@ -1,0 +1,197 @@
+"""Random instances, seeded, from the GPU table."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hypsolve import catalog
+from hypsolve import validation as valid
+from hypsolve.costs import block_bytes
+from hypsolve.deployment import Block, CostModel, GpuProfile, Link, Model, Network, Node, Tier
+from hypsolve.problem import Instance, Objective
+from hypsolve.units import gbps_to_bytes_per_s, ms_to_s
+from instances.scenarios import best_period_s, instance_on
+from instances.workloads import WORKLOAD_MAX_TOKENS, WORKLOADS
+
+LINK_CLASSES = {  # (least, most) Gbit/s and one-way ms
+    "rack": (
+        (18.4, 62.4),
+        (0.012, 0.024),
+    ),  # Ethernet VMs to RoCE, microsoft/vidur send_recv.csv
+    "lan": ((0.94, 10.0), (0.15, 0.15)),  # 1 GbE goodput to a 10G NIC (Helix); typical LAN
+    "wifi": ((0.4, 0.8), (1.0, 5.0)),  # half a Wi-Fi 6 link rate to arXiv:2311.05499's bound
+    "metro": ((1.08, 1.14), (5.5, 12.0)),  # nearest AWS region pairs (DT-FM, NeurIPS 2022)
+    "wan": ((0.326, 1.16), (17.0, 132.5)),  # the other AWS region pairs, same
+    "5g": ((0.01673, 0.20386), (33.0, 38.0)),  # driving median to static p90 (Raca, MMSys 2020)
+}
+PLACES = ("edge", "fog", "cloud")  # of the catalog
+
+
+def generate(
+    *,
+    seed: int,
+    n_tiers: int = 3,
+    nodes_per_tier: int | Sequence[int] = 2,
+    model: str | Model = "phi-3-medium",
+    n_blocks: int | None = None,
+    heterogeneity: float = 0.5,
+    link_class: str | Sequence[str] = "lan",
+    memory_tightness: float | None = 0.6,
+    n_requests: int = 100,
+    load: float = 0.7,
+    rate: float | None = None,
+    lengths: str = "synthetic",
+    objective: Objective | str = Objective.BOTTLENECK,
+    weights: str = "fp16",
+    cost_model: CostModel | str = CostModel.ROOFLINE,
+    max_resident_tokens: int | None = None,
+    **options: object,
+) -> Instance:
+    """Draw an instance that has a feasible partition.
+
+    Parameters
+    ----------
+    seed : int
+        The same arguments give the same instance.
+    n_tiers : int
+        The first tiers are drawn from the catalog's edge GPUs, the middle ones from fog, the
+        last from cloud; see `place`.
+    nodes_per_tier : int or sequence of int, length n_tiers
+    model : str or Model
+    n_blocks : int, optional
+        Another chain length of the same shape: layers are repeated or cut; at least 3.
+    heterogeneity : float in 0..1
+        Chance that a node of a tier has a GPU of its own draw, not the tier's.
+    link_class : str or sequence of str, length n_tiers - 1
+        Of `LINK_CLASSES`; rate and latency are uniform between its ends.
+    memory_tightness : float in 0..1, or None
+        The model's bytes / what one node of each tier holds together: tier k's nodes hold
+        model / tightness / n_tiers x U(0.8, 1.2), whatever the GPU has. None: what the GPU has,
+        less a tenth.
+    n_requests, load, rate, lengths, objective, weights, cost_model, max_resident_tokens
+        As in `instances.scenarios.scenario`.
+    **options
+        Of `hypsolve.to_instance`.
+
+    Raises
+    ------
+    ValueError
+        If 100 draws of memory have no feasible partition: too tight.
+    """
+    rng = np.random.default_rng(seed)
+    valid.whole("generate", "n_tiers", n_tiers, least=1)
+    counts = _per("nodes_per_tier", nodes_per_tier, int, n_tiers)
+    classes = _per("link_class", link_class, str, n_tiers - 1)
+    if valid.real("generate", "heterogeneity", heterogeneity) > 1:
+        raise ValueError(f"generate: heterogeneity must be at most 1, got {heterogeneity!r}")
+    valid.known("lengths", lengths, WORKLOADS)
+    chain = catalog.model(model, weights) if isinstance(model, str) else model
+    if n_blocks is not None:
+        chain = stretched(chain, n_blocks)
+    if max_resident_tokens is None:
+        max_resident_tokens = WORKLOAD_MAX_TOKENS[lengths]
+    gpus = [
+        draw_gpus(rng, place(k, n_tiers), count, heterogeneity)
+        for k, count in enumerate(counts)
+    ]
+    links = [draw_link(rng, name) for name in classes]
+    total = block_bytes(chain, max_resident_tokens).sum()
+    requests_seed = rng.integers(2**63)
+    for _ in range(100):
+        memory = None
+        if memory_tightness is not None:
+            tightness = valid.real(
+                "generate", "memory_tightness", memory_tightness, strict=True
+            )
+            memory = (total / tightness / n_tiers * rng.uniform(0.8, 1.2, n_tiers)).tolist()
+        instance = instance_on(
+            assemble(f"generated-{seed}", gpus, links, memory),
+            chain,
+            n_requests=n_requests,
+            rng=np.random.default_rng(requests_seed),
+            load=load,
+            rate=rate,
+            lengths=lengths,
+            objective=objective,
+            cost_model=cost_model,
+            max_resident_tokens=max_resident_tokens,
+            **options,
+        )
+        if memory is None or np.isfinite(best_period_s(instance)):
+            return instance
+    raise ValueError(
+        f"generate: memory_tightness must leave a feasible partition, got {memory_tightness!r}"
+    )
+
+
+def place(tier: int, n_tiers: int) -> str:
+    """Where a tier stands: edge first, cloud last, fog in the middle."""
+    if n_tiers == 1:
+        return PLACES[-1]
+    return PLACES[(4 * tier + n_tiers - 1) // (2 * (n_tiers - 1))]
+
+
+def stretched(model: Model, n_blocks: int) -> Model:
+    """Give the model another number of layers, repeating its own in order."""
+    valid.whole("generate", "n_blocks", n_blocks, least=3)
+    first, *layers, last = model.blocks
+    inner: list[Block] = [layers[i % len(layers)] for i in range(n_blocks - 2)]
+    return Model(
+        name=f"{model.name}x{n_blocks}",
+        blocks=(first, *inner, last),
+        input_bytes_per_token=model.input_bytes_per_token,
+        tied_bytes=model.tied_bytes,
+        extrapolated=model.extrapolated,
+    )
+
+
+def draw_gpus(
+    rng: np.random.Generator, place: str, count: int, heterogeneity: float
+) -> list[GpuProfile]:
+    """Draw one GPU for the tier and, by chance, others for single nodes."""
+    choices = [gpu for _, gpu in sorted(catalog.gpus().items()) if gpu.tier == place]
+    common, *own = (choices[i] for i in rng.integers(len(choices), size=count + 1))
+    differs = rng.random(count) < heterogeneity
+    return [gpu if other else common for gpu, other in zip(own, differs, strict=True)]
+
+
+def draw_link(rng: np.random.Generator, link_class: str) -> Link:
+    """Draw rate and latency of a link class."""
+    gbps, latency_ms = LINK_CLASSES[valid.known("link class", link_class, LINK_CLASSES)]
+    return Link(
+        bytes_per_s=gbps_to_bytes_per_s(rng.uniform(*gbps)),
+        latency_s=ms_to_s(rng.uniform(*latency_ms)),
+    )
+
+
+def assemble(
+    name: str,
+    gpus: Sequence[Sequence[GpuProfile]],
+    links: Sequence[Link],
+    memory_bytes: Sequence[float] | None = None,
+) -> Network:
+    """Build a network; `memory_bytes`: what a node of each tier can use, default 90 %."""
+    tiers = []
+    for k, (tier_gpus, link) in enumerate(zip(gpus, [*links, None], strict=True)):
+        nodes = tuple(
+            Node(
+                name=f"tier-{k}-node-{j}",
+                gpu=gpu,
+                memory_bytes=0.9 * gpu.memory_bytes
+                if memory_bytes is None
+                else memory_bytes[k],
+            )
+            for j, gpu in enumerate(tier_gpus)
+        )
+        tiers.append(Tier(name=f"tier-{k}", nodes=nodes, link=link))
+    return Network(name=name, tiers=tuple(tiers))
+
+
+def _per(field: str, value: Any, kind: type, length: int) -> list[Any]:
+    values = [value] * length if isinstance(value, kind) else list(value)
+    if len(values) != length:
+        raise ValueError(f"generate: {field} must have {length} entries, got {values!r}")
+    if kind is int:
+        values = [valid.whole("generate", field, v, least=1) for v in values]
+    return values

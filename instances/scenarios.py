@@ -1,0 +1,162 @@
+"""Named scenarios: a network of ``networks/*.toml``, a model, seeded requests."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hypsolve import catalog
+from hypsolve import validation as valid
+from hypsolve.costs import to_instance
+from hypsolve.deployment import CostModel, Deployment, Model, Network
+from hypsolve.problem import Instance, Objective
+from instances import network, networks
+from instances.workloads import WORKLOAD_MAX_TOKENS, WORKLOADS
+
+SCENARIOS = networks()
+
+
+def scenario(
+    name: str,
+    model: str | Model = "llama-3-8b",
+    *,
+    n_requests: int = 100,
+    seed: int = 0,
+    load: float = 0.7,
+    rate: float | None = None,
+    lengths: str = "synthetic",
+    weights: str = "fp16",
+    objective: Objective | str = Objective.BOTTLENECK,
+    cost_model: CostModel | str = CostModel.ROOFLINE,
+    max_resident_tokens: int | None = None,
+    **options: object,
+) -> Instance:
+    """Put a model and random requests on a named network.
+
+    Parameters
+    ----------
+    name : str
+        One of `SCENARIOS`.
+    model : str or Model
+        A name of the catalog, or a model of one's own.
+    n_requests, seed : int
+    load : float
+        Arrival rate as a share of `capacity_per_s`: below 1, queues form and drain; inf: all
+        requests arrive at 0.
+    rate : float, optional
+        Requests per second, instead of `load`.
+    lengths : str
+        One of ``synthetic``, ``azure_conversation``, ``azure_code``; see `instances.workloads`.
+    weights : str
+        Of a catalog model: ``fp16``, ``int8``, ``int4``.
+    objective : Objective or str
+    cost_model : CostModel or str
+    max_resident_tokens : int, optional
+        KV cache reserved in every block, in tokens, and the longest request that is drawn;
+        default: that of the workload. What fits does not depend on the seed.
+    **options
+        Of `hypsolve.to_instance`: stage_rule, allow_empty, overlap, link_cost, pinned,
+        least_blocks, most_blocks, name.
+
+    Returns
+    -------
+    Instance
+        The same for the same arguments.
+    """
+    valid.known("scenario", name, SCENARIOS)
+    return instance_on(
+        network(name),
+        catalog.model(model, weights) if isinstance(model, str) else model,
+        n_requests=n_requests,
+        rng=np.random.default_rng(seed),
+        load=load,
+        rate=rate,
+        lengths=lengths,
+        objective=objective,
+        cost_model=cost_model,
+        max_resident_tokens=max_resident_tokens,
+        **options,
+    )
+
+
+def instance_on(
+    network: Network,
+    model: Model,
+    *,
+    n_requests: int,
+    rng: np.random.Generator,
+    load: float = 0.7,
+    rate: float | None = None,
+    lengths: str = "synthetic",
+    max_resident_tokens: int | None = None,
+    cost_model: CostModel | str = CostModel.ROOFLINE,
+    **options: object,
+) -> Instance:
+    """Draw requests from `rng` for a model on a network; parameters as in `scenario`."""
+    valid.whole("scenario", "n_requests", n_requests, least=1)
+    valid.known("lengths", lengths, WORKLOADS)
+    if max_resident_tokens is None:
+        max_resident_tokens = WORKLOAD_MAX_TOKENS[lengths]
+    deployment = Deployment(
+        model=model,
+        network=network,
+        requests=WORKLOADS[lengths](n_requests, 1.0, rng, max_tokens=max_resident_tokens),
+        cost_model=cost_model,
+        max_resident_tokens=max_resident_tokens,
+    )
+    instance = to_instance(deployment, **options)
+    if rate is None:
+        rate = _positive("load", load) * capacity_per_s(instance)
+    return instance.replace(arrival_s=instance.arrival_s / _positive("rate", rate))
+
+
+def _positive(field: str, value: float) -> float:
+    if not value > 0:  # inf is a burst
+        raise ValueError(f"scenario: {field} must be positive, got {value!r}")
+    return float(value)
+
+
+def capacity_per_s(instance: Instance) -> float:
+    """Requests per second that the best partition's slowest tier serves, links aside.
+
+    A tier serves 1 / (pooled stage time of the mean request): all its nodes that can hold the
+    stage, each in proportion to its speed. The best partition comes from the textbook
+    recurrence over cuts, quadratic in the blocks; pinned blocks and limits per tier are left
+    out. If nothing fits, memory is left out too, so that infeasible instances have arrivals.
+    """
+    period_s = best_period_s(instance)
+    if np.isinf(period_s):
+        period_s = best_period_s(
+            instance.replace(block_bytes=np.zeros(instance.n_blocks), tied_bytes=0.0)
+        )
+    return 1 / period_s if period_s > 0 else np.inf
+
+
+def best_period_s(instance: Instance) -> float:
+    """Smallest largest pooled stage time over all partitions, without links; inf: none fits."""
+    least = 0 if instance.allow_empty else 1
+    held = np.concatenate([[0.0], np.cumsum(instance.block_bytes)])
+    spent = np.concatenate(
+        [np.zeros((instance.n_classes, 1)), np.cumsum(instance.reference_s, axis=1)], axis=1
+    )
+    best = np.full(instance.n_blocks + 1, np.inf)
+    best[0] = 0.0
+    for tier in range(instance.n_tiers):
+        nodes = instance.nodes_of(tier)
+        capacity, kind = instance.node_bytes[nodes], instance.node_class[nodes]
+        worst = np.full_like(best, np.inf)
+        for end in range(least, instance.n_blocks + 1):
+            first = end + 1 - least
+            need = held[end] - held[:first]
+            if end == instance.n_blocks:
+                need[0] -= instance.tied_bytes
+            time_s = spent[kind, end, None] - spent[kind, :first]
+            stage_s = _pooled(time_s, need <= capacity[:, None])
+            stage_s[end:] = 0.0  # an empty stage
+            worst[end] = np.maximum(best[:first], stage_s).min()
+        best = worst
+    return float(best[-1])
+
+
+def _pooled(time_s: NDArray[np.float64], holds: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """1 / sum(1 / t) over the nodes (axis 0) that hold the stage; inf where none does."""
+    with np.errstate(divide="ignore"):
+        return 1 / np.where(holds, 1 / time_s, 0.0).sum(axis=0)
