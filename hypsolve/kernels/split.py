@@ -1,0 +1,379 @@
+"""HypSplit-DP: the exact search for the least bottleneck, and the additive sweep beside it."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hypsolve.kernels.jit import inlined, kernel
+
+POOLED, FASTEST, SLOWEST = 0, 1, 2
+
+
+class Chain(NamedTuple):
+    """What every kernel here reads. A cut is a boundary between blocks, 0..n_blocks."""
+
+    spent: np.ndarray  # (n_classes, n_cuts, 2) seconds of the blocks before a cut: sum and rest
+    held: np.ndarray  # (n_cuts,) bytes of the blocks before a cut
+    tied: float  # bytes saved where one stage holds all blocks
+    group_start: (
+        np.ndarray
+    )  # (n_tiers + 1,) groups of like nodes of tier k: from [k] to [k + 1]
+    group_class: np.ndarray  # (n_groups,)
+    group_bytes: np.ndarray  # (n_groups,) capacity of each node
+    group_size: np.ndarray  # (n_groups,) number of nodes
+    link_kind: np.ndarray  # (n_tiers, n_cut_kinds) link's part of the bottleneck; last row 0
+    transfer_kind: np.ndarray  # (n_tiers, n_cut_kinds) link's part of a sum; last row 0
+    cut_kind: np.ndarray  # (n_cuts,)
+    cut_min: np.ndarray  # (n_tiers + 1,)
+    cut_max: np.ndarray  # (n_tiers + 1,)
+    least: np.ndarray  # (n_tiers,) blocks per stage
+    most: np.ndarray  # (n_tiers,)
+    rule: int
+    overlap: bool
+
+
+@kernel
+def two_sum(a, b):
+    """The rounded sum of two numbers, and exactly what the rounding left over (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+@kernel
+def add_up(values, spent):
+    """Fill `spent` (n_rows, n_cuts, 2) with the sums before each cut, to twice the precision.
+
+    Otherwise a stage of quick blocks behind slow ones would drown in the rounding of the sum.
+    """
+    for c in range(values.shape[0]):
+        total, rest = 0.0, 0.0
+        for b in range(values.shape[1]):
+            total, left = two_sum(total, values[c, b])
+            total, rest = two_sum(total, rest + left)
+            spent[c, b + 1, 0] = total
+            spent[c, b + 1, 1] = rest
+
+
+@inlined
+def stage_s(chain, k, i, j):
+    """Stage time of blocks i:j on tier k: never more for larger i, never less for larger j."""
+    if i == j:
+        return 0.0
+    need = chain.held[j] - chain.held[i]
+    if i == 0 and j == chain.held.shape[0] - 1:
+        need -= chain.tied
+    speed, fastest, slowest = 0.0, np.inf, 0.0
+    for g in range(chain.group_start[k], chain.group_start[k + 1]):
+        if need > chain.group_bytes[g]:
+            if chain.rule == SLOWEST:
+                return np.inf
+            continue
+        c = chain.group_class[g]
+        time = chain.spent[c, j, 0] - chain.spent[c, i, 0]
+        time += chain.spent[c, j, 1] - chain.spent[c, i, 1]
+        if chain.rule == POOLED:
+            if time <= 0.0:
+                return 0.0
+            speed += chain.group_size[g] / time
+        fastest = min(fastest, time)
+        slowest = max(slowest, time)
+    if chain.rule == POOLED:
+        return 1.0 / speed if speed > 0.0 else np.inf
+    return fastest if chain.rule == FASTEST else slowest
+
+
+@inlined
+def with_link(chain, k, j, stage):
+    """A stage that ends at cut j and its outgoing link: one after the other, or together."""
+    link = chain.link_kind[k, chain.cut_kind[j]]
+    return max(stage, link) if chain.overlap else stage + link
+
+
+@kernel
+def bottleneck_s(chain, cuts):
+    """Largest stage with its link."""
+    worst = 0.0
+    for k in range(chain.least.shape[0]):
+        stage = stage_s(chain, k, cuts[k], cuts[k + 1])
+        worst = max(worst, with_link(chain, k, cuts[k + 1], stage))
+    return worst
+
+
+@kernel
+def windows(chain, limit, low, high):
+    """Fill `low`, `high` (n_tiers + 1,): cuts outside are on no solution of at most `limit`.
+
+    Links are left out, so each side is a chain of bisections. Returns False where none is left.
+    """
+    n_tiers = chain.least.shape[0]
+    n_blocks = chain.held.shape[0] - 1
+    high[0] = 0
+    low[n_tiers] = n_blocks
+    for k in range(n_tiers):  # farthest forward
+        good, bad = high[k], min(high[k] + chain.most[k], chain.cut_max[k + 1], n_blocks) + 1
+        while bad - good > 1:
+            j = (good + bad) // 2
+            if stage_s(chain, k, high[k], j) <= limit:
+                good = j
+            else:
+                bad = j
+        high[k + 1] = min(good, bad - 1)
+    for k in range(n_tiers - 1, -1, -1):  # nearest backward
+        good, bad = low[k + 1], max(low[k + 1] - chain.most[k], chain.cut_min[k], 0) - 1
+        while good - bad > 1:
+            i = (good + bad) // 2
+            if stage_s(chain, k, i, low[k + 1]) <= limit:
+                good = i
+            else:
+                bad = i
+        low[k] = max(good, bad + 1)
+    for k in range(n_tiers):
+        low[k + 1] = max(low[k + 1], low[k] + chain.least[k], chain.cut_min[k + 1])
+    for k in range(n_tiers - 1, -1, -1):
+        high[k] = min(high[k], high[k + 1] - chain.least[k], chain.cut_max[k])
+    return (low <= high).all()
+
+
+@kernel
+def trial(chain, tau, low, high, start, reached, cuts):
+    """Seek cuts with every stage at most `tau`.
+
+    ``reached[start[k] + c - low[k]]`` is the largest reachable cut of boundary k at or before
+    c, or -1: of all predecessors the largest is the best, as it shrinks time and bytes.
+
+    Returns
+    -------
+    float
+        On success the bottleneck of `cuts`; else minus the smallest stage time rejected, over
+        all tiers and cuts: up to it the reachable sets are the same (-inf: there was none).
+    """
+    n_tiers = chain.least.shape[0]
+    rejected = np.inf
+    reached[start[0]] = 0
+    for k in range(n_tiers):
+        largest = -1
+        for j in range(low[k + 1], high[k + 1] + 1):
+            before = min(j - chain.least[k], high[k])
+            if before >= low[k]:
+                i = np.int64(reached[start[k] + before - low[k]])
+                if i >= 0 and j - i <= chain.most[k]:
+                    time = with_link(chain, k, j, stage_s(chain, k, i, j))
+                    if time <= tau:
+                        largest = j
+                    elif time < rejected:
+                        rejected = time
+            reached[start[k + 1] + j - low[k + 1]] = largest
+        if largest < 0:
+            return -rejected
+    cuts[n_tiers] = chain.held.shape[0] - 1
+    for k in range(n_tiers - 1, -1, -1):
+        before = min(cuts[k + 1] - chain.least[k], high[k])
+        cuts[k] = reached[start[k] + before - low[k]]
+    return bottleneck_s(chain, cuts)
+
+
+@kernel
+def lay_out(low, high, start):
+    """Place each boundary's window in one flat array; return its length."""
+    length = 0
+    for k in range(low.shape[0]):
+        start[k] = length
+        length += high[k] - low[k] + 1
+    return length
+
+
+@kernel
+def min_bottleneck(chain, cuts):
+    """Fill `cuts` (n_tiers + 1,) with an optimal partition.
+
+    Returns
+    -------
+    tuple of float and int
+        The least bottleneck (inf: infeasible), and how many trials it took.
+    """
+    n_tiers = chain.least.shape[0]
+    low, high = np.empty(n_tiers + 1, np.int64), np.empty(n_tiers + 1, np.int64)
+    start, found = np.empty(n_tiers + 1, np.int64), np.empty(n_tiers + 1, np.int64)
+    worst_link = chain.link_kind.max()
+    ceiling = chain.spent[:, -1, 0].max() + worst_link  # no feasible stage costs more
+
+    # 1. the optimum without links, to 1 in 10^4: a lower bound, and where to look first
+    below, above = 0.0, ceiling
+    if not windows(chain, above, low, high):
+        return np.inf, 0
+    while above - below > 1e-4 * above:
+        middle = below + (above - below) / 2 if above <= 4 * below else above / 4
+        if windows(chain, middle, low, high):
+            above = middle
+        else:
+            below = middle
+
+    # 2. a first solution, from just above that bound upwards
+    trials, step, tau = 0, 1e-3, above
+    bottleneck = -1.0
+    while bottleneck < 0.0:
+        if windows(chain, tau, low, high):
+            reached = np.empty(lay_out(low, high, start), np.int32)
+            trials += 1
+            bottleneck = trial(chain, tau, low, high, start, reached, found)
+        if bottleneck < 0.0:
+            if tau >= ceiling:
+                return np.inf, trials
+            below = tau
+            tau = min(max(tau + step * (tau + worst_link), np.nextafter(tau, np.inf)), ceiling)
+            step *= 4
+    cuts[:] = found
+
+    # 3. bisect: a success lowers the top to what it realised, a failure lifts the bottom to
+    # what it rejected; where the middle rounds to the top, try the bottom, or neighbours hang
+    windows(chain, bottleneck, low, high)
+    reached = np.empty(lay_out(low, high, start), np.int32)
+    while below < bottleneck:
+        middle = below + (bottleneck - below) / 2
+        if middle >= bottleneck:
+            middle = below
+        trials += 1
+        result = trial(chain, middle, low, high, start, reached, found)
+        if result < 0.0:
+            below = -result
+        else:
+            bottleneck = result
+            cuts[:] = found
+            windows(chain, bottleneck, low, high)
+            lay_out(low, high, start)  # no longer than before
+    return bottleneck, trials
+
+
+@kernel
+def min_sum(chain, theta, cuts, with_stages):
+    """Fill `cuts` with the least sum of transfers (and fastest-node stages, if `with_stages`).
+
+    Only stages whose time under the chain's rule, with its link, is below `theta` count
+    (theta = inf: whose blocks fit). Returns the sum, inf if there is none.
+
+    For each node group the best predecessor is a minimum over a range of cuts, read from a
+    stack of suffix minima: O(log n_blocks) each.
+    """
+    n_tiers, n_cuts = chain.least.shape[0], chain.held.shape[0]
+    widest = np.diff(chain.group_start).max() if with_stages else 1
+    best, following = np.full(n_cuts, np.inf), np.empty(n_cuts)
+    last = np.full((n_tiers, n_cuts), -1, np.int32)
+    stack = np.empty(
+        (widest, n_cuts), np.int32
+    )  # per group: cuts, oldest first, of rising value
+    value, rest = (
+        np.empty((widest, n_cuts)),
+        np.empty((widest, n_cuts)),
+    )  # to twice the precision
+    depth = np.empty(widest, np.int64)
+    best[0] = 0.0
+    for k in range(n_tiers):
+        first = chain.group_start[k]
+        n_groups = chain.group_start[k + 1] - first if with_stages else 1
+        following[:] = np.inf
+        depth[:] = 0
+        for j in range(n_cuts):
+            i = j - max(chain.least[k], 1)
+            if i >= 0 and best[i] < np.inf:
+                for g in range(n_groups):
+                    v, e = best[i], 0.0
+                    if with_stages:
+                        c = chain.group_class[first + g]
+                        v, e = two_sum(v, -chain.spent[c, i, 0])
+                        v, e = two_sum(v, e - chain.spent[c, i, 1])
+                    top = depth[g] - 1
+                    while top >= 0 and (
+                        value[g, top] > v or (value[g, top] == v and rest[g, top] >= e)
+                    ):
+                        top -= 1
+                    depth[g] = top + 2
+                    stack[g, top + 1] = i
+                    value[g, top + 1] = v
+                    rest[g, top + 1] = e
+            if j < chain.cut_min[k + 1] or j > chain.cut_max[k + 1]:
+                continue
+            chosen, parent = np.inf, -1
+            if chain.least[k] == 0 and best[j] < np.inf and with_link(chain, k, j, 0.0) < theta:
+                chosen, parent = best[j], j
+            # smallest start whose stage is fast enough: bisect, as time falls when it grows
+            bad, good = max(j - chain.most[k], 0) - 1, i + 1
+            while good - bad > 1:
+                m = (good + bad) // 2
+                if with_link(chain, k, j, stage_s(chain, k, m, j)) < theta:
+                    good = m
+                else:
+                    bad = m
+            for g in range(n_groups):
+                start = good
+                if with_stages:  # ... and fits this group's nodes
+                    start = first_that_fits(chain, first + g, good, i + 1, j)
+                below, at = -1, depth[g]  # first entry of the stack at or behind `start`
+                while at - below > 1:
+                    m = (at + below) // 2
+                    if stack[g, m] >= start:
+                        at = m
+                    else:
+                        below = m
+                if at < depth[g]:
+                    total = value[g, at]
+                    if with_stages:
+                        c = chain.group_class[first + g]
+                        total, e = two_sum(total, chain.spent[c, j, 0])
+                        total += e + rest[g, at] + chain.spent[c, j, 1]
+                    if total < chosen:
+                        chosen, parent = total, np.int64(stack[g, at])
+            if parent >= 0:
+                following[j] = chosen + chain.transfer_kind[k, chain.cut_kind[j]]
+                last[k, j] = parent
+        best, following = following, best
+    if best[n_cuts - 1] < np.inf:
+        cuts[n_tiers] = n_cuts - 1
+        for k in range(n_tiers - 1, -1, -1):
+            cuts[k] = last[k, cuts[k + 1]]
+    return best[n_cuts - 1]
+
+
+@kernel
+def first_that_fits(chain, group, first, end, j):
+    """Smallest i of first..end - 1 whose blocks i:j fit a node of the group, else end."""
+    bad, good = first - 1, end
+    while good - bad > 1:
+        i = (good + bad) // 2
+        need = chain.held[j] - chain.held[i]
+        if i == 0 and j == chain.held.shape[0] - 1:
+            need -= chain.tied
+        if need <= chain.group_bytes[group]:
+            good = i
+        else:
+            bad = i
+    return good
+
+
+def warm_up():
+    """Compile every kernel on a chain of two blocks over two tiers."""
+    ints, reals = np.int64, np.float64
+    spent = np.zeros((1, 3, 2))
+    add_up(np.ones((1, 2)), spent)
+    chain = Chain(
+        spent,
+        np.array([0.0, 1.0, 2.0]),
+        0.0,
+        np.array([0, 1, 2], ints),
+        np.zeros(2, ints),
+        np.ones(2, reals),
+        np.ones(2, reals),
+        np.zeros((2, 3)),
+        np.zeros((2, 3)),
+        np.array([0, 1, 2], ints),
+        np.array([0, 0, 2], ints),
+        np.array([0, 2, 2], ints),
+        np.array([1, 1], ints),
+        np.array([2, 2], ints),
+        FASTEST,
+        False,
+    )
+    cuts = np.zeros(3, ints)
+    min_bottleneck(chain, cuts)
+    min_sum(chain, np.inf, cuts, True)
+    bottleneck_s(chain, cuts)

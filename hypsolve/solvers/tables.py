@@ -1,0 +1,130 @@
+"""What the partition methods read: prefix sums, the nodes of a tier in groups, stage tables."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hypsolve import evaluation
+from hypsolve.kernels import split
+from hypsolve.problem import Instance, LinkCost, StageRule
+
+Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Nodes of a tier that share class and memory; tier k has groups start[k]:start[k + 1]."""
+
+    start: IntArray  # (n_tiers + 1,)
+    node_class: IntArray  # (n_groups,)
+    node_bytes: Array  # (n_groups,)
+    size: Array  # (n_groups,) nodes in the group
+
+
+def node_groups(instance: Instance) -> Groups:
+    """Group the nodes, in order of (tier, class, memory)."""
+    keys = sorted(
+        zip(
+            instance.node_tier.tolist(),
+            instance.node_class.tolist(),
+            instance.node_bytes.tolist(),
+            strict=True,
+        )
+    )
+    sizes: dict[tuple[int, int, float], int] = {}
+    for key in keys:
+        sizes[key] = sizes.get(key, 0) + 1
+    tiers, classes, capacities = zip(*sizes, strict=True)
+    start = np.searchsorted(np.array(tiers), np.arange(instance.n_tiers + 1))
+    return Groups(
+        start.astype(np.int64),
+        np.array(classes, np.int64),
+        np.array(capacities, np.float64),
+        np.array(list(sizes.values()), np.float64),
+    )
+
+
+def prefix_sums(values: Array) -> Array:
+    """Sums before each cut along the last axis."""
+    sums = np.zeros((*values.shape[:-1], values.shape[-1] + 1))
+    np.cumsum(values, axis=-1, out=sums[..., 1:])
+    return sums
+
+
+def spent_s(instance: Instance) -> Array:
+    """Reference seconds before each cut, as sum and rest: shape (n_classes, n_cuts, 2)."""
+    spent = np.zeros((instance.n_classes, instance.n_blocks + 1, 2))
+    split.add_up(instance.reference_s, spent)
+    return spent
+
+
+def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
+    """Stage seconds of blocks i:j on tier k, without links: shape (n_tiers, n_cuts, n_cuts).
+
+    inf where j < i, where the blocks do not fit, or where a rule of the instance (empty stages,
+    least and most blocks, pinned blocks) forbids the stage.
+    """
+    rule = instance.stage_rule if rule is None else rule
+    n_cuts = instance.n_blocks + 1
+    spent = spent_s(instance)
+    held = prefix_sums(instance.block_bytes)
+    need = held[None, :] - held[:, None]
+    need[0, -1] -= instance.tied_bytes
+    length = np.arange(n_cuts)[None, :] - np.arange(n_cuts)[:, None]
+    slack = evaluation.memory_slack(instance)
+    table = np.full((instance.n_tiers, n_cuts, n_cuts), np.inf)
+    for k in range(instance.n_tiers):
+        nodes = instance.nodes_of(k)
+        capacity = instance.node_bytes[nodes]
+        sums = spent[instance.node_class[nodes]]
+        times = (sums[:, None, :] - sums[:, :, None]).sum(axis=-1)  # (n_nodes, i, j)
+        holds = need <= (capacity * (1 + slack))[:, None, None]
+        if rule is StageRule.SLOWEST:
+            stage = np.where(holds.all(axis=0), times.max(axis=0), np.inf)
+        elif rule is StageRule.FASTEST:
+            stage = np.where(holds, times, np.inf).min(axis=0)
+        else:
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+                stage = 1 / np.where(holds, 1 / times, 0.0).sum(axis=0)
+        stage[length == 0] = 0.0
+        stage[(length < instance.least_blocks[k]) | (length > instance.most_blocks[k])] = np.inf
+        cuts = np.arange(n_cuts)
+        stage[(cuts < instance.cut_min[k]) | (cuts > instance.cut_max[k]), :] = np.inf
+        stage[:, (cuts < instance.cut_min[k + 1]) | (cuts > instance.cut_max[k + 1])] = np.inf
+        table[k] = np.where(length < 0, np.inf, stage)
+    return table
+
+
+RULE_CODE = {
+    StageRule.POOLED: split.POOLED,
+    StageRule.FASTEST: split.FASTEST,
+    StageRule.SLOWEST: split.SLOWEST,
+}
+
+
+def chain_of(instance: Instance) -> split.Chain:
+    """What the kernels of `hypsolve.kernels.split` read, each of one dtype and layout."""
+    groups = node_groups(instance)
+    transfer = instance.reference_transfer_kind_s
+    full = instance.link_cost is LinkCost.FULL
+    none = np.zeros((1, transfer.shape[1]))  # the last tier has no outgoing link
+    return split.Chain(
+        spent=spent_s(instance),
+        held=prefix_sums(instance.block_bytes),
+        tied=float(instance.tied_bytes),
+        group_start=groups.start,
+        group_class=groups.node_class,
+        group_bytes=groups.node_bytes * (1 + evaluation.memory_slack(instance)),
+        group_size=groups.size,
+        link_kind=np.vstack((transfer if full else instance.reference_occupancy_kind_s, none)),
+        transfer_kind=np.vstack((transfer, none)),
+        cut_kind=np.array(instance.cut_kind),
+        cut_min=np.array(instance.cut_min),
+        cut_max=np.array(instance.cut_max),
+        least=np.array(instance.least_blocks),
+        most=np.array(instance.most_blocks),
+        rule=RULE_CODE[instance.stage_rule],
+        overlap=instance.overlap,
+    )
