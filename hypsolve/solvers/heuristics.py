@@ -1,0 +1,144 @@
+"""Partitions that people use today: no proof, no repair, one line of reasoning each."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from hypsolve import evaluation
+from hypsolve.problem import Array, Instance
+from hypsolve.solution import Outcome, Partition, Status
+from hypsolve.solvers.heft import heft_cuts
+
+
+def even_split(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
+    """GPipe's split: equal block counts, the remainder to the later tiers [1]_.
+
+    References
+    ----------
+    .. [1] Y. Huang et al., "GPipe", NeurIPS 2019; the paper's first baseline.
+    """
+    share, rest = divmod(instance.n_blocks, instance.n_tiers)
+    counts = np.full(instance.n_tiers, share)
+    counts[instance.n_tiers - rest :] += 1
+    return _as_is(instance, np.concatenate(([0], np.cumsum(counts))))
+
+
+def memory_proportional(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
+    """Bytes in proportion to each tier's largest node, as exo splits by memory."""
+    capacity = _per_tier(instance, lambda nodes: instance.node_bytes[nodes].max())
+    return _proportional(instance, instance.block_bytes, capacity)
+
+
+def speed_proportional(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
+    """Seconds in proportion to each tier's pooled speed on the whole chain."""
+    whole_s = instance.reference_s.sum(axis=1)
+    with np.errstate(divide="ignore"):
+        speed = _per_tier(
+            instance, lambda nodes: (1 / whole_s[instance.node_class[nodes]]).sum()
+        )
+    if not np.isfinite(speed).all():  # a class that takes no time at all
+        speed = np.isinf(speed).astype(np.float64)
+    return _proportional(instance, _mean_block_s(instance), speed)
+
+
+def torchgpipe(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
+    """Balance by time as torchgpipe does: sums that differ by at most one block [1]_.
+
+    It knows one speed for all tiers, and need not reach even its own optimum.
+
+    References
+    ----------
+    .. [1] I. Barany, V. Grinberg, "Block partitions of sequences", Israel J. Math. 206, 2015,
+       the method of C. Kim et al., "torchgpipe", arXiv:2004.09910.
+    """
+    return _as_is(instance, block_partition(_mean_block_s(instance), instance.n_tiers))
+
+
+def heft_split(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
+    """The cuts that HEFT's first request makes; see `hypsolve.solvers.heft.heft`."""
+    partition = heft_cuts(instance)
+    if partition is None:
+        return Outcome(
+            Status.INFEASIBLE, message="this baseline's greedy placement meets a dead end"
+        )
+    return _as_is(instance, list(partition.cuts))
+
+
+def block_partition(weights: Array, n_parts: int) -> list[int]:
+    """Cut a sequence into parts whose sums differ by at most the largest weight less the least.
+
+    While the largest part exceeds the least by more, the least part nearest to it takes one
+    element from its neighbour on that side.
+
+    Returns
+    -------
+    list of int
+        Cuts, length n_parts + 1. Parts may be empty if there are more parts than weights.
+    """
+    n = len(weights)
+    spread = float(weights.max() - weights.min())
+    scaled = (weights - weights.min()) / spread if spread > 0 else np.zeros(n)
+    before = np.concatenate(([0.0], np.cumsum(scaled)))
+    cuts = [*(min(p, n) for p in range(n_parts)), n]
+
+    def sums() -> Array:
+        return np.diff(before[cuts])
+
+    while True:
+        largest = int(np.argmax(sums()))
+        top = sums()[largest]
+        while True:
+            parts = sums()
+            if top <= parts.min() + 1 + 1e-12:
+                return cuts
+            least = np.flatnonzero(parts == parts.min())
+            q = int(least[np.argmin(np.abs(least - largest))])
+            if q < largest:
+                cuts[q + 1] += 1
+                giver = q + 1
+            else:
+                cuts[q] -= 1
+                giver = q - 1
+            if giver == largest:
+                break
+
+
+def _mean_block_s(instance: Instance) -> Array:
+    """Reference seconds of each block, mean over the nodes."""
+    per_class = np.bincount(instance.node_class, minlength=instance.n_classes)
+    return per_class @ instance.reference_s / instance.n_nodes
+
+
+def _per_tier(instance: Instance, value: Callable[[slice], float]) -> Array:
+    return np.array([value(instance.nodes_of(k)) for k in range(instance.n_tiers)], np.float64)
+
+
+def _proportional(instance: Instance, weights: Array, shares: Array) -> Outcome:
+    """Put each cut where the weights before it are nearest to the tiers' share of all.
+
+    Where stages may not be empty, each tier keeps at least one block.
+    """
+    n_tiers, n_blocks = instance.n_tiers, instance.n_blocks
+    before = np.concatenate(([0.0], np.cumsum(weights)))
+    total = shares.sum()
+    shares = shares / total if total > 0 else np.full(n_tiers, 1 / n_tiers)
+    targets = np.cumsum(shares)[:-1] * before[-1]
+    least = 0 if instance.allow_empty else 1
+    cuts = [0]
+    for k, target in enumerate(targets, start=1):
+        nearest = int(np.argmin(np.abs(before - target)))
+        latest = n_blocks - least * (n_tiers - k)
+        cuts.append(max(min(nearest, latest), min(cuts[-1] + least, n_blocks)))
+    return _as_is(instance, [*cuts, n_blocks])
+
+
+def _as_is(instance: Instance, cuts: list[int] | np.ndarray) -> Outcome:
+    """The split if it is legal, else INFEASIBLE: these methods repair nothing."""
+    partition = Partition(tuple(int(c) for c in cuts))
+    violations = evaluation.check(instance, partition)
+    if violations:
+        return Outcome(
+            Status.INFEASIBLE,
+            message=f"this baseline's split {partition} is not legal: {violations[0]}",
+        )
+    return Outcome(Status.FEASIBLE, partition)
