@@ -27,7 +27,7 @@ def real(
         raise ValueError(
             f"{owner}: {field} must be {_rule(least, strict, number)}, got {value!r}"
         )
-    return number
+    return number + 0.0  # never -0.0
 
 
 def _rule(least: float, strict: bool, number: float = 0.0) -> str:

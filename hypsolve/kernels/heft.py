@@ -2,7 +2,7 @@
 
 A processor's busy time is a sorted list of intervals, row p of `busy_start` and `busy_end`, the
 first ``n_busy[p]`` entries. Intervals that touch are merged, so the lists stay short when gaps
-are few; a task of zero length that falls into a busy interval waits for its end.
+are few. A task of zero length is an interval too: nothing runs across it, nor it across others.
 """
 
 import numpy as np
@@ -75,10 +75,9 @@ def schedule_dag(cost, order, first_in, source, comm, processor, start_s, end_s)
                 best, best_at = p, at
                 begin_s, finish_s = found_s, found_s + cost[task, p]
         processor[task], start_s[task], end_s[task] = best, begin_s, finish_s
-        if finish_s > begin_s:
-            n_busy[best] = _occupy(
-                busy_start[best], busy_end[best], n_busy[best], best_at, begin_s, finish_s
-            )
+        n_busy[best] = _occupy(
+            busy_start[best], busy_end[best], n_busy[best], best_at, begin_s, finish_s
+        )
 
 
 @kernel
@@ -111,16 +110,15 @@ def schedule_chains(
                 begin_s, finish_s = found_s, found_s + length_s
         node[k, r] = best - tier_start[k]
         start_s[k, r], end_s[k, r] = begin_s, finish_s
-        if finish_s > begin_s:
-            if n_busy[best] == capacity:
-                wider_start = np.empty((n_nodes, 2 * capacity))
-                wider_end = np.empty((n_nodes, 2 * capacity))
-                wider_start[:, :capacity], wider_end[:, :capacity] = busy_start, busy_end
-                busy_start, busy_end = wider_start, wider_end
-                capacity *= 2
-            n_busy[best] = _occupy(
-                busy_start[best], busy_end[best], n_busy[best], best_at, begin_s, finish_s
-            )
+        if n_busy[best] == capacity:
+            wider_start = np.empty((n_nodes, 2 * capacity))
+            wider_end = np.empty((n_nodes, 2 * capacity))
+            wider_start[:, :capacity], wider_end[:, :capacity] = busy_start, busy_end
+            busy_start, busy_end = wider_start, wider_end
+            capacity *= 2
+        n_busy[best] = _occupy(
+            busy_start[best], busy_end[best], n_busy[best], best_at, begin_s, finish_s
+        )
 
 
 def warm_up() -> None:

@@ -196,7 +196,8 @@ def min_bottleneck(chain, cuts):
     low, high = np.empty(n_tiers + 1, np.int64), np.empty(n_tiers + 1, np.int64)
     start, found = np.empty(n_tiers + 1, np.int64), np.empty(n_tiers + 1, np.int64)
     worst_link = chain.link_kind.max()
-    ceiling = chain.spent[:, -1, 0].max() + worst_link  # no feasible stage costs more
+    # no feasible stage costs more; 1 / (1 / t) may round up
+    ceiling = (chain.spent[:, -1, 0].max() + worst_link) * (1 + 1e-9)
 
     # 1. the optimum without links, to 1 in 10^4: a lower bound, and where to look first
     below, above = 0.0, ceiling
@@ -204,6 +205,8 @@ def min_bottleneck(chain, cuts):
         return np.inf, 0
     while above - below > 1e-4 * above:
         middle = below + (above - below) / 2 if above <= 4 * below else above / 4
+        if not below < middle < above:  # neighbours
+            break
         if windows(chain, middle, low, high):
             above = middle
         else:

@@ -56,7 +56,7 @@ def prefix_sums(values: Array) -> Array:
 def spent_s(instance: Instance) -> Array:
     """Reference seconds before each cut, as sum and rest: shape (n_classes, n_cuts, 2)."""
     spent = np.zeros((instance.n_classes, instance.n_blocks + 1, 2))
-    split.add_up(instance.reference_s, spent)
+    split.add_up(np.ascontiguousarray(instance.reference_s), spent)
     return spent
 
 
