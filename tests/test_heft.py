@@ -189,6 +189,16 @@ def test_schedule_equals_a_plain_version(seed, n_requests):
             np.testing.assert_allclose(found.end_s, plain_schedule(instance, partition), 1e-12)
 
 
+def test_nothing_runs_across_a_task_of_no_length():
+    # task 0 ends and starts at 5, placed first; the longer task 1 would lie across it
+    instance = Instance.from_tables(
+        [[[0.0, 9.0]], [[4.0, 1.0]]], [1, 1], [[(0, 1.0)], [(0, 1.0)]], arrival_s=[5, 3]
+    )
+    found = heft_schedule(instance, Partition((0, 1, 2)))
+    assert check(instance, Partition((0, 1, 2)), found) == []
+    assert found.start_s[:, 0].tolist() == [5, 5]
+
+
 def test_many_gaps_on_one_node():
     # short jobs of low rank fill the gaps that long ones leave; one that touches is merged
     arrival_s = np.concatenate([np.arange(40) * 10.0, np.arange(40) * 10.0 + 6.0])

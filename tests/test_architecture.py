@@ -1,0 +1,276 @@
+"""Imports point one way, kernels are compiled once, no machine leaks into the repository."""
+
+import ast
+import fnmatch
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+from hypsolve.problem import Instance
+from hypsolve.solution import Partition
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("hypsolve", "instances", "experiments")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+ON_DEMAND = {"pandas", "matplotlib", "pulp", "ortools", "highspy", "scipy", "rich", "tqdm"}
+
+# a module imports from its own layer or from an earlier one
+LAYERS = [
+    {"hypsolve.units", "hypsolve.validation"},
+    {"hypsolve.canonical"},
+    {"hypsolve.deployment", "hypsolve.problem"},
+    {"hypsolve.costs"},
+    {"hypsolve.io", "hypsolve.catalog", "hypsolve.solution"},
+    {"hypsolve.evaluation"},
+    {"hypsolve.certificate", "hypsolve.result"},
+    {"hypsolve.dispatch", "hypsolve.dispatcher"},
+    {"hypsolve.simulate"},
+    {"hypsolve.solvers"},
+    {"hypsolve.solve"},
+    {"hypsolve"},
+    {"instances"},
+    {"experiments"},
+]
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path, *, top_level=False):
+    """(module, line) of what a file imports; `from package import name` counts package.name."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    nodes = tree.body if top_level else list(ast.walk(tree))
+    package = (
+        module_of(path) if path.name == "__init__.py" else module_of(path).rpartition(".")[0]
+    )
+    for node in nodes:
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join(
+                    filter(
+                        None,
+                        [
+                            *package.split(".")[: None if node.level == 1 else 1 - node.level],
+                            base,
+                        ],
+                    )
+                )
+            for alias in node.names:
+                inner = ROOT / Path(*base.split("."), alias.name)
+                known = inner.is_dir() or inner.with_suffix(".py").exists()
+                yield (f"{base}.{alias.name}" if known else base), node.lineno
+
+
+def layer_of(module):
+    """Index of the layer: that of the longest name that the module's starts with."""
+    fits = [
+        (len(name), at)
+        for at, names in enumerate(LAYERS)
+        for name in names
+        if module == name or (module.startswith(f"{name}.") and name != "hypsolve")
+    ]
+    return max(fits)[1] if fits else None
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_point_one_way(path):
+    module = module_of(path)
+    if module.startswith("hypsolve.kernels"):
+        allowed = {"numpy", "numba", *sys.stdlib_module_names}
+        for name, line in imports_of(path):
+            assert name.startswith("hypsolve.kernels") or name.split(".")[0] in allowed, (
+                f"{path.name}:{line} imports {name}"
+            )
+        return
+    assert layer_of(module) is not None, f"{module} has no layer: name it in LAYERS"
+    for name, line in imports_of(path):
+        if name.startswith("hypsolve.kernels") or name.split(".")[0] not in PACKAGES:
+            continue
+        assert layer_of(name) is not None, f"{path.name}:{line} imports {name}"
+        assert layer_of(name) <= layer_of(module), f"{path.name}:{line} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if not module_of(p).startswith("experiments")], ids=module_of
+)
+def test_heavy_packages_are_imported_where_they_are_used(path):
+    heavy = {f"{n} at line {at}" for n, at in imports_of(path, top_level=True)
+             if n.split(".")[0] in ON_DEMAND}  # fmt: skip
+    assert not heavy
+
+
+def test_instances_know_no_solver():
+    for path in FILES:
+        if module_of(path).startswith("instances"):
+            names = {name for name, _ in imports_of(path)}
+            assert not {
+                n
+                for n in names
+                if n.startswith(("hypsolve.solve", "hypsolve.dispatch", "experiments"))
+            }
+
+
+def loaded_after(statement):
+    code = f"import sys; {statement}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_hypsolve_loads_no_backend_and_no_pandas():
+    loaded = loaded_after("import hypsolve")
+    assert "hypsolve" in loaded
+    assert not loaded & ON_DEMAND - loaded_after("import numba")  # which loads scipy, if there
+
+
+def test_every_public_name_is_there_and_documented():
+    import hypsolve
+
+    assert "solve" in hypsolve.__all__
+    for name in hypsolve.__all__:
+        assert hasattr(hypsolve, name)
+        thing = getattr(hypsolve, name)
+        if callable(thing):
+            assert thing.__doc__, f"hypsolve.{name} has no docstring"
+
+
+def test_pulp_with_highs_and_ortools_work_in_one_process():
+    """highspy 1.15 and ortools 9.15 do not; the order of import matters too."""
+    code = (
+        "import ortools.sat.python.cp_model, pulp, hypsolve\n"
+        "from hypsolve import Instance, solve\n"
+        "i = Instance.from_tables([[[1, 2]]], [0, 0], [[(0, 0)], [(0, 0)]])\n"
+        "for m in ('partition_cpsat', 'partition_highs', 'partition_scip', 'partition_cbc'):\n"
+        "    assert solve(i, m).objective_s == 2, m\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+# --- kernels ----------------------------------------------------------------------------------
+
+
+def kernels():
+    found = {}
+    for path in sorted((ROOT / "hypsolve" / "kernels").glob("*.py")):
+        module = importlib.import_module(module_of(path))
+        for name, value in vars(module).items():
+            if isinstance(value, numba.core.registry.CPUDispatcher):
+                found[f"{path.stem}.{name}"] = value
+    return found
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="the JIT is off")
+def test_a_kernel_is_compiled_for_one_set_of_types():
+    """Used as the product does: warmed up, then on instances of every sort."""
+    from hypsolve.dispatch import POLICIES, schedule
+    from hypsolve.kernels.warm import warm
+    from hypsolve.solve import METHODS, solve
+    from hypsolve.solvers.hypsplit import pareto_frontier
+
+    warm()
+    objectives = ("bottleneck", "path", "p0", "mean_latency")
+    many = [[(0, 9)] * 70, [(1, 9.5)], [(0, 9)]]
+    tables = [
+        {"block_s": [[[1, 2, 3], [2, 1, 1]]], "tiers": [[(0, 9)], [(1, 9)]]},
+        {"block_s": np.ones((3, 2, 4), np.float32), "tiers": many, "arrival_s": [0, 1, 2]},
+        {"block_s": [[[1, 2, 3], [2, 1, 1]]], "tiers": [[(0, 9), (1, 5)]], "tied_bytes": 1},
+    ]
+    for given in tables:
+        n_blocks = np.shape(given["block_s"])[2]
+        for objective in objectives:
+            instance = Instance.from_tables(
+                block_bytes=[1] * n_blocks, objective=objective, **given
+            )
+            for name, method in METHODS.items():
+                if not method.kernels or objective not in (
+                    *method.objectives, *(objectives if method.decides == "partition" else ()),
+                ):  # fmt: skip
+                    continue
+                solve(instance, name, time_limit_s=5)
+        pareto_frontier(instance)
+        cuts = np.linspace(0, n_blocks, instance.n_tiers + 1).astype(int).tolist()
+        for policy in POLICIES:
+            schedule(instance, Partition(tuple(cuts)), policy)
+    found = kernels()
+    assert found
+    signatures = {name: len(kernel.signatures) for name, kernel in found.items()}
+    # 0: it was loaded into its caller, and never called from Python
+    assert {name: n for name, n in signatures.items() if n > 1} == {}
+
+
+def test_a_kernel_calls_kernels_of_its_own_file_only():
+    """numba's disk cache does not notice an edited callee in another file."""
+    for path in (ROOT / "hypsolve" / "kernels").glob("*.py"):
+        if path.stem in ("jit", "warm", "__init__"):
+            continue
+        for name, line in imports_of(path):
+            assert name.split(".")[0] != "hypsolve" or name == "hypsolve.kernels.jit", (
+                f"{path.name}:{line} imports {name}"
+            )
+
+
+# --- what is shipped --------------------------------------------------------------------------
+
+
+def test_the_wheel_holds_hypsolve_alone():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    find = config["tool"]["setuptools"]["packages"]["find"]
+    packages = {module_of(p) for p in ROOT.glob("*/**/__init__.py")} | {"tests", *PACKAGES}
+    shipped = {p for p in packages if any(fnmatch.fnmatch(p, glob) for glob in find["include"])}
+    assert "hypsolve" in shipped
+    assert all(p == "hypsolve" or p.startswith("hypsolve.") for p in shipped)
+    data = config["tool"]["setuptools"]["package-data"]
+    assert set(data) == {"hypsolve"}
+    for pattern in data["hypsolve"]:
+        assert list((ROOT / "hypsolve").glob(pattern)), f"nothing matches {pattern}"
+    # a folder without __init__.py would be left out
+    for path in (ROOT / "hypsolve").rglob("*.py"):
+        assert (path.parent / "__init__.py").exists(), path
+
+
+MACHINE = re.compile(r"/work/|/tmp/w\b|/root/|/home/\w+/|[\w.-]+\.internal\b")
+
+
+def test_no_machine_path_is_in_the_repository():
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    found = []
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if (
+            path == Path(__file__).resolve()
+            or path.suffix in (".png", ".pdf")
+            or not path.is_file()
+        ):
+            continue
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+            match = MACHINE.search(line)
+            if match:
+                found.append(f"{name}:{number}: {match[0]}")
+    assert found == []

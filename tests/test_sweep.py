@@ -1,0 +1,322 @@
+"""The sweep: resumed, torn, killed, locked, interrupted, wrongly called."""
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments import record, runner, sweep
+from experiments.definitions import EXPERIMENTS, SIZES, Call, Experiment, Series
+from hypsolve import Instance
+from instances.frontier import frontier
+
+ROOT = Path(__file__).parent.parent
+FAST = (Call("hyperion"), Call("even_split", {"policy": "round_robin"}))
+
+
+def chain(n_blocks: int, seed: int) -> Instance:
+    return Instance.from_tables(
+        [[[1.0 + 0.1 * seed + b % 3 for b in range(n_blocks)]] * 2] * 6,
+        [0] * n_blocks,
+        [[(0, 0), (1, 0)], [(0, 0), (0, 0)], [(1, 0)]],
+        arrival_s=[float(r) for r in range(6)],
+        objective="mean_latency",
+    )
+
+
+def hard(n_blocks: int, seed: int) -> Instance:
+    """CP-SAT leaves a gap of 50 % and more after a minute."""
+    return frontier(20, seed=seed, n_blocks=n_blocks)
+
+
+def toy(
+    values: tuple[int, ...],
+    calls: tuple[Call, ...],
+    time_limit_s: float = 5.0,
+    build: Callable[[int, int], Instance] = chain,
+) -> Experiment:
+    return Experiment(
+        question="Does the harness work?",
+        series={
+            "blocks": Series(
+                axis="blocks", build=build, values=dict.fromkeys(SIZES, values), calls=calls
+            )
+        },
+        n_seeds=dict.fromkeys(SIZES, 2),
+        time_limit_s=dict.fromkeys(SIZES, time_limit_s),
+    )
+
+
+def slow(method: str) -> Experiment:
+    return toy((30, 32), (Call("hyperion"), Call(method)), 1.0, build=hard)
+
+
+@pytest.fixture
+def experiments(monkeypatch):
+    """Stand-ins for the published experiments, and no figures."""
+    toys = {"toy": toy((3, 4), FAST)}
+    monkeypatch.setattr(sweep, "EXPERIMENTS", toys)
+    monkeypatch.setattr(sweep, "_QUESTIONS", dict.fromkeys(toys, "?"))
+    monkeypatch.setattr(sweep, "_show", lambda name, out: None)
+    return toys
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def without_times(rows: list[dict[str, str]]) -> list[tuple[str, ...]]:
+    timed = ("solve_time_s", "n_timings", "message")
+    return sorted(tuple(v for k, v in row.items() if k not in timed) for row in rows)
+
+
+def identities(path: Path) -> list[tuple[str, ...]]:
+    return sorted(map(runner.identity, rows_of(path)))
+
+
+def test_two_jobs_write_the_rows_of_one_and_a_second_sweep_adds_none(experiments, tmp_path):
+    assert sweep.main(["toy", "--out", str(tmp_path / "one")]) == 0
+    assert sweep.main(["toy", "--jobs", "2", "--out", str(tmp_path / "two")]) == 0
+    one, two = (rows_of(tmp_path / name / "toy.csv") for name in ("one", "two"))
+    assert len(one) == 2 * 2 * 2
+    assert without_times(one) == without_times(two)
+    before = (tmp_path / "one/toy.csv").read_bytes()
+    assert sweep.main(["toy", "--out", str(tmp_path / "one")]) == 0
+    assert (tmp_path / "one/toy.csv").read_bytes() == before
+
+
+def test_a_change_of_limit_or_seeds_adds_exactly_the_missing_runs(experiments, tmp_path):
+    arguments = ["toy", "--out", str(tmp_path)]
+    assert sweep.main([*arguments, "--seeds", "1"]) == 0
+    assert len(rows_of(tmp_path / "toy.csv")) == 4
+    assert sweep.main(arguments) == 0
+    assert len(rows_of(tmp_path / "toy.csv")) == 8
+    assert sweep.main([*arguments, "--time-limit", "7"]) == 0
+    rows = rows_of(tmp_path / "toy.csv")
+    assert [row["time_limit_s"] for row in rows] == ["5.0"] * 8 + ["7.0"] * 8
+    sessions = json.loads((tmp_path / "toy.json").read_text())["sessions"]
+    assert [session["first_row"] for session in sessions] == [0, 4, 8]
+
+
+def test_rows_hold_what_solve_says(experiments, tmp_path):
+    assert sweep.main(["toy", "--out", str(tmp_path), "--seeds", "1"]) == 0
+    rows = rows_of(tmp_path / "toy.csv")
+    assert tuple(rows[0]) == runner.COLUMNS
+    for row in rows:
+        instance = chain(int(row["value"]), 0)
+        assert row["digest"] == instance.digest()
+        options = json.loads(row["options"])
+        result = runner.solve(instance, row["method"], time_limit_s=5.0, seed=0, **options)
+        assert float(row["objective_s"]) == result.objective_s
+        assert (row["n_nodes"], row["n_requests"], row["n_timings"]) == ("5", "6", "5")
+
+
+def test_a_file_torn_at_any_byte_of_its_last_row_loses_that_row_alone(tmp_path):
+    path = tmp_path / "x.csv"
+    rows = [{"a": "1", "b": 'say "no", é'}, {"a": "2", "b": "x,y\nz"}]
+    with record.recording(path, ("a", "b")) as log:
+        for row in rows:
+            log.append(row)
+    data = path.read_bytes()
+    header, first = (
+        end + 1 for end in (data.index(b"\n"), data.index(b"\n", data.index(b"1,")))
+    )
+    for length in range(len(data) + 1):
+        path.write_bytes(data[:length])
+        with record.recording(path, ("a", "b")) as log:
+            n_whole = (length >= first) + (length >= len(data))
+            assert len(log.rows) == n_whole
+            for row in rows[n_whole:]:
+                log.append(row)
+        assert path.read_bytes() == data, length
+    assert header < first < len(data)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("c,d\n", "other columns"),
+        ("a,b\n1\n2,3\n", "line 2 must have 2 columns, got 1"),
+        (b"a,b\n\xff\xfe,1\n", "not a CSV"),
+    ],
+)
+def test_a_file_of_something_else_is_left_alone(tmp_path, content, message):
+    path = tmp_path / "x.csv"
+    data = content if isinstance(content, bytes) else content.encode()
+    path.write_bytes(data)
+    with pytest.raises(OSError, match=message), record.recording(path, ("a", "b")):
+        pass
+    assert path.read_bytes() == data
+
+
+def test_two_sweeps_on_one_file(experiments, tmp_path, capsys):
+    with record.recording(tmp_path / "toy.csv", runner.COLUMNS):
+        assert sweep.main(["toy", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"sweep: {tmp_path / 'toy.csv'} is being written by another sweep\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["toys"], "unknown experiment 'toys'; choose from toy"),
+        (["--seeds", "0"], "--seeds: must be a whole number of 1 to 10000, got '0'"),
+        (["--jobs", "-1"], "--jobs: must be a whole number"),
+        (["--jobs", "two"], "--jobs: must be a whole number"),
+        (
+            ["--time-limit", "nan"],
+            "--time-limit: must be positive and finite seconds, got 'nan'",
+        ),
+        (["--time-limit", "0"], "--time-limit: must be positive"),
+        (["--time-limit", "inf"], "--time-limit: must be positive"),
+        (["--quick", "--full"], "not allowed with argument"),
+        (["--outt", "x"], "unrecognized arguments"),
+        (["--out"], "expected one argument"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_status_2(experiments, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        sweep.main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in error
+    assert error.startswith("sweep: ")
+    assert error.count("\n") == 1
+
+
+def test_out_that_cannot_be_written(experiments, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert sweep.main(["toy", "--out", str(tmp_path / "file" / "out")]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "file") in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_that_raises_stops_the_sweep_by_name_and_keeps_the_rows(
+    experiments, tmp_path, capsys
+):
+    experiments["toy"] = toy(
+        (3,), (*FAST, Call("hyperion", {"partition_objective": "makespan"}))
+    )
+    assert sweep.main(["toy", "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "toy/blocks blocks=3 seed=0 hyperion partition_objective=makespan" in error
+    assert error.count("\n") == 1
+    assert len(rows_of(tmp_path / "toy.csv")) == 2
+
+
+def test_a_definition_that_asks_for_one_run_twice_is_refused():
+    twice = toy((3,), (Call("hyperion"), Call("hyperion")))
+    with pytest.raises(ValueError, match="are the same run"):
+        runner.plan("toy", twice, "quick", version="0")
+
+
+def test_list_names_every_experiment(capsys):
+    assert sweep.main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    for name in (*EXPERIMENTS, "speed", "calibration"):
+        assert f"{name} " in printed
+
+
+def test_published_experiments_plan_distinct_runs():
+    for name, experiment in EXPERIMENTS.items():
+        assert runner.plan(name, experiment, "quick", version="0"), name
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a sweep of slow runs in a process group of its own: Ctrl-C hits them all."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        textwrap.dedent(
+            """
+            import sys
+            from experiments import sweep
+            from tests.test_sweep import slow
+
+            if __name__ == "__main__":
+                sweep.EXPERIMENTS = {"toy": slow(sys.argv[1])}
+                sweep._QUESTIONS = {"toy": "?"}
+                sweep._show = lambda name, out: None
+                sys.exit(sweep.main(["toy", *sys.argv[2:]]))
+            """
+        )
+    )
+    processes = []
+
+    def run(method: str, *arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, str(driver), method, "--out", str(tmp_path), *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for_rows(path: Path, n_rows: int, process: subprocess.Popen[str]) -> None:
+    for _ in range(600):
+        if path.exists() and path.read_bytes().count(b"\n") > n_rows:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise AssertionError(f"no {n_rows} rows in time")
+
+
+def test_killed_and_started_again_it_loses_and_doubles_nothing(start, tmp_path):
+    path = tmp_path / "toy.csv"
+    process = start("joint_cpsat")
+    wait_for_rows(path, 3, process)
+    time.sleep(0.3)  # in the middle of a run
+    process.kill()
+    process.communicate(timeout=20)  # ends when its worker, which holds the pipe, has ended too
+    kept = rows_of(path)
+    assert 3 <= len(kept) < 8
+    with path.open("ab") as file:
+        file.write(b"toy,blocks,blo")  # as if killed while writing
+    again = start("joint_cpsat", "--jobs", "2")
+    _, error = again.communicate(timeout=60)
+    assert again.returncode == 0, error
+    rows = rows_of(path)
+    assert rows[: len(kept)] == kept
+    expected = runner.plan("toy", slow("joint_cpsat"), "default", version=rows[0]["version"])
+    assert identities(path) == sorted(runner.identity(run.row()) for run in expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "jobs"), [("joint_cpsat", "1"), ("joint_cpsat", "2"), ("joint_milp", "1")]
+)
+def test_ctrl_c_leaves_a_valid_file_and_says_where_it_stopped(start, tmp_path, method, jobs):
+    path = tmp_path / "toy.csv"
+    process = start(method, "--jobs", jobs, "--time-limit", "100")
+    wait_for_rows(path, 1, process)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=30)  # long before the limit
+    assert process.returncode == 130, error
+    assert "sweep: stopped at toy/blocks blocks=" in error
+    assert "Traceback" not in error
+    n_rows = len(rows_of(path))
+    assert f"{n_rows} rows are in {path}" in error
+    assert path.read_bytes().endswith(b"\n")
+    assert {row["method"] for row in rows_of(path)} == {"hyperion"}  # none cut short
