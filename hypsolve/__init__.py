@@ -24,8 +24,10 @@ from hypsolve.problem import Instance, LinkCost, Objective, StageRule
 from hypsolve.result import Result
 from hypsolve.solution import Certificate, Outcome, Partition, Schedule, Status, Violation
 from hypsolve.solve import METHODS, Method, solve
-from hypsolve.solvers.formulation import write_formulation
 from hypsolve.solvers.hypsplit import ParetoPoint, pareto_frontier
+from hypsolve.solvers.later import Later
+
+write_formulation = Later("hypsolve.solvers.formulation", "write_formulation")
 
 __all__ = [
     "METHODS",

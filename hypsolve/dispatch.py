@@ -9,7 +9,6 @@ import numpy as np
 
 from hypsolve import evaluation
 from hypsolve import validation as valid
-from hypsolve.kernels import dispatch as kernels
 from hypsolve.problem import Array, Instance, IntArray
 from hypsolve.solution import Partition, Schedule
 
@@ -64,10 +63,10 @@ Choose = Callable[[TierState, int], int]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A policy in plain Python, and the number of its kernel, which makes the same choices."""
+    """A policy in plain Python, and what `hypsolve.kernels.dispatch` calls it; same choices."""
 
     choose: Choose
-    kernel: int
+    kernel: str
     draws: bool = False  # whether it reads `TierState.uniforms`
 
 
@@ -113,13 +112,13 @@ def earliest_completion(state: TierState, request: int) -> int:
 
 
 POLICIES = {
-    "hypsched_rt": Policy(hypsched_rt, kernels.HYPSCHED_RT),
-    "random": Policy(random, kernels.RANDOM, draws=True),
-    "round_robin": Policy(round_robin, kernels.ROUND_ROBIN),
-    "join_shortest_queue": Policy(join_shortest_queue, kernels.JOIN_SHORTEST_QUEUE),
-    "power_of_two": Policy(power_of_two, kernels.POWER_OF_TWO, draws=True),
-    "least_work_left": Policy(least_work_left, kernels.LEAST_WORK_LEFT),
-    "earliest_completion": Policy(earliest_completion, kernels.EARLIEST_COMPLETION),
+    "hypsched_rt": Policy(hypsched_rt, "HYPSCHED_RT"),
+    "random": Policy(random, "RANDOM", draws=True),
+    "round_robin": Policy(round_robin, "ROUND_ROBIN"),
+    "join_shortest_queue": Policy(join_shortest_queue, "JOIN_SHORTEST_QUEUE"),
+    "power_of_two": Policy(power_of_two, "POWER_OF_TWO", draws=True),
+    "least_work_left": Policy(least_work_left, "LEAST_WORK_LEFT"),
+    "earliest_completion": Policy(earliest_completion, "EARLIEST_COMPLETION"),
 }
 
 
@@ -254,17 +253,20 @@ def _stage(
 
 def _serve(stage: _Stage, policy: Policy, rng: np.random.Generator) -> None:
     """Ask a policy's kernel."""
+    from hypsolve.kernels import dispatch as kernels
+
     inputs = (stage.order, stage.ready_s, stage.service_s, stage.expected_s)
     outputs = (stage.node, stage.start_s, stage.end_s)
     n_nodes = len(stage.nodes)
-    if policy.kernel == kernels.HYPSCHED_RT and n_nodes > UNGROUPED_NODES:
+    if policy.kernel == "HYPSCHED_RT" and n_nodes > UNGROUPED_NODES:
         groups = np.argsort(stage.node_class, kind="stable")
         _, first = np.unique(stage.node_class[groups], return_index=True)
         group_start = np.append(first, n_nodes)
         kernels.dispatch_grouped(*inputs, stage.node_class, group_start, groups, *outputs)
     else:
         uniforms = rng.random((len(stage.ready_s) if policy.draws else 0, 2))
-        kernels.dispatch(policy.kernel, *inputs, uniforms, stage.node_class, *outputs)
+        code = getattr(kernels, policy.kernel)
+        kernels.dispatch(code, *inputs, uniforms, stage.node_class, *outputs)
     if stage.nodes[-1] != n_nodes - 1:  # some node of the tier cannot hold the stage
         stage.node[:] = stage.nodes[stage.node]
 

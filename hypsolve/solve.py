@@ -13,7 +13,6 @@ from hypsolve.kernels.warm import warm
 from hypsolve.problem import Instance, Objective
 from hypsolve.result import Result
 from hypsolve.solution import Outcome, Partition, Schedule, Status
-from hypsolve.solvers.cpsat import partition_cpsat
 from hypsolve.solvers.heft import heft
 from hypsolve.solvers.heuristics import (
     even_split,
@@ -24,10 +23,7 @@ from hypsolve.solvers.heuristics import (
 )
 from hypsolve.solvers.hyperion import gpipe, hyperion, two_stage
 from hypsolve.solvers.hypsplit import hypsplit_dp
-from hypsolve.solvers.joint_cpsat import joint_cpsat
-from hypsolve.solvers.joint_milp import joint_milp
-from hypsolve.solvers.milp import partition_cbc, partition_highs
-from hypsolve.solvers.mip import partition_scip
+from hypsolve.solvers.later import Later
 
 PARTITION = (Objective.BOTTLENECK, Objective.PATH, Objective.P0)
 SCHEDULED = (Objective.MEAN_LATENCY, Objective.MAKESPAN)
@@ -58,6 +54,14 @@ class Method:
     kernels: tuple[str, ...] = ()
 
 
+def _exact(module: str, name: str) -> Method:
+    """An exact formulation, ``partition_<backend>`` or ``joint_<backend>``."""
+    function = Later(f"hypsolve.solvers.{module}", name)
+    if name.startswith("partition"):
+        return Method(function, "partition", True, kernels=("split",))
+    return Method(function, "both", True, SCHEDULED, ("split", "dispatch"))
+
+
 METHODS: dict[str, Method] = {
     "hyperion": Method(hyperion, "both", False, PARTITION + SCHEDULED, ("split", "dispatch")),
     "gpipe": Method(gpipe, "both", False, PARTITION + SCHEDULED, ("dispatch",)),
@@ -68,12 +72,12 @@ METHODS: dict[str, Method] = {
     "speed_proportional": Method(speed_proportional, "partition", False),
     "torchgpipe": Method(torchgpipe, "partition", False),
     "heft_split": Method(heft_split, "partition", False),
-    "partition_cbc": Method(partition_cbc, "partition", True, kernels=("split",)),
-    "partition_highs": Method(partition_highs, "partition", True, kernels=("split",)),
-    "partition_cpsat": Method(partition_cpsat, "partition", True, kernels=("split",)),
-    "partition_scip": Method(partition_scip, "partition", True, kernels=("split",)),
-    "joint_cpsat": Method(joint_cpsat, "both", True, SCHEDULED, ("split", "dispatch")),
-    "joint_milp": Method(joint_milp, "both", True, SCHEDULED, ("split", "dispatch")),
+    "partition_cbc": _exact("milp", "partition_cbc"),
+    "partition_highs": _exact("milp", "partition_highs"),
+    "partition_cpsat": _exact("cpsat", "partition_cpsat"),
+    "partition_scip": _exact("mip", "partition_scip"),
+    "joint_cpsat": _exact("joint_cpsat", "joint_cpsat"),
+    "joint_milp": _exact("joint_milp", "joint_milp"),
 }
 
 

@@ -92,8 +92,11 @@ def new_solver(method: str, time_limit_s: float, seed: int, workers: int) -> Any
 
 def stopped(solver: Any, code: Any) -> str:
     """Why CP-SAT stopped."""
-    proved = solver.status_name(code) in ("OPTIMAL", "INFEASIBLE")
-    return "proved by CP-SAT" if proved else "CP-SAT stopped at the time limit"
+    if solver.status_name(code) in ("OPTIMAL", "INFEASIBLE"):
+        return "proved by CP-SAT"
+    if solver.status_name(code) == "MODEL_INVALID":
+        raise RuntimeError(f"CP-SAT rejects the formulation: {solver.solution_info()}")
+    return "CP-SAT stopped at the time limit"
 
 
 def size(model: Any) -> dict[str, Any]:

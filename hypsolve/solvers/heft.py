@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike
 
 from hypsolve import evaluation
 from hypsolve import validation as valid
-from hypsolve.kernels import heft as kernels
 from hypsolve.problem import Array, Instance, IntArray, Objective, StageRule
 from hypsolve.solution import Outcome, Partition, Schedule, Status
 
@@ -55,6 +54,8 @@ def heft_dag(costs: ArrayLike, comm: ArrayLike, edges: ArrayLike) -> DagSchedule
     ValueError
         If an array has the wrong shape or values, or the edges form a cycle.
     """
+    from hypsolve.kernels import heft as kernels
+
     cost = valid.reals("heft", "costs", costs, (None, None))
     if not cost.size:
         raise ValueError(f"heft: costs must hold tasks and processors, got shape {cost.shape}")
@@ -221,6 +222,8 @@ def _tiers_open_to(instance: Instance, cuts: list[int], b: int) -> Iterator[int]
 
 def heft_schedule(instance: Instance, partition: Partition) -> Schedule:
     """Schedule (request, stage) tasks by decreasing upward rank, where they finish earliest."""
+    from hypsolve.kernels import heft as kernels
+
     stages = [k for k in range(instance.n_tiers) if partition.stage(k)]
     cuts = partition.cuts
     holds = [

@@ -2,15 +2,18 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hypsolve import evaluation
-from hypsolve.kernels import split
 from hypsolve.kernels.warm import warm
 from hypsolve.problem import Instance, Objective, StageRule
 from hypsolve.solution import Certificate, Outcome, Partition, Status
 from hypsolve.solvers.tables import chain_of, prefix_sums
+
+if TYPE_CHECKING:
+    from hypsolve.kernels.split import Chain
 
 MARGIN = 1e-9  # below the optimum by so much, to be safe from rounding, lies the bound
 
@@ -46,6 +49,8 @@ def hypsplit_dp(instance: Instance, *, time_limit_s: float, seed: int) -> Outcom
     ----------
     .. [1] M. Ma et al., "Hyperion", arXiv:2511.14450.
     """
+    from hypsolve.kernels import split
+
     chain = chain_of(instance)
     cuts = np.zeros(instance.n_tiers + 1, np.int64)
     if instance.objective is Objective.BOTTLENECK:
@@ -80,12 +85,14 @@ def hypsplit_dp(instance: Instance, *, time_limit_s: float, seed: int) -> Outcom
     )
 
 
-def _min_p0(chain: split.Chain, cuts: np.ndarray) -> tuple[float, int]:
+def _min_p0(chain: "Chain", cuts: np.ndarray) -> tuple[float, int]:
     """Sweep: least transfers with every stage below theta; theta is then the largest stage got.
 
     Each step's transfers are least for its theta, so the optimum is among the steps; none can
     be better once the least largest stage of all plus its transfers is not.
     """
+    from hypsolve.kernels import split
+
     no_links = np.zeros_like(chain.link_kind)
     stages = chain._replace(rule=split.FASTEST, overlap=False, link_kind=no_links)
     trial_cuts = np.zeros_like(cuts)
@@ -129,6 +136,8 @@ def pareto_frontier(instance: Instance) -> list[ParetoPoint]:
     A sweep: the least path latency among partitions of a bottleneck below theta, then theta is
     the bottleneck realised. One additive recurrence per step.
     """
+    from hypsolve.kernels import split
+
     warm("split")
     chain = chain_of(instance)
     cuts = np.zeros(instance.n_tiers + 1, np.int64)

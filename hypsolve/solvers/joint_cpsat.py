@@ -155,7 +155,7 @@ def _tick_s(instance: Instance, tables: JointTables, incumbent: Array | None) ->
     steps = 2 * tables.n_tiers * tables.n_requests
     fine = idle_s * RESOLUTION / steps
     n_terms = max(tables.n_requests, max(map(len, tables.first)))
-    coarse = last_s * n_terms / MOST_TICKS
+    coarse = max(last_s, tables.largest) * n_terms / MOST_TICKS
     return 2.0 ** math.ceil(math.log2(max(fine, coarse, 2.0**-900)))
 
 

@@ -24,7 +24,6 @@ from hypsolve.solvers.joint_tables import (
     latest,
     proven_s,
     require_partition,
-    starting_order,
     timed,
     times_in_units,
     warm_decision,
@@ -147,11 +146,12 @@ def _decision(formulation: JointMilp, value: Any) -> Decision:
     for (r, n), variable in formulation.on.items():
         if value(variable) > 0.5:
             node[r, tables.node_tier[n]] = n
-    start, end = (
-        np.array([[value(v) for v in row] for row in times], np.float64)
-        for times in (formulation.start, formulation.end)
-    )
-    return Decision(Partition(tuple(cuts)), node, starting_order(start, end))
+    # not by the start times: tolerances may swap a stage of no length with the one beside it
+    ahead = np.zeros((tables.n_tiers, tables.n_requests))  # of the requests on the same node
+    for (p, q, k), variable in formulation.before.items():
+        if value(variable) > 0.5 and node[p, k] == node[q, k]:
+            ahead[k, q] += 1
+    return Decision(Partition(tuple(cuts)), node, np.argsort(ahead, axis=1, kind="stable"))
 
 
 def build(instance: Instance, warm: Decision | None = None) -> JointMilp:
@@ -161,7 +161,7 @@ def build(instance: Instance, warm: Decision | None = None) -> JointMilp:
     window = windows(tables)
     require_partition(window, METHOD)
     idle_s = float((window.least - tables.release).mean())
-    tables = tables.in_units(mip_unit_s(idle_s, float(window.least.max())))
+    tables = tables.in_units(mip_unit_s(idle_s, tables.largest))
     window = windows(tables)
     incumbent = None if warm is None else times_in_units(tables, warm)[1][:, -1]
     last = latest(tables, window.least, instance.objective, incumbent) * (1 + SLACK)

@@ -53,6 +53,12 @@ class JointTables:
         """Number of blocks."""
         return self.transfer.shape[2] - 1
 
+    @property
+    def largest(self) -> float:
+        """Longest finite service, transfer or release."""
+        times = (*self.service, self.transfer, self.release)
+        return max(float(t[np.isfinite(t)].max(initial=0.0)) for t in times)
+
     def nodes(self, tier: int) -> list[int]:
         """Nodes of a tier."""
         return [int(n) for n in np.flatnonzero(self.node_tier == tier)]

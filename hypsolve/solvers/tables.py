@@ -1,13 +1,16 @@
 """What the partition methods read: prefix sums, the nodes of a tier in groups, stage tables."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve import evaluation
-from hypsolve.kernels import split
 from hypsolve.problem import Instance, LinkCost, StageRule
+
+if TYPE_CHECKING:  # numba takes longer to import than all of hypsolve: not before it is needed
+    from hypsolve.kernels.split import Chain
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -55,6 +58,8 @@ def prefix_sums(values: Array) -> Array:
 
 def spent_s(instance: Instance) -> Array:
     """Reference seconds before each cut, as sum and rest: shape (n_classes, n_cuts, 2)."""
+    from hypsolve.kernels import split
+
     spent = np.zeros((instance.n_classes, instance.n_blocks + 1, 2))
     split.add_up(np.ascontiguousarray(instance.reference_s), spent)
     return spent
@@ -97,15 +102,10 @@ def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
     return table
 
 
-RULE_CODE = {
-    StageRule.POOLED: split.POOLED,
-    StageRule.FASTEST: split.FASTEST,
-    StageRule.SLOWEST: split.SLOWEST,
-}
-
-
-def chain_of(instance: Instance) -> split.Chain:
+def chain_of(instance: Instance) -> "Chain":
     """What the kernels of `hypsolve.kernels.split` read, each of one dtype and layout."""
+    from hypsolve.kernels import split
+
     groups = node_groups(instance)
     transfer = instance.reference_transfer_kind_s
     full = instance.link_cost is LinkCost.FULL
@@ -125,6 +125,6 @@ def chain_of(instance: Instance) -> split.Chain:
         cut_max=np.array(instance.cut_max),
         least=np.array(instance.least_blocks),
         most=np.array(instance.most_blocks),
-        rule=RULE_CODE[instance.stage_rule],
+        rule=getattr(split, instance.stage_rule.name),
         overlap=instance.overlap,
     )
