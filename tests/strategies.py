@@ -37,6 +37,8 @@ def arguments(
     max_tiers=4,
     max_nodes=3,
     max_requests=3,
+    min_tiers=1,
+    min_requests=1,
     limits=True,
     memory=True,
     seconds=SECONDS,
@@ -44,10 +46,10 @@ def arguments(
 ):
     """Keyword arguments of `Instance.from_tables`."""
     objective = draw(st.sampled_from(objectives))
-    n_tiers = draw(st.integers(1, max_tiers))
+    n_tiers = draw(st.integers(min_tiers, max_tiers))
     n_blocks = draw(st.integers(max(1, n_tiers - 1), max_blocks))
     n_classes = draw(st.integers(1, 3))
-    n_requests = draw(st.integers(1, max_requests))
+    n_requests = draw(st.integers(min_requests, max_requests))
     n_links = n_tiers - 1
     empty = objective != "p0" and draw(st.booleans())
     block_bytes = draw(table(BYTES, n_blocks)) if memory else [0.0] * n_blocks

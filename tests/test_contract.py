@@ -217,7 +217,9 @@ def test_a_policy_keeps_the_contract(policy, plan, seed):
             for before, after in itertools.pairwise(order):
                 start = first.start_s[after, k]
                 ready = _ready_s(instance, cuts, first, after, k)
-                assert start == pytest.approx(max(ready, first.end_s[before, k]), rel=1e-12)
+                assert start == pytest.approx(
+                    max(ready, first.end_s[before, k]), rel=1e-12, abs=0
+                )
 
 
 def _ready_s(instance, cuts, schedule_, r, tier):

@@ -26,7 +26,7 @@ def test_partition_scores_match_the_definitions(decision):
     for objective in PARTITION_OBJECTIVES:
         want = float(exact.score(partition.cuts, objective))
         assert evaluate(instance, partition, objective=objective) == pytest.approx(
-            want, rel=1e-12
+            want, rel=1e-12, abs=0
         )
 
 
@@ -46,7 +46,7 @@ def test_stage_times_under_every_rule(decision):
         i, j = partition.cuts[k : k + 2]
         for rule in strategies.RULES:
             want = float(exact.stage_s(k, i, j, rule))
-            assert stage_s(instance, k, i, j, rule) == pytest.approx(want, rel=1e-12)
+            assert stage_s(instance, k, i, j, rule) == pytest.approx(want, rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize("n_nodes", [1, 2, 5])
@@ -81,7 +81,9 @@ def test_legal_schedules_are_accepted_and_scored(plan, objective):
     ends = [max(e for e in row if not math.isnan(e)) for row in timetable[2]]
     latencies = [e - a for e, a in zip(ends, instance.arrival_s.tolist(), strict=True)]
     want = max(ends) if objective == "makespan" else sum(latencies) / len(latencies)
-    assert evaluate(instance, partition, schedule, objective) == pytest.approx(want, rel=1e-12)
+    assert evaluate(instance, partition, schedule, objective) == pytest.approx(
+        want, rel=1e-12, abs=0
+    )
     np.testing.assert_allclose(latency_s(instance, schedule), latencies, rtol=1e-12)
 
 

@@ -228,6 +228,32 @@ def legal_partitions(instance):
 
 
 @pytest.mark.parametrize("backend", JOINT)
+@pytest.mark.parametrize("arrival_s", [0.0, 2.0**40])
+def test_a_request_that_takes_no_time_costs_none(backend, arrival_s):
+    # a stage of no length at the start of another must not be timed behind it
+    instance = Instance.from_tables(
+        [[[1, 1], [4, 1], [1, 1]], [[1, 1], [0, 1], [1, 1]]],
+        [1, 1],
+        [[(1, 2)], [(0, 2), (0, 2)]],
+        arrival_s=[0.5, 1],
+        objective="mean_latency",
+    )
+    outcome = JOINT[backend](instance, **LONG)
+    assert_proven(instance, outcome, oracles.best_joint(instance))
+    # nothing to wait for, and classes far apart: units come from what there is
+    idle = Instance.from_tables(
+        [[[1.0], [0.0]]],
+        [1],
+        [[(0, 1), (1, 1)]],
+        arrival_s=[arrival_s],
+        objective="mean_latency",
+    )
+    outcome = JOINT[backend](idle, **LONG)
+    assert outcome.status is Status.OPTIMAL
+    assert outcome.bound_s == 0
+
+
+@pytest.mark.parametrize("backend", JOINT)
 def test_late_arrivals_do_not_loosen_the_proof(backend):
     early = chain(np.random.default_rng(3), 4, 2, 3, objective="mean_latency")
     late = early.replace(arrival_s=early.arrival_s + 2.0**20)  # 12 days

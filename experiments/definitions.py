@@ -1,0 +1,215 @@
+"""Every experiment, as data: what it asks, its instances and methods, how many by size."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from hypsolve import Instance
+from instances.frontier import frontier
+from instances.generate import generate
+from instances.scenarios import SCENARIOS, scenario
+
+SIZES = ("quick", "default", "full")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A method and its options."""
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """Instances along an axis, each solved by the same methods.
+
+    ``build`` takes a value of the axis and a seed; ``values`` are given per size.
+    """
+
+    axis: str
+    build: Callable[[Any, int], Instance]
+    values: Mapping[str, tuple[Any, ...]]
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """A question and the series that answer it; number of seeds and seconds per run by size."""
+
+    question: str
+    series: Mapping[str, Series]
+    n_seeds: Mapping[str, int]
+    time_limit_s: Mapping[str, float]
+
+
+def _sizes(quick: Any, default: Any, full: Any) -> dict[str, Any]:
+    return dict(zip(SIZES, (quick, default, full), strict=True))
+
+
+def _drawn(
+    parameter: str, series: int, fixed: Mapping[str, Any], value: Any, seed: int
+) -> Instance:
+    """Draw an instance with one parameter at `value`; each series has seeds of its own."""
+    return generate(seed=1000 * series + seed, **{**fixed, parameter: value})
+
+
+SERVING: dict[str, Any] = {  # small enough for joint methods to prove some of them
+    "model": "phi-3-medium",
+    "n_blocks": 16,
+    "n_tiers": 3,
+    "nodes_per_tier": 2,
+    "n_requests": 5,
+    "load": 0.9,
+    "memory_tightness": None,  # what the GPUs have
+    "objective": "mean_latency",
+}
+PARTITION: dict[str, Any] = {
+    "model": "phi-3-medium",
+    "n_blocks": 42,
+    "n_tiers": 3,
+    "nodes_per_tier": 4,
+    "n_requests": 20,
+    "memory_tightness": None,
+}
+HEURISTICS = (
+    Call("hyperion"),
+    Call("hyperion", {"partition_objective": "path"}),
+    Call("gpipe"),
+    Call("heft"),
+)
+JOINT = tuple(map(Call, ("joint_cpsat", "joint_milp")))
+SPLITS = tuple(
+    map(
+        Call,
+        ("even_split", "memory_proportional", "speed_proportional", "torchgpipe", "heft_split"),
+    )
+)
+MILPS = tuple(
+    map(Call, ("partition_cbc", "partition_highs", "partition_scip", "partition_cpsat"))
+)
+HYPSPLIT = Call("hypsplit_dp")
+
+
+def _frontier(n_requests: int, seed: int) -> Instance:
+    return frontier(n_requests, seed=seed + 1)  # published as seeds 1 to 5
+
+
+def _serving(series: int, parameter: str, axis: str, **values: tuple[Any, ...]) -> Series:
+    return Series(
+        axis=axis,
+        build=partial(_drawn, parameter, series, SERVING),
+        values=values,
+        calls=HEURISTICS + JOINT,
+    )
+
+
+def _partition(
+    series: int, calls: tuple[Call, ...], parameter: str, axis: str, fixed: Mapping[str, Any],
+    **values: tuple[Any, ...],
+) -> Series:  # fmt: skip
+    return Series(
+        axis=axis,
+        build=partial(_drawn, parameter, series, {**PARTITION, **fixed}),
+        values=values,
+        calls=calls,
+    )
+
+
+SWAPPED = (
+    Call("even_split", {"policy": "hypsched_rt"}),
+    Call("heft_split", {"policy": "hypsched_rt"}),
+    Call("hypsplit_dp", {"policy": "round_robin"}),
+    Call("hypsplit_dp", {"policy": "join_shortest_queue"}),
+)
+
+
+def _latency(network: str, model: str) -> Series:
+    def build(load: float, seed: int) -> Instance:
+        return scenario(
+            network, model, load=load, seed=seed, n_requests=200, objective="mean_latency"
+        )
+
+    return Series(
+        axis="load",
+        build=build,
+        values=_sizes((0.7,), (0.5, 0.9), (0.3, 0.5, 0.7, 0.9)),
+        calls=HEURISTICS + SWAPPED,
+    )
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "gap": Experiment(
+        question="How far from optimal is each method and how long does it take, by size?",
+        series={
+            "requests": _serving(
+                1, "n_requests", "requests",
+                quick=(3,), default=(2, 4, 8), full=(2, 3, 4, 6, 8, 12),
+            ),
+            "blocks": _serving(
+                2, "n_blocks", "blocks", quick=(), default=(8, 16, 32), full=(8, 16, 24, 32, 42)
+            ),
+            "tiers": _serving(
+                3, "n_tiers", "tiers", quick=(), default=(2, 3, 4), full=(2, 3, 4, 5)
+            ),
+            "nodes": _serving(
+                4, "nodes_per_tier", "nodes", quick=(), default=(1, 2, 4), full=(1, 2, 3, 4, 6)
+            ),
+            "requests, frontier family": Series(
+                axis="requests", build=_frontier, calls=HEURISTICS + JOINT,
+                values=_sizes((), (3, 5), (3, 5, 8, 10)),
+            ),
+            "partition: blocks": _partition(
+                5, (HYPSPLIT, *SPLITS, *MILPS), "n_blocks", "blocks", {},
+                quick=(16,), default=(16, 42, 84), full=(8, 16, 42, 84),
+            ),
+            "partition: tiers": _partition(
+                6, (HYPSPLIT, *SPLITS, *MILPS), "n_tiers", "tiers", {},
+                quick=(), default=(2, 3, 5), full=(2, 3, 4, 5, 6),
+            ),
+            "partition: memory": _partition(
+                7, (HYPSPLIT, *SPLITS, *MILPS), "memory_tightness", "memory", {},
+                quick=(0.4,), default=(0.3, 0.5, 0.7), full=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+            ),
+        },
+        n_seeds=_sizes(1, 1, 3),
+        time_limit_s=_sizes(2.0, 4.0, 5.0),
+    ),
+    "solve_time": Experiment(
+        question="How much faster is HypSplit-DP than MILP and CP-SAT at the same optimum?",
+        series={
+            f"{n_tiers} tiers": _partition(
+                10 + n_tiers, (HYPSPLIT, *MILPS), "n_blocks", "blocks",
+                {"n_tiers": n_tiers, "memory_tightness": 0.5},
+                quick=(16,) if n_tiers == 3 else (),
+                default=(16, 42, 84),
+                full=(16, 32, 64, 96),
+            )
+            for n_tiers in (2, 3, 5)
+        },
+        n_seeds=_sizes(1, 1, 2),
+        time_limit_s=_sizes(5.0, 10.0, 20.0),
+    ),
+    "latency": Experiment(
+        question="What does each stage of Hyperion gain on networks one would recognise?",
+        series={
+            f"{network}, {model}": _latency(network, model)
+            for network in SCENARIOS
+            for model in ("phi-3-medium", "llama-3-8b")
+        },
+        n_seeds=_sizes(1, 2, 5),
+        time_limit_s=_sizes(60.0, 60.0, 60.0),
+    ),
+}  # fmt: skip
+
+
+MEASUREMENTS = {  # experiments with code and columns of their own, and what they ask
+    "speed": "Does the library reach its speed targets on this machine?",
+    "calibration": "How far are predicted block times from measured ones?",
+}
+
+
+def three_tiers_of_four() -> Instance:
+    """Phi-3-medium's 42 blocks on 12 nodes, for `speed`."""
+    return generate(seed=0, **PARTITION)

@@ -1,0 +1,112 @@
+"""What a sweep shows while it runs: a bar on a terminal, else lines."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+from rich import progress as rich_progress
+from rich.console import Console
+from rich.table import Column, Table
+
+CONSOLE = Console()
+SAY_EVERY_S = 0.5  # in plain lines; runs in between are counted, not named
+
+
+class Progress:
+    """A bar, the current run, the time left; a context manager.
+
+    The time left adds up the mean time so far of each call that is still to come, for exact
+    methods take a thousand times what the others do.
+    """
+
+    def __init__(self, name: str, n_runs: int, calls: list[str], jobs: int) -> None:
+        """Take the name, the number of runs, the calls of those still to come, and how many
+        work at a time.
+        """
+        self.name, self.n_runs, self.jobs = name, n_runs, jobs
+        self.n_done = n_runs - len(calls)
+        self.current = ""
+        self._to_come = calls
+        self._seen_s: dict[str, list[float]] = {}
+        self._first_s = time.perf_counter()
+        self._said_s = 0.0
+        self._bar: rich_progress.Progress | None = None
+        if CONSOLE.is_terminal:
+            self._bar = rich_progress.Progress(
+                rich_progress.TextColumn(
+                    "{task.description}",
+                    table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis"),
+                ),
+                rich_progress.BarColumn(table_column=Column(ratio=1)),
+                rich_progress.MofNCompleteColumn(),
+                rich_progress.TimeElapsedColumn(),
+                rich_progress.TextColumn("{task.fields[left]}"),
+                console=CONSOLE,
+                expand=True,
+            )
+            self._task = self._bar.add_task(name, total=n_runs, completed=self.n_done, left="")
+
+    def __enter__(self) -> "Progress":
+        if self._bar is not None:
+            self._bar.start()
+        elif self.n_done:
+            print(f"{self.name}: goes on after {self.n_done} of {self.n_runs} runs", flush=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            if kind is None:
+                self._bar.update(self._task, description=self.name, left="done")
+            self._bar.stop()
+
+    def start(self, run: Any) -> None:
+        """Show a run as the current one."""
+        self.current = str(run)
+        if self._bar is not None:
+            self._bar.update(self._task, description=self.current)
+
+    def end(self, run: Any, call: str, words: str, took_s: float) -> None:
+        """Count a run as done."""
+        self.n_done += 1
+        self._seen_s.setdefault(call, []).append(took_s)
+        self._to_come.remove(call)
+        left = f"{duration(self._left_s())} left" if self._to_come else ""
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, left=left)
+        elif not self._to_come or time.perf_counter() - self._said_s > SAY_EVERY_S:
+            self._said_s = time.perf_counter()
+            print(
+                f"[{self.n_done}/{self.n_runs}] {run}: {words}"
+                f" ({duration(time.perf_counter() - self._first_s)} gone"
+                f"{', ' if left else ''}{left})",
+                flush=True,
+            )
+
+    def _left_s(self) -> float:
+        mean_s = {call: sum(times) / len(times) for call, times in self._seen_s.items()}
+        unseen_s = sum(mean_s.values()) / len(mean_s)
+        return sum(mean_s.get(call, unseen_s) for call in self._to_come) / self.jobs
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, as in 1:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def print_table(title: str, frame: pd.DataFrame) -> None:
+    """Print a frame of texts, its index first."""
+    table = Table(title=title, title_justify="left")
+    table.add_column(str(frame.index.name or ""), no_wrap=True)
+    for column in frame.columns:
+        table.add_column(str(column), justify="right", no_wrap=True)
+    for row in frame.itertuples():
+        table.add_row(*map(str, row))
+    console = CONSOLE if CONSOLE.is_terminal else Console(width=160)
+    console.print(table)

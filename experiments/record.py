@@ -1,0 +1,172 @@
+"""Rows on disk: appended one at a time, repaired after a crash, by one writer at a time."""
+
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: two sweeps on one file are not noticed there
+    fcntl = None  # type: ignore[assignment]
+
+Row = Mapping[str, Any]
+_ROOT = Path(__file__).parent.parent
+_PACKAGES = ("numpy", "numba", "ortools", "pulp", "highspy", "pandas", "matplotlib")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An open CSV: its rows as text, and `append`. Open one with `recording`."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: list[dict[str, str]]
+    file: IO[bytes]
+
+    def append(self, row: Row) -> None:
+        """Write one row, in one piece, and make sure that it has left this process."""
+        texts = {column: as_text(row[column]) for column in self.columns}
+        _write(self.file, _line(texts.values()))
+        os.fsync(self.file.fileno())
+        self.rows.append(texts)
+
+
+@contextmanager
+def recording(path: Path, columns: Sequence[str]) -> Iterator[Record]:
+    """Open a CSV to append to, locked; a last line that a crash tore is dropped.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, another process is writing to it, or it holds something else
+        than rows of these columns.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b", buffering=0) as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OSError(f"{path} is being written by another sweep") from None
+        file.seek(0)
+        whole, newline, torn = file.read().rpartition(b"\n")
+        if torn:
+            file.truncate(len(whole) + len(newline))
+        rows = _parse(path, whole + newline, tuple(columns))
+        if not newline:
+            _write(file, _line(columns))
+        yield Record(path, tuple(columns), rows, file)
+
+
+def as_text(value: Any) -> str:
+    """How a value stands in the CSV: floats exactly, everything on one line."""
+    return "" if value is None else " ".join(str(value).split())
+
+
+def _write(file: IO[bytes], line: bytes) -> None:
+    if file.write(line) != len(line):
+        raise OSError(f"{file.name}: a row was written in part only: is the disk full?")
+
+
+def _line(texts: Iterable[str]) -> bytes:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(texts)
+    return buffer.getvalue().encode()
+
+
+def _parse(path: Path, data: bytes, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    try:
+        lines = list(csv.reader(io.StringIO(data.decode()), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise OSError(f"{path} is not a CSV of a sweep: {error}") from None
+    if lines and tuple(lines[0]) != columns:
+        raise OSError(f"{path} has other columns than this version writes: move it away")
+    for number, line in enumerate(lines, start=1):
+        if len(line) != len(columns):
+            raise OSError(
+                f"{path}: line {number} must have {len(columns)} columns, got {len(line)}:"
+                " delete that line, or move the file away"
+            )
+    return [dict(zip(columns, line, strict=True)) for line in lines[1:]]
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """Where numbers come from: command, commit, versions, machine, date."""
+    # results and notebooks are what a sweep and its reader change themselves
+    changes = _git("status", "--porcelain", "--", ".", ":!results", ":!notebooks")
+    return {
+        "command": command,
+        "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "python": platform.python_version(),
+        "hypsolve": hypsolve_version(),
+        **{package: _version(package) for package in _PACKAGES},
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def hypsolve_version() -> str:
+    """Version of this checkout, whatever may be installed."""
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+    return str(project["version"])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def note_session(csv_path: Path, session: Mapping[str, Any], first_row: int) -> None:
+    """Add a sweep to the JSON beside its CSV: rows from `first_row` on are its own."""
+    path = csv_path.with_suffix(".json")
+    try:
+        sessions = json.loads(path.read_text())["sessions"]
+    except FileNotFoundError:
+        sessions = []
+    except (ValueError, KeyError, TypeError):
+        raise OSError(f"{path} is not the provenance of a sweep: move it away") from None
+    sessions.append({**session, "first_row": first_row})
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps({"sessions": sessions}, indent=2) + "\n")
+    partial.replace(path)
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of this code; None without git or outside a checkout."""
+    try:
+        answer = subprocess.run(
+            ("git", *arguments),
+            cwd=_ROOT,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()

@@ -1,0 +1,255 @@
+"""Experiment `speed`: how fast the library is, against its targets; warm, min and median.
+
+Also run by itself in processes of their own: `python -m experiments.speed TASK` prints JSON.
+"""
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COLUMNS = (
+    "task",
+    "size",
+    "what",
+    "target",
+    "min",
+    "median",
+    "unit",
+    "repeats",
+    "met",
+    "version",
+)
+BACKENDS = ("partition_cbc", "partition_highs", "partition_cpsat", "partition_scip")
+_ROOT = Path(__file__).parent.parent
+_UNWANTED = ("ortools", "pulp", "highspy", "pandas", "matplotlib")
+
+
+def _row(
+    what: str, values: Sequence[float], unit: str, target: float | None = None
+) -> dict[str, Any]:
+    """A row of the table; a target is met if the median is below it."""
+    median = statistics.median(values)
+    met = "" if target is None else "yes" if median < target else "no"
+    return {
+        "what": what,
+        "target": "" if target is None else f"< {target:g} {unit}".rstrip(),
+        "min": min(values),
+        "median": median,
+        "unit": unit,
+        "repeats": len(values),
+        "met": met,
+    }
+
+
+def _timed_s(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _table_instance(n_requests: int, n_blocks: int, n_tiers: int, n_nodes: int) -> Any:
+    """A chain with three node classes, per-cut transfers, memory, and Poisson arrivals."""
+    from hypsolve import Instance
+
+    rng = np.random.default_rng([n_blocks, n_tiers, n_nodes])
+    sizes = rng.lognormal(0, 0.5, n_requests)
+    kinds_s = rng.uniform(0.5, 1.5, (3, 4)) * 1e-3  # classes, kinds of block
+    block_kind = rng.integers(0, 4, n_blocks)
+    cut_kind = rng.integers(0, 8, n_blocks + 1)
+    transfer_s = rng.uniform(0, 2e-3, (1, n_tiers - 1, 8))
+    block_bytes = rng.integers(1, 5, n_blocks)
+    fair_share = block_bytes.sum() / n_tiers
+    period_s = kinds_s.mean() * n_blocks / n_tiers / n_nodes * sizes.mean()
+    return Instance.from_kinds(
+        kind_s=sizes[:, None, None] * kinds_s,
+        block_kind=block_kind,
+        block_bytes=block_bytes,
+        transfer_kind_s=transfer_s,
+        occupancy_kind_s=transfer_s,
+        cut_kind=cut_kind,
+        tiers=[
+            [
+                (int(rng.integers(3)), float(fair_share * rng.uniform(1.1, 2)))
+                for _ in range(n_nodes)
+            ]
+            for _ in range(n_tiers)
+        ],
+        arrival_s=np.cumsum(rng.exponential(1.3 * period_s, n_requests)),
+    )
+
+
+def _chain() -> Any:
+    """Phi-3-medium's 42 blocks over 3 tiers of 4 nodes."""
+    from experiments.definitions import three_tiers_of_four
+
+    return three_tiers_of_four()
+
+
+def solve_time(size: str) -> list[dict[str, Any]]:
+    """Time `solve`: the method, re-scoring, checks."""
+    from hypsolve import solve
+
+    instance = _chain()
+    solve(instance, "hypsplit_dp")
+    repeats = {"quick": 50, "default": 200, "full": 1000}[size]
+    times_ms = [1e3 * _timed_s(lambda: solve(instance, "hypsplit_dp")) for _ in range(repeats)]
+    return [_row("solve with hypsplit_dp, 42 blocks, 3 tiers of 4 nodes", times_ms, "ms", 1)]
+
+
+def kernel_time(size: str) -> list[dict[str, Any]]:
+    """Time HypSplit-DP on a long chain, from prefix sums to cuts."""
+    from hypsolve.solvers.hypsplit import hypsplit_dp
+
+    instance = _table_instance(1, 4096, 32, 4)
+    hypsplit_dp(instance, time_limit_s=60, seed=0)
+    repeats = {"quick": 10, "default": 30, "full": 200}[size]
+    times_ms = [
+        1e3 * _timed_s(lambda: hypsplit_dp(instance, time_limit_s=60, seed=0))
+        for _ in range(repeats)
+    ]
+    return [_row("HypSplit-DP, 4096 blocks, 32 tiers of 4 nodes", times_ms, "ms", 10)]
+
+
+def milp_ratio(size: str) -> list[dict[str, Any]]:
+    """Time the exact backends in turn with HypSplit-DP; a ratio of medians, at equal optima."""
+    from hypsolve import solve
+
+    instance = _chain()
+    repeats = {"quick": 1, "default": 2, "full": 7}[size]
+    times_s: dict[str, list[float]] = {method: [] for method in ("hypsplit_dp", *BACKENDS)}
+    optimum_s = solve(instance, "hypsplit_dp").objective_s
+    for method in BACKENDS:
+        solve(instance, method)  # imports its backend
+    for _ in range(repeats):
+        for method, times in times_s.items():
+            for _ in range(1 if method in BACKENDS else 50):
+                result = solve(instance, method)
+                if not math.isclose(result.objective_s, optimum_s, rel_tol=1e-6):
+                    raise RuntimeError(
+                        f"speed: {method} found {result.objective_s!r} s, hypsplit_dp"
+                        f" {optimum_s!r} s"
+                    )
+                times.append(result.solve_time_s)
+    own_s = times_s.pop("hypsplit_dp")
+    return [
+        _row(
+            f"{method} / hypsplit_dp, 42 blocks, 3 tiers of 4 nodes",
+            [t / statistics.median(own_s) for t in times],
+            "times",
+        )
+        for method, times in times_s.items()
+    ]
+
+
+def dispatch(size: str) -> list[dict[str, Any]]:
+    """Dispatch a million requests in a process of its own, and read its peak memory."""
+    repeats = {"quick": 1, "default": 1, "full": 5}[size]
+    answers = [_in_process("dispatch") for _ in range(repeats)]
+    what = "dispatch of 1,000,000 requests, 3 tiers of 8 nodes, HypSched-RT"
+    return [
+        _row(what, [a["seconds"] for a in answers], "s", 3),
+        _row(f"{what}: peak memory", [a["peak_bytes"] / 1e9 for a in answers], "GB", 1),
+    ]
+
+
+def import_ratio(size: str) -> list[dict[str, Any]]:
+    """Compare the process time of two imports, in turn."""
+    repeats = {"quick": 3, "default": 5, "full": 21}[size]
+    times_s: dict[str, list[float]] = {"numba": [], "hypsolve": []}
+    for module in times_s:
+        _import_s(module)  # reads the files
+    for _ in range(repeats):
+        for module, times in times_s.items():
+            times.append(_import_s(module))
+    base_s = statistics.median(times_s["numba"])
+    ratios = [t / base_s for t in times_s["hypsolve"]]
+    return [_row("import hypsolve / import numba, process time", ratios, "times", 1.3)]
+
+
+def first_solve(size: str) -> list[dict[str, Any]]:
+    """Time the first solve of a fresh process, numba's cache being warm."""
+    repeats = {"quick": 1, "default": 2, "full": 9}[size]
+    _in_process("first")  # fills the cache
+    start_s, call_s = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call_s.append(_in_process("first")["seconds"])
+        start_s.append(time.perf_counter() - start)
+    return [
+        _row("first hypsplit_dp solve in a fresh process, warm cache", call_s, "s", 3),
+        _row("the same with Python's start and imports", start_s, "s"),
+    ]
+
+
+TASKS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
+    "solve": solve_time,
+    "kernel": kernel_time,
+    "milp_ratio": milp_ratio,
+    "dispatch": dispatch,
+    "import": import_ratio,
+    "first": first_solve,
+}
+
+
+def _import_s(module: str) -> float:
+    """Process seconds of an import, which must not load what it can do without."""
+    code = (
+        f"import sys, time, {module}; print(time.process_time(),"
+        f" *(m for m in {_UNWANTED} if m in sys.modules))"
+    )
+    seconds, *unwanted = _python("-c", code).split()
+    if unwanted:
+        raise RuntimeError(f"speed: import {module} loads {', '.join(unwanted)}")
+    return float(seconds)
+
+
+def _in_process(task: str) -> dict[str, float]:
+    answer: dict[str, float] = json.loads(_python("-m", "experiments.speed", task))
+    return answer
+
+
+def _python(*arguments: str) -> str:
+    done = subprocess.run(
+        (sys.executable, *arguments), cwd=_ROOT, capture_output=True, text=True
+    )
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise RuntimeError(f"speed: python {' '.join(arguments)} failed: {last}")
+    return done.stdout
+
+
+def _dispatch_here() -> dict[str, float]:
+    import resource
+
+    from hypsolve import solve
+    from hypsolve.dispatch import schedule
+
+    small = _table_instance(10, 42, 3, 8)
+    partition = solve(small, "hyperion").partition  # compiles both kernels
+    assert partition is not None
+    instance = _table_instance(1_000_000, 42, 3, 8)
+    partition = solve(instance, "hypsplit_dp").partition
+    assert partition is not None
+    seconds = _timed_s(lambda: schedule(instance, partition, "hypsched_rt", seed=0))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": seconds, "peak_bytes": peak * (1 if sys.platform == "darwin" else 1024)}
+
+
+def _first_here() -> dict[str, float]:
+    from hypsolve import solve
+
+    instance = _table_instance(1, 42, 3, 4)
+    return {"seconds": _timed_s(lambda: solve(instance, "hypsplit_dp"))}
+
+
+if __name__ == "__main__":
+    here = {"dispatch": _dispatch_here, "first": _first_here}
+    print(json.dumps(here[sys.argv[1]]()))
