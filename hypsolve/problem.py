@@ -18,7 +18,7 @@ IntArray = NDArray[np.int64]
 
 
 class Objective(StrEnum):
-    """What is minimised, always in seconds; section 3 of the README's model page."""
+    """What is minimised, always in seconds; README defines each."""
 
     BOTTLENECK = "bottleneck"
     PATH = "path"

@@ -84,7 +84,7 @@ class Result:
         holds = evaluation.can_hold(inst, k, i, j)
         text = (
             f"blocks {i}:{j}, stage {_seconds(time_s)},"
-            f" {evaluation.stage_bytes(inst, i, j):.4g} bytes,"
+            f" {_size(evaluation.stage_bytes(inst, i, j))},"
             f" {holds.sum()} of {len(holds)} nodes"
         )
         if self.schedule is not None:
@@ -133,7 +133,8 @@ class Result:
     def to_frame(self) -> pandas.DataFrame:
         """One row per request and visited tier: request, tier, node, arrival, start, end.
 
-        Without a schedule: one row per tier with its blocks and stage time.
+        Without a schedule: one row per tier with its blocks and stage time. Column
+        ``extrapolated``: whether costs go beyond what was measured.
         """
         import pandas as pd
 
@@ -157,6 +158,7 @@ class Result:
                         evaluation.stage_bytes(inst, cuts[k], cuts[k + 1])
                         for k in range(inst.n_tiers)
                     ],
+                    "extrapolated": inst.extrapolated,
                 }
             )
         request, tier = np.nonzero(self.schedule.node >= 0)
@@ -171,6 +173,7 @@ class Result:
                 "arrival_s": inst.arrival_s[request],
                 "start_s": self.schedule.start_s[request, tier],
                 "end_s": self.schedule.end_s[request, tier],
+                "extrapolated": inst.extrapolated,
             }
         )
 
@@ -198,7 +201,8 @@ class Result:
         ax.set_yticks(range(inst.n_nodes), labels=inst.node_names)
         ax.invert_yaxis()
         ax.set_xlabel("time (s)")
-        ax.set_title(f"{self.method}: {inst.objective} {_seconds(self.objective_s)}")
+        mark = ", extrapolated" if inst.extrapolated else ""
+        ax.set_title(f"{self.method}: {inst.objective} {_seconds(self.objective_s)}{mark}")
         return ax
 
 
@@ -208,6 +212,10 @@ def _number(value: float) -> float | None:
 
 def _plain(times: np.ndarray) -> list[list[float | None]]:
     return [[_number(t) for t in row] for row in times.tolist()]
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e7 else f"{n_bytes:g} bytes"
 
 
 def _seconds(value: float) -> str:
