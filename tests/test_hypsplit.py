@@ -1,0 +1,197 @@
+"""HypSplit-DP on chains too long to enumerate, its messages, and the heuristic splits."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from hypsolve import (
+    Instance,
+    Objective,
+    Partition,
+    StageRule,
+    Status,
+    check,
+    pareto_frontier,
+    solve,
+)
+from hypsolve.evaluation import bottleneck_s, path_s, stage_s
+from hypsolve.kernels.warm import warm
+from hypsolve.solvers.heuristics import block_partition
+from hypsolve.solvers.tables import chain_of, stage_table
+
+
+def long_chain(seed, n_blocks=150, n_tiers=5, **options):
+    """Unlike blocks, nodes, capacities and links, so that reachable cuts have holes."""
+    rng = np.random.default_rng(seed)
+    block_s = rng.lognormal(0, 1, (1, 3, n_blocks))
+    block_bytes = rng.integers(1, 20, n_blocks).astype(float)
+    room = block_bytes.sum() / n_tiers
+    tiers = [
+        [(int(rng.integers(3)), float(np.ceil(room * rng.uniform(0.9, 2.5)))) for _ in range(3)]
+        for _ in range(n_tiers)
+    ]
+    transfer_s = rng.exponential(block_s.sum() / 60, (1, n_tiers - 1, n_blocks + 1))
+    return Instance.from_tables(block_s, block_bytes, tiers, transfer_s, **options)
+
+
+def quadratic(instance, combine, add_link):
+    """Best value over all cuts from a stage table: O(n_tiers * n_blocks**2), in numpy."""
+    table = stage_table(instance, None if combine is np.maximum else StageRule.FASTEST)
+    best = np.full(instance.n_blocks + 1, np.inf)
+    best[0] = 0
+    for k in range(instance.n_tiers):
+        cost = table[k]
+        if k < instance.n_tiers - 1:
+            cost = add_link(cost, k)
+        best = combine(best[:, None], cost).min(axis=0)
+    return best[-1]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("rule", ["pooled", "fastest", "slowest"])
+def test_the_least_bottleneck_of_a_long_chain(seed, rule):
+    instance = long_chain(seed, stage_rule=rule, allow_empty=seed % 2 == 1, overlap=seed > 3)
+    link_s = instance.reference_link_s
+
+    def add_link(cost, k):
+        return np.maximum(cost, link_s[k]) if instance.overlap else cost + link_s[k]
+
+    best_s = quadratic(instance, np.maximum, add_link)
+    result = solve(instance, "hypsplit_dp")
+    assert result.objective_s == pytest.approx(best_s, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_least_path_of_a_long_chain(seed):
+    instance = long_chain(seed, objective="path", allow_empty=seed % 2 == 1)
+    transfer_s = instance.reference_transfer_s
+    best_s = quadratic(instance, np.add, lambda cost, k: cost + transfer_s[k])
+    assert solve(instance, "hypsplit_dp").objective_s == pytest.approx(best_s, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_p0_of_a_long_chain_is_the_best_over_largest_stages(seed):
+    """For every value that a stage can take: least transfers with no stage above it."""
+    instance = long_chain(seed, n_blocks=24, n_tiers=3, objective="p0")
+    table, transfer_s = stage_table(instance, StageRule.FASTEST), instance.reference_transfer_s
+    best_s = math.inf
+    for limit in np.unique(table[np.isfinite(table)]):
+        best = np.full(instance.n_blocks + 1, np.inf)
+        best[0] = 0
+        for k in range(instance.n_tiers):
+            best = (best[:, None] + np.where(table[k] <= limit, 0, np.inf)).min(axis=0)
+            if k < instance.n_tiers - 1:
+                best = best + transfer_s[k]
+        best_s = min(best_s, limit + best[-1])
+    assert solve(instance, "hypsplit_dp").objective_s == pytest.approx(best_s, rel=1e-12)
+
+
+def test_the_frontier_of_a_long_chain_has_both_optima_at_its_ends():
+    instance = long_chain(3)
+    points = pareto_frontier(instance)
+    for objective, value in (
+        ("bottleneck", points[0].bottleneck_s),
+        ("path", points[-1].path_s),
+    ):
+        best_s = solve(instance.replace(objective=objective), "hypsplit_dp").objective_s
+        assert value == pytest.approx(best_s, rel=1e-12)
+    assert all(a.bottleneck_s < b.bottleneck_s for a, b in itertools.pairwise(points))
+    assert all(a.path_s > b.path_s for a, b in itertools.pairwise(points))
+    for point in points:
+        assert not check(instance, point.partition)
+        assert point.bottleneck_s == bottleneck_s(instance, point.partition)
+        assert point.path_s == path_s(instance, point.partition)
+
+
+@pytest.mark.parametrize("rule", ["pooled", "fastest", "slowest"])
+def test_the_kernel_and_the_table_take_stages_as_evaluation_does(rule):
+    from hypsolve.kernels import split
+
+    warm("split")
+    instance = long_chain(5, n_blocks=30, stage_rule=rule)
+    table, chain = stage_table(instance), chain_of(instance)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        k = int(rng.integers(instance.n_tiers))
+        i, j = sorted(rng.integers(0, 31, 2).tolist())
+        want = stage_s(instance, k, i, j)
+        reachable = (i == 0 if k == 0 else True) and (j == 30 if k == 4 else True)
+        if i < j and reachable:
+            assert table[k, i, j] == pytest.approx(want, rel=1e-13)
+        cuts = np.array([0] * (k + 1) + [j] * (instance.n_tiers - k))
+        cuts[k] = i
+        whole = max(
+            stage_s(instance, t, cuts[t], cuts[t + 1])
+            + (instance.reference_link_s[t, cuts[t + 1]] if t < instance.n_tiers - 1 else 0)
+            for t in range(instance.n_tiers)
+        )
+        assert split.bottleneck_s(chain, cuts) == pytest.approx(whole, rel=1e-13)
+
+
+def test_infeasible_names_need_capacity_and_shortfall_of_each_tier():
+    instance = Instance.from_tables(np.ones((1, 1, 4)), [5, 5, 5, 5], [[(0, 7)], [(0, 11)]])
+    result = solve(instance, "hypsplit_dp")
+    assert result.status is Status.INFEASIBLE
+    assert result.partition is None
+    assert result.objective_s == result.bound_s == math.inf
+    assert "reach block 3 of 4" in result.message
+    assert "'tier-0': blocks 0:1 need 5 of the 7 bytes" in result.message
+    assert "block 1 would make it 10, 3 too many" in result.message
+    assert "'tier-1': blocks 1:3 need 10 of the 11 bytes" in result.message
+    assert "block 3 would make it 15, 4 too many" in result.message
+
+
+def test_infeasible_by_rules_alone_says_so():
+    instance = Instance.from_tables(np.ones((1, 1, 2)), [0, 0], [[(0, 1)]] * 3)
+    result = solve(instance, "hypsplit_dp")
+    assert result.status is Status.INFEASIBLE
+    assert "memory alone would do" in result.message
+
+
+def test_even_split_gives_the_remainder_to_the_later_tiers():
+    instance = Instance.from_tables(np.ones((1, 1, 11)), np.zeros(11), [[(0, 1)]] * 4)
+    assert solve(instance, "even_split").partition == Partition((0, 2, 5, 8, 11))
+
+
+def test_a_split_that_does_not_fit_is_counted_not_repaired():
+    instance = Instance.from_tables(np.ones((1, 1, 4)), np.ones(4), [[(0, 1)], [(0, 9)]])
+    result = solve(instance, "gpipe")
+    assert result.status is Status.INFEASIBLE
+    assert result.bound_s == 0  # nothing is proved
+    assert "memory" in result.message
+    assert solve(instance, "hypsplit_dp").partition == Partition((0, 1, 4))
+
+
+def test_proportional_splits_follow_memory_and_speed():
+    tables = np.ones((1, 2, 12)) * [[[1.0], [3.0]]]
+    instance = Instance.from_tables(tables, np.ones(12), [[(0, 6)], [(1, 18)]])
+    assert solve(instance, "memory_proportional").partition == Partition((0, 3, 12))
+    assert solve(instance, "speed_proportional").status is Status.INFEASIBLE  # 9 blocks in 6
+    roomy = Instance.from_tables(tables, np.ones(12), [[(0, 60)], [(1, 60)]])
+    assert solve(roomy, "speed_proportional").partition == Partition((0, 9, 12))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_block_partition_keeps_its_theorem(seed):
+    """Barany and Grinberg: sums differ by at most the spread, each scaled weight below 1."""
+    rng = np.random.default_rng(seed)
+    weights = rng.uniform(1, 4, rng.integers(4, 40))
+    n_parts = int(rng.integers(1, 5))
+    cuts = block_partition(weights, n_parts)
+    assert cuts[0] == 0
+    assert cuts[-1] == len(weights)
+    scaled = (weights - weights.min()) / (weights.max() - weights.min())
+    sums = [scaled[i:j].sum() for i, j in itertools.pairwise(cuts)]
+    assert max(sums) - min(sums) <= 1 + 1e-9
+
+
+def test_hypsplit_refuses_what_it_does_not_minimise():
+    from hypsolve.solvers.hypsplit import hypsplit_dp
+
+    instance = Instance.from_tables(
+        np.ones((1, 1, 2)), [0, 0], [[(0, 1)]] * 2, objective=Objective.MAKESPAN
+    )
+    with pytest.raises(ValueError, match=r"hypsplit_dp: objective must be .* got makespan"):
+        hypsplit_dp(instance, time_limit_s=1.0, seed=0)

@@ -1,0 +1,202 @@
+"""The front door: what it refuses from a method, what it passes on, and what a Result shows."""
+
+import json
+import math
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+import hypsolve
+from hypsolve import (
+    Certificate,
+    Instance,
+    Outcome,
+    Partition,
+    Schedule,
+    Status,
+    schedule,
+    solve,
+)
+
+mpl.use("Agg")
+
+
+@pytest.fixture
+def instance():
+    return Instance.from_tables(
+        [[[1.0, 2, 3]], [[2.0, 4, 6]]],
+        [1, 1, 1],
+        [[(0, 9)], [(0, 9), (0, 9)]],
+        arrival_s=[0, 1],
+        objective="mean_latency",
+        name="two requests",
+    )
+
+
+def claims(**fields):
+    def method(instance, *, time_limit_s, seed):
+        return Outcome(**fields)
+
+    return method
+
+
+CUTS = Partition((0, 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"status": Status.OPTIMAL}, "claims optimal but returns no partition"),
+        ({"status": Status.UNKNOWN, "partition": CUTS}, "claims unknown but returns a"),
+        (
+            {"status": Status.FEASIBLE, "partition": CUTS, "bound_s": 99.0},
+            "below its own bound",
+        ),
+        ({"status": Status.FEASIBLE, "bound_s": math.nan, "partition": CUTS}, "bound of nan"),
+        ({"status": Status.OPTIMAL, "partition": CUTS, "bound_s": 1.0}, "optimal with a gap"),
+        (
+            {"status": Status.FEASIBLE, "partition": Partition((0, 3, 3))},
+            "breaks a rule: blocks",
+        ),
+    ],
+)
+def test_a_method_that_lies_is_found_out(instance, fields, match):
+    with pytest.raises(RuntimeError, match=match):
+        solve(instance.replace(objective="bottleneck"), claims(**fields))
+
+
+def test_a_schedule_that_overlaps_is_found_out(instance):
+    good = schedule(instance, CUTS)
+    bad = Schedule(good.node, good.start_s - 0.5, good.end_s - 0.5)
+    with pytest.raises(RuntimeError, match=r"breaks a rule: order: request 0 on tier 'tier-0'"):
+        solve(instance, claims(status=Status.FEASIBLE, partition=CUTS, schedule=bad))
+
+
+def test_a_scheduled_objective_needs_a_schedule(instance):
+    with pytest.raises(ValueError, match="mean_latency needs a schedule, got None"):
+        solve(instance, claims(status=Status.FEASIBLE, partition=CUTS))
+
+
+def test_a_method_must_return_an_outcome(instance):
+    with pytest.raises(TypeError, match="must return an Outcome, got None"):
+        solve(instance, lambda instance, *, time_limit_s, seed: None)
+
+
+def test_users_own_method_and_policy(instance):
+    def last_node(state, request):
+        return int(state.nodes[-1])
+
+    result = solve(instance, "even_split", policy=last_node)
+    assert result.schedule.node[:, 1].tolist() == [1, 1]
+    own = solve(
+        instance,
+        claims(status=Status.FEASIBLE, partition=CUTS, schedule=schedule(instance, CUTS)),
+    )
+    assert own.method == "method"
+    assert own.objective_s == solve(instance, "even_split").objective_s
+
+
+def test_partition_objective_is_passed_on(instance):
+    pathwise = solve(instance, "hypsplit_dp", partition_objective="path")
+    direct = solve(instance.replace(objective="path"), "hypsplit_dp")
+    assert pathwise.partition == direct.partition
+    assert "path" in pathwise.message
+
+
+def test_slowest_may_be_infeasible_for_stage_1_only():
+    """The bottleneck asks every node to fit, a schedule one of them: nothing is proved."""
+    instance = Instance.from_tables(
+        np.ones((1, 1, 2)), [5, 5], [[(0, 5), (0, 1)], [(0, 5)]],
+        objective="makespan", stage_rule="slowest",
+    )  # fmt: skip
+    result = solve(instance, "hyperion")
+    assert result.status is Status.UNKNOWN
+    assert result.bound_s == 0
+    assert result.certificate is None
+    assert solve(instance, "joint_cpsat", time_limit_s=20).objective_s == pytest.approx(2)
+
+
+@pytest.mark.parametrize("method", ["hypsplit_dp", "partition_highs", "joint_cpsat"])
+def test_a_wrong_option_lists_the_right_ones(instance, method):
+    if method != "joint_cpsat":
+        instance = instance.replace(objective="bottleneck")
+    takes = "on_improve, warm_start, workers" if method == "joint_cpsat" else "none"
+    with pytest.raises(
+        TypeError, match=f"{method}: unknown option 'threads'; it takes {takes}"
+    ):
+        solve(instance, method, threads=2)
+
+
+def test_a_result_prints_as_something_a_person_can_read(instance):
+    text = str(solve(instance, "hyperion"))
+    assert text.startswith("hyperion on two requests\n")
+    assert "mean_latency" in text
+    assert "bound      none proved" in text
+    assert "requests per node" in text
+    proved = str(solve(instance.replace(objective="bottleneck"), "hypsplit_dp"))
+    assert "gap 0.000%" in proved
+    nothing = solve(Instance.from_tables([[[1.0]]], [2], [[(0, 1)]]), "hypsplit_dp")
+    assert "infeasible" in str(nothing)
+
+
+def test_extrapolated_costs_are_marked_in_every_output(instance):
+    result = solve(instance.replace(extrapolated=True), "hyperion")
+    assert "extrapolated" in str(result)
+    assert result.to_dict()["extrapolated"] is True
+    assert result.to_frame()["extrapolated"].all()
+    assert "extrapolated" in result.plot_gantt().get_title()
+    assert "extrapolated" not in str(solve(instance, "hyperion"))
+
+
+def test_to_dict_is_json_and_complete(instance):
+    for objective in ("mean_latency", "bottleneck"):
+        result = solve(instance.replace(objective=objective), "hyperion")
+        plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+        assert plain["cuts"] == list(result.partition.cuts)
+        assert plain["objective_s"] == result.objective_s
+        assert np.array_equal(plain["schedule"]["node"], result.schedule.node)
+        assert (plain["certificate"] is None) == (result.certificate is None)
+    empty = solve(Instance.from_tables([[[1.0]]], [2], [[(0, 1)]]), "hypsplit_dp").to_dict()
+    assert empty["objective_s"] is None
+    assert empty["certificate"]["kind"] == "infeasible"
+
+
+def test_to_frame_has_a_row_per_visit(instance):
+    frame = solve(instance, "hyperion").to_frame()
+    assert len(frame) == 4
+    assert (frame.end_s > frame.start_s).all()
+    assert (frame.start_s >= frame.arrival_s).all()
+    assert set(frame.node) <= set(instance.node_names)
+    result = solve(instance.replace(objective="path"), "hypsplit_dp")
+    assert result.to_frame().end_block.tolist() == list(result.partition.cuts[1:])
+    infeasible = solve(Instance.from_tables([[[1.0]]], [2], [[(0, 1)]]), "hypsplit_dp")
+    with pytest.raises(ValueError, match=r"no solution to tabulate \(infeasible\)"):
+        infeasible.to_frame()
+
+
+def test_the_gantt_chart_has_a_bar_per_visit(instance):
+    result = solve(instance, "hyperion")
+    ax = result.plot_gantt()
+    assert len(ax.patches) == 4
+    assert sorted(p.get_width() for p in ax.patches) == pytest.approx([1, 2, 5, 10])
+    mpl.pyplot.close("all")
+    with pytest.raises(ValueError, match="no schedule to draw"):
+        solve(instance.replace(objective="path"), "hypsplit_dp").plot_gantt()
+
+
+def test_public_names_are_there_and_documented():
+    for name in hypsolve.__all__:
+        thing = getattr(hypsolve, name)
+        assert getattr(thing, "__doc__", None) or isinstance(thing, dict), name
+
+
+def test_a_certificate_of_another_instance_is_refuted(instance):
+    easy = instance.replace(objective="bottleneck")
+    certificate = solve(easy, "hypsplit_dp").certificate
+    assert hypsolve.verify_certificate(easy, certificate) == []
+    slower = easy.replace(reference_kind_s=easy.reference_kind_s * 2)
+    assert hypsolve.verify_certificate(slower, certificate)
+    assert hypsolve.verify_certificate(
+        easy, Certificate(kind="infeasible", value_s=math.inf, bound_s=math.inf)
+    )
