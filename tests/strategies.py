@@ -40,6 +40,7 @@ def arguments(
     min_tiers=1,
     min_requests=1,
     limits=True,
+    links=True,
     memory=True,
     seconds=SECONDS,
     wide=False,
@@ -68,7 +69,7 @@ def arguments(
         "link_cost": draw(st.sampled_from(("occupancy", "full"))),
         "arrival_s": draw(table(SECONDS, n_requests)),
     }
-    if n_links and draw(st.booleans()):
+    if n_links and (links == "always" or draw(st.booleans())):
         transfer = draw(rows(SECONDS, n_requests, n_links, n_blocks + 1))
         given["transfer_s"] = transfer
         if draw(
@@ -86,13 +87,13 @@ def arguments(
         given["tied_bytes"] = min(block_bytes[0], block_bytes[-1]) * draw(
             st.sampled_from([0.5, 1])
         )
-    if limits and draw(st.integers(0, 3)) == 0:
+    if limits == "always" or (limits and draw(st.integers(0, 3)) == 0):
         given["pinned"] = draw(
             st.dictionaries(
                 st.integers(0, n_blocks - 1), st.integers(0, n_tiers - 1), max_size=2
             )
         )
-    if limits and draw(st.integers(0, 3)) == 0:
+    if limits == "always" or (limits and draw(st.integers(0, 3)) == 0):
         spans = draw(
             st.lists(
                 st.tuples(st.integers(0, n_blocks), st.integers(0, n_blocks)).map(sorted),
@@ -101,7 +102,7 @@ def arguments(
             )
         )
         given["least_blocks"] = [low // 4 for low, _ in spans]
-        given["most_blocks"] = [max(high, 1) for _, high in spans]
+        given["most_blocks"] = [max(high - high // 3, 1) for _, high in spans]
     if wide:  # the same problem in other units
         scale = 2.0 ** draw(st.integers(-40, 40))
         for field in (

@@ -1,0 +1,31 @@
+"""Frozen instances against what is known of them: nothing new beats an old bound."""
+
+import math
+
+import pytest
+
+from hypsolve import METHODS, Objective, Status, solve
+from instances import freeze
+
+QUICK = [name for name, method in METHODS.items() if not name.startswith(("part", "joint"))]
+
+
+@pytest.mark.parametrize("name", freeze.frozen())
+@pytest.mark.parametrize("method", QUICK)
+def test_no_method_beats_a_recorded_bound(name, method):
+    instance, known = freeze.load_frozen(name), freeze.index()[name]
+    result = solve(instance, method)
+    assert result.objective_s >= known["bound_s"] * (1 - 1e-6)
+    assert known["best_s"] >= result.bound_s * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("name", freeze.frozen())
+def test_hypsplit_dp_reaches_what_is_recorded(name):
+    instance, known = freeze.load_frozen(name), freeze.index()[name]
+    if instance.objective.is_scheduled:
+        assert 0 < known["bound_s"] <= known["best_s"] * (1 + 1e-6) < math.inf
+        return
+    result = solve(instance, "hypsplit_dp")
+    assert result.objective_s == pytest.approx(known["best_s"], rel=1e-9)
+    assert (result.status is Status.INFEASIBLE) == math.isinf(known["best_s"])
+    assert instance.objective in (Objective.BOTTLENECK, Objective.PATH, Objective.P0)
