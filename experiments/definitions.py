@@ -117,6 +117,25 @@ def _partition(
     )
 
 
+CHAINS = {34: "llama-3-8b", 42: "phi-3-medium"}  # the paper's models by number of blocks
+
+
+def _named(
+    network: str, calls: tuple[Call, ...], n_requests: int, objective: str,
+    **values: tuple[Any, ...],
+) -> Series:  # fmt: skip
+    """Both models, whole, on a named network."""
+
+    def build(n_blocks: int, seed: int) -> Instance:
+        return scenario(
+            network, CHAINS[n_blocks], n_requests=n_requests, seed=seed, objective=objective
+        )
+
+    return Series(axis="blocks", build=build, values=values, calls=calls)
+
+
+BOTH = tuple(CHAINS)
+
 SWAPPED = (
     Call("even_split", {"policy": "hypsched_rt"}),
     Call("heft_split", {"policy": "hypsched_rt"}),
@@ -160,6 +179,20 @@ EXPERIMENTS: dict[str, Experiment] = {
                 axis="requests", build=_frontier, calls=HEURISTICS + JOINT,
                 values=_sizes((), (3, 5), (3, 5, 8, 10)),
             ),
+            **{
+                f"{network}, 4 requests": _named(
+                    network, HEURISTICS + JOINT, 4, "mean_latency",
+                    quick=(34,) if network == "mixed-rack" else (), default=BOTH, full=BOTH,
+                )
+                for network in ("campus", "mixed-rack")
+            },
+            **{
+                f"partition: {network}": _named(
+                    network, (HYPSPLIT, *SPLITS, *MILPS), 20, "bottleneck",
+                    quick=(), default=() if network == "factory" else BOTH, full=BOTH,
+                )
+                for network in ("campus", "mixed-rack", "branch-offices-wan", "factory")
+            },
             "partition: blocks": _partition(
                 5, (HYPSPLIT, *SPLITS, *MILPS), "n_blocks", "blocks", {},
                 quick=(16,), default=(16, 42, 84), full=(8, 16, 42, 84),

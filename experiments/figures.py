@@ -5,7 +5,7 @@ A frame is what `experiments.report.load` reads. A method has one colour and mar
 """
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -77,21 +77,69 @@ def _log_ticks(ax: Axes, values: Sequence[float]) -> None:
     ax.minorticks_off()
 
 
-def _lines(frame: pd.DataFrame, ax: Axes, column: str, scale: float = 1.0) -> None:
-    """Median over seeds against size, a line per method; a note counts missing answers."""
-    notes = []
-    for label, rows in frame.groupby("label", sort=False):
+def _lines(
+    frame: pd.DataFrame, ax: Axes, column: str, scale: float = 1.0, *, of_time: bool = False
+) -> None:
+    """Median over seeds against size, a line per method; a note counts what is not as it looks.
+
+    Lines get thinner and markers smaller in drawing order, so that of equal ones all are seen.
+    Hollow points (`of_time`): medians that are lower bounds, for runs were at the time limit.
+    """
+    known = list(_STYLE)
+    groups = sorted(  # rows come in the order in which runs ended
+        frame.groupby("label", sort=False),
+        key=lambda group: known.index(group[0]) if group[0] in known else len(known),
+    )
+    sizes = zip(
+        np.linspace(3.2, 1.0, len(groups)), np.linspace(10, 5, len(groups)), strict=True
+    )
+    missing, late = [], []
+    for (label, rows), (width, size) in zip(groups, sizes, strict=True):
+        style = _style(str(label))
         median = scale * rows.groupby("value")[column].median()
-        ax.plot(median.index, median, label=label, markersize=5, lw=1.3, **_style(str(label)))
-        missing = int((~np.isfinite(rows["objective_s"])).sum())
-        if missing:
-            notes.append(f"{label} {missing}/{len(rows)}")
-    if notes:
-        note = textwrap.fill(f"without answer: {', '.join(notes)}", 70)
+        ax.plot(median.index, median, label=label, markersize=size, lw=width, **style)
+        n_missing = int((~np.isfinite(rows["objective_s"])).sum())
+        if n_missing:
+            missing.append(f"{label} {n_missing}/{len(rows)}")
+        limited = report.at_limit(rows)
+        if of_time and limited.any():
+            late.append(f"{label} {limited.sum()}/{len(rows)}")
+            finished = rows[column].mask(limited, np.inf).groupby(rows["value"]).median()
+            open_ended = median[np.isinf(finished) & np.isfinite(median)]
+            if len(open_ended):
+                hollow = style | {"linestyle": "none", "markerfacecolor": "white"}
+                ax.plot(open_ended.index, open_ended, markersize=size, **hollow)
+    _notes(ax, {"without answer": missing, "hollow: at least, runs at the limit": late})
+    ax.legend(fontsize=7, frameon=False)
+
+
+def _notes(ax: Axes, notes: Mapping[str, Sequence[str]]) -> None:
+    """Say above the axes what does not show in them."""
+    texts = [f"{what}: {', '.join(methods)}" for what, methods in notes.items() if methods]
+    if texts:
+        note = "\n".join(textwrap.fill(text, 80) for text in texts)
         ax.annotate(
             note, (0, 1), (0, 3), "axes fraction", textcoords="offset points", fontsize=7
         )
-    ax.legend(fontsize=7, frameon=False)
+
+
+def _title(ax: Axes, frame: pd.DataFrame, *words: str) -> None:
+    """Write the words, and whether costs are extrapolated, above the notes."""
+    n_lines = sum(len(text.get_text().splitlines()) for text in ax.texts)
+    note = report.extrapolation(frame)
+    ax.set_title("; ".join(filter(None, [*words, note])), fontsize=9, pad=6 + 9 * n_lines)
+
+
+def _objectives(frame: pd.DataFrame) -> str:
+    return ", ".join(str(name).replace("_", " ") for name in frame["objective"].unique())
+
+
+def _instances_per_point(frame: pd.DataFrame) -> str:
+    n = frame.groupby(["series", "value"])["digest"].nunique()
+    if n.max() == 1:
+        return "1 instance a point"
+    least = f"{n.min()} to " if n.min() < n.max() else ""
+    return f"median of {least}{n.max()} instances a point"
 
 
 def gap_against_size(frame: pd.DataFrame, ax: Axes) -> Axes:
@@ -127,6 +175,8 @@ def gap_distribution(frame: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.invert_yaxis()
     ax.set_xlabel("gap to best bound (%)")
+    n_instances = f"{frame['digest'].nunique()} instances, bars are medians"
+    _title(ax, frame, _objectives(frame), n_instances)
     _clean(ax).grid(axis="y", visible=False)
     ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
     return ax
@@ -134,7 +184,7 @@ def gap_distribution(frame: pd.DataFrame, ax: Axes) -> Axes:
 
 def solve_time_against_size(frame: pd.DataFrame, ax: Axes) -> Axes:
     """Seconds of each method against instance size, one series; median over seeds."""
-    _lines(report.with_best_bound(frame), ax, "solve_time_s")
+    _lines(report.with_best_bound(frame), ax, "solve_time_s", of_time=True)
     ax.set_yscale("log")
     _size_axis(frame, ax)
     ax.set_ylabel("solve time (s)")
@@ -144,7 +194,7 @@ def solve_time_against_size(frame: pd.DataFrame, ax: Axes) -> Axes:
 def time_ratio(frame: pd.DataFrame, ax: Axes) -> Axes:
     """Solve time over HypSplit-DP's on the same instance, one series; median over seeds."""
     table = report.relative_to(frame, "solve_time_s", "hypsplit_dp")
-    _lines(table, ax, "ratio")
+    _lines(table, ax, "ratio", of_time=True)
     ax.set_yscale("log")
     _size_axis(frame, ax)
     ax.set_ylabel("solve time / HypSplit-DP's")
@@ -182,6 +232,13 @@ def latency_ratio(frame: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlabel("mean latency / Hyperion's")
     ax.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    n_answers = table["ratio"].notna().groupby([table["series"], table["label"]]).sum()
+    n_lines = -(-len(labels) // 3)  # of the legend
+    words = [
+        f"geometric mean of at most {n_answers.max()} runs a point",
+        report.extrapolation(frame),
+    ]
+    ax.set_title("; ".join(filter(None, words)), fontsize=9, pad=10 + 13 * n_lines)
     _clean(ax).grid(axis="y", visible=False)
     ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
     return ax
@@ -190,14 +247,20 @@ def latency_ratio(frame: pd.DataFrame, ax: Axes) -> Axes:
 def speed_table(frame: pd.DataFrame, ax: Axes) -> Axes:
     """What was timed, the target, what was measured, and whether it is met."""
     cells = [
-        [row.what, row.target, *(f"{x:.4g} {row.unit}" for x in (row.min, row.median)), row.met]
+        [
+            row.what,
+            row.target,
+            *(f"{x:.4g} {row.unit}" for x in (row.min, row.median)),
+            row.repeats,
+            row.met,
+        ]
         for row in frame.itertuples()
     ]
     ax.set_axis_off()
     table = ax.table(
         cells,
-        colLabels=["what", "target", "min", "median", "met"],
-        colWidths=[0.56, 0.12, 0.12, 0.12, 0.06],
+        colLabels=["what", "target", "min", "median", "repeats", "met"],
+        colWidths=[0.52, 0.11, 0.11, 0.11, 0.07, 0.06],
         cellLoc="left",
         loc="center",
     )
@@ -269,7 +332,12 @@ def panels(frame: pd.DataFrame, draw: Callable[[pd.DataFrame, Axes], Axes]) -> F
         ax.set_visible(False)
     entries = {}
     for name, ax in zip(names, axes.flat, strict=False):
-        draw(frame[frame["series"] == name], ax).set_title(name, fontsize=10, pad=16)
+        rows = frame[frame["series"] == name]
+        draw(rows, ax)
+        if "digest" in rows:
+            _title(ax, rows, f"{_objectives(rows)}, {name}", _instances_per_point(rows))
+        else:
+            _title(ax, rows, name)
         entries.update(dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True)))
         ax.get_legend().remove()  # one for all panels
     figure.legend(

@@ -48,10 +48,11 @@ class Progress:
             self._task = self._bar.add_task(name, total=n_runs, completed=self.n_done, left="")
 
     def __enter__(self) -> "Progress":
+        if self.n_done:
+            found = f"{self.n_done} of {self.n_runs} runs found"
+            print(f"{self.name}: {found}, going on with the others", flush=True)
         if self._bar is not None:
             self._bar.start()
-        elif self.n_done:
-            print(f"{self.name}: goes on after {self.n_done} of {self.n_runs} runs", flush=True)
         return self
 
     def __exit__(

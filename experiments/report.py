@@ -87,24 +87,63 @@ def with_best_bound(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def at_limit(frame: pd.DataFrame) -> pd.Series:
+    """Which runs ended at the time limit, or without an answer, before they proved anything.
+
+    To finish they would have taken longer: their time is a lower bound.
+    """
+    unproved = ~frame["status"].isin(["optimal", "infeasible"])
+    late = frame["solve_time_s"] >= 0.95 * frame["time_limit_s"]
+    return unproved & (late | (frame["status"] == "unknown"))
+
+
 def relative_to(frame: pd.DataFrame, column: str, reference: str) -> pd.DataFrame:
     """Add ``ratio``: `column` over that of the method `reference` on the same instance.
 
-    Rows without an answer keep a ratio of nan; nothing is dropped.
+    A time counts whether or not an answer was found, and is a lower bound where ``at_limit``,
+    also added, says so. An objective needs an answer of both: else the ratio is nan. Nothing
+    is dropped.
     """
-    answered = np.isfinite(frame["objective_s"])
-    of_reference = frame[answered & (frame["method"] == reference) & (frame["options"] == "{}")]
+    counts = np.isfinite(frame[column])
+    of_reference = frame[counts & (frame["method"] == reference) & (frame["options"] == "{}")]
     base = frame["digest"].map(of_reference.groupby("digest")[column].median())
-    ratio = (frame[column] / base).where(answered)
     calls = zip(frame["method"], frame["options"], strict=True)
     return frame.assign(
-        ratio=ratio, label=[label(method, options) for method, options in calls]
+        ratio=(frame[column] / base).where(counts),
+        at_limit=at_limit(frame),
+        label=[label(method, options) for method, options in calls],
     )
+
+
+def median_in_words(ratios: pd.Series, at_limit: pd.Series) -> str:
+    """Median, after ``>`` if runs at the limit, had they been let finish, could raise it."""
+    return _bound_in_words(
+        ratios.median(), ratios.mask(at_limit & ratios.notna(), np.inf).median()
+    )
+
+
+def largest_in_words(ratios: pd.Series, at_limit: pd.Series) -> str:
+    """Largest, after ``>`` if any run was at the limit."""
+    return _bound_in_words(ratios.max(), ratios.mask(at_limit & ratios.notna(), np.inf).max())
+
+
+def _bound_in_words(least: float, most: float) -> str:
+    if np.isnan(least):
+        return "-"
+    return ("> " if most > least else "") + (
+        f"{least:,.0f}" if least >= 1000 else f"{least:.4g}"
+    )
+
+
+def extrapolation(frame: pd.DataFrame) -> str:
+    """A note if the costs of any run go beyond what was measured, else nothing."""
+    n = int(frame["extrapolated"].sum()) if "extrapolated" in frame else 0
+    return f"{n} of {len(frame)} runs with extrapolated costs" if n else ""
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per method: how often it answered, its gaps to the best bound, its times."""
-    table = with_best_bound(frame)
+    table = with_best_bound(frame).assign(at_limit=at_limit(frame))
     groups = table.groupby(table["label"].rename("method"), sort=False)
     return pd.DataFrame(
         {
@@ -112,6 +151,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             "answered": groups["objective_s"].agg(lambda s: int(np.isfinite(s).sum())),
             "optimal": groups["status"].agg(lambda s: int((s == "optimal").sum())),
             "infeasible": groups["status"].agg(lambda s: int((s == "infeasible").sum())),
+            "at the limit": groups["at_limit"].sum(),
             "median gap": groups["best_gap"].median(),
             "largest gap": groups["best_gap"].max(),
             "median time": groups["solve_time_s"].median(),
@@ -136,7 +176,19 @@ def percent(value: float) -> str:
 
 
 def tables(experiment: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What a sweep prints of an experiment: title -> table of texts, a row per method."""
+    """What a sweep prints of an experiment: title -> table of texts, a row per method.
+
+    The title says so where costs are extrapolated; ``>`` marks a lower bound, for runs at the
+    time limit would have taken longer.
+    """
+    note = extrapolation(frame)
+    return {
+        f"{title} ({note})" if note else title: table
+        for title, table in _tables(experiment, frame).items()
+    }
+
+
+def _tables(experiment: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     if experiment == "speed":
         return {"speed": _speed_table(frame)}
     if experiment == "calibration_points":
@@ -146,7 +198,11 @@ def tables(experiment: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
             "calibration: mean absolute error of predicted block times": _error_table(frame)
         }
     if experiment == "latency":
-        return {"mean latency relative to Hyperion's on the same instance": _ratio_table(frame)}
+        return {
+            "mean latency relative to Hyperion's, where both have an answer": _ratio_table(
+                frame
+            )
+        }
     if experiment == "solve_time":
         return {"partition: time relative to HypSplit-DP's": _time_table(frame)}
     of_partition = frame["series"].str.startswith("partition")
@@ -181,11 +237,14 @@ def _error_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _time_table(frame: pd.DataFrame) -> pd.DataFrame:
-    ratios = relative_to(frame, "solve_time_s", "hypsplit_dp").groupby("label")["ratio"]
-    table = summary(frame).drop(columns=["infeasible"])
-    return _in_words(
-        table.assign(**{"median ratio": ratios.median(), "largest ratio": ratios.max()})
-    )
+    table = _in_words(summary(frame).drop(columns=["infeasible"]))
+    runs = relative_to(frame, "solve_time_s", "hypsplit_dp").groupby("label")
+    for name, in_words in (
+        ("median ratio", median_in_words),
+        ("largest ratio", largest_in_words),
+    ):
+        table[name] = pd.Series({key: in_words(g["ratio"], g["at_limit"]) for key, g in runs})
+    return table
 
 
 def _ratio_table(frame: pd.DataFrame) -> pd.DataFrame:

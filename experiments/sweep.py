@@ -109,7 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sweep(options: argparse.Namespace, names: Sequence[str], command: str) -> int:
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise OSError(f"--out must be a folder, got {str(options.out)!r}") from None
     session = provenance(command)
     for name in names:
         if name == "calibration":

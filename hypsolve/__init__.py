@@ -19,15 +19,14 @@ from hypsolve.deployment import (
 from hypsolve.dispatch import POLICIES, schedule
 from hypsolve.dispatcher import Dispatcher
 from hypsolve.evaluation import check, evaluate
-from hypsolve.io import load, read_chains, read_hybrid_flow_shop, save
+from hypsolve.io import load, save
 from hypsolve.problem import Instance, LinkCost, Objective, StageRule
+from hypsolve.readers import read_chains, read_hybrid_flow_shop
 from hypsolve.result import Result
 from hypsolve.solution import Certificate, Outcome, Partition, Schedule, Status, Violation
 from hypsolve.solve import METHODS, Method, solve
+from hypsolve.solvers.formulation import write_formulation
 from hypsolve.solvers.hypsplit import ParetoPoint, pareto_frontier
-from hypsolve.solvers.later import Later
-
-write_formulation = Later("hypsolve.solvers.formulation", "write_formulation")
 
 __all__ = [
     "METHODS",

@@ -7,6 +7,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
+from hypsolve import validation as valid
 from hypsolve.problem import Instance
 from hypsolve.solution import Certificate
 
@@ -36,6 +37,8 @@ def verify_certificate(instance: Instance, certificate: Certificate) -> list[str
     takes more time or memory, so if any start will do, the largest that allows enough blocks
     will, unless it leaves too few blocks, and then so does every smaller one too many.
     """
+    valid.of_type("verify_certificate", "instance", instance, Instance)
+    valid.of_type("verify_certificate", "certificate", certificate, Certificate)
     if certificate.kind not in ("bottleneck", "infeasible"):
         return [f"certificate: kind must be bottleneck or infeasible, got {certificate.kind!r}"]
     chain = _Chain(instance)
@@ -71,8 +74,8 @@ class _Chain:
         sizes: list[float] = instance.block_bytes.tolist()
         self.held = _running([Fraction(size) for size in sizes])
         self.tied = Fraction(instance.tied_bytes)
-        whole = all(size.is_integer() for size in sizes)
-        grace = Fraction(1) if whole else 1 + ROUNDING
+        exact = all(size.is_integer() for size in sizes) and sum(sizes) <= 2**53
+        grace = Fraction(1) if exact else 1 + ROUNDING
         self.nodes: list[list[tuple[int, Fraction]]] = [[] for _ in range(self.n_tiers)]
         for tier, kind, size in zip(
             instance.node_tier.tolist(),

@@ -5,12 +5,15 @@ attention; one block and step takes ``t0_s + max(flops / flops_per_s, bytes / by
 where bytes are streamed weights + KV cache read + activations.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hypsolve import validation as valid
 from hypsolve.deployment import Block, CostModel, Deployment, GpuProfile, Link, Model
 from hypsolve.problem import Instance, LinkCost, Objective, StageRule
 
@@ -176,6 +179,7 @@ def to_instance(
         Nodes with equal GPU profiles share a class; blocks are stored by kind, so that a
         million requests fit in memory.
     """
+    valid.of_type("to_instance", "deployment", deployment, Deployment)
     model, network, requests = deployment.model, deployment.network, deployment.requests
     prompt, output = requests.prompt_tokens, requests.output_tokens
     if (prompt == prompt[0]).all() and (output == output[0]).all():

@@ -101,7 +101,8 @@ class Model:
     """An LLM as a chain of blocks.
 
     ``tied_bytes`` are counted once, not twice, where one stage holds all blocks (an embedding
-    table that is also the head). ``extrapolated`` marks costs beyond what was measured.
+    table that is also the head). ``extrapolated`` marks costs beyond what was measured;
+    ``source`` says where the shape comes from.
     """
 
     name: str
@@ -109,17 +110,11 @@ class Model:
     input_bytes_per_token: int = 4  # token ids
     tied_bytes: int = 0
     extrapolated: bool = False
+    source: str = ""
 
     def __post_init__(self) -> None:
         owner = f"model {valid.text('model', 'name', self.name)!r}"
-        if not isinstance(self.blocks, tuple) or not all(
-            isinstance(b, Block) for b in self.blocks
-        ):
-            raise TypeError(
-                f"{owner}: blocks must be a tuple of Block, got {self.blocks!r:.60}"
-            )
-        if not self.blocks:
-            raise ValueError(f"{owner}: blocks must hold at least one block, got none")
+        object.__setattr__(self, "blocks", valid.some(owner, "blocks", self.blocks, Block))
         valid.whole(owner, "input_bytes_per_token", self.input_bytes_per_token)
         valid.whole(owner, "tied_bytes", self.tied_bytes)
         valid.flag(owner, "extrapolated", self.extrapolated)
@@ -199,8 +194,7 @@ class Node:
 
     def __post_init__(self) -> None:
         owner = f"node {valid.text('node', 'name', self.name)!r}"
-        if not isinstance(self.gpu, GpuProfile):
-            raise TypeError(f"{owner}: gpu must be a GpuProfile, got {self.gpu!r}")
+        valid.of_type(owner, "gpu", self.gpu, GpuProfile, " (hypsolve.gpu(name) gives one)")
         if self.memory_bytes is not None:
             valid.real(owner, "memory_bytes", self.memory_bytes, strict=True)
         reserved = valid.real(owner, "reserved_bytes", self.reserved_bytes)
@@ -228,14 +222,9 @@ class Tier:
 
     def __post_init__(self) -> None:
         owner = f"tier {valid.text('tier', 'name', self.name)!r}"
-        if not isinstance(self.nodes, tuple) or not all(
-            isinstance(n, Node) for n in self.nodes
-        ):
-            raise TypeError(f"{owner}: nodes must be a tuple of Node, got {self.nodes!r:.60}")
-        if not self.nodes:
-            raise ValueError(f"{owner}: nodes must hold at least one node, got none")
+        object.__setattr__(self, "nodes", valid.some(owner, "nodes", self.nodes, Node))
         if self.link is not None and not isinstance(self.link, Link):
-            raise TypeError(f"{owner}: link must be a Link or None, got {self.link!r}")
+            raise TypeError(f"{owner}: link must be a Link or None, got {self.link!r:.60}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,12 +236,7 @@ class Network:
 
     def __post_init__(self) -> None:
         owner = f"network {valid.text('network', 'name', self.name)!r}"
-        if not isinstance(self.tiers, tuple) or not all(
-            isinstance(t, Tier) for t in self.tiers
-        ):
-            raise TypeError(f"{owner}: tiers must be a tuple of Tier, got {self.tiers!r:.60}")
-        if not self.tiers:
-            raise ValueError(f"{owner}: tiers must hold at least one tier, got none")
+        object.__setattr__(self, "tiers", valid.some(owner, "tiers", self.tiers, Tier))
         for tier in self.tiers[:-1]:
             if tier.link is None:
                 raise ValueError(f"{owner}: tier {tier.name!r} needs a link to the next tier")
@@ -321,7 +305,7 @@ class Requests:
         return len(self.arrival_s)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Deployment:
     """A model on a network under requests: what `hypsolve.costs.to_instance` compiles.
 
@@ -336,12 +320,10 @@ class Deployment:
     max_resident_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for field, kind in (("model", Model), ("network", Network), ("requests", Requests)):
-            if not isinstance(getattr(self, field), kind):
-                raise TypeError(
-                    f"deployment: {field} must be a {kind.__name__},"
-                    f" got {getattr(self, field)!r:.60}"
-                )
+        by_name = " (hypsolve.model(name) gives one)"
+        valid.of_type("deployment", "model", self.model, Model, by_name)
+        valid.of_type("deployment", "network", self.network, Network)
+        valid.of_type("deployment", "requests", self.requests, Requests)
         cost_model = valid.one_of("deployment", "cost_model", self.cost_model, CostModel)
         object.__setattr__(self, "cost_model", cost_model)
         longest = int((self.requests.prompt_tokens + self.requests.output_tokens).max())
@@ -354,3 +336,9 @@ class Deployment:
                 f"deployment: max_resident_tokens must be at least {longest}, the longest"
                 f" request's prompt + output, got {self.max_resident_tokens}"
             )
+
+    def __repr__(self) -> str:
+        return (
+            f"<Deployment of {self.model.name} on {self.network.name},"
+            f" {len(self.requests)} requests, cost model {self.cost_model}>"
+        )

@@ -98,8 +98,10 @@ class Dispatcher:
 
     def add(self, node: Hashable, node_class: Hashable | None = None) -> None:
         """Let a node join, idle and with slowdown 1; without a class it is one of its own."""
-        if node is None or not isinstance(node, Hashable):
+        if node is None or not _is_hashable(node):
             raise TypeError(f"dispatcher: node must be hashable and not None, got {node!r}")
+        if not _is_hashable(node_class):
+            raise TypeError(f"dispatcher: node_class must be hashable, got {node_class!r}")
         if node in self._nodes:
             raise ValueError(f"dispatcher: node must be new, got {node!r} again")
         kind = node if node_class is None else node_class
@@ -149,6 +151,8 @@ class Dispatcher:
         if among is None:
             self._drop_stale()
             candidates = [self._by_index[heap[0][1]] for heap in self._groups.values()]
+        elif isinstance(among, str) or not isinstance(among, Iterable):
+            raise TypeError(f"dispatcher: among must be an iterable of nodes, got {among!r}")
         else:
             candidates = [self._known(node) for node in among]
         if not candidates:
@@ -229,6 +233,14 @@ class Dispatcher:
     def _is_valid(self, entry: tuple[int, int, int]) -> bool:
         node = self._by_index.get(entry[1])
         return node is not None and node.stamp == entry[2]
+
+
+def _is_hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:  # also of a tuple that holds a list, which `Hashable` lets pass
+        return False
+    return True
 
 
 def _factor(step: int) -> float:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hypsolve import validation as valid
 from hypsolve.problem import Instance, Objective, StageRule
 from hypsolve.solution import Partition, Schedule, Violation
+from hypsolve.units import show_bytes
 
 Array = NDArray[np.float64]
 RELATIVE_ERROR = 1e-12  # what rounding may add between two orders of summation
@@ -32,8 +33,9 @@ def can_hold(instance: Instance, tier: int, first: int, end: int) -> NDArray[np.
 
 
 def memory_slack(instance: Instance) -> float:
-    """Whole bytes are compared exactly, others up to rounding."""
-    return 0.0 if not (instance.block_bytes % 1).any() else RELATIVE_ERROR
+    """Relative slack of memory limits: sums of whole bytes are exact, others rounded."""
+    exact = not (instance.block_bytes % 1).any() and instance.block_bytes.sum() <= 2**53
+    return 0.0 if exact else RELATIVE_ERROR
 
 
 def node_stage_s(instance: Instance, tier: int, first: int, end: int) -> Array:
@@ -196,13 +198,10 @@ def require_shape(
     instance: Instance, partition: Partition, schedule: Schedule | None = None
 ) -> None:
     """Raise ValueError unless the decision has the instance's tiers, blocks and requests."""
-    for name, value, kind in (
-        ("instance", instance, Instance),
-        ("partition", partition, Partition),
-        ("schedule", schedule, Schedule),
-    ):
-        if not isinstance(value, kind) and not (name == "schedule" and value is None):
-            raise TypeError(f"{name} must be a {kind.__name__}, got {value!r:.60}")
+    valid.of_type("decision", "instance", instance, Instance)
+    valid.of_type("decision", "partition", partition, Partition)
+    if schedule is not None:
+        valid.of_type("decision", "schedule", schedule, Schedule)
     if partition.n_tiers != instance.n_tiers or partition.cuts[-1] != instance.n_blocks:
         raise ValueError(
             f"partition: cuts must have {instance.n_tiers + 1} entries and end at"
@@ -254,9 +253,9 @@ def _check_partition(instance: Instance, partition: Partition) -> list[Violation
             found.append(
                 Violation(
                     "memory",
-                    f"{tier}: blocks {i}:{j} need {stage_bytes(instance, i, j):g} bytes, its"
-                    f" {'smallest' if all_must else 'largest'} node has"
-                    f" {_extreme(instance, k, all_must):g}",
+                    f"{tier}: blocks {i}:{j} need {show_bytes(stage_bytes(instance, i, j))},"
+                    f" its {'smallest' if all_must else 'largest'} node has"
+                    f" {show_bytes(_extreme(instance, k, all_must))}",
                 )
             )
     return found

@@ -1,5 +1,7 @@
 """What is given: `Instance`, the canonical arrays every solver reads, and the objective."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -47,7 +49,7 @@ class LinkCost(StrEnum):
     FULL = "full"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Instance:
     """The canonical arrays; make one with `from_tables`, `hypsolve.to_instance` or `load`.
 
@@ -123,14 +125,15 @@ class Instance:
         n_blocks = len(self._indices("block_kind", (None,), n_kinds))
         self._reals("block_bytes", (n_blocks,))
         self._set("tied_bytes", valid.real("instance", "tied_bytes", self.tied_bytes))
-        tier = self._indices("node_tier", (None,), None)
+        tier = self._indices("node_tier", (None,), np.size(self.node_tier))
         if not tier.size:
             raise ValueError("instance: tiers must hold at least one tier, got none")
-        n_tiers = int(tier[-1]) + 1
-        if not np.array_equal(np.unique(tier), np.arange(n_tiers)) or (np.diff(tier) < 0).any():
+        if tier[0] != 0 or not np.isin(np.diff(tier), (0, 1)).all():
             raise ValueError(
-                f"instance: node_tier must be sorted and name all tiers 0..{n_tiers - 1}"
+                "instance: node_tier must start at 0 and rise by 0 or 1 from node to node, got"
+                f" {tier.tolist()!s:.60}"
             )
+        n_tiers = int(tier[-1]) + 1
         self._indices("node_class", tier.shape, n_classes)
         self._reals("node_bytes", tier.shape)
         transfer_s = self._reals("transfer_kind_s", (None, n_tiers - 1, None))
@@ -178,6 +181,14 @@ class Instance:
                     f"instance: least_blocks[{k}] must be at most most_blocks[{k}] = {most},"
                     f" got {least}"
                 )
+        if self.transfer_kind_s.size:
+            canonical.check_occupancy(self.transfer_kind_s, self.occupancy_kind_s)
+        ends = [self.cut_min[0], self.cut_max[0], self.cut_min[-1], self.cut_max[-1]]
+        if ends != [0, 0, self.n_blocks, self.n_blocks]:
+            raise ValueError(
+                f"instance: cut_min and cut_max must start at 0 and end at {self.n_blocks},"
+                f" got {[int(end) for end in ends]}"
+            )
         # all blocks on one stage must not be smaller than all but one: memory is to be monotone
         shared = min(self.block_bytes[0], self.block_bytes[-1])
         if self.tied_bytes > shared:
@@ -202,6 +213,19 @@ class Instance:
         if not isinstance(self.name, str):
             raise TypeError(f"instance: name must be a string, got {self.name!r}")
 
+    def __repr__(self) -> str:
+        mark = ", extrapolated" if self.extrapolated else ""
+        return (
+            f"<Instance {self.name!r}: {self.n_requests} requests, {self.n_blocks} blocks,"
+            f" {self.n_tiers} tiers, {self.n_nodes} nodes, {self.objective}{mark}>"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Instance) and self.digest() == other.digest()
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
     def _set(self, field: str, value: Any) -> None:
         object.__setattr__(self, field, value)
 
@@ -212,13 +236,12 @@ class Instance:
         self._set(field, array)
         return array
 
-    def _indices(self, field: str, shape: tuple[int | None, ...], end: int | None) -> IntArray:
+    def _indices(self, field: str, shape: tuple[int | None, ...], end: int) -> IntArray:
         """Whole numbers in 0..end - 1."""
         real = valid.reals("instance", field, getattr(self, field), shape)
-        if (real % 1).any() or (end is not None and real.size and real.max() >= end):
-            rule = "" if end is None else f" below {end}"
+        if (real % 1).any() or (real.size and real.max() >= end):
             raise ValueError(
-                f"instance: {field} must hold whole numbers{rule}, got {real.max():g}"
+                f"instance: {field} must hold whole numbers below {end}, got {real.max():g}"
             )
         array = real.astype(np.int64)
         array.setflags(write=False)
@@ -287,8 +310,24 @@ class Instance:
         first, end = np.searchsorted(self.node_tier, (tier, tier + 1))
         return slice(int(first), int(end))
 
-    def replace(self, **changes: Any) -> "Instance":
-        """Copy with other fields, validated again."""
+    def replace(self, **changes: Any) -> Instance:
+        """Copy with other fields, validated again; also ``pinned`` and ``least_blocks``."""
+        size = self.n_tiers, self.n_blocks
+        if "pinned" in changes:
+            pins = canonical.cut_limits(changes.pop("pinned"), *size)
+            changes["cut_min"], changes["cut_max"] = pins
+        for limit, field, default in (
+            ("least_blocks", "least_given", 0),
+            ("most_blocks", "most_blocks", self.n_blocks),
+        ):
+            if limit in changes:
+                changes[field] = canonical.limits(limit, changes.pop(limit), *size, default)
+        fields = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in fields:
+                raise TypeError(
+                    f"instance: unknown field {name!r}; choose one of {', '.join(fields)}"
+                )
         return dataclasses.replace(self, **changes)
 
     def digest(self) -> str:
@@ -330,7 +369,7 @@ class Instance:
         most_blocks: Sequence[int] | None = None,
         tied_bytes: float = 0.0,
         name: str = "",
-    ) -> "Instance":
+    ) -> Instance:
         """Make an instance from a user's own numbers.
 
         The number of requests is the one length above 1 among `block_s`, `transfer_s`,
@@ -341,8 +380,8 @@ class Instance:
         block_s : array_like, shape (n_requests or 1, n_classes, n_blocks)
             Seconds of one block for one request on one node class, >= 0.
         block_bytes : array_like, shape (n_blocks,)
-            Memory of each block on a node; 0: no memory limit. Whole numbers are compared
-            exactly, others to rounding.
+            Memory of each block on a node; 0: no memory limit. Whole numbers, up to 2**53 in
+            all, are compared exactly, others to rounding.
         tiers : sequence of sequences of (class, memory_bytes)
             The nodes of each tier, request side first.
         transfer_s, occupancy_s : array_like, shape (n_requests or 1, n_tiers - 1, n_blocks + 1)
@@ -353,7 +392,8 @@ class Instance:
         reference_s : array_like, shape (n_classes, n_blocks)
             Seconds for the reference request; default: the mean over the requests.
         reference_transfer_s : array_like, shape (n_tiers - 1, n_blocks + 1)
-            The same for the transfers.
+            The same for the transfers. The part of it that keeps the link busy is the mean of
+            `occupancy_s`, or all of it where that is not given.
         objective : Objective or str
             ``bottleneck``, ``path``, ``p0``, ``mean_latency`` or ``makespan``.
         stage_rule : StageRule or str
@@ -437,7 +477,7 @@ class Instance:
         most_blocks: Sequence[int] | None = None,
         tied_bytes: float = 0.0,
         **fields: Any,
-    ) -> "Instance":
+    ) -> Instance:
         """Make an instance from tables stored by kind; as `from_tables` in all else.
 
         Kinds are numbered afresh in order of appearance, equal ones are merged, and a table
@@ -471,7 +511,6 @@ class Instance:
         kind_s, transfer, occupancy = map(
             canonical.one_row_if_equal, (kind_s, transfer, occupancy)
         )
-        canonical.check_occupancy(transfer, occupancy)
         block_kind, kinds = canonical.merge_kinds("block_kind", block_kind, kind_s, reference)
         cut_kind, cuts = canonical.merge_kinds(
             "cut_kind", cut_kind, transfer, occupancy, link_reference, busy_reference

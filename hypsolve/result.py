@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 from hypsolve import evaluation
 from hypsolve.problem import Instance
 from hypsolve.solution import Certificate, Partition, Schedule, Status
+from hypsolve.units import show_bytes, show_seconds
 
 if TYPE_CHECKING:
     import pandas
@@ -63,12 +65,13 @@ class Result:
             f"  status     {self.status}" + (f": {self.message}" if self.message else ""),
         ]
         if self.partition is not None:
-            lines.append(f"  {inst.objective:<10} {_seconds(self.objective_s)}")
-            proved = f"{_seconds(self.bound_s)}, gap {self.gap:.3%}"
+            lines.append(f"  {inst.objective:<10} {show_seconds(self.objective_s)}")
+            proved = f"{show_seconds(self.bound_s)}, gap {self.gap:.3%}"
             lines.append(f"  bound      {proved if self.bound_s > 0 else 'none proved'}")
         elif math.isfinite(self.bound_s):
-            lines.append(f"  bound      {_seconds(self.bound_s)}")
-        lines.append(f"  solved in  {_seconds(self.solve_time_s)}")
+            proved = show_seconds(self.bound_s) if self.bound_s > 0 else "none proved"
+            lines.append(f"  bound      {proved}")
+        lines.append(f"  solved in  {show_seconds(self.solve_time_s)}")
         if self.partition is not None:
             width = max(map(len, inst.tier_names))
             for k, stage in enumerate(map(self.partition.stage, range(inst.n_tiers))):
@@ -83,8 +86,8 @@ class Result:
         time_s = evaluation.stage_s(inst, k, i, j)
         holds = evaluation.can_hold(inst, k, i, j)
         text = (
-            f"blocks {i}:{j}, stage {_seconds(time_s)},"
-            f" {_size(evaluation.stage_bytes(inst, i, j))},"
+            f"blocks {i}:{j}, stage {show_seconds(time_s)},"
+            f" {show_bytes(evaluation.stage_bytes(inst, i, j))},"
             f" {holds.sum()} of {len(holds)} nodes"
         )
         if self.schedule is not None:
@@ -136,8 +139,7 @@ class Result:
         Without a schedule: one row per tier with its blocks and stage time. Column
         ``extrapolated``: whether costs go beyond what was measured.
         """
-        import pandas as pd
-
+        pd = _optional("pandas")
         inst = self.instance
         if self.partition is None:
             raise ValueError(
@@ -181,8 +183,7 @@ class Result:
         """Draw the schedule, a bar per visit and a row per node; a colour per request."""
         if self.schedule is None:
             raise ValueError(f"result of {self.method}: no schedule to draw ({self.status})")
-        import matplotlib.pyplot as plt
-
+        plt = _optional("matplotlib.pyplot")
         if ax is None:
             _, ax = plt.subplots(figsize=(8, 0.4 * self.instance.n_nodes + 1.2), layout="tight")
         inst, plan = self.instance, self.schedule
@@ -202,7 +203,7 @@ class Result:
         ax.invert_yaxis()
         ax.set_xlabel("time (s)")
         mark = ", extrapolated" if inst.extrapolated else ""
-        ax.set_title(f"{self.method}: {inst.objective} {_seconds(self.objective_s)}{mark}")
+        ax.set_title(f"{self.method}: {inst.objective} {show_seconds(self.objective_s)}{mark}")
         return ax
 
 
@@ -214,14 +215,11 @@ def _plain(times: np.ndarray) -> list[list[float | None]]:
     return [[_number(t) for t in row] for row in times.tolist()]
 
 
-def _size(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e7 else f"{n_bytes:g} bytes"
-
-
-def _seconds(value: float) -> str:
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g} s"
-    for scale, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
-        if abs(value) * scale >= 1:
-            return f"{value * scale:.4g} {unit}"
-    return f"{value:.3g} s"
+def _optional(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"this needs the package {module.partition('.')[0]!r}, which cannot be imported"
+            f" ({error}); pip install 'hypsolve[experiments]'"
+        ) from error

@@ -1,6 +1,7 @@
 """What is decided: `Partition`, `Schedule`; what a method claims: `Outcome`."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -58,10 +59,7 @@ class Partition:
         return range(self.cuts[tier], self.cuts[tier + 1])
 
     def __str__(self) -> str:
-        return " | ".join(
-            "-" if not len(s) else f"{s[0]}" if len(s) == 1 else f"{s[0]}-{s[-1]}"
-            for s in map(self.stage, range(self.n_tiers))
-        )
+        return " | ".join(f"{i}:{j}" for i, j in itertools.pairwise(self.cuts))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,6 +115,13 @@ class Certificate:
     bound_s: float
     cuts: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        valid.text("certificate", "kind", self.kind)
+        for name in ("value_s", "bound_s"):  # what they say is for `verify_certificate`
+            valid.of_type("certificate", name, getattr(self, name), float)
+        if self.cuts is not None:
+            valid.of_type("certificate", "cuts", self.cuts, tuple)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -132,6 +137,25 @@ class Outcome:
     certificate: Certificate | None = None
     message: str = ""
     statistics: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "status", valid.one_of("outcome", "status", self.status, Status)
+        )
+        for name, kind in (
+            ("partition", Partition),
+            ("schedule", Schedule),
+            ("certificate", Certificate),
+        ):
+            if getattr(self, name) is not None:
+                valid.of_type("outcome", name, getattr(self, name), kind)
+        _seconds_or_inf("outcome", "bound_s", self.bound_s)
+        valid.of_type("outcome", "message", self.message, str)
+
+
+def _seconds_or_inf(owner: str, name: str, value: Any) -> None:
+    if value != math.inf:
+        valid.real(owner, name, value)
 
 
 @dataclass(frozen=True, slots=True)

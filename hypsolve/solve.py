@@ -13,6 +13,7 @@ from hypsolve.kernels.warm import warm
 from hypsolve.problem import Instance, Objective
 from hypsolve.result import Result
 from hypsolve.solution import Outcome, Partition, Schedule, Status
+from hypsolve.solvers.cpsat import partition_cpsat
 from hypsolve.solvers.heft import heft
 from hypsolve.solvers.heuristics import (
     even_split,
@@ -23,7 +24,10 @@ from hypsolve.solvers.heuristics import (
 )
 from hypsolve.solvers.hyperion import gpipe, hyperion, two_stage
 from hypsolve.solvers.hypsplit import hypsplit_dp
-from hypsolve.solvers.later import Later
+from hypsolve.solvers.joint_cpsat import joint_cpsat
+from hypsolve.solvers.joint_milp import joint_milp
+from hypsolve.solvers.milp import partition_cbc, partition_highs
+from hypsolve.solvers.mip import partition_scip
 
 PARTITION = (Objective.BOTTLENECK, Objective.PATH, Objective.P0)
 SCHEDULED = (Objective.MEAN_LATENCY, Objective.MAKESPAN)
@@ -49,15 +53,14 @@ class Method:
 
     function: Callable[..., Outcome]
     decides: str
-    exact: bool
+    exact: bool = False
     objectives: tuple[Objective, ...] = PARTITION
     kernels: tuple[str, ...] = ()
 
 
-def _exact(module: str, name: str) -> Method:
-    """An exact formulation, ``partition_<backend>`` or ``joint_<backend>``."""
-    function = Later(f"hypsolve.solvers.{module}", name)
-    if name.startswith("partition"):
+def _exact(function: Callable[..., Outcome], decides: str = "partition") -> Method:
+    """An exact formulation; those of partition and schedule start from Hyperion's answer."""
+    if decides == "partition":
         return Method(function, "partition", True, kernels=("split",))
     return Method(function, "both", True, SCHEDULED, ("split", "dispatch"))
 
@@ -72,18 +75,18 @@ METHODS: dict[str, Method] = {
     "speed_proportional": Method(speed_proportional, "partition", False),
     "torchgpipe": Method(torchgpipe, "partition", False),
     "heft_split": Method(heft_split, "partition", False),
-    "partition_cbc": _exact("milp", "partition_cbc"),
-    "partition_highs": _exact("milp", "partition_highs"),
-    "partition_cpsat": _exact("cpsat", "partition_cpsat"),
-    "partition_scip": _exact("mip", "partition_scip"),
-    "joint_cpsat": _exact("joint_cpsat", "joint_cpsat"),
-    "joint_milp": _exact("joint_milp", "joint_milp"),
+    "partition_cbc": _exact(partition_cbc),
+    "partition_highs": _exact(partition_highs),
+    "partition_cpsat": _exact(partition_cpsat),
+    "partition_scip": _exact(partition_scip),
+    "joint_cpsat": _exact(joint_cpsat, "both"),
+    "joint_milp": _exact(joint_milp, "both"),
 }
 
 
 def solve(
     instance: Instance,
-    method: str | Callable[..., Outcome],
+    method: str | Method | Callable[..., Outcome],
     *,
     time_limit_s: float = 60.0,
     seed: int = 0,
@@ -94,9 +97,10 @@ def solve(
     Parameters
     ----------
     instance : Instance
-    method : str or callable
+    method : str, callable or Method
         A name in METHODS, or your own function
         ``(instance, *, time_limit_s, seed, **options) -> Outcome``, held to the same checks.
+        One that decides the partition alone is ``Method(function, "partition")``.
     time_limit_s : float
         What an exact method may spend on its search; building its model comes on top.
     seed : int
@@ -117,8 +121,8 @@ def solve(
         If the decision breaks a rule or beats its own bound by more than 10^-6: a bug of the
         method.
     """
-    if not isinstance(instance, Instance):
-        raise TypeError(f"solve: instance must be an Instance, got {instance!r:.60}")
+    hint = " (hypsolve.to_instance makes one of a Deployment)"
+    valid.of_type("solve", "instance", instance, Instance, hint)
     time_limit_s = valid.real("solve", "time_limit_s", time_limit_s, strict=True)
     seed = valid.whole("solve", "seed", seed)
     name, entry = _look_up(method)
@@ -143,10 +147,11 @@ def solve(
     return _certify(instance, name, outcome, solve_time_s)
 
 
-def _look_up(method: str | Callable[..., Outcome]) -> tuple[str, Method]:
+def _look_up(method: str | Method | Callable[..., Outcome]) -> tuple[str, Method]:
+    if isinstance(method, Method):
+        return getattr(method.function, "__name__", "method"), method
     if callable(method):
-        name = getattr(method, "__name__", repr(method))
-        return name, Method(method, "both", False, PARTITION + SCHEDULED)
+        return _look_up(Method(method, "both", objectives=PARTITION + SCHEDULED))
     return method, METHODS[valid.known("method", method, METHODS)]
 
 
@@ -170,16 +175,22 @@ def _check_options(
     for option in options:
         if option not in takes:
             listed = ", ".join(sorted(takes)) or "none"
-            raise TypeError(f"{name}: unknown option {option!r}; it takes {listed}")
+            why = ""
+            if option in ("policy", "partition_objective"):
+                why = " (that is for methods that decide a partition, on a scheduled objective)"
+            raise TypeError(f"{name}: unknown option {option!r}; it takes {listed}{why}")
 
 
 def _certify(instance: Instance, name: str, outcome: Outcome, solve_time_s: float) -> Result:
     """Score and check with `evaluate` alone."""
     objective_s, gap, status = math.inf, math.nan, outcome.status
     bound_s = float(outcome.bound_s)
-    if math.isnan(bound_s):
-        raise RuntimeError(f"{name}: claims a bound of nan")
     if outcome.partition is not None:
+        if outcome.schedule is None and instance.objective.is_scheduled:
+            raise ValueError(
+                f"{name}: returned no schedule for objective {instance.objective}; a method"
+                ' that decides the partition alone is hypsolve.Method(function, "partition")'
+            )
         objective_s = _checked_score(instance, name, outcome.partition, outcome.schedule)
         if objective_s < bound_s * (1 - 1e-6):
             raise RuntimeError(

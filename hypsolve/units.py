@@ -1,5 +1,7 @@
 """Conversions at the edge: the library itself knows only seconds, bytes and FLOPs."""
 
+import math
+
 GIB = 2**30
 MIB = 2**20
 
@@ -22,3 +24,18 @@ def ms_to_s(milliseconds: float) -> float:
 def gib_to_bytes(gib: float) -> float:
     """Convert GiB (2^30 bytes), the unit of GPU memory, to bytes."""
     return gib * GIB
+
+
+def show_bytes(n_bytes: float) -> str:
+    """Bytes for people to read."""
+    return f"{n_bytes / 1e9:.3f} GB" if n_bytes >= 1e7 else f"{n_bytes:g} bytes"
+
+
+def show_seconds(seconds: float) -> str:
+    """Seconds for people to read, in s, ms or us."""
+    if seconds == 0 or not math.isfinite(seconds):
+        return f"{seconds:g} s"
+    for scale, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
+        if float(f"{abs(seconds) * scale:.4g}") >= 1:
+            return f"{seconds * scale:.4g} {unit}"
+    return f"{seconds:.3g} s"

@@ -1,5 +1,6 @@
 """Checks of what users hand in: errors name the object, the field, the rule and the value."""
 
+import difflib
 import math
 import numbers
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 LARGEST = 1e150  # of any number handed in: sums, products and inverses of a few stay finite
 Choice = TypeVar("Choice", bound=StrEnum)
+Kind = TypeVar("Kind")
 
 
 def real(
@@ -54,6 +56,28 @@ def flag(owner: str, field: str, value: Any) -> bool:
     return bool(value)
 
 
+def of_type(owner: str, field: str, value: Any, kind: type[Kind], hint: str = "") -> Kind:
+    """Return `value`, which must be an instance of `kind`; `hint` says where to get one."""
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIO" else "a"
+        raise TypeError(
+            f"{owner}: {field} must be {article} {kind.__name__}, got {value!r:.60}{hint}"
+        )
+    return value
+
+
+def some(owner: str, field: str, values: Any, kind: type[Kind]) -> tuple[Kind, ...]:
+    """Return `values`, one or more instances of `kind` in a tuple or list, as a tuple."""
+    if not isinstance(values, tuple | list) or not all(isinstance(v, kind) for v in values):
+        raise TypeError(
+            f"{owner}: {field} must be a tuple of {kind.__name__}, got {values!r:.60}"
+        )
+    if not values:
+        name = kind.__name__.lower()
+        raise ValueError(f"{owner}: {field} must hold at least one {name}, got none")
+    return tuple(values)
+
+
 def text(owner: str, field: str, value: Any) -> str:
     """Return `value`, which must be a non-empty string."""
     if not isinstance(value, str):
@@ -74,10 +98,12 @@ def one_of(owner: str, field: str, value: Any, kind: type[Choice]) -> Choice:
 
 
 def known(what: str, name: Any, choices: Iterable[str]) -> str:
-    """Return `name` if it is one of `choices`; the error lists them."""
+    """Return `name` if it is one of `choices`; the error lists them, the likeliest first."""
     choices = tuple(choices)
     if not isinstance(name, str) or name not in choices:
-        raise ValueError(f"unknown {what} {name!r}; choose one of {', '.join(choices)}")
+        meant = difflib.get_close_matches(str(name).lower().replace(" ", "-"), choices, 1)
+        hint = f"did you mean {meant[0]}? " if meant else ""
+        raise ValueError(f"unknown {what} {name!r}; {hint}choose one of {', '.join(choices)}")
     return name
 
 

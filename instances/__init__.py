@@ -12,11 +12,13 @@ from typing import Any
 from hypsolve import catalog
 from hypsolve import validation as valid
 from hypsolve.deployment import Link, Network, Node, Tier
+from hypsolve.io import checked_path
 from hypsolve.units import gbps_to_bytes_per_s, gib_to_bytes, ms_to_s
 
 __all__ = ["describe", "network", "networks", "read_network"]
 
 _FOLDER = Path(__file__).parent / "networks"
+MAX_COUNT = 100_000  # of nodes of one kind
 _KEYS = {  # required keys, optional keys
     "network": ({"description", "tiers"}, set()),
     "tier": ({"name", "nodes"}, {"link"}),
@@ -33,16 +35,20 @@ def networks() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
 
 
-@functools.cache
 def network(name: str) -> Network:
     """One of `networks`; an unknown name lists the choices."""
-    return read_network(_FOLDER / f"{valid.known('network', name, networks())}.toml")
+    return _network(valid.known("network", name, networks()))
+
+
+@functools.cache
+def _network(name: str) -> Network:
+    return read_network(_FOLDER / f"{name}.toml")
 
 
 def describe(name: str) -> str:
     """One line on what a network is."""
     path = _FOLDER / f"{valid.known('network', name, networks())}.toml"
-    return str(_read_toml(path)["description"])
+    return valid.text(path.name, "description", _read_toml(path)["description"])
 
 
 def read_network(path: str | Path) -> Network:
@@ -58,10 +64,11 @@ def read_network(path: str | Path) -> Network:
     ValueError, TypeError
         Naming the file, the entry and the key.
     """
-    path = Path(path)
+    path = checked_path("read_network", path)
     table = _read_toml(path)
     owner = path.name
     _check_keys(owner, "network", table)
+    valid.text(owner, "description", table["description"])
     tiers = [
         _tier(f"{owner}: tier {k}", entry)
         for k, entry in enumerate(_list(owner, table, "tiers"))
@@ -81,18 +88,25 @@ def _tier(owner: str, entry: Any) -> Tier:
     name = valid.text(owner, "name", entry["name"])
     nodes: list[Node] = []
     for group in _list(owner, entry, "nodes"):
-        _check_keys(f"{owner} nodes", "nodes", group)
-        gpu = valid.text(f"{owner} nodes", "gpu", group["gpu"])
-        first = sum(node.name.startswith(f"{name}-{gpu}-") for node in nodes)
+        of_nodes = f"{owner} nodes"
+        _check_keys(of_nodes, "nodes", group)
+        gpu = valid.text(of_nodes, "gpu", group["gpu"])
+        count = valid.whole(of_nodes, "count", group["count"], least=1)
+        if count > MAX_COUNT:
+            raise ValueError(f"{of_nodes}: count must be at most {MAX_COUNT}, got {count}")
+        reserved_gib = valid.real(of_nodes, "reserved_gib", group.get("reserved_gib", 0.0))
         memory_gib = group.get("memory_gib")
+        if memory_gib is not None:
+            memory_gib = valid.real(of_nodes, "memory_gib", memory_gib, strict=True)
+        first = sum(node.name.startswith(f"{name}-{gpu}-") for node in nodes)
         nodes += (
             Node(
                 name=f"{name}-{gpu}-{first + i}",
                 gpu=catalog.gpu(gpu),
                 memory_bytes=None if memory_gib is None else gib_to_bytes(memory_gib),
-                reserved_bytes=gib_to_bytes(group.get("reserved_gib", 0.0)),
+                reserved_bytes=gib_to_bytes(reserved_gib),
             )
-            for i in range(valid.whole(f"{owner} nodes", "count", group["count"], least=1))
+            for i in range(count)
         )
     return Tier(name=name, nodes=tuple(nodes), link=_link(f"{owner} link", entry.get("link")))
 

@@ -90,6 +90,9 @@ def record(name: str, *, best_s: float, bound_s: float, method: str) -> bool:
     """
     entries = index()
     entry = entries[valid.known("frozen instance", name, entries)]
+    for field, value in (("best_s", best_s), ("bound_s", bound_s)):
+        if value != math.inf:
+            valid.real(f"frozen instance {name!r}", field, value)
     if best_s < bound_s * (1 - 1e-6):
         raise ValueError(
             f"frozen instance {name!r}: best_s {best_s!r} beats bound_s {bound_s!r}"

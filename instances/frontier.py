@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve import catalog
+from hypsolve import validation as valid
 from hypsolve.costs import block_bytes, to_instance
 from hypsolve.deployment import Deployment, Link, Requests
 from hypsolve.problem import Instance, Objective
@@ -54,12 +55,8 @@ def frontier(
     n_blocks : int
     objective : Objective or str
     """
-    rng = np.random.default_rng(seed)
+    rng, nodes_per_tier = _checked("frontier", n_requests, nodes_per_tier, seed, n_blocks)
     n_tiers = len(nodes_per_tier)
-    if not 1 <= n_tiers <= len(TIER_SPEEDS):
-        raise ValueError(
-            f"frontier: nodes_per_tier must have 1..5 entries, got {nodes_per_tier!r}"
-        )
     work = rng.integers(9, 12, n_blocks).astype(float)
     work[-1] += 6
     memory = np.full(n_blocks, 10.0)
@@ -93,7 +90,7 @@ def frontier(
         objective=objective,
         name=f"frontier-{n_requests}-{'.'.join(map(str, nodes_per_tier))}-{seed}",
     )
-    return _with_arrivals(instance, gaps, load, burst)
+    return _with_arrivals("frontier", instance, gaps, load, burst)
 
 
 def profiled(
@@ -112,7 +109,7 @@ def profiled(
     or cloud; memory of the tiers as in `frontier`; links of U{3..6} x 0.1 Gbit/s and U{5..30}
     ms. Parameters as in `frontier`.
     """
-    rng = np.random.default_rng(seed)
+    rng, nodes_per_tier = _checked("profiled", n_requests, nodes_per_tier, seed, n_blocks)
     n_tiers = len(nodes_per_tier)
     model = stretched(catalog.model("llama-3-8b"), n_blocks)
     gpus = [draw_gpus(rng, place(k, n_tiers), n, 1.0) for k, n in enumerate(nodes_per_tier)]
@@ -136,7 +133,7 @@ def profiled(
         objective=objective,
         name=f"profiled-{n_requests}-{'.'.join(map(str, nodes_per_tier))}-{seed}",
     )
-    return _with_arrivals(instance, gaps, load, burst)
+    return _with_arrivals("profiled", instance, gaps, load, burst)
 
 
 def request_sizes(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
@@ -153,11 +150,29 @@ def _tier_bytes(rng: np.random.Generator, n_tiers: int, total: float) -> NDArray
             return share * total
 
 
+def _checked(
+    owner: str, n_requests: int, nodes_per_tier: Sequence[int], seed: int, n_blocks: int
+) -> tuple[np.random.Generator, list[int]]:
+    valid.whole(owner, "n_requests", n_requests, least=1)
+    valid.whole(owner, "n_blocks", n_blocks, least=3)
+    if isinstance(nodes_per_tier, str) or not isinstance(nodes_per_tier, Sequence | np.ndarray):
+        raise TypeError(f"{owner}: nodes_per_tier must be a sequence, got {nodes_per_tier!r}")
+    if not 1 <= len(nodes_per_tier) <= len(TIER_SPEEDS):
+        raise ValueError(
+            f"{owner}: nodes_per_tier must have 1..5 entries, got {nodes_per_tier!r}"
+        )
+    counts = [
+        valid.whole(owner, f"nodes_per_tier[{k}]", count, least=1)
+        for k, count in enumerate(nodes_per_tier)
+    ]
+    return np.random.default_rng(valid.whole(owner, "seed", seed)), counts
+
+
 def _with_arrivals(
-    instance: Instance, gaps: NDArray[np.float64], load: float, burst: bool
+    owner: str, instance: Instance, gaps: NDArray[np.float64], load: float, burst: bool
 ) -> Instance:
-    if burst:
+    valid.real(owner, "load", load, strict=True)
+    if valid.flag(owner, "burst", burst):
         return instance
-    if not 0 < load < np.inf:
-        raise ValueError(f"frontier: load must be positive and finite, got {load!r}")
-    return instance.replace(arrival_s=np.cumsum(gaps) * best_period_s(instance) / load)
+    with np.errstate(over="ignore"):  # beyond what an instance takes, which says so
+        return instance.replace(arrival_s=np.cumsum(gaps) * best_period_s(instance) / load)

@@ -1,5 +1,6 @@
 """Random instances, seeded, from the GPU table."""
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,13 @@ from hypsolve.costs import block_bytes
 from hypsolve.deployment import Block, CostModel, GpuProfile, Link, Model, Network, Node, Tier
 from hypsolve.problem import Instance, Objective
 from hypsolve.units import gbps_to_bytes_per_s, ms_to_s
-from instances.scenarios import best_period_s, instance_on
-from instances.workloads import WORKLOAD_MAX_TOKENS, WORKLOADS
+from instances.scenarios import (
+    best_period_s,
+    check_options,
+    instance_on,
+    model_of,
+    resident_tokens,
+)
 
 LINK_CLASSES = {  # (least, most) Gbit/s and one-way ms
     "rack": (
@@ -79,18 +85,24 @@ def generate(
     ValueError
         If 100 draws of memory have no feasible partition: too tight.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(valid.whole("generate", "seed", seed))
     valid.whole("generate", "n_tiers", n_tiers, least=1)
-    counts = _per("nodes_per_tier", nodes_per_tier, int, n_tiers)
-    classes = _per("link_class", link_class, str, n_tiers - 1)
+    check_options("generate", options)
+    counts = [
+        valid.whole("generate", "nodes_per_tier", count, least=1)
+        for count in per(
+            "generate", "nodes_per_tier", nodes_per_tier, numbers.Integral, n_tiers
+        )
+    ]
+    classes = per("generate", "link_class", link_class, str, n_tiers - 1)
     if valid.real("generate", "heterogeneity", heterogeneity) > 1:
         raise ValueError(f"generate: heterogeneity must be at most 1, got {heterogeneity!r}")
-    valid.known("lengths", lengths, WORKLOADS)
-    chain = catalog.model(model, weights) if isinstance(model, str) else model
+    if memory_tightness is not None:
+        valid.real("generate", "memory_tightness", memory_tightness, strict=True)
+    chain = model_of(model, weights)
     if n_blocks is not None:
         chain = stretched(chain, n_blocks)
-    if max_resident_tokens is None:
-        max_resident_tokens = WORKLOAD_MAX_TOKENS[lengths]
+    max_resident_tokens = resident_tokens(lengths, max_resident_tokens)
     gpus = [
         draw_gpus(rng, place(k, n_tiers), count, heterogeneity)
         for k, count in enumerate(counts)
@@ -101,10 +113,8 @@ def generate(
     for _ in range(100):
         memory = None
         if memory_tightness is not None:
-            tightness = valid.real(
-                "generate", "memory_tightness", memory_tightness, strict=True
-            )
-            memory = (total / tightness / n_tiers * rng.uniform(0.8, 1.2, n_tiers)).tolist()
+            share = total / memory_tightness / n_tiers
+            memory = (share * rng.uniform(0.8, 1.2, n_tiers)).tolist()
         instance = instance_on(
             assemble(f"generated-{seed}", gpus, links, memory),
             chain,
@@ -134,7 +144,10 @@ def place(tier: int, n_tiers: int) -> str:
 
 def stretched(model: Model, n_blocks: int) -> Model:
     """Give the model another number of layers, repeating its own in order."""
-    valid.whole("generate", "n_blocks", n_blocks, least=3)
+    owner = f"model {model.name!r}"
+    valid.whole(owner, "n_blocks", n_blocks, least=3)
+    if model.n_blocks < 3:
+        raise ValueError(f"{owner}: must have layers to repeat, got {model.n_blocks} blocks")
     first, *layers, last = model.blocks
     inner: list[Block] = [layers[i % len(layers)] for i in range(n_blocks - 2)]
     return Model(
@@ -188,10 +201,14 @@ def assemble(
     return Network(name=name, tiers=tuple(tiers))
 
 
-def _per(field: str, value: Any, kind: type, length: int) -> list[Any]:
-    values = [value] * length if isinstance(value, kind) else list(value)
-    if len(values) != length:
-        raise ValueError(f"generate: {field} must have {length} entries, got {values!r}")
-    if kind is int:
-        values = [valid.whole("generate", field, v, least=1) for v in values]
-    return values
+def per(owner: str, field: str, value: Any, kind: type, length: int) -> list[Any]:
+    """Return `value` as a list of `length`: one of `kind` for all, or a sequence."""
+    if isinstance(value, kind):
+        return [value] * length
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+        raise TypeError(
+            f"{owner}: {field} must be one for all or a sequence, got {value!r:.60}"
+        )
+    if len(value) != length:
+        raise ValueError(f"{owner}: {field} must have {length} entries, got {value!r:.60}")
+    return list(value)

@@ -1,5 +1,9 @@
 """Named scenarios: a network of ``networks/*.toml``, a model, seeded requests."""
 
+import inspect
+import numbers
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,9 +68,9 @@ def scenario(
     valid.known("scenario", name, SCENARIOS)
     return instance_on(
         network(name),
-        catalog.model(model, weights) if isinstance(model, str) else model,
+        model_of(model, weights),
         n_requests=n_requests,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(valid.whole("scenario", "seed", seed)),
         load=load,
         rate=rate,
         lengths=lengths,
@@ -92,9 +96,8 @@ def instance_on(
 ) -> Instance:
     """Draw requests from `rng` for a model on a network; parameters as in `scenario`."""
     valid.whole("scenario", "n_requests", n_requests, least=1)
-    valid.known("lengths", lengths, WORKLOADS)
-    if max_resident_tokens is None:
-        max_resident_tokens = WORKLOAD_MAX_TOKENS[lengths]
+    check_options("scenario", options)
+    max_resident_tokens = resident_tokens(lengths, max_resident_tokens)
     deployment = Deployment(
         model=model,
         network=network,
@@ -105,13 +108,43 @@ def instance_on(
     instance = to_instance(deployment, **options)
     if rate is None:
         rate = _positive("load", load) * capacity_per_s(instance)
-    return instance.replace(arrival_s=instance.arrival_s / _positive("rate", rate))
+    with np.errstate(over="ignore"):  # beyond what an instance takes, which says so
+        return instance.replace(arrival_s=instance.arrival_s / _positive("rate", rate))
 
 
 def _positive(field: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"scenario: {field} must be a number, got {value!r}")
     if not value > 0:  # inf is a burst
         raise ValueError(f"scenario: {field} must be positive, got {value!r}")
     return float(value)
+
+
+def model_of(model: str | Model, weights: str) -> Model:
+    """Return a model of the catalog by its name, or one of one's own as it is."""
+    if isinstance(model, str):
+        return catalog.model(model, weights)
+    if not isinstance(model, Model):
+        raise TypeError(f"scenario: model must be a name or a Model, got {model!r:.60}")
+    return model
+
+
+def resident_tokens(lengths: str, given: int | None) -> int:
+    """Tokens to reserve KV cache for: as given, else the longest request of the workload."""
+    valid.known("lengths", lengths, WORKLOADS)
+    if given is None:
+        return WORKLOAD_MAX_TOKENS[lengths]
+    return valid.whole("scenario", "max_resident_tokens", given, least=1)
+
+
+def check_options(owner: str, options: Iterable[str]) -> None:
+    """Refuse what `hypsolve.to_instance` would not take, in the name of who was called."""
+    known = list(inspect.signature(to_instance).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise TypeError(
+                f"{owner}: unknown option {option!r}; it also takes {', '.join(known)}"
+            )
 
 
 def capacity_per_s(instance: Instance) -> float:

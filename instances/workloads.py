@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hypsolve import validation as valid
 from hypsolve.deployment import Requests
 
 Array = NDArray[np.float64]
@@ -118,18 +119,18 @@ def synthetic(
     ln prompt has a standard deviation of 0.8, clipped to 16..2048 tokens; ln output of 0.7,
     clipped to 4..512; then the prompt is cut to `max_tokens` less the output.
     """
+    _check("synthetic", n, rate, rng, max_tokens, 516)
     gaps = rng.standard_exponential(n)
     prompt = np.clip(np.rint(rng.lognormal(np.log(256), 0.8, n)), 16, 2048)
     output = np.clip(np.rint(rng.lognormal(np.log(64), 0.7, n)), 4, 512)
-    if max_tokens < 516:
-        raise ValueError(f"synthetic: max_tokens must be at least 516, got {max_tokens}")
-    return Requests(np.cumsum(gaps) / rate, np.minimum(prompt, max_tokens - output), output)
+    return Requests(_arrivals(gaps, rate), np.minimum(prompt, max_tokens - output), output)
 
 
 def azure_conversation(
     n: int, rate: float, rng: np.random.Generator, *, max_tokens: int = MAX_TOKENS
 ) -> Requests:
     """Sample requests as in the Azure conversation trace; see the module for the fit."""
+    _check("azure_conversation", n, rate, rng, max_tokens, 64)
     return _sample(AZURE_CONVERSATION, n, rate, rng, max_tokens)
 
 
@@ -137,6 +138,7 @@ def azure_code(
     n: int, rate: float, rng: np.random.Generator, *, max_tokens: int = MAX_TOKENS
 ) -> Requests:
     """Sample requests as in the Azure code trace (short outputs, bursts); see the module."""
+    _check("azure_code", n, rate, rng, max_tokens, 64)
     return _sample(AZURE_CODE, n, rate, rng, max_tokens)
 
 
@@ -153,11 +155,23 @@ WORKLOAD_MAX_TOKENS = {
 """What a node reserves KV cache for by default: the longest request that can be drawn."""
 
 
+def _check(
+    owner: str, n: int, rate: float, rng: np.random.Generator, max_tokens: int, least: int
+) -> None:
+    valid.whole(owner, "n", n, least=1)
+    valid.real(owner, "rate", rate, strict=True)
+    valid.of_type(owner, "rng", rng, np.random.Generator)
+    valid.whole(owner, "max_tokens", max_tokens, least=least)
+
+
+def _arrivals(gaps: Array, rate: float) -> Array:
+    with np.errstate(over="ignore"):  # beyond what `Requests` takes, which says so
+        return np.asarray(np.cumsum(gaps) / rate)
+
+
 def _sample(
     fit: Fit, n: int, rate: float, rng: np.random.Generator, max_tokens: int
 ) -> Requests:
-    if max_tokens < 64:
-        raise ValueError(f"azure: max_tokens must be at least 64, got {max_tokens}")
     phase = rng.choice(len(fit.gap_weights), n, p=_normalised(fit.gap_weights))
     gaps = rng.standard_exponential(n) * np.array(fit.gap_means)[phase]
     tokens = np.empty((0, 2))
@@ -166,7 +180,7 @@ def _sample(
         limits = drawn <= (fit.max_prompt, fit.max_output)
         keep = limits.all(axis=1) & (drawn.sum(axis=1) <= max_tokens)
         tokens = np.concatenate([tokens, drawn[keep]])
-    return Requests(np.cumsum(gaps) / rate, tokens[:n, 0], tokens[:n, 1])
+    return Requests(_arrivals(gaps, rate), tokens[:n, 0], tokens[:n, 1])
 
 
 def _draw_lengths(fit: Fit, n: int, rng: np.random.Generator) -> Array:
@@ -296,7 +310,12 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m instances.workloads", description=main.__doc__
     )
     parser.add_argument("data_dir", help="folder of azure_llm_2023_conv.csv and ..._code.csv")
-    for name, fit in fit_traces(parser.parse_args(arguments).data_dir).items():
+    try:
+        fits = fit_traces(parser.parse_args(arguments).data_dir)
+    except (OSError, ValueError) as error:
+        print(f"workloads: {error}", file=sys.stderr)
+        return 2
+    for name, fit in fits.items():
         print(f"{name} = {fit}")
     return 0
 

@@ -98,7 +98,6 @@ CONTESTED = strategies.scheduled(
 
 
 @pytest.mark.parametrize("method", JOINT)
-@SLOW
 @given(CONTESTED)
 def test_a_joint_method_is_enumeration_where_requests_compete(method, instance):
     assert_optimal(solve(instance, method), oracles.best_joint(instance), 1e-6)

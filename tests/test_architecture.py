@@ -27,7 +27,7 @@ LAYERS = [
     {"hypsolve.canonical"},
     {"hypsolve.deployment", "hypsolve.problem"},
     {"hypsolve.costs"},
-    {"hypsolve.io", "hypsolve.catalog", "hypsolve.solution"},
+    {"hypsolve.io", "hypsolve.readers", "hypsolve.catalog", "hypsolve.solution"},
     {"hypsolve.evaluation"},
     {"hypsolve.certificate", "hypsolve.result"},
     {"hypsolve.dispatch", "hypsolve.dispatcher"},

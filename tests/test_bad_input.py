@@ -283,7 +283,7 @@ def test_names_unknown_to_solve_list_the_choices():
     [
         ({"time_limit_s": 0}, ValueError, "time_limit_s must be positive"),
         ({"time_limit_s": -1}, ValueError, "time_limit_s must be positive"),
-        ({"time_limit_s": math.nan}, ValueError, "time_limit_s must be positive and finite, got nan"),
+        ({"time_limit_s": math.nan}, ValueError, r"time_limit_s must be .*got nan"),
         ({"time_limit_s": "60"}, TypeError, "time_limit_s must be a number, got '60'"),
         ({"time_limit_s": None}, TypeError, "time_limit_s must be a number"),
         ({"time_limit_s": HUGE}, ValueError, "time_limit_s must be positive and finite"),
@@ -478,11 +478,11 @@ BAD_PARTS = [
     value(link, "link: latency_s must be finite and not negative", latency_s=-1),
     value(link, "return_latency_s", return_latency_s=math.inf),
     value(tier, "tier 't': nodes must hold at least one node", nodes=()),
-    kind(tier, "nodes must be a tuple of Node", nodes=[node()]),
+    kind(tier, "nodes must be a tuple of Node", nodes=node()),
     kind(tier, "nodes must be a tuple of Node", nodes=("a",)),
     kind(tier, "link must be a Link or None, got 5", link=5),
     value(network, "network 'net': tiers must hold at least one tier", tiers=()),
-    kind(network, "tiers must be a tuple of Tier", tiers=[tier()]),
+    kind(network, "tiers must be a tuple of Tier", tiers=tier()),
     value(network, "tier 'a' needs a link", tiers=(tier("a"), tier("b"))),
     value(network, "last tier 't' must have no link", tiers=(tier(link=link()),)),
     value(network, "'a' twice", tiers=(tier("a", link=link()), tier("a"))),
@@ -504,7 +504,7 @@ BAD_PARTS = [
     value(block, r"always_read_bytes .* at most weight_bytes = 8, got 9", always_read_bytes=9),
     kind(block, "last_token_only must be True or False", last_token_only=1),
     value(model, "model 'm': blocks must hold at least one block", blocks=()),
-    kind(model, "blocks must be a tuple of Block", blocks=[block()]),
+    kind(model, "blocks must be a tuple of Block", blocks=block()),
     value(
         model, "blocks of kind 'layer' must be equal", blocks=(block(), block(weight_bytes=9))
     ),

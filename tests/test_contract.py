@@ -158,7 +158,6 @@ HALVES = Partition((0, 2, 4))
         ({"status": Status.OPTIMAL, "partition": HALVES}, "optimal with a gap"),
         ({"status": Status.INFEASIBLE, "partition": HALVES}, "claims infeasible"),
         ({"status": Status.OPTIMAL}, "no partition"),
-        ({"status": Status.UNKNOWN, "bound_s": np.nan}, "nan"),
         ({"status": Status.FEASIBLE, "partition": HALVES}, None),
     ],
 )

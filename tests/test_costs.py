@@ -412,7 +412,7 @@ NAN, INF = float("nan"), float("inf")
             "model 'm': blocks must hold at least one",
         ),
         (
-            lambda: Model(name="m", blocks=[BLOCK]),
+            lambda: Model(name="m", blocks=BLOCK),
             TypeError,
             "model 'm': blocks must be a tuple of Block",
         ),
@@ -536,3 +536,9 @@ NAN, INF = float("nan"), float("inf")
 def test_wrong_deployments_are_refused_by_name(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_lists_are_taken_for_tuples():
+    tier = Tier(name="t", nodes=[NODE])
+    assert tier == Tier(name="t", nodes=(NODE,))
+    assert Network(name="n", tiers=[tier]).tiers == (tier,)

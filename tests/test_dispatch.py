@@ -93,6 +93,30 @@ def test_grouped_hypsched_rt_under_load(rows):
     assert len(set(grouped.node[:, 0])) == 100
 
 
+def test_a_tier_of_many_nodes_is_served_by_groups_of_those_that_hold_the_stage(monkeypatch):
+    rng = np.random.default_rng(7)
+    n_nodes = 100
+    kinds, holds = rng.integers(0, 3, n_nodes), rng.random(n_nodes) < 0.8
+    holds[[0, -1]] = False  # so that places among those that hold it are not places in the tier
+    assert dispatch.UNGROUPED_NODES < holds.sum() < n_nodes
+    tier = [(int(c), 2.0 if h else 1.0) for c, h in zip(kinds, holds, strict=True)]
+    instance = Instance.from_tables(
+        rng.random((800, 3, 2)), [1.0, 1.0], [tier],
+        arrival_s=np.cumsum(rng.exponential(0.005, 800)),
+    )  # fmt: skip
+    served = []
+    grouped = kernels.dispatch_grouped
+    monkeypatch.setattr(
+        kernels, "dispatch_grouped", lambda *arrays: served.append(grouped(*arrays))
+    )
+    found = schedule(instance, Partition((0, 2)))
+    assert len(served) == 1
+    assert_equal(found, schedule(instance, Partition((0, 2)), dispatch.hypsched_rt))
+    assert len(served) == 1
+    assert set(found.node[:, 0]) == set(np.flatnonzero(holds))
+    assert check(instance, Partition((0, 2)), found) == []
+
+
 def one_tier(block_s, tier, arrival_s) -> Instance:
     return Instance.from_tables(block_s, [1.0], [tier], arrival_s=arrival_s)
 

@@ -252,6 +252,12 @@ def test_memory_stays_in_proportion():
         (lambda d: d.add([1]), TypeError, "node must be hashable"),
         (lambda d: Dispatcher("ab"), TypeError, "nodes must be a Tier, a mapping or"),
         (lambda d: Dispatcher(3), TypeError, "nodes must be a Tier, a mapping or"),
+        (lambda d: d.dispatch(1.0, among=5), TypeError, "among must be an iterable .*got 5"),
+        (lambda d: d.dispatch(1.0, among="ab"), TypeError, "among must be an .*got 'ab'"),
+        (lambda d: d.dispatch(1.0, among=[[]]), ValueError, r"unknown node \[\]"),
+        (lambda d: d.add("q", ["k"]), TypeError, r"node_class must be hashable, got \['k'\]"),
+        (lambda d: d.add(("q", [])), TypeError, "node must be hashable"),
+        (lambda d: Dispatcher({"a": [1]}), TypeError, "node_class must be hashable"),
     ],
 )  # fmt: skip
 def test_bad_input(call, error, message):

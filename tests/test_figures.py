@@ -1,6 +1,7 @@
 """Reports and figures on small frames: what is drawn is what the rows say."""
 
 import math
+import re
 
 import matplotlib
 import pandas as pd
@@ -15,9 +16,12 @@ NONE, ROUND_ROBIN = "{}", '{"policy": "round_robin"}'
 
 
 def row(
-    series, value, digest, method, objective_s, bound_s, *, options=NONE, time_s=1.0, seed=0
+    series, value, digest, method, objective_s, bound_s, *, options=NONE, time_s=0.5, seed=0
 ):
-    answered = math.isfinite(objective_s)
+    if math.isfinite(objective_s):
+        status = "optimal" if objective_s == bound_s else "feasible"
+    else:
+        status = "infeasible" if bound_s == math.inf else "unknown"
     return {
         "experiment": "x",
         "series": series,
@@ -25,12 +29,13 @@ def row(
         "value": value,
         "digest": digest,
         "instance": "i",
+        "objective": "bottleneck" if series.startswith("partition") else "mean_latency",
         "method": method,
         "options": options,
         "policy": "",
         "seed": seed,
         "time_limit_s": 1.0,
-        "status": "feasible" if answered else "infeasible",
+        "status": status,
         "objective_s": objective_s,
         "bound_s": bound_s,
         "gap": math.nan,
@@ -106,6 +111,110 @@ def test_ratios_keep_rows_without_an_answer(frame):
     assert math.isnan(ratio[("b", "gpipe")])
 
 
+@pytest.fixture
+def limited():
+    """Three instances; HiGHS proves one, ends at the limit on one, finds nothing on another."""
+    own = [row("p", 8, d, "hypsplit_dp", 2.0, 2.0, time_s=1e-3) for d in "abc"]
+    return pd.DataFrame(
+        [
+            *own,
+            row("p", 8, "a", "partition_highs", 2.0, 2.0, time_s=0.1),
+            row("p", 8, "b", "partition_highs", 2.5, 1.0, time_s=1.02),
+            row("p", 8, "c", "partition_highs", math.inf, 0.0, time_s=1.01),
+            row("p", 8, "a", "partition_cbc", 2.0, 2.0, time_s=0.2),
+            row("p", 8, "b", "partition_cbc", 2.0, 2.0, time_s=0.3),
+            row("p", 8, "c", "partition_cbc", 2.5, 1.0, time_s=1.0),
+        ],
+        columns=runner.COLUMNS,
+    )
+
+
+def test_times_at_the_limit_count_as_lower_bounds(limited):
+    runs = report.relative_to(limited, "solve_time_s", "hypsplit_dp")
+    highs = runs[runs["method"] == "partition_highs"]
+    assert highs["ratio"].tolist() == pytest.approx([100, 1020, 1010])  # none is dropped
+    assert highs["at_limit"].tolist() == [False, True, True]
+    (table,) = report.tables("solve_time", limited).values()
+    assert table.loc["MILP HiGHS", ["median ratio", "largest ratio"]].tolist() == [
+        "> 1,010",
+        "> 1,020",
+    ]
+    # two of three are finished: the median is what it is, whatever the third would have taken
+    assert table.loc["MILP CBC", ["median ratio", "largest ratio"]].tolist() == [
+        "300",
+        "> 1,000",
+    ]
+    assert table.loc["HypSplit-DP", "largest ratio"] == "1"
+    assert table["at the limit"].to_dict() == {
+        "HypSplit-DP": "0",
+        "MILP HiGHS": "2",
+        "MILP CBC": "1",
+    }
+
+
+def test_half_of_the_runs_at_the_limit_leave_the_median_open(limited):
+    (table,) = report.tables("solve_time", limited[limited["digest"] != "c"]).values()
+    assert table.loc["MILP HiGHS", "median ratio"] == "> 560"
+
+
+def test_a_heuristic_is_never_at_the_limit(frame):
+    assert report.at_limit(frame).tolist() == [False] * 5 + [True] + [False] * 3 + [True]
+
+
+@pytest.mark.parametrize("experiment", ["gap", "solve_time", "latency"])
+def test_tables_mark_extrapolated_costs(frame, experiment):
+    assert not any("extrapolated" in title for title in report.tables(experiment, frame))
+    frame.loc[:2, "extrapolated"] = True
+    for title in report.tables(experiment, frame):
+        assert "(3 of 10 runs with extrapolated costs)" in title
+
+
+@pytest.mark.parametrize("name", ["gap", "solve_time", "latency"])
+def test_figures_mark_extrapolated_costs_and_say_what_a_point_is(frame, name):
+    def titles():
+        drawn = figures.FIGURES[name](frame)
+        found = [ax.get_title() for f in drawn.values() for ax in f.axes if ax.get_visible()]
+        plt.close("all")
+        return found
+
+    assert not any("extrapolated" in title for title in titles())
+    assert all(re.search(r"\d (instances?|runs)", title) for title in titles())
+    assert name == "latency" or any("mean latency" in title for title in titles())
+    frame["extrapolated"] = True
+    assert all("runs with extrapolated costs" in title for title in titles())
+
+
+def test_a_panel_says_how_many_instances_a_point_is_of(frame):
+    twice = pd.concat([frame, frame.assign(digest=frame["digest"] + "'", seed=1)])
+    for rows, words in ((frame, "1 instance a point"), (twice, "median of 2 instances")):
+        figure = figures.panels(rows, figures.gap_against_size)
+        assert figure.axes[0].get_title().startswith(f"mean latency, blocks; {words}")
+        assert figure.axes[1].get_title().startswith(f"bottleneck, partition: blocks; {words}")
+    plt.close("all")
+
+
+def test_equal_lines_do_not_hide_each_other(frame, ax):
+    figures.gap_against_size(frame[frame["series"] == "partition: blocks"], ax)
+    first, second = ax.get_lines()
+    assert first.get_linewidth() > second.get_linewidth()
+    assert first.get_markersize() > second.get_markersize()
+
+
+def test_methods_are_drawn_in_one_order_whichever_ended_first(frame, ax):
+    figures.gap_against_size(frame[frame["series"] == "blocks"].iloc[::-1], ax)
+    assert list(drawn(ax)) == ["Hyperion", "GPipe", "joint CP-SAT"]
+
+
+def test_points_at_the_limit_are_hollow(limited, ax):
+    figures.time_ratio(limited, ax)
+    hollow = [line for line in ax.get_lines() if line.get_markerfacecolor() == "white"]
+    assert [line.get_ydata().tolist() for line in hollow] == [[pytest.approx(1010)]]
+    assert [text.get_text() for text in ax.texts] == [
+        "without answer: MILP HiGHS 1/3\n"
+        "hollow: at least, runs at the limit: MILP HiGHS 2/3, MILP CBC 1/3"
+    ]
+
+
 def test_summary_counts_infeasible_runs(frame):
     table = report.summary(frame[frame["series"] == "blocks"])
     assert table.loc["GPipe", ["runs", "answered", "infeasible"]].tolist() == [2, 1, 1]
@@ -147,7 +256,7 @@ def test_solve_time_is_on_a_log_axis_in_seconds(frame, ax):
 def test_time_ratio_is_relative_to_hypsplit_dp(frame, ax):
     figures.time_ratio(frame[frame["series"] == "partition: blocks"], ax)
     ratios = dict(drawn(ax)["MILP HiGHS"])
-    assert ratios[8] == pytest.approx(2000)
+    assert ratios == {8: pytest.approx(2000), 16: pytest.approx(5000)}
 
 
 def test_latency_ratio_tells_how_many_are_infeasible(frame, ax):
@@ -165,7 +274,15 @@ def test_speed_table_draws_a_row_per_measurement(ax):
     assert speed._row("a", [4.0], "ms", 3)["met"] == "no"
     figures.speed_table(pd.DataFrame(rows), ax)
     texts = [cell.get_text().get_text() for cell in ax.tables[0].get_celld().values()]
-    assert {"< 3 ms", "1 ms", "2 ms", "7 times"} <= set(texts)
+    assert {"< 3 ms", "1 ms", "2 ms", "7 times", "repeats", "3"} <= set(texts)
+
+
+def test_a_ratio_of_imports_below_1_explains_itself(monkeypatch):
+    seconds = {"numba": 1.0, "hypsolve": 0.5}
+    monkeypatch.setattr(speed, "_import_s", seconds.get)
+    (measured,) = speed.import_ratio("quick")
+    assert measured["median"] == 0.5
+    assert "(numba is imported when first needed)" in measured["what"]
 
 
 @pytest.fixture

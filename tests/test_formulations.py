@@ -4,6 +4,7 @@ import ast
 import inspect
 import itertools
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -23,10 +24,12 @@ from hypsolve.dispatch import schedule
 from hypsolve.evaluation import check, evaluate
 from hypsolve.problem import Instance
 from hypsolve.solution import Outcome, Partition, Schedule, Status
+from hypsolve.solve import solve
 from hypsolve.solvers import cpsat, joint_cpsat, joint_milp, milp, mip
-from hypsolve.solvers.exact import holds, partition_arcs
+from hypsolve.solvers.exact import arcs_on, conclude, holds, partition_arcs, usable_arcs
 from hypsolve.solvers.formulation import write_formulation
-from hypsolve.solvers.joint_tables import joint_tables, windows
+from hypsolve.solvers.joint_tables import joint_tables
+from hypsolve.solvers.joint_windows import condensed, one_by_one, windows
 
 PARTITION = {
     "partition_cbc": milp.partition_cbc,
@@ -165,10 +168,12 @@ def test_a_number_of_workers_is_at_least_one():
     )
 
 
-def test_cbc_reports_the_bound_of_its_log():
+def test_cbc_reports_the_bound_and_time_of_its_log():
     log = "Result - Stopped on time limit\n\nObjective value: 1.5\nLower bound:      1234.568\n"
-    assert 1234.56 < milp._logged_bound(log) < 1234.5675
-    assert milp._logged_bound("killed") == -math.inf
+    log += "Total time (CPU seconds):       0.01   (Wallclock seconds):       0.25\n"
+    assert milp._logged(log, milp.LOWER_BOUND, -math.inf) == 1234.568
+    assert milp._logged("killed", milp.LOWER_BOUND, -math.inf) == -math.inf
+    assert milp._logged(log, milp.WALL_CLOCK, 9.0) == 0.25
 
 
 @given(strategies.instances(objectives=("p0",)))
@@ -184,7 +189,288 @@ def test_an_arc_of_p0_is_on_a_node_that_holds_it(instance):
             assert fit == (exact.need(int(arcs.first[a]), int(arcs.end[a])) <= capacity)
 
 
+@pytest.mark.parametrize("method", PARTITION)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("ratio", [1e9, 1e15])
+def test_one_block_may_be_far_longer_than_the_others(method, objective, ratio):
+    # the cheapest stage of each tier says nothing about the order of the optimum
+    small = 1 / ratio
+    instance = Instance.from_tables(
+        [[[small, 1, small], [3 * small, 3, 3 * small]]],
+        [0] * 3,
+        [[(0, 0)], [(1, 0)]],
+        objective=objective,
+    )
+    outcome = PARTITION[method](instance, **LONG)
+    assert_proven(instance, outcome, best_partition_s(instance))
+    assert outcome.partition.cuts == (0, 2, 3)
+
+
+WIDE = st.floats(-9, 9).map(lambda exponent: 10.0**exponent)
+
+
+@pytest.mark.parametrize("method", PARTITION)
+@FEW
+@given(strategies.instances(objectives=OBJECTIVES, seconds=WIDE, max_blocks=5, max_tiers=3))
+def test_a_partition_is_enumeration_on_times_far_apart(method, instance):
+    assert_proven(instance, PARTITION[method](instance, **LONG), best_partition_s(instance))
+
+
+@given(strategies.instances(objectives=OBJECTIVES, seconds=WIDE, max_blocks=6))
+def test_a_scale_holds_the_optimum_and_its_arcs(instance):
+    arcs, scale = usable_arcs(instance, "partition_highs")
+    best_s = best_partition_s(instance)
+    assert math.isinf(scale.upper_s) == math.isinf(best_s)
+    if math.isfinite(best_s):
+        assert scale.least_s <= best_s * (1 + 1e-12)
+        assert best_s <= scale.upper_s <= best_s * instance.n_tiers * (1 + 1e-11)
+        best = [p for p in legal_partitions(instance) if evaluate(instance, p) == best_s]
+        assert all(arcs_on(arcs, partition) for partition in best)
+        assert (arcs.worst_s + arcs.added_s <= scale.upper_s).all()
+
+
+def conclusion(instance, partition, **fields):
+    fields = {"solver": "S", "bound_s": 0.0, "statistics": {}, **fields}
+    return conclude(instance, partition, **fields)
+
+
+def test_an_answer_that_contradicts_what_is_known_is_not_believed():
+    instance = Instance.from_tables(np.ones((1, 1, 4)), np.ones(4), [[(0, 3)], [(0, 3)]])
+    best = Partition((0, 2, 4))  # 2 s
+    right = conclusion(instance, best, bound_s=2.0, claimed_s=2.0, upper_s=4.0)
+    assert (right.status, right.bound_s) == (Status.OPTIMAL, 2.0)
+    assert right.message == "proved by S"
+    for wrong in (
+        {"bound_s": 2.1, "claimed_s": 2.1},  # above the decision
+        {"bound_s": 1.5, "claimed_s": 1.5},  # the decision does not cost that little
+        {"bound_s": 2.0, "claimed_s": 2.0, "upper_s": 1.9},  # above a known one
+        {"infeasible": True, "upper_s": 2.0},
+    ):
+        outcome = conclusion(instance, best, least_s=1.0, **wrong)
+        assert (outcome.status, outcome.bound_s) == (Status.FEASIBLE, 1.0)
+        assert "lost its way" in outcome.message
+
+
+def test_a_gap_is_not_called_proved():
+    instance = Instance.from_tables(np.ones((1, 1, 4)), np.ones(4), [[(0, 3)], [(0, 3)]])
+    outcome = conclusion(instance, Partition((0, 2, 4)), bound_s=1.9)
+    assert outcome.status is Status.FEASIBLE
+    assert "proved" not in outcome.message
+    outcome = conclusion(instance, None, bound_s=1.9, stopped="at the time limit")
+    assert (outcome.status, outcome.bound_s) == (Status.UNKNOWN, 1.9)
+    assert outcome.message == "S stopped at the time limit"
+
+
+@pytest.mark.parametrize("method", PARTITION)
+def test_a_partition_bound_is_never_less_than_the_cheapest_stages(method):
+    instance = chain(np.random.default_rng(2), 60, 4, objective="path")
+    _, scale = usable_arcs(instance, method)
+    outcome = PARTITION[method](instance, time_limit_s=1e-9, seed=0)
+    assert 0 < scale.least_s <= outcome.bound_s
+    assert outcome.statistics["build_s"] > 0
+
+
+WITH_START = {m: PARTITION[m] for m in ("partition_highs", "partition_cpsat")}
+
+
+@pytest.mark.parametrize("method", WITH_START)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_partition_warm_start_is_never_lost(method, objective):
+    instance = chain(np.random.default_rng(5), 40, 4, objective=objective)
+    solved = solve(instance, "even_split", time_limit_s=10)
+    score = solved.objective_s
+    own = Outcome(Status.FEASIBLE, solved.partition)
+    for start in (solved, solved.partition, own, (solved.partition, None), True):
+        outcome = WITH_START[method](instance, time_limit_s=1e-9, seed=0, warm_start=start)
+        assert evaluate(instance, outcome.partition) <= score * (1 + 1e-12)
+    # far worse than what the formulation keeps
+    far = instance.replace(objective="path", kind_s=instance.kind_s)
+    outcome = WITH_START[method](far, warm_start=solved.partition, **LONG)
+    assert_proven(far, outcome, best_partition_s(far))
+
+
+@pytest.mark.parametrize("method", WITH_START)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_partition_improvements_are_reported_as_they_come(method, objective):
+    instance = chain(np.random.default_rng(2), 10, 3, objective=objective)
+    seen = []
+    outcome = WITH_START[method](instance, on_improve=lambda *step: seen.append(step), **LONG)
+    best_s = evaluate(instance, outcome.partition)
+    assert seen
+    for objective_s, bound_s, partition, made in seen:
+        assert check(instance, partition) == []
+        assert made is None
+        assert evaluate(instance, partition) == objective_s
+        assert bound_s <= best_s * (1 + 1e-9)
+    assert min(step[0] for step in seen) == pytest.approx(best_s, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", [*WITH_START, *JOINT])
+def test_an_option_that_is_wrong_is_named(method):
+    function = (WITH_START | JOINT)[method]
+    objective = "makespan" if method in JOINT else "path"
+    instance = chain(np.random.default_rng(1), 4, 2, 2, objective=objective)
+    for wrong in ("yes", (1, 2, 3), None, 1):
+        with pytest.raises(TypeError, match=r"method '.*_.*': warm_start must be True, False"):
+            function(instance, warm_start=wrong, **LONG)
+    with pytest.raises(TypeError, match=r"method '.*_.*': warm_start must hold a partition"):
+        function(instance, warm_start=(1, 2), **LONG)
+    with pytest.raises(TypeError, match=r"method '.*_.*': on_improve must be callable or None"):
+        if method == "cbc":
+            joint_milp.joint_milp(instance, on_improve="x", **LONG)
+        function(instance, on_improve="x", **LONG)
+    if "cpsat" in method:
+        for wrong, error, rule in (
+            (0, ValueError, "at least 1"),
+            (10**9, ValueError, "at most 10000"),
+            (2.0, TypeError, "a whole number"),
+        ):
+            with pytest.raises(error, match=rf"_cpsat': workers must be {rule}, got {wrong}"):
+                function(instance, workers=wrong, **LONG)
+    broken = Partition((0, 4, 4))
+    if method in WITH_START:
+        with pytest.raises(ValueError, match="warm_start breaks a rule: blocks"):
+            function(instance, warm_start=broken, **LONG)
+
+
 # partition and schedule
+
+
+@pytest.mark.parametrize("backend", JOINT)
+@pytest.mark.parametrize("objective", ["mean_latency", "makespan"])
+def test_requests_may_be_days_apart(backend, objective):
+    instance = Instance.from_tables(
+        [[[0.43, 0.3]], [[0.86, 0.2]], [[0.5, 0.21]], [[0.3, 0.3]]],
+        [0, 0],
+        [[(0, 0)], [(0, 0)]],
+        arrival_s=[172800, 0, 86400, 86400.1],
+        objective=objective,
+    )
+    best_s = oracles.best_joint(instance)
+    for start in (True, False):
+        outcome = JOINT[backend](instance, warm_start=start, **LONG)
+        assert_proven(instance, outcome, best_s)
+
+
+@pytest.mark.parametrize("backend", JOINT)
+@FEW
+@given(
+    strategies.scheduled(
+        seconds=strategies.POSITIVE, min_requests=2, max_requests=3, max_tiers=2, max_blocks=3
+    ),
+    st.lists(st.sampled_from([0, 50, 2.0**16]), min_size=3, max_size=3),
+)
+def test_a_joint_method_is_enumeration_on_arrivals_far_apart(backend, instance, pauses):
+    pauses = np.array(pauses[: instance.n_requests])
+    instance = instance.replace(arrival_s=instance.arrival_s + pauses)
+    outcome = JOINT[backend](instance, warm_start=False, **LONG)
+    assert_proven(instance, outcome, oracles.best_joint(instance))
+
+
+@pytest.mark.parametrize("backend", JOINT)
+@FEW
+@given(strategies.scheduled(seconds=WIDE, max_requests=2, max_tiers=2, max_blocks=3))
+def test_a_joint_method_is_enumeration_on_times_far_apart(backend, instance):
+    outcome = JOINT[backend](instance, warm_start=False, **LONG)
+    best_s = float(oracles.best_joint(instance))
+    if math.isinf(best_s):
+        assert outcome.status is Status.INFEASIBLE
+        return
+    score = evaluate(instance, outcome.partition, outcome.schedule)
+    assert score == pytest.approx(best_s, rel=1e-6, abs=1e-12)
+    assert outcome.bound_s <= best_s * (1 + 1e-12)
+
+
+@FEW
+@given(strategies.scheduled(limits=True, wide=True, max_requests=2, max_blocks=4, max_tiers=3))
+def test_cbc_is_enumeration_under_limits_and_in_any_unit(instance):
+    result = solve(instance, "joint_milp", backend="cbc")
+    best_s = float(oracles.best_joint(instance))
+    assert (result.status is Status.INFEASIBLE) == math.isinf(best_s)
+    assert (result.status is Status.OPTIMAL) == math.isfinite(best_s)
+    assert result.objective_s == pytest.approx(best_s, rel=1e-6, abs=0)
+
+
+def test_cbc_repeats_itself_and_leaves_the_instance_alone():
+    instance = chain(np.random.default_rng(6), 5, 2, 3, objective="mean_latency")
+    digest = instance.digest()
+    first, second = (solve(instance, "joint_milp", backend="cbc", seed=7) for _ in range(2))
+    assert first.status is second.status is Status.OPTIMAL
+    assert first.partition == second.partition
+    assert first.bound_s == second.bound_s
+    assert np.array_equal(first.schedule.end_s, second.schedule.end_s, equal_nan=True)
+    assert instance.digest() == digest
+
+
+@pytest.mark.parametrize("limit_s", [1e-9, 0.02, 0.1])
+def test_a_bound_of_cbc_holds_at_the_time_limit_too(limit_s):
+    instance = chain(np.random.default_rng(6), 6, 3, 3, objective="mean_latency")
+    best_s = joint_cpsat.joint_cpsat(instance, **LONG)
+    best_s = evaluate(instance, best_s.partition, best_s.schedule)
+    result = solve(instance, "joint_milp", backend="cbc", time_limit_s=limit_s)
+    assert result.status in (Status.FEASIBLE, Status.OPTIMAL)
+    assert 0 < result.bound_s <= best_s * (1 + 1e-6)
+
+
+def test_a_solver_that_returns_no_vector_has_found_nothing():
+    # HiGHS used to end here without one, and to be asked for it
+    instance = Instance.from_tables(
+        [[[0.0003340564348252204], [585.6489149437296], [10758196525.752386]]],
+        [3],
+        [[(2, 2.27), (2, 9)], [(2, 6), (0, 2.98), (1, 9)]],
+        [[[7.381094866032526e-09, 227.52490092938177]]],
+        objective="mean_latency",
+        allow_empty=True,
+        least_blocks=[0, 1],
+    )
+    for backend in JOINT:
+        for start in (True, False):
+            outcome = JOINT[backend](instance, warm_start=start, **LONG)
+            assert_proven(instance, outcome, oracles.best_joint(instance))
+
+
+def test_requests_that_never_meet_need_no_order():
+    instance = chain(np.random.default_rng(3), 4, 2, 4, objective="mean_latency")
+    apart = instance.replace(arrival_s=[0.0, 86400.0, 172800.0, 259200.0])
+    assert joint_milp.build(instance).before
+    formulation = joint_milp.build(apart)
+    assert not formulation.before
+    bounds = [v.upBound for row in formulation.end for v in row]
+    assert max(bounds) < 1e6  # not the days between them
+
+
+@given(strategies.scheduled(), st.lists(st.sampled_from([0, 9, 4096]), min_size=3, max_size=3))
+def test_a_condensed_problem_keeps_a_best_schedule(instance, pauses):
+    pauses = np.array(pauses[: instance.n_requests])
+    instance = instance.replace(arrival_s=instance.arrival_s + pauses)
+    best_s = float(oracles.best_joint(instance))
+    if math.isinf(best_s):
+        return
+    tables = joint_tables(instance, "joint_milp")
+    some = one_by_one(tables) + instance.arrival_s
+    mean = instance.objective == "mean_latency"
+    some_s = (some - instance.arrival_s).mean() if mean else some.max()
+    assert best_s <= some_s * (1 + 1e-12)  # a schedule has it
+    less, last = condensed(tables, instance.objective)
+    assert (
+        np.argsort(less.release, kind="stable") == np.argsort(tables.release, kind="stable")
+    ).all()
+    assert (less.release <= tables.release).all()
+    assert np.allclose(less.origin_s + less.release, instance.arrival_s)
+    assert (last >= windows(less).least * (1 - 1e-9)).all()
+    most = last.sum() if mean else last.max()
+    assert less.objective_s(float(most), instance.objective, instance.arrival_s) >= best_s * (
+        1 - 1e-9
+    )
+
+
+@pytest.mark.parametrize("backend", JOINT)
+def test_a_result_is_a_warm_start(backend):
+    instance = chain(np.random.default_rng(5), 8, 3, 6, objective="mean_latency")
+    start = solve(instance, "hyperion")
+    outcome = JOINT[backend](instance, time_limit_s=1e-9, seed=0, warm_start=start)
+    score = evaluate(instance, outcome.partition, outcome.schedule)
+    assert score <= start.objective_s * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("backend", JOINT)
@@ -306,7 +592,7 @@ def test_a_warm_start_that_breaks_a_rule_is_refused():
     for joint in JOINT.values():
         with pytest.raises(ValueError, match="warm_start breaks a rule: order"):
             joint(instance, warm_start=(partition, early), **LONG)
-        with pytest.raises(ValueError, match="warm_start must hold a partition and a schedule"):
+        with pytest.raises(TypeError, match="warm_start must hold a partition and a schedule"):
             joint(instance, warm_start=Outcome(Status.FEASIBLE, partition), **LONG)
 
 
@@ -345,7 +631,7 @@ def test_windows_hold_for_every_schedule(instance):
         return
     for partition in legal_partitions(instance):
         made = schedule(instance, partition)
-        start, end = (t - tables.origin_s for t in (made.start_s, made.end_s))
+        start, end = (t - tables.origin_s[:, None] for t in (made.start_s, made.end_s))
         used = made.node >= 0
         done = np.fmax.reduce(end, axis=1)
         assert (start >= window.head - 1e-9)[used].all()
@@ -513,5 +799,32 @@ def test_twin_formulations_name_the_same_rules():
         return {f.name for f in functions if f.name.startswith("_add_")}
 
     assert rules(joint_cpsat) == rules(joint_milp)
-    assert rules(milp) == rules(mip) == rules(cpsat)
+    assert rules(milp) == rules(cpsat) == rules(mip) | {"_add_hint"}  # SCIP takes no start
     assert {"_add_cuts", "_add_precedence", "_add_no_overlap"} <= rules(joint_milp)
+
+
+@pytest.mark.parametrize("method", ["joint_cpsat", "joint_milp"])
+def test_ctrl_c_stops_a_solver_and_is_raised(method):
+    """Not taken for a time limit, nor kept until it: the process ends as Ctrl-C asks."""
+    script = (
+        "import hypsolve as hs, numpy as np, sys\n"
+        "rng = np.random.default_rng(0)\n"
+        "i = hs.Instance.from_tables(rng.uniform(1, 2, (30, 2, 20)), np.zeros(20),"
+        " [[(0, 0), (1, 0)]] * 3, arrival_s=np.arange(30.0), objective='mean_latency')\n"
+        "print('go', flush=True)\n"
+        f"hs.solve(i, {method!r}, time_limit_s=60)\n"
+        "print('went on', flush=True)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "go\n"
+    time.sleep(6)
+    child.send_signal(signal.SIGINT)
+    output, errors = child.communicate(timeout=30)
+    assert "went on" not in output
+    assert errors.rstrip().endswith("KeyboardInterrupt")

@@ -137,17 +137,19 @@ def test_infeasible_names_need_capacity_and_shortfall_of_each_tier():
     assert result.partition is None
     assert result.objective_s == result.bound_s == math.inf
     assert "reach block 3 of 4" in result.message
-    assert "'tier-0': blocks 0:1 need 5 of the 7 bytes" in result.message
-    assert "block 1 would make it 10, 3 too many" in result.message
-    assert "'tier-1': blocks 1:3 need 10 of the 11 bytes" in result.message
-    assert "block 3 would make it 15, 4 too many" in result.message
+    assert "'tier-0': blocks 0:1 need 5 bytes of the 7 bytes" in result.message
+    assert "block 1 would make it 10 bytes, 3 bytes too many" in result.message
+    assert "'tier-1': blocks 1:3 need 10 bytes of the 11 bytes" in result.message
+    assert "block 3 would make it 15 bytes, 4 bytes too many" in result.message
 
 
 def test_infeasible_by_rules_alone_says_so():
     instance = Instance.from_tables(np.ones((1, 1, 2)), [0, 0], [[(0, 1)]] * 3)
     result = solve(instance, "hypsplit_dp")
     assert result.status is Status.INFEASIBLE
-    assert "memory alone would do" in result.message
+    assert "2 blocks are fewer than the tiers must host, [1 1 1]" in result.message
+    pinned = instance.replace(allow_empty=True, pinned={0: 1, 1: 0})
+    assert "pinned blocks contradict each other" in solve(pinned, "hypsplit_dp").message
 
 
 def test_even_split_gives_the_remainder_to_the_later_tiers():
@@ -171,6 +173,35 @@ def test_proportional_splits_follow_memory_and_speed():
     assert solve(instance, "speed_proportional").status is Status.INFEASIBLE  # 9 blocks in 6
     roomy = Instance.from_tables(tables, np.ones(12), [[(0, 60)], [(1, 60)]])
     assert solve(roomy, "speed_proportional").partition == Partition((0, 9, 12))
+
+
+def test_the_largest_node_of_a_tier_counts_for_memory_proportional():
+    instance = Instance.from_tables(
+        np.ones((1, 1, 12)), np.ones(12), [[(0, 1), (0, 12)], [(0, 12)]]
+    )
+    assert solve(instance, "memory_proportional").partition == Partition((0, 6, 12))
+
+
+def test_proportional_splits_leave_a_block_for_every_tier():
+    block_s = [[[100.0, 1, 1, 1], [100.0, 1, 1, 1]]]  # all of the work is in the first block
+    instance = Instance.from_tables(block_s, np.zeros(4), [[(0, 1)], [(1, 1)], [(1, 1)]])
+    cuts = solve(instance, "speed_proportional").partition.cuts
+    assert all(i < j for i, j in itertools.pairwise(cuts))
+
+
+@pytest.mark.parametrize(
+    ("weights", "n_parts", "cuts"),
+    [  # by hand, as torchgpipe's solve() goes through them
+        ([5] * 12, 3, [0, 4, 8, 12]),
+        ([5] * 14, 4, [0, 3, 6, 9, 14]),
+        ([1] * 7 + [1.001], 3, [0, 2, 4, 8]),
+        ([1, 2, 3, 4, 5, 6], 2, [0, 4, 6]),
+        ([6, 5, 4, 3, 2, 1], 2, [0, 2, 6]),
+        ([3, 1], 3, [0, 1, 2, 2]),
+    ],
+)
+def test_block_partition_is_torchgpipes(weights, n_parts, cuts):
+    assert block_partition(np.array(weights, float), n_parts) == cuts
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import instances
 from hypsolve import catalog, io
+from hypsolve.deployment import Block, Model
 from hypsolve.evaluation import can_hold, stage_s
 from hypsolve.problem import Instance, Objective
 from instances import freeze, workloads
@@ -168,6 +169,15 @@ def test_read_network(tmp_path):
         (GOOD[GOOD.index("[[tiers]]") :], "tiers = 3", "tiers must be a list of at least one"),
         (GOOD[GOOD.index("[[tiers]]") :], "tiers = [3]", "tier 0: must be a table, got 3"),
         ("link = {", "nolink = {", "unknown key 'nolink'"),
+        ('"two machines"', "3", r"mine\.toml: description must be a string, got 3"),
+        (
+            "memory_gib = 20",
+            'memory_gib = "20"',
+            "tier 1 nodes: memory_gib must be a number, got '20'",
+        ),
+        ("memory_gib = 20", "memory_gib = 0", "memory_gib must be positive and finite, got 0"),
+        ("reserved_gib = 2.4", "reserved_gib = -1", "reserved_gib must be .*not negative, got"),
+        ("count = 2", "count = 1000000000", "count must be at most 100000, got 1000000000"),
     ],
 )
 def test_wrong_network(tmp_path, old, new, message):
@@ -218,10 +228,141 @@ def test_load_only_stretches_time():
     assert 2000 / timed.arrival_s[-1] == pytest.approx(5.0, rel=0.1)
 
 
+def test_capacity_of_one_tier_is_the_sum_of_its_nodes():
+    # 3 blocks: 6 s on a node of the first class, 3 s on one of the second; one is too small
+    instance = Instance.from_tables(
+        [[[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]]], [1, 1, 1], [[(0, 3), (1, 3), (1, 2)]]
+    )
+    assert capacity_per_s(instance) == pytest.approx(1 / 6 + 1 / 3)
+
+
+@pytest.mark.parametrize("load", [0.35, 0.7])
+@pytest.mark.parametrize("lengths", ["synthetic", "azure_conversation"])
+def test_load_is_the_share_of_what_the_best_partition_serves(load, lengths):
+    instance = scenario("campus", n_requests=5000, seed=2, load=load, lengths=lengths)
+    rate_per_s = instance.n_requests / instance.arrival_s[-1]
+    assert rate_per_s * best_period_s(instance) == pytest.approx(load, rel=0.05)
+
+
 @pytest.mark.parametrize("load", [0, -1, np.nan])
 def test_wrong_load(load):
     with pytest.raises(ValueError, match="load must be positive"):
         scenario("campus", n_requests=2, seed=0, load=load)
+
+
+def generated(**options):
+    return generate(**({"seed": 0, "n_requests": 2} | options))
+
+
+def campus(**options):
+    return scenario("campus", **({"n_requests": 2} | options))
+
+
+def small_frontier(**options):
+    return frontier(**({"n_requests": 2, "seed": 1} | options))
+
+
+def small_profiled(**options):
+    return profiled(**({"n_requests": 2, "seed": 1} | options))
+
+
+def sampled(**options):
+    return workloads.synthetic(
+        **({"n": 2, "rate": 1.0, "rng": np.random.default_rng(0)} | options)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "message"),
+    [
+        (generated, {"seed": -1}, ValueError, "generate: seed must be at least 0, got -1"),
+        (generated, {"seed": "a"}, TypeError, "generate: seed must be a whole number, got 'a'"),
+        (generated, {"seed": None}, TypeError, "generate: seed must be a whole number"),
+        (
+            generated,
+            {"nodes_per_tier": 2.5},
+            TypeError,
+            "generate: nodes_per_tier must be one for all or a sequence, got 2.5",
+        ),
+        (generated, {"nodes_per_tier": (1, 1.5, 1)}, TypeError, "must be a whole number"),
+        (
+            generated,
+            {"link_class": 3},
+            TypeError,
+            "generate: link_class must be one for all or a sequence, got 3",
+        ),
+        (generated, {"load": "x"}, TypeError, "load must be a number, got 'x'"),
+        (generated, {"rate": "x"}, TypeError, "rate must be a number, got 'x'"),
+        (generated, {"rate": 1e-320}, ValueError, "arrival_s must be"),
+        (
+            generated,
+            {"max_resident_tokens": "x"},
+            TypeError,
+            "max_resident_tokens must be a whole number, got 'x'",
+        ),
+        (generated, {"model": None}, TypeError, "model must be a name or a Model, got None"),
+        (generated, {"memory_tightness": "x"}, TypeError, "generate: memory_tightness must be"),
+        (generated, {"lengths": []}, ValueError, r"unknown lengths \[\]; choose one of"),
+        (
+            generated,
+            {"foo": 1},
+            TypeError,
+            "generate: unknown option 'foo'; it also takes objective, .*pinned",
+        ),
+        (
+            generated,
+            {"model": Model(name="one", blocks=(Block(kind="a", weight_bytes=1),)),
+             "n_blocks": 5},
+            ValueError,
+            "model 'one': must have layers to repeat, got 1 blocks",
+        ),
+        (campus, {"seed": -1}, ValueError, "scenario: seed must be at least 0, got -1"),
+        (campus, {"seed": 0.5}, TypeError, "scenario: seed must be a whole number, got 0.5"),
+        (campus, {"load": None}, TypeError, "scenario: load must be a number, got None"),
+        (campus, {"model": 3}, TypeError, "model must be a name or a Model, got 3"),
+        (campus, {"foo": 1}, TypeError, "scenario: unknown option 'foo'; it also takes"),
+        (small_frontier, {"seed": -1}, ValueError, "frontier: seed must be at least 0"),
+        (small_frontier, {"n_requests": 0}, ValueError, "n_requests must be at least 1, got 0"),
+        (small_frontier, {"n_blocks": 0}, ValueError, "frontier: n_blocks must be at least 3"),
+        (small_frontier, {"nodes_per_tier": 3}, TypeError, "nodes_per_tier must be a sequence"),
+        (
+            small_frontier,
+            {"nodes_per_tier": (1, 0)},
+            ValueError,
+            r"nodes_per_tier\[1\] must be at least 1, got 0",
+        ),
+        (small_frontier, {"load": "x"}, TypeError, "frontier: load must be a number, got 'x'"),
+        (small_frontier, {"burst": 1}, TypeError, "burst must be True or False, got 1"),
+        (small_profiled, {"seed": -1}, ValueError, "profiled: seed must be at least 0"),
+        (small_profiled, {"nodes_per_tier": ()}, ValueError, r"must have 1\.\.5 entries"),
+        (small_profiled, {"load": 0}, ValueError, "profiled: load must be positive and finite"),
+        (sampled, {"n": -3}, ValueError, "synthetic: n must be at least 1, got -3"),
+        (sampled, {"n": 2.0}, TypeError, "synthetic: n must be a whole number, got 2.0"),
+        (sampled, {"rate": 0}, ValueError, "synthetic: rate must be positive and finite"),
+        (sampled, {"rate": "x"}, TypeError, "synthetic: rate must be a number, got 'x'"),
+        (sampled, {"rate": 1e-320}, ValueError, "arrival_s must be"),
+        (sampled, {"rng": 3}, TypeError, "synthetic: rng must be a Generator, got 3"),
+        (sampled, {"max_tokens": "x"}, TypeError, "max_tokens must be a whole number, got 'x'"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_refused_by_name(make, options, error, message):
+    make()
+    with pytest.raises(error, match=message):
+        make(**options)
+
+
+@pytest.mark.parametrize("name", ["azure_conversation", "azure_code"])
+def test_the_traces_samplers_refuse_the_same(name):
+    with pytest.raises(ValueError, match=f"{name}: rate must be positive and finite, got 0"):
+        workloads.WORKLOADS[name](2, 0, np.random.default_rng(0))
+
+
+def test_unknown_names_may_be_anything():
+    for odd in ([], None, 3):
+        with pytest.raises(ValueError, match=r"unknown network .*; choose one of branch"):
+            instances.network(odd)
+    with pytest.raises(TypeError, match="read_network: path must be a string or a path, got 3"):
+        instances.read_network(3)
 
 
 def test_infeasible_scenario_still_has_arrivals():
@@ -504,9 +645,20 @@ def test_results_are_kept_and_only_improve(folder):
     assert freeze.index()["small"] == entry
     with pytest.raises(ValueError, match=r"best_s 1\.0 beats bound_s 2\.0"):
         freeze.record("small", best_s=1.0, bound_s=2.0, method="d")
+    with pytest.raises(TypeError, match="'small': best_s must be a number, got 'x'"):
+        freeze.record("small", best_s="x", bound_s=2.0, method="d")
+    with pytest.raises(ValueError, match=r"'small': bound_s must be .*, got nan"):
+        freeze.record("small", best_s=1.0, bound_s=np.nan, method="d")
 
 
 def test_infeasible_is_recorded_only_with_its_proof(folder):
     assert not freeze.record("small", best_s=np.inf, bound_s=0.0, method="a")
     assert freeze.record("small", best_s=np.inf, bound_s=np.inf, method="b")
     assert freeze.index()["small"]["bound_s"] == np.inf
+
+
+def test_the_fit_without_traces_says_so_and_exits_2(tmp_path, capsys):
+    assert workloads.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("workloads: ") and "azure_llm_2023_conv.csv" in error
+    assert error.count("\n") == 1

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hypsolve import io
+from hypsolve import io, readers
 from hypsolve.problem import Instance, Objective
 
 
@@ -238,7 +238,7 @@ def test_not_text(tmp_path):
         io.load(tmp_path / "a.json")
     (tmp_path / "chain.txt").write_bytes(b"\xff\xfe1 2")
     with pytest.raises(ValueError, match="must be UTF-8 text"):
-        io.read_chains(tmp_path / "chain.txt", n_tiers=2)
+        readers.read_chains(tmp_path / "chain.txt", n_tiers=2)
 
 
 # chains on chains
@@ -255,7 +255,7 @@ def text(tmp_path):
 
 
 def test_chains_of_weights(text):
-    instance = io.read_chains(text("# tasks\n4\n\n2 # light\n6\n"), speeds=[1, 2])
+    instance = readers.read_chains(text("# tasks\n4\n\n2 # light\n6\n"), speeds=[1, 2])
     assert (instance.n_tiers, instance.n_blocks, instance.n_requests) == (2, 3, 1)
     np.testing.assert_array_equal(instance.reference_s, [[4, 2, 6], [2, 1, 3]])
     assert not instance.transfer_s.any() and not instance.block_bytes.any()
@@ -264,13 +264,13 @@ def test_chains_of_weights(text):
 
 def test_chains_with_communication_and_memory(text):
     path = text("4, 0.5, 10\n2\t0.25 20\n6 9 30\n")
-    instance = io.read_chains(path, speeds=[1, [2, 1]], memory=[40, 60], allow_empty=True)
+    instance = readers.read_chains(path, speeds=[1, [2, 1]], memory=[40, 60], allow_empty=True)
     np.testing.assert_array_equal(instance.transfer_s, [[[0, 0.5, 0.25, 0]]])
     np.testing.assert_array_equal(instance.block_bytes, [10, 20, 30])
     np.testing.assert_array_equal(instance.node_bytes, [40, 60, 60])
     np.testing.assert_array_equal(instance.node_class, [0, 1, 0])
     assert instance.allow_empty
-    assert io.read_chains(path, n_tiers=3, memory=60.0).node_bytes.tolist() == [60] * 3
+    assert readers.read_chains(path, n_tiers=3, memory=60.0).node_bytes.tolist() == [60] * 3
 
 
 @pytest.mark.parametrize(
@@ -287,16 +287,73 @@ def test_chains_with_communication_and_memory(text):
         ("1\n", {}, "either n_tiers or speeds"),
         ("1\n", {"n_tiers": 2, "speeds": [1, 1]}, "either n_tiers or speeds"),
         ("1\n", {"n_tiers": 0}, "n_tiers must be at least 1, got 0"),
-        ("1\n", {"speeds": [1, 0]}, "speeds must be positive and finite, got 0"),
+        ("1\n", {"speeds": [1, 0]}, r"speeds\[1\] must be positive and finite, got 0"),
         ("1\n", {"n_tiers": 2, "memory": 5}, "memory needs a third column"),
         ("1 0 1\n", {"n_tiers": 2}, "third column needs memory"),
         ("1 0 1\n", {"n_tiers": 2, "memory": [1]}, "memory must have 2 entries, got 1"),
         ("1\n2\n", {"n_tiers": 2, "max_bytes": 2}, "at most 2 bytes"),
+        ("1\n", {"n_tiers": 2, "max_bytes": -1}, "read_chains: max_bytes must be at least 0"),
+        ("1 0 1\n", {"n_tiers": 2, "memory": []}, "memory must have 2 entries, got 0"),
+        ("1 0 1\n", {"n_tiers": 1, "memory": [-1]}, r"memory\[0\] must be .*, got -1"),
+        ("1\n", {"n_tiers": 10**7}, "n_tiers must be at most 100000, got 10000000"),
+        ("1\n", {"speeds": [[1] * 100_001]}, "nodes of speeds must be at most 100000, got"),
+        ("1\n", {"speeds": []}, "speeds must hold at least one tier, got none"),
+        ("1\n", {"speeds": [[1], []]}, r"speeds\[1\] must hold at least one node, got none"),
     ],
 )
 def test_wrong_chains(text, content, options, message):
     with pytest.raises(ValueError, match=message):
-        io.read_chains(text(content), **options)
+        readers.read_chains(text(content), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"speeds": 5}, "speeds must be a number or a sequence of them, got 5"),
+        ({"speeds": "12"}, "speeds must be a number or a sequence of them, got '12'"),
+        (
+            {"speeds": [1, None]},
+            r"speeds\[1\] must be a number or a sequence of them, got None",
+        ),
+        ({"speeds": [["1"]]}, r"speeds\[0\] must be a number, got '1'"),
+        ({"n_tiers": 2.0}, "n_tiers must be a whole number, got 2.0"),
+        ({"n_tiers": 2, "memory": {}}, "memory must be a number or a sequence of them, got {}"),
+        ({"n_tiers": 2, "memory": [1, "x"]}, r"memory\[1\] must be a number, got 'x'"),
+        (
+            {"n_tiers": 2, "memory": 1, "max_bytes": "x"},
+            "max_bytes must be a whole number, got",
+        ),
+    ],
+)
+def test_wrong_types_of_chains(text, options, message):
+    with pytest.raises(TypeError, match=f"read_chains: {message}"):
+        readers.read_chains(text("1 0 1\n"), **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda file: io.load(None), "load: path must be a string or a path, got None"),
+        (lambda file: io.load(file, max_bytes="x"), "load: max_bytes must be a whole number"),
+        (lambda file: readers.read_chains(3, n_tiers=1), "read_chains: path must be a string"),
+        (
+            lambda file: readers.read_hybrid_flow_shop(3),
+            "read_hybrid_flow_shop: path must be a string",
+        ),
+        (
+            lambda file: readers.read_hybrid_flow_shop(file, max_bytes=1.5),
+            "read_hybrid_flow_shop: max_bytes must be a whole number, got 1.5",
+        ),
+    ],
+)
+def test_wrong_types_of_arguments(text, call, message):
+    with pytest.raises(TypeError, match=message):
+        call(text(JOBS))
+
+
+def test_wrong_path_to_save(instance):
+    with pytest.raises(TypeError, match="save: path must be a string or a path, got 3"):
+        io.save(instance, 3)
 
 
 # hybrid flow shops: 3 jobs on 2 stages of 2 and 1 machines
@@ -318,7 +375,7 @@ TIMES = [[4, 1], [5, 2], [6, 3]]
     ],
 )
 def test_hybrid_flow_shop(text, content, layout):
-    instance = io.read_hybrid_flow_shop(text(content), layout=layout)
+    instance = readers.read_hybrid_flow_shop(text(content), layout=layout)
     np.testing.assert_array_equal(instance.block_s[:, 0, :], TIMES)
     np.testing.assert_array_equal(instance.node_tier, [0, 0, 1])
     assert instance.objective is Objective.MAKESPAN
@@ -328,7 +385,7 @@ def test_hybrid_flow_shop(text, content, layout):
 
 
 def test_release_dates_and_other_objective(text):
-    instance = io.read_hybrid_flow_shop(
+    instance = readers.read_hybrid_flow_shop(
         text(JOBS + "release: 0 7 1.5\n"), objective="mean_latency"
     )
     np.testing.assert_array_equal(instance.arrival_s, [0, 7, 1.5])
@@ -340,7 +397,7 @@ def test_taillard_flow_shop(text):
         "number of jobs, number of machines, initial seed, upper bound and lower bound :\n"
         "3 2 873654221 1278 1232\nprocessing times :\n4 5 6\n1 2 3\n"
     )
-    instance = io.read_hybrid_flow_shop(text(content), layout="taillard")
+    instance = readers.read_hybrid_flow_shop(text(content), layout="taillard")
     np.testing.assert_array_equal(instance.block_s[:, 0, :], TIMES)
     np.testing.assert_array_equal(instance.node_tier, [0, 1])
 
@@ -378,8 +435,14 @@ def test_taillard_flow_shop(text):
         (JOBS + "release 1 2\n", "auto", "line 6: must have 3 release dates, got 2"),
         ("2 2\n1 1\n1 2\n3 4\n", "auto", "layout must be given: jobs or stages"),
         (JOBS, "columns", "unknown layout 'columns'; choose one of auto, jobs"),
+        (JOBS, ["jobs"], "unknown layout \\['jobs'\\]; .*choose one of auto, jobs"),
+        (
+            JOBS.replace("2 1\n", "99999 2\n", 1),
+            "auto",
+            "line 2: must have at most 100000 machines, got 100001",
+        ),
     ],
 )
 def test_wrong_hybrid_flow_shop(text, content, layout, message):
     with pytest.raises(ValueError, match=message):
-        io.read_hybrid_flow_shop(text(content), layout=layout)
+        readers.read_hybrid_flow_shop(text(content), layout=layout)

@@ -6,6 +6,7 @@ import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hypsolve
 from hypsolve.costs import to_instance
 from hypsolve.deployment import (
     Block,
@@ -313,3 +314,32 @@ def test_a_compiled_deployment_is_its_own_tables(made_from):
     # nothing crosses after the last block, and a relay pays
     assert (compiled.transfer_s[:, :, -1] == 0).all()
     assert (compiled.transfer_s[:, :, :-1] > 0).all()
+
+
+def test_instances_are_equal_if_their_digests_are():
+    first = Instance.from_tables([[[1.0, 2]]], [1, 1], [[(0, 2)]], name="one")
+    same = Instance.from_tables([[[1, 2.0]]], [1.0, 1], [[(0, 2.0)]], name="two")
+    assert first == same
+    assert hash(first) == hash(same)
+    assert first != same.replace(overlap=True)
+    assert first != "one"
+    assert repr(first) == "<Instance 'one': 1 requests, 2 blocks, 1 tiers, 1 nodes, bottleneck>"
+
+
+def test_replace_takes_the_names_of_from_tables():
+    instance = Instance.from_tables(
+        np.ones((1, 1, 4)), np.zeros(4), [[(0, 1)]] * 2, least_blocks=[1, 1]
+    )
+    pinned = instance.replace(pinned={1: 1}, least_blocks=[0, 2], most_blocks=[4, 3])
+    direct = Instance.from_tables(
+        np.ones((1, 1, 4)), np.zeros(4), [[(0, 1)]] * 2,
+        pinned={1: 1}, least_blocks=[0, 2], most_blocks=[4, 3],
+    )  # fmt: skip
+    assert pinned == direct
+    with pytest.raises(TypeError, match="instance: unknown field 'block_s'; choose one of"):
+        instance.replace(block_s=[1])
+
+
+def test_an_unknown_name_is_answered_with_the_likeliest():
+    with pytest.raises(ValueError, match=r"unknown gpu 'RTX 4090'; did you mean rtx-4090\?"):
+        hypsolve.gpu("RTX 4090")

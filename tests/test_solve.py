@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import matplotlib as mpl
 import numpy as np
@@ -53,7 +54,6 @@ CUTS = Partition((0, 1, 3))
             {"status": Status.FEASIBLE, "partition": CUTS, "bound_s": 99.0},
             "below its own bound",
         ),
-        ({"status": Status.FEASIBLE, "bound_s": math.nan, "partition": CUTS}, "bound of nan"),
         ({"status": Status.OPTIMAL, "partition": CUTS, "bound_s": 1.0}, "optimal with a gap"),
         (
             {"status": Status.FEASIBLE, "partition": Partition((0, 3, 3))},
@@ -66,6 +66,15 @@ def test_a_method_that_lies_is_found_out(instance, fields, match):
         solve(instance.replace(objective="bottleneck"), claims(**fields))
 
 
+def test_a_bound_may_be_beaten_by_rounding_only(instance):
+    easy = instance.replace(objective="bottleneck")
+    value_s = solve(easy, claims(status="feasible", partition=CUTS)).objective_s
+    near = claims(status="optimal", partition=CUTS, bound_s=value_s * (1 + 5e-7))
+    assert solve(easy, near).gap == 0
+    with pytest.raises(RuntimeError, match="below its own bound"):
+        solve(easy, claims(status="optimal", partition=CUTS, bound_s=value_s * (1 + 2e-6)))
+
+
 def test_a_schedule_that_overlaps_is_found_out(instance):
     good = schedule(instance, CUTS)
     bad = Schedule(good.node, good.start_s - 0.5, good.end_s - 0.5)
@@ -74,8 +83,34 @@ def test_a_schedule_that_overlaps_is_found_out(instance):
 
 
 def test_a_scheduled_objective_needs_a_schedule(instance):
-    with pytest.raises(ValueError, match="mean_latency needs a schedule, got None"):
-        solve(instance, claims(status=Status.FEASIBLE, partition=CUTS))
+    halves = claims(status=Status.FEASIBLE, partition=CUTS)
+    with pytest.raises(
+        ValueError, match=r"method: returned no schedule for objective mean_lat"
+    ):
+        solve(instance, halves)
+    completed = solve(instance, hypsolve.Method(halves, "partition"), policy="random", seed=3)
+    assert completed.partition == CUTS
+    assert completed.schedule is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "match"),
+    [
+        ({"status": "great"}, ValueError, "outcome: status must be one of optimal, .* 'great'"),
+        ({"status": "feasible", "bound_s": math.nan}, ValueError, "outcome: bound_s must be"),
+        ({"status": "feasible", "bound_s": -1.0}, ValueError, "outcome: bound_s must be"),
+        (
+            {"status": "feasible", "bound_s": None},
+            TypeError,
+            "outcome: bound_s must be a number",
+        ),
+        ({"status": "feasible", "partition": (0, 1, 3)}, TypeError, "must be a Partition, got"),
+        ({"status": "feasible", "schedule": CUTS}, TypeError, "must be a Schedule, got"),
+    ],
+)
+def test_an_outcome_checks_itself(fields, error, match):
+    with pytest.raises(error, match=match):
+        Outcome(**fields)
 
 
 def test_a_method_must_return_an_outcome(instance):
@@ -117,7 +152,7 @@ def test_slowest_may_be_infeasible_for_stage_1_only():
     assert solve(instance, "joint_cpsat", time_limit_s=20).objective_s == pytest.approx(2)
 
 
-@pytest.mark.parametrize("method", ["hypsplit_dp", "partition_highs", "joint_cpsat"])
+@pytest.mark.parametrize("method", ["hypsplit_dp", "partition_scip", "joint_cpsat"])
 def test_a_wrong_option_lists_the_right_ones(instance, method):
     if method != "joint_cpsat":
         instance = instance.replace(objective="bottleneck")
@@ -138,6 +173,13 @@ def test_a_result_prints_as_something_a_person_can_read(instance):
     assert "gap 0.000%" in proved
     nothing = solve(Instance.from_tables([[[1.0]]], [2], [[(0, 1)]]), "hypsplit_dp")
     assert "infeasible" in str(nothing)
+
+
+def test_a_result_says_how_many_nodes_can_hold_a_stage():
+    tiers = [[(0, 1), (0, 9), (0, 0.5)], [(0, 2)]]
+    text = str(solve(Instance.from_tables([[[1.0, 1, 1]]], [1, 1, 1], tiers), "even_split"))
+    held = re.findall(r"blocks (\d:\d).*(\d of \d) nodes", text)
+    assert held == [("0:1", "2 of 3"), ("1:3", "1 of 1")]
 
 
 def test_extrapolated_costs_are_marked_in_every_output(instance):

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -13,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from experiments import record, runner, sweep
+from experiments import progress, record, runner, sweep
 from experiments.definitions import EXPERIMENTS, SIZES, Call, Experiment, Series
 from hypsolve import Instance
 from instances.frontier import frontier
@@ -119,6 +121,7 @@ def test_rows_hold_what_solve_says(experiments, tmp_path):
         result = runner.solve(instance, row["method"], time_limit_s=5.0, seed=0, **options)
         assert float(row["objective_s"]) == result.objective_s
         assert (row["n_nodes"], row["n_requests"], row["n_timings"]) == ("5", "6", "5")
+        assert row["objective"] == "mean_latency"
 
 
 def test_a_file_torn_at_any_byte_of_its_last_row_loses_that_row_alone(tmp_path):
@@ -195,12 +198,54 @@ def test_wrong_arguments_are_one_line_and_status_2(experiments, capsys, argument
     assert error.count("\n") == 1
 
 
-def test_out_that_cannot_be_written(experiments, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["file", "file/out"])
+def test_out_that_is_no_folder(experiments, tmp_path, capsys, name):
     (tmp_path / "file").touch()
-    assert sweep.main(["toy", "--out", str(tmp_path / "file" / "out")]) == 2
+    assert sweep.main(["toy", "--out", str(tmp_path / name)]) == 2
     error = capsys.readouterr().err
-    assert str(tmp_path / "file") in error
-    assert error.count("\n") == 1
+    assert error == f"sweep: --out must be a folder, got {str(tmp_path / name)!r}\n"
+
+
+def test_a_restart_says_how_much_it_found(experiments, tmp_path, capsys):
+    arguments = ["toy", "--out", str(tmp_path)]
+    assert sweep.main([*arguments, "--seeds", "1"]) == 0
+    assert "found" not in capsys.readouterr().out
+    assert sweep.main(arguments) == 0
+    assert "toy: 4 of 8 runs found, going on with the others\n" in capsys.readouterr().out
+
+
+def test_a_bar_says_so_too(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "CONSOLE", Console(force_terminal=True))
+    with progress.Progress("toy", 8, ["a", "b"], 1):
+        pass
+    assert "toy: 6 of 8 runs found, going on with the others\n" in capsys.readouterr().out
+
+
+def test_time_left_is_that_of_the_calls_to_come_shared_by_the_jobs(capsys):
+    with progress.Progress("toy", 6, ["a", "a", "a", "b", "c", "c"], 2) as shown:
+        shown.end("first", "a", "ok", 10.0)
+        assert shown._left_s() == (2 + 1 + 2) * 10 / 2  # of the others nothing is known: as a
+        shown.end("second", "a", "ok", 20.0)
+        shown.end("third", "b", "ok", 100.0)
+        assert shown._left_s() == (15 + 2 * (15 + 100) / 2) / 2
+    assert "[1/6] first: ok (0:00 gone, 0:25 left)" in capsys.readouterr().out
+
+
+def test_a_short_run_is_timed_often_and_its_median_kept(monkeypatch):
+    times_s = iter([0.04, 0.01, 0.03, 0.001, 0.002, 7.0])
+    solve = runner.solve
+
+    def timed(*arguments, **options):
+        return dataclasses.replace(solve(*arguments, **options), solve_time_s=next(times_s))
+
+    experiment = toy((3,), FAST[:1])
+    (run, _) = runner.plan("toy", experiment, "quick", version="0")
+    monkeypatch.setattr(runner, "_warm", lambda method, options: None)
+    monkeypatch.setattr(runner, "solve", timed)
+    row = runner._measure(run)
+    assert (row["solve_time_s"], row["n_timings"]) == (0.01, 5)
+    row = runner._measure(run)  # 7 s: once is enough
+    assert (row["solve_time_s"], row["n_timings"]) == (7.0, 1)
 
 
 def test_a_run_that_raises_stops_the_sweep_by_name_and_keeps_the_rows(

@@ -64,7 +64,6 @@ def model(name: str, weights: str = "fp16") -> Model:
     """
     shapes = _table("models.toml")
     shape = dict(shapes[valid.known("model", name, shapes)])
-    del shape["source"]
     return transformer(name, **shape, weights=weights)
 
 
@@ -85,6 +84,7 @@ def transformer(
     window_tokens: int | None = None,
     window_every: int = 1,
     weights: str = "fp16",
+    source: str = "",
 ) -> Model:
     """Decoder-only transformer as ``n_layers + 2`` blocks.
 
@@ -185,4 +185,5 @@ def transformer(
         blocks=(embedding, *layers, head),
         tied_bytes=held(table) if tied_embeddings else 0,
         extrapolated=weights != "fp16",
+        source=source,
     )

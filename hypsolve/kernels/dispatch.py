@@ -196,7 +196,7 @@ def dispatch_grouped(
             done = 0 if same else first[n]
             _complete(n, first, behind, n_jobs, outstanding_s, expected_s[done, node_class[n]])
             next_end_s[n] = end_s[first[n]] if n_jobs[n] > 0 else np.inf
-            _reorder(next_end_s, by_end, end_place, 0, n_nodes, n)
+            _reorder(next_end_s, by_end, end_place, np.int64(0), n_nodes, n)
             g = group_of[n]
             _reorder(outstanding_s, heap, place, group_start[g], group_start[g + 1], n)
         best, best_s = n_nodes, np.inf
@@ -214,7 +214,7 @@ def dispatch_grouped(
         free_s[n] = end_s[r]
         if n_jobs[n] == 1:
             next_end_s[n] = end_s[r]
-            _reorder(next_end_s, by_end, end_place, 0, n_nodes, n)
+            _reorder(next_end_s, by_end, end_place, np.int64(0), n_nodes, n)
         g = group_of[n]
         _reorder(outstanding_s, heap, place, group_start[g], group_start[g + 1], n)
 

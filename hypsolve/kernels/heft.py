@@ -76,7 +76,7 @@ def schedule_dag(cost, order, first_in, source, comm, processor, start_s, end_s)
                 begin_s, finish_s = found_s, found_s + cost[task, p]
         processor[task], start_s[task], end_s[task] = best, begin_s, finish_s
         n_busy[best] = _occupy(
-            busy_start[best], busy_end[best], n_busy[best], best_at, begin_s, finish_s
+            busy_start[best], busy_end[best], n_busy[best], np.int64(best_at), begin_s, finish_s
         )
 
 
@@ -117,7 +117,7 @@ def schedule_chains(
             busy_start, busy_end = wider_start, wider_end
             capacity *= 2
         n_busy[best] = _occupy(
-            busy_start[best], busy_end[best], n_busy[best], best_at, begin_s, finish_s
+            busy_start[best], busy_end[best], n_busy[best], np.int64(best_at), begin_s, finish_s
         )
 
 

@@ -12,22 +12,29 @@ POOLED, FASTEST, SLOWEST = 0, 1, 2
 class Chain(NamedTuple):
     """What every kernel here reads. A cut is a boundary between blocks, 0..n_blocks."""
 
-    spent: np.ndarray  # (n_classes, n_cuts, 2) seconds of the blocks before a cut: sum and rest
-    held: np.ndarray  # (n_cuts,) bytes of the blocks before a cut
-    tied: float  # bytes saved where one stage holds all blocks
-    group_start: (
-        np.ndarray
-    )  # (n_tiers + 1,) groups of like nodes of tier k: from [k] to [k + 1]
-    group_class: np.ndarray  # (n_groups,)
-    group_bytes: np.ndarray  # (n_groups,) capacity of each node
-    group_size: np.ndarray  # (n_groups,) number of nodes
-    link_kind: np.ndarray  # (n_tiers, n_cut_kinds) link's part of the bottleneck; last row 0
-    transfer_kind: np.ndarray  # (n_tiers, n_cut_kinds) link's part of a sum; last row 0
-    cut_kind: np.ndarray  # (n_cuts,)
-    cut_min: np.ndarray  # (n_tiers + 1,)
-    cut_max: np.ndarray  # (n_tiers + 1,)
-    least: np.ndarray  # (n_tiers,) blocks per stage
-    most: np.ndarray  # (n_tiers,)
+    # seconds of the blocks before a cut, as sum and rest: (n_classes, n_cuts, 2)
+    spent: np.ndarray
+    # their bytes, likewise: (n_cuts, 2)
+    held: np.ndarray
+    # bytes saved where one stage holds all blocks
+    tied: float
+    # groups of like nodes: tier k has start[k]:start[k + 1], (n_tiers + 1,)
+    group_start: np.ndarray
+    # of each group (n_groups,): class, bytes of a node, number of nodes
+    group_class: np.ndarray
+    group_bytes: np.ndarray
+    group_size: np.ndarray
+    # a link's part of the bottleneck, and of a sum: (n_tiers, n_cut_kinds), last row 0
+    link_kind: np.ndarray
+    transfer_kind: np.ndarray
+    # kind of each cut: (n_cuts,)
+    cut_kind: np.ndarray
+    # limits of each cut: (n_tiers + 1,)
+    cut_min: np.ndarray
+    cut_max: np.ndarray
+    # blocks per stage: (n_tiers,)
+    least: np.ndarray
+    most: np.ndarray
     rule: int
     overlap: bool
 
@@ -56,13 +63,18 @@ def add_up(values, spent):
 
 
 @inlined
+def need_bytes(chain, i, j):
+    """Memory that a node needs for blocks i:j."""
+    need = chain.held[j, 0] - chain.held[i, 0] + (chain.held[j, 1] - chain.held[i, 1])
+    return need - chain.tied if i == 0 and j == chain.held.shape[0] - 1 else need
+
+
+@inlined
 def stage_s(chain, k, i, j):
     """Stage time of blocks i:j on tier k: never more for larger i, never less for larger j."""
     if i == j:
         return 0.0
-    need = chain.held[j] - chain.held[i]
-    if i == 0 and j == chain.held.shape[0] - 1:
-        need -= chain.tied
+    need = need_bytes(chain, i, j)
     speed, fastest, slowest = 0.0, np.inf, 0.0
     for g in range(chain.group_start[k], chain.group_start[k + 1]):
         if need > chain.group_bytes[g]:
@@ -144,9 +156,9 @@ def trial(chain, tau, low, high, start, reached, cuts):
 
     Returns
     -------
-    float
-        On success the bottleneck of `cuts`; else minus the smallest stage time rejected, over
-        all tiers and cuts: up to it the reachable sets are the same (-inf: there was none).
+    tuple of bool and float
+        True and the bottleneck of `cuts`; or False and the smallest stage time rejected, over
+        all tiers and cuts: up to it the reachable sets are the same (inf: none was).
     """
     n_tiers = chain.least.shape[0]
     rejected = np.inf
@@ -165,12 +177,12 @@ def trial(chain, tau, low, high, start, reached, cuts):
                         rejected = time
             reached[start[k + 1] + j - low[k + 1]] = largest
         if largest < 0:
-            return -rejected
+            return False, rejected
     cuts[n_tiers] = chain.held.shape[0] - 1
     for k in range(n_tiers - 1, -1, -1):
         before = min(cuts[k + 1] - chain.least[k], high[k])
         cuts[k] = reached[start[k] + before - low[k]]
-    return bottleneck_s(chain, cuts)
+    return True, bottleneck_s(chain, cuts)
 
 
 @kernel
@@ -204,7 +216,8 @@ def min_bottleneck(chain, cuts):
     if not windows(chain, above, low, high):
         return np.inf, 0
     while above - below > 1e-4 * above:
-        middle = below + (above - below) / 2 if above <= 4 * below else above / 4
+        # down by orders of magnitude until both are of one
+        middle = above / 4 if above > 4 * below else below + (above - below) / 2
         if not below < middle < above:  # neighbours
             break
         if windows(chain, middle, low, high):
@@ -214,13 +227,13 @@ def min_bottleneck(chain, cuts):
 
     # 2. a first solution, from just above that bound upwards
     trials, step, tau = 0, 1e-3, above
-    bottleneck = -1.0
-    while bottleneck < 0.0:
+    bottleneck, success = np.inf, False
+    while not success:
         if windows(chain, tau, low, high):
             reached = np.empty(lay_out(low, high, start), np.int32)
             trials += 1
-            bottleneck = trial(chain, tau, low, high, start, reached, found)
-        if bottleneck < 0.0:
+            success, bottleneck = trial(chain, tau, low, high, start, reached, found)
+        if not success:
             if tau >= ceiling:
                 return np.inf, trials
             below = tau
@@ -237,14 +250,14 @@ def min_bottleneck(chain, cuts):
         if middle >= bottleneck:
             middle = below
         trials += 1
-        result = trial(chain, middle, low, high, start, reached, found)
-        if result < 0.0:
-            below = -result
-        else:
-            bottleneck = result
+        success, time = trial(chain, middle, low, high, start, reached, found)
+        if success:
+            bottleneck = time
             cuts[:] = found
             windows(chain, bottleneck, low, high)
             lay_out(low, high, start)  # no longer than before
+        else:
+            below = time
     return bottleneck, trials
 
 
@@ -255,20 +268,16 @@ def min_sum(chain, theta, cuts, with_stages):
     Only stages whose time under the chain's rule, with its link, is below `theta` count
     (theta = inf: whose blocks fit). Returns the sum, inf if there is none.
 
-    For each node group the best predecessor is a minimum over a range of cuts, read from a
-    stack of suffix minima: O(log n_blocks) each.
+    The best start of a stage is, for each node group, the least of ``best[i] - spent[i]`` over
+    a range of cuts i, read from a stack of suffix minima: O(log n_blocks) each.
     """
     n_tiers, n_cuts = chain.least.shape[0], chain.held.shape[0]
     widest = np.diff(chain.group_start).max() if with_stages else 1
     best, following = np.full(n_cuts, np.inf), np.empty(n_cuts)
     last = np.full((n_tiers, n_cuts), -1, np.int32)
-    stack = np.empty(
-        (widest, n_cuts), np.int32
-    )  # per group: cuts, oldest first, of rising value
-    value, rest = (
-        np.empty((widest, n_cuts)),
-        np.empty((widest, n_cuts)),
-    )  # to twice the precision
+    # per group: cuts, oldest first, with rising values (as sum and rest)
+    stack = np.empty((widest, n_cuts), np.int32)
+    value = np.empty((widest, n_cuts, 2))
     depth = np.empty(widest, np.int64)
     best[0] = 0.0
     for k in range(n_tiers):
@@ -277,53 +286,32 @@ def min_sum(chain, theta, cuts, with_stages):
         following[:] = np.inf
         depth[:] = 0
         for j in range(n_cuts):
-            i = j - max(chain.least[k], 1)
-            if i >= 0 and best[i] < np.inf:
+            latest = j - max(chain.least[k], 1)  # start of a stage that is not empty
+            if latest >= 0 and best[latest] < np.inf:
                 for g in range(n_groups):
-                    v, e = best[i], 0.0
+                    total, rest = best[latest], 0.0
                     if with_stages:
                         c = chain.group_class[first + g]
-                        v, e = two_sum(v, -chain.spent[c, i, 0])
-                        v, e = two_sum(v, e - chain.spent[c, i, 1])
-                    top = depth[g] - 1
-                    while top >= 0 and (
-                        value[g, top] > v or (value[g, top] == v and rest[g, top] >= e)
-                    ):
-                        top -= 1
-                    depth[g] = top + 2
-                    stack[g, top + 1] = i
-                    value[g, top + 1] = v
-                    rest[g, top + 1] = e
+                        total, rest = two_sum(total, -chain.spent[c, latest, 0])
+                        total, rest = two_sum(total, rest - chain.spent[c, latest, 1])
+                    depth[g] = push(stack[g], value[g], depth[g], latest, total, rest)
             if j < chain.cut_min[k + 1] or j > chain.cut_max[k + 1]:
                 continue
             chosen, parent = np.inf, -1
             if chain.least[k] == 0 and best[j] < np.inf and with_link(chain, k, j, 0.0) < theta:
                 chosen, parent = best[j], j
-            # smallest start whose stage is fast enough: bisect, as time falls when it grows
-            bad, good = max(j - chain.most[k], 0) - 1, i + 1
-            while good - bad > 1:
-                m = (good + bad) // 2
-                if with_link(chain, k, j, stage_s(chain, k, m, j)) < theta:
-                    good = m
-                else:
-                    bad = m
+            earliest = first_below(chain, theta, k, max(j - chain.most[k], 0), latest + 1, j)
             for g in range(n_groups):
-                start = good
-                if with_stages:  # ... and fits this group's nodes
-                    start = first_that_fits(chain, first + g, good, i + 1, j)
-                below, at = -1, depth[g]  # first entry of the stack at or behind `start`
-                while at - below > 1:
-                    m = (at + below) // 2
-                    if stack[g, m] >= start:
-                        at = m
-                    else:
-                        below = m
+                start = earliest
+                if with_stages:
+                    start = first_that_fits(chain, first + g, earliest, latest + 1, j)
+                at = first_at_or_behind(stack[g], depth[g], start)
                 if at < depth[g]:
-                    total = value[g, at]
+                    total = value[g, at, 0]
                     if with_stages:
                         c = chain.group_class[first + g]
-                        total, e = two_sum(total, chain.spent[c, j, 0])
-                        total += e + rest[g, at] + chain.spent[c, j, 1]
+                        total, rest = two_sum(total, chain.spent[c, j, 0])
+                        total += rest + value[g, at, 1] + chain.spent[c, j, 1]
                     if total < chosen:
                         chosen, parent = total, np.int64(stack[g, at])
             if parent >= 0:
@@ -338,15 +326,51 @@ def min_sum(chain, theta, cuts, with_stages):
 
 
 @kernel
+def push(stack, value, depth, cut, total, rest):
+    """Put a cut behind all that are not below it in value; return the new depth."""
+    while depth > 0 and (
+        value[depth - 1, 0] > total
+        or (value[depth - 1, 0] == total and value[depth - 1, 1] >= rest)
+    ):
+        depth -= 1
+    stack[depth] = cut
+    value[depth, 0], value[depth, 1] = total, rest
+    return depth + 1
+
+
+@kernel
+def first_at_or_behind(stack, depth, cut):
+    """Position of the first entry at or behind a cut, `depth` if there is none."""
+    bad, good = -1, depth
+    while good - bad > 1:
+        at = (good + bad) // 2
+        if stack[at] >= cut:
+            good = at
+        else:
+            bad = at
+    return good
+
+
+@kernel
+def first_below(chain, theta, k, first, end, j):
+    """Smallest i of first..end - 1 whose stage i:j is below theta, else end."""
+    bad, good = first - 1, end
+    while good - bad > 1:
+        i = (good + bad) // 2
+        if with_link(chain, k, j, stage_s(chain, k, i, j)) < theta:
+            good = i
+        else:
+            bad = i
+    return good
+
+
+@kernel
 def first_that_fits(chain, group, first, end, j):
     """Smallest i of first..end - 1 whose blocks i:j fit a node of the group, else end."""
     bad, good = first - 1, end
     while good - bad > 1:
         i = (good + bad) // 2
-        need = chain.held[j] - chain.held[i]
-        if i == 0 and j == chain.held.shape[0] - 1:
-            need -= chain.tied
-        if need <= chain.group_bytes[group]:
+        if need_bytes(chain, i, j) <= chain.group_bytes[group]:
             good = i
         else:
             bad = i
@@ -360,7 +384,7 @@ def warm_up():
     add_up(np.ones((1, 2)), spent)
     chain = Chain(
         spent,
-        np.array([0.0, 1.0, 2.0]),
+        spent[0],
         0.0,
         np.array([0, 1, 2], ints),
         np.zeros(2, ints),

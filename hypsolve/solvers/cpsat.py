@@ -2,28 +2,37 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hypsolve import validation as valid
+from hypsolve.evaluation import evaluate
 from hypsolve.problem import Instance, Objective
-from hypsolve.solution import Outcome
+from hypsolve.solution import Outcome, Partition
 from hypsolve.solvers.exact import (
     ROUNDING,
     Arcs,
     IntArray,
+    OnImprove,
+    Scale,
+    WarmStart,
+    arcs_on,
+    better,
     chosen,
     conclude,
-    least_s,
+    given_start,
+    interruptible,
     load_backend,
-    partition_arcs,
+    require_callable,
+    usable_arcs,
 )
 
 METHOD = "partition_cpsat"
 PACKAGE = "ortools>=9.12"
-RESOLUTION = 2.0**27  # ticks in a lower bound on the objective
-MOST_TICKS = 2.0**44  # longer stages are cut off there: sums stay far below 2**62
+RESOLUTION = 1e-7  # of the objective: what rounding down may hide on a path
+MOST_WORKERS = 10_000  # CP-SAT's own limit
 
 
 class PartitionCp(NamedTuple):
@@ -33,10 +42,17 @@ class PartitionCp(NamedTuple):
     use: list[Any]
     arcs: Arcs
     tick_s: float
+    scale: Scale
 
 
 def partition_cpsat(
-    instance: Instance, *, time_limit_s: float, seed: int, workers: int = 1
+    instance: Instance,
+    *,
+    time_limit_s: float,
+    seed: int,
+    warm_start: WarmStart = False,
+    workers: int = 1,
+    on_improve: OnImprove | None = None,
 ) -> Outcome:
     """Partition exactly, by CP-SAT.
 
@@ -51,52 +67,103 @@ def partition_cpsat(
         For the solver; building the model comes on top.
     seed : int
         CP-SAT's ``random_seed``.
+    warm_start : bool, Partition, Outcome or Result
+        Partition to start from; True: Hyperion's, which answers the question by itself.
     workers : int
-        Threads.
+        Threads, at most 10000.
+    on_improve : callable, optional
+        Called as ``on_improve(objective_s, bound_s, partition, None)`` for each better one,
+        from the solver's thread.
 
     Returns
     -------
     Outcome
         With a valid ``bound_s`` also at the time limit.
     """
+    require_callable(METHOD, on_improve)
+    solver = new_solver(METHOD, seed, workers)
     started = time.perf_counter()
-    model, use, arcs, tick_s = build(instance)
-    statistics = {**size(model), "build_s": time.perf_counter() - started}
-    solver = new_solver(METHOD, time_limit_s, seed, workers)
-    code = solver.solve(model)
-    partition = None
+    warm, _ = given_start(instance, METHOD, warm_start, time_limit_s, seed)
+    left_s = time_limit_s - (time.perf_counter() - started)
+    started = time.perf_counter()
+    formulation = build(instance)
+    model, use, arcs, tick_s, scale = formulation
+    if warm is not None:
+        _add_hint(formulation, warm)
+    build_s = time.perf_counter() - started
+
+    def bound_s(ticks: float) -> float:
+        return max(scale.least_s, ticks * tick_s * (1 - ROUNDING))
+
+    def partition_of(value: Callable[[Any], bool]) -> Partition:
+        return chosen(arcs, np.array([value(v) for v in use]), instance.n_tiers)
+
+    def report(callback: Any) -> None:
+        partition = partition_of(callback.boolean_value)
+        objective_s = evaluate(instance, partition)
+        assert on_improve is not None
+        on_improve(objective_s, bound_s(callback.best_objective_bound), partition, None)
+
+    code, copy_s = run(solver, model, left_s, None if on_improve is None else report)
+    found = None
     if solver.status_name(code) in ("OPTIMAL", "FEASIBLE"):
-        used = np.array([solver.boolean_value(variable) for variable in use])
-        partition = chosen(arcs, used, instance.n_tiers)
+        found = partition_of(solver.boolean_value)
     return conclude(
         instance,
-        partition,
-        infeasible=solver.status_name(code) == "INFEASIBLE",
-        bound_s=solver.best_objective_bound * tick_s * (1 - ROUNDING),
+        better(instance, found, warm),
+        solver="CP-SAT",
         stopped=stopped(solver, code),
-        statistics=statistics,
+        infeasible=solver.status_name(code) == "INFEASIBLE",
+        bound_s=bound_s(solver.best_objective_bound),
+        least_s=scale.least_s,
+        upper_s=scale.upper_s,
+        statistics={**size(model), "build_s": build_s + copy_s},
     )
 
 
-def new_solver(method: str, time_limit_s: float, seed: int, workers: int) -> Any:
+def new_solver(method: str, seed: int, workers: int) -> Any:
     """CP-SAT with our parameters."""
+    owner = f"method {method!r}"
+    workers = valid.whole(owner, "workers", workers, least=1)
+    if workers > MOST_WORKERS:
+        raise ValueError(f"{owner}: workers must be at most {MOST_WORKERS}, got {workers}")
     cp_model = load_backend(method, "ortools.sat.python.cp_model", PACKAGE)
     solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = max(time_limit_s, 0.0)
     solver.parameters.random_seed = seed % 2**31
-    solver.parameters.num_workers = valid.whole(
-        f"method {method!r}", "workers", workers, least=1
-    )
+    solver.parameters.num_workers = workers
     return solver
 
 
+def run(
+    solver: Any, model: Any, time_limit_s: float, report: Callable[[Any], None] | None
+) -> tuple[Any, float]:
+    """Solve; its status, and the seconds that it spent on its own copy of the model.
+
+    `report` is called for each solution, with what to read it from.
+    """
+    from ortools.sat.python import cp_model
+
+    class Report(cp_model.CpSolverSolutionCallback):
+        def on_solution_callback(self) -> None:
+            assert report is not None
+            report(self)
+
+    solver.parameters.max_time_in_seconds = max(time_limit_s, 0.0)
+    solver.parameters.catch_sigint_signal = False  # it would pass for a time limit
+    started = time.perf_counter()
+    code = interruptible(
+        lambda: solver.solve(model, None if report is None else Report()), solver.stop_search
+    )
+    return code, max(0.0, time.perf_counter() - started - solver.wall_time)
+
+
 def stopped(solver: Any, code: Any) -> str:
-    """Why CP-SAT stopped."""
+    """Why CP-SAT stopped; empty if its search was complete."""
     if solver.status_name(code) in ("OPTIMAL", "INFEASIBLE"):
-        return "proved by CP-SAT"
+        return ""
     if solver.status_name(code) == "MODEL_INVALID":
         raise RuntimeError(f"CP-SAT rejects the formulation: {solver.solution_info()}")
-    return "CP-SAT stopped at the time limit"
+    return "at the time limit"
 
 
 def size(model: Any) -> dict[str, Any]:
@@ -107,18 +174,17 @@ def size(model: Any) -> dict[str, Any]:
 
 def floor_ticks(seconds: np.ndarray, tick_s: float) -> IntArray:
     """Whole ticks, rounded down so far that rounding in `seconds` cannot lift them."""
-    ticks = np.floor(np.minimum(seconds / tick_s * (1 - ROUNDING), MOST_TICKS))
-    return ticks.astype(np.int64)
+    return np.floor(seconds / tick_s * (1 - ROUNDING)).astype(np.int64)
 
 
 def build(instance: Instance) -> PartitionCp:
     """Build the formulation."""
     cp_model = load_backend(METHOD, "ortools.sat.python.cp_model", PACKAGE)
-    arcs = partition_arcs(instance, METHOD)
-    size_s = least_s(arcs, instance.n_tiers) or max(
-        arcs.worst_s.max(initial=0.0), arcs.added_s.max(initial=0.0), 2.0**-900
-    )
-    tick_s = 2.0 ** math.floor(math.log2(size_s / RESOLUTION))
+    arcs, scale = usable_arcs(instance, METHOD)
+    n_tiers = instance.n_tiers
+    size_s, tick_s = scale.upper_s / n_tiers * RESOLUTION / (n_tiers + 1), math.inf
+    if math.isfinite(size_s):  # else: whatever they cost, the arcs make no path
+        tick_s = 2.0 ** math.floor(math.log2(max(size_s, 2.0**-1000)))
     worst, added = (floor_ticks(c, tick_s).tolist() for c in (arcs.worst_s, arcs.added_s))
     model = cp_model.CpModel()
     model.name = f"partition_{instance.objective}"
@@ -130,7 +196,7 @@ def build(instance: Instance) -> PartitionCp:
     _add_cuts(model, instance, arcs, use)
     if instance.objective is Objective.P0:
         _add_node_choice(model, arcs, use)
-    return PartitionCp(model, use, arcs, tick_s)
+    return PartitionCp(model, use, arcs, tick_s, scale)
 
 
 def _add_cuts(model: Any, instance: Instance, arcs: Arcs, use: list[Any]) -> None:
@@ -162,3 +228,10 @@ def _add_node_choice(model: Any, arcs: Arcs, use: list[Any]) -> None:
     for n in np.unique(arcs.choice):
         node = model.new_bool_var(f"node_{n}")
         model.add(sum(use[a] for a in np.flatnonzero(arcs.choice == n)) == node)
+
+
+def _add_hint(formulation: PartitionCp, warm: Partition) -> None:
+    """Start from a partition, unless it is too far off."""
+    path = arcs_on(formulation.arcs, warm)
+    for a, literal in enumerate(formulation.use if path is not None else ()):
+        formulation.model.add_hint(literal, a in (path or ()))

@@ -1,18 +1,19 @@
-"""What the exact formulations share: arcs, units, and what a backend's answer means."""
+"""What the exact formulations share: arcs, units, options, and what an answer means."""
 
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hypsolve.evaluation import evaluate, memory_slack
+from hypsolve.evaluation import check, evaluate, memory_slack
 from hypsolve.problem import Instance, Objective, StageRule
 from hypsolve.solution import Outcome, Partition, Schedule, Status
-from hypsolve.solvers.tables import node_groups, prefix_sums, spent_s, stage_table
+from hypsolve.solvers.tables import held_bytes, node_groups, spent_s, stage_table
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -20,8 +21,11 @@ IntArray = NDArray[np.int64]
 OPTIMAL_GAP = 1e-6  # re-evaluated relative gap up to which an answer is OPTIMAL
 MIP_ERROR = 1e-7  # what the tolerances of a floating-point MIP solver may add to its bound
 ROUNDING = 1e-12  # what summation in another order may add
-MIP_SCALE = 1000.0  # a lower bound on the objective, in the units of a MIP
-LARGEST = 1e6  # costs above so many lower bounds are cut off there: no optimum is that far up
+MIP_SCALE = 1000.0  # the order of the objective, in the units of a MIP
+MIP_STEP = 2.0**-20  # times in those units are rounded down to this: solvers fail on tiny ones
+
+OnImprove = Callable[[float, float, Partition, Schedule | None], None]  # objective_s, bound_s
+WarmStart = Any  # bool, Outcome, Result, Partition or (Partition, Schedule): see `given_start`
 
 
 def load_backend(method: str, module: str, package: str) -> Any:
@@ -33,6 +37,17 @@ def load_backend(method: str, module: str, package: str) -> Any:
             f"method {method!r} needs the package {package!r}, which cannot be imported"
             f" ({error}); pip install '{package}'"
         ) from error
+
+
+def interruptible(solve: Callable[[], Any], stop: Callable[[], Any]) -> Any:
+    """Let a solver run in a thread, so that Ctrl-C stops it soon and is raised here."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(solve)
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            stop()
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +67,13 @@ class Arcs:
 
     def __len__(self) -> int:
         return len(self.tier)
+
+    def within(self, most_s: float) -> "Arcs":
+        """Those that cost no more than that by themselves."""
+        kept = self.worst_s + self.added_s <= most_s
+        worst_s, added_s = self.worst_s[kept], self.added_s[kept]
+        first, end, choice = self.first[kept], self.end[kept], self.choice[kept]
+        return Arcs(self.tier[kept], first, end, choice, worst_s, added_s)
 
     def named(self, a: int) -> str:
         """Tier, node, first block and end block of an arc, as part of a variable's name."""
@@ -113,36 +135,60 @@ def holds(
     instance: Instance, capacity: float, first: IntArray, end: IntArray
 ) -> NDArray[np.bool_]:
     """Whether a node of `capacity` bytes can hold blocks first:end, elementwise."""
-    sums = prefix_sums(instance.block_bytes)
-    need = sums[end] - sums[first]
+    sums = held_bytes(instance)
+    need = (sums[end] - sums[first]).sum(axis=-1)
     need -= instance.tied_bytes * ((first == 0) & (end == instance.n_blocks))
     return (need <= capacity * (1 + memory_slack(instance))) | (first == end)
 
 
-def least_s(arcs: Arcs, n_tiers: int) -> float:
-    """Lower bound on the objective from the cheapest arc of each tier alone."""
-    if len(np.unique(arcs.tier)) < n_tiers:
-        return 0.0
-    worst = np.full(n_tiers, np.inf)
-    added = np.full(n_tiers, np.inf)
-    np.minimum.at(worst, arcs.tier, arcs.worst_s)
-    np.minimum.at(added, arcs.tier, arcs.added_s)
-    return float(worst.max() + added.sum())
+class Scale(NamedTuple):
+    """The order of an objective: ``upper_s / n_tiers <= optimum <= upper_s``."""
+
+    least_s: float  # lower bound, from the cheapest arc of each tier alone
+    upper_s: float  # upper bound, from a known path; inf: there is none
 
 
-def mip_unit_s(least: float, largest: float) -> float:
-    """Seconds in one unit of a MIP: a power of two, `MIP_SCALE` of them in the lower bound."""
-    size = least or largest or 1.0
-    return 2.0 ** math.floor(math.log2(size / MIP_SCALE))
+def usable_arcs(instance: Instance, method: str) -> tuple[Arcs, Scale]:
+    """Arcs that a best partition may use, and the order of its objective.
+
+    The path with the least sum of all its costs has no more than `n_tiers` times the optimum;
+    an arc that alone exceeds that sum is on no best path. With those left out, the costs span
+    no more than a solver's tolerances can tell apart.
+    """
+    arcs = partition_arcs(instance, method)
+    n_tiers = instance.n_tiers
+    cost_s = arcs.worst_s + arcs.added_s
+    reach_s = np.full(instance.n_blocks + 1, np.inf)
+    reach_s[0] = 0.0
+    for k in range(n_tiers):
+        on_tier = arcs.tier == k
+        onward_s = np.full(instance.n_blocks + 1, np.inf)
+        sums = reach_s[arcs.first[on_tier]] + cost_s[on_tier]
+        np.minimum.at(onward_s, arcs.end[on_tier], sums)
+        reach_s = onward_s
+    upper_s = float(reach_s[-1]) * (1 + ROUNDING)
+    least_s = 0.0
+    if math.isfinite(upper_s):
+        worst, added = np.full(n_tiers, np.inf), np.full(n_tiers, np.inf)
+        np.minimum.at(worst, arcs.tier, arcs.worst_s)
+        np.minimum.at(added, arcs.tier, arcs.added_s)
+        least_s = float(worst.max() + added.sum()) * (1 - ROUNDING)
+    return arcs.within(upper_s), Scale(least_s, upper_s)
 
 
-def in_units(arcs: Arcs, n_tiers: int) -> tuple[list[float], list[float], float]:
-    """Costs `worst`, `added` in MIP units, cut off far above the optimum; seconds per unit."""
-    least = least_s(arcs, n_tiers)
-    largest = max(arcs.worst_s.max(initial=0.0), arcs.added_s.max(initial=0.0))
-    unit_s = mip_unit_s(least, largest)
-    most = LARGEST * least / unit_s if least else math.inf
-    worst, added = (np.minimum(c / unit_s, most).tolist() for c in (arcs.worst_s, arcs.added_s))
+def mip_unit_s(size_s: float) -> float:
+    """Seconds in one unit of a MIP: a power of two, `MIP_SCALE` of them or more in `size_s`."""
+    in_range = math.isfinite(size_s) and size_s / MIP_SCALE > 0
+    return 2.0 ** math.floor(math.log2(size_s / MIP_SCALE)) if in_range else 1.0
+
+
+def in_units(arcs: Arcs, scale: Scale, n_tiers: int) -> tuple[list[float], list[float], float]:
+    """Costs `worst`, `added` in MIP units; seconds per unit."""
+    unit_s = mip_unit_s(scale.upper_s / n_tiers)
+    if math.isinf(scale.upper_s):  # whatever they cost, the arcs make no path
+        return [0.0] * len(arcs), [0.0] * len(arcs), unit_s
+    costs = (np.floor(c / unit_s / MIP_STEP) * MIP_STEP for c in (arcs.worst_s, arcs.added_s))
+    worst, added = (cost.tolist() for cost in costs)
     return worst, added, unit_s
 
 
@@ -160,30 +206,129 @@ def chosen(arcs: Arcs, used: NDArray[np.bool_], n_tiers: int) -> Partition:
     return Partition((0, *ends))
 
 
+def arcs_on(arcs: Arcs, partition: Partition) -> list[int] | None:
+    """The arc of each tier, on the best of its nodes; None if one was left out."""
+    path = []
+    for k in range(partition.n_tiers):
+        first, end = partition.cuts[k], partition.cuts[k + 1]
+        same = (arcs.tier == k) & (arcs.first == first) & (arcs.end == end)
+        at = np.flatnonzero(same)
+        if not len(at):
+            return None
+        path.append(int(at[np.argmin(arcs.worst_s[at])]))
+    return path
+
+
+def require_callable(method: str, on_improve: OnImprove | None) -> None:
+    """Raise TypeError unless `on_improve` can be called, or is not there."""
+    if on_improve is not None and not callable(on_improve):
+        raise TypeError(
+            f"method {method!r}: on_improve must be callable or None, got {on_improve!r:.60}"
+        )
+
+
+def given_start(
+    instance: Instance, method: str, warm_start: WarmStart, time_limit_s: float, seed: int
+) -> tuple[Partition | None, Schedule | None]:
+    """Decision to start from: none (False), Hyperion's own (True), or the caller's.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the caller's is no decision, lacks what the objective needs, or breaks a rule.
+    """
+    owner = f"method {method!r}"
+    scheduled = instance.objective.is_scheduled
+    schedule: Any = None
+    if warm_start is False:
+        return None, None
+    if warm_start is True:
+        from hypsolve.solvers.hyperion import hyperion
+
+        own = hyperion(instance, time_limit_s=time_limit_s, seed=seed)
+        return own.partition, own.schedule
+    if isinstance(warm_start, Partition):
+        partition: Any = warm_start
+    elif isinstance(warm_start, tuple) and len(warm_start) == 2:
+        partition, schedule = warm_start
+    elif hasattr(warm_start, "partition") and hasattr(warm_start, "schedule"):
+        partition, schedule = warm_start.partition, warm_start.schedule  # Outcome or Result
+    else:
+        raise TypeError(
+            f"{owner}: warm_start must be True, False, an Outcome, a Result, a Partition or"
+            f" (Partition, Schedule), got {warm_start!r:.60}"
+        )
+    if not isinstance(partition, Partition):
+        raise TypeError(
+            f"{owner}: warm_start must hold a partition, got {type(partition).__name__}"
+        )
+    if not isinstance(schedule, Schedule) and (scheduled or schedule is not None):
+        raise TypeError(
+            f"{owner}: warm_start must hold a partition and a schedule, got {partition!r} and"
+            f" {type(schedule).__name__}"
+        )
+    schedule = schedule if scheduled else None
+    broken = check(instance, partition, schedule)
+    if broken:
+        raise ValueError(f"{owner}: warm_start breaks a rule: {broken[0]}")
+    return partition, schedule
+
+
 def conclude(
     instance: Instance,
     partition: Partition | None,
     schedule: Schedule | None = None,
     *,
+    solver: str,
+    stopped: str = "",
     infeasible: bool = False,
     bound_s: float,
-    stopped: str,
+    least_s: float = 0.0,
+    claimed_s: float | None = None,
+    upper_s: float = math.inf,
     statistics: Mapping[str, Any],
 ) -> Outcome:
-    """Make the Outcome: OPTIMAL iff the decision, scored by definition, meets the bound."""
-    if infeasible:
+    """Make the Outcome: OPTIMAL iff the decision, scored by definition, meets the bound.
+
+    Parameters
+    ----------
+    stopped : str
+        Why the solver stopped; empty if it ended its search.
+    least_s, upper_s : float
+        What is known without the solver: bounds on the optimum.
+    claimed_s : float, optional
+        The decision's objective in the solver's eyes. A floating-point solver that sees less
+        than there is, or bounds the optimum by more than is known, is not believed.
+    """
+    if infeasible and math.isinf(upper_s):
         return Outcome(
             Status.INFEASIBLE,
             bound_s=math.inf,
-            message=f"{stopped}: no partition keeps the rules",
+            message=f"proved by {solver}: no partition keeps the rules",
             statistics=statistics,
         )
-    bound_s = max(0.0, bound_s)
+    message = f"{solver} stopped {stopped}" if stopped else f"proved by {solver}"
+    objective_s = math.inf if partition is None else evaluate(instance, partition, schedule)
+    most_s = min(upper_s, objective_s) * (1 + OPTIMAL_GAP)
+    less = claimed_s is not None and objective_s > claimed_s + OPTIMAL_GAP * objective_s
+    if infeasible or bound_s > most_s or (partition is not None and less):
+        bound_s = 0.0
+        message = f"{solver} lost its way in rounding: the bound is not its own"
+    bound_s = min(max(0.0, bound_s, least_s), objective_s)
     status = Status.UNKNOWN
     if partition is not None:
-        objective_s = evaluate(instance, partition, schedule)
         proven = objective_s - bound_s <= OPTIMAL_GAP * objective_s
         status = Status.OPTIMAL if proven else Status.FEASIBLE
+    if status is not Status.OPTIMAL and message.startswith("proved"):
+        message = f"{solver} ended its search with a gap that rounding left"
     return Outcome(
-        status, partition, schedule, bound_s=bound_s, message=stopped, statistics=statistics
+        status, partition, schedule, bound_s=bound_s, message=message, statistics=statistics
     )
+
+
+def better(
+    instance: Instance, found: Partition | None, warm: Partition | None
+) -> Partition | None:
+    """The cheaper of a solver's partition and the one it started from."""
+    given = [partition for partition in (found, warm) if partition is not None]
+    return min(given, key=lambda partition: evaluate(instance, partition), default=None)

@@ -65,42 +65,39 @@ def heft_split(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome
 
 
 def block_partition(weights: Array, n_parts: int) -> list[int]:
-    """Cut a sequence into parts whose sums differ by at most the largest weight less the least.
+    """Cut a sequence as torchgpipe does: scaled to 0..1, part sums differ by at most 1.
 
-    While the largest part exceeds the least by more, the least part nearest to it takes one
-    element from its neighbour on that side.
+    From equal counts (the remainder to the last part), the least part takes one element from
+    its neighbour on the side of the largest part, until it is within 1 of it. Of equal parts
+    the last is the largest and the first the least.
 
     Returns
     -------
     list of int
-        Cuts, length n_parts + 1. Parts may be empty if there are more parts than weights.
+        Cuts, length n_parts + 1; with fewer weights than parts, the last parts are empty.
     """
     n = len(weights)
+    if n < n_parts:
+        return [min(part, n) for part in range(n_parts + 1)]
     spread = float(weights.max() - weights.min())
     scaled = (weights - weights.min()) / spread if spread > 0 else np.zeros(n)
     before = np.concatenate(([0.0], np.cumsum(scaled)))
-    cuts = [*(min(p, n) for p in range(n_parts)), n]
-
-    def sums() -> Array:
-        return np.diff(before[cuts])
-
+    cuts = [*(part * (n // n_parts) for part in range(n_parts)), n]
     while True:
-        largest = int(np.argmax(sums()))
-        top = sums()[largest]
-        while True:
-            parts = sums()
-            if top <= parts.min() + 1 + 1e-12:
+        sums = np.diff(before[cuts])
+        largest = n_parts - 1 - int(np.argmax(sums[::-1]))
+        top, giver = sums[largest], -1
+        while giver != largest:
+            sums = np.diff(before[cuts])
+            least = int(np.argmin(sums))
+            if top <= sums[least] + 1 + 1e-12:
                 return cuts
-            least = np.flatnonzero(parts == parts.min())
-            q = int(least[np.argmin(np.abs(least - largest))])
-            if q < largest:
-                cuts[q + 1] += 1
-                giver = q + 1
+            if largest < least:
+                cuts[least] -= 1
+                giver = least - 1
             else:
-                cuts[q] -= 1
-                giver = q - 1
-            if giver == largest:
-                break
+                cuts[least + 1] += 1
+                giver = least + 1
 
 
 def _mean_block_s(instance: Instance) -> Array:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hypsolve import evaluation
+from hypsolve import validation as valid
 from hypsolve.kernels.warm import warm
 from hypsolve.problem import Instance, Objective, StageRule
 from hypsolve.solution import Certificate, Outcome, Partition, Status
-from hypsolve.solvers.tables import chain_of, prefix_sums
+from hypsolve.solvers.tables import chain_of, held_bytes
+from hypsolve.units import show_bytes
 
 if TYPE_CHECKING:
     from hypsolve.kernels.split import Chain
@@ -138,6 +140,7 @@ def pareto_frontier(instance: Instance) -> list[ParetoPoint]:
     """
     from hypsolve.kernels import split
 
+    valid.of_type("pareto_frontier", "instance", instance, Instance)
     warm("split")
     chain = chain_of(instance)
     cuts = np.zeros(instance.n_tiers + 1, np.int64)
@@ -162,7 +165,13 @@ def explain_infeasible(instance: Instance) -> str:
     Every earlier tier is filled as far as its memory and the rules on blocks allow.
     """
     n_tiers, n_blocks = instance.n_tiers, instance.n_blocks
-    held = prefix_sums(instance.block_bytes)
+    held = held_bytes(instance)
+    for k, (low, high) in enumerate(zip(instance.cut_min, instance.cut_max, strict=True)):
+        if low > high:
+            return (
+                f"the pinned blocks contradict each other, cut {k} must be at least"
+                f" {low} and at most {high}"
+            )
     lines, reach = [], 0
     every = instance.stage_rule is StageRule.SLOWEST and (
         instance.objective is Objective.BOTTLENECK
@@ -171,7 +180,7 @@ def explain_infeasible(instance: Instance) -> str:
         capacity = instance.node_bytes[instance.nodes_of(k)]
         usable = float(capacity.min() if every else capacity.max())
         limit = min(reach + int(instance.most_blocks[k]), int(instance.cut_max[k + 1]))
-        need = held[reach : limit + 1] - held[reach]
+        need = (held[reach : limit + 1] - held[reach]).sum(axis=-1)
         if reach == 0 and limit == n_blocks:
             need[-1] -= instance.tied_bytes
         end = max(reach + int(np.searchsorted(need, usable, side="right")) - 1, reach)
@@ -179,16 +188,20 @@ def explain_infeasible(instance: Instance) -> str:
         if end < min(limit, n_blocks):
             held_here, with_next = need[end - reach], need[end - reach + 1]
             lines.append(
-                f"{tier}: blocks {reach}:{end} need {held_here:.6g} of the {usable:.6g} bytes"
-                f" of its {'smallest' if every else 'largest'} node; block {end} would make it"
-                f" {with_next:.6g}, {with_next - usable:.6g} too many"
+                f"{tier}: blocks {reach}:{end} need {show_bytes(held_here)} of the"
+                f" {show_bytes(usable)} of its {'smallest' if every else 'largest'} node; block"
+                f" {end} would make it {show_bytes(with_next)},"
+                f" {show_bytes(with_next - usable)} too many"
             )
         else:
             lines.append(f"{tier}: blocks {reach}:{end}, its rules allow no more")
         reach = end
-    verdict = (
-        f"the tiers together reach block {reach} of {n_blocks}"
-        if reach < n_blocks
-        else "memory alone would do, but not with the least and most blocks and the pins"
-    )
-    return f"infeasible: {verdict}. " + "; ".join(lines)
+    if int(instance.least_blocks.sum()) > n_blocks:
+        verdict = (
+            f"{n_blocks} blocks are fewer than the tiers must host, {instance.least_blocks}"
+        )
+    elif reach < n_blocks:
+        verdict = f"the tiers together reach block {reach} of {n_blocks}"
+    else:
+        verdict = "memory would do, but not with the least and most blocks and the pins"
+    return f"{verdict}. " + "; ".join(lines)

@@ -9,30 +9,41 @@ import numpy as np
 from hypsolve import evaluation
 from hypsolve.problem import Instance, Objective
 from hypsolve.solution import Outcome, Partition
-from hypsolve.solvers.cpsat import PACKAGE, new_solver, size, stopped
-from hypsolve.solvers.exact import Array, conclude, load_backend
-from hypsolve.solvers.joint_tables import (
-    Decision,
-    JointTables,
+from hypsolve.solvers.cpsat import PACKAGE, new_solver, run, size, stopped
+from hypsolve.solvers.exact import (
+    Array,
     OnImprove,
     WarmStart,
-    Windows,
+    conclude,
+    load_backend,
+    require_callable,
+)
+from hypsolve.solvers.joint_tables import (
+    RELAXED,
+    Decision,
+    JointTables,
     arcs_of,
     conclude_joint,
-    idle_bound_s,
     joint_tables,
-    latest,
+    offers,
     proven_s,
-    require_partition,
     starting_order,
     timed,
     times_in_units,
     warm_decision,
+)
+from hypsolve.solvers.joint_windows import (
+    SLACK,
+    Windows,
+    condensed,
+    idle_bound_s,
+    require_partition,
+    size_s,
     windows,
 )
 
 METHOD = "joint_cpsat"
-RESOLUTION = 2e-7  # of the idle latency: what rounding down may hide on the longest chain
+RESOLUTION = 2e-7  # of the least objective: what rounding down may hide on the longest chain
 MOST_TICKS = 2.0**56  # sums of completions stay below, far from 2**62
 
 
@@ -70,10 +81,10 @@ def joint_cpsat(
         For warm start and solver together; building the model comes on top.
     seed : int
         CP-SAT's ``random_seed``.
-    warm_start : bool, Outcome or (Partition, Schedule)
+    warm_start : bool, Outcome, Result or (Partition, Schedule)
         Decision to start from; True: Hyperion's.
     workers : int
-        Threads.
+        Threads, at most 10000.
     on_improve : callable, optional
         Called as ``on_improve(objective_s, bound_s, partition, schedule)`` for each better
         decision, from the solver's thread.
@@ -83,35 +94,46 @@ def joint_cpsat(
     Outcome
         With a valid ``bound_s`` also at the time limit.
     """
-    load_backend(METHOD, "ortools.sat.python.cp_model", PACKAGE)
+    require_callable(METHOD, on_improve)
+    solver = new_solver(METHOD, seed, workers)
     tables = joint_tables(instance, METHOD)
-    least_s = idle_bound_s(instance, tables)
-    if math.isinf(least_s):
-        return conclude(
-            instance, None, infeasible=True, bound_s=math.inf, stopped="proved", statistics={}
-        )
     started = time.perf_counter()
     warm = warm_decision(instance, tables, METHOD, warm_start, time_limit_s, seed)
     left_s = time_limit_s - (time.perf_counter() - started)
+    least_s = idle_bound_s(instance, tables)
+    if math.isinf(least_s):
+        return conclude(
+            instance, None, infeasible=True, bound_s=math.inf, solver=RELAXED, statistics={}
+        )
     started = time.perf_counter()
     formulation = build(instance, warm)
-    if warm is not None:
+    if warm is not None and offers(formulation.tables, warm):
         _add_hint(formulation, warm)
-    statistics = {**size(formulation.model), "build_s": time.perf_counter() - started}
-    solver = new_solver(METHOD, left_s, seed, workers)
-    report = None if on_improve is None else _report(instance, formulation, least_s, on_improve)
-    code = solver.solve(formulation.model, report)
+    build_s = time.perf_counter() - started
+
+    def report(callback: Any) -> None:
+        made = _decision(formulation, callback.value)
+        schedule = timed(instance, made)
+        objective_s = evaluation.evaluate(instance, made.partition, schedule)
+        proven = proven_s(instance, formulation.tables, callback.best_objective_bound, 0.0)
+        assert on_improve is not None
+        on_improve(objective_s, max(least_s, proven), made.partition, schedule)
+
+    code, copy_s = run(
+        solver, formulation.model, left_s, None if on_improve is None else report
+    )
     found = None
     if solver.status_name(code) in ("OPTIMAL", "FEASIBLE"):
         found = _decision(formulation, solver.value)
-    proven = proven_s(instance, formulation.tables, solver.best_objective_bound, 0.0)
     return conclude_joint(
         instance,
         found,
         warm,
-        bound_s=max(least_s, proven),
+        solver="CP-SAT",
         stopped=stopped(solver, code),
-        statistics=statistics,
+        bound_s=proven_s(instance, formulation.tables, solver.best_objective_bound, 0.0),
+        least_s=least_s,
+        statistics={**size(formulation.model), "build_s": build_s + copy_s},
     )
 
 
@@ -131,31 +153,12 @@ def _decision(formulation: JointCp, value: Any) -> Decision:
     return Decision(Partition(tuple(cuts)), node, starting_order(start, end))
 
 
-def _report(
-    instance: Instance, formulation: JointCp, least_s: float, on_improve: OnImprove
-) -> Any:
-    from ortools.sat.python import cp_model
-
-    class Report(cp_model.CpSolverSolutionCallback):
-        def on_solution_callback(self) -> None:
-            made = _decision(formulation, self.value)
-            schedule = timed(instance, made)
-            objective_s = evaluation.evaluate(instance, made.partition, schedule)
-            proven = proven_s(instance, formulation.tables, self.best_objective_bound, 0.0)
-            on_improve(objective_s, max(least_s, proven), made.partition, schedule)
-
-    return Report()
-
-
-def _tick_s(instance: Instance, tables: JointTables, incumbent: Array | None) -> float:
-    """Seconds of a tick: a power of two, fine for the latency unless sums get too long."""
-    window = windows(tables)
-    idle_s = float((window.least - tables.release).mean())
-    last_s = float(latest(tables, window.least, instance.objective, incumbent).max())
+def _tick_s(tables: JointTables, objective: Objective, last: Array) -> float:
+    """Seconds of a tick: a power of two, fine for the objective unless sums get too long."""
     steps = 2 * tables.n_tiers * tables.n_requests
-    fine = idle_s * RESOLUTION / steps
+    fine = size_s(tables, objective) * RESOLUTION / steps
     n_terms = max(tables.n_requests, max(map(len, tables.first)))
-    coarse = max(last_s, tables.largest) * n_terms / MOST_TICKS
+    coarse = float(last.max()) * n_terms / MOST_TICKS
     return 2.0 ** math.ceil(math.log2(max(fine, coarse, 2.0**-900)))
 
 
@@ -165,11 +168,10 @@ def build(instance: Instance, warm: Decision | None = None) -> JointCp:
     tables = joint_tables(instance, METHOD)
     require_partition(windows(tables), METHOD)
     incumbent = None if warm is None else times_in_units(tables, warm)[1][:, -1]
-    tables = tables.in_ticks(_tick_s(instance, tables, incumbent))
-    if warm is not None:
-        incumbent = times_in_units(tables, warm)[1][:, -1]
+    tables, last = condensed(tables, instance.objective, incumbent)
+    tables = tables.in_units(_tick_s(tables, instance.objective, last)).rounded_down(1.0)
+    last = np.floor(last / tables.unit_s * (1 + SLACK)) + 1
     window = windows(tables)
-    last = latest(tables, window.least, instance.objective, incumbent)
     model = cp_model.CpModel()
     model.name = f"joint_{instance.objective}"
     use = _add_cuts(model, tables)
@@ -239,9 +241,9 @@ def _add_assignment(
         for n in tables.nodes(k):
             g = int(tables.group[n])
             table = tables.service[g]
-            misfit = [use[k][a] for a in np.flatnonzero(np.isinf(table[0]))]
             for r in range(tables.n_requests):
                 row = tables.row(table, r)
+                misfit = [use[k][a] for a in np.flatnonzero(np.isinf(table[row]))]
                 if (g, row) not in took:
                     took[g, row] = _table_var(model, use[k], table[row], f"service_{g}_{row}")
                 on[r, n] = model.new_bool_var(f"on_{r}_{n}")

@@ -10,29 +10,42 @@ from hypsolve import evaluation
 from hypsolve import validation as valid
 from hypsolve.problem import Instance, Objective
 from hypsolve.solution import Outcome, Partition
-from hypsolve.solvers.exact import MIP_ERROR, Array, conclude, load_backend, mip_unit_s
-from hypsolve.solvers.joint_tables import (
-    Decision,
-    JointTables,
+from hypsolve.solvers.exact import (
+    MIP_ERROR,
+    MIP_STEP,
+    Array,
     OnImprove,
     WarmStart,
-    Windows,
+    conclude,
+    load_backend,
+    mip_unit_s,
+    require_callable,
+)
+from hypsolve.solvers.joint_tables import (
+    RELAXED,
+    Decision,
+    JointTables,
     arcs_of,
     conclude_joint,
-    idle_bound_s,
     joint_tables,
-    latest,
+    offers,
     proven_s,
-    require_partition,
     timed,
     times_in_units,
     warm_decision,
+)
+from hypsolve.solvers.joint_windows import (
+    SLACK,
+    Windows,
+    condensed,
+    idle_bound_s,
+    require_partition,
+    size_s,
     windows,
 )
-from hypsolve.solvers.milp import size, solve_pulp
+from hypsolve.solvers.milp import SOLVERS, size, solve_pulp
 
 METHOD = "joint_milp"
-SLACK = 1e-6  # by which limits from an incumbent are relaxed, for the tolerances of the solvers
 
 
 class JointMilp(NamedTuple):
@@ -43,6 +56,7 @@ class JointMilp(NamedTuple):
     use: list[list[Any]]  # [tier][arc]: the tier's stage
     on: dict[tuple[int, int], Any]  # [request, node]: who serves the request on its tier
     before: dict[tuple[int, int, int], Any]  # [request, other, tier]: who goes first
+    apart: list[tuple[int, int, int]]  # the same where the one is done before the other comes
     start: list[list[Any]]  # [request][tier]
     end: list[list[Any]]
 
@@ -58,9 +72,9 @@ def joint_milp(
 ) -> Outcome:
     """Decide partition and schedule together, exactly: a MILP, through PuLP (one thread).
 
-    One binary per tier and stage, per request and node, and two per pair of requests and tier:
-    who goes first where they share a node. Each big-M is the least that the requests' windows
-    allow.
+    One binary per tier and stage, per request and node, and two per tier and pair of requests
+    that can be there at the same time: who goes first where they share a node. Each big-M is
+    the least that the requests' windows allow.
 
     Parameters
     ----------
@@ -72,7 +86,7 @@ def joint_milp(
         The solver's random seed.
     backend : str
         ``highs`` or ``cbc``.
-    warm_start : bool, Outcome or (Partition, Schedule)
+    warm_start : bool, Outcome, Result or (Partition, Schedule)
         Decision to start from; True: Hyperion's.
     on_improve : callable, optional
         HiGHS only: called as ``on_improve(objective_s, bound_s, partition, schedule)`` for each
@@ -85,28 +99,30 @@ def joint_milp(
 
     Raises
     ------
-    ValueError
+    ValueError, TypeError
         If the objective is not one of a schedule, the backend is unknown or cannot be imported,
-        or CBC is given `on_improve`.
+        an option is wrong, or CBC is given `on_improve`.
     """
-    valid.known("backend", backend, ("highs", "cbc"))
+    valid.known("backend", backend, tuple(SOLVERS))
+    require_callable(METHOD, on_improve)
     if backend == "cbc" and on_improve is not None:
         raise ValueError(f"method {METHOD!r}: on_improve needs backend='highs', got 'cbc'")
     load_backend(METHOD, "pulp", "pulp>=3.3,<4")
     tables = joint_tables(instance, METHOD)
-    least_s = idle_bound_s(instance, tables)
-    if math.isinf(least_s):
-        return conclude(
-            instance, None, infeasible=True, bound_s=math.inf, stopped="proved", statistics={}
-        )
     started = time.perf_counter()
     warm = warm_decision(instance, tables, METHOD, warm_start, time_limit_s, seed)
     left_s = time_limit_s - (time.perf_counter() - started)
+    least_s = idle_bound_s(instance, tables)
+    if math.isinf(least_s):
+        return conclude(
+            instance, None, infeasible=True, bound_s=math.inf, solver=RELAXED, statistics={}
+        )
     started = time.perf_counter()
     formulation = build(instance, warm)
-    if warm is not None:
+    hinted = warm is not None and offers(formulation.tables, warm)
+    if warm is not None and hinted:
         _add_hint(formulation, warm)
-    statistics = {**size(formulation.problem), "build_s": time.perf_counter() - started}
+    build_s = time.perf_counter() - started
 
     def report(columns: Any, bound: float) -> None:
         made = _decision(formulation, lambda variable: columns[variable.index])
@@ -122,18 +138,25 @@ def joint_milp(
         METHOD,
         left_s,
         seed,
-        warm_start=warm is not None,
+        warm_start=hinted,
         on_solution=None if on_improve is None else report,
     )
     found = _decision(formulation, lambda variable: variable.value()) if answer.found else None
     proven = proven_s(instance, formulation.tables, answer.bound, MIP_ERROR)
+    # there is a decision: each request by itself has one
+    false_claim = "with a false claim of infeasibility"
     return conclude_joint(
         instance,
         found,
         warm,
-        bound_s=max(least_s, proven),
-        stopped=answer.stopped,
-        statistics=statistics,
+        solver=SOLVERS[backend],
+        stopped=false_claim if answer.infeasible else answer.stopped,
+        bound_s=0.0 if answer.infeasible else proven,
+        least_s=least_s,
+        claimed_s=formulation.tables.objective_s(
+            answer.value, instance.objective, instance.arrival_s
+        ),
+        statistics={**size(formulation.problem), "build_s": build_s + answer.build_s},
     )
 
 
@@ -151,6 +174,8 @@ def _decision(formulation: JointMilp, value: Any) -> Decision:
     for (p, q, k), variable in formulation.before.items():
         if value(variable) > 0.5 and node[p, k] == node[q, k]:
             ahead[k, q] += 1
+    for p, q, k in formulation.apart:
+        ahead[k, q] += node[p, k] == node[q, k]
     return Decision(Partition(tuple(cuts)), node, np.argsort(ahead, axis=1, kind="stable"))
 
 
@@ -158,23 +183,23 @@ def build(instance: Instance, warm: Decision | None = None) -> JointMilp:
     """Build the formulation; with a decision, only what is at least as good stays feasible."""
     pulp = load_backend(METHOD, "pulp", "pulp>=3.3,<4")
     tables = joint_tables(instance, METHOD)
-    window = windows(tables)
-    require_partition(window, METHOD)
-    idle_s = float((window.least - tables.release).mean())
-    tables = tables.in_units(mip_unit_s(idle_s, tables.largest))
-    window = windows(tables)
+    require_partition(windows(tables), METHOD)
     incumbent = None if warm is None else times_in_units(tables, warm)[1][:, -1]
-    last = latest(tables, window.least, instance.objective, incumbent) * (1 + SLACK)
+    tables, last = condensed(tables, instance.objective, incumbent)
+    unit_s = mip_unit_s(size_s(tables, instance.objective))
+    tables = tables.in_units(unit_s).rounded_down(MIP_STEP)
+    last = last / tables.unit_s * (1 + SLACK)
+    window = windows(tables)
     problem = pulp.LpProblem(f"joint_{instance.objective}")
     use = _add_cuts(problem, tables)
     start, end = _add_release(problem, tables, window, last)
     on = _add_assignment(problem, tables, use, start, end)
     _add_precedence(problem, tables, use, start, end)
-    before = _add_no_overlap(problem, tables, on, start, end)
+    before, apart = _add_no_overlap(problem, tables, on, start, end)
     _add_symmetry(problem, tables, on)
     add_objective = _add_makespan if instance.objective is Objective.MAKESPAN else _add_latency
     add_objective(problem, end, window, last)
-    return JointMilp(problem, tables, use, on, before, start, end)
+    return JointMilp(problem, tables, use, on, before, apart, start, end)
 
 
 def _sum(terms: Any) -> Any:
@@ -279,13 +304,20 @@ def _add_no_overlap(
     on: dict[tuple[int, int], Any],
     start: list[list[Any]],
     end: list[list[Any]],
-) -> dict[tuple[int, int, int], Any]:
+) -> tuple[dict[tuple[int, int, int], Any], list[tuple[int, int, int]]]:
     """A node serves one request at a time: of two that share it, one ends before the other."""
     before: dict[tuple[int, int, int], Any] = {}
+    apart = []
     for k in range(tables.n_tiers):
         for r in range(tables.n_requests):
             for other in range(r):
                 pair = ((r, other), (other, r))
+                known = [
+                    (p, q, k) for p, q in pair if end[p][k].upBound <= start[q][k].lowBound
+                ]
+                if known:
+                    apart.append(known[0])
+                    continue
                 for p, q in pair:
                     before[p, q, k] = problem.add_variable(f"before_{p}_{q}_{k}", cat="Binary")
                     big = end[p][k].upBound - start[q][k].lowBound
@@ -296,7 +328,7 @@ def _add_no_overlap(
                 for n in tables.nodes(k):
                     share = [*either, (on[r, n], -1.0), (on[other, n], -1.0)]
                     problem.addConstraint(_sum(share) >= -1, f"share_{r}_{other}_{n}")
-    return before
+    return before, apart
 
 
 def _add_symmetry(problem: Any, tables: JointTables, on: dict[tuple[int, int], Any]) -> None:
@@ -322,7 +354,7 @@ def _add_makespan(problem: Any, end: list[list[Any]], window: Windows, last: Arr
 
 def _add_hint(formulation: JointMilp, warm: Decision) -> None:
     """Start from a decision, with a value for every variable."""
-    problem, tables, use, on, before, start, end = formulation
+    problem, tables, use, on, before, _, start, end = formulation
     arcs = arcs_of(tables, warm.partition)
     starts, ends = times_in_units(tables, warm)
     for k, variables in enumerate(use):

@@ -1,8 +1,7 @@
-"""What the joint formulations share: tables, warm start, and how to time an answer."""
+"""What the joint formulations share: tables, decisions, and how to time and score an answer."""
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,16 +10,21 @@ import numpy as np
 from hypsolve import evaluation
 from hypsolve.problem import Instance, Objective, StageRule
 from hypsolve.solution import Outcome, Partition, Schedule
-from hypsolve.solvers.exact import ROUNDING, Array, IntArray, conclude, holds
+from hypsolve.solvers.exact import (
+    ROUNDING,
+    Array,
+    IntArray,
+    WarmStart,
+    conclude,
+    given_start,
+    holds,
+)
 from hypsolve.solvers.tables import node_groups, stage_table
-
-OnImprove = Callable[[float, float, Partition, Schedule], None]  # objective_s, bound_s, ...
-WarmStart = bool | Outcome | tuple[Partition, Schedule]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JointTables:
-    """A joint problem in one unit of time, counted from the first arrival.
+    """A joint problem in one unit of time, counted from each request's origin.
 
     Tier k chooses one of its arcs, the stage ``first[k][a]:end[k][a]``. Nodes are counted over
     all tiers; identical nodes of a tier share a group. Tables that are the same for every
@@ -35,8 +39,8 @@ class JointTables:
     service: list[Array]  # per group, (n_requests or 1, n_arcs); inf: does not fit
     transfer: Array  # (n_requests or 1, n_tiers - 1, n_blocks + 1)
     release: Array  # (n_requests,)
+    origin_s: Array  # (n_requests,), where the unit's 0 is, for each request
     unit_s: float = 1.0
-    origin_s: float = 0.0
 
     @property
     def n_requests(self) -> int:
@@ -52,12 +56,6 @@ class JointTables:
     def n_blocks(self) -> int:
         """Number of blocks."""
         return self.transfer.shape[2] - 1
-
-    @property
-    def largest(self) -> float:
-        """Longest finite service, transfer or release."""
-        times = (*self.service, self.transfer, self.release)
-        return max(float(t[np.isfinite(t)].max(initial=0.0)) for t in times)
 
     def nodes(self, tier: int) -> list[int]:
         """Nodes of a tier."""
@@ -95,30 +93,26 @@ class JointTables:
             unit_s=unit_s,
         )
 
-    def in_ticks(self, tick_s: float) -> "JointTables":
-        """The same in whole ticks, each stage's, link's and release's time rounded down."""
-        ticks = self.in_units(tick_s)
+    def rounded_down(self, step: float) -> "JointTables":
+        """The same with each stage's, link's and release's time a multiple of `step`."""
+
+        def whole(times: Array) -> Array:
+            return np.floor(times / step * (1 - ROUNDING)) * step
+
         return replace(
-            ticks,
-            service=[np.floor(table * (1 - ROUNDING)) for table in ticks.service],
-            transfer=np.floor(ticks.transfer * (1 - ROUNDING)),
-            release=np.floor(ticks.release * (1 - ROUNDING)),
+            self,
+            service=[whole(table) for table in self.service],
+            transfer=whole(self.transfer),
+            release=whole(self.release),
         )
 
     def objective_s(self, value: float, objective: Objective, arrival_s: Array) -> float:
         """Seconds of the objective from the sum (or the last) of the completions."""
         if objective is Objective.MAKESPAN:
-            return self.origin_s + value * self.unit_s
-        latest = self.origin_s - float(arrival_s.mean())  # the true arrivals, not rounded ones
-        return value * self.unit_s / self.n_requests + latest
-
-
-class Windows(NamedTuple):
-    """When a stage may start and end; `least`: completion on an idle network, per request."""
-
-    head: Array  # (n_requests, n_tiers), earliest start
-    tail: Array  # (n_requests, n_tiers), least time from the stage's end to completion
-    least: Array  # (n_requests,)
+            return float(self.origin_s.max()) + value * self.unit_s
+        # the true arrivals, not rounded ones
+        offset_s = float((self.origin_s - arrival_s).mean())
+        return value * self.unit_s / self.n_requests + offset_s
 
 
 def joint_tables(instance: Instance, method: str) -> JointTables:
@@ -177,70 +171,11 @@ def joint_tables(instance: Instance, method: str) -> JointTables:
         service=service,
         transfer=transfer,
         release=instance.arrival_s - origin_s,
-        origin_s=origin_s,
+        origin_s=np.full(instance.n_requests, origin_s),
     )
 
 
-def windows(tables: JointTables) -> Windows:
-    """Earliest starts and least remaining times over all partitions, for each request alone."""
-    shape = (tables.n_requests, tables.n_tiers)
-    head, tail = np.zeros(shape), np.zeros(shape)
-    n_cuts = tables.n_blocks + 1
-    stages = []
-    reach = np.full((tables.n_requests, n_cuts), np.inf)
-    reach[:, 0] = tables.release
-    for k in range(tables.n_tiers):
-        fastest = tables.fastest(k)
-        stage = np.full((len(fastest), n_cuts, n_cuts), np.inf)
-        stage[:, tables.first[k], tables.end[k]] = fastest
-        stages.append(stage)
-        head[:, k] = reach.min(axis=1)
-        reach = (reach[:, :, None] + stage).min(axis=1)
-        if k < tables.n_tiers - 1:
-            reach = reach + tables.transfer[:, k]
-    rest = np.full((1, n_cuts), np.inf)
-    rest[:, -1] = 0.0  # from each cut after the stage to the completion
-    for k in range(tables.n_tiers - 1, -1, -1):
-        if k < tables.n_tiers - 1:
-            rest = rest + tables.transfer[:, k]
-        tail[:, k] = rest.min(axis=1)
-        rest = (stages[k] + rest[:, None, :]).min(axis=2)
-    return Windows(head, tail, reach[:, -1])
-
-
-def require_partition(window: Windows, method: str) -> None:
-    """Raise ValueError if no partition keeps the rules: there is nothing to formulate."""
-    if np.isinf(window.least).any():
-        raise ValueError(
-            f"method {method!r}: no partition keeps the rules, nothing to formulate"
-        )
-
-
-def latest(
-    tables: JointTables, least: Array, objective: Objective, incumbent: Array | None
-) -> Array:
-    """Completion that no request exceeds in some best schedule, shape (n_requests,).
-
-    With an incumbent's completions: in any schedule that is at least as good. Without one: in
-    any that does not idle, for all work and travel fits in a row after the last arrival.
-    """
-    if incumbent is None:
-        longest = sum(
-            np.max(
-                [
-                    np.where(np.isfinite(t), t, 0.0).max(axis=1)
-                    for g, t in enumerate(tables.service)
-                    if tables.group_tier[g] == k
-                ],
-                axis=0,
-            )
-            for k in range(tables.n_tiers)
-        ) + tables.transfer.max(axis=2).sum(axis=1)
-        total = np.broadcast_to(longest, (tables.n_requests,)).sum()
-        return np.full(tables.n_requests, tables.release.max() + total)
-    if objective is Objective.MAKESPAN:
-        return np.full(tables.n_requests, incumbent.max())
-    return least + (incumbent.sum() - least.sum())
+RELAXED = "a shortest path of one request"  # proves that nothing fits
 
 
 class Decision(NamedTuple):
@@ -301,6 +236,23 @@ def arcs_of(tables: JointTables, partition: Partition) -> list[int]:
     ]
 
 
+def offers(tables: JointTables, made: Decision) -> bool:
+    """Whether the tables still have the decision's stages and nodes."""
+    for k, arcs in enumerate(zip(tables.first, tables.end, strict=True)):
+        at = [i for i, arc in enumerate(zip(*arcs, strict=True)) if arc == _stage(made, k)]
+        if not at:
+            return False
+        for r, n in enumerate(made.node[:, k].tolist()):
+            table = tables.service[tables.group[n]]
+            if n >= 0 and math.isinf(table[tables.row(table, r), at[0]]):
+                return False
+    return True
+
+
+def _stage(made: Decision, tier: int) -> tuple[int, int]:
+    return made.partition.cuts[tier], made.partition.cuts[tier + 1]
+
+
 def times_in_units(tables: JointTables, made: Decision) -> tuple[Array, Array]:
     """Start and end of every stage in the tables' unit, by the tables' own durations."""
     arcs = arcs_of(tables, made.partition)
@@ -345,47 +297,11 @@ def warm_decision(
     time_limit_s: float,
     seed: int,
 ) -> Decision | None:
-    """Decision to start from: Hyperion's own answer, the caller's, or none.
-
-    Raises
-    ------
-    ValueError
-        If the caller's holds no partition and schedule, or breaks a rule.
-    """
-    if warm_start is False:
+    """Decision to start from: none, Hyperion's own answer or the caller's."""
+    partition, schedule = given_start(instance, method, warm_start, time_limit_s, seed)
+    if partition is None or schedule is None:
         return None
-    if warm_start is True:
-        from hypsolve.solvers.hyperion import hyperion
-
-        answer = hyperion(instance, time_limit_s=time_limit_s, seed=seed)
-        partition, schedule = answer.partition, answer.schedule
-        if partition is None or schedule is None:
-            return None
-    else:
-        given = warm_start
-        if isinstance(given, Outcome):
-            partition, schedule = given.partition, given.schedule
-        else:
-            partition, schedule = given
-        if not isinstance(partition, Partition) or not isinstance(schedule, Schedule):
-            raise ValueError(
-                f"method {method!r}: warm_start must hold a partition and a schedule, got"
-                f" {partition!r} and {type(schedule).__name__}"
-            )
-        broken = evaluation.check(instance, partition, schedule)
-        if broken:
-            raise ValueError(f"method {method!r}: warm_start breaks a rule: {broken[0]}")
     return decision(instance, tables, partition, schedule)
-
-
-def idle_bound_s(instance: Instance, tables: JointTables) -> float:
-    """Bound of every request served alone; inf if no partition keeps the rules."""
-    least = windows(tables).least
-    value = least.max() if instance.objective is Objective.MAKESPAN else least.sum()
-    if math.isinf(value):
-        return math.inf
-    bound_s = tables.objective_s(float(value), instance.objective, instance.arrival_s)
-    return max(0.0, bound_s - _rounding_s(instance, bound_s))
 
 
 def proven_s(
@@ -395,10 +311,10 @@ def proven_s(
     if not math.isfinite(value):
         return 0.0
     bound_s = tables.objective_s(value, instance.objective, instance.arrival_s)
-    return max(0.0, bound_s * (1 - relative_error) - _rounding_s(instance, bound_s))
+    return max(0.0, bound_s * (1 - relative_error) - rounding_s(instance, bound_s))
 
 
-def _rounding_s(instance: Instance, bound_s: float) -> float:
+def rounding_s(instance: Instance, bound_s: float) -> float:
     """What rounding may take from a latency: late arrivals leave few digits for it."""
     n_sums = instance.n_tiers * (instance.n_requests + 2)  # on the longest chain of work
     return ROUNDING * abs(bound_s) + n_sums * 2.0**-52 * float(instance.arrival_s.max())
@@ -409,11 +325,13 @@ def conclude_joint(
     found: Decision | None,
     warm: Decision | None,
     *,
-    bound_s: float,
-    stopped: str,
-    statistics: Mapping[str, Any],
+    claimed_s: float | None = None,
+    **answer: Any,
 ) -> Outcome:
-    """Outcome of the better of the solver's decision and the one it started from."""
+    """Outcome of the better of the solver's decision and the one it started from.
+
+    `claimed_s`: the solver's own value of `found`. The rest as `conclude` takes it.
+    """
     best: tuple[Partition | None, Schedule | None] = (None, None)
     best_s = math.inf
     for made in (found, warm):
@@ -422,4 +340,5 @@ def conclude_joint(
             objective_s = evaluation.evaluate(instance, made.partition, schedule)
             if objective_s < best_s:
                 best, best_s = (made.partition, schedule), objective_s
-    return conclude(instance, *best, bound_s=bound_s, stopped=stopped, statistics=statistics)
+                claimed_s = claimed_s if made is found else None
+    return conclude(instance, *best, claimed_s=claimed_s, **answer)

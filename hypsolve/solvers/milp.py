@@ -4,23 +4,37 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from hypsolve.evaluation import evaluate
 from hypsolve.problem import Instance, Objective
-from hypsolve.solution import Outcome
+from hypsolve.solution import Outcome, Partition
 from hypsolve.solvers.exact import (
     Arcs,
+    Array,
+    OnImprove,
+    Scale,
+    WarmStart,
+    arcs_on,
+    better,
     chosen,
     conclude,
+    given_start,
     in_units,
+    interruptible,
     load_backend,
     mip_bound_s,
-    partition_arcs,
+    require_callable,
+    usable_arcs,
 )
+
+LOWER_BOUND = r"^Lower bound:"  # in CBC's log
+WALL_CLOCK = r"^Total time .*\(Wallclock seconds\):"
+SOLVERS = {"highs": "HiGHS", "cbc": "CBC"}
 
 
 class PartitionMilp(NamedTuple):
@@ -30,6 +44,7 @@ class PartitionMilp(NamedTuple):
     use: list[Any]
     arcs: Arcs
     unit_s: float
+    scale: Scale
 
 
 class Answer(NamedTuple):
@@ -37,11 +52,20 @@ class Answer(NamedTuple):
 
     found: bool
     infeasible: bool
+    value: float  # of the solution found
     bound: float
-    stopped: str
+    stopped: str  # why; empty: the search was complete
+    build_s: float  # of the solver's own copy of the model
 
 
-def partition_highs(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
+def partition_highs(
+    instance: Instance,
+    *,
+    time_limit_s: float,
+    seed: int,
+    warm_start: WarmStart = False,
+    on_improve: OnImprove | None = None,
+) -> Outcome:
     """Partition exactly: a MILP, through PuLP, by HiGHS (one thread).
 
     The variables choose one arc (tier, first block, end) per tier, on a path from cut 0 to cut
@@ -56,6 +80,10 @@ def partition_highs(instance: Instance, *, time_limit_s: float, seed: int) -> Ou
         For the solver; building the model comes on top.
     seed : int
         HiGHS' ``random_seed``.
+    warm_start : bool, Partition, Outcome or Result
+        Partition to start from; True: Hyperion's, which answers the question by itself.
+    on_improve : callable, optional
+        Called as ``on_improve(objective_s, bound_s, partition, None)`` for each better one.
 
     Returns
     -------
@@ -64,10 +92,12 @@ def partition_highs(instance: Instance, *, time_limit_s: float, seed: int) -> Ou
 
     Raises
     ------
-    ValueError
-        If the objective is one of a schedule, or the backend cannot be imported.
+    ValueError, TypeError
+        If the objective is one of a schedule, the backend cannot be imported, or an option is
+        wrong.
     """
-    return _partition(instance, "highs", "partition_highs", time_limit_s, seed)
+    options = (warm_start, on_improve)
+    return _partition(instance, "highs", "partition_highs", time_limit_s, seed, *options)
 
 
 def partition_cbc(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
@@ -79,31 +109,66 @@ def partition_cbc(instance: Instance, *, time_limit_s: float, seed: int) -> Outc
 
 
 def _partition(
-    instance: Instance, backend: str, method: str, time_limit_s: float, seed: int
+    instance: Instance,
+    backend: str,
+    method: str,
+    time_limit_s: float,
+    seed: int,
+    warm_start: WarmStart = False,
+    on_improve: OnImprove | None = None,
 ) -> Outcome:
+    require_callable(method, on_improve)
+    started = time.perf_counter()
+    warm, _ = given_start(instance, method, warm_start, time_limit_s, seed)
+    left_s = time_limit_s - (time.perf_counter() - started)
     started = time.perf_counter()
     model = build(instance, method)
-    statistics = {**size(model.problem), "build_s": time.perf_counter() - started}
-    answer = solve_pulp(model.problem, backend, method, time_limit_s, seed)
-    partition = None
-    if answer.found:
-        used = np.array([variable.value() > 0.5 for variable in model.use])
-        partition = chosen(model.arcs, used, instance.n_tiers)
+    hinted = warm is not None and _add_hint(model, warm)
+    build_s = time.perf_counter() - started
+
+    def partition_of(value: Callable[[Any], float]) -> Partition:
+        used = np.array([value(variable) > 0.5 for variable in model.use])
+        return chosen(model.arcs, used, instance.n_tiers)
+
+    def bound_s(bound: float) -> float:
+        return mip_bound_s(bound * model.unit_s)
+
+    def report(columns: Any, bound: float) -> None:
+        partition = partition_of(lambda variable: columns[variable.index])
+        assert on_improve is not None
+        known_s = max(bound_s(bound), model.scale.least_s)
+        on_improve(evaluate(instance, partition), known_s, partition, None)
+
+    answer = solve_pulp(
+        model.problem,
+        backend,
+        method,
+        left_s,
+        seed,
+        warm_start=hinted,
+        on_solution=None if on_improve is None else report,
+    )
+    found = partition_of(lambda variable: variable.value()) if answer.found else None
+    best = better(instance, found, warm)
     return conclude(
         instance,
-        partition,
-        infeasible=answer.infeasible,
-        bound_s=mip_bound_s(answer.bound * model.unit_s),
+        best,
+        solver=SOLVERS[backend],
         stopped=answer.stopped,
-        statistics=statistics,
+        infeasible=answer.infeasible,
+        bound_s=bound_s(answer.bound),
+        claimed_s=answer.value * model.unit_s if best is found else None,
+        least_s=model.scale.least_s,
+        upper_s=model.scale.upper_s,
+        statistics={**size(model.problem), "build_s": build_s + answer.build_s},
     )
 
 
 def build(instance: Instance, method: str = "partition_highs") -> PartitionMilp:
     """Build the formulation."""
     pulp = load_backend(method, "pulp", "pulp>=3.3,<4")
-    arcs = partition_arcs(instance, method)
-    worst, added, unit_s = in_units(arcs, instance.n_tiers)
+    arcs, scale = usable_arcs(instance, method)
+    worst, added, unit_s = in_units(arcs, scale, instance.n_tiers)
     problem = pulp.LpProblem(f"partition_{instance.objective}")
     use = [problem.add_variable(f"use_{arcs.named(a)}", cat="Binary") for a in range(len(arcs))]
     objective = list(zip(use, added, strict=True))
@@ -113,7 +178,7 @@ def build(instance: Instance, method: str = "partition_highs") -> PartitionMilp:
     _add_cuts(problem, instance, arcs, use)
     if instance.objective is Objective.P0:
         _add_node_choice(problem, arcs, use)
-    return PartitionMilp(problem, use, arcs, unit_s)
+    return PartitionMilp(problem, use, arcs, unit_s, scale)
 
 
 def _add_cuts(problem: Any, instance: Instance, arcs: Arcs, use: list[Any]) -> None:
@@ -152,6 +217,19 @@ def _add_node_choice(problem: Any, arcs: Arcs, use: list[Any]) -> None:
         terms = [(use[a], 1.0) for a in np.flatnonzero(arcs.choice == n)]
         chosen_node = pulp.LpAffineExpression([*terms, (node, -1.0)])
         problem.addConstraint(chosen_node == 0, f"node_choice_{n}")
+
+
+def _add_hint(model: PartitionMilp, warm: Partition) -> bool:
+    """Start from a partition, with a value for every variable; False if it is too far off."""
+    path = arcs_on(model.arcs, warm)
+    if path is None:
+        return False
+    values = {f"use_{model.arcs.named(a)}": 1.0 for a in path}
+    values |= {f"node_{model.arcs.choice[a]}": 1.0 for a in path}
+    values["worst_stage"] = float(model.arcs.worst_s[path].max()) / model.unit_s
+    for variable in model.problem.variables():
+        variable.setInitialValue(values.get(variable.name, 0.0), check=False)
+    return True
 
 
 def size(problem: Any) -> dict[str, Any]:
@@ -194,51 +272,85 @@ def _solve_highs(
     on_solution: Callable[[Any, float], None] | None,
 ) -> Answer:
     highspy = load_backend(method, "highspy", "highspy>=1.14,<1.15")
-    import pulp
-
-    solver = pulp.HiGHS(
-        msg=False,
-        timeLimit=max(time_limit_s, 0.0),
-        threads=1,
-        gapRel=0.0,
-        gapAbs=0.0,
-        random_seed=seed % 2**31,
-        primal_feasibility_tolerance=1e-9,
-        dual_feasibility_tolerance=1e-9,
-        mip_feasibility_tolerance=1e-9,
-    )
-    # what pulp's solve() does, with a start and a callback in between
-    problem.checkDuplicateVars()
-    solver.createAndConfigureSolver(problem)
-    highs = problem.solverModel
-    if highs.version().startswith("1.14."):
-        # its presolve can lose the optimum of a MIP (ERGO-Code/HiGHS issues 3043, 3073, 3094)
-        highs.setOptionValue("presolve", "off")
-        highs.setOptionValue("mip_allow_restart", False)
-    solver.buildSolverModel(problem)
+    started = time.perf_counter()
+    highs = highspy.Highs()
+    highs.setOptionValue("output_flag", False)
+    highs.passModel(_as_highs(problem, highspy))
     if warm_start:
         start = highspy.HighsSolution()
         start.col_value = [variable.varValue or 0.0 for variable in problem.variables()]
         highs.setSolution(start)
+    build_s = time.perf_counter() - started
+    options: dict[str, Any] = {
+        "time_limit": max(time_limit_s, 0.0),
+        "threads": 1,
+        "random_seed": seed % 2**31,
+        "mip_rel_gap": 0.0,
+        "mip_abs_gap": 0.0,
+        "primal_feasibility_tolerance": 1e-9,
+        "dual_feasibility_tolerance": 1e-9,
+        "mip_feasibility_tolerance": 1e-9,
+    }
+    if highs.version().startswith("1.14."):
+        # its presolve can lose the optimum of a MIP (ERGO-Code/HiGHS issues 3043, 3073, 3094)
+        options |= {"presolve": "off", "mip_allow_restart": False}
+    for option, value in options.items():
+        highs.setOptionValue(option, value)
     if on_solution is not None:
         highs.cbMipImprovingSolution.subscribe(
             lambda e: on_solution(e.data_out.mip_solution, e.data_out.mip_dual_bound)
         )
-    solver.callSolver(problem)
-    problem.assignStatus(*solver.findSolutionValues(problem))
-    status = highs.getModelStatus()
+    highs.HandleUserInterrupt = True
+    interruptible(highs.run, highs.cancelSolve)
+    status, info = highs.getModelStatus(), highs.getInfo()
     states = highspy.HighsModelStatus
-    found = problem.sol_status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
     # without any variable no row that asks for a path can be met
     infeasible = status in (states.kInfeasible, states.kModelEmpty)
+    feasible = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+    columns = highs.getSolution().col_value
+    found = feasible and not infeasible and len(columns) == problem.numVariables()
+    if found:
+        for variable, value in zip(problem.variables(), columns, strict=True):
+            variable.varValue = value
     if infeasible or status == states.kOptimal:
-        stopped = "proved by HiGHS"
+        stopped = ""
     elif status == states.kTimeLimit:
-        stopped = "HiGHS stopped at the time limit"
+        stopped = "at the time limit"
     else:
-        stopped = f"HiGHS stopped: {highs.modelStatusToString(status)}"
-    found = found and not infeasible
-    return Answer(found, infeasible, highs.getInfo().mip_dual_bound, stopped)
+        stopped = f"with {highs.modelStatusToString(status)!r}"
+    value = info.objective_function_value
+    return Answer(found, infeasible, value, info.mip_dual_bound, stopped, build_s)
+
+
+def _as_highs(problem: Any, highspy: Any) -> Any:
+    """The problem in one piece; PuLP's own interface hands it over row by row."""
+    variables = problem.variables()
+    for column, variable in enumerate(variables):
+        variable.index = column
+    rows = problem.constraints()
+    entries = [[(v.index, c) for v, c in row.items() if c] for row in rows]
+    model = highspy.HighsLp()
+    model.num_col_, model.num_row_ = len(variables), len(rows)
+    model.col_cost_ = np.array([problem.objective.get(v, 0.0) for v in variables], float)
+    model.col_lower_ = _limits((v.lowBound for v in variables), -highspy.kHighsInf)
+    model.col_upper_ = _limits((v.upBound for v in variables), highspy.kHighsInf)
+    kinds = highspy.HighsVarType
+    model.integrality_ = [
+        kinds.kInteger if v.cat == "Integer" else kinds.kContinuous for v in variables
+    ]
+    model.row_lower_ = _limits((row.getLb() for row in rows), -highspy.kHighsInf)
+    model.row_upper_ = _limits((row.getUb() for row in rows), highspy.kHighsInf)
+    matrix = model.a_matrix_
+    matrix.format_ = highspy.MatrixFormat.kRowwise
+    matrix.num_col_, matrix.num_row_ = len(variables), len(rows)
+    matrix.start_ = np.cumsum([0, *map(len, entries)], dtype=np.int32)
+    matrix.index_ = np.array([column for row in entries for column, _ in row], np.int32)
+    matrix.value_ = np.array([value for row in entries for _, value in row], float)
+    return model
+
+
+def _limits(limits: Iterable[float | None], unlimited: float) -> Array:
+    return np.array([unlimited if limit is None else limit for limit in limits], float)
 
 
 def _solve_cbc(
@@ -275,22 +387,27 @@ def _solve_cbc(
         try:
             problem.solve(solver)
         except pulp.PulpSolverError as error:
-            return Answer(False, False, -math.inf, f"CBC failed: {error}")
+            return Answer(False, False, math.inf, -math.inf, f"with an error: {error}", 0.0)
+        took_s = time.perf_counter() - started
         text = log.read_text(errors="replace")
+    build_s = max(0.0, took_s - _logged(text, WALL_CLOCK, took_s))  # files, mostly
+    value = problem.objective.value() or 0.0
     # at the limit its preprocessing calls feasible problems infeasible, without a word on time
-    timed_out = "on time" in text or time.perf_counter() - started > 0.9 * time_limit_s
+    timed_out = "on time" in text or took_s - build_s > 0.9 * time_limit_s
     if problem.sol_status == pulp.LpSolutionOptimal:
-        return Answer(True, False, problem.objective.value(), "proved by CBC")
+        return Answer(True, False, value, value, "", build_s)
     if problem.status == pulp.LpStatusInfeasible and not timed_out:
-        return Answer(False, True, math.inf, "proved by CBC")
+        return Answer(False, True, math.inf, math.inf, "", build_s)
     found = problem.sol_status == pulp.LpSolutionIntegerFeasible
-    return Answer(found, False, _logged_bound(text), "CBC stopped at the time limit")
+    # the log has three decimals
+    bound = _logged(text, LOWER_BOUND, -math.inf) - 1e-3
+    return Answer(found, False, value, bound, "at the time limit", build_s)
 
 
-def _logged_bound(log: str) -> float:
-    """Bound in CBC's final report, less what its three decimals may hide; else nothing."""
-    match = re.search(r"^Lower bound:\s+(\S+)", log, re.MULTILINE)
+def _logged(log: str, label: str, absent: float) -> float:
+    """Number behind a label in CBC's final report."""
+    match = re.search(label + r"\s+(\S+)", log, re.MULTILINE)
     try:
-        return float(match[1]) - 1e-3 if match else -math.inf
+        return float(match[1].rstrip(")")) if match else absent
     except ValueError:
-        return -math.inf
+        return absent

@@ -13,12 +13,13 @@ from hypsolve.problem import Instance, Objective
 from hypsolve.solution import Outcome
 from hypsolve.solvers.exact import (
     Arcs,
+    Scale,
     chosen,
     conclude,
     in_units,
     load_backend,
     mip_bound_s,
-    partition_arcs,
+    usable_arcs,
 )
 
 METHOD = "partition_scip"
@@ -32,6 +33,7 @@ class PartitionMip(NamedTuple):
     use: list[Any]
     arcs: Arcs
     unit_s: float
+    scale: Scale
 
 
 def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
@@ -53,12 +55,8 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
     """
     mathopt = load_backend(METHOD, "ortools.math_opt.python.mathopt", PACKAGE)
     started = time.perf_counter()
-    model, use, arcs, unit_s = build(instance)
-    statistics = {
-        "n_variables": model.get_num_variables(),
-        "n_constraints": model.get_num_linear_constraints(),
-        "build_s": time.perf_counter() - started,
-    }
+    model, use, arcs, unit_s, scale = build(instance)
+    build_s = time.perf_counter() - started
     parameters = mathopt.SolveParameters(
         time_limit=datetime.timedelta(seconds=max(time_limit_s, 1e-6)),
         threads=1,
@@ -67,31 +65,41 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
         absolute_gap_tolerance=0.0,
     )
     parameters.gscip.real_params["numerics/feastol"] = 1e-9
+    started = time.perf_counter()
     answer = mathopt.solve(model, mathopt.SolverType.GSCIP, params=parameters)
+    took_s = time.perf_counter() - started
+    build_s += max(0.0, took_s - answer.solve_stats.solve_time.total_seconds())  # its own copy
     reason = answer.termination.reason
     partition = None
     if answer.has_primal_feasible_solution():
         used = np.array(answer.variable_values(use)) > 0.5
         partition = chosen(arcs, used, instance.n_tiers)
-    stopped = {
-        mathopt.TerminationReason.OPTIMAL: "proved by SCIP",
-        mathopt.TerminationReason.INFEASIBLE: "proved by SCIP",
-    }.get(reason, "SCIP stopped at the time limit")
+    infeasible = reason is mathopt.TerminationReason.INFEASIBLE
+    complete = infeasible or reason is mathopt.TerminationReason.OPTIMAL
+    limits = answer.termination.objective_bounds
     return conclude(
         instance,
         partition,
-        infeasible=reason is mathopt.TerminationReason.INFEASIBLE,
-        bound_s=mip_bound_s(answer.termination.objective_bounds.dual_bound * unit_s),
-        stopped=stopped,
-        statistics=statistics,
+        solver="SCIP",
+        stopped="" if complete else "at the time limit",
+        infeasible=infeasible,
+        bound_s=mip_bound_s(limits.dual_bound * unit_s),
+        claimed_s=limits.primal_bound * unit_s,
+        least_s=scale.least_s,
+        upper_s=scale.upper_s,
+        statistics={
+            "n_variables": model.get_num_variables(),
+            "n_constraints": model.get_num_linear_constraints(),
+            "build_s": build_s,
+        },
     )
 
 
 def build(instance: Instance) -> PartitionMip:
     """Build the formulation."""
     mathopt = load_backend(METHOD, "ortools.math_opt.python.mathopt", PACKAGE)
-    arcs = partition_arcs(instance, METHOD)
-    worst, added, unit_s = in_units(arcs, instance.n_tiers)
+    arcs, scale = usable_arcs(instance, METHOD)
+    worst, added, unit_s = in_units(arcs, scale, instance.n_tiers)
     model = mathopt.Model(name=f"partition_{instance.objective}")
     use = [model.add_binary_variable(name=f"use_{arcs.named(a)}") for a in range(len(arcs))]
     for variable, cost in zip(use, added, strict=True):
@@ -101,7 +109,7 @@ def build(instance: Instance) -> PartitionMip:
     _add_cuts(model, instance, arcs, use)
     if instance.objective is Objective.P0:
         _add_node_choice(model, arcs, use)
-    return PartitionMip(model, use, arcs, unit_s)
+    return PartitionMip(model, use, arcs, unit_s, scale)
 
 
 def _add_cuts(model: Any, instance: Instance, arcs: Arcs, use: list[Any]) -> None:

@@ -58,11 +58,20 @@ def prefix_sums(values: Array) -> Array:
 
 def spent_s(instance: Instance) -> Array:
     """Reference seconds before each cut, as sum and rest: shape (n_classes, n_cuts, 2)."""
+    return _sums_and_rests(instance.reference_s)
+
+
+def held_bytes(instance: Instance) -> Array:
+    """Bytes before each cut, as sum and rest: shape (n_cuts, 2)."""
+    return _sums_and_rests(instance.block_bytes[None, :])[0]
+
+
+def _sums_and_rests(values: Array) -> Array:
     from hypsolve.kernels import split
 
-    spent = np.zeros((instance.n_classes, instance.n_blocks + 1, 2))
-    split.add_up(np.ascontiguousarray(instance.reference_s), spent)
-    return spent
+    sums = np.zeros((values.shape[0], values.shape[1] + 1, 2))
+    split.add_up(np.array(values, order="C"), sums)  # a copy: neither read-only nor strided
+    return sums
 
 
 def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
@@ -74,8 +83,8 @@ def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
     rule = instance.stage_rule if rule is None else rule
     n_cuts = instance.n_blocks + 1
     spent = spent_s(instance)
-    held = prefix_sums(instance.block_bytes)
-    need = held[None, :] - held[:, None]
+    held = held_bytes(instance)
+    need = (held[None, :] - held[:, None]).sum(axis=-1)
     need[0, -1] -= instance.tied_bytes
     length = np.arange(n_cuts)[None, :] - np.arange(n_cuts)[:, None]
     slack = evaluation.memory_slack(instance)
@@ -112,7 +121,7 @@ def chain_of(instance: Instance) -> "Chain":
     none = np.zeros((1, transfer.shape[1]))  # the last tier has no outgoing link
     return split.Chain(
         spent=spent_s(instance),
-        held=prefix_sums(instance.block_bytes),
+        held=held_bytes(instance),
         tied=float(instance.tied_bytes),
         group_start=groups.start,
         group_class=groups.node_class,
