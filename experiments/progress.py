@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Any
 
 import pandas as pd
+from rich import box
 from rich import progress as rich_progress
 from rich.console import Console
 from rich.table import Column, Table
@@ -102,12 +103,19 @@ def duration(seconds: float) -> str:
 
 
 def print_table(title: str, frame: pd.DataFrame) -> None:
-    """Print a frame of texts, its index first."""
-    table = Table(title=title, title_justify="left")
-    table.add_column(str(frame.index.name or ""), no_wrap=True)
+    """Print a frame of texts, its index first.
+
+    Headers and the index may go on in a next line, values never: 80 columns are enough for
+    most tables, and a terminal narrower than its table wraps the lines itself.
+    """
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    names = [str(name) for name in frame.index]
+    table.add_column(str(frame.index.name or ""), min_width=min(30, max(map(len, names))))
     for column in frame.columns:
-        table.add_column(str(column), justify="right", no_wrap=True)
-    for row in frame.itertuples():
-        table.add_row(*map(str, row))
-    console = CONSOLE if CONSOLE.is_terminal else Console(width=160)
-    console.print(table)
+        words = [*str(column).split(), *map(str, frame[column])]
+        table.add_column(str(column), justify="right", min_width=max(map(len, words)))
+    for name, row in zip(names, frame.itertuples(index=False), strict=True):
+        table.add_row(name, *(str(value).replace(" ", "\N{NO-BREAK SPACE}") for value in row))
+    width = CONSOLE.width if CONSOLE.is_terminal else 120
+    needed = sum(column.min_width + 2 for column in table.columns)  # type: ignore[operator]
+    Console(width=max(width, needed)).print(table)

@@ -1,6 +1,7 @@
 """What the rows of a sweep say: gaps, ratios, a table per method; DataFrame -> DataFrame."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,14 @@ _NAMES = {
 }
 
 
-def load(path: str | Path) -> pd.DataFrame:
+def load(path: str | Path, rows: Collection[int] | None = None) -> pd.DataFrame:
     """Read a sweep's CSV; where a run was repeated (new version, other limit), the last counts.
+
+    Parameters
+    ----------
+    path : str or path
+    rows : collection of int, optional
+        Numbers of the rows to keep, counted from 0; default: all.
 
     Raises
     ------
@@ -45,6 +52,8 @@ def load(path: str | Path) -> pd.DataFrame:
             f" {path.stem}` in the root of the repository"
         )
     frame = pd.read_csv(path, keep_default_na=False, na_values=["nan"])
+    if rows is not None:
+        frame = frame[frame.index.isin(rows)]
     for place in (_PLACE, ["what"]):
         if set(place) <= set(frame):
             return frame.drop_duplicates(place, keep="last").reset_index(drop=True)

@@ -114,22 +114,25 @@ def _sweep(options: argparse.Namespace, names: Sequence[str], command: str) -> i
     except (FileExistsError, NotADirectoryError):
         raise OSError(f"--out must be a folder, got {str(options.out)!r}") from None
     session = provenance(command)
+    rows: dict[str, set[int]] = {}  # of this plan: a file may hold other limits and versions
     for name in names:
         if name == "calibration":
             _calibrate(options, session)
         elif name == "speed":
             _measure_speed(options, session)
         else:
-            _run_experiment(name, options, session)
+            rows[name] = _run_experiment(name, options, session)
     for name in names:
-        _show(name, options.out)
+        _show(name, options.out, rows.get(name))
         if name == "calibration":
             _show("calibration_points", options.out)
     return 0
 
 
-def _run_experiment(name: str, options: argparse.Namespace, session: Mapping[str, Any]) -> None:
-    """Execute the runs that have no row yet."""
+def _run_experiment(
+    name: str, options: argparse.Namespace, session: Mapping[str, Any]
+) -> set[int]:
+    """Execute the runs that have no row yet; return the rows of this plan."""
     from experiments import report, runner
     from experiments.progress import Progress
     from hypsolve.kernels.warm import warm
@@ -143,11 +146,17 @@ def _run_experiment(name: str, options: argparse.Namespace, session: Mapping[str
             n_seeds=options.seeds,
             time_limit_s=options.time_limit,
         )
+        planned = {runner.identity(run.row()) for run in runs}
+
+        def of_plan() -> set[int]:
+            rows = enumerate(record.rows)
+            return {number for number, row in rows if runner.identity(row) in planned}
+
         done = {runner.identity(row) for row in record.rows}
         todo = [run for run in runs if runner.identity(run.row()) not in done]
         if not todo:
             print(f"{name}: all {len(runs)} runs are in {record.path}")
-            return
+            return of_plan()
         warm()  # compiled once, here: several workers at it can spoil the cache
         note_session(record.path, session, len(record.rows))
         progress = Progress(name, len(runs), [run.call for run in todo], options.jobs)
@@ -157,6 +166,7 @@ def _run_experiment(name: str, options: argparse.Namespace, session: Mapping[str
                 record.append(row)
                 words = f"{row['status']}, {report.seconds(row['solve_time_s'])}"
                 progress.end(run, run.call, words, row["solve_time_s"] * row["n_timings"])
+        return of_plan()
 
 
 def _measure_speed(options: argparse.Namespace, session: Mapping[str, Any]) -> None:
@@ -212,7 +222,7 @@ def _calibrate(options: argparse.Namespace, session: Mapping[str, Any]) -> None:
         note_session(path, session, 0)
 
 
-def _show(name: str, out: Path) -> None:
+def _show(name: str, out: Path, rows: set[int] | None = None) -> None:
     """Print an experiment's tables and draw its figures."""
     import matplotlib
 
@@ -223,7 +233,7 @@ def _show(name: str, out: Path) -> None:
     path = out / f"{name}.csv"
     if not path.exists():  # calibration without the measured data
         return
-    frame = report.load(path)
+    frame = report.load(path, rows)
     for title, table in report.tables(name, frame).items():
         print_table(title, table)
     for written in (path, *figures.save_figures(name, frame, out)):

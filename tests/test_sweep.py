@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import progress, record, runner, sweep
+from experiments import progress, record, report, runner, sweep
 from experiments.definitions import EXPERIMENTS, SIZES, Call, Experiment, Series
 from hypsolve import Instance
 from instances.frontier import frontier
@@ -68,7 +68,7 @@ def experiments(monkeypatch):
     toys = {"toy": toy((3, 4), FAST)}
     monkeypatch.setattr(sweep, "EXPERIMENTS", toys)
     monkeypatch.setattr(sweep, "_QUESTIONS", dict.fromkeys(toys, "?"))
-    monkeypatch.setattr(sweep, "_show", lambda name, out: None)
+    monkeypatch.setattr(sweep, "_show", lambda name, out, rows=None: None)
     return toys
 
 
@@ -293,7 +293,7 @@ def start(tmp_path):
             if __name__ == "__main__":
                 sweep.EXPERIMENTS = {"toy": slow(sys.argv[1])}
                 sweep._QUESTIONS = {"toy": "?"}
-                sweep._show = lambda name, out: None
+                sweep._show = lambda name, out, rows=None: None
                 sys.exit(sweep.main(["toy", *sys.argv[2:]]))
             """
         )
@@ -365,3 +365,16 @@ def test_ctrl_c_leaves_a_valid_file_and_says_where_it_stopped(start, tmp_path, m
     assert f"{n_rows} rows are in {path}" in error
     assert path.read_bytes().endswith(b"\n")
     assert {row["method"] for row in rows_of(path)} == {"hyperion"}  # none cut short
+
+
+def test_tables_show_the_rows_of_this_plan_alone(experiments, tmp_path, monkeypatch):
+    """A file may hold rows of another limit: they are not mixed in, whichever came last."""
+    shown = []
+    monkeypatch.setattr(
+        sweep, "_show", lambda name, out, rows: shown.append(report.load(out / "toy.csv", rows))
+    )
+    arguments = ["toy", "--out", str(tmp_path)]
+    for limit in ([], ["--time-limit", "7"], []):
+        assert sweep.main([*arguments, *limit]) == 0
+    assert [set(frame["time_limit_s"]) for frame in shown] == [{5.0}, {7.0}, {5.0}]
+    assert [len(frame) for frame in shown] == [8, 8, 8]
