@@ -1,8 +1,9 @@
 """What a sweep shows while it runs: a bar on a terminal, else lines."""
 
+import textwrap
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from rich import box
@@ -105,17 +106,17 @@ def duration(seconds: float) -> str:
 def print_table(title: str, frame: pd.DataFrame) -> None:
     """Print a frame of texts, its index first.
 
-    Headers and the index may go on in a next line, values never: 80 columns are enough for
-    most tables, and a terminal narrower than its table wraps the lines itself.
+    Words of headers go below each other and long names go on in a next line, but values stay
+    whole: a terminal narrower than its table wraps the lines itself.
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    names = [str(name) for name in frame.index]
-    table.add_column(str(frame.index.name or ""), min_width=min(30, max(map(len, names))))
-    for column in frame.columns:
-        words = [*str(column).split(), *map(str, frame[column])]
-        table.add_column(str(column), justify="right", min_width=max(map(len, words)))
-    for name, row in zip(names, frame.itertuples(index=False), strict=True):
-        table.add_row(name, *(str(value).replace(" ", "\N{NO-BREAK SPACE}") for value in row))
-    width = CONSOLE.width if CONSOLE.is_terminal else 120
-    needed = sum(column.min_width + 2 for column in table.columns)  # type: ignore[operator]
-    Console(width=max(width, needed)).print(table)
+    columns = [(str(frame.index.name or ""), [textwrap.fill(str(n), 40) for n in frame.index])]
+    columns += [(str(c).replace(" ", "\n"), [str(v) for v in frame[c]]) for c in frame.columns]
+    needed = 2
+    for number, (header, texts) in enumerate(columns):
+        justify: Literal["left", "right"] = "right" if number else "left"
+        table.add_column(header, justify=justify, vertical="bottom", no_wrap=True)
+        needed += 2 + max(len(line) for text in (header, *texts) for line in text.split("\n"))
+    for row in zip(*(texts for _, texts in columns), strict=True):
+        table.add_row(*row)
+    Console(width=max(needed, CONSOLE.width)).print(table)
