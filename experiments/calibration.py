@@ -70,11 +70,6 @@ def _predict_unseen(rows: pd.DataFrame) -> pd.Series:
     return unseen_s
 
 
-def calibrate(data: Path) -> pd.DataFrame:
-    """Errors per GPU, source, phase and cost model; the columns are those of `summary`."""
-    return summary(points(data))
-
-
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Reduce `points` to one row per set.
 

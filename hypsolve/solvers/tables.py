@@ -49,13 +49,6 @@ def node_groups(instance: Instance) -> Groups:
     )
 
 
-def prefix_sums(values: Array) -> Array:
-    """Sums before each cut along the last axis."""
-    sums = np.zeros((*values.shape[:-1], values.shape[-1] + 1))
-    np.cumsum(values, axis=-1, out=sums[..., 1:])
-    return sums
-
-
 def spent_s(instance: Instance) -> Array:
     """Reference seconds before each cut, as sum and rest: shape (n_classes, n_cuts, 2)."""
     return _sums_and_rests(instance.reference_s)
