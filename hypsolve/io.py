@@ -5,7 +5,6 @@ with the shortest digits that read back to the same double, so the digest surviv
 """
 
 import contextlib
-import dataclasses
 import gzip
 import json
 import math
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve import validation as valid
-from hypsolve.problem import Instance
+from hypsolve.problem import ARRAY_FIELDS, Instance
 
 FORMAT = "hypsolve-instance"
 VERSION = 1
@@ -35,9 +34,6 @@ _PLAIN = (
     "overlap",
     "extrapolated",
     "tied_bytes",
-)
-_ARRAYS = tuple(
-    field.name for field in dataclasses.fields(Instance) if field.name not in _NAMES + _PLAIN
 )
 
 
@@ -67,7 +63,7 @@ def save(instance: Instance, path: str | os.PathLike[str]) -> None:
     document: dict[str, Any] = {"format": FORMAT, "version": VERSION}
     document |= {field: getattr(instance, field) for field in _PLAIN}
     document |= {field: list(getattr(instance, field)) for field in _NAMES}
-    for field in _ARRAYS:
+    for field in ARRAY_FIELDS:
         document[field] = _array_to_json(getattr(instance, field))
     lines = (
         f'"{key}": {json.dumps(value, allow_nan=False)}' for key, value in document.items()
@@ -131,7 +127,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Instanc
     if version != VERSION or isinstance(version, bool):
         raise ValueError(f"{path}: version must be {VERSION}, got {version!r}")
     fields = {key: document[key] for key in document if key not in ("format", "version")}
-    known = (*_PLAIN, *_NAMES, *_ARRAYS)
+    known = (*_PLAIN, *_NAMES, *ARRAY_FIELDS)
     for field in known:
         if field not in fields:
             raise ValueError(f"{path}: field {field!r} is missing")
@@ -139,7 +135,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Instanc
         if field not in known:
             raise ValueError(f"{path}: unknown field {field!r}")
     try:
-        for field in _ARRAYS:
+        for field in ARRAY_FIELDS:
             fields[field] = _array_from_json(field, fields[field])
         for field in _NAMES:
             if not isinstance(fields[field], list):

@@ -333,7 +333,7 @@ class Instance:
     def digest(self) -> str:
         """Sha256 of the arrays (shape, little-endian), objective, rule and flags."""
         sha = hashlib.sha256()
-        for field in _ARRAYS:
+        for field in ARRAY_FIELDS:
             array = getattr(self, field)
             array = array.astype(array.dtype.newbyteorder("<"), copy=False)
             sha.update(f"{field} {array.dtype.str} {array.shape}\n".encode())
@@ -557,7 +557,7 @@ _USER_NAME = {  # how `from_tables` calls the tables, for its errors
     "reference_occupancy_kind_s": "reference_occupancy_s",
     "node_bytes": "tiers' memory_bytes",
 }
-_ARRAYS = (
+ARRAY_FIELDS = (  # in the order of the digest
     "kind_s",
     "reference_kind_s",
     "block_kind",

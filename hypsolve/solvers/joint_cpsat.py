@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hypsolve import evaluation
 from hypsolve.problem import Instance, Objective
 from hypsolve.solution import Outcome, Partition
 from hypsolve.solvers.cpsat import PACKAGE, new_solver, run, size, stopped
@@ -14,21 +13,20 @@ from hypsolve.solvers.exact import (
     Array,
     OnImprove,
     WarmStart,
-    conclude,
     load_backend,
     require_callable,
 )
 from hypsolve.solvers.joint_tables import (
-    RELAXED,
     Decision,
     JointTables,
     arcs_of,
     conclude_joint,
     joint_tables,
+    no_partition,
     offers,
     proven_s,
     starting_order,
-    timed,
+    tell,
     times_in_units,
     warm_decision,
 )
@@ -102,9 +100,7 @@ def joint_cpsat(
     left_s = time_limit_s - (time.perf_counter() - started)
     least_s = idle_bound_s(instance, tables)
     if math.isinf(least_s):
-        return conclude(
-            instance, None, infeasible=True, bound_s=math.inf, solver=RELAXED, statistics={}
-        )
+        return no_partition(instance)
     started = time.perf_counter()
     formulation = build(instance, warm)
     if warm is not None and offers(formulation.tables, warm):
@@ -113,11 +109,9 @@ def joint_cpsat(
 
     def report(callback: Any) -> None:
         made = _decision(formulation, callback.value)
-        schedule = timed(instance, made)
-        objective_s = evaluation.evaluate(instance, made.partition, schedule)
         proven = proven_s(instance, formulation.tables, callback.best_objective_bound, 0.0)
         assert on_improve is not None
-        on_improve(objective_s, max(least_s, proven), made.partition, schedule)
+        tell(on_improve, instance, made, max(least_s, proven))
 
     code, copy_s = run(
         solver, formulation.model, left_s, None if on_improve is None else report

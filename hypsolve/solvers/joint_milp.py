@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hypsolve import evaluation
 from hypsolve import validation as valid
 from hypsolve.problem import Instance, Objective
 from hypsolve.solution import Outcome, Partition
@@ -16,21 +15,20 @@ from hypsolve.solvers.exact import (
     Array,
     OnImprove,
     WarmStart,
-    conclude,
     load_backend,
     mip_unit_s,
     require_callable,
 )
 from hypsolve.solvers.joint_tables import (
-    RELAXED,
     Decision,
     JointTables,
     arcs_of,
     conclude_joint,
     joint_tables,
+    no_partition,
     offers,
     proven_s,
-    timed,
+    tell,
     times_in_units,
     warm_decision,
 )
@@ -114,9 +112,7 @@ def joint_milp(
     left_s = time_limit_s - (time.perf_counter() - started)
     least_s = idle_bound_s(instance, tables)
     if math.isinf(least_s):
-        return conclude(
-            instance, None, infeasible=True, bound_s=math.inf, solver=RELAXED, statistics={}
-        )
+        return no_partition(instance)
     started = time.perf_counter()
     formulation = build(instance, warm)
     hinted = warm is not None and offers(formulation.tables, warm)
@@ -126,11 +122,9 @@ def joint_milp(
 
     def report(columns: Any, bound: float) -> None:
         made = _decision(formulation, lambda variable: columns[variable.index])
-        schedule = timed(instance, made)
-        objective_s = evaluation.evaluate(instance, made.partition, schedule)
         proven = proven_s(instance, formulation.tables, bound, MIP_ERROR)
         assert on_improve is not None
-        on_improve(objective_s, max(least_s, proven), made.partition, schedule)
+        tell(on_improve, instance, made, max(least_s, proven))
 
     answer = solve_pulp(
         formulation.problem,

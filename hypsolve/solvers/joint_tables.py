@@ -14,6 +14,7 @@ from hypsolve.solvers.exact import (
     ROUNDING,
     Array,
     IntArray,
+    OnImprove,
     WarmStart,
     conclude,
     given_start,
@@ -175,9 +176,6 @@ def joint_tables(instance: Instance, method: str) -> JointTables:
     )
 
 
-RELAXED = "a shortest path of one request"  # proves that nothing fits
-
-
 class Decision(NamedTuple):
     """A decision without its times: they follow."""
 
@@ -318,6 +316,25 @@ def rounding_s(instance: Instance, bound_s: float) -> float:
     """What rounding may take from a latency: late arrivals leave few digits for it."""
     n_sums = instance.n_tiers * (instance.n_requests + 2)  # on the longest chain of work
     return ROUNDING * abs(bound_s) + n_sums * 2.0**-52 * float(instance.arrival_s.max())
+
+
+def tell(on_improve: OnImprove, instance: Instance, made: Decision, bound_s: float) -> None:
+    """Report a decision that a solver found on its way, timed and scored by definition."""
+    schedule = timed(instance, made)
+    objective_s = evaluation.evaluate(instance, made.partition, schedule)
+    on_improve(objective_s, bound_s, made.partition, schedule)
+
+
+def no_partition(instance: Instance) -> Outcome:
+    """Outcome where not even one request by itself has a path: no solver is asked."""
+    return conclude(
+        instance,
+        None,
+        infeasible=True,
+        bound_s=math.inf,
+        solver="a shortest path of one request",
+        statistics={},
+    )
 
 
 def conclude_joint(
