@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LARGEST = 1e150  # of any number handed in: sums, products and inverses of a few stay finite
+MOST_SHOWN = 60  # choices in one message
 Choice = TypeVar("Choice", bound=StrEnum)
 Kind = TypeVar("Kind")
 
@@ -98,12 +99,16 @@ def one_of(owner: str, field: str, value: Any, kind: type[Choice]) -> Choice:
 
 
 def known(what: str, name: Any, choices: Iterable[str]) -> str:
-    """Return `name` if it is one of `choices`; the error lists them, the likeliest first."""
+    """Return `name` if it is one of `choices`; the error names the likeliest and lists them."""
     choices = tuple(choices)
     if not isinstance(name, str) or name not in choices:
         meant = difflib.get_close_matches(str(name).lower().replace(" ", "-"), choices, 1)
         hint = f"did you mean {meant[0]}? " if meant else ""
-        raise ValueError(f"unknown {what} {name!r}; {hint}choose one of {', '.join(choices)}")
+        more = f" and {len(choices) - MOST_SHOWN} more" if len(choices) > MOST_SHOWN else ""
+        raise ValueError(
+            f"unknown {what} {name!r}; {hint}choose one of"
+            f" {', '.join(choices[:MOST_SHOWN])}{more}"
+        )
     return name
 
 

@@ -1,4 +1,4 @@
-"""Problem instances: named networks, seeded generators, fitted workloads, frozen files.
+"""Problem instances: named networks, seeded generators, frozen files.
 
 `networks` and `network` read ``networks/*.toml``; `instances.scenarios.scenario` puts a model
 and requests on one of them.

@@ -3,6 +3,7 @@
 import inspect
 import numbers
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +11,10 @@ from numpy.typing import NDArray
 from hypsolve import catalog
 from hypsolve import validation as valid
 from hypsolve.costs import to_instance
-from hypsolve.deployment import CostModel, Deployment, Model, Network
+from hypsolve.deployment import CostModel, Deployment, Model, Network, Requests
 from hypsolve.problem import Instance, Objective
+from hypsolve.workloads import WORKLOAD_MAX_TOKENS, WORKLOADS
 from instances import network, networks
-from instances.workloads import WORKLOAD_MAX_TOKENS, WORKLOADS
 
 SCENARIOS = networks()
 
@@ -48,7 +49,7 @@ def scenario(
     rate : float, optional
         Requests per second, instead of `load`.
     lengths : str
-        One of ``synthetic``, ``azure_conversation``, ``azure_code``; see `instances.workloads`.
+        One of ``synthetic``, ``azure_conversation``, ``azure_code``; see `hypsolve.workloads`.
     weights : str
         Of a catalog model: ``fp16``, ``int8``, ``int4``.
     objective : Objective or str
@@ -81,6 +82,41 @@ def scenario(
     )
 
 
+def deployment(
+    name: str,
+    model: str | Model = "llama-3-8b",
+    *,
+    n_requests: int = 100,
+    seed: int = 0,
+    load: float = 0.7,
+    rate: float | None = None,
+    lengths: str = "synthetic",
+    weights: str = "fp16",
+    cost_model: CostModel | str = CostModel.ROOFLINE,
+    max_resident_tokens: int | None = None,
+) -> Deployment:
+    """As `scenario`, same requests for the same arguments, for `hypsolve.simulate`.
+
+    Nodes that batch serve more than `capacity_per_s`: at load 1 queues need not grow.
+    """
+    valid.known("scenario", name, SCENARIOS)
+    drawn = _at_rate_one(
+        network(name),
+        model_of(model, weights),
+        n_requests,
+        np.random.default_rng(valid.whole("scenario", "seed", seed)),
+        lengths,
+        cost_model,
+        max_resident_tokens,
+    )
+    requests = drawn.requests
+    with np.errstate(over="ignore"):
+        arrival_s = requests.arrival_s / _rate_per_s(to_instance(drawn), load, rate)
+    return replace(
+        drawn, requests=Requests(arrival_s, requests.prompt_tokens, requests.output_tokens)
+    )
+
+
 def instance_on(
     network: Network,
     model: Model,
@@ -95,21 +131,42 @@ def instance_on(
     **options: object,
 ) -> Instance:
     """Draw requests from `rng` for a model on a network; parameters as in `scenario`."""
-    valid.whole("scenario", "n_requests", n_requests, least=1)
     check_options("scenario", options)
+    drawn = _at_rate_one(
+        network, model, n_requests, rng, lengths, cost_model, max_resident_tokens
+    )
+    instance = to_instance(drawn, **options)
+    with np.errstate(over="ignore"):  # beyond what an instance takes, which says so
+        return instance.replace(
+            arrival_s=instance.arrival_s / _rate_per_s(instance, load, rate)
+        )
+
+
+def _at_rate_one(
+    network: Network,
+    model: Model,
+    n_requests: int,
+    rng: np.random.Generator,
+    lengths: str,
+    cost_model: CostModel | str,
+    max_resident_tokens: int | None,
+) -> Deployment:
+    """Requests that arrive once a second, on average."""
+    valid.whole("scenario", "n_requests", n_requests, least=1)
     max_resident_tokens = resident_tokens(lengths, max_resident_tokens)
-    deployment = Deployment(
+    return Deployment(
         model=model,
         network=network,
         requests=WORKLOADS[lengths](n_requests, 1.0, rng, max_tokens=max_resident_tokens),
         cost_model=cost_model,
         max_resident_tokens=max_resident_tokens,
     )
-    instance = to_instance(deployment, **options)
+
+
+def _rate_per_s(instance: Instance, load: float, rate: float | None) -> float:
     if rate is None:
         rate = _positive("load", load) * capacity_per_s(instance)
-    with np.errstate(over="ignore"):  # beyond what an instance takes, which says so
-        return instance.replace(arrival_s=instance.arrival_s / _positive("rate", rate))
+    return _positive("rate", rate)
 
 
 def _positive(field: str, value: float) -> float:

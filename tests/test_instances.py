@@ -1,7 +1,4 @@
-"""Named networks, generators and workloads: what they promise, and what they refuse."""
-
-import os
-from pathlib import Path
+"""Named networks and generators: what they promise, and what they refuse."""
 
 import numpy as np
 import pytest
@@ -10,16 +7,21 @@ from hypothesis import strategies as st
 
 import instances
 from hypsolve import catalog, io
+from hypsolve.costs import to_instance
 from hypsolve.deployment import Block, Model
 from hypsolve.evaluation import can_hold, stage_s
 from hypsolve.problem import Instance, Objective
-from instances import freeze, workloads
+from instances import freeze
 from instances.frontier import TIER_SPEEDS, frontier, profiled
 from instances.generate import LINK_CLASSES, generate, place, stretched
-from instances.scenarios import SCENARIOS, best_period_s, capacity_per_s, scenario
+from instances.scenarios import (
+    SCENARIOS,
+    best_period_s,
+    capacity_per_s,
+    deployment,
+    scenario,
+)
 
-ROOT = Path(__file__).parent.parent
-TRACES = Path(os.environ.get("HYPSOLVE_SHARED", ROOT.parent / "shared")) / "data" / "traces"
 PAPER_MODELS = ("phi-3-medium", "llama-3-8b")
 EVEN_SPLIT_FITS = {
     "branch-offices-wan",
@@ -266,12 +268,6 @@ def small_profiled(**options):
     return profiled(**({"n_requests": 2, "seed": 1} | options))
 
 
-def sampled(**options):
-    return workloads.synthetic(
-        **({"n": 2, "rate": 1.0, "rng": np.random.default_rng(0)} | options)
-    )
-
-
 @pytest.mark.parametrize(
     ("make", "options", "error", "message"),
     [
@@ -336,25 +332,12 @@ def sampled(**options):
         (small_profiled, {"seed": -1}, ValueError, "profiled: seed must be at least 0"),
         (small_profiled, {"nodes_per_tier": ()}, ValueError, r"must have 1\.\.5 entries"),
         (small_profiled, {"load": 0}, ValueError, "profiled: load must be positive and finite"),
-        (sampled, {"n": -3}, ValueError, "synthetic: n must be at least 1, got -3"),
-        (sampled, {"n": 2.0}, TypeError, "synthetic: n must be a whole number, got 2.0"),
-        (sampled, {"rate": 0}, ValueError, "synthetic: rate must be positive and finite"),
-        (sampled, {"rate": "x"}, TypeError, "synthetic: rate must be a number, got 'x'"),
-        (sampled, {"rate": 1e-320}, ValueError, "arrival_s must be"),
-        (sampled, {"rng": 3}, TypeError, "synthetic: rng must be a Generator, got 3"),
-        (sampled, {"max_tokens": "x"}, TypeError, "max_tokens must be a whole number, got 'x'"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused_by_name(make, options, error, message):
     make()
     with pytest.raises(error, match=message):
         make(**options)
-
-
-@pytest.mark.parametrize("name", ["azure_conversation", "azure_code"])
-def test_the_traces_samplers_refuse_the_same(name):
-    with pytest.raises(ValueError, match=f"{name}: rate must be positive and finite, got 0"):
-        workloads.WORKLOADS[name](2, 0, np.random.default_rng(0))
 
 
 def test_unknown_names_may_be_anything():
@@ -539,65 +522,6 @@ def test_profiled_nodes_are_unrelated():
     assert np.isfinite(best_period_s(instance))
 
 
-# workloads
-
-
-@pytest.mark.parametrize("name", workloads.WORKLOADS)
-def test_workload_is_seeded_and_within_limits(name):
-    sample, limit = workloads.WORKLOADS[name], workloads.WORKLOAD_MAX_TOKENS[name]
-    one, two = (sample(3000, 2.0, np.random.default_rng(5)) for _ in range(2))
-    for field in ("arrival_s", "prompt_tokens", "output_tokens"):
-        np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
-    assert (np.diff(one.arrival_s) >= 0).all()
-    total = one.prompt_tokens + one.output_tokens
-    assert total.max() <= limit
-    short = sample(3000, 2.0, np.random.default_rng(5), max_tokens=600)
-    assert (short.prompt_tokens + short.output_tokens).max() <= 600
-    with pytest.raises(ValueError, match="max_tokens must be at least"):
-        sample(3, 2.0, np.random.default_rng(5), max_tokens=10)
-
-
-def test_mean_rate_is_as_asked():
-    for name, tolerance in (
-        ("synthetic", 0.05),
-        ("azure_conversation", 0.05),
-        ("azure_code", 0.5),
-    ):
-        requests = workloads.WORKLOADS[name](20_000, 4.0, np.random.default_rng(1))
-        assert len(requests) / requests.arrival_s[-1] == pytest.approx(4.0, rel=tolerance)
-
-
-def test_azure_lengths_look_like_the_traces():
-    # means and medians of the published traces, of which the fits saw two thirds
-    chat = workloads.azure_conversation(50_000, 1.0, np.random.default_rng(2))
-    code = workloads.azure_code(50_000, 1.0, np.random.default_rng(2))
-    assert np.median(chat.prompt_tokens) == pytest.approx(1016, rel=0.1)
-    assert np.median(chat.output_tokens) == pytest.approx(115, rel=0.15)
-    assert np.median(code.prompt_tokens) == pytest.approx(1460, rel=0.15)
-    assert np.median(code.output_tokens) == 13
-    long = (chat.prompt_tokens > 1000) & (chat.prompt_tokens < 1200)
-    assert chat.output_tokens[long].mean() > 2 * chat.output_tokens[~long].mean()
-
-
-@pytest.mark.skipif(not TRACES.is_dir(), reason="traces not here: set HYPSOLVE_SHARED")
-def test_fits_are_reproduced_from_the_traces(capsys):
-    fits = workloads.fit_traces(TRACES)
-    for name, stored in (
-        ("AZURE_CONVERSATION", workloads.AZURE_CONVERSATION),
-        ("AZURE_CODE", workloads.AZURE_CODE),
-    ):
-        fit = fits[name]
-        assert (fit.n, fit.max_prompt, fit.max_output) == (
-            stored.n,
-            stored.max_prompt,
-            stored.max_output,
-        )
-        for field in ("weights", "means", "covariances", "gap_weights", "gap_means"):
-            np.testing.assert_allclose(getattr(fit, field), getattr(stored, field), atol=2e-3)
-        assert fit.ks == pytest.approx(stored.ks, abs=0.003)
-        assert max(fit.ks[key] for key in ("prompt", "output")) < 0.06
-
-
 # frozen
 
 
@@ -657,8 +581,17 @@ def test_infeasible_is_recorded_only_with_its_proof(folder):
     assert freeze.index()["small"]["bound_s"] == np.inf
 
 
-def test_the_fit_without_traces_says_so_and_exits_2(tmp_path, capsys):
-    assert workloads.main([str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("workloads: ") and "azure_llm_2023_conv.csv" in error
-    assert error.count("\n") == 1
+@pytest.mark.parametrize(
+    "options", [{}, {"rate": 2.5, "lengths": "azure_code"}, {"load": np.inf}]
+)
+def test_a_scenario_is_the_instance_of_its_deployment(options):
+    given = {"n_requests": 30, "seed": 4, **options}
+    expected = scenario("campus", "phi-3-medium", **given)
+    assert to_instance(deployment("campus", "phi-3-medium", **given)) == expected
+
+
+def test_a_deployment_refuses_what_a_scenario_refuses():
+    with pytest.raises(ValueError, match="unknown scenario 'camp'; did you mean campus"):
+        deployment("camp")
+    with pytest.raises(ValueError, match="scenario: rate must be positive, got 0"):
+        deployment("campus", rate=0)

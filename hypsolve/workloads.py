@@ -1,11 +1,12 @@
-"""Request streams: a synthetic one, and two fitted to the Azure LLM inference traces of 2023.
+"""Requests drawn at random: a synthetic workload, and two fitted to traces of 2023.
 
-Every sampler is ``(n, rate, rng, *, max_tokens) -> Requests``: `n` requests, `rate` per second
-on average. A rate only stretches time, so arrivals of rate 1 divided by r have rate r.
+`workload` is the front door. Every sampler of `WORKLOADS` is ``(n, rate, rng, *, max_tokens) ->
+Requests``: `n` requests, `rate` per second on average. A rate only stretches time, so arrivals
+of rate 1 divided by r have rate r.
 
-The fits (`AZURE_CONVERSATION`, `AZURE_CODE`) are made by `fit_traces`; ``python -m
-instances.workloads DATA_DIR`` repeats them from the traces (P. Patel et al., "Splitwise", ISCA
-2024; Azure/AzurePublicDataset, CC-BY 4.0; the first two thirds of each by time).
+The fits (`AZURE_CONVERSATION`, `AZURE_CODE`) are made by `experiments.fit_traces` in the
+repository, from the Azure LLM inference traces (P. Patel et al., "Splitwise", ISCA 2024;
+Azure/AzurePublicDataset, CC-BY 4.0; the first two thirds of each by time).
 
 - *Lengths*: a mixture of bivariate normals of (ln prompt, ln output) by EM, rounded to whole
   tokens; draws beyond the longest prompt or output of the trace, or of more than `max_tokens`
@@ -23,11 +24,8 @@ the outputs within the four quarters of the prompts, which tests the dependence.
 0.04, 0.03, 0.01, 0.12; code: 0.06, 0.03, 0.10 (a spike of gaps at 0.1 s is smoothed), 0.04.
 """
 
-import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +36,7 @@ from hypsolve.deployment import Requests
 Array = NDArray[np.float64]
 MAX_TOKENS = 8192  # prompt + output: the context window of Llama-3-8B
 SYNTHETIC_MAX_TOKENS = 2560
+MAX_REQUESTS = 10**7  # drawn at once: some seconds, and up to 2 GB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +110,59 @@ AZURE_CODE = Fit(
 )
 
 
+def workload(
+    name: str = "synthetic",
+    *,
+    n_requests: int,
+    rate_per_s: float,
+    seed: int = 0,
+    max_tokens: int | None = None,
+) -> Requests:
+    """Draw requests from a distribution that comes with the package: no file is needed.
+
+    Parameters
+    ----------
+    name : str
+        One of `WORKLOADS`: ``synthetic`` (Poisson arrivals, log-normal lengths), or
+        ``azure_conversation`` and ``azure_code``, fitted to the Azure traces of 2023.
+    n_requests : int
+        At most `MAX_REQUESTS`.
+    rate_per_s : float
+        Mean arrival rate. It only stretches time: with one seed, the same requests arrive.
+    seed : int
+    max_tokens : int, optional
+        The most that a request has, prompt and output together. Default: 2,560 for
+        ``synthetic``, 8,192 for the others.
+
+    Returns
+    -------
+    Requests
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the argument.
+
+    See Also
+    --------
+    hypsolve.read_requests : requests from a file.
+
+    Examples
+    --------
+    >>> from hypsolve import workload
+    >>> requests = workload("azure_code", n_requests=100, rate_per_s=2.0, seed=1)
+    >>> len(requests)
+    100
+    """
+    sampler = WORKLOADS[valid.known("workload", name, WORKLOADS)]
+    _number("workload", "n_requests", n_requests)
+    valid.real("workload", "rate_per_s", rate_per_s, strict=True)
+    rng = np.random.default_rng(valid.whole("workload", "seed", seed))
+    if max_tokens is None:
+        max_tokens = WORKLOAD_MAX_TOKENS[name]
+    return sampler(n_requests, rate_per_s, rng, max_tokens=max_tokens)
+
+
 def synthetic(
     n: int, rate: float, rng: np.random.Generator, *, max_tokens: int = SYNTHETIC_MAX_TOKENS
 ) -> Requests:
@@ -131,7 +183,7 @@ def azure_conversation(
 ) -> Requests:
     """Sample requests as in the Azure conversation trace; see the module for the fit."""
     _check("azure_conversation", n, rate, rng, max_tokens, 64)
-    return _sample(AZURE_CONVERSATION, n, rate, rng, max_tokens)
+    return sample(AZURE_CONVERSATION, n, rate, rng, max_tokens)
 
 
 def azure_code(
@@ -139,7 +191,7 @@ def azure_code(
 ) -> Requests:
     """Sample requests as in the Azure code trace (short outputs, bursts); see the module."""
     _check("azure_code", n, rate, rng, max_tokens, 64)
-    return _sample(AZURE_CODE, n, rate, rng, max_tokens)
+    return sample(AZURE_CODE, n, rate, rng, max_tokens)
 
 
 WORKLOADS: dict[str, Callable[..., Requests]] = {
@@ -158,10 +210,15 @@ WORKLOAD_MAX_TOKENS = {
 def _check(
     owner: str, n: int, rate: float, rng: np.random.Generator, max_tokens: int, least: int
 ) -> None:
-    valid.whole(owner, "n", n, least=1)
+    _number(owner, "n", n)
     valid.real(owner, "rate", rate, strict=True)
     valid.of_type(owner, "rng", rng, np.random.Generator)
     valid.whole(owner, "max_tokens", max_tokens, least=least)
+
+
+def _number(owner: str, field: str, n: int) -> None:
+    if valid.whole(owner, field, n, least=1) > MAX_REQUESTS:
+        raise ValueError(f"{owner}: {field} must be at most {MAX_REQUESTS}, got {n!r}")
 
 
 def _arrivals(gaps: Array, rate: float) -> Array:
@@ -169,9 +226,10 @@ def _arrivals(gaps: Array, rate: float) -> Array:
         return np.asarray(np.cumsum(gaps) / rate)
 
 
-def _sample(
+def sample(
     fit: Fit, n: int, rate: float, rng: np.random.Generator, max_tokens: int
 ) -> Requests:
+    """Sample requests from a fit; draws beyond its limits or `max_tokens` are drawn again."""
     phase = rng.choice(len(fit.gap_weights), n, p=_normalised(fit.gap_weights))
     gaps = rng.standard_exponential(n) * np.array(fit.gap_means)[phase]
     tokens = np.empty((0, 2))
@@ -180,7 +238,8 @@ def _sample(
         limits = drawn <= (fit.max_prompt, fit.max_output)
         keep = limits.all(axis=1) & (drawn.sum(axis=1) <= max_tokens)
         tokens = np.concatenate([tokens, drawn[keep]])
-    return Requests(_arrivals(gaps, rate), tokens[:n, 0], tokens[:n, 1])
+    prompt, output = tokens[:n].T.astype(np.int64)
+    return Requests(_arrivals(gaps, rate), prompt, output)
 
 
 def _draw_lengths(fit: Fit, n: int, rng: np.random.Generator) -> Array:
@@ -199,126 +258,3 @@ def _draw_lengths(fit: Fit, n: int, rng: np.random.Generator) -> Array:
 def _normalised(weights: tuple[float, ...]) -> Array:
     """Stored weights are rounded: make them sum to 1 again."""
     return np.array(weights) / sum(weights)
-
-
-def fit_traces(data_dir: str | Path) -> dict[str, Fit]:
-    """Fit both traces; `data_dir` holds ``azure_llm_2023_conv.csv`` and ``..._code.csv``.
-
-    Columns ``arrival_s, prompt_tokens, output_tokens``, sorted by arrival, one header line.
-    """
-    traces = {
-        name: np.loadtxt(
-            Path(data_dir) / f"azure_llm_2023_{file}.csv", delimiter=",", skiprows=1
-        )
-        for name, file in (("AZURE_CONVERSATION", "conv"), ("AZURE_CODE", "code"))
-    }
-    n_parts, n_phases = {"AZURE_CONVERSATION": 5, "AZURE_CODE": 4}, 4
-    return {name: _fit(trace, n_parts[name], n_phases) for name, trace in traces.items()}
-
-
-def _fit(trace: Array, n_parts: int, n_phases: int) -> Fit:
-    tokens, gaps = trace[:, 1:], np.diff(trace[:, 0])
-    weights, means, covariances = _fit_normals(np.log(tokens), n_parts)
-    gap_weights, gap_means = _fit_exponentials(gaps / gaps.mean(), n_phases)
-    fields = {
-        "n": len(trace),
-        "weights": tuple(np.round(weights, 4).tolist()),
-        "means": tuple(map(tuple, np.round(means, 4).tolist())),
-        "covariances": tuple(
-            (round(float(c[0, 0]), 5), round(float(c[0, 1]), 5), round(float(c[1, 1]), 5))
-            for c in covariances
-        ),
-        "max_prompt": int(tokens[:, 0].max()),
-        "max_output": int(tokens[:, 1].max()),
-        "gap_weights": tuple(np.round(gap_weights, 5).tolist()),
-        "gap_means": tuple(np.round(gap_means, 5).tolist()),
-    }
-    drawn = _sample(Fit(**fields, ks={}), 200_000, 1.0, np.random.default_rng(0), MAX_TOKENS)
-    prompt, output = drawn.prompt_tokens, drawn.output_tokens
-    edges = np.quantile(tokens[:, 0], [0.25, 0.5, 0.75])
-    quarter, drawn_quarter = (np.searchsorted(edges, x) for x in (tokens[:, 0], prompt))
-    ks = {
-        "prompt": _distance(tokens[:, 0], prompt),
-        "output": _distance(tokens[:, 1], output),
-        "output_given_prompt": max(
-            _distance(tokens[quarter == q, 1], output[drawn_quarter == q]) for q in range(4)
-        ),
-        "gap": _distance(gaps / gaps.mean(), np.diff(drawn.arrival_s)),
-    }
-    return Fit(**fields, ks={key: round(value, 3) for key, value in ks.items()})
-
-
-def _fit_normals(x: Array, k: int) -> tuple[Array, Array, Array]:
-    """EM for k normals in the plane; starts from slices by the sum of both coordinates."""
-    n = len(x)
-    share = np.zeros((k, n))
-    share[np.arange(n) * k // n, np.argsort(x.sum(axis=1), kind="stable")] = 1
-    previous = -np.inf
-    for _ in range(500):
-        weight = share.sum(axis=1)
-        mean = share @ x / weight[:, None]
-        off = x - mean[:, None, :]  # (k, n, 2)
-        cov = off.transpose(0, 2, 1) @ (share[:, :, None] * off) / weight[:, None, None]
-        cov += 1e-4 * np.eye(2)  # whole tokens pile up on single values
-        squared = ((off @ np.linalg.inv(cov)) * off).sum(axis=2)
-        log_p = np.log(weight / n)[:, None] - 0.5 * (
-            squared + np.log(np.linalg.det(cov))[:, None]
-        )
-        share, likelihood = _shares(log_p)
-        if likelihood - previous < 1e-7:
-            break
-        previous = likelihood
-    return weight / n, mean, cov
-
-
-def _fit_exponentials(gaps: Array, k: int) -> tuple[Array, Array]:
-    """EM for k exponentials; starts from means spread over the gaps' own scales."""
-    mean = np.geomspace(0.01, 10.0, k)
-    weight = np.full(k, 1 / k)
-    previous = -np.inf
-    for _ in range(5000):
-        share, likelihood = _shares(np.log(weight / mean)[:, None] - gaps / mean[:, None])
-        total = share.sum(axis=1)
-        weight = total / len(gaps)
-        mean = np.maximum(share @ gaps / total, 1e-3)  # else zero gaps make a spike
-        if likelihood - previous < 1e-9:
-            break
-        previous = likelihood
-    mean /= weight @ mean
-    return weight, mean
-
-
-def _shares(log_p: Array) -> tuple[Array, float]:
-    """Posterior of each part, both (k, n), from log weights; and the mean log likelihood."""
-    top = log_p.max(axis=0)
-    total = np.log(np.exp(log_p - top).sum(axis=0)) + top
-    return np.exp(log_p - total), float(total.mean())
-
-
-def _distance(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
-    """Kolmogorov-Smirnov distance of two samples."""
-    a, b = np.sort(a), np.sort(b)
-    at = np.concatenate([a, b])
-    share_a = np.searchsorted(a, at, side="right") / len(a)
-    share_b = np.searchsorted(b, at, side="right") / len(b)
-    return float(np.abs(share_a - share_b).max())
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Repeat the fits and print them."""
-    parser = argparse.ArgumentParser(
-        prog="python -m instances.workloads", description=main.__doc__
-    )
-    parser.add_argument("data_dir", help="folder of azure_llm_2023_conv.csv and ..._code.csv")
-    try:
-        fits = fit_traces(parser.parse_args(arguments).data_dir)
-    except (OSError, ValueError) as error:
-        print(f"workloads: {error}", file=sys.stderr)
-        return 2
-    for name, fit in fits.items():
-        print(f"{name} = {fit}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
