@@ -19,28 +19,39 @@ from hypsolve.deployment import (
 from hypsolve.dispatch import POLICIES, schedule
 from hypsolve.dispatcher import Dispatcher
 from hypsolve.evaluation import check, evaluate
+from hypsolve.events import Event, EventKind, draw_events, read_events
 from hypsolve.io import load, save
+from hypsolve.perfetto import write_perfetto
 from hypsolve.problem import Instance, LinkCost, Objective, StageRule
 from hypsolve.readers import read_chains, read_hybrid_flow_shop
+from hypsolve.request_files import read_requests
 from hypsolve.result import Result
+from hypsolve.simulation import simulate
 from hypsolve.solution import Certificate, Outcome, Partition, Schedule, Status, Violation
 from hypsolve.solve import METHODS, Method, solve
 from hypsolve.solvers.formulation import write_formulation
 from hypsolve.solvers.hypsplit import ParetoPoint, pareto_frontier
+from hypsolve.trace import Series, Trace, Visits
+from hypsolve.trace_metrics import Metrics, Summary, metrics
+from hypsolve.workloads import WORKLOADS, workload
 
 __all__ = [
     "METHODS",
     "POLICIES",
+    "WORKLOADS",
     "Block",
     "Certificate",
     "CostModel",
     "Deployment",
     "Dispatcher",
+    "Event",
+    "EventKind",
     "GpuProfile",
     "Instance",
     "Link",
     "LinkCost",
     "Method",
+    "Metrics",
     "Model",
     "Network",
     "Node",
@@ -52,24 +63,35 @@ __all__ = [
     "Requests",
     "Result",
     "Schedule",
+    "Series",
     "StageRule",
     "Status",
+    "Summary",
     "Tier",
+    "Trace",
     "Violation",
+    "Visits",
     "check",
+    "draw_events",
     "evaluate",
     "gpu",
     "gpus",
     "load",
+    "metrics",
     "model",
     "models",
     "pareto_frontier",
     "read_chains",
+    "read_events",
     "read_hybrid_flow_shop",
+    "read_requests",
     "save",
     "schedule",
+    "simulate",
     "solve",
     "to_instance",
     "verify_certificate",
+    "workload",
     "write_formulation",
+    "write_perfetto",
 ]

@@ -36,9 +36,13 @@ class TierState:
         Expected seconds of this request on each node, rounded (by less than one part in 10**9
         of the tier's longest job) so that sums of them are exact.
     slowdown : ndarray
-        Measured over expected seconds; 1 at flow level.
+        Measured over expected seconds, of late; 1 at flow level.
     n_dispatched : int
         Requests that the tier has been given before this one.
+    kv_free_tokens : ndarray
+        KV cache that is neither held nor queued for; inf at flow level.
+    kv_own_tokens : float
+        What this request needs.
     uniforms : ndarray, shape (2,)
         This request's own draws from [0, 1), the same under every policy.
     rng : numpy.random.Generator
@@ -54,6 +58,8 @@ class TierState:
     own_s: Array
     slowdown: Array
     n_dispatched: int
+    kv_free_tokens: Array
+    kv_own_tokens: float
     uniforms: Array
     rng: np.random.Generator
 
@@ -71,8 +77,12 @@ class Policy:
 
 
 def hypsched_rt(state: TierState, request: int) -> int:
-    """Least (outstanding + own) expected seconds, times the node's slowdown."""
-    return int(state.nodes[np.argmin((state.outstanding_s + state.own_s) * state.slowdown)])
+    """Least (outstanding + own) expected seconds, times slowdown; if possible, with KV room."""
+    value_s = (state.outstanding_s + state.own_s) * state.slowdown
+    has_room = state.kv_free_tokens >= state.kv_own_tokens
+    if has_room.any():
+        value_s = np.where(has_room, value_s, np.inf)
+    return int(state.nodes[np.argmin(value_s)])
 
 
 def random(state: TierState, request: int) -> int:
@@ -195,7 +205,7 @@ def stage_service_s(instance: Instance, first: int, end: int) -> Array:
     return np.ascontiguousarray(instance.kind_s @ counts.astype(np.float64))
 
 
-def _exact_sums(service_s: Array, n_requests: int) -> Array:
+def exact_sums(service_s: Array, n_requests: int) -> Array:
     """Round to multiples of a power of two that let n_requests of them add up without error.
 
     So a backlog is 0 when a queue is empty, never depends on the order of arrivals, and the
@@ -244,7 +254,7 @@ def _stage(
         np.arange(len(ready_s)) if in_order else np.argsort(ready_s, kind="stable"),
         ready_s,
         service_s,
-        _exact_sums(service_s, len(ready_s)),
+        exact_sums(service_s, len(ready_s)),
         nodes,
         instance.node_class[instance.nodes_of(tier)][nodes],
         *outputs,
@@ -278,8 +288,8 @@ def _serve_plainly(
     nodes, expected_s, end_s = stage.nodes, stage.expected_s, stage.end_s
     n_requests, n_nodes = len(stage.ready_s), len(nodes)
     uniforms = rng.random((n_requests, 2))
-    slowdown = np.ones(n_nodes)
-    for array in (nodes, slowdown, uniforms):
+    slowdown, kv_free_tokens = np.ones(n_nodes), np.full(n_nodes, math.inf)
+    for array in (nodes, slowdown, kv_free_tokens, uniforms):
         array.setflags(write=False)
     place = {int(n): at for at, n in enumerate(nodes)}
     queues: list[deque[int]] = [deque() for _ in nodes]
@@ -301,10 +311,12 @@ def _serve_plainly(
             own_s=own_s.copy(),
             slowdown=slowdown,
             n_dispatched=turn,
+            kv_free_tokens=kv_free_tokens,
+            kv_own_tokens=0.0,
             uniforms=uniforms[r],
             rng=rng,
         )
-        at = _place(instance, tier, choose, choose(state, r), place)
+        at = place_of(instance, tier, choose, choose(state, r), place)
         queues[at].append(r)
         outstanding_s[at] += own_s[at]
         stage.node[r] = nodes[at]
@@ -313,7 +325,7 @@ def _serve_plainly(
         free_s[at] = end_s[r]
 
 
-def _place(
+def place_of(
     instance: Instance, tier: int, choose: Choose, answer: object, place: dict[int, int]
 ) -> int:
     """Position among the eligible nodes of the node that a user's policy returned."""
@@ -321,7 +333,7 @@ def _place(
     node = valid.whole(owner, f"node for tier {instance.tier_names[tier]!r}", answer)
     if node not in place:
         raise ValueError(
-            f"{owner}: node for tier {instance.tier_names[tier]!r} must be one that can hold"
-            f" the stage, {', '.join(map(str, place))}, got {node}"
+            f"{owner}: node for tier {instance.tier_names[tier]!r} must be one that is up"
+            f" and can hold the stage, {', '.join(map(str, place))}, got {node}"
         )
     return place[node]

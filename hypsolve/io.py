@@ -6,13 +6,15 @@ with the shortest digits that read back to the same double, so the digest surviv
 
 import contextlib
 import gzip
+import io
 import json
 import math
 import os
 import secrets
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +70,8 @@ def save(instance: Instance, path: str | os.PathLike[str]) -> None:
     lines = (
         f'"{key}": {json.dumps(value, allow_nan=False)}' for key, value in document.items()
     )
-    _replace(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    with replacing(path, "an instance") as file:
+        file.write("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _array_to_json(array: NDArray[Any]) -> Any:
@@ -78,26 +81,34 @@ def _array_to_json(array: NDArray[Any]) -> Any:
     return {"shape": list(array.shape), "values": array.ravel().tolist()}
 
 
-def _replace(path: Path, content: bytes) -> None:
+@contextlib.contextmanager
+def replacing(path: Path, what: str) -> Iterator[TextIO]:
+    """Open a file to write that takes the place of `path` once it is whole; .gz is packed."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with contextlib.ExitStack() as stack:
+            raw = stack.enter_context(temporary.open("xb"))
+            stack.callback(_sync, raw)
+            binary: Any = raw
             if path.name.endswith(".gz"):
-                # no name, no time: equal instances make equal files
-                with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-                    packed.write(content)
-            else:
-                file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+                # no name, no time: equal contents make equal files
+                binary = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
+            text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
+            stack.callback(text.detach)  # flushes, and leaves `raw` open for the others
+            yield text
         temporary.replace(path)
     except OSError as error:
         raise OSError(
-            error.errno, f"cannot write an instance here: {error.strerror}", str(path)
+            error.errno, f"cannot write {what} here: {error.strerror}", str(path)
         ) from None
     finally:
         with contextlib.suppress(OSError):  # already renamed, or never made
             temporary.unlink()
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Instance:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hypsolve import evaluation
+from hypsolve.optional import optional
 from hypsolve.problem import Instance
 from hypsolve.solution import Certificate, Partition, Schedule, Status
 from hypsolve.units import show_bytes, show_seconds
@@ -139,7 +139,7 @@ class Result:
         Without a schedule: one row per tier with its blocks and stage time. Column
         ``extrapolated``: whether costs go beyond what was measured.
         """
-        pd = _optional("pandas")
+        pd = optional("pandas")
         inst = self.instance
         if self.partition is None:
             raise ValueError(
@@ -183,7 +183,7 @@ class Result:
         """Draw the schedule, a bar per visit and a row per node; a colour per request."""
         if self.schedule is None:
             raise ValueError(f"result of {self.method}: no schedule to draw ({self.status})")
-        plt = _optional("matplotlib.pyplot")
+        plt = optional("matplotlib.pyplot")
         if ax is None:
             _, ax = plt.subplots(figsize=(8, 0.4 * self.instance.n_nodes + 1.2), layout="tight")
         inst, plan = self.instance, self.schedule
@@ -213,13 +213,3 @@ def _number(value: float) -> float | None:
 
 def _plain(times: np.ndarray) -> list[list[float | None]]:
     return [[_number(t) for t in row] for row in times.tolist()]
-
-
-def _optional(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f"this needs the package {module.partition('.')[0]!r}, which cannot be imported"
-            f" ({error}); pip install 'hypsolve[experiments]'"
-        ) from error

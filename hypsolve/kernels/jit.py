@@ -17,3 +17,17 @@ def kernel(function: Callable[..., Any]) -> Any:
 def inlined(function: Callable[..., Any]) -> Any:
     """Compile `function` into its callers: passing a large tuple costs more than it does."""
     return numba.njit(inline="always")(function)
+
+
+def bare_kernel(function: Callable[..., Any]) -> Any:
+    """Like `kernel`, for one that allocates nothing: without reference counts.
+
+    They cost more than the work where tuples of arrays are handed about. The option is numba's
+    own and may go; then such a kernel is slower, and the same.
+    """
+    try:
+        return numba.njit(cache=True, _nrt=False)(function)
+    except RuntimeError:  # as above
+        return numba.njit(_nrt=False)(function)
+    except KeyError:  # unknown option
+        return kernel(function)

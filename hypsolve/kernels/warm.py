@@ -6,7 +6,7 @@ import threading
 
 _warm: set[str] = set()
 _logger = logging.getLogger("hypsolve")
-FAMILIES = ("split", "dispatch", "heft")
+FAMILIES = ("split", "dispatch", "heft", "tokens")
 
 
 def warm(*families: str) -> None:

@@ -1,0 +1,15 @@
+"""Packages that only some functions need."""
+
+import importlib
+from typing import Any
+
+
+def optional(module: str) -> Any:
+    """Import a module now; ValueError says what to install where that fails."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"this needs the package {module.partition('.')[0]!r}, which cannot be imported"
+            f" ({error}); pip install 'hypsolve[experiments]'"
+        ) from error
