@@ -14,14 +14,23 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import report
+from experiments import claims, report
 
 _STYLE = {  # label of a method: colour, marker, line
     "Hyperion": ("#0072B2", "o", "-"),
     "Hyperion + path cuts": ("#0072B2", "d", ":"),
+    "Hyperion + P0 cuts": ("#0072B2", "X", "-."),
+    "Hyperion + fastest rule": ("#0072B2", "^", ":"),
+    "Hyperion + slowest rule": ("#0072B2", "v", ":"),
+    "Hyperion + full link cost": ("#0072B2", "P", "--"),
+    "Hyperion + planned by FLOPs": ("#000000", "d", "--"),
+    "Hyperion + mean output believed": ("#0072B2", "*", ":"),
     "HypSplit-DP": ("#0072B2", "o", "-"),
     "HypSplit-DP + round robin": ("#56B4E9", "v", "--"),
     "HypSplit-DP + shortest queue": ("#666666", "<", ":"),
+    "HypSplit-DP + least work left": ("#CC79A7", "<", "--"),
+    "HypSplit-DP + earliest completion": ("#CC79A7", "v", ":"),
+    "HypSplit-DP + without estimate": ("#D55E00", "v", "--"),
     "GPipe": ("#E69F00", "s", "-"),
     "even split": ("#E69F00", "s", "-"),
     "even split + HypSched-RT": ("#F0B84D", "^", "--"),
@@ -416,9 +425,17 @@ FIGURES: dict[str, Callable[[pd.DataFrame], dict[str, Figure]]] = {
 def save_figures(experiment: str, frame: pd.DataFrame, out: str | Path) -> list[Path]:
     """Draw an experiment's figures as PNG files in `out`; return their paths."""
     paths = []
-    for name, figure in FIGURES[experiment](frame).items():
+    for name, figure in _drawn(experiment, frame).items():
         path = Path(out) / f"{name}.png"
         figure.savefig(path, dpi=150, bbox_inches="tight")
         plt.close(figure)
         paths.append(path)
     return paths
+
+
+def _drawn(experiment: str, frame: pd.DataFrame) -> dict[str, Figure]:
+    if experiment in claims.QUESTIONS:
+        from experiments import claim_figures  # it uses this module
+
+        return claim_figures.figures_of(experiment, frame)
+    return FIGURES[experiment](frame)

@@ -31,7 +31,7 @@ class Progress:
         self.current = ""
         self._to_come = calls
         self._seen_s: dict[str, list[float]] = {}
-        self._first_s = time.perf_counter()
+        self._began_s = time.perf_counter()
         self._said_s = 0.0
         self._bar: rich_progress.Progress | None = None
         if CONSOLE.is_terminal:
@@ -50,6 +50,7 @@ class Progress:
             self._task = self._bar.add_task(name, total=n_runs, completed=self.n_done, left="")
 
     def __enter__(self) -> "Progress":
+        self._began_s = time.perf_counter()
         if self.n_done:
             found = f"{self.n_done} of {self.n_runs} runs found"
             print(f"{self.name}: {found}, going on with the others", flush=True)
@@ -86,7 +87,7 @@ class Progress:
             self._said_s = time.perf_counter()
             print(
                 f"[{self.n_done}/{self.n_runs}] {run}: {words}"
-                f" ({duration(time.perf_counter() - self._first_s)} gone"
+                f" ({duration(time.perf_counter() - self._began_s)} gone"
                 f"{', ' if left else ''}{left})",
                 flush=True,
             )

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,7 +22,8 @@ except ImportError:  # Windows: two sweeps on one file are not noticed there
 
 Row = Mapping[str, Any]
 _ROOT = Path(__file__).parent.parent
-_PACKAGES = ("numpy", "numba", "ortools", "pulp", "highspy", "pandas", "matplotlib")
+COMPUTING = ("numpy", "numba", "ortools", "pulp", "highspy")  # what rows depend on
+_SHOWING = ("pandas", "matplotlib")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,17 @@ def recording(path: Path, columns: Sequence[str]) -> Iterator[Record]:
         yield Record(path, tuple(columns), rows, file)
 
 
+@contextmanager
+def waiting_for(path: Path) -> Iterator[None]:
+    """Hold a lock file, once nobody else does; without one where there are no locks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        if fcntl is not None:
+            with suppress(OSError):  # some network file systems
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def as_text(value: Any) -> str:
     """How a value stands in the CSV: floats exactly, everything on one line."""
     return "" if value is None else " ".join(str(value).split())
@@ -102,7 +114,7 @@ def _parse(path: Path, data: bytes, columns: tuple[str, ...]) -> list[dict[str, 
 
 
 def provenance(command: str) -> dict[str, Any]:
-    """Where numbers come from: command, commit, versions, machine, date."""
+    """Where numbers come from, but for the machine: command, date, commit, versions."""
     # results and notebooks are what a sweep and its reader change themselves
     changes = _git("status", "--porcelain", "--", ".", ":!results", ":!notebooks")
     return {
@@ -110,9 +122,22 @@ def provenance(command: str) -> dict[str, Any]:
         "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
+        **software(*COMPUTING, *_SHOWING),
+    }
+
+
+def software(*packages: str) -> dict[str, str | None]:
+    """Versions of Python, of this checkout and of packages; None for one that is missing."""
+    return {
         "python": platform.python_version(),
         "hypsolve": hypsolve_version(),
-        **{package: _version(package) for package in _PACKAGES},
+        **{package: _version(package) for package in packages},
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Say what this machine is, without its name."""
+    return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -133,10 +158,14 @@ def _version(package: str) -> str | None:
 
 
 def note_session(csv_path: Path, session: Mapping[str, Any], first_row: int) -> None:
-    """Add a sweep to the JSON beside its CSV: rows from `first_row` on are its own."""
+    """Add a sweep to the JSON beside its CSV: rows from `first_row` on are its own.
+
+    What was said of these rows before, by a sweep that wrote none or less, is replaced.
+    """
     path = csv_path.with_suffix(".json")
     try:
         sessions = json.loads(path.read_text())["sessions"]
+        sessions = [before for before in sessions if before["first_row"] < first_row]
     except FileNotFoundError:
         sessions = []
     except (ValueError, KeyError, TypeError):

@@ -1,11 +1,13 @@
 """What the rows of a sweep say: gaps, ratios, a table per method; DataFrame -> DataFrame."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from experiments import claims
 
 _PLACE = ["series", "value", "seed", "method", "options"]
 _NAMES = {
@@ -28,6 +30,15 @@ _NAMES = {
     "path": "path cuts",
     "round_robin": "round robin",
     "join_shortest_queue": "shortest queue",
+    "least_work_left": "least work left",
+    "earliest_completion": "earliest completion",
+    "without_estimate": "without estimate",
+    "p0": "P0 cuts",
+    "fastest": "fastest rule",
+    "slowest": "slowest rule",
+    "full": "full link cost",
+    "flops": "planned by FLOPs",
+    "mean output": "mean output believed",
 }
 
 
@@ -197,7 +208,11 @@ def tables(experiment: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-def _tables(experiment: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _tables(experiment: str, frame: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
+    if experiment in claims.QUESTIONS:
+        from experiments import claim_tables  # it uses this module
+
+        return claim_tables.tables(experiment, frame)
     if experiment == "speed":
         return {"speed": _speed_table(frame)}
     if experiment == "calibration_points":

@@ -1,192 +1,194 @@
-"""Plans runs from the definitions and executes them in worker processes, one row each."""
+"""What a run and a family of runs are; executes runs in worker processes, one row each."""
 
 import functools
-import json
 import logging
 import multiprocessing
 import os
 import signal
-import statistics
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from experiments.definitions import Experiment
-from experiments.record import as_text
-from hypsolve import Instance, solve
+from experiments import record
 
-COLUMNS = (
-    "experiment",
-    "series",
-    "axis",
-    "value",
-    "digest",
-    "instance",
-    "objective",
-    "method",
-    "options",
-    "policy",
-    "seed",
-    "time_limit_s",
-    "status",
-    "objective_s",
-    "bound_s",
-    "gap",
-    "solve_time_s",
-    "n_timings",
-    "n_requests",
-    "n_blocks",
-    "n_tiers",
-    "n_nodes",
-    "extrapolated",
-    "message",
-    "version",
-)
-IDENTITY = ("digest", "method", "options", "seed", "time_limit_s", "version")
-REPEAT_BELOW_S = 0.05  # a shorter run is timed N_TIMINGS times and the median is kept
-N_TIMINGS = 5
+Row = dict[str, Any]
+Rows = Generator[tuple["Run", Row], None, None]
+TRIES = 2  # a run whose process died may have been short of memory, beside another
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One call of `solve`: an instance, a method, and where the row belongs."""
-
-    experiment: str
-    series: str
-    axis: str
-    value: Any
-    instance: Instance
-    digest: str
-    method: str
-    options: Mapping[str, Any]
-    seed: int
-    time_limit_s: float
-    version: str
-
-    def row(self) -> dict[str, Any]:
-        """All that is known before the run."""
-        return {
-            "experiment": self.experiment,
-            "series": self.series,
-            "axis": self.axis,
-            "value": self.value,
-            "digest": self.digest,
-            "instance": self.instance.name,
-            "objective": self.instance.objective,
-            "method": self.method,
-            "options": json.dumps(self.options, sort_keys=True),
-            "policy": self.options.get("policy", ""),
-            "seed": self.seed,
-            "time_limit_s": self.time_limit_s,
-            "n_requests": self.instance.n_requests,
-            "n_blocks": self.instance.n_blocks,
-            "n_tiers": self.instance.n_tiers,
-            "n_nodes": self.instance.n_nodes,
-            "extrapolated": self.instance.extrapolated,
-            "version": self.version,
-        }
+class Run(Protocol):
+    """A row to be. It can be pickled, and is small, for it travels to the worker."""
 
     @property
     def call(self) -> str:
-        """Method and options."""
-        return " ".join([self.method, *(f"{k}={v}" for k, v in self.options.items())])
+        """What is run, not on what: runs of one call take about as long."""
 
-    def __str__(self) -> str:
-        place = f"{self.experiment}/{self.series} {self.axis}={self.value} seed={self.seed}"
-        return f"{place} {self.call}"
+    def row(self) -> Row:
+        """All columns that are known before the run."""
+
+    def measure(self) -> Row:
+        """The other columns: a pure function of the run, but for times."""
+
+    def words(self, row: Mapping[str, Any]) -> str:
+        """How the run ended, for people; `row` is ``row() | measure()``."""
+
+    def seconds(self, row: Mapping[str, Any]) -> float:
+        """How long the measurement took, as far as the row tells."""
 
 
-def identity(row: Mapping[str, Any]) -> tuple[str, ...]:
+class Family(Protocol):
+    """A module of experiments that share their columns."""
+
+    @property
+    def QUESTIONS(self) -> Mapping[str, str]:
+        """What each experiment asks, by its name."""
+
+    @property
+    def COLUMNS(self) -> tuple[str, ...]:
+        """Of the CSV: those of `Run.row` and of `Run.measure`."""
+
+    @property
+    def IDENTITY(self) -> tuple[str, ...]:
+        """Columns of `Run.row` that make two runs the same."""
+
+    def plan(
+        self,
+        name: str,
+        size: str,
+        *,
+        version: str,
+        n_seeds: int | None = None,
+        time_limit_s: float | None = None,
+    ) -> Sequence[Run]:
+        """Every run of an experiment at a size (quick, default, full)."""
+
+
+class Workers(Protocol):
+    """What executes runs."""
+
+    @property
+    def jobs(self) -> int:
+        """How many runs at a time."""
+
+    def where(self) -> dict[str, Any]:
+        """Where rows come from, for their provenance."""
+
+    def execute(self, runs: Sequence[Run], *, started: Callable[[Run], None]) -> Rows:
+        """Yield each run with its row, as they end; closing the iterator stops them.
+
+        Raises
+        ------
+        RuntimeError
+            Naming a run that raised or that its worker does not survive.
+        """
+
+
+def identity(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
     """What makes two runs the same."""
-    return tuple(as_text(row[column]) for column in IDENTITY)
+    return tuple(record.as_text(row[column]) for column in columns)
 
 
-def plan(
-    name: str,
-    experiment: Experiment,
-    size: str,
-    *,
-    version: str,
-    n_seeds: int | None = None,
-    time_limit_s: float | None = None,
-) -> list[Run]:
-    """Every run of an experiment at a size (quick, default, full).
+def by_identity(runs: Iterable[Run], columns: Sequence[str]) -> dict[tuple[str, ...], Run]:
+    """Runs by what makes them the same.
 
     Raises
     ------
     ValueError
-        If two runs are the same: their rows could not be told apart.
+        If two are: their rows could not be told apart.
     """
-    runs = []
-    for series_name, series in experiment.series.items():
-        for value in series.values[size]:
-            for seed in range(n_seeds or experiment.n_seeds[size]):
-                instance = series.build(value, seed)
-                digest = instance.digest()
-                runs += [
-                    Run(
-                        experiment=name,
-                        series=series_name,
-                        axis=series.axis,
-                        value=value,
-                        instance=instance,
-                        digest=digest,
-                        method=call.method,
-                        options=call.options,
-                        seed=seed,
-                        time_limit_s=time_limit_s or experiment.time_limit_s[size],
-                        version=version,
-                    )
-                    for call in series.calls
-                ]
-    first: dict[tuple[str, ...], Run] = {}
+    found: dict[tuple[str, ...], Run] = {}
     for run in runs:
-        if first.setdefault(identity(run.row()), run) is not run:
-            raise ValueError(f"{first[identity(run.row())]} and {run} are the same run")
-    return runs
+        first = found.setdefault(identity(run.row(), columns), run)
+        if first is not run:
+            raise ValueError(f"{first} and {run} are the same run")
+    return found
 
 
-def execute(
-    runs: Sequence[Run], *, jobs: int, started: Callable[[Run], None]
-) -> Generator[tuple[Run, dict[str, Any]], None, None]:
-    """Yield each run with its row, as they end.
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Processes of this machine, `jobs` at a time.
 
-    Always in worker processes, `jobs` at a time: a solver's own Ctrl-C handler then cannot pass
-    an interrupted search off as a finished one. Closing the iterator stops the workers.
-
-    Raises
-    ------
-    RuntimeError
-        Naming a run that raised or whose worker died.
+    Never this process itself: a solver's own Ctrl-C handler then cannot pass an interrupted
+    search off as a finished one. A run whose process dies is tried once more, in a new one.
     """
+
+    jobs: int
+
+    def where(self) -> dict[str, Any]:
+        """Say what this machine is."""
+        return record.machine()
+
+    def execute(self, runs: Sequence[Run], *, started: Callable[[Run], None]) -> Rows:
+        """Yield each run with its row, as they end; see `Workers`."""
+        warm_alone()  # compiled once, here: several workers at it can spoil the cache
+        return _execute(runs, self.jobs, started)
+
+
+def _execute(runs: Sequence[Run], jobs: int, started: Callable[[Run], None]) -> Rows:
     waiting = iter(runs)
-    running: dict[Future[dict[str, Any]], Run] = {}
-    with ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), initializer=_start_worker
-    ) as pool:
-        try:
-            while True:
-                while len(running) < jobs and (run := next(waiting, None)) is not None:
-                    running[pool.submit(_measure, run)] = run
-                    started(run)
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    run = running.pop(future)
-                    try:
-                        answer = future.result()
-                    except BrokenProcessPool:
-                        raise RuntimeError(f"{run}: its process died") from None
-                    except Exception as error:
-                        raise RuntimeError(f"{run}: {type(error).__name__}: {error}") from error
-                    yield run, run.row() | answer
-        except BaseException:
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
+    idle = [_pool() for _ in range(min(jobs, len(runs)))]
+    running: dict[Future[Row], tuple[Run, ProcessPoolExecutor, int]] = {}
+
+    def start(run: Run, pool: ProcessPoolExecutor, attempt: int) -> None:
+        running[pool.submit(run.measure)] = run, pool, attempt
+        started(run)
+
+    try:
+        while True:
+            while idle and (run := next(waiting, None)) is not None:
+                start(run, idle.pop(), 1)
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                run, pool, attempt = running.pop(future)
+                try:
+                    answer = future.result()
+                except BrokenProcessPool:
+                    pool.shutdown()
+                    if attempt == TRIES:
+                        raise RuntimeError(f"{run}: its process died, twice") from None
+                    start(run, _pool(), attempt + 1)
+                    continue
+                except Exception as error:
+                    raise RuntimeError(f"{run}: {type(error).__name__}: {error}") from error
+                idle.append(pool)
+                yield run, run.row() | answer
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    finally:
+        for pool in (*idle, *(pool for _, pool, _ in running.values())):
+            pool.shutdown()
+
+
+@functools.cache
+def warm_alone() -> None:
+    """Compile the kernels, or load them, while no other process does so in the same folder.
+
+    numba numbers its files there by an index that bears one writer: two of unlike CPUs that
+    share the folder could end up with code of one another.
+    """
+    from hypsolve.kernels import split
+    from hypsolve.kernels.warm import warm
+
+    of_kernels = (getattr(value, "stats", None) for value in vars(split).values())
+    folder = next(
+        (stats.cache_path for stats in of_kernels if stats and stats.cache_path), None
+    )
+    with record.waiting_for(Path(folder) / "hypsolve.lock") if folder else nullcontext():
+        warm()
+
+
+def _pool() -> ProcessPoolExecutor:
+    """One process, for a pool of several does not say which of them died."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, context, initializer=_start_worker)
 
 
 def _start_worker() -> None:
@@ -200,31 +202,3 @@ def _end_with_parent() -> None:
     assert parent is not None  # this is a worker
     parent.join()
     os._exit(1)
-
-
-def _measure(run: Run) -> dict[str, Any]:
-    _warm(run.method, json.dumps(run.options))
-    limits: dict[str, Any] = {"time_limit_s": run.time_limit_s, "seed": run.seed}
-    result = solve(run.instance, run.method, **limits, **run.options)
-    times_s = [result.solve_time_s]
-    while max(times_s) < REPEAT_BELOW_S and len(times_s) < N_TIMINGS:
-        again = solve(run.instance, run.method, **limits, **run.options)
-        times_s.append(again.solve_time_s)
-    return {
-        "status": result.status,
-        "objective_s": result.objective_s,
-        "bound_s": result.bound_s,
-        "gap": result.gap,
-        "solve_time_s": statistics.median(times_s),
-        "n_timings": len(times_s),
-        "message": result.message,
-    }
-
-
-@functools.cache
-def _warm(method: str, options: str) -> None:
-    """Let a method import its backend and load its kernels before a clock starts."""
-    tiny = Instance.from_tables(
-        [[[1.0, 1.0, 1.0]]], [0, 0, 0], [[(0, 0)], [(0, 0)]], objective="mean_latency"
-    )
-    solve(tiny, method, time_limit_s=1.0, **json.loads(options))

@@ -190,6 +190,48 @@ def first_solve(size: str) -> list[dict[str, Any]]:
     ]
 
 
+def simulator(size: str) -> list[dict[str, Any]]:
+    """Time the token-level simulator, on one core; events are (token, stage) visits."""
+    trace = _simulated("trace", size)
+    visits = trace["n_visits"]
+    loaded = _simulated("batches", size)
+    what = f"simulate {trace['what']}, 3 tiers of 8 nodes, {visits:,} events"
+    return [
+        _row(what, trace["seconds"], "s", 10),
+        _row(f"{what}: per event", [1e9 * s / visits for s in trace["seconds"]], "ns", 333),
+        _row(
+            f"the same nodes under load, mean batch {loaded['mean_batch']:.1f}: per event",
+            [1e9 * s / loaded["n_visits"] for s in loaded["seconds"]],
+            "ns",
+            333,
+        ),
+    ]
+
+
+def simulator_against_simpy(size: str) -> list[dict[str, Any]]:
+    """Time simulate and the SimPy model of the tests in turn, on one scenario and trace."""
+    answer = _simulated("simpy", size)
+    base_s = statistics.median(answer["fast_s"])
+    what = f"simulate / SimPy model, same scenario and trace, {answer['n_visits']:,} events"
+    ratios = [base_s / slow_s for slow_s in answer["slow_s"]]
+    return [_row(what, ratios, "times", 1 / 50)]
+
+
+def simulator_memory(size: str) -> list[dict[str, Any]]:
+    """Compare peak memory at 10 times the tokens, and at 10 times the requests."""
+    n = {"quick": 1000, "default": 10_000, "full": 20_000}[size]
+    one = _simulated("memory", f"{n}x16")["bytes"]
+    tokens = _simulated("memory", f"{n}x160")["bytes"]
+    requests = _simulated("memory", f"{10 * n}x16")["bytes"]
+    return [
+        _row(f"simulate: peak memory, {n:,} requests, at 10 times the tokens", [tokens / one],
+             "times", 1.5),
+        _row(f"simulate: peak memory, {n:,} requests, at 10 times the requests",
+             [requests / one], "times", 12),
+        _row("simulate: peak memory per request", [requests / (10 * n) / 1e3], "kB"),
+    ]  # fmt: skip
+
+
 TASKS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
     "solve": solve_time,
     "kernel": kernel_time,
@@ -197,6 +239,9 @@ TASKS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
     "dispatch": dispatch,
     "import": import_ratio,
     "first": first_solve,
+    "simulate": simulator,
+    "simpy": simulator_against_simpy,
+    "simulate_memory": simulator_memory,
 }
 
 
@@ -215,6 +260,10 @@ def _import_s(module: str) -> float:
 def _in_process(task: str) -> dict[str, float]:
     answer: dict[str, float] = json.loads(_python("-m", "experiments.speed", task))
     return answer
+
+
+def _simulated(task: str, size: str) -> Any:
+    return json.loads(_python("-m", "experiments.simulation_speed", task, size))
 
 
 def _python(*arguments: str) -> str:

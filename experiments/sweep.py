@@ -7,27 +7,29 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from experiments.definitions import EXPERIMENTS, MEASUREMENTS, SIZES
-from experiments.record import Record, note_session, provenance, recording
+from experiments import claims, runner, solving
+from experiments.definitions import MEASUREMENTS, SIZES
+from experiments.record import Record, machine, note_session, provenance, recording
 
 if TYPE_CHECKING:
     from experiments.progress import Progress
 
+FAMILIES: dict[str, runner.Family] = {"solving": solving, "claims": claims}
+
 FOLDERS = {"quick": "results/quick", "default": "results/default", "full": "results"}
-_QUESTIONS = {
-    **{name: experiment.question for name, experiment in EXPERIMENTS.items()},
-    **MEASUREMENTS,
-}
-_DEFAULT = (*EXPERIMENTS, "speed")
+_DEFAULT = (*solving.QUESTIONS, "speed")
 _EPILOG = """\
-With no NAME: gap, solve_time, latency and speed. A row is appended to OUT/NAME.csv the moment a
-run ends; OUT/NAME.json says where the rows come from. Stopped by Ctrl-C or killed, the same
-command goes on where it was. OUT is results/default, with --quick results/quick and with --full
-results, so that a short run never mixes with the committed rows of the full one.
+With no NAME: gap, solve_time, latency and speed; the name of a family, solving or claims, is
+all of it. A row is appended to OUT/NAME.csv the moment a run ends; OUT/NAME.json says where the
+rows come from. Stopped by Ctrl-C or killed, the same command goes on where it was. A run whose
+process died is tried again: once, on a Dask cluster as often as its scheduler allows. OUT is
+results/default, with --quick results/quick and with --full results, so that a short run never
+mixes with the committed rows of the full one.
 Exit status: 0 done, 1 a run failed, 2 wrong arguments or files, 130 stopped by Ctrl-C."""
 
 
@@ -59,22 +61,52 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(_QUESTIONS)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(_questions())}"
+    )
     parser.add_argument("--list", action="store_true", help="say what the experiments ask")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="smallest instances, under a minute")
-    size.add_argument("--full", action="store_true", help="as published, about 20 minutes")
-    parser.add_argument(
+    size.add_argument(
+        "--full",
+        action="store_true",
+        help="as published: about 7 minutes without NAME, 10 for all claims",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         "--jobs",
         type=_whole,
         default=1,
         metavar="N",
         help="runs at a time (default 1: measured times then do not compete for cores)",
     )
+    where.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="run on the workers of this Dask scheduler, as tcp://host:8786; each must have one"
+        " thread, and this clone, with the same versions, on its PYTHONPATH",
+    )
     parser.add_argument("--time-limit", type=_seconds, metavar="S", help="seconds of each run")
     parser.add_argument("--seeds", type=_whole, metavar="N", help="instances per size")
     parser.add_argument("--out", type=Path, help="folder to write to")
     return parser
+
+
+def _questions() -> dict[str, str]:
+    """What each experiment asks."""
+    of_families = (family.QUESTIONS for family in FAMILIES.values())
+    return {name: text for each in (*of_families, MEASUREMENTS) for name, text in each.items()}
+
+
+def _list() -> None:
+    width = max(map(len, _questions()))
+    for title, questions in (
+        *((name, family.QUESTIONS) for name, family in FAMILIES.items()),
+        ("measured on this machine", MEASUREMENTS),
+    ):
+        print(f"{title}:")
+        for name, question in questions.items():
+            print(f"  {name:<{width}}  {question}{'' if name in _DEFAULT else ' (by name)'}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,20 +115,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.list:
-        for name, question in _QUESTIONS.items():
-            print(f"{name:<12} {question}{'' if name in _DEFAULT else ' (only by name)'}")
+        _list()
         return 0
-    for name in options.names:
-        if name not in _QUESTIONS:
-            parser.error(f"unknown experiment {name!r}; choose from {', '.join(_QUESTIONS)}")
-    for package in ("matplotlib", "pandas", "rich"):
+    names = _named(options.names or _DEFAULT, parser)
+    extras = dict.fromkeys(("matplotlib", "pandas", "rich"), "experiments")
+    if options.dask is not None:
+        extras["distributed"] = "dask"
+    for package, extra in extras.items():
         if importlib.util.find_spec(package) is None:
-            parser.error(f"{package} is missing: pip install 'hypsolve[experiments]'")
+            parser.error(f"{package} is missing: pip install 'hypsolve[{extra}]'")
     options.size = next((size for size in SIZES if vars(options).get(size)), "default")
     options.out = options.out or Path(FOLDERS[options.size])
     command = shlex.join(["python", "-m", "experiments.sweep", *arguments])
     try:
-        return _sweep(options, tuple(dict.fromkeys(options.names or _DEFAULT)), command)
+        return _sweep(options, names, command)
     except OSError as error:
         print(f"sweep: {error}", file=sys.stderr)
         return 2
@@ -108,64 +140,83 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _named(names: Sequence[str], parser: argparse.ArgumentParser) -> tuple[str, ...]:
+    """Experiments by name, or by the name of their family, each once."""
+    known = _questions()
+    for name in names:
+        if name not in known and name not in FAMILIES:
+            parser.error(f"unknown experiment {name!r}; choose from {', '.join(known)}")
+    groups = (FAMILIES[name].QUESTIONS if name in FAMILIES else (name,) for name in names)
+    return tuple(dict.fromkeys(name for group in groups for name in group))
+
+
 def _sweep(options: argparse.Namespace, names: Sequence[str], command: str) -> int:
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise OSError(f"--out must be a folder, got {str(options.out)!r}") from None
     session = provenance(command)
-    rows: dict[str, set[int]] = {}  # of this plan: a file may hold other limits and versions
-    for name in names:
-        if name == "calibration":
-            _calibrate(options, session)
-        elif name == "speed":
-            _measure_speed(options, session)
-        else:
-            rows[name] = _run_experiment(name, options, session)
+    rows: dict[str, list[int]] = {}  # of this plan: a file may hold other limits and versions
+    with _workers(options) as workers:
+        for name in names:
+            if name == "calibration":
+                _calibrate(options, session)
+            elif name == "speed":
+                _measure_speed(options, session)
+            else:
+                rows[name] = _run_experiment(name, options, session, workers)
     for name in names:
         _show(name, options.out, rows.get(name))
         if name == "calibration":
             _show("calibration_points", options.out)
+    if set(names) & set(claims.QUESTIONS):
+        claims.conclude(options.out)
     return 0
 
 
+def _workers(options: argparse.Namespace) -> AbstractContextManager[runner.Workers]:
+    if options.dask is None:
+        return contextlib.nullcontext(runner.Processes(options.jobs))
+    from experiments.cluster import connected
+
+    return connected(options.dask)
+
+
 def _run_experiment(
-    name: str, options: argparse.Namespace, session: Mapping[str, Any]
-) -> set[int]:
-    """Execute the runs that have no row yet; return the rows of this plan."""
-    from experiments import report, runner
+    name: str, options: argparse.Namespace, session: Mapping[str, Any], workers: runner.Workers
+) -> list[int]:
+    """Execute the runs that have no row yet; return the numbers of this plan's rows."""
     from experiments.progress import Progress
-    from hypsolve.kernels.warm import warm
 
-    with recording(options.out / f"{name}.csv", runner.COLUMNS) as record:
-        runs = runner.plan(
-            name,
-            EXPERIMENTS[name],
-            options.size,
-            version=session["hypsolve"],
-            n_seeds=options.seeds,
-            time_limit_s=options.time_limit,
-        )
-        planned = {runner.identity(run.row()) for run in runs}
+    family = next(family for family in FAMILIES.values() if name in family.QUESTIONS)
+    limits = {"n_seeds": options.seeds, "time_limit_s": options.time_limit}
+    with recording(options.out / f"{name}.csv", family.COLUMNS) as record:
+        runs = family.plan(name, options.size, version=session["hypsolve"], **limits)
+        planned = runner.by_identity(runs, family.IDENTITY)
+        done = {runner.identity(row, family.IDENTITY) for row in record.rows}
+        todo = {key: run for key, run in planned.items() if key not in done}
 
-        def of_plan() -> set[int]:
-            rows = enumerate(record.rows)
-            return {number for number, row in rows if runner.identity(row) in planned}
+        def of_plan() -> list[int]:
+            keys = [runner.identity(row, family.IDENTITY) for row in record.rows]
+            numbers = dict(zip(keys, range(len(keys)), strict=True))
+            return [numbers[key] for key in planned]
 
-        done = {runner.identity(row) for row in record.rows}
-        todo = [run for run in runs if runner.identity(run.row()) not in done]
         if not todo:
             print(f"{name}: all {len(runs)} runs are in {record.path}")
             return of_plan()
-        warm()  # compiled once, here: several workers at it can spoil the cache
-        note_session(record.path, session, len(record.rows))
-        progress = Progress(name, len(runs), [run.call for run in todo], options.jobs)
-        rows = runner.execute(todo, jobs=options.jobs, started=progress.start)
+        n_before, where = len(record.rows), workers.where()
+        note_session(record.path, {**session, **where}, n_before)
+        progress = Progress(name, len(runs), [run.call for run in todo.values()], workers.jobs)
+        rows = workers.execute(list(todo.values()), started=progress.start)
         with _telling_where(progress, record), progress, contextlib.closing(rows):
             for run, row in rows:
+                todo.pop(runner.identity(row, family.IDENTITY))  # else it is there already
                 record.append(row)
-                words = f"{row['status']}, {report.seconds(row['solve_time_s'])}"
-                progress.end(run, run.call, words, row["solve_time_s"] * row["n_timings"])
+                if workers.where() != where:  # others have joined
+                    where = workers.where()
+                    note_session(record.path, {**session, **where}, n_before)
+                progress.jobs = workers.jobs
+                progress.end(run, run.call, run.words(row), run.seconds(row))
         return of_plan()
 
 
@@ -173,7 +224,6 @@ def _measure_speed(options: argparse.Namespace, session: Mapping[str, Any]) -> N
     """Take the measurements that have no row yet."""
     from experiments import speed
     from experiments.progress import Progress
-    from hypsolve.kernels.warm import warm
 
     with recording(options.out / "speed.csv", speed.COLUMNS) as record:
         done = {(row["task"], row["size"], row["version"]) for row in record.rows}
@@ -186,8 +236,8 @@ def _measure_speed(options: argparse.Namespace, session: Mapping[str, Any]) -> N
         if not todo:
             print(f"speed: all is in {record.path}; delete it to measure again")
             return
-        warm()
-        note_session(record.path, session, len(record.rows))
+        runner.warm_alone()
+        note_session(record.path, {**session, **machine()}, len(record.rows))
         progress = Progress("speed", len(speed.TASKS), list(todo), 1)
         with _telling_where(progress, record), progress:
             for task, measure in todo.items():
@@ -209,6 +259,8 @@ def _telling_where(progress: "Progress", record: Record) -> Iterator[None]:
         raise KeyboardInterrupt(
             f" at {progress.current}; {len(record.rows)} rows are in {record.path}"
         ) from None
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}; {len(record.rows)} rows are in {record.path}") from error
 
 
 def _calibrate(options: argparse.Namespace, session: Mapping[str, Any]) -> None:
@@ -219,10 +271,10 @@ def _calibrate(options: argparse.Namespace, session: Mapping[str, Any]) -> None:
     before = path.stat().st_mtime_ns if path.exists() else 0
     calibration.run(options.out)
     if path.exists() and path.stat().st_mtime_ns != before:
-        note_session(path, session, 0)
+        note_session(path, {**session, **machine()}, 0)
 
 
-def _show(name: str, out: Path, rows: set[int] | None = None) -> None:
+def _show(name: str, out: Path, rows: Collection[int] | None = None) -> None:
     """Print an experiment's tables and draw its figures."""
     import matplotlib
 

@@ -10,7 +10,7 @@ import pytest
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from experiments import figures, report, runner, speed
+from experiments import figures, report, solving, speed
 
 NONE, ROUND_ROBIN = "{}", '{"policy": "round_robin"}'
 
@@ -67,7 +67,7 @@ def frame():
             row("partition: blocks", 16, "d", "hypsplit_dp", 3.0, 3.0, time_s=2e-4),
             row("partition: blocks", 16, "d", "partition_highs", math.inf, 1.0, time_s=1.0),
         ],
-        columns=runner.COLUMNS,
+        columns=solving.COLUMNS,
     )
 
 
@@ -125,7 +125,7 @@ def limited():
             row("p", 8, "b", "partition_cbc", 2.0, 2.0, time_s=0.3),
             row("p", 8, "c", "partition_cbc", 2.5, 1.0, time_s=1.0),
         ],
-        columns=runner.COLUMNS,
+        columns=solving.COLUMNS,
     )
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import progress, record, report, runner, sweep
-from experiments.definitions import EXPERIMENTS, SIZES, Call, Experiment, Series
+from experiments import claims, progress, record, report, runner, solving, sweep
+from experiments.definitions import EXPERIMENTS, MEASUREMENTS, SIZES, Call, Experiment, Series
 from hypsolve import Instance
 from instances.frontier import frontier
+from tests import toy_runs
 
 ROOT = Path(__file__).parent.parent
 FAST = (Call("hyperion"), Call("even_split", {"policy": "round_robin"}))
@@ -66,8 +68,9 @@ def slow(method: str) -> Experiment:
 def experiments(monkeypatch):
     """Stand-ins for the published experiments, and no figures."""
     toys = {"toy": toy((3, 4), FAST)}
-    monkeypatch.setattr(sweep, "EXPERIMENTS", toys)
-    monkeypatch.setattr(sweep, "_QUESTIONS", dict.fromkeys(toys, "?"))
+    monkeypatch.setattr(solving, "EXPERIMENTS", toys)
+    monkeypatch.setattr(solving, "QUESTIONS", dict.fromkeys(toys, "?"))
+    monkeypatch.setattr(sweep, "FAMILIES", {"solving": solving})
     monkeypatch.setattr(sweep, "_show", lambda name, out, rows=None: None)
     return toys
 
@@ -83,7 +86,7 @@ def without_times(rows: list[dict[str, str]]) -> list[tuple[str, ...]]:
 
 
 def identities(path: Path) -> list[tuple[str, ...]]:
-    return sorted(map(runner.identity, rows_of(path)))
+    return sorted(runner.identity(row, solving.IDENTITY) for row in rows_of(path))
 
 
 def test_two_jobs_write_the_rows_of_one_and_a_second_sweep_adds_none(experiments, tmp_path):
@@ -110,15 +113,26 @@ def test_a_change_of_limit_or_seeds_adds_exactly_the_missing_runs(experiments, t
     assert [session["first_row"] for session in sessions] == [0, 4, 8]
 
 
+def test_a_session_that_wrote_no_row_gives_way_to_the_next(tmp_path):
+    for command, first_row in (("a", 0), ("b", 0), ("c", 4), ("d", 4), ("e", 6)):
+        record.note_session(tmp_path / "x.csv", {"command": command}, first_row)
+    sessions = json.loads((tmp_path / "x.json").read_text())["sessions"]
+    assert [(session["command"], session["first_row"]) for session in sessions] == [
+        ("b", 0),
+        ("d", 4),
+        ("e", 6),
+    ]
+
+
 def test_rows_hold_what_solve_says(experiments, tmp_path):
     assert sweep.main(["toy", "--out", str(tmp_path), "--seeds", "1"]) == 0
     rows = rows_of(tmp_path / "toy.csv")
-    assert tuple(rows[0]) == runner.COLUMNS
+    assert tuple(rows[0]) == solving.COLUMNS
     for row in rows:
         instance = chain(int(row["value"]), 0)
         assert row["digest"] == instance.digest()
         options = json.loads(row["options"])
-        result = runner.solve(instance, row["method"], time_limit_s=5.0, seed=0, **options)
+        result = solving.solve(instance, row["method"], time_limit_s=5.0, seed=0, **options)
         assert float(row["objective_s"]) == result.objective_s
         assert (row["n_nodes"], row["n_requests"], row["n_timings"]) == ("5", "6", "5")
         assert row["objective"] == "mean_latency"
@@ -163,7 +177,7 @@ def test_a_file_of_something_else_is_left_alone(tmp_path, content, message):
 
 
 def test_two_sweeps_on_one_file(experiments, tmp_path, capsys):
-    with record.recording(tmp_path / "toy.csv", runner.COLUMNS):
+    with record.recording(tmp_path / "toy.csv", solving.COLUMNS):
         assert sweep.main(["toy", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
         f"sweep: {tmp_path / 'toy.csv'} is being written by another sweep\n"
@@ -184,6 +198,7 @@ def test_two_sweeps_on_one_file(experiments, tmp_path, capsys):
         (["--time-limit", "0"], "--time-limit: must be positive"),
         (["--time-limit", "inf"], "--time-limit: must be positive"),
         (["--quick", "--full"], "not allowed with argument"),
+        (["--jobs", "2", "--dask", "tcp://127.0.0.1:1"], "not allowed with argument --jobs"),
         (["--outt", "x"], "unrecognized arguments"),
         (["--out"], "expected one argument"),
     ],
@@ -196,6 +211,20 @@ def test_wrong_arguments_are_one_line_and_status_2(experiments, capsys, argument
     assert message in error
     assert error.startswith("sweep: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"), [("rich", "experiments"), ("distributed", "dask")]
+)
+def test_a_missing_package_is_named_with_its_extra(
+    experiments, capsys, monkeypatch, package, extra
+):
+    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: name != package or None)
+    with pytest.raises(SystemExit) as stop:
+        sweep.main(["toy", "--dask", "tcp://127.0.0.1:1"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error == f"sweep: {package} is missing: pip install 'hypsolve[{extra}]'\n"
 
 
 @pytest.mark.parametrize("name", ["file", "file/out"])
@@ -231,20 +260,20 @@ def test_time_left_is_that_of_the_calls_to_come_shared_by_the_jobs(capsys):
     assert "[1/6] first: ok (0:00 gone, 0:25 left)" in capsys.readouterr().out
 
 
-def test_a_short_run_is_timed_often_and_its_median_kept(monkeypatch):
+def test_a_short_run_is_timed_often_and_its_median_kept(experiments, monkeypatch):
     times_s = iter([0.04, 0.01, 0.03, 0.001, 0.002, 7.0])
-    solve = runner.solve
+    solve = solving.solve
 
     def timed(*arguments, **options):
         return dataclasses.replace(solve(*arguments, **options), solve_time_s=next(times_s))
 
-    experiment = toy((3,), FAST[:1])
-    (run, _) = runner.plan("toy", experiment, "quick", version="0")
-    monkeypatch.setattr(runner, "_warm", lambda method, options: None)
-    monkeypatch.setattr(runner, "solve", timed)
-    row = runner._measure(run)
+    experiments["toy"] = toy((3,), FAST[:1])
+    (run, _) = solving.plan("toy", "quick", version="0")
+    monkeypatch.setattr(solving, "_warm", lambda method, options: None)
+    monkeypatch.setattr(solving, "solve", timed)
+    row = run.measure()
     assert (row["solve_time_s"], row["n_timings"]) == (0.01, 5)
-    row = runner._measure(run)  # 7 s: once is enough
+    row = run.measure()  # 7 s: once is enough
     assert (row["solve_time_s"], row["n_timings"]) == (7.0, 1)
 
 
@@ -261,22 +290,77 @@ def test_a_run_that_raises_stops_the_sweep_by_name_and_keeps_the_rows(
     assert len(rows_of(tmp_path / "toy.csv")) == 2
 
 
-def test_a_definition_that_asks_for_one_run_twice_is_refused():
-    twice = toy((3,), (Call("hyperion"), Call("hyperion")))
+@pytest.fixture
+def toys(monkeypatch, tmp_path):
+    """Plan runs that do as they are told: deeds by number."""
+    monkeypatch.setattr(sweep, "FAMILIES", {"toys": toy_runs})
+    monkeypatch.setattr(sweep, "_show", lambda name, out, rows=None: None)
+
+    def plan(deeds: dict[int, str]) -> None:
+        runs = [(number, deed, tmp_path) for number, deed in deeds.items()]
+        monkeypatch.setitem(toy_runs.PLANS, "square", runs)
+
+    return plan
+
+
+def test_a_run_whose_process_died_is_tried_again(toys, tmp_path):
+    toys({1: "", 2: "die once", 3: "", 4: ""})
+    assert sweep.main(["square", "--jobs", "2", "--out", str(tmp_path)]) == 0
+    rows = rows_of(tmp_path / "square.csv")
+    assert sorted(row["square"] for row in rows) == ["1", "16", "4", "9"]
+
+
+def test_a_run_whose_process_dies_twice_is_named_beside_others(toys, tmp_path, capsys):
+    toys({1: "wait", 2: "die", 3: ""})
+    assert sweep.main(["square", "--jobs", "2", "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "sweep: square/2 die: its process died, twice; 0 rows are in " in error
+    (tmp_path / "go").touch()
+    toys({1: "wait", 2: "", 3: ""})
+    assert sweep.main(["square", "--jobs", "2", "--out", str(tmp_path)]) == 0
+    assert len(rows_of(tmp_path / "square.csv")) == 3
+
+
+def test_one_process_at_a_time_holds_a_lock_file(tmp_path):
+    entered = threading.Event()
+
+    def enter():
+        with record.waiting_for(tmp_path / "new/lock"):
+            entered.set()
+
+    thread = threading.Thread(target=enter)
+    with record.waiting_for(tmp_path / "new/lock"):
+        thread.start()
+        assert not entered.wait(0.1)
+    assert entered.wait(10)
+    thread.join()
+
+
+def test_a_definition_that_asks_for_one_run_twice_is_refused(experiments, tmp_path):
+    experiments["toy"] = toy((3,), (Call("hyperion"), Call("hyperion")))
     with pytest.raises(ValueError, match="are the same run"):
-        runner.plan("toy", twice, "quick", version="0")
+        sweep.main(["toy", "--out", str(tmp_path)])
 
 
 def test_list_names_every_experiment(capsys):
     assert sweep.main(["--list"]) == 0
     printed = capsys.readouterr().out
     for name in (*EXPERIMENTS, "speed", "calibration"):
-        assert f"{name} " in printed
+        assert f"  {name} " in printed
+
+
+def test_the_name_of_a_family_is_all_of_it_and_no_name_the_first_with_speed():
+    parser = sweep._parser()
+    everything = [name for family in sweep.FAMILIES.values() for name in family.QUESTIONS]
+    assert len({*everything, *sweep.FAMILIES, *MEASUREMENTS}) == len(everything) + 4
+    assert sweep._named(["claims", "churn", "gap"], parser) == (*claims.QUESTIONS, "gap")
+    assert sweep._DEFAULT == ("gap", "solve_time", "latency", "speed")
 
 
 def test_published_experiments_plan_distinct_runs():
-    for name, experiment in EXPERIMENTS.items():
-        assert runner.plan(name, experiment, "quick", version="0"), name
+    for name in EXPERIMENTS:
+        runs = solving.plan(name, "quick", version="0")
+        assert runner.by_identity(runs, solving.IDENTITY), name
 
 
 @pytest.fixture
@@ -287,12 +371,13 @@ def start(tmp_path):
         textwrap.dedent(
             """
             import sys
-            from experiments import sweep
+            from experiments import solving, sweep
             from tests.test_sweep import slow
 
             if __name__ == "__main__":
-                sweep.EXPERIMENTS = {"toy": slow(sys.argv[1])}
-                sweep._QUESTIONS = {"toy": "?"}
+                solving.EXPERIMENTS = {"toy": slow(sys.argv[1])}
+                solving.QUESTIONS = {"toy": "?"}
+                sweep.FAMILIES = {"solving": solving}
                 sweep._show = lambda name, out, rows=None: None
                 sys.exit(sweep.main(["toy", *sys.argv[2:]]))
             """
@@ -328,7 +413,7 @@ def wait_for_rows(path: Path, n_rows: int, process: subprocess.Popen[str]) -> No
     raise AssertionError(f"no {n_rows} rows in time")
 
 
-def test_killed_and_started_again_it_loses_and_doubles_nothing(start, tmp_path):
+def test_killed_and_started_again_it_loses_and_doubles_nothing(start, tmp_path, monkeypatch):
     path = tmp_path / "toy.csv"
     process = start("joint_cpsat")
     wait_for_rows(path, 3, process)
@@ -344,8 +429,9 @@ def test_killed_and_started_again_it_loses_and_doubles_nothing(start, tmp_path):
     assert again.returncode == 0, error
     rows = rows_of(path)
     assert rows[: len(kept)] == kept
-    expected = runner.plan("toy", slow("joint_cpsat"), "default", version=rows[0]["version"])
-    assert identities(path) == sorted(runner.identity(run.row()) for run in expected)
+    monkeypatch.setattr(solving, "EXPERIMENTS", {"toy": slow("joint_cpsat")})
+    expected = solving.plan("toy", "default", version=rows[0]["version"])
+    assert identities(path) == sorted(runner.by_identity(expected, solving.IDENTITY))
 
 
 @pytest.mark.parametrize(
