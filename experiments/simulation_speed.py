@@ -5,7 +5,6 @@ tiers of 8 GPUs, requests as in the Azure conversation trace of 2023.
 """
 
 import json
-import os
 import sys
 import time
 import tracemalloc
@@ -61,13 +60,14 @@ def _timed(problem: Any, partition: Any, **options: Any) -> tuple[float, Any]:
 def whole_trace(size: str) -> dict[str, Any]:
     """Simulate as many conversations as the trace has, or the trace itself if it is there."""
     import hypsolve as hs
+    from experiments.claim_scenes import CONVERSATIONS, can_draw, conversations_file
 
     problem, what = deployment(N_TRACE), "requests drawn as in the Azure conversation trace"
-    shared = Path(os.environ.get("HYPSOLVE_SHARED") or _ROOT.parent / "shared")
-    path = shared / "data/traces/azure_llm_2023_conv.csv"
-    if path.exists():
+    if can_draw(CONVERSATIONS):
         problem = hs.Deployment(
-            model=problem.model, network=problem.network, requests=hs.read_requests(path)
+            model=problem.model,
+            network=problem.network,
+            requests=hs.read_requests(conversations_file()),
         )
         what = "the Azure conversation trace"
     partition = _partition(problem)
