@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hypsolve import validation as valid
-from hypsolve.deployment import Block, CostModel, Deployment, GpuProfile, Link, Model
+from hypsolve.deployment import (
+    Block,
+    CostModel,
+    Deployment,
+    GpuProfile,
+    Link,
+    Model,
+    Network,
+)
 from hypsolve.problem import Instance, LinkCost, Objective, StageRule
 
 Array = NDArray[np.float64]
@@ -149,6 +157,11 @@ def block_bytes(model: Model, resident_tokens: int) -> NDArray[np.float64]:
     )
 
 
+def node_classes(network: Network) -> list[GpuProfile]:
+    """Distinct GPU profiles: class c of a deployment's instance is the c-th of them."""
+    return list(dict.fromkeys(node.gpu for tier in network.tiers for node in tier.nodes))
+
+
 def to_instance(
     deployment: Deployment,
     *,
@@ -186,7 +199,7 @@ def to_instance(
         prompt, output = prompt[:1], output[:1]
     kinds = list(dict.fromkeys(block.kind for block in model.blocks))
     of_kind = {block.kind: block for block in model.blocks}
-    gpus = list(dict.fromkeys(node.gpu for tier in network.tiers for node in tier.nodes))
+    gpus = node_classes(network)
     kind_s = np.empty((len(prompt), len(gpus), len(kinds)))
     for c, gpu in enumerate(gpus):
         for b, kind in enumerate(kinds):

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from hypsolve import validation as valid
 
+MAX_TOKENS = 2**40  # of one prompt or output
+
 
 class CostModel(StrEnum):
     """How a block's FLOPs and bytes become seconds: measured roofline, or the paper's f / C."""
@@ -281,10 +283,10 @@ class Requests:
             raise ValueError("requests: arrival_s must hold at least one request, got none")
         for field in ("prompt_tokens", "output_tokens"):
             tokens = valid.reals("requests", field, getattr(self, field), arrival_s.shape)
-            if (tokens % 1).any() or tokens.min() < 1 or tokens.max() > 2**40:
-                wrong = tokens[(tokens % 1 != 0) | (tokens < 1) | (tokens > 2**40)][0]
+            if (tokens % 1).any() or tokens.min() < 1 or tokens.max() > MAX_TOKENS:
+                wrong = tokens[(tokens % 1 != 0) | (tokens < 1) | (tokens > MAX_TOKENS)][0]
                 raise ValueError(
-                    f"requests: {field} must be whole numbers of at least 1,"
+                    f"requests: {field} must be whole numbers from 1 to 2**40,"
                     f" got {float(wrong)!r}"
                 )
             whole = tokens.astype(np.int64)

@@ -16,6 +16,7 @@ from hypsolve.io import checked_path, read_bytes
 
 MAX_EVENTS = 10**6  # drawn at once: a few seconds
 MAX_BYTES = 2**26  # of a scenario file; TOML is slow to read
+LATEST_S = 2.0**32  # 136 years, or now, in seconds since 1970: still exact to half a us
 
 
 class EventKind(StrEnum):
@@ -39,9 +40,10 @@ class Event:
     Parameters
     ----------
     at_s : float
+        At most `LATEST_S`.
     kind : EventKind or str
         ``slowdown``: from now on the iterations of the node take `factor` times as long (below
-        1: they are faster).
+        1: they are faster), after a failure and recovery too.
         ``bandwidth``: from now on the link from the tier to the next has `factor` times its
         rate. In both, 1 restores, and the last one set counts.
         ``failure``: the node is lost, with what it holds; ``recovery``: it is back, empty.
@@ -66,11 +68,26 @@ class Event:
         kind = valid.one_of("event", "kind", self.kind, EventKind)
         owner = f"{kind} of {valid.text('event', 'target', self.target)!r}"
         object.__setattr__(self, "kind", kind)
-        object.__setattr__(self, "at_s", valid.real(owner, "at_s", self.at_s))
+        object.__setattr__(self, "at_s", early(owner, "at_s", self.at_s))
         factor = valid.real(owner, "factor", self.factor, strict=True)
+        if factor < 1 / valid.LARGEST:  # its inverse is to be finite too
+            raise ValueError(
+                f"{owner}: factor must be at least {1 / valid.LARGEST:g}, got {self.factor!r}"
+            )
         if factor != 1 and kind not in _WITH_FACTOR:
             raise ValueError(f"{owner}: factor must be 1, got {self.factor!r}")
         object.__setattr__(self, "factor", factor)
+
+
+def early(owner: str, field: str, value: Any) -> float:
+    """Return a time of at most `LATEST_S`, beyond which seconds lose their precision."""
+    time_s = valid.real(owner, field, value)
+    if time_s > LATEST_S:
+        raise ValueError(
+            f"{owner}: {field} must be at most {LATEST_S:g} (beyond, seconds lose their"
+            f" precision: subtract the first), got {time_s:g}"
+        )
+    return time_s
 
 
 def check_events(events: Iterable[Event], network: Network) -> tuple[Event, ...]:

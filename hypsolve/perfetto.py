@@ -183,7 +183,7 @@ def _iterations(trace: Trace, visits: Visits) -> Iterator[list[str]]:
 
 def _stays(trace: Trace) -> Iterator[list[str]]:
     """What a node served: complete events at flow level, else asynchronous ones."""
-    left_s = np.where(np.isnan(trace.left_s), trace.last_s, trace.left_s)
+    left_s = np.where(np.isnan(trace.left_s), trace.end_of_run_s, trace.left_s)
     request, tier = np.nonzero((trace.node >= 0) & ~np.isnan(trace.admitted_s))
     node = trace.network_node()[request, tier]
     starts, ends = trace.admitted_s[request, tier], left_s[request, tier]
@@ -236,7 +236,7 @@ def _counters(trace: Trace) -> Iterator[list[str]]:
 def _lifelines(trace: Trace) -> Iterator[list[str]]:
     """Asynchronous events from arrival to end, with an instant at the first token."""
     ended = np.isfinite(trace.end_s)
-    ends = np.where(ended, trace.end_s, trace.last_s)
+    ends = np.where(ended, trace.end_s, trace.end_of_run_s)
     first_token = np.where(np.isnan(trace.first_token_s), -1.0, trace.first_token_s)
     for at in range(0, len(ends), CHUNK):
         rows = slice(at, at + CHUNK)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve import validation as valid
+from hypsolve.deployment import MAX_TOKENS
 
 _LOG = logging.getLogger("hypsolve")
 _COLUMNS = {  # arrival, prompt tokens, output tokens
@@ -26,7 +27,6 @@ _COLUMNS = {  # arrival, prompt tokens, output tokens
     "mooncake": ("timestamp", "input_length", "output_length"),
 }
 FORMATS = ("auto", *_COLUMNS)
-MAX_TOKENS = 2**40  # of one prompt or output, as in `Requests`
 Record = tuple[int, tuple[Any, Any, Any]]  # number of the line; arrival, prompt, output
 Parsers = tuple[Callable[[Any], float], Callable[[Any], int], Callable[[Any], int]]
 
@@ -183,7 +183,7 @@ def _collect(
 
 def _seconds(text: str) -> float:
     try:
-        value = math.nan if "_" in text else float(text)
+        value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         value = math.nan
     if not 0 <= value <= valid.LARGEST:

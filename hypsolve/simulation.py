@@ -14,7 +14,10 @@ of the links, where it is delivered: the request ends, or its next pass begins.
 stage and is up; it keeps the request's KV cache until the request ends. There the request
 queues, first come, first served, until p + o tokens of KV cache are free, which it then holds.
 What a policy sees is in `hypsolve.dispatch.TierState`; HypSched-RT prefers nodes with room. It
-knows a request's output length, unless `expected_output_tokens` says what it believes instead.
+knows a request's output length, unless `expected_output_tokens` says what it believes instead;
+admission always reserves for the true one. A node's slowdown, as it is measured, is the moving
+average over iterations of the time one took over what it should have taken with that batch; it
+starts anew at 1 when the node comes up again.
 
 *Batching.* A node that is idle and has waiting tokens of admitted requests starts an iteration
 at once: it takes requests in the order in which their tokens began to wait, at most `max_batch`
@@ -48,9 +51,9 @@ import numpy as np
 
 from hypsolve import costs, evaluation
 from hypsolve import validation as valid
-from hypsolve.deployment import Deployment
+from hypsolve.deployment import MAX_TOKENS, Deployment
 from hypsolve.dispatch import POLICIES, Choose, schedule
-from hypsolve.events import Event, check_events
+from hypsolve.events import Event, check_events, early
 from hypsolve.problem import Instance
 from hypsolve.series import bin_intervals
 from hypsolve.solution import Partition, Schedule
@@ -59,7 +62,6 @@ from hypsolve.trace import Series, Trace, Visits
 
 LEVELS = ("flow", "token")
 MAX_BATCH, CHUNK_TOKENS = 64, 512  # defaults
-LATEST_S = 2.0**32  # arrivals: after 136 years, or as seconds since 1970, still to half a us
 
 
 def simulate(
@@ -102,8 +104,10 @@ def simulate(
     record_visits : bool
         Keep a row per visit, in memory in proportion to the tokens.
     expected_output_tokens : int, optional
-        What policies take the output of every request to be, say the mean of the past. Default:
-        its true length, which no real router knows: the best case of policies that look at it.
+        What policies take the output of every request to be, say the mean of the past, when
+        they add up work and ask for KV room. Default: its true length, which no real router
+        knows: the best case of policies that look at it. What a node has reserved for others
+        they see as it is.
 
     Returns
     -------
@@ -112,9 +116,9 @@ def simulate(
     Raises
     ------
     ValueError, TypeError
-        If the partition is of another shape, no node of a tier can hold its stage, an option is
-        given that the level does not have, or a policy returns what is no node of
-        ``tier_state.nodes``.
+        If the partition is of another shape, no node of a tier can hold its stage, an option
+        that the level does not have is other than its default, or a policy returns what is no
+        node of ``tier_state.nodes``.
 
     Examples
     --------
@@ -134,14 +138,24 @@ def simulate(
         expected_output_tokens = valid.whole(
             "simulate", "expected_output_tokens", expected_output_tokens, least=1
         )
+        if expected_output_tokens > MAX_TOKENS:
+            raise ValueError(
+                f"simulate: expected_output_tokens must be at most 2**40,"
+                f" got {expected_output_tokens}"
+            )
     valid.flag("simulate", "link_contention", link_contention)
     valid.flag("simulate", "record_visits", record_visits)
     seed = valid.whole("simulate", "seed", seed)
     if not isinstance(events, Iterable):
         raise TypeError(f"simulate: events must be Events in a list, got {events!r:.60}")
     events = tuple(events)
-    if not callable(policy) and not isinstance(policy, Schedule):
+    if isinstance(policy, str):
         valid.known("policy", policy, POLICIES)
+    elif not callable(policy) and not isinstance(policy, Schedule):
+        raise TypeError(
+            "simulate: policy must be a name, a function, or a Schedule (of a Result: its"
+            f" schedule), got {policy!r:.60}"
+        )
     if level == "flow":
         given = {
             "max_batch": max_batch != MAX_BATCH,
@@ -161,12 +175,7 @@ def simulate(
             "simulate: level 'token' needs a Deployment (an Instance knows no tokens), got an"
             " Instance"
         )
-    latest_s = float(problem.requests.arrival_s.max())
-    if latest_s > LATEST_S:
-        raise ValueError(
-            f"simulate: arrival_s must be at most {LATEST_S:g} (beyond, seconds lose their"
-            f" precision: subtract the first), got {latest_s:g}"
-        )
+    early("simulate", "arrival_s", float(problem.requests.arrival_s.max()))
     options = Options(
         max_batch=max_batch,
         chunk_tokens=chunk_tokens,
@@ -256,6 +265,7 @@ def _flow(
             n_requests=at_node_s,
             n_waiting=bin_intervals(reached_s[request, tier], start_s, ones, **grid),
             kv_bytes=np.zeros_like(at_node_s),
+            n_stranded=np.zeros((instance.n_tiers, at_node_s.shape[1])),
         ),
         kv_capacity_bytes=np.full(instance.n_nodes, math.inf),
         end_of_run_s=float(evaluation.completion_s(served).max()),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve import costs, evaluation
-from hypsolve.deployment import Block, CostModel, Deployment, GpuProfile, Link, Requests
+from hypsolve.deployment import Block, CostModel, Deployment, Link, Requests
 from hypsolve.dispatch import (
     POLICIES,
     Choose,
@@ -114,7 +114,7 @@ class TokenLevel:
         if not callable(self.policy) and self.policy not in names:
             return np.zeros((0, *shape[1:]))
         prefill_s = np.zeros(shape)
-        gpus = _gpus(self.deployment)
+        gpus = costs.node_classes(self.deployment.network)
         prompt_tokens = self.deployment.requests.prompt_tokens[: shape[0]]
         for stage, blocks in enumerate(self.blocks):
             for c, gpu in enumerate(gpus):
@@ -161,7 +161,7 @@ class TokenLevel:
         crossed = [k for k in range(len(links)) if cuts[k + 1] < self.instance.n_blocks]
         parts, part_start, windows = _parts(kernel, self.blocks)
         gpu = _records(
-            [(g.t0_s, g.flops_per_s, g.bytes_per_s) for g in _gpus(self.deployment)],
+            [(g.t0_s, g.flops_per_s, g.bytes_per_s) for g in costs.node_classes(network)],
             kernel.GPU,
         )
         self.node_names = [node.name for tier in network.tiers for node in tier.nodes]
@@ -249,11 +249,13 @@ class TokenLevel:
             nodes=self._nodes(kernel, origin_s),
             links=links,
             stranded=np.full(n_stages, kernel.NIL),
+            n_stranded=np.zeros(n_stages, np.int64),
+            stranded_seen_s=np.full(n_stages, origin_s),
             dispatched=np.zeros(n_stages, np.int64),
             touched=np.zeros(n_nodes, np.int64),
             gone=np.zeros(n_requests, np.bool_),
             sums=np.zeros((len(self.plan.windows), 2)),
-            bins=np.zeros((kernel.N_ROWS, n_nodes, kernel.N_BINS)),
+            bins=np.zeros((kernel.N_ROWS, n_nodes + n_stages, kernel.N_BINS)),
             counts=counts,
             clock=clock,
         )
@@ -376,7 +378,9 @@ class TokenLevel:
         capacity_bytes = np.where(holds, limited, 0.0)
         origin_s, width_s = state.clock[[kernel.ORIGIN, kernel.WIDTH]].tolist()
         n_bins = max(math.ceil((state.clock[kernel.NOW] - origin_s) / width_s), 1)
-        means = state.bins[:, :, :n_bins] / width_s
+        means, of_stages = np.split(state.bins[:, :, :n_bins] / width_s, [len(nodes)], axis=1)
+        n_stranded = np.zeros((instance.n_tiers, n_bins))
+        n_stranded[self.tiers] = of_stages[kernel.WAITING]
         visits = None
         if self.options.record_visits:
             names = {"context": "context_tokens"}
@@ -414,6 +418,7 @@ class TokenLevel:
                 n_requests=means[kernel.JOBS],
                 n_waiting=means[kernel.WAITING],
                 kv_bytes=means[kernel.HELD] * kv_bytes[:, None],
+                n_stranded=n_stranded,
             ),
             kv_capacity_bytes=capacity_bytes,
             end_of_run_s=float(state.clock[kernel.NOW]),
@@ -427,12 +432,6 @@ def policy_name(policy: str | Choose | Schedule) -> str:
     if isinstance(policy, Schedule):
         return "replayed schedule"
     return policy if isinstance(policy, str) else getattr(policy, "__name__", repr(policy))
-
-
-def _gpus(deployment: Deployment) -> list[GpuProfile]:
-    """GPU classes, numbered as in the instance."""
-    tiers = deployment.network.tiers
-    return list(dict.fromkeys(node.gpu for tier in tiers for node in tier.nodes))
 
 
 def _counted(blocks: list[Block]) -> list[tuple[Block, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,9 +22,16 @@ Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
+def _freeze(record: object) -> None:
+    for field in fields(record):  # type: ignore[arg-type]
+        value = getattr(record, field.name)
+        if isinstance(value, np.ndarray):
+            value.setflags(write=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Series:
-    """Averages per node over bins of equal length; each array has shape (n_nodes, n_bins).
+    """Averages per node over bins of equal length; arrays have shape (n_nodes, n_bins).
 
     Exact time averages, not samples: a bin's mean times its length is the integral over it.
 
@@ -43,6 +50,9 @@ class Series:
         level: to be started).
     kv_bytes : ndarray
         KV cache reserved.
+    n_stranded : ndarray, shape (n_tiers, n_bins)
+        Requests that have reached the tier and are at no node, for none that can hold its stage
+        is up.
     """
 
     start_s: float
@@ -51,6 +61,10 @@ class Series:
     n_requests: Array
     n_waiting: Array
     kv_bytes: Array
+    n_stranded: Array
+
+    def __post_init__(self) -> None:
+        _freeze(self)
 
     @property
     def mid_s(self) -> Array:
@@ -82,8 +96,14 @@ class Visits:
     tokens: IntArray
     context_tokens: IntArray
 
+    def __post_init__(self) -> None:
+        _freeze(self)
+
     def first_of_iterations(self) -> IntArray:
-        """Row of the first visit of each iteration, rising."""
+        """Row of the first visit of each iteration, rising.
+
+        Iterations of one node that take no time, at the same moment, count as one.
+        """
         new = np.zeros(len(self.request), dtype=bool)
         new[:1] = True
         for array in (self.node, self.start_s, self.end_s):
@@ -131,7 +151,7 @@ class Trace:
         What a node has for KV cache, beside the weights of its stage; 0 where it holds no
         stage, inf where the stage keeps no KV cache, and at flow level.
     end_of_run_s : float
-        The clock when the simulation ended: nothing happened after it.
+        The last end; if a request never ended, the moment after which nothing happened.
     series : Series
     visits : Visits or None
         None unless asked for.
@@ -166,6 +186,9 @@ class Trace:
     extrapolated: bool = False
     visits: Visits | None = None
 
+    def __post_init__(self) -> None:
+        _freeze(self)
+
     @property
     def latency_s(self) -> Array:
         """From arrival to end."""
@@ -181,16 +204,6 @@ class Trace:
         """Mean seconds per token after the first; nan for requests of one token."""
         later = np.where(self.output_tokens > 1, self.output_tokens - 1.0, np.nan)
         return (self.end_s - self.first_token_s) / later
-
-    @property
-    def last_s(self) -> float:
-        """When the last thing happened to a request; end of the run if one never ended."""
-        if not np.isfinite(self.end_s).all():
-            return self.end_of_run_s
-        times = [self.arrival_s, self.end_s, self.admitted_s.ravel(), self.left_s.ravel()]
-        if self.visits is not None:
-            times.append(self.visits.end_s)
-        return float(np.nanmax(np.concatenate(times)))
 
     @property
     def kv_share(self) -> Array:

@@ -51,18 +51,16 @@ class Metrics:
     tpot_s : Summary
         Seconds per token after the first, of the requests that ended and have more than one;
         a request counts once, whatever its length. None at flow level.
-    span_s : float
-        From the first arrival to the last end; nan if none ended.
     observed_s : float
-        The same; to the end of the run if some requests never ended.
+        From the first arrival to the last end, or the end of the run if some never ended.
     requests_per_s, output_tokens_per_s : float
-        Of the requests that ended, over the span. Tokens: nan for an `Instance`.
+        Of the requests that ended, over `observed_s`. Tokens: nan for an `Instance`.
     ttft_slo_s, tpot_slo_s, latency_slo_s : float or None
         The limits that were given.
     slo_attainment : float
         Share of all requests that ended and kept every limit; nan without a limit.
     goodput_requests_per_s : float
-        The same requests over the span.
+        The same requests over `observed_s`.
     node_utilisation, tier_utilisation : tuple of float
         Busy seconds over `observed_s`; of a tier: mean over its nodes, all of them.
     utilisation : float
@@ -78,6 +76,8 @@ class Metrics:
         where its work is not complete, so at token level on several tiers at once.
     mean_waiting : float
         Those of them that waited for KV cache (at flow level: to be started).
+    mean_stranded : float
+        Beside them, requests for which no node of a tier was up.
     restarts, lost_tokens : int
         Sums over requests.
     """
@@ -92,7 +92,6 @@ class Metrics:
     latency_s: Summary
     ttft_s: Summary
     tpot_s: Summary
-    span_s: float
     observed_s: float
     requests_per_s: float
     output_tokens_per_s: float
@@ -108,6 +107,7 @@ class Metrics:
     mean_batch: float
     mean_at_nodes: float
     mean_waiting: float
+    mean_stranded: float
     restarts: int
     lost_tokens: int
 
@@ -126,7 +126,7 @@ class Metrics:
             f"  TTFT         {self.ttft_s}",
             f"  TPOT         {self.tpot_s}",
             f"  throughput   {self.requests_per_s:.4g} requests/s{tokens}"
-            f" over {show_seconds(self.span_s)}",
+            f" over {show_seconds(self.observed_s)}",
         ]
         limits = self._limits()
         if limits:
@@ -139,7 +139,8 @@ class Metrics:
             f" {self.active_utilisation:.1%};"
             f" {', '.join(f'{name} {value:.1%}' for name, value in tiers)}",
             f"  load         {self.mean_at_nodes:.4g} requests at nodes,"
-            f" {self.mean_waiting:.4g} of them waiting, {self.mean_batch:.4g} a batch",
+            f" {self.mean_waiting:.4g} of them waiting, {self.mean_batch:.4g} a batch;"
+            f" {self.mean_stranded:.4g} without a node",
             f"  restarts     {self.restarts}, {self.lost_tokens} tokens lost",
         ]
         return "\n".join(lines)
@@ -199,8 +200,7 @@ def metrics(
         if limit is not None:
             kept &= ~(times[name] > limit)  # nan keeps it: a request of one token has no TPOT
     first_s = float(trace.arrival_s.min())
-    span_s = float(trace.end_s[finished].max()) - first_s if finished.any() else NAN
-    observed_s = trace.last_s - first_s
+    observed_s = trace.end_of_run_s - first_s
     n_finished, n_kept = int(finished.sum()), int(kept.sum())
     has_tokens = bool(trace.output_tokens.any())
     has_limit = any(limit is not None for limit in limits.values())
@@ -208,8 +208,9 @@ def metrics(
     of_tier = [np.flatnonzero(trace.node_tier == k) for k in range(len(trace.tier_names))]
     active = [n for k, nodes in enumerate(of_tier) if trace.partition.stage(k) for n in nodes]
     series = trace.series
-    at_nodes_s, waiting_s = (
-        float(counts.sum()) * series.bin_s for counts in (series.n_requests, series.n_waiting)
+    at_nodes_s, waiting_s, stranded_s = (
+        float(counts.sum()) * series.bin_s
+        for counts in (series.n_requests, series.n_waiting, series.n_stranded)
     )
     return Metrics(
         name=trace.name,
@@ -222,17 +223,16 @@ def metrics(
         latency_s=_summary(times["latency"]),
         ttft_s=_summary(times["ttft"]),
         tpot_s=_summary(times["tpot"]),
-        span_s=span_s,
         observed_s=observed_s,
-        requests_per_s=_ratio(n_finished, span_s),
+        requests_per_s=_ratio(n_finished, observed_s),
         output_tokens_per_s=_ratio(
-            float(trace.output_tokens[finished].sum()) if has_tokens else NAN, span_s
+            float(trace.output_tokens[finished].sum()) if has_tokens else NAN, observed_s
         ),
         ttft_slo_s=limits["ttft"],
         tpot_slo_s=limits["tpot"],
         latency_slo_s=limits["latency"],
         slo_attainment=_ratio(n_kept, len(finished)) if has_limit else NAN,
-        goodput_requests_per_s=_ratio(n_kept, span_s) if has_limit else NAN,
+        goodput_requests_per_s=_ratio(n_kept, observed_s) if has_limit else NAN,
         node_utilisation=tuple(use),
         tier_utilisation=tuple(_mean([use[n] for n in nodes]) for nodes in of_tier),
         utilisation=_mean(use),
@@ -240,6 +240,7 @@ def metrics(
         mean_batch=_ratio(trace.n_visits, int(trace.n_iterations.sum())),
         mean_at_nodes=_ratio(at_nodes_s, observed_s),
         mean_waiting=_ratio(waiting_s, observed_s),
+        mean_stranded=_ratio(stranded_s, observed_s),
         restarts=int(trace.restarts.sum()),
         lost_tokens=int(trace.lost_tokens.sum()),
     )

@@ -66,7 +66,7 @@ def plot_series(trace: Trace, quantity: str, ax: Axes | None) -> Axes:
 def _window(trace: Trace, start_s: float | None, end_s: float | None) -> tuple[float, float]:
     first_s = float(trace.arrival_s.min())
     start = first_s if start_s is None else valid.real("plot_gantt", "start_s", start_s)
-    end = trace.last_s if end_s is None else valid.real("plot_gantt", "end_s", end_s)
+    end = trace.end_of_run_s if end_s is None else valid.real("plot_gantt", "end_s", end_s)
     if end <= start:
         if end_s is None and start_s is None:
             return start, start + 1.0  # nothing took any time
@@ -76,7 +76,7 @@ def _window(trace: Trace, start_s: float | None, end_s: float | None) -> tuple[f
 
 def _axes(trace: Trace, ax: Axes | None) -> Axes:
     if ax is not None:
-        return ax
+        return valid.of_type("plot", "ax", ax, optional("matplotlib.axes").Axes)
     height = 1.4 + 0.3 * len(trace.node_names)
     _, ax = optional("matplotlib.pyplot").subplots(figsize=(10, height), layout="constrained")
     return ax
@@ -131,7 +131,7 @@ def _draw_iterations(trace: Trace, ax: Axes, start_s: float, end_s: float) -> st
 
 def _draw_requests(trace: Trace, ax: Axes, start_s: float, end_s: float) -> str:
     """Draw bars from admission to last token; return what the title is to say of them."""
-    left_s = np.where(np.isnan(trace.left_s), trace.last_s, trace.left_s)
+    left_s = np.where(np.isnan(trace.left_s), trace.end_of_run_s, trace.left_s)
     shown = (trace.node >= 0) & (left_s > start_s) & (trace.admitted_s < end_s)
     request, tier = np.nonzero(shown)
     node = trace.network_node()[request, tier]

@@ -106,7 +106,7 @@ def known(what: str, name: Any, choices: Iterable[str]) -> str:
         hint = f"did you mean {meant[0]}? " if meant else ""
         more = f" and {len(choices) - MOST_SHOWN} more" if len(choices) > MOST_SHOWN else ""
         raise ValueError(
-            f"unknown {what} {name!r}; {hint}choose one of"
+            f"unknown {what} {name!r:.60}; {hint}choose one of"
             f" {', '.join(choices[:MOST_SHOWN])}{more}"
         )
     return name

@@ -253,6 +253,9 @@ def random_scenario(seed: int, simulate: Callable[..., Any]) -> Scenario:
         "chunk_tokens": None if draw.chance(0.3) else chunk_tokens,
         "link_contention": draw.chance(0.5),
     }
+    beliefs = np.random.default_rng([seed, 1])  # apart: what else is drawn stays as it was
+    if beliefs.random() < 0.4:
+        options["expected_output_tokens"] = int(beliefs.integers(1, 15))
     policy = random_schedule(rng, deployment, partition) if kind == REPLAY else kind
     scenario = Scenario(deployment, partition, policy, options)
     if draw.is_round:

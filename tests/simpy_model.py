@@ -46,18 +46,27 @@ def simulate(
     chunk_tokens=512,
     link_contention=False,
     events=(),
+    expected_output_tokens=None,
 ) -> Answer:
     """Serve all requests; `policy` is a name, or a Schedule whose nodes are used again."""
     system = System(deployment, max_batch, chunk_tokens, link_contention)
     absent = {event.target for event in events if event.kind == "join"}
     system.add_nodes(absent)
-    system.add_stages(partition, policy, seed)
+    believed = deployment.requests.output_tokens
+    if expected_output_tokens is not None:
+        believed = np.full_like(believed, expected_output_tokens)
+    system.add_stages(partition, policy, seed, believed)
     system.add_requests()
     for position, event in enumerate(events):
         system.env.process(system.event(position, event))
-    system.env.run()
+    all_ended = simpy.AllOf(system.env, system.requests)
+    while not all_ended.triggered and system.env.peek() < math.inf:
+        system.env.step()
     for node in system.nodes:
-        node.note_what_never_ended()
+        node.close()
+    for stage in system.stages:
+        stage.router.close()
+    system.answer.end_of_run_s = system.env.now
     return system.answer
 
 
@@ -86,7 +95,7 @@ class System:
                 self.nodes.append(node)
                 self.node_of[spec.name] = node
 
-    def add_stages(self, partition, policy, seed):
+    def add_stages(self, partition, policy, seed, believed):
         model = self.deployment.model
         instance = to_instance(self.deployment, allow_empty=True)
         rng = np.random.default_rng(seed)
@@ -103,7 +112,7 @@ class System:
                     node.hold(stage)
             uniforms = rng.random((instance.n_requests, 2)).tolist()
             stage.router = Router(
-                self.env, stage, policy, uniforms, self.deployment, self.answer
+                self.env, stage, policy, uniforms, self.deployment, believed, self.answer
             )
             self.stages.append(stage)
             before = tier
@@ -171,8 +180,8 @@ class System:
         answer.node[r] = -1
         answer.reached_s[r] = answer.admitted_s[r] = answer.left_s[r] = math.nan
         for number, stay in attempt.stays.items():
-            if stay.node is None:  # stranded
-                self.stages[number].router.undispatched.remove(stay)
+            if stay.node is None:
+                self.stages[number].router.remove(stay)
 
     def return_tokens(self, attempts, node):
         """A process: what one iteration has yielded comes back, and the next passes begin."""

@@ -67,6 +67,7 @@ class Node:
             self.held_tokens[stay] = stay.attempt.kv_tokens
             self.free_tokens -= stay.attempt.kv_tokens
             stay.admitted_s = stay.waiting_since_s = self.env.now
+            self.note("n_waiting", stay.pinned_s, 1)
             self.answer.admitted_s[stay.attempt.request, self.tier] = self.env.now
             self.offer(stay)
 
@@ -89,6 +90,7 @@ class Node:
             self.unclaimed_tokens += stay.attempt.kv_tokens
         elif stay in self.queue:
             self.queue.remove(stay)
+            self.note("n_waiting", stay.pinned_s, 1)
             self.unclaimed_tokens += stay.attempt.kv_tokens
         self.available.pop(stay, None)
         self.admit()
@@ -204,6 +206,8 @@ class Node:
             self.leave(stay)
         for stay in list(self.held_tokens):
             self.free(stay)
+        for stay in self.queue:
+            self.note("n_waiting", stay.pinned_s, 1)
         self.start_empty()
         for r in victims:
             self.system.requests[r].interrupt("failure")
@@ -219,7 +223,17 @@ class Node:
         end_s = self.env.now if end_s is None else end_s
         self.answer.intervals[what].append((self.index, start_s, end_s, weight))
 
-    def note_what_never_ended(self):
+    def close(self):
+        """At the end of the run."""
+        if self.stage:
+            kv_bytes = self.stage.kv_bytes_per_token
+            room = self.capacity_tokens() * kv_bytes if kv_bytes else math.inf
+            self.answer.kv_capacity_bytes[self.index] = room
+        if self.running:  # nobody is in it any more
+            self.answer.busy_s[self.index] += self.env.now - self.running.start_s
+            self.note("busy", self.running.start_s, 1)
+        for stay in self.queue:
+            self.note("n_waiting", stay.pinned_s, 1, math.inf)
         for stay in self.unfinished:
             self.note("n_requests", stay.pinned_s, 1, math.inf)
         for stay, tokens in self.held_tokens.items():

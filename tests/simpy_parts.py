@@ -47,13 +47,15 @@ class Answer:
     reached_s: np.ndarray
     admitted_s: np.ndarray
     left_s: np.ndarray
-    busy_s: np.ndarray  # (n_nodes,), as the next two
+    busy_s: np.ndarray  # (n_nodes,), as the next three
     n_iterations: np.ndarray
     n_tokens: np.ndarray
+    kv_capacity_bytes: np.ndarray
+    end_of_run_s: float = 0.0
     n_visits: int = 0
     # (request, node, start_s, end_s, tokens, context_tokens)
     visits: list[tuple] = field(default_factory=list)
-    # what lasted at a node: busy, n_requests or kv_bytes -> (node, start_s, end_s, weight)
+    # what lasted, by its name in `Series` -> (node, start_s, end_s, weight); stranded: tier
     intervals: dict[str, list[tuple]] = field(default_factory=dict)
     # how often a rule came into play
     seen: Counter = field(default_factory=Counter)
@@ -69,7 +71,10 @@ def empty_answer(arrival_s, n_tiers, n_nodes):
         *(np.full((n, n_tiers), math.nan) for _ in range(3)),
         np.zeros(n_nodes),
         *(np.zeros(n_nodes, np.int64) for _ in range(2)),
-        intervals={"busy": [], "n_requests": [], "kv_bytes": []},
+        np.zeros(n_nodes),
+        intervals={
+            name: [] for name in ("busy", "n_requests", "n_waiting", "kv_bytes", "n_stranded")
+        },
     )
 
 
@@ -93,6 +98,7 @@ class Stay:
 
     attempt: Attempt
     node: object = None  # pinned to
+    stranded_s: float = math.nan  # since when
     pinned_s: float = math.nan
     admitted_s: float = math.nan
     waiting_tokens: int = 0  # arrived, not started
@@ -209,12 +215,9 @@ def _attended(n_tokens, window):
     return window * (window + 1) // 2 + (n_tokens - window) * window
 
 
-def alone_s(blocks, gpus, deployment, *, first_token_only=False):
-    """Seconds of whole requests, or of their prefills, alone on a GPU: gpu -> (n_requests,)."""
-    cost_model, requests = deployment.cost_model, deployment.requests
-    prompt, output = requests.prompt_tokens, requests.output_tokens
-    if first_token_only:
-        output = np.ones_like(output)
+def alone_s(blocks, gpus, deployment, output):
+    """Seconds of requests with such outputs, alone on a GPU: gpu -> (n_requests,)."""
+    cost_model, prompt = deployment.cost_model, deployment.requests.prompt_tokens
     return {
         gpu: sum(
             count * service_s(block, gpu, prompt, output, cost_model) for block, count in blocks

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from simpy_parts import Phase, alone_s, later, round_to_sum_exactly
 
 from hypsolve.solution import Schedule
@@ -10,14 +11,15 @@ from hypsolve.solution import Schedule
 class Router:
     """Dispatches those who have reached its stage, by request; stranded ones stay."""
 
-    def __init__(self, env, stage, policy, uniforms, deployment, answer):
+    def __init__(self, env, stage, policy, uniforms, deployment, believed, answer):
         self.env, self.stage, self.policy = env, stage, policy
         self.uniforms, self.answer = uniforms, answer
-        self.output_tokens = deployment.requests.output_tokens.tolist()
+        self.output_tokens = believed.tolist()  # what the outputs are taken to be
+        self.prompt_tokens = deployment.requests.prompt_tokens.tolist()
         self.n_tier_nodes = len(deployment.network.tiers[stage.tier].nodes)
         gpus = {node.gpu for tier in deployment.network.tiers for node in tier.nodes}
-        self.service_s = round_to_sum_exactly(alone_s(stage.blocks, gpus, deployment))
-        self.prefill_s = alone_s(stage.blocks, gpus, deployment, first_token_only=True)
+        self.service_s = round_to_sum_exactly(alone_s(stage.blocks, gpus, deployment, believed))
+        self.prefill_s = alone_s(stage.blocks, gpus, deployment, np.ones_like(believed))
         self.undispatched = []
         self.n_dispatched = 0
         self.called = env.event()
@@ -39,12 +41,27 @@ class Router:
             for stay in sorted(self.undispatched, key=lambda stay: stay.attempt.request):
                 nodes = [node for node in self.stage.nodes if node.up]
                 if nodes:
-                    self.undispatched.remove(stay)
+                    self.remove(stay)
                     node = self.choose(nodes, stay)
                     self.n_dispatched += 1
                     node.pin(stay, self.expected_s(node, stay))
-                else:
+                elif math.isnan(stay.stranded_s):
+                    stay.stranded_s = self.env.now
                     self.answer.seen["stranded"] += 1
+
+    def remove(self, stay):
+        """It is dispatched, or its request restarts."""
+        self.undispatched.remove(stay)
+        self.note(stay, self.env.now)
+
+    def note(self, stay, end_s):
+        if not math.isnan(stay.stranded_s):
+            interval = self.stage.tier, stay.stranded_s, end_s, 1
+            self.answer.intervals["n_stranded"].append(interval)
+
+    def close(self):
+        for stay in self.undispatched:
+            self.note(stay, math.inf)
 
     # policies: `min` takes the first of equals
 
@@ -55,7 +72,9 @@ class Router:
         return getattr(self, self.policy)(nodes, stay)
 
     def hypsched_rt(self, nodes, stay):
-        roomy = [node for node in nodes if node.unclaimed_tokens >= stay.attempt.kv_tokens]
+        r = stay.attempt.request
+        need_tokens = self.prompt_tokens[r] + self.output_tokens[r]
+        roomy = [node for node in nodes if node.unclaimed_tokens >= need_tokens]
         self.answer.seen["no node with room"] += not roomy
         return min(
             roomy or nodes,
@@ -104,8 +123,9 @@ class Router:
         r, prompt = stay.attempt.request, stay.attempt.prompt_tokens
         prefill_s = float(self.prefill_s[node.gpu][r])
         seconds = prefill_s * (1 - min(stay.started_tokens, prompt) / prompt)
-        decodes = stay.total_tokens - max(stay.started_tokens, prompt)
-        if decodes:
+        total_tokens = self.prompt_tokens[r] + self.output_tokens[r] - 1
+        decodes = total_tokens - max(stay.started_tokens, prompt)
+        if decodes > 0:
             decodes_s = self.expected_s(node, stay) - prefill_s
             seconds += decodes_s * decodes / (self.output_tokens[r] - 1)
         return seconds

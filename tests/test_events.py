@@ -65,6 +65,12 @@ def test_an_event_takes_plain_values():
         ((-1, "failure", "a"), ValueError, "failure of 'a': at_s must be .*negative, got -1"),
         ((np.nan, "failure", "a"), ValueError, "at_s must be finite and not negative, got nan"),
         ((np.inf, "join", "a"), ValueError, "join of 'a': at_s must be finite .* got inf"),
+        ((1e10, "join", "a"), ValueError, r"join of 'a': at_s must be at most .* got 1e\+10"),
+        (
+            (0, "slowdown", "a", 5e-324),
+            ValueError,
+            "factor must be at least 1e-150, got 5e-324",
+        ),
         (("1", "join", "a"), TypeError, "join of 'a': at_s must be a number, got '1'"),
         ((True, "join", "a"), TypeError, "join of 'a': at_s must be a number, got True"),
         ((0, "slowdown", "a", 0), ValueError, "slowdown of 'a': factor must be positive"),

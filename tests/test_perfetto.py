@@ -137,7 +137,7 @@ def test_bins_before_the_first_arrival_are_left_out(tmp_path):
     series = traces.small().series
     shifted = type(series)(
         start_s=-3.0, bin_s=2.0, busy=series.busy, n_requests=series.n_requests,
-        n_waiting=series.n_waiting, kv_bytes=series.kv_bytes,
+        n_waiting=series.n_waiting, kv_bytes=series.kv_bytes, n_stranded=series.n_stranded,
     )  # fmt: skip
     document = exported(traces.small(series=shifted), tmp_path / "trace.json")
     check(document)

@@ -179,6 +179,7 @@ def test_round_trips_are_exact(tmp_path_factory, rows):
         (OWN.replace("7.25", "nan"), "line 5: arrival_s must be a finite .* got 'nan'"),
         (OWN.replace("7.25", "inf"), "line 5: arrival_s must be a finite .* got 'inf'"),
         (OWN.replace("7.25", "7_25"), "line 5: arrival_s must be a finite .* got '7_25'"),
+        (OWN.replace("7.25", "\u0661"), "line 5: arrival_s must be a finite .* got '\u0661'"),
         (OWN.replace("7.25", "-1"), "line 5: arrival_s must be a finite .* got '-1'"),
         (OWN.replace(",40", ",0"), "line 5: prompt_tokens must be a whole .* from 1 to .* '0'"),
         (OWN.replace(",40", ",4.0"), "line 5: prompt_tokens must be a whole .* got '4.0'"),

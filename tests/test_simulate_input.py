@@ -65,7 +65,18 @@ def test_partition_of_another_shape(problem, cuts):
 
 
 @pytest.mark.parametrize("level", ["flow", "token"])
-@pytest.mark.parametrize("policy", ["fifo", "", "HYPSCHED_RT", 3, None, ("random",)])
+@pytest.mark.parametrize("policy", [3, None, ("random",)])
+def test_policy_of_a_wrong_type(policy, level):
+    refuse(TypeError, r"^simulate: policy must be a name, .*, got ", policy=policy, level=level)
+
+
+def test_a_result_is_no_policy():
+    result = hs.solve(INSTANCE.replace(objective="mean_latency"), "hyperion")
+    refuse(TypeError, r"Schedule \(of a Result: its schedule\), got .{1,60}$", policy=result)
+
+
+@pytest.mark.parametrize("level", ["flow", "token"])
+@pytest.mark.parametrize("policy", ["fifo", "", "HYPSCHED_RT"])
 def test_policy(policy, level):
     refuse(
         ValueError, r"^unknown policy .*choose one of hypsched_rt, random, ",
@@ -94,6 +105,14 @@ def test_level(level):
         ("max_batch", -5, ValueError, "max_batch must be at least 1, got -5"),
         ("max_batch", 8.0, TypeError, "max_batch must be a whole number, got 8.0"),
         ("max_batch", None, TypeError, "max_batch must be a whole number, got None"),
+        ("expected_output_tokens", 0, ValueError, "expected_output_tokens must be at least 1"),
+        (
+            "expected_output_tokens",
+            2**40 + 1,
+            ValueError,
+            r"expected_output_tokens must be at most 2\*\*40, got 1099511627777$",
+        ),
+        ("expected_output_tokens", 10**400, ValueError, "expected_output_tokens must be at"),
         ("max_batch", "8", TypeError, "max_batch must be a whole number, got '8'"),
         ("chunk_tokens", 0, ValueError, "chunk_tokens must be at least 1, got 0"),
         ("chunk_tokens", 51.2, TypeError, "chunk_tokens must be a whole number, got 51.2"),

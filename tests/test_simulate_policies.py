@@ -152,6 +152,10 @@ class Witness:
         self.expected_s = cache(self.expected_s)
         self.deployment, self.trace = scenario.deployment, trace
         self.partition, self.visits = scenario.partition, trace.visits
+        self.believed = trace.output_tokens
+        if "expected_output_tokens" in scenario.options:
+            belief = scenario.options["expected_output_tokens"]
+            self.believed = np.full_like(self.believed, belief)
         self.iterations = {}  # of a node: start, end, nominal seconds
         edges = [*self.visits.first_of_iterations(), len(self.visits.request)]
         for first, end in itertools.pairwise(edges):
@@ -179,7 +183,7 @@ class Witness:
 
     def expected_s(self, n, r, output_tokens=None):
         blocks, node = self.of(n)
-        p, o = self.trace.prompt_tokens[r], output_tokens or self.trace.output_tokens[r]
+        p, o = self.trace.prompt_tokens[r], output_tokens or self.believed[r]
         cost_model = self.deployment.cost_model
         return math.fsum(float(service_s(b, node.gpu, p, o, cost_model)) for b in blocks)
 
@@ -196,13 +200,13 @@ class Witness:
             if start_s < now_s < end_s:
                 total_s += max(start_s + alone_s - now_s, 0.0)
         for r in jobs:
-            p, o = int(self.trace.prompt_tokens[r]), int(self.trace.output_tokens[r])
+            p, o = int(self.trace.prompt_tokens[r]), int(self.believed[r])
             mine = (self.visits.request == r) & (self.visits.node == n)
             started = self.visits.tokens[mine & (self.visits.start_s < now_s)].sum()
             prefill_s = self.expected_s(n, r, 1)
             total_s += prefill_s * (1 - min(started, p) / p)
             if o > 1:
-                left = (p + o - 1 - max(started, p)) / (o - 1)
+                left = max(p + o - 1 - max(started, p), 0) / (o - 1)
                 total_s += (self.expected_s(n, r) - prefill_s) * left
         return total_s
 
@@ -239,7 +243,7 @@ def test_policies_see_what_is_so(seed):
         k, now_s = state.tier, state.time_s
         assert trace.reached_s[r, k] == now_s
         assert state.n_dispatched == sum(s.tier == k for _, _, s in seen[:turn])
-        assert state.kv_own_tokens == trace.prompt_tokens[r] + trace.output_tokens[r]
+        assert state.kv_own_tokens == trace.prompt_tokens[r] + witness.believed[r]
         for at, n in enumerate(first[k] + state.nodes):
             jobs = [q for q in pinned[n] if trace.left_s[q, k] > now_s]
             assert state.n_jobs[at] == len(jobs)

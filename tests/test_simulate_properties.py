@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
+import pytest
 import token_toys as toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -328,7 +329,21 @@ def test_time_never_runs_backwards(run):
     for iterations in run.iterations().values():
         for (_, end_s, _), (start_s, _, _) in itertools.pairwise(iterations):
             assert start_s >= end_s
-    assert trace.last_s <= trace.series.mid_s[-1] + trace.series.bin_s / 2 * (1 + 1e-9)
+    last_s = np.nanmax([*trace.arrival_s, *trace.end_s, *visits.end_s])
+    assert last_s <= trace.end_of_run_s
+    if not np.isnan(trace.end_s).any():
+        assert last_s == trace.end_of_run_s
+    end_of_bins_s = trace.series.start_s + trace.series.bin_s * trace.series.busy.shape[1]
+    assert trace.end_of_run_s <= end_of_bins_s * (1 + 1e-9)
+
+
+@thorough
+@given(RUNS)
+def test_no_node_is_busy_for_longer_than_the_run(run):
+    found = run.trace.metrics()
+    if found.observed_s > 0:
+        assert max(found.node_utilisation) <= 1 + 1e-9
+        assert found.requests_per_s * found.observed_s == pytest.approx(found.n_finished)
 
 
 @thorough

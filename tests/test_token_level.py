@@ -76,6 +76,57 @@ def test_what_happens_after_the_last_request_is_left_out():
     assert later.end_of_run_s == calm.end_of_run_s == calm.end_s.max()
 
 
+def test_an_iteration_that_nobody_is_in_any_more_does_not_prolong_the_run():
+    """Its request was restarted elsewhere; the throttled node would compute for 1e6 s."""
+    gpus = [toys.gpu("gpu", t0_s=1.0)] * 2
+    problem = toys.deployment([gpus, gpus], toys.burst(1, prompt_tokens=4), toys.model(2))
+    events = [
+        hs.Event(1.5, "slowdown", "a0", 1e6), hs.Event(1.6, "failure", "b0"),
+    ]  # fmt: skip
+    trace = hs.simulate(problem, toys.even(2), "round_robin", chunk_tokens=2, events=events)
+    assert trace.restarts.tolist() == [1]
+    assert trace.end_of_run_s == trace.end_s[0] < 10
+    assert trace.series.bin_s < 1
+    found = trace.metrics()
+    assert found.node_utilisation[0] == pytest.approx(1.0)  # from the start to the end
+    assert max(found.node_utilisation) <= 1
+    assert trace.series.busy[0].sum() * trace.series.bin_s == pytest.approx(trace.busy_s[0])
+
+
+def test_those_without_a_node_are_counted():
+    gpus = [toys.gpu("gpu", t0_s=1.0)]
+    problem = toys.deployment([gpus, gpus], toys.burst(3), toys.model(2))
+    back = [hs.Event(0.0, "failure", "b0"), hs.Event(11.0, "recovery", "b0")]
+    trace = hs.simulate(problem, toys.even(2), events=back, max_batch=1)
+    waits_s = (11.0 - trace.reached_s[:, 1]).sum()
+    assert trace.series.n_stranded[0].max() == 0
+    assert trace.series.n_stranded[1].sum() * trace.series.bin_s == pytest.approx(waits_s)
+    found = trace.metrics()
+    assert found.mean_stranded == pytest.approx(waits_s / found.observed_s)
+    never = hs.simulate(problem, toys.even(2), events=back[:1], max_batch=1)
+    assert never.metrics().requests_per_s == 0
+    assert never.series.n_stranded[1, -1] > 0
+
+
+def test_a_node_that_holds_the_longest_request_but_for_rounding_admits_it():
+    kv_bytes, weights = 2**20, 2**54  # sums beyond 2**53 are not exact
+    block = hs.Block(kind="block", weight_bytes=weights, kv_bytes_per_token=kv_bytes,
+                     flops_per_token=1.0)  # fmt: skip
+    problem = toys.deployment(
+        [[toys.gpu()]], toys.burst(1, 3, 2), hs.Model(name="toy", blocks=(block,)),
+        memory_bytes=float(weights + 5 * kv_bytes - 64),
+    )  # fmt: skip
+    trace = hs.simulate(problem, toys.even(1))
+    assert np.isfinite(trace.end_s).all()
+
+
+def test_what_a_trace_holds_cannot_be_written_to():
+    trace = hs.simulate(deployment(3, 2), CUTS, record_visits=True)
+    for array in (trace.end_s, trace.node, trace.series.busy, trace.visits.node):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
 def test_policies_may_only_know_a_mean_length():
     rng = np.random.default_rng(1)
     outputs = rng.integers(1, 200, 40)
@@ -105,10 +156,10 @@ def test_a_belief_that_is_true_changes_nothing(policy):
         )
         problem = replace(scenario.deployment, requests=equal, max_resident_tokens=None)
         given = (problem, scenario.partition, policy)
-        knowing = hs.simulate(*given, **scenario.options)
-        toys.assert_same(
-            hs.simulate(*given, expected_output_tokens=3, **scenario.options), knowing
-        )
+        options = scenario.options | {"expected_output_tokens": None}
+        knowing = hs.simulate(*given, **options)
+        options["expected_output_tokens"] = 3
+        toys.assert_same(hs.simulate(*given, **options), knowing)
 
 
 def test_beliefs_reach_every_policy_that_looks_at_lengths():

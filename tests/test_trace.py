@@ -113,14 +113,9 @@ def test_a_share_of_no_capacity_is_none():
     assert not shut.kv_share.any()
 
 
-def test_nothing_happens_after_the_last_end_unless_one_never_ends():
-    assert traces.small(end_of_run_s=40.0).last_s == 40.0
-    assert traces.flow(end_of_run_s=40.0).last_s == 12.0
-
-
 def test_a_simulation_reserves_what_there_is():
     trace = traces.simulated()
-    assert trace.end_of_run_s >= trace.last_s
+    assert trace.end_of_run_s == trace.end_s.max()
     assert (trace.series.n_waiting <= trace.series.n_requests + 1e-9).all()
     limited = np.isfinite(trace.kv_capacity_bytes) & (trace.kv_capacity_bytes > 0)
     assert limited.tolist() == [True, True, False, False, True, True]
@@ -340,7 +335,7 @@ def test_gantt_where_no_time_passes():
     at = np.ones(4)
     trace = traces.small(
         arrival_s=at, end_s=at, first_token_s=at, admitted_s=np.ones((4, 2)),
-        left_s=np.ones((4, 2)), visits=None,
+        left_s=np.ones((4, 2)), visits=None, end_of_run_s=1.0,
     )  # fmt: skip
     assert trace.plot_gantt().get_xlim() == (1.0, 2.0)
 
@@ -389,11 +384,17 @@ def test_series_of_nothing():
     empty = traces.small().series
     zeros = type(empty)(
         start_s=0.0, bin_s=1.0, busy=empty.busy * 0, n_requests=empty.busy * 0,
-        n_waiting=empty.busy * 0, kv_bytes=empty.busy * 0,
+        n_waiting=empty.busy * 0, kv_bytes=empty.busy * 0, n_stranded=empty.n_stranded * 0,
     )  # fmt: skip
     ax = traces.small(series=zeros).plot_series("kv_bytes")
     ax.figure.canvas.draw()
     assert ax.collections[0].get_clim() == (0, 1)
+
+
+@pytest.mark.parametrize("plot", ["plot_gantt", "plot_series"])
+def test_axes_are_matplotlibs(plot):
+    with pytest.raises(TypeError, match="plot: ax must be an Axes, got 'x'"):
+        getattr(traces.small(), plot)(ax="x")
 
 
 def test_an_unknown_quantity_lists_the_known():

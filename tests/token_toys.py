@@ -70,7 +70,7 @@ def burst(n, prompt_tokens=1, output_tokens=1, at_s=0.0):
 ARRAYS = (
     "arrival_s", "end_s", "first_token_s", "prompt_tokens", "output_tokens", "restarts",
     "lost_tokens", "node", "reached_s", "admitted_s", "left_s", "busy_s", "n_iterations",
-    "n_tokens",
+    "n_tokens", "kv_capacity_bytes",
 )  # fmt: skip
 
 
@@ -78,9 +78,9 @@ def assert_same(one, other):
     """Bit for bit, visits too if both have them."""
     for name in ARRAYS:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
-    assert one.n_visits == other.n_visits
+    assert (one.n_visits, one.end_of_run_s) == (other.n_visits, other.end_of_run_s)
     assert (one.series.start_s, one.series.bin_s) == (other.series.start_s, other.series.bin_s)
-    for name in ("busy", "n_requests", "kv_bytes"):
+    for name in ("busy", "n_requests", "n_waiting", "kv_bytes", "n_stranded"):
         np.testing.assert_array_equal(getattr(one.series, name), getattr(other.series, name))
     if one.visits is not None and other.visits is not None:
         for name in one.visits.__slots__:

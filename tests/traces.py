@@ -58,6 +58,7 @@ def small(**changes):
             n_requests=np.array([[2.0, 1, 1, 0, 0], [0, 1, 1, 1, 1], [0, 1, 1, 1, 1]]),
             n_waiting=np.array([[0.5, 1, 0, 0, 0], [0.5, 0, 0, 0, 0], [0, 1, 0, 0, 0]]),
             kv_bytes=np.array([[1e9, 1e9, 0, 0, 0], [0, 3e9, 0, 0, 0], [0, 0, 0, 0, 2e9]]),
+            n_stranded=np.array([[0.5, 0, 0, 0, 0], [0, 0, 1, 0, 0]]),
         ),
         "extrapolated": True,
         "visits": visits,
@@ -192,7 +193,7 @@ def random_traces(draw, *, all_end=False, with_visits=True):
         n_visits=len(rows),
         series=Series(
             start_s=first_s, bin_s=grid["bin_s"], busy=busy, n_requests=2 * busy,
-            n_waiting=0.5 * busy, kv_bytes=1e9 * busy,
+            n_waiting=0.5 * busy, kv_bytes=1e9 * busy, n_stranded=0 * busy[:2],
         ),
         kv_capacity_bytes=rng.choice([0.0, 1e9, np.inf], n_nodes),
         end_of_run_s=last_s,

@@ -162,11 +162,13 @@ class State(NamedTuple):
     nodes: np.ndarray  # NODE
     links: np.ndarray  # LINK
     stranded: np.ndarray  # (n_stages,) heads of lists through `Place.behind`
+    n_stranded: np.ndarray  # (n_stages,) how many are in them
+    stranded_seen_s: np.ndarray  # (n_stages,) bins are filled up to here
     dispatched: np.ndarray  # (n_stages,)
     touched: np.ndarray  # (n_nodes,)
     gone: np.ndarray  # (n_requests,) bool, scratch
     sums: np.ndarray  # (n_windows, 2) scratch
-    bins: np.ndarray  # (n_rows, n_nodes, n_bins)
+    bins: np.ndarray  # (n_rows, n_nodes + n_stages, n_bins); of stages: those stranded, WAITING
     counts: np.ndarray
     clock: np.ndarray
 

@@ -163,6 +163,16 @@ def _account(nodes, bins, clock, n):
 
 
 @kernel
+def _strand(state, stage, change):
+    """Fill the bins of those who wait for a node of a stage to be up; then there are others."""
+    now_s, seen_s = state.clock[NOW], state.stranded_seen_s[stage]
+    row = len(state.nodes) + stage
+    _fill(state.bins, state.clock, WAITING, row, seen_s, now_s, float(state.n_stranded[stage]))
+    state.stranded_seen_s[stage] = now_s
+    state.n_stranded[stage] += change
+
+
+@kernel
 def _widen(bins, clock):
     """Let bins be twice as long."""
     for row in range(bins.shape[0]):
@@ -183,7 +193,7 @@ def _touch(nodes, touched, counts, n):
 
 
 @kernel
-def _enqueue_prompt(requests, places, node, n_stages, r, now_s):
+def _enqueue_prompt(places, node, n_stages, r, now_s):
     """Prompt tokens of an admitted request begin to wait; in order of time, then request."""
     v = r * n_stages + node.stage
     places[v].ready_s = now_s
@@ -255,7 +265,7 @@ def _admit(requests, places, nodes, bins, touched, counts, clock, n_stages, n):
         node.n_waiting -= 1
         node.admission_head = places[v].behind
         places[v].admitted_s = clock[NOW]
-        _enqueue_prompt(requests, places, node, n_stages, r, clock[NOW])
+        _enqueue_prompt(places, node, n_stages, r, clock[NOW])
         _touch(nodes, touched, counts, n)
 
 
@@ -270,6 +280,9 @@ def remaining_s(plan, requests, places, nodes, n, now_s):
     while r != NIL:
         place, request = places[r * plan.n_stages + node.stage], requests[r]
         row = r if len(plan.expected_s) > 1 else 0
+        r = place.resident_next
+        if not np.isnan(place.left_s):  # through, however long it was believed to be
+            continue
         prefill_s = plan.prefill_s[row, node.stage, node.kind]
         decode_s = plan.expected_s[row, node.stage, node.kind] - prefill_s
         started = place.computed + place.taken
@@ -278,7 +291,6 @@ def remaining_s(plan, requests, places, nodes, n, now_s):
         passes_left = total - max(started, request.prefill)
         if passes_left > 0:
             total_s += decode_s * (passes_left / (request.believed - 1))
-        r = place.resident_next
     return total_s
 
 
@@ -418,9 +430,7 @@ def _complete(plan, state, r, stage, n):
     _account(state.nodes, state.bins, state.clock, n)
     row = r if len(plan.expected_s) > 1 else 0
     node.n_jobs -= 1
-    node.outstanding_s -= plan.expected_s[row, stage, node.kind]
-    if node.n_jobs == 0:
-        node.outstanding_s = 0.0
+    node.outstanding_s -= plan.expected_s[row, stage, node.kind]  # exact, see `exact_sums`
 
 
 @kernel
@@ -460,6 +470,7 @@ def _reach(plan, state, r, stage, n):
         place.node = STRANDED
         place.behind = state.stranded[stage]
         state.stranded[stage] = r
+        _strand(state, stage, np.int64(1))
     else:
         _pin(plan, state, r, stage, n)
 
@@ -472,7 +483,7 @@ def _arrive(plan, state, r, stage, n_tokens):
     place.arrived += n_tokens
     if waiting == 0 and place.node >= 0 and not np.isnan(place.admitted_s):
         node = state.nodes[place.node]
-        _enqueue_prompt(state.requests, state.places, node, plan.n_stages, r, state.clock[NOW])
+        _enqueue_prompt(state.places, node, plan.n_stages, r, state.clock[NOW])
         _touch(state.nodes, state.touched, state.counts, place.node)
 
 
@@ -832,6 +843,8 @@ def _restart(plan, state, r):
             if np.isnan(place.left_s):
                 _complete(plan, state, r, stage, np.int64(place.node))
             _leave(plan, state, r, stage)
+        if place.node == STRANDED:
+            _strand(state, stage, np.int64(-1))
         request.lost += place.computed
         place.node = NIL
         place.arrived = 0
@@ -872,7 +885,7 @@ def _fail(plan, state, heap, n):
     _forget(plan, state, heap, gone)
     for r in range(len(gone)):
         if gone[r]:
-            _restart(plan, state, r)
+            _restart(plan, state, r)  # may have been stranded
     for m in range(len(nodes)):
         if nodes[m].stage != NIL and nodes[m].up == 1:
             _admit(
@@ -886,17 +899,6 @@ def _fail(plan, state, heap, n):
 
 
 @kernel
-def _n_stranded(plan, state, n):
-    """How many requests wait for a node of this one's stage."""
-    stage, number = state.nodes[n].stage, 0
-    r = state.stranded[stage] if stage != NIL else NIL
-    while r != NIL:
-        number += 1
-        r = state.places[r * plan.n_stages + stage].behind
-    return number
-
-
-@kernel
 def _recover(plan, state, heap, n):
     """A node is up, empty; requests that waited for one are dispatched."""
     node = state.nodes[n]
@@ -907,6 +909,7 @@ def _recover(plan, state, heap, n):
         return
     r = state.stranded[stage]
     state.stranded[stage] = NIL
+    _strand(state, stage, -state.n_stranded[stage])
     while r != NIL:
         place = state.places[r * plan.n_stages + stage]
         place.node = NIL
@@ -941,6 +944,8 @@ def run(plan, state, heap, log):
     most = min(plan.max_batch, n_requests) + len(nodes) + 4  # pushed by one event
     budget = counts[BUDGET]
     while True:
+        if counts[N_ENDED] == n_requests:  # iterations may run on, but nobody is in them
+            return DONE
         while counts[N_EVENTS] > 0 and _is_void(plan, state, heap[0]):
             _pop(heap, counts)  # it must not move the clock
         next_s, code = np.inf, np.int64(1 << 62)
@@ -971,8 +976,7 @@ def run(plan, state, heap, log):
                     _start(plan, state, heap, n)
             counts[N_TOUCHED] = 0
             continue
-        over = counts[N_EVENTS] == 0 and counts[N_ENDED] == n_requests
-        if over or next_s == np.inf:  # what else happens to nodes is of no consequence
+        if next_s == np.inf:  # some never end
             return DONE
         if counts[N_EVENTS] + most > len(heap):
             return GROW
@@ -991,8 +995,11 @@ def run(plan, state, heap, log):
                 if counts[N_EVENTS] + most + nodes[event.node].n_jobs > len(heap):
                     return GROW
                 _fail(plan, state, heap, event.node)
+                budget -= n_requests  # it has walked through them
             else:
-                if counts[N_EVENTS] + most + _n_stranded(plan, state, event.node) > len(heap):
+                stage = nodes[event.node].stage
+                n_stranded = state.n_stranded[stage] if stage != NIL else 0
+                if counts[N_EVENTS] + most + n_stranded > len(heap):
                     return GROW
                 _recover(plan, state, heap, event.node)
             counts[NEXT_CHURN] += 1
@@ -1032,9 +1039,15 @@ def run(plan, state, heap, log):
 
 @kernel
 def settle(state):
-    """Fill the bins of all nodes up to now."""
-    for n in range(len(state.nodes)):
-        _account(state.nodes, state.bins, state.clock, n)
+    """At the end: fill the bins up to now; iterations that still run have taken until now."""
+    nodes, bins, clock = state.nodes, state.bins, state.clock
+    for n in range(len(nodes)):
+        _account(nodes, bins, clock, n)
+        if nodes[n].running == 1:
+            nodes[n].busy_s += clock[NOW] - nodes[n].start_s
+            _fill(bins, clock, BUSY, n, nodes[n].start_s, clock[NOW], 1.0)
+    for stage in range(len(state.stranded)):
+        _strand(state, stage, np.int64(0))
 
 
 def warm_up() -> None:
@@ -1068,9 +1081,10 @@ def warm_up() -> None:
     counts[ANSWER], counts[BUDGET] = NIL, 100
     state = State(
         requests=requests, places=places, nodes=nodes, links=records(0, LINK),
-        stranded=-one, dispatched=zero.copy(), touched=zero.copy(),
+        stranded=-one, n_stranded=zero.copy(), stranded_seen_s=np.zeros(1),
+        dispatched=zero.copy(), touched=zero.copy(),
         gone=np.zeros(1, np.bool_), sums=np.zeros((1, 2)),
-        bins=np.zeros((N_ROWS, 1, N_BINS)), counts=counts, clock=np.array([0.0, 0.0, 1.0]),
+        bins=np.zeros((N_ROWS, 2, N_BINS)), counts=counts, clock=np.array([0.0, 0.0, 1.0]),
     )  # fmt: skip
     run(plan, state, records(64, EVENT), records(0, VISIT))
     settle(state)
