@@ -141,7 +141,7 @@ def simulate(
         if expected_output_tokens > MAX_TOKENS:
             raise ValueError(
                 f"simulate: expected_output_tokens must be at most 2**40,"
-                f" got {expected_output_tokens}"
+                f" got {expected_output_tokens!r:.60}"
             )
     valid.flag("simulate", "link_contention", link_contention)
     valid.flag("simulate", "record_visits", record_visits)
