@@ -1,9 +1,10 @@
 """One simulated run of a claim: a method plans, the simulator serves, a row says what came."""
 
+import itertools
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +16,12 @@ from hypsolve import (
     CostModel,
     Deployment,
     Instance,
+    Method,
+    Outcome,
     Partition,
     Result,
     Schedule,
+    Status,
     Trace,
     evaluation,
     simulate,
@@ -183,6 +187,34 @@ def without_estimate(state: TierState, request: int) -> int:
     return int(state.nodes[np.argmin(seconds)])
 
 
+def best_cuts(deployment: Deployment) -> Callable[..., Outcome]:
+    """Try every strict partition in the simulator, under HypSched-RT: a method for `solve`.
+
+    Its answer has the least mean latency at token level; no other dispatch is tried.
+    """
+
+    def best_cuts(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
+        until_s = time.perf_counter() + time_limit_s
+        best, best_s, message = None, math.inf, "all strict partitions simulated"
+        for inner in itertools.combinations(range(1, instance.n_blocks), instance.n_tiers - 1):
+            partition = Partition((0, *inner, instance.n_blocks))
+            if evaluation.check(instance, partition):
+                continue
+            if time.perf_counter() > until_s:
+                message = "time limit: not all partitions were simulated"
+                break
+            latency_s = simulate(deployment, partition, "hypsched_rt", seed=seed).latency_s
+            if latency_s.mean() < best_s:
+                best, best_s = partition, float(latency_s.mean())
+        if best is None:
+            late = message.startswith("time limit")
+            return Outcome(Status.UNKNOWN if late else Status.INFEASIBLE, message=message)
+        return Outcome(Status.FEASIBLE, best, message=message)
+
+    return best_cuts
+
+
+OWN_METHODS = {"best_cuts": best_cuts}  # deployment -> method that decides a partition
 OWN_POLICIES: dict[str, Choose] = {"without_estimate": without_estimate}
 
 
@@ -197,7 +229,8 @@ def plan(
     """Solve the deployment at flow level, for the mean latency, as the method sees it.
 
     Options ``stage_rule`` and ``link_cost`` are those of `hypsolve.to_instance`; ``cost_model``
-    is what the planner believes, whatever the deployment's is. ``policy`` may be one of ours.
+    is what the planner believes, whatever the deployment's is. ``method`` and ``policy`` may be
+    ours.
     """
     believed = options.get("cost_model", deployment.cost_model)
     instance = to_instance(
@@ -208,7 +241,10 @@ def plan(
     own = {k: v for k, v in options.items() if k not in (*PLANNING, DISPATCHING)}
     if "policy" in own:
         own["policy"] = OWN_POLICIES.get(own["policy"], own["policy"])
-    return solve(instance, method, seed=seed, time_limit_s=time_limit_s, **own)
+    call: str | Method = method
+    if method in OWN_METHODS:
+        call = Method(OWN_METHODS[method](deployment), "partition")
+    return solve(instance, call, seed=seed, time_limit_s=time_limit_s, **own)
 
 
 def dispatcher(result: Result, options: Mapping[str, Any]) -> str | Choose | Schedule:

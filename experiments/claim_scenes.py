@@ -77,14 +77,15 @@ def serve(
 ) -> Scene:
     """Put requests on a network.
 
-    Lengths and gaps depend on `workload`, `seed` and `n_requests` alone: under every method the
-    same requests come, and along an axis too unless it changes their number (loads above 1).
+    Lengths, and gaps up to a factor, depend on `workload`, `seed` and `n_requests` alone. The
+    factor makes the rate `load` times what the network can serve of them: every method is given
+    the same requests, but they come slower along an axis that makes their work longer.
     `output_tokens` gives every one the same output.
     """
     rng = np.random.default_rng(seed)
     max_tokens = WORKLOAD_MAX_TOKENS.get(workload, MAX_TOKENS)
-    if workload == CONVERSATIONS:
-        drawn = replayed(n_requests, rng)
+    if workload in REPLAYED:
+        drawn = replayed(workload, n_requests, rng)
     else:
         drawn = WORKLOADS[workload](n_requests, 1.0, rng, max_tokens=max_tokens)
     if output_tokens is not None:
@@ -105,41 +106,56 @@ def serve(
     )
 
 
-CONVERSATIONS = "azure_conversation_replayed"  # a workload that is read, not drawn
+CONVERSATIONS = "azure_conversation_replayed"
+REPLAYED = {  # workloads that are read, not drawn; their files
+    CONVERSATIONS: "azure_llm_2023_conv.csv",
+    "azure_code_replayed": "azure_llm_2023_code.csv",
+    "mooncake_replayed": "mooncake_conversation.csv",
+}
 
 
-def conversations_file() -> Path:
-    """Where Azure's conversations of 2023 should be, as `hypsolve.read_requests` reads them."""
+def trace_file(workload: str) -> Path:
+    """Where the file of a workload of `REPLAYED` should be, for `hypsolve.read_requests`."""
     shared = os.environ.get("HYPSOLVE_SHARED")
     beside = Path(__file__).resolve().parents[2] / "shared"
-    return (Path(shared) if shared else beside) / "data/traces/azure_llm_2023_conv.csv"
+    return (Path(shared) if shared else beside) / "data/traces" / REPLAYED[workload]
 
 
 def can_draw(workload: str) -> bool:
     """Whether the requests can be had here: some come from a file."""
-    return workload != CONVERSATIONS or conversations_file().is_file()
+    return workload not in REPLAYED or trace_file(workload).is_file()
 
 
-def replayed(n_requests: int, rng: np.random.Generator) -> Requests:
-    """So many requests of Azure's file from a time drawn at random, one a second on average.
+def replayed(workload: str, n_requests: int, rng: np.random.Generator) -> Requests:
+    """So many requests of a file from a time drawn at random, one a second on average.
 
     Prompts are cut where a request has more tokens than ``MAX_TOKENS``, as in those drawn.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read, or holds too few; naming what is wrong.
     """
-    path = conversations_file()
-    arrival_s = _arrivals(path)
-    if n_requests > len(arrival_s):
-        raise ValueError(f"{path.name}: must hold {n_requests} requests, got {len(arrival_s)}")
-    return read_requests(
-        path,
-        start_s=float(rng.uniform(0.0, arrival_s[-n_requests])),
-        max_tokens=MAX_TOKENS,
-        longer="clip",
-        n_requests=n_requests,
-        rate_per_s=1.0,
-    )
+    path = trace_file(workload)
+    try:
+        arrival_s = _arrivals(path)
+        if n_requests > len(arrival_s):
+            raise ValueError(
+                f"{path}: must hold {n_requests} requests or more, got {len(arrival_s)}"
+            )
+        return read_requests(
+            path,
+            start_s=float(rng.uniform(0.0, arrival_s[-n_requests])),
+            max_tokens=MAX_TOKENS,
+            longer="clip",
+            n_requests=n_requests,
+            rate_per_s=1.0,
+        )
+    except ValueError as error:
+        raise OSError(str(error)) from None
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=len(REPLAYED))
 def _arrivals(path: Path) -> np.ndarray:
     return read_requests(path).arrival_s
 

@@ -51,6 +51,7 @@ FULL_LINKS = Call("hyperion", {"link_cost": "full"})
 PLANNED_BY_FLOPS = Call("hyperion", {"cost_model": "flops"})
 BELIEVES_MEAN = Call("hyperion", {"believes": "mean output"})
 JOINT_CALL = Call("joint_cpsat")
+BEST_CUTS = Call("best_cuts", {"policy": "hypsched_rt"})  # of `experiments.claim_runs`
 
 SWEEP = (*CORE, EVEN_CUTS, ROUND_ROBIN, PATH_CUTS, P0_CUTS)
 VARIANTS = (
@@ -103,7 +104,7 @@ def along(
 def bandwidth_series(name: str, model: str, *, at: str = "full", **fixed: Any) -> SceneSeries:
     """All links of a network at one rate, from slow to fast."""
     return along(
-        "Gbit/s", lambda gbps, _: with_bandwidth(name, gbps), model, SWEEP,
+        "Gbit/s", lambda gbps, _: with_bandwidth(name, gbps), model, (*SWEEP, FULL_LINKS),
         from_size(at, (0.1,), (0.01, 0.1, 1.0), (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)), **fixed,
     )  # fmt: skip
 

@@ -7,7 +7,8 @@ bias-corrected and accelerated bootstrap (`scipy.stats.bootstrap`). Many setting
 their means, interval by the percentile bootstrap over seeds, drawn once for all settings: what
 is drawn from one seed (arrivals above all) is alike in many of them, so settings do not count
 as independent. Such an interval says how much the luck of the draw matters on this grid of
-settings, not what another grid would give; with ten seeds it is somewhat too short.
+settings, not what another grid would give; with ten seeds it is somewhat too short, and with
+two or three, as at the sizes quick and default, it is none.
 
 Latencies of a network that cannot keep up grow as long as requests come, so a ratio of two says
 how long the run was. Such settings are counted apart, and so are plans that do not fit
@@ -33,7 +34,10 @@ RESAMPLES = 9999
 GROWTH_LIMIT, STRETCH_LIMIT = 1.5, 2.0  # of what cannot keep up; see `saturated`
 
 
-STATES = ("judged", "rival saturated", "reference saturated", "both saturated", "no pair")
+FEW = 6  # pairs: an interval from fewer says nothing
+STATES = (
+    "judged", "rival saturated", "reference saturated", "both saturated", "few pairs", "no pair"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,13 @@ def saturated(frame: pd.DataFrame, growth_limit: float = GROWTH_LIMIT) -> pd.Ser
     return cannot_keep_up(medians["growth"], medians["stretch"], growth_limit)
 
 
+_COMPARED = (
+    *SETTING, "axis", "model", "costs", "label", "n", "infeasible", "reference_infeasible",
+    "both_infeasible", "unfinished", "pairs", "change", "low", "high", "saturated",
+    "reference_saturated", "state",
+)  # fmt: skip
+
+
 def comparisons(
     frame: pd.DataFrame,
     measure: Measure = LATENCY,
@@ -193,8 +204,10 @@ def comparisons(
                 "reference_saturated": bool(late.get((*setting, reference), False)),
             }
         )
+    if not rows:
+        return pd.DataFrame(columns=_COMPARED)
     table = pd.DataFrame(rows)
-    return table.assign(state=_states(table, measure)) if len(table) else table
+    return table.assign(state=_states(table, measure))[list(_COMPARED)]
 
 
 def mean_change(paired: pd.Series, measure: Measure) -> dict[str, float]:
@@ -212,7 +225,8 @@ def _states(table: pd.DataFrame, measure: Measure) -> pd.Series:
         theirs, ours = table["saturated"], table["reference_saturated"]
         state = state.mask(theirs, "rival saturated").mask(ours, "reference saturated")
         state = state.mask(theirs & ours, "both saturated")
-    return state.mask(table["pairs"] == 0, "no pair")
+    few = table["pairs"] < table["n"].clip(upper=FEW)
+    return state.mask(few, "few pairs").mask(table["pairs"] == 0, "no pair")
 
 
 def median_over_settings(

@@ -1,7 +1,7 @@
 """What the rows of the claims say: a table per experiment, and `results/claims.csv`."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import pandas as pd
 from experiments import report
 from experiments.claim_series import LLAMA, LONG_TOKENS, PHI
 from experiments.claim_statistics import (
+    FEW,
     GROWTH_LIMIT,
     HYPERION,
     LATENCY,
@@ -25,7 +26,7 @@ from experiments.claim_statistics import (
     pairs,
     saturated,
 )
-from experiments.claim_trends import KEEPS_UP, saturation_loads, slopes
+from experiments.claim_trends import KEEPS_UP, proved, saturation_loads, slopes
 from experiments.claims import QUESTIONS
 
 PAPER = {"GPipe": 0.521, "HEFT": 0.312}  # latency lower by "up to", with Phi-3-medium
@@ -34,6 +35,7 @@ SWEEPS = (
     "bandwidth", "output_length", "arrival_rate", "tiers", "heterogeneity", "utilisation"
 )  # fmt: skip
 JOINT, P0 = "joint CP-SAT", "Hyperion + P0 cuts"
+BEST_CUTS = "best cuts in simulation + HypSched-RT"
 BELIEVES_MEAN = "Hyperion + mean output believed"
 ROUND_ROBIN, NO_ESTIMATE = "HypSplit-DP + round robin", "HypSplit-DP + without estimate"
 TOKENS_PER_S = Measure("tokens_per_s", "gain")
@@ -122,7 +124,8 @@ def _trend_claims(rival: str) -> tuple[Claim, ...]:
             for model in (PHI, LLAMA)
         ),
         Claim(text="keeps up with a higher rate of requests", rows=_of("arrival_rate"),
-              against=rival, measure=KEEPS_UP, runs=saturation_loads),
+              against=rival, measure=KEEPS_UP, runs=saturation_loads,
+              unit=", by the grid of loads"),
     )  # fmt: skip
 
 
@@ -145,12 +148,30 @@ CLAIMS = (
     ),
     Claim(text="stage 1 pays: its cuts rather than even ones",
           rows=_of("ablation"), against="even split + HypSched-RT"),
+    Claim(text="stage 1 pays: its cuts rather than HEFT's",
+          rows=_of("ablation"), against="HEFT cuts + HypSched-RT"),
     Claim(text="stage 2 pays: its dispatch rather than round robin",
           rows=_of("ablation"), against=ROUND_ROBIN),
+    *(
+        Claim(text=f"stage 2 pays: its dispatch rather than the {rule}",
+              rows=_of("ablation"), against=f"HypSplit-DP + {rule}")
+        for rule in ("shortest queue", "earliest completion")
+    ),
     Claim(text="the same, where it must guess the length of an output",
           rows=_of("ablation"), against=ROUND_ROBIN, reference=BELIEVES_MEAN),
     Claim(text="stage 2 pays where speeds within a tier differ",
           rows=_of("heterogeneity"), against=ROUND_ROBIN),
+    *(
+        Claim(text=f"cuts by {words} are no better", rows=_of("ablation"),
+              against=f"Hyperion + {variant}")
+        for words, variant in (
+            ("the fastest node's time", "fastest rule"),
+            ("the slowest node's time", "slowest rule"),
+            ("FLOPs, served at measured times", "planned by FLOPs"),
+        )
+    ),
+    Claim(text="cuts by whole transfers, latencies too, are no better",
+          rows=_of("ablation", "bandwidth"), against="Hyperion + full link cost"),
     Claim(text="balanced cuts are faster than those of least path latency",
           rows=_of(*SWEEPS), against="Hyperion + path cuts"),
     Claim(text="the estimate of effective capacity pays when nodes slow down",
@@ -159,17 +180,25 @@ CLAIMS = (
           rows=_under("failures"), against=NO_ESTIMATE),
     Claim(text="the estimate of effective capacity pays when the profiles are wrong",
           rows=_under("error"), against=NO_ESTIMATE),
+    Claim(text="the joint optimum of the flow level is still the best at token level",
+          rows=_of("transfer_of_optimality"), against=BEST_CUTS, reference=JOINT,
+          runs=partial(proved, label=JOINT)),
     *(
-        Claim(text="the joint optimum at flow level stays best at token level",
-              rows=_of("transfer_of_optimality"), against=rival, reference=JOINT)
-        for rival in (HYPERION, "Hyperion + path cuts", "GPipe", "HEFT")
+        Claim(text="the joint optimum of the flow level is better at token level",
+              rows=_of("transfer_of_optimality"), against=rival, reference=JOINT,
+              runs=partial(proved, label=JOINT))
+        for rival in (HYPERION, "Hyperion + path cuts", P0, "GPipe", "HEFT")
     ),
 )  # fmt: skip
 _BY_STATE = {
     "settings": "judged", "rival_saturated": "rival saturated",
     "reference_saturated": "reference saturated", "both_saturated": "both saturated",
-    "no_pair": "no pair",
+    "few_pairs": "few pairs", "no_pair": "no pair",
 }  # fmt: skip
+_WORDS = (
+    "networks_hold", "networks_fail", "experiments_hold", "experiments_fail",
+    "rival_saturated_at", "reference_saturated_at",
+)  # fmt: skip
 _RUNS = {
     "runs": "n", "paired_runs": "pairs", "infeasible_runs": "infeasible",
     "reference_infeasible_runs": "reference_infeasible",
@@ -178,8 +207,9 @@ _RUNS = {
 COLUMNS = (
     "claim", "reference", "against", "measure", "paper", "best", "best_at", "best_pairs",
     "median", "median_low", "median_high", "series_median", "series_least", "series_most",
-    "cases", "holds", "fails", "reaches_paper", "where_holds", "where_fails",
-    "settings_planned", *_BY_STATE, *_RUNS,
+    "cases", "holds", "fails", "reaches_paper", "networks_hold",
+    "networks_fail", "experiments_hold", "experiments_fail", "settings_planned", *_BY_STATE,
+    "rival_saturated_at", "reference_saturated_at", *_RUNS,
 )  # fmt: skip
 
 
@@ -191,15 +221,18 @@ def judge(
     Requests and a network that two experiments share are the first one's setting alone. Every
     planned setting is in one of ``settings``, which are judged; ``rival_saturated`` and
     ``reference_saturated``, in which one alone cannot keep up with the arrivals, for or against
-    the claim without a figure; ``both_saturated``; ``no_pair``, in which not one seed has two
-    answers. Utilisations and rates are judged where queues grow too. ``runs`` are counted the
-    same way: with two answers, without a plan that fits (of the rival, the reference, both), or
-    unfinished: without any plan, or with requests that never end.
+    the claim without a figure, and named in ``rival_saturated_at`` and
+    ``reference_saturated_at``; ``both_saturated``; ``few_pairs``, in which fewer than `FEW`
+    seeds have two answers; ``no_pair``. Utilisations and rates are judged where queues grow
+    too. ``runs`` are counted the same way: with two answers, without a plan that fits (of the
+    rival, the reference, both), or unfinished: without any plan, without the proof that the
+    claim needs, or with requests that never end.
 
     ``cases`` are the settings that are judged, or, in rows of slopes, their series. Of them
     ``holds`` and ``fails`` count those whose whole interval is above, or below, 0, and
-    ``where_holds`` and ``where_fails`` say in which experiments; ``reaches_paper`` those whose
-    mean is at least the paper's figure, nan where it has none.
+    ``networks_hold`` and the like say on which networks and in which experiments; ``drawn`` and
+    ``spread`` are families of networks. ``reaches_paper`` counts those whose mean is at least
+    the paper's figure, nan where it has none.
 
     ``best`` is the largest of so many means, so it is optimistic, as any "up to", and has no
     interval: ``best_pairs`` is the number of seeds it rests on. ``median`` is over cases, its
@@ -218,7 +251,7 @@ def judge(
         "measure": claim.measure.kind + claim.unit,
         "paper": claim.paper,
         **dict.fromkeys(("cases", "holds", "fails", "settings_planned", *_BY_STATE, *_RUNS), 0),
-        **dict.fromkeys(("best_at", "where_holds", "where_fails"), ""),
+        **dict.fromkeys(("best_at", *_WORDS), ""),
     }
     if table["label"].nunique() < 2:
         return answer
@@ -229,6 +262,8 @@ def judge(
     answer["settings_planned"] = len(found)
     answer |= {name: int((found["state"] == state).sum()) for name, state in _BY_STATE.items()}
     answer |= {name: int(found[column].sum()) for name, column in _RUNS.items()}
+    for who in ("rival", "reference"):
+        answer[f"{who}_saturated_at"] = _named(found[found["state"] == f"{who} saturated"])
     judged = pd.MultiIndex.from_frame(found.loc[found["state"] == "judged", SETTING])
     paired = pairs(table, claim.measure, claim.reference)
     paired = paired[pd.MultiIndex.from_frame(paired[SETTING]).isin(judged)]
@@ -238,9 +273,11 @@ def judge(
 
 
 def _once(table: pd.DataFrame) -> pd.DataFrame:
-    """Leave out what an earlier setting has: the same requests on the same network."""
+    """Leave out what an earlier setting has, in pairs: same requests, same network."""
     place = [*SETTING, "seed"]
-    first = table.drop_duplicates(["digest", "seed"])[place].drop_duplicates()
+    n_methods = table.groupby(place)["label"].transform("nunique").to_numpy()
+    whole_first = table.iloc[np.argsort(-n_methods, kind="stable")]
+    first = whole_first.drop_duplicates(["digest", "seed"])[place].drop_duplicates()
     return table.merge(first, on=place)
 
 
@@ -254,10 +291,11 @@ def _verdict(claim: Claim, paired: pd.DataFrame) -> dict[str, object]:
         ]
     )  # fmt: skip
     median, low, high = median_over_settings(paired, claim.measure)
+    cases = cases.assign(network=_network(cases["series"]))
     series = cases.groupby(["experiment", "series"])["change"].median()
     best = cases.loc[cases["change"].idxmax()]
     at = f"{best['experiment']}: {best['series']}"
-    if claim.trend is None and claim.runs is None:
+    if best["value"]:  # 0: of a whole series
         at += f", {best['axis']} {best['value']:g}"
     holds, fails = cases["low"] > 0, cases["high"] < 0
     known = math.isfinite(claim.paper)
@@ -275,15 +313,32 @@ def _verdict(claim: Claim, paired: pd.DataFrame) -> dict[str, object]:
         "holds": int(holds.sum()),
         "fails": int(fails.sum()),
         "reaches_paper": int((cases["change"] >= claim.paper).sum()) if known else math.nan,
-        "where_holds": _where(cases, holds),
-        "where_fails": _where(cases, fails),
+        **{
+            f"{what}_{verb}": _where(so, cases[by])
+            for what, by in (("networks", "network"), ("experiments", "experiment"))
+            for verb, so in (("hold", holds), ("fail", fails))
+        },
     }
 
 
-def _where(cases: pd.DataFrame, so: pd.Series) -> str:
-    """In how many of how many cases, by experiment, where there are any."""
-    groups = so.groupby(cases["experiment"], sort=False)
+def _network(series: pd.Series) -> pd.Series:
+    """The network, or the family of them, of each series: the first word of its name."""
+    return series.str.partition(",")[0]
+
+
+def _where(so: pd.Series, place: pd.Series) -> str:
+    """In how many of how many cases of each place, where there are any."""
+    groups = so.groupby(place, sort=False)
     return ", ".join(f"{name} {of.sum()}/{len(of)}" for name, of in groups if of.any())
+
+
+def _named(settings: pd.DataFrame) -> str:
+    """Settings by series."""
+    groups = settings.groupby(["experiment", "series", "axis"], sort=False)["value"]
+    return "; ".join(
+        f"{experiment}: {series}, {axis} {', '.join(f'{value:g}' for value in values)}"
+        for (experiment, series, axis), values in groups
+    )
 
 
 def sensitivity(
@@ -315,20 +370,52 @@ def claims(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([judge(claim, frame) for claim in CLAIMS], columns=COLUMNS)
 
 
-def load_all(out: str | Path) -> pd.DataFrame | None:
-    """Rows of all experiments of the claims in a folder; None if there are none."""
-    paths = [path for name in QUESTIONS if (path := Path(out) / f"{name}.csv").exists()]
-    return (
-        pd.concat([report.load(path) for path in paths], ignore_index=True) if paths else None
-    )
+def load_all(
+    out: str | Path, rows: Mapping[str, Collection[int]] | None = None
+) -> pd.DataFrame | None:
+    """Rows of all experiments of the claims in a folder; None if there are none.
+
+    Parameters
+    ----------
+    out : str or path
+    rows : mapping, optional
+        Numbers of the rows that count, of some experiments. Of others: those of the version and
+        the time limit of the last row.
+    """
+    frames = []
+    for name in QUESTIONS:
+        path = Path(out) / f"{name}.csv"
+        if not path.exists():
+            continue
+        numbers = (rows or {}).get(name)
+        frame = report.load(path, numbers)
+        if numbers is None:
+            same = ["version", "time_limit_s"]
+            frame = frame[(frame[same] == frame[same].iloc[-1]).all(axis=1)]
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True) if frames else None
 
 
-def write(out: str | Path) -> pd.DataFrame | None:
-    """Judge the claims by the rows in a folder, into its ``claims.csv``; None without rows."""
-    frame = load_all(out)
+def write(
+    out: str | Path, rows: Mapping[str, Collection[int]] | None = None
+) -> pd.DataFrame | None:
+    """Judge the claims by the rows in a folder, into its ``claims.csv``; None without rows.
+
+    Raises
+    ------
+    RuntimeError
+        If the rows are of sweeps that do not go together.
+    """
+    frame = load_all(out, rows)
     if frame is None:
         return None
-    table = claims(frame)
+    try:
+        table = claims(frame)
+    except ValueError as error:
+        raise RuntimeError(
+            f"{out}: no claims.csv, for its rows are of sweeps that do not go together"
+            f" ({error})"
+        ) from None
     table.to_csv(
         Path(out) / "claims.csv", index=False, float_format="%.4f", lineterminator="\n"
     )
@@ -339,8 +426,11 @@ NOTES = """\
 best: the largest of as many settings as are judged (of series, in rows of slopes), hence
 optimistic; no interval. median: its interval is the luck of the seeds on this grid of networks
 and values; other grids can move it further, see the range of the medians of single series.
-holds, fails: whole interval above, or below, 0. Not judged: rival alone, reference alone, or
-both cannot keep up with the arrivals; no seed in which both have an answer."""
+holds, fails: whole interval above, or below, 0; of many cases in which there is nothing, some
+hold and some fail by chance. Not judged: rival alone, reference alone, or both cannot keep up
+with the arrivals (claims.csv says where); too few seeds in which both have an answer; none."""
+FEW_SEEDS = f"""\
+FEWER THAN {FEW} SEEDS: intervals are none, and what holds or fails may be luck."""
 
 
 def _share(value: object) -> str:

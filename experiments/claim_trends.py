@@ -38,22 +38,34 @@ def slopes(found: pd.DataFrame, *, doubling: bool) -> pd.DataFrame:
 
 
 def saturation_loads(frame: pd.DataFrame) -> pd.DataFrame:
-    """Smallest load with which a method cannot keep up, in place of the runs along the load.
+    """Load from which on a method cannot keep up, in place of the runs along the load.
 
     Returns
     -------
     DataFrame
         As `experiments.report.load` gives it, one row per series, method and seed: ``value`` 0
-        and ``saturated_at``. A method that keeps up with all loads has the largest: a ratio
-        with it says too little, never too much. nan if it never fits.
+        and ``saturated_at``, the smallest load with which, and with all larger ones, it cannot
+        keep up. A method that keeps up with the largest has that: a ratio with it is
+        nearer to 1 than the truth. nan if it never fits.
     """
-    table = labelled(frame)
+    table = labelled(frame).sort_values("value", kind="stable", ignore_index=True)
     late = cannot_keep_up(table["growth"], stretch(table))
+    groups = [*_SERIES, "label", "seed"]
+    # late there and with all larger loads: arrivals in bursts make single smaller ones late
+    backward = table.assign(late=late.astype(int))[::-1]
+    onward = backward.groupby(groups, sort=False)["late"].cummin().astype(bool)
     most = table.groupby(_SERIES)["value"].transform("max")
-    loads = table["value"].where(late, most).where(np.isfinite(table["latency_s"]))
-    one = table.assign(saturated_at=loads).groupby([*_SERIES, "label", "seed"], sort=False)
+    loads = table["value"].where(onward, most).where(np.isfinite(table["latency_s"]))
+    one = table.assign(saturated_at=loads).groupby(groups, sort=False)
     status = one["status"].agg(lambda s: next((x for x in s if x != "infeasible"), s.iloc[0]))
     found = one.first().assign(
         saturated_at=one["saturated_at"].min(), status=status, value=0, digest=""
     )
     return found.reset_index()
+
+
+def proved(frame: pd.DataFrame, label: str) -> pd.DataFrame:
+    """Runs of an exact method count only where it proved its answer; others are unfinished."""
+    table = labelled(frame)
+    guessed = (table["label"] == label) & ~table["status"].isin(["optimal", "infeasible"])
+    return table.assign(latency_s=table["latency_s"].mask(guessed))

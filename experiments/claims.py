@@ -19,7 +19,7 @@ table; measured block times (cost model ``roofline``), and the paper's (``flops`
 named so, these also at a load at which requests hardly meet, for the paper's model has no
 queues; continuous batching (64 requests, chunks of 512 prompt tokens); requests as in
 `hypsolve.workloads`, some with the lengths and gaps fitted to Azure's traces ("drawn as"), and
-windows of Azure's file of conversations itself ("replayed") where that file is at hand;
+windows of Azure's and Mooncake's traces themselves ("replayed") where those files are at hand;
 arrivals at 0.7 of what the best partition serves one request at a time, unless the load is the
 axis (up to where everything saturates); 10 seeds; 32 to 4,096 output tokens; 2 to 8 tiers.
 Links are pure delay as in the paper's model, but in series named "shared links".
@@ -38,7 +38,7 @@ errors per node). Means are over all requests, those of warm-up and drain too.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ from experiments.claim_scenes import (
     spread_network,
 )
 from experiments.claim_series import (
+    BEST_CUTS,
     CORE,
     DISPATCH,
     EARLIEST,
@@ -121,10 +122,10 @@ EXPERIMENTS: dict[str, ClaimExperiment] = {
             ),
             f"campus, {PHI}, shared links": bandwidth_series("campus", PHI, shared_links=True),
             **{
-                f"campus, {PHI}, flops, load {load:g}": bandwidth_series(
-                    "campus", PHI, cost_model="flops", load=load
+                f"campus, {model}, flops, load {load:g}": bandwidth_series(
+                    "campus", model, cost_model="flops", load=load
                 )
-                for load in (0.1, 0.7)
+                for model, load in ((PHI, 0.1), (PHI, 0.7), (LLAMA, 0.1))
             },
         },
     ),
@@ -137,10 +138,10 @@ EXPERIMENTS: dict[str, ClaimExperiment] = {
                 "branch-offices-wan", PHI, at="default"
             ),
             **{
-                f"campus, {PHI}, flops, load {load:g}": output_length_series(
-                    "campus", PHI, (*CORE, P0_CUTS), cost_model="flops", load=load
+                f"campus, {model}, flops, load {load:g}": output_length_series(
+                    "campus", model, (*CORE, P0_CUTS), cost_model="flops", load=load
                 )
-                for load in (0.1, 0.7)
+                for model, load in ((PHI, 0.1), (PHI, 0.7), (LLAMA, 0.1))
             },
         },
         n_requests=100,
@@ -159,9 +160,16 @@ EXPERIMENTS: dict[str, ClaimExperiment] = {
             f"campus, {PHI}, drawn as Azure code": arrival_rate_series(
                 "campus", PHI, most=25, workload="azure_code"
             ),
-            f"campus, {PHI}, Azure conversations replayed": arrival_rate_series(
-                "campus", PHI, most=25, workload=CONVERSATIONS
-            ),
+            **{
+                f"campus, {PHI}, {words} replayed": arrival_rate_series(
+                    "campus", PHI, most=25, workload=workload
+                )
+                for words, workload in (
+                    ("Azure conversations", CONVERSATIONS),
+                    ("Azure code", "azure_code_replayed"),
+                    ("Mooncake conversations", "mooncake_replayed"),
+                )
+            },
         },
         n_requests=150,
     ),
@@ -179,14 +187,14 @@ EXPERIMENTS: dict[str, ClaimExperiment] = {
     "heterogeneity": _experiment(
         "Does HypSched-RT pay more, the more the speeds within a tier differ?",
         {
-            f"spread, {PHI}, load {load:g}": along(
-                "spread", spread_network, PHI,
+            f"spread, {model}, load {load:g}": along(
+                "spread", spread_network, model,
                 (*SWEEP, SHORTEST_QUEUE, EARLIEST, FASTEST, SLOWEST),
-                from_size("quick" if load == 3 else "full", (2.0,), (1.0, 2.0, 4.0),
-                      (1.0, 1.5, 2.0, 3.0, 4.0)),
+                from_size("quick" if (model, load) == (PHI, 3) else "full", (2.0,),
+                      (1.0, 2.0, 4.0), (1.0, 1.5, 2.0, 3.0, 4.0)),
                 load=load,
             )
-            for load in (0.7, 3)
+            for model, load in ((PHI, 0.7), (PHI, 3), (LLAMA, 3))
         },
     ),
     "churn": _experiment(
@@ -200,16 +208,17 @@ EXPERIMENTS: dict[str, ClaimExperiment] = {
             )
             for kind, model, at in (
                 ("slowdowns", PHI, "quick"), ("slowdowns", LLAMA, "full"),
-                ("failures", PHI, "default"),
+                ("failures", PHI, "default"), ("failures", LLAMA, "full"),
             )
         }
         | {
-            f"error, {PHI}": SceneSeries(
+            f"error, {model}": SceneSeries(
                 axis="error of profiles, log",
-                build=partial(churn_scene, "error", PHI),
+                build=partial(churn_scene, "error", model),
                 values=from_size("full", (), (), (0.05, 0.15, 0.4)),
                 calls=DISPATCH,
             )
+            for model in MODELS
         },
     ),
     "utilisation": _experiment(
@@ -242,7 +251,7 @@ EXPERIMENTS: dict[str, ClaimExperiment] = {
         "Is the joint optimum found at flow level still the best at token level?",
         {
             f"{name}, {model}": along(
-                "requests", name, model, (JOINT_CALL, *CORE, PATH_CUTS),
+                "requests", name, model, (JOINT_CALL, *CORE, PATH_CUTS, P0_CUTS, BEST_CUTS),
                 from_size("quick" if (name, model) == ("campus", PHI) else "full",
                       (3,), (3, 4), (3, 4, 6)),
                 keyword="n_requests", load=0.9,
@@ -297,14 +306,19 @@ def plan(
     return runs
 
 
-def conclude(out: Path) -> None:
-    """Judge the claims by the rows in a folder: its ``claims.csv``, a picture, and a table."""
-    from experiments import claim_figures, claim_tables
+def conclude(out: Path, rows: Mapping[str, Collection[int]] | None = None) -> None:
+    """Judge the claims by the rows in a folder: its ``claims.csv``, a picture, and a table.
+
+    `rows`: numbers of those that count, of the experiments that were just run.
+    """
+    from experiments import claim_figures, claim_statistics, claim_tables
     from experiments.progress import print_table
 
-    table = claim_tables.write(out)
+    table = claim_tables.write(out, rows)
     if table is not None:
         print_table("claims, in % with 95 % intervals", claim_tables.in_words(table))
         print(claim_tables.NOTES)
+        if table["best_pairs"].max() < claim_statistics.FEW:
+            print(claim_tables.FEW_SEEDS)
         for path in (out / "claims.csv", claim_figures.save_forest(table, out)):
             print(f"  {path}")

@@ -1,9 +1,11 @@
 """Executes runs on a Dask cluster whose workers compute as this process would.
 
 This process keeps the only writer of rows. The scheduler hands the run of a worker that died to
-another one. A worker with other software, or with more than one thread, is refused by name.
+another one. A worker with other software, or with more than one thread, is refused by name, and
+stops the sweep if it comes later; the same command then goes on.
 """
 
+import asyncio
 import contextlib
 import functools
 import hashlib
@@ -180,8 +182,9 @@ def connected(address: str) -> Iterator[Cluster]:
     for name in ("distributed", "distributed.client", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is said here
     try:
+        asyncio.run(_meet(address))
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
-    except OSError:
+    except (OSError, TimeoutError):
         raise OSError(f"no Dask scheduler answers at {address}") from None
     with client:
         cluster = Cluster(address, client)
@@ -195,6 +198,16 @@ def connected(address: str) -> Iterator[Cluster]:
         except RuntimeError as error:
             raise OSError(error) from None
         yield cluster
+
+
+async def _meet(address: str) -> None:
+    """Ask who is there: a client waits forever for a port that takes calls and says nothing."""
+    from distributed.core import rpc
+    from distributed.security import Security
+
+    arguments = Security().get_connection_args("client")
+    async with asyncio.timeout(CONNECT_S), rpc(address, connection_args=arguments) as there:
+        await there.identity()
 
 
 def _check_address(address: str) -> None:

@@ -27,6 +27,7 @@ _NAMES = {
     "joint_cpsat": "joint CP-SAT",
     "joint_milp": "joint MILP",
     "hypsched_rt": "HypSched-RT",
+    "best_cuts": "best cuts in simulation",
     "path": "path cuts",
     "round_robin": "round robin",
     "join_shortest_queue": "shortest queue",

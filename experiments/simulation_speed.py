@@ -60,14 +60,14 @@ def _timed(problem: Any, partition: Any, **options: Any) -> tuple[float, Any]:
 def whole_trace(size: str) -> dict[str, Any]:
     """Simulate as many conversations as the trace has, or the trace itself if it is there."""
     import hypsolve as hs
-    from experiments.claim_scenes import CONVERSATIONS, can_draw, conversations_file
+    from experiments.claim_scenes import CONVERSATIONS, can_draw, trace_file
 
     problem, what = deployment(N_TRACE), "requests drawn as in the Azure conversation trace"
     if can_draw(CONVERSATIONS):
         problem = hs.Deployment(
             model=problem.model,
             network=problem.network,
-            requests=hs.read_requests(conversations_file()),
+            requests=hs.read_requests(trace_file(CONVERSATIONS)),
         )
         what = "the Azure conversation trace"
     partition = _partition(problem)
@@ -120,9 +120,12 @@ def against_simpy(size: str) -> dict[str, Any]:
         for _ in range(5):
             seconds, ours = _timed(problem, partition)
             fast_s.append(seconds)
-    same = np.array_equal(ours.node, theirs.node) and np.allclose(
-        ours.end_s, theirs.end_s, rtol=1e-9, atol=0
+    times = ("first_token_s", "end_s", "admitted_s", "left_s")
+    same = all(
+        np.allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-9, atol=0)
+        for name in times
     )
+    same = same and np.array_equal(ours.node, theirs.node) and ours.n_visits == theirs.n_visits
     if not same:
         raise RuntimeError("simulate and the SimPy model disagree")
     return {"slow_s": slow_s, "fast_s": fast_s, "n_visits": ours.n_visits}

@@ -170,7 +170,7 @@ def _sweep(options: argparse.Namespace, names: Sequence[str], command: str) -> i
         if name == "calibration":
             _show("calibration_points", options.out)
     if set(names) & set(claims.QUESTIONS):
-        claims.conclude(options.out)
+        claims.conclude(options.out, rows)
     return 0
 
 

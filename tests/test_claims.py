@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import math
+import pickle
+from functools import partial
 from types import SimpleNamespace
 
 import matplotlib
@@ -279,7 +281,7 @@ def test_dispatch_may_believe_another_output_length():
 
 @pytest.fixture
 def conversations(tmp_path, monkeypatch):
-    """A folder of shared data with a made-up file of conversations."""
+    """A folder of shared data with a made-up file of conversations alone."""
     folder = tmp_path / "data" / "traces"
     folder.mkdir(parents=True)
     lines = [f"{0.5 * i},{100 + i},{1 + i % 7}" for i in range(500)]
@@ -299,8 +301,16 @@ def test_windows_of_a_file_are_replayed(conversations):
     for start, requests in zip(starts, served, strict=True):
         assert requests.prompt_tokens.tolist() == list(range(start, start + 20))
         assert np.diff(requests.arrival_s) == pytest.approx(np.diff(requests.arrival_s)[0])
-    with pytest.raises(ValueError, match=r"conv\.csv: must hold 501 requests, got 500"):
+    with pytest.raises(OSError, match=r"conv\.csv: must hold 501 requests or more, got 500"):
         campus(workload=claim_scenes.CONVERSATIONS, n_requests=501)
+
+
+def test_a_file_that_cannot_be_replayed_is_one_line(conversations, tmp_path, capsys):
+    conversations.write_text("what is this\n")
+    arguments = ["arrival_rate", "--full", "--seeds", "1", "--out", str(tmp_path / "rows")]
+    assert sweep.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sweep: ") and "line 1: must name the columns" in line
 
 
 def test_a_series_without_its_file_is_left_out_and_said(conversations, monkeypatch, capsys):
@@ -308,12 +318,13 @@ def test_a_series_without_its_file_is_left_out_and_said(conversations, monkeypat
     few = dataclasses.replace(experiment, n_requests={"full": 5}, n_seeds={"full": 1})
     monkeypatch.setitem(claims.EXPERIMENTS, "arrival_rate", few)
     there = {run.series for run in claims.plan("arrival_rate", "full", version="0")}
-    assert capsys.readouterr().out == ""
+    capsys.readouterr()  # the other files are not there
     conversations.unlink()
     left = {run.series for run in claims.plan("arrival_rate", "full", version="0")}
     (replayed,) = there - left
     assert "replayed" in replayed
     assert f"arrival_rate/{replayed}: its file is not here" in capsys.readouterr().out
+    assert not any("replayed" in series for series in left)
 
 
 def test_wrong_profiles_are_constant_factors():
@@ -346,11 +357,28 @@ def quick(tmp_path_factory):
     return folder
 
 
-def test_a_run_repeats_itself():
-    run = claims.plan("churn", "quick", version="0", n_seeds=1)[0]
+@pytest.mark.parametrize("name", ["churn", "ablation", "transfer_of_optimality"])
+def test_a_run_repeats_itself(quick, name):
+    """What the fixture ran, run again after a journey: every method and policy of ours."""
     times = ("solve_time_s", "run_time_s")
-    first, second = ({k: v for k, v in run.measure().items() if k not in times} for _ in "ab")
-    assert first == second
+    with (quick / f"{name}.csv").open(newline="") as file:
+        before = {runner.identity(row, claims.IDENTITY): row for row in csv.DictReader(file)}
+    for run in claims.plan(name, "quick", version="0", n_seeds=1):
+        arrived = pickle.loads(pickle.dumps(run))
+        assert arrived.scene.digest() == run.digest
+        row = before[runner.identity(run.row(), claims.IDENTITY)]
+        again = arrived.row() | arrived.measure()
+        for column in set(claims.COLUMNS) - {*times}:
+            assert as_text(again[column]) == row[column], (str(run), column)
+
+
+def test_no_cuts_are_better_in_simulation_than_the_best(quick):
+    frame = claim_statistics.labelled(report.load(quick / "transfer_of_optimality.csv"))
+    under_hypsched_rt = frame[frame["method"].isin(["hyperion", "best_cuts"])]
+    latencies = under_hypsched_rt.pivot(index="seed", columns="label", values="latency_s")
+    assert latencies.shape == (2, 4)
+    assert (latencies.idxmin(axis=1) == claim_tables.BEST_CUTS).all()
+    assert (latencies.nunique(axis=1) > 1).all()
 
 
 def test_quick_claims_end_to_end(quick):
@@ -422,6 +450,7 @@ def assert_counts_add_up(table):
         "rival_saturated",
         "reference_saturated",
         "both_saturated",
+        "few_pairs",
         "no_pair",
     ]
     assert (table[settings].sum(axis=1) == table["settings_planned"]).all()
@@ -483,7 +512,10 @@ def test_infeasible_runs_are_counted(frame):
     assert (judged["runs"], judged["infeasible_runs"]) == (6, 3)
     assert (judged["settings"], judged["holds"], judged["fails"]) == (1, 0, 1)
     assert (judged["settings_planned"], judged["no_pair"], judged["best_pairs"]) == (2, 1, 3)
-    assert (judged["where_holds"], judged["where_fails"]) == ("", "output_length 1/1")
+    assert (judged["experiments_hold"], judged["experiments_fail"]) == (
+        "", "output_length 1/1"
+    )  # fmt: skip
+    assert (judged["networks_hold"], judged["networks_fail"]) == ("", "net 1/1")
     assert math.isnan(judged["reaches_paper"])
     (table,) = report.tables("output_length", frame).values()
     assert table.loc["HEFT", ["runs", "infeasible"]].tolist() == ["6", "3"]
@@ -510,7 +542,9 @@ def test_saturated_settings_are_counted_apart(frame):
     assert judged["settings"] == judged["holds"] == judged["reaches_paper"] == 1
     assert (judged["rival_saturated"], judged["reference_saturated"]) == (1, 0)
     assert (judged["best"], judged["median"]) == pytest.approx((0.5, 0.5))
-    assert judged["where_holds"] == "output_length 1/1"
+    assert judged["experiments_hold"] == "output_length 1/1"
+    assert judged["rival_saturated_at"] == "output_length: net, output tokens 2048"
+    assert judged["reference_saturated_at"] == ""
     assert judged["best_at"] == "output_length: net, output tokens 64"
     frame.loc[late, "latency_s"] = 0.6  # grows, but nobody waits: a burst of arrivals
     assert claim_tables.judge(claim, frame)["rival_saturated"] == 0
@@ -521,7 +555,8 @@ def test_saturated_settings_are_counted_apart(frame):
 
 
 SETTING_STATES = {  # growth of the rival and of the reference, which answers: column
-    (1.0, 1.0, "both"): "settings",
+    (1.0, 1.0, "both"): "few_pairs",  # one of three is missing
+    (1.0, 1.1, "both"): "settings",
     (2.2, 1.0, "both"): "rival_saturated",
     (1.0, 2.2, "both"): "reference_saturated",
     (2.2, 2.2, "both"): "both_saturated",
@@ -550,13 +585,61 @@ def test_every_planned_setting_and_run_is_counted_once():
     wanted = list(SETTING_STATES.values())
     assert {name: judged[name] for name in wanted} == {n: wanted.count(n) for n in wanted}
     of_runs = ("paired", "infeasible", "reference_infeasible", "both_infeasible", "unfinished")
-    assert [judged[f"{name}_runs"] for name in of_runs] == [11, 3, 3, 3, 1]
+    assert [judged[f"{name}_runs"] for name in of_runs] == [14, 3, 3, 3, 1]
 
 
 def test_the_same_requests_do_not_count_twice(frame):
     twice = pd.concat([frame, frame.assign(experiment="bandwidth")])
     claim = claim_tables.Claim(text="x", rows=lambda f: f["value"] > 0, against="GPipe")
     assert claim_tables.judge(claim, twice) == claim_tables.judge(claim, frame)
+
+
+def test_a_setting_that_was_cut_short_takes_no_pair_away(frame):
+    begun = frame[(frame["method"] == "hyperion") & (frame["seed"] == 0)]
+    rows = pd.concat([begun.assign(experiment="bandwidth"), frame], ignore_index=True)
+    claim = claim_tables.Claim(text="x", rows=lambda f: f["value"] > 0, against="GPipe")
+    assert claim_tables.judge(claim, rows) == claim_tables.judge(claim, frame)
+
+
+def test_rows_without_a_pair_are_judged_too(frame):
+    rows = pd.concat(
+        [
+            frame[frame["method"] == method].assign(experiment=experiment)
+            for method, experiment in (("hyperion", "bandwidth"), ("gpipe", "tiers"))
+        ],
+        ignore_index=True,
+    )
+    claim = claim_tables.Claim(text="x", rows=lambda f: f["value"] > 0, against="GPipe")
+    assert claim_tables.judge(claim, rows)["settings_planned"] == 0
+
+
+def test_only_proved_answers_are_optima(frame):
+    frame = frame.assign(status=frame["status"].mask(frame["method"] == "hyperion", "optimal"))
+    first = (frame["method"] == "hyperion") & (frame["value"] == 64) & (frame["seed"] == 0)
+    frame.loc[first, "status"] = "feasible"
+    claim = claim_tables.Claim(text="x", rows=lambda f: f["value"] > 0, against="GPipe",
+                               runs=partial(claim_trends.proved, label="Hyperion"))  # fmt: skip
+    judged = claim_tables.judge(claim, frame)
+    assert (judged["paired_runs"], judged["unfinished_runs"]) == (5, 1)
+    assert (judged["settings"], judged["few_pairs"]) == (1, 1)
+
+
+def test_rows_of_this_sweep_count_and_of_others_the_last(frame, tmp_path):
+    rows = frame.assign(version="1", time_limit_s=5.0)
+    older = rows.assign(time_limit_s=7.0, latency_s=9.0)
+    pd.concat([rows, older]).to_csv(tmp_path / "output_length.csv", index=False, na_rep="nan")
+    last = claim_tables.load_all(tmp_path)
+    assert set(last["latency_s"].dropna()) == {9.0}
+    mine = claim_tables.load_all(tmp_path, {"output_length": range(len(rows))})
+    assert set(mine["time_limit_s"]) == {5.0} and len(mine) == len(rows)
+
+
+def test_sweeps_that_do_not_go_together_are_one_line(frame, tmp_path):
+    mixed = frame.assign(version="1", time_limit_s=5.0)
+    mixed.loc[mixed["method"] == "gpipe", "digest"] = "of other requests"
+    mixed.to_csv(tmp_path / "output_length.csv", index=False, na_rep="nan")
+    with pytest.raises(RuntimeError, match=r"no claims\.csv, .*GPipe must be given the requ"):
+        claim_tables.write(tmp_path)
 
 
 def test_slopes_are_per_doubling_or_per_unit_within_a_series():
@@ -611,6 +694,17 @@ def test_who_saturates_first():
     judged = claim_tables.judge(claim, pd.DataFrame(rows))
     assert (judged["settings_planned"], judged["holds"]) == (1, 1)
     assert judged["median"] == pytest.approx(11)  # twelve times the load
+
+
+def test_a_burst_at_a_small_load_is_not_where_a_method_saturates():
+    late = {0.7: 2.0, 1.5: 1.0, 3: 2.0, 6: 2.0}
+    rows = [
+        row(load, 0, call, 5.0, growth=growth if call == GPIPE else 1.0)
+        for load, growth in late.items()
+        for call in (HYPERION, GPIPE)
+    ]
+    loads = claim_trends.saturation_loads(pd.DataFrame(rows)).set_index("label")
+    assert loads["saturated_at"].to_dict() == {"Hyperion": 6, "GPipe": 3}
 
 
 def test_a_claim_without_rows_says_so(frame):

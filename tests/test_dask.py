@@ -2,11 +2,13 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -18,7 +20,7 @@ import pytest
 
 pytest.importorskip("distributed", reason="needs hypsolve[dask]")
 
-from experiments import cluster, record, solving, sweep
+from experiments import claims, cluster, record, solving, sweep
 from experiments.definitions import Call
 from hypsolve import Instance
 from tests import toy_runs
@@ -354,6 +356,44 @@ def test_no_scheduler_there(square, tmp_path, capsys, monkeypatch, arguments, me
     assert error.startswith(f"sweep: {message}" if "tls" not in error else "sweep: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_port_that_is_no_scheduler(square, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cluster, "CONNECT_S", 1.0)
+    square({1: ""})
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        assert sweep.main(["square", "--dask", address, "--out", str(tmp_path / "rows")]) == 2
+    assert capsys.readouterr().err == f"sweep: no Dask scheduler answers at {address}\n"
+
+
+def test_simulated_runs_are_the_same_though_a_worker_is_killed(tmp_path, monkeypatch):
+    """Runs of the claims, with events and a policy of their own."""
+    experiment = claims.EXPERIMENTS["churn"]
+    few = dataclasses.replace(experiment, n_requests={"quick": 2000})
+    monkeypatch.setitem(
+        claims.EXPERIMENTS, "churn", dataclasses.replace(few, n_seeds={"quick": 2})
+    )
+    monkeypatch.setattr(sweep, "_show", lambda name, out, rows=None: None)
+    monkeypatch.setattr(claims, "conclude", lambda out, rows=None: None)
+    command = ["churn", "--quick", "--out"]
+    assert sweep.main([*command, str(tmp_path / "here")]) == 0
+    with started(tmp_path, 2) as dask, ThreadPoolExecutor() as threads:
+        dask.worker("worker-0"), dask.worker("worker-1")
+        there = [*command, str(tmp_path / "there"), "--dask", dask.address]
+        status = threads.submit(sweep.main, there)
+        path = tmp_path / "there" / "churn.csv"
+        wait_until(lambda: path.exists() and path.read_text().count("\n") > 2, "rows")
+        dask.kill("worker-1")
+        assert status.result() == 0
+    here, there = (
+        rows_of(tmp_path / folder / "churn.csv", "solve_time_s", "run_time_s")
+        for folder in ("here", "there")
+    )
+    assert here == there
+    assert len(set(here)) == len(here) == 14
 
 
 def test_what_a_worker_must_share():
