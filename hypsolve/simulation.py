@@ -57,7 +57,8 @@ from hypsolve.events import Event, check_events, early
 from hypsolve.problem import Instance
 from hypsolve.series import bin_intervals
 from hypsolve.solution import Partition, Schedule
-from hypsolve.token_level import Options, TokenLevel, policy_name
+from hypsolve.token_level import policy_name, serve
+from hypsolve.token_system import Options, System
 from hypsolve.trace import Series, Trace, Visits
 
 LEVELS = ("flow", "token")
@@ -184,7 +185,7 @@ def simulate(
         record_visits=bool(record_visits),
         expected_output_tokens=expected_output_tokens,
     )
-    return TokenLevel(problem, partition, policy, seed, options).run()
+    return serve(System(problem, partition, policy, seed, options))
 
 
 def _flow(

@@ -1,430 +1,151 @@
-"""From a deployment to the arrays of `hypsolve.kernels.tokens`, and from those to a trace."""
+"""The token level: lets the kernel serve a `System`, and makes a trace of what came of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hypsolve import costs, evaluation
-from hypsolve.deployment import Block, CostModel, Deployment, Link, Requests
-from hypsolve.dispatch import (
-    POLICIES,
-    Choose,
-    TierState,
-    exact_sums,
-    place_of,
-    stage_service_s,
-)
-from hypsolve.events import Event, EventKind
-from hypsolve.problem import Array, IntArray
-from hypsolve.solution import Partition, Schedule
+from hypsolve.dispatch import Choose, TierState, place_of
+from hypsolve.solution import Schedule
+from hypsolve.token_system import Records, System
 from hypsolve.trace import Series, Trace, Visits
 
 _EVENTS_AT_A_TIME = 5_000_000  # between two looks at Ctrl-C
-_UNLIMITED = 2**62
-Records = NDArray[np.void]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """Of `hypsolve.simulate`, checked."""
+def serve(system: System) -> Trace:
+    """Simulate to the end."""
+    from hypsolve.kernels import tokens as kernel
+    from hypsolve.kernels.warm import warm
 
-    max_batch: int
-    chunk_tokens: int | None
-    link_contention: bool
-    events: tuple[Event, ...]
-    record_visits: bool
-    expected_output_tokens: int | None
+    warm("tokens")
+    n_nodes, state = system.instance.n_nodes, system.state
+    most = min(system.options.max_batch, system.instance.n_requests) + n_nodes + 4
+    heap = kernel.records(4 * most + 64, kernel.EVENT)
+    log = kernel.records(10_000 if system.options.record_visits else 0, kernel.VISIT)
+    while True:
+        state.counts[kernel.BUDGET] = _EVENTS_AT_A_TIME
+        why = kernel.run(system.plan, state, heap, log)
+        if why == kernel.DONE:
+            break
+        if why == kernel.ASK:
+            state.counts[kernel.ANSWER] = _ask(system, kernel, int(state.counts[kernel.ASKING]))
+        elif why == kernel.GROW:
+            n_events, n_logged = state.counts[[kernel.N_EVENTS, kernel.N_LOGGED]].tolist()
+            if system.options.record_visits and n_logged + most > len(log):
+                log = _grown(log, n_logged + most)
+            else:
+                heap = _grown(heap, n_events + most)
+    kernel.settle(state)
+    return _trace(system, kernel, log[: int(state.counts[kernel.N_LOGGED])])
 
 
-class TokenLevel:
-    """One simulation: built, then run once."""
-
-    def __init__(
-        self,
-        deployment: Deployment,
-        partition: Partition,
-        policy: str | Choose | Schedule,
-        seed: int,
-        options: Options,
-    ) -> None:
-        from hypsolve.kernels import tokens as kernel
-
-        self.deployment, self.partition, self.policy = deployment, partition, policy
-        self.seed, self.options = seed, options
-        self.instance = costs.to_instance(deployment)
-        schedule = policy if isinstance(policy, Schedule) else None
-        evaluation.require_shape(self.instance, partition, schedule)
-        self.tiers = [k for k in range(partition.n_tiers) if partition.stage(k)]
-        self.nodes = [
-            np.flatnonzero(
-                evaluation.can_hold(self.instance, k, partition.cuts[k], partition.cuts[k + 1])
-            )
-            + self.instance.nodes_of(k).start
-            for k in self.tiers
-        ]
-        for k, nodes in zip(self.tiers, self.nodes, strict=True):
-            if not nodes.size:
-                i, j = partition.cuts[k], partition.cuts[k + 1]
-                raise ValueError(
-                    f"simulate: tier {self.instance.tier_names[k]!r} has no node that can hold"
-                    f" blocks {i}:{j}, which need"
-                    f" {evaluation.stage_bytes(self.instance, i, j):g} bytes"
+def _ask(system: System, kernel: Any, at: int) -> int:
+    """Let a policy in Python choose a node."""
+    assert callable(system.policy)
+    r, stage = divmod(at, len(system.tiers))
+    k, state = system.tiers[stage], system.state
+    nodes = np.array([n for n in system.nodes[stage] if state.nodes[n]["up"]])
+    there, first = state.nodes[nodes], system.instance.nodes_of(k).start
+    now_s = float(state.clock[kernel.NOW])
+    row = r if len(system.expected_s) > 1 else 0
+    request = state.requests[r]
+    local = nodes - first
+    local.setflags(write=False)
+    tier_state = TierState(
+        tier=k,
+        time_s=now_s,
+        nodes=local,
+        n_jobs=there["n_jobs"].copy(),
+        outstanding_s=there["outstanding_s"].copy(),
+        remaining_s=np.array(
+            [
+                kernel.remaining_s(
+                    system.plan, state.requests, state.places, state.nodes, int(n), now_s
                 )
-        self.rng = np.random.default_rng(seed)
-        self.expected_s = self._expected_s()
-        self.plan = self._plan(kernel)
-        self.state = self._state(kernel)
+                for n in nodes
+            ]
+        ),
+        own_s=system.expected_s[row, stage][there["kind"]],
+        slowdown=np.array([kernel.factor(float(s)) for s in there["slowdown"]]),
+        n_dispatched=int(state.dispatched[stage]),
+        kv_free_tokens=(there["capacity"] - there["held"] - there["queued"]).astype(float),
+        kv_own_tokens=float(request["prompt"] + request["believed"]),
+        uniforms=system.plan.uniforms[stage, r].copy(),
+        rng=system.rng,
+    )
+    place = {int(n): at for at, n in enumerate(local)}
+    answer = system.policy(tier_state, r)
+    return int(nodes[place_of(system.instance, k, system.policy, answer, place)])
 
-    @property
-    def blocks(self) -> list[list[Block]]:
-        """Of each active stage."""
-        all_blocks = self.deployment.model.blocks
-        return [[all_blocks[b] for b in self.partition.stage(k)] for k in self.tiers]
 
-    def _expected_s(self) -> Array:
-        """Seconds of whole requests, as policies take them to be.
-
-        Shape (n_requests or 1, n_stages, n_classes).
-        """
-        instance, cuts, n_requests = (
-            self.instance,
-            self.partition.cuts,
-            self.instance.n_requests,
-        )
-        if self.options.expected_output_tokens is not None:
-            outputs = np.full(n_requests, self.options.expected_output_tokens)
-            given = self.deployment.requests
-            believed = Requests(given.arrival_s, given.prompt_tokens, outputs)
-            instance = costs.to_instance(
-                replace(self.deployment, requests=believed, max_resident_tokens=None)
-            )
-        stages = (stage_service_s(instance, cuts[k], cuts[k + 1]) for k in self.tiers)
-        return np.stack([exact_sums(s, n_requests) for s in stages], axis=1)
-
-    def _prefill_s(self) -> Array:
-        """The same, of the prefill alone; for policies that look at what remains."""
-        names = ("least_work_left", "earliest_completion")
-        shape = self.expected_s.shape
-        if not callable(self.policy) and self.policy not in names:
-            return np.zeros((0, *shape[1:]))
-        prefill_s = np.zeros(shape)
-        gpus = costs.node_classes(self.deployment.network)
-        prompt_tokens = self.deployment.requests.prompt_tokens[: shape[0]]
-        for stage, blocks in enumerate(self.blocks):
-            for c, gpu in enumerate(gpus):
-                for block, count in _counted(blocks):
-                    seconds = costs.service_s(
-                        block, gpu, prompt_tokens, 1, self.deployment.cost_model
-                    )
-                    prefill_s[:, stage, c] += count * seconds
-        return np.minimum(prefill_s, self.expected_s)
-
-    def _uniforms(self) -> Array:
-        policy = self.policy
-        draws = callable(policy) or (isinstance(policy, str) and POLICIES[policy].draws)
-        n_requests = self.instance.n_requests if draws else 0
-        return np.stack([self.rng.random((n_requests, 2)) for _ in self.tiers])
-
-    def _assigned(self) -> IntArray:
-        """Nodes of a schedule that is replayed, shape (n_requests or 0, n_stages)."""
-        if not isinstance(self.policy, Schedule):
-            return np.zeros((0, len(self.tiers)), np.int64)
-        assigned = np.empty((self.instance.n_requests, len(self.tiers)), np.int64)
-        for stage, k in enumerate(self.tiers):
-            assigned[:, stage] = self.policy.node[:, k] + self.instance.nodes_of(k).start
-            wrong = ~np.isin(assigned[:, stage], self.nodes[stage])
-            if wrong.any():
-                r = int(np.argmax(wrong))
-                raise ValueError(
-                    f"simulate: the schedule's node of request {r} on tier"
-                    f" {self.instance.tier_names[k]!r} must be one that can hold the stage,"
-                    f" got {int(self.policy.node[r, k])}"
-                )
-        return assigned
-
-    def _code(self, kernel: Any) -> int:
-        if isinstance(self.policy, Schedule):
-            return int(kernel.ASSIGNED)
-        if callable(self.policy):
-            return int(kernel.ASKED)
-        return int(getattr(kernel, POLICIES[self.policy].kernel))
-
-    def _plan(self, kernel: Any) -> Any:
-        network, options = self.deployment.network, self.options
-        cuts, links = self.partition.cuts, [tier.link for tier in network.tiers[:-1]]
-        crossed = [k for k in range(len(links)) if cuts[k + 1] < self.instance.n_blocks]
-        parts, part_start, windows = _parts(kernel, self.blocks)
-        gpu = _records(
-            [(g.t0_s, g.flops_per_s, g.bytes_per_s) for g in costs.node_classes(network)],
-            kernel.GPU,
-        )
-        self.node_names = [node.name for tier in network.tiers for node in tier.nodes]
-        tier_names = [tier.name for tier in network.tiers[:-1]]
-        speed = _pieces(
-            self.node_names, np.ones(len(self.node_names)), options.events, EventKind.SLOWDOWN
-        )
-        rates = np.array([link.bytes_per_s for link in links if link is not None])
-        rate = _pieces(tier_names, rates, options.events, EventKind.BANDWIDTH)
-        self.speed_start, self.rate_start = speed[2], rate[2]
-        arrival_s = np.array(self.instance.arrival_s)
-        hop_end = np.array(self.tiers)  # links before tier k are 0..k - 1
-        chunk_tokens = _UNLIMITED if options.chunk_tokens is None else options.chunk_tokens
-        return kernel.Plan(
-            policy=self._code(kernel),
-            max_batch=min(options.max_batch, _UNLIMITED),
-            chunk_tokens=min(chunk_tokens, _UNLIMITED),
-            contention=options.link_contention,
-            bandwidth_bound=self.deployment.cost_model is CostModel.ROOFLINE,
-            record_visits=options.record_visits,
-            n_stages=len(self.tiers),
-            return_s=math.fsum(_return_s(links[k]) for k in crossed),
-            order=np.argsort(arrival_s, kind="stable"),
-            arrival_s=arrival_s,
-            part=parts,
-            part_start=part_start,
-            windows=windows,
-            gpu=gpu,
-            hop_first=np.append(0, hop_end[:-1]),
-            hop_end=hop_end,
-            eligible=np.concatenate(self.nodes),
-            eligible_start=np.append(0, np.cumsum([len(nodes) for nodes in self.nodes])),
-            speed_s=speed[0],
-            speed=1 / speed[1],
-            rate_s=rate[0],
-            rate=rate[1],
-            churn=self._churn(kernel),
-            expected_s=self.expected_s,
-            prefill_s=self._prefill_s(),
-            uniforms=self._uniforms(),
-            assigned=self._assigned(),
-        )
-
-    def _churn(self, kernel: Any) -> Records:
-        kinds = {
-            EventKind.FAILURE: kernel.FAILURE,
-            EventKind.RECOVERY: kernel.RECOVERY,
-            EventKind.JOIN: kernel.RECOVERY,
-        }
-        number = {name: n for n, name in enumerate(self.node_names)}
-        rows = [
-            (event.at_s, kinds[event.kind], number[event.target])
-            for event in self.options.events
-            if event.kind in kinds
-        ]
-        return _records(rows, kernel.CHURNED)
-
-    def _state(self, kernel: Any) -> Any:
-        n_requests, n_nodes = self.instance.n_requests, self.instance.n_nodes
-        n_stages, given = len(self.tiers), self.deployment.requests
-        requests = kernel.records(n_requests, kernel.REQUEST)
-        requests["prompt"] = requests["prefill"] = given.prompt_tokens
-        requests["output"] = requests["believed"] = given.output_tokens
-        if self.options.expected_output_tokens is not None:
-            requests["believed"] = self.options.expected_output_tokens
-        requests["next"] = kernel.NIL
-        requests["first_token_s"] = requests["end_s"] = math.nan
-        places = kernel.records(n_requests * n_stages, kernel.PLACE)
-        places["node"] = kernel.NIL
-        places["reached_s"] = places["admitted_s"] = places["left_s"] = math.nan
-        links = kernel.records(self.instance.n_tiers - 1, kernel.LINK)
-        for k, tier in enumerate(self.deployment.network.tiers[:-1]):
-            assert tier.link is not None
-            links[k]["latency_s"] = tier.link.latency_s
-            links[k]["token_bytes"] = self._token_bytes(self.partition.cuts[k + 1])
-        links["rate_at"], links["rate_end"] = self.rate_start[:-1], self.rate_start[1:]
-        times_s = self.instance.arrival_s
-        origin_s, span_s = float(times_s.min()), float(np.ptp(times_s))
-        clock = np.array([origin_s, origin_s, max(span_s / 128, 1e-6, 1e-12 * origin_s)])
-        counts = np.zeros(kernel.N_COUNTS, np.int64)
-        counts[kernel.ANSWER] = kernel.NIL
-        return kernel.State(
-            requests=requests,
-            places=places,
-            nodes=self._nodes(kernel, origin_s),
-            links=links,
-            stranded=np.full(n_stages, kernel.NIL),
-            n_stranded=np.zeros(n_stages, np.int64),
-            stranded_seen_s=np.full(n_stages, origin_s),
-            dispatched=np.zeros(n_stages, np.int64),
-            touched=np.zeros(n_nodes, np.int64),
-            gone=np.zeros(n_requests, np.bool_),
-            sums=np.zeros((len(self.plan.windows), 2)),
-            bins=np.zeros((kernel.N_ROWS, n_nodes + n_stages, kernel.N_BINS)),
-            counts=counts,
-            clock=clock,
-        )
-
-    def _token_bytes(self, cut: int) -> float:
-        model = self.deployment.model
-        if cut == 0:
-            return float(model.input_bytes_per_token)
-        return float(model.blocks[cut - 1].output_bytes_per_token)
-
-    def _nodes(self, kernel: Any, origin_s: float) -> Records:
-        nodes = kernel.records(self.instance.n_nodes, kernel.NODE)
-        nodes["stage"] = kernel.NIL
-        nodes["kind"] = self.instance.node_class
-        nodes["up"] = 1
-        joining = {e.target for e in self.options.events if e.kind is EventKind.JOIN}
-        for n, name in enumerate(self.node_names):
-            nodes[n]["up"] = name not in joining
-        heads = [name for name in nodes.dtype.names if name.endswith(("_head", "_tail"))]
-        for field in (*heads, "decode_mark", "batch_decode", "batch_prefill"):
-            nodes[field] = kernel.NIL
-        nodes["slowdown"] = 1.0
-        nodes["seen_s"] = origin_s
-        nodes["speed_at"], nodes["speed_end"] = self.speed_start[:-1], self.speed_start[1:]
-        whole_model = len(self.tiers) == 1
-        tied_bytes = self.deployment.model.tied_bytes if whole_model else 0
-        for stage, (at_tier, blocks) in enumerate(zip(self.nodes, self.blocks, strict=True)):
-            weights = sum(block.weight_bytes for block in blocks) - tied_bytes
-            kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
-            for n in at_tier:
-                nodes[n]["stage"] = stage
-                free = self.instance.node_bytes[n] - weights
-                tokens = _UNLIMITED if kv_bytes == 0 else free // kv_bytes
-                # a node within rounding of holding the longest request holds it
-                least = self.deployment.max_resident_tokens or 0
-                nodes[n]["capacity"] = int(min(max(tokens, least), _UNLIMITED))
-        return nodes
-
-    def run(self) -> Trace:
-        """Simulate to the end."""
-        from hypsolve.kernels import tokens as kernel
-        from hypsolve.kernels.warm import warm
-
-        warm("tokens")
-        n_nodes, state = self.instance.n_nodes, self.state
-        most = min(self.options.max_batch, self.instance.n_requests) + n_nodes + 4
-        heap = kernel.records(4 * most + 64, kernel.EVENT)
-        log = kernel.records(10_000 if self.options.record_visits else 0, kernel.VISIT)
-        while True:
-            state.counts[kernel.BUDGET] = _EVENTS_AT_A_TIME
-            why = kernel.run(self.plan, state, heap, log)
-            if why == kernel.DONE:
-                break
-            if why == kernel.ASK:
-                state.counts[kernel.ANSWER] = self._ask(
-                    kernel, int(state.counts[kernel.ASKING])
-                )
-            elif why == kernel.GROW:
-                n_events, n_logged = state.counts[[kernel.N_EVENTS, kernel.N_LOGGED]].tolist()
-                if self.options.record_visits and n_logged + most > len(log):
-                    log = _grown(log, n_logged + most)
-                else:
-                    heap = _grown(heap, n_events + most)
-        kernel.settle(state)
-        return self._trace(kernel, log[: int(state.counts[kernel.N_LOGGED])])
-
-    def _ask(self, kernel: Any, at: int) -> int:
-        """Let a policy in Python choose a node."""
-        assert callable(self.policy)
-        r, stage = divmod(at, len(self.tiers))
-        k, state = self.tiers[stage], self.state
-        nodes = np.array([n for n in self.nodes[stage] if state.nodes[n]["up"]])
-        there, first = state.nodes[nodes], self.instance.nodes_of(k).start
-        now_s = float(state.clock[kernel.NOW])
-        row = r if len(self.expected_s) > 1 else 0
-        request = state.requests[r]
-        local = nodes - first
-        local.setflags(write=False)
-        tier_state = TierState(
-            tier=k,
-            time_s=now_s,
-            nodes=local,
-            n_jobs=there["n_jobs"].copy(),
-            outstanding_s=there["outstanding_s"].copy(),
-            remaining_s=np.array(
-                [
-                    kernel.remaining_s(
-                        self.plan, state.requests, state.places, state.nodes, int(n), now_s
-                    )
-                    for n in nodes
-                ]
-            ),
-            own_s=self.expected_s[row, stage][there["kind"]],
-            slowdown=np.array([kernel.factor(float(s)) for s in there["slowdown"]]),
-            n_dispatched=int(state.dispatched[stage]),
-            kv_free_tokens=(there["capacity"] - there["held"] - there["queued"]).astype(float),
-            kv_own_tokens=float(request["prompt"] + request["believed"]),
-            uniforms=self.plan.uniforms[stage, r].copy(),
-            rng=self.rng,
-        )
-        place = {int(n): at for at, n in enumerate(local)}
-        answer = self.policy(tier_state, r)
-        return int(nodes[place_of(self.instance, k, self.policy, answer, place)])
-
-    def _trace(self, kernel: Any, log: Records) -> Trace:
-        state, instance = self.state, self.instance
-        shape = (instance.n_requests, instance.n_tiers)
-        places = state.places.reshape(instance.n_requests, len(self.tiers))
-        node = np.full(shape, -1, np.int64)
-        times = {name: np.full(shape, math.nan) for name in ("reached", "admitted", "left")}
-        kv_bytes = np.zeros(instance.n_nodes)
-        for stage, k in enumerate(self.tiers):
-            at_tier = instance.nodes_of(k)
-            node[:, k] = np.maximum(places["node"][:, stage] - at_tier.start, -1)
-            for name, array in times.items():
-                array[:, k] = places[f"{name}_s"][:, stage]
-            kv_bytes[at_tier] = sum(b.kv_bytes_per_token for b in self.blocks[stage])
-        holds, nodes = state.nodes["stage"] != kernel.NIL, state.nodes
-        limited = np.where(kv_bytes > 0, nodes["capacity"] * kv_bytes, math.inf)
-        capacity_bytes = np.where(holds, limited, 0.0)
-        origin_s, width_s = state.clock[[kernel.ORIGIN, kernel.WIDTH]].tolist()
-        n_bins = max(math.ceil((state.clock[kernel.NOW] - origin_s) / width_s), 1)
-        means, of_stages = np.split(state.bins[:, :, :n_bins] / width_s, [len(nodes)], axis=1)
-        n_stranded = np.zeros((instance.n_tiers, n_bins))
-        n_stranded[self.tiers] = of_stages[kernel.WAITING]
-        visits = None
-        if self.options.record_visits:
-            names = {"context": "context_tokens"}
-            fields = {names.get(f, f): log[f].copy() for f in kernel.VISIT.names}
-            visits = Visits(**fields)
-        given = self.deployment.requests
-        return Trace(
-            level="token",
-            name=instance.name,
-            policy=policy_name(self.policy),
-            seed=self.seed,
-            partition=self.partition,
-            tier_names=instance.tier_names,
-            node_names=instance.node_names,
-            node_tier=instance.node_tier,
-            arrival_s=instance.arrival_s,
-            end_s=state.requests["end_s"].copy(),
-            first_token_s=state.requests["first_token_s"].copy(),
-            prompt_tokens=given.prompt_tokens,
-            output_tokens=given.output_tokens,
-            restarts=state.requests["restarts"].copy(),
-            lost_tokens=state.requests["lost"].copy(),
-            node=node,
-            reached_s=times["reached"],
-            admitted_s=times["admitted"],
-            left_s=times["left"],
-            busy_s=state.nodes["busy_s"].copy(),
-            n_iterations=state.nodes["n_iterations"].copy(),
-            n_tokens=state.nodes["n_tokens"].copy(),
-            n_visits=int(state.counts[kernel.N_VISITS]),
-            series=Series(
-                start_s=origin_s,
-                bin_s=width_s,
-                busy=means[kernel.BUSY],
-                n_requests=means[kernel.JOBS],
-                n_waiting=means[kernel.WAITING],
-                kv_bytes=means[kernel.HELD] * kv_bytes[:, None],
-                n_stranded=n_stranded,
-            ),
-            kv_capacity_bytes=capacity_bytes,
-            end_of_run_s=float(state.clock[kernel.NOW]),
-            extrapolated=instance.extrapolated,
-            visits=visits,
-        )
+def _trace(system: System, kernel: Any, log: Records) -> Trace:
+    state, instance = system.state, system.instance
+    shape = (instance.n_requests, instance.n_tiers)
+    places = state.places.reshape(instance.n_requests, len(system.tiers))
+    node = np.full(shape, -1, np.int64)
+    times = {name: np.full(shape, math.nan) for name in ("reached", "admitted", "left")}
+    kv_bytes = np.zeros(instance.n_nodes)
+    for stage, k in enumerate(system.tiers):
+        at_tier = instance.nodes_of(k)
+        node[:, k] = np.maximum(places["node"][:, stage] - at_tier.start, -1)
+        for name, array in times.items():
+            array[:, k] = places[f"{name}_s"][:, stage]
+        kv_bytes[at_tier] = sum(b.kv_bytes_per_token for b in system.blocks[stage])
+    holds, nodes = state.nodes["stage"] != kernel.NIL, state.nodes
+    limited = np.where(kv_bytes > 0, nodes["capacity"] * kv_bytes, math.inf)
+    capacity_bytes = np.where(holds, limited, 0.0)
+    origin_s, width_s = state.clock[[kernel.ORIGIN, kernel.WIDTH]].tolist()
+    n_bins = max(math.ceil((state.clock[kernel.NOW] - origin_s) / width_s), 1)
+    means, of_stages = np.split(state.bins[:, :, :n_bins] / width_s, [len(nodes)], axis=1)
+    n_stranded = np.zeros((instance.n_tiers, n_bins))
+    n_stranded[system.tiers] = of_stages[kernel.WAITING]
+    visits = None
+    if system.options.record_visits:
+        names = {"context": "context_tokens"}
+        fields = {names.get(f, f): log[f].copy() for f in kernel.VISIT.names}
+        visits = Visits(**fields)
+    given = system.deployment.requests
+    return Trace(
+        level="token",
+        name=instance.name,
+        policy=policy_name(system.policy),
+        seed=system.seed,
+        partition=system.partition,
+        tier_names=instance.tier_names,
+        node_names=instance.node_names,
+        node_tier=instance.node_tier,
+        arrival_s=instance.arrival_s,
+        end_s=state.requests["end_s"].copy(),
+        first_token_s=state.requests["first_token_s"].copy(),
+        prompt_tokens=given.prompt_tokens,
+        output_tokens=given.output_tokens,
+        restarts=state.requests["restarts"].copy(),
+        lost_tokens=state.requests["lost"].copy(),
+        node=node,
+        reached_s=times["reached"],
+        admitted_s=times["admitted"],
+        left_s=times["left"],
+        busy_s=state.nodes["busy_s"].copy(),
+        n_iterations=state.nodes["n_iterations"].copy(),
+        n_tokens=state.nodes["n_tokens"].copy(),
+        n_visits=int(state.counts[kernel.N_VISITS]),
+        series=Series(
+            start_s=origin_s,
+            bin_s=width_s,
+            busy=means[kernel.BUSY],
+            n_requests=means[kernel.JOBS],
+            n_waiting=means[kernel.WAITING],
+            kv_bytes=means[kernel.HELD] * kv_bytes[:, None],
+            n_stranded=n_stranded,
+        ),
+        kv_capacity_bytes=capacity_bytes,
+        end_of_run_s=float(state.clock[kernel.NOW]),
+        extrapolated=instance.extrapolated,
+        visits=visits,
+    )
 
 
 def policy_name(policy: str | Choose | Schedule) -> str:
@@ -432,70 +153,6 @@ def policy_name(policy: str | Choose | Schedule) -> str:
     if isinstance(policy, Schedule):
         return "replayed schedule"
     return policy if isinstance(policy, str) else getattr(policy, "__name__", repr(policy))
-
-
-def _counted(blocks: list[Block]) -> list[tuple[Block, int]]:
-    """Distinct blocks, and how many of each."""
-    counts: dict[str, int] = {}
-    for block in blocks:
-        counts[block.kind] = counts.get(block.kind, 0) + 1
-    of_kind = {block.kind: block for block in blocks}
-    return [(of_kind[kind], count) for kind, count in counts.items()]
-
-
-def _return_s(link: Link | None) -> float:
-    assert link is not None
-    return link.round_trip_s - link.latency_s
-
-
-def _parts(kernel: Any, stages: list[list[Block]]) -> tuple[Records, IntArray, Array]:
-    """Blocks by stage and kind; where stages start; the attention windows they refer to."""
-    windows = list(dict.fromkeys(b.window_tokens for blocks in stages for b in blocks))
-    rows, starts = [], [0]
-    for blocks in stages:
-        for block, count in _counted(blocks):
-            idle = 1 - block.experts_per_token / block.n_experts if block.n_experts else 0.0
-            rows.append(
-                (
-                    count,
-                    block.flops_per_token,
-                    block.attention_flops_per_pair,
-                    block.always_read_bytes,
-                    block.gathered_bytes_per_token,
-                    block.expert_bytes * block.n_experts,
-                    idle,
-                    block.kv_bytes_per_token,
-                    block.activation_bytes_per_token,
-                    windows.index(block.window_tokens),
-                    block.last_token_only,
-                )
-            )
-        starts.append(len(rows))
-    limits = np.array([math.inf if w is None else float(w) for w in windows])
-    return _records(rows, kernel.PART), np.array(starts), limits
-
-
-def _pieces(
-    names: list[str], values: Array, events: tuple[Event, ...], kind: EventKind
-) -> tuple[Array, Array, IntArray]:
-    """Piecewise constant values: from when, how much, and where those of each name start."""
-    changes: dict[str, list[Event]] = {name: [] for name in names}
-    for event in events:
-        if event.kind is kind:
-            changes[event.target].append(event)
-    from_s: list[float] = []
-    value: list[float] = []
-    starts = [0]
-    for name, normal in zip(names, values, strict=True):
-        from_s += [-math.inf, *(event.at_s for event in changes[name])]
-        value += [normal, *(normal * event.factor for event in changes[name])]
-        starts.append(len(from_s))
-    return np.array(from_s), np.array(value), np.array(starts)
-
-
-def _records(rows: Sequence[tuple[float, ...]], dtype: Any) -> Records:
-    """Records whose fields are attributes, for kernels that are not compiled too."""
-    return np.array(rows, dtype).view(np.recarray)
 
 
 def _grown(records: Records, least: int) -> Records:

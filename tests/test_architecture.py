@@ -49,6 +49,7 @@ LAYERS = [
         "hypsolve.perfetto",
         "hypsolve.trace_plots",
     },
+    {"hypsolve.token_system"},
     {"hypsolve.token_level"},
     {"hypsolve.simulation"},
     {"hypsolve.solvers"},
