@@ -135,6 +135,7 @@ CLAIMS = (
     *_latency_claims("Llama-3-8B", LLAMA),
     *_latency_claims("Phi-3-medium, times by FLOPs", PHI, costs="flops"),
     *_latency_claims("Phi-3-medium, times by FLOPs", PHI, costs="flops", reference=P0),
+    *_latency_claims("Llama-3-8B, times by FLOPs", LLAMA, costs="flops"),
     *_trend_claims("GPipe"),
     *_trend_claims("HEFT"),
     *(
