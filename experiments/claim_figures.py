@@ -235,18 +235,17 @@ def transfer(frame: pd.DataFrame, ax: Axes) -> Axes:
     return _clean(ax)
 
 
-def _drawn(table: pd.DataFrame) -> pd.DataFrame:
-    one_scale = table["measure"].isin(["reduction", "difference"])
-    return table[(table["cases"] > 0) & one_scale].reset_index(drop=True)
-
-
-def forest(table: pd.DataFrame, ax: Axes) -> Axes:
+def forest(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """The table of claims: median with interval, best (triangle), the paper's figure (bar).
 
     In brackets: cases in which it holds of those judged; settings judged of those planned.
     Reductions and differences alone; gains are on another scale, and slopes are per step.
     """
-    judged = _drawn(table)
+    one_scale = table["measure"].isin(["reduction", "difference"])
+    judged = table[(table["cases"] > 0) & one_scale].reset_index(drop=True)
+    if ax is None:
+        size = (9, 1 + 0.38 * len(judged))
+        _, ax = plt.subplots(figsize=size, layout="constrained")
     for row, claim in judged.iterrows():
         low, high = 100 * claim["median_low"], 100 * claim["median_high"]
         ax.plot([low, high], [row, row], color="#0072B2", lw=2)
@@ -255,11 +254,11 @@ def forest(table: pd.DataFrame, ax: Axes) -> Axes:
         if np.isfinite(claim["paper"]):
             ax.plot([100 * claim["paper"]] * 2, [row - 0.35, row + 0.35], color="#D55E00", lw=2)
     names = [
-        f"{claim.claim}: {claim.reference} against {claim.against}"
+        f"{claim.claim}\n{claim.reference} against {claim.against}"
         f" ({claim.holds} of {claim.cases}; {claim.settings} of {claim.settings_planned})"
         for claim in judged.itertuples()
     ]
-    ax.set_yticks(range(len(judged)), names, fontsize=7)
+    ax.set_yticks(range(len(judged)), names, fontsize=6.5)
     ax.set_ylim(len(judged) - 0.5, -0.5)
     ax.axvline(0, color="black", lw=0.8)
     ax.set_xlabel("latency lower, or GPUs busier, by (%)")
@@ -268,9 +267,7 @@ def forest(table: pd.DataFrame, ax: Axes) -> Axes:
 
 def save_forest(table: pd.DataFrame, out: Path) -> Path:
     """Draw the table of claims as ``claims.png`` in `out`; return its path."""
-    n_rows = len(_drawn(table))
-    figure, ax = plt.subplots(figsize=(10, 1 + 0.35 * n_rows), layout="constrained")
-    forest(table, ax)
+    figure = forest(table).figure
     figure.savefig(out / "claims.png", dpi=150)
     plt.close(figure)
     return out / "claims.png"

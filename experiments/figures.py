@@ -25,7 +25,7 @@ _STYLE = {  # label of a method: colour, marker, line
     "Hyperion + full link cost": ("#0072B2", "P", "--"),
     "Hyperion + planned by FLOPs": ("#000000", "d", "--"),
     "Hyperion + mean output believed": ("#0072B2", "*", ":"),
-    "best cuts in simulation + HypSched-RT": ("#009E73", "*", ":"),
+    "best cuts in simulation + HypSched-RT": ("#000000", "*", ":"),
     "HypSplit-DP": ("#0072B2", "o", "-"),
     "HypSplit-DP + round robin": ("#56B4E9", "v", "--"),
     "HypSplit-DP + shortest queue": ("#666666", "<", ":"),
