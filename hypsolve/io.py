@@ -129,7 +129,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Instanc
         If there is no such file, or it cannot be read.
     """
     path = checked_path("load", path)
-    document = _parse(path, read_bytes(path, valid.whole("load", "max_bytes", max_bytes)))
+    document = parse_json(path, read_bytes(path, valid.whole("load", "max_bytes", max_bytes)))
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(
             f"{path}: not an instance: a JSON object with format {FORMAT!r} is needed"
@@ -179,7 +179,8 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     return content
 
 
-def _parse(path: Path, content: bytes) -> Any:
+def parse_json(path: Path, content: bytes) -> Any:
+    """Return what a JSON document holds; keys once, numbers finite, errors with the path."""
     try:
         return json.loads(
             content.decode(), object_pairs_hook=_distinct, parse_constant=_refuse_constant

@@ -1,0 +1,268 @@
+"""Models from Hugging Face files: a ``config.json``, or a folder with safetensors beside it."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hypsolve import catalog
+from hypsolve import validation as valid
+from hypsolve.deployment import Block, Model
+from hypsolve.io import checked_path, parse_json, read_bytes
+from hypsolve.safetensors import Weights, read_weights
+
+MAX_BYTES = 2**26  # of a config.json
+SHAPE = "n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab"
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How the configurations of one ``model_type`` name things.
+
+    ``keys`` are the names of the numbers that a shape needs; ``slides`` says which layers have
+    the sliding window.
+    """
+
+    keys: Mapping[str, str]
+    gated_ffn: bool = True
+    tied_by_default: bool = False
+    head_dim: int | None = None  # None: hidden / heads, unless the file has it
+    slides: Callable[[Config, int], bool] = lambda config, layer: True
+
+
+_USUAL = {
+    "n_layers": "num_hidden_layers", "hidden": "hidden_size", "n_heads": "num_attention_heads",
+    "ffn": "intermediate_size", "vocab": "vocab_size",
+}  # fmt: skip
+
+
+def _qwen2_slides(config: Config, layer: int) -> bool:
+    if not config.get("use_sliding_window", False):
+        return False
+    return layer >= int(config.get("max_window_layers", 28))
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(_USUAL),
+    "mistral": Family(_USUAL),
+    "qwen2": Family(_USUAL, slides=_qwen2_slides),
+    "qwen3": Family(_USUAL, head_dim=128, slides=_qwen2_slides),
+    "phi3": Family(_USUAL),
+    "gemma2": Family(
+        _USUAL, tied_by_default=True, head_dim=256, slides=lambda _, layer: layer % 2 == 0
+    ),
+    "mixtral": Family(_USUAL),
+    "gpt2": Family(
+        {"n_layers": "n_layer", "hidden": "n_embd", "n_heads": "n_head", "ffn": "n_inner",
+         "vocab": "vocab_size"},
+        gated_ffn=False, tied_by_default=True,
+    ),
+    "gpt_neox": Family(_USUAL, gated_ffn=False),
+    "opt": Family({**_USUAL, "ffn": "ffn_dim"}, gated_ffn=False, tied_by_default=True),
+}  # fmt: skip
+"""What can be read, by ``model_type``."""
+
+
+def read_model(
+    path: str | os.PathLike[str], *, weights: str | None = None, name: str | None = None
+) -> Model:
+    """Read an LLM from Hugging Face files, without its weights.
+
+    Parameters
+    ----------
+    path : str or path
+        A ``config.json``; or a folder that holds one. If the folder holds safetensors too, each
+        block is as large as they say; only their headers are read.
+    weights : {"fp16", "int8", "int4"}, optional
+        Take the weights to be in this format, whatever the files say. Default: as stored; with
+        a config.json alone, as its ``quantization_config`` says, else fp16.
+    name : str, optional
+        Default: that of the folder.
+
+    Returns
+    -------
+    Model
+        The embedding with the table of positions if there is one, the layers, the head with the
+        last norm. ``extrapolated`` unless weights are 16-bit floats.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the file, the key or the tensor, the rule and the value.
+    OSError
+        If there is no such file, or it cannot be read.
+
+    Examples
+    --------
+    >>> model = read_model("Meta-Llama-3-8B/config.json")  # doctest: +SKIP
+    >>> model = read_model("Meta-Llama-3-8B", weights="int8")  # doctest: +SKIP
+    """
+    path = checked_path("read_model", path)
+    if weights is not None:
+        valid.known("weights", weights, catalog.GROUP_BYTES)
+    folder = path if path.is_dir() else path.parent
+    config_path = path / "config.json" if path.is_dir() else path
+    if name is None:
+        name = folder.resolve().name
+    config = parse_json(config_path, read_bytes(config_path, MAX_BYTES))
+    if not isinstance(config, dict):
+        raise ValueError(f"{config_path}: must be a JSON object, got {config!r:.60}")
+    stored = read_weights(folder) if path.is_dir() and weights is None else None
+    try:
+        return _model(config, name, weights, stored, f"{config_path.name} of {name}")
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{config_path}: {error}") from None
+
+
+def _model(
+    config: Config, name: str, weights: str | None, stored: Weights | None, source: str
+) -> Model:
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise ValueError(
+            f"model_type must be one of {', '.join(FAMILIES)}, got {kind!r:.60}; for another"
+            f" decoder-only transformer give hypsolve.catalog.transformer its {SHAPE}"
+        )
+    family = FAMILIES[kind]
+    tied = _flag(config, "tie_word_embeddings", family.tied_by_default)
+    shape = _shape(config, family)
+    fixed: dict[str, Any] = {
+        **shape,
+        "gated_ffn": family.gated_ffn,
+        "tied_embeddings": tied,
+        "weights": weights or ("fp16" if stored else _format(config)),
+        "source": source,
+    }
+    full = catalog.transformer(name, **fixed)
+    slides = _slides(config, family, shape["n_layers"])
+    blocks = full.blocks
+    if any(slides):
+        window = _whole(config, "sliding_window")
+        windowed = catalog.transformer(name, **fixed, window_tokens=window).blocks
+        of_layers = (windowed[i + 1] if s else blocks[i + 1] for i, s in enumerate(slides))
+        blocks = (blocks[0], *of_layers, blocks[-1])
+    model = replace(full, blocks=blocks)
+    return model if stored is None else _as_stored(model, stored, tied)
+
+
+def _shape(config: Config, family: Family) -> dict[str, int]:
+    if config.get("model_type") == "gpt2" and config.get("n_inner") is None:
+        config = {**config, "n_inner": 4 * _whole(config, "n_embd")}
+    shape = {field: _whole(config, key) for field, key in family.keys.items()}
+    heads, hidden = shape["n_heads"], shape["hidden"]
+    shape["n_kv_heads"] = heads
+    if config.get("num_key_value_heads") is not None:
+        shape["n_kv_heads"] = _whole(config, "num_key_value_heads")
+    if config.get("head_dim") is not None:
+        shape["head_dim"] = _whole(config, "head_dim")
+    elif family.head_dim is not None:
+        shape["head_dim"] = family.head_dim
+    elif hidden % heads:
+        raise ValueError(
+            f"{family.keys['hidden']} must be a multiple of {family.keys['n_heads']} = {heads},"
+            f" got {hidden}"
+        )
+    else:
+        shape["head_dim"] = hidden // heads
+    if config["model_type"] == "mixtral":
+        shape["n_experts"] = _whole(config, "num_local_experts")
+        shape["experts_per_token"] = _whole(config, "num_experts_per_tok")
+    projected = config.get("word_embed_proj_dim", hidden)
+    if projected != hidden:
+        raise ValueError(
+            f"word_embed_proj_dim must be hidden_size = {hidden} (no other is known here),"
+            f" got {projected!r:.60}"
+        )
+    return shape
+
+
+def _slides(config: Config, family: Family, n_layers: int) -> list[bool]:
+    """Which layers have the sliding window."""
+    if config.get("sliding_window") is None:
+        return [False] * n_layers
+    listed = config.get("layer_types")
+    if listed is None:
+        return [family.slides(config, layer) for layer in range(n_layers)]
+    known = ("sliding_attention", "full_attention")
+    if not isinstance(listed, list) or len(listed) != n_layers:
+        raise ValueError(f"layer_types must list {n_layers} layers, got {listed!r:.60}")
+    for each in listed:
+        if each not in known:
+            raise ValueError(f"layer_types must be of {', '.join(known)}, got {each!r:.60}")
+    return [each == known[0] for each in listed]
+
+
+def _format(config: Config) -> str:
+    """What the weights are quantised to."""
+    quantised = config.get("quantization_config")
+    if quantised is None:
+        return "fp16"
+    if not isinstance(quantised, dict):
+        raise ValueError(f"quantization_config must be an object, got {quantised!r:.60}")
+    bits = quantised.get("bits", 8 if quantised.get("quant_method") == "fp8" else None)
+    if quantised.get("load_in_4bit") or bits == 4:
+        return "int4"
+    if quantised.get("load_in_8bit") or bits == 8:
+        return "int8"
+    raise ValueError(
+        f"quantization_config must say 4 or 8 bits (or give the format of the weights),"
+        f" got {quantised!r:.60}"
+    )
+
+
+def _as_stored(model: Model, stored: Weights, tied: bool) -> Model:
+    """The same model with the bytes that its tensors have."""
+    n_layers = model.n_blocks - 2
+    if len(stored.layers) != n_layers:
+        raise ValueError(
+            f"{stored.path}: must hold {n_layers} layers as config.json says,"
+            f" got {len(stored.layers)}"
+        )
+    embedding, *layers, head = model.blocks
+    rows = stored.embedding.table_rows or 1
+    table_bytes = stored.embedding.table_bytes
+    head_bytes = stored.head.n_bytes
+    if tied:
+        head_bytes += table_bytes - stored.head.table_bytes  # a copy that is stored is shared
+    elif not stored.head.table_bytes:
+        raise ValueError(f"{stored.path}: no tensor of the head, and embeddings are not tied")
+    kinds: dict[Block, str] = {}
+    blocks = [
+        replace(
+            embedding,
+            weight_bytes=stored.embedding.n_bytes,
+            gathered_bytes_per_token=-(-table_bytes // rows),
+        )
+    ]
+    for block, of_layer in zip(layers, stored.layers, strict=True):
+        expert_bytes = of_layer.expert_bytes // block.n_experts if block.n_experts else 0
+        sized = replace(
+            block,
+            weight_bytes=of_layer.n_bytes,
+            expert_bytes=expert_bytes,
+            always_read_bytes=of_layer.n_bytes - expert_bytes * block.n_experts,
+        )
+        number = sum(kind.startswith(block.kind + "#") for kind in kinds.values())
+        kind = kinds.setdefault(sized, f"{block.kind}#{number}")
+        blocks.append(replace(sized, kind=kind.removesuffix("#0")))
+    blocks.append(replace(head, weight_bytes=head_bytes, always_read_bytes=head_bytes))
+    return replace(
+        model,
+        blocks=tuple(blocks),
+        tied_bytes=table_bytes if tied else 0,
+        extrapolated=not stored.is_16_bit,
+        source=f"{model.source}; bytes as in {stored.path.name}",
+    )
+
+
+def _whole(config: Config, key: str) -> int:
+    if key not in config:
+        raise ValueError(f"key {key!r} is missing; {config['model_type']} needs it")
+    return valid.whole(str(config["model_type"]), key, config[key], least=1)
+
+
+def _flag(config: Config, key: str, default: bool) -> bool:
+    value = config.get(key, default)
+    valid.flag(str(config["model_type"]), key, value)
+    return bool(value)
