@@ -1,0 +1,122 @@
+"""Networks from TOML: what is optional, prices, pins, GPUs of one's own."""
+
+import re
+
+import pytest
+
+import hypsolve as hs
+import instances
+from hypsolve.cli import EXAMPLE
+from hypsolve.network_file import read_network_file
+from instances import network, networks
+
+SHORT = """
+[[tiers]]
+name = "desk"
+pin = ["embedding", 3]
+most_blocks = 12
+nodes = [{gpu = "l4"}, {gpu = "mine", names = ["old box"], price_per_hour = 0.5}]
+link = {gbps = 1.0, latency_ms = 2.0}
+[[tiers]]
+name = "rack"
+pin = ["head"]
+nodes = [{gpu = "a100-80gb", count = 2, price_per_hour = 2}]
+[gpus.mine]
+t0_us = 20
+tflops = 60
+gb_per_s = 500
+memory_gib = 16
+"""
+
+
+def read(tmp_path, text):
+    path = tmp_path / "net.toml"
+    path.write_text(text)
+    return read_network_file(path)
+
+
+def test_a_short_file(tmp_path):
+    site = read(tmp_path, SHORT)
+    desk, rack = site.network.tiers
+    assert [node.name for node in desk.nodes] == ["desk-l4-0", "old box"]
+    mine = desk.nodes[1].gpu
+    assert (mine.t0_s, mine.flops_per_s, mine.bytes_per_s) == pytest.approx((2e-5, 6e13, 5e11))
+    assert mine.memory_bytes == 16 * 2**30
+    assert site.price_per_hour == {
+        "old box": 0.5, "rack-a100-80gb-0": 2.0, "rack-a100-80gb-1": 2.0
+    }  # fmt: skip
+    assert site.pins == {"embedding": "desk", 3: "desk", "head": "rack"}
+    model = hs.model("llama-3-8b")
+    rules = site.rules(model)
+    assert rules == {"pinned": {0: 0, 4: 0, 33: 1}, "most_blocks": [12, 34]}
+    assert len(rack.nodes) == 2
+    assert site.rules(model) and not read(tmp_path, SHORT[: SHORT.index("pin")] + SHORT[
+        SHORT.index("nodes") :].replace('pin = ["head"]', "")).rules(model)  # fmt: skip
+
+
+def test_the_example_of_init_can_be_read_and_planned(tmp_path):
+    site = read(tmp_path, EXAMPLE)
+    assert [tier.name for tier in site.network.tiers] == ["desk", "box", "rented"]
+    assert hs.plan("llama-3-8b", site).fits
+    read(tmp_path, re.sub(r"(?m)^# (\w+ = |\[)", r"\1", EXAMPLE))  # what is optional in it
+
+
+def test_networks_of_the_repository_give_their_sources():
+    for name in networks():
+        text = (instances._FOLDER / f"{name}.toml").read_text()
+        assert text.count("source = ") == (
+            text.count("[[tiers.nodes]]") + 2 * text.count("[tiers.link]")
+        )
+        assert text.startswith("description = ")
+        network(name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            '"embedding", 3',
+            '"tail"',
+            r"unknown block to pin \(net.toml: tier 0\) 'tail'; choose",
+        ),
+        ('"embedding", 3', "-1", "tier 0: pin must be at least 0, got -1"),
+        ('["embedding", 3]', '"embedding"', "tier 0: pin must be a list, got 'embedding'"),
+        (
+            '["head"]',
+            '["embedding"]',
+            "tier 1: pin must be of one tier, got 'embedding' of 'de",
+        ),
+        (
+            "most_blocks = 12",
+            "most_blocks = -1",
+            "tier 0: most_blocks must be at least 0, got -1",
+        ),
+        (
+            "price_per_hour = 2",
+            "price_per_hour = -2",
+            "price_per_hour must be finite and not neg",
+        ),
+        ('names = ["old box"]', "names = []", "names must be a list of at least one, got"),
+        ('names = ["old box"]', "names = [3]", "names must be a string, got 3"),
+        (
+            'names = ["old box"]',
+            'names = ["x"], count = 2',
+            "count must be the number of names, 1",
+        ),
+        ('names = ["old box"]', 'names = ["desk-l4-0"]', "node names must be distinct"),
+        ("[gpus.mine]", "[gpus.l4]", "gpu 'l4': name must not be one of the catalogue's"),
+        ("tflops = 60", "tflops = 0", "gpu 'mine': tflops must be positive and finite, got 0"),
+        ("tflops = 60", "", "gpu 'mine': key 'tflops' is missing"),
+        ("tflops = 60", "tflops = 60\nsize = 3", "gpu 'mine': unknown key 'size'"),
+        ('"mine"', '"yours"', "unknown gpu 'yours'"),
+    ],
+)
+def test_bad_files(old, new, message, tmp_path):
+    assert old in SHORT
+    with pytest.raises((ValueError, TypeError), match=message):
+        read(tmp_path, SHORT.replace(old, new, 1))
+
+
+def test_gpus_are_tables(tmp_path):
+    with pytest.raises(TypeError, match="gpus must be tables, got 3"):
+        read(tmp_path, "gpus = 3\n" + SHORT[: SHORT.index("[gpus")])
