@@ -20,8 +20,11 @@ from hypsolve.dispatch import POLICIES, schedule
 from hypsolve.dispatcher import Dispatcher
 from hypsolve.evaluation import check, evaluate
 from hypsolve.events import Event, EventKind, draw_events, read_events
+from hypsolve.huggingface import read_model
 from hypsolve.io import load, save
+from hypsolve.network_file import NetworkFile, read_network, read_network_file
 from hypsolve.perfetto import write_perfetto
+from hypsolve.planner import Plan, plan
 from hypsolve.problem import Instance, LinkCost, Objective, StageRule
 from hypsolve.readers import read_chains, read_hybrid_flow_shop
 from hypsolve.request_files import read_requests
@@ -54,11 +57,13 @@ __all__ = [
     "Metrics",
     "Model",
     "Network",
+    "NetworkFile",
     "Node",
     "Objective",
     "Outcome",
     "ParetoPoint",
     "Partition",
+    "Plan",
     "Request",
     "Requests",
     "Result",
@@ -81,9 +86,13 @@ __all__ = [
     "model",
     "models",
     "pareto_frontier",
+    "plan",
     "read_chains",
     "read_events",
     "read_hybrid_flow_shop",
+    "read_model",
+    "read_network",
+    "read_network_file",
     "read_requests",
     "save",
     "schedule",

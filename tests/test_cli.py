@@ -1,0 +1,142 @@
+"""The command line: what it prints, its exit codes, and one line where the input is bad."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import hypsolve as hs
+from hypsolve import cli
+
+
+def run(capsys, *arguments):
+    """Exit code, output, errors."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+@pytest.fixture
+def example(tmp_path, capsys):
+    path = tmp_path / "network.toml"
+    assert run(capsys, "init", path)[0] == 0
+    return path
+
+
+def test_plan_of_the_example(capsys, example):
+    code, out, err = run(capsys, "plan", "--model", "llama-3-8b", "--network", example)
+    assert (code, err) == (0, "")
+    for words in (
+        "llama-3-8b on network: 512 + 256 tokens, room for 16 sequences",
+        "2 x RTX 4090", "embedding, layer", ", head", "proved optimal: no split has a bottlen",
+        "binds: ", "slack of the others: ", "at 1 requests/s (simulated token by token)",
+        "no schedule of this split beats", "per million output tokens", "what would help",
+        "weights in int4: ",
+    ):  # fmt: skip
+        assert words in out, words
+    assert "extrapolated" not in out
+
+
+def test_plan_as_json_is_the_plan(capsys, example):
+    arguments = (
+        "plan",
+        "--model",
+        "phi-3-mini",
+        "--network",
+        example,
+        "--dtype",
+        "int8",
+        "--json",
+    )
+    code, out, _ = run(capsys, *arguments, "--prompt", 100, "--output", 20, "--rate", 3)
+    assert code == 0
+    document = json.loads(out)
+    same = hs.plan(
+        "phi-3-mini", example, prompt_tokens=100, output_tokens=20, rate_per_s=3, weights="int8"
+    ).to_dict()
+    for each in (document, same):
+        each["result"].pop("solve_time_s")
+    assert document == json.loads(json.dumps(same))
+
+
+def test_infeasible_is_exit_code_1_with_a_reason(capsys, example):
+    arguments = ("plan", "--model", "llama-3-70b", "--network", example, "--concurrency", 300)
+    code, out, _ = run(capsys, *arguments)
+    assert code == 1
+    assert "infeasible: the tiers together reach block" in out
+    assert "what would make it fit, each solved" in out
+    assert "weights in int4" in out
+    assert run(capsys, *arguments, "--json")[0] == 1
+
+
+def test_extrapolated_costs_are_marked(capsys, example):
+    arguments = ("plan", "--model", "llama-3-8b", "--network", example, "--dtype", "int4")
+    assert "extrapolated: no times of such weights were measured" in run(capsys, *arguments)[1]
+
+
+@pytest.mark.parametrize("command", ["gpus", "models", "methods"])
+def test_lists(capsys, command):
+    known = {"gpus": hs.gpus(), "models": hs.models(), "methods": hs.METHODS}[command]
+    code, out, _ = run(capsys, command)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[1:]] == list(known)
+    rows = json.loads(run(capsys, command, "--json")[1])
+    assert [next(iter(row.values())) for row in rows] == list(known)
+    assert all(row.get("source", "x") and row.get("what", "x") for row in rows)
+
+
+def test_init_leaves_a_file_alone(capsys, example):
+    example.write_text("mine")
+    code, _, err = run(capsys, "init", example)
+    assert (code, err) == (2, f"hypsolve: {example} is there already; name another file\n")
+    assert example.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("plan",), "Missing option '--model'"),
+        (("plan", "--model", "gpt-9", "--network", "NET"), "unknown model 'gpt-9'"),
+        (("plan", "--model", "llama-3-8b", "--network", "no.toml"), "No such file"),
+        (
+            ("plan", "--model", "llama-3-8b", "--network", "NET", "--rate", "0"),
+            "rate_per_s must",
+        ),
+        (("plan", "--model", "llama-3-8b", "--network", "NET", "--rate", "x"), "'x' is not"),
+        (
+            ("plan", "--model", "llama-3-8b", "--network", "NET", "--objective", "x"),
+            "'x' is not",
+        ),
+        (("plan", "--model", "llama-3-8b", "--network", "NET", "--nothing"), "--nothing"),
+        (("fly",), "No such command 'fly'"),
+    ],
+)
+def test_bad_input_is_exit_code_2_and_one_line(capsys, example, arguments, message):
+    given = [example if each == "NET" else each for each in arguments]
+    code, out, err = run(capsys, *given)
+    assert (code, out) == (2, "")
+    assert message in err and err.startswith("hypsolve: ")
+    assert err.count("\n") == 1
+
+
+def test_a_bad_network_file_is_one_line(capsys, example):
+    example.write_text(example.read_text().replace("rtx-4090", "rtx-4091"))
+    code, _, err = run(capsys, "plan", "--model", "llama-3-8b", "--network", example)
+    assert code == 2 and "unknown gpu 'rtx-4091'; did you mean rtx-4090?" in err
+    assert err.count("\n") == 1
+
+
+def test_help_and_version(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and "hypsolve plan --model llama-3-8b" in out
+    assert run(capsys, "--version")[0] == 0
+
+
+def test_the_command_is_installed(tmp_path):
+    script = os.path.join(os.path.dirname(sys.executable), "hypsolve")
+    done = subprocess.run([script, "init"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "network.toml").read_text() == cli.EXAMPLE

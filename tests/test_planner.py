@@ -1,0 +1,246 @@
+"""`plan`: what it says against the definitions, and against solving again."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import token_toys as toys
+
+import hypsolve as hs
+from hypsolve import evaluation
+from hypsolve.planner import blocks_in_words, proof_in_words
+from hypsolve.service import predict
+from hypsolve.units import GIB
+from instances import network, networks
+
+WIRE = hs.Link(bytes_per_s=1e8, latency_s=1e-3)
+
+
+def tier(name, gpu, n_nodes=1, link=None, **fields):
+    nodes = tuple(
+        hs.Node(name=f"{name}-{n}", gpu=hs.gpu(gpu), **fields) for n in range(n_nodes)
+    )
+    return hs.Tier(name=name, nodes=nodes, link=link)
+
+
+SMALL = hs.Network(
+    name="small", tiers=(tier("desk", "rtx-3090", 2, WIRE), tier("rack", "a100-40gb"))
+)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
+
+
+def test_a_plan_is_what_solve_proves(found):
+    instance = found.result.instance
+    assert found.fits and str(found.result.status) == "optimal"
+    assert hs.solve(instance, "partition_highs").objective_s == pytest.approx(
+        found.result.objective_s, rel=1e-6
+    )
+    assert hs.verify_certificate(instance, found.result.certificate) == []
+    assert proof_in_words(found.result).startswith(
+        "proved optimal: no split has a bottleneck be"
+    )
+
+
+def test_nodes_hold_what_their_blocks_need(found):
+    model, partition = found.model, found.result.partition
+    resident = 8 * (512 + 256)
+    for node in found.nodes:
+        k = ("desk", "rack").index(node.tier)
+        assert node.blocks == partition.stage(k) and node.is_used
+        blocks = [model.blocks[b] for b in node.blocks]
+        assert node.weight_bytes == sum(block.weight_bytes for block in blocks)
+        assert node.kv_bytes == resident * sum(block.kv_bytes_per_token for block in blocks)
+        memory = SMALL.tiers[k].nodes[0].usable_bytes
+        assert node.free_bytes == memory - node.weight_bytes - node.kv_bytes >= 0
+
+
+def test_stages_are_the_objective_and_one_binds(found):
+    instance, partition = found.result.instance, found.result.partition
+    sums = [stage.time_s + stage.link_s for stage in found.stages]
+    assert max(sums) == pytest.approx(evaluation.bottleneck_s(instance, partition), rel=1e-12)
+    assert found.binding.share == 1.0
+    assert found.binding is found.stages[int(np.argmax(sums))]
+
+
+def test_every_change_is_what_solving_again_says(found):
+    assert found.changes
+    values = [change.objective_s for change in found.changes]
+    assert values == sorted(values) and values[-1] < found.result.objective_s
+    by_name = {change.what: change for change in found.changes}
+    again = hs.plan("llama-3-8b", SMALL, concurrency=8, weights="int8")
+    int8 = by_name["weights in int8"]
+    assert int8.objective_s == again.result.objective_s
+    assert int8.gain == pytest.approx(1 - again.result.objective_s / found.result.objective_s)
+    grown = replace(SMALL, tiers=(tier("desk", "rtx-3090", 3, WIRE), SMALL.tiers[1]))
+    one_more = by_name["one more RTX 3090 in 'desk'"]
+    assert one_more.objective_s == pytest.approx(
+        hs.plan("llama-3-8b", grown, concurrency=8).result.objective_s, rel=1e-12
+    )
+
+
+TIGHT = hs.Network(
+    name="tight", tiers=(tier("a", "t4", link=WIRE), tier("b", "t4", memory_bytes=2 * GIB))
+)
+
+
+def test_what_does_not_fit_says_why_and_what_would():
+    found = hs.plan("llama-3-8b", TIGHT, concurrency=64)
+    assert not found.fits and found.service is None and not found.nodes
+    assert "too many" in found.result.message
+    texts = {change.what for change in found.changes}
+    assert "weights in int4" in texts
+    for change in found.changes:
+        assert math.isfinite(change.objective_s) and math.isnan(change.gain)
+    (fewer,) = (text for text in texts if text.startswith("room for"))
+    most = int(fewer.split()[2])
+    assert hs.plan("llama-3-8b", TIGHT, concurrency=most).fits
+    assert not hs.plan("llama-3-8b", TIGHT, concurrency=most + 1).fits
+
+
+def test_what_cannot_be_mended_by_fewer_sequences_does_not_say_so():
+    tiny = hs.Network(name="tiny", tiers=(tier("a", "t4", memory_bytes=GIB),))
+    found = hs.plan("llama-3-8b", tiny)
+    assert not any(change.what.startswith("room for") for change in found.changes)
+
+
+@pytest.mark.parametrize("objective", ["bottleneck", "path", "p0"])
+def test_objectives(objective):
+    found = hs.plan("phi-3-mini", SMALL, objective=objective, concurrency=1)
+    instance, partition = found.result.instance, found.result.partition
+    assert str(instance.objective) == objective
+    assert found.result.objective_s == hs.evaluate(instance, partition)
+    assert max(stage.share for stage in found.stages) == 1.0
+
+
+def test_pins_and_limits_of_the_file_hold():
+    site = hs.NetworkFile(
+        network=SMALL, pins={"embedding": "desk", 20: "desk"}, most_blocks=(25, None)
+    )
+    found = hs.plan("llama-3-8b", site, concurrency=1)
+    cut = found.result.partition.cuts[1]
+    assert 22 <= cut <= 25
+    free = hs.plan("llama-3-8b", SMALL, concurrency=1)
+    assert free.result.objective_s <= found.result.objective_s
+    with pytest.raises(ValueError, match="pin of layer 32: llama-3-8b has layers 0 to 31"):
+        hs.plan("llama-3-8b", replace(site, pins={32: "desk"}))
+
+
+def test_everything_is_plain_in_a_dictionary(found):
+    document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert document["result"]["cuts"] == list(found.result.partition.cuts)
+    assert document["nodes"][0]["blocks"] == [0, found.result.partition.cuts[1]]
+    assert document["service"]["price_per_million_tokens"] is None
+    empty = hs.plan("llama-3-8b", TIGHT, concurrency=64).to_dict()
+    nothing = json.loads(json.dumps(empty, allow_nan=False))
+    assert nothing["service"] is None and nothing["changes"][0]["gain"] is None
+
+
+def test_blocks_in_words():
+    words = {
+        range(0, 0): "none", range(0, 1): "embedding", range(0, 2): "embedding, layer 0",
+        range(0, 4): "embedding, layers 0-2", range(2, 4): "layers 1-2", range(5, 6): "head",
+        range(4, 6): "layer 3, head", range(0, 6): "embedding, layers 0-3, head",
+    }  # fmt: skip
+    assert {blocks: blocks_in_words(blocks, 6) for blocks in words} == words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            ("llama-3-9b", SMALL),
+            ValueError,
+            "unknown model 'llama-3-9b'; did you mean llama-3-8b",
+        ),
+        ((3, SMALL), TypeError, "plan: model must be a name, a path or a Model, got 3"),
+        (("llama-3-8b", 3), TypeError, "path must be a string or a path, got 3"),
+        (("llama-3-8b", "nowhere.toml"), FileNotFoundError, "nowhere.toml"),
+    ],
+)
+def test_bad_model_or_network(arguments, error, message):
+    with pytest.raises(error, match=message):
+        hs.plan(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt_tokens": 0}, "plan: prompt_tokens must be at least 1, got 0"),
+        ({"output_tokens": 2**40}, "plan: output_tokens must be at most 2147483648"),
+        ({"concurrency": 0}, "plan: concurrency must be at least 1"),
+        (
+            {"concurrency": 2**30},
+            r"plan: concurrency \* \(prompt_tokens \+ output_tokens\) must",
+        ),
+        ({"rate_per_s": 0}, "plan: rate_per_s must be positive"),
+        ({"weights": "fp4"}, "unknown weights 'fp4'"),
+        (
+            {"objective": "mean_latency"},
+            "unknown objective 'mean_latency'; choose one of bottle",
+        ),
+        ({"method": "dp"}, "unknown method 'dp'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        hs.plan("llama-3-8b", SMALL, **options)
+
+
+def test_a_model_of_ones_own():
+    own = hs.plan(hs.model("phi-3-mini"), SMALL, concurrency=1)
+    assert not any(change.what.startswith("weights") for change in own.changes)
+    with pytest.raises(ValueError, match="weights must be None where the model is a Model"):
+        hs.plan(hs.model("phi-3-mini"), SMALL, weights="int8")
+
+
+# what it will serve
+
+
+@pytest.mark.parametrize("name", networks())
+@pytest.mark.parametrize("lengths", [(1, 1), (300, 40), (20, 200)])
+def test_no_schedule_beats_the_bound(name, lengths):
+    found = hs.plan(
+        "phi-3-mini", network(name), prompt_tokens=lengths[0], output_tokens=lengths[1],
+        concurrency=1, rate_per_s=0.5,
+    )  # fmt: skip
+    service = found.service
+    assert 0 < service.most_requests_per_s <= service.bound_requests_per_s
+    assert service.most_sequences >= 1
+    assert service.most_context_tokens >= sum(lengths)
+    burst = hs.Deployment(
+        model=found.model,
+        network=network(name),
+        requests=toys.burst(300, *lengths),
+    )
+    makespan_s = hs.simulate(burst, found.result.partition, "round_robin").end_s.max()
+    assert 300 / makespan_s <= service.bound_requests_per_s
+
+
+def test_experts_that_a_batch_shares_are_in_the_bound():
+    rack = hs.Network(name="rack", tiers=(tier("rack", "h200", 1),))
+    service = hs.plan("mixtral-8x7b", rack, prompt_tokens=8, output_tokens=60).service
+    assert 0 < service.most_requests_per_s <= service.bound_requests_per_s
+
+
+def test_the_bound_is_reached_where_nothing_is_lost():
+    """One block, one node: batches of 64 prompts of one token, a second each."""
+    problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1), toys.model(1))
+    service = predict(problem, toys.even(1), 1.0)
+    assert service.bound_requests_per_s == pytest.approx(64)
+    assert service.most_requests_per_s == pytest.approx(64, rel=0.25)
+
+
+def test_prices_and_energy_of_a_busy_node():
+    problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1), toys.model(1))
+    gpu = replace(problem.network.tiers[0].nodes[0].gpu, power_w=100.0)
+    problem = replace(problem, network=toys.network([[gpu]]))
+    service = predict(problem, toys.even(1), 1e-3, {"a0": 3.6})  # one at a time, a second each
+    assert service.joules_per_token == pytest.approx(100, rel=0.05)
+    assert service.price_per_million_tokens == pytest.approx(1e6, rel=0.2)  # 1000 s a token
+    assert math.isnan(predict(problem, toys.even(1), 1.0).price_per_million_tokens)
