@@ -20,6 +20,7 @@ from hypsolve.dispatch import POLICIES, schedule
 from hypsolve.dispatcher import Dispatcher
 from hypsolve.evaluation import check, evaluate
 from hypsolve.events import Event, EventKind, draw_events, read_events
+from hypsolve.exporters import RUNTIMES, export
 from hypsolve.huggingface import read_model
 from hypsolve.io import load, save
 from hypsolve.network_file import NetworkFile, read_network, read_network_file
@@ -41,6 +42,7 @@ from hypsolve.workloads import WORKLOADS, workload
 __all__ = [
     "METHODS",
     "POLICIES",
+    "RUNTIMES",
     "WORKLOADS",
     "Block",
     "Certificate",
@@ -79,6 +81,7 @@ __all__ = [
     "check",
     "draw_events",
     "evaluate",
+    "export",
     "gpu",
     "gpus",
     "load",

@@ -6,12 +6,21 @@ import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from hypsolve import catalog
+from hypsolve.exporters import (
+    BY_LAYER,
+    MODULES,
+    RUNTIMES,
+    export,
+    for_runtime,
+    not_expressible,
+)
 from hypsolve.planner import OBJECTIVES, NodePlan, Plan, plan, proof_in_words
 from hypsolve.solve import METHODS
 from hypsolve.units import show_seconds
@@ -196,6 +205,13 @@ def methods(as_json: bool) -> None:
     default="hypsplit_dp", show_default=True, metavar="NAME", help="See hypsolve methods.",
 )  # fmt: skip
 @click.option("--time-limit", default=60.0, show_default=True, help="Seconds of the search.")
+@click.option(
+    "--export", "runtime", type=click.Choice(tuple(RUNTIMES)), help="Print flags of a runtime."
+)
+@click.option(
+    "--model-type", type=click.Choice(tuple(MODULES)), default="llama", show_default=True,
+    help="Whose names of modules --export takes.",
+)  # fmt: skip
 @_json
 def plan_command(
     model: str,
@@ -208,6 +224,8 @@ def plan_command(
     objective: str,
     method: str,
     time_limit: float,
+    runtime: str | None,
+    model_type: str,
     as_json: bool,
 ) -> int:
     """Split a model over a network: best split, its proof, what it serves, what would help.
@@ -215,15 +233,27 @@ def plan_command(
     \b
     hypsolve plan --model llama-3-8b --network network.toml --rate 2
     hypsolve plan --model ~/models/Qwen2.5-7B --network network.toml --dtype int8 --json
+    hypsolve plan --model llama-3-8b --network network.toml --export vllm
 
     Exit code: 0 a plan, 1 nothing fits, 2 bad input.
     """  # noqa: D301
-    found = plan(
-        model, network, prompt_tokens=prompt, output_tokens=output, rate_per_s=rate,
+    solved = partial(
+        plan, model, prompt_tokens=prompt, output_tokens=output, rate_per_s=rate,
         concurrency=concurrency, weights=dtype, objective=objective, method=method,
         time_limit_s=time_limit,
     )  # fmt: skip
-    if as_json:
+    found = solved(network)
+    if runtime is not None and found.fits:
+        partition = found.result.partition
+        assert partition is not None
+        why = not_expressible(partition) if runtime in BY_LAYER else ""
+        if why:
+            words = f"{runtime} cannot express the best plan ({why}); this is the best it can"
+            print(words, file=sys.stderr)
+            found = solved(for_runtime(found.network, found.model.n_blocks - 2))
+    if runtime is not None and found.fits:
+        print(export(found, runtime, model_type=model_type), end="")
+    elif as_json:
         print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     else:
         _print_plan(found)

@@ -59,6 +59,7 @@ LAYERS = [
     {"hypsolve.solve"},
     {"hypsolve.service"},
     {"hypsolve.planner"},
+    {"hypsolve.exporters"},
     {"hypsolve.cli"},
     {"hypsolve"},
     {"instances"},

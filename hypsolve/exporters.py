@@ -1,0 +1,294 @@
+"""A plan as the flags or the file of a runtime: `export`, to one of `RUNTIMES`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from hypsolve import validation as valid
+from hypsolve.network_file import NetworkFile
+from hypsolve.planner import Plan
+from hypsolve.solution import Partition
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a Hugging Face implementation calls its modules."""
+
+    embedding: tuple[str, ...]
+    layers: str
+    norm: str
+    head: str
+
+
+_USUAL = Names(
+    ("model.embed_tokens", "model.rotary_emb"), "model.layers", "model.norm", "lm_head"
+)
+MODULES: dict[str, Names] = {
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "mixtral"), _USUAL
+    ),
+    "gpt2": Names(
+        ("transformer.wte", "transformer.wpe"), "transformer.h", "transformer.ln_f", "lm_head"
+    ),
+    "gpt_neox": Names(
+        ("gpt_neox.embed_in", "gpt_neox.emb_dropout", "gpt_neox.rotary_emb"),
+        "gpt_neox.layers", "gpt_neox.final_layer_norm", "embed_out",
+    ),
+    "opt": Names(
+        ("model.decoder.embed_tokens", "model.decoder.embed_positions"),
+        "model.decoder.layers", "model.decoder.final_layer_norm", "lm_head",
+    ),
+}  # fmt: skip
+"""By ``model_type``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What runtimes need to know of a plan: one stage per tier, in order."""
+
+    cuts: tuple[int, ...]
+    tiers: tuple[str, ...]
+    nodes: tuple[tuple[str, ...], ...]  # of each tier, that hold its stage
+    names: Names
+
+    @property
+    def n_layers(self) -> int:
+        """Without embedding and head."""
+        return self.cuts[-1] - 2
+
+    @property
+    def first_layers(self) -> tuple[int, ...]:
+        """Of each stage, and at the end the number of all."""
+        inner = (cut - 1 for cut in self.cuts[1:-1])
+        return (0, *inner, self.n_layers)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """How many each stage has."""
+        first = self.first_layers
+        return tuple(b - a for a, b in itertools.pairwise(first))
+
+
+def export(found: Plan, runtime: str, *, model_type: str = "llama") -> str:
+    """Write a plan for a runtime, as text.
+
+    Parameters
+    ----------
+    found : Plan
+    runtime : str
+        One of `RUNTIMES`.
+    model_type : str
+        One of `MODULES`; names the modules in ``accelerate`` and ``torch``.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        If there is no plan, or the runtime cannot express it; `for_runtime` gives what to
+        solve instead.
+    """
+    valid.of_type("export", "found", found, Plan)
+    valid.known("runtime", runtime, RUNTIMES)
+    valid.known("model_type", model_type, MODULES)
+    partition = found.result.partition
+    if partition is None:
+        raise ValueError(f"export: no plan to write, {found.result.status}")
+    why = not_expressible(partition)
+    if why and runtime in BY_LAYER:
+        raise ValueError(f"export: {runtime} cannot express this plan: {why}")
+    split = Split(
+        cuts=partition.cuts,
+        tiers=tuple(stage.tier for stage in found.stages),
+        nodes=tuple(
+            tuple(n.node for n in found.nodes if n.tier == stage.tier and n.is_used)
+            for stage in found.stages
+        ),
+        names=MODULES[model_type],
+    )
+    return RUNTIMES[runtime](split, found).rstrip("\n") + "\n"
+
+
+def not_expressible(partition: Partition) -> str:
+    """Why runtimes that split by layers cannot have a partition; empty if they can."""
+    last = partition.cuts[-1] - 1
+    for k in range(partition.n_tiers):
+        blocks = partition.stage(k)
+        if not any(0 < b < last for b in blocks):
+            what = "only the embedding or the head" if blocks else "nothing"
+            return f"stage {k} has {what}, and every stage needs a layer"
+    return ""
+
+
+def for_runtime(site: NetworkFile, n_layers: int) -> NetworkFile:
+    """The same network, where the first tier must have the first layer, and the last the last.
+
+    As no stage is empty, every stage then has a layer.
+    """
+    tiers = site.network.tiers
+    ends: dict[str | int, str] = {0: tiers[0].name, n_layers - 1: tiers[-1].name}
+    return replace(site, pins={**site.pins, **ends})
+
+
+def _vllm(split: Split, found: Plan) -> str:
+    return _counts(
+        split, "VLLM_PP_LAYER_PARTITION",
+        f"vllm serve MODEL --pipeline-parallel-size {len(split.tiers)}",
+    )  # fmt: skip
+
+
+def _sglang(split: Split, found: Plan) -> str:
+    return _counts(
+        split, "SGLANG_PP_LAYER_PARTITION",
+        f"python -m sglang.launch_server --model-path MODEL --pp-size {len(split.tiers)}",
+    )  # fmt: skip
+
+
+def _counts(split: Split, variable: str, command: str) -> str:
+    return "\n".join(
+        [
+            _of_stages(split),
+            *_replicas(split),
+            f"export {variable}={','.join(map(str, split.layers))}",
+            command,
+        ]
+    )
+
+
+def _llama_cpp(split: Split, found: Plan) -> str:
+    """The head is one more slot, behind the last layer; the embedding stays with the host."""
+    counts = [*split.layers[:-1], split.layers[-1] + 1]
+    servers = ",".join(f"{nodes[0]}:50052" for nodes in split.nodes)
+    return "\n".join(
+        [
+            _of_stages(split),
+            *_replicas(split),
+            "# on each node: rpc-server --host 0.0.0.0 --port 50052",
+            f"llama-server -m MODEL.gguf -ngl 999 --rpc {servers}"
+            f" -ts {','.join(map(str, counts))}",
+        ]
+    )
+
+
+def _accelerate(split: Split, found: Plan) -> str:
+    return json.dumps(device_map(split), indent=2)
+
+
+def device_map(split: Split) -> dict[str, int]:
+    """Device, that is the number of the stage, by module."""
+    names, last = split.names, len(split.tiers) - 1
+    stages = {module: 0 for module in names.embedding}
+    for k, (first, end) in enumerate(
+        zip(split.first_layers, split.first_layers[1:], strict=False)
+    ):
+        stages |= {f"{names.layers}.{layer}": k for layer in range(first, end)}
+    return stages | {names.norm: last, names.head: last}
+
+
+def _torch(split: Split, found: Plan) -> str:
+    entries = (
+        f'    "{split.names.layers}.{first}": SplitPoint.BEGINNING,'
+        for first in split.first_layers[1:-1]
+    )
+    return "\n".join(
+        [
+            "from torch.distributed.pipelining import SplitPoint",
+            "",
+            _of_stages(split),
+            "split_spec = {",
+            *entries,
+            "}",
+        ]
+    )
+
+
+def _deepspeed(split: Split, found: Plan) -> str:
+    return "\n".join(
+        [
+            "from deepspeed.pipe import PipelineModule",
+            "",
+            _of_stages(split),
+            f"PARTS = {list(split.cuts)}  # embedding, layers, head",
+            "",
+            "",
+            "class Planned(PipelineModule):",
+            "    def _partition_layers(self, method=None):",
+            "        self.parts = PARTS",
+            "        stage = self._topo.get_coord(self.global_rank).pipe",
+            "        self._set_bounds(start=PARTS[stage], stop=PARTS[stage + 1])",
+        ]
+    )
+
+
+def _megatron(split: Split, found: Plan) -> str:
+    stages = split.layers
+    layout = f"E{'|'.join(f't*{n}' for n in stages)}L"  # E embedding, t layer, L head
+    return "\n".join(
+        [
+            _of_stages(split),
+            *_replicas(split),
+            f"--pipeline-model-parallel-size {len(stages)}",
+            f'--pipeline-model-parallel-layout "{layout}"',
+        ]
+    )
+
+
+def _petals(split: Split, found: Plan) -> str:
+    lines = [_of_stages(split), "# the client keeps the embedding and the head"]
+    for first, end, nodes in zip(
+        split.first_layers, split.first_layers[1:], split.nodes, strict=False
+    ):
+        lines += [
+            f"python -m petals.cli.run_server MODEL --block_indices {first}:{end}  # on {node}"
+            for node in nodes
+        ]
+    return "\n".join(lines)
+
+
+def _json(split: Split, found: Plan) -> str:
+    stages = [
+        {"tier": tier, "nodes": list(nodes), "blocks": [first, end]}
+        for tier, nodes, first, end in zip(
+            split.tiers, split.nodes, split.cuts, split.cuts[1:], strict=False
+        )
+    ]
+    document = {"model": found.model.name, "n_blocks": split.cuts[-1], "stages": stages}
+    return json.dumps(document, indent=2)
+
+
+def _of_stages(split: Split) -> str:
+    stages = (f"{tier} {n}" for tier, n in zip(split.tiers, split.layers, strict=True))
+    return f"# layers of each stage: {', '.join(stages)}"
+
+
+def _replicas(split: Split) -> list[str]:
+    """A line where a tier has several nodes: such a runtime has one pipeline."""
+    more = [
+        f"{tier} ({len(nodes)})"
+        for tier, nodes in zip(split.tiers, split.nodes, strict=True)
+        if len(nodes) > 1
+    ]
+    if not more:
+        return []
+    return [f"# one pipeline: the other nodes of {', '.join(more)} need pipelines of their own"]
+
+
+Writer = Callable[[Split, Plan], str]
+RUNTIMES: Mapping[str, Writer] = {
+    "vllm": _vllm,
+    "sglang": _sglang,
+    "llama.cpp": _llama_cpp,
+    "accelerate": _accelerate,
+    "torch": _torch,
+    "deepspeed": _deepspeed,
+    "megatron": _megatron,
+    "petals": _petals,
+    "json": _json,
+}
+BY_LAYER = tuple(name for name in RUNTIMES if name not in ("json", "deepspeed"))
+"""Those that can have a stage only where it has a layer."""

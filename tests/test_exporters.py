@@ -1,0 +1,202 @@
+"""Exports, read back as the runtimes read them: the rules of each, written anew."""
+
+import ast
+import json
+import re
+from functools import cache
+
+import numpy as np
+import pytest
+from test_cli import run
+
+import hypsolve as hs
+from hypsolve.exporters import (
+    BY_LAYER,
+    MODULES,
+    RUNTIMES,
+    export,
+    for_runtime,
+    not_expressible,
+)
+
+WIRE = hs.Link(bytes_per_s=1e9, latency_s=1e-4)
+
+
+def tier(name, gpu, n_nodes=1, link=None):
+    nodes = tuple(hs.Node(name=f"{name}-{n}", gpu=hs.gpu(gpu)) for n in range(n_nodes))
+    return hs.Tier(name=name, nodes=nodes, link=link)
+
+
+@cache
+def planned(cuts, n_nodes=1):
+    """A plan of these cuts for Llama-3-8B, whatever they cost."""
+    tiers = [tier(f"t{k}", "h200", n_nodes, WIRE) for k in range(len(cuts) - 2)]
+    network = hs.Network(name="net", tiers=(*tiers, tier("last", "h200")))
+    wanted = {}
+    for k in range(len(cuts) - 1):
+        for b in range(cuts[k], cuts[k + 1]):
+            name = {0: "embedding", 33: "head"}.get(b, b - 1)
+            wanted[name] = network.tiers[k].name
+    return hs.plan("llama-3-8b", hs.NetworkFile(network=network, pins=wanted))
+
+
+CUTS = [(0, 10, 20, 34), (0, 2, 34), (0, 32, 34), (0, 12, 13, 14, 34), (0, 34)]
+
+
+def layers_of(cuts):
+    """Stage of each layer."""
+    stages = np.searchsorted(cuts, np.arange(34), side="right") - 1
+    return stages[1:-1].tolist()
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize("runtime", ["vllm", "sglang"])
+def test_vllm_and_sglang_take_counts_of_layers(cuts, runtime):
+    text = export(planned(cuts), runtime)
+    (counts,) = re.findall(r"^export \w+_PP_LAYER_PARTITION=([\d,]+)$", text, re.M)
+    (size,) = re.findall(r"--(?:pp|pipeline-parallel)-size (\d+)", text)
+    partitions = [int(layer) for layer in counts.split(",")]
+    assert len(partitions) == int(size) and sum(partitions) == 32
+    stages = [k for k, n in enumerate(partitions) for _ in range(n)]
+    assert stages == layers_of(cuts)
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+def test_llama_cpp_spreads_shares_over_one_slot_more_than_layers(cuts):
+    text = export(planned(cuts), "llama.cpp")
+    shares = np.array(re.search(r"-ts ([\d,]+)", text)[1].split(","), dtype=np.float32)
+    splits = np.cumsum(shares, dtype=np.float32)
+    splits /= splits[-1]
+    slots = np.arange(33, dtype=np.float32) / np.float32(33)
+    stages = np.searchsorted(splits, slots, side="right")
+    assert stages[:-1].tolist() == layers_of(cuts)
+    assert stages[-1] == len(cuts) - 2  # the head
+    servers = re.search(r"--rpc (\S+)", text)[1].split(",")
+    tiers = [*(f"t{k}" for k in range(len(cuts) - 2)), "last"]
+    assert servers == [f"{name}-0:50052" for name in tiers]
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize("model_type", MODULES)
+def test_accelerate_maps_every_module(cuts, model_type):
+    names = MODULES[model_type]
+    device_map = json.loads(export(planned(cuts), "accelerate", model_type=model_type))
+    stages = [device_map.pop(f"{names.layers}.{layer}") for layer in range(32)]
+    assert stages == layers_of(cuts)
+    last = len(cuts) - 2
+    ends = {**dict.fromkeys(names.embedding, 0), names.norm: last, names.head: last}
+    assert device_map == ends
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+def test_torch_begins_a_stage_at_each_module_named(cuts):
+    text = export(planned(cuts), "torch")
+    named = re.findall(r'"model\.layers\.(\d+)": SplitPoint.BEGINNING', text)
+    begins = [int(layer) for layer in named]
+    assert np.searchsorted(begins, np.arange(32), side="right").tolist() == layers_of(cuts)
+    ast.parse(text)
+
+
+@pytest.mark.parametrize("cuts", [*CUTS, (0, 1, 34)])
+def test_deepspeed_takes_the_cuts(cuts):
+    text = export(planned(cuts), "deepspeed")
+    (parts,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign)
+    )
+    assert tuple(parts) == cuts
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+def test_megatron_layout(cuts):
+    text = export(planned(cuts), "megatron")
+    layout = re.search(r'layout "(.+)"', text)[1]
+    spelt = re.sub(r"t\*(\d+)", lambda m: "t" * int(m[1]), layout).split("|")
+    assert spelt[0].startswith("E") and spelt[-1].endswith("L")
+    assert f"-size {len(spelt)}\n" in text
+    stages = [k for k, stage in enumerate(spelt) for each in stage if each == "t"]
+    assert stages == layers_of(cuts)
+
+
+def test_petals_has_a_server_for_each_node():
+    text = export(planned((0, 12, 34), n_nodes=2), "petals")
+    servers = re.findall(r"--block_indices (\d+):(\d+)  # on (\S+)", text)
+    assert servers == [("0", "11", "t0-0"), ("0", "11", "t0-1"), ("11", "32", "last-0")]
+
+
+def test_json_is_the_plan():
+    document = json.loads(export(planned((0, 1, 34)), "json"))
+    assert [stage["blocks"] for stage in document["stages"]] == [[0, 1], [1, 34]]
+    assert document["stages"][0]["nodes"] == ["t0-0"]
+
+
+@pytest.mark.parametrize("runtime", ["vllm", "sglang", "llama.cpp", "megatron"])
+def test_runtimes_of_one_pipeline_say_what_they_leave(runtime):
+    assert "the other nodes of t0 (2)" in export(planned((0, 12, 34), n_nodes=2), runtime)
+    assert "the other nodes" not in export(planned((0, 12, 34)), runtime)
+
+
+@pytest.mark.parametrize("runtime", BY_LAYER)
+@pytest.mark.parametrize("cuts", [(0, 1, 34), (0, 33, 34)])
+def test_what_a_runtime_cannot_express_is_refused(runtime, cuts):
+    with pytest.raises(ValueError, match=f"{runtime} cannot express this plan: stage . has on"):
+        export(planned(cuts), runtime)
+
+
+def test_an_empty_stage_is_said():
+    assert "stage 1 has nothing" in not_expressible(hs.Partition((0, 3, 3, 9)))
+    assert not not_expressible(hs.Partition((0, 3, 4, 9)))
+
+
+SLOW_FIRST = """
+[[tiers]]
+name = "slow"
+nodes = [{gpu = "jetson-orin-nano"}]
+link = {gbps = 8, latency_ms = 0.1}
+[[tiers]]
+name = "fast"
+nodes = [{gpu = "h200"}]
+"""
+
+
+@pytest.fixture
+def slow_first(tmp_path):
+    path = tmp_path / "net.toml"
+    path.write_text(SLOW_FIRST)
+    return path
+
+
+def test_the_nearest_plan_is_the_best_that_can_be_expressed(slow_first):
+    site = hs.read_network_file(slow_first)
+    best = hs.plan("phi-3-mini", site, concurrency=1)
+    assert best.result.partition.cuts == (0, 1, 34)
+    near = hs.plan("phi-3-mini", for_runtime(site, 32), concurrency=1)
+    values = [
+        hs.evaluate(best.result.instance, hs.Partition((0, cut, 34))) for cut in range(2, 33)
+    ]
+    assert near.result.objective_s == pytest.approx(min(values), rel=1e-12)
+    assert export(near, "vllm")
+
+
+def test_the_command_solves_again_where_it_must(capsys, slow_first):
+    command = ("plan", "--model", "phi-3-mini", "--network", slow_first, "--concurrency", 1)
+    code, out, err = run(capsys, *command, "--export", "vllm")
+    assert code == 0 and "VLLM_PP_LAYER_PARTITION=1,31" in out
+    assert err.startswith("vllm cannot express the best plan (stage 0 has only")
+    code, out, err = run(capsys, *command, "--export", "json")
+    assert (code, err) == (0, "") and json.loads(out)["stages"][0]["blocks"] == [0, 1]
+    assert set(RUNTIMES) > set(BY_LAYER)
+
+
+def test_no_plan_cannot_be_written():
+    tiny = hs.Network(name="tiny", tiers=(tier("a", "t4"),))
+    with pytest.raises(ValueError, match="export: no plan to write, infeasible"):
+        export(hs.plan("llama-3-70b", tiny), "vllm")
+
+
+def test_unknown_runtimes_list_the_known():
+    with pytest.raises(ValueError, match=r"unknown runtime 'vlm'; did you mean vllm\? choose"):
+        export(planned((0, 34)), "vlm")
+    with pytest.raises(ValueError, match="unknown model_type 'bert'"):
+        export(planned((0, 34)), "vllm", model_type="bert")
