@@ -305,9 +305,10 @@ def _print_plan(found: Plan) -> None:
 def _print_service(found: Plan) -> None:
     service = found.service
     assert service is not None
+    then = f", then {show_seconds(service.tpot_s)} a token" if found.output_tokens > 1 else ""
     lines = [
         f"at {service.rate_per_s:g} requests/s (simulated token by token): first token after"
-        f" {show_seconds(service.ttft_s)}, then {show_seconds(service.tpot_s)} a token;"
+        f" {show_seconds(service.ttft_s)}{then};"
         f" latency p50 {show_seconds(service.latency_p50_s)},"
         f" p95 {show_seconds(service.latency_p95_s)}",
         f"at most {service.most_requests_per_s:.3g} requests/s (simulated); no schedule of this"

@@ -129,9 +129,20 @@ def for_runtime(site: NetworkFile, n_layers: int) -> NetworkFile:
     """The same network, where the first tier must have the first layer, and the last the last.
 
     As no stage is empty, every stage then has a layer.
+
+    Raises
+    ------
+    ValueError
+        If the file pins one of the two layers elsewhere.
     """
     tiers = site.network.tiers
     ends: dict[str | int, str] = {0: tiers[0].name, n_layers - 1: tiers[-1].name}
+    for layer, tier in ends.items():
+        if site.pins.get(layer, tier) != tier:
+            raise ValueError(
+                f"such a runtime needs layer {layer} in tier {tier!r}, but it is pinned to"
+                f" {site.pins[layer]!r}"
+            )
     return replace(site, pins={**site.pins, **ends})
 
 

@@ -20,7 +20,7 @@ from hypsolve.network_file import NetworkFile, read_network_file
 from hypsolve.problem import Objective
 from hypsolve.result import Result
 from hypsolve.service import Service, predict
-from hypsolve.solve import solve
+from hypsolve.solve import METHODS, solve
 from hypsolve.units import GIB, show_seconds
 
 OBJECTIVES = ("bottleneck", "path", "p0")
@@ -376,6 +376,8 @@ def _changes(
 ) -> tuple[Change, ...]:
     """Try changes one by one; those that help, or make it fit, the best first."""
     before_s = result.objective_s
+    if METHODS[result.method].exact:  # the same optimum, at once
+        ask = replace(ask, method="hypsplit_dp", options={})
     found = []
     for what, other_model, other_site, other_ask in _candidates(
         given, weights, model, site, ask, fits=result.partition is not None

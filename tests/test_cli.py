@@ -72,6 +72,12 @@ def test_infeasible_is_exit_code_1_with_a_reason(capsys, example):
     assert run(capsys, *arguments, "--json")[0] == 1
 
 
+def test_outputs_of_one_token_have_no_later_ones(capsys, example):
+    arguments = ("plan", "--model", "phi-3-mini", "--network", example, "--output", 1)
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and "nan" not in out and "a token;" not in out
+
+
 def test_extrapolated_costs_are_marked(capsys, example):
     arguments = ("plan", "--model", "llama-3-8b", "--network", example, "--dtype", "int4")
     assert "extrapolated: no times of such weights were measured" in run(capsys, *arguments)[1]

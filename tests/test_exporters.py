@@ -179,6 +179,15 @@ def test_the_nearest_plan_is_the_best_that_can_be_expressed(slow_first):
     assert export(near, "vllm")
 
 
+def test_layers_that_are_pinned_elsewhere_stay_there(slow_first):
+    slow_first.write_text(SLOW_FIRST.replace('"fast"', '"fast"\npin = [0]'))
+    site = hs.read_network_file(slow_first)
+    with pytest.raises(
+        ValueError, match="needs layer 0 in tier 'slow', but it is pinned to 'f"
+    ):
+        for_runtime(site, 32)
+
+
 def test_the_command_solves_again_where_it_must(capsys, slow_first):
     command = ("plan", "--model", "phi-3-mini", "--network", slow_first, "--concurrency", 1)
     code, out, err = run(capsys, *command, "--export", "vllm")

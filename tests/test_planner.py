@@ -192,6 +192,29 @@ def test_bad_options(options, message):
         hs.plan("llama-3-8b", SMALL, **options)
 
 
+def test_a_model_from_a_file(tmp_path):
+    """As in its config.json; a name that is a file too is the file."""
+    config = {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    named = hs.plan("llama-3-8b", SMALL, concurrency=8)
+    for path in (tmp_path, tmp_path / "config.json", str(tmp_path)):
+        read = hs.plan(path, SMALL, concurrency=8)
+        assert read.result.objective_s == named.result.objective_s
+        assert [c.objective_s for c in read.changes] == [c.objective_s for c in named.changes]
+
+
+def test_an_exact_method_proves_the_same_and_changes_are_quick():
+    slow = hs.plan("llama-3-8b", SMALL, concurrency=8, method="partition_cpsat")
+    named = hs.plan("llama-3-8b", SMALL, concurrency=8)
+    assert slow.result.method == "partition_cpsat"
+    assert slow.result.objective_s == pytest.approx(named.result.objective_s, rel=1e-6)
+    assert [c.what for c in slow.changes] == [c.what for c in named.changes]
+
+
 def test_a_model_of_ones_own():
     own = hs.plan(hs.model("phi-3-mini"), SMALL, concurrency=1)
     assert not any(change.what.startswith("weights") for change in own.changes)
