@@ -366,6 +366,30 @@ def sensitivity(
     )
 
 
+def settings(claim: Claim, frame: pd.DataFrame) -> pd.DataFrame:
+    """A row for every setting of a claim: the change with its interval, and what came of it.
+
+    ``verdict``: holds, fails, open (the interval has 0 in it), or why it is not judged.
+    """
+    table = labelled(frame[claim.rows(frame)])
+    table = _once(table[table["label"].isin((claim.reference, claim.against))])
+    if claim.runs is not None:
+        table = claim.runs(table)
+    found = comparisons(table, claim.measure, claim.reference)
+    verdict = pd.Series("open", index=found.index)
+    verdict = verdict.mask(found["low"] > 0, "holds").mask(found["high"] < 0, "fails")
+    verdict = verdict.where(found["state"] == "judged", found["state"])
+    about = {
+        "claim": claim.text,
+        "reference": claim.reference,
+        "against": claim.against,
+        "measure": claim.measure.kind,
+        "paper": claim.paper,
+    }
+    columns = [*SETTING, "axis", "model", "costs", "change", "low", "high", "pairs", "n"]
+    return found[columns].assign(verdict=verdict, **about)[[*about, *columns, "verdict"]]
+
+
 def claims(frame: pd.DataFrame) -> pd.DataFrame:
     """Judge every claim by the rows there are."""
     return pd.DataFrame([judge(claim, frame) for claim in CLAIMS], columns=COLUMNS)
@@ -400,7 +424,10 @@ def load_all(
 def write(
     out: str | Path, rows: Mapping[str, Collection[int]] | None = None
 ) -> pd.DataFrame | None:
-    """Judge the claims by the rows in a folder, into its ``claims.csv``; None without rows.
+    """Judge the claims by the rows in a folder; None without rows.
+
+    Into its ``claims.csv``, a row per claim, and ``claims_settings.csv``, one per setting of a
+    claim; those of slopes have none.
 
     Raises
     ------
@@ -412,6 +439,8 @@ def write(
         return None
     try:
         table = claims(frame)
+        plain = [claim for claim in CLAIMS if claim.trend is None]
+        each = pd.concat([settings(claim, frame) for claim in plain], ignore_index=True)
     except ValueError as error:
         raise RuntimeError(
             f"{out}: no claims.csv, for its rows are of sweeps that do not go together"
@@ -420,6 +449,10 @@ def write(
     table.to_csv(
         Path(out) / "claims.csv", index=False, float_format="%.4f", lineterminator="\n"
     )
+    each.to_csv(
+        Path(out) / "claims_settings.csv", index=False, float_format="%.4f",
+        lineterminator="\n",
+    )  # fmt: skip
     return table
 
 
@@ -428,8 +461,9 @@ best: the largest of as many settings as are judged (of series, in rows of slope
 optimistic; no interval. median: its interval is the luck of the seeds on this grid of networks
 and values; other grids can move it further, see the range of the medians of single series.
 holds, fails: whole interval above, or below, 0; of many cases in which there is nothing, some
-hold and some fail by chance. Not judged: rival alone, reference alone, or both cannot keep up
-with the arrivals (claims.csv says where); too few seeds in which both have an answer; none."""
+hold and some fail by chance. reaches: at least the paper's figure. judged: of the settings
+that were planned; in the others one of the two, or both, cannot keep up with the arrivals, or
+too few seeds have two answers. claims_settings.csv has a row for every setting."""
 FEW_SEEDS = f"""\
 FEWER THAN {FEW} SEEDS: intervals are none, and what holds or fails may be luck."""
 
@@ -443,6 +477,7 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
     """The table of claims for people, in %: a row per claim; to be read with `NOTES`."""
     rows = [_words(claim) for claim in table.to_dict("records")]
     claim = table["claim"] + ": " + table["reference"] + " against " + table["against"]
+    claim = claim.where(table["measure"] == "reduction", claim + ", " + table["measure"])
     return pd.DataFrame(rows).set_index(claim.rename("claim"))
 
 
@@ -453,19 +488,16 @@ def _words(row: Mapping[str, object]) -> dict[str, str]:
             "median", "median_low", "median_high", "series_least", "series_most", "best"
         )
     )  # fmt: skip
-    unjudged = (f"{row[name]}" for name in list(_BY_STATE)[1:])
-    infeasible = f"{row['infeasible_runs']}+{row['reference_infeasible_runs']}"
+    reached = row["reaches_paper"]
     return {
-        "measure": str(row["measure"]),
         "paper": _share(row["paper"]),
-        "best of N": f"{best} of {row['cases']}" if row["cases"] else "-",
+        "best": best,
         "median": f"{median} [{low}, {high}]",
         "series": f"{least} to {most}",
         "holds": f"{row['holds']}/{row['cases']}",
-        "fails": f"{row['fails']}/{row['cases']}",
-        "judged": f"{row['settings']} of {row['settings_planned']}",
-        "not judged": "+".join(unjudged),
-        "infeasible": f"{infeasible}+{row['both_infeasible_runs']} of {row['runs']}",
+        "fails": f"{row['fails']}",
+        "reaches": f"{reached:.0f}" if math.isfinite(float(str(reached))) else "-",
+        "judged": f"{row['settings']}/{row['settings_planned']}",
     }
 
 

@@ -316,9 +316,17 @@ def conclude(out: Path, rows: Mapping[str, Collection[int]] | None = None) -> No
 
     table = claim_tables.write(out, rows)
     if table is not None:
-        print_table("claims, in % with 95 % intervals", claim_tables.in_words(table))
-        print(claim_tables.NOTES)
+        judged = table[table["cases"] > 0]
+        title = "claims, in % with 95 % intervals; all columns are in claims.csv"
+        if len(judged):
+            print_table(title, claim_tables.in_words(judged))
+            print(claim_tables.NOTES)
+        if len(judged) < len(table):
+            print(
+                f"{len(table) - len(judged)} more claims have no setting here to be judged by"
+            )
         if table["best_pairs"].max() < claim_statistics.FEW:
             print(claim_tables.FEW_SEEDS)
-        for path in (out / "claims.csv", claim_figures.save_forest(table, out)):
+        names = ("claims.csv", "claims_settings.csv")
+        for path in (*(out / name for name in names), claim_figures.save_forest(table, out)):
             print(f"  {path}")

@@ -125,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if importlib.util.find_spec(package) is None:
             parser.error(f"{package} is missing: pip install 'hypsolve[{extra}]'")
     options.size = next((size for size in SIZES if vars(options).get(size)), "default")
+    if options.full and not options.out and (options.seeds or options.time_limit):
+        parser.error("--full with --seeds or --time-limit needs --out: results has the whole")
     options.out = options.out or Path(FOLDERS[options.size])
     command = shlex.join(["python", "-m", "experiments.sweep", *arguments])
     try:

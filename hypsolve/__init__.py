@@ -16,7 +16,7 @@ from hypsolve.deployment import (
     Requests,
     Tier,
 )
-from hypsolve.dispatch import POLICIES, schedule
+from hypsolve.dispatch import POLICIES, TierState, schedule
 from hypsolve.dispatcher import Dispatcher
 from hypsolve.evaluation import check, evaluate
 from hypsolve.events import Event, EventKind, draw_events, read_events
@@ -75,6 +75,7 @@ __all__ = [
     "Status",
     "Summary",
     "Tier",
+    "TierState",
     "Trace",
     "Violation",
     "Visits",

@@ -98,7 +98,7 @@ class Block:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Model:
     """An LLM as a chain of blocks.
 
@@ -126,6 +126,9 @@ class Model:
                 raise ValueError(
                     f"{owner}: blocks of kind {block.kind!r} must be equal, got two"
                 )
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name}, {self.n_blocks} blocks, {self.weight_bytes / 1e9:.4g} GB>"
 
     @property
     def n_blocks(self) -> int:
@@ -229,7 +232,7 @@ class Tier:
             raise TypeError(f"{owner}: link must be a Link or None, got {self.link!r:.60}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Network:
     """Tiers in path order, request side first."""
 
@@ -249,6 +252,10 @@ class Network:
         names = [tier.name for tier in self.tiers]
         _distinct(owner, "tier", names)
         _distinct(owner, "node", [node.name for tier in self.tiers for node in tier.nodes])
+
+    def __repr__(self) -> str:
+        tiers = ", ".join(f"{tier.name} ({len(tier.nodes)})" for tier in self.tiers)
+        return f"<Network {self.name}, nodes of each tier: {tiers}>"
 
 
 def _distinct(owner: str, what: str, names: list[str]) -> None:

@@ -1,5 +1,6 @@
 """What happens to a network while it serves: slowdowns, failures, joins, changed bandwidth."""
 
+import math
 import os
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -51,7 +52,7 @@ class Event:
     target : str
         Name of the node; of the tier for ``bandwidth``.
     factor : float
-        For ``slowdown`` and ``bandwidth`` only.
+        For ``slowdown`` and ``bandwidth`` only, which need it; 1 for the others.
 
     Raises
     ------
@@ -62,13 +63,15 @@ class Event:
     at_s: float
     kind: EventKind
     target: str
-    factor: float = 1.0
+    factor: float = math.nan  # not given
 
     def __post_init__(self) -> None:
         kind = valid.one_of("event", "kind", self.kind, EventKind)
         owner = f"{kind} of {valid.text('event', 'target', self.target)!r}"
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "at_s", early(owner, "at_s", self.at_s))
+        if kind not in _WITH_FACTOR and self.factor != self.factor:
+            object.__setattr__(self, "factor", 1.0)
         factor = valid.real(owner, "factor", self.factor, strict=True)
         if factor < 1 / valid.LARGEST:  # its inverse is to be finite too
             raise ValueError(
@@ -261,7 +264,7 @@ def draw_events(
             rng = np.random.default_rng(own)
             for begin_s, end_s in _periods(rng, horizon_s, good_s, bad_s):
                 events.append(Event(begin_s, kinds[0], target, factor))
-                events.append(Event(end_s, kinds[1], target))
+                events.append(Event(end_s, kinds[1], target, 1.0))
     return check_events(events, network)
 
 
@@ -356,7 +359,7 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
         raise ValueError(f"{path}: not TOML: {error}") from None
 
 
-_EVENT_KEYS = ("at_s", "kind", "target", "factor")
+_EVENT_KEYS = ("at_s", "kind", "target", "factor")  # the last is not always needed
 _RATES = tuple(draw_events.__kwdefaults__ or ())
 
 

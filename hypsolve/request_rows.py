@@ -203,7 +203,7 @@ def _tokens(least: int) -> Callable[[str], int]:
     """Parser of a whole number in text."""
 
     def parse(text: str) -> int:
-        text = text.strip()
+        text = _WHOLE.sub("", text.strip())  # 100.0, as pandas writes it
         if text.isdigit() and text.isascii() and len(text) < 20:
             value = int(text)
             if least <= value <= MAX_TOKENS:
@@ -224,6 +224,7 @@ def _json_tokens(least: int) -> Callable[[Any], int]:
     return parse
 
 
+_WHOLE = re.compile(r"(?<=\d)\.0*$")
 _STAMP = re.compile(
     r"((?:19|20)\d\d-\d\d-\d\d)[ T]([01]\d|2[0-3]):([0-5]\d):([0-5]\d)(?:\.(\d{1,9}))?"
     r"(Z|[+-](?:[01]\d|2[0-3]):?[0-5]\d)?",

@@ -119,10 +119,11 @@ class Metrics:
         tiers = zip(self.tier_names, self.tier_utilisation, strict=True)
         per_s = self.output_tokens_per_s
         tokens = "" if math.isnan(per_s) else f", {per_s:.4g} output tokens/s"
+        of = f", of the {self.n_finished} that ended" if self.n_unfinished else ""
         lines = [
             f"{self.name or 'trace'}, {self.policy}",
             f"  requests     {self.n_requests}, of which {self.n_unfinished} never ended",
-            f"  latency      {self.latency_s}",
+            f"  latency      {self.latency_s}{of}",
             f"  TTFT         {self.ttft_s}",
             f"  TPOT         {self.tpot_s}",
             f"  throughput   {self.requests_per_s:.4g} requests/s{tokens}"

@@ -390,6 +390,13 @@ def test_quick_claims_end_to_end(quick):
     assert (judged["settings_planned"] > 0).all()
     assert (judged["settings"] > 0).any()
     assert_counts_add_up(table)
+    each = pd.read_csv(quick / "claims_settings.csv")
+    for claim in table[~table["measure"].str.contains(" per ")].itertuples():
+        same = each[(each["claim"] == claim.claim) & (each["against"] == claim.against)]
+        verdicts = same[same["reference"] == claim.reference]["verdict"]
+        assert len(verdicts) == claim.settings_planned
+        assert (verdicts == "holds").sum() == claim.holds
+        assert verdicts.isin(["holds", "fails", "open"]).sum() == claim.settings
     assert (judged["holds"] + judged["fails"] <= judged["cases"]).all()
     no_figure = table["paper"].isna() | (table["cases"] == 0)
     assert (table["reaches_paper"].isna() == no_figure).all()

@@ -67,6 +67,11 @@ def test_an_event_takes_plain_values():
         ((np.inf, "join", "a"), ValueError, "join of 'a': at_s must be finite .* got inf"),
         ((1e10, "join", "a"), ValueError, r"join of 'a': at_s must be at most .* got 1e\+10"),
         (
+            (0, "slowdown", "a"),
+            ValueError,
+            "slowdown of 'a': factor must be positive.* got nan",
+        ),
+        (
             (0, "slowdown", "a", 5e-324),
             ValueError,
             "factor must be at least 1e-150, got 5e-324",
@@ -179,7 +184,10 @@ def test_a_sequence_is_legal_if_each_node_may_join_then_fails_and_recovers_in_tu
         if kind is not EventKind.SLOWDOWN:
             lives[name] += kind[0]
     legal = all(re.fullmatch("j?(fr)*f?", life) for life in lives.values())
-    given_events = [Event(*entry) for entry in drawn]
+    given_events = [
+        Event(*entry, 2.0) if entry[1] is EventKind.SLOWDOWN else Event(*entry)
+        for entry in drawn
+    ]
     if not legal:
         with pytest.raises(ValueError, match=r"events\[\d\] "):
             check_events(given_events, network)

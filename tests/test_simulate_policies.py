@@ -334,7 +334,7 @@ def test_hypsched_rt_is_the_dispatcher_driven_by_hand(seed, capacity_tokens):
         toys.model(1, flops_per_token=1.0, kv_bytes=1),
         memory_bytes=float(capacity_tokens), cost_model=CostModel.FLOPS,
     )  # fmt: skip
-    throttled = [hs.Event(1.0, "slowdown", "a0", 2.7), hs.Event(4.0, "slowdown", "a0")]
+    throttled = [hs.Event(1.0, "slowdown", "a0", 2.7), hs.Event(4.0, "slowdown", "a0", 1)]
     lost = [hs.Event(2.0, "failure", "a4"), hs.Event(3.0, "recovery", "a4")]
     events = throttled + lost  # the last node: it is the last to join, too
     trace = hs.simulate(
@@ -357,7 +357,7 @@ def test_a_throttled_node_loses_load_without_being_told():
         [[toys.gpu(seconds_per_flop=2**-8)] * 2], requests, toys.model(1, flops_per_token=1.0),
         cost_model=CostModel.FLOPS,
     )  # fmt: skip
-    events = [hs.Event(500.0, "slowdown", "a1", 4.0), hs.Event(1000.0, "slowdown", "a1")]
+    events = [hs.Event(500.0, "slowdown", "a1", 4.0), hs.Event(1000.0, "slowdown", "a1", 1)]
     share, late_s = {}, {}
     for policy in ("hypsched_rt", "round_robin"):
         trace = hs.simulate(deployment, toys.even(1), policy, max_batch=1, events=events)
