@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -231,22 +231,9 @@ def plan(
     >>> found.fits, found.stages[0].blocks
     (True, range(0, 34))
     """
-    ask = _Ask(
-        prompt_tokens=_tokens("prompt_tokens", prompt_tokens),
-        output_tokens=_tokens("output_tokens", output_tokens),
-        concurrency=valid.whole("plan", "concurrency", concurrency, least=1),
-        objective=valid.known("objective", objective, OBJECTIVES),
-        method=method,
-        time_limit_s=time_limit_s,
-        seed=seed,
-        options=options,
-    )
     rate_per_s = valid.real("plan", "rate_per_s", rate_per_s, strict=True)
-    if ask.concurrency * ask.tokens > MOST_TOKENS:
-        raise ValueError(
-            "plan: concurrency * (prompt_tokens + output_tokens) must be at most"
-            f" {MOST_TOKENS}, got {ask.concurrency * ask.tokens}"
-        )
+    tokens = (prompt_tokens, output_tokens)
+    ask = _asked(tokens, concurrency, objective, method, time_limit_s, seed, options)
     chosen, site = _model(model, weights), _site(network)
     deployment, result = _solved(chosen, site, ask)
     fits = result.partition is not None
@@ -263,6 +250,83 @@ def plan(
         service=_service(deployment, site, result, rate_per_s, seed) if fits else None,
         changes=_changes(model, weights, chosen, site, ask, result),
     )
+
+
+def split(
+    model: str | os.PathLike[str] | Model,
+    network: str | os.PathLike[str] | Network | NetworkFile,
+    *,
+    prompt_tokens: int = 512,
+    output_tokens: int = 256,
+    concurrency: int = 16,
+    weights: str | None = None,
+    objective: str = "bottleneck",
+    method: str = "hypsplit_dp",
+    time_limit_s: float = 60.0,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[Deployment, Result]:
+    """Split a model as `plan` does, and no more: what was solved, and the answer.
+
+    Parameters, Raises
+        As in `plan`.
+    """
+    tokens = (prompt_tokens, output_tokens)
+    ask = _asked(tokens, concurrency, objective, method, time_limit_s, seed, options)
+    return _solved(_model(model, weights), _site(network), ask)
+
+
+def compare(
+    model: str | os.PathLike[str] | Model,
+    network: str | os.PathLike[str] | Network | NetworkFile,
+    methods: Sequence[str] | None = None,
+    **options: Any,
+) -> list[Result]:
+    """Split a model by several methods.
+
+    Parameters
+    ----------
+    model, network, **options
+        As in `plan`, without the rate.
+    methods : sequence of str, optional
+        Names in `hypsolve.METHODS` that decide a partition; default: all.
+
+    Returns
+    -------
+    list of Result
+        In the order of the methods.
+    """
+    known = [name for name, method in METHODS.items() if method.decides == "partition"]
+    for name in methods or ():
+        valid.known("method that decides a partition", name, known)
+    return [split(model, network, method=name, **options)[1] for name in methods or known]
+
+
+def _asked(
+    tokens: tuple[int, int],
+    concurrency: int,
+    objective: str,
+    method: str,
+    time_limit_s: float,
+    seed: int,
+    options: dict[str, Any],
+) -> _Ask:
+    ask = _Ask(
+        prompt_tokens=_tokens("prompt_tokens", tokens[0]),
+        output_tokens=_tokens("output_tokens", tokens[1]),
+        concurrency=valid.whole("plan", "concurrency", concurrency, least=1),
+        objective=valid.known("objective", objective, OBJECTIVES),
+        method=method,
+        time_limit_s=time_limit_s,
+        seed=seed,
+        options=options,
+    )
+    if ask.concurrency * ask.tokens > MOST_TOKENS:
+        raise ValueError(
+            "plan: concurrency * (prompt_tokens + output_tokens) must be at most"
+            f" {MOST_TOKENS}, got {ask.concurrency * ask.tokens}"
+        )
+    return ask
 
 
 def _tokens(field: str, value: int) -> int:

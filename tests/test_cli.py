@@ -9,6 +9,7 @@ import pytest
 
 import hypsolve as hs
 from hypsolve import cli
+from hypsolve.cli.known import EXAMPLE
 
 
 def run(capsys, *arguments):
@@ -83,6 +84,57 @@ def test_extrapolated_costs_are_marked(capsys, example):
     assert "extrapolated: no times of such weights were measured" in run(capsys, *arguments)[1]
 
 
+def test_methods_side_by_side(capsys, example):
+    arguments = ("compare", "--model", "llama-3-8b", "--network", example)
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line for line in out.splitlines()[1:]}
+    assert set(rows) == {n for n, m in hs.METHODS.items() if m.decides == "partition"}
+    exact = [rows[name].split()[2:4] for name, method in hs.METHODS.items()
+             if name in rows and method.exact]  # fmt: skip
+    assert len(exact) == 5 and all(row == exact[0] for row in exact)
+    code, out, _ = run(capsys, *arguments, "--method", "even_split", "--json")
+    (row,) = json.loads(out)
+    assert code == 0 and row["method"] == "even_split"
+
+
+def test_pareto_lists_and_draws(capsys, example, tmp_path):
+    arguments = ("pareto", "--model", "llama-3-8b", "--network", example)
+    code, out, _ = run(capsys, *arguments, "--png", tmp_path / "pareto.png")
+    assert code == 0 and (tmp_path / "pareto.png").stat().st_size > 5000
+    points = json.loads(run(capsys, *arguments, "--json")[1])
+    assert len(out.splitlines()) == len(points) + 2
+    best = hs.plan("llama-3-8b", example)
+    assert points[0]["bottleneck_s"] == best.result.objective_s
+    path = hs.plan("llama-3-8b", example, objective="path")
+    assert points[-1]["path_s"] == pytest.approx(path.result.objective_s, rel=1e-12)
+    assert [p["path_s"] for p in points] == sorted((p["path_s"] for p in points), reverse=True)
+
+
+def test_simulate_serves_what_it_is_told(capsys, example, tmp_path):
+    arguments = ("simulate", "--model", "llama-3-8b", "--network", example, "--json")
+    drawn = json.loads(
+        run(capsys, *arguments, "--requests", 50, "--rate", 2, "--ttft-slo", 1)[1]
+    )
+    assert drawn["n_requests"] == 50 and drawn["slo_attainment"] > 0
+    trace = tmp_path / "requests.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,100,5\n1,20000,7\n")
+    picture = tmp_path / "trace.json"
+    code, out, _ = run(capsys, *arguments, "--trace", trace, "--perfetto", picture)
+    served = json.loads(out)
+    assert code == 0 and (served["n_requests"], served["n_unfinished"]) == (2, 0)
+    assert json.loads(picture.read_text())["traceEvents"]
+    words = run(capsys, *arguments[:-1], "--requests", 5)[1]
+    assert "latency" in words and "5, of which 0 never ended" in words
+
+
+@pytest.mark.parametrize("command", ["plan", "compare", "pareto", "simulate"])
+def test_every_command_says_that_nothing_fits(capsys, example, command):
+    arguments = (command, "--model", "llama-3-70b", "--network", example, "--concurrency", 300)
+    code, out, err = run(capsys, *arguments)
+    assert code == 1 and "infeasible" in out and err == ""
+
+
 @pytest.mark.parametrize("command", ["gpus", "models", "methods"])
 def test_lists(capsys, command):
     known = {"gpus": hs.gpus(), "models": hs.models(), "methods": hs.METHODS}[command]
@@ -118,6 +170,14 @@ def test_init_leaves_a_file_alone(capsys, example):
         ),
         (("plan", "--model", "llama-3-8b", "--network", "NET", "--nothing"), "--nothing"),
         (("fly",), "No such command 'fly'"),
+        (
+            ("compare", "--model", "llama-3-8b", "--network", "NET", "--method", "heft"),
+            "unknown method that decides a partition 'heft'",
+        ),
+        (
+            ("simulate", "--model", "llama-3-8b", "--network", "NET", "--trace", "no.csv"),
+            "no.csv",
+        ),
     ],
 )
 def test_bad_input_is_exit_code_2_and_one_line(capsys, example, arguments, message):
@@ -145,4 +205,4 @@ def test_the_command_is_installed(tmp_path):
     script = os.path.join(os.path.dirname(sys.executable), "hypsolve")
     done = subprocess.run([script, "init"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "network.toml").read_text() == cli.EXAMPLE
+    assert (tmp_path / "network.toml").read_text() == EXAMPLE

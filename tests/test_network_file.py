@@ -6,7 +6,7 @@ import pytest
 
 import hypsolve as hs
 import instances
-from hypsolve.cli import EXAMPLE
+from hypsolve.cli.known import EXAMPLE
 from hypsolve.network_file import read_network_file
 from instances import network, networks
 

@@ -1,0 +1,26 @@
+"""The command `hypsolve`: what is known, and a plan for a network of one's own."""
+
+import logging
+
+import click
+
+from hypsolve.cli.known import gpus, init, methods, models
+from hypsolve.cli.plan import plan
+from hypsolve.cli.runs import compare, pareto, simulate
+from hypsolve.cli.shared import OneLine
+
+
+@click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hypsolve")
+def main() -> None:
+    """Place one LLM on a network of unequal GPUs, and prove that no split is better.
+
+    \b
+    hypsolve init                    writes network.toml: edit it
+    hypsolve plan --model llama-3-8b --network network.toml
+    """  # noqa: D301
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)  # what is compiling
+
+
+for command in (init, plan, compare, pareto, simulate, gpus, models, methods):
+    main.add_command(command)

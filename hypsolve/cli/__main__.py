@@ -1,0 +1,5 @@
+"""`python -m hypsolve.cli`."""
+
+from hypsolve.cli import main
+
+main()

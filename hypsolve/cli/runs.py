@@ -1,0 +1,175 @@
+"""Commands that run things side by side: `compare`, `pareto`, `simulate`."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hypsolve import planner
+from hypsolve.cli.shared import asking, show
+from hypsolve.deployment import Deployment
+from hypsolve.dispatch import POLICIES
+from hypsolve.optional import optional
+from hypsolve.perfetto import write_perfetto
+from hypsolve.request_files import read_requests
+from hypsolve.result import Result
+from hypsolve.simulation import simulate as simulate_requests
+from hypsolve.solvers.hypsplit import pareto_frontier
+from hypsolve.units import show_seconds
+from hypsolve.workloads import WORKLOADS, workload
+
+
+@click.command()
+@asking
+@click.option("--method", "methods", multiple=True, help="Repeat it; default: all.")
+def compare(
+    ask: dict[str, Any], model: str, network: str, methods: tuple[str, ...], as_json: bool
+) -> int:
+    """Split a model by several methods, side by side.
+
+    \b
+    hypsolve compare --model llama-3-8b --network network.toml
+    """  # noqa: D301
+    results = planner.compare(model, network, methods or None, **ask)
+    if as_json:
+        print(json.dumps([result.to_dict() for result in results], indent=2, allow_nan=False))
+    else:
+        show([_row(result) for result in results], as_json=False)
+    return 0 if any(result.partition is not None for result in results) else 1
+
+
+def _row(result: Result) -> dict[str, str]:
+    fits = result.partition is not None
+    proved = result.bound_s > 0 and fits
+    return {
+        "method": result.method,
+        "status": str(result.status),
+        str(result.instance.objective): show_seconds(result.objective_s) if fits else "-",
+        "gap": f"{result.gap:.2%}" if proved else "-",
+        "solved in": show_seconds(result.solve_time_s),
+        "cuts": str(result.partition) if fits else result.message,
+    }
+
+
+@click.command()
+@asking
+@click.option("--png", type=click.Path(path_type=Path), help="Draw it, too.")
+def pareto(
+    ask: dict[str, Any], model: str, network: str, png: Path | None, as_json: bool
+) -> int:
+    """List the splits that no other beats in both throughput and latency.
+
+    \b
+    hypsolve pareto --model llama-3-8b --network network.toml --png pareto.png
+    """  # noqa: D301
+    (result,) = planner.compare(model, network, ("hypsplit_dp",), **ask)
+    points = pareto_frontier(result.instance)
+    rows = [
+        {
+            "requests/s": f"{1 / point.bottleneck_s:.4g}" if point.bottleneck_s else "inf",
+            "latency": show_seconds(point.path_s),
+            "cuts": str(point.partition),
+        }
+        for point in points
+    ]
+    if as_json:
+        plain = [
+            {"bottleneck_s": p.bottleneck_s, "path_s": p.path_s, "cuts": list(p.partition.cuts)}
+            for p in points
+        ]
+        print(json.dumps(plain, indent=2, allow_nan=False))
+    elif points:
+        print("one request at a time: throughput of a stage's nodes together, latency alone")
+        show(rows, as_json=False)
+    else:
+        print(f"{result.status}: {result.message}")
+    if png is not None and points:
+        _draw(points, result.instance.name, png)
+    return 0 if points else 1
+
+
+def _draw(points: list[Any], name: str, path: Path) -> None:
+    optional("matplotlib").use("Agg")
+    plt = optional("matplotlib.pyplot")
+    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    rates = [1 / p.bottleneck_s if p.bottleneck_s else math.inf for p in points]
+    ax.step(rates, [p.path_s for p in points], "o-", where="pre", color="#0072B2")
+    ax.set_xlabel("requests per second that the slowest stage serves one at a time")
+    ax.set_ylabel("latency of one request alone (s)")
+    ax.set_title(name, loc="left", fontsize=9)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+@click.command()
+@asking
+@click.option("--method", default="hypsplit_dp", show_default=True, help="Of the split.")
+@click.option("--rate", default=1.0, show_default=True, help="Requests per second.")
+@click.option(
+    "--workload",
+    "source",
+    type=click.Choice(tuple(WORKLOADS)),
+    default="synthetic",
+    show_default=True,
+    help="Lengths and gaps of the requests.",
+)
+@click.option("--requests", default=300, show_default=True, help="How many.")
+@click.option("--trace", type=click.Path(), help="A file of requests instead; its own rate.")
+@click.option(
+    "--policy", type=click.Choice(tuple(POLICIES)), default="hypsched_rt", show_default=True
+)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--ttft-slo", type=float, help="Seconds to the first token, at most.")
+@click.option("--tpot-slo", type=float, help="Seconds per later token, at most.")
+@click.option("--perfetto", type=click.Path(), help="Write a trace for ui.perfetto.dev.")
+def simulate(
+    ask: dict[str, Any],
+    model: str,
+    network: str,
+    method: str,
+    rate: float,
+    source: str,
+    requests: int,
+    trace: str | None,
+    policy: str,
+    seed: int,
+    ttft_slo: float | None,
+    tpot_slo: float | None,
+    perfetto: str | None,
+    as_json: bool,
+) -> int:
+    """Serve requests with the best split, token by token.
+
+    \b
+    hypsolve simulate --model llama-3-8b --network network.toml --rate 2
+    hypsolve simulate --model llama-3-8b --network network.toml --trace requests.csv
+    """  # noqa: D301
+    deployment, result = planner.split(model, network, method=method, **ask)
+    if result.partition is None:
+        print(f"{result.status}: {result.message}")
+        return 1
+    given = (
+        workload(source, n_requests=requests, rate_per_s=rate, seed=seed)
+        if trace is None
+        else read_requests(trace)
+    )
+    longest = int((given.prompt_tokens + given.output_tokens).max())
+    served = simulate_requests(
+        Deployment(
+            model=deployment.model,
+            network=deployment.network,
+            requests=given,
+            max_resident_tokens=max(longest, deployment.max_resident_tokens or 0),
+        ),
+        result.partition,
+        policy,
+        seed=seed,
+        record_visits=perfetto is not None,
+    )
+    numbers = served.metrics(ttft_slo_s=ttft_slo, tpot_slo_s=tpot_slo)
+    print(json.dumps(numbers.to_dict(), indent=2, allow_nan=False) if as_json else numbers)
+    if perfetto is not None:
+        write_perfetto(served, perfetto)
+    return 0
