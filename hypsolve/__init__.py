@@ -28,6 +28,7 @@ from hypsolve.perfetto import write_perfetto
 from hypsolve.planner import Plan, plan
 from hypsolve.problem import Instance, LinkCost, Objective, StageRule
 from hypsolve.readers import read_chains, read_hybrid_flow_shop
+from hypsolve.replan import Replan, replan
 from hypsolve.request_files import read_requests
 from hypsolve.result import Result
 from hypsolve.simulation import simulate
@@ -66,6 +67,7 @@ __all__ = [
     "ParetoPoint",
     "Partition",
     "Plan",
+    "Replan",
     "Request",
     "Requests",
     "Result",
@@ -98,6 +100,7 @@ __all__ = [
     "read_network",
     "read_network_file",
     "read_requests",
+    "replan",
     "save",
     "schedule",
     "simulate",

@@ -59,7 +59,7 @@ LAYERS = [
     {"hypsolve.solve"},
     {"hypsolve.service"},
     {"hypsolve.planner"},
-    {"hypsolve.exporters"},
+    {"hypsolve.exporters", "hypsolve.replan"},
     {"hypsolve.cli"},
     {"hypsolve"},
     {"instances"},

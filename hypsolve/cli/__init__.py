@@ -6,7 +6,7 @@ import click
 
 from hypsolve.cli.known import gpus, init, methods, models
 from hypsolve.cli.plan import plan
-from hypsolve.cli.runs import compare, pareto, simulate
+from hypsolve.cli.runs import compare, pareto, replan, simulate
 from hypsolve.cli.shared import OneLine
 
 
@@ -22,5 +22,5 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)  # what is compiling
 
 
-for command in (init, plan, compare, pareto, simulate, gpus, models, methods):
+for command in (init, plan, compare, pareto, simulate, replan, gpus, models, methods):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""Commands that run things side by side: `compare`, `pareto`, `simulate`."""
+"""Commands around a plan: `compare`, `pareto`, `simulate`, `replan`."""
 
 import json
 import math
@@ -13,11 +13,12 @@ from hypsolve.deployment import Deployment
 from hypsolve.dispatch import POLICIES
 from hypsolve.optional import optional
 from hypsolve.perfetto import write_perfetto
+from hypsolve.replan import replan as plan_anew
 from hypsolve.request_files import read_requests
 from hypsolve.result import Result
 from hypsolve.simulation import simulate as simulate_requests
 from hypsolve.solvers.hypsplit import pareto_frontier
-from hypsolve.units import show_seconds
+from hypsolve.units import show_bytes, show_seconds
 from hypsolve.workloads import WORKLOADS, workload
 
 
@@ -95,7 +96,7 @@ def _draw(points: list[Any], name: str, path: Path) -> None:
     plt = optional("matplotlib.pyplot")
     figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
     rates = [1 / p.bottleneck_s if p.bottleneck_s else math.inf for p in points]
-    ax.step(rates, [p.path_s for p in points], "o-", where="pre", color="#0072B2")
+    ax.step(rates, [p.path_s for p in points], "o-", where="post", color="#0072B2")
     ax.set_xlabel("requests per second that the slowest stage serves one at a time")
     ax.set_ylabel("latency of one request alone (s)")
     ax.set_title(name, loc="left", fontsize=9)
@@ -173,3 +174,47 @@ def simulate(
     if perfetto is not None:
         write_perfetto(served, perfetto)
     return 0
+
+
+@click.command()
+@asking
+@click.option(
+    "--from",
+    "before",
+    required=True,
+    type=click.Path(),
+    help="The plan so far, as hypsolve plan --json prints it.",
+)
+@click.option("--max-moves", required=True, type=int, help="Blocks that may change tier.")
+def replan(
+    ask: dict[str, Any], model: str, network: str, before: str, max_moves: int, as_json: bool
+) -> int:
+    """Split anew after the network has changed, moving few blocks: the best with so many moves.
+
+    \b
+    hypsolve plan --model llama-3-8b --network network.toml --json > plan.json
+    hypsolve replan --model llama-3-8b --network new.toml --from plan.json --max-moves 4
+    """  # noqa: D301
+    found = plan_anew(model, network, before, max_moves=max_moves, **ask)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
+    elif found.partition is None:
+        print(f"infeasible: no split fits with at most {max_moves} blocks moved")
+    else:
+        print(
+            f"{found.partition}: {found.n_moved} blocks moved; proved: with at most {max_moves}"
+        )
+        print(
+            f"no split has a {found.instance.objective} below {show_seconds(found.objective_s)}"
+        )
+        rows = [
+            {"node": node, "loads": show_bytes(n_bytes)}
+            for node, n_bytes in found.moved_bytes.items()
+        ]
+        if rows:
+            show(rows, as_json=False)
+        show(
+            [{"moves": str(m), "at best": show_seconds(s)} for m, s in found.frontier],
+            as_json=False,
+        )
+    return 0 if found.partition is not None else 1
