@@ -201,12 +201,9 @@ def replan(
     elif found.partition is None:
         print(f"infeasible: no split fits with at most {max_moves} blocks moved")
     else:
-        print(
-            f"{found.partition}: {found.n_moved} blocks moved; proved: with at most {max_moves}"
-        )
-        print(
-            f"no split has a {found.instance.objective} below {show_seconds(found.objective_s)}"
-        )
+        what, least = found.instance.objective, show_seconds(found.objective_s)
+        print(f"{found.partition}: {found.n_moved} blocks moved")
+        print(f"proved: with at most {max_moves} moved, no split has a {what} below {least}")
         rows = [
             {"node": node, "loads": show_bytes(n_bytes)}
             for node, n_bytes in found.moved_bytes.items()
