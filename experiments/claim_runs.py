@@ -29,6 +29,7 @@ from hypsolve import (
     to_instance,
 )
 from hypsolve.dispatch import Choose, TierState
+from hypsolve.trace_metrics import growth
 
 COLUMNS = (
     "experiment",
@@ -320,25 +321,6 @@ def alone_s(
         compute_s += np.where(node >= 0, service_s[rows, k, kinds], 0.0)
     link_s = evaluation.transfer_s(instance, partition).sum(axis=1)
     return compute_s, np.broadcast_to(link_s, n).astype(np.float64)
-
-
-def growth(trace: Trace) -> float:
-    """Whether queues grow: requests under way in the last quarter of the time in which requests
-    arrive, over those in its second quarter.
-
-    Near 1 where the network keeps up; (7 / 8) / (3 / 8) where it serves a fixed number a second
-    and more come. inf if all arrive at once.
-    """
-    first_s, last_s = trace.arrival_s.min(), trace.arrival_s.max()
-    if last_s == first_s:
-        return math.inf
-    quarters = np.linspace(first_s, last_s, 5)
-    end_s = np.where(np.isnan(trace.end_s), math.inf, trace.end_s)
-    n_under_way = [
-        np.clip(np.minimum(end_s, until) - np.maximum(trace.arrival_s, since), 0.0, None).sum()
-        for since, until in ((quarters[1], quarters[2]), (quarters[3], quarters[4]))
-    ]
-    return float(n_under_way[1] / n_under_way[0]) if n_under_way[0] else math.nan
 
 
 def _short(value: float) -> float:

@@ -9,18 +9,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hypsolve import costs, evaluation
-from hypsolve.deployment import Block, Deployment, GpuProfile, Requests
+from hypsolve.deployment import Block, CostModel, Deployment, GpuProfile, Requests
 from hypsolve.problem import Instance
 from hypsolve.simulation import MAX_BATCH, simulate
 from hypsolve.solution import Partition
+from hypsolve.trace import Trace
+from hypsolve.trace_metrics import growth
 
-N_REQUESTS = 400  # simulated
-MOST_REQUESTS = 8000  # simulated where more come than can be served
+N_REQUESTS, LEAST_REQUESTS, MOST_REQUESTS = 400, 20, 4000  # simulated at a time
+MOST_VISITS = 2e7  # so many (token, stage) visits take some seconds
+GROWTH = 1.25  # of the requests under way, that tells a network which does not keep up
+STEPS = 5  # of the bisection: the rate is found to 1/32 of its bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """What to expect under Poisson arrivals of equal requests and HypSched-RT.
+
+    Batches are of at most `MAX_BATCH` requests, and links send one message at a time.
 
     Attributes
     ----------
@@ -28,19 +34,22 @@ class Service:
         Of the requests.
     ttft_s, tpot_s, latency_p50_s, latency_p95_s : float
         Simulated; ``ttft_s`` and ``tpot_s`` are means.
-    requests_per_s, output_tokens_per_s : float
-        Served; below the rate where the network cannot keep up.
+    keeps_up : bool
+        Whether the network serves requests as fast as they come; if not, the latencies above
+        say how long the simulation was.
+    output_tokens_per_s : float
+        At the rate, or at `most_requests_per_s` where that is less.
     utilisation : float
-        Busy share of the GPUs that hold a stage.
+        Busy share of the GPUs that are used, at this rate.
     most_requests_per_s : float
-        Served where more come: simulated, at the rate of the bound; over the second half of the
-        arrivals.
+        About the largest rate that it keeps up with, by bisection of simulations; nan where
+        requests take too long to tell, 0 where it is below 1/32 of the bound.
     bound_requests_per_s : float
-        What no schedule can exceed with this partition and `MAX_BATCH` requests a batch.
+        What no schedule can exceed with this partition.
     most_sequences : int
-        That have room in the KV caches at once, over all tiers.
+        That have room in the KV caches at once, over all tiers; 0 if no stage keeps any.
     most_context_tokens : int
-        Of one sequence alone.
+        Of one sequence alone, as far as memory goes; 0 if no stage keeps any.
     joules_per_token, price_per_million_tokens : float
         Of output at this rate: energy of the busy time of GPUs at their board power; prices of
         all nodes that have one, nan if none has.
@@ -51,7 +60,7 @@ class Service:
     tpot_s: float
     latency_p50_s: float
     latency_p95_s: float
-    requests_per_s: float
+    keeps_up: bool
     output_tokens_per_s: float
     utilisation: float
     most_requests_per_s: float
@@ -89,40 +98,58 @@ def predict(
     Service
     """
     rng = np.random.default_rng(seed)
-    arrival_s = rng.exponential(1 / rate_per_s, N_REQUESTS).cumsum()
-    trace = simulate(_under(deployment, arrival_s), partition)
-    found = trace.metrics()
+    prompt, output = _lengths(deployment)
     instance = costs.to_instance(deployment)
     rooms = _rooms(deployment, instance, partition)
-    prompt, output = _lengths(deployment)
-    sequences = min(
-        (sum(int(room // (prompt + output)) for room in of_tier) for of_tier in rooms.values()),
-        default=0,
-    )
+    sequences = [sum(int(r // (prompt + output)) for r in each) for each in rooms.values()]
+    most_visits = int(MOST_VISITS / (output * partition.n_tiers))
+    n = min(max(LEAST_REQUESTS, most_visits), N_REQUESTS)
+    trace = _served(deployment, partition, rate_per_s, n, rng)
+    found = trace.metrics()
     bound = _bound(deployment, instance, partition, rooms)
-    nodes = [node for tier in deployment.network.tiers for node in tier.nodes]
-    power_w = np.array([node.gpu.power_w for node in nodes])
-    joules = float(power_w @ trace.busy_s)
-    n_tokens = N_REQUESTS * output
-    prices = price_per_hour or {}
-    price = sum(prices.values()) / 3600 * found.observed_s / n_tokens * 1e6
+    most = _sustained(deployment, partition, bound, most_visits, rng)
+    power_w = np.array([n.gpu.power_w for tier in deployment.network.tiers for n in tier.nodes])
     used = trace.busy_s > 0
+    steady = min(rate_per_s, most) if most > 0 else rate_per_s  # nan: the rate
+    prices = price_per_hour or {}
+    price = sum(prices.values()) / 3600 / (steady * output) * 1e6
+    busy = np.minimum(trace.busy_s[used] / n * steady, 1.0)
     return Service(
         rate_per_s=rate_per_s,
         ttft_s=found.ttft_s.mean,
         tpot_s=found.tpot_s.mean,
         latency_p50_s=found.latency_s.p50,
         latency_p95_s=found.latency_s.p95,
-        requests_per_s=found.requests_per_s,
-        output_tokens_per_s=found.output_tokens_per_s,
-        utilisation=float(np.array(found.node_utilisation)[used].mean()) if used.any() else 0.0,
-        most_requests_per_s=_overloaded(deployment, partition, bound, sequences, rng),
+        keeps_up=rate_per_s <= bound and not growth(trace) > GROWTH,
+        output_tokens_per_s=steady * output,
+        utilisation=float(busy.mean()) if used.any() else 0.0,
+        most_requests_per_s=most,
         bound_requests_per_s=bound,
-        most_sequences=sequences,
-        most_context_tokens=min((int(max(of_tier)) for of_tier in rooms.values()), default=0),
-        joules_per_token=joules / n_tokens if (power_w[used] > 0).all() else math.nan,
+        most_sequences=min(sequences, default=0),
+        most_context_tokens=min((int(max(each)) for each in rooms.values()), default=0),
+        joules_per_token=(
+            float(power_w @ trace.busy_s) / (n * output)
+            if (power_w[used] > 0).all()
+            else math.nan
+        ),
         price_per_million_tokens=price if prices else math.nan,
     )
+
+
+def _served(
+    deployment: Deployment,
+    partition: Partition,
+    rate_per_s: float,
+    n: int,
+    rng: np.random.Generator,
+) -> Trace:
+    """Serve n requests like the first one, Poisson arrivals."""
+    prompt, output = _lengths(deployment)
+    with np.errstate(over="ignore"):  # beyond what `Requests` takes, which says so
+        arrival_s = rng.exponential(1.0, n).cumsum() / rate_per_s
+    ones = np.ones(n, np.int64)
+    requests = Requests(arrival_s, prompt * ones, output * ones)
+    return simulate(replace(deployment, requests=requests), partition, link_contention=True)
 
 
 def _lengths(deployment: Deployment) -> tuple[int, int]:
@@ -130,33 +157,29 @@ def _lengths(deployment: Deployment) -> tuple[int, int]:
     return int(requests.prompt_tokens[0]), int(requests.output_tokens[0])
 
 
-def _under(deployment: Deployment, arrival_s: np.ndarray) -> Deployment:
-    """Requests like the first one, at these times."""
-    prompt, output = _lengths(deployment)
-    ones = np.ones(len(arrival_s), np.int64)
-    return replace(deployment, requests=Requests(arrival_s, prompt * ones, output * ones))
-
-
-def _overloaded(
+def _sustained(
     deployment: Deployment,
     partition: Partition,
     bound: float,
-    sequences: int,
+    most_visits: int,
     rng: np.random.Generator,
 ) -> float:
-    """Requests per second that are served where they come at the rate of the bound.
+    """About the largest rate at which the requests under way do not grow.
 
-    Four times as many come as there is room for, so that those that end in the second half of
-    the arrivals are as many as begin in it.
+    Requests come for four times as long as one takes alone.
     """
     if math.isinf(bound):
         return math.inf
-    n = min(max(N_REQUESTS, 4 * sequences), MOST_REQUESTS)
-    arrival_s = rng.exponential(1 / bound, n).cumsum()
-    trace = simulate(_under(deployment, arrival_s), partition)
-    last_s = float(arrival_s[-1])
-    n_ended = int(((trace.end_s > last_s / 2) & (trace.end_s <= last_s)).sum())
-    return min(n_ended / (last_s / 2), bound)  # some began before the half in which they end
+    alone_s = float(_served(deployment, partition, bound, 1, rng).latency_s[0])
+    low, high = 0.0, bound
+    for _ in range(STEPS):
+        rate = (low + high) / 2
+        n = max(N_REQUESTS, math.ceil(4 * rate * alone_s))
+        if n > min(MOST_REQUESTS, most_visits):
+            return math.nan
+        grows = growth(_served(deployment, partition, rate, n, rng)) > GROWTH
+        low, high = (low, rate) if grows else (rate, high)
+    return low
 
 
 def _rooms(
@@ -191,35 +214,61 @@ def _bound(
 
     A node spends on a request at least what `_least_s` says, so a tier serves at most the sum
     of the inverses over its nodes. That is the optimum of the fluid linear program, which falls
-    apart by tiers where all requests are alike.
+    apart by tiers where all requests are alike. A link carries at most one request in the time
+    that its bytes take. And a sequence holds its KV cache for as long as its decode passes take
+    at least, on the fastest nodes.
     """
     prompt, output = _lengths(deployment)
     least = math.inf
+    hold_s = 0.0
+    for k, tier in enumerate(deployment.network.tiers[:-1]):
+        cut = partition.cuts[k + 1]
+        if cut < instance.n_blocks:
+            busy_s = float(instance.reference_link_s[k, cut])
+            least = min(least, 1 / busy_s if busy_s else math.inf)
+            assert tier.link is not None
+            hold_s += (output - 1) * tier.link.round_trip_s
     for k, tier in enumerate(deployment.network.tiers):
         blocks = [deployment.model.blocks[b] for b in partition.stage(k)]
         if not blocks:
             continue
         holds = evaluation.can_hold(instance, k, *partition.cuts[k : k + 2])
+        nodes = [node for node, held in zip(tier.nodes, holds, strict=True) if held]
+        hold_s += min(_decodes_s(blocks, node.gpu, deployment) for node in nodes)
         of_tier = rooms.get(k)
         rate = 0.0
-        for number, node in enumerate(n for n, h in zip(tier.nodes, holds, strict=True) if h):
+        for number, node in enumerate(nodes):
             batch = MAX_BATCH
             if of_tier is not None:  # no more of them are on the node at once
                 batch = min(batch, int(of_tier[number] // (prompt + output)))
             if batch:
-                least_s = sum(_least_s(b, node.gpu, prompt, output, batch) for b in blocks)
+                least_s = sum(_least_s(b, node.gpu, deployment, batch) for b in blocks)
                 rate += 1 / least_s if least_s else math.inf
         least = min(least, rate)
+    for of_tier in rooms.values():
+        n_at_once = sum(int(room // (prompt + output)) for room in of_tier)
+        least = min(least, n_at_once / hold_s if hold_s else math.inf)
     return least
 
 
-def _least_s(block: Block, gpu: GpuProfile, prompt: int, output: int, batch: int) -> float:
+def _decodes_s(blocks: list[Block], gpu: GpuProfile, deployment: Deployment) -> float:
+    """Seconds of all decode passes of one request, alone."""
+    prompt, output = _lengths(deployment)
+    return sum(
+        float(costs.service_s(block, gpu, prompt, output, deployment.cost_model))
+        - float(costs.service_s(block, gpu, prompt, 1, deployment.cost_model))
+        for block in blocks
+    )
+
+
+def _least_s(block: Block, gpu: GpuProfile, deployment: Deployment, batch: int) -> float:
     """Least seconds of a node that a request costs, by a block, in batches of at most `batch`.
 
     An iteration takes ``t0 + max(flops / F, bytes / B)``: at least t0 and either arm. FLOPs, KV
     reads and activations add up over requests; t0 and the weights are shared by at most `batch`
     of them, in each of the `output` iterations that a request is in at least.
     """
+    prompt, output = _lengths(deployment)
     first = costs.step_work(block, float(prompt), 0.0)
     contexts = np.arange(prompt, prompt + output - 1, dtype=np.float64)
     later = costs.step_work(block, 1.0, contexts)
@@ -235,4 +284,6 @@ def _least_s(block: Block, gpu: GpuProfile, prompt: int, output: int, batch: int
     else:
         moved -= shared * output * (1 - 1 / batch)
     compute_s, memory_s = flops / gpu.flops_per_s, moved / gpu.bytes_per_s
+    if deployment.cost_model is CostModel.FLOPS:
+        return compute_s
     return output * gpu.t0_s / batch + max(compute_s, memory_s)

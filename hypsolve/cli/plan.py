@@ -136,8 +136,8 @@ def _print_service(found: Plan) -> None:
         f" {show_seconds(service.ttft_s)}{then};"
         f" latency p50 {show_seconds(service.latency_p50_s)},"
         f" p95 {show_seconds(service.latency_p95_s)}",
-        f"at most {service.most_requests_per_s:.3g} requests/s (simulated); no schedule of this"
-        f" split beats {service.bound_requests_per_s:.3g}",
+        f"it keeps up with {_about(service.most_requests_per_s)}; no schedule of this split"
+        f" serves more than {service.bound_requests_per_s:.3g}",
         f"room for {service.most_sequences} sequences at once, or one of"
         f" {service.most_context_tokens} tokens; GPUs busy {service.utilisation:.0%}",
     ]
@@ -145,9 +145,15 @@ def _print_service(found: Plan) -> None:
         lines.append(f"{service.joules_per_token:.3g} J per output token (while GPUs are busy)")
     if math.isfinite(service.price_per_million_tokens):
         lines.append(f"{service.price_per_million_tokens:.4g} per million output tokens")
-    if service.rate_per_s > service.most_requests_per_s:
+    if not service.keeps_up:
         lines.append("it cannot keep up with this rate: latencies only grow")
     print("\n".join(lines))
+
+
+def _about(rate_per_s: float) -> str:
+    if math.isnan(rate_per_s):
+        return "rates that take too long to simulate"
+    return f"about {rate_per_s:.3g} requests/s (simulated)"
 
 
 def _print_changes(found: Plan, title: str) -> None:
