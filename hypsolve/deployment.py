@@ -198,7 +198,7 @@ class Node:
     reserved_bytes: float = 0.0  # runtime, activations
 
     def __post_init__(self) -> None:
-        owner = f"node {valid.text('node', 'name', self.name)!r}"
+        owner = f"node {valid.name('node', self.name)!r}"
         valid.of_type(owner, "gpu", self.gpu, GpuProfile, " (hypsolve.gpu(name) gives one)")
         if self.memory_bytes is not None:
             valid.real(owner, "memory_bytes", self.memory_bytes, strict=True)
@@ -226,7 +226,7 @@ class Tier:
     link: Link | None = None
 
     def __post_init__(self) -> None:
-        owner = f"tier {valid.text('tier', 'name', self.name)!r}"
+        owner = f"tier {valid.name('tier', self.name)!r}"
         object.__setattr__(self, "nodes", valid.some(owner, "nodes", self.nodes, Node))
         if self.link is not None and not isinstance(self.link, Link):
             raise TypeError(f"{owner}: link must be a Link or None, got {self.link!r:.60}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from hypsolve import validation as valid
 from hypsolve.network_file import NetworkFile
 from hypsolve.planner import Plan
-from hypsolve.solution import Partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Split:
     @property
     def first_layers(self) -> tuple[int, ...]:
         """Of each stage, and at the end the number of all."""
-        inner = (cut - 1 for cut in self.cuts[1:-1])
+        inner = (min(max(cut - 1, 0), self.n_layers) for cut in self.cuts[1:-1])
         return (0, *inner, self.n_layers)
 
     @property
@@ -81,7 +81,8 @@ def export(found: Plan, runtime: str, *, model_type: str = "llama") -> str:
     runtime : str
         One of `RUNTIMES`.
     model_type : str
-        One of `MODULES`; names the modules in ``accelerate`` and ``torch``.
+        One of `MODULES`; names the modules in ``accelerate`` and ``torch``. A device number of
+        ``accelerate`` is that of a stage, and all of them must be in one machine.
 
     Returns
     -------
@@ -99,8 +100,8 @@ def export(found: Plan, runtime: str, *, model_type: str = "llama") -> str:
     partition = found.result.partition
     if partition is None:
         raise ValueError(f"export: no plan to write, {found.result.status}")
-    why = not_expressible(partition)
-    if why and runtime in BY_LAYER:
+    why = not_expressible(found, runtime)
+    if why:
         raise ValueError(f"export: {runtime} cannot express this plan: {why}")
     split = Split(
         cuts=partition.cuts,
@@ -114,10 +115,17 @@ def export(found: Plan, runtime: str, *, model_type: str = "llama") -> str:
     return RUNTIMES[runtime](split, found).rstrip("\n") + "\n"
 
 
-def not_expressible(partition: Partition) -> str:
-    """Why runtimes that split by layers cannot have a partition; empty if they can."""
+def not_expressible(found: Plan, runtime: str) -> str:
+    """Why a runtime cannot have a plan; empty if it can."""
+    partition = found.result.partition
+    assert partition is not None
+    if runtime in ONE_PIPELINE:
+        for stage in found.stages:
+            n = sum(node.tier == stage.tier and node.is_used for node in found.nodes)
+            if n > 1:
+                return f"it runs one pipeline, and tier {stage.tier!r} has {n} nodes"
     last = partition.cuts[-1] - 1
-    for k in range(partition.n_tiers):
+    for k in range(partition.n_tiers if runtime in BY_LAYER else 0):
         blocks = partition.stage(k)
         if not any(0 < b < last for b in blocks):
             what = "only the embedding or the head" if blocks else "nothing"
@@ -125,31 +133,47 @@ def not_expressible(partition: Partition) -> str:
     return ""
 
 
-def for_runtime(site: NetworkFile, n_layers: int) -> NetworkFile:
-    """The same network, where the first tier must have the first layer, and the last the last.
+def for_runtime(found: Plan, runtime: str) -> NetworkFile:
+    """The network of a plan, restricted to what a runtime can express.
 
-    As no stage is empty, every stage then has a layer.
+    For one pipeline, each tier keeps the node that is quickest in this plan. Where stages need
+    a layer, the first tier must have the first, the last the last, and none may be empty.
 
     Raises
     ------
     ValueError
         If the file pins one of the two layers elsewhere.
     """
-    tiers = site.network.tiers
-    ends: dict[str | int, str] = {0: tiers[0].name, n_layers - 1: tiers[-1].name}
-    for layer, tier in ends.items():
-        if site.pins.get(layer, tier) != tier:
+    site, n_layers = found.network, found.model.n_blocks - 2
+    if runtime in ONE_PIPELINE:
+        tiers = []
+        for tier in site.network.tiers:
+            used = [n for n in found.nodes if n.tier == tier.name and n.is_used]
+            kept = min(used, key=lambda n: n.time_s).node if used else tier.nodes[0].name
+            nodes = tuple(node for node in tier.nodes if node.name == kept)
+            tiers.append(replace(tier, nodes=nodes))
+        site = replace(site, network=replace(site.network, tiers=tuple(tiers)))
+    if runtime not in BY_LAYER:
+        return site
+    names = [tier.name for tier in site.network.tiers]
+    pins = dict(site.pins)
+    for layer, tier_name in ((0, names[0]), (n_layers - 1, names[-1])):
+        if pins.setdefault(layer, tier_name) != tier_name:
             raise ValueError(
-                f"such a runtime needs layer {layer} in tier {tier!r}, but it is pinned to"
-                f" {site.pins[layer]!r}"
+                f"{runtime} needs layer {layer} in tier {tier_name!r}, but it is pinned to"
+                f" {pins[layer]!r}"
             )
-    return replace(site, pins={**site.pins, **ends})
+    least = tuple(limit or None for limit in site.least_blocks)
+    return replace(site, pins=pins, least_blocks=least)
 
 
 def _vllm(split: Split, found: Plan) -> str:
+    longest = found.prompt_tokens + found.output_tokens
     return _counts(
         split, "VLLM_PP_LAYER_PARTITION",
-        f"vllm serve MODEL --pipeline-parallel-size {len(split.tiers)}",
+        f"vllm serve MODEL --pipeline-parallel-size {len(split.tiers)}"
+        " --distributed-executor-backend ray"
+        f" --max-num-seqs {found.concurrency} --max-model-len {longest}",
     )  # fmt: skip
 
 
@@ -164,7 +188,7 @@ def _counts(split: Split, variable: str, command: str) -> str:
     return "\n".join(
         [
             _of_stages(split),
-            *_replicas(split),
+            "# stages go to ranks in order: see that rank k runs in the k-th of these tiers",
             f"export {variable}={','.join(map(str, split.layers))}",
             command,
         ]
@@ -174,11 +198,10 @@ def _counts(split: Split, variable: str, command: str) -> str:
 def _llama_cpp(split: Split, found: Plan) -> str:
     """The head is one more slot, behind the last layer; the embedding stays with the host."""
     counts = [*split.layers[:-1], split.layers[-1] + 1]
-    servers = ",".join(f"{nodes[0]}:50052" for nodes in split.nodes)
+    servers = shlex.quote(",".join(f"{nodes[0]}:50052" for nodes in split.nodes))
     return "\n".join(
         [
             _of_stages(split),
-            *_replicas(split),
             "# on each node: rpc-server --host 0.0.0.0 --port 50052",
             f"llama-server -m MODEL.gguf -ngl 999 --rpc {servers}"
             f" -ts {','.join(map(str, counts))}",
@@ -242,7 +265,6 @@ def _megatron(split: Split, found: Plan) -> str:
     return "\n".join(
         [
             _of_stages(split),
-            *_replicas(split),
             f"--pipeline-model-parallel-size {len(stages)}",
             f'--pipeline-model-parallel-layout "{layout}"',
         ]
@@ -250,14 +272,21 @@ def _megatron(split: Split, found: Plan) -> str:
 
 
 def _petals(split: Split, found: Plan) -> str:
-    lines = [_of_stages(split), "# the client keeps the embedding and the head"]
+    lines = [
+        _of_stages(split),
+        "# the client keeps the embedding and the head; the first server makes a private",
+        "# swarm, and prints the address that the others take as PEERS",
+    ]
+    swarm = "--new_swarm"
     for first, end, nodes in zip(
         split.first_layers, split.first_layers[1:], split.nodes, strict=False
     ):
-        lines += [
-            f"python -m petals.cli.run_server MODEL --block_indices {first}:{end}  # on {node}"
-            for node in nodes
-        ]
+        for node in nodes:
+            lines.append(
+                f"python -m petals.cli.run_server MODEL --block_indices {first}:{end} {swarm}"
+                f"  # on {node}"
+            )
+            swarm = "--initial_peers PEERS"
     return "\n".join(lines)
 
 
@@ -277,18 +306,6 @@ def _of_stages(split: Split) -> str:
     return f"# layers of each stage: {', '.join(stages)}"
 
 
-def _replicas(split: Split) -> list[str]:
-    """A line where a tier has several nodes: such a runtime has one pipeline."""
-    more = [
-        f"{tier} ({len(nodes)})"
-        for tier, nodes in zip(split.tiers, split.nodes, strict=True)
-        if len(nodes) > 1
-    ]
-    if not more:
-        return []
-    return [f"# one pipeline: the other nodes of {', '.join(more)} need pipelines of their own"]
-
-
 Writer = Callable[[Split, Plan], str]
 RUNTIMES: Mapping[str, Writer] = {
     "vllm": _vllm,
@@ -303,3 +320,5 @@ RUNTIMES: Mapping[str, Writer] = {
 }
 BY_LAYER = tuple(name for name in RUNTIMES if name not in ("json", "deepspeed"))
 """Those that can have a stage only where it has a layer."""
+ONE_PIPELINE = tuple(name for name in RUNTIMES if name not in ("json", "petals"))
+"""Those that run one node of each tier."""

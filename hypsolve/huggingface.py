@@ -14,6 +14,7 @@ from hypsolve.safetensors import Weights, read_weights
 MAX_BYTES = 2**26  # of a config.json
 SHAPE = "n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab"
 Config = Mapping[str, Any]
+_OTHER_NAMES = ("phi-2", "qwen-72b")  # of the catalogue, with modules of other names
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +29,17 @@ class Family:
     gated_ffn: bool = True
     tied_by_default: bool = False
     head_dim: int | None = None  # None: hidden / heads, unless the file has it
-    slides: Callable[[Config, int], bool] = lambda config, layer: True
+    slides: Callable[[Config, int], bool] = lambda config, layer: False
 
 
 _USUAL = {
     "n_layers": "num_hidden_layers", "hidden": "hidden_size", "n_heads": "num_attention_heads",
     "ffn": "intermediate_size", "vocab": "vocab_size",
 }  # fmt: skip
+
+
+def _all_slide(config: Config, layer: int) -> bool:
+    return True
 
 
 def _qwen2_slides(config: Config, layer: int) -> bool:
@@ -45,14 +50,14 @@ def _qwen2_slides(config: Config, layer: int) -> bool:
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(_USUAL),
-    "mistral": Family(_USUAL),
+    "mistral": Family(_USUAL, slides=_all_slide),
     "qwen2": Family(_USUAL, slides=_qwen2_slides),
     "qwen3": Family(_USUAL, head_dim=128, slides=_qwen2_slides),
-    "phi3": Family(_USUAL),
+    "phi3": Family(_USUAL, slides=_all_slide),
     "gemma2": Family(
         _USUAL, tied_by_default=True, head_dim=256, slides=lambda _, layer: layer % 2 == 0
     ),
-    "mixtral": Family(_USUAL),
+    "mixtral": Family(_USUAL, slides=_all_slide),
     "gpt2": Family(
         {"n_layers": "n_layer", "hidden": "n_embd", "n_heads": "n_head", "ffn": "n_inner",
          "vocab": "vocab_size"},
@@ -75,8 +80,8 @@ def read_model(
         A ``config.json``; or a folder that holds one. If the folder holds safetensors too, each
         block is as large as they say; only their headers are read.
     weights : {"fp16", "int8", "int4"}, optional
-        Take the weights to be in this format, whatever the files say. Default: as stored; with
-        a config.json alone, as its ``quantization_config`` says, else fp16.
+        Take all weights to be in this format, whatever the files say. Default: as stored; with
+        a config.json alone, layers as its ``quantization_config`` says, all else fp16.
     name : str, optional
         Default: that of the folder.
 
@@ -115,6 +120,25 @@ def read_model(
         raise type(error)(f"{config_path}: {error}") from None
 
 
+def model_type_of(path: str | os.PathLike[str]) -> str:
+    """What the config.json of a model says; ``llama`` for names of the catalogue.
+
+    Raises
+    ------
+    ValueError
+        If the model's modules have names that are not known here.
+    """
+    if str(path) in _OTHER_NAMES:
+        raise ValueError(f"{path}: the names of its modules are not known; give --model-type")
+    where = checked_path("model_type_of", path)
+    if str(path) in catalog.models() or not where.exists():
+        return "llama"
+    config_path = where / "config.json" if where.is_dir() else where
+    config = parse_json(config_path, read_bytes(config_path, MAX_BYTES))
+    found = config.get("model_type") if isinstance(config, dict) else None
+    return found if isinstance(found, str) and found in FAMILIES else "llama"
+
+
 def _model(
     config: Config, name: str, weights: str | None, stored: Weights | None, source: str
 ) -> Model:
@@ -127,11 +151,12 @@ def _model(
     family = FAMILIES[kind]
     tied = _flag(config, "tie_word_embeddings", family.tied_by_default)
     shape = _shape(config, family)
+    quantised = "fp16" if stored else _format(config)
     fixed: dict[str, Any] = {
         **shape,
         "gated_ffn": family.gated_ffn,
         "tied_embeddings": tied,
-        "weights": weights or ("fp16" if stored else _format(config)),
+        "weights": weights or quantised,
         "source": source,
     }
     full = catalog.transformer(name, **fixed)
@@ -142,6 +167,10 @@ def _model(
         windowed = catalog.transformer(name, **fixed, window_tokens=window).blocks
         of_layers = (windowed[i + 1] if s else blocks[i + 1] for i, s in enumerate(slides))
         blocks = (blocks[0], *of_layers, blocks[-1])
+    if weights is None and quantised != "fp16":  # of the layers alone
+        ends = catalog.transformer(name, **{**fixed, "weights": "fp16"})
+        blocks = (ends.blocks[0], *blocks[1:-1], ends.blocks[-1])
+        full = replace(full, tied_bytes=ends.tied_bytes)
     model = replace(full, blocks=blocks)
     return model if stored is None else _as_stored(model, stored, tied)
 
@@ -200,7 +229,12 @@ def _format(config: Config) -> str:
         return "fp16"
     if not isinstance(quantised, dict):
         raise ValueError(f"quantization_config must be an object, got {quantised!r:.60}")
-    bits = quantised.get("bits", 8 if quantised.get("quant_method") == "fp8" else None)
+    groups = quantised.get("config_groups")
+    first: Any = next(iter(groups.values()), {}) if isinstance(groups, dict) else {}
+    of_weights = first.get("weights") if isinstance(first, dict) else None
+    packed = of_weights.get("num_bits") if isinstance(of_weights, dict) else None
+    fp8 = 8 if quantised.get("quant_method") == "fp8" else None
+    bits = quantised.get("bits", quantised.get("w_bit", packed or fp8))
     if quantised.get("load_in_4bit") or bits == 4:
         return "int4"
     if quantised.get("load_in_8bit") or bits == 8:
@@ -220,6 +254,12 @@ def _as_stored(model: Model, stored: Weights, tied: bool) -> Model:
             f" got {len(stored.layers)}"
         )
     embedding, *layers, head = model.blocks
+    hidden = embedding.output_bytes_per_token // catalog.ACTIVATION_BYTES
+    if stored.is_16_bit and stored.embedding.table_columns != hidden:
+        raise ValueError(
+            f"{stored.path}: the embedding's table must have {hidden} columns as config.json"
+            f" says, got {stored.embedding.table_columns}"
+        )
     rows = stored.embedding.table_rows or 1
     table_bytes = stored.embedding.table_bytes
     head_bytes = stored.head.n_bytes

@@ -44,7 +44,8 @@ class NetworkFile:
     pins : dict
         Tier by block: ``embedding``, ``head``, or the number of a layer, counted from 0.
     least_blocks, most_blocks : tuple of int or None
-        Of each tier; None: no limit.
+        Of each tier; None: at least one, and no limit. A tier of which at least 0 are wanted
+        may stay empty: it passes on what comes.
     price_per_hour : dict
         By name of the node; those without a price are not in it.
     """
@@ -67,14 +68,20 @@ class NetworkFile:
         tiers = [tier.name for tier in self.network.tiers]
         pinned = {_block(model, block): tiers.index(at) for block, at in self.pins.items()}
         rules: dict[str, Any] = {"pinned": pinned} if pinned else {}
-        for name, limits, default in (
-            ("least_blocks", self.least_blocks, 0),
-            ("most_blocks", self.most_blocks, model.n_blocks),
-        ):
-            if any(limit is not None for limit in limits):
-                rules[name] = [
-                    default if limit is None else min(limit, model.n_blocks) for limit in limits
-                ]
+        least = [1 if limit is None else limit for limit in self.least_blocks]
+        if sum(least) > model.n_blocks:
+            raise ValueError(
+                f"least_blocks of all tiers must be at most the {model.n_blocks} blocks of"
+                f" {model.name}, got {sum(least)}"
+            )
+        if any(limit is not None for limit in self.least_blocks):
+            rules["least_blocks"] = least
+            rules["allow_empty"] = 0 in least
+        if any(limit is not None for limit in self.most_blocks):
+            rules["most_blocks"] = [
+                model.n_blocks if limit is None else min(limit, model.n_blocks)
+                for limit in self.most_blocks
+            ]
         return rules
 
 
@@ -102,8 +109,9 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
     t0_us, tflops, gb_per_s, memory_gib), and may have ``count`` or ``names``, ``memory_gib``
     (else the GPU's), ``reserved_gib`` for runtime and activations, ``price_per_hour``. A link
     has ``gbps`` and one-way ``latency_ms``, and may have ``return_latency_ms``. A tier may have
-    ``pin`` (``embedding``, ``head``, numbers of layers), ``least_blocks`` and ``most_blocks``,
-    embedding and head counted. Keys that end in ``source`` say where a number comes from::
+    ``pin`` (``embedding``, ``head``, numbers of layers), ``least_blocks`` (0: the tier may stay
+    empty) and ``most_blocks``, embedding and head counted. Keys that end in ``source`` say
+    where a number comes from::
 
         [[tiers]]
         name = "desk"
@@ -138,8 +146,8 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
         for block in _pins(f"{owner}: tier {k}", entry.get("pin", [])):
             if block in pins:
                 raise ValueError(
-                    f"{owner}: tier {k}: pin must be of one tier, got {block!r} of"
-                    f" {pins[block]!r} too"
+                    f"{owner}: tier {k}: pin must name a block once, got {block!r} of"
+                    f" {pins[block]!r} before"
                 )
             pins[block] = tier.name
     return NetworkFile(

@@ -24,6 +24,7 @@ from hypsolve.solve import METHODS, solve
 from hypsolve.units import GIB, show_seconds
 
 OBJECTIVES = ("bottleneck", "path", "p0")
+LEAST_GAIN = 1e-3  # of a change, to be told
 MOST_TOKENS = 2**31  # of one sequence, and of all that a node is to hold
 LESS = {"fp16": ("int8", "int4"), "int8": ("int4",), "int4": ()}  # formats that take less
 
@@ -447,7 +448,7 @@ def _changes(
         given, weights, model, site, ask, fits=result.partition is not None
     ):
         _, again = _solved(other_model, other_site, other_ask)
-        helps = again.partition is not None and again.objective_s < before_s * (1 - 1e-9)
+        helps = again.partition is not None and again.objective_s < before_s * (1 - LEAST_GAIN)
         if helps:
             gain = 1 - again.objective_s / before_s if math.isfinite(before_s) else math.nan
             found.append(Change(what=what, objective_s=again.objective_s, gain=gain))
@@ -468,7 +469,9 @@ def _candidates(
 ) -> Iterator[Candidate]:
     if not isinstance(given, Model):
         for less in LESS[weights or "fp16"]:
-            yield f"weights in {less}", _model(given, less), site, ask
+            smaller = _model(given, less)
+            if smaller.weight_bytes < 0.99 * model.weight_bytes:  # else it is so already
+                yield f"weights in {less}", smaller, site, ask
     if not fits:
         most = _largest_concurrency(model, site, ask)
         if most:
@@ -480,6 +483,15 @@ def _candidates(
                 fewer,
             )
     tiers = site.network.tiers
+    may_be_empty = len(tiers) > 1 and ask.objective != "p0"  # which has no empty stages
+    for k, tier in enumerate(tiers if may_be_empty else ()):
+        least = list(site.least_blocks or (None,) * len(tiers))
+        if least[k] != 0:
+            least[k] = 0
+            yield (
+                f"no block on {tier.name!r}, if that is better", model,
+                replace(site, least_blocks=tuple(least)), ask,
+            )  # fmt: skip
     for k, tier in enumerate(tiers):
         for gib in (1, 4, 16):
             more = [_with_memory(node, gib * GIB) for node in tier.nodes]

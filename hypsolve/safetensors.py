@@ -15,8 +15,9 @@ from hypsolve.io import parse_json, read_bytes
 
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 10**8  # as the format has it
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-_EXPERT = re.compile(r"\.experts\.\d+\.")
+_LAYER = re.compile(r"(?:(?:model|transformer|gpt_neox|decoder)\.)*(?:layers|h)\.(\d+)\.")
+_EXPERT = re.compile(r"\.experts\.")
+_BUFFER = re.compile(r"\.(?:attn|attention)\.(?:masked_)?bias$|\.inv_freq$")  # no weights
 _EMBEDDING = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 _POSITIONS = ("wpe", "embed_positions")
 _HEAD = ("lm_head", "embed_out")
@@ -31,6 +32,7 @@ class Part:
     expert_bytes: int = 0
     table_bytes: int = 0
     table_rows: int = 0
+    table_columns: int = 0
 
 
 @dataclass(slots=True)
@@ -61,7 +63,9 @@ def read_weights(folder: Path) -> Weights | None:
     for path in paths:
         for name, dtype, shape, n_bytes in _tensors(path):
             bytes_of[dtype] = bytes_of.get(dtype, 0) + n_bytes
-            match = _LAYER.search(name)
+            if _BUFFER.search(name):
+                continue
+            match = _LAYER.match(name)
             if match:
                 part = layers.setdefault(int(match[1]), Part())
                 part.expert_bytes += n_bytes if _EXPERT.search(name) else 0
@@ -81,7 +85,10 @@ def _files(folder: Path) -> list[Path]:
     """All parts of the model, as the index has them."""
     index, single = folder / INDEX, folder / "model.safetensors"
     if not index.exists():
-        return [single] if single.exists() else []
+        others = sorted(folder.glob("*.safetensors"))
+        if others and not single.exists():
+            raise ValueError(f"{folder}: {others[0].name} needs {INDEX} beside it, got none")
+        return [single] if others else []
     document = parse_json(index, read_bytes(index, MAX_HEADER_BYTES))
     names = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
@@ -142,7 +149,8 @@ def _outside_layers(
     part = weights.embedding
     if any(word in words for word in _EMBEDDING):
         part.table_bytes += n_bytes
-        part.table_rows = shape[0] if shape else 0
+        if len(shape) == 2:  # not a scale
+            part.table_rows, part.table_columns = shape
     elif any(word in words for word in _HEAD):
         part = weights.head
         part.table_bytes += n_bytes

@@ -88,6 +88,13 @@ def text(owner: str, field: str, value: Any) -> str:
     return value
 
 
+def name(owner: str, value: Any) -> str:
+    """Return `value`, a name that stays on one line wherever it is written."""
+    if not text(owner, "name", value).isprintable():
+        raise ValueError(f"{owner}: name must be printable, got {value!r:.60}")
+    return str(value)
+
+
 def one_of(owner: str, field: str, value: Any, kind: type[Choice]) -> Choice:
     """Return `value` as a member of the enumeration `kind`; the error lists the choices."""
     try:

@@ -34,7 +34,7 @@ def test_plan_of_the_example(capsys, example):
         "llama-3-8b on network: 512 + 256 tokens, room for 16 sequences",
         "2 x RTX 4090", "embedding, layer", ", head", "proved optimal: no split has a bottlen",
         "binds: ", "slack of the others: ", "at 1 requests/s (simulated token by token)",
-        "no schedule of this split beats", "per million output tokens", "what would help",
+        "no schedule of this split serves more", "per million output tokens", "what would help",
         "weights in int4: ",
     ):  # fmt: skip
         assert words in out, words
@@ -156,6 +156,7 @@ def test_init_leaves_a_file_alone(capsys, example):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ((), "Missing command"),
         (("plan",), "Missing option '--model'"),
         (("plan", "--model", "gpt-9", "--network", "NET"), "unknown model 'gpt-9'"),
         (("plan", "--model", "llama-3-8b", "--network", "no.toml"), "No such file"),

@@ -13,6 +13,7 @@ import hypsolve as hs
 from hypsolve.exporters import (
     BY_LAYER,
     MODULES,
+    ONE_PIPELINE,
     RUNTIMES,
     export,
     for_runtime,
@@ -121,8 +122,11 @@ def test_megatron_layout(cuts):
 
 def test_petals_has_a_server_for_each_node():
     text = export(planned((0, 12, 34), n_nodes=2), "petals")
-    servers = re.findall(r"--block_indices (\d+):(\d+)  # on (\S+)", text)
-    assert servers == [("0", "11", "t0-0"), ("0", "11", "t0-1"), ("11", "32", "last-0")]
+    servers = re.findall(r"--block_indices (\d+):(\d+) (--\w+)(?: PEERS)?  # on (\S+)", text)
+    assert servers == [
+        ("0", "11", "--new_swarm", "t0-0"), ("0", "11", "--initial_peers", "t0-1"),
+        ("11", "32", "--initial_peers", "last-0"),
+    ]  # fmt: skip
 
 
 def test_json_is_the_plan():
@@ -131,10 +135,10 @@ def test_json_is_the_plan():
     assert document["stages"][0]["nodes"] == ["t0-0"]
 
 
-@pytest.mark.parametrize("runtime", ["vllm", "sglang", "llama.cpp", "megatron"])
-def test_runtimes_of_one_pipeline_say_what_they_leave(runtime):
-    assert "the other nodes of t0 (2)" in export(planned((0, 12, 34), n_nodes=2), runtime)
-    assert "the other nodes" not in export(planned((0, 12, 34)), runtime)
+@pytest.mark.parametrize("runtime", ONE_PIPELINE)
+def test_runtimes_of_one_pipeline_refuse_several_nodes(runtime):
+    with pytest.raises(ValueError, match="runs one pipeline, and tier 't0' has 2 nodes"):
+        export(planned((0, 12, 34), n_nodes=2), runtime)
 
 
 @pytest.mark.parametrize("runtime", BY_LAYER)
@@ -144,9 +148,47 @@ def test_what_a_runtime_cannot_express_is_refused(runtime, cuts):
         export(planned(cuts), runtime)
 
 
-def test_an_empty_stage_is_said():
-    assert "stage 1 has nothing" in not_expressible(hs.Partition((0, 3, 3, 9)))
-    assert not not_expressible(hs.Partition((0, 3, 4, 9)))
+def test_an_empty_stage_is_said_and_filled():
+    """The slow tier need not have a block, and has none; a runtime's stages need one each."""
+    wire = hs.Link(bytes_per_s=2e6, latency_s=1e-3)
+    site = hs.NetworkFile(
+        network=hs.Network(
+            name="net", tiers=(tier("slow", "jetson-orin-nano", 1, wire), tier("fast", "h200"))
+        ),
+        least_blocks=(0, None),
+    )
+    found = hs.plan("phi-3-mini", site, concurrency=1)
+    assert found.result.partition.cuts == (0, 0, 34)
+    assert "stage 0 has nothing" in not_expressible(found, "vllm")
+    assert not not_expressible(found, "json")
+    assert json.loads(export(found, "json"))["stages"][0]["blocks"] == [0, 0]
+    near = hs.plan("phi-3-mini", for_runtime(found, "vllm"), concurrency=1)
+    assert "PARTITION=1,31" in export(near, "vllm")
+
+
+def test_one_pipeline_is_planned_for_one_node_of_each_tier():
+    """Pooled, the two would take more layers than the one that a runtime uses."""
+    network = hs.Network(
+        name="net", tiers=(tier("pair", "rtx-4090", 2, WIRE), tier("one", "a100-80gb"))
+    )
+    found = hs.plan("llama-3-8b", network, concurrency=4)
+    near = hs.plan("llama-3-8b", for_runtime(found, "vllm"), concurrency=4)
+    alone = near.result.instance
+    values = [hs.evaluate(alone, hs.Partition((0, cut, 34))) for cut in range(2, 33)]
+    assert near.result.objective_s == pytest.approx(min(values), rel=1e-12)
+    assert near.result.objective_s < hs.evaluate(alone, found.result.partition)
+    assert [n.node for n in near.nodes] == ["pair-0", "one-0"]
+
+
+def test_names_are_quoted_and_stay_on_a_line():
+    with pytest.raises(ValueError, match="name must be printable, got"):
+        tier("a\nrm -rf x", "l4")
+    odd = hs.Network(
+        name="net",
+        tiers=(hs.Tier(name="t", nodes=(hs.Node(name="old box; echo", gpu=hs.gpu("h200")),)),),
+    )
+    text = export(hs.plan("phi-3-mini", odd), "llama.cpp")
+    assert "--rpc 'old box; echo:50052'" in text
 
 
 SLOW_FIRST = """
@@ -171,7 +213,7 @@ def test_the_nearest_plan_is_the_best_that_can_be_expressed(slow_first):
     site = hs.read_network_file(slow_first)
     best = hs.plan("phi-3-mini", site, concurrency=1)
     assert best.result.partition.cuts == (0, 1, 34)
-    near = hs.plan("phi-3-mini", for_runtime(site, 32), concurrency=1)
+    near = hs.plan("phi-3-mini", for_runtime(best, "vllm"), concurrency=1)
     values = [
         hs.evaluate(best.result.instance, hs.Partition((0, cut, 34))) for cut in range(2, 33)
     ]
@@ -182,17 +224,19 @@ def test_the_nearest_plan_is_the_best_that_can_be_expressed(slow_first):
 def test_layers_that_are_pinned_elsewhere_stay_there(slow_first):
     slow_first.write_text(SLOW_FIRST.replace('"fast"', '"fast"\npin = [0]'))
     site = hs.read_network_file(slow_first)
-    with pytest.raises(
-        ValueError, match="needs layer 0 in tier 'slow', but it is pinned to 'f"
-    ):
-        for_runtime(site, 32)
+    found = hs.plan("phi-3-mini", site, concurrency=1)
+    with pytest.raises(ValueError, match="vllm needs layer 0 in tier 'slow', but it is pinned"):
+        for_runtime(found, "vllm")
 
 
 def test_the_command_solves_again_where_it_must(capsys, slow_first):
     command = ("plan", "--model", "phi-3-mini", "--network", slow_first, "--concurrency", 1)
     code, out, err = run(capsys, *command, "--export", "vllm")
     assert code == 0 and "VLLM_PP_LAYER_PARTITION=1,31" in out
-    assert err.startswith("vllm cannot express the best plan (stage 0 has only")
+    why, best = err.splitlines()
+    assert why.startswith("vllm cannot express the best plan: stage 0 has only")
+    assert best.startswith("the best that it can: proved optimal: no split has")
+    assert run(capsys, *command, "--export", "vllm", "--json")[0] == 2
     code, out, err = run(capsys, *command, "--export", "json")
     assert (code, err) == (0, "") and json.loads(out)["stages"][0]["blocks"] == [0, 1]
     assert set(RUNTIMES) > set(BY_LAYER)
@@ -209,3 +253,21 @@ def test_unknown_runtimes_list_the_known():
         export(planned((0, 34)), "vlm")
     with pytest.raises(ValueError, match="unknown model_type 'bert'"):
         export(planned((0, 34)), "vllm", model_type="bert")
+
+
+def test_modules_are_named_as_in_the_models_configuration(capsys, tmp_path, slow_first):
+    config = {
+        "model_type": "gpt2",
+        "n_embd": 768,
+        "n_head": 12,
+        "n_layer": 12,
+        "vocab_size": 50257,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    command = ("plan", "--network", slow_first, "--concurrency", 1, "--export", "accelerate")
+    code, out, _ = run(capsys, *command, "--model", tmp_path)
+    assert code == 0 and "transformer.h.11" in json.loads(out)
+    code, out, _ = run(capsys, *command, "--model", "phi-3-mini")
+    assert "model.layers.31" in json.loads(out)
+    code, _, err = run(capsys, *command, "--model", "phi-2")
+    assert code == 2 and "give --model-type" in err

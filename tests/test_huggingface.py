@@ -107,12 +107,22 @@ def test_the_name_is_that_of_the_folder(tmp_path):
         ({"quant_method": "awq", "bits": 4}, "int4"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8"),
         ({"quant_method": "fp8"}, "int8"),
+        ({"quant_method": "awq", "w_bit": 4}, "int4"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4}}},
+            },
+            "int4",
+        ),
     ],
 )
 def test_quantised_configurations(quantised, weights, tmp_path):
     path = written(tmp_path, {**LLAMA_3_8B, "quantization_config": quantised})
     model = read_model(path, name="llama-3-8b")
-    assert model.blocks == hs.model("llama-3-8b", weights).blocks
+    assert model.blocks[1:-1] == hs.model("llama-3-8b", weights).blocks[1:-1]
+    plain = hs.model("llama-3-8b").blocks
+    assert (model.blocks[0], model.blocks[-1]) == (plain[0], plain[-1])  # not quantised
     assert model.extrapolated
     assert read_model(path, weights="fp16").blocks == hs.model("llama-3-8b").blocks
 
@@ -126,6 +136,8 @@ def test_windows_are_of_the_layers_that_have_them(tmp_path):
     base = {**CONFIGS["qwen2.5-7b"], "num_hidden_layers": 4}
     on = {**base, "use_sliding_window": True, "max_window_layers": 3, "sliding_window": 100}
     assert windows(base, tmp_path) == [None] * 4
+    stray = {**LLAMA_3_8B, "num_hidden_layers": 2, "sliding_window": 100}
+    assert windows(stray, tmp_path) == [None] * 2  # such models have none
     assert windows(on, tmp_path) == [None, None, None, 100]
     kinds = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
     assert windows({**on, "layer_types": kinds}, tmp_path) == [None, 100, None, 100]
@@ -304,6 +316,7 @@ def test_gpt2_has_other_names(tmp_path):
         {
             "wte.weight": ("F32", [32, 8]), "wpe.weight": ("F32", [10, 8]),
             "h.0.attn.c_attn.weight": ("F32", [8, 24]), "ln_f.weight": ("F32", [8]),
+            "h.0.attn.bias": ("F32", [1, 1, 10, 10]),  # a mask, no weights
         },
     )  # fmt: skip
     model = read_model(tmp_path)
@@ -366,6 +379,15 @@ def one(content):
             "tensor 'x': header is not of the right form",
         ),
         (replaced(model__projector__weight=("F16", [3])), "'model.projector.weight' belongs"),
+        (
+            replaced(vision_tower__encoder__layers__0__weight=("F16", [3])),
+            "'vision_tower.encoder.layers.0.weight' belongs to no block",
+        ),
+        (
+            replaced(model__embed_tokens__weight=("F16", [32, 9])),
+            "the embedding's table must have 8 columns as config.json says, got 9",
+        ),
+        (lambda f: (f / INDEX).unlink(), "one.safetensors needs model.safetensors.index.json"),
         (replaced(lm_head__weight=None), "no tensor of the head, and embeddings are not tied"),
         (replaced(**dict.fromkeys(llama_layer(1))), "no tensor of layer 1"),
         (replaced(**dict.fromkeys(llama_layer(2))), "must hold 3 layers"),

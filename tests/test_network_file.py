@@ -84,7 +84,7 @@ def test_networks_of_the_repository_give_their_sources():
         (
             '["head"]',
             '["embedding"]',
-            "tier 1: pin must be of one tier, got 'embedding' of 'de",
+            "tier 1: pin must name a block once, got 'embedding' of ",
         ),
         (
             "most_blocks = 12",

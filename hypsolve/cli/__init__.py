@@ -10,7 +10,9 @@ from hypsolve.cli.runs import compare, pareto, replan, simulate
 from hypsolve.cli.shared import OneLine
 
 
-@click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=OneLine, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="hypsolve")
 def main() -> None:
     """Place one LLM on a network of unequal GPUs, and prove that no split is better.

@@ -11,13 +11,13 @@ import click
 from hypsolve import planner
 from hypsolve.cli.shared import asking, show
 from hypsolve.exporters import (
-    BY_LAYER,
     MODULES,
     RUNTIMES,
     export,
     for_runtime,
     not_expressible,
 )
+from hypsolve.huggingface import model_type_of
 from hypsolve.planner import NodePlan, Plan, proof_in_words
 from hypsolve.solve import METHODS
 from hypsolve.units import show_seconds
@@ -38,12 +38,9 @@ from hypsolve.units import show_seconds
     "--export", "runtime", type=click.Choice(tuple(RUNTIMES)), help="Print flags of a runtime."
 )
 @click.option(
-    "--model-type",
-    type=click.Choice(tuple(MODULES)),
-    default="llama",
-    show_default=True,
-    help="Whose names of modules --export takes.",
-)
+    "--model-type", type=click.Choice(tuple(MODULES)),
+    help="Whose names of modules --export takes; default: as config.json says.",
+)  # fmt: skip
 def plan(
     ask: dict[str, Any],
     model: str,
@@ -51,7 +48,7 @@ def plan(
     method: str,
     rate: float,
     runtime: str | None,
-    model_type: str,
+    model_type: str | None,
     as_json: bool,
 ) -> int:
     """Split a model over a network: best split, its proof, what it serves, what would help.
@@ -61,21 +58,25 @@ def plan(
     hypsolve plan --model ~/models/Qwen2.5-7B --network network.toml --dtype int8 --json
     hypsolve plan --model llama-3-8b --network network.toml --export vllm
 
-    Exit code: 0 a plan, 1 nothing fits, 2 bad input.
+    Exit code: 0 a plan, 1 none (nothing fits, or none was found in time), 2 bad input.
     """  # noqa: D301
 
     def solved(site: Any) -> Plan:
         return planner.plan(model, site, method=method, rate_per_s=rate, **ask)
 
+    if runtime is not None and as_json:
+        raise click.UsageError("--export writes no JSON of the plan: leave --json out")
+    if model_type is None:
+        model_type = model_type_of(model)
     found = solved(network)
     if runtime is not None and found.fits:
-        partition = found.result.partition
-        assert partition is not None
-        why = not_expressible(partition) if runtime in BY_LAYER else ""
+        why = not_expressible(found, runtime)
         if why:
-            words = f"{runtime} cannot express the best plan ({why}); this is the best it can"
-            print(words, file=sys.stderr)
-            found = solved(for_runtime(found.network, found.model.n_blocks - 2))
+            found = solved(for_runtime(found, runtime))
+            print(f"{runtime} cannot express the best plan: {why}", file=sys.stderr)
+            if found.fits:
+                words = f"the best that it can: {proof_in_words(found.result)}"
+                print(words, file=sys.stderr)
     if runtime is not None and found.fits:
         print(export(found, runtime, model_type=model_type), end="")
     elif as_json:
