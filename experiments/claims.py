@@ -76,6 +76,7 @@ from experiments.claim_series import (
     from_size,
     output_length_series,
 )
+from experiments.definitions import settings
 from instances import networks
 
 __all__ = ["COLUMNS", "IDENTITY", "QUESTIONS", "conclude", "plan"]  # what a family has
@@ -278,31 +279,34 @@ def plan(
     A series whose requests come from a file that is not here is left out, and a line says so.
     """
     experiment = EXPERIMENTS[name]
-    runs = []
+    n_seeds = n_seeds or experiment.n_seeds[size]
+    here = {}
     for series_name, series in experiment.series.items():
-        if series.values[size] and not can_draw(series.workload):
+        if can_draw(series.workload):
+            here[series_name] = series
+        elif series.values[size]:
             print(f"{name}/{series_name}: its file is not here (HYPSOLVE_SHARED); left out")
-            continue
-        for value in series.values[size]:
-            for seed in range(n_seeds or experiment.n_seeds[size]):
-                scene = series.build(value, seed, experiment.n_requests[size])
-                digest = scene.digest()
-                runs += [
-                    SimRun(
-                        experiment=name,
-                        series=series_name,
-                        axis=series.axis,
-                        value=value,
-                        scene=scene,
-                        digest=digest,
-                        method=call.method,
-                        options=call.options,
-                        seed=seed,
-                        time_limit_s=time_limit_s or experiment.time_limit_s[size],
-                        version=version,
-                    )
-                    for call in series.calls
-                ]
+    runs = []
+    for series_name, value, seed in settings(here, size, n_seeds):
+        series = here[series_name]
+        scene = series.build(value, seed, experiment.n_requests[size])
+        digest = scene.digest()
+        runs += [
+            SimRun(
+                experiment=name,
+                series=series_name,
+                axis=series.axis,
+                value=value,
+                scene=scene,
+                digest=digest,
+                method=call.method,
+                options=call.options,
+                seed=seed,
+                time_limit_s=time_limit_s or experiment.time_limit_s[size],
+                version=version,
+            )
+            for call in series.calls
+        ]
     return runs
 
 

@@ -1,9 +1,9 @@
 """Every experiment, as data: what it asks, its instances and methods, how many by size."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from hypsolve import Instance
 from instances.frontier import frontier
@@ -42,6 +42,24 @@ class Experiment:
     series: Mapping[str, Series]
     n_seeds: Mapping[str, int]
     time_limit_s: Mapping[str, float]
+
+
+class Values(Protocol):
+    """A series, as far as `settings` looks at it."""
+
+    @property
+    def values(self) -> Mapping[str, tuple[Any, ...]]:
+        """Along its axis, per size."""
+
+
+def settings(
+    series: Mapping[str, Values], size: str, n_seeds: int
+) -> Iterator[tuple[str, Any, int]]:
+    """Series, value and seed of every setting, in order."""
+    for name, each in series.items():
+        for value in each.values[size]:
+            for seed in range(n_seeds):
+                yield name, value, seed
 
 
 def _sizes(quick: Any, default: Any, full: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.definitions import EXPERIMENTS
+from experiments.definitions import EXPERIMENTS, settings
 from hypsolve import Instance, solve
 
 COLUMNS = (
@@ -131,28 +131,28 @@ def plan(
 ) -> list[SolveRun]:
     """Every run of an experiment at a size (quick, default, full)."""
     experiment = EXPERIMENTS[name]
+    n_seeds = n_seeds or experiment.n_seeds[size]
     runs = []
-    for series_name, series in experiment.series.items():
-        for value in series.values[size]:
-            for seed in range(n_seeds or experiment.n_seeds[size]):
-                instance = series.build(value, seed)
-                digest = instance.digest()
-                runs += [
-                    SolveRun(
-                        experiment=name,
-                        series=series_name,
-                        axis=series.axis,
-                        value=value,
-                        instance=instance,
-                        digest=digest,
-                        method=call.method,
-                        options=call.options,
-                        seed=seed,
-                        time_limit_s=time_limit_s or experiment.time_limit_s[size],
-                        version=version,
-                    )
-                    for call in series.calls
-                ]
+    for series_name, value, seed in settings(experiment.series, size, n_seeds):
+        series = experiment.series[series_name]
+        instance = series.build(value, seed)
+        digest = instance.digest()
+        runs += [
+            SolveRun(
+                experiment=name,
+                series=series_name,
+                axis=series.axis,
+                value=value,
+                instance=instance,
+                digest=digest,
+                method=call.method,
+                options=call.options,
+                seed=seed,
+                time_limit_s=time_limit_s or experiment.time_limit_s[size],
+                version=version,
+            )
+            for call in series.calls
+        ]
     return runs
 
 
