@@ -81,8 +81,8 @@ def export(found: Plan, runtime: str, *, model_type: str = "llama") -> str:
     runtime : str
         One of `RUNTIMES`.
     model_type : str
-        One of `MODULES`; names the modules in ``accelerate`` and ``torch``. A device number of
-        ``accelerate`` is that of a stage, and all of them must be in one machine.
+        One of `MODULES`; only `NAMES_MODULES` need it. A device number of ``accelerate`` is
+        that of a stage, and all of them must be in one machine.
 
     Returns
     -------
@@ -322,3 +322,5 @@ BY_LAYER = tuple(name for name in RUNTIMES if name not in ("json", "deepspeed"))
 """Those that can have a stage only where it has a layer."""
 ONE_PIPELINE = tuple(name for name in RUNTIMES if name not in ("json", "petals"))
 """Those that run one node of each tier."""
+NAMES_MODULES = ("accelerate", "torch")
+"""Those that take the names of the model's modules."""

@@ -13,6 +13,7 @@ import hypsolve as hs
 from hypsolve.exporters import (
     BY_LAYER,
     MODULES,
+    NAMES_MODULES,
     ONE_PIPELINE,
     RUNTIMES,
     export,
@@ -271,3 +272,17 @@ def test_modules_are_named_as_in_the_models_configuration(capsys, tmp_path, slow
     assert "model.layers.31" in json.loads(out)
     code, _, err = run(capsys, *command, "--model", "phi-2")
     assert code == 2 and "give --model-type" in err
+
+
+@pytest.mark.parametrize("runtime", sorted(set(RUNTIMES) - set(NAMES_MODULES)))
+def test_only_runtimes_that_name_modules_need_the_type_of_a_model(capsys, slow_first, runtime):
+    command = ("plan", "--network", slow_first, "--concurrency", 1, "--model", "phi-2")
+    assert run(capsys, *command)[0] == 0
+    assert run(capsys, *command, "--export", runtime)[0] == 0
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_names_of_modules_matter_to_the_runtimes_that_say_so(runtime):
+    found = planned((0, 12, 34))
+    texts = {export(found, runtime, model_type=each) for each in ("llama", "gpt2")}
+    assert len(texts) == (2 if runtime in NAMES_MODULES else 1)

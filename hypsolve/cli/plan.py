@@ -12,6 +12,7 @@ from hypsolve import planner
 from hypsolve.cli.shared import asking, show
 from hypsolve.exporters import (
     MODULES,
+    NAMES_MODULES,
     RUNTIMES,
     export,
     for_runtime,
@@ -67,7 +68,7 @@ def plan(
     if runtime is not None and as_json:
         raise click.UsageError("--export writes no JSON of the plan: leave --json out")
     if model_type is None:
-        model_type = model_type_of(model)
+        model_type = model_type_of(model) if runtime in NAMES_MODULES else "llama"
     found = solved(network)
     if runtime is not None and found.fits:
         why = not_expressible(found, runtime)
