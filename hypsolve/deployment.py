@@ -1,6 +1,6 @@
 """What a user has: a model, a network of GPUs, and the requests to serve."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -139,6 +139,11 @@ class Model:
     def weight_bytes(self) -> int:
         """Weights of all blocks when placed apart."""
         return sum(block.weight_bytes for block in self.blocks)
+
+    def stage_weight_bytes(self, blocks: Sequence[Block]) -> int:
+        """Weights of some of the blocks on one node; of all, ``tied_bytes`` less."""
+        tied_bytes = self.tied_bytes if len(blocks) == self.n_blocks else 0
+        return sum(block.weight_bytes for block in blocks) - tied_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

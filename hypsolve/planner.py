@@ -21,7 +21,7 @@ from hypsolve.problem import Objective
 from hypsolve.result import Result
 from hypsolve.service import Service, predict
 from hypsolve.solve import METHODS, solve
-from hypsolve.units import GIB, show_seconds
+from hypsolve.units import GIB, finite_or_none, show_seconds
 
 OBJECTIVES = ("bottleneck", "path", "p0")
 LEAST_GAIN = 1e-3  # of a change, to be told
@@ -237,7 +237,9 @@ def plan(
     ask = _asked(tokens, concurrency, objective, method, time_limit_s, seed, options)
     chosen, site = _model(model, weights), _site(network)
     deployment, result = _solved(chosen, site, ask)
-    fits = result.partition is not None
+    service = None
+    if (partition := result.partition) is not None:
+        service = predict(deployment, partition, rate_per_s, site.price_per_hour, seed=seed)
     return Plan(
         model=chosen,
         network=site,
@@ -246,9 +248,9 @@ def plan(
         rate_per_s=rate_per_s,
         concurrency=ask.concurrency,
         result=result,
-        nodes=tuple(_nodes(deployment, result)) if fits else (),
-        stages=tuple(_stages(result)) if fits else (),
-        service=_service(deployment, site, result, rate_per_s, seed) if fits else None,
+        nodes=tuple(_nodes(deployment, result)) if service else (),
+        stages=tuple(_stages(result)) if service else (),
+        service=service,
         changes=_changes(model, weights, chosen, site, ask, result),
     )
 
@@ -381,9 +383,7 @@ def _nodes(deployment: Deployment, result: Result) -> Iterator[NodePlan]:
     for k, tier in enumerate(deployment.network.tiers):
         blocks = partition.stage(k)
         of_tier = [model.blocks[b] for b in blocks]
-        weights = sum(block.weight_bytes for block in of_tier)
-        if len(blocks) == model.n_blocks:
-            weights -= model.tied_bytes
+        weights = model.stage_weight_bytes(of_tier)
         kv = sum(b.kv_bytes_per_token for b in of_tier) * deployment.max_resident_tokens
         holds = evaluation.can_hold(instance, k, blocks.start, blocks.stop)
         times_s = evaluation.node_stage_s(instance, k, blocks.start, blocks.stop)
@@ -422,13 +422,6 @@ def _stages(result: Result) -> Iterator[StagePlan]:
             link_s=link_s,
             share=(time_s + link_s) / worst if worst else 0.0,
         )
-
-
-def _service(
-    deployment: Deployment, site: NetworkFile, result: Result, rate_per_s: float, seed: int
-) -> Service:
-    assert result.partition is not None
-    return predict(deployment, result.partition, rate_per_s, site.price_per_hour, seed=seed)
 
 
 def _changes(
@@ -573,6 +566,6 @@ def proof_in_words(result: Result) -> str:
 def _fields(record: Any) -> dict[str, Any]:
     values = {name: getattr(record, name) for name in record.__slots__}
     return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        name: finite_or_none(value) if isinstance(value, float) else value
         for name, value in values.items()
     }

@@ -20,6 +20,7 @@ from hypsolve.planner import Plan, split
 from hypsolve.problem import Instance, Objective, StageRule
 from hypsolve.solution import Partition
 from hypsolve.solvers.tables import stage_table
+from hypsolve.units import finite_or_none
 
 OBJECTIVES = ("bottleneck", "path")
 Array = NDArray[np.float64]
@@ -67,7 +68,7 @@ class Replan:
             "instance": self.instance.name,
             "objective": str(self.instance.objective),
             "cuts": None if self.partition is None else list(self.partition.cuts),
-            "objective_s": self.objective_s if math.isfinite(self.objective_s) else None,
+            "objective_s": finite_or_none(self.objective_s),
             "n_moved": self.n_moved,
             "max_moves": self.max_moves,
             "moved_bytes": dict(self.moved_bytes),

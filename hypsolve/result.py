@@ -13,7 +13,7 @@ from hypsolve import evaluation
 from hypsolve.optional import optional
 from hypsolve.problem import Instance
 from hypsolve.solution import Certificate, Partition, Schedule, Status
-from hypsolve.units import show_bytes, show_seconds
+from hypsolve.units import finite_or_none, show_bytes, show_seconds
 
 if TYPE_CHECKING:
     import pandas
@@ -111,8 +111,8 @@ class Result:
         if self.certificate is not None:
             certificate = {
                 "kind": self.certificate.kind,
-                "value_s": _number(self.certificate.value_s),
-                "bound_s": _number(self.certificate.bound_s),
+                "value_s": finite_or_none(self.certificate.value_s),
+                "bound_s": finite_or_none(self.certificate.bound_s),
                 "cuts": None if self.certificate.cuts is None else list(self.certificate.cuts),
             }
         return {
@@ -122,9 +122,9 @@ class Result:
             "objective": str(self.instance.objective),
             "method": self.method,
             "status": str(self.status),
-            "objective_s": _number(self.objective_s),
-            "bound_s": _number(self.bound_s),
-            "gap": _number(self.gap),
+            "objective_s": finite_or_none(self.objective_s),
+            "bound_s": finite_or_none(self.bound_s),
+            "gap": finite_or_none(self.gap),
             "solve_time_s": self.solve_time_s,
             "cuts": None if self.partition is None else list(self.partition.cuts),
             "schedule": schedule,
@@ -207,9 +207,5 @@ class Result:
         return ax
 
 
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 def _plain(times: np.ndarray) -> list[list[float | None]]:
-    return [[_number(t) for t in row] for row in times.tolist()]
+    return [[finite_or_none(t) for t in row] for row in times.tolist()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -192,9 +193,7 @@ def _rooms(
         kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
         if not kv_bytes:
             continue
-        weights = sum(block.weight_bytes for block in blocks)
-        if len(blocks) == model.n_blocks:
-            weights -= model.tied_bytes
+        weights = model.stage_weight_bytes(blocks)
         holds = evaluation.can_hold(instance, k, *partition.cuts[k : k + 2])
         rooms[k] = [
             (node.usable_bytes - weights) // kv_bytes
@@ -242,7 +241,10 @@ def _bound(
             if of_tier is not None:  # no more of them are on the node at once
                 batch = min(batch, int(of_tier[number] // (prompt + output)))
             if batch:
-                least_s = sum(_least_s(b, node.gpu, deployment, batch) for b in blocks)
+                least_s = sum(
+                    count * _least_s(block, node.gpu, deployment, batch)
+                    for block, count in Counter(blocks).items()
+                )
                 rate += 1 / least_s if least_s else math.inf
         least = min(least, rate)
     for of_tier in rooms.values():
@@ -255,9 +257,12 @@ def _decodes_s(blocks: list[Block], gpu: GpuProfile, deployment: Deployment) -> 
     """Seconds of all decode passes of one request, alone."""
     prompt, output = _lengths(deployment)
     return sum(
-        float(costs.service_s(block, gpu, prompt, output, deployment.cost_model))
-        - float(costs.service_s(block, gpu, prompt, 1, deployment.cost_model))
-        for block in blocks
+        count
+        * float(
+            costs.service_s(block, gpu, prompt, output, deployment.cost_model)
+            - costs.service_s(block, gpu, prompt, 1, deployment.cost_model)
+        )
+        for block, count in Counter(blocks).items()
     )
 
 

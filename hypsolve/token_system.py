@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -114,7 +115,7 @@ class System:
         prompt_tokens = self.deployment.requests.prompt_tokens[: shape[0]]
         for stage, blocks in enumerate(self.blocks):
             for c, gpu in enumerate(gpus):
-                for block, count in _counted(blocks):
+                for block, count in Counter(blocks).items():
                     seconds = costs.service_s(
                         block, gpu, prompt_tokens, 1, self.deployment.cost_model
                     )
@@ -276,10 +277,8 @@ class System:
         nodes["slowdown"] = 1.0
         nodes["seen_s"] = origin_s
         nodes["speed_at"], nodes["speed_end"] = self.speed_start[:-1], self.speed_start[1:]
-        whole_model = len(self.tiers) == 1
-        tied_bytes = self.deployment.model.tied_bytes if whole_model else 0
         for stage, (at_tier, blocks) in enumerate(zip(self.nodes, self.blocks, strict=True)):
-            weights = sum(block.weight_bytes for block in blocks) - tied_bytes
+            weights = self.deployment.model.stage_weight_bytes(blocks)
             kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
             for n in at_tier:
                 nodes[n]["stage"] = stage
@@ -289,15 +288,6 @@ class System:
                 least = self.deployment.max_resident_tokens or 0
                 nodes[n]["capacity"] = int(min(max(tokens, least), _UNLIMITED))
         return nodes
-
-
-def _counted(blocks: list[Block]) -> list[tuple[Block, int]]:
-    """Distinct blocks, and how many of each."""
-    counts: dict[str, int] = {}
-    for block in blocks:
-        counts[block.kind] = counts.get(block.kind, 0) + 1
-    of_kind = {block.kind: block for block in blocks}
-    return [(of_kind[kind], count) for kind, count in counts.items()]
 
 
 def _return_s(link: Link | None) -> float:
@@ -310,7 +300,7 @@ def _parts(kernel: Any, stages: list[list[Block]]) -> tuple[Records, IntArray, A
     windows = list(dict.fromkeys(b.window_tokens for blocks in stages for b in blocks))
     rows, starts = [], [0]
     for blocks in stages:
-        for block, count in _counted(blocks):
+        for block, count in Counter(blocks).items():
             idle = 1 - block.experts_per_token / block.n_experts if block.n_experts else 0.0
             rows.append(
                 (

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hypsolve import validation as valid
 from hypsolve.trace import Trace
-from hypsolve.units import show_seconds
+from hypsolve.units import finite_or_none, show_seconds
 
 Array = NDArray[np.float64]
 NAN = math.nan
@@ -288,5 +288,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(inner) for inner in value]
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return finite_or_none(value)
     return value

@@ -20,6 +20,11 @@ def gib_to_bytes(gib: float) -> float:
     return gib * GIB
 
 
+def finite_or_none(value: float) -> float | None:
+    """A number for JSON, which knows neither nan nor inf."""
+    return float(value) if math.isfinite(value) else None
+
+
 def show_bytes(n_bytes: float) -> str:
     """Bytes for people to read."""
     return f"{n_bytes / 1e9:.3f} GB" if n_bytes >= 1e7 else f"{n_bytes:g} bytes"

@@ -97,7 +97,7 @@ def models(as_json: bool) -> None:
     rows = []
     for name in catalog.models():
         model = catalog.model(name)
-        held = model.weight_bytes - model.tied_bytes
+        held = model.stage_weight_bytes(model.blocks)
         rows.append(
             {
                 "model": name,
