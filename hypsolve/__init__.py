@@ -2,6 +2,7 @@
 
 from hypsolve.catalog import gpu, gpus, model, models
 from hypsolve.certificate import verify_certificate
+from hypsolve.cluster_files import read_helix, read_pipeedge
 from hypsolve.costs import to_instance
 from hypsolve.deployment import (
     Block,
@@ -31,6 +32,7 @@ from hypsolve.readers import read_chains, read_hybrid_flow_shop
 from hypsolve.replan import Replan, replan
 from hypsolve.request_files import read_requests
 from hypsolve.result import Result
+from hypsolve.schema import schema
 from hypsolve.simulation import simulate
 from hypsolve.solution import Certificate, Outcome, Partition, Schedule, Status, Violation
 from hypsolve.solve import METHODS, Method, solve
@@ -95,14 +97,17 @@ __all__ = [
     "plan",
     "read_chains",
     "read_events",
+    "read_helix",
     "read_hybrid_flow_shop",
     "read_model",
     "read_network",
     "read_network_file",
+    "read_pipeedge",
     "read_requests",
     "replan",
     "save",
     "schedule",
+    "schema",
     "simulate",
     "solve",
     "to_instance",

@@ -7,9 +7,11 @@ import json
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hypsolve import validation as valid
 from hypsolve.network_file import NetworkFile
+from hypsolve.optional import optional
 from hypsolve.planner import Plan
 
 
@@ -291,14 +293,21 @@ def _petals(split: Split, found: Plan) -> str:
 
 
 def _json(split: Split, found: Plan) -> str:
+    return json.dumps(_plain(split, found), indent=2)
+
+
+def _yaml(split: Split, found: Plan) -> str:
+    return str(optional("yaml").safe_dump(_plain(split, found), sort_keys=False))
+
+
+def _plain(split: Split, found: Plan) -> dict[str, Any]:
     stages = [
         {"tier": tier, "nodes": list(nodes), "blocks": [first, end]}
         for tier, nodes, first, end in zip(
             split.tiers, split.nodes, split.cuts, split.cuts[1:], strict=False
         )
     ]
-    document = {"model": found.model.name, "n_blocks": split.cuts[-1], "stages": stages}
-    return json.dumps(document, indent=2)
+    return {"model": found.model.name, "n_blocks": split.cuts[-1], "stages": stages}
 
 
 def _of_stages(split: Split) -> str:
@@ -317,10 +326,11 @@ RUNTIMES: Mapping[str, Writer] = {
     "megatron": _megatron,
     "petals": _petals,
     "json": _json,
+    "yaml": _yaml,
 }
-BY_LAYER = tuple(name for name in RUNTIMES if name not in ("json", "deepspeed"))
+BY_LAYER = tuple(name for name in RUNTIMES if name not in ("json", "yaml", "deepspeed"))
 """Those that can have a stage only where it has a layer."""
-ONE_PIPELINE = tuple(name for name in RUNTIMES if name not in ("json", "petals"))
+ONE_PIPELINE = tuple(name for name in RUNTIMES if name not in ("json", "yaml", "petals"))
 """Those that run one node of each tier."""
 NAMES_MODULES = ("accelerate", "torch")
 """Those that take the names of the model's modules."""

@@ -1,11 +1,24 @@
 """Networks on disk: a TOML file that says what machines there are, and how they are linked."""
 
+import functools
+import itertools
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    TypedDict,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from hypsolve import catalog
 from hypsolve import validation as valid
@@ -15,22 +28,137 @@ from hypsolve.units import gbps_to_bytes_per_s, gib_to_bytes, ms_to_s
 
 MAX_BYTES = 2**26
 MAX_COUNT = 100_000  # of nodes of one kind
-_KEYS = {  # required keys, optional keys
-    "network": ({"tiers"}, {"description", "gpus"}),
-    "tier": ({"name", "nodes"}, {"link", "pin", "least_blocks", "most_blocks"}),
-    "nodes": (
-        {"gpu"},
-        {"count", "names", "memory_gib", "reserved_gib", "price_per_hour", "source"},
-    ),
-    "link": (
-        {"gbps", "latency_ms"},
-        {"return_latency_ms", "gbps_source", "latency_source"},
-    ),
-    "gpu": (
-        {"t0_us", "tflops", "gb_per_s", "memory_gib"},
-        {"power_w", "source"},
-    ),
-}
+MAX_NUMBER = 1e100  # in any unit: in bytes or FLOP/s it is still below `validation.LARGEST`
+
+# The tables of a file. The reader checks by these types, and `hypsolve.schema` writes them out.
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is said of a key: in words, for people; and the rules of its value.
+
+    A number is `least` (if `strict`, more) to `most`; a string is not empty; a list has `least`
+    entries, `distinct` or not. A string may be one of those that are `known` (an editor
+    proposes them), and must be none of those that are `taken`.
+    """
+
+    about: str
+    least: float = 0
+    strict: bool = False
+    most: float = MAX_NUMBER
+    distinct: bool = False
+    known: Callable[[], Iterable[str]] | None = None
+    taken: Callable[[], Iterable[str]] | None = None
+
+
+Source = Annotated[str, Key("Where the numbers come from.")]
+End = Literal["embedding", "head"]
+Layer = Annotated[int, Key("Number of a layer, counted from 0.")]
+
+
+class GpuTable(TypedDict):
+    """A GPU of one's own, by what it reaches, not what its datasheet says.
+
+    A block of a step takes t0 + max(FLOPs / tflops, bytes / gb_per_s).
+    """
+
+    t0_us: Annotated[float, Key("Fixed time of a block in each step, in microseconds.")]
+    tflops: Annotated[float, Key("What it computes, in 10^12 FLOP/s.", strict=True)]
+    gb_per_s: Annotated[float, Key("What its memory delivers, in 10^9 bytes/s.", strict=True)]
+    memory_gib: Annotated[float, Key("Memory in GiB (2^30 bytes).", strict=True)]
+    power_w: NotRequired[Annotated[float, Key("Board power in W, for joules per token.")]]
+    source: NotRequired[Source]
+
+
+class NodesTable(TypedDict):
+    """Nodes of one kind."""
+
+    gpu: Annotated[
+        str,
+        Key("Name of the GPU: of `hypsolve gpus` or of [gpus.NAME].", known=catalog.gpus),
+    ]
+    count: NotRequired[
+        Annotated[
+            int,
+            Key("Number of nodes; default: 1, or that of the names.", least=1, most=MAX_COUNT),
+        ]
+    ]
+    names: NotRequired[
+        Annotated[
+            list[Annotated[str, Key("Name of a node.")]],
+            Key("Names of the nodes; default: TIER-GPU-0, ...", least=1, distinct=True),
+        ]
+    ]
+    memory_gib: NotRequired[
+        Annotated[
+            float,
+            Key("Memory of each in GiB (2^30 bytes); default: the GPU's.", strict=True),
+        ]
+    ]
+    reserved_gib: NotRequired[
+        Annotated[
+            float,
+            Key(
+                "GiB of it for the system, the runtime and activations, below the memory;"
+                " default: 0."
+            ),
+        ]
+    ]
+    price_per_hour: NotRequired[Annotated[float, Key("Price of each, in your currency.")]]
+    source: NotRequired[Source]
+
+
+class LinkTable(TypedDict):
+    """From a tier to the next."""
+
+    gbps: Annotated[float, Key("What the link carries, in Gbit/s (10^9 bit/s).", strict=True)]
+    latency_ms: Annotated[float, Key("One-way latency in ms.")]
+    return_latency_ms: NotRequired[
+        Annotated[float, Key("Latency of the way back in ms; default: latency_ms.")]
+    ]
+    gbps_source: NotRequired[Source]
+    latency_source: NotRequired[Source]
+
+
+class TierTable(TypedDict):
+    """A level of the network: every node that has the memory holds the tier's blocks."""
+
+    name: Annotated[str, Key("Name of the tier.")]
+    nodes: Annotated[list[NodesTable], Key("Its nodes, by kind.", least=1)]
+    link: NotRequired[Annotated[LinkTable, Key("To the next tier; on all but the last.")]]
+    pin: NotRequired[
+        Annotated[
+            list[End | Layer],
+            Key("Blocks that must be here: embedding, head, numbers of layers.", distinct=True),
+        ]
+    ]
+    least_blocks: NotRequired[
+        Annotated[
+            int,
+            Key("Fewest blocks, embedding and head counted; 0: may stay empty; default: 1."),
+        ]
+    ]
+    most_blocks: NotRequired[
+        Annotated[int, Key("Most blocks, embedding and head counted; default: no limit.")]
+    ]
+
+
+class NetworkTable(TypedDict):
+    """A network of GPUs, for `hypsolve plan`."""
+
+    description: NotRequired[Annotated[str, Key("What it is, for people.")]]
+    tiers: Annotated[
+        list[TierTable], Key("In the order of requests, their side first.", least=1)
+    ]
+    gpus: NotRequired[
+        Annotated[
+            dict[Annotated[str, Key("Not of the catalogue.", taken=catalog.gpus)], GpuTable],
+            Key("GPUs of one's own, by name."),
+        ]
+    ]
+
+
+Table = TypeVar("Table")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,11 +259,12 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
         If there is no such file, or it cannot be read.
     """
     path = checked_path("read_network", path)
-    table = _read_toml(path)
     owner = path.name
-    _check_keys(owner, "network", table)
+    table = _table(owner, NetworkTable, _read_toml(path))
     gpus = _gpus(owner, table.get("gpus", {}))
-    entries = _list(owner, table, "tiers")
+    entries = [
+        _table(f"{owner}: tier {k}", TierTable, entry) for k, entry in enumerate(table["tiers"])
+    ]
     tiers: list[Tier] = []
     pins: dict[str | int, str] = {}
     prices: dict[str, float] = {}
@@ -152,10 +281,10 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
             pins[block] = tier.name
     return NetworkFile(
         network=Network(name=path.stem, tiers=tuple(tiers)),
-        description=_text(owner, "description", table),
+        description=table.get("description", ""),
         pins=pins,
-        least_blocks=_limits(owner, entries, "least_blocks"),
-        most_blocks=_limits(owner, entries, "most_blocks"),
+        least_blocks=tuple(entry.get("least_blocks") for entry in entries),
+        most_blocks=tuple(entry.get("most_blocks") for entry in entries),
         price_per_hour=prices,
     )
 
@@ -163,141 +292,142 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(read_bytes(path, MAX_BYTES).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits, too
         raise ValueError(f"{path.name}: not TOML: {error}") from None
 
 
-def _gpus(owner: str, table: Any) -> dict[str, GpuProfile]:
+def _gpus(owner: str, tables: Mapping[str, GpuTable]) -> dict[str, GpuProfile]:
     """GPUs by numbers of one's own."""
-    if not isinstance(table, dict):
-        raise TypeError(f"{owner}: gpus must be tables, got {table!r:.60}")
     found = {}
-    for name, entry in table.items():
+    for name, given in tables.items():
         of_gpu = f"{owner}: gpu {name!r}"
-        _check_keys(of_gpu, "gpu", entry)
+        entry = _table(of_gpu, GpuTable, given)
         if name in catalog.gpus():
             raise ValueError(f"{of_gpu}: name must not be one of the catalogue's")
-        numbers = {
-            key: valid.real(of_gpu, key, entry[key], strict=key != "t0_us")
-            for key in ("t0_us", "tflops", "gb_per_s", "memory_gib")
-        }
         found[name] = GpuProfile(
             name=name,
-            t0_s=numbers["t0_us"] * 1e-6,
-            flops_per_s=numbers["tflops"] * 1e12,
-            bytes_per_s=numbers["gb_per_s"] * 1e9,
-            memory_bytes=gib_to_bytes(numbers["memory_gib"]),
-            power_w=valid.real(of_gpu, "power_w", entry.get("power_w", 0.0)),
-            source=_text(of_gpu, "source", entry),
+            t0_s=entry["t0_us"] * 1e-6,
+            flops_per_s=entry["tflops"] * 1e12,
+            bytes_per_s=entry["gb_per_s"] * 1e9,
+            memory_bytes=gib_to_bytes(entry["memory_gib"]),
+            power_w=entry.get("power_w", 0.0),
+            source=entry.get("source", ""),
         )
     return found
 
 
 def _tier(
-    owner: str, entry: Any, gpus: Mapping[str, GpuProfile]
+    owner: str, entry: TierTable, gpus: Mapping[str, GpuProfile]
 ) -> tuple[Tier, dict[str, float]]:
-    _check_keys(owner, "tier", entry)
-    name = valid.text(owner, "name", entry["name"])
     nodes: list[Node] = []
     prices: dict[str, float] = {}
-    for group in _list(owner, entry, "nodes"):
-        made = _nodes(f"{owner} nodes", name, group, gpus, nodes)
+    for given in entry["nodes"]:
+        group = _table(f"{owner} nodes", NodesTable, given)
+        made = _nodes(f"{owner} nodes", entry["name"], group, gpus, nodes)
         nodes += made
         if "price_per_hour" in group:
-            price = valid.real(f"{owner} nodes", "price_per_hour", group["price_per_hour"])
-            prices |= dict.fromkeys((node.name for node in made), price)
-    link = _link(f"{owner} link", entry.get("link"))
-    return Tier(name=name, nodes=tuple(nodes), link=link), prices
+            prices |= dict.fromkeys((node.name for node in made), group["price_per_hour"])
+    link = _link(f"{owner} link", entry["link"]) if "link" in entry else None
+    return Tier(name=entry["name"], nodes=tuple(nodes), link=link), prices
 
 
 def _nodes(
-    owner: str, tier: str, group: Any, gpus: Mapping[str, GpuProfile], before: list[Node]
+    owner: str,
+    tier: str,
+    group: NodesTable,
+    gpus: Mapping[str, GpuProfile],
+    before: list[Node],
 ) -> list[Node]:
-    _check_keys(owner, "nodes", group)
-    gpu = valid.text(owner, "gpu", group["gpu"])
+    gpu = group["gpu"]
+    try:
+        valid.known("gpu", gpu, [*catalog.gpus(), *gpus])
+    except ValueError as error:
+        raise ValueError(f"{owner}: {error}") from None
     profile = gpus[gpu] if gpu in gpus else catalog.gpu(gpu)
     names = group.get("names")
     if names is None:
-        count = valid.whole(owner, "count", group.get("count", 1), least=1)
-        if count > MAX_COUNT:
-            raise ValueError(f"{owner}: count must be at most {MAX_COUNT}, got {count}")
-        first = sum(node.name.startswith(f"{tier}-{gpu}-") for node in before)
-        names = [f"{tier}-{gpu}-{first + i}" for i in range(count)]
-    else:
-        for each in _list(owner, group, "names"):
-            valid.text(owner, "names", each)
-        if valid.whole(owner, "count", group.get("count", len(names))) != len(names):
-            raise ValueError(
-                f"{owner}: count must be the number of names, {len(names)},"
-                f" got {group['count']}"
-            )
-    reserved_gib = valid.real(owner, "reserved_gib", group.get("reserved_gib", 0.0))
+        taken = {node.name for node in before}
+        free = (name for i in itertools.count() if (name := f"{tier}-{gpu}-{i}") not in taken)
+        names = list(itertools.islice(free, group.get("count", 1)))
+    elif group.get("count", len(names)) != len(names):
+        raise ValueError(
+            f"{owner}: count must be the number of names, {len(names)}, got {group['count']}"
+        )
     memory_gib = group.get("memory_gib")
-    if memory_gib is not None:
-        memory_gib = valid.real(owner, "memory_gib", memory_gib, strict=True)
     return [
         Node(
             name=name,
             gpu=profile,
             memory_bytes=None if memory_gib is None else gib_to_bytes(memory_gib),
-            reserved_bytes=gib_to_bytes(reserved_gib),
+            reserved_bytes=gib_to_bytes(group.get("reserved_gib", 0.0)),
         )
         for name in names
     ]
 
 
-def _link(owner: str, entry: Any) -> Link | None:
-    if entry is None:
-        return None
-    _check_keys(owner, "link", entry)
-    gbps = valid.real(owner, "gbps", entry["gbps"], strict=True)
-    latency_ms = valid.real(owner, "latency_ms", entry["latency_ms"])
-    back_ms = valid.real(owner, "return_latency_ms", entry.get("return_latency_ms", latency_ms))
+def _link(owner: str, given: Any) -> Link:
+    entry = _table(owner, LinkTable, given)
     return Link(
-        bytes_per_s=gbps_to_bytes_per_s(gbps),
-        latency_s=ms_to_s(latency_ms),
-        return_latency_s=ms_to_s(back_ms),
+        bytes_per_s=gbps_to_bytes_per_s(entry["gbps"]),
+        latency_s=ms_to_s(entry["latency_ms"]),
+        return_latency_s=ms_to_s(entry.get("return_latency_ms", entry["latency_ms"])),
     )
 
 
-def _pins(owner: str, blocks: Any) -> list[str | int]:
-    if not isinstance(blocks, list):
-        raise TypeError(f"{owner}: pin must be a list, got {blocks!r:.60}")
+def _pins(owner: str, blocks: Sequence[str | int]) -> Sequence[str | int]:
     for block in blocks:
         if isinstance(block, str):
-            valid.known(f"block to pin ({owner})", block, ("embedding", "head"))
+            valid.known(f"block to pin ({owner})", block, get_args(End))
         else:
-            valid.whole(owner, "pin", block)
+            _value(owner, "pin", block, Layer)
     return blocks
 
 
-def _limits(owner: str, entries: list[Any], key: str) -> tuple[int | None, ...]:
-    return tuple(
-        None if key not in entry else valid.whole(f"{owner}: tier {k}", key, entry[key])
-        for k, entry in enumerate(entries)
+@functools.cache
+def _hints(record: Any) -> dict[str, Any]:
+    return get_type_hints(record, include_extras=True)
+
+
+def _table(owner: str, kind: type[Table], entry: Any) -> Table:
+    """Return a table that has the keys of its type, and values that keep their rules.
+
+    Tables within are left for who can name them.
+    """
+    if not isinstance(entry, dict):
+        raise TypeError(f"{owner}: must be a table, got {entry!r:.60}")
+    record: Any = kind
+    hints = _hints(record)
+    for key in sorted(record.__required_keys__ - entry.keys()):
+        raise ValueError(f"{owner}: key {key!r} is missing")
+    for key in sorted(entry.keys() - hints.keys()):
+        raise ValueError(f"{owner}: unknown key {key!r}; known: {sorted(hints)}")
+    return cast(
+        Table, {key: _value(owner, key, value, hints[key]) for key, value in entry.items()}
     )
 
 
-def _check_keys(owner: str, kind: str, entry: Any) -> None:
-    required, optional = _KEYS[kind]
-    if not isinstance(entry, dict):
-        raise TypeError(f"{owner}: must be a table, got {entry!r:.60}")
-    for key in sorted(required - entry.keys()):
-        raise ValueError(f"{owner}: key {key!r} is missing")
-    for key in sorted(entry.keys() - required - optional):
-        raise ValueError(f"{owner}: unknown key {key!r}; known: {sorted(required | optional)}")
-    for key in entry:
-        if key.endswith("source"):
-            valid.text(owner, key, entry[key])
-
-
-def _text(owner: str, key: str, entry: Mapping[str, Any]) -> str:
-    return valid.text(owner, key, entry[key]) if key in entry else ""
-
-
-def _list(owner: str, entry: dict[str, Any], key: str) -> list[Any]:
-    if not isinstance(entry[key], list) or not entry[key]:
-        raise ValueError(
-            f"{owner}: {key} must be a list of at least one, got {entry[key]!r:.60}"
-        )
-    return entry[key]
+def _value(owner: str, key: str, value: Any, hint: Any) -> Any:
+    if get_origin(hint) is NotRequired:
+        (hint,) = get_args(hint)
+    if get_origin(hint) is not Annotated:
+        return value
+    kind, rule = get_args(hint)
+    if kind is str:
+        return valid.text(owner, key, value)
+    if get_origin(kind) is dict and not isinstance(value, dict):
+        raise TypeError(f"{owner}: {key} must be tables, got {value!r:.60}")
+    if get_origin(kind) is list:
+        if rule.least and (not isinstance(value, list) or len(value) < rule.least):
+            raise ValueError(
+                f"{owner}: {key} must be a list of at least one, got {value!r:.60}"
+            )
+        if not isinstance(value, list):
+            raise TypeError(f"{owner}: {key} must be a list, got {value!r:.60}")
+        return [_value(owner, key, each, *get_args(kind)) for each in value]
+    if kind is int:
+        value = valid.whole(owner, key, value, least=rule.least)
+    elif kind is float:
+        value = valid.real(owner, key, value, least=rule.least, strict=rule.strict)
+    if kind in (int, float) and value > rule.most:
+        raise ValueError(f"{owner}: {key} must be at most {rule.most:g}, got {value!r}")
+    return value

@@ -17,9 +17,9 @@ from hypsolve.deployment import Deployment, Model, Network
 from hypsolve.io import MAX_BYTES, checked_path, parse_json, read_bytes
 from hypsolve.network_file import NetworkFile
 from hypsolve.planner import Plan, split
-from hypsolve.problem import Instance, Objective, StageRule
+from hypsolve.problem import Instance, Objective
 from hypsolve.solution import Partition
-from hypsolve.solvers.tables import stage_table
+from hypsolve.solvers.tables import cost_table
 from hypsolve.units import finite_or_none
 
 OBJECTIVES = ("bottleneck", "path")
@@ -153,7 +153,7 @@ def _moves(instance: Instance, old: Before) -> IntArray:
 def _search(instance: Instance, moves: IntArray, most: int) -> tuple[Array, IntArray]:
     """Least objective, and its cuts, with exactly m moves counted, for m = 0..most."""
     n_tiers, n_cuts = instance.n_tiers, instance.n_blocks + 1
-    cost_s = _costs(instance)
+    cost_s = cost_table(instance)
     is_sum = instance.objective is Objective.PATH
     best = np.full((n_tiers + 1, n_cuts, most + 1), math.inf)
     last = np.zeros((n_tiers + 1, n_cuts, most + 1), np.int64)
@@ -178,22 +178,6 @@ def _search(instance: Instance, moves: IntArray, most: int) -> tuple[Array, IntA
             cuts[m, k - 1] = last[k, j, left]
             left -= int(moves[k - 1, cuts[m, k - 1], j])
     return best[n_tiers, -1], cuts
-
-
-def _costs(instance: Instance) -> Array:
-    """What blocks i:j cost on tier k with the link behind: shape (n_tiers, n_cuts, n_cuts)."""
-    if instance.objective is Objective.PATH:
-        stages = stage_table(instance, StageRule.FASTEST)
-        links = instance.reference_transfer_kind_s[:, instance.cut_kind]
-    else:
-        stages, links = stage_table(instance), instance.reference_link_s
-    cost_s = stages.copy()
-    for k in range(instance.n_tiers - 1):
-        both = instance.overlap and instance.objective is not Objective.PATH
-        link = links[k][None, :]
-        cost_s[k] = np.maximum(stages[k], link) if both else stages[k] + link
-        cost_s[k][np.isinf(stages[k])] = math.inf
-    return cost_s
 
 
 def _falling(best: Array) -> tuple[tuple[int, float], ...]:

@@ -33,7 +33,7 @@ class Service:
     ----------
     rate_per_s : float
         Of the requests.
-    ttft_s, tpot_s, latency_p50_s, latency_p95_s : float
+    ttft_s, tpot_s, latency_mean_s, latency_p50_s, latency_p95_s : float
         Simulated; ``ttft_s`` and ``tpot_s`` are means.
     keeps_up : bool
         Whether the network serves requests as fast as they come; if not, the latencies above
@@ -59,6 +59,7 @@ class Service:
     rate_per_s: float
     ttft_s: float
     tpot_s: float
+    latency_mean_s: float
     latency_p50_s: float
     latency_p95_s: float
     keeps_up: bool
@@ -103,12 +104,13 @@ def predict(
     instance = costs.to_instance(deployment)
     rooms = _rooms(deployment, instance, partition)
     sequences = [sum(int(r // (prompt + output)) for r in each) for each in rooms.values()]
-    most_visits = int(MOST_VISITS / (output * partition.n_tiers))
-    n = min(max(LEAST_REQUESTS, most_visits), N_REQUESTS)
-    trace = _served(deployment, partition, rate_per_s, n, rng)
+    served = under_load(deployment, rate_per_s, rng)
+    trace = serve(served, partition)
+    n = len(served.requests)
     found = trace.metrics()
+    most_requests = _most_requests(deployment)
     bound = _bound(deployment, instance, partition, rooms)
-    most = _sustained(deployment, partition, bound, most_visits, rng)
+    most = _sustained(deployment, partition, bound, most_requests, rng)
     power_w = np.array([n.gpu.power_w for tier in deployment.network.tiers for n in tier.nodes])
     used = trace.busy_s > 0
     steady = min(rate_per_s, most) if most > 0 else rate_per_s  # nan: the rate
@@ -119,6 +121,7 @@ def predict(
         rate_per_s=rate_per_s,
         ttft_s=found.ttft_s.mean,
         tpot_s=found.tpot_s.mean,
+        latency_mean_s=found.latency_s.mean,
         latency_p50_s=found.latency_s.p50,
         latency_p95_s=found.latency_s.p95,
         keeps_up=rate_per_s <= bound and not growth(trace) > GROWTH,
@@ -137,20 +140,36 @@ def predict(
     )
 
 
-def _served(
-    deployment: Deployment,
-    partition: Partition,
-    rate_per_s: float,
-    n: int,
-    rng: np.random.Generator,
+def under_load(
+    deployment: Deployment, rate_per_s: float, rng: np.random.Generator
+) -> Deployment:
+    """The deployment with so many requests like its first one as `predict` simulates."""
+    n = min(max(LEAST_REQUESTS, _most_requests(deployment)), N_REQUESTS)
+    return _arriving(deployment, rate_per_s, n, rng)
+
+
+def serve(
+    deployment: Deployment, partition: Partition, *, record_visits: bool = False
 ) -> Trace:
-    """Serve n requests like the first one, Poisson arrivals."""
+    """Simulate as `predict` does."""
+    return simulate(deployment, partition, link_contention=True, record_visits=record_visits)
+
+
+def _most_requests(deployment: Deployment) -> int:
+    """Most requests to simulate at a time."""
+    n_passes = int(deployment.requests.output_tokens[0])
+    return int(MOST_VISITS / (n_passes * len(deployment.network.tiers)))
+
+
+def _arriving(
+    deployment: Deployment, rate_per_s: float, n: int, rng: np.random.Generator
+) -> Deployment:
+    """The deployment with n requests like its first one, Poisson arrivals."""
     prompt, output = _lengths(deployment)
     with np.errstate(over="ignore"):  # beyond what `Requests` takes, which says so
         arrival_s = rng.exponential(1.0, n).cumsum() / rate_per_s
     ones = np.ones(n, np.int64)
-    requests = Requests(arrival_s, prompt * ones, output * ones)
-    return simulate(replace(deployment, requests=requests), partition, link_contention=True)
+    return replace(deployment, requests=Requests(arrival_s, prompt * ones, output * ones))
 
 
 def _lengths(deployment: Deployment) -> tuple[int, int]:
@@ -162,7 +181,7 @@ def _sustained(
     deployment: Deployment,
     partition: Partition,
     bound: float,
-    most_visits: int,
+    most_requests: int,
     rng: np.random.Generator,
 ) -> float:
     """About the largest rate at which the requests under way do not grow.
@@ -171,14 +190,18 @@ def _sustained(
     """
     if math.isinf(bound):
         return math.inf
-    alone_s = float(_served(deployment, partition, bound, 1, rng).latency_s[0])
+
+    def served(rate_per_s: float, n: int) -> Trace:
+        return serve(_arriving(deployment, rate_per_s, n, rng), partition)
+
+    alone_s = float(served(bound, 1).latency_s[0])
     low, high = 0.0, bound
     for _ in range(STEPS):
         rate = (low + high) / 2
         n = max(N_REQUESTS, math.ceil(4 * rate * alone_s))
-        if n > min(MOST_REQUESTS, most_visits):
+        if n > min(MOST_REQUESTS, most_requests):
             return math.nan
-        grows = growth(_served(deployment, partition, rate, n, rng)) > GROWTH
+        grows = growth(served(rate, n)) > GROWTH
         low, high = (low, rate) if grows else (rate, high)
     return low
 

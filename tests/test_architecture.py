@@ -23,7 +23,7 @@ PACKAGES = ("hypsolve", "instances", "experiments")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 ON_DEMAND = {
     "pandas", "matplotlib", "pulp", "ortools", "highspy", "scipy", "rich", "tqdm", "simpy",
-    "dask", "distributed", "click",
+    "dask", "distributed", "click", "yaml",
 }  # fmt: skip
 
 # a module imports from its own layer or from an earlier one
@@ -43,7 +43,7 @@ LAYERS = [
     },
     {"hypsolve.huggingface"},
     {"hypsolve.evaluation", "hypsolve.optional"},
-    {"hypsolve.certificate", "hypsolve.result"},
+    {"hypsolve.certificate", "hypsolve.cluster_files", "hypsolve.result"},
     {"hypsolve.dispatch", "hypsolve.dispatcher"},
     {
         "hypsolve.series",
@@ -58,8 +58,11 @@ LAYERS = [
     {"hypsolve.solvers"},
     {"hypsolve.solve"},
     {"hypsolve.service"},
-    {"hypsolve.planner"},
-    {"hypsolve.exporters", "hypsolve.replan"},
+    {"hypsolve.latency_search"},
+    {"hypsolve.ask"},
+    {"hypsolve.changes"},
+    {"hypsolve.planner", "hypsolve.plan_text"},
+    {"hypsolve.exporters", "hypsolve.replan", "hypsolve.schema"},
     {"hypsolve.cli"},
     {"hypsolve"},
     {"instances"},

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
 
@@ -96,6 +98,44 @@ def test_methods_side_by_side(capsys, example):
     code, out, _ = run(capsys, *arguments, "--method", "even_split", "--json")
     (row,) = json.loads(out)
     assert code == 0 and row["method"] == "even_split"
+
+
+def test_methods_by_simulated_mean_latency(capsys, example):
+    arguments = ("compare", "--model", "llama-3-8b", "--network", example, "--output", 16)
+    code, out, err = run(capsys, *arguments, "--objective", "mean_latency", "--rate", 3)
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line.split() for line in out.splitlines()[1:]}
+    assert next(iter(rows)) == "simulated" and rows["simulated"][1] == "optimal"
+    seconds = {name: in_seconds(row[2], row[3]) for name, row in rows.items()}
+    assert seconds["simulated"] == min(seconds.values()) < seconds["even_split"]
+    assert set(rows) == {"simulated"} | {
+        n for n, m in hs.METHODS.items() if m.decides == "partition"
+    }
+
+
+def in_seconds(number, unit):
+    return float(number) * {"s": 1, "ms": 1e-3, "us": 1e-6}[unit]
+
+
+def test_an_interrupted_search_prints_the_best_so_far(example):
+    """Progress goes to a terminal alone."""
+    terminal, stderr = pty.openpty()
+    command = [
+        sys.executable, "-m", "hypsolve.cli", "plan", "--model", "llama-3-8b", "--network",
+        str(example), "--objective", "mean_latency", "--rate", "4",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    seen = b""
+    while b"splits simulated, least mean latency" not in seen:
+        seen += os.read(terminal, 1000)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    os.close(stderr)
+    os.close(terminal)
+    assert process.returncode == 0
+    assert "not proved optimal: no split has a mean latency" in out and "(gap " in out
+    assert "stopped: the search was stopped: this is the best so far" in out
+    assert "what would help" not in out
 
 
 def test_pareto_lists_and_draws(capsys, example, tmp_path):

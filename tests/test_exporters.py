@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import yaml
 from test_cli import run
 
 import hypsolve as hs
@@ -279,6 +280,12 @@ def test_only_runtimes_that_name_modules_need_the_type_of_a_model(capsys, slow_f
     command = ("plan", "--network", slow_first, "--concurrency", 1, "--model", "phi-2")
     assert run(capsys, *command)[0] == 0
     assert run(capsys, *command, "--export", runtime)[0] == 0
+
+
+def test_yaml_holds_what_json_does(slow_first):
+    slow_first.write_text(SLOW_FIRST.replace('"slow"', '"slow: [1, ü"'))
+    found = hs.plan("phi-3-mini", slow_first, concurrency=1)
+    assert yaml.safe_load(export(found, "yaml")) == json.loads(export(found, "json"))
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

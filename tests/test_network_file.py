@@ -54,6 +54,20 @@ def test_a_short_file(tmp_path):
         SHORT.index("nodes") :].replace('pin = ["head"]', "")).rules(model)  # fmt: skip
 
 
+def test_own_gpus_are_proposed_and_names_are_free(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"net.toml: tier 0 nodes: unknown gpu 'min'; .* mine\?"
+    ):
+        read(tmp_path, SHORT.replace('"mine"', '"min"', 1))
+    text = (
+        SHORT.replace('names = ["old box"]', 'names = ["desk-l4-1"]')
+        .replace('{gpu = "l4"}, ', "")
+        .replace("price_per_hour = 0.5}", 'price_per_hour = 0.5}, {gpu = "l4", count = 2}')
+    )
+    desk, _ = read(tmp_path, text).network.tiers
+    assert [node.name for node in desk.nodes] == ["desk-l4-1", "desk-l4-0", "desk-l4-2"]
+
+
 def test_the_example_of_init_can_be_read_and_planned(tmp_path):
     site = read(tmp_path, EXAMPLE)
     assert [tier.name for tier in site.network.tiers] == ["desk", "box", "rented"]
@@ -109,6 +123,8 @@ def test_networks_of_the_repository_give_their_sources():
         ("tflops = 60", "", "gpu 'mine': key 'tflops' is missing"),
         ("tflops = 60", "tflops = 60\nsize = 3", "gpu 'mine': unknown key 'size'"),
         ('"mine"', '"yours"', "unknown gpu 'yours'"),
+        ("most_blocks = 12", f"most_blocks = {'9' * 5000}", "net.toml: not TOML: Exceeds"),
+        ("tflops = 60", "tflops = 1e101", r"gpu 'mine': tflops must be at most 1e\+100, got"),
     ],
 )
 def test_bad_files(old, new, message, tmp_path):

@@ -10,8 +10,9 @@ import token_toys as toys
 from scenarios_token import random_scenario
 
 import hypsolve as hs
-from hypsolve import evaluation
-from hypsolve.planner import blocks_in_words, proof_in_words
+from hypsolve import ask, changes, evaluation, planner
+from hypsolve.plan_text import proof_in_words
+from hypsolve.planner import blocks_in_words
 from hypsolve.service import predict
 from hypsolve.units import GIB
 from instances import network, networks
@@ -43,9 +44,7 @@ def test_a_plan_is_what_solve_proves(found):
         found.result.objective_s, rel=1e-6
     )
     assert hs.verify_certificate(instance, found.result.certificate) == []
-    assert proof_in_words(found.result).startswith(
-        "proved optimal: no split has a bottleneck be"
-    )
+    assert proof_in_words(found).startswith("proved optimal: no split has a bottleneck be")
 
 
 def test_nodes_hold_what_their_blocks_need(found):
@@ -83,6 +82,12 @@ def test_every_change_is_what_solving_again_says(found):
     assert one_more.objective_s == pytest.approx(
         hs.plan("llama-3-8b", grown, concurrency=8).result.objective_s, rel=1e-12
     )
+    behind = tier("new", "rtx-3090", 1, WIRE)
+    longer = replace(SMALL, tiers=(SMALL.tiers[0], behind, SMALL.tiers[1]))
+    own_tier = by_name["one more RTX 3090 as a tier of its own behind 'desk'"]
+    assert own_tier.objective_s == pytest.approx(
+        hs.plan("llama-3-8b", longer, concurrency=8).result.objective_s, rel=1e-12
+    )
 
 
 TIGHT = hs.Network(
@@ -98,6 +103,19 @@ def test_what_does_not_fit_says_why_and_what_would():
     assert "weights in int4" in texts
     for change in found.changes:
         assert math.isfinite(change.objective_s) and math.isnan(change.gain)
+    (shorter,) = (text for text in texts if text.startswith("sequences of"))
+    longest = int(shorter.split()[2])
+    assert shorter == f"sequences of {longest} tokens, not 768"
+    fits = {"prompt_tokens": longest - 256, "output_tokens": 256, "concurrency": 64}
+    assert hs.plan("llama-3-8b", TIGHT, **fits).fits
+    more = fits | {"prompt_tokens": longest - 255}
+    assert not hs.plan("llama-3-8b", TIGHT, **more).fits
+    (memory,) = (text for text in texts if text.endswith("GiB more on each node of 'b'"))
+    gib = int(memory.split()[0])
+    for more, does_fit in ((gib, True), (gib - 1, False)):
+        wider = tier("b", "t4", memory_bytes=(2 + more) * GIB)
+        grown = replace(TIGHT, tiers=(TIGHT.tiers[0], wider))
+        assert hs.plan("llama-3-8b", grown, concurrency=64).fits is does_fit
     (fewer,) = (text for text in texts if text.startswith("room for"))
     most = int(fewer.split()[2])
     assert hs.plan("llama-3-8b", TIGHT, concurrency=most).fits
@@ -116,7 +134,80 @@ def test_objectives(objective):
     instance, partition = found.result.instance, found.result.partition
     assert str(instance.objective) == objective
     assert found.result.objective_s == hs.evaluate(instance, partition)
-    assert max(stage.share for stage in found.stages) == 1.0
+    shares = [stage.share for stage in found.stages]
+    if objective == "bottleneck":
+        assert max(shares) == 1.0
+        return
+    times_s = [stage.time_s for stage in found.stages]
+    links_s = sum(stage.link_s for stage in found.stages)
+    stages_s = sum(times_s) if objective == "path" else max(times_s)
+    assert stages_s + links_s == pytest.approx(found.result.objective_s, rel=1e-12)
+    assert sum(shares) == pytest.approx(1.0)
+    assert found.binding.share == max(shares)
+
+
+def test_mean_latency_is_searched_by_simulation():
+    asked = {"objective": "mean_latency", "rate_per_s": 3.0, "seed": 5, "output_tokens": 24}
+    found = hs.plan("phi-3-mini", SMALL, **asked)
+    assert found.result.method == "simulated" and str(found.result.status) == "optimal"
+    assert found.result.objective_s == found.service.latency_mean_s
+    assert found.simulate().latency_s.mean() == found.service.latency_mean_s
+    assert "each searched" in str(found) and "simulated at 3 a second below" in str(found)
+    assert sum(stage.share for stage in found.stages) == pytest.approx(1.0)
+    for change in found.changes:
+        assert change.objective_s < found.result.objective_s
+    for name in ("hypsplit_dp", "even_split", "partition_cpsat"):
+        deployment, other = planner.split("phi-3-mini", SMALL, method=name, **asked)
+        again = predict(deployment, other.partition, 3.0, seed=5)
+        assert other.objective_s == again.latency_mean_s and other.method == name
+        assert other.objective_s >= found.result.objective_s >= other.bound_s
+
+
+def test_a_plan_says_what_it_is_doing():
+    told = []
+    found = hs.plan("phi-3-mini", SMALL, tell=told.append)
+    assert told[0] == "simulating requests"
+    assert {f"tried: {change.what}" for change in found.changes} <= set(told)
+    planner.split("phi-3-mini", SMALL, objective="mean_latency", tell=told.append)
+    assert any("splits simulated, least mean latency" in line for line in told)
+
+
+def interrupt_at(monkeypatch, module, name, call=1):
+    real, calls = getattr(module, name), []
+
+    def interrupted(*arguments, **options):
+        calls.append(name)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, name, interrupted)
+
+
+def test_an_interrupt_leaves_what_there_is(monkeypatch, found):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, changes, "answer", call=3)
+        some = hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
+    assert some.stopped == "not all changes were tried" and some.service == found.service
+    assert len(some.changes) == 2 and set(some.changes) < set(found.changes)
+    assert "stopped: not all changes were tried" in str(some)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, planner, "predict")
+        less = hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
+    assert less.stopped == "not all changes were tried; what it serves was not simulated"
+    assert less.service is None and less.stages == found.stages and less.nodes == found.nodes
+    assert "proved optimal" in str(less) and "what would help" not in str(less)
+    json.dumps(less.to_dict(), allow_nan=False)
+
+
+def test_an_exact_method_that_is_interrupted_is_replaced(monkeypatch, found):
+    interrupt_at(monkeypatch, ask, "solve")
+    other = hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8, method="partition_cbc")
+    assert other.stopped == "partition_cbc was stopped: this is hypsplit_dp's split"
+    assert other.result.partition == found.result.partition and other.service == found.service
+    interrupt_at(monkeypatch, ask, "solve")
+    with pytest.raises(KeyboardInterrupt):  # nothing to show
+        hs.plan("llama-3-8b", SMALL)
 
 
 def test_pins_and_limits_of_the_file_hold():
@@ -182,15 +273,24 @@ def test_bad_model_or_network(arguments, error, message):
         ({"rate_per_s": 0}, "plan: rate_per_s must be positive"),
         ({"weights": "fp4"}, "unknown weights 'fp4'"),
         (
-            {"objective": "mean_latency"},
-            "unknown objective 'mean_latency'; choose one of bottle",
+            {"objective": "makespan"},
+            "unknown objective 'makespan'; choose one of bottleneck, path, mean_latency, p0",
         ),
+        ({"objective": "mean_latency", "time_limit_s": 0}, "plan: time_limit_s must be pos"),
         ({"method": "dp"}, "unknown method 'dp'"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         hs.plan("llama-3-8b", SMALL, **options)
+
+
+def test_p0_knows_no_empty_tier():
+    site = hs.NetworkFile(network=SMALL, least_blocks=(None, 0))
+    with pytest.raises(
+        ValueError, match="least_blocks of tier 'rack' must be at least 1 under"
+    ):
+        hs.plan("llama-3-8b", site, objective="p0")
 
 
 def test_a_model_from_a_file(tmp_path):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from test_cli import run
 
 import hypsolve as hs
-from hypsolve.replan import Before, _costs, _falling, _moves, _search, replan
+from hypsolve.replan import Before, _falling, _moves, _search, replan
+from hypsolve.solvers.tables import cost_table
 
 WIRE = hs.Link(bytes_per_s=1e9, latency_s=1e-4)
 
@@ -71,7 +72,7 @@ def test_every_number_of_moves_is_enumeration(seed, objective, allow_empty):
             assert moved(before, instance.tier_names, chosen.cuts) == m
     values = [value for _, value in _falling(best)]
     assert values == sorted(values, reverse=True) and len(set(values)) == len(values)
-    assert (_costs(instance) >= 0).all()
+    assert (cost_table(instance) >= 0).all()
 
 
 def test_more_moves_are_never_worse_and_enough_are_the_optimum():

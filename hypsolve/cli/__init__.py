@@ -4,7 +4,7 @@ import logging
 
 import click
 
-from hypsolve.cli.known import gpus, init, methods, models
+from hypsolve.cli.known import gpus, init, methods, models, schema
 from hypsolve.cli.plan import plan
 from hypsolve.cli.runs import compare, pareto, replan, simulate
 from hypsolve.cli.shared import OneLine
@@ -24,5 +24,5 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)  # what is compiling
 
 
-for command in (init, plan, compare, pareto, simulate, replan, gpus, models, methods):
+for command in (init, plan, compare, pareto, simulate, replan, gpus, models, methods, schema):
     main.add_command(command)

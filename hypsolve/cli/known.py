@@ -1,16 +1,22 @@
-"""Commands that say what is known: `init`, `gpus`, `models`, `methods`."""
+"""Commands that say what is known: `init`, `gpus`, `models`, `methods`, `schema`."""
 
+import json
 from pathlib import Path
 
 import click
 
 from hypsolve import catalog
 from hypsolve.cli.shared import as_json_option, show
+from hypsolve.schema import SCHEMAS
+from hypsolve.schema import schema as schema_of
 from hypsolve.solve import METHODS
 
 EXAMPLE = """\
 # A network for `hypsolve plan`. Tiers in the order in which requests pass them; edit to taste.
 # `hypsolve gpus` lists the GPUs. Lines that begin with # are optional.
+# Editors with Taplo (as Even Better TOML) check and explain the file where the first line is
+#     #:schema ./network.schema.json
+# which `hypsolve schema network > network.schema.json` writes.
 
 [[tiers]]
 name = "desk"
@@ -128,3 +134,14 @@ def methods(as_json: bool) -> None:
             }
         )
     show(rows, as_json)
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(tuple(SCHEMAS)))
+def schema(kind: str) -> None:
+    """Print the JSON Schema of network files, or of what `plan --json` prints.
+
+    \b
+    hypsolve schema network > network.schema.json
+    """  # noqa: D301
+    print(json.dumps(schema_of(kind), indent=2, allow_nan=False))

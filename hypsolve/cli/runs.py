@@ -1,5 +1,6 @@
 """Commands around a plan: `compare`, `pareto`, `simulate`, `replan`."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 import click
 
 from hypsolve import planner
-from hypsolve.cli.shared import asking, show
+from hypsolve.cli.shared import asking, progress, show
 from hypsolve.deployment import Deployment
 from hypsolve.dispatch import POLICIES
 from hypsolve.optional import optional
 from hypsolve.perfetto import write_perfetto
+from hypsolve.replan import OBJECTIVES
 from hypsolve.replan import replan as plan_anew
 from hypsolve.request_files import read_requests
 from hypsolve.result import Result
@@ -23,7 +25,7 @@ from hypsolve.workloads import WORKLOADS, workload
 
 
 @click.command()
-@asking
+@asking()
 @click.option("--method", "methods", multiple=True, help="Repeat it; default: all.")
 def compare(
     ask: dict[str, Any], model: str, network: str, methods: tuple[str, ...], as_json: bool
@@ -33,10 +35,14 @@ def compare(
     \b
     hypsolve compare --model llama-3-8b --network network.toml
     """  # noqa: D301
-    results = planner.compare(model, network, methods or None, **ask)
+    results: list[Result] = []
+    with contextlib.suppress(KeyboardInterrupt), progress() as tell:
+        for result in planner.compare(model, network, methods or None, tell=tell, **ask):
+            results.append(result)
+            tell(f"{result.method}: {result.status}")
     if as_json:
         print(json.dumps([result.to_dict() for result in results], indent=2, allow_nan=False))
-    else:
+    elif results:
         show([_row(result) for result in results], as_json=False)
     return 0 if any(result.partition is not None for result in results) else 1
 
@@ -55,7 +61,7 @@ def _row(result: Result) -> dict[str, str]:
 
 
 @click.command()
-@asking
+@asking(objectives=(), rate=False)
 @click.option("--png", type=click.Path(path_type=Path), help="Draw it, too.")
 def pareto(
     ask: dict[str, Any], model: str, network: str, png: Path | None, as_json: bool
@@ -65,7 +71,7 @@ def pareto(
     \b
     hypsolve pareto --model llama-3-8b --network network.toml --png pareto.png
     """  # noqa: D301
-    (result,) = planner.compare(model, network, ("hypsplit_dp",), **ask)
+    _, result = planner.split(model, network, **ask)
     points = pareto_frontier(result.instance)
     rows = [
         {
@@ -105,9 +111,8 @@ def _draw(points: list[Any], name: str, path: Path) -> None:
 
 
 @click.command()
-@asking
-@click.option("--method", default="hypsplit_dp", show_default=True, help="Of the split.")
-@click.option("--rate", default=1.0, show_default=True, help="Requests per second.")
+@asking()
+@click.option("--method", help="Of the split; default as in hypsolve plan.")
 @click.option(
     "--workload",
     "source",
@@ -129,8 +134,7 @@ def simulate(
     ask: dict[str, Any],
     model: str,
     network: str,
-    method: str,
-    rate: float,
+    method: str | None,
     source: str,
     requests: int,
     trace: str | None,
@@ -147,12 +151,13 @@ def simulate(
     hypsolve simulate --model llama-3-8b --network network.toml --rate 2
     hypsolve simulate --model llama-3-8b --network network.toml --trace requests.csv
     """  # noqa: D301
-    deployment, result = planner.split(model, network, method=method, **ask)
+    with progress() as tell:
+        deployment, result = planner.split(model, network, method=method, tell=tell, **ask)
     if result.partition is None:
         print(f"{result.status}: {result.message}")
         return 1
     given = (
-        workload(source, n_requests=requests, rate_per_s=rate, seed=seed)
+        workload(source, n_requests=requests, rate_per_s=ask["rate_per_s"], seed=seed)
         if trace is None
         else read_requests(trace)
     )
@@ -177,7 +182,7 @@ def simulate(
 
 
 @click.command()
-@asking
+@asking(objectives=OBJECTIVES, rate=False)
 @click.option(
     "--from",
     "before",

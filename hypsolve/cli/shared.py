@@ -1,15 +1,17 @@
 """What the commands share: options, tables, errors in one line."""
 
+import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from hypsolve import catalog
-from hypsolve.planner import OBJECTIVES
+from hypsolve.ask import OBJECTIVES
+from hypsolve.plan_text import table
 
 
 class OneLine(click.Group):
@@ -37,70 +39,83 @@ def _fail(message: str) -> None:
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def asking(command: Callable[..., Any]) -> Callable[..., Any]:
+def asking(
+    *, objectives: Sequence[str] = OBJECTIVES, rate: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Options that say what is wanted; the command gets them as `ask`, for `hypsolve.plan`."""
+    options = [
+        click.option("--model", required=True, help="A name, a config.json, or a folder."),
+        click.option("--network", required=True, type=click.Path(), help="A TOML file."),
+        click.option("--prompt", default=512, show_default=True, help="Tokens of a prompt."),
+        click.option("--output", default=256, show_default=True, help="Tokens of an output."),
+        click.option(
+            "--concurrency",
+            default=16,
+            show_default=True,
+            help="Sequences that every node must have room for at once.",
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(tuple(catalog.GROUP_BYTES)),
+            help="Format of the weights; default: as stored, fp16 for a name.",
+        ),
+        click.option(
+            "--time-limit", default=60.0, show_default=True, help="Seconds of a search."
+        ),
+        as_json_option,
+    ]
+    if rate:
+        options.append(
+            click.option("--rate", default=1.0, show_default=True, help="Requests per second.")
+        )
+    if objectives:
+        options.append(
+            click.option(
+                "--objective",
+                type=click.Choice(tuple(objectives)),
+                default="bottleneck",
+                show_default=True,
+                help="What to minimise; see README.",
+            )
+        )
 
-    @click.option("--model", required=True, help="A name, a config.json, or a folder.")
-    @click.option("--network", required=True, type=click.Path(), help="A TOML file.")
-    @click.option("--prompt", default=512, show_default=True, help="Tokens of a prompt.")
-    @click.option("--output", default=256, show_default=True, help="Tokens of an output.")
-    @click.option(
-        "--concurrency",
-        default=16,
-        show_default=True,
-        help="Sequences that every node must have room for at once.",
-    )
-    @click.option(
-        "--dtype",
-        type=click.Choice(tuple(catalog.GROUP_BYTES)),
-        help="Format of the weights; default: as stored, fp16 for a name.",
-    )
-    @click.option(
-        "--objective", type=click.Choice(OBJECTIVES), default="bottleneck", show_default=True
-    )
-    @click.option("--time-limit", default=60.0, show_default=True, help="Seconds of a search.")
-    @as_json_option
-    @functools.wraps(command)
-    def asked(
-        *,
-        prompt: int,
-        output: int,
-        concurrency: int,
-        dtype: str | None,
-        objective: str,
-        time_limit: float,
-        **others: Any,
-    ) -> Any:
-        ask = {
-            "prompt_tokens": prompt,
-            "output_tokens": output,
-            "concurrency": concurrency,
-            "weights": dtype,
-            "objective": objective,
-            "time_limit_s": time_limit,
-        }
-        return command(ask=ask, **others)
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def asked(**given: Any) -> Any:
+            ask = {
+                name: given.pop(option) for option, name in _ASKED.items() if option in given
+            }
+            return command(ask=ask, **given)
 
-    return asked
+        for option in reversed(options):
+            asked = option(asked)
+        return asked
+
+    return decorate
+
+
+_ASKED = {
+    "prompt": "prompt_tokens", "output": "output_tokens", "concurrency": "concurrency",
+    "dtype": "weights", "objective": "objective", "time_limit": "time_limit_s",
+    "rate": "rate_per_s",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A function that shows a line of what is being done, in place of the one before.
+
+    Nothing is shown where errors do not go to a terminal.
+    """
+    if not sys.stderr.isatty():
+        yield lambda line: None
+        return
+    try:
+        yield lambda line: print(f"\r\033[K{line:.100}", end="", file=sys.stderr, flush=True)
+    finally:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def show(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
-    """Print a table: numbers to the right, the last column as long as it is."""
-    if as_json:
-        print(json.dumps(rows, indent=2, allow_nan=False))
-        return
-    names = list(rows[0])
-    cells = [names, *([_text(row[name]) for name in names] for row in rows)]
-    widths = [max(len(row[at]) for row in cells) for at in range(len(names))]
-    right = [all(row[at][:1].isdigit() or row[at] == "-" for row in cells[1:])
-             for at in range(len(names))]  # fmt: skip
-    for row in cells:
-        padded = (
-            text.rjust(width) if is_number else text.ljust(width)
-            for text, width, is_number in zip(row, widths, right, strict=True)
-        )
-        print("  ".join(padded).rstrip())
-
-
-def _text(value: Any) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+    """Print a table, or the same as JSON."""
+    print(json.dumps(rows, indent=2, allow_nan=False) if as_json else table(rows))

@@ -1,5 +1,6 @@
 """What the partition methods read: prefix sums, the nodes of a tier in groups, stage tables."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve import evaluation
-from hypsolve.problem import Instance, LinkCost, StageRule
+from hypsolve.problem import Instance, LinkCost, Objective, StageRule
 
 if TYPE_CHECKING:  # numba takes longer to import than all of hypsolve: not before it is needed
     from hypsolve.kernels.split import Chain
@@ -102,6 +103,25 @@ def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
         stage[:, (cuts < instance.cut_min[k + 1]) | (cuts > instance.cut_max[k + 1])] = np.inf
         table[k] = np.where(length < 0, np.inf, stage)
     return table
+
+
+def cost_table(instance: Instance) -> Array:
+    """What blocks i:j cost on tier k with the link behind: shape (n_tiers, n_cuts, n_cuts).
+
+    Its largest entry is the bottleneck, its sum the path latency, as the objective is.
+    """
+    if instance.objective is Objective.PATH:
+        stages = stage_table(instance, StageRule.FASTEST)
+        links = instance.reference_transfer_kind_s[:, instance.cut_kind]
+    else:
+        stages, links = stage_table(instance), instance.reference_link_s
+    cost_s = stages.copy()
+    for k in range(instance.n_tiers - 1):
+        both = instance.overlap and instance.objective is not Objective.PATH
+        link = links[k][None, :]
+        cost_s[k] = np.maximum(stages[k], link) if both else stages[k] + link
+        cost_s[k][np.isinf(stages[k])] = math.inf
+    return cost_s
 
 
 def chain_of(instance: Instance) -> "Chain":

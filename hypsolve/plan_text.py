@@ -1,0 +1,182 @@
+"""A `Plan` and what is known of it, in words and tables."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hypsolve.planner import NodePlan, Plan
+from hypsolve.result import Result
+from hypsolve.service import Service
+from hypsolve.units import show_seconds
+
+MOST_CHANGES = 8  # told
+SHARE_OF = {
+    "bottleneck": "of the bottleneck", "path": "of the path", "p0": "of p0",
+    "mean_latency": "of one alone",
+}  # fmt: skip
+
+
+def text(found: Plan) -> str:
+    """What `hypsolve plan` prints."""
+    return "\n".join(_lines(found))
+
+
+def _lines(found: Plan) -> Iterator[str]:
+    yield title(found)
+    yield ""
+    if not found.fits:
+        yield from infeasible_lines(found.result)
+    else:
+        yield table(rows_of_nodes(found))
+        yield proof_in_words(found)
+        yield binding_in_words(found)
+        if found.service is not None:
+            yield from service_lines(found.service)
+    if found.stopped:
+        yield f"stopped: {found.stopped}"
+    if found.changes or not found.stopped:
+        yield ""
+        yield changes_title(found)
+        yield from (f"  {line}" for line in changes_lines(found))
+
+
+def title(found: Plan) -> str:
+    """Model, network, and what was asked."""
+    mark = " (extrapolated: no times of such weights were measured)"
+    return (
+        f"{found.model.name} on {found.network.network.name}"
+        f"{mark if found.model.extrapolated else ''}:"
+        f" {found.prompt_tokens} + {found.output_tokens} tokens, room for"
+        f" {found.concurrency} sequences"
+    )
+
+
+def infeasible_lines(result: Result) -> list[str]:
+    """Why nothing fits: the verdict, then tier by tier what it needs and has."""
+    verdict, _, tiers = result.message.partition(". ")
+    return [f"{result.status}: {verdict}", *(f"  {tier}" for tier in tiers.split("; ") if tier)]
+
+
+def rows_of_nodes(found: Plan) -> list[dict[str, str]]:
+    """A row for each group of nodes that are alike."""
+    rows = []
+    stages = {stage.tier: stage for stage in found.stages}
+    for (tier, *_), alike in itertools.groupby(found.nodes, key=_alike):
+        nodes = list(alike)
+        node, stage = nodes[0], stages[tier]
+        rows.append(
+            {
+                "tier": tier,
+                "nodes": f"{len(nodes)} x {node.gpu}",
+                "blocks": found.blocks_in_words(node.blocks) if node.is_used else "unused",
+                "weights GB": f"{node.weight_bytes / 1e9:.2f}",
+                "KV GB": f"{node.kv_bytes / 1e9:.2f}",
+                "free GB": f"{node.free_bytes / 1e9:.2f}",
+                "alone": show_seconds(node.time_s) if node.is_used else "-",
+                "stage": show_seconds(stage.time_s),
+                "link": show_seconds(stage.link_s),
+                SHARE_OF[found.objective]: f"{stage.share:.0%}",
+            }
+        )
+    return rows
+
+
+def proof_in_words(found: Plan) -> str:
+    """What is known of the split, in a sentence."""
+    result = found.result
+    what = found.objective.replace("_", " ")
+    value = show_seconds(result.objective_s)
+    of = ""
+    if found.objective == "mean_latency":
+        of = f" of the requests simulated at {found.rate_per_s:g} a second"
+    if str(result.status) == "optimal":
+        return f"proved optimal: no split has a {what}{of} below {value}"
+    if result.bound_s > 0:
+        return (
+            f"not proved optimal: no split has a {what}{of} below"
+            f" {show_seconds(result.bound_s)}, this one has {value} (gap {result.gap:.2%})"
+        )
+    return f"nothing proved: this split has a {what}{of} of {value}"
+
+
+def binding_in_words(found: Plan) -> str:
+    """The stage that binds and the slack of the others, or the largest share."""
+    binding = found.binding
+    if found.objective != "bottleneck":
+        return f"largest share: {binding.tier} {binding.share:.0%}"
+    others = ", ".join(
+        f"{stage.tier} {1 - stage.share:.0%}" for stage in found.stages if stage is not binding
+    )
+    return f"binds: {binding.tier}" + (f"; slack of the others: {others}" if others else "")
+
+
+def service_lines(service: Service) -> list[str]:
+    """What to expect, in sentences."""
+    then = ""
+    if not math.isnan(service.tpot_s):
+        then = f", then {show_seconds(service.tpot_s)} a token"
+    most = service.most_requests_per_s
+    about = "rates that take too long to simulate"
+    if not math.isnan(most):
+        about = f"about {most:.3g} requests/s (simulated)"
+    lines = [
+        f"at {service.rate_per_s:g} requests/s (simulated token by token): first token after"
+        f" {show_seconds(service.ttft_s)}{then};"
+        f" latency p50 {show_seconds(service.latency_p50_s)},"
+        f" p95 {show_seconds(service.latency_p95_s)}",
+        f"it keeps up with {about}; no schedule of this split"
+        f" serves more than {service.bound_requests_per_s:.3g}",
+        f"room for {service.most_sequences} sequences at once, or one of"
+        f" {service.most_context_tokens} tokens; GPUs busy {service.utilisation:.0%}",
+    ]
+    if math.isfinite(service.joules_per_token):
+        lines.append(f"{service.joules_per_token:.3g} J per output token (while GPUs are busy)")
+    if math.isfinite(service.price_per_million_tokens):
+        lines.append(f"{service.price_per_million_tokens:.4g} per million output tokens")
+    if not service.keeps_up:
+        lines.append("it cannot keep up with this rate: latencies only grow")
+    return lines
+
+
+def changes_title(found: Plan) -> str:
+    """Of the list of changes."""
+    how = "searched" if found.objective == "mean_latency" else "solved"
+    what = "what would help" if found.fits else "what would make it fit"
+    return f"{what}, each {how}" + ("" if found.changes else ": none of what was tried")
+
+
+def changes_lines(found: Plan) -> list[str]:
+    """The best changes, and what each comes to."""
+    lines = []
+    for change in found.changes[:MOST_CHANGES]:
+        saves = "" if math.isnan(change.gain) else f", {change.gain:.1%} less"
+        lines.append(f"{change.what}: {show_seconds(change.objective_s)}{saves}")
+    return lines
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table in lines: numbers to the right, the last column as long as it is."""
+    names = list(rows[0])
+    cells = [names, *([_cell(row[name]) for name in names] for row in rows)]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(names))]
+    right = [all(row[at][:1].isdigit() or row[at] == "-" for row in cells[1:])
+             for at in range(len(names))]  # fmt: skip
+    lines = []
+    for row in cells:
+        padded = (
+            word.rjust(width) if is_number else word.ljust(width)
+            for word, width, is_number in zip(row, widths, right, strict=True)
+        )
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+def _alike(node: NodePlan) -> tuple[Any, ...]:
+    return node.tier, node.gpu, node.free_bytes, node.is_used

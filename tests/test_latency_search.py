@@ -1,0 +1,149 @@
+"""The search for the least mean latency: against enumeration, and its bound on every split."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import token_toys as toys
+from hypothesis import given
+from hypothesis import strategies as st
+from scenarios_token import random_scenario
+
+import hypsolve as hs
+from hypsolve import latency_search
+from hypsolve.latency_search import Splits, as_simulated, least_mean_latency
+
+
+def drawn(seed):
+    """A small deployment under equal requests, and rules on its blocks."""
+    rng = np.random.default_rng(seed)
+    n, prompt, output = int(rng.integers(1, 12)), int(rng.integers(1, 1500)), rng.integers(1, 9)
+    ones = np.ones(n, np.int64)
+    arrival_s = rng.exponential(1.0, n).cumsum() * 10.0 ** rng.integers(-5, 2)
+    deployment = replace(
+        random_scenario(seed, hs.simulate).deployment,
+        requests=hs.Requests(arrival_s, prompt * ones, output * ones),
+        max_resident_tokens=None,
+        cost_model=hs.CostModel.ROOFLINE,
+    )
+    return deployment, {"allow_empty": bool(rng.integers(2))}
+
+
+def allowed(splits):
+    n_tiers, n_blocks = splits.instance.n_tiers, splits.instance.n_blocks
+    for inner in itertools.combinations_with_replacement(range(n_blocks + 1), n_tiers - 1):
+        cuts = (0, *inner, n_blocks)
+        if not hs.check(splits.instance, hs.Partition(cuts)):
+            yield cuts
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_search_is_enumeration_and_bounds_hold(seed):
+    deployment, rules = drawn(seed)
+    splits = Splits(deployment, rules)
+    every = {cuts: splits.simulate(cuts) for cuts in allowed(splits)}
+    ordered = list(splits.in_order_of_bound())
+    assert sorted(cuts for _, cuts in ordered) == sorted(every)
+    assert [b for b, _ in ordered] == sorted(b for b, _ in ordered)
+    for bound_s, cuts in ordered:
+        assert bound_s == pytest.approx(splits.bound_s(cuts), rel=1e-12)
+        assert bound_s <= every[cuts]
+    found = least_mean_latency(deployment, rules, time_limit_s=60)
+    if not every:
+        assert found.partition is None and str(found.status) == "infeasible"
+        return
+    assert str(found.status) == "optimal" and found.gap == 0.0
+    assert found.objective_s == found.bound_s == min(every.values())
+    assert every[found.partition.cuts] == found.objective_s
+    assert found.method == "simulated" and "no other can be better" in found.message
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 512))
+def test_one_request_alone_takes_its_bound(seed, prompt):
+    deployment, rules = drawn(seed)
+    output = deployment.requests.output_tokens[:1]
+    request = hs.Requests(np.zeros(1), np.array([prompt]), output)
+    alone = replace(deployment, requests=request, max_resident_tokens=None)
+    splits = Splits(alone, rules)
+    for bound_s, cuts in itertools.islice(splits.in_order_of_bound(), 5):
+        served = hs.simulate(alone, hs.Partition(cuts), quickest)
+        assert served.latency_s[0] == pytest.approx(bound_s, rel=1e-8)
+
+
+def quickest(tier_state, request):
+    return int(tier_state.nodes[tier_state.own_s.argmin()])
+
+
+NETWORK = [[toys.gpu(t0_s=1.0)], [toys.gpu(t0_s=2.0)]]
+
+
+def two_tiers(n_requests=3, n_blocks=6):
+    """Blocks of 1 s and of 2 s: at 1 block a tier less for each."""
+    requests = toys.burst(n_requests, output_tokens=2)
+    return toys.deployment(NETWORK, requests, toys.model(n_blocks))
+
+
+def test_one_that_can_be_worked_out():
+    found = least_mean_latency(two_tiers(1), {}, time_limit_s=60)
+    assert found.partition.cuts == (0, 5, 6)
+    assert found.objective_s == pytest.approx(2 * (5 * 1.0 + 2.0))
+
+
+def test_a_time_limit_leaves_a_valid_bound(monkeypatch):
+    deployment = two_tiers(20, 12)
+    whole = least_mean_latency(deployment, {}, time_limit_s=60)
+    assert str(whole.status) == "optimal"
+    found = least_mean_latency(deployment, {}, time_limit_s=1e-9)
+    assert found.statistics == {"n_simulated": 1, "stopped": False}
+    assert found.bound_s <= whole.objective_s <= found.objective_s
+    assert str(found.status) == "feasible"
+    assert found.gap == pytest.approx(1 - found.bound_s / found.objective_s) and found.gap > 0
+
+
+@pytest.mark.parametrize("n_before", [1, 2, 3])
+def test_an_interrupt_keeps_the_best_so_far(monkeypatch, n_before):
+    deployment = two_tiers(20, 12)
+    whole = least_mean_latency(deployment, {}, time_limit_s=60)
+    real, calls = latency_search.serve, []
+
+    def serve(*arguments):
+        calls.append(arguments)
+        if len(calls) > n_before:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(latency_search, "serve", serve)
+    told = []
+    found = least_mean_latency(deployment, {}, time_limit_s=60, tell=told.append)
+    assert found.statistics == {"n_simulated": n_before, "stopped": True}
+    assert found.message.endswith("stopped") and str(found.status) == "feasible"
+    assert found.bound_s <= whole.objective_s <= found.objective_s
+    assert len(told) >= n_before and f"{n_before} splits simulated" in told[-1]
+    assert found.objective_s == min(real(*given).latency_s.mean() for given in calls[:n_before])
+
+
+def test_another_method_is_judged_by_simulation():
+    deployment = two_tiers(4)
+    rules = {"most_blocks": [4, 6]}
+    even = hs.solve(hs.to_instance(deployment, **rules), "even_split")
+    found = as_simulated(deployment, rules, even)
+    best = least_mean_latency(deployment, rules, time_limit_s=60)
+    trace = hs.simulate(deployment, even.partition, link_contention=True)
+    assert found.partition == even.partition and found.method == "even_split"
+    assert found.objective_s == trace.latency_s.mean()
+    assert best.bound_s <= found.objective_s and found.bound_s <= best.objective_s
+    assert best.partition.cuts[1] <= 4
+
+
+def test_what_fits_nowhere_says_why():
+    kept = toys.model(4, kv_bytes=8)
+    deployment = toys.deployment(
+        NETWORK, toys.burst(2, 9, 9), kept, memory_bytes=150.0, max_resident_tokens=18
+    )
+    found = least_mean_latency(deployment, {}, time_limit_s=60)
+    assert str(found.status) == "infeasible" and math.isinf(found.objective_s)
+    assert "the tiers together reach block 2 of 4" in found.message
+    nothing = hs.solve(hs.to_instance(deployment), "even_split")
+    assert as_simulated(deployment, {}, nothing).partition is None
