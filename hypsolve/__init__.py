@@ -30,6 +30,7 @@ from hypsolve.planner import Plan, plan
 from hypsolve.problem import Instance, LinkCost, Objective, StageRule
 from hypsolve.readers import read_chains, read_hybrid_flow_shop
 from hypsolve.replan import Replan, replan
+from hypsolve.report import write_report
 from hypsolve.request_files import read_requests
 from hypsolve.result import Result
 from hypsolve.schema import schema
@@ -115,4 +116,5 @@ __all__ = [
     "workload",
     "write_formulation",
     "write_perfetto",
+    "write_report",
 ]

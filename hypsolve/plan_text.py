@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,8 @@ def title(found: Plan) -> str:
 def infeasible_lines(result: Result) -> list[str]:
     """Why nothing fits: the verdict, then tier by tier what it needs and has."""
     verdict, _, tiers = result.message.partition(". ")
-    return [f"{result.status}: {verdict}", *(f"  {tier}" for tier in tiers.split("; ") if tier)]
+    lines = re.split(r"; (?=tier )", tiers) if tiers else []
+    return [f"{result.status}: {verdict}", *(f"  {line}" for line in lines)]
 
 
 def rows_of_nodes(found: Plan) -> list[dict[str, str]]:

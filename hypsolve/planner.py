@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from hypsolve.service import Service, predict, serve, under_load
 from hypsolve.solve import METHODS
 from hypsolve.trace import Trace
 from hypsolve.units import finite_or_none
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +149,32 @@ class Plan:
         rng = np.random.default_rng(self.seed)
         served = under_load(self.deployment, self.rate_per_s, rng)
         return serve(served, self.result.partition, record_visits=record_visits)
+
+    def plot(self, kind: str, ax: Axes | None = None) -> Axes:
+        """Draw the plan; needs matplotlib.
+
+        Parameters
+        ----------
+        kind : {"network", "stages", "pareto", "latency", "gantt", "changes"}
+            Layers and memory of each node; seconds of each stage; this split among those that
+            no other beats in both throughput and latency; simulated latencies; simulated
+            iterations of the nodes; what would help.
+        ax : matplotlib Axes, optional
+            Default: of a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``plot(kind).figure.savefig("plan.png", dpi=200)`` writes it.
+
+        Raises
+        ------
+        ValueError
+            If matplotlib is missing, or there is nothing to draw.
+        """
+        from hypsolve.plan_figures import plot
+
+        return plot(self, kind, ax)
 
     def blocks_in_words(self, blocks: range) -> str:
         """As in ``embedding, layers 0-12``; layers are counted from 0."""

@@ -19,6 +19,7 @@ from hypsolve.exporters import (
 from hypsolve.huggingface import model_type_of
 from hypsolve.plan_text import proof_in_words
 from hypsolve.planner import Plan
+from hypsolve.report import report_path, write_report
 from hypsolve.solve import METHODS
 
 
@@ -29,6 +30,9 @@ from hypsolve.solve import METHODS
     type=click.Choice([n for n, m in METHODS.items() if m.decides == "partition"]),
     metavar="NAME",
     help="See hypsolve methods; default: hypsplit_dp, for mean_latency a search by simulation.",
+)
+@click.option(
+    "--report", type=click.Path(), help="Write pictures, tables and proof to this .html, too."
 )
 @click.option(
     "--export", "runtime", type=click.Choice(tuple(RUNTIMES)), help="Print flags of a runtime."
@@ -42,6 +46,7 @@ def plan(
     model: str,
     network: str,
     method: str | None,
+    report: str | None,
     runtime: str | None,
     model_type: str | None,
     as_json: bool,
@@ -52,6 +57,7 @@ def plan(
     hypsolve plan --model llama-3-8b --network network.toml --rate 2
     hypsolve plan --model ~/models/Qwen2.5-7B --network network.toml --dtype int8 --json
     hypsolve plan --model llama-3-8b --network network.toml --export vllm
+    hypsolve plan --model llama-3-8b --network network.toml --report plan.html
 
     Exit code: 0 a plan, 1 none (nothing fits, or none was found in time), 2 bad input.
     """  # noqa: D301
@@ -62,6 +68,8 @@ def plan(
 
     if runtime is not None and as_json:
         raise click.UsageError("--export writes no JSON of the plan: leave --json out")
+    if report is not None:
+        report_path(report)  # before the work
     if model_type is None:
         model_type = model_type_of(model) if runtime in NAMES_MODULES else "llama"
     found = solved(network)
@@ -79,4 +87,7 @@ def plan(
         print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     else:
         print(found)
+    if report is not None:
+        write_report(found, report, command=click.get_current_context().obj)
+        print(f"{report}: written", file=sys.stderr)
     return 0 if found.fits else 1

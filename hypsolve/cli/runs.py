@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ from hypsolve.deployment import Deployment
 from hypsolve.dispatch import POLICIES
 from hypsolve.optional import optional
 from hypsolve.perfetto import write_perfetto
+from hypsolve.plan_figures import draw_pareto
 from hypsolve.replan import OBJECTIVES
 from hypsolve.replan import replan as plan_anew
 from hypsolve.request_files import read_requests
 from hypsolve.result import Result
 from hypsolve.simulation import simulate as simulate_requests
-from hypsolve.solvers.hypsplit import pareto_frontier
+from hypsolve.solvers.hypsplit import ParetoPoint, pareto_frontier
 from hypsolve.units import show_bytes, show_seconds
 from hypsolve.workloads import WORKLOADS, workload
 
@@ -97,17 +97,12 @@ def pareto(
     return 0 if points else 1
 
 
-def _draw(points: list[Any], name: str, path: Path) -> None:
-    optional("matplotlib").use("Agg")
-    plt = optional("matplotlib.pyplot")
-    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-    rates = [1 / p.bottleneck_s if p.bottleneck_s else math.inf for p in points]
-    ax.step(rates, [p.path_s for p in points], "o-", where="post", color="#0072B2")
-    ax.set_xlabel("requests per second that the slowest stage serves one at a time")
-    ax.set_ylabel("latency of one request alone (s)")
+def _draw(points: list[ParetoPoint], name: str, path: Path) -> None:
+    figure = optional("matplotlib.figure").Figure(figsize=(6, 4), layout="constrained")
+    ax = figure.subplots()
+    draw_pareto(points, ax)
     ax.set_title(name, loc="left", fontsize=9)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 @click.command()

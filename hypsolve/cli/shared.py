@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,11 +18,12 @@ from hypsolve.plan_text import table
 class OneLine(click.Group):
     """Errors in one line; exit codes 0 done, 1 infeasible, 2 bad input, 130 stopped."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command, and exit."""
-        kwargs |= {"standalone_mode": False, "prog_name": "hypsolve"}
+    def main(self, args: Sequence[str] | None = None, *_: Any, **kwargs: Any) -> Any:
+        """Run a command, and exit; its context's object is the command line."""
+        given = sys.argv[1:] if args is None else list(args)
+        kwargs |= {"standalone_mode": False, "obj": shlex.join(["hypsolve", *given])}
         try:
-            sys.exit(super().main(*args, **kwargs) or 0)
+            sys.exit(super().main(given, "hypsolve", **kwargs) or 0)
         except click.ClickException as error:
             _fail(error.format_message())
         except (ValueError, TypeError, OSError) as error:
