@@ -21,7 +21,7 @@ from hypsolve.dispatch import POLICIES, TierState, schedule
 from hypsolve.dispatcher import Dispatcher
 from hypsolve.evaluation import check, evaluate
 from hypsolve.events import Event, EventKind, draw_events, read_events
-from hypsolve.exporters import RUNTIMES, export
+from hypsolve.exporters import RUNTIMES, export, nearest_plan
 from hypsolve.huggingface import read_model
 from hypsolve.io import load, save
 from hypsolve.network_file import NetworkFile, read_network, read_network_file
@@ -94,6 +94,7 @@ __all__ = [
     "metrics",
     "model",
     "models",
+    "nearest_plan",
     "pareto_frontier",
     "plan",
     "read_chains",

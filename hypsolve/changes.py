@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from hypsolve.ask import Ask, answer, model_of
 from hypsolve.deployment import Model, Node, Tier
@@ -16,6 +17,7 @@ from hypsolve.units import GIB
 
 LEAST_GAIN = 1e-3  # of a change, to be told
 LESS = {"fp16": ("int8", "int4"), "int8": ("int4",), "int4": ()}  # formats that take less
+Kind = TypeVar("Kind")
 MORE_GIB = (1, 4, 16)
 MOST_GIB = 1024  # more on a node, to make it fit
 SEARCH_S = 1.0  # for one change, where splits are simulated
@@ -189,12 +191,13 @@ def _with_stage(case: Case, k: int, node: Node) -> Case:
             network=replace(site.network, tiers=tuple(tiers)),
             least_blocks=_with_gap(site.least_blocks, k + 1),
             most_blocks=_with_gap(site.most_blocks, k + 1),
+            inner_links=_with_gap(site.inner_links, k + 1),
         ),
     )
 
 
-def _with_gap(limits: tuple[int | None, ...], at: int) -> tuple[int | None, ...]:
-    return (*limits[:at], None, *limits[at:]) if limits else ()
+def _with_gap(of_tiers: tuple[Kind | None, ...], at: int) -> tuple[Kind | None, ...]:
+    return (*of_tiers[:at], None, *of_tiers[at:]) if of_tiers else ()
 
 
 def _with_tier(site: NetworkFile, k: int, tier: Tier) -> NetworkFile:

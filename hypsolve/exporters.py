@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hypsolve import validation as valid
+from hypsolve.ask import Tell
+from hypsolve.deployment import Tier
+from hypsolve.latency_search import METHOD as SIMULATED
 from hypsolve.network_file import NetworkFile
 from hypsolve.optional import optional
-from hypsolve.planner import Plan
+from hypsolve.planner import Plan, plan, split
+
+MOST_PIPELINES = 256  # to choose from
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +99,7 @@ def export(found: Plan, runtime: str, *, model_type: str = "llama") -> str:
     Raises
     ------
     ValueError
-        If there is no plan, or the runtime cannot express it; `for_runtime` gives what to
-        solve instead.
+        If there is no plan, or the runtime cannot express it; see `nearest_plan`.
     """
     valid.of_type("export", "found", found, Plan)
     valid.known("runtime", runtime, RUNTIMES)
@@ -135,31 +140,121 @@ def not_expressible(found: Plan, runtime: str) -> str:
     return ""
 
 
-def for_runtime(found: Plan, runtime: str) -> NetworkFile:
-    """The network of a plan, restricted to what a runtime can express.
+def nearest_plan(
+    found: Plan, runtime: str, *, time_limit_s: float = 60.0, tell: Tell | None = None
+) -> Plan:
+    """The best plan that a runtime can express, solved under its restrictions.
 
-    For one pipeline, each tier keeps the node that is quickest in this plan. Where stages need
-    a layer, the first tier must have the first, the last the last, and none may be empty.
+    For one pipeline, a tier keeps the node that is quickest in this plan; or, where the network
+    says how its nodes are linked among each other (``inner``), and neither pins nor limits
+    blocks there, several of them as stages one after another, if that is better. Where stages
+    need a layer, the first must have the first, the last the last, and none may be empty.
+
+    Parameters
+    ----------
+    found : Plan
+    runtime : str
+        One of `RUNTIMES`.
+    time_limit_s, tell
+        As in `hypsolve.plan`.
+
+    Returns
+    -------
+    Plan
+        `found` itself if the runtime can express it.
 
     Raises
     ------
     ValueError
-        If the file pins one of the two layers elsewhere.
+        If there is no plan, or the network pins one of those layers elsewhere.
     """
-    site, n_layers = found.network, found.model.n_blocks - 2
-    if runtime in ONE_PIPELINE:
-        tiers = []
-        for tier in site.network.tiers:
-            used = [n for n in found.nodes if n.tier == tier.name and n.is_used]
-            kept = min(used, key=lambda n: n.time_s).node if used else tier.nodes[0].name
-            nodes = tuple(node for node in tier.nodes if node.name == kept)
-            tiers.append(replace(tier, nodes=nodes))
-        site = replace(site, network=replace(site.network, tiers=tuple(tiers)))
+    valid.of_type("nearest_plan", "found", found, Plan)
+    valid.known("runtime", runtime, RUNTIMES)
+    if not found.fits:
+        raise ValueError(f"nearest_plan: no plan to start from, {found.result.status}")
+    if not not_expressible(found, runtime):
+        return found
+    method = None if found.result.method == SIMULATED else found.result.method
+    ask: dict[str, Any] = {
+        "prompt_tokens": found.prompt_tokens,
+        "output_tokens": found.output_tokens,
+        "rate_per_s": found.rate_per_s,
+        "concurrency": found.concurrency,
+        "objective": found.objective,
+        "method": method,
+        "seed": found.seed,
+        "tell": tell,
+    }
+    sites = [_by_layer(found, site, runtime) for site in _pipelines(found, runtime)]
+    best = sites[0]
+    if len(sites) > 1:
+        limit_s = time_limit_s / len(sites)
+        values = [
+            split(found.model, site, time_limit_s=limit_s, **ask)[1].objective_s
+            for site in sites
+        ]
+        best = sites[values.index(min(values))]
+    return plan(found.model, best, time_limit_s=time_limit_s, **ask)
+
+
+def _pipelines(found: Plan, runtime: str) -> list[NetworkFile]:
+    """Networks of one node a tier, if the runtime runs one pipeline."""
+    site = found.network
+    if runtime not in ONE_PIPELINE:
+        return [site]
+    options = [_stages_of(found, k) for k in range(len(site.network.tiers))]
+    if math.prod(len(each) for each in options) > MOST_PIPELINES:
+        options = [each[-1:] for each in options]  # all nodes that can be stages
+    return [_in_a_row(site, chosen) for chosen in itertools.product(*options)]
+
+
+def _stages_of(found: Plan, k: int) -> list[tuple[Tier, ...]]:
+    """What a tier can be in one pipeline: its quickest node, its two quickest nodes, ..."""
+    site, tier = found.network, found.network.network.tiers[k]
+    used = [n for n in found.nodes if n.tier == tier.name and n.is_used]
+    names = [n.node for n in sorted(used, key=lambda n: n.time_s)] or [tier.nodes[0].name]
+    options: list[tuple[Tier, ...]] = []
+    for n_kept in range(1, len(names) + 1):
+        kept = [node for node in tier.nodes if node.name in names[:n_kept]]
+        if n_kept == 1:
+            options.append((replace(tier, nodes=tuple(kept)),))
+            if not site.may_be_stages(k):
+                break
+        else:
+            links = [*[site.inner_link(k)] * (n_kept - 1), tier.link]
+            options.append(
+                tuple(
+                    Tier(name=f"{tier.name}/{node.name}", nodes=(node,), link=link)
+                    for node, link in zip(kept, links, strict=True)
+                )
+            )
+    return options
+
+
+def _in_a_row(site: NetworkFile, chosen: tuple[tuple[Tier, ...], ...]) -> NetworkFile:
+    """The network of the tiers chosen for each tier; limits stay where a tier stays one."""
+
+    def spread(limits: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        pairs = zip(limits, chosen, strict=True) if limits else ()
+        return tuple(limit for limit, tiers in pairs for _ in tiers)
+
+    tiers = tuple(itertools.chain.from_iterable(chosen))
+    return replace(
+        site,
+        network=replace(site.network, tiers=tiers),
+        least_blocks=spread(site.least_blocks),
+        most_blocks=spread(site.most_blocks),
+        inner_links=(),
+    )
+
+
+def _by_layer(found: Plan, site: NetworkFile, runtime: str) -> NetworkFile:
+    """With a layer in every stage, if the runtime needs that."""
     if runtime not in BY_LAYER:
         return site
     names = [tier.name for tier in site.network.tiers]
     pins = dict(site.pins)
-    for layer, tier_name in ((0, names[0]), (n_layers - 1, names[-1])):
+    for layer, tier_name in ((0, names[0]), (found.model.n_blocks - 3, names[-1])):
         if pins.setdefault(layer, tier_name) != tier_name:
             raise ValueError(
                 f"{runtime} needs layer {layer} in tier {tier_name!r}, but it is pinned to"

@@ -126,6 +126,15 @@ class TierTable(TypedDict):
     name: Annotated[str, Key("Name of the tier.")]
     nodes: Annotated[list[NodesTable], Key("Its nodes, by kind.", least=1)]
     link: NotRequired[Annotated[LinkTable, Key("To the next tier; on all but the last.")]]
+    inner: NotRequired[
+        Annotated[
+            LinkTable,
+            Key(
+                "Among its nodes; runtimes that run one pipeline can then have several of them"
+                " as stages."
+            ),
+        ]
+    ]
     pin: NotRequired[
         Annotated[
             list[End | Layer],
@@ -176,6 +185,8 @@ class NetworkFile:
         may stay empty: it passes on what comes.
     price_per_hour : dict
         By name of the node; those without a price are not in it.
+    inner_links : tuple of Link or None
+        Between the nodes of each tier; None: not known.
     """
 
     network: Network
@@ -184,6 +195,23 @@ class NetworkFile:
     least_blocks: tuple[int | None, ...] = ()
     most_blocks: tuple[int | None, ...] = ()
     price_per_hour: Mapping[str, float] = field(default_factory=dict)
+    inner_links: tuple[Link | None, ...] = ()
+
+    def inner_link(self, k: int) -> Link | None:
+        """Between the nodes of tier k; None: not known."""
+        return self.inner_links[k] if self.inner_links else None
+
+    def may_be_stages(self, k: int) -> bool:
+        """Whether nodes of tier k can be stages of their own.
+
+        They must be linked, and no rule be about the blocks of this tier.
+        """
+        limits = (*self.least_blocks[k : k + 1], *self.most_blocks[k : k + 1])
+        return (
+            self.inner_link(k) is not None
+            and self.network.tiers[k].name not in self.pins.values()
+            and all(limit is None for limit in limits)
+        )
 
     def rules(self, model: Model) -> dict[str, Any]:
         """Arguments of `hypsolve.to_instance` that say where blocks of a model may be.
@@ -237,6 +265,7 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
     t0_us, tflops, gb_per_s, memory_gib), and may have ``count`` or ``names``, ``memory_gib``
     (else the GPU's), ``reserved_gib`` for runtime and activations, ``price_per_hour``. A link
     has ``gbps`` and one-way ``latency_ms``, and may have ``return_latency_ms``. A tier may have
+    ``inner``, a link among its nodes (exports to runtimes that run one pipeline use it),
     ``pin`` (``embedding``, ``head``, numbers of layers), ``least_blocks`` (0: the tier may stay
     empty) and ``most_blocks``, embedding and head counted. Keys that end in ``source`` say
     where a number comes from::
@@ -286,6 +315,10 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
         least_blocks=tuple(entry.get("least_blocks") for entry in entries),
         most_blocks=tuple(entry.get("most_blocks") for entry in entries),
         price_per_hour=prices,
+        inner_links=tuple(
+            _link(f"{owner}: tier {k} inner", entry["inner"]) if "inner" in entry else None
+            for k, entry in enumerate(entries)
+        ),
     )
 
 

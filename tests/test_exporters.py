@@ -18,7 +18,7 @@ from hypsolve.exporters import (
     ONE_PIPELINE,
     RUNTIMES,
     export,
-    for_runtime,
+    nearest_plan,
     not_expressible,
 )
 
@@ -164,7 +164,7 @@ def test_an_empty_stage_is_said_and_filled():
     assert "stage 0 has nothing" in not_expressible(found, "vllm")
     assert not not_expressible(found, "json")
     assert json.loads(export(found, "json"))["stages"][0]["blocks"] == [0, 0]
-    near = hs.plan("phi-3-mini", for_runtime(found, "vllm"), concurrency=1)
+    near = nearest_plan(found, "vllm")
     assert "PARTITION=1,31" in export(near, "vllm")
 
 
@@ -174,12 +174,81 @@ def test_one_pipeline_is_planned_for_one_node_of_each_tier():
         name="net", tiers=(tier("pair", "rtx-4090", 2, WIRE), tier("one", "a100-80gb"))
     )
     found = hs.plan("llama-3-8b", network, concurrency=4)
-    near = hs.plan("llama-3-8b", for_runtime(found, "vllm"), concurrency=4)
+    near = nearest_plan(found, "vllm")
     alone = near.result.instance
     values = [hs.evaluate(alone, hs.Partition((0, cut, 34))) for cut in range(2, 33)]
     assert near.result.objective_s == pytest.approx(min(values), rel=1e-12)
     assert near.result.objective_s < hs.evaluate(alone, found.result.partition)
     assert [n.node for n in near.nodes] == ["pair-0", "one-0"]
+
+
+PAIR = """
+[[tiers]]
+name = "pair"
+nodes = [{gpu = "rtx-4090"}, {gpu = "rtx-3090"}, {gpu = "t4", memory_gib = 2}]
+link = {gbps = 1, latency_ms = 0.5}
+inner = {gbps = 25, latency_ms = 0.05}
+[[tiers]]
+name = "one"
+nodes = [{gpu = "a100-80gb"}]
+"""
+
+
+def test_linked_nodes_of_a_tier_become_stages(tmp_path, capsys):
+    """The best of one node or both in a row, found here by planning a network for each."""
+    path = tmp_path / "net.toml"
+    path.write_text(PAIR)
+    found = hs.plan("llama-3-8b", path, concurrency=4)
+    assert [node.is_used for node in found.nodes] == [True, True, False, True]
+    near = nearest_plan(found, "vllm")
+    names = [tier.name for tier in near.network.network.tiers]
+    assert names == ["pair/pair-rtx-4090-0", "pair/pair-rtx-3090-0", "one"]
+    inner = hs.Link(bytes_per_s=25e9 / 8, latency_s=0.05e-3)
+    outer = hs.Link(bytes_per_s=1e9 / 8, latency_s=0.5e-3)
+    last = tier("one", "a100-80gb")
+    both = (tier("a", "rtx-4090", 1, inner), tier("b", "rtx-3090", 1, outer), last)
+    alone = (tier("a", "rtx-4090", 1, outer), last)
+    values = [
+        hs.plan(
+            "llama-3-8b", hs.Network(name="n", tiers=tiers), concurrency=4
+        ).result.objective_s
+        for tiers in (both, alone)
+    ]
+    assert near.result.objective_s == pytest.approx(min(values), rel=1e-12) and len(values) == 2
+    assert values[0] < values[1]
+    assert len(re.search(r"PARTITION=([\d,]+)", export(near, "vllm"))[1].split(",")) == 3
+    command = ("plan", "--model", "llama-3-8b", "--network", path, "--export", "llama.cpp")
+    code, out, err = run(capsys, *command, "--concurrency", 4)
+    assert code == 0 and "--rpc pair-rtx-4090-0:50052,pair-rtx-3090-0:50052,one-a" in out
+    assert "left out" not in err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ('name = "pair"', 'name = "pair"\npin = ["embedding"]'),
+        ('name = "pair"', 'name = "pair"\nmost_blocks = 30'),
+        ("inner = {gbps = 25, latency_ms = 0.05}", ""),
+    ],
+)
+def test_a_tier_that_must_stay_one_keeps_its_quickest_node(tmp_path, capsys, change):
+    path = tmp_path / "net.toml"
+    path.write_text(PAIR.replace(*change))
+    near = nearest_plan(hs.plan("llama-3-8b", path, concurrency=4), "vllm")
+    assert [node.node for node in near.nodes] == ["pair-rtx-4090-0", "one-a100-80gb-0"]
+    assert near.network.pins.get("embedding", "pair") == "pair"
+    command = ("plan", "--model", "llama-3-8b", "--network", path, "--export", "vllm")
+    err = run(capsys, *command, "--concurrency", 4)[2]
+    hint = "; a link `inner` in the network file (pair) lets them in" * (change[1] == "")
+    assert err.splitlines()[-1] == f"left out: pair-rtx-3090-0{hint}"
+
+
+def test_what_can_be_expressed_is_its_own_nearest_plan():
+    found = planned((0, 12, 34))
+    assert nearest_plan(found, "vllm") is found
+    tiny = hs.plan("llama-3-70b", hs.Network(name="tiny", tiers=(tier("a", "t4"),)))
+    with pytest.raises(ValueError, match="nearest_plan: no plan to start from, infeasible"):
+        nearest_plan(tiny, "vllm")
 
 
 def test_names_are_quoted_and_stay_on_a_line():
@@ -215,7 +284,7 @@ def test_the_nearest_plan_is_the_best_that_can_be_expressed(slow_first):
     site = hs.read_network_file(slow_first)
     best = hs.plan("phi-3-mini", site, concurrency=1)
     assert best.result.partition.cuts == (0, 1, 34)
-    near = hs.plan("phi-3-mini", for_runtime(best, "vllm"), concurrency=1)
+    near = nearest_plan(best, "vllm")
     values = [
         hs.evaluate(best.result.instance, hs.Partition((0, cut, 34))) for cut in range(2, 33)
     ]
@@ -228,7 +297,7 @@ def test_layers_that_are_pinned_elsewhere_stay_there(slow_first):
     site = hs.read_network_file(slow_first)
     found = hs.plan("phi-3-mini", site, concurrency=1)
     with pytest.raises(ValueError, match="vllm needs layer 0 in tier 'slow', but it is pinned"):
-        for_runtime(found, "vllm")
+        nearest_plan(found, "vllm")
 
 
 def test_the_command_solves_again_where_it_must(capsys, slow_first):

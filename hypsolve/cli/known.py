@@ -38,6 +38,8 @@ latency_ms = 0.3             # one way
 [[tiers]]
 name = "box"
 
+# inner = {gbps = 50.0, latency_ms = 0.05}  # among its nodes: runtimes of one pipeline use it
+
 [[tiers.nodes]]
 gpu = "rtx-4090"
 count = 2

@@ -13,7 +13,7 @@ from hypsolve.exporters import (
     NAMES_MODULES,
     RUNTIMES,
     export,
-    for_runtime,
+    nearest_plan,
     not_expressible,
 )
 from hypsolve.huggingface import model_type_of
@@ -61,26 +61,27 @@ def plan(
 
     Exit code: 0 a plan, 1 none (nothing fits, or none was found in time), 2 bad input.
     """  # noqa: D301
-
-    def solved(site: Any) -> Plan:
-        with progress() as tell:
-            return planner.plan(model, site, method=method, tell=tell, **ask)
-
     if runtime is not None and as_json:
         raise click.UsageError("--export writes no JSON of the plan: leave --json out")
     if report is not None:
         report_path(report)  # before the work
     if model_type is None:
         model_type = model_type_of(model) if runtime in NAMES_MODULES else "llama"
-    found = solved(network)
+    with progress() as tell:
+        found = planner.plan(model, network, method=method, tell=tell, **ask)
     if runtime is not None and found.fits:
         why = not_expressible(found, runtime)
         if why:
-            found = solved(for_runtime(found, runtime))
+            best = found
+            with progress() as tell:
+                found = nearest_plan(
+                    found, runtime, time_limit_s=ask["time_limit_s"], tell=tell
+                )
             print(f"{runtime} cannot express the best plan: {why}", file=sys.stderr)
             if found.fits:
                 words = f"the best that it can: {proof_in_words(found)}"
                 print(words, file=sys.stderr)
+            _tell_unused(best, found)
     if runtime is not None and found.fits:
         print(export(found, runtime, model_type=model_type), end="")
     elif as_json:
@@ -91,3 +92,21 @@ def plan(
         write_report(found, report, command=click.get_current_context().obj)
         print(f"{report}: written", file=sys.stderr)
     return 0 if found.fits else 1
+
+
+def _tell_unused(best: Plan, found: Plan) -> None:
+    """Which nodes a plan for a runtime leaves out, and what would let them in."""
+    kept = {node.node for node in found.nodes if node.is_used}
+    left = [node for node in best.nodes if node.is_used and node.node not in kept]
+    if not left:
+        return
+    tiers = [tier.name for tier in best.network.network.tiers]
+    unknown = {
+        n.tier for n in left if not any(best.network.inner_links[tiers.index(n.tier) :][:1])
+    }
+    hint = ""
+    if unknown:
+        hint = (
+            f"; a link `inner` in the network file ({', '.join(sorted(unknown))}) lets them in"
+        )
+    print(f"left out: {', '.join(node.node for node in left)}{hint}", file=sys.stderr)
