@@ -100,13 +100,13 @@ def _tell_unused(best: Plan, found: Plan) -> None:
     left = [node for node in best.nodes if node.is_used and node.node not in kept]
     if not left:
         return
-    tiers = [tier.name for tier in best.network.network.tiers]
-    unknown = {
-        n.tier for n in left if not any(best.network.inner_links[tiers.index(n.tier) :][:1])
-    }
+    site, tiers = best.network, {node.tier for node in left}
+    unknown = [
+        tier.name
+        for k, tier in enumerate(site.network.tiers)
+        if tier.name in tiers and site.inner_link(k) is None
+    ]
     hint = ""
     if unknown:
-        hint = (
-            f"; a link `inner` in the network file ({', '.join(sorted(unknown))}) lets them in"
-        )
+        hint = f"; a link `inner` in the network file ({', '.join(unknown)}) lets them in"
     print(f"left out: {', '.join(node.node for node in left)}{hint}", file=sys.stderr)
