@@ -104,7 +104,8 @@ class Model:
 
     ``tied_bytes`` are counted once, not twice, where one stage holds all blocks (an embedding
     table that is also the head). ``extrapolated`` marks costs beyond what was measured;
-    ``source`` says where the shape comes from.
+    ``source`` says where the shape comes from. ``context_tokens`` is the longest sequence that
+    it was made for; 0: not known.
     """
 
     name: str
@@ -113,12 +114,14 @@ class Model:
     tied_bytes: int = 0
     extrapolated: bool = False
     source: str = ""
+    context_tokens: int = 0
 
     def __post_init__(self) -> None:
         owner = f"model {valid.text('model', 'name', self.name)!r}"
         object.__setattr__(self, "blocks", valid.some(owner, "blocks", self.blocks, Block))
         valid.whole(owner, "input_bytes_per_token", self.input_bytes_per_token)
         valid.whole(owner, "tied_bytes", self.tied_bytes)
+        valid.whole(owner, "context_tokens", self.context_tokens)
         valid.flag(owner, "extrapolated", self.extrapolated)
         first_kind: dict[str, Block] = {}
         for block in self.blocks:

@@ -29,6 +29,7 @@ class Family:
     gated_ffn: bool = True
     tied_by_default: bool = False
     head_dim: int | None = None  # None: hidden / heads, unless the file has it
+    context_key: str = "max_position_embeddings"
     slides: Callable[[Config, int], bool] = lambda config, layer: False
 
 
@@ -61,7 +62,7 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         {"n_layers": "n_layer", "hidden": "n_embd", "n_heads": "n_head", "ffn": "n_inner",
          "vocab": "vocab_size"},
-        gated_ffn=False, tied_by_default=True,
+        gated_ffn=False, tied_by_default=True, context_key="n_positions",
     ),
     "gpt_neox": Family(_USUAL, gated_ffn=False),
     "opt": Family({**_USUAL, "ffn": "ffn_dim"}, gated_ffn=False, tied_by_default=True),
@@ -171,7 +172,10 @@ def _model(
         ends = catalog.transformer(name, **{**fixed, "weights": "fp16"})
         blocks = (ends.blocks[0], *blocks[1:-1], ends.blocks[-1])
         full = replace(full, tied_bytes=ends.tied_bytes)
-    model = replace(full, blocks=blocks)
+    context_tokens = 0
+    if config.get(family.context_key) is not None:
+        context_tokens = _whole(config, family.context_key)
+    model = replace(full, blocks=blocks, context_tokens=context_tokens)
     return model if stored is None else _as_stored(model, stored, tied)
 
 

@@ -5,7 +5,7 @@ import itertools
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import (
     Annotated,
@@ -103,6 +103,9 @@ class NodesTable(TypedDict):
                 " default: 0."
             ),
         ]
+    ]
+    slowdown: NotRequired[
+        Annotated[float, Key("Times as slow as the GPU, say throttled; default: 1.", least=1)]
     ]
     price_per_hour: NotRequired[Annotated[float, Key("Price of each, in your currency.")]]
     source: NotRequired[Source]
@@ -263,12 +266,12 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
     Per tier, request side first: ``nodes`` and, but on the last, the ``link`` to the next. A
     group of nodes has a ``gpu`` (of the catalogue, or of the file's own ``[gpus.NAME]``:
     t0_us, tflops, gb_per_s, memory_gib), and may have ``count`` or ``names``, ``memory_gib``
-    (else the GPU's), ``reserved_gib`` for runtime and activations, ``price_per_hour``. A link
-    has ``gbps`` and one-way ``latency_ms``, and may have ``return_latency_ms``. A tier may have
-    ``inner``, a link among its nodes (exports to runtimes that run one pipeline use it),
-    ``pin`` (``embedding``, ``head``, numbers of layers), ``least_blocks`` (0: the tier may stay
-    empty) and ``most_blocks``, embedding and head counted. Keys that end in ``source`` say
-    where a number comes from::
+    (else the GPU's), ``reserved_gib`` for runtime and activations, ``slowdown`` (2: half as
+    fast), ``price_per_hour``. A link has ``gbps`` and one-way ``latency_ms``, and may have
+    ``return_latency_ms``. A tier may have ``inner``, a link among its nodes (runtimes
+    of one pipeline use it), ``pin`` (``embedding``, ``head``, numbers of layers),
+    ``least_blocks`` (0: the tier may stay empty) and ``most_blocks``, embedding and head
+    counted. Keys that end in ``source`` say where a number comes from::
 
         [[tiers]]
         name = "desk"
@@ -377,6 +380,8 @@ def _nodes(
     except ValueError as error:
         raise ValueError(f"{owner}: {error}") from None
     profile = gpus[gpu] if gpu in gpus else catalog.gpu(gpu)
+    if (slowdown := group.get("slowdown", 1.0)) != 1:
+        profile = _slower(profile, slowdown)
     names = group.get("names")
     if names is None:
         taken = {node.name for node in before}
@@ -396,6 +401,16 @@ def _nodes(
         )
         for name in names
     ]
+
+
+def _slower(gpu: GpuProfile, slowdown: float) -> GpuProfile:
+    return replace(
+        gpu,
+        name=f"{gpu.name} {slowdown:g}x slower",
+        t0_s=gpu.t0_s * slowdown,
+        flops_per_s=gpu.flops_per_s / slowdown,
+        bytes_per_s=gpu.bytes_per_s / slowdown,
+    )
 
 
 def _link(owner: str, given: Any) -> Link:

@@ -36,6 +36,9 @@ def _lines(found: Plan) -> Iterator[str]:
         yield binding_in_words(found)
         if found.service is not None:
             yield from service_lines(found.service)
+    limit = found.model.context_tokens
+    if limit and found.prompt_tokens + found.output_tokens > limit:
+        yield f"longer than the {limit} tokens the model was made for: runtimes may refuse it"
     if found.stopped:
         yield f"stopped: {found.stopped}"
     if found.changes or not found.stopped:

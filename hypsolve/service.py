@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hypsolve import costs, evaluation
-from hypsolve.deployment import Block, CostModel, Deployment, GpuProfile, Requests
+from hypsolve.deployment import Block, CostModel, Deployment, GpuProfile, Model, Requests
 from hypsolve.problem import Instance
 from hypsolve.simulation import MAX_BATCH, simulate
 from hypsolve.solution import Partition
@@ -50,7 +50,8 @@ class Service:
     most_sequences : int
         That have room in the KV caches at once, over all tiers; 0 if no stage keeps any.
     most_context_tokens : int
-        Of one sequence alone, as far as memory goes; 0 if no stage keeps any.
+        Of one sequence alone, as far as memory goes, and the model was made for; 0 if no
+        stage keeps any.
     joules_per_token, price_per_million_tokens : float
         Of output at this rate: energy of the busy time of GPUs at their board power; prices of
         all nodes that have one, nan if none has.
@@ -130,7 +131,7 @@ def predict(
         most_requests_per_s=most,
         bound_requests_per_s=bound,
         most_sequences=min(sequences, default=0),
-        most_context_tokens=min((int(max(each)) for each in rooms.values()), default=0),
+        most_context_tokens=_most_context(deployment.model, rooms),
         joules_per_token=(
             float(power_w @ trace.busy_s) / (n * output)
             if (power_w[used] > 0).all()
@@ -224,6 +225,11 @@ def _rooms(
             if held
         ]
     return rooms
+
+
+def _most_context(model: Model, rooms: Mapping[int, list[float]]) -> int:
+    limit = model.context_tokens or math.inf
+    return int(min(limit, *(max(each) for each in rooms.values()))) if rooms else 0
 
 
 def _bound(

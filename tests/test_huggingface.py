@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,22 @@ def test_other_families_have_the_published_number_of_parameters(config, millions
 def test_every_family_is_read_here():
     seen = {config["model_type"] for config in (*CONFIGS.values(), GPT_2, NEOX_20B, OPT_6_7B)}
     assert seen == set(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("config", "key"), [(LLAMA_3_8B, "max_position_embeddings"), (GPT_2, "n_positions")]
+)
+def test_the_longest_context_is_told(config, key, tmp_path):
+    model = hs.read_model(written(tmp_path, config | {key: 500}))
+    assert model.context_tokens == 500
+    box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("h200")),))
+    network = hs.Network(name="net", tiers=(box,))
+    fits = hs.plan(model, network, prompt_tokens=490, output_tokens=10)
+    assert fits.service.most_context_tokens == 500 and "made for" not in str(fits)
+    longer = hs.plan(model, network, prompt_tokens=490, output_tokens=11)
+    assert "longer than the 500 tokens the model was made for" in str(longer)
+    unknown = replace(model, context_tokens=0)
+    assert hs.plan(unknown, network).service.most_context_tokens > 500
 
 
 def test_the_name_is_that_of_the_folder(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import hypsolve as hs
 import instances
 from hypsolve.cli.known import EXAMPLE
+from hypsolve.costs import service_s
 from hypsolve.network_file import read_network_file
 from instances import network, networks
 
@@ -54,6 +55,18 @@ def test_a_short_file(tmp_path):
         SHORT.index("nodes") :].replace('pin = ["head"]', "")).rules(model)  # fmt: skip
 
 
+def test_a_slow_node_takes_so_much_longer(tmp_path):
+    text = SHORT.replace('{gpu = "l4"}', '{gpu = "l4"}, {gpu = "l4", slowdown = 2.5}')
+    desk, _ = read(tmp_path, text).network.tiers
+    normal, slow, _ = desk.nodes
+    assert (slow.name, slow.gpu.name) == ("desk-l4-1", "L4 2.5x slower")
+    assert slow.usable_bytes == normal.usable_bytes
+    block = hs.model("phi-3-mini").blocks[1]
+    for prompt, output in ((1, 1), (700, 1), (50, 40)):
+        seconds = [float(service_s(block, n.gpu, prompt, output)) for n in (normal, slow)]
+        assert seconds[1] == pytest.approx(2.5 * seconds[0], rel=1e-12)
+
+
 def test_own_gpus_are_proposed_and_names_are_free(tmp_path):
     with pytest.raises(
         ValueError, match=r"net.toml: tier 0 nodes: unknown gpu 'min'; .* mine\?"
@@ -88,6 +101,11 @@ def test_networks_of_the_repository_give_their_sources():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        (
+            '{gpu = "l4"}',
+            '{gpu = "l4", slowdown = 0.5}',
+            "slowdown must be finite and at least 1, got 0.5",
+        ),
         (
             '"embedding", 3',
             '"tail"',

@@ -29,6 +29,7 @@ gpu = "jetson-agx-orin"
 reserved_gib = 8.0           # for the system, the runtime, activations
 # memory_gib = 64.0          # if it is not what the GPU has
 # names = ["orin"]           # else desk-jetson-agx-orin-0, ...
+# slowdown = 2.0             # half as fast as the GPU, say throttled
 
 [tiers.link]                 # to the next tier
 gbps = 0.94
