@@ -1,10 +1,13 @@
 """README's Python, run in order as one would in the clone's folder."""
 
 import re
+import shlex
 from pathlib import Path
 
 import matplotlib
 import pytest
+
+from hypsolve import cli
 
 matplotlib.use("Agg")
 
@@ -17,8 +20,24 @@ def test_there_are_blocks_and_commands():
     assert len(re.findall(r"^```bash", README, re.M)) >= 3
 
 
-def test_every_block_runs_as_printed(tmp_path, monkeypatch, capsys):
+def hypsolve_commands():
+    return [
+        shlex.split(line.partition("#")[0])[1:]
+        for block in re.findall(r"^```bash\n(.*?)^```$", README, re.M | re.S)
+        for line in block.splitlines()
+        if line.startswith(".venv/bin/hypsolve")
+    ]
+
+
+def test_every_block_and_command_runs_as_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    commands = hypsolve_commands()
+    assert len(commands) >= 3
+    for command in commands:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(command)
+        assert stop.value.code == 0, command
+    assert (tmp_path / "plan.html").stat().st_size > 1000
     names: dict[str, object] = {}
     for number, block in enumerate(BLOCKS):
         try:
@@ -26,6 +45,7 @@ def test_every_block_runs_as_printed(tmp_path, monkeypatch, capsys):
         except Exception as error:
             pytest.fail(f"block {number}: {type(error).__name__}: {error}\n{block}")
     assert (tmp_path / "trace.json").stat().st_size > 1000
+    assert (tmp_path / "network.png").stat().st_size > 1000
     assert "certificate confirmed" in capsys.readouterr().out
 
 
