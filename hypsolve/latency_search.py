@@ -178,7 +178,7 @@ def least_mean_latency(
         splits,
         Result(
             method=METHOD,
-            status=Status.OPTIMAL if is_whole else Status.FEASIBLE,
+            status=Status.FEASIBLE,
             objective_s=value_s,
             bound_s=value_s if is_whole else bound_s,
             gap=math.nan,
@@ -208,7 +208,6 @@ def as_simulated(deployment: Deployment, rules: Mapping[str, Any], result: Resul
         splits,
         replace(
             result,
-            status=Status.FEASIBLE,
             objective_s=splits.simulate(result.partition.cuts),
             bound_s=solve(splits.alone, "hypsplit_dp").bound_s,
             instance=splits.instance,
@@ -253,5 +252,15 @@ def _checked(splits: Splits, result: Result) -> Result:
             f"{result.method}: its answer breaks {broken or 'its bound'}: {result.partition} of"
             f" {result.objective_s!r} s, bound {result.bound_s!r} s"
         )
-    gap = 1 - result.bound_s / result.objective_s if result.objective_s else 0.0
-    return replace(result, gap=gap)
+    return with_bound(result, result.bound_s)
+
+
+def with_bound(result: Result, bound_s: float) -> Result:
+    """The same answer with another bound on these requests, and the gap to it."""
+    value_s = result.objective_s
+    return replace(
+        result,
+        bound_s=bound_s,
+        gap=1 - bound_s / value_s if value_s else 0.0,
+        status=Status.OPTIMAL if value_s <= bound_s else Status.FEASIBLE,
+    )

@@ -15,6 +15,7 @@ from hypsolve.ask import Ask, Tell, answer, model_of, site_of
 from hypsolve.changes import Case, Change, what_would_help
 from hypsolve.deployment import Deployment, Model, Network
 from hypsolve.latency_search import METHOD as SIMULATED
+from hypsolve.latency_search import with_bound
 from hypsolve.network_file import NetworkFile
 from hypsolve.problem import Objective
 from hypsolve.result import Result
@@ -386,16 +387,21 @@ def compare(
     Yields
     ------
     Result
-        In the order of the methods; a search that KeyboardInterrupt ended is the last.
+        In the order of the methods; a search that KeyboardInterrupt ended is the last. A bound
+        on the mean latency that one has proved holds for those after it.
     """
     known = [name for name, method in METHODS.items() if method.decides == "partition"]
     if options.get("objective") == Objective.MEAN_LATENCY:
         known.insert(0, SIMULATED)
     for name in methods or ():
         valid.known("method that decides a partition", name, known)
+    bound_s = 0.0
     for name in methods or known:
         method = None if name == SIMULATED else name
         _, result = split(model, network, method=method, **options)
+        if SIMULATED in known and result.partition is not None:
+            bound_s = max(bound_s, result.bound_s)
+            result = with_bound(result, bound_s)
         yield result
         if result.statistics.get("stopped"):
             return

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import hypsolve as hs
-from hypsolve import cli
+from hypsolve import cli, planner
 from hypsolve.cli.known import EXAMPLE
 
 
@@ -111,6 +111,17 @@ def test_methods_by_simulated_mean_latency(capsys, example):
     assert set(rows) == {"simulated"} | {
         n for n, m in hs.METHODS.items() if m.decides == "partition"
     }
+
+
+def test_a_bound_that_was_proved_holds_for_the_others(example):
+    methods = ("even_split", "simulated", "even_split")
+    found = planner.compare(
+        "llama-3-8b", example, methods, objective="mean_latency", rate_per_s=3, output_tokens=16
+    )
+    before, best, after = found
+    assert best.bound_s == best.objective_s == after.bound_s > before.bound_s
+    assert after.gap == 1 - best.objective_s / after.objective_s
+    assert before.objective_s == after.objective_s > best.objective_s
 
 
 def in_seconds(number, unit):
