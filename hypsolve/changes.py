@@ -91,9 +91,12 @@ def _cases(
     if not fits:
         yield from _smaller_requests(case)
     tiers = case.site.network.tiers
+    limits = case.site.least_blocks or (None,) * len(tiers)
+    taken = sum(1 if limit is None else limit for limit in limits)
+    one_more = len(tiers) > 1 and taken < case.model.n_blocks  # a tier has at least one block
     may_be_empty = len(tiers) > 1 and case.ask.objective != "p0"  # which has no empty stages
     for k, tier in enumerate(tiers):
-        least = list(case.site.least_blocks or (None,) * len(tiers))
+        least = list(limits)
         if may_be_empty and least[k] != 0:
             least[k] = 0
             yield replace(
@@ -113,7 +116,7 @@ def _cases(
                 what=f"one more {node.gpu.name} in {tier.name!r}",
                 site=_with_tier(case.site, k, replace(tier, nodes=(*tier.nodes, more))),
             )
-            if len(tiers) > 1:
+            if one_more:
                 yield _with_stage(case, k, more)
         if tier.link is not None:
             link = replace(tier.link, bytes_per_s=2 * tier.link.bytes_per_s)

@@ -43,14 +43,14 @@ MODULES: dict[str, Names] = {
     ),
     "gpt_neox": Names(
         ("gpt_neox.embed_in", "gpt_neox.emb_dropout", "gpt_neox.rotary_emb"),
-        "gpt_neox.layers", "gpt_neox.final_layer_norm", "embed_out",
+        "gpt_neox.layers", "gpt_neox.final_layer_norm", "lm_head",
     ),
     "opt": Names(
         ("model.decoder.embed_tokens", "model.decoder.embed_positions"),
         "model.decoder.layers", "model.decoder.final_layer_norm", "lm_head",
     ),
 }  # fmt: skip
-"""By ``model_type``."""
+"""By ``model_type``, as in transformers 5.14 (before it, the head of gpt_neox: embed_out)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ class Split:
     tiers: tuple[str, ...]
     nodes: tuple[tuple[str, ...], ...]  # of each tier, that hold its stage
     names: Names
+    tied: bool  # the head is the table of the embedding
 
     @property
     def n_layers(self) -> int:
@@ -90,7 +91,8 @@ def export(found: Plan, runtime: str, *, model_type: str = "llama") -> str:
         One of `RUNTIMES`.
     model_type : str
         One of `MODULES`; only `NAMES_MODULES` need it. A device number of ``accelerate`` is
-        that of a stage, and all of them must be in one machine.
+        that of a stage, and all of them must be in one machine; a head that is the embedding's
+        table stays with that, on the first, which the plan does not count.
 
     Returns
     -------
@@ -118,6 +120,7 @@ def export(found: Plan, runtime: str, *, model_type: str = "llama") -> str:
             for stage in found.stages
         ),
         names=MODULES[model_type],
+        tied=found.model.tied_bytes > 0,
     )
     return RUNTIMES[runtime](split, found).rstrip("\n") + "\n"
 
@@ -311,14 +314,17 @@ def _accelerate(split: Split, found: Plan) -> str:
 
 
 def device_map(split: Split) -> dict[str, int]:
-    """Device, that is the number of the stage, by module."""
+    """Device, that is the number of the stage, by module.
+
+    A head that is the embedding's table stays beside it: accelerate holds one of the two.
+    """
     names, last = split.names, len(split.tiers) - 1
     stages = {module: 0 for module in names.embedding}
     for k, (first, end) in enumerate(
         zip(split.first_layers, split.first_layers[1:], strict=False)
     ):
         stages |= {f"{names.layers}.{layer}": k for layer in range(first, end)}
-    return stages | {names.norm: last, names.head: last}
+    return stages | {names.norm: last, names.head: 0 if split.tied else last}
 
 
 def _torch(split: Split, found: Plan) -> str:

@@ -30,6 +30,7 @@ class Family:
     tied_by_default: bool = False
     head_dim: int | None = None  # None: hidden / heads, unless the file has it
     context_key: str = "max_position_embeddings"
+    positions: tuple[int, int] | None = None  # of a table: rows by default, and rows beyond
     slides: Callable[[Config, int], bool] = lambda config, layer: False
 
 
@@ -63,9 +64,13 @@ FAMILIES: dict[str, Family] = {
         {"n_layers": "n_layer", "hidden": "n_embd", "n_heads": "n_head", "ffn": "n_inner",
          "vocab": "vocab_size"},
         gated_ffn=False, tied_by_default=True, context_key="n_positions",
+        positions=(1024, 0),
     ),
     "gpt_neox": Family(_USUAL, gated_ffn=False),
-    "opt": Family({**_USUAL, "ffn": "ffn_dim"}, gated_ffn=False, tied_by_default=True),
+    "opt": Family(
+        {**_USUAL, "ffn": "ffn_dim"}, gated_ffn=False, tied_by_default=True,
+        positions=(2048, 2),
+    ),
 }  # fmt: skip
 """What can be read, by ``model_type``."""
 
@@ -175,6 +180,12 @@ def _model(
     context_tokens = 0
     if config.get(family.context_key) is not None:
         context_tokens = _whole(config, family.context_key)
+    if family.positions:
+        default, n_beyond = family.positions
+        table, *rest = blocks
+        n_rows = (context_tokens or default) + n_beyond
+        n_bytes = table.weight_bytes + n_rows * table.gathered_bytes_per_token
+        blocks = (replace(table, weight_bytes=n_bytes), *rest)
     model = replace(full, blocks=blocks, context_tokens=context_tokens)
     return model if stored is None else _as_stored(model, stored, tied)
 

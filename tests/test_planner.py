@@ -285,6 +285,13 @@ def test_bad_options(options, message):
         hs.plan("llama-3-8b", SMALL, **options)
 
 
+def test_limits_that_leave_no_block_for_another_tier():
+    site = hs.NetworkFile(network=SMALL, least_blocks=(10, 24))
+    found = hs.plan("llama-3-8b", site, concurrency=1)
+    assert found.result.partition.cuts == (0, 10, 34)
+    assert not any("tier of its own" in change.what for change in found.changes)
+
+
 def test_p0_knows_no_empty_tier():
     site = hs.NetworkFile(network=SMALL, least_blocks=(None, 0))
     with pytest.raises(
