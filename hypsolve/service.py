@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hypsolve import costs, evaluation
 from hypsolve.deployment import Block, CostModel, Deployment, GpuProfile, Model, Requests
@@ -17,9 +18,11 @@ from hypsolve.solution import Partition
 from hypsolve.trace import Trace
 from hypsolve.trace_metrics import growth
 
-N_REQUESTS, LEAST_REQUESTS, MOST_REQUESTS = 400, 20, 4000  # simulated at a time
+N_REQUESTS, LEAST_REQUESTS, MOST_REQUESTS = 400, 20, 16_000  # simulated at a time
+WINDOWS = (8.0, 32.0)  # of arrivals, in latencies of one request alone
+STEADY, SURELY = 1.1, 1.8  # growth of the requests under way: none, and without doubt
 MOST_VISITS = 2e7  # so many (token, stage) visits take some seconds
-GROWTH = 1.25  # of the requests under way, that tells a network which does not keep up
+GROWTH = 1.25  # the same where arrivals are random
 STEPS = 5  # of the bisection: the rate is found to 1/32 of its bound
 
 
@@ -44,7 +47,8 @@ class Service:
         Busy share of the GPUs that are used, at this rate.
     most_requests_per_s : float
         About the largest rate that it keeps up with, by bisection of simulations; nan where
-        requests take too long to tell, 0 where it is below 1/32 of the bound.
+        requests take too long to tell, 0 where it is below 1/32 of the bound. No less than
+        `rate_per_s` if it keeps up with that.
     bound_requests_per_s : float
         What no schedule can exceed with this partition.
     most_sequences : int
@@ -109,9 +113,10 @@ def predict(
     trace = serve(served, partition)
     n = len(served.requests)
     found = trace.metrics()
-    most_requests = _most_requests(deployment)
     bound = _bound(deployment, instance, partition, rooms)
-    most = _sustained(deployment, partition, bound, most_requests, rng)
+    most, keeps_up = _sustained(deployment, partition, bound, rate_per_s)
+    if keeps_up is None:
+        keeps_up = not growth(trace) > GROWTH
     power_w = np.array([n.gpu.power_w for tier in deployment.network.tiers for n in tier.nodes])
     used = trace.busy_s > 0
     steady = min(rate_per_s, most) if most > 0 else rate_per_s  # nan: the rate
@@ -125,7 +130,7 @@ def predict(
         latency_mean_s=found.latency_s.mean,
         latency_p50_s=found.latency_s.p50,
         latency_p95_s=found.latency_s.p95,
-        keeps_up=rate_per_s <= bound and not growth(trace) > GROWTH,
+        keeps_up=keeps_up,
         output_tokens_per_s=steady * output,
         utilisation=float(busy.mean()) if used.any() else 0.0,
         most_requests_per_s=most,
@@ -166,10 +171,14 @@ def _arriving(
     deployment: Deployment, rate_per_s: float, n: int, rng: np.random.Generator
 ) -> Deployment:
     """The deployment with n requests like its first one, Poisson arrivals."""
-    prompt, output = _lengths(deployment)
     with np.errstate(over="ignore"):  # beyond what `Requests` takes, which says so
         arrival_s = rng.exponential(1.0, n).cumsum() / rate_per_s
-    ones = np.ones(n, np.int64)
+    return _like_the_first(deployment, arrival_s)
+
+
+def _like_the_first(deployment: Deployment, arrival_s: NDArray[np.float64]) -> Deployment:
+    prompt, output = _lengths(deployment)
+    ones = np.ones(len(arrival_s), np.int64)
     return replace(deployment, requests=Requests(arrival_s, prompt * ones, output * ones))
 
 
@@ -179,32 +188,42 @@ def _lengths(deployment: Deployment) -> tuple[int, int]:
 
 
 def _sustained(
-    deployment: Deployment,
-    partition: Partition,
-    bound: float,
-    most_requests: int,
-    rng: np.random.Generator,
-) -> float:
-    """About the largest rate at which the requests under way do not grow.
+    deployment: Deployment, partition: Partition, bound: float, rate_per_s: float
+) -> tuple[float, bool | None]:
+    """About the largest rate at which the requests under way do not grow; whether this one is.
 
-    Requests come for four times as long as one takes alone.
+    Requests come evenly, so that no burst looks like a queue that grows, for a number of
+    `WINDOWS` times as long as one takes alone: the longer where the shorter does not tell a
+    queue from latencies that settle. nan, None: that takes too many requests.
     """
     if math.isinf(bound):
-        return math.inf
+        return math.inf, True
+    alone_s = float(serve(_evenly(deployment, bound, 1), partition).latency_s[0])
+    most_requests = min(MOST_REQUESTS, _most_requests(deployment))
 
-    def served(rate_per_s: float, n: int) -> Trace:
-        return serve(_arriving(deployment, rate_per_s, n, rng), partition)
+    def keeps_up(rate: float) -> bool | None:
+        for window in WINDOWS:
+            n = max(N_REQUESTS, math.ceil(window * rate * alone_s))
+            if n > most_requests:
+                return None
+            grows = growth(serve(_evenly(deployment, rate, n), partition))
+            if grows <= STEADY or grows > SURELY:
+                break
+        return grows <= STEADY
 
-    alone_s = float(served(bound, 1).latency_s[0])
-    low, high = 0.0, bound
+    asked = rate_per_s < bound and keeps_up(rate_per_s)
+    low, high = (rate_per_s, bound) if asked else (0.0, min(rate_per_s, bound))
     for _ in range(STEPS):
         rate = (low + high) / 2
-        n = max(N_REQUESTS, math.ceil(4 * rate * alone_s))
-        if n > min(MOST_REQUESTS, most_requests):
-            return math.nan
-        grows = growth(served(rate, n)) > GROWTH
-        low, high = (low, rate) if grows else (rate, high)
-    return low
+        does = keeps_up(rate)
+        if does is None:
+            return math.nan, asked
+        low, high = (rate, high) if does else (low, rate)
+    return low, asked
+
+
+def _evenly(deployment: Deployment, rate_per_s: float, n: int) -> Deployment:
+    return _like_the_first(deployment, np.arange(n) / rate_per_s)
 
 
 def _rooms(
