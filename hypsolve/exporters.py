@@ -17,8 +17,10 @@ from hypsolve.latency_search import METHOD as SIMULATED
 from hypsolve.network_file import NetworkFile
 from hypsolve.optional import optional
 from hypsolve.planner import Plan, plan, split
+from hypsolve.simulation import MAX_BATCH
 
 MOST_PIPELINES = 256  # to choose from
+NO_BFLOAT16 = ("T4", "V100")  # of the catalogue's GPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +114,13 @@ def export(found: Plan, runtime: str, *, model_type: str = "llama") -> str:
     why = not_expressible(found, runtime)
     if why:
         raise ValueError(f"export: {runtime} cannot express this plan: {why}")
+    stages = [stage for stage in found.stages if stage.blocks]  # of others nothing is started
     split = Split(
-        cuts=partition.cuts,
-        tiers=tuple(stage.tier for stage in found.stages),
+        cuts=(0, *(stage.blocks.stop for stage in stages)),
+        tiers=tuple(stage.tier for stage in stages),
         nodes=tuple(
             tuple(n.node for n in found.nodes if n.tier == stage.tier and n.is_used)
-            for stage in found.stages
+            for stage in stages
         ),
         names=MODULES[model_type],
         tied=found.model.tied_bytes > 0,
@@ -129,18 +132,49 @@ def not_expressible(found: Plan, runtime: str) -> str:
     """Why a runtime cannot have a plan; empty if it can."""
     partition = found.result.partition
     assert partition is not None
+    why = []
     if runtime in ONE_PIPELINE:
-        for stage in found.stages:
-            n = sum(node.tier == stage.tier and node.is_used for node in found.nodes)
-            if n > 1:
-                return f"it runs one pipeline, and tier {stage.tier!r} has {n} nodes"
+        counts = {stage.tier: 0 for stage in found.stages}
+        for node in found.nodes:
+            counts[node.tier] += node.is_used
+        wide = [f"tier {tier!r} has {n} nodes" for tier, n in counts.items() if n > 1]
+        why += [f"it runs one pipeline, and {', '.join(wide)}"] if wide else []
     last = partition.cuts[-1] - 1
     for k in range(partition.n_tiers if runtime in BY_LAYER else 0):
         blocks = partition.stage(k)
-        if not any(0 < b < last for b in blocks):
-            what = "only the embedding or the head" if blocks else "nothing"
-            return f"stage {k} has {what}, and every stage needs a layer"
-    return ""
+        if blocks and not any(0 < b < last for b in blocks):
+            why.append(
+                f"stage {k} has only the embedding or the head, and every stage needs a layer"
+            )
+    return "; ".join(why)
+
+
+def cautions(found: Plan, runtime: str) -> list[str]:
+    """What to know of a plan in a runtime that the export does not say.
+
+    Parameters
+    ----------
+    found : Plan
+    runtime : str
+        One of `RUNTIMES`.
+    """
+    valid.known("runtime", runtime, RUNTIMES)
+    n_stages = sum(bool(stage.blocks) for stage in found.stages)
+    lines = []
+    if runtime not in PLAIN and found.model.extrapolated:
+        lines.append(f"planned as {found.model.name}: load weights that are so quantised")
+    if runtime == "accelerate" and n_stages > 1:
+        lines.append("a device_map is of one machine: device k must be the GPU of stage k")
+    if runtime == "accelerate" and n_stages > 1 and found.model.tied_bytes:
+        lines.append(
+            "the head is the embedding's table, and stays on device 0, which is not planned for"
+        )
+    if runtime == "petals":
+        lines.append("Petals serves Llama, Mixtral, Falcon and BLOOM models")
+    apple = [n.node for n in found.nodes if n.is_used and n.gpu.startswith("Apple")]
+    if runtime in NEEDS_CUDA and apple:
+        lines.append(f"{runtime} needs CUDA or ROCm; not so: {', '.join(apple)}")
+    return lines
 
 
 def nearest_plan(
@@ -151,7 +185,8 @@ def nearest_plan(
     For one pipeline, a tier keeps the node that is quickest in this plan; or, where the network
     says how its nodes are linked among each other (``inner``), and neither pins nor limits
     blocks there, several of them as stages one after another, if that is better. Where stages
-    need a layer, the first must have the first, the last the last, and none may be empty.
+    need a layer, the first has the first, the last the last; tiers that may be empty are, if
+    that is better.
 
     Parameters
     ----------
@@ -188,7 +223,12 @@ def nearest_plan(
         "seed": found.seed,
         "tell": tell,
     }
-    sites = [_by_layer(found, site, runtime) for site in _pipelines(found, runtime)]
+    pipelines = _pipelines(found, runtime)
+    sites = [
+        restricted
+        for site in pipelines
+        for restricted in _by_layer(found, site, runtime, MOST_PIPELINES // len(pipelines))
+    ]
     best = sites[0]
     if len(sites) > 1:
         limit_s = time_limit_s / len(sites)
@@ -251,48 +291,107 @@ def _in_a_row(site: NetworkFile, chosen: tuple[tuple[Tier, ...], ...]) -> Networ
     )
 
 
-def _by_layer(found: Plan, site: NetworkFile, runtime: str) -> NetworkFile:
-    """With a layer in every stage, if the runtime needs that."""
+def _by_layer(
+    found: Plan, site: NetworkFile, runtime: str, most_choices: int
+) -> list[NetworkFile]:
+    """With a layer in every stage, if the runtime needs that, for each choice of empty tiers.
+
+    Of more choices than `most_choices` two: none is empty, and those that are in this plan.
+    """
     if runtime not in BY_LAYER:
-        return site
+        return [site]
+    tiers = range(len(site.network.tiers))
+    optional = [k for k in tiers if site.least_blocks and site.least_blocks[k] == 0]
+    of_site = [tier.name for tier in site.network.tiers]
+    unused = {stage.tier for stage in found.stages if not stage.blocks}
+    choices: list[tuple[int, ...]] = [(), tuple(k for k in optional if of_site[k] in unused)]
+    if 2 ** len(optional) <= most_choices:
+        sizes = range(len(optional) + 1)
+        choices = [each for n in sizes for each in itertools.combinations(optional, n)]
+    sites, errors = [], []
+    for choice in choices:
+        if len(choice) < len(tiers):
+            try:
+                sites.append(_with_layers(found, site, runtime, choice))
+            except ValueError as error:
+                errors.append(error)
+    if not sites:
+        raise errors[0]
+    return sites
+
+
+def _with_layers(
+    found: Plan, site: NetworkFile, runtime: str, empty: tuple[int, ...]
+) -> NetworkFile:
+    """Some tiers empty, all others with a layer."""
     names = [tier.name for tier in site.network.tiers]
+    used = [name for k, name in enumerate(names) if k not in empty]
     pins = dict(site.pins)
-    for layer, tier_name in ((0, names[0]), (found.model.n_blocks - 3, names[-1])):
+    for layer, tier_name in ((0, used[0]), (found.model.n_blocks - 3, used[-1])):
         if pins.setdefault(layer, tier_name) != tier_name:
             raise ValueError(
                 f"{runtime} needs layer {layer} in tier {tier_name!r}, but it is pinned to"
                 f" {pins[layer]!r}"
             )
-    least = tuple(limit or None for limit in site.least_blocks)
-    return replace(site, pins=pins, least_blocks=least)
+    for block, tier_name in pins.items():
+        if tier_name not in used:
+            raise ValueError(f"block {block!r} is pinned to {tier_name!r}, left empty")
+    least = site.least_blocks or (None,) * len(names)
+    most = site.most_blocks or (None,) * len(names)
+    return replace(
+        site,
+        pins=pins,
+        least_blocks=tuple(0 if k in empty else least[k] or None for k in range(len(names))),
+        most_blocks=tuple(0 if k in empty else most[k] for k in range(len(names))),
+    )
 
 
 def _vllm(split: Split, found: Plan) -> str:
-    longest = found.prompt_tokens + found.output_tokens
-    return _counts(
-        split, "VLLM_PP_LAYER_PARTITION",
-        f"vllm serve MODEL --pipeline-parallel-size {len(split.tiers)}"
-        " --distributed-executor-backend ray"
-        f" --max-num-seqs {found.concurrency} --max-model-len {longest}",
-    )  # fmt: skip
-
-
-def _sglang(split: Split, found: Plan) -> str:
-    return _counts(
-        split, "SGLANG_PP_LAYER_PARTITION",
-        f"python -m sglang.launch_server --model-path MODEL --pp-size {len(split.tiers)}",
-    )  # fmt: skip
-
-
-def _counts(split: Split, variable: str, command: str) -> str:
     return "\n".join(
         [
             _of_stages(split),
-            "# stages go to ranks in order: see that rank k runs in the k-th of these tiers",
-            f"export {variable}={','.join(map(str, split.layers))}",
-            command,
+            "# the nodes in a Ray cluster: ray start --head on the first, then on the others",
+            "# ray start --address=FIRST:6379; see that rank k runs on the k-th stage's node",
+            f"export VLLM_PP_LAYER_PARTITION={','.join(map(str, split.layers))}",
+            f"vllm serve MODEL --pipeline-parallel-size {len(split.tiers)}"
+            f" --distributed-executor-backend ray --max-num-seqs {_sequences(found)}"
+            f" --max-model-len {_tokens(found)}{_half(found)}",
         ]
     )
+
+
+def _sglang(split: Split, found: Plan) -> str:
+    n = len(split.tiers)
+    first = split.nodes[0][0]
+    lines = [_of_stages(split)]
+    lines.append(f"export SGLANG_PP_LAYER_PARTITION={','.join(map(str, split.layers))}")
+    for rank, nodes in enumerate(split.nodes):
+        several = ""
+        if n > 1:
+            address = shlex.quote(f"{first}:50000")
+            several = f" --nnodes {n} --node-rank {rank} --dist-init-addr {address}"
+        lines.append(
+            f"python -m sglang.launch_server --model-path MODEL --pp-size {n}{several}"
+            f" --context-length {_tokens(found)} --max-running-requests {_sequences(found)}"
+            f"{_half(found)}  # on {nodes[0]}"
+        )
+    return "\n".join(lines)
+
+
+def _tokens(found: Plan) -> int:
+    return found.prompt_tokens + found.output_tokens
+
+
+def _sequences(found: Plan) -> int:
+    """As many at once as were simulated and have room; those asked for have."""
+    room = found.service.most_sequences if found.service is not None else 0
+    return max(found.concurrency, min(room, MAX_BATCH))
+
+
+def _half(found: Plan) -> str:
+    """GPUs without bfloat16 take float16."""
+    old = any(node.is_used and node.gpu.startswith(NO_BFLOAT16) for node in found.nodes)
+    return " --dtype half" if old else ""
 
 
 def _llama_cpp(split: Split, found: Plan) -> str:
@@ -303,8 +402,10 @@ def _llama_cpp(split: Split, found: Plan) -> str:
         [
             _of_stages(split),
             "# on each node: rpc-server --host 0.0.0.0 --port 50052",
+            f"# on {split.nodes[0][0]}, for llama-server keeps the table of the embedding:",
             f"llama-server -m MODEL.gguf -ngl 999 --rpc {servers}"
-            f" -ts {','.join(map(str, counts))}",
+            f" -ts {','.join(map(str, counts))}"
+            f" -np {found.concurrency} -c {found.concurrency * _tokens(found)}",
         ]
     )
 
@@ -429,9 +530,12 @@ RUNTIMES: Mapping[str, Writer] = {
     "json": _json,
     "yaml": _yaml,
 }
-BY_LAYER = tuple(name for name in RUNTIMES if name not in ("json", "yaml", "deepspeed"))
+PLAIN = ("json", "yaml")
+"""Those of no runtime in particular."""
+BY_LAYER = tuple(name for name in RUNTIMES if name not in (*PLAIN, "deepspeed"))
 """Those that can have a stage only where it has a layer."""
-ONE_PIPELINE = tuple(name for name in RUNTIMES if name not in ("json", "yaml", "petals"))
+ONE_PIPELINE = tuple(name for name in RUNTIMES if name not in (*PLAIN, "petals"))
 """Those that run one node of each tier."""
 NAMES_MODULES = ("accelerate", "torch")
 """Those that take the names of the model's modules."""
+NEEDS_CUDA = ("vllm", "sglang", "deepspeed", "megatron")

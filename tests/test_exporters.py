@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypsolve.exporters import (
     NAMES_MODULES,
     ONE_PIPELINE,
     RUNTIMES,
+    cautions,
     export,
     nearest_plan,
     not_expressible,
@@ -57,7 +59,9 @@ def layers_of(cuts):
 def test_vllm_and_sglang_take_counts_of_layers(cuts, runtime):
     text = export(planned(cuts), runtime)
     (counts,) = re.findall(r"^export \w+_PP_LAYER_PARTITION=([\d,]+)$", text, re.M)
-    (size,) = re.findall(r"--(?:pp|pipeline-parallel)-size (\d+)", text)
+    sizes = re.findall(r"--(?:pp|pipeline-parallel)-size (\d+)", text)
+    size, n_commands = sizes[0], len(sizes)
+    assert set(sizes) == {size} and n_commands == (int(size) if runtime == "sglang" else 1)
     partitions = [int(layer) for layer in counts.split(",")]
     assert len(partitions) == int(size) and sum(partitions) == 32
     stages = [k for k, n in enumerate(partitions) for _ in range(n)]
@@ -150,8 +154,7 @@ def test_what_a_runtime_cannot_express_is_refused(runtime, cuts):
         export(planned(cuts), runtime)
 
 
-def test_an_empty_stage_is_said_and_filled():
-    """The slow tier need not have a block, and has none; a runtime's stages need one each."""
+def test_an_empty_tier_is_left_out():
     wire = hs.Link(bytes_per_s=2e6, latency_s=1e-3)
     site = hs.NetworkFile(
         network=hs.Network(
@@ -161,11 +164,27 @@ def test_an_empty_stage_is_said_and_filled():
     )
     found = hs.plan("phi-3-mini", site, concurrency=1)
     assert found.result.partition.cuts == (0, 0, 34)
-    assert "stage 0 has nothing" in not_expressible(found, "vllm")
-    assert not not_expressible(found, "json")
-    assert json.loads(export(found, "json"))["stages"][0]["blocks"] == [0, 0]
+    for runtime in RUNTIMES:
+        assert not_expressible(found, runtime) == "" and nearest_plan(found, runtime) is found
+    assert "PARTITION=32\n" in export(found, "vllm")
+    assert "--rpc fast-0:50052 -ts 33 " in export(found, "llama.cpp")
+    (stage,) = json.loads(export(found, "json"))["stages"]
+    assert stage == {"tier": "fast", "nodes": ["fast-0"], "blocks": [0, 34]}
+
+
+@pytest.mark.parametrize("pin", ["", 'pin = ["embedding"]'])
+def test_tiers_that_may_be_empty_are_if_that_is_better(tmp_path, pin):
+    """The embedding alone cannot be on the slow tier: it goes on, or a layer comes."""
+    path = tmp_path / "net.toml"
+    path.write_text(SLOW_FIRST.replace('"slow"', f'"slow"\nleast_blocks = 0\n{pin}'))
+    found = hs.plan("phi-3-mini", path, concurrency=1, objective="path")
     near = nearest_plan(found, "vllm")
-    assert "PARTITION=1,31" in export(near, "vllm")
+    instance = found.result.instance
+    values = {cut: hs.evaluate(instance, hs.Partition((0, cut, 34))) for cut in range(2, 33)}
+    if not pin:
+        values[0] = hs.evaluate(instance, hs.Partition((0, 0, 34)))
+    assert near.result.objective_s == pytest.approx(min(values.values()), rel=1e-12)
+    assert near.result.partition.cuts[1] == (2 if pin else 0)
 
 
 def test_one_pipeline_is_planned_for_one_node_of_each_tier():
@@ -306,7 +325,10 @@ def test_the_command_solves_again_where_it_must(capsys, slow_first):
     assert code == 0 and "VLLM_PP_LAYER_PARTITION=1,31" in out
     why, best = err.splitlines()
     assert why.startswith("vllm cannot express the best plan: stage 0 has only")
-    assert best.startswith("the best that it can: proved optimal: no split has")
+    value = float(re.match(r"the best that it can \((.+)% more\): proved optimal", best)[1])
+    plain = hs.plan("phi-3-mini", slow_first, concurrency=1)
+    ratio = nearest_plan(plain, "vllm").result.objective_s / plain.result.objective_s
+    assert value == pytest.approx(100 * (ratio - 1), abs=0.06)
     assert run(capsys, *command, "--export", "vllm", "--json")[0] == 2
     code, out, err = run(capsys, *command, "--export", "json")
     assert (code, err) == (0, "") and json.loads(out)["stages"][0]["blocks"] == [0, 1]
@@ -349,6 +371,64 @@ def test_only_runtimes_that_name_modules_need_the_type_of_a_model(capsys, slow_f
     command = ("plan", "--network", slow_first, "--concurrency", 1, "--model", "phi-2")
     assert run(capsys, *command)[0] == 0
     assert run(capsys, *command, "--export", runtime)[0] == 0
+
+
+def test_commands_serve_what_was_planned():
+    """As many sequences as have room, up to the batches simulated, and as long."""
+    found = hs.plan(
+        "phi-3-mini", hs.Network(name="n", tiers=(tier("a", "t4", 1, WIRE), tier("b", "l4"))),
+        concurrency=2, prompt_tokens=100, output_tokens=20,
+    )  # fmt: skip
+    assert found.service.most_sequences > 64
+    assert "--max-num-seqs 64 --max-model-len 120 --dtype half\n" in export(found, "vllm")
+    few = replace(found, service=replace(found.service, most_sequences=7))
+    assert "--max-num-seqs 7 " in export(few, "vllm")
+    assert "--max-num-seqs 2 " in export(replace(found, service=None), "vllm")
+    lines = export(found, "sglang").splitlines()[2:]
+    for rank, (line, node) in enumerate(zip(lines, ("a-0", "b-0"), strict=True)):
+        assert f"--nnodes 2 --node-rank {rank} --dist-init-addr a-0:50000 " in line
+        assert "--context-length 120 --max-running-requests 64 " in line
+        assert line.endswith(f"  # on {node}")
+    text = export(found, "llama.cpp")
+    assert "-np 2 -c 240\n" in text and "# on a-0, for llama-server keeps the table" in text
+    assert "--dtype" not in export(planned((0, 12, 34)), "vllm")
+
+
+def test_cautions_say_what_an_export_does_not(capsys, tmp_path):
+    plain = planned((0, 12, 34))
+    assert [cautions(plain, each) for each in ("vllm", "json", "torch")] == [[], [], []]
+    assert cautions(plain, "accelerate") == [
+        "a device_map is of one machine: device k must be the GPU of stage k"
+    ]
+    assert cautions(planned((0, 34)), "accelerate") == []
+    mac = hs.Network(name="n", tiers=(tier("mac", "apple-m2-ultra"),))
+    small = hs.plan("phi-3-mini", mac, weights="int4")
+    assert cautions(small, "vllm") == [
+        "planned as phi-3-mini-int4: load weights that are so quantised",
+        "vllm needs CUDA or ROCm; not so: mac-0",
+    ]
+    assert cautions(small, "json") == []
+    tied = replace(plain, model=replace(plain.model, tied_bytes=10))
+    assert "the head is the embedding's table" in cautions(tied, "accelerate")[1]
+    assert cautions(plain, "petals") == [
+        "Petals serves Llama, Mixtral, Falcon and BLOOM models"
+    ]
+    path = tmp_path / "net.toml"
+    path.write_text(SLOW_FIRST)
+    command = ("plan", "--model", "phi-3-mini", "--network", path, "--dtype", "int8")
+    err = run(capsys, *command, "--export", "petals")[2].splitlines()
+    assert [line for line in err if line.startswith("note: ")] == [
+        "note: planned as phi-3-mini-int8: load weights that are so quantised",
+        "note: Petals serves Llama, Mixtral, Falcon and BLOOM models",
+    ]
+
+
+def test_every_tier_that_offends_is_named():
+    wide = hs.Network(
+        name="n", tiers=(tier("a", "l4", 2, WIRE), tier("b", "l4", 3, WIRE), tier("c", "l4"))
+    )
+    why = not_expressible(hs.plan("phi-3-mini", wide, concurrency=1), "vllm")
+    assert why == "it runs one pipeline, and tier 'a' has 2 nodes, tier 'b' has 3 nodes"
 
 
 def test_yaml_holds_what_json_does(slow_first):

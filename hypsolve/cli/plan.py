@@ -12,6 +12,7 @@ from hypsolve.exporters import (
     MODULES,
     NAMES_MODULES,
     RUNTIMES,
+    cautions,
     export,
     nearest_plan,
     not_expressible,
@@ -79,10 +80,13 @@ def plan(
                 )
             print(f"{runtime} cannot express the best plan: {why}", file=sys.stderr)
             if found.fits:
-                words = f"the best that it can: {proof_in_words(found)}"
+                more = found.result.objective_s / best.result.objective_s - 1
+                words = f"the best that it can ({more:.1%} more): {proof_in_words(found)}"
                 print(words, file=sys.stderr)
             _tell_unused(best, found)
     if runtime is not None and found.fits:
+        for line in cautions(found, runtime):
+            print(f"note: {line}", file=sys.stderr)
         print(export(found, runtime, model_type=model_type), end="")
     elif as_json:
         print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
