@@ -101,7 +101,7 @@ def _cases(
             least[k] = 0
             yield replace(
                 case,
-                what=f"no block on {tier.name!r}, if that is better",
+                what=f"no block on {tier.name!r} (least_blocks = 0), if that is better",
                 site=replace(case.site, least_blocks=tuple(least)),
             )
         if fits:

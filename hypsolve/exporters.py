@@ -232,10 +232,12 @@ def nearest_plan(
     best = sites[0]
     if len(sites) > 1:
         limit_s = time_limit_s / len(sites)
-        values = [
-            split(found.model, site, time_limit_s=limit_s, **ask)[1].objective_s
-            for site in sites
-        ]
+        values = []
+        for site in sites:
+            _, result = split(found.model, site, time_limit_s=limit_s, **ask)
+            if result.statistics.get("stopped"):
+                raise KeyboardInterrupt
+            values.append(result.objective_s)
         best = sites[values.index(min(values))]
     return plan(found.model, best, time_limit_s=time_limit_s, **ask)
 

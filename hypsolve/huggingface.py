@@ -86,7 +86,8 @@ def read_model(
         A ``config.json``; or a folder that holds one. If the folder holds safetensors too, each
         block is as large as they say; only their headers are read.
     weights : {"fp16", "int8", "int4"}, optional
-        Take all weights to be in this format, whatever the files say. Default: as stored; with
+        Take all weights to be in this format, whatever the files say; sizes follow from stored
+        ones that are all 16-bit, else from the shape. Default: as stored; with
         a config.json alone, layers as its ``quantization_config`` says, all else fp16.
     name : str, optional
         Default: that of the folder.
@@ -119,7 +120,9 @@ def read_model(
     config = parse_json(config_path, read_bytes(config_path, MAX_BYTES))
     if not isinstance(config, dict):
         raise ValueError(f"{config_path}: must be a JSON object, got {config!r:.60}")
-    stored = read_weights(folder) if path.is_dir() and weights is None else None
+    stored = read_weights(folder) if path.is_dir() else None
+    if stored is not None and weights is not None and not stored.is_all_16_bit:
+        stored = None  # of formats that tell nothing of the one asked for
     try:
         return _model(config, name, weights, stored, f"{config_path.name} of {name}")
     except (ValueError, TypeError) as error:
@@ -187,7 +190,11 @@ def _model(
         n_bytes = table.weight_bytes + n_rows * table.gathered_bytes_per_token
         blocks = (replace(table, weight_bytes=n_bytes), *rest)
     model = replace(full, blocks=blocks, context_tokens=context_tokens)
-    return model if stored is None else _as_stored(model, stored, tied)
+    if stored is None:
+        return model
+    if weights in (None, "fp16"):
+        return _as_stored(model, stored, tied)
+    return _quantised(_as_stored(model, stored, tied), weights)
 
 
 def _shape(config: Config, family: Family) -> dict[str, int]:
@@ -308,6 +315,27 @@ def _as_stored(model: Model, stored: Weights, tied: bool) -> Model:
         tied_bytes=table_bytes if tied else 0,
         extrapolated=not stored.is_16_bit,
         source=f"{model.source}; bytes as in {stored.path.name}",
+    )
+
+
+def _quantised(model: Model, weights: str) -> Model:
+    """A model of 16-bit weights with the bytes that they have in another format."""
+
+    def held(n_bytes: int) -> int:
+        return -(-n_bytes * catalog.GROUP_BYTES[weights] // catalog.GROUP_BYTES["fp16"])
+
+    blocks = (
+        replace(
+            block,
+            weight_bytes=held(block.weight_bytes),
+            always_read_bytes=held(block.always_read_bytes),
+            expert_bytes=held(block.expert_bytes),
+            gathered_bytes_per_token=held(block.gathered_bytes_per_token),
+        )
+        for block in model.blocks
+    )
+    return replace(
+        model, blocks=tuple(blocks), tied_bytes=held(model.tied_bytes), extrapolated=True
     )
 
 

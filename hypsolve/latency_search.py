@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import math
@@ -16,17 +17,17 @@ from numpy.typing import NDArray
 from hypsolve import evaluation
 from hypsolve.costs import to_instance
 from hypsolve.deployment import Deployment, Requests
-from hypsolve.problem import Objective
+from hypsolve.problem import Instance, Objective, StageRule
 from hypsolve.result import Result
 from hypsolve.service import serve
-from hypsolve.simulation import CHUNK_TOKENS
 from hypsolve.solution import Partition, Status
 from hypsolve.solve import solve
 from hypsolve.solvers.hypsplit import MARGIN, pareto_frontier
-from hypsolve.solvers.tables import cost_table
+from hypsolve.solvers.tables import cost_table, stage_table
 from hypsolve.units import show_seconds
 
 METHOD = "simulated"  # name of the search in a `Result`
+FASTEST = StageRule.FASTEST
 STEPS = (1, 2, 4, 8)  # blocks by which a cut is moved at a time
 Array = NDArray[np.float64]
 Cuts = tuple[int, ...]
@@ -36,10 +37,15 @@ Tell = Callable[[str], None]
 class Splits:
     """Partitions with the mean latency of a deployment's requests: simulated, and bounded.
 
-    A request cannot be served faster than the first chunk of its prompt and all its decode
-    passes on an idle network, on the fastest node of each tier: batches, queues, further chunks
-    and contended links only add to that. Hence the path latency of such a request bounds the
-    mean, for one partition and, minimised, for all.
+    A prompt is computed in chunks of at least one token, which follow each other through the
+    stages. So before a stage can work on it, a token has passed all stages before; the stage
+    computes the whole prompt; then a token passes all stages behind. The same holds for links.
+    Decode passes follow one another. Each takes at least what it takes alone, on the quickest
+    node of its tier: batches, queues and contended links only add to that. Hence, for one
+    request and for the mean of all ::
+
+        bound = sum of stages and links (one prompt token, all decode passes)
+              + max over stages and links (whole prompt - one prompt token)
 
     Parameters
     ----------
@@ -51,21 +57,41 @@ class Splits:
     Attributes
     ----------
     instance, alone : Instance
-        Of the requests; of the one that bounds them, objective ``path``.
+        Of the requests; of one of them, objective ``path``.
     mean_s : dict
         Mean latency by cuts, of those simulated.
     """
 
     def __init__(self, deployment: Deployment, rules: Mapping[str, Any]) -> None:
-        prompt = np.minimum(deployment.requests.prompt_tokens[:1], CHUNK_TOKENS)
-        alone = Requests(np.zeros(1), prompt, deployment.requests.output_tokens[:1])
         self.deployment = deployment
         self.instance = to_instance(deployment, objective=Objective.MEAN_LATENCY, **rules)
-        self.alone = to_instance(
-            replace(deployment, requests=alone), objective=Objective.PATH, **rules
-        )
         self.mean_s: dict[Cuts, float] = {}
-        self._cost_s: Array | None = None
+
+        def alone(prompt: int, output: int) -> Instance:
+            request = Requests(np.zeros(1), np.array([prompt]), np.array([output]))
+            one = replace(deployment, requests=request)
+            return to_instance(one, objective=Objective.PATH, **rules)
+
+        requests = deployment.requests
+        prompt, output = int(requests.prompt_tokens[0]), int(requests.output_tokens[0])
+        self.alone = alone(prompt, output)
+        self._first, self._token = alone(prompt, 1), alone(1, 1)
+
+    @functools.cached_property
+    def tables_s(self) -> tuple[Array, Array]:
+        """What blocks i:j on tier k, with their link, add to the sum and to the largest."""
+        blocks = [part.reference_s for part in (self.alone, self._first, self._token)]
+        links = [
+            part.reference_transfer_kind_s[:, part.cut_kind]
+            for part in (self.alone, self._first, self._token)
+        ]
+        (decodes_s, rest_s), (decode_links_s, rest_links_s) = (
+            (np.maximum(whole - first, 0.0) + token, np.maximum(first - token, 0.0))
+            for whole, first, token in (blocks, links)
+        )
+        largest_s = stage_table(_with_times(self.alone, rest_s, rest_links_s), FASTEST)
+        largest_s[:-1] = np.maximum(largest_s[:-1], rest_links_s[:, None, :])
+        return cost_table(_with_times(self.alone, decodes_s, decode_links_s)), largest_s
 
     @property
     def best(self) -> tuple[float, Cuts]:
@@ -76,42 +102,45 @@ class Splits:
         """Mean latency of a partition."""
         if cuts not in self.mean_s:
             trace = serve(self.deployment, Partition(cuts))
-            self.mean_s[cuts] = float(trace.latency_s.mean())
+            value_s, bound_s = float(trace.latency_s.mean()), self.bound_s(cuts)
+            if value_s < bound_s:
+                raise RuntimeError(f"{cuts}: {value_s!r} s is below its bound, {bound_s!r} s")
+            self.mean_s[cuts] = value_s
         return self.mean_s[cuts]
 
     def bound_s(self, cuts: Cuts) -> float:
         """Of a partition; inf where a rule forbids it."""
-        stages = zip(self.cost_s, cuts, cuts[1:], strict=False)
-        return sum(float(cost_s[i, j]) for cost_s, i, j in stages) * (1 - MARGIN)
+        added_s, largest_s = self.tables_s
+        at = (np.arange(len(cuts) - 1), np.array(cuts[:-1]), np.array(cuts[1:]))
+        return float(added_s[at].sum() + largest_s[at].max()) * (1 - MARGIN)
 
     def in_order_of_bound(self) -> Iterator[tuple[float, Cuts]]:
         """Every partition that is allowed with its bound, the least bound first.
 
-        Best-first search over the tiers: what is left to pay is known exactly beforehand.
+        Best-first search over the tiers: the least that can be left to pay is known beforehand.
         """
-        n_tiers, n_cuts, _ = self.cost_s.shape
+        added_s, largest_s = self.tables_s
+        n_tiers, n_cuts, _ = added_s.shape
         left_s = np.full((n_tiers + 1, n_cuts), math.inf)
         left_s[n_tiers, -1] = 0.0
+        left_largest_s = left_s.copy()
         for k in range(n_tiers - 1, -1, -1):
-            left_s[k] = (self.cost_s[k] + left_s[k + 1][None, :]).min(axis=1)
-        heap: list[tuple[float, float, Cuts]] = [(float(left_s[0, 0]), 0.0, (0,))]
+            left_s[k] = (added_s[k] + left_s[k + 1][None, :]).min(axis=1)
+            rest_s = np.maximum(largest_s[k], left_largest_s[k + 1][None, :])
+            left_largest_s[k] = rest_s.min(axis=1)
+        heap: list[tuple[float, float, float, Cuts]] = [(0.0, 0.0, 0.0, (0,))]
         while heap:
-            bound_s, spent_s, cuts = heapq.heappop(heap)
+            bound_s, spent_s, worst_s, cuts = heapq.heappop(heap)
             k, i = len(cuts) - 1, cuts[-1]
             if k == n_tiers:
                 yield bound_s * (1 - MARGIN), cuts
                 continue
-            totals_s = spent_s + self.cost_s[k, i] + left_s[k + 1]
-            for j in np.flatnonzero(np.isfinite(totals_s)).tolist():
-                then_s = spent_s + float(self.cost_s[k, i, j])
-                heapq.heappush(heap, (float(totals_s[j]), then_s, (*cuts, j)))
-
-    @property
-    def cost_s(self) -> Array:
-        """See `cost_table`, of the request that bounds."""
-        if self._cost_s is None:
-            self._cost_s = cost_table(self.alone)
-        return self._cost_s
+            then_s = spent_s + added_s[k, i]
+            worsts_s = np.maximum(worst_s, largest_s[k, i])
+            bounds_s = then_s + left_s[k + 1] + np.maximum(worsts_s, left_largest_s[k + 1])
+            for j in np.flatnonzero(np.isfinite(bounds_s)).tolist():
+                entry = (float(bounds_s[j]), float(then_s[j]), float(worsts_s[j]), (*cuts, j))
+                heapq.heappush(heap, entry)
 
 
 def least_mean_latency(
@@ -146,13 +175,16 @@ def least_mean_latency(
     if first.partition is None:
         return replace(first, method=METHOD, instance=splits.instance)
     splits.simulate(first.partition.cuts)
-    bound_s = first.bound_s
+    in_order = splits.in_order_of_bound()
+    least = next(in_order)
+    bound_s = least[0]
     stopped = is_whole = False
     try:
         for bound_s, cuts in itertools.chain(
             ((bound_s, point.partition.cuts) for point in pareto_frontier(splits.alone)),
             ((bound_s, cuts) for cuts in _descent(splits)),
-            splits.in_order_of_bound(),
+            (least,),
+            in_order,
         ):
             value_s, _ = splits.best
             if bound_s >= value_s:
@@ -209,11 +241,25 @@ def as_simulated(deployment: Deployment, rules: Mapping[str, Any], result: Resul
         replace(
             result,
             objective_s=splits.simulate(result.partition.cuts),
-            bound_s=solve(splits.alone, "hypsplit_dp").bound_s,
+            bound_s=next(splits.in_order_of_bound())[0],
             instance=splits.instance,
             certificate=None,
             message=f"split for the least {result.instance.objective}, then simulated",
         ),
+    )
+
+
+def _with_times(instance: Instance, block_s: Array, link_s: Array) -> Instance:
+    """The same with other seconds: blocks (n_classes, n_blocks), links (n_links, n_cuts)."""
+    return instance.replace(
+        kind_s=block_s[None],
+        reference_kind_s=block_s,
+        block_kind=np.arange(instance.n_blocks),
+        transfer_kind_s=link_s[None],
+        reference_transfer_kind_s=link_s,
+        occupancy_kind_s=link_s[None],
+        reference_occupancy_kind_s=link_s,
+        cut_kind=np.arange(instance.n_blocks + 1),
     )
 
 

@@ -8,12 +8,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hypsolve.changes import SEARCH_S
 from hypsolve.planner import NodePlan, Plan
 from hypsolve.result import Result
-from hypsolve.service import Service
+from hypsolve.solution import Partition
 from hypsolve.units import show_seconds
 
 MOST_CHANGES = 8  # told
+CLEARLY = 1.02  # better in a simulation
 SHARE_OF = {
     "bottleneck": "of the bottleneck", "path": "of the path", "p0": "of p0",
     "mean_latency": "of one alone",
@@ -35,7 +37,8 @@ def _lines(found: Plan) -> Iterator[str]:
         yield proof_in_words(found)
         yield binding_in_words(found)
         if found.service is not None:
-            yield from service_lines(found.service)
+            yield from service_lines(found)
+            yield from alternatives_lines(found)
     limit = found.model.context_tokens
     if limit and found.prompt_tokens + found.output_tokens > limit:
         yield f"longer than the {limit} tokens the model was made for: runtimes may refuse it"
@@ -94,17 +97,19 @@ def proof_in_words(found: Plan) -> str:
     result = found.result
     what = found.objective.replace("_", " ")
     value = show_seconds(result.objective_s)
-    of = ""
+    of = ", requests one at a time"
     if found.objective == "mean_latency":
-        of = f" of the requests simulated at {found.rate_per_s:g} a second"
+        of = f", of the requests simulated at {found.rate_per_s:g} a second"
+    instance = result.instance
+    over = " over all tiers" if instance.n_tiers > 1 and not instance.allow_empty else ""
     if str(result.status) == "optimal":
-        return f"proved optimal: no split has a {what}{of} below {value}"
+        return f"proved optimal: no split{over} has a {what} below {value}{of}"
     if result.bound_s > 0:
         return (
-            f"not proved optimal: no split has a {what}{of} below"
-            f" {show_seconds(result.bound_s)}, this one has {value} (gap {result.gap:.2%})"
+            f"not proved optimal: no split{over} has a {what} below"
+            f" {show_seconds(result.bound_s)}, this one has {value} (gap {result.gap:.2%}){of}"
         )
-    return f"nothing proved: this split has a {what}{of} of {value}"
+    return f"nothing proved: this split has a {what} of {value}{of}"
 
 
 def binding_in_words(found: Plan) -> str:
@@ -113,13 +118,17 @@ def binding_in_words(found: Plan) -> str:
     if found.objective != "bottleneck":
         return f"largest share: {binding.tier} {binding.share:.0%}"
     others = ", ".join(
-        f"{stage.tier} {1 - stage.share:.0%}" for stage in found.stages if stage is not binding
+        f"{stage.tier} {_slack(1 - stage.share)}"
+        for stage in found.stages
+        if stage is not binding
     )
     return f"binds: {binding.tier}" + (f"; slack of the others: {others}" if others else "")
 
 
-def service_lines(service: Service) -> list[str]:
+def service_lines(found: Plan) -> list[str]:
     """What to expect, in sentences."""
+    service = found.service
+    assert service is not None
     then = ""
     if not math.isnan(service.tpot_s):
         then = f", then {show_seconds(service.tpot_s)} a token"
@@ -135,20 +144,48 @@ def service_lines(service: Service) -> list[str]:
         f"it keeps up with {about}; no schedule of this split"
         f" serves more than {service.bound_requests_per_s:.3g}",
         f"room for {service.most_sequences} sequences at once, or one of"
-        f" {service.most_context_tokens} tokens; GPUs busy {service.utilisation:.0%}",
+        f" {service.most_context_tokens} tokens; GPUs at work {service.utilisation:.0%} of the"
+        " time",
     ]
     if math.isfinite(service.joules_per_token):
-        lines.append(f"{service.joules_per_token:.3g} J per output token (while GPUs are busy)")
+        lines.append(
+            f"energy: {service.joules_per_token:.3g} J per output token (while GPUs are busy)"
+        )
+    else:
+        lines.append("energy: not known, for a GPU has no power_w")
     if math.isfinite(service.price_per_million_tokens):
-        lines.append(f"{service.price_per_million_tokens:.4g} per million output tokens")
+        price = service.price_per_million_tokens
+        lines.append(f"price: {price:.4g} per million output tokens")
     if not service.keeps_up:
         lines.append("it cannot keep up with this rate: latencies only grow")
     return lines
 
 
+def _slack(share: float) -> str:
+    return f"{share:.1%}" if share < 0.01 else f"{share:.0%}"
+
+
+def alternatives_lines(found: Plan) -> list[str]:
+    """Splits for other objectives that serve more, or sooner, in simulation."""
+    service, lines = found.service, []
+    assert service is not None
+    for other in found.alternatives:
+        more = other.most_requests_per_s > service.most_requests_per_s * CLEARLY
+        sooner = other.latency_mean_s * CLEARLY < service.latency_mean_s
+        if more or sooner:
+            words = " and ".join(["more"] * more + ["sooner"] * sooner)
+            lines.append(
+                f"simulated, the split for {other.objective} ({Partition(other.cuts)}) serves"
+                f" {words}: about {other.most_requests_per_s:.3g} requests/s, mean latency"
+                f" {show_seconds(other.latency_mean_s)}, not"
+                f" {show_seconds(service.latency_mean_s)}; see --objective"
+            )
+    return lines
+
+
 def changes_title(found: Plan) -> str:
     """Of the list of changes."""
-    how = "searched" if found.objective == "mean_latency" else "solved"
+    how = f"searched for {SEARCH_S:g} s" if found.objective == "mean_latency" else "solved"
     what = "what would help" if found.fits else "what would make it fit"
     return f"{what}, each {how}" + ("" if found.changes else ": none of what was tried")
 

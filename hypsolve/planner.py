@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,24 @@ class StagePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """The best split for another objective, simulated like this one.
+
+    Attributes
+    ----------
+    objective : str
+    cuts : tuple of int
+    latency_mean_s, most_requests_per_s : float
+        As in `Service`.
+    """
+
+    objective: str
+    cuts: tuple[int, ...]
+    latency_mean_s: float
+    most_requests_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What `plan` returns.
 
@@ -98,6 +116,8 @@ class Plan:
         Every tier; empty if nothing fits.
     service : Service or None
         What it will serve; None if nothing fits.
+    alternatives : tuple of Alternative
+        Other splits: those for the bottleneck, the path and P0.
     changes : tuple of Change
         What would help, or what would make it fit, each solved; the best first.
     stopped : str
@@ -118,6 +138,7 @@ class Plan:
     nodes: tuple[NodePlan, ...]
     stages: tuple[StagePlan, ...]
     service: Service | None
+    alternatives: tuple[Alternative, ...]
     changes: tuple[Change, ...]
     stopped: str
     deployment: Deployment
@@ -202,6 +223,9 @@ class Plan:
                 for stage in self.stages
             ],
             "service": None if self.service is None else _fields(self.service),
+            "alternatives": [
+                {**_fields(other), "cuts": list(other.cuts)} for other in self.alternatives
+            ],
             "changes": [_fields(change) for change in self.changes],
             "stopped": self.stopped,
         }
@@ -299,14 +323,18 @@ def plan(
         stopped = f"{method} was stopped: this is hypsplit_dp's split"
         quick = replace(ask, method="hypsplit_dp", options={})
         deployment, result = answer(case.model, case.site, quick)
-    service = None
+    service, prices = None, case.site.price_per_hour
+    alternatives: list[Alternative] = []
     changes: list[Change] = []
     try:
         if result.partition is not None:
             tell("simulating requests")
-            prices = case.site.price_per_hour
             service = predict(deployment, result.partition, rate_per_s, prices, seed=seed)
         if not stopped:
+            if result.partition is not None:
+                for alternative in _alternatives(case, result, prices):
+                    tell(f"simulated: the split for {alternative.objective}")
+                    alternatives.append(alternative)
             for other, change in what_would_help(model, weights, case, result):
                 tell(f"tried: {other.what}")
                 changes += [change] if change else []
@@ -327,6 +355,7 @@ def plan(
         nodes=tuple(_nodes(deployment, result)) if result.partition else (),
         stages=tuple(_stages(result)) if result.partition else (),
         service=service,
+        alternatives=tuple(alternatives),
         changes=tuple(sorted(changes, key=lambda change: change.objective_s)),
         stopped=stopped,
         deployment=deployment,
@@ -405,6 +434,27 @@ def compare(
         yield result
         if result.statistics.get("stopped"):
             return
+
+
+def _alternatives(
+    case: Case, result: Result, prices: Mapping[str, float]
+) -> Iterator[Alternative]:
+    ask, seen = case.ask, [result.partition]
+    for objective in ("bottleneck", "path", "p0"):
+        if objective == "p0" and 0 in case.site.least_blocks:
+            continue
+        asked = replace(ask, objective=objective, method=None, options={})
+        deployment, other = answer(case.model, case.site, asked)
+        if objective == ask.objective or other.partition in seen or other.partition is None:
+            continue
+        seen.append(other.partition)
+        service = predict(deployment, other.partition, ask.rate_per_s, prices, seed=ask.seed)
+        yield Alternative(
+            objective=objective,
+            cuts=other.partition.cuts,
+            latency_mean_s=service.latency_mean_s,
+            most_requests_per_s=service.most_requests_per_s,
+        )
 
 
 def _nodes(deployment: Deployment, result: Result) -> Iterator[NodePlan]:

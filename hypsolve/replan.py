@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,16 +23,24 @@ from hypsolve.solvers.tables import cost_table
 from hypsolve.units import finite_or_none
 
 OBJECTIVES = ("bottleneck", "path")
+ASKED = ("prompt_tokens", "output_tokens", "concurrency")  # of a plan, asked again
+MOST_BLOCKS = 10**6  # of a model in a file
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Before:
-    """Where blocks are: tier of each by its name, and the blocks of each node."""
+    """Where blocks are: tier of each by its name, and the blocks of each node.
+
+    ``model`` is the name of the model, ``asked`` what the plan was made for, as options of
+    `hypsolve.plan`; empty: not known.
+    """
 
     tier_of_block: tuple[str, ...]
     blocks_of_node: Mapping[str, range]
+    model: str = ""
+    asked: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +60,13 @@ class Replan:
         Weights that each node must load, by name; those that load nothing are not in it.
     frontier : tuple of (int, float)
         Every number of moves that lets the objective fall, with the least that it can be.
+    least_moves : int or None
+        The fewest with which anything fits; None: nothing does, whatever moves.
+    reason : str
+        Why there is no partition; empty if there is one.
+    deployment : Deployment
+        What was split.
+    concurrency : int
     """
 
     instance: Instance
@@ -61,11 +76,33 @@ class Replan:
     max_moves: int
     moved_bytes: Mapping[str, int]
     frontier: tuple[tuple[int, float], ...]
+    least_moves: int | None
+    reason: str
+    deployment: Deployment
+    concurrency: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the instance, as plain numbers and lists (JSON takes it)."""
+        """Everything but the instance, as plain numbers and lists (JSON takes it).
+
+        With stages and nodes as a plan has them: `replan` can go on from it.
+        """
+        stages, nodes = [], []
+        if self.partition is not None:
+            for k, tier in enumerate(self.deployment.network.tiers):
+                blocks = self.partition.stage(k)
+                at = [blocks.start, blocks.stop]
+                stages.append({"tier": tier.name, "blocks": at})
+                if blocks:
+                    holds = evaluation.can_hold(self.instance, k, *at)
+                    held = zip(tier.nodes, holds, strict=True)
+                    nodes += [{"node": node.name, "blocks": at} for node, has in held if has]
+        requests = self.deployment.requests
         return {
             "instance": self.instance.name,
+            "model": self.deployment.model.name,
+            "prompt_tokens": int(requests.prompt_tokens[0]),
+            "output_tokens": int(requests.output_tokens[0]),
+            "concurrency": self.concurrency,
             "objective": str(self.instance.objective),
             "cuts": None if self.partition is None else list(self.partition.cuts),
             "objective_s": finite_or_none(self.objective_s),
@@ -73,6 +110,10 @@ class Replan:
             "max_moves": self.max_moves,
             "moved_bytes": dict(self.moved_bytes),
             "frontier": [list(point) for point in self.frontier],
+            "least_moves": self.least_moves,
+            "reason": self.reason,
+            "stages": stages,
+            "nodes": nodes,
         }
 
 
@@ -96,11 +137,12 @@ def replan(
     model, network
         As in `hypsolve.plan`.
     before : path, Plan or Before
-        The plan so far; a file is what ``hypsolve plan --json`` printed.
+        The plan so far; a file is what ``hypsolve plan --json`` printed, or ``replan --json``.
     max_moves : int
     objective : {"bottleneck", "path"}
     **options
-        As in `hypsolve.plan`, without rate and method.
+        As in `hypsolve.plan`, without rate and method. Default: prompt, output and concurrency
+        as in the plan so far.
 
     Returns
     -------
@@ -109,28 +151,42 @@ def replan(
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, or the file and what is wrong in it; or if the plan is of a model
-        with another number of blocks.
+        Naming the argument, or the file and what is wrong in it; or if the plan is of another
+        model, or of other formats of its weights.
     OSError
         If a file is not there, or cannot be read.
     """
     max_moves = valid.whole("replan", "max_moves", max_moves)
     valid.known("objective", objective, OBJECTIVES)
     old = _before(before)
-    deployment, result = split(model, network, objective=objective, **options)
+    asked = {**old.asked, **options}
+    deployment, result = split(model, network, objective=objective, **asked)
     instance = result.instance
+    if old.model and old.model != deployment.model.name:
+        raise ValueError(
+            f"replan: the plan so far must be of {deployment.model.name!r}, got one of"
+            f" {old.model!r}"
+        )
     if len(old.tier_of_block) != instance.n_blocks:
         raise ValueError(
             f"replan: the plan must be of {instance.n_blocks} blocks as the model has, got"
             f" {len(old.tier_of_block)}"
         )
-    best, cuts = _search(instance, _moves(instance, old), min(max_moves, instance.n_blocks))
+    moves = _moves(instance, old)
+    best, cuts = _search(instance, moves, min(max_moves, instance.n_blocks))
     frontier = _falling(best)
     partition, objective_s, n_moved = None, math.inf, 0
     if frontier:
         n_moved = frontier[-1][0]
         partition = Partition(tuple(int(c) for c in cuts[n_moved]))
         objective_s = evaluation.evaluate(instance, partition)
+    least_moves, reason = frontier[0][0] if frontier else None, ""
+    if not frontier:
+        enough = np.flatnonzero(np.isfinite(_search(instance, moves, instance.n_blocks)[0]))
+        reason = result.message
+        if enough.size:
+            least_moves = int(enough[0])
+            reason = f"at least {least_moves} blocks must move, not {max_moves}"
     return Replan(
         instance=instance,
         partition=partition,
@@ -139,6 +195,10 @@ def replan(
         max_moves=max_moves,
         moved_bytes={} if partition is None else _loads(deployment, instance, partition, old),
         frontier=frontier,
+        least_moves=least_moves,
+        reason=reason,
+        deployment=deployment,
+        concurrency=asked.get("concurrency", 16),
     )
 
 
@@ -228,6 +288,8 @@ def _of(document: Mapping[str, Any], owner: str) -> Before:
             first, end = _range(stage)
             if first != len(tiers):
                 raise ValueError
+            if end > MOST_BLOCKS:
+                raise ValueError
             tiers += [str(stage["tier"])] * (end - first)
         blocks_of_node = {str(node["node"]): range(*_range(node)) for node in _list(nodes)}
     except (TypeError, KeyError, ValueError):
@@ -237,7 +299,13 @@ def _of(document: Mapping[str, Any], owner: str) -> Before:
         ) from None
     if not tiers:
         raise ValueError(f"{owner}: the plan before must have a partition, got one without")
-    return Before(tier_of_block=tuple(tiers), blocks_of_node=blocks_of_node)
+    model = document.get("model", "")
+    return Before(
+        tier_of_block=tuple(tiers),
+        blocks_of_node=blocks_of_node,
+        model=valid.text(owner, "model", model) if model else "",
+        asked={key: document[key] for key in ASKED if key in document},
+    )
 
 
 def _list(value: Any) -> Sequence[Any]:

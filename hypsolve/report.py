@@ -27,7 +27,8 @@ from hypsolve.plan_text import (
     service_lines,
     title,
 )
-from hypsolve.planner import Plan
+from hypsolve.planner import Alternative, Plan
+from hypsolve.solution import Partition
 from hypsolve.units import show_seconds
 
 CAPTIONS = {
@@ -131,11 +132,15 @@ def _page(found: Plan, command: str) -> Iterator[str]:
         yield _figure(found, "pareto")
     if found.service is not None:
         yield "<h2>What it will serve</h2>"
-        lines = "".join(f"<li>{escape(line)}</li>" for line in service_lines(found.service))
+        lines = "".join(f"<li>{escape(line)}</li>" for line in service_lines(found))
         yield f"<ul>{lines}</ul>"
         yield _figure(found, "latency")
+        if found.alternatives:
+            yield "<p>The best splits for other objectives, simulated in the same way:</p>"
+            yield _table(_rows_of_splits(found))
         yield _figure(found, "gantt")
-    yield f"<h2>{escape(_capital(changes_title(found)))}</h2>"
+    if found.changes or not found.stopped:
+        yield f"<h2>{escape(_capital(changes_title(found)))}</h2>"
     if found.changes:
         yield _table(
             [
@@ -201,6 +206,26 @@ def _numbers(found: Plan) -> str:
         if not value.startswith("nan")
     )
     return f'<dl class="numbers">{cells}</dl>'
+
+
+def _rows_of_splits(found: Plan) -> list[dict[str, str]]:
+    """What the plan's split and those for other objectives come to."""
+    assert found.result.partition is not None and found.service is not None
+    own = Alternative(
+        objective=f"{found.objective} (this plan)",
+        cuts=found.result.partition.cuts,
+        latency_mean_s=found.service.latency_mean_s,
+        most_requests_per_s=found.service.most_requests_per_s,
+    )
+    return [
+        {
+            "split for": each.objective.replace("_", " "),
+            "cuts": str(Partition(each.cuts)),
+            "keeps up with, about": f"{each.most_requests_per_s:.3g} requests/s",
+            "mean latency": show_seconds(each.latency_mean_s),
+        }
+        for each in (own, *found.alternatives)
+    ]
 
 
 def _figure(found: Plan, kind: str) -> str:

@@ -43,7 +43,8 @@ class Weights:
     embedding: Part = field(default_factory=Part)
     layers: list[Part] = field(default_factory=list)
     head: Part = field(default_factory=Part)
-    is_16_bit: bool = True
+    is_16_bit: bool = True  # most of it
+    is_all_16_bit: bool = True
 
 
 def read_weights(folder: Path) -> Weights | None:
@@ -78,6 +79,7 @@ def read_weights(folder: Path) -> Weights | None:
     weights.layers = [layers[number] for number in range(len(layers))]
     largest = max(bytes_of, key=lambda dtype: bytes_of[dtype])
     weights.is_16_bit = largest in ("F16", "BF16")
+    weights.is_all_16_bit = bytes_of.keys() <= {"F16", "BF16"}
     return weights
 
 

@@ -34,7 +34,8 @@ def test_plan_of_the_example(capsys, example):
     assert (code, err) == (0, "")
     for words in (
         "llama-3-8b on network: 512 + 256 tokens, room for 16 sequences",
-        "2 x RTX 4090", "embedding, layer", ", head", "proved optimal: no split has a bottlen",
+        "2 x RTX 4090", "embedding, layer", ", head",
+        "proved optimal: no split over all tiers has a bottlen",
         "binds: ", "slack of the others: ", "at 1 requests/s (simulated token by token)",
         "no schedule of this split serves more", "per million output tokens", "what would help",
         "weights in int4: ",
@@ -144,7 +145,10 @@ def test_an_interrupted_search_prints_the_best_so_far(example):
     os.close(stderr)
     os.close(terminal)
     assert process.returncode == 0
-    assert "not proved optimal: no split has a mean latency" in out and "(gap " in out
+    assert (
+        "not proved optimal: no split over all tiers has a mean latency" in out
+        and "(gap " in out
+    )
     assert "stopped: the search was stopped: this is the best so far" in out
     assert "what would help" not in out
 

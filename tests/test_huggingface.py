@@ -1,6 +1,7 @@
 """Models from Hugging Face files: configurations as published, and made-up tensors."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -340,6 +341,24 @@ def test_gpt2_has_other_names(tmp_path):
     assert [b.weight_bytes for b in model.blocks] == [1024 + 320, 768, 1024 + 32]
     assert model.blocks[0].gathered_bytes_per_token == 32
     assert model.extrapolated  # 32 bits
+
+
+def test_formats_asked_for_follow_from_stored_16_bits(tmp_path):
+    """A layer twice as wide as config.json says stays so."""
+    written(tmp_path, TINY)
+    wide = {
+        name: (dtype, [2 * shape[0], *shape[1:]] if ".layers.0." in name else shape)
+        for name, (dtype, shape) in tensors().items()
+    }
+    single(tmp_path, wide)
+    stored = read_model(tmp_path)
+    assert read_model(tmp_path, weights="fp16").blocks == stored.blocks
+    for weights, share in (("int8", 128 / 256), ("int4", 66 / 256)):
+        less = read_model(tmp_path, weights=weights)
+        assert less.extrapolated and less.name.endswith(weights)
+        for block, of_stored in zip(less.blocks, stored.blocks, strict=True):
+            assert block.weight_bytes == math.ceil(share * of_stored.weight_bytes)
+            assert block.kv_bytes_per_token == of_stored.kv_bytes_per_token
 
 
 def test_another_format_asked_for_leaves_the_tensors_alone(tmp_path):

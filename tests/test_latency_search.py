@@ -60,16 +60,75 @@ def test_the_search_is_enumeration_and_bounds_hold(seed):
     assert found.method == "simulated" and "no other can be better" in found.message
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 512))
-def test_one_request_alone_takes_its_bound(seed, prompt):
+@given(st.integers(0, 2**32 - 1))
+def test_one_request_alone_of_one_prompt_token_takes_its_bound(seed):
+    """There is nothing that chunks could overlap."""
     deployment, rules = drawn(seed)
     output = deployment.requests.output_tokens[:1]
-    request = hs.Requests(np.zeros(1), np.array([prompt]), output)
+    request = hs.Requests(np.zeros(1), np.array([1]), output)
     alone = replace(deployment, requests=request, max_resident_tokens=None)
     splits = Splits(alone, rules)
     for bound_s, cuts in itertools.islice(splits.in_order_of_bound(), 5):
         served = hs.simulate(alone, hs.Partition(cuts), quickest)
         assert served.latency_s[0] == pytest.approx(bound_s, rel=1e-8)
+
+
+def test_one_prompt_alone_overlaps_nothing_but_what_the_bound_leaves_out():
+    """Blocks of 1 s a pass: the rest of a prompt costs nothing, so the bound is exact."""
+    deployment = two_tiers(1)
+    request = hs.Requests(np.zeros(1), np.array([400]), np.array([3]))
+    splits = Splits(replace(deployment, requests=request, max_resident_tokens=None), {})
+    for bound_s, cuts in splits.in_order_of_bound():
+        assert splits.simulate(cuts) == pytest.approx(bound_s, rel=1e-8)
+
+
+def many_nodes(n_tiers, n_nodes, prompt, rate_per_s):
+    """A quick node in front of many: prompts are cut in chunks there, and then overlap."""
+    quick = toys.gpu("quick", seconds_per_flop=1e-17, bytes_per_s=1e15)
+    wire = hs.Link(bytes_per_s=1.25e10, latency_s=1e-5)
+    tiers = tuple(
+        hs.Tier(
+            name=f"t{k}",
+            nodes=tuple(
+                hs.Node(name=f"t{k}-{j}", gpu=hs.gpu("l4") if k else quick)
+                for j in range(n_nodes if k else 1)
+            ),
+            link=wire if k < n_tiers - 1 else None,
+        )
+        for k in range(n_tiers)
+    )
+    n = 100
+    return hs.Deployment(
+        model=hs.model("phi-3-mini"),
+        network=hs.Network(name="wide", tiers=tiers),
+        requests=hs.Requests(
+            np.arange(n) / rate_per_s, np.full(n, prompt), np.ones(n, np.int64)
+        ),
+    )
+
+
+@pytest.mark.parametrize("prompt", [200, 350, 600, 700])
+@pytest.mark.parametrize(("n_tiers", "rate_per_s"), [(6, 1e9), (12, 1e9), (12, 500.0)])
+def test_chunks_that_overlap_are_not_below_the_bound(prompt, n_tiers, rate_per_s):
+    deployment = many_nodes(n_tiers, 100, prompt, rate_per_s)
+    splits = Splits(deployment, {"most_blocks": [1, *[34] * (n_tiers - 1)]})
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(6):
+        inner = sorted(rng.choice(np.arange(2, 34), n_tiers - 2, replace=False).tolist())
+        cuts = (0, 1, *inner, 34)
+        value_s = splits.simulate(cuts)
+        assert splits.bound_s(cuts) <= value_s
+        shares.append(value_s / hs.evaluate(splits.alone, hs.Partition(cuts)))
+    if (prompt, n_tiers, rate_per_s) == (600, 12, 1e9):
+        assert min(shares) < 1  # faster than alone and whole, which is therefore no bound
+
+
+def test_a_value_below_its_bound_is_a_bug(monkeypatch):
+    splits = Splits(two_tiers(3), {})
+    monkeypatch.setattr(latency_search.Splits, "bound_s", lambda self, cuts: 1e9)
+    with pytest.raises(RuntimeError, match="is below its bound"):
+        splits.simulate((0, 3, 6))
 
 
 def quickest(tier_state, request):

@@ -44,7 +44,9 @@ def test_a_plan_is_what_solve_proves(found):
         found.result.objective_s, rel=1e-6
     )
     assert hs.verify_certificate(instance, found.result.certificate) == []
-    assert proof_in_words(found).startswith("proved optimal: no split has a bottleneck be")
+    assert proof_in_words(found).startswith(
+        "proved optimal: no split over all tiers has a bottleneck be"
+    )
 
 
 def test_nodes_hold_what_their_blocks_need(found):
@@ -152,7 +154,7 @@ def test_mean_latency_is_searched_by_simulation():
     assert found.result.method == "simulated" and str(found.result.status) == "optimal"
     assert found.result.objective_s == found.service.latency_mean_s
     assert found.simulate().latency_s.mean() == found.service.latency_mean_s
-    assert "each searched" in str(found) and "simulated at 3 a second below" in str(found)
+    assert "each searched" in str(found) and "requests simulated at 3 a second" in str(found)
     assert sum(stage.share for stage in found.stages) == pytest.approx(1.0)
     for change in found.changes:
         assert change.objective_s < found.result.objective_s
@@ -161,6 +163,73 @@ def test_mean_latency_is_searched_by_simulation():
         again = predict(deployment, other.partition, 3.0, seed=5)
         assert other.objective_s == again.latency_mean_s and other.method == name
         assert other.objective_s >= found.result.objective_s >= other.bound_s
+
+
+def test_splits_for_other_objectives_are_simulated_too(found):
+    assert [other.objective for other in found.alternatives] == ["path", "p0"]
+    for other in found.alternatives:
+        best = hs.solve(found.result.instance.replace(objective=other.objective), "hypsplit_dp")
+        assert other.cuts == best.partition.cuts
+        again = predict(found.deployment, best.partition, 2.0)
+        assert other.latency_mean_s == again.latency_mean_s
+        assert other.most_requests_per_s == again.most_requests_per_s
+
+
+@pytest.mark.parametrize(
+    ("rate", "latency", "words"),
+    [(1.5, 1.0, "more"), (1.0, 0.5, "sooner"), (1.5, 0.5, "more and sooner"), (1.01, 0.99, "")],
+)
+def test_a_split_that_serves_better_is_told(rate, latency, words, found):
+    service, other = found.service, found.alternatives[0]
+    other = replace(
+        other,
+        latency_mean_s=latency * service.latency_mean_s,
+        most_requests_per_s=rate * service.most_requests_per_s,
+    )
+    told = [
+        line
+        for line in str(replace(found, alternatives=(other,))).splitlines()
+        if line.startswith("simulated, the split for ")
+    ]
+    if not words:
+        assert told == []
+        return
+    (line,) = told
+    start = f"simulated, the split for path ({hs.Partition(other.cuts)}) serves {words}: about "
+    assert line.startswith(start) and line.endswith("see --objective")
+
+
+def test_one_split_for_all_objectives_has_no_alternatives():
+    box = hs.Network(name="one", tiers=(tier("box", "a100-80gb"),))
+    found = hs.plan("phi-3-mini", box, concurrency=1)
+    assert found.alternatives == () and "no split has a bottleneck below" in str(found)
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.6, 0.9, 1.5])
+def test_the_rate_asked_for_and_the_largest_agree(factor, found):
+    most = found.service.most_requests_per_s
+    partition = found.result.partition
+    service = predict(found.deployment, partition, factor * most)
+    assert service.keeps_up is (factor < 1)
+    assert (service.most_requests_per_s >= factor * most) is service.keeps_up
+    assert service.most_requests_per_s == pytest.approx(most, rel=0.1)
+
+
+def test_queues_stay_or_grow_at_the_largest_rate(found):
+    """Over many more requests than are simulated to find it."""
+    rates = (0.95, 1.15)
+    means = []
+    for factor in rates:
+        n = 6000
+        arrival_s = np.arange(n) / (factor * found.service.most_requests_per_s)
+        requests = hs.Requests(arrival_s, np.full(n, 512), np.full(n, 256))
+        served = hs.simulate(
+            replace(found.deployment, requests=requests),
+            found.result.partition, link_contention=True,
+        )  # fmt: skip
+        eighths = [each.mean() for each in np.array_split(served.latency_s, 8)]
+        means.append(eighths[6] / eighths[2])
+    assert means[0] < 1.1 < 1.5 < means[1]
 
 
 def test_a_plan_says_what_it_is_doing():
@@ -451,7 +520,7 @@ def test_a_tier_that_may_stay_empty_is_left_out_where_that_is_better():
     tiers = (tier("home", "jetson-orin-nano", 1, slow), tier("dc", "h200"))
     full = hs.plan("phi-3-mini", hs.Network(name="net", tiers=tiers), concurrency=1)
     by_name = {change.what: change for change in full.changes}
-    without = by_name["no block on 'home', if that is better"]
+    without = by_name["no block on 'home' (least_blocks = 0), if that is better"]
     site = hs.NetworkFile(network=full.network.network, least_blocks=(0, None))
     found = hs.plan("phi-3-mini", site, concurrency=1)
     assert found.result.partition.cuts == (0, 0, 34)

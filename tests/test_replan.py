@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,14 +121,22 @@ def test_the_command(capsys, tmp_path):
     command = ("replan", *arguments, new, "--from", plan, "--max-moves")
     code, out, err = run(capsys, *command, 4)
     assert (code, err) == (0, "")
-    assert re.search(r"moved\nproved: with at most 4 moved, no split has a bottleneck", out)
+    assert out.startswith("4 blocks moved\ntier ")
+    assert "proved: with at most 4 moved, no split has a bottleneck below" in out
+    assert "rented  layers 15-31, head           1 of 1      1.745 GB" in out
     document = json.loads(run(capsys, *command, 4, "--json")[1])
     assert document["n_moved"] <= 4 and document["frontier"][0][0] == 0
     gone = path.read_text()
     new.write_text(gone[: gone.index('[[tiers]]\nname = "box"')] + gone[gone.index(
         '[[tiers]]\nname = "rented"') :])  # fmt: skip
     code, out, _ = run(capsys, *command, 1)
-    assert (code, out) == (1, "infeasible: no split fits with at most 1 blocks moved\n")
+    need = re.fullmatch(
+        r"infeasible with at most 1 blocks moved: at least (\d+) blocks must move, not 1\n", out
+    )
+    assert code == 1 and run(capsys, *command, need[1])[0] == 0
+    assert run(capsys, *command, int(need[1]) - 1)[0] == 1
+    code, out, _ = run(capsys, *command, 40, "--concurrency", 100_000)
+    assert code == 1 and "moved: the tiers together reach block" in out
     assert run(capsys, *command, -1)[0] == 2
     assert run(capsys, *command, 1, "--objective", "p0")[0] == 2
 
@@ -145,13 +154,67 @@ def test_the_command(capsys, tmp_path):
         ('{"stages": [], "nodes": []}', "the plan before must have a partition"),
         ('{"stages": [{"tier": "a", "blocks": [0, 3]}], "nodes": []}', "34 blocks .* got 3"),
         ("{", "truncated JSON"),
+        (
+            '{"stages": [{"tier": "a", "blocks": [0, 10000000000000]}], "nodes": []}',
+            "must have the stages",
+        ),
+        (
+            '{"stages": [{"tier": "a", "blocks": [0, 34]}], "nodes": [], "model": 3}',
+            "model must be a string, got 3",
+        ),
     ],
 )
 def test_what_is_no_plan(content, message, tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         replan("llama-3-8b", OLD, path, max_moves=3)
+
+
+def test_what_was_asked_is_asked_again(tmp_path):
+    plan = hs.plan(
+        "llama-3-8b", OLD, prompt_tokens=4000, output_tokens=100, concurrency=3, weights="int8"
+    )
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan.to_dict()))
+    for before in (plan, path):
+        again = replan("llama-3-8b", NEW, before, max_moves=40, weights="int8")
+        best = hs.plan(
+            "llama-3-8b", NEW, prompt_tokens=4000, output_tokens=100, concurrency=3,
+            weights="int8",
+        )  # fmt: skip
+        assert again.objective_s == pytest.approx(best.result.objective_s, rel=1e-12)
+        other = replan("llama-3-8b", NEW, before, max_moves=40, weights="int8", prompt_tokens=9)
+        assert other.objective_s < again.objective_s
+    path.write_text(json.dumps({**plan.to_dict(), "prompt_tokens": "9"}))
+    with pytest.raises(TypeError, match="prompt_tokens must be a whole number, got '9'"):
+        replan("llama-3-8b", NEW, path, max_moves=4, weights="int8")
+
+
+def test_a_plan_of_another_model_or_format_is_refused():
+    before = hs.plan("llama-3-8b", OLD, concurrency=4)
+    for model, weights in (("mistral-7b", None), ("llama-3-8b", "int4")):
+        with pytest.raises(ValueError, match=r"must be of '[\w-]+', got one of 'llama-3-8b'"):
+            replan(model, NEW, before, max_moves=0, weights=weights)
+
+
+def test_one_replan_goes_on_from_another(tmp_path):
+    before = hs.plan("llama-3-8b", OLD, concurrency=4)
+    first = replan("llama-3-8b", NEW, before, max_moves=2)
+    path = tmp_path / "replan.json"
+    path.write_text(json.dumps(first.to_dict()))
+    stay = replan("llama-3-8b", NEW, path, max_moves=0)
+    assert stay.partition == first.partition and stay.moved_bytes == {}
+    direct = replan("llama-3-8b", NEW, before, max_moves=40)
+    assert replan("llama-3-8b", NEW, path, max_moves=40).objective_s == direct.objective_s
+
+
+def test_nodes_that_cannot_hold_the_stage_load_nothing():
+    small = hs.Node(name="a-small", gpu=hs.gpu("l4"), memory_bytes=2e6)
+    wide = replace(OLD.tiers[0], nodes=(*OLD.tiers[0].nodes, small))
+    before = hs.plan("llama-3-8b", OLD, concurrency=4)
+    network = hs.Network(name="more", tiers=(wide, *OLD.tiers[1:]))
+    assert replan("llama-3-8b", network, before, max_moves=0).moved_bytes == {}
 
 
 def test_bad_arguments():

@@ -318,7 +318,7 @@ def test_a_browser_shows_the_report(browser, report, found):
     opened(browser, report)
     assert browser.title == "llama-3-8b on network: hypsolve plan"
     body = browser.find_element("css selector", "body").text
-    assert "Proved optimal: no split has a bottleneck below" in body
+    assert "Proved optimal: no split over all tiers has a bottleneck below" in body
     assert "Its certificate was verified in exact fractions." in body
     assert f"{found.service.most_sequences} sequences" in body
     for kind in FIGURES:

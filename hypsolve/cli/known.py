@@ -21,7 +21,7 @@ EXAMPLE = """\
 [[tiers]]
 name = "desk"
 # pin = ["embedding"]        # these blocks must be here: embedding, head, numbers of layers
-# least_blocks = 1           # embedding and head counted
+# least_blocks = 0           # embedding and head counted; 0: it may stay empty; else 1
 # most_blocks = 12
 
 [[tiers.nodes]]
@@ -65,6 +65,7 @@ price_per_hour = 1.8         # in your currency
 # tflops = 60.0
 # gb_per_s = 500.0
 # memory_gib = 16.0
+# power_w = 200.0            # optional, for the energy
 """
 
 

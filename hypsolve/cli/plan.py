@@ -70,8 +70,13 @@ def plan(
         model_type = model_type_of(model) if runtime in NAMES_MODULES else "llama"
     with progress() as tell:
         found = planner.plan(model, network, method=method, tell=tell, **ask)
+    if runtime is not None and found.stopped:
+        print(f"stopped: {found.stopped}", file=sys.stderr)
     if runtime is not None and found.fits:
         why = not_expressible(found, runtime)
+        if why and found.stopped:
+            print(f"{runtime} cannot express it: {why}", file=sys.stderr)
+            return 130
         if why:
             best = found
             with progress() as tell:

@@ -14,6 +14,7 @@ from hypsolve.dispatch import POLICIES
 from hypsolve.optional import optional
 from hypsolve.perfetto import write_perfetto
 from hypsolve.plan_figures import draw_pareto
+from hypsolve.planner import blocks_in_words
 from hypsolve.replan import OBJECTIVES
 from hypsolve.replan import replan as plan_anew
 from hypsolve.request_files import read_requests
@@ -177,7 +178,7 @@ def simulate(
 
 
 @click.command()
-@asking(objectives=OBJECTIVES, rate=False)
+@asking(objectives=OBJECTIVES, rate=False, inherits=True)
 @click.option(
     "--from",
     "before",
@@ -195,21 +196,29 @@ def replan(
     hypsolve plan --model llama-3-8b --network network.toml --json > plan.json
     hypsolve replan --model llama-3-8b --network new.toml --from plan.json --max-moves 4
     """  # noqa: D301
+    ask = {name: value for name, value in ask.items() if value is not None}
     found = plan_anew(model, network, before, max_moves=max_moves, **ask)
     if as_json:
         print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     elif found.partition is None:
-        print(f"infeasible: no split fits with at most {max_moves} blocks moved")
+        print(f"infeasible with at most {max_moves} blocks moved: {found.reason}")
     else:
         what, least = found.instance.objective, show_seconds(found.objective_s)
-        print(f"{found.partition}: {found.n_moved} blocks moved")
+        print(f"{found.n_moved} blocks moved")
+        rows = []
+        for k, tier in enumerate(found.deployment.network.tiers):
+            blocks = blocks_in_words(found.partition.stage(k), found.instance.n_blocks)
+            loads = [found.moved_bytes.get(node.name, 0) for node in tier.nodes]
+            rows.append(
+                {
+                    "tier": tier.name,
+                    "blocks": blocks,
+                    "nodes that load": f"{sum(n > 0 for n in loads)} of {len(loads)}",
+                    "each at most": show_bytes(max(loads)),
+                }
+            )
+        show(rows, as_json=False)
         print(f"proved: with at most {max_moves} moved, no split has a {what} below {least}")
-        rows = [
-            {"node": node, "loads": show_bytes(n_bytes)}
-            for node, n_bytes in found.moved_bytes.items()
-        ]
-        if rows:
-            show(rows, as_json=False)
         show(
             [{"moves": str(m), "at best": show_seconds(s)} for m, s in found.frontier],
             as_json=False,

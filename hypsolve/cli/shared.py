@@ -42,20 +42,24 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSO
 
 
 def asking(
-    *, objectives: Sequence[str] = OBJECTIVES, rate: bool = True
+    *, objectives: Sequence[str] = OBJECTIVES, rate: bool = True, inherits: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Options that say what is wanted; the command gets them as `ask`, for `hypsolve.plan`."""
+    """Options that say what is wanted; the command gets them as `ask`, for `hypsolve.plan`.
+
+    If it inherits what an earlier plan was asked for, numbers that are not given are None.
+    """
+
+    def number(name: str, default: int, words: str) -> Callable[..., Any]:
+        if inherits:
+            return click.option(name, type=int, help=f"{words} Default: as in the plan so far.")
+        return click.option(name, default=default, show_default=True, help=words)
+
     options = [
         click.option("--model", required=True, help="A name, a config.json, or a folder."),
         click.option("--network", required=True, type=click.Path(), help="A TOML file."),
-        click.option("--prompt", default=512, show_default=True, help="Tokens of a prompt."),
-        click.option("--output", default=256, show_default=True, help="Tokens of an output."),
-        click.option(
-            "--concurrency",
-            default=16,
-            show_default=True,
-            help="Sequences that every node must have room for at once.",
-        ),
+        number("--prompt", 512, "Tokens of a prompt."),
+        number("--output", 256, "Tokens of an output."),
+        number("--concurrency", 16, "Sequences that every node must have room for at once."),
         click.option(
             "--dtype",
             type=click.Choice(tuple(catalog.GROUP_BYTES)),
