@@ -38,9 +38,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Something to plan for."""
+    """Something to plan for.
+
+    Of those with the same ``instead_of``, each is smaller or simpler than the next, which is
+    told only where it helps more.
+    """
 
     what: str
+    instead_of: str = ""
     model: Model
     site: NetworkFile
     ask: Ask
@@ -69,14 +74,18 @@ def what_would_help(
     if ask.is_simulated:
         ask = replace(ask, time_limit_s=min(ask.time_limit_s, SEARCH_S))
     case = replace(case, ask=ask)
-    before_s = before.objective_s
+    before_s, least_s = before.objective_s, dict[str, float]()
     for other in _cases(given, weights, case, fits=before.partition is not None):
         _, again = answer(other.model, other.site, other.ask)
         if again.statistics.get("stopped"):
             raise KeyboardInterrupt
-        helps = again.partition is not None and again.objective_s < before_s * (1 - LEAST_GAIN)
-        gain = 1 - again.objective_s / before_s if math.isfinite(before_s) else math.nan
-        change = Change(what=other.what, objective_s=again.objective_s, gain=gain)
+        value_s = again.objective_s
+        to_beat_s = min(before_s, least_s.get(other.instead_of, math.inf))
+        gain = 1 - value_s / before_s if math.isfinite(before_s) else math.nan
+        change = Change(what=other.what, objective_s=value_s, gain=gain)
+        helps = again.partition is not None and value_s < to_beat_s * (1 - LEAST_GAIN)
+        if helps and other.instead_of:
+            least_s[other.instead_of] = value_s
         yield other, change if helps else None
 
 
@@ -93,7 +102,7 @@ def _cases(
     tiers = case.site.network.tiers
     limits = case.site.least_blocks or (None,) * len(tiers)
     taken = sum(1 if limit is None else limit for limit in limits)
-    one_more = len(tiers) > 1 and taken < case.model.n_blocks  # a tier has at least one block
+    has_room = taken < case.model.n_blocks  # a tier has at least one block
     may_be_empty = len(tiers) > 1 and case.ask.objective != "p0"  # which has no empty stages
     for k, tier in enumerate(tiers):
         least = list(limits)
@@ -109,15 +118,26 @@ def _cases(
                 yield _with_memory(case, k, gib)
         else:
             yield from _least_memory(case, k)
-        for node in {node.gpu.name: node for node in tier.nodes}.values():
+        if len(tier.nodes) > 1 and case.site.may_be_stages(k):
+            site = case.site.in_a_row(k, tier.nodes)
+            yield replace(case, what=f"nodes of {tier.name!r} as stages in a row", site=site)
+        if case.site.most_blocks and case.site.most_blocks[k] is not None:
+            most = [*case.site.most_blocks[:k], None, *case.site.most_blocks[k + 1 :]]
+            yield replace(
+                case,
+                what=f"no most_blocks on {tier.name!r}",
+                site=replace(case.site, most_blocks=tuple(most)),
+            )
+        for what, node in _kinds(tier).items():
             more = replace(node, name=_new_name(case, "more"))
             yield replace(
                 case,
-                what=f"one more {node.gpu.name} in {tier.name!r}",
+                what=f"one more {what} in {tier.name!r}",
+                instead_of=f"{what} {k}",
                 site=_with_tier(case.site, k, replace(tier, nodes=(*tier.nodes, more))),
             )
-            if one_more:
-                yield _with_stage(case, k, more)
+            if has_room and (len(tiers) > 1 or case.site.inner_link(k) is not None):
+                yield replace(_with_stage(case, k, more, what), instead_of=f"{what} {k}")
         if tier.link is not None:
             link = replace(tier.link, bytes_per_s=2 * tier.link.bytes_per_s)
             yield replace(
@@ -125,6 +145,16 @@ def _cases(
                 what=f"twice the rate of the link from {tier.name!r}",
                 site=_with_tier(case.site, k, replace(tier, link=link)),
             )
+
+
+def _kinds(tier: Tier) -> dict[str, Node]:
+    """A node of each kind in the tier, by what it is called."""
+    kinds = {(node.gpu.name, node.usable_bytes): node for node in tier.nodes}
+    names = [name for name, _ in kinds]
+    return {
+        name if names.count(name) == 1 else f"{name} with {n_bytes / GIB:.3g} GiB free": node
+        for (name, n_bytes), node in kinds.items()
+    }
 
 
 def _smaller_requests(case: Case) -> Iterator[Case]:
@@ -171,6 +201,7 @@ def _with_memory(case: Case, k: int, gib: int) -> Case:
     return replace(
         case,
         what=f"{gib} GiB more on each node of {tier.name!r}",
+        instead_of=f"memory {k}",
         site=_with_tier(case.site, k, replace(tier, nodes=nodes)),
     )
 
@@ -180,15 +211,15 @@ def _grown(node: Node, more_bytes: float) -> Node:
     return replace(node, memory_bytes=has + more_bytes)
 
 
-def _with_stage(case: Case, k: int, node: Node) -> Case:
-    """With the node as a tier of its own behind tier k, linked as this is to its neighbour."""
+def _with_stage(case: Case, k: int, node: Node, what: str) -> Case:
+    """With the node as a tier of its own behind tier k; its link is as among nodes there."""
     site, tiers = case.site, list(case.site.network.tiers)
-    link = tiers[k].link or tiers[k - 1].link
+    link = site.inner_link(k) or tiers[k].link or tiers[k - 1].link
     behind = Tier(name=_new_name(case, "tier"), nodes=(node,), link=tiers[k].link)
     tiers[k : k + 1] = [replace(tiers[k], link=link), behind]
     return replace(
         case,
-        what=f"one more {node.gpu.name} as a tier of its own behind {tiers[k].name!r}",
+        what=f"one more {what} as a tier of its own behind {tiers[k].name!r}",
         site=replace(
             site,
             network=replace(site.network, tiers=tuple(tiers)),

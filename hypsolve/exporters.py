@@ -6,13 +6,13 @@ import itertools
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hypsolve import validation as valid
 from hypsolve.ask import Tell
-from hypsolve.deployment import Tier
+from hypsolve.deployment import GpuProfile, Node
 from hypsolve.latency_search import METHOD as SIMULATED
 from hypsolve.network_file import NetworkFile
 from hypsolve.optional import optional
@@ -182,11 +182,11 @@ def nearest_plan(
 ) -> Plan:
     """The best plan that a runtime can express, solved under its restrictions.
 
-    For one pipeline, a tier keeps the node that is quickest in this plan; or, where the network
-    says how its nodes are linked among each other (``inner``), and neither pins nor limits
-    blocks there, several of them as stages one after another, if that is better. Where stages
-    need a layer, the first has the first, the last the last; tiers that may be empty are, if
-    that is better.
+    For one pipeline, a tier keeps one node; or, where the network says how its nodes are linked
+    among each other (``inner``), and neither pins nor limits blocks there, several of them as
+    stages one after another, if that is better. Where stages need a layer, the first has the
+    first, the last the last; tiers that may be empty are, if that is better. All such networks
+    are solved, up to `MOST_PIPELINES`; of more, some.
 
     Parameters
     ----------
@@ -199,18 +199,19 @@ def nearest_plan(
     Returns
     -------
     Plan
-        `found` itself if the runtime can express it.
+        `found` itself if the runtime can express it. It may be of another network, and may fit
+        where `found` does not: nodes in a row hold more than each alone.
 
     Raises
     ------
     ValueError
-        If there is no plan, or the network pins one of those layers elsewhere.
+        If there is no plan to start from, or the network pins one of those layers elsewhere.
     """
     valid.of_type("nearest_plan", "found", found, Plan)
     valid.known("runtime", runtime, RUNTIMES)
-    if not found.fits:
+    if not found.fits and runtime not in ONE_PIPELINE:
         raise ValueError(f"nearest_plan: no plan to start from, {found.result.status}")
-    if not not_expressible(found, runtime):
+    if found.fits and not not_expressible(found, runtime):
         return found
     method = None if found.result.method == SIMULATED else found.result.method
     ask: dict[str, Any] = {
@@ -223,7 +224,7 @@ def nearest_plan(
         "seed": found.seed,
         "tell": tell,
     }
-    pipelines = _pipelines(found, runtime)
+    pipelines = _pipelines(found.network, runtime)
     sites = [
         restricted
         for site in pipelines
@@ -242,55 +243,57 @@ def nearest_plan(
     return plan(found.model, best, time_limit_s=time_limit_s, **ask)
 
 
-def _pipelines(found: Plan, runtime: str) -> list[NetworkFile]:
-    """Networks of one node a tier, if the runtime runs one pipeline."""
-    site = found.network
+def _pipelines(site: NetworkFile, runtime: str) -> list[NetworkFile]:
+    """Networks of one node a tier, if the runtime runs one pipeline.
+
+    Of more than `MOST_PIPELINES` some: a tier is its quickest node, its largest, or all.
+    """
     if runtime not in ONE_PIPELINE:
         return [site]
-    options = [_stages_of(found, k) for k in range(len(site.network.tiers))]
-    if math.prod(len(each) for each in options) > MOST_PIPELINES:
-        options = [each[-1:] for each in options]  # all nodes that can be stages
-    return [_in_a_row(site, chosen) for chosen in itertools.product(*options)]
+    options = [list(_rows(site, k)) for k in range(len(site.network.tiers))]
+    if math.prod(map(len, options)) > MOST_PIPELINES:
+        options = [_some(site, k) for k in range(len(options))]
+    if math.prod(map(len, options)) > MOST_PIPELINES:
+        options = [rows[-1:] for rows in options]
+    found = []
+    for chosen in itertools.product(*options):
+        each = site
+        for k in reversed(range(len(chosen))):  # from the end: the numbers of others stay
+            each = each.in_a_row(k, chosen[k])
+        found.append(each)
+    return found
 
 
-def _stages_of(found: Plan, k: int) -> list[tuple[Tier, ...]]:
-    """What a tier can be in one pipeline: its quickest node, its two quickest nodes, ..."""
-    site, tier = found.network, found.network.network.tiers[k]
-    used = [n for n in found.nodes if n.tier == tier.name and n.is_used]
-    names = [n.node for n in sorted(used, key=lambda n: n.time_s)] or [tier.nodes[0].name]
-    options: list[tuple[Tier, ...]] = []
-    for n_kept in range(1, len(names) + 1):
-        kept = [node for node in tier.nodes if node.name in names[:n_kept]]
-        if n_kept == 1:
-            options.append((replace(tier, nodes=tuple(kept)),))
-            if not site.may_be_stages(k):
-                break
-        else:
-            links = [*[site.inner_link(k)] * (n_kept - 1), tier.link]
-            options.append(
-                tuple(
-                    Tier(name=f"{tier.name}/{node.name}", nodes=(node,), link=link)
-                    for node, link in zip(kept, links, strict=True)
-                )
-            )
-    return options
+def _rows(site: NetworkFile, k: int) -> Iterator[tuple[Node, ...]]:
+    """What a tier can be in one pipeline: a node, or several in any order; alike ones once."""
+    alike: dict[tuple[GpuProfile, float], list[Node]] = {}
+    for node in site.network.tiers[k].nodes:
+        alike.setdefault((node.gpu, node.usable_bytes), []).append(node)
+    kinds = list(alike.values())
+
+    def rows(counts: tuple[int, ...], length: int) -> Iterator[tuple[int, ...]]:
+        if length == 0:
+            yield ()
+            return
+        for at, count in enumerate(counts):
+            if count:
+                left = (*counts[:at], count - 1, *counts[at + 1 :])
+                yield from ((at, *rest) for rest in rows(left, length - 1))
+
+    counts = tuple(map(len, kinds))
+    longest = sum(counts) if site.may_be_stages(k) else 1
+    every = (row for length in range(1, longest + 1) for row in rows(counts, length))
+    for row in itertools.islice(every, MOST_PIPELINES + 1):
+        taken = [iter(nodes) for nodes in kinds]
+        yield tuple(next(taken[at]) for at in row)
 
 
-def _in_a_row(site: NetworkFile, chosen: tuple[tuple[Tier, ...], ...]) -> NetworkFile:
-    """The network of the tiers chosen for each tier; limits stay where a tier stays one."""
-
-    def spread(limits: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        pairs = zip(limits, chosen, strict=True) if limits else ()
-        return tuple(limit for limit, tiers in pairs for _ in tiers)
-
-    tiers = tuple(itertools.chain.from_iterable(chosen))
-    return replace(
-        site,
-        network=replace(site.network, tiers=tiers),
-        least_blocks=spread(site.least_blocks),
-        most_blocks=spread(site.most_blocks),
-        inner_links=(),
-    )
+def _some(site: NetworkFile, k: int) -> list[tuple[Node, ...]]:
+    nodes = site.network.tiers[k].nodes
+    quickest = max(nodes, key=lambda node: node.gpu.bytes_per_s)
+    largest = max(nodes, key=lambda node: node.usable_bytes)
+    rows: list[tuple[Node, ...]] = list(dict.fromkeys([(largest,), (quickest,)]))
+    return [*rows, nodes] if site.may_be_stages(k) and len(nodes) > 1 else rows
 
 
 def _by_layer(

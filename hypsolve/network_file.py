@@ -171,6 +171,7 @@ class NetworkTable(TypedDict):
 
 
 Table = TypeVar("Table")
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +215,32 @@ class NetworkFile:
             self.inner_link(k) is not None
             and self.network.tiers[k].name not in self.pins.values()
             and all(limit is None for limit in limits)
+        )
+
+    def in_a_row(self, k: int, nodes: Sequence[Node]) -> "NetworkFile":
+        """The same with some nodes of tier k as tiers of their own, one after another.
+
+        One node alone keeps the tier's name and limits; several need `may_be_stages`.
+        """
+        tier, inner = self.network.tiers[k], self.inner_link(k)
+        made = [replace(tier, nodes=tuple(nodes))]
+        if len(nodes) > 1:
+            links = [*[inner] * (len(nodes) - 1), tier.link]
+            made = [
+                Tier(name=f"{tier.name}/{node.name}", nodes=(node,), link=link)
+                for node, link in zip(nodes, links, strict=True)
+            ]
+
+        def spread(of_tiers: tuple[Kind, ...]) -> tuple[Kind, ...]:
+            return (*of_tiers[:k], *of_tiers[k : k + 1] * len(made), *of_tiers[k + 1 :])
+
+        tiers = (*self.network.tiers[:k], *made, *self.network.tiers[k + 1 :])
+        return replace(
+            self,
+            network=replace(self.network, tiers=tiers),
+            least_blocks=spread(self.least_blocks),
+            most_blocks=spread(self.most_blocks),
+            inner_links=spread(self.inner_links),
         )
 
     def rules(self, model: Model) -> dict[str, Any]:

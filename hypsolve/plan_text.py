@@ -10,7 +10,6 @@ from typing import Any
 
 from hypsolve.changes import SEARCH_S
 from hypsolve.planner import NodePlan, Plan
-from hypsolve.result import Result
 from hypsolve.solution import Partition
 from hypsolve.units import show_seconds
 
@@ -31,7 +30,7 @@ def _lines(found: Plan) -> Iterator[str]:
     yield title(found)
     yield ""
     if not found.fits:
-        yield from infeasible_lines(found.result)
+        yield from infeasible_lines(found)
     else:
         yield table(rows_of_nodes(found))
         yield proof_in_words(found)
@@ -61,11 +60,23 @@ def title(found: Plan) -> str:
     )
 
 
-def infeasible_lines(result: Result) -> list[str]:
+def infeasible_lines(found: Plan) -> list[str]:
     """Why nothing fits: the verdict, then tier by tier what it needs and has."""
+    result, site = found.result, found.network
+    wide = [
+        tier.name
+        for k, tier in enumerate(site.network.tiers)
+        if len(tier.nodes) > 1 and site.inner_link(k) is None
+    ]
+    hint = []
+    if wide:
+        hint = [
+            f"  each node of a tier holds all of its blocks; with a link `inner` in the network"
+            f" file ({', '.join(wide)}), they can be stages in a row"
+        ]
     verdict, _, tiers = result.message.partition(". ")
     lines = re.split(r"; (?=tier )", tiers) if tiers else []
-    return [f"{result.status}: {verdict}", *(f"  {line}" for line in lines)]
+    return [f"{result.status}: {verdict}", *(f"  {line}" for line in lines), *hint]
 
 
 def rows_of_nodes(found: Plan) -> list[dict[str, str]]:

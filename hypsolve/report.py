@@ -164,7 +164,7 @@ def _page(found: Plan, command: str) -> Iterator[str]:
 
 def _verdict(found: Plan) -> Iterator[str]:
     if not found.fits:
-        verdict, *tiers = infeasible_lines(found.result)
+        verdict, *tiers = infeasible_lines(found)
         lines = "".join(f"<li>{escape(line.strip())}</li>" for line in tiers)
         yield f'<div class="verdict none"><strong>{escape(_sentence(verdict))}</strong>'
         yield f"<ul>{lines}</ul></div>" if lines else "</div>"

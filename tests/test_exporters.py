@@ -1,6 +1,7 @@
 """Exports, read back as the runtimes read them: the rules of each, written anew."""
 
 import ast
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -12,6 +13,7 @@ import yaml
 from test_cli import run
 
 import hypsolve as hs
+from hypsolve import exporters, planner
 from hypsolve.exporters import (
     BY_LAYER,
     MODULES,
@@ -27,8 +29,10 @@ from hypsolve.exporters import (
 WIRE = hs.Link(bytes_per_s=1e9, latency_s=1e-4)
 
 
-def tier(name, gpu, n_nodes=1, link=None):
-    nodes = tuple(hs.Node(name=f"{name}-{n}", gpu=hs.gpu(gpu)) for n in range(n_nodes))
+def tier(name, gpu, n_nodes=1, link=None, **fields):
+    nodes = tuple(
+        hs.Node(name=f"{name}-{n}", gpu=hs.gpu(gpu), **fields) for n in range(n_nodes)
+    )
     return hs.Tier(name=name, nodes=nodes, link=link)
 
 
@@ -213,33 +217,88 @@ nodes = [{gpu = "a100-80gb"}]
 """
 
 
-def test_linked_nodes_of_a_tier_become_stages(tmp_path, capsys):
-    """The best of one node or both in a row, found here by planning a network for each."""
+@pytest.mark.parametrize("memory_gib", [2, 12])
+@pytest.mark.parametrize("objective", ["bottleneck", "path"])
+def test_linked_nodes_of_a_tier_become_stages(memory_gib, objective, tmp_path):
+    """The best of all nodes and rows of nodes, found here by planning a network for each."""
     path = tmp_path / "net.toml"
-    path.write_text(PAIR)
-    found = hs.plan("llama-3-8b", path, concurrency=4)
-    assert [node.is_used for node in found.nodes] == [True, True, False, True]
+    path.write_text(PAIR.replace("memory_gib = 2", f"memory_gib = {memory_gib}"))
+    asked = {"concurrency": 4, "objective": objective}
+    found = hs.plan("llama-3-8b", path, **asked)
     near = nearest_plan(found, "vllm")
-    names = [tier.name for tier in near.network.network.tiers]
-    assert names == ["pair/pair-rtx-4090-0", "pair/pair-rtx-3090-0", "one"]
     inner = hs.Link(bytes_per_s=25e9 / 8, latency_s=0.05e-3)
     outer = hs.Link(bytes_per_s=1e9 / 8, latency_s=0.5e-3)
-    last = tier("one", "a100-80gb")
-    both = (tier("a", "rtx-4090", 1, inner), tier("b", "rtx-3090", 1, outer), last)
-    alone = (tier("a", "rtx-4090", 1, outer), last)
-    values = [
-        hs.plan(
-            "llama-3-8b", hs.Network(name="n", tiers=tiers), concurrency=4
-        ).result.objective_s
-        for tiers in (both, alone)
-    ]
-    assert near.result.objective_s == pytest.approx(min(values), rel=1e-12) and len(values) == 2
-    assert values[0] < values[1]
-    assert len(re.search(r"PARTITION=([\d,]+)", export(near, "vllm"))[1].split(",")) == 3
-    command = ("plan", "--model", "llama-3-8b", "--network", path, "--export", "llama.cpp")
-    code, out, err = run(capsys, *command, "--concurrency", 4)
-    assert code == 0 and "--rpc pair-rtx-4090-0:50052,pair-rtx-3090-0:50052,one-a" in out
-    assert "left out" not in err
+    gpus = {"rtx-4090": {}, "rtx-3090": {}, "t4": {"memory_bytes": memory_gib * 2**30}}
+    values = {}
+    for n in (1, 2, 3):
+        for row in itertools.permutations(gpus, n):
+            tiers = [
+                tier(gpu, gpu, 1, inner if gpu != row[-1] else outer, **gpus[gpu])
+                for gpu in row
+            ]
+            network = hs.Network(name="n", tiers=(*tiers, tier("one", "a100-80gb")))
+            site = hs.NetworkFile(network=network, pins={0: row[0], 31: "one"})
+            values[row] = planner.split("llama-3-8b", site, **asked)[1].objective_s
+    assert len(values) == 15 and near.result.objective_s == pytest.approx(
+        min(values.values()), rel=1e-12
+    )
+    best = [node.removeprefix("pair-").removesuffix("-0") for node in used_by(near)[:-1]]
+    assert values[tuple(best)] == pytest.approx(min(values.values()), rel=1e-12)
+
+
+def used_by(found):
+    return [node.node for node in found.nodes if node.is_used]
+
+
+def test_what_fits_on_no_node_may_fit_on_a_row(tmp_path, capsys):
+    path = tmp_path / "box.toml"
+    path.write_text(
+        """
+[[tiers]]
+name = "box"
+nodes = [{gpu = "rtx-4090", count = 2}]
+inner = {gbps = 50, latency_ms = 0.05}
+"""
+    )
+    asked = ("plan", "--model", "llama-3-70b", "--dtype", "int4", "--concurrency", 4)
+    code, out, _ = run(capsys, *asked, "--network", path)
+    assert code == 1 and "nodes of 'box' as stages in a row: " in out
+    code, out, err = run(capsys, *asked, "--network", path, "--export", "vllm")
+    assert code == 0 and re.search(r"PARTITION=\d+,\d+\n", out)
+    assert "vllm cannot express the best plan: nothing fits as it is\n" in err
+    assert "planned for it instead, on box-rtx-4090-0, box-rtx-4090-1: proved optimal" in err
+    code, out, err = run(capsys, *asked, "--network", path, "--export", "petals")
+    assert (code, err) == (1, "") and out.startswith("llama-3-70b-int4 on box")
+    path.write_text(path.read_text().replace("inner", "# inner"))
+    code, out, err = run(capsys, *asked, "--network", path, "--export", "vllm")
+    assert code == 1 and "nor does anything fit that it can express" in err
+    assert "with a link `inner` in the network file (box), they can be stages in a row" in out
+
+
+def test_of_too_many_pipelines_some_are_tried(monkeypatch):
+    """A tier is then its quickest node, its largest, or all in a row."""
+    nodes = (
+        hs.Node(name="quick", gpu=hs.gpu("rtx-4090"), memory_bytes=9 * 2**30),
+        hs.Node(name="large", gpu=hs.gpu("apple-m1-max")),
+        hs.Node(name="neither", gpu=hs.gpu("t4")),
+    )
+    inner = hs.Link(bytes_per_s=3e9, latency_s=5e-5)
+    tiers = (hs.Tier(name="pair", nodes=nodes, link=WIRE), tier("one", "a100-80gb"))
+    site = hs.NetworkFile(
+        network=hs.Network(name="n", tiers=tiers), inner_links=(inner, None),
+        least_blocks=(None, 3),
+    )  # fmt: skip
+    rows = exporters._pipelines(site, "vllm")
+    assert len(rows) == 15
+    monkeypatch.setattr(exporters, "MOST_PIPELINES", 14)
+    some = exporters._pipelines(site, "vllm")
+    names = [[n.name for t in each.network.tiers[:-1] for n in t.nodes] for each in some]
+    assert names == [["large"], ["quick"], ["quick", "large", "neither"]]
+    assert some[-1].least_blocks == (None, None, None, 3) and len(some[-1].inner_links) == 4
+    monkeypatch.setattr(exporters, "MOST_PIPELINES", 2)
+    (all_of_them,) = exporters._pipelines(site, "vllm")
+    assert len(all_of_them.network.tiers) == 4
+    assert exporters._pipelines(site, "json") == [site]
 
 
 @pytest.mark.parametrize(
@@ -267,7 +326,8 @@ def test_what_can_be_expressed_is_its_own_nearest_plan():
     assert nearest_plan(found, "vllm") is found
     tiny = hs.plan("llama-3-70b", hs.Network(name="tiny", tiers=(tier("a", "t4"),)))
     with pytest.raises(ValueError, match="nearest_plan: no plan to start from, infeasible"):
-        nearest_plan(tiny, "vllm")
+        nearest_plan(tiny, "petals")
+    assert not nearest_plan(tiny, "vllm").fits
 
 
 def test_names_are_quoted_and_stay_on_a_line():
@@ -325,7 +385,8 @@ def test_the_command_solves_again_where_it_must(capsys, slow_first):
     assert code == 0 and "VLLM_PP_LAYER_PARTITION=1,31" in out
     why, best = err.splitlines()
     assert why.startswith("vllm cannot express the best plan: stage 0 has only")
-    value = float(re.match(r"the best that it can \((.+)% more\): proved optimal", best)[1])
+    pattern = r"planned for it instead, on slow-\S+, fast-\S+ \((.+)% more\): proved optimal"
+    value = float(re.match(pattern, best)[1])
     plain = hs.plan("phi-3-mini", slow_first, concurrency=1)
     ratio = nearest_plan(plain, "vllm").result.objective_s / plain.result.objective_s
     assert value == pytest.approx(100 * (ratio - 1), abs=0.06)

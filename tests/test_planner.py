@@ -11,6 +11,8 @@ from scenarios_token import random_scenario
 
 import hypsolve as hs
 from hypsolve import ask, changes, evaluation, planner
+from hypsolve.ask import Ask, answer
+from hypsolve.changes import Case, _cases
 from hypsolve.plan_text import proof_in_words
 from hypsolve.planner import blocks_in_words
 from hypsolve.service import predict
@@ -84,12 +86,85 @@ def test_every_change_is_what_solving_again_says(found):
     assert one_more.objective_s == pytest.approx(
         hs.plan("llama-3-8b", grown, concurrency=8).result.objective_s, rel=1e-12
     )
-    behind = tier("new", "rtx-3090", 1, WIRE)
-    longer = replace(SMALL, tiers=(SMALL.tiers[0], behind, SMALL.tiers[1]))
-    own_tier = by_name["one more RTX 3090 as a tier of its own behind 'desk'"]
-    assert own_tier.objective_s == pytest.approx(
+    behind = tier("new", "a100-40gb")
+    longer = replace(SMALL, tiers=(SMALL.tiers[0], replace(SMALL.tiers[1], link=WIRE), behind))
+    cases = {case.what: case for case in _cases("llama-3-8b", None, case_of(found), fits=True)}
+    own_tier = cases["one more A100-40GB as a tier of its own behind 'rack'"]
+    _, again = answer(own_tier.model, own_tier.site, own_tier.ask)
+    assert again.objective_s == pytest.approx(
         hs.plan("llama-3-8b", longer, concurrency=8).result.objective_s, rel=1e-12
     )
+
+
+def case_of(found, **options):
+    asked = Ask(
+        prompt_tokens=512, output_tokens=256, rate_per_s=2.0, concurrency=8,
+        objective=found.objective, method=None, time_limit_s=60.0, seed=0, options={},
+    )  # fmt: skip
+    return Case(what="", model=found.model, site=found.network, ask=replace(asked, **options))
+
+
+def test_a_change_is_told_where_it_helps_more_than_a_smaller_one():
+    """As 4 GiB more than 1 GiB, or a tier of its own than a node in the tier."""
+    tight = replace(
+        SMALL, tiers=(tier("desk", "rtx-3090", 2, WIRE, memory_bytes=3 * GIB), SMALL.tiers[1])
+    )
+    found = hs.plan("llama-3-8b", tight, concurrency=8)
+    by_name = {change.what: change.objective_s for change in found.changes}
+    groups = {}
+    for case in _cases("llama-3-8b", None, case_of(found), fits=True):
+        _, again = answer(case.model, case.site, case.ask)
+        if case.instead_of:
+            groups.setdefault(case.instead_of, []).append((case.what, again.objective_s))
+    dropped = 0
+    for members in groups.values():
+        least = found.result.objective_s
+        for what, value_s in members:
+            better = value_s < least * (1 - 1e-3)
+            assert (what in by_name) is better
+            dropped += not better and value_s < found.result.objective_s * (1 - 1e-3)
+            least = min(least, value_s) if better else least
+    assert dropped > 0 and any(len(members) == 3 for members in groups.values())
+
+
+def test_nodes_of_two_sizes_are_both_offered_whatever_their_order():
+    for memories in ((24, 6), (6, 24)):
+        nodes = tuple(
+            hs.Node(name=f"n{gib}", gpu=hs.gpu("rtx-3090"), memory_bytes=gib * GIB)
+            for gib in memories
+        )
+        network = replace(
+            SMALL, tiers=(hs.Tier(name="desk", nodes=nodes, link=WIRE), SMALL.tiers[1])
+        )
+        found = hs.plan("llama-3-8b", network, concurrency=8)
+        names = {case.what for case in _cases("llama-3-8b", None, case_of(found), fits=True)}
+        assert "one more RTX 3090 with 24 GiB free in 'desk'" in names
+        assert "one more RTX 3090 with 6 GiB free in 'desk'" in names
+
+
+def test_a_limit_that_is_in_the_way_is_told():
+    site = hs.NetworkFile(network=SMALL, most_blocks=(3, 4))
+    found = hs.plan("llama-3-8b", site, concurrency=1)
+    assert not found.fits
+    texts = {change.what: change.objective_s for change in found.changes}
+    free = hs.plan(
+        "llama-3-8b", replace(site, most_blocks=(3, None)), concurrency=1
+    ).result.objective_s
+    assert texts["no most_blocks on 'rack'"] == free
+
+
+def test_nodes_in_a_row_are_tried_where_they_are_linked():
+    site = hs.NetworkFile(network=SMALL, inner_links=(WIRE, None))
+    found = hs.plan("llama-3-8b", site, concurrency=8)
+    cases = {case.what: case for case in _cases("llama-3-8b", None, case_of(found), fits=True)}
+    row = cases["nodes of 'desk' as stages in a row"].site.network
+    assert [(t.name, t.link, len(t.nodes)) for t in row.tiers] == [
+        ("desk/desk-0", WIRE, 1), ("desk/desk-1", WIRE, 1), ("rack", None, 1),
+    ]  # fmt: skip
+    limited = replace(site, most_blocks=(20, None))
+    found = hs.plan("llama-3-8b", limited, concurrency=8)
+    names = {case.what for case in _cases("llama-3-8b", None, case_of(found), fits=True)}
+    assert not any("in a row" in name for name in names)
 
 
 TIGHT = hs.Network(

@@ -11,6 +11,7 @@ from hypsolve.cli.shared import asking, progress
 from hypsolve.exporters import (
     MODULES,
     NAMES_MODULES,
+    ONE_PIPELINE,
     RUNTIMES,
     cautions,
     export,
@@ -72,23 +73,13 @@ def plan(
         found = planner.plan(model, network, method=method, tell=tell, **ask)
     if runtime is not None and found.stopped:
         print(f"stopped: {found.stopped}", file=sys.stderr)
-    if runtime is not None and found.fits:
-        why = not_expressible(found, runtime)
+    if runtime is not None and (found.fits or runtime in ONE_PIPELINE):
+        why = not_expressible(found, runtime) if found.fits else "nothing fits as it is"
         if why and found.stopped:
             print(f"{runtime} cannot express it: {why}", file=sys.stderr)
             return 130
         if why:
-            best = found
-            with progress() as tell:
-                found = nearest_plan(
-                    found, runtime, time_limit_s=ask["time_limit_s"], tell=tell
-                )
-            print(f"{runtime} cannot express the best plan: {why}", file=sys.stderr)
-            if found.fits:
-                more = found.result.objective_s / best.result.objective_s - 1
-                words = f"the best that it can ({more:.1%} more): {proof_in_words(found)}"
-                print(words, file=sys.stderr)
-            _tell_unused(best, found)
+            found = _for_runtime(found, runtime, why, ask["time_limit_s"])
     if runtime is not None and found.fits:
         for line in cautions(found, runtime):
             print(f"note: {line}", file=sys.stderr)
@@ -101,6 +92,25 @@ def plan(
         write_report(found, report, command=click.get_current_context().obj)
         print(f"{report}: written", file=sys.stderr)
     return 0 if found.fits else 1
+
+
+def _for_runtime(best: Plan, runtime: str, why: str, time_limit_s: float) -> Plan:
+    """A plan that the runtime can express, and a word on it; else the plan as it is."""
+    with progress() as tell:
+        found = nearest_plan(best, runtime, time_limit_s=time_limit_s, tell=tell)
+    if not found.fits:
+        print(f"{runtime} cannot express the best plan: {why}", file=sys.stderr)
+        print("nor does anything fit that it can express", file=sys.stderr)
+        return found if best.fits else best
+    more = ""
+    if best.fits:
+        more = f" ({found.result.objective_s / best.result.objective_s - 1:.1%} more)"
+    print(f"{runtime} cannot express the best plan: {why}", file=sys.stderr)
+    used = [node.node for node in found.nodes if node.is_used]
+    row = f"on {', '.join(used)}{more}: {proof_in_words(found)}"
+    print(f"planned for it instead, {row}", file=sys.stderr)
+    _tell_unused(best, found)
+    return found
 
 
 def _tell_unused(best: Plan, found: Plan) -> None:
