@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from hypsolve.service import under_load
 from hypsolve.solve import solve
 
 OBJECTIVES = ("bottleneck", "path", "mean_latency", "p0")
+LEAST_RATE = 1e-6  # requests per second: one in 12 days
 MOST_TOKENS = 2**31  # of one sequence, and of all that a node is to hold
 Tell = Callable[[str], None]
 
@@ -49,7 +51,7 @@ class Ask:
                 raise ValueError(
                     f"plan: {field} must be at most {MOST_TOKENS}, got {value!r:.60}"
                 )
-        valid.real("plan", "rate_per_s", self.rate_per_s, strict=True)
+        valid.real("plan", "rate_per_s", self.rate_per_s, least=LEAST_RATE)
         valid.whole("plan", "concurrency", self.concurrency, least=1)
         valid.known("objective", self.objective, OBJECTIVES)
         if self.concurrency * self.tokens > MOST_TOKENS:
@@ -79,9 +81,22 @@ def model_of(model: str | os.PathLike[str] | Model, weights: str | None) -> Mode
         return model
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"plan: model must be a name, a path or a Model, got {model!r:.60}")
-    if isinstance(model, str) and (model in catalog.models() or not Path(model).exists()):
-        return catalog.model(model, weights or "fp16")
+    if isinstance(model, str):
+        model = _by_repository().get(model, model)
+        is_path = not model or os.sep in model or model.endswith(".json")
+        if model in catalog.models() or not (is_path or Path(model).exists()):
+            return catalog.model(model, weights or "fp16")
+    if not Path(model).exists():
+        raise FileNotFoundError(
+            errno.ENOENT, "no such file or folder, nor a model of that name", str(model)
+        )
     return read_model(model, weights=weights)
+
+
+def _by_repository() -> dict[str, str]:
+    """Names of the catalogue by those on Hugging Face, with which their sources begin."""
+    sources = {name: catalog.model(name).source for name in catalog.models()}
+    return {source.partition(":")[0]: name for name, source in sources.items()}
 
 
 def site_of(network: str | os.PathLike[str] | Network | NetworkFile) -> NetworkFile:

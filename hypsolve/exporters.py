@@ -178,7 +178,12 @@ def cautions(found: Plan, runtime: str) -> list[str]:
 
 
 def nearest_plan(
-    found: Plan, runtime: str, *, time_limit_s: float = 60.0, tell: Tell | None = None
+    found: Plan,
+    runtime: str,
+    *,
+    time_limit_s: float = 60.0,
+    with_changes: bool = True,
+    tell: Tell | None = None,
 ) -> Plan:
     """The best plan that a runtime can express, solved under its restrictions.
 
@@ -193,7 +198,7 @@ def nearest_plan(
     found : Plan
     runtime : str
         One of `RUNTIMES`.
-    time_limit_s, tell
+    time_limit_s, with_changes, tell
         As in `hypsolve.plan`.
 
     Returns
@@ -240,7 +245,8 @@ def nearest_plan(
                 raise KeyboardInterrupt
             values.append(result.objective_s)
         best = sites[values.index(min(values))]
-    return plan(found.model, best, time_limit_s=time_limit_s, **ask)
+    ask |= {"time_limit_s": time_limit_s, "with_changes": with_changes}
+    return plan(found.model, best, **ask)
 
 
 def _pipelines(site: NetworkFile, runtime: str) -> list[NetworkFile]:

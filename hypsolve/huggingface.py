@@ -12,6 +12,7 @@ from hypsolve.io import checked_path, parse_json, read_bytes
 from hypsolve.safetensors import Weights, read_weights
 
 MAX_BYTES = 2**26  # of a config.json
+MOST_LAYERS = 10_000
 SHAPE = "n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab"
 Config = Mapping[str, Any]
 _OTHER_NAMES = ("phi-2", "qwen-72b")  # of the catalogue, with modules of other names
@@ -45,9 +46,10 @@ def _all_slide(config: Config, layer: int) -> bool:
 
 
 def _qwen2_slides(config: Config, layer: int) -> bool:
-    if not config.get("use_sliding_window", False):
+    if not _flag(config, "use_sliding_window", False):
         return False
-    return layer >= int(config.get("max_window_layers", 28))
+    first = _whole(config, "max_window_layers", 0) if "max_window_layers" in config else 28
+    return layer >= first
 
 
 FAMILIES: dict[str, Family] = {
@@ -201,6 +203,10 @@ def _shape(config: Config, family: Family) -> dict[str, int]:
     if config.get("model_type") == "gpt2" and config.get("n_inner") is None:
         config = {**config, "n_inner": 4 * _whole(config, "n_embd")}
     shape = {field: _whole(config, key) for field, key in family.keys.items()}
+    if shape["n_layers"] > MOST_LAYERS:
+        raise ValueError(
+            f"{family.keys['n_layers']} must be at most {MOST_LAYERS}, got {shape['n_layers']}"
+        )
     heads, hidden = shape["n_heads"], shape["hidden"]
     shape["n_kv_heads"] = heads
     if config.get("num_key_value_heads") is not None:
@@ -339,10 +345,10 @@ def _quantised(model: Model, weights: str) -> Model:
     )
 
 
-def _whole(config: Config, key: str) -> int:
+def _whole(config: Config, key: str, least: int = 1) -> int:
     if key not in config:
         raise ValueError(f"key {key!r} is missing; {config['model_type']} needs it")
-    return valid.whole(str(config["model_type"]), key, config[key], least=1)
+    return valid.whole(str(config["model_type"]), key, config[key], least=least)
 
 
 def _flag(config: Config, key: str, default: bool) -> bool:

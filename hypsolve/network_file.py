@@ -1,5 +1,6 @@
 """Networks on disk: a TOML file that says what machines there are, and how they are linked."""
 
+import difflib
 import functools
 import itertools
 import os
@@ -24,7 +25,7 @@ from hypsolve import catalog
 from hypsolve import validation as valid
 from hypsolve.deployment import GpuProfile, Link, Model, Network, Node, Tier
 from hypsolve.io import checked_path, read_bytes
-from hypsolve.units import gbps_to_bytes_per_s, gib_to_bytes, ms_to_s
+from hypsolve.units import GIB, gbps_to_bytes_per_s, gib_to_bytes, ms_to_s
 
 MAX_BYTES = 2**26
 MAX_COUNT = 100_000  # of nodes of one kind
@@ -419,6 +420,12 @@ def _nodes(
             f"{owner}: count must be the number of names, {len(names)}, got {group['count']}"
         )
     memory_gib = group.get("memory_gib")
+    has_gib = profile.memory_bytes / GIB if memory_gib is None else memory_gib
+    if group.get("reserved_gib", 0.0) >= has_gib:
+        raise ValueError(
+            f"{owner}: reserved_gib must be below the memory, {has_gib:.4g} GiB,"
+            f" got {group['reserved_gib']}"
+        )
     return [
         Node(
             name=name,
@@ -472,10 +479,12 @@ def _table(owner: str, kind: type[Table], entry: Any) -> Table:
         raise TypeError(f"{owner}: must be a table, got {entry!r:.60}")
     record: Any = kind
     hints = _hints(record)
+    for key in sorted(entry.keys() - hints.keys()):
+        meant = difflib.get_close_matches(key, hints, 1)
+        hint = f"did you mean {meant[0]}? " if meant else ""
+        raise ValueError(f"{owner}: unknown key {key!r}; {hint}known: {sorted(hints)}")
     for key in sorted(record.__required_keys__ - entry.keys()):
         raise ValueError(f"{owner}: key {key!r} is missing")
-    for key in sorted(entry.keys() - hints.keys()):
-        raise ValueError(f"{owner}: unknown key {key!r}; known: {sorted(hints)}")
     return cast(
         Table, {key: _value(owner, key, value, hints[key]) for key, value in entry.items()}
     )

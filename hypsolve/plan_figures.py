@@ -37,6 +37,8 @@ def plot(found: Plan, kind: str, ax: Axes | None) -> Axes:
     else:
         valid.of_type("plot", "ax", ax, optional("matplotlib.axes").Axes)
     draw(found, ax)
+    for text in ax.figure.findobj(optional("matplotlib.text").Text):
+        text.set_parse_math(False)  # names are names, dollars too
     return ax
 
 

@@ -232,4 +232,4 @@ def _cell(value: Any) -> str:
 
 
 def _alike(node: NodePlan) -> tuple[Any, ...]:
-    return node.tier, node.gpu, node.free_bytes, node.is_used
+    return node.tier, node.gpu, node.free_bytes, node.is_used, node.time_s

@@ -244,6 +244,7 @@ def plan(
     method: str | None = None,
     time_limit_s: float = 60.0,
     seed: int = 0,
+    with_changes: bool = True,
     tell: Tell | None = None,
     **options: Any,
 ) -> Plan:
@@ -273,6 +274,8 @@ def plan(
         bottleneck is simulated.
     time_limit_s, seed, **options
         As in `hypsolve.solve`.
+    with_changes : bool
+        Whether to try changes, and to simulate the splits for other objectives.
     tell : callable, optional
         Gets a line on what is being done, from time to time.
 
@@ -330,7 +333,7 @@ def plan(
         if result.partition is not None:
             tell("simulating requests")
             service = predict(deployment, result.partition, rate_per_s, prices, seed=seed)
-        if not stopped:
+        if with_changes and not stopped:
             if result.partition is not None:
                 for alternative in _alternatives(case, result, prices):
                     tell(f"simulated: the split for {alternative.objective}")

@@ -202,6 +202,31 @@ def replan(
     )
 
 
+def partition_in(plan: str | os.PathLike[str], instance: Instance) -> Partition:
+    """The split of a plan in a file, for an instance whose tiers have the same names.
+
+    Raises
+    ------
+    ValueError
+        If the file holds no plan, or the instance does not allow the split.
+    """
+    old, tiers = _before(plan), instance.tier_names
+    of_block = [tiers.index(name) if name in tiers else -1 for name in old.tier_of_block]
+    if -1 in of_block or len(of_block) != instance.n_blocks:
+        raise ValueError(
+            f"{plan}: must split {instance.n_blocks} blocks over {', '.join(tiers)}, got"
+            f" {len(of_block)} over {', '.join(dict.fromkeys(old.tier_of_block))}"
+        )
+    if of_block != sorted(of_block):
+        raise ValueError(f"{plan}: tiers must be in the order {', '.join(tiers)}")
+    cuts = np.searchsorted(of_block, np.arange(len(tiers) + 1), side="left")
+    partition = Partition(tuple(cuts.tolist()))
+    broken = evaluation.check(instance, partition)
+    if broken:
+        raise ValueError(f"{plan}: the split does not fit: {broken[0]}")
+    return partition
+
+
 def _moves(instance: Instance, old: Before) -> IntArray:
     """How many of blocks i:j were not in tier k: shape (n_tiers, n_cuts, n_cuts), j >= i."""
     names = np.array(old.tier_of_block)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import platform
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -105,6 +107,10 @@ def report_path(path: str | os.PathLike[str]) -> Path:
     path = checked_path("write_report", path)
     if path.suffix != ".html":
         raise ValueError(f"{path}: the name of a report must end in .html")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, "cannot write a report here: no such folder", str(path)
+        )
     optional("matplotlib")
     return path
 
@@ -234,7 +240,8 @@ def _figure(found: Plan, kind: str) -> str:
     _, size_of, _ = FIGURES[kind]
     size = size_of(found)
     style = {"svg.fonttype": "none", "svg.hashsalt": kind, "font.family": "sans-serif"}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has other fonts
         figure = optional("matplotlib.figure").Figure(figsize=size, layout="constrained")
         found.plot(kind, figure.subplots())
         file = io.StringIO()

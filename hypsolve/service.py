@@ -151,7 +151,7 @@ def under_load(
 ) -> Deployment:
     """The deployment with so many requests like its first one as `predict` simulates."""
     n = min(max(LEAST_REQUESTS, _most_requests(deployment)), N_REQUESTS)
-    return _arriving(deployment, rate_per_s, n, rng)
+    return arriving(deployment, rate_per_s, n, rng)
 
 
 def serve(
@@ -167,7 +167,7 @@ def _most_requests(deployment: Deployment) -> int:
     return int(MOST_VISITS / (n_passes * len(deployment.network.tiers)))
 
 
-def _arriving(
+def arriving(
     deployment: Deployment, rate_per_s: float, n: int, rng: np.random.Generator
 ) -> Deployment:
     """The deployment with n requests like its first one, Poisson arrivals."""

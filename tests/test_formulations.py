@@ -803,14 +803,26 @@ def test_twin_formulations_name_the_same_rules():
     assert {"_add_cuts", "_add_precedence", "_add_no_overlap"} <= rules(joint_milp)
 
 
-@pytest.mark.parametrize("method", ["joint_cpsat", "joint_milp"])
-def test_ctrl_c_stops_a_solver_and_is_raised(method):
+SCHEDULE = """
+i = hs.Instance.from_tables(rng.uniform(1, 2, (30, 2, 20)), np.zeros(20),
+    [[(0, 0), (1, 0)]] * 3, arrival_s=np.arange(30.0), objective="mean_latency")
+"""
+CHAIN = """
+i = hs.Instance.from_tables(rng.uniform(1, 2, (1, 20, 120)), np.ones(120),
+    [[(2 * k, 60), (2 * k + 1, 60)] for k in range(10)],
+    transfer_s=rng.uniform(0, 1, (1, 9, 121)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "instance"),
+    [("joint_cpsat", SCHEDULE), ("joint_milp", SCHEDULE), ("partition_scip", CHAIN)],
+)
+def test_ctrl_c_stops_a_solver_and_is_raised(method, instance):
     """Not taken for a time limit, nor kept until it: the process ends as Ctrl-C asks."""
     script = (
         "import hypsolve as hs, numpy as np, sys\n"
-        "rng = np.random.default_rng(0)\n"
-        "i = hs.Instance.from_tables(rng.uniform(1, 2, (30, 2, 20)), np.zeros(20),"
-        " [[(0, 0), (1, 0)]] * 3, arrival_s=np.arange(30.0), objective='mean_latency')\n"
+        f"rng = np.random.default_rng(0)\n{instance}"
         "print('go', flush=True)\n"
         f"hs.solve(i, {method!r}, time_limit_s=60)\n"
         "print('went on', flush=True)\n"

@@ -414,7 +414,7 @@ def test_bad_model_or_network(arguments, error, message):
             {"concurrency": 2**30},
             r"plan: concurrency \* \(prompt_tokens \+ output_tokens\) must",
         ),
-        ({"rate_per_s": 0}, "plan: rate_per_s must be positive"),
+        ({"rate_per_s": 0}, "plan: rate_per_s must be finite and at least 1e-06, got 0"),
         ({"weights": "fp4"}, "unknown weights 'fp4'"),
         (
             {"objective": "makespan"},
@@ -584,10 +584,13 @@ def test_the_longest_context_is_that_of_the_roomiest_node():
             for n, memory in enumerate((30, 60))
         )),
     )  # fmt: skip
-    found = hs.plan("llama-3-8b", hs.Network(name="net", tiers=tiers))
+    model = replace(hs.model("llama-3-8b"), context_tokens=0)
+    found = hs.plan(model, hs.Network(name="net", tiers=tiers))
     kv_bytes = sum(block.kv_bytes_per_token for block in found.model.blocks)
     free = 60 * GIB - found.model.weight_bytes
     assert found.service.most_context_tokens == free // kv_bytes
+    named = hs.plan("llama-3-8b", hs.Network(name="net", tiers=tiers))
+    assert named.service.most_context_tokens == 8192  # what it was made for
 
 
 def test_a_tier_that_may_stay_empty_is_left_out_where_that_is_better():

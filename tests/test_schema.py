@@ -62,7 +62,7 @@ BEYOND = {  # what the reader refuses and a schema cannot know
     "names of all tiers": r"(node|tier) names must be distinct",
     "pins of all tiers": r"pin must name a block once",
     "two keys at once": r"count must be the number of names",
-    "two keys, or a key and the catalogue": r"reserved_bytes must be below memory_bytes",
+    "two keys, or a key and the catalogue": r"reserved_gib must be below the memory",
     "which tier is the last": r"needs a link to the next tier|must have no link",
     "what can be printed": r"name must be printable",
     "how a whole number is written": r"must be a whole number, got -?\d+(\.0|\.?\d*e\+\d+)$",

@@ -84,6 +84,7 @@ def transformer(
     window_tokens: int | None = None,
     window_every: int = 1,
     weights: str = "fp16",
+    context_tokens: int = 0,
     source: str = "",
 ) -> Model:
     """Decoder-only transformer as ``n_layers + 2`` blocks.
@@ -110,6 +111,8 @@ def transformer(
         1: all layers have the window; 2: every other one, as in Gemma 2.
     weights : {"fp16", "int8", "int4"}
         Format of all weights: 2, 1 or 0.5 bytes (int4 with a 2-byte scale per 128 weights).
+    context_tokens : int
+        Longest sequence that the model was made for; 0: not known.
     """
     owner = f"model {valid.text('model', 'name', name)!r}"
     given = {
@@ -186,4 +189,5 @@ def transformer(
         tied_bytes=held(table) if tied_embeddings else 0,
         extrapolated=weights != "fp16",
         source=source,
+        context_tokens=context_tokens,
     )

@@ -1,5 +1,6 @@
 """Commands that say what is known: `init`, `gpus`, `models`, `methods`, `schema`."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -128,13 +129,16 @@ def methods(as_json: bool) -> None:
     """List the methods of `hypsolve.solve`."""
     rows = []
     for name, method in METHODS.items():
-        words = (method.function.__doc__ or "").strip().splitlines()
+        text = inspect.getdoc(method.function) or ""
+        words = text.replace(" [1]_", "").splitlines()
+        _, _, source = text.partition(".. [1] ")
         rows.append(
             {
                 "method": name,
                 "decides": method.decides,
                 "exact": method.exact,
                 "what": words[0] if words else "",
+                "source": " ".join(source.split()) or method.function.__module__,
             }
         )
     show(rows, as_json)

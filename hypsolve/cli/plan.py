@@ -69,8 +69,10 @@ def plan(
         report_path(report)  # before the work
     if model_type is None:
         model_type = model_type_of(model) if runtime in NAMES_MODULES else "llama"
+    ask |= {"method": method}
+    in_full = runtime is None or report is not None  # else the flags alone are printed
     with progress() as tell:
-        found = planner.plan(model, network, method=method, tell=tell, **ask)
+        found = planner.plan(model, network, with_changes=in_full, tell=tell, **ask)
     if runtime is not None and found.stopped:
         print(f"stopped: {found.stopped}", file=sys.stderr)
     if runtime is not None and (found.fits or runtime in ONE_PIPELINE):
@@ -79,7 +81,10 @@ def plan(
             print(f"{runtime} cannot express it: {why}", file=sys.stderr)
             return 130
         if why:
-            found = _for_runtime(found, runtime, why, ask["time_limit_s"])
+            found = _for_runtime(found, runtime, why, ask["time_limit_s"], in_full)
+    if not found.fits and not in_full:
+        with progress() as tell:  # to say what would make it fit
+            found = planner.plan(model, network, tell=tell, **ask)
     if runtime is not None and found.fits:
         for line in cautions(found, runtime):
             print(f"note: {line}", file=sys.stderr)
@@ -94,10 +99,14 @@ def plan(
     return 0 if found.fits else 1
 
 
-def _for_runtime(best: Plan, runtime: str, why: str, time_limit_s: float) -> Plan:
+def _for_runtime(
+    best: Plan, runtime: str, why: str, time_limit_s: float, in_full: bool
+) -> Plan:
     """A plan that the runtime can express, and a word on it; else the plan as it is."""
     with progress() as tell:
-        found = nearest_plan(best, runtime, time_limit_s=time_limit_s, tell=tell)
+        found = nearest_plan(
+            best, runtime, time_limit_s=time_limit_s, with_changes=in_full, tell=tell
+        )
     if not found.fits:
         print(f"{runtime} cannot express the best plan: {why}", file=sys.stderr)
         print("nor does anything fit that it can express", file=sys.stderr)

@@ -2,24 +2,30 @@
 
 import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from hypsolve import planner
-from hypsolve.cli.shared import asking, progress, show
+from hypsolve import validation as valid
+from hypsolve.cli.shared import asking, progress, show, to_write
 from hypsolve.deployment import Deployment
 from hypsolve.dispatch import POLICIES
 from hypsolve.optional import optional
 from hypsolve.perfetto import write_perfetto
 from hypsolve.plan_figures import draw_pareto
 from hypsolve.planner import blocks_in_words
-from hypsolve.replan import OBJECTIVES
+from hypsolve.replan import OBJECTIVES, partition_in
 from hypsolve.replan import replan as plan_anew
 from hypsolve.request_files import read_requests
 from hypsolve.result import Result
+from hypsolve.service import arriving
 from hypsolve.simulation import simulate as simulate_requests
+from hypsolve.solution import Partition
+from hypsolve.solve import METHODS
 from hypsolve.solvers.hypsplit import ParetoPoint, pareto_frontier
 from hypsolve.units import show_bytes, show_seconds
 from hypsolve.workloads import WORKLOADS, workload
@@ -41,6 +47,9 @@ def compare(
         for result in planner.compare(model, network, methods or None, tell=tell, **ask):
             results.append(result)
             tell(f"{result.method}: {result.status}")
+    n_asked = len(methods) or sum(m.decides == "partition" for m in METHODS.values())
+    if len(results) < n_asked:
+        print(f"stopped: {len(results)} methods have answered", file=sys.stderr)
     if as_json:
         print(json.dumps([result.to_dict() for result in results], indent=2, allow_nan=False))
     elif results:
@@ -72,6 +81,7 @@ def pareto(
     \b
     hypsolve pareto --model llama-3-8b --network network.toml --png pareto.png
     """  # noqa: D301
+    to_write(png, ".png", ".svg", ".pdf")
     _, result = planner.split(model, network, **ask)
     points = pareto_frontier(result.instance)
     rows = [
@@ -109,13 +119,12 @@ def _draw(points: list[ParetoPoint], name: str, path: Path) -> None:
 @click.command()
 @asking()
 @click.option("--method", help="Of the split; default as in hypsolve plan.")
+@click.option("--plan", "of_plan", type=click.Path(), help="Split as there; a plan's JSON.")
 @click.option(
     "--workload",
     "source",
     type=click.Choice(tuple(WORKLOADS)),
-    default="synthetic",
-    show_default=True,
-    help="Lengths and gaps of the requests.",
+    help="Lengths and gaps of the requests; default: all of --prompt and --output.",
 )
 @click.option("--requests", default=300, show_default=True, help="How many.")
 @click.option("--trace", type=click.Path(), help="A file of requests instead; its own rate.")
@@ -131,7 +140,8 @@ def simulate(
     model: str,
     network: str,
     method: str | None,
-    source: str,
+    of_plan: str | None,
+    source: str | None,
     requests: int,
     trace: str | None,
     policy: str,
@@ -141,22 +151,36 @@ def simulate(
     perfetto: str | None,
     as_json: bool,
 ) -> int:
-    """Serve requests with the best split, token by token.
+    """Serve requests with the best split, or that of a plan, token by token.
 
     \b
     hypsolve simulate --model llama-3-8b --network network.toml --rate 2
     hypsolve simulate --model llama-3-8b --network network.toml --trace requests.csv
+    hypsolve simulate --model llama-3-8b --network network.toml --plan plan.json
     """  # noqa: D301
+    to_write(perfetto)
+    if of_plan is not None and (method is not None or ask["objective"] != "bottleneck"):
+        raise click.UsageError("--plan is a split: leave --method and --objective out")
     with progress() as tell:
         deployment, result = planner.split(model, network, method=method, tell=tell, **ask)
-    if result.partition is None:
-        print(f"{result.status}: {result.message}")
+    if of_plan is not None:
+        partition: Partition | None = partition_in(of_plan, result.instance)
+    else:
+        partition = result.partition
+    if partition is None:
+        plain = json.dumps(result.to_dict(), indent=2, allow_nan=False)
+        print(plain if as_json else f"{result.status}: {result.message}")
         return 1
-    given = (
-        workload(source, n_requests=requests, rate_per_s=ask["rate_per_s"], seed=seed)
-        if trace is None
-        else read_requests(trace)
-    )
+    if result.statistics.get("stopped"):
+        print("stopped: the split is the best so far", file=sys.stderr)
+    if trace is not None:
+        given = read_requests(trace)
+    elif source is not None:
+        given = workload(source, n_requests=requests, rate_per_s=ask["rate_per_s"], seed=seed)
+    else:
+        valid.whole("simulate", "requests", requests, least=1)
+        rng = np.random.default_rng(valid.whole("simulate", "seed", seed))
+        given = arriving(deployment, ask["rate_per_s"], requests, rng).requests
     longest = int((given.prompt_tokens + given.output_tokens).max())
     served = simulate_requests(
         Deployment(
@@ -165,13 +189,24 @@ def simulate(
             requests=given,
             max_resident_tokens=max(longest, deployment.max_resident_tokens or 0),
         ),
-        result.partition,
+        partition,
         policy,
         seed=seed,
+        link_contention=True,
         record_visits=perfetto is not None,
     )
     numbers = served.metrics(ttft_slo_s=ttft_slo, tpot_slo_s=tpot_slo)
-    print(json.dumps(numbers.to_dict(), indent=2, allow_nan=False) if as_json else numbers)
+    if as_json:
+        print(json.dumps(numbers.to_dict(), indent=2, allow_nan=False))
+    else:
+        span_s = float(np.ptp(given.arrival_s))
+        offered = f"{(len(given) - 1) / span_s:.3g} a second" if span_s else "all at once"
+        lengths = (given.prompt_tokens.mean(), given.output_tokens.mean())
+        print(
+            f"{partition}: {len(given)} requests, {offered}, of {lengths[0]:.4g} +"
+            f" {lengths[1]:.4g} tokens in the mean; links send one message at a time"
+        )
+        print(numbers)
     if perfetto is not None:
         write_perfetto(served, perfetto)
     return 0

@@ -1,11 +1,14 @@
 """What the commands share: options, tables, errors in one line."""
 
 import contextlib
+import errno
 import functools
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -26,7 +29,13 @@ class OneLine(click.Group):
             sys.exit(super().main(given, "hypsolve", **kwargs) or 0)
         except click.ClickException as error:
             _fail(error.format_message())
-        except (ValueError, TypeError, OSError) as error:
+        except BrokenPipeError:  # as of `| head`: nobody reads on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename is not None else ""
+            _fail(f"{where}{error.strerror or error}")
+        except (ValueError, TypeError) as error:
             _fail(str(error))
         except (click.Abort, KeyboardInterrupt):
             print("hypsolve: stopped", file=sys.stderr)
@@ -105,6 +114,16 @@ _ASKED = {
     "dtype": "weights", "objective": "objective", "time_limit": "time_limit_s",
     "rate": "rate_per_s",
 }  # fmt: skip
+
+
+def to_write(path: str | Path | None, *endings: str) -> None:
+    """Refuse a file that cannot be written, before the work; `endings`: of its name."""
+    if path is None:
+        return
+    if endings and not str(path).endswith(endings):
+        raise ValueError(f"{path}: the name must end in {' or '.join(endings)}")
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder to write in", str(path))
 
 
 @contextlib.contextmanager

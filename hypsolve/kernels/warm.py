@@ -26,5 +26,6 @@ def warm(*families: str) -> None:
 
 def _say(family: str) -> None:
     _logger.warning(
-        "compiling the %s kernels: some seconds, once where numba can keep its cache", family
+        "compiling the %s kernels: up to half a minute, once where numba can keep its cache",
+        family,
     )

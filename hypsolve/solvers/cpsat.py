@@ -30,7 +30,7 @@ from hypsolve.solvers.exact import (
 )
 
 METHOD = "partition_cpsat"
-PACKAGE = "ortools>=9.12"
+PACKAGE = "ortools>=9.15"
 RESOLUTION = 1e-7  # of the objective: what rounding down may hide on a path
 MOST_WORKERS = 10_000  # CP-SAT's own limit
 

@@ -17,13 +17,15 @@ from hypsolve.solvers.exact import (
     chosen,
     conclude,
     in_units,
+    interruptible,
     load_backend,
     mip_bound_s,
     usable_arcs,
 )
 
 METHOD = "partition_scip"
-PACKAGE = "ortools>=9.12"
+PACKAGE = "ortools>=9.15"
+INTERRUPTER = "ortools.util.python.solve_interrupter"
 
 
 class PartitionMip(NamedTuple):
@@ -66,7 +68,13 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
     )
     parameters.gscip.real_params["numerics/feastol"] = 1e-9
     started = time.perf_counter()
-    answer = mathopt.solve(model, mathopt.SolverType.GSCIP, params=parameters)
+    interrupter = load_backend(METHOD, INTERRUPTER, PACKAGE).SolveInterrupter()
+    answer = interruptible(
+        lambda: mathopt.solve(
+            model, mathopt.SolverType.GSCIP, params=parameters, interrupter=interrupter
+        ),
+        interrupter.interrupt,
+    )
     took_s = time.perf_counter() - started
     build_s += max(0.0, took_s - answer.solve_stats.solve_time.total_seconds())  # its own copy
     reason = answer.termination.reason
