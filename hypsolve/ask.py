@@ -86,7 +86,7 @@ def model_of(model: str | os.PathLike[str] | Model, weights: str | None) -> Mode
         is_path = not model or os.sep in model or model.endswith(".json")
         if model in catalog.models() or not (is_path or Path(model).exists()):
             return catalog.model(model, weights or "fp16")
-    if not Path(model).exists():
+    if model == "" or not Path(model).exists():
         raise FileNotFoundError(
             errno.ENOENT, "no such file or folder, nor a model of that name", str(model)
         )

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import hypsolve as hs
-from hypsolve import cli, planner
+from hypsolve import cli, latency_search, planner, service
+from hypsolve.cli import runs
 from hypsolve.cli.known import EXAMPLE
 
 
@@ -136,7 +138,10 @@ def test_an_interrupted_search_prints_the_best_so_far(example):
         sys.executable, "-m", "hypsolve.cli", "plan", "--model", "llama-3-8b", "--network",
         str(example), "--objective", "mean_latency", "--rate", "4",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=stderr, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     seen = b""
     while b"splits simulated, least mean latency" not in seen:
         seen += os.read(terminal, 1000)
@@ -183,11 +188,178 @@ def test_simulate_serves_what_it_is_told(capsys, example, tmp_path):
     assert "latency" in words and "5, of which 0 never ended" in words
 
 
+def test_simulate_serves_what_plan_is_asked_for(capsys, example):
+    """As many tokens, links that queue, the same rate; a workload has its own lengths."""
+    base = ("simulate", "--model", "llama-3-8b", "--network", example, "--rate", 3)
+    asked = (*base, "--prompt", 90, "--output", 7, "--requests", 40, "--seed", 4)
+    out = run(capsys, *asked)[1]
+    line = out.splitlines()[0]
+    assert "40 requests, " in line and "of 90 + 7 tokens in the mean" in line
+    served = json.loads(run(capsys, *asked, "--json")[1])
+    deployment, result = planner.split(
+        "llama-3-8b", example, prompt_tokens=90, output_tokens=7, rate_per_s=3
+    )
+    given = service.arriving(deployment, 3, 40, np.random.default_rng(4))
+    trace = service.serve(given, result.partition)
+    assert served["latency_s"]["mean"] == trace.latency_s.mean()
+    drawn = run(capsys, *base, "--workload", "azure_conversation", "--requests", 40)[1]
+    assert "of 512 + 256 tokens" not in drawn.splitlines()[0]
+    random = [
+        json.loads(
+            run(capsys, *asked[:-1], seed, "--policy", "random", "--json")[1]
+        )["latency_s"]["mean"]
+        for seed in (1, 1, 2)
+    ]  # fmt: skip
+    assert random[0] == random[1] != random[2]
+
+
+def test_simulate_takes_the_split_of_a_plan(capsys, example, tmp_path):
+    base = ("--model", "llama-3-8b", "--network", example)
+    path = tmp_path / "plan.json"
+    path.write_text(run(capsys, "plan", *base, "--objective", "path", "--json")[1])
+    cuts = json.loads(path.read_text())["result"]["cuts"]
+    asked = ("simulate", *base, "--requests", 20)
+    out = run(capsys, *asked, "--plan", path)[1]
+    assert out.startswith(f"{hs.Partition(tuple(cuts))}: 20 requests")
+    assert not run(capsys, *asked)[1].startswith(f"{hs.Partition(tuple(cuts))}: ")
+    for options, message in (
+        (("--objective", "path"), "--plan is a split: leave --method and --objective out"),
+        (("--model", "phi-3-medium"), "must split 42 blocks over desk, box, rented, got 34"),
+        (("--concurrency", 10_000), "the split does not fit: memory: tier 'box'"),
+    ):
+        code, out, err = run(capsys, *asked, "--plan", path, *options)
+        assert (code, out) == (2, "") and message in err
+    document = json.loads(path.read_text())
+    document["stages"][0]["tier"], document["stages"][2]["tier"] = "rented", "desk"
+    path.write_text(json.dumps(document))
+    assert "tiers must be in the order desk, box, rented" in run(
+        capsys, *asked, "--plan", path
+    )[2]  # fmt: skip
+
+
+def test_room_is_left_for_the_sequences_asked_for(capsys, example):
+    """More of them leave less on each node: the dispatcher sees less room than there is."""
+    asked = ("simulate", "--model", "llama-3-8b", "--network", example, "--json")
+    deployments = []
+    real = runs.simulate_requests
+
+    def simulate(deployment, *arguments, **options):
+        deployments.append(deployment)
+        return real(deployment, *arguments, **options)
+
+    runs.simulate_requests = simulate
+    try:
+        run(capsys, *asked, "--requests", 5, "--concurrency", 3)
+    finally:
+        runs.simulate_requests = real
+    assert deployments[0].max_resident_tokens == 3 * (512 + 256)
+
+
+def test_a_comparison_ends_with_the_search_that_was_stopped(example, monkeypatch):
+    calls = []
+
+    def serve(*arguments):
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return service.serve(*arguments)
+
+    monkeypatch.setattr(latency_search, "serve", serve)
+    (found,) = planner.compare("llama-3-8b", example, objective="mean_latency", output_tokens=4)
+    assert found.statistics["stopped"] and len(calls) == 2
+
+
+def test_an_interrupted_comparison_says_so(capsys, example, monkeypatch):
+    real = planner.answer
+
+    def answer(model, site, ask, *others):
+        if ask.method == "memory_proportional":
+            raise KeyboardInterrupt
+        return real(model, site, ask, *others)
+
+    monkeypatch.setattr(planner, "answer", answer)
+    code, out, err = run(capsys, "compare", "--model", "llama-3-8b", "--network", example)
+    assert (code, err) == (0, "stopped: 2 methods have answered\n")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["hypsplit_dp", "even_split"]
+
+
+def test_an_interrupt_before_there_is_a_split_is_exit_code_130(capsys, example, monkeypatch):
+    def answer(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planner, "answer", answer)
+    code, out, err = run(capsys, "plan", "--model", "llama-3-8b", "--network", example)
+    assert (code, out, err.strip()) == (130, "", "hypsolve: stopped")
+
+
+def test_an_interrupted_search_is_not_followed_by_another(capsys, example, monkeypatch):
+    """Where the best so far cannot be expressed, Ctrl-C ends the command all the same."""
+    real, calls = latency_search.serve, []
+
+    def serve(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(latency_search, "serve", serve)
+    command = ("plan", "--model", "llama-3-8b", "--network", example, "--output", 8)
+    code, out, err = run(capsys, *command, "--objective", "mean_latency", "--export", "vllm")
+    assert (code, out) == (130, "") and len(calls) == 3
+    assert err.startswith("stopped: the search was stopped: this is the best so far\n")
+    assert "vllm cannot express it: it runs one pipeline, and tier 'box' has 2 nodes" in err
+
+
+def test_nobody_reads_on(example):
+    """As with `| head`: not an error of ours, and not the code for what does not fit."""
+    command = [sys.executable, "-m", "hypsolve.cli", "schema", "network"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("plan", "--report", "nowhere/x.html"), "nowhere/x.html: cannot write a report here"),
+        (("pareto", "--png", "nowhere/x.png"), "nowhere/x.png: no such folder to write in"),
+        (("pareto", "--png", "x.xyz"), "x.xyz: the name must end in .png or .svg or .pdf"),
+        (("simulate", "--perfetto", "nowhere/x.json"), "nowhere/x.json: no such folder"),
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_the_work(
+    command, message, capsys, example, monkeypatch
+):
+    monkeypatch.setattr(planner, "answer", None)  # would be an error if called
+    base = ("--model", "llama-3-8b", "--network", example)
+    code, out, err = run(capsys, command[0], *base, *command[1:])
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("model", ["no/config.json", "config.json", "", "a/b"])
+def test_a_model_that_is_not_there(model, capsys, example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, "plan", "--model", model, "--network", example)
+    assert code == 2 and "no such file or folder, nor a model of that name" in err
+
+
+def test_a_model_by_its_repository(example):
+    named = hs.plan("llama-3-8b", example, with_changes=False)
+    found = hs.plan("meta-llama/Meta-Llama-3-8B", example, with_changes=False)
+    assert found.model == named.model and found.result.objective_s == named.result.objective_s
+    assert named.changes == () == named.alternatives and named.service is not None
+
+
 @pytest.mark.parametrize("command", ["plan", "compare", "pareto", "simulate"])
 def test_every_command_says_that_nothing_fits(capsys, example, command):
     arguments = (command, "--model", "llama-3-70b", "--network", example, "--concurrency", 300)
     code, out, err = run(capsys, *arguments)
     assert code == 1 and "infeasible" in out and err == ""
+    code, out, err = run(capsys, *arguments, "--json")
+    assert code == 1 and err == ""
+    json.loads(out)
 
 
 @pytest.mark.parametrize("command", ["gpus", "models", "methods"])

@@ -65,6 +65,11 @@ OPT_6_7B = {
 }  # fmt: skip
 
 
+QWEN2_WINDOW = {
+    **LLAMA_3_8B, "model_type": "qwen2", "sliding_window": 99, "use_sliding_window": True,
+}  # fmt: skip
+
+
 def written(folder: Path, config) -> Path:
     path = folder / "config.json"
     path.write_text(config if isinstance(config, str) else json.dumps(config))
@@ -178,6 +183,13 @@ def test_windows_are_of_the_layers_that_have_them(tmp_path):
         ),
         ({"model_type": ["llama"]}, "model_type must be one of"),
         ({"model_type": "llama"}, "key 'num_hidden_layers' is missing; llama needs it"),
+        ({**LLAMA_3_8B, "num_hidden_layers": 10**8}, "num_hidden_layers must be at most 10000"),
+        (
+            {**QWEN2_WINDOW, "max_window_layers": "x"},
+            "max_window_layers must be a whole number",
+        ),
+        ({**QWEN2_WINDOW, "max_window_layers": None}, "max_window_layers must be a whole numb"),
+        ({**QWEN2_WINDOW, "use_sliding_window": "false"}, "use_sliding_window must be True or"),
         ({**LLAMA_3_8B, "hidden_size": 0}, "hidden_size must be at least 1, got 0"),
         ({**LLAMA_3_8B, "hidden_size": "4096"}, "hidden_size must be a whole number"),
         ({**LLAMA_3_8B, "hidden_size": 4097}, "hidden_size must be a multiple of num_attent"),

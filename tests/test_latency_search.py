@@ -193,6 +193,10 @@ def test_another_method_is_judged_by_simulation():
     assert found.partition == even.partition and found.method == "even_split"
     assert found.objective_s == trace.latency_s.mean()
     assert best.bound_s <= found.objective_s and found.bound_s <= best.objective_s
+    splits = Splits(deployment, rules)
+    least_s = min(splits.bound_s(cuts) for cuts in allowed(splits))
+    assert found.bound_s == pytest.approx(least_s, rel=1e-9)
+    assert found.gap == pytest.approx(1 - found.bound_s / found.objective_s)
     assert best.partition.cuts[1] <= 4
 
 

@@ -344,6 +344,45 @@ def test_an_interrupt_leaves_what_there_is(monkeypatch, found):
     json.dumps(less.to_dict(), allow_nan=False)
 
 
+def test_a_searched_change_that_is_interrupted_ends_the_plan(monkeypatch):
+    real, searches = ask.least_mean_latency, []
+
+    def search(*arguments, **options):
+        searches.append(options["time_limit_s"])
+        found = real(*arguments, **options)
+        if len(searches) == 3:
+            return replace(found, statistics={"stopped": True})
+        return found
+
+    monkeypatch.setattr(ask, "least_mean_latency", search)
+    found = hs.plan("phi-3-mini", SMALL, objective="mean_latency", output_tokens=4)
+    assert found.stopped == "not all changes were tried"
+    assert searches == [60.0, 1.0, 1.0]  # of changes a second each
+
+
+def test_the_limit_of_a_search_is_no_longer_for_a_change(monkeypatch):
+    limits = []
+
+    def search(*arguments, **options):
+        limits.append(options["time_limit_s"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ask, "least_mean_latency", search)
+    with pytest.raises(KeyboardInterrupt):
+        hs.plan("phi-3-mini", SMALL, objective="mean_latency", time_limit_s=0.25)
+    assert limits == [0.25]
+
+
+def test_a_tied_table_is_held_once_on_a_node_with_all_blocks():
+    box = hs.Network(name="box", tiers=(tier("box", "rtx-3090"),))
+    found = hs.plan("llama-3.2-1b", box, concurrency=1)
+    (node,) = found.nodes
+    assert found.model.tied_bytes > 0
+    assert node.weight_bytes == found.model.weight_bytes - found.model.tied_bytes
+    kv_bytes = 768 * sum(block.kv_bytes_per_token for block in found.model.blocks)
+    assert node.free_bytes == hs.gpu("rtx-3090").memory_bytes - node.weight_bytes - kv_bytes
+
+
 def test_an_exact_method_that_is_interrupted_is_replaced(monkeypatch, found):
     interrupt_at(monkeypatch, ask, "solve")
     other = hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8, method="partition_cbc")
@@ -475,6 +514,29 @@ def test_a_model_of_ones_own():
 
 
 # what it will serve
+
+
+def test_the_room_is_that_of_the_tier_with_the_least():
+    """And what is sold is what is served, however fast requests come."""
+    tiers = (tier("a", "t4", 2, WIRE), tier("b", "a100-80gb"))
+    site = hs.NetworkFile(
+        network=hs.Network(name="net", tiers=tiers), price_per_hour={"b-0": 3.6}
+    )
+    found = hs.plan("llama-3-8b", site, concurrency=2)
+    rooms = []
+    for stage, each in zip(found.stages, tiers, strict=True):
+        blocks = [found.model.blocks[b] for b in stage.blocks]
+        kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
+        held = sum(block.weight_bytes for block in blocks)
+        rooms.append(sum(int((n.usable_bytes - held) // kv_bytes // 768) for n in each.nodes))
+    assert found.service.most_sequences == min(rooms) < max(rooms)
+    most = found.service.most_requests_per_s
+    beyond = hs.plan("llama-3-8b", site, concurrency=2, rate_per_s=4 * most, with_changes=False)
+    assert not beyond.service.keeps_up
+    steady = beyond.service.most_requests_per_s
+    assert beyond.service.output_tokens_per_s == pytest.approx(steady * 256)
+    price = 3.6 / 3600 / (steady * 256) * 1e6
+    assert beyond.service.price_per_million_tokens == pytest.approx(price)
 
 
 @pytest.mark.parametrize("name", networks())

@@ -136,6 +136,7 @@ def test_gantt_shows_work_of_the_nodes(found):
     assert names == [node.node for node in found.nodes] and ax.collections
     low, high = ax.get_xlim()
     assert high - low == pytest.approx(6 * found.service.tpot_s)
+    assert low == np.median(found.simulate().arrival_s)
 
 
 def test_changes_are_in_order(found):
@@ -222,6 +223,21 @@ def test_names_cannot_write_html(tmp_path):
     assert "script" not in Loads((tmp_path / "x.html").read_text()).tags
 
 
+def test_names_are_no_formulas_and_may_be_of_any_script(tmp_path):
+    """Warnings would be errors here."""
+    names = (r"cloud $\frac{1}$ $x$", "クラウド", "облако")
+    links = (SMALL.tiers[0].link,) * 2
+    tiers = tuple(
+        hs.Tier(name=name, nodes=(hs.Node(name=f"n {name}", gpu=hs.gpu("l4")),), link=link)
+        for name, link in zip(names, (*links, None), strict=True)
+    )
+    found = hs.plan("phi-3-mini", hs.Network(name="$a$ $b$", tiers=tiers), concurrency=1)
+    hs.write_report(found, tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text()
+    for name in names:
+        assert text.count(name) >= 4
+
+
 def test_what_does_not_fit_has_a_report(tmp_path):
     found = hs.plan("llama-3-8b", TIGHT, concurrency=64)
     hs.write_report(found, tmp_path / "x.html")
@@ -236,6 +252,7 @@ def test_an_interrupted_plan_has_a_report(tmp_path, found):
     hs.write_report(some, tmp_path / "x.html")
     text = (tmp_path / "x.html").read_text()
     assert "Stopped: in the middle." in text and 'id="latency"' not in text
+    assert "What would help" not in text
 
 
 def test_a_refuted_certificate_is_told(tmp_path, found):
@@ -254,7 +271,7 @@ def test_extrapolated_times_are_marked(tmp_path):
 def test_bad_paths(tmp_path, found):
     with pytest.raises(ValueError, match=r"plan\.pdf: the name of a report must end in \.html"):
         hs.write_report(found, tmp_path / "plan.pdf")
-    with pytest.raises(OSError, match="cannot write a report here"):
+    with pytest.raises(OSError, match="cannot write a report here: no such folder"):
         hs.write_report(found, tmp_path / "nowhere" / "plan.html")
     with pytest.raises(TypeError, match="found must be a Plan, got 3"):
         hs.write_report(3, tmp_path / "plan.html")

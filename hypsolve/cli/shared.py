@@ -29,9 +29,6 @@ class OneLine(click.Group):
             sys.exit(super().main(given, "hypsolve", **kwargs) or 0)
         except click.ClickException as error:
             _fail(error.format_message())
-        except BrokenPipeError:  # as of `| head`: nobody reads on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
         except OSError as error:
             where = f"{error.filename}: " if error.filename is not None else ""
             _fail(f"{where}{error.strerror or error}")
@@ -40,6 +37,16 @@ class OneLine(click.Group):
         except (click.Abort, KeyboardInterrupt):
             print("hypsolve: stopped", file=sys.stderr)
             sys.exit(130)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; nobody may read on, as after `| head`."""
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        return code
 
 
 def _fail(message: str) -> None:
