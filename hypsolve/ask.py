@@ -105,7 +105,7 @@ def site_of(network: str | os.PathLike[str] | Network | NetworkFile) -> NetworkF
         return network
     if isinstance(network, Network):
         return NetworkFile(network=network)
-    if isinstance(network, str | os.PathLike) and os.fspath(network).endswith(".ini"):
+    if isinstance(network, str | os.PathLike) and os.fspath(network).lower().endswith(".ini"):
         return NetworkFile(network=read_helix(network))
     return read_network_file(network)
 

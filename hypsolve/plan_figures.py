@@ -9,7 +9,6 @@ import numpy as np
 
 from hypsolve import validation as valid
 from hypsolve.optional import optional
-from hypsolve.plan_text import MOST_CHANGES
 from hypsolve.planner import NodePlan, Plan
 from hypsolve.solvers.hypsplit import ParetoPoint, pareto_frontier
 from hypsolve.units import show_seconds
@@ -21,6 +20,7 @@ WEIGHTS, KV, LINK, MARK = "#0072B2", "#E69F00", "#999999", "#D55E00"
 TIERS = ("#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#E69F00", "#0072B2")  # in turn
 MOST_NODES = 6  # of a tier, drawn
 BAR = 0.16  # above the bar of a node's memory, for its name
+MOST_BARS = 20  # of changes
 PASSES = 6.0  # of a decode token, in the window of the Gantt chart
 Draw = Callable[[Plan, "Axes"], None]
 
@@ -129,16 +129,15 @@ def _stages(found: Plan, ax: Axes) -> None:
     links_s = np.array([stage.link_s for stage in stages])
     ax.barh(rows, times_s, color=WEIGHTS, label="blocks")
     ax.barh(rows, links_s, left=times_s, color=LINK, label="link to the next tier")
+    longest_s = float((times_s + links_s).max())
     for row, stage in enumerate(stages):
         words = f"{show_seconds(stage.time_s + stage.link_s)}, {stage.share:.0%}"
-        _beside(ax, times_s[row] + links_s[row], row, words)
+        _beside(ax, longest_s, row, words)
     if found.objective == "bottleneck":
-        ax.axvline(
-            found.result.objective_s, color=MARK, lw=1.2, ls="--", label="bottleneck", zorder=0
-        )
+        ax.axvline(longest_s, color=MARK, lw=1.2, ls="--", label="bottleneck")
     ax.set_yticks(rows, labels=[stage.tier for stage in stages])
     ax.invert_yaxis()
-    ax.set_xlim(0, 1.25 * float((times_s + links_s).max()) or 1.0)
+    ax.set_xlim(0, 1.25 * longest_s or 1.0)
     of = "its nodes together" if found.objective == "bottleneck" else "its quickest node"
     ax.set_xlabel(f"seconds of one request on each tier, {of}")
     _finish(ax, legend=True)
@@ -205,18 +204,16 @@ def _gantt(found: Plan, ax: Axes) -> None:
 
 def _changes(found: Plan, ax: Axes) -> None:
     """What the objective comes to with each change."""
-    shown = found.changes[:MOST_CHANGES]
+    shown = found.changes[:MOST_BARS]
     rows = np.arange(len(shown))
     values_s = [change.objective_s for change in shown]
     ax.barh(rows, values_s, color=WEIGHTS)
+    whole_s = found.result.objective_s if found.fits else max(values_s)
     for row, change in enumerate(shown):
         saves = f", {change.gain:.1%} less" if found.fits else ""
-        words = f"{show_seconds(change.objective_s)}{saves}"
-        _beside(ax, values_s[row], row, words)
-    whole_s = max(values_s)
+        _beside(ax, whole_s, row, f"{show_seconds(change.objective_s)}{saves}")
     if found.fits:
-        whole_s = found.result.objective_s
-        ax.axvline(whole_s, color=MARK, lw=1.2, ls="--", label="as it is", zorder=0)
+        ax.axvline(whole_s, color=MARK, lw=1.2, ls="--", label="as it is")
     ax.set_yticks(rows, labels=[change.what for change in shown], fontsize=8)
     ax.invert_yaxis()
     ax.set_xlim(0, 1.3 * whole_s or 1.0)
@@ -232,10 +229,7 @@ def _finish(ax: Axes, *, legend: bool = False) -> None:
 
 
 def _beside(ax: Axes, x: float, row: int, words: str) -> None:
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-    ax.annotate(
-        words, (x, row), (3, 0), textcoords="offset points", va="center", size=8, bbox=box
-    )
+    ax.annotate(words, (x, row), (5, 0), textcoords="offset points", va="center", size=8)
 
 
 def _network_size(found: Plan) -> tuple[float, float]:
@@ -247,6 +241,10 @@ def _network_size(found: Plan) -> tuple[float, float]:
 def _rows_size(found: Plan) -> tuple[float, float]:
     n_nodes = sum(len(tier.nodes) for tier in found.network.network.tiers)
     return 10.0, min(1.4 + 0.5 * n_nodes, 12.0)
+
+
+def _changes_size(found: Plan) -> tuple[float, float]:
+    return 10.0, 1.2 + 0.35 * min(len(found.changes), MOST_BARS)
 
 
 def _has_plan(found: Plan) -> bool:
@@ -264,6 +262,6 @@ FIGURES: Mapping[str, tuple[Draw, Size, Callable[[Plan], bool]]] = {
     "pareto": (_pareto, lambda found: (6.0, 4.0), _has_plan),
     "latency": (_latency, lambda found: (6.0, 4.0), _has_plan),
     "gantt": (_gantt, _rows_size, _has_plan),
-    "changes": (_changes, lambda found: (10.0, 4.0), _has_changes),
+    "changes": (_changes, _changes_size, _has_changes),
 }
 """By name: how it is drawn, its size in inches, whether a plan has something to draw."""

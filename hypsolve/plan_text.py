@@ -14,6 +14,7 @@ from hypsolve.solution import Partition
 from hypsolve.units import show_seconds
 
 MOST_CHANGES = 8  # told
+MOST_STAGES = 6  # whose slack is told
 CLEARLY = 1.02  # better in a simulation
 SHARE_OF = {
     "bottleneck": "of the bottleneck", "path": "of the path", "p0": "of p0",
@@ -128,11 +129,13 @@ def binding_in_words(found: Plan) -> str:
     binding = found.binding
     if found.objective != "bottleneck":
         return f"largest share: {binding.tier} {binding.share:.0%}"
-    others = ", ".join(
-        f"{stage.tier} {_slack(1 - stage.share)}"
-        for stage in found.stages
-        if stage is not binding
+    slack = sorted(
+        ((1 - stage.share, stage.tier) for stage in found.stages if stage is not binding),
+        key=lambda each: each[0],
     )
+    others = ", ".join(f"{tier} {_slack(share)}" for share, tier in slack[:MOST_STAGES])
+    if len(slack) > MOST_STAGES:
+        others += f", and {len(slack) - MOST_STAGES} with more"
     return f"binds: {binding.tier}" + (f"; slack of the others: {others}" if others else "")
 
 

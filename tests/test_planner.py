@@ -13,7 +13,7 @@ import hypsolve as hs
 from hypsolve import ask, changes, evaluation, planner
 from hypsolve.ask import Ask, answer
 from hypsolve.changes import Case, _cases
-from hypsolve.plan_text import proof_in_words
+from hypsolve.plan_text import binding_in_words, proof_in_words
 from hypsolve.planner import blocks_in_words
 from hypsolve.service import predict
 from hypsolve.units import GIB
@@ -414,6 +414,15 @@ def test_everything_is_plain_in_a_dictionary(found):
     empty = hs.plan("llama-3-8b", TIGHT, concurrency=64).to_dict()
     nothing = json.loads(json.dumps(empty, allow_nan=False))
     assert nothing["service"] is None and nothing["changes"][0]["gain"] is None
+
+
+def test_the_nearest_to_binding_are_named(found):
+    stages = [replace(found.stages[0], tier=f"t{n}", share=1 - n / 20) for n in range(10)]
+    words = binding_in_words(replace(found, stages=(stages[0], *stages[:0:-1])))
+    assert words == (
+        "binds: t0; slack of the others: t1 5%, t2 10%, t3 15%, t4 20%, t5 25%, t6 30%,"
+        " and 3 with more"
+    )
 
 
 def test_blocks_in_words():

@@ -141,7 +141,7 @@ def test_gantt_shows_work_of_the_nodes(found):
 
 def test_changes_are_in_order(found):
     ax = found.plot("changes")
-    shown = found.changes[:8]
+    shown = found.changes[:20]
     assert [bar.get_width() for bar in ax.patches] == [change.objective_s for change in shown]
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels == [change.what for change in shown]

@@ -79,10 +79,13 @@ def asking(
         click.option(
             "--dtype",
             type=click.Choice(tuple(catalog.GROUP_BYTES)),
-            help="Format of the weights; default: as stored, fp16 for a name.",
+            help="Format of all weights; default: as stored, fp16 for a name.",
         ),
         click.option(
-            "--time-limit", default=60.0, show_default=True, help="Seconds of a search."
+            "--time-limit",
+            default=60.0,
+            show_default=True,
+            help="Seconds of a search; of those for changes, 1 each.",
         ),
         as_json_option,
     ]
