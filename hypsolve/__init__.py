@@ -21,9 +21,10 @@ from hypsolve.dispatch import POLICIES, TierState, schedule
 from hypsolve.dispatcher import Dispatcher
 from hypsolve.evaluation import check, evaluate
 from hypsolve.events import Event, EventKind, draw_events, read_events
-from hypsolve.exporters import RUNTIMES, export, nearest_plan
+from hypsolve.exporters import RUNTIMES, export
 from hypsolve.huggingface import read_model
 from hypsolve.io import load, save
+from hypsolve.nearest import nearest_plan
 from hypsolve.network_file import NetworkFile, read_network, read_network_file
 from hypsolve.perfetto import write_perfetto
 from hypsolve.planner import Plan, plan

@@ -21,7 +21,8 @@ from typing import (
 
 from hypsolve import validation as valid
 from hypsolve.deployment import Deployment, Model
-from hypsolve.network_file import Key, NetworkFile, NetworkTable
+from hypsolve.network_file import NetworkFile
+from hypsolve.network_tables import Key, NetworkTable
 from hypsolve.planner import Plan
 from hypsolve.problem import Objective
 from hypsolve.result import Result

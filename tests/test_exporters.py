@@ -13,7 +13,7 @@ import yaml
 from test_cli import run
 
 import hypsolve as hs
-from hypsolve import exporters, planner
+from hypsolve import nearest, planner
 from hypsolve.exporters import (
     BY_LAYER,
     MODULES,
@@ -22,9 +22,9 @@ from hypsolve.exporters import (
     RUNTIMES,
     cautions,
     export,
-    nearest_plan,
     not_expressible,
 )
+from hypsolve.nearest import nearest_plan
 
 WIRE = hs.Link(bytes_per_s=1e9, latency_s=1e-4)
 
@@ -288,17 +288,17 @@ def test_of_too_many_pipelines_some_are_tried(monkeypatch):
         network=hs.Network(name="n", tiers=tiers), inner_links=(inner, None),
         least_blocks=(None, 3),
     )  # fmt: skip
-    rows = exporters._pipelines(site, "vllm")
+    rows = nearest._pipelines(site, "vllm")
     assert len(rows) == 15
-    monkeypatch.setattr(exporters, "MOST_PIPELINES", 14)
-    some = exporters._pipelines(site, "vllm")
+    monkeypatch.setattr(nearest, "MOST_PIPELINES", 14)
+    some = nearest._pipelines(site, "vllm")
     names = [[n.name for t in each.network.tiers[:-1] for n in t.nodes] for each in some]
     assert names == [["large"], ["quick"], ["quick", "large", "neither"]]
     assert some[-1].least_blocks == (None, None, None, 3) and len(some[-1].inner_links) == 4
-    monkeypatch.setattr(exporters, "MOST_PIPELINES", 2)
-    (all_of_them,) = exporters._pipelines(site, "vllm")
+    monkeypatch.setattr(nearest, "MOST_PIPELINES", 2)
+    (all_of_them,) = nearest._pipelines(site, "vllm")
     assert len(all_of_them.network.tiers) == 4
-    assert exporters._pipelines(site, "json") == [site]
+    assert nearest._pipelines(site, "json") == [site]
 
 
 @pytest.mark.parametrize(

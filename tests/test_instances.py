@@ -150,7 +150,11 @@ def test_read_network(tmp_path):
         ("count = 2", 'count = "2"', "count must be a whole number, got '2'"),
         ('gpu = "l4", count = 2', "count = 2", "tier 0 nodes: key 'gpu' is missing"),
         ("gbps = 1.0", "gbps = 0", "tier 0 link: gbps must be positive and finite, got 0"),
-        ("gbps = 1.0", "mbps = 1.0", "tier 0 link: key 'gbps' is missing"),
+        (
+            "gbps = 1.0",
+            "mbps = 1.0",
+            "tier 0 link: unknown key 'mbps'; did you mean gbps. known: ",
+        ),
         (
             "latency_ms = 2.0",
             "latency_ms = -1",
@@ -160,9 +164,13 @@ def test_read_network(tmp_path):
         (
             "reserved_gib = 2.4",
             "reserved_gib = 99",
-            "reserved_bytes must be below memory_bytes",
+            "reserved_gib must be below the memory, .* GiB, got 99",
         ),
-        ("reserved_gib = 2.4", "reserve = 2.4", "unknown key 'reserve'; known: "),
+        (
+            "reserved_gib = 2.4",
+            "reserve = 2.4",
+            "unknown key 'reserve'; did you mean reserved_gib. known: ",
+        ),
         ('source = "s"}', 'source = ""}', "source must not be empty"),
         ('name = "there"', 'name = "here"', "tier names must be distinct, got 'here' twice"),
         ("description", "[", "not TOML"),

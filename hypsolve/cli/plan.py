@@ -15,10 +15,10 @@ from hypsolve.exporters import (
     RUNTIMES,
     cautions,
     export,
-    nearest_plan,
     not_expressible,
 )
 from hypsolve.huggingface import model_type_of
+from hypsolve.nearest import nearest_plan
 from hypsolve.plan_text import proof_in_words
 from hypsolve.planner import Plan
 from hypsolve.report import report_path, write_report
