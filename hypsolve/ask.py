@@ -82,7 +82,7 @@ def model_of(model: str | os.PathLike[str] | Model, weights: str | None) -> Mode
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"plan: model must be a name, a path or a Model, got {model!r:.60}")
     if isinstance(model, str):
-        model = _by_repository().get(model, model)
+        model = catalog.name_of(model)
         is_path = not model or os.sep in model or model.endswith(".json")
         if model in catalog.models() or not (is_path or Path(model).exists()):
             return catalog.model(model, weights or "fp16")
@@ -91,12 +91,6 @@ def model_of(model: str | os.PathLike[str] | Model, weights: str | None) -> Mode
             errno.ENOENT, "no such file or folder, nor a model of that name", str(model)
         )
     return read_model(model, weights=weights)
-
-
-def _by_repository() -> dict[str, str]:
-    """Names of the catalogue by those on Hugging Face, with which their sources begin."""
-    sources = {name: catalog.model(name).source for name in catalog.models()}
-    return {source.partition(":")[0]: name for name, source in sources.items()}
 
 
 def site_of(network: str | os.PathLike[str] | Network | NetworkFile) -> NetworkFile:

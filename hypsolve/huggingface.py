@@ -139,7 +139,7 @@ def model_type_of(path: str | os.PathLike[str]) -> str:
     ValueError
         If the model's modules have names that are not known here.
     """
-    if str(path) in _OTHER_NAMES:
+    if catalog.name_of(str(path)) in _OTHER_NAMES:
         raise ValueError(f"{path}: the names of its modules are not known; give --model-type")
     where = checked_path("model_type_of", path)
     if str(path) in catalog.models() or not where.exists():

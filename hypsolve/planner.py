@@ -422,9 +422,7 @@ def compare(
         In the order of the methods; a search that KeyboardInterrupt ended is the last. A bound
         on the mean latency that one has proved holds for those after it.
     """
-    known = [name for name, method in METHODS.items() if method.decides == "partition"]
-    if options.get("objective") == Objective.MEAN_LATENCY:
-        known.insert(0, SIMULATED)
+    known = comparable(options.get("objective", ""))
     for name in methods or ():
         valid.known("method that decides a partition", name, known)
     bound_s = 0.0
@@ -437,6 +435,12 @@ def compare(
         yield result
         if result.statistics.get("stopped"):
             return
+
+
+def comparable(objective: str) -> list[str]:
+    """Names that `compare` takes, in its order."""
+    first = [SIMULATED] if objective == Objective.MEAN_LATENCY else []
+    return first + [n for n, method in METHODS.items() if method.decides == "partition"]
 
 
 def _alternatives(

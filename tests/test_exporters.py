@@ -271,8 +271,21 @@ inner = {gbps = 50, latency_ms = 0.05}
     assert (code, err) == (1, "") and out.startswith("llama-3-70b-int4 on box")
     path.write_text(path.read_text().replace("inner", "# inner"))
     code, out, err = run(capsys, *asked, "--network", path, "--export", "vllm")
-    assert code == 1 and "nor does anything fit that it can express" in err
+    assert code == 1 and "nor does anything fit that it can: the tiers together reach" in err
     assert "with a link `inner` in the network file (box), they can be stages in a row" in out
+
+
+def test_what_fits_may_not_fit_in_one_pipeline(tmp_path, capsys):
+    """Nothing but the embedding fits on the first tier: no layer, as the runtime needs one."""
+    path = tmp_path / "net.toml"
+    path.write_text(SLOW_FIRST.replace('"jetson-orin-nano"', '"t4", memory_gib = 0.25'))
+    asked = ("plan", "--model", "phi-3-mini", "--network", path, "--concurrency", 1)
+    assert run(capsys, *asked)[0] == 0
+    code, out, err = run(capsys, *asked, "--export", "vllm")
+    assert (code, out) == (1, "")
+    why, nor = err.splitlines()
+    assert why.startswith("vllm cannot express the best plan: stage 0 has only the embedding")
+    assert nor.startswith("nor does anything fit that it can: ")
 
 
 def test_of_too_many_pipelines_some_are_tried(monkeypatch):
@@ -423,8 +436,9 @@ def test_modules_are_named_as_in_the_models_configuration(capsys, tmp_path, slow
     assert code == 0 and "transformer.h.11" in json.loads(out)
     code, out, _ = run(capsys, *command, "--model", "phi-3-mini")
     assert "model.layers.31" in json.loads(out)
-    code, _, err = run(capsys, *command, "--model", "phi-2")
-    assert code == 2 and "give --model-type" in err
+    for name in ("phi-2", "microsoft/phi-2"):
+        code, _, err = run(capsys, *command, "--model", name)
+        assert code == 2 and "give --model-type" in err
 
 
 @pytest.mark.parametrize("runtime", sorted(set(RUNTIMES) - set(NAMES_MODULES)))

@@ -67,6 +67,14 @@ def model(name: str, weights: str = "fp16") -> Model:
     return transformer(name, **shape, weights=weights)
 
 
+def name_of(model: str) -> str:
+    """Name of a model that may be called as its repository is, say on Hugging Face."""
+    for name, shape in _table("models.toml").items():
+        if shape["source"].partition(":")[0] == model:
+            return name
+    return model
+
+
 def transformer(
     name: str,
     *,

@@ -81,7 +81,11 @@ def plan(
             print(f"{runtime} cannot express it: {why}", file=sys.stderr)
             return 130
         if why:
-            found = _for_runtime(found, runtime, why, ask["time_limit_s"], in_full)
+            print(f"{runtime} cannot express the best plan: {why}", file=sys.stderr)
+            near = _for_runtime(found, runtime, ask["time_limit_s"], in_full)
+            if found.fits and not near.fits:
+                return 1
+            found = near if near.fits else found
     if not found.fits and not in_full:
         with progress() as tell:  # to say what would make it fit
             found = planner.plan(model, network, tell=tell, **ask)
@@ -99,22 +103,18 @@ def plan(
     return 0 if found.fits else 1
 
 
-def _for_runtime(
-    best: Plan, runtime: str, why: str, time_limit_s: float, in_full: bool
-) -> Plan:
-    """A plan that the runtime can express, and a word on it; else the plan as it is."""
+def _for_runtime(best: Plan, runtime: str, time_limit_s: float, in_full: bool) -> Plan:
+    """A plan that the runtime can express, and a word on it."""
     with progress() as tell:
         found = nearest_plan(
             best, runtime, time_limit_s=time_limit_s, with_changes=in_full, tell=tell
         )
     if not found.fits:
-        print(f"{runtime} cannot express the best plan: {why}", file=sys.stderr)
-        print("nor does anything fit that it can express", file=sys.stderr)
-        return found if best.fits else best
+        print(f"nor does anything fit that it can: {found.result.message}", file=sys.stderr)
+        return found
     more = ""
     if best.fits:
         more = f" ({found.result.objective_s / best.result.objective_s - 1:.1%} more)"
-    print(f"{runtime} cannot express the best plan: {why}", file=sys.stderr)
     used = [node.node for node in found.nodes if node.is_used]
     row = f"on {', '.join(used)}{more}: {proof_in_words(found)}"
     print(f"planned for it instead, {row}", file=sys.stderr)

@@ -25,7 +25,6 @@ from hypsolve.result import Result
 from hypsolve.service import arriving
 from hypsolve.simulation import simulate as simulate_requests
 from hypsolve.solution import Partition
-from hypsolve.solve import METHODS
 from hypsolve.solvers.hypsplit import ParetoPoint, pareto_frontier
 from hypsolve.units import show_bytes, show_seconds
 from hypsolve.workloads import WORKLOADS, workload
@@ -47,7 +46,7 @@ def compare(
         for result in planner.compare(model, network, methods or None, tell=tell, **ask):
             results.append(result)
             tell(f"{result.method}: {result.status}")
-    n_asked = len(methods) or sum(m.decides == "partition" for m in METHODS.values())
+    n_asked = len(methods) or len(planner.comparable(ask["objective"]))
     if len(results) < n_asked:
         print(f"stopped: {len(results)} methods have answered", file=sys.stderr)
     if as_json:
