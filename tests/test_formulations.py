@@ -808,9 +808,9 @@ i = hs.Instance.from_tables(rng.uniform(1, 2, (30, 2, 20)), np.zeros(20),
     [[(0, 0), (1, 0)]] * 3, arrival_s=np.arange(30.0), objective="mean_latency")
 """
 CHAIN = """
-i = hs.Instance.from_tables(rng.uniform(1, 2, (1, 20, 120)), np.ones(120),
-    [[(2 * k, 60), (2 * k + 1, 60)] for k in range(10)],
-    transfer_s=rng.uniform(0, 1, (1, 9, 121)))
+i = hs.Instance.from_tables(rng.uniform(1, 2, (1, 20, 110)), np.ones(110),
+    [[(2 * k, 50), (2 * k + 1, 50)] for k in range(10)],
+    transfer_s=rng.uniform(0, 1, (1, 9, 111)))
 """
 
 
@@ -837,6 +837,6 @@ def test_ctrl_c_stops_a_solver_and_is_raised(method, instance):
     assert child.stdout.readline() == "go\n"
     time.sleep(6)
     child.send_signal(signal.SIGINT)
-    output, errors = child.communicate(timeout=30)
+    output, errors = child.communicate(timeout=22)
     assert "went on" not in output
     assert errors.rstrip().endswith("KeyboardInterrupt")
