@@ -29,6 +29,7 @@ from hypsolve.units import show_seconds
 METHOD = "simulated"  # name of the search in a `Result`
 FASTEST = StageRule.FASTEST
 STEPS = (1, 2, 4, 8)  # blocks by which a cut is moved at a time
+MOST_LOOKS = 20_000  # at partial splits, where only the least bound is asked for
 Array = NDArray[np.float64]
 Cuts = tuple[int, ...]
 Tell = Callable[[str], None]
@@ -40,9 +41,10 @@ class Splits:
     A prompt is computed in chunks of at least one token, which follow each other through the
     stages. So before a stage can work on it, a token has passed all stages before; the stage
     computes the whole prompt; then a token passes all stages behind. The same holds for links.
-    Decode passes follow one another. Each takes at least what it takes alone, on the quickest
-    node of its tier: batches, queues and contended links only add to that. Hence, for one
-    request and for the mean of all ::
+    (A block that computes the last token alone is passed by, unless all behind it do the same,
+    as the head.) Decode passes follow one another. Each takes at least what it takes alone, on
+    the quickest node of its tier: batches, queues and contended links only add to that. Hence,
+    for one request and for the mean of all ::
 
         bound = sum of stages and links (one prompt token, all decode passes)
               + max over stages and links (whole prompt - one prompt token)
@@ -80,7 +82,10 @@ class Splits:
     @functools.cached_property
     def tables_s(self) -> tuple[Array, Array]:
         """What blocks i:j on tier k, with their link, add to the sum and to the largest."""
-        blocks = [part.reference_s for part in (self.alone, self._first, self._token)]
+        blocks = [np.array(p.reference_s) for p in (self.alone, self._first, self._token)]
+        last_only = np.array([b.last_token_only for b in self.deployment.model.blocks])
+        is_behind = np.logical_and.accumulate(last_only[::-1])[::-1]
+        blocks[2][:, last_only & ~is_behind] = 0.0  # the first chunk passes these by
         links = [
             part.reference_transfer_kind_s[:, part.cut_kind]
             for part in (self.alone, self._first, self._token)
@@ -115,7 +120,20 @@ class Splits:
         return float(added_s[at].sum() + largest_s[at].max()) * (1 - MARGIN)
 
     def in_order_of_bound(self) -> Iterator[tuple[float, Cuts]]:
-        """Every partition that is allowed with its bound, the least bound first.
+        """Every partition that is allowed with its bound, the least bound first."""
+        return ((bound_s, cuts) for bound_s, cuts in self.looks() if cuts is not None)
+
+    def least_bound_s(self) -> float:
+        """Of all partitions: the least of their bounds, or less where that takes long."""
+        bound_s = 0.0
+        for look_s, cuts in itertools.islice(self.looks(), MOST_LOOKS):
+            bound_s = look_s
+            if cuts is not None:
+                break
+        return bound_s
+
+    def looks(self) -> Iterator[tuple[float, Cuts | None]]:
+        """The same, and between them bounds of all that follows: there can be very many.
 
         Best-first search over the tiers: the least that can be left to pay is known beforehand.
         """
@@ -128,13 +146,17 @@ class Splits:
             left_s[k] = (added_s[k] + left_s[k + 1][None, :]).min(axis=1)
             rest_s = np.maximum(largest_s[k], left_largest_s[k + 1][None, :])
             left_largest_s[k] = rest_s.min(axis=1)
-        heap: list[tuple[float, float, float, Cuts]] = [(0.0, 0.0, 0.0, (0,))]
+        least_s = float(left_s[0, 0] + left_largest_s[0, 0])
+        heap: list[tuple[float, float, float, Cuts]] = []
+        if math.isfinite(least_s):
+            heap.append((least_s, 0.0, 0.0, (0,)))
         while heap:
             bound_s, spent_s, worst_s, cuts = heapq.heappop(heap)
             k, i = len(cuts) - 1, cuts[-1]
             if k == n_tiers:
                 yield bound_s * (1 - MARGIN), cuts
                 continue
+            yield bound_s * (1 - MARGIN), None
             then_s = spent_s + added_s[k, i]
             worsts_s = np.maximum(worst_s, largest_s[k, i])
             bounds_s = then_s + left_s[k + 1] + np.maximum(worsts_s, left_largest_s[k + 1])
@@ -175,21 +197,23 @@ def least_mean_latency(
     if first.partition is None:
         return replace(first, method=METHOD, instance=splits.instance)
     splits.simulate(first.partition.cuts)
-    in_order = splits.in_order_of_bound()
-    least = next(in_order)
-    bound_s = least[0]
+    looks = splits.looks()
+    bound_s, _ = next(looks)
     stopped = is_whole = False
     try:
         for bound_s, cuts in itertools.chain(
             ((bound_s, point.partition.cuts) for point in pareto_frontier(splits.alone)),
             ((bound_s, cuts) for cuts in _descent(splits)),
-            (least,),
-            in_order,
+            looks,
         ):
             value_s, _ = splits.best
             if bound_s >= value_s:
                 is_whole = True
                 break
+            if cuts is None:
+                if time.perf_counter() - started > time_limit_s:
+                    break
+                continue
             if tell is not None:
                 tell(
                     f"{len(splits.mean_s)} splits simulated, least mean latency"
@@ -241,7 +265,7 @@ def as_simulated(deployment: Deployment, rules: Mapping[str, Any], result: Resul
         replace(
             result,
             objective_s=splits.simulate(result.partition.cuts),
-            bound_s=next(splits.in_order_of_bound())[0],
+            bound_s=splits.least_bound_s(),
             instance=splits.instance,
             certificate=None,
             message=f"split for the least {result.instance.objective}, then simulated",

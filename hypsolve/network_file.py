@@ -204,8 +204,12 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
                     f" {pins[block]!r} before"
                 )
             pins[block] = tier.name
+    try:
+        network = Network(name=path.stem, tiers=tuple(tiers))
+    except ValueError as error:
+        raise ValueError(f"{owner}: {error}") from None
     return NetworkFile(
-        network=Network(name=path.stem, tiers=tuple(tiers)),
+        network=network,
         description=table.get("description", ""),
         pins=pins,
         least_blocks=tuple(entry.get("least_blocks") for entry in entries),

@@ -20,6 +20,7 @@ WEIGHTS, KV, LINK, MARK = "#0072B2", "#E69F00", "#999999", "#D55E00"
 TIERS = ("#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#E69F00", "#0072B2")  # in turn
 MOST_NODES = 6  # of a tier, drawn
 BAR = 0.16  # above the bar of a node's memory, for its name
+MOST_LETTERS = 48  # of a name
 MOST_BARS = 20  # of changes
 PASSES = 6.0  # of a decode token, in the window of the Gantt chart
 Draw = Callable[[Plan, "Axes"], None]
@@ -37,9 +38,16 @@ def plot(found: Plan, kind: str, ax: Axes | None) -> Axes:
     else:
         valid.of_type("plot", "ax", ax, optional("matplotlib.axes").Axes)
     draw(found, ax)
+    rows = [label.get_text() for label in ax.get_yticklabels()]
+    if any(len(name) > MOST_LETTERS for name in rows):
+        ax.set_yticks(ax.get_yticks(), labels=[_short(name) for name in rows])
     for text in ax.figure.findobj(optional("matplotlib.text").Text):
         text.set_parse_math(False)  # names are names, dollars too
     return ax
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
 
 
 def _network(found: Plan, ax: Axes) -> None:
@@ -57,7 +65,9 @@ def _network(found: Plan, ax: Axes) -> None:
         ax.add_patch(
             patches.Rectangle((k + 0.08, -0.98), 0.74, 0.56, facecolor=colour, alpha=0.45)
         )
-        ax.text(k + 0.45, -0.82, tier.name, ha="center", va="center", weight="bold", size=10)
+        ax.text(
+            k + 0.45, -0.82, _short(tier.name), ha="center", va="center", weight="bold", size=10
+        )
         words = found.blocks_in_words(stage.blocks)
         ax.text(k + 0.45, -0.66, words, ha="center", va="center", size=8)
         width = 0.74 / found.model.n_blocks
@@ -116,7 +126,7 @@ def _node(
     edge = {"fill": False, "edgecolor": "#444444", "lw": 0.8}
     ax.add_patch(patches.Rectangle((left, row + BAR), width, 0.34, **edge))
     used = "" if plan.is_used else " (unused)"
-    ax.text(left, row + BAR - 0.06, f"{plan.node}{used}", va="bottom", size=7.5)
+    ax.text(left, row + BAR - 0.06, f"{_short(plan.node)}{used}", va="bottom", size=7.5)
     gb = f"{plan.gpu}, {plan.free_bytes / 1e9:.1f} of {usable / 1e9:.1f} GB free"
     ax.text(left, row + BAR + 0.4, gb, va="top", size=6.5, color="#444444")
 

@@ -170,7 +170,9 @@ def service_lines(found: Plan) -> list[str]:
     if math.isfinite(service.price_per_million_tokens):
         price = service.price_per_million_tokens
         lines.append(f"price: {price:.4g} per million output tokens")
-    if not service.keeps_up:
+    if service.keeps_up is None:
+        lines.append("whether it keeps up with this rate takes too long to simulate")
+    elif not service.keeps_up:
         lines.append("it cannot keep up with this rate: latencies only grow")
     return lines
 

@@ -18,11 +18,11 @@ from hypsolve.solution import Partition
 from hypsolve.trace import Trace
 from hypsolve.trace_metrics import growth
 
-N_REQUESTS, LEAST_REQUESTS, MOST_REQUESTS = 400, 20, 16_000  # simulated at a time
-WINDOWS = (8.0, 32.0)  # of arrivals, in latencies of one request alone
+N_REQUESTS, LEAST_REQUESTS, MOST_REQUESTS = 400, 20, 64_000  # simulated at a time
+WINDOW = 8.0  # of arrivals, in latencies
+TRIES = 3  # with more requests each, to tell whether a rate is kept up with
 STEADY, SURELY = 1.1, 1.8  # growth of the requests under way: none, and without doubt
 MOST_VISITS = 2e7  # so many (token, stage) visits take some seconds
-GROWTH = 1.25  # the same where arrivals are random
 STEPS = 5  # of the bisection: the rate is found to 1/32 of its bound
 
 
@@ -38,9 +38,9 @@ class Service:
         Of the requests.
     ttft_s, tpot_s, latency_mean_s, latency_p50_s, latency_p95_s : float
         Simulated; ``ttft_s`` and ``tpot_s`` are means.
-    keeps_up : bool
+    keeps_up : bool or None
         Whether the network serves requests as fast as they come; if not, the latencies above
-        say how long the simulation was.
+        say how long the simulation was. None: that takes too many requests to tell.
     output_tokens_per_s : float
         At the rate, or at `most_requests_per_s` where that is less.
     utilisation : float
@@ -67,7 +67,7 @@ class Service:
     latency_mean_s: float
     latency_p50_s: float
     latency_p95_s: float
-    keeps_up: bool
+    keeps_up: bool | None
     output_tokens_per_s: float
     utilisation: float
     most_requests_per_s: float
@@ -115,8 +115,6 @@ def predict(
     found = trace.metrics()
     bound = _bound(deployment, instance, partition, rooms)
     most, keeps_up = _sustained(deployment, partition, bound, rate_per_s)
-    if keeps_up is None:
-        keeps_up = not growth(trace) > GROWTH
     power_w = np.array([n.gpu.power_w for tier in deployment.network.tiers for n in tier.nodes])
     used = trace.busy_s > 0
     steady = min(rate_per_s, most) if most > 0 else rate_per_s  # nan: the rate
@@ -192,9 +190,9 @@ def _sustained(
 ) -> tuple[float, bool | None]:
     """About the largest rate at which the requests under way do not grow; whether this one is.
 
-    Requests come evenly, so that no burst looks like a queue that grows, for a number of
-    `WINDOWS` times as long as one takes alone: the longer where the shorter does not tell a
-    queue from latencies that settle. nan, None: that takes too many requests.
+    Requests come evenly, so that no burst looks like a queue that grows, for `WINDOW` times as
+    long as one takes alone; and where that does not tell a queue from latencies that settle,
+    more of them, `WINDOW` times as long as they took. nan, None: that takes too many requests.
     """
     if math.isinf(bound):
         return math.inf, True
@@ -202,16 +200,21 @@ def _sustained(
     most_requests = min(MOST_REQUESTS, _most_requests(deployment))
 
     def keeps_up(rate: float) -> bool | None:
-        for window in WINDOWS:
-            n = max(N_REQUESTS, math.ceil(window * rate * alone_s))
-            if n > most_requests:
-                return None
-            grows = growth(serve(_evenly(deployment, rate, n), partition))
-            if grows <= STEADY or grows > SURELY:
+        n = max(N_REQUESTS, math.ceil(WINDOW * rate * alone_s))
+        if n > most_requests:
+            return None
+        for _ in range(TRIES):
+            trace = serve(_evenly(deployment, rate, n), partition)
+            grows = growth(trace)
+            if grows <= STEADY or grows > SURELY or n == most_requests:
                 break
+            under_way = rate * float(trace.latency_s.mean())
+            n = min(max(4 * n, math.ceil(WINDOW * under_way)), most_requests)
         return grows <= STEADY
 
     asked = rate_per_s < bound and keeps_up(rate_per_s)
+    if asked is None:
+        return math.nan, None
     low, high = (rate_per_s, bound) if asked else (0.0, min(rate_per_s, bound))
     for _ in range(STEPS):
         rate = (low + high) / 2

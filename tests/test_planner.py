@@ -10,12 +10,13 @@ import token_toys as toys
 from scenarios_token import random_scenario
 
 import hypsolve as hs
-from hypsolve import ask, changes, evaluation, planner
+from hypsolve import ask, changes, evaluation, planner, service
 from hypsolve.ask import Ask, answer
 from hypsolve.changes import Case, _cases
 from hypsolve.plan_text import binding_in_words, proof_in_words
 from hypsolve.planner import blocks_in_words
 from hypsolve.service import predict
+from hypsolve.trace_metrics import growth
 from hypsolve.units import GIB
 from instances import network, networks
 
@@ -288,6 +289,38 @@ def test_the_rate_asked_for_and_the_largest_agree(factor, found):
     assert service.keeps_up is (factor < 1)
     assert (service.most_requests_per_s >= factor * most) is service.keeps_up
     assert service.most_requests_per_s == pytest.approx(most, rel=0.1)
+
+
+def test_a_rate_that_takes_too_long_to_tell_is_said_to(found, monkeypatch):
+    monkeypatch.setattr(service, "MOST_REQUESTS", 10)
+    short = predict(found.deployment, found.result.partition, 2.0)
+    assert short.keeps_up is None and math.isnan(short.most_requests_per_s)
+    text = str(replace(found, service=short))
+    assert "whether it keeps up with this rate takes too long to simulate" in text
+    assert "cannot keep up" not in text
+
+
+def test_latencies_that_settle_are_told_from_queues():
+    """More requests are simulated where the first few do not tell."""
+    wire = hs.Link(bytes_per_s=6e6, latency_s=0.03)
+    tiers = (
+        tier("a", "jetson-agx-orin", 1, wire), tier("b", "jetson-agx-orin", 1, wire),
+        tier("c", "a10", 1, wire), tier("d", "jetson-agx-orin", 2),
+    )  # fmt: skip
+    deployment, result = planner.split(
+        "llama-3-8b", hs.Network(name="net", tiers=tiers), prompt_tokens=4000,
+        output_tokens=1500, concurrency=1,
+    )  # fmt: skip
+    most = predict(deployment, result.partition, 0.01).most_requests_per_s
+    n = 1500
+    means = []
+    for factor in (0.97, 1.2):
+        requests = hs.Requests(
+            np.arange(n) / (factor * most), np.full(n, 4000), np.full(n, 1500)
+        )
+        trace = service.serve(replace(deployment, requests=requests), result.partition)
+        means.append(growth(trace))
+    assert means[0] < 1.1 < means[1]
 
 
 def test_queues_stay_or_grow_at_the_largest_rate(found):

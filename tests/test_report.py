@@ -238,6 +238,26 @@ def test_names_are_no_formulas_and_may_be_of_any_script(tmp_path):
         assert text.count(name) >= 4
 
 
+def test_long_names_are_cut_short(tmp_path):
+    tiers = tuple(
+        hs.Tier(
+            name=f"{k}" * 150,
+            nodes=tuple(
+                hs.Node(name=f"{k}-{j} " + "node" * 50, gpu=hs.gpu("l4")) for j in range(8)
+            ),
+            link=SMALL.tiers[0].link if k < 2 else None,
+        )
+        for k in range(3)
+    )
+    found = hs.plan("phi-3-mini", hs.Network(name="long", tiers=tiers), concurrency=1)
+    for kind in FIGURES:
+        ax = found.plot(kind)
+        shown = [text.get_text() for text in ax.findobj(matplotlib.text.Text)]
+        assert not any("node" * 13 in text or "1" * 60 in text for text in shown), kind
+    hs.write_report(found, tmp_path / "x.html")
+    assert "node" * 50 in (tmp_path / "x.html").read_text()  # in the plan as JSON
+
+
 def test_what_does_not_fit_has_a_report(tmp_path):
     found = hs.plan("llama-3-8b", TIGHT, concurrency=64)
     hs.write_report(found, tmp_path / "x.html")
