@@ -1,6 +1,7 @@
 """Exports, read back as the runtimes read them: the rules of each, written anew."""
 
 import ast
+import functools
 import itertools
 import json
 import re
@@ -26,6 +27,8 @@ from hypsolve.exporters import (
 )
 from hypsolve.nearest import nearest_plan
 
+plan = functools.partial(hs.plan, with_changes=False)
+near_plan = functools.partial(nearest_plan, with_changes=False)
 WIRE = hs.Link(bytes_per_s=1e9, latency_s=1e-4)
 
 
@@ -46,7 +49,7 @@ def planned(cuts, n_nodes=1):
         for b in range(cuts[k], cuts[k + 1]):
             name = {0: "embedding", 33: "head"}.get(b, b - 1)
             wanted[name] = network.tiers[k].name
-    return hs.plan("llama-3-8b", hs.NetworkFile(network=network, pins=wanted))
+    return plan("llama-3-8b", hs.NetworkFile(network=network, pins=wanted))
 
 
 CUTS = [(0, 10, 20, 34), (0, 2, 34), (0, 32, 34), (0, 12, 13, 14, 34), (0, 34)]
@@ -166,10 +169,10 @@ def test_an_empty_tier_is_left_out():
         ),
         least_blocks=(0, None),
     )
-    found = hs.plan("phi-3-mini", site, concurrency=1)
+    found = plan("phi-3-mini", site, concurrency=1)
     assert found.result.partition.cuts == (0, 0, 34)
     for runtime in RUNTIMES:
-        assert not_expressible(found, runtime) == "" and nearest_plan(found, runtime) is found
+        assert not_expressible(found, runtime) == "" and near_plan(found, runtime) is found
     assert "PARTITION=32\n" in export(found, "vllm")
     assert "--rpc fast-0:50052 -ts 33 " in export(found, "llama.cpp")
     (stage,) = json.loads(export(found, "json"))["stages"]
@@ -181,8 +184,8 @@ def test_tiers_that_may_be_empty_are_if_that_is_better(tmp_path, pin):
     """The embedding alone cannot be on the slow tier: it goes on, or a layer comes."""
     path = tmp_path / "net.toml"
     path.write_text(SLOW_FIRST.replace('"slow"', f'"slow"\nleast_blocks = 0\n{pin}'))
-    found = hs.plan("phi-3-mini", path, concurrency=1, objective="path")
-    near = nearest_plan(found, "vllm")
+    found = plan("phi-3-mini", path, concurrency=1, objective="path")
+    near = near_plan(found, "vllm")
     instance = found.result.instance
     values = {cut: hs.evaluate(instance, hs.Partition((0, cut, 34))) for cut in range(2, 33)}
     if not pin:
@@ -196,8 +199,8 @@ def test_one_pipeline_is_planned_for_one_node_of_each_tier():
     network = hs.Network(
         name="net", tiers=(tier("pair", "rtx-4090", 2, WIRE), tier("one", "a100-80gb"))
     )
-    found = hs.plan("llama-3-8b", network, concurrency=4)
-    near = nearest_plan(found, "vllm")
+    found = plan("llama-3-8b", network, concurrency=4)
+    near = near_plan(found, "vllm")
     alone = near.result.instance
     values = [hs.evaluate(alone, hs.Partition((0, cut, 34))) for cut in range(2, 33)]
     assert near.result.objective_s == pytest.approx(min(values), rel=1e-12)
@@ -224,8 +227,8 @@ def test_linked_nodes_of_a_tier_become_stages(memory_gib, objective, tmp_path):
     path = tmp_path / "net.toml"
     path.write_text(PAIR.replace("memory_gib = 2", f"memory_gib = {memory_gib}"))
     asked = {"concurrency": 4, "objective": objective}
-    found = hs.plan("llama-3-8b", path, **asked)
-    near = nearest_plan(found, "vllm")
+    found = plan("llama-3-8b", path, **asked)
+    near = near_plan(found, "vllm")
     inner = hs.Link(bytes_per_s=25e9 / 8, latency_s=0.05e-3)
     outer = hs.Link(bytes_per_s=1e9 / 8, latency_s=0.5e-3)
     gpus = {"rtx-4090": {}, "rtx-3090": {}, "t4": {"memory_bytes": memory_gib * 2**30}}
@@ -325,7 +328,7 @@ def test_of_too_many_pipelines_some_are_tried(monkeypatch):
 def test_a_tier_that_must_stay_one_keeps_its_quickest_node(tmp_path, capsys, change):
     path = tmp_path / "net.toml"
     path.write_text(PAIR.replace(*change))
-    near = nearest_plan(hs.plan("llama-3-8b", path, concurrency=4), "vllm")
+    near = near_plan(plan("llama-3-8b", path, concurrency=4), "vllm")
     assert [node.node for node in near.nodes] == ["pair-rtx-4090-0", "one-a100-80gb-0"]
     assert near.network.pins.get("embedding", "pair") == "pair"
     command = ("plan", "--model", "llama-3-8b", "--network", path, "--export", "vllm")
@@ -334,13 +337,13 @@ def test_a_tier_that_must_stay_one_keeps_its_quickest_node(tmp_path, capsys, cha
     assert err.splitlines()[-1] == f"left out: pair-rtx-3090-0{hint}"
 
 
-def test_what_can_be_expressed_is_its_own_nearest_plan():
+def test_what_can_be_expressed_is_its_own_near_plan():
     found = planned((0, 12, 34))
-    assert nearest_plan(found, "vllm") is found
-    tiny = hs.plan("llama-3-70b", hs.Network(name="tiny", tiers=(tier("a", "t4"),)))
+    assert near_plan(found, "vllm") is found
+    tiny = plan("llama-3-70b", hs.Network(name="tiny", tiers=(tier("a", "t4"),)))
     with pytest.raises(ValueError, match="nearest_plan: no plan to start from, infeasible"):
-        nearest_plan(tiny, "petals")
-    assert not nearest_plan(tiny, "vllm").fits
+        near_plan(tiny, "petals")
+    assert not near_plan(tiny, "vllm").fits
 
 
 def test_names_are_quoted_and_stay_on_a_line():
@@ -350,7 +353,7 @@ def test_names_are_quoted_and_stay_on_a_line():
         name="net",
         tiers=(hs.Tier(name="t", nodes=(hs.Node(name="old box; echo", gpu=hs.gpu("h200")),)),),
     )
-    text = export(hs.plan("phi-3-mini", odd), "llama.cpp")
+    text = export(plan("phi-3-mini", odd), "llama.cpp")
     assert "--rpc 'old box; echo:50052'" in text
 
 
@@ -374,9 +377,9 @@ def slow_first(tmp_path):
 
 def test_the_nearest_plan_is_the_best_that_can_be_expressed(slow_first):
     site = hs.read_network_file(slow_first)
-    best = hs.plan("phi-3-mini", site, concurrency=1)
+    best = plan("phi-3-mini", site, concurrency=1)
     assert best.result.partition.cuts == (0, 1, 34)
-    near = nearest_plan(best, "vllm")
+    near = near_plan(best, "vllm")
     values = [
         hs.evaluate(best.result.instance, hs.Partition((0, cut, 34))) for cut in range(2, 33)
     ]
@@ -387,9 +390,9 @@ def test_the_nearest_plan_is_the_best_that_can_be_expressed(slow_first):
 def test_layers_that_are_pinned_elsewhere_stay_there(slow_first):
     slow_first.write_text(SLOW_FIRST.replace('"fast"', '"fast"\npin = [0]'))
     site = hs.read_network_file(slow_first)
-    found = hs.plan("phi-3-mini", site, concurrency=1)
+    found = plan("phi-3-mini", site, concurrency=1)
     with pytest.raises(ValueError, match="vllm needs layer 0 in tier 'slow', but it is pinned"):
-        nearest_plan(found, "vllm")
+        near_plan(found, "vllm")
 
 
 def test_the_command_solves_again_where_it_must(capsys, slow_first):
@@ -400,8 +403,8 @@ def test_the_command_solves_again_where_it_must(capsys, slow_first):
     assert why.startswith("vllm cannot express the best plan: stage 0 has only")
     pattern = r"planned for it instead, on slow-\S+, fast-\S+ \((.+)% more\): proved optimal"
     value = float(re.match(pattern, best)[1])
-    plain = hs.plan("phi-3-mini", slow_first, concurrency=1)
-    ratio = nearest_plan(plain, "vllm").result.objective_s / plain.result.objective_s
+    plain = plan("phi-3-mini", slow_first, concurrency=1)
+    ratio = near_plan(plain, "vllm").result.objective_s / plain.result.objective_s
     assert value == pytest.approx(100 * (ratio - 1), abs=0.06)
     assert run(capsys, *command, "--export", "vllm", "--json")[0] == 2
     code, out, err = run(capsys, *command, "--export", "json")
@@ -412,7 +415,7 @@ def test_the_command_solves_again_where_it_must(capsys, slow_first):
 def test_no_plan_cannot_be_written():
     tiny = hs.Network(name="tiny", tiers=(tier("a", "t4"),))
     with pytest.raises(ValueError, match="export: no plan to write, infeasible"):
-        export(hs.plan("llama-3-70b", tiny), "vllm")
+        export(plan("llama-3-70b", tiny), "vllm")
 
 
 def test_unknown_runtimes_list_the_known():
@@ -450,7 +453,7 @@ def test_only_runtimes_that_name_modules_need_the_type_of_a_model(capsys, slow_f
 
 def test_commands_serve_what_was_planned():
     """As many sequences as have room, up to the batches simulated, and as long."""
-    found = hs.plan(
+    found = plan(
         "phi-3-mini", hs.Network(name="n", tiers=(tier("a", "t4", 1, WIRE), tier("b", "l4"))),
         concurrency=2, prompt_tokens=100, output_tokens=20,
     )  # fmt: skip
@@ -477,7 +480,7 @@ def test_cautions_say_what_an_export_does_not(capsys, tmp_path):
     ]
     assert cautions(planned((0, 34)), "accelerate") == []
     mac = hs.Network(name="n", tiers=(tier("mac", "apple-m2-ultra"),))
-    small = hs.plan("phi-3-mini", mac, weights="int4")
+    small = plan("phi-3-mini", mac, weights="int4")
     assert cautions(small, "vllm") == [
         "planned as phi-3-mini-int4: load weights that are so quantised",
         "vllm needs CUDA or ROCm; not so: mac-0",
@@ -502,13 +505,13 @@ def test_every_tier_that_offends_is_named():
     wide = hs.Network(
         name="n", tiers=(tier("a", "l4", 2, WIRE), tier("b", "l4", 3, WIRE), tier("c", "l4"))
     )
-    why = not_expressible(hs.plan("phi-3-mini", wide, concurrency=1), "vllm")
+    why = not_expressible(plan("phi-3-mini", wide, concurrency=1), "vllm")
     assert why == "it runs one pipeline, and tier 'a' has 2 nodes, tier 'b' has 3 nodes"
 
 
 def test_yaml_holds_what_json_does(slow_first):
     slow_first.write_text(SLOW_FIRST.replace('"slow"', '"slow: [1, ü"'))
-    found = hs.plan("phi-3-mini", slow_first, concurrency=1)
+    found = plan("phi-3-mini", slow_first, concurrency=1)
     assert yaml.safe_load(export(found, "yaml")) == json.loads(export(found, "json"))
 
 

@@ -1,5 +1,6 @@
 """`replan` against enumeration, and what it takes for a plan."""
 
+import functools
 import itertools
 import json
 import math
@@ -16,6 +17,7 @@ import hypsolve as hs
 from hypsolve.replan import Before, _falling, _moves, _search, replan
 from hypsolve.solvers.tables import cost_table
 
+plan = functools.partial(hs.plan, with_changes=False)
 WIRE = hs.Link(bytes_per_s=1e9, latency_s=1e-4)
 
 
@@ -77,8 +79,8 @@ def test_every_number_of_moves_is_enumeration(seed, objective, allow_empty):
 
 
 def test_more_moves_are_never_worse_and_enough_are_the_optimum():
-    before = hs.plan("llama-3-8b", OLD, concurrency=4)
-    best = hs.plan("llama-3-8b", NEW, concurrency=4)
+    before = plan("llama-3-8b", OLD, concurrency=4)
+    best = plan("llama-3-8b", NEW, concurrency=4)
     found = [
         replan("llama-3-8b", NEW, before, max_moves=m, concurrency=4) for m in (0, 2, 5, 34)
     ]
@@ -91,7 +93,7 @@ def test_more_moves_are_never_worse_and_enough_are_the_optimum():
 
 
 def test_nodes_load_what_they_did_not_have():
-    before = hs.plan("llama-3-8b", OLD, concurrency=4)
+    before = plan("llama-3-8b", OLD, concurrency=4)
     stay = replan("llama-3-8b", NEW, before, max_moves=0, concurrency=4)
     blocks = hs.model("llama-3-8b").blocks
     of_c = sum(blocks[b].weight_bytes for b in stay.partition.stage(2))
@@ -104,7 +106,7 @@ def test_nodes_load_what_they_did_not_have():
 
 def test_blocks_of_a_tier_that_is_gone_must_move():
     gone = hs.Network(name="gone", tiers=(OLD.tiers[0], OLD.tiers[2]))
-    before = hs.plan("llama-3-8b", OLD, concurrency=4)
+    before = plan("llama-3-8b", OLD, concurrency=4)
     n = len(before.result.partition.stage(1))
     none = replan("llama-3-8b", gone, before, max_moves=n - 1, concurrency=4)
     assert none.partition is None and math.isinf(none.objective_s) and not none.moved_bytes
@@ -113,12 +115,12 @@ def test_blocks_of_a_tier_that_is_gone_must_move():
 
 
 def test_the_command(capsys, tmp_path):
-    path, new, plan = (tmp_path / name for name in ("net.toml", "new.toml", "plan.json"))
+    path, new, before = (tmp_path / name for name in ("net.toml", "new.toml", "plan.json"))
     assert run(capsys, "init", path)[0] == 0
     arguments = ("--model", "llama-3-8b", "--network")
-    plan.write_text(run(capsys, "plan", *arguments, path, "--json")[1])
+    before.write_text(run(capsys, "plan", *arguments, path, "--json")[1])
     new.write_text(path.read_text().replace("count = 2", "count = 1"))
-    command = ("replan", *arguments, new, "--from", plan, "--max-moves")
+    command = ("replan", *arguments, new, "--from", before, "--max-moves")
     code, out, err = run(capsys, *command, 4)
     assert (code, err) == (0, "")
     assert out.startswith("4 blocks moved\ntier ")
@@ -172,34 +174,34 @@ def test_what_is_no_plan(content, message, tmp_path):
 
 
 def test_what_was_asked_is_asked_again(tmp_path):
-    plan = hs.plan(
+    found = plan(
         "llama-3-8b", OLD, prompt_tokens=4000, output_tokens=100, concurrency=3, weights="int8"
     )
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps(plan.to_dict()))
-    for before in (plan, path):
+    path.write_text(json.dumps(found.to_dict()))
+    for before in (found, path):
         again = replan("llama-3-8b", NEW, before, max_moves=40, weights="int8")
-        best = hs.plan(
+        best = plan(
             "llama-3-8b", NEW, prompt_tokens=4000, output_tokens=100, concurrency=3,
             weights="int8",
         )  # fmt: skip
         assert again.objective_s == pytest.approx(best.result.objective_s, rel=1e-12)
         other = replan("llama-3-8b", NEW, before, max_moves=40, weights="int8", prompt_tokens=9)
         assert other.objective_s < again.objective_s
-    path.write_text(json.dumps({**plan.to_dict(), "prompt_tokens": "9"}))
+    path.write_text(json.dumps({**found.to_dict(), "prompt_tokens": "9"}))
     with pytest.raises(TypeError, match="prompt_tokens must be a whole number, got '9'"):
         replan("llama-3-8b", NEW, path, max_moves=4, weights="int8")
 
 
 def test_a_plan_of_another_model_or_format_is_refused():
-    before = hs.plan("llama-3-8b", OLD, concurrency=4)
+    before = plan("llama-3-8b", OLD, concurrency=4)
     for model, weights in (("mistral-7b", None), ("llama-3-8b", "int4")):
         with pytest.raises(ValueError, match=r"must be of '[\w-]+', got one of 'llama-3-8b'"):
             replan(model, NEW, before, max_moves=0, weights=weights)
 
 
 def test_one_replan_goes_on_from_another(tmp_path):
-    before = hs.plan("llama-3-8b", OLD, concurrency=4)
+    before = plan("llama-3-8b", OLD, concurrency=4)
     first = replan("llama-3-8b", NEW, before, max_moves=2)
     path = tmp_path / "replan.json"
     path.write_text(json.dumps(first.to_dict()))
@@ -212,13 +214,13 @@ def test_one_replan_goes_on_from_another(tmp_path):
 def test_nodes_that_cannot_hold_the_stage_load_nothing():
     small = hs.Node(name="a-small", gpu=hs.gpu("l4"), memory_bytes=2e6)
     wide = replace(OLD.tiers[0], nodes=(*OLD.tiers[0].nodes, small))
-    before = hs.plan("llama-3-8b", OLD, concurrency=4)
+    before = plan("llama-3-8b", OLD, concurrency=4)
     network = hs.Network(name="more", tiers=(wide, *OLD.tiers[1:]))
     assert replan("llama-3-8b", network, before, max_moves=0).moved_bytes == {}
 
 
 def test_bad_arguments():
-    before = hs.plan("llama-3-8b", OLD, concurrency=4)
+    before = plan("llama-3-8b", OLD, concurrency=4)
     with pytest.raises(ValueError, match="replan: max_moves must be at least 0, got -1"):
         replan("llama-3-8b", OLD, before, max_moves=-1)
     with pytest.raises(
@@ -227,4 +229,4 @@ def test_bad_arguments():
         replan("llama-3-8b", OLD, before, max_moves=1, objective="p0")
     tiny = hs.Network(name="tiny", tiers=(tier("a", "t4", 1, None),))
     with pytest.raises(ValueError, match="the plan before must have a partition"):
-        replan("llama-3-8b", OLD, hs.plan("llama-3-70b", tiny), max_moves=1)
+        replan("llama-3-8b", OLD, plan("llama-3-70b", tiny), max_moves=1)

@@ -20,6 +20,7 @@ from hypsolve.plan_figures import FIGURES
 from hypsolve.units import show_seconds
 
 matplotlib.use("Agg")
+SHORT = {"concurrency": 8, "output_tokens": 8, "with_changes": False}
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +89,14 @@ def test_many_nodes_are_counted_not_drawn():
     wide = replace(
         SMALL, tiers=(tier("desk", "rtx-3090", 9, SMALL.tiers[0].link), SMALL.tiers[1])
     )
-    shown = texts(hs.plan("llama-3-8b", wide, concurrency=8).plot("network"))
+    shown = texts(hs.plan("llama-3-8b", wide, **SHORT).plot("network"))
     assert "and 4 more" in shown and "desk-4" in shown and "desk-5" not in shown
 
 
 def test_a_link_back_of_another_latency_is_told():
     slow = replace(SMALL.tiers[0].link, return_latency_s=0.25)
     wide = replace(SMALL, tiers=(replace(SMALL.tiers[0], link=slow), SMALL.tiers[1]))
-    shown = " ".join(texts(hs.plan("llama-3-8b", wide, concurrency=8).plot("network")))
+    shown = " ".join(texts(hs.plan("llama-3-8b", wide, **SHORT).plot("network")))
     assert "250 ms back" in shown
 
 
@@ -249,7 +250,8 @@ def test_long_names_are_cut_short(tmp_path):
         )
         for k in range(3)
     )
-    found = hs.plan("phi-3-mini", hs.Network(name="long", tiers=tiers), concurrency=1)
+    network = hs.Network(name="long", tiers=tiers)
+    found = hs.plan("phi-3-mini", network, concurrency=1, output_tokens=8)
     for kind in FIGURES:
         ax = found.plot(kind)
         shown = [text.get_text() for text in ax.findobj(matplotlib.text.Text)]
