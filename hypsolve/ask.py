@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from hypsolve.cluster_files import read_helix
 from hypsolve.costs import to_instance
 from hypsolve.deployment import Deployment, Model, Network, Requests
 from hypsolve.huggingface import read_model
-from hypsolve.latency_search import as_simulated, least_mean_latency
+from hypsolve.latency_search import Tell, as_simulated, least_mean_latency
 from hypsolve.network_file import NetworkFile, read_network_file
 from hypsolve.problem import Objective
 from hypsolve.result import Result
@@ -27,7 +26,6 @@ from hypsolve.solve import solve
 OBJECTIVES = ("bottleneck", "path", "mean_latency", "p0")
 LEAST_RATE = 1e-6  # requests per second: one in 12 days
 MOST_TOKENS = 2**31  # of one sequence, and of all that a node is to hold
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from hypsolve import validation as valid
-from hypsolve.ask import Tell
 from hypsolve.deployment import GpuProfile, Node
 from hypsolve.exporters import BY_LAYER, ONE_PIPELINE, RUNTIMES, not_expressible
 from hypsolve.latency_search import METHOD as SIMULATED
+from hypsolve.latency_search import Tell
 from hypsolve.network_file import NetworkFile
 from hypsolve.planner import Plan, plan, split
 
@@ -157,7 +157,8 @@ def _by_layer(
     optional = [k for k in tiers if site.least_blocks and site.least_blocks[k] == 0]
     of_site = [tier.name for tier in site.network.tiers]
     unused = {stage.tier for stage in found.stages if not stage.blocks}
-    choices: list[tuple[int, ...]] = [(), tuple(k for k in optional if of_site[k] in unused)]
+    as_found = tuple(k for k in optional if of_site[k] in unused)
+    choices: list[tuple[int, ...]] = list(dict.fromkeys([(), as_found]))
     if 2 ** len(optional) <= most_choices:
         sizes = range(len(optional) + 1)
         choices = [each for n in sizes for each in itertools.combinations(optional, n)]

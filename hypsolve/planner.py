@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from hypsolve import evaluation
 from hypsolve import validation as valid
-from hypsolve.ask import Ask, Tell, answer, model_of, site_of
+from hypsolve.ask import Ask, answer, model_of, site_of
 from hypsolve.changes import Case, Change, what_would_help
 from hypsolve.deployment import Deployment, Model, Network
 from hypsolve.latency_search import METHOD as SIMULATED
-from hypsolve.latency_search import with_bound
+from hypsolve.latency_search import Tell, with_bound
 from hypsolve.network_file import NetworkFile
 from hypsolve.problem import Objective
 from hypsolve.result import Result
@@ -326,16 +326,17 @@ def plan(
         stopped = f"{method} was stopped: this is hypsplit_dp's split"
         quick = replace(ask, method="hypsplit_dp", options={})
         deployment, result = answer(case.model, case.site, quick)
-    service, prices = None, case.site.price_per_hour
+    service = None
     alternatives: list[Alternative] = []
     changes: list[Change] = []
     try:
         if result.partition is not None:
             tell("simulating requests")
+            prices = case.site.price_per_hour
             service = predict(deployment, result.partition, rate_per_s, prices, seed=seed)
         if with_changes and not stopped:
             if result.partition is not None:
-                for alternative in _alternatives(case, result, prices):
+                for alternative in _alternatives(case, result):
                     tell(f"simulated: the split for {alternative.objective}")
                     alternatives.append(alternative)
             for other, change in what_would_help(model, weights, case, result):
@@ -443,19 +444,18 @@ def comparable(objective: str) -> list[str]:
     return first + [n for n, method in METHODS.items() if method.decides == "partition"]
 
 
-def _alternatives(
-    case: Case, result: Result, prices: Mapping[str, float]
-) -> Iterator[Alternative]:
+def _alternatives(case: Case, result: Result) -> Iterator[Alternative]:
     ask, seen = case.ask, [result.partition]
     for objective in ("bottleneck", "path", "p0"):
-        if objective == "p0" and 0 in case.site.least_blocks:
+        knows_no_empty_tier = objective == "p0" and 0 in case.site.least_blocks
+        if objective == ask.objective or knows_no_empty_tier:
             continue
         asked = replace(ask, objective=objective, method=None, options={})
         deployment, other = answer(case.model, case.site, asked)
-        if objective == ask.objective or other.partition in seen or other.partition is None:
+        if other.partition in seen or other.partition is None:
             continue
         seen.append(other.partition)
-        service = predict(deployment, other.partition, ask.rate_per_s, prices, seed=ask.seed)
+        service = predict(deployment, other.partition, ask.rate_per_s, seed=ask.seed)
         yield Alternative(
             objective=objective,
             cuts=other.partition.cuts,
