@@ -25,6 +25,7 @@ from hypsolve.solvers.heuristics import (
 from hypsolve.solvers.hyperion import gpipe, hyperion, two_stage
 from hypsolve.solvers.hypsplit import hypsplit_dp
 from hypsolve.solvers.joint_cpsat import joint_cpsat
+from hypsolve.solvers.joint_exact import joint_exact
 from hypsolve.solvers.joint_milp import joint_milp
 from hypsolve.solvers.milp import partition_cbc, partition_highs
 from hypsolve.solvers.mip import partition_scip
@@ -81,6 +82,7 @@ METHODS: dict[str, Method] = {
     "partition_scip": _exact(partition_scip),
     "joint_cpsat": _exact(joint_cpsat, "both"),
     "joint_milp": _exact(joint_milp, "both"),
+    "joint_exact": Method(joint_exact, "both", True, SCHEDULED, ("split", "dispatch", "joint")),
 }
 
 

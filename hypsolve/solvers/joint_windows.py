@@ -56,11 +56,8 @@ def require_partition(window: Windows, method: str) -> None:
         )
 
 
-def one_by_one(tables: JointTables) -> Array:
-    """Latency when one request is served at a time, on one partition, shape (n_requests,).
-
-    The partition is the one with the least total time of service and travel.
-    """
+def shortest(tables: JointTables) -> list[int]:
+    """Arc of each tier on the partition with the least total time of service and travel."""
     alone = travelled(tables, [tables.fastest(k) for k in range(tables.n_tiers)])
     reach = np.full(tables.n_blocks + 1, np.inf)
     reach[0] = 0.0
@@ -71,12 +68,20 @@ def one_by_one(tables: JointTables) -> Array:
         came_by.append({ends[a]: int(a) for a in np.argsort(-sums, kind="stable")})
         reach = np.full(tables.n_blocks + 1, np.inf)
         np.minimum.at(reach, tables.end[k], sums)
-    took = np.zeros(tables.n_requests)
+    arcs: list[int] = []
     cut = tables.n_blocks
     for k in range(tables.n_tiers - 1, -1, -1):
-        arc = came_by[k][cut]
+        arcs.insert(0, came_by[k][cut])
+        cut = int(tables.first[k][arcs[0]])
+    return arcs
+
+
+def one_by_one(tables: JointTables) -> Array:
+    """Latency when one request is served at a time on `shortest`, shape (n_requests,)."""
+    alone = travelled(tables, [tables.fastest(k) for k in range(tables.n_tiers)])
+    took = np.zeros(tables.n_requests)
+    for k, arc in reversed(list(enumerate(shortest(tables)))):
         took += alone[k][:, arc]
-        cut = int(tables.first[k][arc])
     latency = np.zeros(tables.n_requests)
     free = 0.0
     for r in np.argsort(tables.release, kind="stable"):

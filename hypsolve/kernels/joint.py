@@ -1,0 +1,584 @@
+"""Requests through the stages of one partition: bounds from prices, and a search in layers.
+
+A *shop* is a flow shop with unrelated groups of identical nodes: request r may start its first
+stage at ``release[r]``; stage k has groups ``first[k]:first[k + 1]``; group g has nodes
+``slot[g]:slot[g + 1]`` and takes ``service[r, g]`` (inf: cannot); stage k + 1 may start
+``lag[r, k]`` after the end of stage k. Minimised is the sum of the completions, or the last.
+
+Bounds price the nodes' time. Time is cut into ticks of ``step``; ``price[g, t]`` is asked for
+each tick that a request spends on a node of group g. At any prices >= 0,
+``sum over requests of their cheapest way through (weighted completion + what they pay)
+- sum of all prices x nodes`` is at most the least weighted sum of completions: a schedule never
+uses more than there is. Starts, and lengths of use, are rounded down to ticks: nodes stay free
+of overlap, and a way that was possible stays possible.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hypsolve.kernels.jit import kernel
+
+ROUND_DOWN = 1 - 1e-12  # before a time becomes a tick: not one too late
+
+
+class Shop(NamedTuple):
+    """See the module; times in one unit."""
+
+    service: Any  # (n_requests, n_groups)
+    lag: Any  # (n_requests, n_stages), 0 in the last column
+    release: Any  # (n_requests,)
+    first: Any  # (n_stages + 1,)
+    slot: Any  # (n_groups + 1,)
+    alike: Any  # (n_requests,): the first request with the same rows of service and lag
+    makespan: Any  # bool: the last completion counts, not their sum
+
+
+class Ticks(NamedTuple):
+    """The shop's times in whole ticks of `step`, rounded down."""
+
+    busy: Any  # (n_requests, n_groups): service
+    ahead: Any  # (n_requests, n_groups): service and lag
+    release: Any  # (n_requests,)
+    step: Any
+
+
+class Layer(NamedTuple):
+    """Partial schedules with the same number of operations, as arrays; see `expand`.
+
+    Times before `begun`, the start of the last operation, are stored as that: nothing can
+    start sooner. Nodes of a group are in order of `free`, for they are interchangeable.
+    """
+
+    stage: Any  # (n, n_requests) of int8: stages begun
+    ready: Any  # (n, n_requests): when the next may start; 0 after the last
+    free: Any  # (n, n_nodes)
+    latest: Any  # (n, n_nodes): request that ended there at `free`; -1: none, or earlier
+    value: Any  # (n,): the objective of the finished requests
+    paid: Any  # (n,): their weighted completions
+    begun: Any  # (n,)
+    begun_sum: Any  # (n,): sum of the starts so far
+    bound: Any  # (n,): no completion of it is better; inf: dominated
+    key: Any  # (n,): hash of `stage`
+    link: Any  # (n,): the next with a hash like this one
+    parent: Any  # (n,)
+    operation: Any  # (n,): request * n_groups + group
+
+
+def new_layer(n, n_requests, n_nodes):
+    """Room for n partial schedules."""
+    return Layer(
+        np.empty((n, n_requests), np.int8),
+        np.empty((n, n_requests)),
+        np.empty((n, n_nodes)),
+        np.empty((n, n_nodes), np.int16),
+        np.empty(n),
+        np.empty(n),
+        np.empty(n),
+        np.empty(n),
+        np.empty(n),
+        np.empty(n, np.uint64),
+        np.empty(n, np.int32),
+        np.empty(n, np.int32),
+        np.empty(n, np.int32),
+    )
+
+
+def bytes_each(n_requests, n_nodes):
+    """Bytes of a partial schedule in a layer."""
+    return 9 * n_requests + 10 * n_nodes + 60
+
+
+@kernel
+def add_up(price, spent):
+    """Fill `spent` (n_groups, n_ticks + 1): price of the ticks before each."""
+    for g in range(price.shape[0]):
+        total = 0.0
+        spent[g, 0] = 0.0
+        for t in range(price.shape[1]):
+            total += price[g, t]
+            spent[g, t + 1] = total
+
+
+@kernel
+def cheapest(shop, ticks, weight, spent, way, best):
+    """Bound at the prices whose sums are `spent`.
+
+    Fills ``way[r, g, t]``: the least a request pays, completion included, from the stage of
+    group g on, if that stage is on g and starts at tick t or later. `best` is scratch,
+    (n_stages, n_ticks + 1).
+    """
+    n_requests, n_groups = shop.service.shape
+    n_stages = len(shop.first) - 1
+    end = spent.shape[1] - 1
+    total = 0.0
+    for r in range(n_requests):
+        for k in range(n_stages - 1, -1, -1):
+            least = best[k]
+            least[:] = np.inf
+            for g in range(shop.first[k], shop.first[k + 1]):
+                cost = way[r, g]
+                if shop.service[r, g] == np.inf:
+                    cost[:] = np.inf
+                    continue
+                busy, ahead, sums = ticks.busy[r, g], ticks.ahead[r, g], spent[g]
+                within = max(end + 1 - busy, 0)
+                for t in range(within):
+                    cost[t] = sums[t + busy] - sums[t]
+                last = sums[end]
+                for t in range(within, end + 1):
+                    cost[t] = last - sums[t]
+                if k == n_stages - 1:
+                    done = weight[r] * shop.service[r, g]
+                    slope = weight[r] * ticks.step
+                    for t in range(end + 1):
+                        cost[t] += done + slope * t
+                else:
+                    onward = best[k + 1]
+                    within = max(end + 1 - ahead, 0)
+                    for t in range(within):
+                        cost[t] += onward[t + ahead]
+                    last = onward[end]
+                    for t in range(within, end + 1):
+                        cost[t] += last
+                lowest = cost[end]
+                for t in range(end - 1, -1, -1):
+                    x = cost[t]
+                    lowest = x if x < lowest else lowest
+                    cost[t] = lowest
+                for t in range(end + 1):
+                    least[t] = cost[t] if cost[t] < least[t] else least[t]
+        total += best[0, min(ticks.release[r], end)]
+    for g in range(n_groups):
+        total -= spent[g, end] * (shop.slot[g + 1] - shop.slot[g])
+    return total
+
+
+@kernel
+def _walk(shop, ticks, way, r, k, g, t, use, share):
+    """Add to `use` the ticks of the cheapest way from stage k on group g, not before tick t.
+
+    Returns the completion.
+    """
+    end = way.shape[2] - 1
+    while True:
+        cost = way[r, g]
+        while t < end and cost[t + 1] == cost[t]:
+            t += 1
+        for j in range(t, min(end, t + ticks.busy[r, g])):
+            use[g, j] += share
+        k += 1
+        if k == len(shop.first) - 1:
+            return ticks.step * t + shop.service[r, g]
+        t = min(end, t + ticks.ahead[r, g])
+        g = shop.first[k]
+        for other in range(shop.first[k] + 1, shop.first[k + 1]):
+            if way[r, other, t] < way[r, g, t]:
+                g = other
+
+
+@kernel
+def _step(price, direction, use, size, gap, first_time, mix):
+    """Move the prices along a running mean of what is asked for beyond what there is."""
+    norm = 0.0
+    for g in range(price.shape[0]):
+        for t in range(price.shape[1]):
+            beyond = use[g, t] - size[g, t]
+            if not first_time:
+                beyond = mix * beyond + (1 - mix) * direction[g, t]
+            direction[g, t] = beyond
+            if price[g, t] > 0 or beyond > 0:
+                norm += beyond * beyond
+    if norm <= 1e-12:
+        return False
+    far = gap / norm
+    for g in range(price.shape[0]):
+        for t in range(price.shape[1]):
+            x = price[g, t] + far * direction[g, t]
+            price[g, t] = x if x > 0 else 0.0
+    return True
+
+
+@kernel
+def _weigh(weight, completion, gap):
+    """Move the weights of the completions, on the simplex, towards the late."""
+    mean = 0.0
+    for r in range(len(weight)):
+        mean += weight[r] * completion[r]
+    norm = 0.0
+    for r in range(len(weight)):
+        norm += (completion[r] - mean) ** 2
+    if norm <= 0:
+        return
+    for r in range(len(weight)):
+        weight[r] += gap / norm * (completion[r] - mean)
+    # the nearest point of the simplex: all less by the same, but none below 0
+    ordered = np.sort(weight)[::-1]
+    total, less = 0.0, 0.0
+    for i in range(len(ordered)):
+        total += ordered[i]
+        if ordered[i] > (total - 1) / (i + 1):
+            less = (total - 1) / (i + 1)
+    total = 0.0
+    for r in range(len(weight)):
+        weight[r] = max(0.0, weight[r] - less)
+        total += weight[r]
+    weight /= total
+
+
+@kernel
+def raise_bound(shop, ticks, weight, price, upper, target, n_steps, length, floor):
+    """Raise the bound by better prices (and, for the makespan, weights), in place.
+
+    Parameters
+    ----------
+    upper : float
+        Aim of the steps; no bound is higher than the optimum.
+    target : float
+        Stop at a bound of this.
+    n_steps : int
+        Most evaluations; 1: the bound at the prices given.
+    length, floor : float
+        First step as a share of the way to `upper`, and the share at which to stop.
+
+    Returns
+    -------
+    float
+        The best bound, which is that of the prices and weights left behind.
+    """
+    n_requests, n_groups = shop.service.shape
+    n_ticks = price.shape[1]
+    spent = np.empty((n_groups, n_ticks + 1))
+    way = np.empty((n_requests, n_groups, n_ticks + 1))
+    scratch = np.empty((len(shop.first) - 1, n_ticks + 1))
+    use, direction = np.zeros((n_groups, n_ticks)), np.zeros((n_groups, n_ticks))
+    size = np.empty((n_groups, n_ticks))
+    for g in range(n_groups):
+        size[g] = shop.slot[g + 1] - shop.slot[g]
+    completion = np.zeros(n_requests)
+    now, now_weight = price.copy(), weight.copy()
+    best, waited = -np.inf, 0
+    for i in range(n_steps):
+        add_up(now, spent)
+        bound = cheapest(shop, ticks, now_weight, spent, way, scratch)
+        if i == 0 or bound > best:
+            waited = 0 if i == 0 or bound > best + 1e-3 * abs(upper - best) else waited + 1
+            best = bound
+            price[:] = now
+            weight[:] = now_weight
+        else:
+            waited += 1
+        if best >= target or i == n_steps - 1:
+            break
+        if waited >= 10:
+            length *= 0.7
+            waited = 0
+            if length < floor:
+                break
+            now[:] = price  # back to the best
+            now_weight[:] = weight
+            add_up(now, spent)
+            bound = cheapest(shop, ticks, now_weight, spent, way, scratch)
+        use[:] = 0.0
+        for r in range(n_requests):
+            t, g = min(ticks.release[r], n_ticks), shop.first[0]
+            for other in range(shop.first[0] + 1, shop.first[1]):
+                if way[r, other, t] < way[r, g, t]:
+                    g = other
+            completion[r] = _walk(shop, ticks, way, r, 0, g, t, use, 1.0)
+        gap = length * max(upper - bound, 1e-6 * abs(upper))
+        moved = _step(now, direction, use, size, gap, i == 0, 0.3)
+        if shop.makespan:
+            _weigh(now_weight, completion, 0.5 * gap)
+        elif not moved:
+            break
+    return best
+
+
+@kernel
+def begin(shop, layer, bound):
+    """Make the empty schedule the layer's first entry."""
+    layer.stage[0] = 0
+    layer.ready[0] = shop.release
+    layer.free[0] = 0.0
+    layer.latest[0] = -1
+    layer.value[0] = 0.0
+    layer.paid[0] = 0.0
+    layer.begun[0] = 0.0
+    layer.begun_sum[0] = 0.0
+    layer.bound[0] = bound
+    layer.key[0] = 0
+    layer.link[0] = -1
+    layer.parent[0] = -1
+    layer.operation[0] = -1
+
+
+@kernel
+def _tick(time, per_tick, end):
+    t = int(time * per_tick)
+    return t if t < end else end
+
+
+@kernel
+def _bound(shop, ticks, weight, spent, way, rest, layer, i, begun, value, paid, stop):
+    """No completion of entry i, none of whose operations starts before `begun`, is better.
+
+    `stop`: a bound of this is enough.
+    """
+    n_requests = len(shop.release)
+    n_stages, n_groups = len(shop.first) - 1, len(shop.slot) - 1
+    end = spent.shape[1] - 1
+    per_tick = ROUND_DOWN / ticks.step
+    bound = paid
+    for g in range(n_groups):
+        for x in range(shop.slot[g], shop.slot[g + 1]):
+            t = _tick(max(layer.free[i, x], begun), per_tick, end)
+            bound -= spent[g, end] - spent[g, t]
+    latest = value
+    for r in range(n_requests):
+        k = layer.stage[i, r]
+        if k == n_stages:
+            continue
+        ready = max(layer.ready[i, r], begun)
+        least, soonest = np.inf, np.inf
+        for g in range(shop.first[k], shop.first[k + 1]):
+            start = max(ready, layer.free[i, shop.slot[g]])
+            t = int(start * per_tick)
+            if t < end:
+                cost = way[r, g, t]
+            else:
+                cost = way[r, g, end] + weight[r] * max(0.0, start - end * ticks.step)
+            least = min(least, cost)
+            soonest = min(soonest, start + rest[r, g])
+        bound += least
+        latest = max(latest, soonest)
+        if not shop.makespan and bound >= stop:
+            return bound
+    return max(bound, latest) if shop.makespan else bound
+
+
+@kernel
+def least_left(shop, rest):
+    """Fill `rest` (n_requests, n_groups): from a stage's start on a group to the completion."""
+    n_stages = len(shop.first) - 1
+    for r in range(len(shop.release)):
+        onward = 0.0
+        for k in range(n_stages - 1, -1, -1):
+            least = np.inf
+            for g in range(shop.first[k], shop.first[k + 1]):
+                rest[r, g] = shop.service[r, g] + shop.lag[r, k] + onward
+                least = min(least, rest[r, g])
+            onward = least
+
+
+@kernel
+def _dominates(layer, a, b, makespan):
+    """Whether whatever entry b can still become, entry a can become as well and no worse.
+
+    The sum of the starts settles ties: without it two rules could each discard a schedule in
+    favour of the other's.
+    """
+    if layer.value[a] > layer.value[b]:
+        return False
+    if layer.begun_sum[a] > layer.begun_sum[b] and (
+        makespan or layer.value[a] > layer.value[b] * (1 - 1e-9)
+    ):
+        return False
+    for x in range(layer.free.shape[1]):
+        if layer.free[a, x] > layer.free[b, x]:
+            return False
+    for r in range(layer.ready.shape[1]):  # noqa: SIM110 - a loop is what numba compiles
+        if layer.ready[a, r] > layer.ready[b, r]:
+            return False
+    return True
+
+
+@kernel
+def _place(shop, weight, layer, i, after, j, r, g, start):
+    """Make entry j of the layer `after`: entry i with request r on group g from `start`."""
+    n_stages, n_groups = len(shop.first) - 1, len(shop.slot) - 1
+    k = layer.stage[i, r]
+    end = start + shop.service[r, g]
+    for q in range(len(shop.release)):
+        after.stage[j, q] = layer.stage[i, q]
+        after.ready[j, q] = max(layer.ready[i, q], start) if layer.stage[i, q] < n_stages else 0
+    after.stage[j, r] = k + 1
+    after.value[j], after.paid[j] = layer.value[i], layer.paid[i]
+    if k + 1 == n_stages:
+        after.ready[j, r] = 0.0
+        after.paid[j] += weight[r] * end
+        after.value[j] = max(after.value[j], end) if shop.makespan else after.value[j] + end
+    else:
+        after.ready[j, r] = end + shop.lag[r, k]
+    for x in range(layer.free.shape[1]):
+        if layer.free[i, x] < start:
+            after.free[j, x], after.latest[j, x] = start, -1
+        else:
+            after.free[j, x], after.latest[j, x] = layer.free[i, x], layer.latest[i, x]
+    x = shop.slot[g]  # the first of the group is taken; the others move up to keep the order
+    while x + 1 < shop.slot[g + 1] and after.free[j, x + 1] <= end:
+        after.free[j, x], after.latest[j, x] = after.free[j, x + 1], after.latest[j, x + 1]
+        x += 1
+    after.free[j, x], after.latest[j, x] = end, r
+    after.begun[j] = start
+    after.begun_sum[j] = layer.begun_sum[i] + start
+    after.parent[j], after.operation[j] = i, r * n_groups + g
+
+
+@kernel
+def expand(
+    shop, ticks, weight, spent, way, rest, layer, i, until, after, n_after, heads, salt,
+    target, most_compared,
+):  # fmt: skip
+    """Add one operation to entries i:until, in every way that a best schedule may need.
+
+    Operations come in the order of their starts, each as early as its node allows. Left out is
+    what cannot be part of a better schedule than `target`, by its bound, and what another
+    schedule replaces:
+
+    - a node that waits for a request, while another could be served meanwhile;
+    - of a group, any node but the first to be free;
+    - of requests alike, any but the first to be ready;
+    - on the last stage (for the sum), a request right behind a longer one that need not have
+      come first;
+    - an entry with the same stages begun where another is nowhere worse.
+
+    Parameters
+    ----------
+    after : Layer
+        Filled from `n_after` on.
+    heads : ndarray of int32
+        Of the lists of entries of `after` by hash; -1: none. Its length is a power of two.
+    salt : ndarray of uint64, shape (n_requests, n_stages + 1)
+
+    Returns
+    -------
+    i, n_after : int
+        The next entry to expand; fewer than `until` if `after` is full.
+    """
+    n_requests, n_groups = shop.service.shape
+    n_stages = len(shop.first) - 1
+    room = len(after.bound) - n_requests * n_groups - 1
+    mask = np.uint64(len(heads) - 1)
+    soonest, its_start = np.empty(n_groups), np.empty(n_groups)
+    while i < until:
+        if n_after > room:
+            return i, n_after
+        if layer.bound[i] >= target:
+            i += 1
+            continue
+        soonest[:] = np.inf
+        for q in range(n_requests):
+            k = layer.stage[i, q]
+            if k < n_stages:
+                for g in range(shop.first[k], shop.first[k + 1]):
+                    start = max(layer.ready[i, q], layer.free[i, shop.slot[g]])
+                    if start + shop.service[q, g] < soonest[g]:
+                        soonest[g], its_start[g] = start + shop.service[q, g], start
+        for r in range(n_requests):
+            k = layer.stage[i, r]
+            if k == n_stages:
+                continue
+            if shop.alike[r] >= 0:
+                behind = False
+                for q in range(n_requests):
+                    if shop.alike[q] == shop.alike[r] and layer.stage[i, q] == k and q != r:
+                        sooner = layer.ready[i, q] - layer.ready[i, r]
+                        behind = behind or sooner < 0 or (sooner == 0 and q < r)
+                if behind:
+                    continue
+            for g in range(shop.first[k], shop.first[k + 1]):
+                service = shop.service[r, g]
+                x = shop.slot[g]
+                start = max(layer.ready[i, r], layer.free[i, x])
+                if service == np.inf or (soonest[g] <= start and its_start[g] < start):
+                    continue
+                before = layer.latest[i, x]
+                if (
+                    k == n_stages - 1
+                    and before >= 0
+                    and not shop.makespan
+                    and service < shop.service[before, g]
+                    and layer.ready[i, r] <= layer.free[i, x] - shop.service[before, g]
+                ):
+                    continue
+                j = n_after
+                _place(shop, weight, layer, i, after, j, r, g, start)
+                bound = _bound(
+                    shop, ticks, weight, spent, way, rest, after, j, start, after.value[j],
+                    after.paid[j], target,
+                )  # fmt: skip
+                bound = max(bound, layer.bound[i])
+                if bound >= target:
+                    continue
+                key = layer.key[i] ^ salt[r, k] ^ salt[r, k + 1]
+                at = np.int64(key & mask)
+                dominated, other, compared = False, heads[at], 0
+                while other >= 0 and compared < most_compared:
+                    if after.key[other] == key and after.bound[other] < np.inf:
+                        compared += 1
+                        if _dominates(after, other, j, shop.makespan):
+                            dominated = True
+                            break
+                        if _dominates(after, j, other, shop.makespan):
+                            after.bound[other] = np.inf
+                    other = after.link[other]
+                if dominated:
+                    continue
+                after.bound[j], after.key[j] = bound, key
+                after.link[j] = heads[at]
+                heads[at] = j
+                n_after += 1
+        i += 1
+    return i, n_after
+
+
+@kernel
+def keep(layer, n, heads):
+    """Move the entries that are not dominated to the front; returns how many."""
+    mask = np.uint64(len(heads) - 1)
+    heads[:] = -1
+    kept = 0
+    for i in range(n):
+        if layer.bound[i] == np.inf:
+            continue
+        if kept < i:
+            layer.stage[kept] = layer.stage[i]
+            layer.ready[kept] = layer.ready[i]
+            layer.free[kept] = layer.free[i]
+            layer.latest[kept] = layer.latest[i]
+            layer.value[kept] = layer.value[i]
+            layer.paid[kept] = layer.paid[i]
+            layer.begun[kept] = layer.begun[i]
+            layer.begun_sum[kept] = layer.begun_sum[i]
+            layer.bound[kept] = layer.bound[i]
+            layer.key[kept] = layer.key[i]
+            layer.parent[kept] = layer.parent[i]
+            layer.operation[kept] = layer.operation[i]
+        at = np.int64(layer.key[kept] & mask)
+        layer.link[kept] = heads[at]
+        heads[at] = kept
+        kept += 1
+    return kept
+
+
+def warm_up():
+    """Compile every kernel a method calls, on one request and one stage."""
+    one = np.ones((1, 1))
+    ends = np.array([0, 1])
+    shop = Shop(one, np.zeros((1, 1)), np.zeros(1), ends, ends, np.array([-1]), False)
+    whole = np.ones((1, 1), np.int64)
+    ticks = Ticks(whole, whole, np.zeros(1, np.int64), 0.5)
+    weight, price = np.ones(1), np.zeros((1, 4))
+    raise_bound(shop, ticks, weight, price, 2.0, np.inf, 2, 0.3, 0.01)
+    spent, way, rest = np.empty((1, 5)), np.empty((1, 1, 5)), np.empty((1, 1))
+    add_up(price, spent)
+    bound = cheapest(shop, ticks, weight, spent, way, np.empty((1, 5)))
+    least_left(shop, rest)
+    layer, after = new_layer(8, 1, 1), new_layer(8, 1, 1)
+    heads, salt = np.full(16, -1, np.int32), np.zeros((1, 2), np.uint64)
+    begin(shop, layer, bound)
+    _, n = expand(
+        shop, ticks, weight, spent, way, rest, layer, 0, 1, after, 0, heads, salt, np.inf, 1
+    )
+    keep(after, n, heads)

@@ -1,0 +1,458 @@
+"""Partition and schedule together, exactly: boxes of partitions, prices, search in layers."""
+
+import heapq
+import itertools
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from hypsolve import validation as valid
+from hypsolve.evaluation import evaluate
+from hypsolve.problem import Instance, Objective
+from hypsolve.solution import Outcome, Partition
+from hypsolve.solvers.exact import OPTIMAL_GAP, Array, OnImprove, WarmStart, require_callable
+from hypsolve.solvers.joint_boxes import Box, Stages, stages_of, ticks_of, whole
+from hypsolve.solvers.joint_search import Prices, most_entries, search
+from hypsolve.solvers.joint_tables import (
+    Decision,
+    JointTables,
+    conclude_joint,
+    decision,
+    joint_tables,
+    no_partition,
+    offers,
+    proven_s,
+    tell,
+    timed,
+    times_in_units,
+    warm_decision,
+)
+from hypsolve.solvers.joint_windows import condensed, idle_bound_s, shortest
+
+METHOD = "joint_exact"
+PARTS = ("prices", "boxes", "dominance", "search")
+OnBound = Callable[[float], None]
+
+TICKS_PER_STAGE = 10  # of the mean service of a stage, while boxes are searched
+FEWEST_TICKS, MOST_TICKS = 128, 1024
+FINER = 4  # times as many for a single partition
+BOX_STEPS, ROUGH_STEPS, FINE_STEPS = 12, 60, 200
+FIRST_STEP, LAST_STEP = 0.3, 0.01  # of the way to the best known objective
+FIRST_WIDTH, WIDER = 200, 16
+CLOSE = 0.4 * OPTIMAL_GAP  # of the objective: better by less is not looked for
+CALL_S = 0.2  # about the longest time between two looks at the clock
+BEYOND = 1.1  # the end of the first decision: how far ticks are laid
+STEP_S = 4e-9  # of a step, per request, group and tick
+
+
+def joint_exact(
+    instance: Instance,
+    *,
+    time_limit_s: float,
+    seed: int,
+    warm_start: WarmStart = True,
+    upper_bound: float = math.inf,
+    on_improve: OnImprove | None = None,
+    on_bound: OnBound | None = None,
+    memory_bytes: float = 1e9,
+    without: Sequence[str] = (),
+) -> Outcome:
+    """Decide partition and schedule together, exactly, by our own search.
+
+    Boxes of partitions are bounded by prices on the nodes' time (a Lagrangian relaxation, see
+    `hypsolve.kernels.joint`), the least bound first, and halved until they are ruled out or
+    hold a single partition. The schedules of that one are searched in layers of one more
+    operation each: the prices bound every partial schedule, and what another one dominates is
+    left out. A layer wider than memory allows is cut, and the least bound dropped still counts:
+    the bound is valid whenever the search stops.
+
+    Parameters
+    ----------
+    instance : Instance
+        Its objective must be ``mean_latency`` or ``makespan``.
+    time_limit_s : float
+        For warm start and search together.
+    seed : int
+        Of the hash by which partial schedules are compared; no answer depends on it.
+    warm_start : bool, Outcome, Result or (Partition, Schedule)
+        Decision to start from; True: Hyperion's.
+    upper_bound : float
+        Seconds: only decisions better than this are looked for. If there is none, the answer
+        is the start, and `upper_bound` its bound.
+    on_improve : callable, optional
+        Called as ``on_improve(objective_s, bound_s, partition, schedule)`` for each better
+        decision.
+    on_bound : callable, optional
+        Called as ``on_bound(bound_s)`` for each better bound.
+    memory_bytes : float
+        For the layers of the search.
+    without : sequence of str
+        Parts to do without, to see what they are worth: ``prices`` (all 0), ``boxes`` (every
+        partition by itself), ``dominance``, ``search`` (CP-SAT decides single partitions).
+
+    Returns
+    -------
+    Outcome
+        With a valid ``bound_s`` also at the time limit. The message says how many partitions
+        were ruled out by which part.
+    """
+    started = time.perf_counter()
+    owner = f"method {METHOD!r}"
+    require_callable(METHOD, on_improve)
+    if on_bound is not None and not callable(on_bound):
+        raise TypeError(f"{owner}: on_bound must be callable or None, got {on_bound!r:.60}")
+    if upper_bound != math.inf:
+        upper_bound = valid.real(owner, "upper_bound", upper_bound)
+    memory_bytes = valid.real(owner, "memory_bytes", memory_bytes, strict=True)
+    if isinstance(without, str) or not isinstance(without, Sequence):
+        raise TypeError(f"{owner}: without must be a sequence of names, got {without!r:.60}")
+    for part in without:
+        valid.known("part", part, PARTS)
+    tables = joint_tables(instance, METHOD)
+    warm = warm_decision(instance, tables, METHOD, warm_start, time_limit_s, seed)
+    least_s = idle_bound_s(instance, tables)
+    if math.isinf(least_s):
+        return no_partition(instance)
+    completion = None if warm is None else times_in_units(tables, warm)[1][:, -1]
+    tables, last = condensed(tables, instance.objective, completion)
+    run = _Run(
+        instance, tables, seed=seed, memory_bytes=memory_bytes, without=frozenset(without),
+        deadline=started + time_limit_s, least_s=least_s, on_improve=on_improve,
+        on_bound=on_bound, horizon=float(last.max()),
+    )  # fmt: skip
+    run.start_from(warm)
+    run.upper = min(run.upper, run.value_of(upper_bound))
+    run.lay_ticks()
+    bound = run.prove()
+    stopped = ""
+    if run.is_stopped():
+        stopped = "at the time limit"
+    elif run.open_bounds:
+        stopped = "where the memory for its layers ends"
+    elif run.best_s > upper_bound:
+        stopped = "with nothing better than upper_bound"
+    outcome = conclude_joint(
+        instance, run.best, warm, solver=METHOD, stopped=stopped,
+        bound_s=proven_s(instance, tables, bound, 0.0), least_s=least_s,
+        statistics=dict(run.counts),
+    )  # fmt: skip
+    return replace(outcome, message=f"{outcome.message}; {run.account()}")
+
+
+@dataclass(slots=True)
+class _Node:
+    """A box in the queue: what bounds it, and what has been tried on it."""
+
+    box: Box
+    stages: Stages
+    price: Array  # (n_groups of all tiers, n_ticks)
+    weight: Array  # (n_requests,)
+    bound: float
+    fine: Prices | None = None
+    effort: int = 0
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is known of the problem; values in the tables' unit: sum of completions, or last."""
+
+    instance: Instance
+    tables: JointTables
+    seed: int
+    memory_bytes: float
+    without: frozenset[str]
+    deadline: float
+    least_s: float
+    on_improve: OnImprove | None
+    on_bound: OnBound | None
+    horizon: float  # end of the ticks: later time has no price
+    upper: float = math.inf  # only what is better is looked for
+    best: Decision | None = None
+    best_s: float = math.inf
+    told_s: float = 0.0
+    n_ticks: int = FEWEST_TICKS
+    queue: list[tuple[float, int, _Node]] = field(default_factory=list)
+    number: "itertools.count[int]" = field(default_factory=itertools.count)
+    open_bounds: list[float] = field(default_factory=list)  # of partitions given up
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def makespan(self) -> bool:
+        return self.instance.objective is Objective.MAKESPAN
+
+    @property
+    def target(self) -> float:
+        """Value from which on a schedule is not worth looking for."""
+        if math.isinf(self.upper):
+            return math.inf
+        objective_s = self.tables.objective_s(
+            self.upper, self.instance.objective, self.instance.arrival_s
+        )
+        return self.value_of(objective_s * (1 - CLOSE))
+
+    def value_of(self, objective_s: float) -> float:
+        """Value of an objective in seconds."""
+        origin_s, unit_s = self.tables.origin_s, self.tables.unit_s
+        if self.makespan:
+            return (objective_s - float(origin_s.max())) / unit_s
+        offset_s = float((origin_s - self.instance.arrival_s).mean())
+        return (objective_s - offset_s) / unit_s * self.tables.n_requests
+
+    def is_stopped(self) -> bool:
+        return time.perf_counter() >= self.deadline
+
+    def start_from(self, warm: Decision | None) -> None:
+        """Take over the start; without one, serve the quickest partition as it comes."""
+        if warm is not None:
+            self._accept(warm, tell_it=False)
+            return
+        arcs = shortest(self.tables)
+        cuts = (
+            *(int(self.tables.first[k][a]) for k, a in enumerate(arcs)),
+            self.tables.n_blocks,
+        )
+        node = self._node(Box(cuts, cuts), None)
+        assert node is not None, "the quickest partition keeps the rules"
+        self._search(node, FIRST_WIDTH)
+
+    def lay_ticks(self) -> None:
+        """Choose the ticks, now that it is known how long a good schedule lasts."""
+        if self.best is not None and offers(self.tables, self.best):
+            self.horizon = float(times_in_units(self.tables, self.best)[1].max()) * BEYOND
+        times = [table[np.isfinite(table) & (table > 0)] for table in self.tables.service]
+        means = [float(each.mean()) for each in times if each.size]
+        if means and self.horizon > 0:
+            wanted = TICKS_PER_STAGE * self.horizon / (sum(means) / len(means))
+            self.n_ticks = int(min(max(wanted, FEWEST_TICKS), MOST_TICKS))
+
+    def prove(self) -> float:
+        """Search until everything is ruled out or the time is up; a bound on the optimum."""
+        if self.best is not None and offers(self.tables, self.best):
+            cuts = self.best.partition.cuts
+            node = self._node(Box(cuts, cuts), None)
+            while node is not None and node.effort < 3 and not self.is_stopped():
+                self._work(node)
+        for box in self._boxes():
+            self._push(self._node(box, None))
+        while self.queue and not self.is_stopped():
+            self._tell_bound()
+            bound, _, node = heapq.heappop(self.queue)
+            if bound >= self.target:
+                self._count(node)
+            elif not node.box.is_one:
+                for half in node.box.halves():
+                    self._push(self._node(half, node))
+            elif self._work(node):
+                self._push(node)
+        return self._bound()
+
+    def _boxes(self) -> list[Box]:
+        """Where to begin: everything, or without boxes every partition."""
+        boxes = [whole(self.tables)]
+        while "boxes" in self.without and not all(box.is_one for box in boxes):
+            halves = [half for b in boxes for half in ((b,) if b.is_one else b.halves())]
+            boxes = [b for b in halves if stages_of(self.tables, b, self.makespan) is not None]
+        return boxes
+
+    def _bound(self) -> float:
+        bounds = [self.upper, *self.open_bounds]
+        if self.queue:
+            bounds.append(self.queue[0][0])
+        return min(bounds)
+
+    def _tell_bound(self) -> None:
+        bound_s = max(self.least_s, proven_s(self.instance, self.tables, self._bound(), 0.0))
+        if bound_s > self.told_s:
+            self.told_s = bound_s
+            if self.on_bound is not None:
+                self.on_bound(min(bound_s, self.best_s))
+
+    def _push(self, node: _Node | None) -> None:
+        if node is None:
+            return
+        if node.bound >= self.target:
+            self._count(node)
+        else:
+            heapq.heappush(self.queue, (node.bound, next(self.number), node))
+
+    def _count(self, node: _Node) -> None:
+        """Book the partitions of a box that is ruled out."""
+        if node.effort > 2:
+            part = "n_searched"
+        else:
+            part = "n_priced_one_by_one" if node.box.is_one else "n_priced_in_boxes"
+        self.counts[part] += n_partitions(self.tables, node.box)
+
+    def account(self) -> str:
+        """Which part ruled out how many partitions."""
+        counts = self.counts
+        open_ones = sum(n_partitions(self.tables, node.box) for _, _, node in self.queue)
+        open_ones += len(self.open_bounds)
+        parts = [
+            f"{counts['n_priced_in_boxes']} partitions ruled out by prices in boxes",
+            f"{counts['n_priced_one_by_one']} by prices one by one",
+            f"{counts['n_searched']} by {'CP-SAT' if 'search' in self.without else 'search'}",
+        ]
+        return ", ".join([*parts, f"{open_ones} open"] if open_ones else parts)
+
+    def _node(self, box: Box, parent: _Node | None) -> _Node | None:
+        """Bound a box, from its parent's prices on; None if none of it keeps the rules."""
+        stages = stages_of(self.tables, box, self.makespan)
+        if stages is None:
+            return None
+        n = self.tables.n_requests
+        if parent is not None:
+            price, weight, bound = parent.price.copy(), parent.weight.copy(), parent.bound
+        else:
+            price = np.zeros((len(self.tables.group_tier), self.n_ticks))
+            weight, bound = np.full(n, 1 / n if self.makespan else 1.0), -math.inf
+        node = _Node(box, stages, price, weight, bound)
+        if stages.shop is None:
+            least = stages.release.max() if self.makespan else stages.release.sum()
+            node.bound = max(bound, float(least))
+        else:
+            self._raise(node, BOX_STEPS)
+        self.counts["n_boxes"] += 1
+        return node
+
+    def _raise(self, node: _Node, n_steps: int, finer: bool = False) -> None:
+        """Raise the bound of a box by better prices."""
+        from hypsolve.kernels import joint
+
+        shop = node.stages.shop
+        assert shop is not None
+        groups = node.stages.groups
+        if finer:
+            n_ticks = self.n_ticks * FINER
+            price = np.repeat(node.price[groups], FINER, axis=1) / FINER
+        else:
+            n_ticks, price = self.n_ticks, node.price[groups]
+        ticks = ticks_of(shop, max(self.horizon, 1e-300) / n_ticks)
+        each_s = STEP_S * shop.service.size * n_ticks
+        at_once = max(2, int(CALL_S / each_s))
+        if "prices" in self.without or math.isinf(self.upper):
+            n_steps = 1  # the bound at the prices it has
+        while n_steps > 0:
+            steps = min(n_steps, at_once)
+            bound = joint.raise_bound(
+                shop,
+                ticks,
+                node.weight,
+                price,
+                self.upper,
+                self.target,
+                steps,
+                FIRST_STEP,
+                LAST_STEP,
+            )
+            n_steps -= steps
+            node.bound = max(node.bound, bound)
+            if node.bound >= self.target or self.is_stopped():
+                break
+        self.counts["n_raised"] += 1
+        if finer:
+            node.fine = Prices(ticks, node.weight.copy(), price)
+        else:
+            node.price[groups] = price
+
+    def _work(self, node: _Node) -> bool:
+        """Try harder on a single partition; False once nothing more can be done about it."""
+        node.effort += 1
+        if node.effort == 1:
+            self._raise(node, ROUGH_STEPS)
+        elif node.effort == 2:
+            self._raise(node, FINE_STEPS, finer=True)
+        elif "search" in self.without:
+            self._ask_cpsat(node)
+        else:
+            shop = node.stages.shop
+            assert shop is not None
+            most = most_entries(shop, self.memory_bytes)
+            width = min(most, FIRST_WIDTH * WIDER ** (node.effort - 3))
+            if not self._search(node, width) and width == most and not self.is_stopped():
+                self.open_bounds.append(node.bound)
+                return False
+        return True
+
+    def _search(self, node: _Node, width: int) -> bool:
+        """Search the schedules of a single partition; whether that was all of them."""
+        if node.fine is None:
+            self._raise(node, 1, finer=True)
+        shop = node.stages.shop
+        assert shop is not None and node.fine is not None
+        compare = "dominance" not in self.without
+        found = search(
+            shop, node.fine, self.target, width, self.is_stopped, self.seed, compare=compare
+        )
+        self.counts["n_expanded"] += found.n_expanded
+        node.bound = max(node.bound, found.bound)
+        if math.isfinite(found.value):
+            self._accept(self._decide(node, found.operations))
+        return found.complete
+
+    def _decide(self, node: _Node, operations: list[tuple[int, int]]) -> Decision:
+        """Name the nodes: of a group, the first to be free."""
+        shop, tables = node.stages.shop, self.tables
+        assert shop is not None
+        n, tier_of = tables.n_requests, tables.node_tier
+        serving = np.full((n, tables.n_tiers), -1)
+        order: list[list[int]] = [[] for _ in range(tables.n_tiers)]
+        stage, ready = np.zeros(n, np.int64), node.stages.release.copy()
+        free = {
+            g: [(0.0, int(m)) for m in np.flatnonzero(tables.group == node.stages.groups[g])]
+            for _, g in operations
+        }
+        for r, g in operations:
+            free_at, m = min(free[g])
+            end = max(free_at, ready[r]) + shop.service[r, g]
+            free[g][free[g].index((free_at, m))] = (end, m)
+            ready[r] = end + shop.lag[r, stage[r]]
+            stage[r] += 1
+            serving[r, tier_of[m]] = m
+            order[int(tier_of[m])].append(r)
+        filled = [each or list(range(n)) for each in order]
+        return Decision(Partition(node.box.low), serving, np.array(filled, np.int64))
+
+    def _accept(self, made: Decision, tell_it: bool = True) -> None:
+        """Take over a decision if it is better, timed and scored by definition."""
+        schedule = timed(self.instance, made)
+        objective_s = evaluate(self.instance, made.partition, schedule)
+        if objective_s >= self.best_s:
+            return
+        self.best, self.best_s = made, objective_s
+        self.upper = min(self.upper, self.value_of(objective_s))
+        if tell_it and self.on_improve is not None:
+            tell(self.on_improve, self.instance, made, min(self.told_s, objective_s))
+
+    def _ask_cpsat(self, node: _Node) -> None:
+        """Let CP-SAT decide a single partition, from the best decision if it is of that."""
+        from hypsolve.solvers.joint_cpsat import joint_cpsat
+
+        cuts = np.array(node.box.low)
+        pinned = self.instance.replace(cut_min=cuts, cut_max=cuts)
+        start: WarmStart = True
+        if self.best is not None and self.best.partition.cuts == node.box.low:
+            start = (self.best.partition, timed(self.instance, self.best))
+        left_s = max(1e-3, self.deadline - time.perf_counter())
+        answer = joint_cpsat(pinned, time_limit_s=left_s, seed=self.seed, warm_start=start)
+        if answer.partition is not None and answer.schedule is not None:
+            self._accept(
+                decision(self.instance, self.tables, answer.partition, answer.schedule)
+            )
+        node.bound = max(node.bound, self.value_of(answer.bound_s))
+
+
+def n_partitions(tables: JointTables, box: Box) -> int:
+    """How many partitions of the box keep the rules."""
+    ways = {box.low[0]: 1}
+    for k in range(tables.n_tiers):
+        onward: Counter[int] = Counter()
+        for first, end in zip(tables.first[k].tolist(), tables.end[k].tolist(), strict=True):
+            if first in ways and box.low[k + 1] <= end <= box.high[k + 1]:
+                onward[end] += ways[first]
+        ways = dict(onward)
+    return sum(ways.values())
