@@ -299,6 +299,7 @@ def test_the_wheel_holds_hypsolve_alone():
 
 
 MACHINE = re.compile(r"/work/|/tmp/w\b|/root/|/home/\w+/|[\w.-]+\.internal\b")
+WITHIN = ("/work/", "/tmp/w", "/root/", "/home/", ".internal")  # one is in all that it matches
 
 
 def test_no_machine_path_is_in_the_repository():
@@ -317,7 +318,10 @@ def test_no_machine_path_is_in_the_repository():
             or not path.is_file()
         ):
             continue
-        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        text = path.read_text(errors="replace")
+        if not any(word in text for word in WITHIN):  # much faster than the pattern
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
             match = MACHINE.search(line)
             if match:
                 found.append(f"{name}:{number}: {match[0]}")

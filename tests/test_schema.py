@@ -258,9 +258,10 @@ ASKED = [
 def plans(tmp_path_factory):
     path = tmp_path_factory.mktemp("plans") / "site.toml"
     found = []
+    few = {"concurrency": 2, "rate_per_s": 0.5, "time_limit_s": 5, "output_tokens": 16}
     for text, asked in ASKED:
         path.write_text(text)
-        given = {"concurrency": 2, "rate_per_s": 0.5, "time_limit_s": 5, **asked}
+        given = {**few, **asked}
         found.append(hs.plan("phi-3-mini", path, **given).to_dict())
     return [json.loads(json.dumps(document, allow_nan=False)) for document in found]
 
