@@ -372,7 +372,7 @@ def test_a_port_that_is_no_scheduler(square, tmp_path, capsys, monkeypatch):
 def test_simulated_runs_are_the_same_though_a_worker_is_killed(tmp_path, monkeypatch):
     """Runs of the claims, with events and a policy of their own."""
     experiment = claims.EXPERIMENTS["churn"]
-    few = dataclasses.replace(experiment, n_requests={"quick": 2000})
+    few = dataclasses.replace(experiment, n_requests={"quick": 1000})
     monkeypatch.setitem(
         claims.EXPERIMENTS, "churn", dataclasses.replace(few, n_seeds={"quick": 2})
     )

@@ -27,7 +27,7 @@ from hypsolve.exporters import (
 )
 from hypsolve.nearest import nearest_plan
 
-plan = functools.partial(hs.plan, with_changes=False)
+plan = functools.partial(hs.plan, with_changes=False, output_tokens=16)
 near_plan = functools.partial(nearest_plan, with_changes=False)
 WIRE = hs.Link(bytes_per_s=1e9, latency_s=1e-4)
 
@@ -226,7 +226,7 @@ def test_linked_nodes_of_a_tier_become_stages(memory_gib, objective, tmp_path):
     """The best of all nodes and rows of nodes, found here by planning a network for each."""
     path = tmp_path / "net.toml"
     path.write_text(PAIR.replace("memory_gib = 2", f"memory_gib = {memory_gib}"))
-    asked = {"concurrency": 4, "objective": objective}
+    asked = {"concurrency": 4, "objective": objective, "output_tokens": 16}
     found = plan("llama-3-8b", path, **asked)
     near = near_plan(found, "vllm")
     inner = hs.Link(bytes_per_s=25e9 / 8, latency_s=0.05e-3)
@@ -396,7 +396,8 @@ def test_layers_that_are_pinned_elsewhere_stay_there(slow_first):
 
 
 def test_the_command_solves_again_where_it_must(capsys, slow_first):
-    command = ("plan", "--model", "phi-3-mini", "--network", slow_first, "--concurrency", 1)
+    short = ("--concurrency", 1, "--output", 16)
+    command = ("plan", "--model", "phi-3-mini", "--network", slow_first, *short)
     code, out, err = run(capsys, *command, "--export", "vllm")
     assert code == 0 and "VLLM_PP_LAYER_PARTITION=1,31" in out
     why, best = err.splitlines()
@@ -446,7 +447,8 @@ def test_modules_are_named_as_in_the_models_configuration(capsys, tmp_path, slow
 
 @pytest.mark.parametrize("runtime", sorted(set(RUNTIMES) - set(NAMES_MODULES)))
 def test_only_runtimes_that_name_modules_need_the_type_of_a_model(capsys, slow_first, runtime):
-    command = ("plan", "--network", slow_first, "--concurrency", 1, "--model", "phi-2")
+    short = ("--concurrency", 1, "--output", 16)
+    command = ("plan", "--network", slow_first, *short, "--model", "phi-2")
     assert run(capsys, *command)[0] == 0
     assert run(capsys, *command, "--export", runtime)[0] == 0
 

@@ -102,7 +102,7 @@ def test_a_link_back_of_another_latency_is_told():
 
 @pytest.mark.parametrize("objective", ["bottleneck", "path", "p0"])
 def test_stages_are_as_long_as_they_take(objective):
-    found = hs.plan("phi-3-mini", SMALL, objective=objective, concurrency=1)
+    found = hs.plan("phi-3-mini", SMALL, objective=objective, **SHORT)
     ax = found.plot("stages")
     widths = [bar.get_width() for bar in ax.patches]
     times_s = [stage.time_s for stage in found.stages]
@@ -220,7 +220,8 @@ def test_names_cannot_write_html(tmp_path):
     evil = "<script>alert('&amp;\")</script>"
     nodes = (hs.Node(name=evil, gpu=hs.gpu("rtx-4090")),)
     network = hs.Network(name="n" + evil, tiers=(hs.Tier(name="t" + evil, nodes=nodes),))
-    hs.write_report(hs.plan("phi-3-mini", network), tmp_path / "x.html", command=evil)
+    found = hs.plan("phi-3-mini", network, output_tokens=8)
+    hs.write_report(found, tmp_path / "x.html", command=evil)
     assert "script" not in Loads((tmp_path / "x.html").read_text()).tags
 
 
@@ -232,7 +233,8 @@ def test_names_are_no_formulas_and_may_be_of_any_script(tmp_path):
         hs.Tier(name=name, nodes=(hs.Node(name=f"n {name}", gpu=hs.gpu("l4")),), link=link)
         for name, link in zip(names, (*links, None), strict=True)
     )
-    found = hs.plan("phi-3-mini", hs.Network(name="$a$ $b$", tiers=tiers), concurrency=1)
+    network = hs.Network(name="$a$ $b$", tiers=tiers)
+    found = hs.plan("phi-3-mini", network, concurrency=1, output_tokens=8)
     hs.write_report(found, tmp_path / "x.html")
     text = (tmp_path / "x.html").read_text()
     for name in names:
@@ -286,7 +288,8 @@ def test_a_refuted_certificate_is_told(tmp_path, found):
 
 
 def test_extrapolated_times_are_marked(tmp_path):
-    hs.write_report(hs.plan("llama-3-8b", SMALL, weights="int4"), tmp_path / "x.html")
+    found = hs.plan("llama-3-8b", SMALL, weights="int4", **SHORT)
+    hs.write_report(found, tmp_path / "x.html")
     assert "times are extrapolated" in (tmp_path / "x.html").read_text()
 
 
@@ -301,7 +304,9 @@ def test_bad_paths(tmp_path, found):
 
 def test_the_command_writes_it(capsys, site, tmp_path):
     path = tmp_path / "plan.html"
-    command = ("plan", "--model", "phi-3-mini", "--network", site, "--report", path)
+    command = (
+        "plan", "--model", "phi-3-mini", "--network", site, "--output", 16, "--report", path
+    )  # fmt: skip
     code, out, err = run(capsys, *command)
     assert code == 0 and err == f"{path}: written\n" and "proved optimal" in out
     assert f"<td>hypsolve plan --model phi-3-mini --network {site}" in path.read_text()

@@ -61,7 +61,7 @@ def toy(
 
 
 def slow(method: str) -> Experiment:
-    return toy((30, 32), (Call("hyperion"), Call(method)), 1.0, build=hard)
+    return toy((30, 32), (Call("hyperion"), Call(method)), 0.6, build=hard)
 
 
 @pytest.fixture
