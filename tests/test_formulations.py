@@ -26,7 +26,7 @@ from hypsolve.evaluation import check, evaluate
 from hypsolve.problem import Instance
 from hypsolve.solution import Outcome, Partition, Schedule, Status
 from hypsolve.solve import solve
-from hypsolve.solvers import cpsat, joint_cpsat, joint_milp, milp, mip
+from hypsolve.solvers import cpsat, joint_cpsat, joint_exact, joint_milp, milp, mip
 from hypsolve.solvers.exact import arcs_on, conclude, holds, partition_arcs, usable_arcs
 from hypsolve.solvers.formulation import write_formulation
 from hypsolve.solvers.joint_tables import joint_tables
@@ -40,6 +40,7 @@ PARTITION = {
 }
 JOINT = {
     "cpsat": joint_cpsat.joint_cpsat,
+    "exact": joint_exact.joint_exact,
     "highs": joint_milp.joint_milp,
     "cbc": lambda instance, **options: joint_milp.joint_milp(
         instance, backend="cbc", **options
@@ -777,7 +778,7 @@ import numpy as np
 for module in sys.argv[1].split(","):
     __import__(module)
 from hypsolve.problem import Instance
-from hypsolve.solvers import cpsat, joint_cpsat, joint_milp, milp, mip
+from hypsolve.solvers import cpsat, joint_cpsat, joint_exact, joint_milp, milp, mip
 one = Instance.from_tables(np.ones((1, 1, 4)), np.ones(4), [[(0, 3)], [(0, 3)]])
 for _ in range(2):
     for method in (milp.partition_highs, mip.partition_scip, cpsat.partition_cpsat,

@@ -110,10 +110,10 @@ def search(
         if n == 0:
             break
     bound = min(target, dropped)
-    if n == 0:
+    at = int(np.argmin(layer.value[:n])) if n else -1
+    value = float(layer.value[at]) if n else math.inf
+    if value >= target:  # its bound need not say so: prices of time that is left over count
         return Found(math.inf, [], bound, math.isinf(dropped), n_expanded)
-    at = int(np.argmin(layer.value[:n]))
-    value = float(layer.value[at])
     operations = []
     for parent, operation in reversed(history):
         operations.append(divmod(int(operation[at]), n_groups))
