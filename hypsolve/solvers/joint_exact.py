@@ -217,7 +217,10 @@ class _Run:
         )
         node = self._node(Box(cuts, cuts), None)
         assert node is not None, "the quickest partition keeps the rules"
-        self._search(node, FIRST_WIDTH)
+        assert node.stages.shop is not None
+        width = min(FIRST_WIDTH, most_entries(node.stages.shop, self.memory_bytes))
+        if width > 0:
+            self._search(node, width)
 
     def lay_ticks(self) -> None:
         """Choose the ticks, now that it is known how long a good schedule lasts."""
@@ -227,7 +230,9 @@ class _Run:
         means = [float(each.mean()) for each in times if each.size]
         if means and self.horizon > 0:
             wanted = TICKS_PER_STAGE * self.horizon / (sum(means) / len(means))
-            self.n_ticks = int(min(max(wanted, FEWEST_TICKS), MOST_TICKS))
+            n_rows = self.tables.n_requests * len(self.tables.group_tier) * FINER
+            room = max(1.0, self.memory_bytes / (8 * n_rows))
+            self.n_ticks = int(min(max(wanted, FEWEST_TICKS), MOST_TICKS, room))
 
     def prove(self) -> float:
         """Search until everything is ruled out or the time is up; a bound on the optimum."""
@@ -259,7 +264,7 @@ class _Run:
         return boxes
 
     def _bound(self) -> float:
-        bounds = [self.upper, *self.open_bounds]
+        bounds = [self.target, *self.open_bounds]
         if self.queue:
             bounds.append(self.queue[0][0])
         return min(bounds)
@@ -373,7 +378,8 @@ class _Run:
             assert shop is not None
             most = most_entries(shop, self.memory_bytes)
             width = min(most, FIRST_WIDTH * WIDER ** (node.effort - 3))
-            if not self._search(node, width) and width == most and not self.is_stopped():
+            complete = width > 0 and self._search(node, width)
+            if not complete and width == most and not self.is_stopped():
                 self.open_bounds.append(node.bound)
                 return False
         return True

@@ -34,13 +34,14 @@ class Found(NamedTuple):
 
 
 def most_entries(shop: "Shop", memory_bytes: float) -> int:
-    """Width of a search that keeps to this much memory."""
+    """Width of a search that keeps to this much memory; 0: it cannot."""
     from hypsolve.kernels.joint import bytes_each
 
     n_requests, n_nodes = len(shop.release), int(shop.slot[-1])
     n_layers = n_requests * (len(shop.first) - 1)
-    each = 4 * bytes_each(n_requests, n_nodes) + 8 * n_layers  # two layers of twice the width
-    return max(1, int(memory_bytes / each))
+    each = bytes_each(n_requests, n_nodes)
+    fixed = 2 * each * (PARENTS + shop.service.size)  # two layers of twice the width, and this
+    return max(0, int((memory_bytes - fixed) / (4 * each + 8 * n_layers)))
 
 
 def search(
@@ -79,7 +80,7 @@ def search(
     joint.least_left(shop, rest)
     rng = np.random.default_rng(seed)
     salt = rng.integers(0, 2**63, (n_requests, n_stages + 1)).astype(np.uint64)
-    room = 2 * width + PARENTS + n_requests * n_groups
+    room = 2 * width + PARENTS + shop.service.size
     layer, after = (joint.new_layer(room, n_requests, n_nodes) for _ in range(2))
     heads = np.full(2 ** max(4, math.ceil(math.log2(width))), -1, np.int32)
     joint.begin(shop, layer, root)
