@@ -513,7 +513,7 @@ def expand(
                     continue
                 key = layer.key[i] ^ salt[r, k] ^ salt[r, k + 1]
                 at = np.int64(key & mask)
-                dominated, other, compared = False, heads[at], 0
+                dominated, other, compared = False, np.int64(heads[at]), 0
                 while other >= 0 and compared < most_compared:
                     if after.key[other] == key and after.bound[other] < np.inf:
                         compared += 1
@@ -522,7 +522,7 @@ def expand(
                             break
                         if _dominates(after, j, other, shop.makespan):
                             after.bound[other] = np.inf
-                    other = after.link[other]
+                    other = np.int64(after.link[other])
                 if dominated:
                     continue
                 after.bound[j], after.key[j] = bound, key
