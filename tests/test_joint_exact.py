@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hypsolve import Instance, Partition, Status, check, solve
 from hypsolve.kernels import joint
+from hypsolve.solvers import joint_search
 from hypsolve.solvers.joint_boxes import Box, stages_of, ticks_of, whole
 from hypsolve.solvers.joint_exact import PARTS, n_partitions
 from hypsolve.solvers.joint_search import Prices, search
@@ -209,3 +210,30 @@ def test_partitions_are_counted(instance):
     parts = [box] if box.is_one else list(box.halves())
     assert sum(n_partitions(tables, part) for part in parts) == legal
     assert n_partitions(tables, box) == legal
+
+
+def test_a_search_that_is_stopped_anywhere_bounds_its_partition(monkeypatch):
+    """After each single expansion: what came of those before it counts as well."""
+    monkeypatch.setattr(joint_search, "PARENTS", 1)
+    instance = frontier(4, seed=5, n_blocks=8)
+    proven = solve(instance, "joint_exact")
+    cuts = proven.partition.cuts
+    tables = joint_tables(instance, "joint_exact")
+    shop = stages_of(tables, Box(cuts, cuts), False).shop
+    span = float(shop.release.max() + shop.service.sum())
+    best = value_of(instance, tables, proven.objective_s)
+    price = np.zeros((shop.service.shape[1], 64))
+    ticks, weight = ticks_of(shop, span / 64), np.ones(4)
+    joint.raise_bound(shop, ticks, weight, price, best, best, 100, 0.3, 0.01)
+    prices = Prices(ticks, weight, price)  # so good that most partial schedules are worse
+    for width in (3, 50):
+        n_looks, complete = 0, False
+        while not complete and n_looks < 200:
+            looks = iter(range(n_looks))
+            found = search(
+                shop, prices, math.inf, width, lambda looks=looks: next(looks, None) is None, 0
+            )
+            complete = math.isfinite(found.value)
+            assert found.bound <= best * (1 + 1e-9), n_looks
+            n_looks += 1
+        assert n_looks > 30

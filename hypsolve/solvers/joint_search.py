@@ -91,8 +91,9 @@ def search(
         i, n_after, below = 0, 0, target
         while i < n:
             if stopped():
-                left = layer.bound[i:n].min()
-                return Found(math.inf, [], min(target, dropped, left), False, n_expanded)
+                # what is not yet expanded, what came of the rest, and what of that was dropped
+                left = float(np.concatenate([layer.bound[i:n], after.bound[:n_after]]).min())
+                return Found(math.inf, [], min(dropped, below, left), False, n_expanded)
             start, until = i, min(n, i + PARENTS)
             i, n_after = joint.expand(
                 shop, prices.ticks, prices.weight, spent, way, rest, layer, i, until, after,
