@@ -778,7 +778,7 @@ import numpy as np
 for module in sys.argv[1].split(","):
     __import__(module)
 from hypsolve.problem import Instance
-from hypsolve.solvers import cpsat, joint_cpsat, joint_exact, joint_milp, milp, mip
+from hypsolve.solvers import cpsat, joint_cpsat, joint_milp, milp, mip
 one = Instance.from_tables(np.ones((1, 1, 4)), np.ones(4), [[(0, 3)], [(0, 3)]])
 for _ in range(2):
     for method in (milp.partition_highs, mip.partition_scip, cpsat.partition_cpsat,

@@ -20,6 +20,7 @@ import numpy as np
 from hypsolve.kernels.jit import kernel
 
 ROUND_DOWN = 1 - 1e-12  # before a time becomes a tick: not one too late
+MIX = 0.3  # of what is asked for now, in the running mean along which prices move
 
 
 class Shop(NamedTuple):
@@ -46,8 +47,8 @@ class Ticks(NamedTuple):
 class Layer(NamedTuple):
     """Partial schedules with the same number of operations, as arrays; see `expand`.
 
-    Times before `begun`, the start of the last operation, are stored as that: nothing can
-    start sooner. Nodes of a group are in order of `free`, for they are interchangeable.
+    Times before the start of the last operation are stored as that: nothing can start sooner.
+    Nodes of a group are in order of `free`, for they are interchangeable.
     """
 
     stage: Any  # (n, n_requests) of int8: stages begun
@@ -56,7 +57,6 @@ class Layer(NamedTuple):
     latest: Any  # (n, n_nodes): request that ended there at `free`; -1: none, or earlier
     value: Any  # (n,): the objective of the finished requests
     paid: Any  # (n,): their weighted completions
-    begun: Any  # (n,)
     begun_sum: Any  # (n,): sum of the starts so far
     bound: Any  # (n,): no completion of it is better; inf: dominated
     key: Any  # (n,): hash of `stage`
@@ -76,7 +76,6 @@ def new_layer(n, n_requests, n_nodes):
         np.empty(n),
         np.empty(n),
         np.empty(n),
-        np.empty(n),
         np.empty(n, np.uint64),
         np.empty(n, np.int32),
         np.empty(n, np.int32),
@@ -86,7 +85,7 @@ def new_layer(n, n_requests, n_nodes):
 
 def bytes_each(n_requests, n_nodes):
     """Bytes of a partial schedule in a layer."""
-    return 9 * n_requests + 10 * n_nodes + 60
+    return 9 * n_requests + 10 * n_nodes + 52
 
 
 @kernel
@@ -155,37 +154,35 @@ def cheapest(shop, ticks, weight, spent, way, best):
 
 
 @kernel
-def _walk(shop, ticks, way, r, k, g, t, use, share):
-    """Add to `use` the ticks of the cheapest way from stage k on group g, not before tick t.
-
-    Returns the completion.
-    """
+def _walk(shop, ticks, way, r, use):
+    """Add to `use` the ticks of request r's cheapest way; returns its completion."""
     end = way.shape[2] - 1
-    while True:
-        cost = way[r, g]
-        while t < end and cost[t + 1] == cost[t]:
-            t += 1
-        for j in range(t, min(end, t + ticks.busy[r, g])):
-            use[g, j] += share
-        k += 1
-        if k == len(shop.first) - 1:
-            return ticks.step * t + shop.service[r, g]
-        t = min(end, t + ticks.ahead[r, g])
+    t = min(ticks.release[r], end)
+    g = 0
+    for k in range(len(shop.first) - 1):
+        if k > 0:
+            t = min(end, t + ticks.ahead[r, g])
         g = shop.first[k]
         for other in range(shop.first[k] + 1, shop.first[k + 1]):
             if way[r, other, t] < way[r, g, t]:
                 g = other
+        cost = way[r, g]
+        while t < end and cost[t + 1] == cost[t]:
+            t += 1
+        for j in range(t, min(end, t + ticks.busy[r, g])):
+            use[g, j] += 1.0
+    return ticks.step * t + shop.service[r, g]
 
 
 @kernel
-def _step(price, direction, use, size, gap, first_time, mix):
+def _step(price, direction, use, size, gap, first_time):
     """Move the prices along a running mean of what is asked for beyond what there is."""
     norm = 0.0
     for g in range(price.shape[0]):
         for t in range(price.shape[1]):
             beyond = use[g, t] - size[g, t]
             if not first_time:
-                beyond = mix * beyond + (1 - mix) * direction[g, t]
+                beyond = MIX * beyond + (1 - MIX) * direction[g, t]
             direction[g, t] = beyond
             if price[g, t] > 0 or beyond > 0:
                 norm += beyond * beyond
@@ -281,13 +278,9 @@ def raise_bound(shop, ticks, weight, price, upper, target, n_steps, length, floo
             bound = cheapest(shop, ticks, now_weight, spent, way, scratch)
         use[:] = 0.0
         for r in range(n_requests):
-            t, g = min(ticks.release[r], n_ticks), shop.first[0]
-            for other in range(shop.first[0] + 1, shop.first[1]):
-                if way[r, other, t] < way[r, g, t]:
-                    g = other
-            completion[r] = _walk(shop, ticks, way, r, 0, g, t, use, 1.0)
+            completion[r] = _walk(shop, ticks, way, r, use)
         gap = length * max(upper - bound, 1e-6 * abs(upper))
-        moved = _step(now, direction, use, size, gap, i == 0, 0.3)
+        moved = _step(now, direction, use, size, gap, i == 0)
         if shop.makespan:
             _weigh(now_weight, completion, 0.5 * gap)
         elif not moved:
@@ -304,7 +297,6 @@ def begin(shop, layer, bound):
     layer.latest[0] = -1
     layer.value[0] = 0.0
     layer.paid[0] = 0.0
-    layer.begun[0] = 0.0
     layer.begun_sum[0] = 0.0
     layer.bound[0] = bound
     layer.key[0] = 0
@@ -314,35 +306,25 @@ def begin(shop, layer, bound):
 
 
 @kernel
-def _tick(time, per_tick, end):
-    t = int(time * per_tick)
-    return t if t < end else end
-
-
-@kernel
-def _bound(shop, ticks, weight, spent, way, rest, layer, i, begun, value, paid, stop):
-    """No completion of entry i, none of whose operations starts before `begun`, is better.
-
-    `stop`: a bound of this is enough.
-    """
+def _bound(shop, ticks, weight, spent, way, rest, layer, i, stop):
+    """No completion of entry i is better than this; a bound of `stop` is enough."""
     n_requests = len(shop.release)
     n_stages, n_groups = len(shop.first) - 1, len(shop.slot) - 1
     end = spent.shape[1] - 1
     per_tick = ROUND_DOWN / ticks.step
-    bound = paid
+    bound = layer.paid[i]
     for g in range(n_groups):
         for x in range(shop.slot[g], shop.slot[g + 1]):
-            t = _tick(max(layer.free[i, x], begun), per_tick, end)
+            t = min(int(layer.free[i, x] * per_tick), end)
             bound -= spent[g, end] - spent[g, t]
-    latest = value
+    latest = layer.value[i]
     for r in range(n_requests):
         k = layer.stage[i, r]
         if k == n_stages:
             continue
-        ready = max(layer.ready[i, r], begun)
         least, soonest = np.inf, np.inf
         for g in range(shop.first[k], shop.first[k + 1]):
-            start = max(ready, layer.free[i, shop.slot[g]])
+            start = max(layer.ready[i, r], layer.free[i, shop.slot[g]])
             t = int(start * per_tick)
             if t < end:
                 cost = way[r, g, t]
@@ -420,7 +402,6 @@ def _place(shop, weight, layer, i, after, j, r, g, start):
         after.free[j, x], after.latest[j, x] = after.free[j, x + 1], after.latest[j, x + 1]
         x += 1
     after.free[j, x], after.latest[j, x] = end, r
-    after.begun[j] = start
     after.begun_sum[j] = layer.begun_sum[i] + start
     after.parent[j], after.operation[j] = i, r * n_groups + g
 
@@ -504,10 +485,7 @@ def expand(
                     continue
                 j = n_after
                 _place(shop, weight, layer, i, after, j, r, g, start)
-                bound = _bound(
-                    shop, ticks, weight, spent, way, rest, after, j, start, after.value[j],
-                    after.paid[j], target,
-                )  # fmt: skip
+                bound = _bound(shop, ticks, weight, spent, way, rest, after, j, target)
                 bound = max(bound, layer.bound[i])
                 if bound >= target:
                     continue
@@ -549,7 +527,6 @@ def keep(layer, n, heads):
             layer.latest[kept] = layer.latest[i]
             layer.value[kept] = layer.value[i]
             layer.paid[kept] = layer.paid[i]
-            layer.begun[kept] = layer.begun[i]
             layer.begun_sum[kept] = layer.begun_sum[i]
             layer.bound[kept] = layer.bound[i]
             layer.key[kept] = layer.key[i]

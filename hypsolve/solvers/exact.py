@@ -219,11 +219,11 @@ def arcs_on(arcs: Arcs, partition: Partition) -> list[int] | None:
     return path
 
 
-def require_callable(method: str, on_improve: OnImprove | None) -> None:
-    """Raise TypeError unless `on_improve` can be called, or is not there."""
-    if on_improve is not None and not callable(on_improve):
+def require_callable(method: str, callback: Any, name: str = "on_improve") -> None:
+    """Raise TypeError unless the callback can be called, or is not there."""
+    if callback is not None and not callable(callback):
         raise TypeError(
-            f"method {method!r}: on_improve must be callable or None, got {on_improve!r:.60}"
+            f"method {method!r}: {name} must be callable or None, got {callback!r:.60}"
         )
 
 

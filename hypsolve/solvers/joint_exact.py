@@ -103,8 +103,7 @@ def joint_exact(
     started = time.perf_counter()
     owner = f"method {METHOD!r}"
     require_callable(METHOD, on_improve)
-    if on_bound is not None and not callable(on_bound):
-        raise TypeError(f"{owner}: on_bound must be callable or None, got {on_bound!r:.60}")
+    require_callable(METHOD, on_bound, "on_bound")
     if upper_bound != math.inf:
         upper_bound = valid.real(owner, "upper_bound", upper_bound)
     memory_bytes = valid.real(owner, "memory_bytes", memory_bytes, strict=True)
@@ -154,6 +153,7 @@ class _Node:
     bound: float
     fine: Prices | None = None
     effort: int = 0
+    given_up: bool = False
 
 
 @dataclass(slots=True)
@@ -177,6 +177,7 @@ class _Run:
     n_ticks: int = FEWEST_TICKS
     queue: list[tuple[float, int, _Node]] = field(default_factory=list)
     number: "itertools.count[int]" = field(default_factory=itertools.count)
+    first: _Node | None = None  # the partition of the start, worked on before all others
     open_bounds: list[float] = field(default_factory=list)  # of partitions given up
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -196,11 +197,7 @@ class _Run:
 
     def value_of(self, objective_s: float) -> float:
         """Value of an objective in seconds."""
-        origin_s, unit_s = self.tables.origin_s, self.tables.unit_s
-        if self.makespan:
-            return (objective_s - float(origin_s.max())) / unit_s
-        offset_s = float((origin_s - self.instance.arrival_s).mean())
-        return (objective_s - offset_s) / unit_s * self.tables.n_requests
+        return self.tables.value(objective_s, self.instance.objective, self.instance.arrival_s)
 
     def is_stopped(self) -> bool:
         return time.perf_counter() >= self.deadline
@@ -241,6 +238,7 @@ class _Run:
             node = self._node(Box(cuts, cuts), None)
             while node is not None and node.effort < 3 and not self.is_stopped():
                 self._work(node)
+            self.first = node
         for box in self._boxes():
             self._push(self._node(box, None))
         while self.queue and not self.is_stopped():
@@ -251,7 +249,8 @@ class _Run:
             elif not node.box.is_one:
                 for half in node.box.halves():
                     self._push(self._node(half, node))
-            elif self._work(node):
+            else:
+                self._work(node)
                 self._push(node)
         return self._bound()
 
@@ -277,7 +276,7 @@ class _Run:
                 self.on_bound(min(bound_s, self.best_s))
 
     def _push(self, node: _Node | None) -> None:
-        if node is None:
+        if node is None or node.given_up:
             return
         if node.bound >= self.target:
             self._count(node)
@@ -306,6 +305,8 @@ class _Run:
 
     def _node(self, box: Box, parent: _Node | None) -> _Node | None:
         """Bound a box, from its parent's prices on; None if none of it keeps the rules."""
+        if self.first is not None and box == self.first.box:
+            return self.first
         stages = stages_of(self.tables, box, self.makespan)
         if stages is None:
             return None
@@ -364,8 +365,8 @@ class _Run:
         else:
             node.price[groups] = price
 
-    def _work(self, node: _Node) -> bool:
-        """Try harder on a single partition; False once nothing more can be done about it."""
+    def _work(self, node: _Node) -> None:
+        """Try harder on a single partition, or give it up where memory allows no more."""
         node.effort += 1
         if node.effort == 1:
             self._raise(node, ROUGH_STEPS)
@@ -380,9 +381,8 @@ class _Run:
             width = min(most, FIRST_WIDTH * WIDER ** (node.effort - 3))
             complete = width > 0 and self._search(node, width)
             if not complete and width == most and not self.is_stopped():
+                node.given_up = True
                 self.open_bounds.append(node.bound)
-                return False
-        return True
 
     def _search(self, node: _Node, width: int) -> bool:
         """Search the schedules of a single partition; whether that was all of them."""

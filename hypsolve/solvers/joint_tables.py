@@ -115,6 +115,13 @@ class JointTables:
         offset_s = float((self.origin_s - arrival_s).mean())
         return value * self.unit_s / self.n_requests + offset_s
 
+    def value(self, objective_s: float, objective: Objective, arrival_s: Array) -> float:
+        """Sum (or the last) of the completions in the unit, from the objective in seconds."""
+        if objective is Objective.MAKESPAN:
+            return (objective_s - float(self.origin_s.max())) / self.unit_s
+        offset_s = float((self.origin_s - arrival_s).mean())
+        return (objective_s - offset_s) / self.unit_s * self.n_requests
+
 
 def joint_tables(instance: Instance, method: str) -> JointTables:
     """Tabulate the joint problem in seconds.

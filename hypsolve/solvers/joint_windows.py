@@ -80,7 +80,7 @@ def one_by_one(tables: JointTables) -> Array:
     """Latency when one request is served at a time on `shortest`, shape (n_requests,)."""
     alone = travelled(tables, [tables.fastest(k) for k in range(tables.n_tiers)])
     took = np.zeros(tables.n_requests)
-    for k, arc in reversed(list(enumerate(shortest(tables)))):
+    for k, arc in enumerate(shortest(tables)):
         took += alone[k][:, arc]
     latency = np.zeros(tables.n_requests)
     free = 0.0
