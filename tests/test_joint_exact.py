@@ -64,6 +64,32 @@ def test_any_prices_bound_every_partition(instance, n_ticks, seed):
         assert again == pytest.approx(bound, rel=1e-12, abs=1e-12)  # what is left behind has it
 
 
+@pytest.mark.parametrize("apart", [1.0, 1e-6, 1e-13, 1e-15, 0.0])
+def test_weights_of_completions_that_nearly_agree_stay_shares(apart):
+    weight = np.array([0.3, 0.7])
+    for _ in range(3):
+        joint._weigh(weight, np.array([21.5, 21.5 + apart]), 1e3)
+        assert weight.sum() == pytest.approx(1, abs=1e-12)
+        assert (weight >= 0).all()
+
+
+def test_a_makespan_whose_completions_nearly_agree_is_not_ruled_out():
+    instance = Instance.from_tables(
+        block_s=[[[8, 5, 1, 1], [2, 3, 3, 0.25], [2, 4, 4, 1]]],
+        block_bytes=[1, 1, 1, 1],
+        tiers=[[(0, 2), (2, 4)], [(1, 4)]],
+        objective="makespan",
+        allow_empty=True,
+        arrival_s=[1, 4],
+        transfer_s=[[[8, 8, 5, 1, 1]], [[2, 3, 8, 1, 1]]],
+        occupancy_s=[[[0, 0, 0, 0, 0]], [[0, 0, 0, 0, 0]]],
+        tied_bytes=0.5,
+    )
+    result = solve(instance, "joint_exact")
+    assert result.objective_s == 21.5 == oracles.best_joint(instance)
+    assert result.bound_s <= 21.5
+
+
 @given(strategies.scheduled(max_tiers=2), st.integers(1, 4), st.integers(0, 99))
 def test_a_search_however_narrow_bounds_its_partition(instance, width, seed):
     tables = joint_tables(instance, "joint_exact")

@@ -47,14 +47,15 @@ class Ticks(NamedTuple):
 class Layer(NamedTuple):
     """Partial schedules with the same number of operations, as arrays; see `expand`.
 
-    Times before the start of the last operation are stored as that: nothing can start sooner.
-    Nodes of a group are in order of `free`, for they are interchangeable.
+    Nothing more starts before `last`. Nodes of a group are in order of `free`, for they are
+    interchangeable.
     """
 
     stage: Any  # (n, n_requests) of int8: stages begun
-    ready: Any  # (n, n_requests): when the next may start; 0 after the last
+    ready: Any  # (n, n_requests): when the next may start; inf after the last
     free: Any  # (n, n_nodes)
-    latest: Any  # (n, n_nodes): request that ended there at `free`; -1: none, or earlier
+    latest: Any  # (n, n_nodes): request that ended there at `free`; -1: none
+    last: Any  # (n,): start of the last operation
     value: Any  # (n,): the objective of the finished requests
     paid: Any  # (n,): their weighted completions
     begun_sum: Any  # (n,): sum of the starts so far
@@ -76,6 +77,7 @@ def new_layer(n, n_requests, n_nodes):
         np.empty(n),
         np.empty(n),
         np.empty(n),
+        np.empty(n),
         np.empty(n, np.uint64),
         np.empty(n, np.int32),
         np.empty(n, np.int32),
@@ -85,7 +87,7 @@ def new_layer(n, n_requests, n_nodes):
 
 def bytes_each(n_requests, n_nodes):
     """Bytes of a partial schedule in a layer."""
-    return 9 * n_requests + 10 * n_nodes + 52
+    return 9 * n_requests + 10 * n_nodes + 60
 
 
 @kernel
@@ -186,7 +188,7 @@ def _step(price, direction, use, size, gap, first_time):
             direction[g, t] = beyond
             if price[g, t] > 0 or beyond > 0:
                 norm += beyond * beyond
-    if norm <= 1e-12:
+    if norm <= 1e-6:  # what is asked for fits; and steps so long would drown in rounding
         return False
     far = gap / norm
     for g in range(price.shape[0]):
@@ -202,13 +204,15 @@ def _weigh(weight, completion, gap):
     mean = 0.0
     for r in range(len(weight)):
         mean += weight[r] * completion[r]
-    norm = 0.0
+    norm, farthest = 0.0, 0.0
     for r in range(len(weight)):
         norm += (completion[r] - mean) ** 2
+        farthest = max(farthest, abs(completion[r] - mean))
     if norm <= 0:
         return
+    far = min(gap / norm, 1 / farthest)  # weights are shares: none moves by more than 1
     for r in range(len(weight)):
-        weight[r] += gap / norm * (completion[r] - mean)
+        weight[r] += far * (completion[r] - mean)
     # the nearest point of the simplex: all less by the same, but none below 0
     ordered = np.sort(weight)[::-1]
     total, less = 0.0, 0.0
@@ -258,6 +262,8 @@ def raise_bound(shop, ticks, weight, price, upper, target, n_steps, length, floo
     for i in range(n_steps):
         add_up(now, spent)
         bound = cheapest(shop, ticks, now_weight, spent, way, scratch)
+        if not np.isfinite(bound):  # a shop has some schedule: not a bound, whatever it is
+            break
         if i == 0 or bound > best:
             waited = 0 if i == 0 or bound > best + 1e-3 * abs(upper - best) else waited + 1
             best = bound
@@ -295,6 +301,7 @@ def begin(shop, layer, bound):
     layer.ready[0] = shop.release
     layer.free[0] = 0.0
     layer.latest[0] = -1
+    layer.last[0] = 0.0
     layer.value[0] = 0.0
     layer.paid[0] = 0.0
     layer.begun_sum[0] = 0.0
@@ -312,10 +319,10 @@ def _bound(shop, ticks, weight, spent, way, rest, layer, i, stop):
     n_stages, n_groups = len(shop.first) - 1, len(shop.slot) - 1
     end = spent.shape[1] - 1
     per_tick = ROUND_DOWN / ticks.step
-    bound = layer.paid[i]
+    bound, last = layer.paid[i], layer.last[i]
     for g in range(n_groups):
         for x in range(shop.slot[g], shop.slot[g + 1]):
-            t = min(int(layer.free[i, x] * per_tick), end)
+            t = min(int(max(layer.free[i, x], last) * per_tick), end)
             bound -= spent[g, end] - spent[g, t]
     latest = layer.value[i]
     for r in range(n_requests):
@@ -324,7 +331,7 @@ def _bound(shop, ticks, weight, spent, way, rest, layer, i, stop):
             continue
         least, soonest = np.inf, np.inf
         for g in range(shop.first[k], shop.first[k + 1]):
-            start = max(layer.ready[i, r], layer.free[i, shop.slot[g]])
+            start = max(layer.ready[i, r], layer.free[i, shop.slot[g]], last)
             t = int(start * per_tick)
             if t < end:
                 cost = way[r, g, t]
@@ -366,11 +373,12 @@ def _dominates(layer, a, b, makespan):
         makespan or layer.value[a] > layer.value[b] * (1 - 1e-9)
     ):
         return False
+    last_a, last_b = layer.last[a], layer.last[b]
     for x in range(layer.free.shape[1]):
-        if layer.free[a, x] > layer.free[b, x]:
+        if max(layer.free[a, x], last_a) > max(layer.free[b, x], last_b):
             return False
-    for r in range(layer.ready.shape[1]):  # noqa: SIM110 - a loop is what numba compiles
-        if layer.ready[a, r] > layer.ready[b, r]:
+    for r in range(layer.ready.shape[1]):
+        if max(layer.ready[a, r], last_a) > max(layer.ready[b, r], last_b):
             return False
     return True
 
@@ -383,25 +391,23 @@ def _place(shop, weight, layer, i, after, j, r, g, start):
     end = start + shop.service[r, g]
     for q in range(len(shop.release)):
         after.stage[j, q] = layer.stage[i, q]
-        after.ready[j, q] = max(layer.ready[i, q], start) if layer.stage[i, q] < n_stages else 0
+        after.ready[j, q] = layer.ready[i, q]
     after.stage[j, r] = k + 1
     after.value[j], after.paid[j] = layer.value[i], layer.paid[i]
     if k + 1 == n_stages:
-        after.ready[j, r] = 0.0
+        after.ready[j, r] = np.inf
         after.paid[j] += weight[r] * end
         after.value[j] = max(after.value[j], end) if shop.makespan else after.value[j] + end
     else:
         after.ready[j, r] = end + shop.lag[r, k]
     for x in range(layer.free.shape[1]):
-        if layer.free[i, x] < start:
-            after.free[j, x], after.latest[j, x] = start, -1
-        else:
-            after.free[j, x], after.latest[j, x] = layer.free[i, x], layer.latest[i, x]
+        after.free[j, x], after.latest[j, x] = layer.free[i, x], layer.latest[i, x]
     x = shop.slot[g]  # the first of the group is taken; the others move up to keep the order
     while x + 1 < shop.slot[g + 1] and after.free[j, x + 1] <= end:
         after.free[j, x], after.latest[j, x] = after.free[j, x + 1], after.latest[j, x + 1]
         x += 1
     after.free[j, x], after.latest[j, x] = end, r
+    after.last[j] = start
     after.begun_sum[j] = layer.begun_sum[i] + start
     after.parent[j], after.operation[j] = i, r * n_groups + g
 
@@ -417,7 +423,8 @@ def expand(
     what cannot be part of a better schedule than `target`, by its bound, and what another
     schedule replaces:
 
-    - a node that waits for a request, while another could be served meanwhile;
+    - an operation that could have started before the last one, or that starts when some
+      request, were it served now, would be done: either way something can start sooner;
     - of a group, any node but the first to be free;
     - of requests alike, any but the first to be ready;
     - on the last stage (for the sum), a request right behind a longer one that need not have
@@ -441,21 +448,20 @@ def expand(
     n_stages = len(shop.first) - 1
     room = len(after.bound) - n_requests * n_groups - 1
     mask = np.uint64(len(heads) - 1)
-    soonest, its_start = np.empty(n_groups), np.empty(n_groups)
     while i < until:
         if n_after > room:
             return i, n_after
         if layer.bound[i] >= target:
             i += 1
             continue
-        soonest[:] = np.inf
+        soonest, its_start = np.inf, np.inf
         for q in range(n_requests):
             k = layer.stage[i, q]
             if k < n_stages:
                 for g in range(shop.first[k], shop.first[k + 1]):
                     start = max(layer.ready[i, q], layer.free[i, shop.slot[g]])
-                    if start + shop.service[q, g] < soonest[g]:
-                        soonest[g], its_start[g] = start + shop.service[q, g], start
+                    if start + shop.service[q, g] < soonest:
+                        soonest, its_start = start + shop.service[q, g], start
         for r in range(n_requests):
             k = layer.stage[i, r]
             if k == n_stages:
@@ -472,7 +478,9 @@ def expand(
                 service = shop.service[r, g]
                 x = shop.slot[g]
                 start = max(layer.ready[i, r], layer.free[i, x])
-                if service == np.inf or (soonest[g] <= start and its_start[g] < start):
+                if service == np.inf or start < layer.last[i]:
+                    continue
+                if soonest <= start and its_start < start:
                     continue
                 before = layer.latest[i, x]
                 if (
@@ -525,6 +533,7 @@ def keep(layer, n, heads):
             layer.ready[kept] = layer.ready[i]
             layer.free[kept] = layer.free[i]
             layer.latest[kept] = layer.latest[i]
+            layer.last[kept] = layer.last[i]
             layer.value[kept] = layer.value[i]
             layer.paid[kept] = layer.paid[i]
             layer.begun_sum[kept] = layer.begun_sum[i]
