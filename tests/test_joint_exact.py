@@ -29,18 +29,18 @@ def value_of(instance, tables, objective_s):
     return (float(objective_s) - offset_s) * instance.n_requests
 
 
-def relaxed(instance, tables, n_ticks, rng):
-    """Stages of the box of all partitions, ticks, and prices and weights drawn."""
-    stages = stages_of(tables, whole(tables), instance.objective == "makespan")
-    if stages is None or stages.shop is None:
-        return None
-    shop = stages.shop
-    span = float(shop.release.max() + shop.service[np.isfinite(shop.service)].sum()) + 1e-9
-    price = rng.uniform(-1, 1, (shop.service.shape[1], n_ticks)).clip(0)
-    weight = np.ones(instance.n_requests)
-    if instance.objective == "makespan":
-        weight = rng.dirichlet(weight)
-    return shop, ticks_of(shop, span / n_ticks), weight, price
+def span_of(shop):
+    """A time within which everything can be done."""
+    least = shop.release.max() + shop.lag.sum()
+    return float(least + shop.service[np.isfinite(shop.service)].sum()) + 1
+
+
+def searched(shop, prices, makespan, target, width, stopped=lambda: False, seed=0):
+    """`search`, by deadline if the last completion counts."""
+    if makespan:
+        target = min(target, 2 * span_of(shop))
+        shop = shop._replace(deadline=target)
+    return search(shop, prices, target, width, stopped, seed)
 
 
 @given(strategies.scheduled(), st.integers(1, 40), st.integers(0, 99))
@@ -49,28 +49,24 @@ def test_any_prices_bound_every_partition(instance, n_ticks, seed):
     tables = joint_tables(instance, "joint_exact")
     if math.isinf(best_s):
         return
-    made = relaxed(instance, tables, n_ticks, np.random.default_rng(seed))
-    if made is None:
+    stages = stages_of(tables, whole(tables))
+    if stages is None or stages.shop is None:
         return
-    shop, ticks, weight, price = made
+    shop = stages.shop
+    rng = np.random.default_rng(seed)
+    price = rng.uniform(-1, 1, (shop.service.shape[1], n_ticks)).clip(0)
+    ticks = ticks_of(shop, span_of(shop) / n_ticks)
     best = value_of(instance, tables, best_s)
+    aim, most = 1.1 * best + 1, best
+    if instance.objective == "makespan":
+        shop = shop._replace(deadline=best * (1 + 1e-9) + 1e-9)  # there is a schedule
+        aim, most = 0.1 * shop.deadline, 0.0
     for n_steps in (1, 8):
-        bound = joint.raise_bound(
-            shop, ticks, weight, price, 1.1 * best + 1, math.inf, n_steps, 0.3, 0.01
-        )
-        assert bound <= best * (1 + 1e-9) + 1e-9
-        assert (price >= 0).all() and (weight >= 0).all()
-        again = joint.raise_bound(shop, ticks, weight, price, best, math.inf, 1, 0.3, 0.01)
+        bound = joint.raise_bound(shop, ticks, price, aim, math.inf, n_steps, 0.3, 0.01)
+        assert bound <= most * (1 + 1e-9) + 1e-9
+        assert (price >= 0).all()
+        again = joint.raise_bound(shop, ticks, price, aim, math.inf, 1, 0.3, 0.01)
         assert again == pytest.approx(bound, rel=1e-12, abs=1e-12)  # what is left behind has it
-
-
-@pytest.mark.parametrize("apart", [1.0, 1e-6, 1e-13, 1e-15, 0.0])
-def test_weights_of_completions_that_nearly_agree_stay_shares(apart):
-    weight = np.array([0.3, 0.7])
-    for _ in range(3):
-        joint._weigh(weight, np.array([21.5, 21.5 + apart]), 1e3)
-        assert weight.sum() == pytest.approx(1, abs=1e-12)
-        assert (weight >= 0).all()
 
 
 def test_a_makespan_whose_completions_nearly_agree_is_not_ruled_out():
@@ -98,25 +94,24 @@ def test_a_search_however_narrow_bounds_its_partition(instance, width, seed):
         cuts = (first, end, tables.n_blocks)[: tables.n_tiers + 1]
         pinned = instance.replace(cut_min=np.array(cuts), cut_max=np.array(cuts))
         best_s = oracles.best_joint(pinned)
-        stages = stages_of(tables, Box(cuts, cuts), instance.objective == "makespan")
+        stages = stages_of(tables, Box(cuts, cuts))
         assert (stages is None) == math.isinf(best_s)
         if stages is None:
             continue
         shop = stages.shop
         price = rng.uniform(0, 0.2, (shop.service.shape[1], 16))
-        weight = np.full(instance.n_requests, 1.0)
-        if instance.objective == "makespan":
-            weight /= weight.sum()
-        prices = Prices(ticks_of(shop, 0.7), weight, price)
+        prices = Prices(ticks_of(shop, 0.7), price)
         best = value_of(instance, tables, best_s)
-        found = search(shop, prices, math.inf, width, lambda: False, seed)
+        makespan = instance.objective == "makespan"
+        found = searched(shop, prices, makespan, math.inf, width, seed=seed)
         assert found.bound <= best * (1 + 1e-9) + 1e-9 <= found.value * (1 + 2e-9) + 2e-9
         if found.complete:
             assert found.value == pytest.approx(best, rel=1e-9, abs=1e-9)
-        above = search(shop, prices, best * 1.01 + 1e-6, 10**4, lambda: False, seed)
+        above = searched(shop, prices, makespan, best * 1.01 + 1e-6, 10**4, seed=seed)
         assert above.complete and above.value == pytest.approx(best, rel=1e-9, abs=1e-9)
-        none = search(shop, prices, best * (1 - 1e-6) - 1e-9, 10**4, lambda: False, seed)
-        assert none.complete and math.isinf(none.value)
+        less = best * (1 - 1e-6) - 1e-9
+        none = searched(shop, prices, makespan, less, 10**4, seed=seed)
+        assert none.complete and math.isinf(none.value) and none.bound == less
 
 
 @pytest.mark.parametrize("family", [frontier, profiled])
@@ -238,27 +233,29 @@ def test_partitions_are_counted(instance):
     assert n_partitions(tables, box) == legal
 
 
-def test_a_search_that_is_stopped_anywhere_bounds_its_partition(monkeypatch):
+@pytest.mark.parametrize("objective", ["mean_latency", "makespan"])
+def test_a_search_that_is_stopped_anywhere_bounds_its_partition(monkeypatch, objective):
     """After each single expansion: what came of those before it counts as well."""
     monkeypatch.setattr(joint_search, "PARENTS", 1)
-    instance = frontier(4, seed=5, n_blocks=8)
+    instance = frontier(4, seed=5, n_blocks=8, objective=objective)
     proven = solve(instance, "joint_exact")
     cuts = proven.partition.cuts
     tables = joint_tables(instance, "joint_exact")
-    shop = stages_of(tables, Box(cuts, cuts), False).shop
-    span = float(shop.release.max() + shop.service.sum())
+    shop = stages_of(tables, Box(cuts, cuts)).shop
     best = value_of(instance, tables, proven.objective_s)
     price = np.zeros((shop.service.shape[1], 64))
-    ticks, weight = ticks_of(shop, span / 64), np.ones(4)
-    joint.raise_bound(shop, ticks, weight, price, best, best, 100, 0.3, 0.01)
-    prices = Prices(ticks, weight, price)  # so good that most partial schedules are worse
+    ticks = ticks_of(shop, span_of(shop) / 64)
+    joint.raise_bound(shop, ticks, price, best, best, 100, 0.3, 0.01)
+    prices = Prices(ticks, price)  # so good that most partial schedules are worse
+    makespan = objective == "makespan"
     for width in (3, 50):
         n_looks, complete = 0, False
         while not complete and n_looks < 200:
             looks = iter(range(n_looks))
-            found = search(
-                shop, prices, math.inf, width, lambda looks=looks: next(looks, None) is None, 0
-            )
+            found = searched(
+                shop, prices, makespan, math.inf, width,
+                lambda looks=looks: next(looks, None) is None,
+            )  # fmt: skip
             complete = math.isfinite(found.value)
             assert found.bound <= best * (1 + 1e-9), n_looks
             n_looks += 1

@@ -3,14 +3,16 @@
 A *shop* is a flow shop with unrelated groups of identical nodes: request r may start its first
 stage at ``release[r]``; stage k has groups ``first[k]:first[k + 1]``; group g has nodes
 ``slot[g]:slot[g + 1]`` and takes ``service[r, g]`` (inf: cannot); stage k + 1 may start
-``lag[r, k]`` after the end of stage k. Minimised is the sum of the completions, or the last.
+``lag[r, k]`` after the end of stage k. Minimised is the sum of the completions; or asked is
+whether all can be completed before a deadline.
 
 Bounds price the nodes' time. Time is cut into ticks of ``step``; ``price[g, t]`` is asked for
 each tick that a request spends on a node of group g. At any prices >= 0,
-``sum over requests of their cheapest way through (weighted completion + what they pay)
-- sum of all prices x nodes`` is at most the least weighted sum of completions: a schedule never
-uses more than there is. Starts, and lengths of use, are rounded down to ticks: nodes stay free
-of overlap, and a way that was possible stays possible.
+``sum over requests of their cheapest way through (completion + what they pay)
+- sum of all prices x nodes`` is at most the least sum of completions: a schedule never uses
+more than there is. Under a deadline completions do not count, only ways that keep it, and more
+than 0 says that there is no such schedule. Starts, and lengths of use, are rounded down to
+ticks: nodes stay free of overlap, and a way that was possible stays possible.
 """
 
 from typing import Any, NamedTuple
@@ -32,7 +34,7 @@ class Shop(NamedTuple):
     first: Any  # (n_stages + 1,)
     slot: Any  # (n_groups + 1,)
     alike: Any  # (n_requests,): the first request with the same rows of service and lag
-    makespan: Any  # bool: the last completion counts, not their sum
+    deadline: Any  # inf: the sum of completions counts; else that each is less than this
 
 
 class Ticks(NamedTuple):
@@ -56,8 +58,7 @@ class Layer(NamedTuple):
     free: Any  # (n, n_nodes)
     latest: Any  # (n, n_nodes): request that ended there at `free`; -1: none
     last: Any  # (n,): start of the last operation
-    value: Any  # (n,): the objective of the finished requests
-    paid: Any  # (n,): their weighted completions
+    value: Any  # (n,): sum, or the last, of the completions so far
     begun_sum: Any  # (n,): sum of the starts so far
     bound: Any  # (n,): no completion of it is better; inf: dominated
     key: Any  # (n,): hash of `stage`
@@ -77,7 +78,6 @@ def new_layer(n, n_requests, n_nodes):
         np.empty(n),
         np.empty(n),
         np.empty(n),
-        np.empty(n),
         np.empty(n, np.uint64),
         np.empty(n, np.int32),
         np.empty(n, np.int32),
@@ -87,7 +87,7 @@ def new_layer(n, n_requests, n_nodes):
 
 def bytes_each(n_requests, n_nodes):
     """Bytes of a partial schedule in a layer."""
-    return 9 * n_requests + 10 * n_nodes + 60
+    return 9 * n_requests + 10 * n_nodes + 52
 
 
 @kernel
@@ -102,12 +102,12 @@ def add_up(price, spent):
 
 
 @kernel
-def cheapest(shop, ticks, weight, spent, way, best):
+def cheapest(shop, ticks, spent, way, best):
     """Bound at the prices whose sums are `spent`.
 
-    Fills ``way[r, g, t]``: the least a request pays, completion included, from the stage of
-    group g on, if that stage is on g and starts at tick t or later. `best` is scratch,
-    (n_stages, n_ticks + 1).
+    Fills ``way[r, g, t]``: the least a request pays, its completion included unless there is a
+    deadline, from the stage of group g on, if that stage is on g and starts at tick t or later;
+    inf if it would miss the deadline. `best` is scratch, (n_stages, n_ticks + 1).
     """
     n_requests, n_groups = shop.service.shape
     n_stages = len(shop.first) - 1
@@ -130,10 +130,13 @@ def cheapest(shop, ticks, weight, spent, way, best):
                 for t in range(within, end + 1):
                     cost[t] = last - sums[t]
                 if k == n_stages - 1:
-                    done = weight[r] * shop.service[r, g]
-                    slope = weight[r] * ticks.step
+                    done = shop.service[r, g]
                     for t in range(end + 1):
-                        cost[t] += done + slope * t
+                        completion = done + ticks.step * t
+                        if shop.deadline == np.inf:
+                            cost[t] += completion
+                        elif completion >= shop.deadline:
+                            cost[t] = np.inf
                 else:
                     onward = best[k + 1]
                     within = max(end + 1 - ahead, 0)
@@ -157,7 +160,7 @@ def cheapest(shop, ticks, weight, spent, way, best):
 
 @kernel
 def _walk(shop, ticks, way, r, use):
-    """Add to `use` the ticks of request r's cheapest way; returns its completion."""
+    """Add to `use` the ticks of request r's cheapest way."""
     end = way.shape[2] - 1
     t = min(ticks.release[r], end)
     g = 0
@@ -173,7 +176,6 @@ def _walk(shop, ticks, way, r, use):
             t += 1
         for j in range(t, min(end, t + ticks.busy[r, g])):
             use[g, j] += 1.0
-    return ticks.step * t + shop.service[r, g]
 
 
 @kernel
@@ -199,42 +201,26 @@ def _step(price, direction, use, size, gap, first_time):
 
 
 @kernel
-def _weigh(weight, completion, gap):
-    """Move the weights of the completions, on the simplex, towards the late."""
-    mean = 0.0
-    for r in range(len(weight)):
-        mean += weight[r] * completion[r]
-    norm, farthest = 0.0, 0.0
-    for r in range(len(weight)):
-        norm += (completion[r] - mean) ** 2
-        farthest = max(farthest, abs(completion[r] - mean))
-    if norm <= 0:
-        return
-    far = min(gap / norm, 1 / farthest)  # weights are shares: none moves by more than 1
-    for r in range(len(weight)):
-        weight[r] += far * (completion[r] - mean)
-    # the nearest point of the simplex: all less by the same, but none below 0
-    ordered = np.sort(weight)[::-1]
-    total, less = 0.0, 0.0
-    for i in range(len(ordered)):
-        total += ordered[i]
-        if ordered[i] > (total - 1) / (i + 1):
-            less = (total - 1) / (i + 1)
-    total = 0.0
-    for r in range(len(weight)):
-        weight[r] = max(0.0, weight[r] - less)
-        total += weight[r]
-    weight /= total
+def _scale(price, size, total):
+    """Scale the prices so that all there is costs `total`; alike if they are all 0."""
+    worth = 0.0
+    for g in range(price.shape[0]):
+        for t in range(price.shape[1]):
+            worth += price[g, t] * size[g, t]
+    if worth > 0:
+        price *= total / worth
+    else:
+        price[:] = total / size.sum()
 
 
 @kernel
-def raise_bound(shop, ticks, weight, price, upper, target, n_steps, length, floor):
-    """Raise the bound by better prices (and, for the makespan, weights), in place.
+def raise_bound(shop, ticks, price, upper, target, n_steps, length, floor):
+    """Raise the bound by better prices, in place.
 
     Parameters
     ----------
     upper : float
-        Aim of the steps; no bound is higher than the optimum.
+        Aim of the steps.
     target : float
         Stop at a bound of this.
     n_steps : int
@@ -245,7 +231,8 @@ def raise_bound(shop, ticks, weight, price, upper, target, n_steps, length, floo
     Returns
     -------
     float
-        The best bound, which is that of the prices and weights left behind.
+        The best bound, which is that of the prices left behind. Under a deadline those are
+        scaled, if there is more than one step: all there is costs as much as the deadline.
     """
     n_requests, n_groups = shop.service.shape
     n_ticks = price.shape[1]
@@ -256,19 +243,17 @@ def raise_bound(shop, ticks, weight, price, upper, target, n_steps, length, floo
     size = np.empty((n_groups, n_ticks))
     for g in range(n_groups):
         size[g] = shop.slot[g + 1] - shop.slot[g]
-    completion = np.zeros(n_requests)
-    now, now_weight = price.copy(), weight.copy()
+    if shop.deadline < np.inf and n_steps > 1:
+        _scale(price, size, shop.deadline)
+    now = price.copy()
     best, waited = -np.inf, 0
     for i in range(n_steps):
         add_up(now, spent)
-        bound = cheapest(shop, ticks, now_weight, spent, way, scratch)
-        if not np.isfinite(bound):  # a shop has some schedule: not a bound, whatever it is
-            break
+        bound = cheapest(shop, ticks, spent, way, scratch)
         if i == 0 or bound > best:
             waited = 0 if i == 0 or bound > best + 1e-3 * abs(upper - best) else waited + 1
             best = bound
             price[:] = now
-            weight[:] = now_weight
         else:
             waited += 1
         if best >= target or i == n_steps - 1:
@@ -279,18 +264,16 @@ def raise_bound(shop, ticks, weight, price, upper, target, n_steps, length, floo
             if length < floor:
                 break
             now[:] = price  # back to the best
-            now_weight[:] = weight
             add_up(now, spent)
-            bound = cheapest(shop, ticks, now_weight, spent, way, scratch)
+            bound = cheapest(shop, ticks, spent, way, scratch)
         use[:] = 0.0
         for r in range(n_requests):
-            completion[r] = _walk(shop, ticks, way, r, use)
+            _walk(shop, ticks, way, r, use)
         gap = length * max(upper - bound, 1e-6 * abs(upper))
-        moved = _step(now, direction, use, size, gap, i == 0)
-        if shop.makespan:
-            _weigh(now_weight, completion, 0.5 * gap)
-        elif not moved:
+        if not _step(now, direction, use, size, gap, i == 0):
             break
+        if shop.deadline < np.inf:
+            _scale(now, size, shop.deadline)
     return best
 
 
@@ -303,7 +286,6 @@ def begin(shop, layer, bound):
     layer.latest[0] = -1
     layer.last[0] = 0.0
     layer.value[0] = 0.0
-    layer.paid[0] = 0.0
     layer.begun_sum[0] = 0.0
     layer.bound[0] = bound
     layer.key[0] = 0
@@ -313,55 +295,41 @@ def begin(shop, layer, bound):
 
 
 @kernel
-def _bound(shop, ticks, weight, spent, way, rest, layer, i, stop):
+def _bound(shop, ticks, spent, way, layer, i, stop):
     """No completion of entry i is better than this; a bound of `stop` is enough."""
     n_requests = len(shop.release)
     n_stages, n_groups = len(shop.first) - 1, len(shop.slot) - 1
     end = spent.shape[1] - 1
     per_tick = ROUND_DOWN / ticks.step
-    bound, last = layer.paid[i], layer.last[i]
+    last = layer.last[i]
+    bound = layer.value[i] if shop.deadline == np.inf else 0.0
     for g in range(n_groups):
         for x in range(shop.slot[g], shop.slot[g + 1]):
             t = min(int(max(layer.free[i, x], last) * per_tick), end)
             bound -= spent[g, end] - spent[g, t]
-    latest = layer.value[i]
     for r in range(n_requests):
         k = layer.stage[i, r]
         if k == n_stages:
             continue
-        least, soonest = np.inf, np.inf
+        least = np.inf
         for g in range(shop.first[k], shop.first[k + 1]):
             start = max(layer.ready[i, r], layer.free[i, shop.slot[g]], last)
             t = int(start * per_tick)
             if t < end:
                 cost = way[r, g, t]
             else:
-                cost = way[r, g, end] + weight[r] * max(0.0, start - end * ticks.step)
+                cost = way[r, g, end]
+                if shop.deadline == np.inf:
+                    cost += max(0.0, start - end * ticks.step)
             least = min(least, cost)
-            soonest = min(soonest, start + rest[r, g])
         bound += least
-        latest = max(latest, soonest)
-        if not shop.makespan and bound >= stop:
-            return bound
-    return max(bound, latest) if shop.makespan else bound
+        if bound >= stop:
+            break
+    return bound
 
 
 @kernel
-def least_left(shop, rest):
-    """Fill `rest` (n_requests, n_groups): from a stage's start on a group to the completion."""
-    n_stages = len(shop.first) - 1
-    for r in range(len(shop.release)):
-        onward = 0.0
-        for k in range(n_stages - 1, -1, -1):
-            least = np.inf
-            for g in range(shop.first[k], shop.first[k + 1]):
-                rest[r, g] = shop.service[r, g] + shop.lag[r, k] + onward
-                least = min(least, rest[r, g])
-            onward = least
-
-
-@kernel
-def _dominates(layer, a, b, makespan):
+def _dominates(layer, a, b, timely):
     """Whether whatever entry b can still become, entry a can become as well and no worse.
 
     The sum of the starts settles ties: without it two rules could each discard a schedule in
@@ -370,7 +338,7 @@ def _dominates(layer, a, b, makespan):
     if layer.value[a] > layer.value[b]:
         return False
     if layer.begun_sum[a] > layer.begun_sum[b] and (
-        makespan or layer.value[a] > layer.value[b] * (1 - 1e-9)
+        timely or layer.value[a] > layer.value[b] * (1 - 1e-9)
     ):
         return False
     last_a, last_b = layer.last[a], layer.last[b]
@@ -384,7 +352,7 @@ def _dominates(layer, a, b, makespan):
 
 
 @kernel
-def _place(shop, weight, layer, i, after, j, r, g, start):
+def _place(shop, layer, i, after, j, r, g, start):
     """Make entry j of the layer `after`: entry i with request r on group g from `start`."""
     n_stages, n_groups = len(shop.first) - 1, len(shop.slot) - 1
     k = layer.stage[i, r]
@@ -393,11 +361,13 @@ def _place(shop, weight, layer, i, after, j, r, g, start):
         after.stage[j, q] = layer.stage[i, q]
         after.ready[j, q] = layer.ready[i, q]
     after.stage[j, r] = k + 1
-    after.value[j], after.paid[j] = layer.value[i], layer.paid[i]
+    after.value[j] = layer.value[i]
     if k + 1 == n_stages:
         after.ready[j, r] = np.inf
-        after.paid[j] += weight[r] * end
-        after.value[j] = max(after.value[j], end) if shop.makespan else after.value[j] + end
+        if shop.deadline == np.inf:
+            after.value[j] += end
+        else:
+            after.value[j] = max(after.value[j], end)
     else:
         after.ready[j, r] = end + shop.lag[r, k]
     for x in range(layer.free.shape[1]):
@@ -414,13 +384,13 @@ def _place(shop, weight, layer, i, after, j, r, g, start):
 
 @kernel
 def expand(
-    shop, ticks, weight, spent, way, rest, layer, i, until, after, n_after, heads, salt,
-    target, most_compared,
+    shop, ticks, spent, way, layer, i, until, after, n_after, heads, salt, target,
+    most_compared,
 ):  # fmt: skip
     """Add one operation to entries i:until, in every way that a best schedule may need.
 
     Operations come in the order of their starts, each as early as its node allows. Left out is
-    what cannot be part of a better schedule than `target`, by its bound, and what another
+    what cannot be part of a schedule with a bound below `target`, and what another
     schedule replaces:
 
     - an operation that could have started before the last one, or that starts when some
@@ -448,6 +418,7 @@ def expand(
     n_stages = len(shop.first) - 1
     room = len(after.bound) - n_requests * n_groups - 1
     mask = np.uint64(len(heads) - 1)
+    timely = shop.deadline < np.inf
     while i < until:
         if n_after > room:
             return i, n_after
@@ -486,14 +457,14 @@ def expand(
                 if (
                     k == n_stages - 1
                     and before >= 0
-                    and not shop.makespan
+                    and not timely
                     and service < shop.service[before, g]
                     and layer.ready[i, r] <= layer.free[i, x] - shop.service[before, g]
                 ):
                     continue
                 j = n_after
-                _place(shop, weight, layer, i, after, j, r, g, start)
-                bound = _bound(shop, ticks, weight, spent, way, rest, after, j, target)
+                _place(shop, layer, i, after, j, r, g, start)
+                bound = _bound(shop, ticks, spent, way, after, j, target)
                 bound = max(bound, layer.bound[i])
                 if bound >= target:
                     continue
@@ -503,10 +474,10 @@ def expand(
                 while other >= 0 and compared < most_compared:
                     if after.key[other] == key and after.bound[other] < np.inf:
                         compared += 1
-                        if _dominates(after, other, j, shop.makespan):
+                        if _dominates(after, other, j, timely):
                             dominated = True
                             break
-                        if _dominates(after, j, other, shop.makespan):
+                        if _dominates(after, j, other, timely):
                             after.bound[other] = np.inf
                     other = np.int64(after.link[other])
                 if dominated:
@@ -535,7 +506,6 @@ def keep(layer, n, heads):
             layer.latest[kept] = layer.latest[i]
             layer.last[kept] = layer.last[i]
             layer.value[kept] = layer.value[i]
-            layer.paid[kept] = layer.paid[i]
             layer.begun_sum[kept] = layer.begun_sum[i]
             layer.bound[kept] = layer.bound[i]
             layer.key[kept] = layer.key[i]
@@ -552,19 +522,16 @@ def warm_up():
     """Compile every kernel a method calls, on one request and one stage."""
     one = np.ones((1, 1))
     ends = np.array([0, 1])
-    shop = Shop(one, np.zeros((1, 1)), np.zeros(1), ends, ends, np.array([-1]), False)
+    shop = Shop(one, np.zeros((1, 1)), np.zeros(1), ends, ends, np.array([-1]), np.inf)
     whole = np.ones((1, 1), np.int64)
     ticks = Ticks(whole, whole, np.zeros(1, np.int64), 0.5)
-    weight, price = np.ones(1), np.zeros((1, 4))
-    raise_bound(shop, ticks, weight, price, 2.0, np.inf, 2, 0.3, 0.01)
-    spent, way, rest = np.empty((1, 5)), np.empty((1, 1, 5)), np.empty((1, 1))
+    price = np.zeros((1, 4))
+    raise_bound(shop, ticks, price, 2.0, np.inf, 2, 0.3, 0.01)
+    spent, way = np.empty((1, 5)), np.empty((1, 1, 5))
     add_up(price, spent)
-    bound = cheapest(shop, ticks, weight, spent, way, np.empty((1, 5)))
-    least_left(shop, rest)
+    bound = cheapest(shop, ticks, spent, way, np.empty((1, 5)))
     layer, after = new_layer(8, 1, 1), new_layer(8, 1, 1)
     heads, salt = np.full(16, -1, np.int32), np.zeros((1, 2), np.uint64)
     begin(shop, layer, bound)
-    _, n = expand(
-        shop, ticks, weight, spent, way, rest, layer, 0, 1, after, 0, heads, salt, np.inf, 1
-    )
+    _, n = expand(shop, ticks, spent, way, layer, 0, 1, after, 0, heads, salt, np.inf, 1)
     keep(after, n, heads)

@@ -1,5 +1,6 @@
 """Boxes of partitions, the shop of each, and the bound that prices give."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def whole(tables: JointTables) -> Box:
     return Box((*low, tables.n_blocks), (*high, tables.n_blocks))
 
 
-def stages_of(tables: JointTables, box: Box, makespan: bool) -> Stages | None:
+def stages_of(tables: JointTables, box: Box) -> Stages | None:
     """Relax the box to a shop that is nowhere slower than any of its partitions.
 
     None if no partition of it keeps the rules. A tier that some partition leaves empty is left
@@ -99,7 +100,7 @@ def stages_of(tables: JointTables, box: Box, makespan: bool) -> Stages | None:
         first=np.concatenate([[0], np.cumsum([len(each) for each in groups])]),
         slot=np.concatenate([[0], np.cumsum(sizes)]),
         alike=_alike(np.hstack(times)),
-        makespan=makespan,
+        deadline=math.inf,
     )
     return Stages(shop, chosen, release)
 

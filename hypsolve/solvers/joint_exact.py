@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from hypsolve.problem import Instance, Objective
 from hypsolve.solution import Outcome, Partition
 from hypsolve.solvers.exact import OPTIMAL_GAP, Array, OnImprove, WarmStart, require_callable
 from hypsolve.solvers.joint_boxes import Box, Stages, stages_of, ticks_of, whole
-from hypsolve.solvers.joint_search import Prices, most_entries, search
+from hypsolve.solvers.joint_search import Prices, most_entries, proof_of, search
 from hypsolve.solvers.joint_tables import (
     Decision,
     JointTables,
@@ -33,6 +34,9 @@ from hypsolve.solvers.joint_tables import (
 )
 from hypsolve.solvers.joint_windows import condensed, idle_bound_s, shortest
 
+if TYPE_CHECKING:
+    from hypsolve.kernels.joint import Shop, Ticks
+
 METHOD = "joint_exact"
 PARTS = ("prices", "boxes", "dominance", "search")
 OnBound = Callable[[float], None]
@@ -46,6 +50,8 @@ FIRST_WIDTH, WIDER = 200, 16
 CLOSE = 0.4 * OPTIMAL_GAP  # of the objective: better by less is not looked for
 CALL_S = 0.2  # about the longest time between two looks at the clock
 BEYOND = 1.1  # the end of the first decision: how far ticks are laid
+AIM = 0.1  # of a deadline, for the steps of prices that are to rule it out
+MOST_DEADLINES = 6  # tried in turn on one box
 STEP_S = 4e-9  # of a step, per request, group and tick
 
 
@@ -149,7 +155,6 @@ class _Node:
     box: Box
     stages: Stages
     price: Array  # (n_groups of all tiers, n_ticks)
-    weight: Array  # (n_requests,)
     bound: float
     fine: Prices | None = None
     effort: int = 0
@@ -259,7 +264,7 @@ class _Run:
         boxes = [whole(self.tables)]
         while "boxes" in self.without and not all(box.is_one for box in boxes):
             halves = [half for b in boxes for half in ((b,) if b.is_one else b.halves())]
-            boxes = [b for b in halves if stages_of(self.tables, b, self.makespan) is not None]
+            boxes = [b for b in halves if stages_of(self.tables, b) is not None]
         return boxes
 
     def _bound(self) -> float:
@@ -307,19 +312,17 @@ class _Run:
         """Bound a box, from its parent's prices on; None if none of it keeps the rules."""
         if self.first is not None and box == self.first.box:
             return self.first
-        stages = stages_of(self.tables, box, self.makespan)
+        stages = stages_of(self.tables, box)
         if stages is None:
             return None
-        n = self.tables.n_requests
         if parent is not None:
-            price, weight, bound = parent.price.copy(), parent.weight.copy(), parent.bound
+            node = _Node(box, stages, parent.price.copy(), parent.bound)
         else:
             price = np.zeros((len(self.tables.group_tier), self.n_ticks))
-            weight, bound = np.full(n, 1 / n if self.makespan else 1.0), -math.inf
-        node = _Node(box, stages, price, weight, bound)
+            node = _Node(box, stages, price, 0.0)
         if stages.shop is None:
             least = stages.release.max() if self.makespan else stages.release.sum()
-            node.bound = max(bound, float(least))
+            node.bound = max(node.bound, float(least))
         else:
             self._raise(node, BOX_STEPS)
         self.counts["n_boxes"] += 1
@@ -327,8 +330,6 @@ class _Run:
 
     def _raise(self, node: _Node, n_steps: int, finer: bool = False) -> None:
         """Raise the bound of a box by better prices."""
-        from hypsolve.kernels import joint
-
         shop = node.stages.shop
         assert shop is not None
         groups = node.stages.groups
@@ -338,32 +339,66 @@ class _Run:
         else:
             n_ticks, price = self.n_ticks, node.price[groups]
         ticks = ticks_of(shop, max(self.horizon, 1e-300) / n_ticks)
-        each_s = STEP_S * shop.service.size * n_ticks
-        at_once = max(2, int(CALL_S / each_s))
         if "prices" in self.without or math.isinf(self.upper):
             n_steps = 1  # the bound at the prices it has
-        while n_steps > 0:
-            steps = min(n_steps, at_once)
-            bound = joint.raise_bound(
-                shop,
-                ticks,
-                node.weight,
-                price,
-                self.upper,
-                self.target,
-                steps,
-                FIRST_STEP,
-                LAST_STEP,
-            )
-            n_steps -= steps
+        if not self.makespan:
+            bound = self._climb(shop, ticks, price, self.upper, self.target, n_steps)
             node.bound = max(node.bound, bound)
-            if node.bound >= self.target or self.is_stopped():
-                break
+        elif math.isfinite(self.upper):
+            self._raise_deadline(node, shop, ticks, price, n_steps)
         self.counts["n_raised"] += 1
         if finer:
-            node.fine = Prices(ticks, node.weight.copy(), price)
+            node.fine = Prices(ticks, price)
         else:
             node.price[groups] = price
+
+    def _raise_deadline(
+        self, node: _Node, shop: "Shop", ticks: "Ticks", price: Array, n_steps: int
+    ) -> None:
+        """Raise the bound on a makespan: the latest deadline that prices rule out."""
+        late = self.target
+        deadline = late
+        for _ in range(MOST_DEADLINES):
+            tried = price.copy()
+            asked = shop._replace(deadline=deadline)
+            proof = proof_of(asked)
+            bound = self._climb(asked, ticks, tried, AIM * deadline, proof, n_steps)
+            if bound >= proof:
+                node.bound = max(node.bound, deadline)
+                price[:] = tried
+            else:
+                late = deadline
+            deadline = (node.bound + late) / 2
+            if late - node.bound <= CLOSE * late or self.is_stopped():
+                break
+
+    def _climb(
+        self,
+        shop: "Shop",
+        ticks: "Ticks",
+        price: Array,
+        aim: float,
+        target: float,
+        n_steps: int,
+    ) -> float:
+        """Better the prices, in steps between which the clock is looked at; the best bound."""
+        from hypsolve.kernels import joint
+
+        each_s = STEP_S * shop.service.size * price.shape[1]
+        at_once = max(2, int(CALL_S / each_s))
+        best = -math.inf
+        while n_steps > 0:
+            steps = min(n_steps, at_once)
+            best = max(
+                best,
+                joint.raise_bound(
+                    shop, ticks, price, aim, target, steps, FIRST_STEP, LAST_STEP
+                ),
+            )
+            n_steps -= steps
+            if best >= target or self.is_stopped():
+                break
+        return best
 
     def _work(self, node: _Node) -> None:
         """Try harder on a single partition, or give it up where memory allows no more."""
@@ -391,11 +426,14 @@ class _Run:
         shop = node.stages.shop
         assert shop is not None and node.fine is not None
         compare = "dominance" not in self.without
+        if self.makespan:  # without an answer yet, any will do: that with the least sum
+            shop = shop._replace(deadline=self.target)
         found = search(
             shop, node.fine, self.target, width, self.is_stopped, self.seed, compare=compare
         )
         self.counts["n_expanded"] += found.n_expanded
-        node.bound = max(node.bound, found.bound)
+        if not (self.makespan and math.isinf(self.target)):
+            node.bound = max(node.bound, found.bound)
         if math.isfinite(found.value):
             self._accept(self._decide(node, found.operations))
         return found.complete

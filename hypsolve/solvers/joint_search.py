@@ -19,7 +19,6 @@ class Prices(NamedTuple):
     """What a bound on a shop is made of."""
 
     ticks: "Ticks"
-    weight: Array  # (n_requests,), of the completions
     price: Array  # (n_groups, n_ticks)
 
 
@@ -44,6 +43,11 @@ def most_entries(shop: "Shop", memory_bytes: float) -> int:
     return max(0, int((memory_bytes - fixed) / (4 * each + 8 * n_layers)))
 
 
+def proof_of(shop: "Shop") -> float:
+    """What a bound must be to say that the deadline cannot be kept: 0, but for rounding."""
+    return 1e-7 * float(shop.deadline)
+
+
 def search(
     shop: "Shop",
     prices: Prices,
@@ -57,9 +61,11 @@ def search(
 
     Parameters
     ----------
+    target : float
+        Of the sum of completions; under a deadline it is that.
     width : int
         Partial schedules kept of each layer, those with the least bounds; the least bound that
-        is dropped bounds the rest.
+        is dropped bounds the rest (under a deadline nothing does).
     stopped : callable
         Whether time is up.
     seed : int
@@ -75,9 +81,9 @@ def search(
     way = np.empty((n_requests, *spent.shape))
     joint.add_up(prices.price, spent)
     scratch = np.empty((n_stages, spent.shape[1]))
-    root = joint.cheapest(shop, prices.ticks, prices.weight, spent, way, scratch)
-    rest = np.empty(shop.service.shape)
-    joint.least_left(shop, rest)
+    root = joint.cheapest(shop, prices.ticks, spent, way, scratch)
+    timely = shop.deadline < math.inf
+    worst = proof_of(shop) if timely else target  # a partial schedule's bound, if not this
     rng = np.random.default_rng(seed)
     salt = rng.integers(0, 2**63, (n_requests, n_stages + 1)).astype(np.uint64)
     room = 2 * width + PARENTS + shop.service.size
@@ -85,19 +91,27 @@ def search(
     heads = np.full(2 ** max(4, math.ceil(math.log2(width))), -1, np.int32)
     joint.begin(shop, layer, root)
     n, dropped, n_expanded = 1, math.inf, 0
+
+    def bound_of(least: float) -> float:
+        """Turn the least bound among what is left into one on every schedule."""
+        if timely:
+            return target if least >= worst else -math.inf
+        return min(target, least)
+
     history: list[tuple[IntArray, IntArray]] = []
     for _ in range(n_requests * n_stages):
         heads[:] = -1
-        i, n_after, below = 0, 0, target
+        i, n_after, below = 0, 0, worst
         while i < n:
             if stopped():
                 # what is not yet expanded, what came of the rest, and what of that was dropped
                 left = float(np.concatenate([layer.bound[i:n], after.bound[:n_after]]).min())
-                return Found(math.inf, [], min(dropped, below, left), False, n_expanded)
+                least = min(dropped, below, left)
+                return Found(math.inf, [], bound_of(least), False, n_expanded)
             start, until = i, min(n, i + PARENTS)
             i, n_after = joint.expand(
-                shop, prices.ticks, prices.weight, spent, way, rest, layer, i, until, after,
-                n_after, heads, salt, below, MOST_COMPARED if compare else 0,
+                shop, prices.ticks, spent, way, layer, i, until, after, n_after, heads, salt,
+                below, MOST_COMPARED if compare else 0,
             )  # fmt: skip
             n_expanded += i - start
             if n_after > 2 * width:  # from now on none is made that would be dropped at once
@@ -105,13 +119,13 @@ def search(
                 below = min(below, least)
         n_after, least = _thin(after, n_after, width, heads)
         least = min(below, least)
-        if least < target:
+        if least < worst:
             dropped = min(dropped, least)
         history.append((after.parent[:n_after].copy(), after.operation[:n_after].copy()))
         layer, after, n = after, layer, n_after
         if n == 0:
             break
-    bound = min(target, dropped)
+    bound = bound_of(dropped)
     at = int(np.argmin(layer.value[:n])) if n else -1
     value = float(layer.value[at]) if n else math.inf
     if value >= target:  # its bound need not say so: prices of time that is left over count
