@@ -1,12 +1,13 @@
 """Every experiment, as data: what it asks, its instances and methods, how many by size."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 from hypsolve import Instance
-from instances.frontier import frontier
+from instances.frontier import frontier, profiled
 from instances.generate import generate
 from instances.scenarios import SCENARIOS, scenario
 
@@ -15,10 +16,16 @@ SIZES = ("quick", "default", "full")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A method and its options."""
+    """A method and its options; on a subset of the instances where it is slow."""
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    most: float = math.inf  # largest value of the axis
+    n_seeds: int = 10_000  # at most
+
+    def is_run(self, value: Any, seed: int) -> bool:
+        """Whether it is run on this instance of a series."""
+        return bool(value <= self.most and seed < self.n_seeds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +258,70 @@ EXPERIMENTS: dict[str, Experiment] = {
         },
         n_seeds=_sizes(1, 2, 5),
         time_limit_s=_sizes(60.0, 60.0, 60.0),
+    ),
+}  # fmt: skip
+
+EXACT = Call("joint_exact")
+RIVALS = (
+    Call("joint_cpsat", n_seeds=3),
+    Call("joint_milp", most=8, n_seeds=3),
+)
+WITHOUT = tuple(
+    Call("joint_exact", {"without": [part]}, most=8, n_seeds=3)
+    for part in ("prices", "boxes", "dominance", "search")
+)
+
+
+def _joint(
+    family: Callable[..., Instance], nodes_per_tier: tuple[int, ...], calls: tuple[Call, ...],
+    values: dict[str, Any], **options: Any,
+) -> Series:  # fmt: skip
+    """Along the requests; published as seeds 1 to 5."""
+
+    def build(n_requests: int, seed: int) -> Instance:
+        return family(n_requests, nodes_per_tier, seed=seed + 1, **options)
+
+    return Series(axis="requests", build=build, values=values, calls=calls)
+
+
+ANYTIME: dict[str, Experiment] = {  # experiments whose rows also tell how answers came about
+    "joint_frontier": Experiment(
+        question="Up to what size can partition and schedule together be proved, and by whom?",
+        series={
+            "frontier, 2-2-2 nodes": _joint(
+                frontier, (2, 2, 2), (Call("hyperion"), EXACT, *RIVALS, *WITHOUT),
+                _sizes((4,), (5, 8), (5, 8, 10, 12, 15, 20, 30, 50)),
+            ),
+            "frontier, 4-3-2 nodes": _joint(
+                frontier, (4, 3, 2), (EXACT, *RIVALS), _sizes((), (), (10,))
+            ),
+            "frontier, burst": _joint(
+                frontier, (2, 2, 2), (EXACT, *RIVALS), _sizes((), (8,), (8,)), burst=True
+            ),
+            "frontier, 4 tiers of 2": _joint(
+                frontier, (2,) * 4, (EXACT, *RIVALS), _sizes((), (), (8,))
+            ),
+            "frontier, 5 tiers of 2": _joint(
+                frontier, (2,) * 5, (EXACT, *RIVALS), _sizes((), (), (8,))
+            ),
+            "profiled, 2-2-2 nodes": _joint(
+                profiled, (2, 2, 2), (Call("hyperion"), EXACT, *RIVALS),
+                _sizes((4,), (8,), (8, 12, 20)),
+            ),
+            "profiled, burst": _joint(
+                profiled, (2, 2, 2), (EXACT, *RIVALS), _sizes((), (), (8,)), burst=True
+            ),
+            "makespan, frontier": _joint(
+                frontier, (2, 2, 2), (EXACT, *RIVALS), _sizes((), (8,), (8,)),
+                objective="makespan",
+            ),
+            "makespan, frontier, burst": _joint(
+                frontier, (2, 2, 2), (EXACT, *RIVALS), _sizes((), (), (8,)),
+                objective="makespan", burst=True,
+            ),
+        },
+        n_seeds=_sizes(1, 2, 5),
+        time_limit_s=_sizes(5.0, 20.0, 60.0),
     ),
 }  # fmt: skip
 

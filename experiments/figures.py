@@ -38,6 +38,11 @@ _STYLE = {  # label of a method: colour, marker, line
     "HEFT": ("#009E73", "D", "-"),
     "HEFT cuts": ("#009E73", "D", "-"),
     "HEFT cuts + HypSched-RT": ("#70C7AC", "P", "--"),
+    "joint exact": ("#000000", "o", "-"),
+    "joint exact + without prices": ("#56B4E9", "v", "--"),
+    "joint exact + without boxes": ("#009E73", "D", ":"),
+    "joint exact + without dominance": ("#E69F00", "s", "--"),
+    "joint exact + CP-SAT for single partitions": ("#D55E00", "P", ":"),
     "joint CP-SAT": ("#D55E00", "X", "-"),
     "CP-SAT": ("#D55E00", "X", "-"),
     "joint MILP": ("#CC79A7", "P", "-"),
@@ -393,6 +398,51 @@ def latency_figures(frame: pd.DataFrame) -> dict[str, Figure]:
     return {"latency": _single(frame, latency_ratio, 8, 1.5 + 0.55 * frame["series"].nunique())}
 
 
+def anytime(frame: pd.DataFrame, ax: Axes) -> Axes:
+    """Objective (above 0) and bound (below 0) over time, of `report.traces`; a line per run.
+
+    Percent of the best known objective. A method is done where its lines end.
+    """
+    for (label, _), run in frame.groupby(["label", "seed"], sort=False):
+        style = _style(str(label)) | {"marker": "none"}
+        for column, sign in (("above", 1), ("below", -1)):
+            ax.plot(
+                run["elapsed_s"], sign * run[column], drawstyle="steps-post", lw=1.2,
+                label=label if sign > 0 else None, **style,
+            )  # fmt: skip
+        ends = [run["above"].iloc[-1], -run["below"].iloc[-1]]
+        ax.plot([run["elapsed_s"].iloc[-1]] * 2, ends, ".", ms=5, color=style["color"])
+    ax.axhline(0.0, color="#666666", lw=0.6)
+    ax.set_xscale("log")
+    ax.set_yscale("symlog", linthresh=0.1)
+    ticks = [-100, -10, -1, -0.1, 0, 0.1, 1, 10, 100]
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.set_xlabel("elapsed (s)")
+    ax.set_ylabel("% of the best objective")
+    ax.legend(fontsize=7, frameon=False)
+    return _clean(ax)
+
+
+def joint_frontier_figures(frame: pd.DataFrame) -> dict[str, Figure]:
+    """Gap and time against size, and how each came about: methods; then parts left out."""
+    whole = frame["options"] == "{}"
+    n_values = frame.groupby("series")["value"].transform("nunique")
+    sizes = frame[whole & (n_values > 1)]
+    figures = {}
+    if len(sizes):
+        figures["joint_frontier_gap"] = panels(sizes, gap_against_size)
+        figures["joint_frontier_time"] = panels(sizes, solve_time_against_size)
+    rivals = frame[frame["method"] == "joint_cpsat"]
+    compared = whole & frame["digest"].isin(rivals["digest"]) & (frame["method"] != "hyperion")
+    if compared.any():
+        figures["joint_frontier"] = panels(report.traces(frame[compared]), anytime)
+    parts = frame["digest"].isin(frame[~whole]["digest"]) & (frame["method"] == "joint_exact")
+    if parts.any():
+        figures["joint_frontier_parts"] = panels(report.traces(frame[parts]), anytime)
+    return figures
+
+
 def speed_figures(frame: pd.DataFrame) -> dict[str, Figure]:
     """The table of speeds."""
     return {"speed": _single(frame, speed_table, 12, 0.6 + 0.32 * len(frame))}
@@ -417,6 +467,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], dict[str, Figure]]] = {
     "gap": gap_figures,
     "solve_time": solve_time_figures,
     "latency": latency_figures,
+    "joint_frontier": joint_frontier_figures,
     "speed": speed_figures,
     "calibration": calibration_figures,
     "calibration_points": calibration_points_figures,

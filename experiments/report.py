@@ -26,6 +26,11 @@ _NAMES = {
     "partition_cpsat": "CP-SAT",
     "joint_cpsat": "joint CP-SAT",
     "joint_milp": "joint MILP",
+    "joint_exact": "joint exact",
+    "['prices']": "without prices",
+    "['boxes']": "without boxes",
+    "['dominance']": "without dominance",
+    "['search']": "CP-SAT for single partitions",
     "hypsched_rt": "HypSched-RT",
     "best_cuts": "best cuts in simulation",
     "path": "path cuts",
@@ -228,6 +233,8 @@ def _tables(experiment: str, frame: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
                 frame
             )
         }
+    if experiment == "joint_frontier":
+        return _frontier_tables(frame)
     if experiment == "solve_time":
         return {"partition: time relative to HypSplit-DP's": _time_table(frame)}
     of_partition = frame["series"].str.startswith("partition")
@@ -270,6 +277,51 @@ def _time_table(frame: pd.DataFrame) -> pd.DataFrame:
     ):
         table[name] = pd.Series({key: in_words(g["ratio"], g["at_limit"]) for key, g in runs})
     return table
+
+
+def _frontier_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Per setting: how many each method proved, how fast, and what gap was left."""
+    tables = {}
+    for (series, value), runs in with_best_bound(frame).groupby(
+        ["series", "value"], sort=False
+    ):
+        groups = runs.groupby(runs["label"].rename("method"), sort=False)
+        tables[f"{series}, {value:g} requests"] = _in_words(
+            pd.DataFrame(
+                {
+                    "seeds": groups.size(),
+                    "proved": groups["status"].agg(lambda s: int((s == "optimal").sum())),
+                    "median time": groups["solve_time_s"].median(),
+                    "longest time": groups["solve_time_s"].max(),
+                    "own median gap": groups["gap"].median(),
+                    "own largest gap": groups["gap"].max(),
+                    "largest best-bound gap": groups["best_gap"].max(),
+                }
+            )
+        )
+    return tables
+
+
+def traces(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per point of the column ``trace``: label, setting, elapsed_s, objective, bound.
+
+    Objective and bound are relative to the best objective of the instance, in percent.
+    """
+    best_s = frame["objective_s"].groupby(frame["digest"]).transform("min")
+    rows = []
+    for (_, run), best in zip(frame.iterrows(), best_s, strict=True):
+        for elapsed_s, objective_s, bound_s in json.loads(run["trace"]):
+            rows.append(
+                {
+                    "label": label(run["method"], run["options"]),
+                    "series": f"{run['series']}, {run['value']:g} requests",
+                    "seed": run["seed"],
+                    "elapsed_s": elapsed_s,
+                    "above": np.nan if objective_s is None else 100 * (objective_s / best - 1),
+                    "below": 100 * (1 - bound_s / best),
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def _ratio_table(frame: pd.DataFrame) -> pd.DataFrame:

@@ -3,13 +3,14 @@
 import functools
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from experiments.definitions import EXPERIMENTS, settings
-from hypsolve import Instance, solve
+from experiments.definitions import EXPERIMENTS, Experiment, settings
+from hypsolve import Instance, Result, solve
 
+R = TypeVar("R", bound="SolveRun")
 COLUMNS = (
     "experiment",
     "series",
@@ -84,22 +85,19 @@ class SolveRun:
 
     def measure(self) -> dict[str, Any]:
         """Solve, and again if that was short; the rest of the row."""
-        _warm(self.method, json.dumps(self.options))
-        limits: dict[str, Any] = {"time_limit_s": self.time_limit_s, "seed": self.seed}
-        result = solve(self.instance, self.method, **limits, **self.options)
+        warm(self.method, json.dumps(self.options))
+        result = self.solve()
         times_s = [result.solve_time_s]
         while max(times_s) < REPEAT_BELOW_S and len(times_s) < N_TIMINGS:
-            again = solve(self.instance, self.method, **limits, **self.options)
-            times_s.append(again.solve_time_s)
-        return {
-            "status": result.status,
-            "objective_s": result.objective_s,
-            "bound_s": result.bound_s,
-            "gap": result.gap,
-            "solve_time_s": statistics.median(times_s),
-            "n_timings": len(times_s),
-            "message": result.message,
-        }
+            times_s.append(self.solve().solve_time_s)
+        return told(result, times_s)
+
+    def solve(self, **more: Any) -> Result:
+        """Call the method with its options, and with more of them."""
+        return solve(
+            self.instance, self.method, time_limit_s=self.time_limit_s, seed=self.seed,
+            **self.options, **more,
+        )  # fmt: skip
 
     @property
     def call(self) -> str:
@@ -121,6 +119,19 @@ class SolveRun:
         return f"{place} {self.call}"
 
 
+def told(result: Result, times_s: Sequence[float]) -> dict[str, Any]:
+    """Columns of an answer that was timed once or more."""
+    return {
+        "status": result.status,
+        "objective_s": result.objective_s,
+        "bound_s": result.bound_s,
+        "gap": result.gap,
+        "solve_time_s": statistics.median(times_s),
+        "n_timings": len(times_s),
+        "message": result.message,
+    }
+
+
 def plan(
     name: str,
     size: str,
@@ -130,7 +141,23 @@ def plan(
     time_limit_s: float | None = None,
 ) -> list[SolveRun]:
     """Every run of an experiment at a size (quick, default, full)."""
-    experiment = EXPERIMENTS[name]
+    return runs_of(
+        EXPERIMENTS[name], SolveRun, name, size, version=version, n_seeds=n_seeds,
+        time_limit_s=time_limit_s,
+    )  # fmt: skip
+
+
+def runs_of(
+    experiment: Experiment,
+    kind: type[R],
+    name: str,
+    size: str,
+    *,
+    version: str,
+    n_seeds: int | None,
+    time_limit_s: float | None,
+) -> list[R]:
+    """Every run of an experiment at a size, as runs of this kind."""
     n_seeds = n_seeds or experiment.n_seeds[size]
     runs = []
     for series_name, value, seed in settings(experiment.series, size, n_seeds):
@@ -138,7 +165,7 @@ def plan(
         instance = series.build(value, seed)
         digest = instance.digest()
         runs += [
-            SolveRun(
+            kind(
                 experiment=name,
                 series=series_name,
                 axis=series.axis,
@@ -152,12 +179,13 @@ def plan(
                 version=version,
             )
             for call in series.calls
+            if call.is_run(value, seed)
         ]
     return runs
 
 
 @functools.cache
-def _warm(method: str, options: str) -> None:
+def warm(method: str, options: str) -> None:
     """Let a method import its backend and load its kernels before a clock starts."""
     tiny = Instance.from_tables(
         [[[1.0, 1.0, 1.0]]], [0, 0, 0], [[(0, 0)], [(0, 0)]], objective="mean_latency"

@@ -12,14 +12,18 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from experiments import claims, runner, solving
+from experiments import anytime, claims, runner, solving
 from experiments.definitions import MEASUREMENTS, SIZES
 from experiments.record import Record, machine, note_session, provenance, recording
 
 if TYPE_CHECKING:
     from experiments.progress import Progress
 
-FAMILIES: dict[str, runner.Family] = {"solving": solving, "claims": claims}
+FAMILIES: dict[str, runner.Family] = {
+    "solving": solving,
+    "anytime": anytime,
+    "claims": claims,
+}
 
 FOLDERS = {"quick": "results/quick", "default": "results/default", "full": "results"}
 _DEFAULT = (*solving.QUESTIONS, "speed")

@@ -25,6 +25,7 @@ MIP_SCALE = 1000.0  # the order of the objective, in the units of a MIP
 MIP_STEP = 2.0**-20  # times in those units are rounded down to this: solvers fail on tiny ones
 
 OnImprove = Callable[[float, float, Partition, Schedule | None], None]  # objective_s, bound_s
+OnBound = Callable[[float], None]  # bound_s
 WarmStart = Any  # bool, Outcome, Result, Partition or (Partition, Schedule): see `given_start`
 
 

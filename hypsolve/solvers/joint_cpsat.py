@@ -11,6 +11,7 @@ from hypsolve.solution import Outcome, Partition
 from hypsolve.solvers.cpsat import PACKAGE, new_solver, run, size, stopped
 from hypsolve.solvers.exact import (
     Array,
+    OnBound,
     OnImprove,
     WarmStart,
     load_backend,
@@ -64,6 +65,7 @@ def joint_cpsat(
     warm_start: WarmStart = True,
     workers: int = 1,
     on_improve: OnImprove | None = None,
+    on_bound: OnBound | None = None,
 ) -> Outcome:
     """Decide partition and schedule together, exactly, by CP-SAT.
 
@@ -86,6 +88,8 @@ def joint_cpsat(
     on_improve : callable, optional
         Called as ``on_improve(objective_s, bound_s, partition, schedule)`` for each better
         decision, from the solver's thread.
+    on_bound : callable, optional
+        Called as ``on_bound(bound_s)`` for each better bound, from the solver's thread.
 
     Returns
     -------
@@ -93,6 +97,7 @@ def joint_cpsat(
         With a valid ``bound_s`` also at the time limit.
     """
     require_callable(METHOD, on_improve)
+    require_callable(METHOD, on_bound, "on_bound")
     solver = new_solver(METHOD, seed, workers)
     tables = joint_tables(instance, METHOD)
     started = time.perf_counter()
@@ -109,10 +114,14 @@ def joint_cpsat(
 
     def report(callback: Any) -> None:
         made = _decision(formulation, callback.value)
-        proven = proven_s(instance, formulation.tables, callback.best_objective_bound, 0.0)
         assert on_improve is not None
-        tell(on_improve, instance, made, max(least_s, proven))
+        tell(on_improve, instance, made, bound_of(callback.best_objective_bound))
 
+    def bound_of(value: float) -> float:
+        return max(least_s, proven_s(instance, formulation.tables, value, 0.0))
+
+    if on_bound is not None:
+        solver.best_bound_callback = lambda value: on_bound(bound_of(value))
     code, copy_s = run(
         solver, formulation.model, left_s, None if on_improve is None else report
     )

@@ -5,7 +5,7 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,14 @@ from hypsolve import validation as valid
 from hypsolve.evaluation import evaluate
 from hypsolve.problem import Instance, Objective
 from hypsolve.solution import Outcome, Partition
-from hypsolve.solvers.exact import OPTIMAL_GAP, Array, OnImprove, WarmStart, require_callable
+from hypsolve.solvers.exact import (
+    OPTIMAL_GAP,
+    Array,
+    OnBound,
+    OnImprove,
+    WarmStart,
+    require_callable,
+)
 from hypsolve.solvers.joint_boxes import Box, Stages, stages_of, ticks_of, whole
 from hypsolve.solvers.joint_search import Prices, most_entries, proof_of, search
 from hypsolve.solvers.joint_tables import (
@@ -39,7 +46,6 @@ if TYPE_CHECKING:
 
 METHOD = "joint_exact"
 PARTS = ("prices", "boxes", "dominance", "search")
-OnBound = Callable[[float], None]
 
 TICKS_PER_STAGE = 10  # of the mean service of a stage, while boxes are searched
 FEWEST_TICKS, MOST_TICKS = 128, 1024
