@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hypsolve import evaluation
+from hypsolve import evaluation, io
 from hypsolve.optional import optional
 from hypsolve.problem import Instance
 from hypsolve.solution import Certificate, Partition, Schedule, Status
@@ -114,6 +116,7 @@ class Result:
                 "value_s": finite_or_none(self.certificate.value_s),
                 "bound_s": finite_or_none(self.certificate.bound_s),
                 "cuts": None if self.certificate.cuts is None else list(self.certificate.cuts),
+                "boxes": [asdict(box) for box in self.certificate.boxes],
             }
         return {
             "instance": self.instance.name,
@@ -132,6 +135,27 @@ class Result:
             "message": self.message,
             "statistics": dict(self.statistics),
         }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_dict` as JSON, which `python -m hypsolve.verify` reads.
+
+        Parameters
+        ----------
+        path : str or path
+            Ends in ``.json`` or ``.json.gz``.
+
+        Raises
+        ------
+        ValueError
+            If `path` ends otherwise.
+        OSError
+            If the folder is absent or not writable.
+        """
+        path = io.checked_path("save", path)
+        if not path.name.endswith((".json", ".json.gz")):
+            raise ValueError(f"{path}: the name of a result must end in .json or .json.gz")
+        with io.replacing(path, "a result") as file:
+            file.write(json.dumps(self.to_dict(), allow_nan=False) + "\n")
 
     def to_frame(self) -> pandas.DataFrame:
         """One row per request and visited tier: request, tier, node, arrival, start, end.

@@ -1,5 +1,7 @@
 """What is decided: `Partition`, `Schedule`; what a method claims: `Outcome`."""
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Mapping
@@ -103,17 +105,47 @@ def _array(field_name: str, values: Any) -> NDArray[Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BoxProof:
+    """Why no partition whose cut k is in ``low[k]..high[k]`` has an answer below a bound.
+
+    Attributes
+    ----------
+    low, high : tuple of int
+        For each cut, first and last included.
+    how : str
+        ``prices``: they prove it. ``search``: of the single partition that it is, every
+        schedule is to be looked at; the prices only help.
+    tick_s : float
+        Time is cut into `n_ticks` ticks of this, from the first arrival on.
+    n_ticks : int
+    price : tuple of (int, int, tuple of int)
+        First node of a group of identical ones, counted over all tiers; first tick; and what
+        each tick of a node's time costs from there on, in 2**-24 ticks. All others cost 0.
+    """
+
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+    how: str
+    tick_s: float
+    n_ticks: int
+    price: tuple[tuple[int, int, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """A proof that `hypsolve.verify_certificate` repeats in exact arithmetic.
+    """A proof that `hypsolve.verify` repeats in exact arithmetic.
 
     ``kind`` is ``bottleneck`` (the partition's bottleneck is `value_s`, and no partition has
-    one below `bound_s`) or ``infeasible`` (no partition keeps the rules; `value_s` is inf).
+    one below `bound_s`), ``infeasible`` (no partition keeps the rules; `value_s` is inf) or
+    ``joint`` (an answer of `value_s` is known, and no partition and schedule have an objective
+    below `bound_s`, by `boxes` that make up all partitions).
     """
 
     kind: str
     value_s: float
     bound_s: float
     cuts: tuple[int, ...] | None = None
+    boxes: tuple[BoxProof, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         valid.text("certificate", "kind", self.kind)

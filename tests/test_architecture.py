@@ -44,7 +44,13 @@ LAYERS = [
     },
     {"hypsolve.huggingface"},
     {"hypsolve.evaluation", "hypsolve.optional"},
-    {"hypsolve.certificate", "hypsolve.cluster_files", "hypsolve.result"},
+    {
+        "hypsolve.certificate",
+        "hypsolve.cluster_files",
+        "hypsolve.result",
+        "hypsolve.verify_shop",
+    },
+    {"hypsolve.verify"},
     {"hypsolve.dispatch", "hypsolve.dispatcher"},
     {
         "hypsolve.series",

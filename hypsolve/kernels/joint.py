@@ -22,6 +22,7 @@ import numpy as np
 from hypsolve.kernels.jit import kernel
 
 ROUND_DOWN = 1 - 1e-12  # before a time becomes a tick: not one too late
+UNITS = 2**24  # of a tick: prices are whole multiples, so that certificates can state them
 MIX = 0.3  # of what is asked for now, in the running mean along which prices move
 
 
@@ -179,7 +180,7 @@ def _walk(shop, ticks, way, r, use):
 
 
 @kernel
-def _step(price, direction, use, size, gap, first_time):
+def _step(price, direction, use, size, gap, unit, first_time):
     """Move the prices along a running mean of what is asked for beyond what there is."""
     norm = 0.0
     for g in range(price.shape[0]):
@@ -196,21 +197,21 @@ def _step(price, direction, use, size, gap, first_time):
     for g in range(price.shape[0]):
         for t in range(price.shape[1]):
             x = price[g, t] + far * direction[g, t]
-            price[g, t] = x if x > 0 else 0.0
+            price[g, t] = np.floor(x / unit) * unit if x > 0 else 0.0
     return True
 
 
 @kernel
-def _scale(price, size, total):
+def _scale(price, size, total, unit):
     """Scale the prices so that all there is costs `total`; alike if they are all 0."""
     worth = 0.0
     for g in range(price.shape[0]):
         for t in range(price.shape[1]):
             worth += price[g, t] * size[g, t]
-    if worth > 0:
-        price *= total / worth
-    else:
-        price[:] = total / size.sum()
+    for g in range(price.shape[0]):
+        for t in range(price.shape[1]):
+            x = price[g, t] * (total / worth) if worth > 0 else total / size.sum()
+            price[g, t] = np.floor(x / unit) * unit
 
 
 @kernel
@@ -243,8 +244,9 @@ def raise_bound(shop, ticks, price, upper, target, n_steps, length, floor):
     size = np.empty((n_groups, n_ticks))
     for g in range(n_groups):
         size[g] = shop.slot[g + 1] - shop.slot[g]
+    unit = ticks.step / UNITS
     if shop.deadline < np.inf and n_steps > 1:
-        _scale(price, size, shop.deadline)
+        _scale(price, size, shop.deadline, unit)
     now = price.copy()
     best, waited = -np.inf, 0
     for i in range(n_steps):
@@ -270,10 +272,10 @@ def raise_bound(shop, ticks, price, upper, target, n_steps, length, floor):
         for r in range(n_requests):
             _walk(shop, ticks, way, r, use)
         gap = length * max(upper - bound, 1e-6 * abs(upper))
-        if not _step(now, direction, use, size, gap, i == 0):
+        if not _step(now, direction, use, size, gap, unit, i == 0):
             break
         if shop.deadline < np.inf:
-            _scale(now, size, shop.deadline)
+            _scale(now, size, shop.deadline, unit)
     return best
 
 

@@ -14,10 +14,11 @@ import numpy as np
 from hypsolve import validation as valid
 from hypsolve.evaluation import evaluate
 from hypsolve.problem import Instance, Objective
-from hypsolve.solution import Outcome, Partition
+from hypsolve.solution import BoxProof, Certificate, Outcome, Partition
 from hypsolve.solvers.exact import (
     OPTIMAL_GAP,
     Array,
+    IntArray,
     OnBound,
     OnImprove,
     WarmStart,
@@ -58,6 +59,8 @@ CALL_S = 0.2  # about the longest time between two looks at the clock
 BEYOND = 1.1  # the end of the first decision: how far ticks are laid
 AIM = 0.1  # of a deadline, for the steps of prices that are to rule it out
 MOST_DEADLINES = 6  # tried in turn on one box
+CERTAIN = 1 - 3e-10  # of a bound: what floats may have added to it
+MOST_PROOFS = 4  # a certificate may take one part in so many of the memory
 STEP_S = 4e-9  # of a step, per request, group and tick
 
 
@@ -109,7 +112,9 @@ def joint_exact(
     Returns
     -------
     Outcome
-        With a valid ``bound_s`` also at the time limit. The message says how many partitions
+        With a valid ``bound_s`` also at the time limit, and a certificate that
+        `hypsolve.verify` repeats (none where long silences between arrivals are left out, or
+        where it would take a quarter of `memory_bytes`). The message says how many partitions
         were ruled out by which part.
     """
     started = time.perf_counter()
@@ -127,7 +132,8 @@ def joint_exact(
     warm = warm_decision(instance, tables, METHOD, warm_start, time_limit_s, seed)
     least_s = idle_bound_s(instance, tables)
     if math.isinf(least_s):
-        return no_partition(instance)
+        nothing = Certificate(kind="infeasible", value_s=math.inf, bound_s=math.inf)
+        return replace(no_partition(instance), certificate=nothing)
     completion = None if warm is None else times_in_units(tables, warm)[1][:, -1]
     tables, last = condensed(tables, instance.objective, completion)
     run = _Run(
@@ -142,7 +148,7 @@ def joint_exact(
     stopped = ""
     if run.is_stopped():
         stopped = "at the time limit"
-    elif run.open_bounds:
+    elif run.given_up:
         stopped = "where the memory for its layers ends"
     elif run.best_s > upper_bound:
         stopped = "with nothing better than upper_bound"
@@ -151,7 +157,11 @@ def joint_exact(
         bound_s=proven_s(instance, tables, bound, 0.0), least_s=least_s,
         statistics=dict(run.counts),
     )  # fmt: skip
-    return replace(outcome, message=f"{outcome.message}; {run.account()}")
+    outcome = replace(outcome, message=f"{outcome.message}; {run.account()}")
+    if np.ptp(tables.origin_s) > 1e-9 * run.horizon:  # silences are left out
+        return outcome
+    certificate = run.certificate()
+    return replace(outcome, certificate=certificate)
 
 
 @dataclass(slots=True)
@@ -162,8 +172,11 @@ class _Node:
     stages: Stages
     price: Array  # (n_groups of all tiers, n_ticks)
     bound: float
+    proof: Prices | None = None  # that have this bound, unless a search raised it
+    proof_groups: IntArray | None = None  # of the tables, whose prices those are
     fine: Prices | None = None
     effort: int = 0
+    is_searched: bool = False
     given_up: bool = False
 
 
@@ -189,7 +202,10 @@ class _Run:
     queue: list[tuple[float, int, _Node]] = field(default_factory=list)
     number: "itertools.count[int]" = field(default_factory=itertools.count)
     first: _Node | None = None  # the partition of the start, worked on before all others
-    open_bounds: list[float] = field(default_factory=list)  # of partitions given up
+    given_up: list[_Node] = field(default_factory=list)
+    ruled_out: list[_Node] = field(default_factory=list)
+    impossible: list[Box] = field(default_factory=list)
+    proof_bytes: int = 0
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -251,7 +267,7 @@ class _Run:
                 self._work(node)
             self.first = node
         for box in self._boxes():
-            self._push(self._node(box, None))
+            self._add(box, None)
         while self.queue and not self.is_stopped():
             self._tell_bound()
             bound, _, node = heapq.heappop(self.queue)
@@ -259,7 +275,7 @@ class _Run:
                 self._count(node)
             elif not node.box.is_one:
                 for half in node.box.halves():
-                    self._push(self._node(half, node))
+                    self._add(half, node)
             else:
                 self._work(node)
                 self._push(node)
@@ -270,24 +286,55 @@ class _Run:
         boxes = [whole(self.tables)]
         while "boxes" in self.without and not all(box.is_one for box in boxes):
             halves = [half for b in boxes for half in ((b,) if b.is_one else b.halves())]
-            boxes = [b for b in halves if stages_of(self.tables, b) is not None]
+            some = [stages_of(self.tables, half) is not None for half in halves]
+            boxes = list(itertools.compress(halves, some))
+            self.impossible += itertools.compress(halves, (not each for each in some))
         return boxes
 
     def _bound(self) -> float:
-        bounds = [self.target, *self.open_bounds]
+        bounds = [self.target, *(node.bound for node in self.given_up)]
         if self.queue:
             bounds.append(self.queue[0][0])
         return min(bounds)
 
+    def _bound_s(self) -> float:
+        return max(self.least_s, proven_s(self.instance, self.tables, self._bound(), 0.0))
+
     def _tell_bound(self) -> None:
-        bound_s = max(self.least_s, proven_s(self.instance, self.tables, self._bound(), 0.0))
+        bound_s = self._bound_s()
         if bound_s > self.told_s:
             self.told_s = bound_s
             if self.on_bound is not None:
                 self.on_bound(min(bound_s, self.best_s))
 
-    def _push(self, node: _Node | None) -> None:
-        if node is None or node.given_up:
+    def certificate(self) -> Certificate | None:
+        """What of the bound can be certified, box by box; None: it would take too much room."""
+        too_large = self.proof_bytes > self.memory_bytes / MOST_PROOFS
+        if self.best is None or too_large or "search" in self.without:  # CP-SAT gives no proof
+            return None
+        leaves = [*self.ruled_out, *self.given_up, *(node for _, _, node in self.queue)]
+        first_node = np.unique(self.tables.group, return_index=True)[1].tolist()
+        nothing = (
+            BoxProof(low=b.low, high=b.high, how="prices", tick_s=1.0, n_ticks=1, price=())
+            for b in self.impossible
+        )
+        return Certificate(
+            kind="joint",
+            value_s=self.best_s,
+            bound_s=CERTAIN * self._bound_s(),
+            cuts=self.best.partition.cuts,
+            boxes=(*(_box_proof(node, first_node) for node in leaves), *nothing),
+        )
+
+    def _add(self, box: Box, parent: _Node | None) -> None:
+        node = self._node(box, parent)
+        if node is None:
+            self.impossible.append(box)
+        else:
+            self._push(node)
+
+    def _push(self, node: _Node) -> None:
+        if node.given_up:
             return
         if node.bound >= self.target:
             self._count(node)
@@ -301,12 +348,19 @@ class _Run:
         else:
             part = "n_priced_one_by_one" if node.box.is_one else "n_priced_in_boxes"
         self.counts[part] += n_partitions(self.tables, node.box)
+        node.price = node.price[:, :0]  # not needed any more
+        kept = node.fine if node.is_searched else node.proof
+        self.proof_bytes += 0 if kept is None else kept.price.nbytes
+        if self.proof_bytes <= self.memory_bytes / MOST_PROOFS:
+            self.ruled_out.append(node)
+        else:
+            self.ruled_out.clear()
 
     def account(self) -> str:
         """Which part ruled out how many partitions."""
         counts = self.counts
         open_ones = sum(n_partitions(self.tables, node.box) for _, _, node in self.queue)
-        open_ones += len(self.open_bounds)
+        open_ones += len(self.given_up)
         parts = [
             f"{counts['n_priced_in_boxes']} partitions ruled out by prices in boxes",
             f"{counts['n_priced_one_by_one']} by prices one by one",
@@ -322,7 +376,10 @@ class _Run:
         if stages is None:
             return None
         if parent is not None:
-            node = _Node(box, stages, parent.price.copy(), parent.bound)
+            node = _Node(
+                box, stages, parent.price.copy(), parent.bound,
+                parent.proof, parent.proof_groups,
+            )  # fmt: skip
         else:
             price = np.zeros((len(self.tables.group_tier), self.n_ticks))
             node = _Node(box, stages, price, 0.0)
@@ -349,34 +406,38 @@ class _Run:
             n_steps = 1  # the bound at the prices it has
         if not self.makespan:
             bound = self._climb(shop, ticks, price, self.upper, self.target, n_steps)
-            node.bound = max(node.bound, bound)
         elif math.isfinite(self.upper):
-            self._raise_deadline(node, shop, ticks, price, n_steps)
+            bound = self._latest_ruled_out(node.bound, shop, ticks, price, n_steps)
+        else:
+            bound = 0.0
+        if bound > node.bound:
+            node.bound, node.proof, node.proof_groups = bound, Prices(ticks, price), groups
         self.counts["n_raised"] += 1
         if finer:
             node.fine = Prices(ticks, price)
         else:
             node.price[groups] = price
 
-    def _raise_deadline(
-        self, node: _Node, shop: "Shop", ticks: "Ticks", price: Array, n_steps: int
-    ) -> None:
-        """Raise the bound on a makespan: the latest deadline that prices rule out."""
-        late = self.target
-        deadline = late
+    def _latest_ruled_out(
+        self, known: float, shop: "Shop", ticks: "Ticks", price: Array, n_steps: int
+    ) -> float:
+        """Latest deadline that prices are found to rule out; 0: none that is not known."""
+        deadline = late = self.target
+        latest = 0.0
         for _ in range(MOST_DEADLINES):
             tried = price.copy()
             asked = shop._replace(deadline=deadline)
             proof = proof_of(asked)
             bound = self._climb(asked, ticks, tried, AIM * deadline, proof, n_steps)
             if bound >= proof:
-                node.bound = max(node.bound, deadline)
+                latest = known = deadline
                 price[:] = tried
             else:
                 late = deadline
-            deadline = (node.bound + late) / 2
-            if late - node.bound <= CLOSE * late or self.is_stopped():
+            deadline = (known + late) / 2
+            if late - known <= CLOSE * late or self.is_stopped():
                 break
+        return latest
 
     def _climb(
         self,
@@ -423,7 +484,7 @@ class _Run:
             complete = width > 0 and self._search(node, width)
             if not complete and width == most and not self.is_stopped():
                 node.given_up = True
-                self.open_bounds.append(node.bound)
+                self.given_up.append(node)
 
     def _search(self, node: _Node, width: int) -> bool:
         """Search the schedules of a single partition; whether that was all of them."""
@@ -438,8 +499,8 @@ class _Run:
             shop, node.fine, self.target, width, self.is_stopped, self.seed, compare=compare
         )
         self.counts["n_expanded"] += found.n_expanded
-        if not (self.makespan and math.isinf(self.target)):
-            node.bound = max(node.bound, found.bound)
+        if found.bound > node.bound and not (self.makespan and math.isinf(self.target)):
+            node.bound, node.is_searched = found.bound, True
         if math.isfinite(found.value):
             self._accept(self._decide(node, found.operations))
         return found.complete
@@ -494,6 +555,31 @@ class _Run:
                 decision(self.instance, self.tables, answer.partition, answer.schedule)
             )
         node.bound = max(node.bound, self.value_of(answer.bound_s))
+
+
+def _box_proof(node: _Node, first_node: list[int]) -> BoxProof:
+    """State why a box has nothing better; prices from the first to the last that is not 0."""
+    from hypsolve.kernels.joint import UNITS
+
+    prices, groups = (
+        (node.fine, node.stages.groups) if node.is_searched else (node.proof, node.proof_groups)
+    )
+    rows: list[tuple[int, int, tuple[int, ...]]] = []
+    if prices is not None and groups is not None:
+        whole_units = np.rint(prices.price / (prices.ticks.step / UNITS)).astype(np.int64)
+        for g, row in zip(groups.tolist(), whole_units, strict=True):
+            at = np.flatnonzero(row)
+            if len(at):
+                run = row[at[0] : at[-1] + 1].tolist()
+                rows.append((first_node[g], int(at[0]), tuple(run)))
+    return BoxProof(
+        low=node.box.low,
+        high=node.box.high,
+        how="search" if node.is_searched else "prices",
+        tick_s=prices.ticks.step if prices else 1.0,
+        n_ticks=prices.price.shape[1] if prices else 1,
+        price=tuple(rows),
+    )
 
 
 def n_partitions(tables: JointTables, box: Box) -> int:

@@ -1,0 +1,238 @@
+"""`hypsolve.verify`: it confirms what is so, and no changed claim that is not."""
+
+import copy
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import oracles
+import pytest
+import strategies
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from hypsolve import Instance, save, solve
+from hypsolve.verify import Refuted, main, verify
+from instances.frontier import frontier, profiled
+
+FOUR = frontier(4, seed=2, n_blocks=8)
+CASES = {
+    "priced": frontier(4, (2, 1, 2), seed=1, n_blocks=8, burst=True),
+    "searched": frontier(4, (2, 1), seed=3, n_blocks=6, burst=True),
+    "makespan": frontier(3, (1, 2), seed=4, n_blocks=6, objective="makespan"),
+    "bottleneck": FOUR.replace(objective="bottleneck"),
+}
+METHOD = {"bottleneck": "hypsplit_dp"}
+RESULTS = {
+    name: json.loads(json.dumps(solve(case, METHOD.get(name, "joint_exact")).to_dict()))
+    for name, case in CASES.items()
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_results_are_verified(name):
+    result = RESULTS[name]
+    assert result["status"] == "optimal"
+    assert repr(result["objective_s"]) in verify(CASES[name], result)
+
+
+@pytest.mark.parametrize("family", [frontier, profiled])
+@pytest.mark.parametrize("objective", ["mean_latency", "makespan"])
+@pytest.mark.parametrize("burst", [False, True])
+def test_five_requests(family, objective, burst):
+    instance = family(5, seed=2, objective=objective, burst=burst, n_blocks=16)
+    result = solve(instance, "joint_exact")
+    verify(instance, result.to_dict())
+    boxes = result.certificate.boxes
+    assert any(box.how == "prices" and box.price for box in boxes)
+    assert sum(math.prod(map(len, box.price)) for box in boxes) > 0
+
+
+def test_a_bound_at_the_time_limit_is_verified():
+    instance = frontier(7, seed=1, burst=True)
+    result = solve(instance, "joint_exact", time_limit_s=0.3)
+    assert 0 < result.certificate.bound_s <= result.bound_s
+    verify(instance, result.to_dict())
+
+
+@given(strategies.scheduled(limits=True))
+def test_any_instance(instance):
+    result = solve(instance, "joint_exact")
+    assume(result.certificate is not None)
+    best_s = oracles.best_joint(instance)
+    words = verify(instance, result.to_dict())
+    if math.isinf(best_s):
+        assert "infeasible" in words
+    else:
+        assert result.certificate.bound_s <= best_s * (1 + 1e-12)
+        assert result.certificate.bound_s == pytest.approx(result.bound_s, rel=1e-9, abs=1e-9)
+
+
+def test_silences_and_ablations_have_no_certificate():
+    late = FOUR.replace(arrival_s=FOUR.arrival_s + np.array([0, 0, 1e6, 1e6]))
+    assert solve(late, "joint_exact").certificate is None
+    assert solve(FOUR, "joint_exact", without=["search"]).certificate is None
+    assert solve(FOUR, "joint_exact", memory_bytes=3e5).certificate is None
+    for part in ("prices", "boxes", "dominance"):
+        verify(FOUR, solve(FOUR, "joint_exact", without=[part]).to_dict())
+
+
+def refuted(instance, result):
+    """Whether it is; a sound verifier may confirm a changed result if what it says holds."""
+    try:
+        verify(instance, result)
+    except Refuted:
+        return True
+    return False
+
+
+def changed(name, change):
+    result = copy.deepcopy(RESULTS[name])
+    change(result)
+    return refuted(CASES[name], result)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_higher_bound_is_refuted(name):
+    def raise_both(result):
+        result["bound_s"] = result["certificate"]["bound_s"] = result["objective_s"] * 1.0001
+        result["objective_s"] *= 1.0002  # else that alone would be wrong
+
+    def raise_one(result):
+        result["bound_s"] = result["objective_s"] = result["objective_s"] * 1.0001
+
+    assert changed(name, raise_both) and changed(name, raise_one)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("factor", [0.999, 1.001])
+def test_another_objective_is_refuted(name, factor):
+    def change(result):
+        result["objective_s"] *= factor
+        result["status"] = "feasible"
+        if factor < 1:
+            result["bound_s"] = result["certificate"]["bound_s"] = result["objective_s"]
+
+    assert changed(name, change)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_other_cuts_are_refuted(name):
+    for k in range(1, CASES[name].n_tiers):
+        for step in (-1, 1):
+
+            def change(result, k=k, step=step):
+                result["cuts"][k] += step
+
+            assert changed(name, change)
+
+
+@pytest.mark.parametrize("name", ["priced", "searched", "makespan"])
+def test_another_schedule_is_refuted(name):
+    n_requests, n_tiers = CASES[name].n_requests, CASES[name].n_tiers
+    for r in range(n_requests):
+        for k in range(n_tiers):
+            if RESULTS[name]["schedule"]["node"][r][k] < 0:
+                continue
+            for field, by in (("start_s", -0.01), ("end_s", -0.01), ("node", 7)):
+
+                def change(result, r=r, k=k, field=field, by=by):
+                    result["schedule"][field][r][k] += by
+
+                assert changed(name, change), (r, k, field)
+
+
+@pytest.mark.parametrize("name", ["priced", "searched", "makespan"])
+def test_boxes_must_make_up_all_partitions(name):
+    refusals = 0
+    for at in range(len(RESULTS[name]["certificate"]["boxes"])):
+
+        def drop(result, at=at):
+            del result["certificate"]["boxes"][at]
+
+        def twice(result, at=at):
+            boxes = result["certificate"]["boxes"]
+            boxes.append(boxes[at])
+
+        refusals += changed(name, drop)
+        assert changed(name, drop) == changed(name, twice)
+    assert refusals > 2
+
+
+def paths(value, path=()):
+    """Every number, string and list in a document, by how to get there."""
+    yield path
+    if isinstance(value, dict | list):
+        keys = value if isinstance(value, dict) else range(len(value))
+        for key in keys:
+            yield from paths(value[key], (*path, key))
+
+
+PLACES = {
+    name: [p for p in paths(result) if p and p[0] not in ("solve_time_s", "message")]
+    for name, result in RESULTS.items()
+}
+
+
+@given(st.data())
+def test_whatever_is_changed_what_is_confirmed_is_true(data):
+    """Claims are compared with those of the unchanged result, which is the optimum."""
+    name = data.draw(st.sampled_from(sorted(CASES)))
+    result = copy.deepcopy(RESULTS[name])
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(PLACES[name]))
+        try:
+            parent = result
+            for key in path[:-1]:
+                parent = parent[key]
+            old = parent[path[-1]]
+        except (KeyError, IndexError, TypeError):
+            continue  # an earlier change has taken it away
+        if not isinstance(parent, dict | list):
+            continue
+        other = st.sampled_from([None, 0, 1, -1, 0.5, 2**40, "prices", "search", [], {}, True])
+        if isinstance(old, int | float):
+            other |= st.sampled_from([old + 1, old - 1, old * 1.01, old * 0.99, -old])
+        parent[path[-1]] = data.draw(other)
+    assume(result != RESULTS[name])
+    if refuted(CASES[name], result):
+        return
+    true = RESULTS[name]
+    assert result["objective_s"] == pytest.approx(true["objective_s"], rel=1e-8)
+    assert result["certificate"]["bound_s"] <= true["objective_s"] * (1 + 1e-8)
+    assert result["bound_s"] <= true["objective_s"] * (1 + 1e-8)
+    assert result["status"] != "infeasible"
+
+
+def test_the_command(tmp_path, capsys):
+    result = solve(FOUR, "joint_exact")
+    save(FOUR, tmp_path / "instance.json.gz")
+    result.save(tmp_path / "result.json.gz")
+    files = [str(tmp_path / "instance.json.gz"), str(tmp_path / "result.json.gz")]
+    command = [sys.executable, "-m", "hypsolve.verify", *files]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("verified: ") and not run.stderr
+    document = result.to_dict() | {"objective_s": 1.0}
+    (tmp_path / "wrong.json").write_text(json.dumps(document))
+    assert main([files[0], str(tmp_path / "wrong.json")]) == 1
+    assert capsys.readouterr().out.startswith("refuted: objective_s")
+    for broken in (["only.json"], [files[0], "absent.json"], [files[0], files[0] + ".txt"]):
+        assert main(broken) == 2
+        assert capsys.readouterr().err.startswith("verify: ")
+    (tmp_path / "list.json").write_text("[1]")
+    assert main([files[0], str(tmp_path / "list.json")]) == 1
+    with pytest.raises(ValueError, match=r"must end in \.json"):
+        result.save(tmp_path / "result.txt")
+
+
+def test_infeasible_is_verified_and_not_claimed_in_vain():
+    instance = Instance.from_tables(
+        [[[1, 1]]], [4, 4], [[(0, 3)], [(0, 3)]], objective="makespan"
+    )
+    result = solve(instance, "joint_exact").to_dict()
+    assert "infeasible" in verify(instance, result)
+    vain = copy.deepcopy(RESULTS["priced"])
+    vain["status"], vain["certificate"]["kind"] = "infeasible", "infeasible"
+    assert refuted(CASES["priced"], vain)
