@@ -156,7 +156,7 @@ def test_slowest_may_be_infeasible_for_stage_1_only():
 def test_a_wrong_option_lists_the_right_ones(instance, method):
     if method != "joint_cpsat":
         instance = instance.replace(objective="bottleneck")
-    takes = "on_improve, warm_start, workers" if method == "joint_cpsat" else "none"
+    takes = "on_bound, on_improve, warm_start, workers" if method == "joint_cpsat" else "none"
     with pytest.raises(
         TypeError, match=f"{method}: unknown option 'threads'; it takes {takes}"
     ):

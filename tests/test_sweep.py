@@ -14,11 +14,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
-from experiments import claims, progress, record, report, runner, solving, sweep
-from experiments.definitions import EXPERIMENTS, MEASUREMENTS, SIZES, Call, Experiment, Series
+from experiments import anytime, claims, progress, record, report, runner, solving, sweep
+from experiments.definitions import (
+    ANYTIME,
+    EXPERIMENTS,
+    MEASUREMENTS,
+    SIZES,
+    Call,
+    Experiment,
+    Series,
+)
 from hypsolve import Instance
 from instances.frontier import frontier
 from tests import toy_runs
@@ -269,7 +278,7 @@ def test_a_short_run_is_timed_often_and_its_median_kept(experiments, monkeypatch
 
     experiments["toy"] = toy((3,), FAST[:1])
     (run, _) = solving.plan("toy", "quick", version="0")
-    monkeypatch.setattr(solving, "_warm", lambda method, options: None)
+    monkeypatch.setattr(solving, "warm", lambda method, options: None)
     monkeypatch.setattr(solving, "solve", timed)
     row = run.measure()
     assert (row["solve_time_s"], row["n_timings"]) == (0.01, 5)
@@ -352,15 +361,45 @@ def test_list_names_every_experiment(capsys):
 def test_the_name_of_a_family_is_all_of_it_and_no_name_the_first_with_speed():
     parser = sweep._parser()
     everything = [name for family in sweep.FAMILIES.values() for name in family.QUESTIONS]
-    assert len({*everything, *sweep.FAMILIES, *MEASUREMENTS}) == len(everything) + 4
+    n_names = len(everything) + len(sweep.FAMILIES) + len(MEASUREMENTS)
+    assert len({*everything, *sweep.FAMILIES, *MEASUREMENTS}) == n_names
     assert sweep._named(["claims", "churn", "gap"], parser) == (*claims.QUESTIONS, "gap")
     assert sweep._DEFAULT == ("gap", "solve_time", "latency", "speed")
 
 
 def test_published_experiments_plan_distinct_runs():
-    for name in EXPERIMENTS:
-        runs = solving.plan(name, "quick", version="0")
-        assert runner.by_identity(runs, solving.IDENTITY), name
+    for family, experiments in ((solving, EXPERIMENTS), (anytime, ANYTIME)):
+        for name in experiments:
+            runs = family.plan(name, "quick", version="0")
+            assert runner.by_identity(runs, family.IDENTITY), name
+
+
+def test_a_call_is_run_up_to_a_size_and_a_seed():
+    runs = anytime.plan("joint_frontier", "full", version="0", n_seeds=5)
+    in_first = [run for run in runs if run.series == "frontier, 2-2-2 nodes"]
+    largest = {call: max(r.value for r in in_first if r.call == call) for call in
+               {r.call for r in in_first}}  # fmt: skip
+    assert largest["joint_exact"] == 50 and largest["joint_milp"] == 8
+    assert max(run.seed for run in runs if run.method == "joint_exact" and not run.options) == 4
+    assert max(run.seed for run in runs if run.method == "joint_cpsat") == 2
+
+
+@pytest.mark.parametrize("method", ["hyperion", "joint_exact", "joint_cpsat", "joint_milp"])
+def test_a_trace_rises_and_falls_to_the_answer(method):
+    runs = anytime.plan("joint_frontier", "quick", version="0")
+    run = next(r for r in runs if r.method == method)
+    row = run.row() | run.measure()
+    assert set(row) == set(anytime.COLUMNS)
+    points = json.loads(row["trace"])
+    elapsed_s, objective_s, bound_s = zip(*points, strict=True)
+    known = [x for x in objective_s if x is not None]
+    assert list(elapsed_s) == sorted(elapsed_s)
+    assert known == sorted(known, reverse=True) and known[-1] == row["objective_s"]
+    assert list(bound_s) == sorted(bound_s) and bound_s[-1] >= row["bound_s"]
+    assert max(bound_s) <= row["objective_s"]
+    assert (len(points) > 2) == (method != "hyperion")
+    shown = report.traces(pd.DataFrame([row]))
+    assert shown["above"].iloc[-1] == 0 and (shown["below"] >= 0).all()
 
 
 @pytest.fixture

@@ -285,6 +285,8 @@ class _Run:
         """Where to begin: everything, or without boxes every partition."""
         boxes = [whole(self.tables)]
         while "boxes" in self.without and not all(box.is_one for box in boxes):
+            if self.is_stopped():
+                break
             halves = [half for b in boxes for half in ((b,) if b.is_one else b.halves())]
             some = [stages_of(self.tables, half) is not None for half in halves]
             boxes = list(itertools.compress(halves, some))
