@@ -116,7 +116,7 @@ class Result:
                 "value_s": finite_or_none(self.certificate.value_s),
                 "bound_s": finite_or_none(self.certificate.bound_s),
                 "cuts": None if self.certificate.cuts is None else list(self.certificate.cuts),
-                "boxes": [asdict(box) for box in self.certificate.boxes],
+                "boxes": [_lists(asdict(box)) for box in self.certificate.boxes],
             }
         return {
             "instance": self.instance.name,
@@ -229,6 +229,13 @@ class Result:
         mark = ", extrapolated" if inst.extrapolated else ""
         ax.set_title(f"{self.method}: {inst.objective} {show_seconds(self.objective_s)}{mark}")
         return ax
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists, as JSON reads them."""
+    if isinstance(value, dict):
+        return {key: _lists(each) for key, each in value.items()}
+    return [_lists(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _plain(times: np.ndarray) -> list[list[float | None]]:

@@ -40,13 +40,25 @@ class ScheduleTable(TypedDict):
     end_s: Annotated[list[list[float | None]], "Seconds; null: none."]
 
 
-class CertificateTable(TypedDict):
-    """A proof that can be repeated; see `hypsolve.verify_certificate`."""
+class BoxTable(TypedDict):
+    """Why no partition with cuts in these ranges is better; see `hypsolve.verify`."""
 
-    kind: Annotated[str, "`bottleneck` or `infeasible`."]
+    low: Annotated[list[BlockNumber], "Least of each cut."]
+    high: Annotated[list[BlockNumber], "Largest of each cut."]
+    how: Annotated[str, "`prices`, or `search`: of its one partition, every schedule."]
+    tick_s: Annotated[float, "Seconds."]
+    n_ticks: Annotated[int, "From the first arrival on."]
+    price: Annotated[list[Any], "First node of a group, first tick, prices in 2**-24 ticks."]
+
+
+class CertificateTable(TypedDict):
+    """A proof that can be repeated; see `hypsolve.verify`."""
+
+    kind: Annotated[str, "`bottleneck`, `joint` or `infeasible`."]
     value_s: Annotated[float | None, "Objective of the cuts in seconds; null: infinite."]
     bound_s: Annotated[float | None, "No partition is below; in seconds; null: infinite."]
     cuts: Annotated[list[BlockNumber] | None, "Those of the partition."]
+    boxes: Annotated[list[BoxTable], "Make up all partitions, where the kind is `joint`."]
 
 
 class ResultTable(TypedDict):

@@ -135,7 +135,7 @@ def test_twins_of_nodes_and_requests(objective):
         [1, 1, 1, 1],
         [[(0, 3), (0, 3), (1, 3)], [(1, 3), (1, 3)]],
         transfer_s=[[[1, 2, 1, 3, 0]]],
-        arrival_s=[0, 0, 0, 1, 1, 6],
+        arrival_s=[0, 0, 0, 1, 6],
         objective=objective,
     )
     ours, theirs = (solve(instance, method) for method in ("joint_exact", "joint_cpsat"))

@@ -1,5 +1,6 @@
 """`hypsolve.verify`: it confirms what is so, and no changed claim that is not."""
 
+import contextlib
 import copy
 import json
 import math
@@ -14,7 +15,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hypsolve import Instance, save, solve
-from hypsolve.verify import Refuted, main, verify
+from hypsolve.verify import Refuted, verify
+from hypsolve.verify.__main__ import main
 from instances.frontier import frontier, profiled
 
 FOUR = frontier(4, seed=2, n_blocks=8)
@@ -47,7 +49,7 @@ def test_five_requests(family, objective, burst):
     verify(instance, result.to_dict())
     boxes = result.certificate.boxes
     assert any(box.how == "prices" and box.price for box in boxes)
-    assert sum(math.prod(map(len, box.price)) for box in boxes) > 0
+    assert sum(len(run) for box in boxes for _, _, run in box.price) > 0
 
 
 def test_a_bound_at_the_time_limit_is_verified():
@@ -88,6 +90,13 @@ def refuted(instance, result):
     return False
 
 
+def agree(result):
+    """Let the fields of a changed result agree with each other: a check less to hide behind."""
+    certificate = result["certificate"]
+    certificate["value_s"], certificate["cuts"] = result["objective_s"], result["cuts"]
+    result["gap"] = (result["objective_s"] - result["bound_s"]) / result["objective_s"]
+
+
 def changed(name, change):
     result = copy.deepcopy(RESULTS[name])
     change(result)
@@ -99,9 +108,12 @@ def test_a_higher_bound_is_refuted(name):
     def raise_both(result):
         result["bound_s"] = result["certificate"]["bound_s"] = result["objective_s"] * 1.0001
         result["objective_s"] *= 1.0002  # else that alone would be wrong
+        result["status"] = "feasible"
+        agree(result)
 
     def raise_one(result):
-        result["bound_s"] = result["objective_s"] = result["objective_s"] * 1.0001
+        result["bound_s"] = result["objective_s"]
+        agree(result)
 
     assert changed(name, raise_both) and changed(name, raise_one)
 
@@ -114,6 +126,7 @@ def test_another_objective_is_refuted(name, factor):
         result["status"] = "feasible"
         if factor < 1:
             result["bound_s"] = result["certificate"]["bound_s"] = result["objective_s"]
+        agree(result)
 
     assert changed(name, change)
 
@@ -125,6 +138,7 @@ def test_other_cuts_are_refuted(name):
 
             def change(result, k=k, step=step):
                 result["cuts"][k] += step
+                agree(result)
 
             assert changed(name, change)
 
@@ -161,19 +175,127 @@ def test_boxes_must_make_up_all_partitions(name):
     assert refusals > 2
 
 
-def paths(value, path=()):
-    """Every number, string and list in a document, by how to get there."""
-    yield path
+@pytest.mark.parametrize("name", ["priced", "searched", "makespan"])
+def test_prices_that_matter_must_be_as_they_are(name):
+    boxes = RESULTS[name]["certificate"]["boxes"]
+    needed = 0
+    for at, box in enumerate(boxes):
+        if box["how"] == "search" or not box["price"]:
+            continue
+
+        def none(result, at=at):
+            result["certificate"]["boxes"][at]["price"] = []
+
+        needed += changed(name, none)
+        for wrong in (-1, 0.5, "1", None):
+
+            def other(result, at=at, wrong=wrong):
+                result["certificate"]["boxes"][at]["price"][0][2][0] = wrong
+
+            assert changed(name, other)
+
+        def beyond(result, at=at):
+            row = result["certificate"]["boxes"][at]["price"][0]
+            row[1] = boxes[at]["n_ticks"]
+
+        assert changed(name, beyond)
+    assert needed or name != "priced"
+
+
+def test_a_box_without_partitions_proves_nothing():
+    """Cuts between whole numbers, or below 0, are no cuts."""
+    name = "priced"
+    nothing = {"how": "prices", "tick_s": 1.0, "n_ticks": 1, "price": []}
+    low, high = [0, 0, 0, 8], [0, 8, 8, 8]
+    for ranges in (
+        {"low": [0, 0.5, 0, 8], "high": [0, 0.5, 8, 8]},
+        {"low": [0, -3, 0, 8], "high": high},
+        {"low": low, "high": [0, 9, 8, 8]},
+        {"low": low, "high": [0, 8, 8]},
+        {"low": [0, True, 0, 8], "high": high},
+    ):
+
+        def change(result, ranges=ranges):
+            result["certificate"]["boxes"] = [nothing | ranges] * 9
+
+        assert changed(name, change)
+
+
+@pytest.mark.parametrize("name", ["priced", "makespan"])
+def test_the_optimum_of_another_instance_is_refuted(name):
+    """A schedule of Hyperion's, with whatever boxes there are, is not the best."""
+    worse = solve(CASES[name], "hyperion").to_dict()
+    assert worse["objective_s"] > RESULTS[name]["objective_s"] * (1 + 1e-6)
+
+    def change(result):
+        result |= {key: worse[key] for key in ("cuts", "schedule", "objective_s")}
+        agree(result)
+
+    assert changed(name, change)  # it calls itself optimal
+
+    def claim(result):
+        change(result)
+        result["bound_s"] = result["certificate"]["bound_s"] = worse["objective_s"]
+        agree(result)
+
+    assert changed(name, claim)
+
+
+def test_late_arrivals_leave_no_room():
+    """Clocks since 1970: what rounds is the clock, not what is claimed."""
+    table = [[[0.001, 0.002, 0.001, 0.003]]]
+    late = Instance.from_tables(
+        table, [0] * 4, [[(0, 0)], [(0, 0)]], objective="mean_latency", arrival_s=[1.7e9] * 2
+    )
+    result = solve(late, "joint_exact", time_limit_s=20).to_dict()
+    assert result["solve_time_s"] < 10
+    verify(late, result)
+    slow = copy.deepcopy(result) | {"status": "feasible", "objective_s": 1.5}
+    agree(slow)
+    assert refuted(late, slow)
+    result["schedule"]["end_s"] = result["schedule"]["start_s"]
+    assert refuted(late, result)
+
+
+@pytest.mark.parametrize("field", ["node", "start_s", "end_s"])
+def test_tables_have_the_shape_of_the_instance(field):
+    def longer(result):
+        result["schedule"][field].append([1e30] * 3)
+
+    def wider(result):
+        result["schedule"][field][0].append(1)
+
+    assert changed("priced", longer) and changed("priced", wider)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("status", ["infeasible", "unknown", "Optimal", 7, None])
+def test_other_statuses_are_refuted(name, status):
+    assert changed(name, lambda result: result.update(status=status))
+
+
+def places(value, path=()):
+    """Paths in a document by the kind of field: the names on the way, without numbers."""
+    found = {}
+    if path:
+        found.setdefault(tuple(k for k in path if isinstance(k, str)), []).append(path)
     if isinstance(value, dict | list):
         keys = value if isinstance(value, dict) else range(len(value))
         for key in keys:
-            yield from paths(value[key], (*path, key))
+            for kind, paths in places(value[key], (*path, key)).items():
+                found.setdefault(kind, []).extend(paths)
+    return found
 
 
+IDLE = {"solve_time_s", "message", "method", "instance", "extrapolated", "statistics"}
 PLACES = {
-    name: [p for p in paths(result) if p and p[0] not in ("solve_time_s", "message")]
+    name: {kind: paths for kind, paths in places(result).items() if kind[0] not in IDLE}
     for name, result in RESULTS.items()
 }
+OTHERS = [
+    None, 0, 1, -1, 0.5, 2**40, 1e30, "prices", "search", "optimal", "feasible", "infeasible",
+    "joint", "bottleneck", "1", [], {}, True,
+]  # fmt: skip
 
 
 @given(st.data())
@@ -181,8 +303,9 @@ def test_whatever_is_changed_what_is_confirmed_is_true(data):
     """Claims are compared with those of the unchanged result, which is the optimum."""
     name = data.draw(st.sampled_from(sorted(CASES)))
     result = copy.deepcopy(RESULTS[name])
-    for _ in range(data.draw(st.integers(1, 3))):
-        path = data.draw(st.sampled_from(PLACES[name]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        kind = data.draw(st.sampled_from(sorted(PLACES[name])))
+        path = data.draw(st.sampled_from(PLACES[name][kind]))
         try:
             parent = result
             for key in path[:-1]:
@@ -192,18 +315,28 @@ def test_whatever_is_changed_what_is_confirmed_is_true(data):
             continue  # an earlier change has taken it away
         if not isinstance(parent, dict | list):
             continue
-        other = st.sampled_from([None, 0, 1, -1, 0.5, 2**40, "prices", "search", [], {}, True])
+        other = st.sampled_from(OTHERS)
         if isinstance(old, int | float):
-            other |= st.sampled_from([old + 1, old - 1, old * 1.01, old * 0.99, -old])
+            near = [old + 1, old - 1, old * 1.01, old * 0.99, -old, old + 0.5]
+            other |= st.sampled_from(near)
+        if isinstance(old, list) and old:
+            other |= st.sampled_from([old[1:], old[:-1], [*old, old[0]], old[::-1]])
         parent[path[-1]] = data.draw(other)
+    if data.draw(st.booleans()) and isinstance(result.get("certificate"), dict):
+        with contextlib.suppress(KeyError, TypeError, ArithmeticError):
+            agree(result)
     assume(result != RESULTS[name])
-    if refuted(CASES[name], result):
+    try:
+        verify(CASES[name], result)
+    except (Refuted, ValueError):
         return
     true = RESULTS[name]
-    assert result["objective_s"] == pytest.approx(true["objective_s"], rel=1e-8)
-    assert result["certificate"]["bound_s"] <= true["objective_s"] * (1 + 1e-8)
-    assert result["bound_s"] <= true["objective_s"] * (1 + 1e-8)
-    assert result["status"] != "infeasible"
+    assert result["objective_s"] == pytest.approx(true["objective_s"], rel=2e-9)
+    assert result["certificate"]["value_s"] == result["objective_s"]
+    assert result["certificate"]["cuts"] == result["cuts"]
+    assert result["certificate"]["bound_s"] <= true["objective_s"] * (1 + 2e-9)
+    assert result["bound_s"] <= true["objective_s"] * (1 + 2e-9)
+    assert result["status"] in ("optimal", "feasible")
 
 
 def test_the_command(tmp_path, capsys):
@@ -214,15 +347,19 @@ def test_the_command(tmp_path, capsys):
     command = [sys.executable, "-m", "hypsolve.verify", *files]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.startswith("verified: ") and not run.stderr
-    document = result.to_dict() | {"objective_s": 1.0}
+    document = result.to_dict() | {"objective_s": 1.0, "status": "feasible"}
     (tmp_path / "wrong.json").write_text(json.dumps(document))
     assert main([files[0], str(tmp_path / "wrong.json")]) == 1
-    assert capsys.readouterr().out.startswith("refuted: objective_s")
+    assert capsys.readouterr().out.startswith("refuted: certificate: value_s must be")
     for broken in (["only.json"], [files[0], "absent.json"], [files[0], files[0] + ".txt"]):
         assert main(broken) == 2
         assert capsys.readouterr().err.startswith("verify: ")
+    without = solve(FOUR, "hyperion")
+    without.save(tmp_path / "without.json")
     (tmp_path / "list.json").write_text("[1]")
-    assert main([files[0], str(tmp_path / "list.json")]) == 1
+    for name in ("list.json", "without.json"):
+        assert main([files[0], str(tmp_path / name)]) == 2
+        assert "not a result with a certificate" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"must end in \.json"):
         result.save(tmp_path / "result.txt")
 

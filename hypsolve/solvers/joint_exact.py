@@ -100,7 +100,7 @@ def joint_exact(
         is the start, and `upper_bound` its bound.
     on_improve : callable, optional
         Called as ``on_improve(objective_s, bound_s, partition, schedule)`` for each better
-        decision.
+        decision, the start included.
     on_bound : callable, optional
         Called as ``on_bound(bound_s)`` for each better bound.
     memory_bytes : float
@@ -148,8 +148,10 @@ def joint_exact(
     stopped = ""
     if run.is_stopped():
         stopped = "at the time limit"
-    elif run.given_up:
+    elif any(not node.is_decided for node in run.given_up):
         stopped = "where the memory for its layers ends"
+    elif bound < run.target:
+        stopped = "where rounding hides what is better"
     elif run.best_s > upper_bound:
         stopped = "with nothing better than upper_bound"
     outcome = conclude_joint(
@@ -158,7 +160,7 @@ def joint_exact(
         statistics=dict(run.counts),
     )  # fmt: skip
     outcome = replace(outcome, message=f"{outcome.message}; {run.account()}")
-    if np.ptp(tables.origin_s) > 1e-9 * run.horizon:  # silences are left out
+    if np.ptp(tables.origin_s) > 1e-12 * run.horizon:  # silences are left out
         return outcome
     certificate = run.certificate()
     return replace(outcome, certificate=certificate)
@@ -178,6 +180,7 @@ class _Node:
     effort: int = 0
     is_searched: bool = False
     given_up: bool = False
+    is_decided: bool = False  # by a complete search: its bound is its optimum
 
 
 @dataclass(slots=True)
@@ -232,7 +235,7 @@ class _Run:
     def start_from(self, warm: Decision | None) -> None:
         """Take over the start; without one, serve the quickest partition as it comes."""
         if warm is not None:
-            self._accept(warm, tell_it=False)
+            self._accept(warm)
             return
         arcs = shortest(self.tables)
         cuts = (
@@ -279,6 +282,7 @@ class _Run:
             else:
                 self._work(node)
                 self._push(node)
+        self._tell_bound()
         return self._bound()
 
     def _boxes(self) -> list[Box]:
@@ -483,8 +487,9 @@ class _Run:
             assert shop is not None
             most = most_entries(shop, self.memory_bytes)
             width = min(most, FIRST_WIDTH * WIDER ** (node.effort - 3))
-            complete = width > 0 and self._search(node, width)
-            if not complete and width == most and not self.is_stopped():
+            node.is_decided = width > 0 and self._search(node, width)
+            undecided_for_good = width == most and not self.is_stopped()
+            if node.bound < self.target and (node.is_decided or undecided_for_good):
                 node.given_up = True
                 self.given_up.append(node)
 
@@ -530,7 +535,7 @@ class _Run:
         filled = [each or list(range(n)) for each in order]
         return Decision(Partition(node.box.low), serving, np.array(filled, np.int64))
 
-    def _accept(self, made: Decision, tell_it: bool = True) -> None:
+    def _accept(self, made: Decision) -> None:
         """Take over a decision if it is better, timed and scored by definition."""
         schedule = timed(self.instance, made)
         objective_s = evaluate(self.instance, made.partition, schedule)
@@ -538,7 +543,7 @@ class _Run:
             return
         self.best, self.best_s = made, objective_s
         self.upper = min(self.upper, self.value_of(objective_s))
-        if tell_it and self.on_improve is not None:
+        if self.on_improve is not None:
             tell(self.on_improve, self.instance, made, min(self.told_s, objective_s))
 
     def _ask_cpsat(self, node: _Node) -> None:

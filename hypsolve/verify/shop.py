@@ -5,19 +5,11 @@ from fractions import Fraction
 from itertools import accumulate
 from typing import Any
 
-UNITS = 2**44  # of a tick: money is counted in these
-PRICE = 2**20  # units: prices are stated in 2**-24 ticks
+from hypsolve.verify.reading import BoxClaim
+
+MONEY = 2**44  # units of money are a tick's time in so many parts
+PRICE = 2**20  # units: certificates state prices in 2**-24 ticks
 FORBIDDEN = 10**30  # price of a way that misses the deadline
-
-
-class Refuted(Exception):
-    """The first thing that does not hold."""
-
-
-def need(holds: Any, *words: Any) -> None:
-    """Raise `Refuted` with the words unless it holds."""
-    if not holds:
-        raise Refuted(" ".join(map(str, words)))
 
 
 class PricedShop:
@@ -30,29 +22,22 @@ class PricedShop:
         bound: int,
         per_s: int,
         makespan: bool,
-        box: Any,
+        box: BoxClaim,
     ) -> None:
         self.stages, self.release = stages, release
         self.bound, self.deadline = bound, bound if makespan else None
-        self.tick = int(Fraction(box["tick_s"]) * per_s)
-        self.end: int = box["n_ticks"]
+        self.tick = int(Fraction(box.tick_s) * per_s)
+        self.end: int = box.n_ticks
         # less than this is below the bound; of a deadline, more than nothing says it is missed
-        self.goal = 1 if makespan else -(-bound * UNITS // self.tick)
-        self.sums: list[
-            list[list[int]]
-        ] = []  # per stage and group: price of the ticks before each
+        self.goal = 1 if makespan else -(-bound * MONEY // self.tick)
+        # by stage and group: price of the ticks before each
+        self.sums: list[list[list[int]]] = []
         for groups, _ in stages:
             self.sums.append([])
             for nodes, _ in groups:
                 price = [0] * self.end
-                for node, first, run in box["price"]:
+                for node, first, run in box.price:
                     if node == nodes[0]:
-                        ok = isinstance(first, int) and 0 <= first <= self.end - len(run)
-                        need(
-                            ok and all(isinstance(x, int) and x >= 0 for x in run),
-                            "price:",
-                            node,
-                        )
                         price[first : first + len(run)] = [PRICE * x for x in run]
                 self.sums[-1].append(list(accumulate(price, initial=0)))
         rows = [
@@ -68,7 +53,7 @@ class PricedShop:
 
     def money(self, time: int) -> int:
         """Units of a time, rounded down."""
-        return time * UNITS // self.tick
+        return time * MONEY // self.tick
 
     def _ways(self, r: int) -> list[list[list[int]]]:
         """[stage][group][tick]: the least that request r pays from there on."""
@@ -89,7 +74,7 @@ class PricedShop:
                     cost = list(map(int.__add__, cost, after))
                 elif self.deadline is None:
                     done = self.money(took)
-                    cost = [c + done + UNITS * t for t, c in enumerate(cost)]
+                    cost = [c + done + MONEY * t for t, c in enumerate(cost)]
                 else:
                     late = max(0, -((took - self.deadline) // self.tick))
                     cost[late:] = [FORBIDDEN] * len(cost[late:])

@@ -1,0 +1,250 @@
+"""A joint problem in exact integers: its schedules, and boxes of its partitions."""
+
+import math
+from fractions import Fraction
+from itertools import accumulate
+from typing import Any
+
+from hypsolve.certificate import ROUNDING
+from hypsolve.problem import Instance
+from hypsolve.verify.reading import BoxClaim, Claims, need
+from hypsolve.verify.shop import FORBIDDEN, PricedShop
+
+
+class Joint:
+    """The joint problem in whole multiples of 1 / `per_s` s, from the first arrival on."""
+
+    def __init__(self, instance: Instance, bound_s: Fraction, tick_s: list[float]) -> None:
+        self.instance, n = instance, instance.n_requests
+        self.n_tiers, self.n_blocks = instance.n_tiers, instance.n_blocks
+        tables = (instance.kind_s, instance.transfer_kind_s, instance.arrival_s)
+        floats: list[Any] = [
+            bound_s,
+            *tick_s,
+            *(x for table in tables for x in table.ravel().tolist()),
+        ]
+        self.per_s = max(Fraction(x).denominator for x in floats)  # powers of two
+        arrival = [self.whole(x) for x in instance.arrival_s.tolist()]
+        self.origin = min(arrival)
+        self.release = [a - self.origin for a in arrival]
+        self.makespan = str(instance.objective) == "makespan"
+        if self.makespan:  # of every completion, else of their sum
+            self.bound = int(bound_s * self.per_s) - self.origin
+        else:
+            self.bound = int(bound_s * self.per_s) * n + sum(self.release)
+        self.work = [
+            [
+                list(accumulate((self.whole(row[b]) for b in instance.block_kind), initial=0))
+                for row in rows
+            ]
+            for rows in _all(instance.kind_s.tolist(), n)
+        ]
+        self.travel = [
+            [[self.whole(row[c]) for c in instance.cut_kind] for row in rows]
+            for rows in _all(instance.transfer_kind_s.tolist(), n)
+        ]
+        for rows in self.travel:
+            for row in rows:
+                row[-1] = 0  # no stage waits beyond the last block
+        sizes = instance.block_bytes.tolist()
+        self.held = list(accumulate(map(Fraction, sizes), initial=Fraction(0)))
+        exact = all(s.is_integer() for s in sizes) and sum(sizes) <= 2**53
+        self.slack = 1 if exact else 1 + ROUNDING
+        self.kinds: list[dict[tuple[int, float], list[int]]] = [{} for _ in range(self.n_tiers)]
+        nodes = zip(instance.node_tier, instance.node_class, instance.node_bytes, strict=True)
+        for node, (k, c, size) in enumerate(nodes):  # identical nodes of a tier, by the first
+            self.kinds[k].setdefault((int(c), float(size)), []).append(node)
+        self.most: list[int | None] = [None] * n  # latency that no better schedule exceeds
+        self.arcs = [self._arcs(k) for k in range(self.n_tiers)]
+
+    def is_proved_by_idle_nodes(self) -> bool:
+        """Whether nothing is below the bound even if no request ever waits."""
+        least = map(self._least, range(len(self.release)))
+        done = [a + b for a, b in zip(self.release, least, strict=True)]
+        return self.bound <= (max(done) if self.makespan else sum(done))
+
+    def leave_out_the_slow(self) -> None:
+        """Forget what takes a request so long that nothing below the bound can have it."""
+        least = [self._least(r) for r in range(len(self.release))]
+        spare = self.bound - sum(least) - sum(self.release)
+        self.most = [
+            self.bound - at if self.makespan else alone + spare
+            for at, alone in zip(self.release, least, strict=True)
+        ]
+        self.arcs = [self._arcs(k) for k in range(self.n_tiers)]
+
+    def link(self, r: int, k: int, cut: int) -> int:
+        """Time from tier k to the next."""
+        return self.travel[r][k][cut] if k < self.n_tiers - 1 else 0
+
+    def whole(self, seconds: float) -> int:
+        """Seconds in the unit: exact, for all there are were looked at for it."""
+        return int(Fraction(seconds) * self.per_s)
+
+    def service(self, r: int, k: int, kind: tuple[int, float], i: int, j: int) -> int | None:
+        """Time of blocks i:j for request r on such a node; None: not there."""
+        size = self.held[j] - self.held[i]
+        if (i, j) == (0, self.n_blocks):
+            size -= Fraction(self.instance.tied_bytes)
+        took = self.work[r][kind[0]][j] - self.work[r][kind[0]][i]
+        most = self.most[r]
+        fits = i == j or size <= Fraction(kind[1]) * self.slack
+        return took if fits and (most is None or took <= most) else None
+
+    def _arcs(self, k: int) -> list[tuple[int, int]]:
+        """Stages that the tier may have, as (first block, end)."""
+        inst, found = self.instance, []
+        for i in range(int(inst.cut_min[k]), int(inst.cut_max[k]) + 1):
+            for j in range(max(i, int(inst.cut_min[k + 1])), int(inst.cut_max[k + 1]) + 1):
+                legal = inst.least_blocks[k] <= j - i <= inst.most_blocks[k]
+                if legal and all(self._fits(r, k, i, j) for r in range(len(self.release))):
+                    found.append((i, j))
+        return found
+
+    def _fits(self, r: int, k: int, i: int, j: int) -> bool:
+        times = [self.service(r, k, kind, i, j) for kind in self.kinds[k]]
+        took = min((t for t in times if t is not None), default=None)
+        if took is None:
+            return False
+        most = self.most[r]
+        return most is None or took + self.link(r, k, j) <= most
+
+    def _least(self, r: int) -> int:
+        """Latency of request r alone, on the partition that is best for it."""
+        reach: dict[int, int] = {0: 0}
+        for k in range(self.n_tiers):
+            onward: dict[int, int] = {}
+            for i, j in self.arcs[k]:
+                times = [self.service(r, k, kind, i, j) for kind in self.kinds[k]]
+                took = min(t for t in times if t is not None)
+                if i in reach:
+                    done = reach[i] + took + self.link(r, k, j)
+                    onward[j] = min(onward.get(j, FORBIDDEN), done)
+            reach = onward
+        return reach.get(self.n_blocks, FORBIDDEN)
+
+    def check_schedule(self, claims: Claims) -> None:
+        """Nodes can hold their stages, and stages start as early as the order allows.
+
+        Times are floats, and may be off by as much as their sums round; the objective is that
+        of the exact times.
+        """
+        cuts = claims.cuts
+        need(cuts[0] == 0 and cuts[-1] == self.n_blocks, "cuts: must span the blocks")
+        for k in range(self.n_tiers):
+            stage = (cuts[k], cuts[k + 1])
+            need(stage in self.arcs[k], "cuts: tier", k, "cannot have blocks", *stage)
+        ready = list(self.release)
+        timed: list[tuple[str, int, Any]] = []
+        for k in range(self.n_tiers):
+            if cuts[k] < cuts[k + 1]:
+                self._serve(k, claims, ready, timed)
+            ready = [t + self.link(r, k, cuts[k + 1]) for r, t in enumerate(ready)]
+        seconds = [(word, Fraction(t + self.origin, self.per_s), x) for word, t, x in timed]
+        n_sums = self.n_tiers * (len(ready) + 2)
+        slack = n_sums * max(t for _, t, _ in seconds) / 2**52
+        for word, t, claimed in seconds:
+            sound = type(claimed) in (int, float) and math.isfinite(claimed)
+            need(sound and abs(claimed - t) <= slack, word, "must be", float(t))
+        value = Fraction(max(ready) + self.origin if self.makespan else sum(ready), self.per_s)
+        if not self.makespan:
+            value = value / len(ready) - Fraction(sum(self.release), self.per_s * len(ready))
+        near = abs(value - Fraction(claims.objective_s)) <= slack + value / 10**9
+        need(near, "objective_s: it is", float(value))
+
+    def _serve(self, k: int, claims: Claims, ready: list[int], timed: list[Any]) -> None:
+        """Serve all requests on a tier in the order claimed; `ready` becomes the end."""
+        mine = [m for m, tier in enumerate(self.instance.node_tier) if tier == k]
+        words = [f"schedule: request {r} on tier {k}:" for r in range(len(ready))]
+        for table in (claims.start_s, claims.end_s):
+            for word, row in zip(words, table, strict=True):
+                need(type(row[k]) in (int, float), word, "start_s and end_s must be numbers")
+        free: dict[int, int] = {}
+        times = zip(claims.start_s, claims.end_s, strict=True)
+        in_order = sorted((start[k], end[k], r) for r, (start, end) in enumerate(times))
+        for _, _, r in in_order:
+            n = claims.node[r][k]
+            need(0 <= n < len(mine), words[r], "no such node")
+            kind = next(key for key, nodes in self.kinds[k].items() if mine[n] in nodes)
+            took = self.service(r, k, kind, claims.cuts[k], claims.cuts[k + 1])
+            need(took is not None, words[r], "the node cannot hold the stage")
+            start = max(ready[r], free.get(n, 0))
+            free[n] = ready[r] = start + (took or 0)
+            timed.append((f"{words[r]} start_s", start, claims.start_s[r][k]))
+            timed.append((f"{words[r]} end_s", ready[r], claims.end_s[r][k]))
+
+    def check_cover(self, boxes: list[BoxClaim]) -> None:
+        """The boxes are disjoint, and hold all cuts that stages leave possible."""
+        ends = [[i for i, _ in arcs] for arcs in self.arcs]
+        if not all(ends):
+            return  # no partition is good enough
+        low, high = ([*map(f, ends), self.n_blocks] for f in (min, max))
+        volume, inside = math.prod(b - a + 1 for a, b in zip(low, high, strict=True)), []
+        for box in boxes:
+            ranges = zip(low, high, box.low, box.high, strict=True)
+            part = [(max(a, c), min(b, d)) for a, b, c, d in ranges]
+            if all(a <= b for a, b in part):
+                inside.append(part)
+                volume -= math.prod(b - a + 1 for a, b in part)
+        need(volume == 0, "boxes: they do not make up all partitions")
+        inside.sort(key=lambda part: part[1])
+        for at, one in enumerate(inside):
+            for other in inside[at + 1 :]:
+                if other[1][0] > one[1][1]:
+                    break  # and so are all that follow
+                apart = any(a[1] < b[0] or b[1] < a[0] for a, b in zip(one, other, strict=True))
+                need(apart, "boxes: two overlap at", one)
+
+    def check_box(self, box: BoxClaim) -> None:
+        """No schedule of a partition in the box is below the bound."""
+        where = f"box {box.low} to {box.high}:"
+        shop = self._relaxed(box)
+        if shop is None:
+            return
+        stages, release = shop
+        if not stages:
+            least = max(release) if self.makespan else sum(release)
+            need(least >= self.bound, where, "nothing surely takes time")
+            return
+        priced = PricedShop(stages, release, self.bound, self.per_s, self.makespan, box)
+        if priced.value(priced.root()) >= priced.goal:
+            return
+        need(box.how == "search", where, "its prices do not prove the bound")
+        need(box.low == box.high, where, "only a single partition can be searched")
+        need(priced.none_better(), where, "it has a schedule below the bound")
+
+    def _relaxed(self, box: BoxClaim) -> Any:
+        """Per tier that surely has a stage, the least that any takes; None: no partition."""
+        n, low, high = range(len(self.release)), box.low, box.high
+        release, stages = list(self.release), []
+        for k in range(self.n_tiers):
+            arcs = [
+                (i, j)
+                for i, j in self.arcs[k]
+                if low[k] <= i <= high[k] and low[k + 1] <= j <= high[k + 1]
+            ]
+            if not arcs:
+                return None
+            if all(i < j for i, j in arcs):
+                groups = []
+                for kind, nodes in self.kinds[k].items():
+                    times = [[self.service(r, k, kind, i, j) for i, j in arcs] for r in n]
+                    least = [
+                        min((t for t in row if t is not None), default=None) for row in times
+                    ]
+                    groups.append((nodes, least))
+                if any(all(least[r] is None for _, least in groups) for r in n):
+                    return None
+                stages.append((groups, [0 for _ in n]))
+            if k < self.n_tiers - 1:
+                for r in n:
+                    link = min(self.travel[r][k][low[k + 1] : high[k + 1] + 1])
+                    (stages[-1][1] if stages else release)[r] += link
+        if stages:
+            stages[-1][1][:] = [0 for _ in n]  # only work ends a request
+        return stages, release
+
+
+def _all(rows: list[Any], n: int) -> list[Any]:
+    """A row for each request, from those or from one that all share."""
+    return rows if len(rows) == n else rows * n

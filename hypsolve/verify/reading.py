@@ -1,0 +1,152 @@
+"""Read what is claimed, strictly: a file may come from anywhere."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from hypsolve.problem import Instance
+
+MOST_TICKS = 2**14
+
+
+class Refuted(Exception):
+    """The first thing that does not hold."""
+
+
+def need(holds: Any, *words: Any) -> None:
+    """Raise `Refuted` with the words unless it holds."""
+    if not holds:
+        raise Refuted(" ".join(map(str, words)))
+
+
+@dataclass(frozen=True, slots=True)
+class BoxClaim:
+    """As `hypsolve.solution.BoxProof`."""
+
+    low: list[int]
+    high: list[int]
+    how: str
+    tick_s: float
+    n_ticks: int
+    price: list[tuple[int, int, list[int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a result says; `proved_s` is its certificate's bound."""
+
+    status: str
+    kind: str
+    objective_s: float
+    bound_s: float
+    proved_s: float
+    cuts: list[int]
+    node: list[list[int]]
+    start_s: list[list[float]]
+    end_s: list[list[float]]
+    boxes: list[BoxClaim]
+
+
+def read(instance: Instance, result: Any) -> Claims:
+    """Read a result, of the right types and shapes and in agreement with itself.
+
+    Raises
+    ------
+    ValueError
+        If it is no result, or one without certificate.
+    Refuted
+        Naming the field that is wrong.
+    """
+    if not isinstance(result, dict) or not isinstance(result.get("certificate"), dict):
+        raise ValueError("not a result with a certificate, as joint_exact and hypsplit_dp give")
+    certificate = result["certificate"]
+    need(result.get("digest") == instance.digest(), "digest: of another instance")
+    need(result.get("objective") == str(instance.objective), "objective: not the instance's")
+    kind, status = str(certificate.get("kind")), str(result.get("status"))
+    if kind == "infeasible":
+        need(status == "infeasible", "status: must be infeasible")
+        nothing = (result.get("cuts"), result.get("objective_s"), certificate.get("cuts"))
+        need(nothing == (None, None, None), "cuts, objective_s: there must be none")
+        return Claims(status, kind, math.inf, math.inf, math.inf, [], [], [], [], [])
+    return _read_answer(instance, result, certificate, status, kind)
+
+
+def _read_answer(
+    instance: Instance, result: Any, certificate: Any, status: str, kind: str
+) -> Claims:
+    need(status in ("optimal", "feasible"), "status: must be optimal or feasible")
+    scheduled = instance.objective.is_scheduled
+    need(
+        kind == ("joint" if scheduled else str(instance.objective)) and kind in _KINDS,
+        "certificate: not of this objective",
+    )
+    objective_s, bound_s, gap = (
+        _number(key, result.get(key)) for key in ("objective_s", "bound_s", "gap")
+    )
+    proved_s = _number("certificate: bound_s", certificate.get("bound_s"))
+    need(certificate.get("value_s") == objective_s, "certificate: value_s must be objective_s")
+    true_gap = (objective_s - bound_s) / objective_s if objective_s > 0 else 0.0
+    need(abs(gap - true_gap) <= 1e-12, "gap: it is", true_gap)
+    cuts = _wholes("cuts", result.get("cuts"), instance.n_tiers + 1, 0, instance.n_blocks)
+    need(certificate.get("cuts") == cuts, "certificate: cuts must be those of the result")
+    shape = (instance.n_requests, instance.n_tiers)
+    node, start_s, end_s = [], [], []
+    if scheduled:
+        schedule = result.get("schedule")
+        need(isinstance(schedule, dict), "schedule: must be a table")
+        node, start_s, end_s = (
+            _rows(key, schedule.get(key), shape) for key in ("node", "start_s", "end_s")
+        )
+        for r, row in enumerate(node):
+            _wholes(f"schedule: node, request {r}", row, shape[1], -1, instance.n_nodes - 1)
+    given = certificate.get("boxes")
+    need(isinstance(given, list), "boxes: must be a list")
+    boxes = [_box(instance, f"box {at}:", box) for at, box in enumerate(given)]
+    return Claims(
+        status, kind, objective_s, bound_s, proved_s, cuts, node, start_s, end_s, boxes
+    )
+
+
+_KINDS = ("joint", "bottleneck")
+
+
+def _number(where: str, value: Any) -> float:
+    need(type(value) in (int, float), where, "must be a number")
+    need(0 <= value < math.inf, where, "must be at least 0 and finite")
+    return float(value)
+
+
+def _wholes(where: str, values: Any, length: int | None, least: int, most: int) -> list[int]:
+    need(isinstance(values, list), where, "must be a list")
+    need(length in (None, len(values)), where, f"must have {length} entries")
+    need(all(type(x) is int and least <= x <= most for x in values), where,
+         f"must hold whole numbers of {least} to {most}")  # fmt: skip
+    return list(values)
+
+
+def _rows(where: str, rows: Any, shape: tuple[int, int]) -> list[list[Any]]:
+    sound = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
+    sound = sound and [len(rows), *map(len, rows)] == [shape[0], *[shape[1]] * shape[0]]
+    need(sound, f"schedule: {where} must have shape {shape}")
+    return list(rows)
+
+
+def _box(instance: Instance, where: str, box: Any) -> BoxClaim:
+    need(isinstance(box, dict), where, "must be a table")
+    limits = (instance.n_tiers + 1, 0, instance.n_blocks)
+    low, high = (_wholes(f"{where} {key}", box.get(key), *limits) for key in ("low", "high"))
+    how, n_ticks, price = box.get("how"), box.get("n_ticks"), box.get("price")
+    need(how in ("prices", "search"), where, "how must be prices or search")
+    tick_s = _number(f"{where} tick_s", box.get("tick_s"))
+    need(tick_s > 0, where, "tick_s must be positive")
+    need(type(n_ticks) is int and 0 < n_ticks <= MOST_TICKS, where, "n_ticks: 1 to", MOST_TICKS)
+    need(isinstance(price, list), where, "price must be a list")
+    rows = []
+    for row in price:
+        need(isinstance(row, list) and len(row) == 3, where, "price: rows of 3")
+        node, first, run = row
+        _wholes(f"{where} price: node, first tick", [node, first], 2, 0, 2**31)
+        _wholes(f"{where} price", run, None, 0, 2**62)
+        need(first + len(run) <= n_ticks, where, "price: beyond the last tick")
+        rows.append((node, first, run))
+    return BoxClaim(low, high, how, tick_s, n_ticks, rows)
