@@ -2,9 +2,13 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import strategies
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hypsolve import (
     Instance,
@@ -16,7 +20,7 @@ from hypsolve import (
     pareto_frontier,
     solve,
 )
-from hypsolve.evaluation import bottleneck_s, path_s, stage_s
+from hypsolve.evaluation import bottleneck_s, node_stage_s, path_s, stage_s
 from hypsolve.kernels.warm import warm
 from hypsolve.solvers.heuristics import block_partition
 from hypsolve.solvers.tables import chain_of, stage_table
@@ -128,6 +132,138 @@ def test_the_kernel_and_the_table_take_stages_as_evaluation_does(rule):
             for t in range(instance.n_tiers)
         )
         assert split.bottleneck_s(chain, cuts) == pytest.approx(whole, rel=1e-13)
+
+
+class Trials:
+    """The trials of the kernel, greedy and full, in the windows of a limit."""
+
+    def __init__(self, instance, limit):
+        from hypsolve.kernels import split
+
+        warm("split")
+        self.split, self.chain = split, chain_of(instance)
+        self.low, self.high, self.start, self.cuts = np.zeros((4, instance.n_tiers + 1), int)
+        self.least_link = np.zeros(instance.n_tiers)
+        self.any_left = split.windows(self.chain, limit, self.low, self.high)
+        if self.any_left:
+            split.least_links(self.chain, self.low, self.high, self.least_link)
+            self.reached = np.zeros(
+                split.lay_out(self.low, self.high, self.start), dtype=np.int32
+            )
+
+    def full(self, tau):
+        """Whether some cuts stay within `tau`, and their bottleneck or what was rejected."""
+        window = self.low, self.high, self.start, self.reached
+        return self.split.trial(self.chain, tau, *window, self.cuts)
+
+    def greedy(self, tau):
+        window = self.low, self.high, self.least_link
+        return self.split.greedy_trial(self.chain, tau, *window, self.cuts)
+
+    def check(self, tau):
+        """The greedy trial decides as the full one does, or leaves it open."""
+        state, value = self.greedy(tau)
+        if state == self.split.FOUND:
+            assert value <= tau
+            assert self.split.bottleneck_s(self.chain, self.cuts) == value
+            assert self.full(tau)[0]
+        elif state == self.split.NONE:
+            assert value > tau
+            assert not self.full(tau)[0]
+            assert not self.full(math.nextafter(value, 0))[0]  # all up to it fail alike
+        return state
+
+
+@given(
+    instance=strategies.instances(max_blocks=8, limits="always"),
+    eighths=st.lists(st.integers(0, 40), min_size=1, max_size=4),
+    limit=st.sampled_from([5.0, 1e300]),
+)
+def test_a_greedy_trial_decides_as_a_full_one(instance, eighths, limit):
+    trials = Trials(instance, limit)
+    if trials.any_left:
+        for tau in eighths:
+            trials.check(tau / 8)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n_blocks=st.integers(60, 300),
+    allow_empty=st.booleans(),
+    overlap=st.booleans(),
+    rule=st.sampled_from(strategies.RULES),
+    steep=st.sampled_from([0.0, 0.1, 1.0, 10.0]),
+)
+def test_the_search_of_a_long_chain_is_one_by_full_trials(
+    seed, n_blocks, allow_empty, overlap, rule, steep
+):
+    """Bisection by full trials in windows as wide as can be; links from none to most."""
+    instance = long_chain(
+        seed,
+        n_blocks,
+        stage_rule=rule,
+        allow_empty=allow_empty,
+        overlap=overlap,
+        least_blocks=[seed % 3 * 10] * 5,
+    )
+    instance = instance.replace(
+        reference_occupancy_kind_s=instance.reference_occupancy_kind_s * steep
+    )
+    trials = Trials(instance, 1e300)
+    least, most = 0.0, 1e300
+    while trials.any_left and least < most:
+        middle = least + (most - least) / 2
+        trials.check(middle)
+        success, value = trials.full(min(middle, math.nextafter(most, 0)))
+        least, most = (least, value) if success else (value, most)
+    cuts = np.zeros(6, int)
+    found_s, _ = trials.split.min_bottleneck(trials.chain, cuts)
+    if most == 1e300:
+        assert found_s == math.inf
+    else:
+        assert found_s == pytest.approx(most, rel=1e-12)
+        assert trials.split.bottleneck_s(trials.chain, cuts) == found_s
+
+
+@given(
+    values=st.lists(st.sampled_from([0.0, 1e-9, 0.1, 1 / 3, 1.0, 1e9, 1e18]), max_size=80),
+    same=st.booleans(),
+)
+def test_prefix_sums_hold_twice_the_precision(values, same):
+    from hypsolve.kernels import split
+
+    warm("split")
+    table = np.array([values or [0.0], [1.0] * max(len(values), 1)])
+    kind = np.zeros(len(values), int) if same else np.arange(len(values))
+    for array in (table, kind):
+        array.setflags(write=False)
+    sums = np.full((2, len(values) + 1, 2), np.nan)
+    split.add_up(table, kind, sums)
+    exact = Fraction(0)
+    for c in range(len(values) + 1):
+        found = Fraction(sums[0, c, 0]) + Fraction(sums[0, c, 1])
+        assert abs(found - exact) <= exact / 2**95
+        if c < len(values):
+            exact += Fraction(table[0, kind[c]])
+    assert sums[1, -1].tolist() == [len(values), 0]
+
+
+def test_a_stage_of_a_million_kinds_of_block_is_scored_from_its_own():
+    """Its sum is of its own blocks' seconds, whatever kinds they are and however often."""
+    instance = long_chain(0, n_blocks=40)
+    kinds = np.random.default_rng(0).integers(5, 30, 40)
+    repeated = Instance.from_kinds(
+        kind_s=instance.kind_s,
+        block_kind=kinds,
+        block_bytes=instance.block_bytes,
+        transfer_kind_s=instance.transfer_kind_s,
+        occupancy_kind_s=instance.occupancy_kind_s,
+        cut_kind=instance.cut_kind,
+        tiers=[[(0, 1e9), (2, 1e9), (0, 1e9)]] * 5,
+    )
+    for i, j in itertools.combinations(range(0, 41, 5), 2):
+        exact = [math.fsum(instance.reference_s[c, kinds[i:j]]) for c in (0, 2, 0)]
+        assert node_stage_s(repeated, 1, i, j) == pytest.approx(exact, rel=1e-15)
 
 
 def test_infeasible_names_need_capacity_and_shortfall_of_each_tier():

@@ -7,6 +7,9 @@ import numpy as np
 from hypsolve.kernels.jit import inlined, kernel
 
 POOLED, FASTEST, SLOWEST = 0, 1, 2
+FOUND, NONE, OPEN = 0, 1, 2  # how a greedy trial ends
+STRIDE = 32  # cuts that share one bound
+MOST = np.finfo(np.float64).max
 
 
 class Chain(NamedTuple):
@@ -48,18 +51,22 @@ def two_sum(a, b):
 
 
 @kernel
-def add_up(values, spent):
-    """Fill `spent` (n_rows, n_cuts, 2) with the sums before each cut, to twice the precision.
+def add_up(values, kind, sums):
+    """Fill `sums` (n_rows, n_cuts, 2) with the sums of ``values[:, kind]`` before each cut.
 
-    Otherwise a stage of quick blocks behind slow ones would drown in the rounding of the sum.
+    To twice the precision, or a stage of quick blocks behind slow ones would drown in the
+    rounding of the sum. The rests of 16 blocks are added up apart: they wait for nothing.
     """
+    n_blocks = len(kind)
     for c in range(values.shape[0]):
         total, rest = 0.0, 0.0
-        for b in range(values.shape[1]):
-            total, left = two_sum(total, values[c, b])
-            total, rest = two_sum(total, rest + left)
-            spent[c, b + 1, 0] = total
-            spent[c, b + 1, 1] = rest
+        sums[c, 0, 0], sums[c, 0, 1] = total, rest
+        for first in range(0, n_blocks, 16):
+            for b in range(first, min(first + 16, n_blocks)):
+                total, left = two_sum(total, values[c, kind[b]])
+                rest += left
+                sums[c, b + 1, 0], sums[c, b + 1, 1] = total, rest
+            total, rest = two_sum(total, rest)
 
 
 @inlined
@@ -96,10 +103,15 @@ def stage_s(chain, k, i, j):
 
 
 @inlined
-def with_link(chain, k, j, stage):
-    """A stage that ends at cut j and its outgoing link: one after the other, or together."""
-    link = chain.link_kind[k, chain.cut_kind[j]]
+def joined(chain, stage, link):
+    """A stage and a link: one after the other, or together."""
     return max(stage, link) if chain.overlap else stage + link
+
+
+@inlined
+def with_link(chain, k, j, stage):
+    """A stage that ends at cut j, with its outgoing link."""
+    return joined(chain, stage, chain.link_kind[k, chain.cut_kind[j]])
 
 
 @kernel
@@ -113,16 +125,15 @@ def bottleneck_s(chain, cuts):
 
 
 @kernel
-def windows(chain, limit, low, high):
-    """Fill `low`, `high` (n_tiers + 1,): cuts outside are on no solution of at most `limit`.
+def farthest(chain, limit, high):
+    """Fill `high` (n_tiers + 1,): the farthest cuts that stages of at most `limit` reach.
 
-    Links are left out, so each side is a chain of bisections. Returns False where none is left.
+    Links are left out, so it is a chain of bisections. Returns whether all blocks are reached.
     """
     n_tiers = chain.least.shape[0]
     n_blocks = chain.held.shape[0] - 1
     high[0] = 0
-    low[n_tiers] = n_blocks
-    for k in range(n_tiers):  # farthest forward
+    for k in range(n_tiers):
         good, bad = high[k], min(high[k] + chain.most[k], chain.cut_max[k + 1], n_blocks) + 1
         while bad - good > 1:
             j = (good + bad) // 2
@@ -131,6 +142,20 @@ def windows(chain, limit, low, high):
             else:
                 bad = j
         high[k + 1] = min(good, bad - 1)
+    return high[n_tiers] == n_blocks
+
+
+@kernel
+def windows(chain, limit, low, high):
+    """Fill `low`, `high` (n_tiers + 1,): cuts outside are on no solution of at most `limit`.
+
+    Links are left out. Returns False where no window is left.
+    """
+    n_tiers = chain.least.shape[0]
+    n_blocks = chain.held.shape[0] - 1
+    if not farthest(chain, limit, high):
+        return False
+    low[n_tiers] = n_blocks
     for k in range(n_tiers - 1, -1, -1):  # nearest backward
         good, bad = low[k + 1], max(low[k + 1] - chain.most[k], chain.cut_min[k], 0) - 1
         while good - bad > 1:
@@ -145,6 +170,90 @@ def windows(chain, limit, low, high):
     for k in range(n_tiers - 1, -1, -1):
         high[k] = min(high[k], high[k + 1] - chain.least[k], chain.cut_max[k])
     return (low <= high).all()
+
+
+@kernel
+def least_links(chain, low, high, least):
+    """Fill `least` (n_tiers,): the least link behind each tier's window. Returns the largest.
+
+    The largest of all links of all windows, that is.
+    """
+    largest = 0.0
+    for k in range(least.shape[0]):
+        least[k] = np.inf
+        for j in range(low[k + 1], high[k + 1] + 1):
+            link = chain.link_kind[k, chain.cut_kind[j]]
+            least[k] = min(least[k], link)
+            largest = max(largest, link)
+    return largest
+
+
+@kernel
+def greedy_trial(chain, tau, low, high, least_link, cuts):
+    """Seek cuts with every stage at most `tau`, each as far as one may reach from the last.
+
+    The farthest start is the best start of the next tier's farthest cut, so if these cuts fail
+    all do: unless a tier must host so many blocks that a nearer start may reach a cut that the
+    farthest may not. Of a tier's cuts only those around the farthest are looked at: as many as
+    it takes to make up in blocks for what the link at another cut would save.
+
+    Parameters
+    ----------
+    low, high : ndarray of int, shape (n_tiers + 1,)
+        The windows of a limit above `tau`.
+    least_link : ndarray, shape (n_tiers,)
+
+    Returns
+    -------
+    tuple of int and float
+        FOUND and the bottleneck of `cuts`; or NONE and the smallest stage time above `tau` at
+        which some cut here would be farther: up to it all fail alike; or OPEN.
+    """
+    n_tiers = chain.least.shape[0]
+    rejected, worst = np.inf, 0.0
+    cuts[0] = 0
+    for k in range(n_tiers):
+        i = cuts[k]
+        first = max(low[k + 1], i + chain.least[k])
+        end = min(high[k + 1], i + chain.most[k]) + 1
+        # with the least of links: from `beyond` on no cut can be reached
+        good, beyond = first - 1, max(end, first)
+        while beyond - good > 1:
+            j = (good + beyond) // 2
+            if joined(chain, stage_s(chain, k, i, j), least_link[k]) <= tau:
+                good = j
+            else:
+                beyond = j
+        for start in range(beyond, end, STRIDE):
+            # stages only rise, so the first one is a bound for its stride
+            least_s = stage_s(chain, k, i, start)
+            if joined(chain, least_s, least_link[k]) >= rejected:
+                break
+            for j in range(start, min(start + STRIDE, end)):
+                if with_link(chain, k, j, least_s) < rejected:
+                    time = with_link(chain, k, j, stage_s(chain, k, i, j))
+                    if tau < time < rejected:
+                        rejected = time
+        chosen = -1
+        for last in range(beyond - 1, first - 1, -STRIDE):
+            start = max(last - STRIDE + 1, first)
+            least_s = stage_s(chain, k, i, start)
+            for j in range(last, start - 1, -1):
+                bound = with_link(chain, k, j, least_s)
+                if bound <= tau or bound < rejected:
+                    time = with_link(chain, k, j, stage_s(chain, k, i, j))
+                    if time <= tau:
+                        chosen = j
+                        worst = max(worst, time)
+                        break
+                    if time < rejected:
+                        rejected = time
+            if chosen >= 0:
+                break
+        if chosen < 0:
+            return (NONE if i + chain.least[k] <= low[k + 1] else OPEN), rejected
+        cuts[k + 1] = chosen
+    return FOUND, worst
 
 
 @kernel
@@ -207,55 +316,70 @@ def min_bottleneck(chain, cuts):
     n_tiers = chain.least.shape[0]
     low, high = np.empty(n_tiers + 1, np.int64), np.empty(n_tiers + 1, np.int64)
     start, found = np.empty(n_tiers + 1, np.int64), np.empty(n_tiers + 1, np.int64)
-    worst_link = chain.link_kind.max()
-    # no feasible stage costs more; 1 / (1 / t) may round up
-    ceiling = (chain.spent[:, -1, 0].max() + worst_link) * (1 + 1e-9)
+    least_link = np.empty(n_tiers)
+    reached = np.empty(0, np.int32)  # laid out when the first full trial needs it
 
-    # 1. the optimum without links, to 1 in 10^4: a lower bound, and where to look first
-    below, above = 0.0, ceiling
-    if not windows(chain, above, low, high):
+    # 1. the optimum without links, to 1 in 10^3: a lower bound, and where to look first
+    below, above = 0.0, chain.spent[:, -1, 0].max() * (1 + 1e-9)  # 1 / (1 / t) may round up
+    if not windows(chain, MOST, low, high):
         return np.inf, 0
-    while above - below > 1e-4 * above:
+    while above - below > 1e-3 * above:
         # down by orders of magnitude until both are of one
         middle = above / 4 if above > 4 * below else below + (above - below) / 2
         if not below < middle < above:  # neighbours
             break
-        if windows(chain, middle, low, high):
+        if farthest(chain, middle, high):
             above = middle
         else:
             below = middle
 
-    # 2. a first solution, from just above that bound upwards
+    # 2. a first solution, from just above that bound upwards, at last without a limit
     trials, step, tau = 0, 1e-3, above
-    bottleneck, success = np.inf, False
-    while not success:
+    bottleneck, state = np.inf, NONE
+    while state != FOUND:
+        largest_link = 0.0
         if windows(chain, tau, low, high):
-            reached = np.empty(lay_out(low, high, start), np.int32)
+            largest_link = least_links(chain, low, high, least_link)
             trials += 1
-            success, bottleneck = trial(chain, tau, low, high, start, reached, found)
-        if not success:
-            if tau >= ceiling:
+            state, bottleneck = greedy_trial(chain, tau, low, high, least_link, found)
+            if state == OPEN:
+                reached = np.empty(lay_out(low, high, start), np.int32)
+                success, bottleneck = trial(chain, tau, low, high, start, reached, found)
+                state = FOUND if success else NONE
+        if state != FOUND:
+            if tau >= MOST:
                 return np.inf, trials
             below = tau
-            tau = min(max(tau + step * (tau + worst_link), np.nextafter(tau, np.inf)), ceiling)
-            step *= 4
+            tau = max(tau + step * (tau + largest_link), np.nextafter(tau, np.inf))
+            step *= 2
+            if step > 10.0:
+                tau = MOST
     cuts[:] = found
 
     # 3. bisect: a success lowers the top to what it realised, a failure lifts the bottom to
     # what it rejected; where the middle rounds to the top, try the bottom, or neighbours hang
     windows(chain, bottleneck, low, high)
-    reached = np.empty(lay_out(low, high, start), np.int32)
+    least_links(chain, low, high, least_link)
+    windows_s = bottleneck
+    reached = np.empty(0, np.int32)
     while below < bottleneck:
         middle = below + (bottleneck - below) / 2
         if middle >= bottleneck:
             middle = below
         trials += 1
-        success, time = trial(chain, middle, low, high, start, reached, found)
-        if success:
+        state, time = greedy_trial(chain, middle, low, high, least_link, found)
+        if state == OPEN:
+            if bottleneck < windows_s or len(reached) == 0:
+                windows(chain, bottleneck, low, high)  # no longer than before
+                windows_s = bottleneck
+                length = lay_out(low, high, start)
+                if len(reached) == 0:
+                    reached = np.empty(length, np.int32)
+            success, time = trial(chain, middle, low, high, start, reached, found)
+            state = FOUND if success else NONE
+        if state == FOUND:
             bottleneck = time
             cuts[:] = found
-            windows(chain, bottleneck, low, high)
-            lay_out(low, high, start)  # no longer than before
         else:
             below = time
     return bottleneck, trials
@@ -381,7 +505,10 @@ def warm_up():
     """Compile every kernel on a chain of two blocks over two tiers."""
     ints, reals = np.int64, np.float64
     spent = np.zeros((1, 3, 2))
-    add_up(np.ones((1, 2)), spent)
+    values, kind = np.ones((1, 2)), np.arange(2)
+    values.setflags(write=False)  # as an instance's are
+    kind.setflags(write=False)
+    add_up(values, kind, spent)
     chain = Chain(
         spent,
         spent[0],

@@ -52,19 +52,22 @@ def node_groups(instance: Instance) -> Groups:
 
 def spent_s(instance: Instance) -> Array:
     """Reference seconds before each cut, as sum and rest: shape (n_classes, n_cuts, 2)."""
-    return _sums_and_rests(instance.reference_s)
+    return _sums_and_rests(instance.reference_kind_s, instance.block_kind)
 
 
 def held_bytes(instance: Instance) -> Array:
     """Bytes before each cut, as sum and rest: shape (n_cuts, 2)."""
-    return _sums_and_rests(instance.block_bytes[None, :])[0]
+    every = np.arange(instance.n_blocks)
+    every.setflags(write=False)
+    return _sums_and_rests(instance.block_bytes[None, :], every)[0]
 
 
-def _sums_and_rests(values: Array) -> Array:
+def _sums_and_rests(values: Array, kind: IntArray) -> Array:
+    """Sums of ``values[:, kind]``; both as an instance holds them, contiguous and read-only."""
     from hypsolve.kernels import split
 
-    sums = np.zeros((values.shape[0], values.shape[1] + 1, 2))
-    split.add_up(np.array(values, order="C"), sums)  # a copy: neither read-only nor strided
+    sums = np.empty((values.shape[0], len(kind) + 1, 2))  # numpy asks for huge pages
+    split.add_up(values, kind, sums)
     return sums
 
 
