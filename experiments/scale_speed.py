@@ -2,6 +2,7 @@
 
 import statistics
 import tracemalloc
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,3 +98,53 @@ def growth(size: str) -> list[dict[str, Any]]:
         rows.append(row(f"{what} tiers", exponents, "", 1.1))
         rows.append(row(f"{what} tiers: the steepest decade", steepest, ""))
     return rows
+
+
+def decisions(size: str) -> list[dict[str, Any]]:
+    """Time HypSched-RT's kernel in tiers of six classes, with live estimates.
+
+    Two jobs a node are in flight; what a job takes is jittered by a tenth, and one node in
+    twenty is throttled to a third, so slowdowns change all the time. Warm: the first half of
+    the requests is not counted.
+    """
+    repeats = {"quick": 1, "default": 3, "full": 9}[size]
+    rows = []
+    for n_nodes, target_us in ((8, 0.2), (1000, 0.5), (100_000, 1.0)):
+        times_us = [_decision_us(n_nodes, seed) for seed in range(repeats)]
+        what = f"HypSched-RT, {n_nodes:,} nodes of 6 classes, live estimates"
+        rows.append(row(f"{what}: a decision", [t[0] for t in times_us], "us", target_us))
+        rows.append(row(f"{what}: and its completion", [sum(t) for t in times_us], "us"))
+    return rows
+
+
+def _decision_us(n_nodes: int, seed: int) -> tuple[float, float]:
+    """Microseconds of a decision and of a completion, in calls of 256 each."""
+    from hypsolve import BatchDispatcher
+    from hypsolve.dispatcher import TICKS_PER_S
+    from hypsolve.kernels import router
+
+    rng = np.random.default_rng([n_nodes, seed])
+    n_calls, n_each = max(2000, 3 * n_nodes // 128), 256
+    node_class = rng.integers(0, 6, n_nodes)
+    node_class[:6] = range(6)
+    pace = np.where(rng.random(n_nodes) < 0.05, 3.0, 1.0)
+    tier = BatchDispatcher(node_class)
+    in_flight: list[tuple[Any, Any]] = []
+    dispatch_s, complete_s = [], []
+    for _ in range(n_calls):
+        expected_s = rng.lognormal(0, 0.5, (n_each, 1)) * [1, 1.5, 2, 3, 4, 6]
+        ticks = np.rint(expected_s * TICKS_PER_S).astype(np.int64)
+        node = np.empty(n_each, np.int64)
+        dispatch_s.append(timed_s(partial(router.dispatch, ticks, *tier._state, node)))
+        in_flight.append((node, ticks[np.arange(n_each), node_class[node]]))
+        if len(in_flight) > 2 * n_nodes // n_each:
+            node, own = in_flight.pop(0)
+            busy = own * pace[node] * rng.normal(1, 0.1, n_each).clip(0.5)
+            report = partial(router.complete, node, own, busy, *tier._state, tier._factor)
+            complete_s.append(timed_s(report))
+    half = n_calls // 2
+    per_job = 1e6 / n_each
+    return (
+        statistics.mean(dispatch_s[half:]) * per_job,
+        statistics.mean(complete_s[-half:]) * per_job,
+    )

@@ -224,6 +224,7 @@ TASKS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
     "simulate_memory": simulator_memory,
     "chain": scale_speed.long_chain,
     "growth": scale_speed.growth,
+    "decision": scale_speed.decisions,
 }
 
 

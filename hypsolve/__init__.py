@@ -1,5 +1,6 @@
 """hypsolve: which tier hosts which blocks of an LLM, and which node serves which request."""
 
+from hypsolve.batch_dispatcher import BatchDispatcher
 from hypsolve.catalog import gpu, gpus, model, models
 from hypsolve.certificate import verify_certificate
 from hypsolve.cluster_files import read_helix, read_pipeedge
@@ -49,6 +50,7 @@ __all__ = [
     "POLICIES",
     "RUNTIMES",
     "WORKLOADS",
+    "BatchDispatcher",
     "Block",
     "Certificate",
     "CostModel",

@@ -52,6 +52,7 @@ LAYERS = [
     },
     {"hypsolve.verify"},
     {"hypsolve.dispatch", "hypsolve.dispatcher"},
+    {"hypsolve.batch_dispatcher"},
     {
         "hypsolve.series",
         "hypsolve.trace",
