@@ -8,7 +8,8 @@ from hypsolve.kernels.jit import inlined, kernel
 
 POOLED, FASTEST, SLOWEST = 0, 1, 2
 FOUND, NONE, OPEN = 0, 1, 2  # how a greedy trial ends
-STRIDE = 32  # cuts that share one bound
+SMALL = 2**12  # cuts of all tiers
+STRIDE = 16  # cuts that share one bound
 MOST = np.finfo(np.float64).max
 
 
@@ -124,24 +125,52 @@ def bottleneck_s(chain, cuts):
     return worst
 
 
+@inlined
+def bracket(chain, k, i, first, end, hint, link, limit):
+    """Where stages from cut i of at most `limit`, with a link of `link`, end in first..end - 1.
+
+    In strides from `hint`, then by bisection.
+
+    Returns
+    -------
+    tuple of int, float, int, float
+        The last that is, and its stage (first - 1: none is); the next one that is not, and its
+        stage (end: all are).
+    """
+    good, beyond = first - 1, max(end, first)
+    good_s, beyond_s = 0.0, np.inf
+    j, stride = max(min(hint, end - 1), first), 1
+    while beyond - good > 1:
+        time = stage_s(chain, k, i, j)
+        if joined(chain, time, link) <= limit:
+            good, good_s = j, time
+        else:
+            beyond, beyond_s = j, time
+        if beyond >= end:
+            j = min(good + stride, end - 1)
+        elif good < first:
+            j = max(beyond - stride, first)
+        else:
+            j = (good + beyond) // 2
+        stride *= 2
+    return good, good_s, beyond, beyond_s
+
+
 @kernel
 def farthest(chain, limit, high):
     """Fill `high` (n_tiers + 1,): the farthest cuts that stages of at most `limit` reach.
 
-    Links are left out, so it is a chain of bisections. Returns whether all blocks are reached.
+    Links are left out, so it is a chain of searches, each from what `high` holds before.
+    Returns whether all blocks are reached.
     """
     n_tiers = chain.least.shape[0]
     n_blocks = chain.held.shape[0] - 1
     high[0] = 0
     for k in range(n_tiers):
-        good, bad = high[k], min(high[k] + chain.most[k], chain.cut_max[k + 1], n_blocks) + 1
-        while bad - good > 1:
-            j = (good + bad) // 2
-            if stage_s(chain, k, high[k], j) <= limit:
-                good = j
-            else:
-                bad = j
-        high[k + 1] = min(good, bad - 1)
+        i = high[k]
+        end = min(i + chain.most[k], chain.cut_max[k + 1], n_blocks) + 1
+        good, _, _, _ = bracket(chain, k, i, i + 1, end, high[k + 1], 0.0, limit)
+        high[k + 1] = min(good, end - 1)
     return high[n_tiers] == n_blocks
 
 
@@ -202,6 +231,8 @@ def greedy_trial(chain, tau, low, high, least_link, cuts):
     low, high : ndarray of int, shape (n_tiers + 1,)
         The windows of a limit above `tau`.
     least_link : ndarray, shape (n_tiers,)
+    cuts : ndarray of int, shape (n_tiers + 1,)
+        Filled in; where to look first is what it holds before.
 
     Returns
     -------
@@ -216,17 +247,15 @@ def greedy_trial(chain, tau, low, high, least_link, cuts):
         i = cuts[k]
         first = max(low[k + 1], i + chain.least[k])
         end = min(high[k + 1], i + chain.most[k]) + 1
-        # with the least of links: from `beyond` on no cut can be reached
-        good, beyond = first - 1, max(end, first)
-        while beyond - good > 1:
-            j = (good + beyond) // 2
-            if joined(chain, stage_s(chain, k, i, j), least_link[k]) <= tau:
-                good = j
-            else:
-                beyond = j
+        # with the least of links: no cut from `beyond` on can be reached
+        good, good_s, beyond, beyond_s = bracket(
+            chain, k, i, first, end, cuts[k + 1], least_link[k], tau
+        )
+        least_s = beyond_s
         for start in range(beyond, end, STRIDE):
             # stages only rise, so the first one is a bound for its stride
-            least_s = stage_s(chain, k, i, start)
+            if start > beyond:
+                least_s = stage_s(chain, k, i, start)
             if joined(chain, least_s, least_link[k]) >= rejected:
                 break
             for j in range(start, min(start + STRIDE, end)):
@@ -235,7 +264,16 @@ def greedy_trial(chain, tau, low, high, least_link, cuts):
                     if tau < time < rejected:
                         rejected = time
         chosen = -1
-        for last in range(beyond - 1, first - 1, -STRIDE):
+        if good >= first:
+            time = with_link(chain, k, good, good_s)
+            if time <= tau:
+                chosen = good
+                worst = max(worst, time)
+            elif time < rejected:
+                rejected = time
+        for last in range(good - 1, first - 1, -STRIDE):
+            if chosen >= 0:
+                break
             start = max(last - STRIDE + 1, first)
             least_s = stage_s(chain, k, i, start)
             for j in range(last, start - 1, -1):
@@ -248,8 +286,6 @@ def greedy_trial(chain, tau, low, high, least_link, cuts):
                         break
                     if time < rejected:
                         rejected = time
-            if chosen >= 0:
-                break
         if chosen < 0:
             return (NONE if i + chain.least[k] <= low[k + 1] else OPEN), rejected
         cuts[k + 1] = chosen
@@ -319,11 +355,15 @@ def min_bottleneck(chain, cuts):
     least_link = np.empty(n_tiers)
     reached = np.empty(0, np.int32)  # laid out when the first full trial needs it
 
-    # 1. the optimum without links, to 1 in 10^3: a lower bound, and where to look first
-    below, above = 0.0, chain.spent[:, -1, 0].max() * (1 + 1e-9)  # 1 / (1 / t) may round up
+    # 1. the optimum without links, to 1 in 10^3: a lower bound, and where to look first;
+    # where there is little to look at, anywhere
+    below, above = 0.0, MOST
     if not windows(chain, MOST, low, high):
         return np.inf, 0
-    while above - below > 1e-3 * above:
+    if n_tiers * chain.held.shape[0] > SMALL:
+        above = chain.spent[:, -1, 0].max() * (1 + 1e-9)  # 1 / (1 / t) may round up
+    found[:] = high
+    while above < MOST and above - below > 1e-3 * above:
         # down by orders of magnitude until both are of one
         middle = above / 4 if above > 4 * below else below + (above - below) / 2
         if not below < middle < above:  # neighbours
