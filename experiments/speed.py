@@ -225,6 +225,7 @@ TASKS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
     "chain": scale_speed.long_chain,
     "growth": scale_speed.growth,
     "decision": scale_speed.decisions,
+    "batch": scale_speed.batch,
 }
 
 

@@ -25,6 +25,7 @@ from hypsolve.events import Event, EventKind, draw_events, read_events
 from hypsolve.exporters import RUNTIMES, export
 from hypsolve.huggingface import read_model
 from hypsolve.io import load, save
+from hypsolve.many import Plans, solve_many
 from hypsolve.nearest import nearest_plan
 from hypsolve.network_file import NetworkFile, read_network, read_network_file
 from hypsolve.perfetto import write_perfetto
@@ -73,6 +74,7 @@ __all__ = [
     "ParetoPoint",
     "Partition",
     "Plan",
+    "Plans",
     "Replan",
     "Request",
     "Requests",
@@ -115,6 +117,7 @@ __all__ = [
     "schema",
     "simulate",
     "solve",
+    "solve_many",
     "to_instance",
     "verify_certificate",
     "workload",

@@ -36,7 +36,11 @@ def can_hold(instance: Instance, tier: int, first: int, end: int) -> NDArray[np.
 
 def memory_slack(instance: Instance) -> float:
     """Relative slack of memory limits: sums of whole bytes are exact, others rounded."""
-    block_bytes = instance.block_bytes
+    return bytes_slack(instance.block_bytes)
+
+
+def bytes_slack(block_bytes: Array) -> float:
+    """Relative slack of limits on sums of these."""
     exact = block_bytes.sum() <= 2**53 and bool((block_bytes == np.rint(block_bytes)).all())
     return 0.0 if exact else RELATIVE_ERROR
 

@@ -64,7 +64,7 @@ LAYERS = [
     {"hypsolve.token_level"},
     {"hypsolve.simulation"},
     {"hypsolve.solvers"},
-    {"hypsolve.solve"},
+    {"hypsolve.solve", "hypsolve.many"},
     {"hypsolve.service"},
     {"hypsolve.latency_search"},
     {"hypsolve.ask"},

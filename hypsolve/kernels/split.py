@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hypsolve.kernels.jit import inlined, kernel
+from hypsolve.kernels.jit import inlined, kernel, threaded_kernel
 
 POOLED, FASTEST, SLOWEST = 0, 1, 2
 FOUND, NONE, OPEN = 0, 1, 2  # how a greedy trial ends
@@ -251,18 +251,20 @@ def greedy_trial(chain, tau, low, high, least_link, cuts):
         good, good_s, beyond, beyond_s = bracket(
             chain, k, i, first, end, cuts[k + 1], least_link[k], tau
         )
-        least_s = beyond_s
-        for start in range(beyond, end, STRIDE):
-            # stages only rise, so the first one is a bound for its stride
-            if start > beyond:
-                least_s = stage_s(chain, k, i, start)
+        # beyond: the least time rejected; a stage is a bound for all that end behind it
+        j, least_s = beyond, beyond_s
+        while j < end:
+            time = with_link(chain, k, j, least_s)
+            if tau < time < rejected:
+                rejected = time
             if joined(chain, least_s, least_link[k]) >= rejected:
                 break
-            for j in range(start, min(start + STRIDE, end)):
-                if with_link(chain, k, j, least_s) < rejected:
-                    time = with_link(chain, k, j, stage_s(chain, k, i, j))
-                    if tau < time < rejected:
-                        rejected = time
+            stop = min(j + STRIDE, end)
+            j += 1
+            while j < stop and with_link(chain, k, j, least_s) >= rejected:
+                j += 1
+            if j < end:
+                least_s = stage_s(chain, k, i, j)
         chosen = -1
         if good >= first:
             time = with_link(chain, k, good, good_s)
@@ -275,17 +277,24 @@ def greedy_trial(chain, tau, low, high, least_link, cuts):
             if chosen >= 0:
                 break
             start = max(last - STRIDE + 1, first)
-            least_s = stage_s(chain, k, i, start)
-            for j in range(last, start - 1, -1):
-                bound = with_link(chain, k, j, least_s)
-                if bound <= tau or bound < rejected:
-                    time = with_link(chain, k, j, stage_s(chain, k, i, j))
-                    if time <= tau:
-                        chosen = j
-                        worst = max(worst, time)
-                        break
-                    if time < rejected:
-                        rejected = time
+            least_s = 0.0
+            for at in range(last + 1, start - 1, -1):
+                j = at if at <= last else start  # first the bound for all of these
+                if at <= last:
+                    bound = with_link(chain, k, j, least_s)
+                    if bound > tau and bound >= rejected:
+                        continue
+                stage = stage_s(chain, k, i, j)
+                if at > last:
+                    least_s = stage
+                    continue
+                time = with_link(chain, k, j, stage)
+                if time <= tau:
+                    chosen = j
+                    worst = max(worst, time)
+                    break
+                if time < rejected:
+                    rejected = time
         if chosen < 0:
             return (NONE if i + chain.least[k] <= low[k + 1] else OPEN), rejected
         cuts[k + 1] = chosen
@@ -341,6 +350,15 @@ def lay_out(low, high, start):
 
 
 @kernel
+def even_s(chain):
+    """Seconds of all blocks if every node worked on them all the time, as fast as on all."""
+    speed = 0.0
+    for g in range(chain.group_start[0], chain.group_start[chain.least.shape[0]]):
+        speed += chain.group_size[g] / max(chain.spent[chain.group_class[g], -1, 0], 1e-300)
+    return 1.0 / speed
+
+
+@kernel
 def min_bottleneck(chain, cuts):
     """Fill `cuts` (n_tiers + 1,) with an optimal partition.
 
@@ -355,31 +373,34 @@ def min_bottleneck(chain, cuts):
     least_link = np.empty(n_tiers)
     reached = np.empty(0, np.int32)  # laid out when the first full trial needs it
 
-    # 1. the optimum without links, to 1 in 10^3: a lower bound, and where to look first;
-    # where there is little to look at, anywhere
-    below, above = 0.0, MOST
     if not windows(chain, MOST, low, high):
         return np.inf, 0
-    if n_tiers * chain.held.shape[0] > SMALL:
-        above = chain.spent[:, -1, 0].max() * (1 + 1e-9)  # 1 / (1 / t) may round up
-    found[:] = high
-    while above < MOST and above - below > 1e-3 * above:
-        # down by orders of magnitude until both are of one
-        middle = above / 4 if above > 4 * below else below + (above - below) / 2
-        if not below < middle < above:  # neighbours
-            break
-        if farthest(chain, middle, high):
-            above = middle
-        else:
-            below = middle
+    below, trials, found[:] = 0.0, 0, high
+    short = n_tiers * chain.held.shape[0] <= SMALL
+    if short:
+        # 1. a guess, and nothing depends on it: all nodes at work most of the time, and a link
+        least_links(chain, low, high, least_link)
+        tau, step = 1.2 * even_s(chain) + least_link.sum() / n_tiers, 0.15
+    else:
+        # 1. the optimum without links, to 1 in 10^3: a lower bound, and where to look first
+        tau, step = chain.spent[:, -1, 0].max() * (1 + 1e-9), 1e-3  # 1 / (1 / t) may round up
+        while tau - below > 1e-3 * tau:
+            # down by orders of magnitude until both are of one
+            middle = tau / 4 if tau > 4 * below else below + (tau - below) / 2
+            if not below < middle < tau:  # neighbours
+                break
+            if farthest(chain, middle, high):
+                tau = middle
+            else:
+                below = middle
 
-    # 2. a first solution, from just above that bound upwards, at last without a limit
-    trials, step, tau = 0, 1e-3, above
-    bottleneck, state = np.inf, NONE
+    # 2. a first solution, from there upwards, at last without a limit; the windows of a long
+    # chain are as narrow as the limit allows
+    bottleneck, state, largest_link = np.inf, NONE, 0.0
     while state != FOUND:
-        largest_link = 0.0
-        if windows(chain, tau, low, high):
-            largest_link = least_links(chain, low, high, least_link)
+        if short or windows(chain, tau, low, high):
+            if not short:
+                largest_link = least_links(chain, low, high, least_link)
             trials += 1
             state, bottleneck = greedy_trial(chain, tau, low, high, least_link, found)
             if state == OPEN:
@@ -387,10 +408,11 @@ def min_bottleneck(chain, cuts):
                 success, bottleneck = trial(chain, tau, low, high, start, reached, found)
                 state = FOUND if success else NONE
         if state != FOUND:
-            if tau >= MOST:
+            if tau >= MOST or (short and bottleneck == np.inf):
                 return np.inf, trials
-            below = tau
+            below = bottleneck if short else tau
             tau = max(tau + step * (tau + largest_link), np.nextafter(tau, np.inf))
+            tau = max(tau, below)
             step *= 2
             if step > 10.0:
                 tau = MOST
@@ -398,10 +420,11 @@ def min_bottleneck(chain, cuts):
 
     # 3. bisect: a success lowers the top to what it realised, a failure lifts the bottom to
     # what it rejected; where the middle rounds to the top, try the bottom, or neighbours hang
-    windows(chain, bottleneck, low, high)
-    least_links(chain, low, high, least_link)
-    windows_s = bottleneck
-    reached = np.empty(0, np.int32)
+    windows_s, reached = MOST, np.empty(0, np.int32)
+    if not short:
+        windows(chain, bottleneck, low, high)
+        least_links(chain, low, high, least_link)
+        windows_s = bottleneck
     while below < bottleneck:
         middle = below + (bottleneck - below) / 2
         if middle >= bottleneck:
@@ -423,6 +446,117 @@ def min_bottleneck(chain, cuts):
         else:
             below = time
     return bottleneck, trials
+
+
+@kernel
+def group_nodes(node_class, node_bytes, at, group_class, group_bytes, group_size):
+    """Add a tier's groups of like nodes from `at` on, by class and bytes; return their end.
+
+    `node_class` is -1 where there is no node.
+    """
+    first, end = at, at
+    for n in range(len(node_class)):
+        c, size = node_class[n], node_bytes[n]
+        if c < 0:
+            continue
+        g = end
+        while g > first and (
+            group_class[g - 1] > c or (group_class[g - 1] == c and group_bytes[g - 1] > size)
+        ):
+            g -= 1
+        if g > first and group_class[g - 1] == c and group_bytes[g - 1] == size:
+            group_size[g - 1] += 1.0
+            continue
+        for behind in range(end, g, -1):
+            group_class[behind] = group_class[behind - 1]
+            group_bytes[behind] = group_bytes[behind - 1]
+            group_size[behind] = group_size[behind - 1]
+        group_class[g], group_bytes[g], group_size[g] = c, size, 1.0
+        end += 1
+    return end
+
+
+@threaded_kernel
+def min_bottlenecks(
+    spent,
+    held,
+    slack,
+    node_class,
+    node_bytes,
+    link_s,
+    least,
+    rule,
+    overlap,
+    first,
+    end,
+    cuts,
+    bottleneck,
+):
+    """Fill `cuts` and `bottleneck` of networks first..end - 1, all of one model.
+
+    Parameters
+    ----------
+    slack : float
+        Relative, of `node_bytes`.
+    node_class, node_bytes : ndarray, shape (n_networks, n_tiers, n_nodes)
+        Class -1: no node. The last tiers of a network may have none, and host nothing.
+    link_s : ndarray, shape (n_networks or 1, n_tiers - 1, n_cuts)
+    least : int
+        Blocks of a stage.
+    """
+    n_tiers, n_nodes = node_class.shape[1:]
+    n_cuts = held.shape[0]
+    group_start = np.zeros(n_tiers + 1, np.int64)
+    group_class = np.empty(n_tiers * n_nodes, np.int64)
+    group_bytes, group_size = np.empty(n_tiers * n_nodes), np.empty(n_tiers * n_nodes)
+    links = np.zeros((n_tiers, n_cuts))
+    cut_kind = np.arange(n_cuts)
+    # of a network of all tiers; one of fewer reads the last ones
+    cut_min = np.zeros(n_tiers + 1, np.int64)
+    cut_max = np.full(n_tiers + 1, n_cuts - 1)
+    cut_min[n_tiers], cut_max[0] = n_cuts - 1, 0
+    leasts, mosts = np.full(n_tiers, least), np.full(n_tiers, n_cuts - 1)
+    for network in range(first, end):
+        used = 0
+        for k in range(n_tiers):
+            group_start[k + 1] = group_nodes(
+                node_class[network, k],
+                node_bytes[network, k],
+                group_start[k],
+                group_class,
+                group_bytes,
+                group_size,
+            )
+            if group_start[k + 1] > group_start[k]:
+                used = k + 1
+        for g in range(group_start[used]):
+            group_bytes[g] *= 1 + slack
+        row = network if len(link_s) > 1 else 0
+        for k in range(used - 1):
+            links[k] = link_s[row, k]
+        links[used - 1] = 0.0
+        chain = Chain(
+            spent,
+            held,
+            0.0,
+            group_start[: used + 1],
+            group_class,
+            group_bytes,
+            group_size,
+            links[:used],
+            links[:used],
+            cut_kind,
+            cut_min[n_tiers - used :],
+            cut_max[: used + 1],
+            leasts[:used],
+            mosts[:used],
+            rule,
+            overlap,
+        )
+        bottleneck[network], _ = min_bottleneck(chain, cuts[network, : used + 1])
+        cuts[network, used + 1 :] = n_cuts - 1
+        if bottleneck[network] == np.inf:
+            cuts[network] = -1
 
 
 @kernel
@@ -571,3 +705,11 @@ def warm_up():
     min_bottleneck(chain, cuts)
     min_sum(chain, np.inf, cuts, True)
     bottleneck_s(chain, cuts)
+    nodes = np.zeros((1, 2, 1), ints)
+    room, links = np.ones((1, 2, 1)), np.zeros((1, 1, 3))
+    for array in (nodes, room, links):
+        array.setflags(write=False)
+    found, value = np.zeros((1, 3), ints), np.zeros(1)
+    min_bottlenecks(
+        spent, spent[0], 0.0, nodes, room, links, 1, FASTEST, False, 0, 1, found, value
+    )

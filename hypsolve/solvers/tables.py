@@ -52,20 +52,24 @@ def node_groups(instance: Instance) -> Groups:
 
 def spent_s(instance: Instance) -> Array:
     """Reference seconds before each cut, as sum and rest: shape (n_classes, n_cuts, 2)."""
-    return _sums_and_rests(instance.reference_kind_s, instance.block_kind)
+    return sums_and_rests(instance.reference_kind_s, instance.block_kind)
 
 
 def held_bytes(instance: Instance) -> Array:
     """Bytes before each cut, as sum and rest: shape (n_cuts, 2)."""
-    every = np.arange(instance.n_blocks)
-    every.setflags(write=False)
-    return _sums_and_rests(instance.block_bytes[None, :], every)[0]
+    return sums_and_rests(instance.block_bytes[None, :])[0]
 
 
-def _sums_and_rests(values: Array, kind: IntArray) -> Array:
-    """Sums of ``values[:, kind]``; both as an instance holds them, contiguous and read-only."""
+def sums_and_rests(values: Array, kind: IntArray | None = None) -> Array:
+    """Sums before each cut of ``values[:, kind]``, as sum and rest: (n_rows, n_cuts, 2).
+
+    Both are as an instance holds them, contiguous and read-only; kind: all, in order.
+    """
     from hypsolve.kernels import split
 
+    if kind is None:
+        kind = np.arange(values.shape[1])
+        kind.setflags(write=False)
     sums = np.empty((values.shape[0], len(kind) + 1, 2))  # numpy asks for huge pages
     split.add_up(values, kind, sums)
     return sums
