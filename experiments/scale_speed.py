@@ -187,3 +187,30 @@ def batch(size: str) -> list[dict[str, Any]]:
         what = f"solve_many, 42 blocks on {n_networks:,} networks of 3 to 5 tiers, {threads}"
         rows.append(row(f"{what}: per plan", times_us, "us", target_us))
     return rows
+
+
+PEERS = ("even_split", "memory_proportional", "speed_proportional", "torchgpipe")
+
+
+def peers(size: str) -> list[dict[str, Any]]:
+    """Time rules in use on the chains that HypSplit-DP gets, in turn, and compare bottlenecks.
+
+    Without memory limits, so that every rule has an answer.
+    """
+    from hypsolve import METHODS, evaluate
+
+    repeats = {"quick": 3, "default": 7, "full": 31}[size]
+    rows = []
+    for n_blocks, n_tiers in ((42, 3), (1000, 8), (100_000, 8)):
+        roomy = _long_instance(n_blocks, n_tiers)
+        instance = roomy.replace(node_bytes=np.full(roomy.n_nodes, 1e12))
+        own = partial(METHODS["hypsplit_dp"].function, instance, time_limit_s=60, seed=0)
+        best_s = evaluate(instance, own().partition)
+        for name in PEERS:
+            peer = partial(METHODS[name].function, instance, time_limit_s=60, seed=0)
+            ratio = evaluate(instance, peer().partition) / best_s
+            times = [timed_s(peer) / timed_s(own) for _ in range(repeats)]
+            what = f"{name} / hypsplit_dp, {n_blocks:,} blocks, {n_tiers} tiers"
+            rows.append(row(f"{what}: time", times, "times"))
+            rows.append(row(f"{what}: bottleneck", [ratio], "times"))
+    return rows

@@ -226,6 +226,7 @@ TASKS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
     "growth": scale_speed.growth,
     "decision": scale_speed.decisions,
     "batch": scale_speed.batch,
+    "peers": scale_speed.peers,
 }
 
 
