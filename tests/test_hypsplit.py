@@ -5,6 +5,7 @@ import math
 from fractions import Fraction
 
 import numpy as np
+import oracles
 import pytest
 import strategies
 from hypothesis import given
@@ -19,6 +20,7 @@ from hypsolve import (
     check,
     pareto_frontier,
     solve,
+    verify_certificate,
 )
 from hypsolve.evaluation import bottleneck_s, node_stage_s, path_s, stage_s
 from hypsolve.kernels.warm import warm
@@ -186,17 +188,37 @@ def test_a_greedy_trial_decides_as_a_full_one(instance, eighths, limit):
             trials.check(tau / 8)
 
 
+def least_bottlenecks(instance):
+    """By either search: as a short chain is searched, and as a long one."""
+    from hypsolve.kernels import split
+
+    warm("split")
+    chain = chain_of(instance)
+    for narrow in (False, True):
+        cuts = np.zeros(instance.n_tiers + 1, int)
+        found_s, _ = split.search(chain, narrow, cuts)
+        if found_s < math.inf:
+            assert not check(instance, Partition(tuple(cuts.tolist())))
+            assert split.bottleneck_s(chain, cuts) == found_s
+        yield found_s
+
+
+@given(strategies.instances(max_blocks=14, max_tiers=6, limits="always", wide=True))
+def test_either_search_is_the_quadratic_recurrence(instance):
+    best_s = float(oracles.best_by_recurrence(instance))
+    for found_s in least_bottlenecks(instance):
+        assert found_s == pytest.approx(best_s, rel=1e-12, abs=0)
+
+
 @given(
     seed=st.integers(0, 2**32 - 1),
     n_blocks=st.integers(60, 300),
     allow_empty=st.booleans(),
     overlap=st.booleans(),
     rule=st.sampled_from(strategies.RULES),
-    steep=st.sampled_from([0.0, 0.1, 1.0, 10.0]),
+    steep=st.sampled_from([0.0, 0.1, 1.0, 10.0, 1e4]),
 )
-def test_the_search_of_a_long_chain_is_one_by_full_trials(
-    seed, n_blocks, allow_empty, overlap, rule, steep
-):
+def test_either_search_is_one_by_full_trials(seed, n_blocks, allow_empty, overlap, rule, steep):
     """Bisection by full trials in windows as wide as can be; links from none to most."""
     instance = long_chain(
         seed,
@@ -216,13 +238,30 @@ def test_the_search_of_a_long_chain_is_one_by_full_trials(
         trials.check(middle)
         success, value = trials.full(min(middle, math.nextafter(most, 0)))
         least, most = (least, value) if success else (value, most)
-    cuts = np.zeros(6, int)
-    found_s, _ = trials.split.min_bottleneck(trials.chain, cuts)
-    if most == 1e300:
-        assert found_s == math.inf
-    else:
-        assert found_s == pytest.approx(most, rel=1e-12)
-        assert trials.split.bottleneck_s(trials.chain, cuts) == found_s
+    best_s = math.inf if most == 1e300 else most
+    for found_s in least_bottlenecks(instance):
+        assert found_s == pytest.approx(best_s, rel=1e-12)
+
+
+@pytest.mark.parametrize("steep", [0.0, 1.0, 1e3])
+def test_a_chain_that_is_long_by_itself_is_the_quadratic_recurrence(steep):
+    from hypsolve.kernels import split
+
+    instance = long_chain(7, n_blocks=1100, n_tiers=4, allow_empty=steep > 1)
+    assert instance.n_tiers * (instance.n_blocks + 1) > split.LONG
+    instance = instance.replace(
+        reference_occupancy_kind_s=instance.reference_occupancy_kind_s * steep
+    )
+    link_s = instance.reference_link_s
+    best_s = quadratic(instance, np.maximum, lambda cost, k: cost + link_s[k])
+    assert solve(instance, "hypsplit_dp").objective_s == pytest.approx(best_s, rel=1e-12)
+
+
+def test_the_optimum_of_thousands_of_blocks_holds_in_fractions():
+    """The certificate's checker is the plain trial, in exact numbers."""
+    instance = long_chain(11, n_blocks=4000, n_tiers=12)
+    certificate = solve(instance, "hypsplit_dp").certificate
+    assert verify_certificate(instance, certificate) == []
 
 
 @given(

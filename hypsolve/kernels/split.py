@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hypsolve.kernels.jit import inlined, kernel, threaded_kernel
+from hypsolve.kernels.jit import bare_kernel, inlined, kernel, threaded_kernel
 
 POOLED, FASTEST, SLOWEST = 0, 1, 2
 FOUND, NONE, OPEN = 0, 1, 2  # how a greedy trial ends
-SMALL = 2**12  # cuts of all tiers
+LONG = 2**12  # cuts of all tiers beyond which a chain is long
 STRIDE = 16  # cuts that share one bound
-MOST = np.finfo(np.float64).max
+NO_LIMIT = np.finfo(np.float64).max
 
 
 class Chain(NamedTuple):
@@ -43,7 +43,7 @@ class Chain(NamedTuple):
     overlap: bool
 
 
-@kernel
+@bare_kernel
 def two_sum(a, b):
     """The rounded sum of two numbers, and exactly what the rounding left over (Knuth)."""
     total = a + b
@@ -51,7 +51,7 @@ def two_sum(a, b):
     return total, (a - (total - part)) + (b - part)
 
 
-@kernel
+@bare_kernel
 def add_up(values, kind, sums):
     """Fill `sums` (n_rows, n_cuts, 2) with the sums of ``values[:, kind]`` before each cut.
 
@@ -115,7 +115,7 @@ def with_link(chain, k, j, stage):
     return joined(chain, stage, chain.link_kind[k, chain.cut_kind[j]])
 
 
-@kernel
+@bare_kernel
 def bottleneck_s(chain, cuts):
     """Largest stage with its link."""
     worst = 0.0
@@ -156,7 +156,7 @@ def bracket(chain, k, i, first, end, hint, link, limit):
     return good, good_s, beyond, beyond_s
 
 
-@kernel
+@bare_kernel
 def farthest(chain, limit, high):
     """Fill `high` (n_tiers + 1,): the farthest cuts that stages of at most `limit` reach.
 
@@ -174,11 +174,12 @@ def farthest(chain, limit, high):
     return high[n_tiers] == n_blocks
 
 
-@kernel
+@bare_kernel
 def windows(chain, limit, low, high):
     """Fill `low`, `high` (n_tiers + 1,): cuts outside are on no solution of at most `limit`.
 
-    Links are left out. Returns False where no window is left.
+    Links are left out. What `high` holds before says where to look first. Returns False where
+    no window is left.
     """
     n_tiers = chain.least.shape[0]
     n_blocks = chain.held.shape[0] - 1
@@ -198,41 +199,86 @@ def windows(chain, limit, low, high):
         low[k + 1] = max(low[k + 1], low[k] + chain.least[k], chain.cut_min[k + 1])
     for k in range(n_tiers - 1, -1, -1):
         high[k] = min(high[k], high[k + 1] - chain.least[k], chain.cut_max[k])
-    return (low <= high).all()
+    any_left = True
+    for k in range(n_tiers + 1):
+        any_left &= low[k] <= high[k]
+    return any_left
 
 
-@kernel
-def least_links(chain, low, high, least):
-    """Fill `least` (n_tiers,): the least link behind each tier's window. Returns the largest.
-
-    The largest of all links of all windows, that is.
-    """
-    largest = 0.0
-    for k in range(least.shape[0]):
-        least[k] = np.inf
+@bare_kernel
+def least_links(chain, low, high, least_link):
+    """Fill `least_link` (n_tiers,): the least link behind each tier's window."""
+    for k in range(least_link.shape[0]):
+        least_link[k] = np.inf
         for j in range(low[k + 1], high[k + 1] + 1):
             link = chain.link_kind[k, chain.cut_kind[j]]
-            least[k] = min(least[k], link)
-            largest = max(largest, link)
-    return largest
+            least_link[k] = min(least_link[k], link)
 
 
-@kernel
+@inlined
+def least_above(chain, k, i, beyond, beyond_s, end, least_link, tau, rejected):
+    """The least of `rejected` and of the times above `tau` of stages to beyond..end - 1.
+
+    A stage is a bound for those that end behind it: the first of STRIDE cuts tells which of
+    them to look at, and with the least of links where to stop.
+    """
+    j, bound_s = beyond, beyond_s
+    while j < end:
+        time = with_link(chain, k, j, bound_s)
+        if tau < time < rejected:
+            rejected = time
+        if joined(chain, bound_s, least_link) >= rejected:
+            break
+        stop = min(j + STRIDE, end)
+        j += 1
+        while j < stop and with_link(chain, k, j, bound_s) >= rejected:
+            j += 1
+        if j < end:
+            bound_s = stage_s(chain, k, i, j)
+    return rejected
+
+
+@inlined
+def last_within(chain, k, i, first, last, tau, rejected):
+    """The last cut of first..last whose stage and link take at most `tau`.
+
+    Returns
+    -------
+    tuple of int, float and float
+        The cut (-1: none is) and its time; the least of `rejected` and of the times above
+        `tau` looked at on the way. The first of STRIDE cuts tells which to look at.
+    """
+    for top in range(last, first - 1, -STRIDE):
+        start = max(top - STRIDE + 1, first)
+        bound_s = stage_s(chain, k, i, start)
+        for j in range(top, start - 1, -1):
+            bound = with_link(chain, k, j, bound_s)
+            if bound > tau and bound >= rejected:
+                continue
+            time = with_link(chain, k, j, stage_s(chain, k, i, j))
+            if time <= tau:
+                return j, time, rejected
+            rejected = min(rejected, time)
+    return -1, np.inf, rejected
+
+
+@bare_kernel
 def greedy_trial(chain, tau, low, high, least_link, cuts):
     """Seek cuts with every stage at most `tau`, each as far as one may reach from the last.
 
     The farthest start is the best start of the next tier's farthest cut, so if these cuts fail
     all do: unless a tier must host so many blocks that a nearer start may reach a cut that the
-    farthest may not. Of a tier's cuts only those around the farthest are looked at: as many as
-    it takes to make up in blocks for what the link at another cut would save.
+    farthest may not. Most cuts of a window are not looked at: the least of links and one stage
+    in STRIDE rule them out.
 
     Parameters
     ----------
     low, high : ndarray of int, shape (n_tiers + 1,)
-        The windows of a limit above `tau`.
+        Windows of a limit above `tau`, or of `tau`.
     least_link : ndarray, shape (n_tiers,)
+        No more than the links of any cut in the windows.
     cuts : ndarray of int, shape (n_tiers + 1,)
-        Filled in; where to look first is what it holds before.
+        Filled in; what it holds before says where to look first.
 
     Returns
     -------
@@ -247,61 +293,25 @@ def greedy_trial(chain, tau, low, high, least_link, cuts):
         i = cuts[k]
         first = max(low[k + 1], i + chain.least[k])
         end = min(high[k + 1], i + chain.most[k]) + 1
-        # with the least of links: no cut from `beyond` on can be reached
+        # with the least of links: no cut from `beyond` = good + 1 on can be reached
         good, good_s, beyond, beyond_s = bracket(
             chain, k, i, first, end, cuts[k + 1], least_link[k], tau
         )
-        # beyond: the least time rejected; a stage is a bound for all that end behind it
-        j, least_s = beyond, beyond_s
-        while j < end:
-            time = with_link(chain, k, j, least_s)
-            if tau < time < rejected:
-                rejected = time
-            if joined(chain, least_s, least_link[k]) >= rejected:
-                break
-            stop = min(j + STRIDE, end)
-            j += 1
-            while j < stop and with_link(chain, k, j, least_s) >= rejected:
-                j += 1
-            if j < end:
-                least_s = stage_s(chain, k, i, j)
-        chosen = -1
+        rejected = least_above(chain, k, i, beyond, beyond_s, end, least_link[k], tau, rejected)
+        chosen, time = good, np.inf
         if good >= first:
             time = with_link(chain, k, good, good_s)
-            if time <= tau:
-                chosen = good
-                worst = max(worst, time)
-            elif time < rejected:
-                rejected = time
-        for last in range(good - 1, first - 1, -STRIDE):
-            if chosen >= 0:
-                break
-            start = max(last - STRIDE + 1, first)
-            least_s = 0.0
-            for at in range(last + 1, start - 1, -1):
-                j = at if at <= last else start  # first the bound for all of these
-                if at <= last:
-                    bound = with_link(chain, k, j, least_s)
-                    if bound > tau and bound >= rejected:
-                        continue
-                stage = stage_s(chain, k, i, j)
-                if at > last:
-                    least_s = stage
-                    continue
-                time = with_link(chain, k, j, stage)
-                if time <= tau:
-                    chosen = j
-                    worst = max(worst, time)
-                    break
-                if time < rejected:
-                    rejected = time
+        if time > tau:
+            rejected = min(rejected, time)
+            chosen, time, rejected = last_within(chain, k, i, first, good - 1, tau, rejected)
         if chosen < 0:
             return (NONE if i + chain.least[k] <= low[k + 1] else OPEN), rejected
+        worst = max(worst, time)
         cuts[k + 1] = chosen
     return FOUND, worst
 
 
-@kernel
+@bare_kernel
 def trial(chain, tau, low, high, start, reached, cuts):
     """Seek cuts with every stage at most `tau`.
 
@@ -339,7 +349,7 @@ def trial(chain, tau, low, high, start, reached, cuts):
     return True, bottleneck_s(chain, cuts)
 
 
-@kernel
+@bare_kernel
 def lay_out(low, high, start):
     """Place each boundary's window in one flat array; return its length."""
     length = 0
@@ -349,7 +359,7 @@ def lay_out(low, high, start):
     return length
 
 
-@kernel
+@bare_kernel
 def even_s(chain):
     """Seconds of all blocks if every node worked on them all the time, as fast as on all."""
     speed = 0.0
@@ -358,9 +368,36 @@ def even_s(chain):
     return 1.0 / speed
 
 
+@bare_kernel
+def bounds_without_links(chain, high):
+    """Two numbers between which the optimum would be if links took no time.
+
+    Within 1 in 10^3 of each other, if memory allows any solution. `high` is overwritten.
+    """
+    below, above = 0.0, 0.0
+    for c in range(chain.spent.shape[0]):
+        above = max(above, chain.spent[c, -1, 0] * (1 + 1e-9))  # 1 / (1 / t) may round up
+    while above - below > 1e-3 * above:
+        # down by orders of magnitude until both are of one
+        middle = above / 4 if above > 4 * below else below + (above - below) / 2
+        if not below < middle < above:  # neighbours
+            break
+        if farthest(chain, middle, high):
+            above = middle
+        else:
+            below = middle
+    return below, above
+
+
 @kernel
-def min_bottleneck(chain, cuts):
+def search(chain, narrow, cuts):
     """Fill `cuts` (n_tiers + 1,) with an optimal partition.
+
+    Parameters
+    ----------
+    narrow : bool
+        Begin at the optimum without links, in windows as narrow as it allows: pays in long
+        chains. Else at a guess, in windows that memory allows.
 
     Returns
     -------
@@ -368,87 +405,62 @@ def min_bottleneck(chain, cuts):
         The least bottleneck (inf: infeasible), and how many trials it took.
     """
     n_tiers = chain.least.shape[0]
-    low, high = np.empty(n_tiers + 1, np.int64), np.empty(n_tiers + 1, np.int64)
-    start, found = np.empty(n_tiers + 1, np.int64), np.empty(n_tiers + 1, np.int64)
+    low, high = np.zeros(n_tiers + 1, np.int64), np.zeros(n_tiers + 1, np.int64)
+    start, found = np.zeros(n_tiers + 1, np.int64), np.zeros(n_tiers + 1, np.int64)
     least_link = np.empty(n_tiers)
-    reached = np.empty(0, np.int32)  # laid out when the first full trial needs it
-
-    if not windows(chain, MOST, low, high):
-        return np.inf, 0
-    below, trials, found[:] = 0.0, 0, high
-    short = n_tiers * chain.held.shape[0] <= SMALL
-    if short:
-        # 1. a guess, and nothing depends on it: all nodes at work most of the time, and a link
-        least_links(chain, low, high, least_link)
-        tau, step = 1.2 * even_s(chain) + least_link.sum() / n_tiers, 0.15
-    else:
-        # 1. the optimum without links, to 1 in 10^3: a lower bound, and where to look first
-        tau, step = chain.spent[:, -1, 0].max() * (1 + 1e-9), 1e-3  # 1 / (1 / t) may round up
-        while tau - below > 1e-3 * tau:
-            # down by orders of magnitude until both are of one
-            middle = tau / 4 if tau > 4 * below else below + (tau - below) / 2
-            if not below < middle < tau:  # neighbours
-                break
-            if farthest(chain, middle, high):
-                tau = middle
-            else:
-                below = middle
-
-    # 2. a first solution, from there upwards, at last without a limit; the windows of a long
-    # chain are as narrow as the limit allows
-    bottleneck, state, largest_link = np.inf, NONE, 0.0
-    while state != FOUND:
-        if short or windows(chain, tau, low, high):
-            if not short:
-                largest_link = least_links(chain, low, high, least_link)
-            trials += 1
-            state, bottleneck = greedy_trial(chain, tau, low, high, least_link, found)
-            if state == OPEN:
-                reached = np.empty(lay_out(low, high, start), np.int32)
-                success, bottleneck = trial(chain, tau, low, high, start, reached, found)
-                state = FOUND if success else NONE
-        if state != FOUND:
-            if tau >= MOST or (short and bottleneck == np.inf):
-                return np.inf, trials
-            below = bottleneck if short else tau
-            tau = max(tau + step * (tau + largest_link), np.nextafter(tau, np.inf))
-            tau = max(tau, below)
-            step *= 2
-            if step > 10.0:
-                tau = MOST
-    cuts[:] = found
-
-    # 3. bisect: a success lowers the top to what it realised, a failure lifts the bottom to
-    # what it rejected; where the middle rounds to the top, try the bottom, or neighbours hang
-    windows_s, reached = MOST, np.empty(0, np.int32)
-    if not short:
-        windows(chain, bottleneck, low, high)
-        least_links(chain, low, high, least_link)
-        windows_s = bottleneck
+    reached = np.empty(0, np.int32)  # as long as the first full trial needs, if there is one
+    if narrow:
+        below, tau = bounds_without_links(chain, high)
+        step = 1e-3
+    else:  # a guess, and nothing depends on it
+        below, tau, step = 0.0, 1.2 * even_s(chain), 0.15
+    bottleneck, trials = np.inf, 0
+    limit, any_left = -1.0, False  # of the windows
     while below < bottleneck:
-        middle = below + (bottleneck - below) / 2
-        if middle >= bottleneck:
-            middle = below
-        trials += 1
-        state, time = greedy_trial(chain, middle, low, high, least_link, found)
-        if state == OPEN:
-            if bottleneck < windows_s or len(reached) == 0:
-                windows(chain, bottleneck, low, high)  # no longer than before
-                windows_s = bottleneck
+        if bottleneck < np.inf:
+            # bisect: a success lowers the top to what it realised, a failure lifts the bottom
+            # to what it rejected; where the middle rounds to the top, try the bottom, or
+            # neighbours hang
+            tau = below + (bottleneck - below) / 2
+            if tau >= bottleneck:
+                tau = below
+        elif limit < tau:  # of the first solution: it is not worth while to narrow them again
+            limit = tau if narrow else NO_LIMIT
+            any_left = windows(chain, limit, low, high)
+            if any_left:
+                least_links(chain, low, high, least_link)
+                found[:] = high
+        state, time = NONE, np.inf
+        if any_left:
+            trials += 1
+            state, time = greedy_trial(chain, tau, low, high, least_link, found)
+            if state == OPEN:
                 length = lay_out(low, high, start)
-                if len(reached) == 0:
+                if len(reached) < length:
                     reached = np.empty(length, np.int32)
-            success, time = trial(chain, middle, low, high, start, reached, found)
-            state = FOUND if success else NONE
+                success, time = trial(chain, tau, low, high, start, reached, found)
+                state = FOUND if success else NONE
         if state == FOUND:
             bottleneck = time
             cuts[:] = found
-        else:
-            below = time
+            continue
+        below = min(time, limit)
+        if below == NO_LIMIT:
+            break
+        if bottleneck == np.inf:  # upwards, at last without a limit
+            tau = max(tau + step * tau, np.nextafter(tau, np.inf), below)
+            step *= 2
+            if step > 10.0:
+                tau = NO_LIMIT
     return bottleneck, trials
 
 
-@kernel
+def min_bottleneck(chain, cuts):
+    """`search`, narrow if the chain is long."""
+    return search(chain, chain.least.shape[0] * chain.held.shape[0] > LONG, cuts)
+
+
+@bare_kernel
 def group_nodes(node_class, node_bytes, at, group_class, group_bytes, group_size):
     """Add a tier's groups of like nodes from `at` on, by class and bytes; return their end.
 
@@ -553,7 +565,7 @@ def min_bottlenecks(
             rule,
             overlap,
         )
-        bottleneck[network], _ = min_bottleneck(chain, cuts[network, : used + 1])
+        bottleneck[network], _ = search(chain, used * n_cuts > LONG, cuts[network, : used + 1])
         cuts[network, used + 1 :] = n_cuts - 1
         if bottleneck[network] == np.inf:
             cuts[network] = -1
@@ -623,7 +635,7 @@ def min_sum(chain, theta, cuts, with_stages):
     return best[n_cuts - 1]
 
 
-@kernel
+@bare_kernel
 def push(stack, value, depth, cut, total, rest):
     """Put a cut behind all that are not below it in value; return the new depth."""
     while depth > 0 and (
@@ -636,7 +648,7 @@ def push(stack, value, depth, cut, total, rest):
     return depth + 1
 
 
-@kernel
+@bare_kernel
 def first_at_or_behind(stack, depth, cut):
     """Position of the first entry at or behind a cut, `depth` if there is none."""
     bad, good = -1, depth
@@ -649,7 +661,7 @@ def first_at_or_behind(stack, depth, cut):
     return good
 
 
-@kernel
+@bare_kernel
 def first_below(chain, theta, k, first, end, j):
     """Smallest i of first..end - 1 whose stage i:j is below theta, else end."""
     bad, good = first - 1, end
@@ -662,7 +674,7 @@ def first_below(chain, theta, k, first, end, j):
     return good
 
 
-@kernel
+@bare_kernel
 def first_that_fits(chain, group, first, end, j):
     """Smallest i of first..end - 1 whose blocks i:j fit a node of the group, else end."""
     bad, good = first - 1, end
