@@ -136,6 +136,7 @@ def _decision_us(n_nodes: int, seed: int) -> tuple[float, float]:
         ticks = np.rint(expected_s * TICKS_PER_S).astype(np.int64)
         node = np.empty(n_each, np.int64)
         dispatch_s.append(timed_s(partial(router.dispatch, ticks, *tier._state, node)))
+        node.setflags(write=False)
         in_flight.append((node, ticks[np.arange(n_each), node_class[node]]))
         if len(in_flight) > 2 * n_nodes // n_each:
             node, own = in_flight.pop(0)

@@ -1,7 +1,5 @@
 """HypSched-RT for many nodes and many requests a call: `BatchDispatcher`."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -11,6 +9,7 @@ from hypsolve.kernels.warm import warm
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+MOST_CLASSES = 2**14  # each takes 4 kB, for its groups
 MOST_OUTSTANDING = 2**62  # ticks of all nodes: 136 years, so that they fit 64 bits
 
 
@@ -20,12 +19,13 @@ class BatchDispatcher:
     Nodes are numbers, 0..n_nodes - 1, none leaves or joins, and all can take any request. A
     choice costs O(n_groups + log n_nodes), a group being the nodes of one class and one rounded
     slowdown; a completion O(log n_nodes). Both are means over many. Not safe to share between
-    threads without a lock.
+    threads without a lock; each thread may have one of its own.
 
     Parameters
     ----------
     node_class : array_like of int, shape (n_nodes,)
-        Class of each node, 0..n_classes - 1. Nodes of a class have the same expected seconds.
+        Class of each node, from 0; at most 16384 classes. Nodes of a class have the same
+        expected seconds.
 
     Examples
     --------
@@ -39,10 +39,12 @@ class BatchDispatcher:
     [0, 0]
     """
 
-    def __init__(self, node_class: Sequence[int] | IntArray) -> None:
+    def __init__(self, node_class: ArrayLike) -> None:
         from hypsolve.kernels import router
 
-        classes = _whole_numbers("node_class", node_class)
+        classes = valid.wholes(
+            "batch dispatcher", "node_class", node_class, (None,), most=MOST_CLASSES - 1
+        )
         if not classes.size:
             raise ValueError(
                 "batch dispatcher: node_class must hold at least one node, got none"
@@ -57,9 +59,10 @@ class BatchDispatcher:
         self._nodes = np.zeros(len(classes), router.NODE).view(np.recarray)
         n_groups = min(len(classes), self._n_classes * n_steps)
         groups = np.zeros(n_groups, router.GROUP).view(np.recarray)
-        place = np.full((self._n_classes, n_steps), router.NIL)
+        place = np.full((self._n_classes, n_steps), router.NIL, np.int32)
         self._state = self._nodes, groups, place, np.zeros(1, np.int64)
-        router.join(classes, *self._state, self._factor)
+        order = np.argsort(classes, kind="stable")
+        router.join(classes, order, *self._state, self._factor)
 
     @property
     def outstanding_s(self) -> Array:
@@ -77,8 +80,8 @@ class BatchDispatcher:
         Parameters
         ----------
         expected_s : array_like, shape (n_requests, n_classes)
-            Seconds a request should take on an idle, healthy node of each class, in 0..2**20;
-            counted in ticks of 2**-30 s, at least one.
+            Seconds a request should take on an idle, healthy node of each class: positive, at
+            most 2**20, counted in ticks of 2**-30 s, at least one.
 
         Returns
         -------
@@ -128,12 +131,7 @@ class BatchDispatcher:
         """
         from hypsolve.kernels import router
 
-        nodes = _whole_numbers("node", node)
-        if nodes.size and nodes.max() >= self._n_nodes:
-            raise ValueError(
-                f"batch dispatcher: node must be below n_nodes = {self._n_nodes}, got"
-                f" {nodes.max()}"
-            )
+        nodes = valid.wholes("batch dispatcher", "node", node, (None,), most=self._n_nodes - 1)
         ticks = _ticks("expected_s", expected_s, nodes.shape)
         busy_ticks = (
             valid.reals("batch dispatcher", "busy_s", busy_s, nodes.shape) * TICKS_PER_S
@@ -160,16 +158,3 @@ def _ticks(field: str, seconds: ArrayLike, shape: tuple[int | None, ...]) -> Int
             f" {least if least <= 0 else most:g}"
         )
     return np.maximum(np.rint(expected_s * TICKS_PER_S), 1).astype(np.int64)
-
-
-def _whole_numbers(field: str, values: object) -> IntArray:
-    array = np.array(values)
-    if array.size and array.dtype.kind not in "iu":
-        raise TypeError(
-            f"batch dispatcher: {field} must hold whole numbers, got dtype {array.dtype}"
-        )
-    if array.ndim != 1:
-        raise ValueError(f"batch dispatcher: {field} must have shape (any), got {array.shape}")
-    if array.size and array.min() < 0:
-        raise ValueError(f"batch dispatcher: {field} must not be negative, got {array.min()}")
-    return array.astype(np.int64)

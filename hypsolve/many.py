@@ -15,7 +15,7 @@ from hypsolve.solvers.tables import sums_and_rests
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-PARTS_PER_THREAD = 8  # the slowest thread is waited for less long
+PARTS_PER_THREAD = 8  # so that the slowest thread is waited for less long
 NETWORKS_PER_THREAD = 250  # fewer take less time than a thread takes to start
 
 
@@ -54,7 +54,8 @@ def solve_many(
     """Partition one model over each of many networks at the least bottleneck, exactly.
 
     The answers are those of ``solve(instance, "hypsplit_dp")`` for each network's instance; a
-    hundred thousand and more a second. For other objectives, pins and proofs take `solve`.
+    hundred thousand and more a second. For other objectives, pins, tied weights and proofs take
+    `solve`. Safe to call from several threads at once.
 
     Parameters
     ----------
@@ -107,9 +108,7 @@ def solve_many(
     sizes = valid.reals("solve_many", "block_bytes", block_bytes, (n_blocks,))
     classes = _node_classes(node_class, n_classes)
     n_networks, n_tiers, _ = classes.shape
-    room = valid.reals(
-        "solve_many", "node_bytes", _spread(node_bytes, classes.shape), classes.shape
-    )
+    room = valid.reals("solve_many", "node_bytes", _room(node_bytes, classes), classes.shape)
     links = np.zeros((1, n_tiers - 1, n_blocks + 1)) if transfer_s is None else transfer_s
     links_s = valid.reals("solve_many", "transfer_s", links, (None, n_tiers - 1, n_blocks + 1))
     if len(links_s) not in (1, n_networks):
@@ -120,9 +119,8 @@ def solve_many(
     rule = valid.one_of("solve_many", "stage_rule", stage_rule, StageRule)
     least = 0 if valid.flag("solve_many", "allow_empty", allow_empty) else 1
     overlap = valid.flag("solve_many", "overlap", overlap)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if n_threads is None:
-        n_threads = min(cores or 1, n_networks // NETWORKS_PER_THREAD + 1)
+        n_threads = min(_n_cores(), n_networks // NETWORKS_PER_THREAD + 1)
     n_threads = valid.whole("solve_many", "n_threads", n_threads, least=1)
 
     warm("split")
@@ -139,35 +137,31 @@ def solve_many(
             *model, classes, room, links_s, *rules, first, end, cuts, bottleneck_s
         )
 
-    n_parts = n_threads * PARTS_PER_THREAD
-    ends = [n_networks * p // n_parts for p in range(n_parts + 1)]
     if n_threads == 1:
         part(0, n_networks)
     else:
+        n_parts = max(min(n_threads * PARTS_PER_THREAD, n_networks), 1)
+        ends = [n_networks * p // n_parts for p in range(n_parts + 1)]
         with ThreadPoolExecutor(n_threads) as pool:
             list(pool.map(part, ends[:-1], ends[1:]))
     return Plans(cuts, bottleneck_s)
 
 
+def _n_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _node_classes(node_class: ArrayLike, n_classes: int) -> IntArray:
     """Check shape, classes, and that tiers without a node come last."""
-    given = np.array(node_class)
-    if given.size and given.dtype.kind not in "iu":
-        raise TypeError(
-            f"solve_many: node_class must hold whole numbers, got dtype {given.dtype}"
-        )
-    if given.ndim != 3 or not given.shape[1]:
+    classes = valid.wholes(
+        "solve_many", "node_class", node_class, (None, None, None), least=-1, most=n_classes - 1
+    )
+    if not classes.shape[1]:
         raise ValueError(
-            "solve_many: node_class must have shape (n_networks, n_tiers, n_nodes) with at"
-            f" least one tier, got {given.shape}"
-        )
-    classes = np.ascontiguousarray(given, np.int64)
-    classes.setflags(write=False)
-    if classes.size and not -1 <= classes.min() <= classes.max() < n_classes:
-        worst = classes.min() if classes.min() < -1 else classes.max()
-        raise ValueError(
-            f"solve_many: node_class must be below n_classes = {n_classes}, or -1 for no node,"
-            f" got {worst}"
+            f"solve_many: node_class must hold at least one tier, got shape {classes.shape}"
         )
     has_node: NDArray[np.bool_] = np.any(classes >= 0, axis=2)
     bad: NDArray[np.bool_] = ~has_node[:, 0]
@@ -182,9 +176,10 @@ def _node_classes(node_class: ArrayLike, n_classes: int) -> IntArray:
     return classes
 
 
-def _spread(values: ArrayLike, shape: tuple[int, ...]) -> ArrayLike:
-    """Broadcast, if possible; if not, the check of the shape says so."""
+def _room(node_bytes: ArrayLike, classes: IntArray) -> ArrayLike:
+    """Bytes of each node, 0 where there is none; another shape is left to the check."""
     try:
-        return np.broadcast_to(np.asarray(values), shape)
+        given = np.asarray(node_bytes)
+        return np.where(classes >= 0, given, np.zeros((), given.dtype))
     except ValueError:
-        return values
+        return node_bytes

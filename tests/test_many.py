@@ -6,7 +6,8 @@ import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypsolve import Instance, Status, solve, solve_many
+from hypsolve import Instance, Status, evaluate, solve_many
+from hypsolve.solvers.hypsplit import hypsplit_dp
 
 
 def instance_of(given, network, **rules):
@@ -24,19 +25,24 @@ def instance_of(given, network, **rules):
     )
 
 
-def assert_same_one_by_one(given, **rules):
-    plans = solve_many(**given, **rules)
+def assert_same_one_by_one(given, n_threads=None, **rules):
+    """To the last bit: what is proved is the same number, not only a close one."""
+    plans = solve_many(**given, n_threads=n_threads, **rules)
+    assert len(plans) == len(given["node_class"])
     for network in range(len(plans)):
-        result = solve(instance_of(given, network, **rules), "hypsplit_dp")
+        instance = instance_of(given, network, **rules)
+        outcome = hypsplit_dp(instance, time_limit_s=60, seed=0)
         cuts, bottleneck_s = plans.cuts[network].tolist(), plans.bottleneck_s[network]
-        if result.status is Status.INFEASIBLE:
+        if outcome.status is Status.INFEASIBLE:
             assert bottleneck_s == np.inf
             assert set(cuts) == {-1}
         else:
-            assert bottleneck_s == pytest.approx(result.objective_s, rel=1e-12)
-            n_used = result.instance.n_tiers + 1
-            assert tuple(cuts[:n_used]) == result.partition.cuts
-            assert set(cuts[n_used:]) <= {result.instance.n_blocks}
+            n_used = instance.n_tiers + 1
+            assert tuple(cuts[:n_used]) == outcome.partition.cuts
+            assert set(cuts[n_used:]) <= {instance.n_blocks}
+            assert bottleneck_s == outcome.certificate.value_s
+            assert bottleneck_s == pytest.approx(evaluate(instance, outcome.partition))
+    return plans
 
 
 @st.composite
@@ -75,8 +81,9 @@ def test_answers_are_those_of_solve(given, rule, allow_empty, overlap):
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_answers_are_those_of_solve_on_a_long_model_and_many_threads(n_threads):
+    """A chain of five tiers is long here, one of three is not."""
     rng = np.random.default_rng(0)
-    n_networks, n_blocks = 20, 120
+    n_networks, n_blocks = 20, 1000
     node_class = rng.integers(-1, 4, (n_networks, 5, 3))
     node_class[:, :, 0] = rng.integers(0, 4, (n_networks, 5))
     node_class[::2, 3:] = -1
@@ -84,14 +91,11 @@ def test_answers_are_those_of_solve_on_a_long_model_and_many_threads(n_threads):
         "block_s": rng.lognormal(0, 1, (4, n_blocks)),
         "block_bytes": rng.uniform(1, 4, n_blocks),  # do not add up exactly
         "node_class": node_class,
-        "node_bytes": rng.uniform(40, 200, (n_networks, 5, 3)),
-        "transfer_s": rng.exponential(5, (n_networks, 4, n_blocks + 1)),
+        "node_bytes": rng.uniform(300, 1300, (n_networks, 5, 3)),
+        "transfer_s": rng.exponential(40, (n_networks, 4, n_blocks + 1)),
     }
-    plans = solve_many(**given, n_threads=n_threads)
-    for network in range(n_networks):
-        result = solve(instance_of(given, network), "hypsplit_dp")
-        assert plans.bottleneck_s[network] == pytest.approx(result.objective_s, rel=1e-12)
-    assert np.isfinite(plans.bottleneck_s).any()
+    plans = assert_same_one_by_one(given, n_threads)
+    assert 0 < np.isfinite(plans.bottleneck_s).sum() < n_networks
 
 
 GOOD = {
@@ -102,10 +106,18 @@ GOOD = {
 }
 
 
-def test_no_network_is_no_error_and_one_size_fits_all_nodes():
+def test_one_size_fits_all_nodes_and_no_size_is_asked_for_where_there_is_none():
     assert solve_many(**GOOD).bottleneck_s.tolist() == [2.0] * 3
-    empty = solve_many(**GOOD | {"node_class": np.zeros((0, 2, 1), int)})
+    classes, sizes = [[[0, -1], [-1, -1]]], [[[2, np.nan], [-1, np.inf]]]
+    alone = solve_many(**GOOD | {"node_class": classes, "node_bytes": sizes})
+    assert alone.cuts.tolist() == [[0, 2, 2]]
+
+
+@pytest.mark.parametrize("n_threads", [None, 1, 2, 10**6])
+def test_no_network_is_no_error_and_threads_may_be_many(n_threads):
+    empty = solve_many(**GOOD | {"node_class": np.zeros((0, 2, 1), int)}, n_threads=n_threads)
     assert empty.cuts.shape == (0, 3)
+    assert solve_many(**GOOD, n_threads=n_threads).bottleneck_s.tolist() == [2.0] * 3
 
 
 @pytest.mark.parametrize(
@@ -116,9 +128,16 @@ def test_no_network_is_no_error_and_one_size_fits_all_nodes():
         ({"block_s": [[1.0, -1]]}, ValueError, "block_s must be finite and not neg"),
         ({"block_bytes": [1]}, ValueError, r"block_bytes must have shape \(2\), got \(1,\)"),
         ({"node_class": [[0.5]]}, TypeError, "node_class must hold whole numbers, got dtype f"),
-        ({"node_class": [[0]]}, ValueError, r"node_class must have shape \(n_networks"),
-        ({"node_class": [[[2]]]}, ValueError, "node_class must be below n_classes = 2.* 2"),
-        ({"node_class": [[[-2]]]}, ValueError, "node_class must be below .*, got -2"),
+        ({"node_class": [[0]]}, ValueError, r"node_class must have shape \(any, any, any"),
+        ({"node_class": [[[0], [0, 1]]]}, ValueError, "node_class must be a rectangular array"),
+        ({"node_class": np.zeros((1, 0, 1), int)}, ValueError, "must hold at least one tier"),
+        ({"node_class": np.zeros((1, 1, 0), int)}, ValueError, "none in tier 0 of network 0"),
+        ({"node_class": [[[2]]]}, ValueError, r"must be from -1 to 1, got 2 at index \[0, 0"),
+        ({"node_class": [[[-2]]]}, ValueError, "node_class must be from -1 .*, got -2"),
+        ({"node_class": np.full((1, 1, 1), 2**64 - 1)}, ValueError, "got 18446744073709551615"),
+        ({"node_bytes": True}, TypeError, "node_bytes must hold numbers, got dtype bool"),
+        ({"node_bytes": "4"}, TypeError, "node_bytes must hold numbers, got dtype <U"),
+        ({"node_bytes": [[1], [1, 2]]}, ValueError, "node_bytes must be a rectangular array"),
         ({"node_class": [[[0], [0]], [[-1], [0]]]}, ValueError,
          "no tier without a node before one with, got none in tier 0 of network 1"),
         ({"node_bytes": [1, 2, 3, 4]}, ValueError, r"node_bytes must have shape \(3, 2, 1\)"),

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from hypsolve.kernels.jit import kernel
+from hypsolve.kernels.jit import bare_kernel as kernel
 
 NIL = -1
 WEIGHT = 0.2  # as in `hypsolve.dispatcher`, which says why
@@ -99,7 +99,7 @@ def _set_root(nodes, groups, g, root):
 @kernel
 def _leave(nodes, groups, place, n_groups, n):
     """Take node n out of its group; an empty group gives its place to the last one."""
-    g = place[nodes[n].kind, nodes[n].step + MOST_STEPS]
+    g = np.int64(place[nodes[n].kind, nodes[n].step + MOST_STEPS])
     root = np.int64(groups[g].root)
     if root == n:
         root = _release(nodes, n)
@@ -121,7 +121,7 @@ def _leave(nodes, groups, place, n_groups, n):
 def _enter(nodes, groups, place, n_groups, factor, n):
     """Put node n, which is in no heap, into its group."""
     at = nodes[n].step + MOST_STEPS
-    g = place[nodes[n].kind, at]
+    g = np.int64(place[nodes[n].kind, at])
     if g != NIL:
         _set_root(nodes, groups, g, _meld(nodes, np.int64(groups[g].root), n))
         return
@@ -134,27 +134,26 @@ def _enter(nodes, groups, place, n_groups, factor, n):
 
 
 @kernel
-def join(node_class, nodes, groups, place, n_groups, factor):
-    """Let all nodes join, idle and with slowdown 1.
+def join(node_class, order, nodes, groups, place, n_groups, factor):
+    """Let all nodes join, idle and with slowdown 1; `order` has them by class, then number.
 
     Each class is a binary tree to begin with: in one level, the first choice would take long.
     """
-    members = np.empty(len(node_class), np.int64)
-    for kind in range(len(place)):
-        size = 0
-        for n in range(len(node_class)):
-            if node_class[n] == kind:
-                members[size] = n
-                size += 1
-        for at in range(size - 1, -1, -1):
-            n = members[at]
+    first = 0
+    while first < len(order):
+        kind, end = node_class[order[first]], first
+        while end < len(order) and node_class[order[end]] == kind:
+            end += 1
+        for at in range(end - 1, first - 1, -1):
+            n = order[at]
             nodes[n].backlog, nodes[n].ratio = 0, 1.0
             nodes[n].kind, nodes[n].step = kind, 0
             nodes[n].next = nodes[n].before = nodes[n].child = NIL
-            for below in range(min(2 * at + 2, size - 1), 2 * at, -1):
-                _meld(nodes, n, members[below])
-        if size > 0:
-            _enter(nodes, groups, place, n_groups, factor, members[0])
+            below = first + 2 * (at - first) + 1
+            for child in range(min(below + 1, end - 1), below - 1, -1):
+                _meld(nodes, n, order[child])
+        _enter(nodes, groups, place, n_groups, factor, order[first])
+        first = end
 
 
 @kernel
@@ -164,7 +163,7 @@ def dispatch(own_ticks, nodes, groups, place, n_groups, node):
     `own_ticks` (n_requests, n_classes): what an idle, healthy node of each class would take.
     """
     for r in range(len(own_ticks)):
-        best, best_value = 0, np.inf
+        best, best_value = np.int64(0), np.inf
         for g in range(n_groups[0]):
             value = (groups[g].backlog + own_ticks[r, groups[g].kind]) * groups[g].factor
             if value < best_value or (
@@ -204,7 +203,7 @@ def complete(node, ticks, busy_ticks, nodes, groups, place, n_groups, factor):
             _enter(nodes, groups, place, n_groups, factor, n)
             continue
         nodes[n].backlog -= ticks[job]
-        g = place[nodes[n].kind, step + MOST_STEPS]
+        g = np.int64(place[nodes[n].kind, step + MOST_STEPS])
         root = np.int64(groups[g].root)
         if root != n:
             _cut_off(nodes, n)
@@ -216,13 +215,14 @@ def complete(node, ticks, busy_ticks, nodes, groups, place, n_groups, factor):
 def warm_up() -> None:
     """Compile every kernel of this file, with the types the product calls it with."""
     nodes, groups = np.zeros(1, NODE).view(np.recarray), np.zeros(1, GROUP).view(np.recarray)
-    place = np.full((1, 2 * MOST_STEPS + 1), NIL)
-    n_groups, factor, node = (
+    place = np.full((1, 2 * MOST_STEPS + 1), NIL, np.int32)
+    n_groups, factor = np.zeros(1, np.int64), np.ones(2 * MOST_STEPS + 1)
+    ticks, node, checked = (
+        np.ones((1, 1), np.int64),
         np.zeros(1, np.int64),
-        np.ones(2 * MOST_STEPS + 1),
-        np.zeros(1, int),
+        np.zeros(1, np.int64),
     )
-    ticks = np.ones((1, 1), np.int64)
-    join(node, nodes, groups, place, n_groups, factor)
+    checked.setflags(write=False)
+    join(checked, node, nodes, groups, place, n_groups, factor)
     dispatch(ticks, nodes, groups, place, n_groups, node)
-    complete(node, ticks[0], np.ones(1), nodes, groups, place, n_groups, factor)
+    complete(checked, ticks[0], np.ones(1), nodes, groups, place, n_groups, factor)
