@@ -24,7 +24,7 @@ from hypsolve import (
 )
 from hypsolve.evaluation import bottleneck_s, node_stage_s, path_s, stage_s
 from hypsolve.kernels.warm import warm
-from hypsolve.solvers.heuristics import block_partition
+from hypsolve.solvers.heuristics import block_partition, least_spread
 from hypsolve.solvers.tables import chain_of, stage_table
 
 
@@ -391,6 +391,64 @@ def test_block_partition_keeps_its_theorem(seed):
     scaled = (weights - weights.min()) / (weights.max() - weights.min())
     sums = [scaled[i:j].sum() for i, j in itertools.pairwise(cuts)]
     assert max(sums) - min(sums) <= 1 + 1e-9
+
+
+def kept_split(weights, n_parts):
+    """DeepSpeed's rule in plain words: (difference, largest, smallest, cuts) of each prefix."""
+    kept = {(0, 0): (0, 0, math.inf, (0,))}
+    for parts in range(1, n_parts + 1):
+        for end in range(parts, len(weights) + 1):
+            choices = []
+            for start in range(end):
+                if (parts - 1, start) not in kept:
+                    continue
+                _, largest, smallest, cuts = kept[parts - 1, start]
+                part = sum(weights[start:end])
+                high, low = max(largest, part), min(smallest, part)
+                choices.append((high - low, -start, high, low, (*cuts, end)))
+            difference, _, high, low, cuts = min(choices)
+            kept[parts, end] = (difference, high, low, cuts)
+    return list(kept[n_parts, len(weights)][3])
+
+
+@given(weights=st.lists(st.integers(0, 9), min_size=1, max_size=12), n_parts=st.integers(1, 5))
+def test_least_spread_keeps_the_split_that_deepspeed_keeps(weights, n_parts):
+    cuts = least_spread(np.array(weights, float), n_parts)
+    if len(weights) <= n_parts:
+        assert cuts == [min(part, len(weights)) for part in range(n_parts + 1)]
+    else:
+        assert cuts == kept_split(weights, n_parts)
+
+
+def test_deepspeeds_rule_may_miss_its_own_optimum():
+    """Parts of 1 and 6 are left, for of the first four blocks 2 | 2 | 5, 1 is not kept."""
+    assert least_spread(np.array([2.0, 2, 5, 1, 6]), 4) == [0, 2, 3, 4, 5]
+    sums = [2, 2, 5 + 1, 6]
+    assert max(sums) - min(sums) == 4
+
+
+@given(strategies.instances(max_blocks=7, max_tiers=4, memory=False, limits=False))
+def test_pipedream_has_the_least_bottleneck_of_its_own_model(instance):
+    """One speed, stages shared by a tier's nodes, one bandwidth: over all cuts."""
+    n_tiers, n_blocks = instance.n_tiers, instance.n_blocks
+    block_s = instance.reference_s[instance.node_class].mean(axis=0)
+    link_s = instance.reference_link_s.mean(axis=0) if n_tiers > 1 else np.zeros(n_blocks + 1)
+    n_nodes = np.bincount(instance.node_tier)
+
+    def bottleneck(cuts):
+        stages = [block_s[i:j].sum() / n for n, (i, j) in
+                  zip(n_nodes, itertools.pairwise(cuts), strict=True)]  # fmt: skip
+        return max([*stages, *(link_s[c] for c in cuts[1:-1])])
+
+    every = [
+        (0, *inner, n_blocks)
+        for inner in itertools.combinations_with_replacement(range(n_blocks + 1), n_tiers - 1)
+    ]
+    legal = [cuts for cuts in every if not check(instance, Partition(cuts))]
+    result = solve(instance, "pipedream")
+    assert (result.status is Status.INFEASIBLE) == (not legal)
+    if legal:
+        assert bottleneck(result.partition.cuts) == pytest.approx(min(map(bottleneck, legal)))
 
 
 def test_hypsplit_refuses_what_it_does_not_minimise():
