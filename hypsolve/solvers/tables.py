@@ -138,7 +138,6 @@ def chain_of(instance: Instance) -> "Chain":
     groups = node_groups(instance)
     transfer = instance.reference_transfer_kind_s
     full = instance.link_cost is LinkCost.FULL
-    none = np.zeros((1, transfer.shape[1]))  # the last tier has no outgoing link
     return split.Chain(
         spent=spent_s(instance),
         held=held_bytes(instance),
@@ -147,8 +146,8 @@ def chain_of(instance: Instance) -> "Chain":
         group_class=groups.node_class,
         group_bytes=groups.node_bytes * (1 + evaluation.memory_slack(instance)),
         group_size=groups.size,
-        link_kind=np.vstack((transfer if full else instance.reference_occupancy_kind_s, none)),
-        transfer_kind=np.vstack((transfer, none)),
+        link_kind=_and_none(transfer if full else instance.reference_occupancy_kind_s),
+        transfer_kind=_and_none(transfer),
         cut_kind=np.array(instance.cut_kind),
         cut_min=np.array(instance.cut_min),
         cut_max=np.array(instance.cut_max),
@@ -157,3 +156,10 @@ def chain_of(instance: Instance) -> "Chain":
         rule=getattr(split, instance.stage_rule.name),
         overlap=instance.overlap,
     )
+
+
+def _and_none(links: Array) -> Array:
+    """A row of zeros behind the links' rows: the last tier has no outgoing link."""
+    rows = np.zeros((len(links) + 1, links.shape[1]))
+    rows[:-1] = links
+    return rows
