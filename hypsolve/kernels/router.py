@@ -3,6 +3,9 @@
 Nodes of one class and one rounded slowdown are a group: of those the least backlog is best,
 whatever the request. A group is a pairing heap by (backlog, node), linked through the nodes'
 own records, for nodes change groups whenever their slowdown does.
+
+Backlogs are whole ticks, compared as floats times a factor: the plain rule chooses the same
+while a node has less than 2**52 of them (48 days). No two threads may share a state.
 """
 
 import math
@@ -12,8 +15,8 @@ import numpy as np
 from hypsolve.kernels.jit import bare_kernel as kernel
 
 NIL = -1
-WEIGHT = 0.2  # as in `hypsolve.dispatcher`, which says why
-STEPS = 16
+WEIGHT = 0.2  # as in `hypsolve.dispatcher`, and
+STEPS = 16  # so is this
 MOST_STEPS = 32 * STEPS  # either way: measured ratios stay within 2**-32..2**32
 NODE = np.dtype(
     [

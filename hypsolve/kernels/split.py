@@ -313,8 +313,9 @@ def greedy_trial(chain, tau, low, high, least_link, cuts):
 
 @bare_kernel
 def trial(chain, tau, low, high, start, reached, cuts):
-    """Seek cuts with every stage at most `tau`.
+    """Seek cuts with every stage at most `tau`, in every cut of every window.
 
+    The plain way: for what `greedy_trial` leaves open, and what tests hold it against.
     ``reached[start[k] + c - low[k]]`` is the largest reachable cut of boundary k at or before
     c, or -1: of all predecessors the largest is the best, as it shrinks time and bytes.
 
