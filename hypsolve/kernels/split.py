@@ -689,7 +689,10 @@ def first_that_fits(chain, group, first, end, j):
 
 
 def warm_up():
-    """Compile every kernel on a chain of two blocks over two tiers."""
+    """Compile the kernels on a chain of two blocks over two tiers; not `min_bottlenecks`.
+
+    That is compiled when it is first called: two seconds that only `solve_many` needs.
+    """
     ints, reals = np.int64, np.float64
     spent = np.zeros((1, 3, 2))
     values, kind = np.ones((1, 2)), np.arange(2)
@@ -718,11 +721,3 @@ def warm_up():
     min_bottleneck(chain, cuts)
     min_sum(chain, np.inf, cuts, True)
     bottleneck_s(chain, cuts)
-    nodes = np.zeros((1, 2, 1), ints)
-    room, links = np.ones((1, 2, 1)), np.zeros((1, 1, 3))
-    for array in (nodes, room, links):
-        array.setflags(write=False)
-    found, value = np.zeros((1, 3), ints), np.zeros(1)
-    min_bottlenecks(
-        spent, spent[0], 0.0, nodes, room, links, 1, FASTEST, False, 0, 1, found, value
-    )
