@@ -20,6 +20,8 @@ _NAMES = {
     "memory_proportional": "memory-proportional",
     "speed_proportional": "speed-proportional",
     "torchgpipe": "torchgpipe",
+    "deepspeed_balanced": "DeepSpeed balanced",
+    "pipedream": "PipeDream",
     "partition_cbc": "MILP CBC",
     "partition_highs": "MILP HiGHS",
     "partition_scip": "MILP SCIP",

@@ -9,11 +9,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from experiments import scale_speed
+from experiments.speed_rows import row, timed_s
 
 COLUMNS = (
     "task",
@@ -30,29 +33,6 @@ COLUMNS = (
 BACKENDS = ("partition_cbc", "partition_highs", "partition_cpsat", "partition_scip")
 _ROOT = Path(__file__).parent.parent
 _UNWANTED = ("ortools", "pulp", "highspy", "pandas", "matplotlib")
-
-
-def _row(
-    what: str, values: Sequence[float], unit: str, target: float | None = None
-) -> dict[str, Any]:
-    """A row of the table; a target is met if the median is below it."""
-    median = statistics.median(values)
-    met = "" if target is None else "yes" if median < target else "no"
-    return {
-        "what": what,
-        "target": "" if target is None else f"< {target:g} {unit}".rstrip(),
-        "min": min(values),
-        "median": median,
-        "unit": unit,
-        "repeats": len(values),
-        "met": met,
-    }
-
-
-def _timed_s(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def _table_instance(n_requests: int, n_blocks: int, n_tiers: int, n_nodes: int) -> Any:
@@ -100,8 +80,8 @@ def solve_time(size: str) -> list[dict[str, Any]]:
     instance = _chain()
     solve(instance, "hypsplit_dp")
     repeats = {"quick": 50, "default": 200, "full": 1000}[size]
-    times_ms = [1e3 * _timed_s(lambda: solve(instance, "hypsplit_dp")) for _ in range(repeats)]
-    return [_row("solve with hypsplit_dp, 42 blocks, 3 tiers of 4 nodes", times_ms, "ms", 1)]
+    times_ms = [1e3 * timed_s(lambda: solve(instance, "hypsplit_dp")) for _ in range(repeats)]
+    return [row("solve with hypsplit_dp, 42 blocks, 3 tiers of 4 nodes", times_ms, "ms", 1)]
 
 
 def kernel_time(size: str) -> list[dict[str, Any]]:
@@ -112,10 +92,10 @@ def kernel_time(size: str) -> list[dict[str, Any]]:
     hypsplit_dp(instance, time_limit_s=60, seed=0)
     repeats = {"quick": 10, "default": 30, "full": 200}[size]
     times_ms = [
-        1e3 * _timed_s(lambda: hypsplit_dp(instance, time_limit_s=60, seed=0))
+        1e3 * timed_s(lambda: hypsplit_dp(instance, time_limit_s=60, seed=0))
         for _ in range(repeats)
     ]
-    return [_row("HypSplit-DP, 4096 blocks, 32 tiers of 4 nodes", times_ms, "ms", 10)]
+    return [row("HypSplit-DP, 4096 blocks, 32 tiers of 4 nodes", times_ms, "ms", 10)]
 
 
 def milp_ratio(size: str) -> list[dict[str, Any]]:
@@ -140,7 +120,7 @@ def milp_ratio(size: str) -> list[dict[str, Any]]:
                 times.append(result.solve_time_s)
     own_s = times_s.pop("hypsplit_dp")
     return [
-        _row(
+        row(
             f"{method} / hypsplit_dp, 42 blocks, 3 tiers of 4 nodes",
             [t / statistics.median(own_s) for t in times],
             "times",
@@ -155,8 +135,8 @@ def dispatch(size: str) -> list[dict[str, Any]]:
     answers = [_in_process("dispatch") for _ in range(repeats)]
     what = "dispatch of 1,000,000 requests, 3 tiers of 8 nodes, HypSched-RT"
     return [
-        _row(what, [a["seconds"] for a in answers], "s", 3),
-        _row(f"{what}: peak memory", [a["peak_bytes"] / 1e9 for a in answers], "GB", 1),
+        row(what, [a["seconds"] for a in answers], "s", 3),
+        row(f"{what}: peak memory", [a["peak_bytes"] / 1e9 for a in answers], "GB", 1),
     ]
 
 
@@ -172,7 +152,7 @@ def import_ratio(size: str) -> list[dict[str, Any]]:
     base_s = statistics.median(times_s["numba"])
     ratios = [t / base_s for t in times_s["hypsolve"]]
     what = "import hypsolve / import numba, process time (numba is imported when first needed)"
-    return [_row(what, ratios, "times", 1.3)]
+    return [row(what, ratios, "times", 1.3)]
 
 
 def first_solve(size: str) -> list[dict[str, Any]]:
@@ -185,8 +165,8 @@ def first_solve(size: str) -> list[dict[str, Any]]:
         call_s.append(_in_process("first")["seconds"])
         start_s.append(time.perf_counter() - start)
     return [
-        _row("first hypsplit_dp solve in a fresh process, warm cache", call_s, "s", 3),
-        _row("the same with Python's start and imports", start_s, "s"),
+        row("first hypsplit_dp solve in a fresh process, warm cache", call_s, "s", 3),
+        row("the same with Python's start and imports", start_s, "s"),
     ]
 
 
@@ -197,9 +177,9 @@ def simulator(size: str) -> list[dict[str, Any]]:
     loaded = _simulated("batches", size)
     what = f"simulate {trace['what']}, 3 tiers of 8 nodes, {visits:,} events"
     return [
-        _row(what, trace["seconds"], "s", 10),
-        _row(f"{what}: per event", [1e9 * s / visits for s in trace["seconds"]], "ns", 333),
-        _row(
+        row(what, trace["seconds"], "s", 10),
+        row(f"{what}: per event", [1e9 * s / visits for s in trace["seconds"]], "ns", 333),
+        row(
             f"the same nodes under load, mean batch {loaded['mean_batch']:.1f}: per event",
             [1e9 * s / loaded["n_visits"] for s in loaded["seconds"]],
             "ns",
@@ -214,7 +194,7 @@ def simulator_against_simpy(size: str) -> list[dict[str, Any]]:
     base_s = statistics.median(answer["fast_s"])
     what = f"simulate / SimPy model, same scenario and trace, {answer['n_visits']:,} events"
     ratios = [base_s / slow_s for slow_s in answer["slow_s"]]
-    return [_row(what, ratios, "times", 1 / 50)]
+    return [row(what, ratios, "times", 1 / 50)]
 
 
 def simulator_memory(size: str) -> list[dict[str, Any]]:
@@ -224,11 +204,11 @@ def simulator_memory(size: str) -> list[dict[str, Any]]:
     tokens = _simulated("memory", f"{n}x160")["bytes"]
     requests = _simulated("memory", f"{10 * n}x16")["bytes"]
     return [
-        _row(f"simulate: peak memory, {n:,} requests, at 10 times the tokens", [tokens / one],
+        row(f"simulate: peak memory, {n:,} requests, at 10 times the tokens", [tokens / one],
              "times", 1.5),
-        _row(f"simulate: peak memory, {n:,} requests, at 10 times the requests",
+        row(f"simulate: peak memory, {n:,} requests, at 10 times the requests",
              [requests / one], "times", 12),
-        _row("simulate: peak memory per request", [requests / (10 * n) / 1e3], "kB"),
+        row("simulate: peak memory per request", [requests / (10 * n) / 1e3], "kB"),
     ]  # fmt: skip
 
 
@@ -242,6 +222,11 @@ TASKS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
     "simulate": simulator,
     "simpy": simulator_against_simpy,
     "simulate_memory": simulator_memory,
+    "chain": scale_speed.long_chain,
+    "growth": scale_speed.growth,
+    "decision": scale_speed.decisions,
+    "batch": scale_speed.batch,
+    "peers": scale_speed.peers,
 }
 
 
@@ -288,7 +273,7 @@ def _dispatch_here() -> dict[str, float]:
     instance = _table_instance(1_000_000, 42, 3, 8)
     partition = solve(instance, "hypsplit_dp").partition
     assert partition is not None
-    seconds = _timed_s(lambda: schedule(instance, partition, "hypsched_rt", seed=0))
+    seconds = timed_s(lambda: schedule(instance, partition, "hypsched_rt", seed=0))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"seconds": seconds, "peak_bytes": peak * (1 if sys.platform == "darwin" else 1024)}
 
@@ -297,7 +282,7 @@ def _first_here() -> dict[str, float]:
     from hypsolve import solve
 
     instance = _table_instance(1, 42, 3, 4)
-    return {"seconds": _timed_s(lambda: solve(instance, "hypsplit_dp"))}
+    return {"seconds": timed_s(lambda: solve(instance, "hypsplit_dp"))}
 
 
 if __name__ == "__main__":

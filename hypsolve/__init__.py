@@ -1,5 +1,6 @@
 """hypsolve: which tier hosts which blocks of an LLM, and which node serves which request."""
 
+from hypsolve.batch_dispatcher import BatchDispatcher
 from hypsolve.catalog import gpu, gpus, model, models
 from hypsolve.certificate import verify_certificate
 from hypsolve.cluster_files import read_helix, read_pipeedge
@@ -24,6 +25,7 @@ from hypsolve.events import Event, EventKind, draw_events, read_events
 from hypsolve.exporters import RUNTIMES, export
 from hypsolve.huggingface import read_model
 from hypsolve.io import load, save
+from hypsolve.many import Plans, solve_many
 from hypsolve.nearest import nearest_plan
 from hypsolve.network_file import NetworkFile, read_network, read_network_file
 from hypsolve.perfetto import write_perfetto
@@ -49,6 +51,7 @@ __all__ = [
     "POLICIES",
     "RUNTIMES",
     "WORKLOADS",
+    "BatchDispatcher",
     "Block",
     "Certificate",
     "CostModel",
@@ -71,6 +74,7 @@ __all__ = [
     "ParetoPoint",
     "Partition",
     "Plan",
+    "Plans",
     "Replan",
     "Request",
     "Requests",
@@ -113,6 +117,7 @@ __all__ = [
     "schema",
     "simulate",
     "solve",
+    "solve_many",
     "to_instance",
     "verify_certificate",
     "workload",

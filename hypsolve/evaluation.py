@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve import validation as valid
-from hypsolve.problem import Instance, Objective, StageRule
+from hypsolve.problem import Instance, LinkCost, Objective, StageRule
 from hypsolve.solution import Partition, Schedule, Violation
 from hypsolve.units import show_bytes
 
@@ -29,22 +29,36 @@ def can_hold(instance: Instance, tier: int, first: int, end: int) -> NDArray[np.
     capacity = instance.node_bytes[instance.nodes_of(tier)]
     if first == end:
         return np.ones(len(capacity), dtype=bool)
-    return stage_bytes(instance, first, end) <= capacity * (1 + memory_slack(instance))
+    need = stage_bytes(instance, first, end)
+    holds = need <= capacity
+    return holds if holds.all() else need <= capacity * (1 + memory_slack(instance))
 
 
 def memory_slack(instance: Instance) -> float:
     """Relative slack of memory limits: sums of whole bytes are exact, others rounded."""
-    exact = not (instance.block_bytes % 1).any() and instance.block_bytes.sum() <= 2**53
+    return bytes_slack(instance.block_bytes)
+
+
+def bytes_slack(block_bytes: Array) -> float:
+    """Relative slack of limits on sums of these."""
+    exact = block_bytes.sum() <= 2**53 and bool((block_bytes == np.rint(block_bytes)).all())
     return 0.0 if exact else RELATIVE_ERROR
 
 
 def node_stage_s(instance: Instance, tier: int, first: int, end: int) -> Array:
     """Reference seconds of blocks first:end on each node of a tier, whether they fit or not."""
-    kinds = np.bincount(
-        instance.block_kind[first:end], minlength=instance.reference_kind_s.shape[1]
-    )
-    per_class = [math.fsum(row) for row in (instance.reference_kind_s * kinds).tolist()]
-    return np.array(per_class)[instance.node_class[instance.nodes_of(tier)]]
+    kinds = instance.block_kind[first:end]
+    lowest = int(kinds.min()) if len(kinds) else 0
+    counts = np.bincount(kinds - lowest)
+    present = np.flatnonzero(counts)  # of a million kinds few are here
+    node_class = instance.node_class[instance.nodes_of(tier)].tolist()
+    spent_s = {
+        c: math.fsum(
+            (instance.reference_kind_s[c, lowest + present] * counts[present]).tolist()
+        )
+        for c in set(node_class)
+    }
+    return np.array([spent_s[c] for c in node_class])
 
 
 def stage_s(
@@ -85,7 +99,9 @@ def stage_s(
 
 def link_s(instance: Instance, link: int, cut: int) -> float:
     """What stage `link` pays its outgoing link in the bottleneck when it ends at `cut`."""
-    return float(instance.reference_link_s[link, cut])
+    full = instance.link_cost is LinkCost.FULL
+    kinds = instance.reference_transfer_kind_s if full else instance.reference_occupancy_kind_s
+    return float(kinds[link, instance.cut_kind[cut]])
 
 
 def bottleneck_s(instance: Instance, partition: Partition) -> float:

@@ -16,9 +16,11 @@ from hypsolve.solution import Outcome, Partition, Schedule, Status
 from hypsolve.solvers.cpsat import partition_cpsat
 from hypsolve.solvers.heft import heft
 from hypsolve.solvers.heuristics import (
+    deepspeed_balanced,
     even_split,
     heft_split,
     memory_proportional,
+    pipedream,
     speed_proportional,
     torchgpipe,
 )
@@ -75,6 +77,8 @@ METHODS: dict[str, Method] = {
     "memory_proportional": Method(memory_proportional, "partition", False),
     "speed_proportional": Method(speed_proportional, "partition", False),
     "torchgpipe": Method(torchgpipe, "partition", False),
+    "deepspeed_balanced": Method(deepspeed_balanced, "partition", False),
+    "pipedream": Method(pipedream, "partition", False),
     "heft_split": Method(heft_split, "partition", False),
     "partition_cbc": _exact(partition_cbc),
     "partition_highs": _exact(partition_highs),

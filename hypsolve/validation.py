@@ -126,19 +126,11 @@ def reals(
     if isinstance(values, np.ndarray) and not values.flags.writeable and values.base is None:
         array = values  # one of ours: checked again, but not copied
     else:
-        try:
-            array = np.array(values)
-        except ValueError:  # ragged nested lists
-            raise ValueError(f"{owner}: {field} must be a rectangular array") from None
+        array = _rectangle(owner, field, values)
     if array.dtype.kind not in "iuf" and array.size:
         raise TypeError(f"{owner}: {field} must hold numbers, got dtype {array.dtype}")
     array = np.asarray(array, dtype=np.float64, order="C")
-    fits = array.ndim == len(shape) and all(
-        want is None or want == got for want, got in zip(shape, array.shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{owner}: {field} must have shape ({wanted}), got {array.shape}")
+    _check_shape(owner, field, array, shape)
     if array.size and not (array.min() >= 0 and array.max() <= LARGEST):  # nan fails both
         bad = ~((array >= 0) & (array <= LARGEST))
         where = tuple(int(axis[0]) for axis in np.nonzero(bad))
@@ -151,3 +143,47 @@ def reals(
         array += 0.0  # -0.0 and 0.0 are one number, and have one digest
         array.setflags(write=False)
     return array
+
+
+def wholes(
+    owner: str,
+    field: str,
+    values: Any,
+    shape: tuple[int | None, ...],
+    *,
+    most: int,
+    least: int = 0,
+) -> NDArray[np.int64]:
+    """Return `values` as a read-only int64 array of `shape` (None: any length), least..most."""
+    array = _rectangle(owner, field, values)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{owner}: {field} must hold whole numbers, got dtype {array.dtype}")
+    _check_shape(owner, field, array, shape)
+    if array.size and not (array.min() >= least and array.max() <= most):
+        where = tuple(int(axis[0]) for axis in np.nonzero((array < least) | (array > most)))
+        raise ValueError(
+            f"{owner}: {field} must be from {least} to {most}, got {array[where]} at index"
+            f" {list(where)}"
+        )
+    array = np.asarray(array, dtype=np.int64, order="C")
+    array.setflags(write=False)
+    return array
+
+
+def _rectangle(owner: str, field: str, values: Any) -> NDArray[Any]:
+    """Return a copy of `values` as an array."""
+    try:
+        return np.array(values)
+    except ValueError:  # ragged nested lists
+        raise ValueError(f"{owner}: {field} must be a rectangular array") from None
+
+
+def _check_shape(
+    owner: str, field: str, array: NDArray[Any], shape: tuple[int | None, ...]
+) -> None:
+    fits = array.ndim == len(shape) and all(
+        want is None or want == got for want, got in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{owner}: {field} must have shape ({wanted}), got {array.shape}")

@@ -52,6 +52,7 @@ LAYERS = [
     },
     {"hypsolve.verify"},
     {"hypsolve.dispatch", "hypsolve.dispatcher"},
+    {"hypsolve.batch_dispatcher"},
     {
         "hypsolve.series",
         "hypsolve.trace",
@@ -63,7 +64,7 @@ LAYERS = [
     {"hypsolve.token_level"},
     {"hypsolve.simulation"},
     {"hypsolve.solvers"},
-    {"hypsolve.solve"},
+    {"hypsolve.solve", "hypsolve.many"},
     {"hypsolve.service"},
     {"hypsolve.latency_search"},
     {"hypsolve.ask"},
@@ -224,8 +225,10 @@ def kernels():
 @pytest.mark.skipif(numba.config.DISABLE_JIT, reason="the JIT is off")
 def test_a_kernel_is_compiled_for_one_set_of_types():
     """Used as the product does: warmed up, then on instances of every sort."""
+    from hypsolve.batch_dispatcher import BatchDispatcher
     from hypsolve.dispatch import POLICIES, schedule
     from hypsolve.kernels.warm import warm
+    from hypsolve.many import solve_many
     from hypsolve.solve import METHODS, solve
     from hypsolve.solvers.hypsplit import pareto_frontier
 
@@ -260,6 +263,12 @@ def test_a_kernel_is_compiled_for_one_set_of_types():
             simulate(
                 given.deployment, given.partition, policy, record_visits=True, **given.options
             )
+    networks = np.array([[[0, -1], [1, 0]]], np.int8)
+    for links in (None, np.ones((1, 1, 4), np.float32)):
+        solve_many(np.ones((2, 3), order="F"), [1, 1, 0.5], networks, 9, links, overlap=True)
+    router = BatchDispatcher(np.array([0, 1], np.uint8))
+    for _ in range(2):
+        router.complete(router.dispatch([[1, 1]]), [1.0], [3.0])
     found = kernels()
     assert found
     signatures = {name: len(kernel.signatures) for name, kernel in found.items()}

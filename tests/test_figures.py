@@ -269,9 +269,9 @@ def test_latency_ratio_tells_how_many_are_infeasible(frame, ax):
 
 
 def test_speed_table_draws_a_row_per_measurement(ax):
-    rows = [speed._row("a", [1.0, 2.0, 4.0], "ms", 3), speed._row("b", [7.0], "times")]
+    rows = [speed.row("a", [1.0, 2.0, 4.0], "ms", 3), speed.row("b", [7.0], "times")]
     assert [row["met"] for row in rows] == ["yes", ""]
-    assert speed._row("a", [4.0], "ms", 3)["met"] == "no"
+    assert speed.row("a", [4.0], "ms", 3)["met"] == "no"
     figures.speed_table(pd.DataFrame(rows), ax)
     texts = [cell.get_text().get_text() for cell in ax.tables[0].get_celld().values()]
     assert {"< 3 ms", "1 ms", "2 ms", "7 times", "repeats", "3"} <= set(texts)

@@ -2,9 +2,14 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
+import oracles
 import pytest
+import strategies
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hypsolve import (
     Instance,
@@ -15,10 +20,11 @@ from hypsolve import (
     check,
     pareto_frontier,
     solve,
+    verify_certificate,
 )
-from hypsolve.evaluation import bottleneck_s, path_s, stage_s
+from hypsolve.evaluation import bottleneck_s, node_stage_s, path_s, stage_s
 from hypsolve.kernels.warm import warm
-from hypsolve.solvers.heuristics import block_partition
+from hypsolve.solvers.heuristics import block_partition, least_spread
 from hypsolve.solvers.tables import chain_of, stage_table
 
 
@@ -130,6 +136,175 @@ def test_the_kernel_and_the_table_take_stages_as_evaluation_does(rule):
         assert split.bottleneck_s(chain, cuts) == pytest.approx(whole, rel=1e-13)
 
 
+class Trials:
+    """The trials of the kernel, greedy and full, in the windows of a limit."""
+
+    def __init__(self, instance, limit):
+        from hypsolve.kernels import split
+
+        warm("split")
+        self.split, self.chain = split, chain_of(instance)
+        self.low, self.high, self.start, self.cuts = np.zeros((4, instance.n_tiers + 1), int)
+        self.least_link = np.zeros(instance.n_tiers)
+        self.any_left = split.windows(self.chain, limit, self.low, self.high)
+        if self.any_left:
+            split.least_links(self.chain, self.low, self.high, self.least_link)
+            self.reached = np.zeros(
+                split.lay_out(self.low, self.high, self.start), dtype=np.int32
+            )
+
+    def full(self, tau):
+        """Whether some cuts stay within `tau`, and their bottleneck or what was rejected."""
+        window = self.low, self.high, self.start, self.reached
+        return self.split.trial(self.chain, tau, *window, self.cuts)
+
+    def greedy(self, tau):
+        window = self.low, self.high, self.least_link
+        return self.split.greedy_trial(self.chain, tau, *window, self.cuts)
+
+    def check(self, tau):
+        """The greedy trial decides as the full one does, or leaves it open."""
+        state, value = self.greedy(tau)
+        if state == self.split.FOUND:
+            assert value <= tau
+            assert self.split.bottleneck_s(self.chain, self.cuts) == value
+            assert self.full(tau)[0]
+        elif state == self.split.NONE:
+            assert value > tau
+            assert not self.full(tau)[0]
+            assert not self.full(math.nextafter(value, 0))[0]  # all up to it fail alike
+        return state
+
+
+@given(
+    instance=strategies.instances(max_blocks=8, limits="always"),
+    eighths=st.lists(st.integers(0, 40), min_size=1, max_size=4),
+    limit=st.sampled_from([5.0, 1e300]),
+)
+def test_a_greedy_trial_decides_as_a_full_one(instance, eighths, limit):
+    trials = Trials(instance, limit)
+    if trials.any_left:
+        for tau in eighths:
+            trials.check(tau / 8)
+
+
+def least_bottlenecks(instance):
+    """By either search: as a short chain is searched, and as a long one."""
+    from hypsolve.kernels import split
+
+    warm("split")
+    chain = chain_of(instance)
+    for narrow in (False, True):
+        cuts = np.zeros(instance.n_tiers + 1, int)
+        found_s, _ = split.search(chain, narrow, cuts)
+        if found_s < math.inf:
+            assert not check(instance, Partition(tuple(cuts.tolist())))
+            assert split.bottleneck_s(chain, cuts) == found_s
+        yield found_s
+
+
+@given(strategies.instances(max_blocks=14, max_tiers=6, limits="always", wide=True))
+def test_either_search_is_the_quadratic_recurrence(instance):
+    best_s = float(oracles.best_by_recurrence(instance))
+    for found_s in least_bottlenecks(instance):
+        assert found_s == pytest.approx(best_s, rel=1e-12, abs=0)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n_blocks=st.integers(60, 300),
+    allow_empty=st.booleans(),
+    overlap=st.booleans(),
+    rule=st.sampled_from(strategies.RULES),
+    steep=st.sampled_from([0.0, 0.1, 1.0, 10.0, 1e4]),
+)
+def test_either_search_is_one_by_full_trials(seed, n_blocks, allow_empty, overlap, rule, steep):
+    """Bisection by full trials in windows as wide as can be; links from none to most."""
+    instance = long_chain(
+        seed,
+        n_blocks,
+        stage_rule=rule,
+        allow_empty=allow_empty,
+        overlap=overlap,
+        least_blocks=[seed % 3 * 10] * 5,
+    )
+    instance = instance.replace(
+        reference_occupancy_kind_s=instance.reference_occupancy_kind_s * steep
+    )
+    trials = Trials(instance, 1e300)
+    least, most = 0.0, 1e300
+    while trials.any_left and least < most:
+        middle = least + (most - least) / 2
+        trials.check(middle)
+        success, value = trials.full(min(middle, math.nextafter(most, 0)))
+        least, most = (least, value) if success else (value, most)
+    best_s = math.inf if most == 1e300 else most
+    for found_s in least_bottlenecks(instance):
+        assert found_s == pytest.approx(best_s, rel=1e-12)
+
+
+@pytest.mark.parametrize("steep", [0.0, 1.0, 1e3])
+def test_a_chain_that_is_long_by_itself_is_the_quadratic_recurrence(steep):
+    from hypsolve.kernels import split
+
+    instance = long_chain(7, n_blocks=1100, n_tiers=4, allow_empty=steep > 1)
+    assert instance.n_tiers * (instance.n_blocks + 1) > split.LONG
+    instance = instance.replace(
+        reference_occupancy_kind_s=instance.reference_occupancy_kind_s * steep
+    )
+    link_s = instance.reference_link_s
+    best_s = quadratic(instance, np.maximum, lambda cost, k: cost + link_s[k])
+    assert solve(instance, "hypsplit_dp").objective_s == pytest.approx(best_s, rel=1e-12)
+
+
+def test_the_optimum_of_thousands_of_blocks_holds_in_fractions():
+    """The certificate's checker is the plain trial, in exact numbers."""
+    instance = long_chain(11, n_blocks=4000, n_tiers=12)
+    certificate = solve(instance, "hypsplit_dp").certificate
+    assert verify_certificate(instance, certificate) == []
+
+
+@given(
+    values=st.lists(st.sampled_from([0.0, 1e-9, 0.1, 1 / 3, 1.0, 1e9, 1e18]), max_size=80),
+    same=st.booleans(),
+)
+def test_prefix_sums_hold_twice_the_precision(values, same):
+    from hypsolve.kernels import split
+
+    warm("split")
+    table = np.array([values or [0.0], [1.0] * max(len(values), 1)])
+    kind = np.zeros(len(values), int) if same else np.arange(len(values))
+    for array in (table, kind):
+        array.setflags(write=False)
+    sums = np.full((2, len(values) + 1, 2), np.nan)
+    split.add_up(table, kind, sums)
+    exact = Fraction(0)
+    for c in range(len(values) + 1):
+        found = Fraction(sums[0, c, 0]) + Fraction(sums[0, c, 1])
+        assert abs(found - exact) <= exact / 2**95
+        if c < len(values):
+            exact += Fraction(table[0, kind[c]])
+    assert sums[1, -1].tolist() == [len(values), 0]
+
+
+def test_a_stage_of_a_million_kinds_of_block_is_scored_from_its_own():
+    """Its sum is of its own blocks' seconds, whatever kinds they are and however often."""
+    instance = long_chain(0, n_blocks=40)
+    kinds = np.random.default_rng(0).integers(5, 30, 40)
+    repeated = Instance.from_kinds(
+        kind_s=instance.kind_s,
+        block_kind=kinds,
+        block_bytes=instance.block_bytes,
+        transfer_kind_s=instance.transfer_kind_s,
+        occupancy_kind_s=instance.occupancy_kind_s,
+        cut_kind=instance.cut_kind,
+        tiers=[[(0, 1e9), (2, 1e9), (0, 1e9)]] * 5,
+    )
+    for i, j in itertools.combinations(range(0, 41, 5), 2):
+        exact = [math.fsum(instance.reference_s[c, kinds[i:j]]) for c in (0, 2, 0)]
+        assert node_stage_s(repeated, 1, i, j) == pytest.approx(exact, rel=1e-15)
+
+
 def test_infeasible_names_need_capacity_and_shortfall_of_each_tier():
     instance = Instance.from_tables(np.ones((1, 1, 4)), [5, 5, 5, 5], [[(0, 7)], [(0, 11)]])
     result = solve(instance, "hypsplit_dp")
@@ -216,6 +391,64 @@ def test_block_partition_keeps_its_theorem(seed):
     scaled = (weights - weights.min()) / (weights.max() - weights.min())
     sums = [scaled[i:j].sum() for i, j in itertools.pairwise(cuts)]
     assert max(sums) - min(sums) <= 1 + 1e-9
+
+
+def kept_split(weights, n_parts):
+    """DeepSpeed's rule in plain words: (difference, largest, smallest, cuts) of each prefix."""
+    kept = {(0, 0): (0, 0, math.inf, (0,))}
+    for parts in range(1, n_parts + 1):
+        for end in range(parts, len(weights) + 1):
+            choices = []
+            for start in range(end):
+                if (parts - 1, start) not in kept:
+                    continue
+                _, largest, smallest, cuts = kept[parts - 1, start]
+                part = sum(weights[start:end])
+                high, low = max(largest, part), min(smallest, part)
+                choices.append((high - low, -start, high, low, (*cuts, end)))
+            difference, _, high, low, cuts = min(choices)
+            kept[parts, end] = (difference, high, low, cuts)
+    return list(kept[n_parts, len(weights)][3])
+
+
+@given(weights=st.lists(st.integers(0, 9), min_size=1, max_size=12), n_parts=st.integers(1, 5))
+def test_least_spread_keeps_the_split_that_deepspeed_keeps(weights, n_parts):
+    cuts = least_spread(np.array(weights, float), n_parts)
+    if len(weights) <= n_parts:
+        assert cuts == [min(part, len(weights)) for part in range(n_parts + 1)]
+    else:
+        assert cuts == kept_split(weights, n_parts)
+
+
+def test_deepspeeds_rule_may_miss_its_own_optimum():
+    """Parts of 1 and 6 are left, for of the first four blocks 2 | 2 | 5, 1 is not kept."""
+    assert least_spread(np.array([2.0, 2, 5, 1, 6]), 4) == [0, 2, 3, 4, 5]
+    sums = [2, 2, 5 + 1, 6]
+    assert max(sums) - min(sums) == 4
+
+
+@given(strategies.instances(max_blocks=7, max_tiers=4, memory=False, limits=False))
+def test_pipedream_has_the_least_bottleneck_of_its_own_model(instance):
+    """One speed, stages shared by a tier's nodes, one bandwidth: over all cuts."""
+    n_tiers, n_blocks = instance.n_tiers, instance.n_blocks
+    block_s = instance.reference_s[instance.node_class].mean(axis=0)
+    link_s = instance.reference_link_s.mean(axis=0) if n_tiers > 1 else np.zeros(n_blocks + 1)
+    n_nodes = np.bincount(instance.node_tier)
+
+    def bottleneck(cuts):
+        stages = [block_s[i:j].sum() / n for n, (i, j) in
+                  zip(n_nodes, itertools.pairwise(cuts), strict=True)]  # fmt: skip
+        return max([*stages, *(link_s[c] for c in cuts[1:-1])])
+
+    every = [
+        (0, *inner, n_blocks)
+        for inner in itertools.combinations_with_replacement(range(n_blocks + 1), n_tiers - 1)
+    ]
+    legal = [cuts for cuts in every if not check(instance, Partition(cuts))]
+    result = solve(instance, "pipedream")
+    assert (result.status is Status.INFEASIBLE) == (not legal)
+    if legal:
+        assert bottleneck(result.partition.cuts) == pytest.approx(min(map(bottleneck, legal)))
 
 
 def test_hypsplit_refuses_what_it_does_not_minimise():

@@ -10,10 +10,12 @@ import re
 from functools import cache
 from importlib import import_module
 
+import numpy as np
 import pytest
 
 import hypsolve as hs
 from hypsolve.exporters import MODULES
+from hypsolve.solvers.heuristics import least_spread
 
 COUNTS = (1, 3, 2)  # layers of each stage, that limits of the tiers force
 STAGES = range(len(COUNTS))
@@ -299,6 +301,18 @@ def test_megatron_reads_the_layout(torch, tmp_path):
     for kind, stage in ((LayerType.embedding, 0), (LayerType.loss, STAGES[-1])):
         held = [read.get_num_layers_to_build(kind, pp_rank=rank) for rank in STAGES]
         assert held == [int(rank == stage) for rank in STAGES]
+
+
+def test_our_rule_of_deepspeeds_balance_is_its_own(torch):
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    from deepspeed.runtime.utils import partition_balanced
+
+    rng = np.random.default_rng(0)
+    for n_blocks in range(1, 20):
+        weights = rng.integers(0, 9, n_blocks)
+        for n_parts in range(1, 6):
+            cuts = least_spread(weights.astype(float), n_parts)
+            assert cuts == list(partition_balanced(weights.tolist(), n_parts))
 
 
 @SCRIPTED

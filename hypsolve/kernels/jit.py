@@ -14,6 +14,14 @@ def kernel(function: Callable[..., Any]) -> Any:
         return numba.njit(function)
 
 
+def threaded_kernel(function: Callable[..., Any]) -> Any:
+    """Like `kernel`, for one that threads may run at once, each on instances of its own."""
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # as above
+        return numba.njit(nogil=True)(function)
+
+
 def inlined(function: Callable[..., Any]) -> Any:
     """Compile `function` into its callers: passing a large tuple costs more than it does."""
     return numba.njit(inline="always")(function)

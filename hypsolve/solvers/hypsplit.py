@@ -23,7 +23,7 @@ MARGIN = 1e-9  # below the optimum by so much, to be safe from rounding, lies th
 def hypsplit_dp(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
     """Partition the blocks at the least bottleneck, path latency or P0 cost, exactly.
 
-    HypSplit-DP of [1]_, made exact: a bisection on the bottleneck whose every trial,
+    HypSplit-DP of [1]_, made exact: a bisection on the bottleneck whose every trial, at most
     O(n_tiers * n_blocks), moves a bound to a stage time that occurs. ``path`` is an additive
     recurrence with a range minimum per node group, O(n_tiers * n_blocks * log(n_blocks));
     ``p0`` sweeps it over the largest stage time.

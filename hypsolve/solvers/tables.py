@@ -52,19 +52,26 @@ def node_groups(instance: Instance) -> Groups:
 
 def spent_s(instance: Instance) -> Array:
     """Reference seconds before each cut, as sum and rest: shape (n_classes, n_cuts, 2)."""
-    return _sums_and_rests(instance.reference_s)
+    return sums_and_rests(instance.reference_kind_s, instance.block_kind)
 
 
 def held_bytes(instance: Instance) -> Array:
     """Bytes before each cut, as sum and rest: shape (n_cuts, 2)."""
-    return _sums_and_rests(instance.block_bytes[None, :])[0]
+    return sums_and_rests(instance.block_bytes[None, :])[0]
 
 
-def _sums_and_rests(values: Array) -> Array:
+def sums_and_rests(values: Array, kind: IntArray | None = None) -> Array:
+    """Sums before each cut of ``values[:, kind]``, as sum and rest: (n_rows, n_cuts, 2).
+
+    Both are as an instance holds them, contiguous and read-only; kind: all, in order.
+    """
     from hypsolve.kernels import split
 
-    sums = np.zeros((values.shape[0], values.shape[1] + 1, 2))
-    split.add_up(np.array(values, order="C"), sums)  # a copy: neither read-only nor strided
+    if kind is None:
+        kind = np.arange(values.shape[1])
+        kind.setflags(write=False)
+    sums = np.empty((values.shape[0], len(kind) + 1, 2))  # numpy asks for huge pages
+    split.add_up(values, kind, sums)
     return sums
 
 
@@ -131,7 +138,6 @@ def chain_of(instance: Instance) -> "Chain":
     groups = node_groups(instance)
     transfer = instance.reference_transfer_kind_s
     full = instance.link_cost is LinkCost.FULL
-    none = np.zeros((1, transfer.shape[1]))  # the last tier has no outgoing link
     return split.Chain(
         spent=spent_s(instance),
         held=held_bytes(instance),
@@ -140,8 +146,8 @@ def chain_of(instance: Instance) -> "Chain":
         group_class=groups.node_class,
         group_bytes=groups.node_bytes * (1 + evaluation.memory_slack(instance)),
         group_size=groups.size,
-        link_kind=np.vstack((transfer if full else instance.reference_occupancy_kind_s, none)),
-        transfer_kind=np.vstack((transfer, none)),
+        link_kind=_and_none(transfer if full else instance.reference_occupancy_kind_s),
+        transfer_kind=_and_none(transfer),
         cut_kind=np.array(instance.cut_kind),
         cut_min=np.array(instance.cut_min),
         cut_max=np.array(instance.cut_max),
@@ -150,3 +156,10 @@ def chain_of(instance: Instance) -> "Chain":
         rule=getattr(split, instance.stage_rule.name),
         overlap=instance.overlap,
     )
+
+
+def _and_none(links: Array) -> Array:
+    """A row of zeros behind the links' rows: the last tier has no outgoing link."""
+    rows = np.zeros((len(links) + 1, links.shape[1]))
+    rows[:-1] = links
+    return rows
