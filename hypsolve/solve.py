@@ -25,6 +25,7 @@ from hypsolve.solvers.heuristics import (
     torchgpipe,
 )
 from hypsolve.solvers.hyperion import gpipe, hyperion, two_stage
+from hypsolve.solvers.hyperion_plus import hyperion_plus
 from hypsolve.solvers.hypsplit import hypsplit_dp
 from hypsolve.solvers.joint_cpsat import joint_cpsat
 from hypsolve.solvers.joint_exact import joint_exact
@@ -70,6 +71,13 @@ def _exact(function: Callable[..., Outcome], decides: str = "partition") -> Meth
 
 METHODS: dict[str, Method] = {
     "hyperion": Method(hyperion, "both", False, PARTITION + SCHEDULED, ("split", "dispatch")),
+    "hyperion_plus": Method(
+        hyperion_plus,
+        "both",
+        False,
+        SCHEDULED,
+        ("split", "dispatch", "heft", "bounds", "orders"),
+    ),
     "gpipe": Method(gpipe, "both", False, PARTITION + SCHEDULED, ("dispatch",)),
     "heft": Method(heft, "both", False, PARTITION + SCHEDULED, ("heft",)),
     "hypsplit_dp": Method(hypsplit_dp, "partition", True, kernels=("split",)),

@@ -161,7 +161,7 @@ def test_no_heuristic_beats_the_joint_optimum(method, instance):
     assert result.bound_s <= best_s * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("method", HEURISTICS)
+@pytest.mark.parametrize("method", [name for name in HEURISTICS if name != "hyperion_plus"])
 @SLOW
 @given(strategies.instances(objectives=PARTITION_OBJECTIVES))
 def test_no_heuristic_beats_the_best_partition(method, instance):

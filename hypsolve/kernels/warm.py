@@ -6,7 +6,7 @@ import threading
 
 _warm: set[str] = set()
 _logger = logging.getLogger("hypsolve")
-FAMILIES = ("split", "dispatch", "router", "heft", "tokens", "joint")
+FAMILIES = ("split", "dispatch", "router", "heft", "tokens", "joint", "bounds", "orders")
 
 
 def warm(*families: str) -> None:

@@ -1,0 +1,314 @@
+"""`hyperion_plus`: never worse than what it starts from, and its bounds hold."""
+
+import itertools
+import math
+import time
+
+import numpy as np
+import oracles
+import pytest
+import strategies
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from hypsolve import Instance, Partition, Status, check, solve
+from hypsolve.kernels import bounds as kernels
+from hypsolve.kernels import orders
+from hypsolve.solvers import hyperion_plus as plus
+from hypsolve.solvers import latency_bounds
+from hypsolve.solvers.joint_boxes import Box
+from hypsolve.solvers.latency_bounds import (
+    Bounds,
+    Known,
+    least_left_s,
+    machine_of,
+    ticks_of,
+)
+from hypsolve.solvers.lines import Lines
+from instances.frontier import frontier, profiled
+
+SOME = settings(max_examples=max(settings.default.max_examples // 2, 10))
+CONTESTED = {"min_requests": 2, "seconds": strategies.POSITIVE, "max_tiers": 2}
+SLACK = 1 + 1e-9  # what the project grants bounds in sums of floats
+
+
+def best_of(instance, cuts):
+    """The optimum of one partition; inf if it is not allowed."""
+    pinned = instance.replace(cut_min=np.array(cuts), cut_max=np.array(cuts))
+    is_allowed = check(instance, Partition(cuts)) == []
+    return float(oracles.best_joint(pinned)) if is_allowed else math.inf
+
+
+def all_cuts(instance):
+    inner = itertools.combinations_with_replacement(
+        range(instance.n_blocks + 1), instance.n_tiers - 1
+    )
+    return [(0, *cuts, instance.n_blocks) for cuts in inner]
+
+
+def late_s(instance, stages, objective_s):
+    """Sum of (completion - the line's release), from a mean latency."""
+    extra_s = stages.release_s - instance.arrival_s
+    return float(objective_s) * instance.n_requests - float(extra_s.sum())
+
+
+# --- bounds -----------------------------------------------------------------------------------
+
+
+@given(strategies.scheduled(limits=True))
+def test_every_box_is_bounded(instance):
+    """Each partition by itself, and all of them in every box on the way there."""
+    lines = Lines(instance)
+    best_s = {cuts: best_of(instance, cuts) for cuts in all_cuts(instance)}
+    bounds, boxes = Bounds(instance), [lines.whole()]
+    for box in boxes:  # grows while it is read
+        inside = (
+            best
+            for cuts, best in best_s.items()
+            if all(a <= c <= b for a, c, b in zip(box.low, cuts, box.high, strict=True))
+        )
+        least = min(inside, default=math.inf)
+        stages = lines.of(box)
+        if stages is None:
+            assert least == math.inf
+            continue
+        assert bounds.machine_bound_s(stages) <= least * SLACK
+        if not box.is_one:
+            boxes += box.halves()
+    found = dict(
+        (stages.box.low, bound_s) for bound_s, stages in bounds.partitions(lambda: False)
+    )
+    assert set(found) == {cuts for cuts, best in best_s.items() if best < math.inf}
+    assert list(found.values()) == sorted(found.values())
+
+
+def test_nobody_waits_for_a_link_behind_the_last_block():
+    """All blocks on the first tier; its link would take long."""
+    instance = Instance.from_tables(
+        [[[1.0, 1.0], [9.0, 9.0]]],
+        [0, 0],
+        [[(0, 0)], [(1, 0)]],
+        transfer_s=[[[5.0, 5.0, 5.0]]],
+        allow_empty=True,
+        objective="mean_latency",
+    )
+    result = solve(instance, "hyperion_plus", prove=True)
+    assert (result.objective_s, result.bound_s) == pytest.approx((2.0, 2.0))
+    assert Bounds(instance).least_s <= 2.0
+
+
+@given(
+    strategies.scheduled(objectives=("mean_latency",), max_tiers=2),
+    st.sampled_from([0.3, 1.0, 2.7, 50.0]),
+    st.integers(1, 12),
+    st.integers(0, 99),
+)
+def test_any_prices_bound_a_partition_however_short_its_windows(instance, step_s, width, seed):
+    rng = np.random.default_rng(seed)
+    for cuts in all_cuts(instance):
+        stages = Lines(instance).of(Box(cuts, cuts))
+        if stages is None:
+            continue
+        best = late_s(instance, stages, best_of(instance, cuts))
+        ticks, n_ticks = ticks_of(stages.line, step_s, width)
+        price = rng.uniform(-1, 1, (len(stages.groups), n_ticks)).clip(0) * step_s
+        for n_steps in (1, 8):
+            bound, _ = kernels.raise_bound(
+                stages.line, ticks, price, 1.1 * best + 1, math.inf, n_steps, 0.3, 0.01
+            )
+            assert bound <= best * SLACK + 1e-9
+            assert (price >= 0).all()
+            again, _ = kernels.raise_bound(
+                stages.line, ticks, price, best, math.inf, 1, 0.3, 0.01
+            )
+            assert again == pytest.approx(bound, rel=1e-12, abs=1e-12)  # what is left has it
+
+
+@given(strategies.scheduled(max_tiers=2, max_requests=3), st.integers(0, 2))
+def test_one_machine_takes_no_longer_than_the_nodes(instance, stage):
+    """Against every schedule of a single stage: k-th ends, one by one."""
+    for cuts in all_cuts(instance):
+        stages = Lines(instance).of(Box(cuts, cuts))
+        if stages is None or len(stages.tiers) != 1:
+            continue
+        work, share = machine_of(stages.line)
+        assert (share >= 0).all()
+        ends, _ = kernels.shortest_rest_first(stages.line.release, work[:, 0].copy())
+        exact = oracles.Exact(instance)
+        for done in oracles.completions(exact, cuts):
+            for bound, end in zip(sorted(ends), sorted(done), strict=True):
+                assert bound <= float(end) * SLACK
+
+
+def test_the_shortest_rest_goes_first():
+    """By hand: 1 interrupts 0, 2 is as long as what is left of 0 and comes later."""
+    ends, runs = kernels.shortest_rest_first(
+        np.array([0.0, 1.0, 2.0]), np.array([4.0, 1.0, 5.0])
+    )
+    assert ends.tolist() == [5.0, 2.0, 10.0]
+    assert runs.request[: runs.n].tolist() == [0, 1, 0, 2]
+    # a moment lost by 1 delays 0 and 2 as well; one lost by 0 does not delay 1
+    assert kernels.delayed_by(runs, 3).tolist() == [2.0, 3.0, 1.0]
+
+
+@pytest.mark.parametrize("most_cells", [1.0, 3e7])
+@SOME
+@given(instance=strategies.scheduled(wide=True, min_requests=2))
+def test_a_raised_bound_holds_over_all_partitions(most_cells, instance):
+    best_s = float(oracles.best_joint(instance))
+    assume(best_s < math.inf)
+    start = solve(instance, "hyperion_plus")
+    bounds = Bounds(instance)
+    least_s = bounds.least_s
+    latency_s = np.full(instance.n_requests, start.objective_s)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency_bounds, "MOST_CELLS", most_cells)
+        stopped = bounds.raise_by_prices(Known(start.objective_s, latency_s), math.inf)
+    assert not stopped
+    assert least_s <= bounds.least_s
+    assert min(bounds.least_s, start.objective_s) <= best_s * SLACK
+
+
+# --- the method -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prove", [False, True])
+@SOME
+@given(instance=strategies.scheduled(limits=True, wide=True))
+def test_it_is_between_its_bound_and_what_it_starts_from(prove, instance):
+    best_s = float(oracles.best_joint(instance))
+    result = solve(instance, "hyperion_plus", prove=prove)
+    assert (result.status is Status.INFEASIBLE) == math.isinf(best_s)
+    assert result.bound_s <= best_s * (1 + 1e-12)
+    assert result.objective_s >= best_s * (1 - 1e-12)
+    starts = [("hyperion", {}), ("hyperion", {"partition_objective": "path"}), ("heft", {})]
+    for method, options in starts:
+        other = solve(instance, method, **options)
+        assert result.objective_s <= other.objective_s * (1 + 1e-12)
+
+
+@SOME
+@given(strategies.scheduled(**CONTESTED))
+def test_small_ones_are_nearly_always_solved(instance):
+    """Not a promise, but what it takes to lose a twentieth here would be a bug."""
+    best_s = float(oracles.best_joint(instance))
+    assume(best_s < math.inf)
+    assert solve(instance, "hyperion_plus").objective_s <= best_s * 1.05
+
+
+@SOME
+@given(strategies.scheduled(max_tiers=2, min_requests=2))
+def test_long_after_time_zero(instance):
+    late = instance.replace(arrival_s=instance.arrival_s + 2.0**20)
+    best_s = float(oracles.best_joint(late))
+    result = solve(late, "hyperion_plus", prove=True)
+    assert result.bound_s <= best_s * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("family", [frontier, profiled])
+@pytest.mark.parametrize("burst", [False, True])
+@pytest.mark.parametrize("objective", ["mean_latency", "makespan"])
+def test_at_scale_it_is_better_than_hyperion(family, burst, objective):
+    instance = family(300, seed=2, burst=burst, objective=objective)
+    result, other = (solve(instance, method) for method in ("hyperion_plus", "hyperion"))
+    assert check(instance, result.partition, result.schedule) == []
+    less = 0.95 if objective == "mean_latency" else 1 - 1e-6
+    assert result.objective_s <= other.objective_s * less
+    assert 0 < result.gap < 0.35
+    again = solve(instance, "hyperion_plus")
+    assert again.objective_s == result.objective_s  # the work, not the clock, ends it
+
+
+def test_prices_halve_the_gap_of_a_hundred_requests():
+    instance = frontier(100, seed=1, load=0.5)
+    quick = solve(instance, "hyperion_plus")
+    proved = solve(instance, "hyperion_plus", prove=True)
+    assert proved.objective_s == quick.objective_s
+    assert proved.gap < quick.gap / 2
+
+
+def test_five_tiers_have_more_partitions_than_are_looked_at():
+    instance = frontier(60, (2, 2, 1, 1, 2), seed=4)
+    result = solve(instance, "hyperion_plus")
+    assert result.statistics["n_boxes"] >= plus.MOST_BOXES
+    assert result.objective_s < solve(instance, "hyperion").objective_s
+    assert result.bound_s > 0
+
+
+@pytest.mark.parametrize("prove", [False, True])
+def test_a_time_limit_ends_it(prove):
+    instance = frontier(2000, seed=1)
+    hyperion_s = solve(instance, "hyperion").objective_s
+    for limit_s in (1e-9, 0.2):
+        started = time.perf_counter()
+        result = solve(instance, "hyperion_plus", time_limit_s=limit_s, prove=prove)
+        assert time.perf_counter() - started < limit_s + 5  # not a timing: it does stop
+        assert "time limit" in result.message
+        assert 0 < result.bound_s < result.objective_s <= hyperion_s
+
+
+def test_one_request_is_solved():
+    instance = frontier(1, seed=1)
+    result = solve(instance, "hyperion_plus")
+    assert result.status is Status.OPTIMAL
+    assert result.objective_s == pytest.approx(solve(instance, "joint_exact").objective_s)
+
+
+def test_prove_is_a_flag():
+    with pytest.raises(TypeError, match=r"method 'hyperion_plus': prove must be .* got 1"):
+        solve(frontier(2, seed=1), "hyperion_plus", prove=1)
+
+
+# --- orders -----------------------------------------------------------------------------------
+
+
+def test_a_window_knows_what_the_whole_order_is_worth():
+    """Where the window holds everything, what `improve` thinks it saved is saved."""
+    instance = frontier(6, seed=3)
+    stages = Lines(instance).of(Box((0, 3, 12, 32), (0, 3, 12, 32)))
+    line, least = stages.line, least_left_s(stages.line)
+    order = np.random.default_rng(0).permutation(6).repeat(3) * 3 + np.tile(np.arange(3), 6)
+    node, start, end = np.zeros((6, 3), np.int64), np.zeros((6, 3)), np.zeros((6, 3))
+    one, window = orders.new_state(line, 1), orders.new_window(18)
+    orders.place_all(line, order, one, node, start, end)
+    before = float(end[:, -1].sum())
+    ready, state = line.release.copy(), orders.new_state(line, 19)
+    at, n_trials = orders.improve(
+        line, line.service.copy(), least, order, ready, False, 18, 18, 0, 18, 500, state, one,
+        window,
+    )  # fmt: skip
+    assert at == 18 and n_trials > 0
+    orders.place_all(line, order, one, node, start, end)
+    after = float(end[:, -1].sum())
+    assert after < before
+    alone = float((line.release + least[:, 0]).sum())
+    assert window.late[18] == pytest.approx(after - alone)
+    assert window.last[18] == pytest.approx(end[:, -1].max())
+    np.testing.assert_allclose(ready, end[:, -1])  # as if all had been placed
+
+
+def test_gaps_are_used_and_the_oldest_given_up():
+    """A node that is busy in every other second, then requests that fit a gap."""
+    n = 2 * orders.SPANS
+    release = np.concatenate([2.0 * np.arange(n), [1.0, 2 * n - 3.0]])
+    line = (
+        Lines(
+            Instance.from_tables(
+                [[[1.0]]], [0], [[(0, 0)]], arrival_s=release, objective="mean_latency"
+            )
+        )
+        .of(Box((0, 1), (0, 1)))
+        .line
+    )
+    node, start, end = (np.zeros((n + 2, 1), kind) for kind in (np.int64, float, float))
+    order = np.arange(n + 2)
+    orders.place_all(line, order, orders.new_state(line, 1), node, start, end)
+    assert start[:n, 0].tolist() == release[:n].tolist()
+    assert start[n + 1, 0] == 2 * n - 3  # its own gap
+    assert start[n, 0] > 2 * (n - orders.SPANS)  # the gap at 1 is forgotten, a later one is not
+    assert check_no_overlap(start[:, 0], end[:, 0])
+
+
+def check_no_overlap(start, end):
+    order = np.argsort(start)
+    return bool((end[order][:-1] <= start[order][1:]).all())
