@@ -32,13 +32,15 @@ class Call:
 class Series:
     """Instances along an axis, each solved by the same methods.
 
-    ``build`` takes a value of the axis and a seed; ``values`` are given per size.
+    ``build`` takes a value of the axis and a seed; ``values`` are given per size, and so are
+    ``time_limit_s`` where they are not the experiment's.
     """
 
     axis: str
     build: Callable[[Any, int], Instance]
     values: Mapping[str, tuple[Any, ...]]
     calls: tuple[Call, ...]
+    time_limit_s: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,7 @@ HEURISTICS = (
     Call("gpipe"),
     Call("heft"),
 )
+PLUS = Call("hyperion_plus")
 JOINT = tuple(map(Call, ("joint_cpsat", "joint_milp")))
 SPLITS = tuple(
     map(
@@ -121,12 +124,47 @@ def _frontier(n_requests: int, seed: int) -> Instance:
     return frontier(n_requests, seed=seed + 1)  # published as seeds 1 to 5
 
 
+FAMILIES = {"frontier": frontier, "profiled": profiled}
+LOADS: dict[str, dict[str, Any]] = {
+    "load 0.5": {"load": 0.5},
+    "load 0.9": {"load": 0.9},
+    "burst": {"burst": True},
+}
+
+
+def _at_scale(family: str, load: str) -> Series:
+    """From what can be proved to what can only be bounded."""
+
+    def build(n_requests: int, seed: int) -> Instance:
+        return FAMILIES[family](n_requests, seed=seed + 1, **LOADS[load])
+
+    is_usual = load == "load 0.9"
+    return Series(
+        axis="requests",
+        build=build,
+        values=_sizes(
+            (20,) if is_usual and family == "frontier" else (),
+            (10, 100, 1000) if is_usual else (),
+            (5, 10, 20, 100, 1000, 10_000),
+        ),
+        calls=(
+            Call("gpipe"),
+            Call("heft"),
+            Call("hyperion"),
+            PLUS,
+            Call("hyperion_plus", {"prove": True}),
+            Call("joint_exact", most=20),
+        ),
+        time_limit_s=_sizes(2.0, 5.0, 10.0),
+    )
+
+
 def _serving(series: int, parameter: str, axis: str, **values: tuple[Any, ...]) -> Series:
     return Series(
         axis=axis,
         build=partial(_drawn, parameter, series, SERVING),
         values=values,
-        calls=HEURISTICS + JOINT,
+        calls=(*HEURISTICS, PLUS, *JOINT),
     )
 
 
@@ -201,15 +239,20 @@ EXPERIMENTS: dict[str, Experiment] = {
                 4, "nodes_per_tier", "nodes", quick=(), default=(1, 2, 4), full=(1, 2, 3, 4, 6)
             ),
             "requests, frontier family": Series(
-                axis="requests", build=_frontier, calls=HEURISTICS + JOINT,
+                axis="requests", build=_frontier, calls=(*HEURISTICS, PLUS, *JOINT),
                 values=_sizes((), (3, 5), (3, 5, 8, 10)),
             ),
             **{
                 f"{network}, 4 requests": _named(
-                    network, HEURISTICS + JOINT, 4, "mean_latency",
+                    network, (*HEURISTICS, PLUS, *JOINT), 4, "mean_latency",
                     quick=(34,) if network == "mixed-rack" else (), default=BOTH, full=BOTH,
                 )
                 for network in ("campus", "mixed-rack")
+            },
+            **{
+                f"at scale: {family}, {load}": _at_scale(family, load)
+                for family in FAMILIES
+                for load in LOADS
             },
             **{
                 f"partition: {network}": _named(

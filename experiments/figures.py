@@ -26,6 +26,8 @@ _STYLE = {  # label of a method: colour, marker, line
     "Hyperion + planned by FLOPs": ("#000000", "d", "--"),
     "Hyperion + mean output believed": ("#0072B2", "*", ":"),
     "best cuts in simulation + HypSched-RT": ("#000000", "*", ":"),
+    "Hyperion+": ("#000000", "D", "-"),
+    "Hyperion+ + bound by prices": ("#000000", "^", ":"),
     "HypSplit-DP": ("#0072B2", "o", "-"),
     "HypSplit-DP + round robin": ("#56B4E9", "v", "--"),
     "HypSplit-DP + shortest queue": ("#666666", "<", ":"),
@@ -370,12 +372,9 @@ def _single(
 
 
 def gap_figures(frame: pd.DataFrame) -> dict[str, Figure]:
-    """Gap and time against size, joint methods and partition methods apart."""
+    """Gap and time against size: joint methods, the same at scale, and partition methods."""
     figures = {}
-    of_partition = frame["series"].str.startswith("partition")
-    for kind, rows in (("joint", frame[~of_partition]), ("partition", frame[of_partition])):
-        if rows.empty:
-            continue
+    for kind, rows in report.gap_kinds(frame).items():
         n_methods = len(rows[["method", "options"]].drop_duplicates())
         figures[f"gap_{kind}"] = panels(rows, gap_against_size)
         figures[f"gap_{kind}_time"] = panels(rows, solve_time_against_size)

@@ -12,6 +12,8 @@ from experiments import claims
 _PLACE = ["series", "value", "seed", "method", "options"]
 _NAMES = {
     "hyperion": "Hyperion",
+    "hyperion_plus": "Hyperion+",
+    "True": "bound by prices",  # its option `prove`
     "gpipe": "GPipe",
     "heft": "HEFT",
     "heft_split": "HEFT cuts",
@@ -239,13 +241,38 @@ def _tables(experiment: str, frame: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
         return _frontier_tables(frame)
     if experiment == "solve_time":
         return {"partition: time relative to HypSplit-DP's": _time_table(frame)}
-    of_partition = frame["series"].str.startswith("partition")
-    kinds = {"partition and schedule together": ~of_partition, "partition": of_partition}
-    return {
-        f"{kind}: gap to the best bound any method proved": _in_words(summary(frame[rows]))
+    titles = {"joint": "partition and schedule together", "scale": "the same at scale"}
+    kinds = gap_kinds(frame)
+    found = {
+        f"{titles.get(kind, kind)}: gap to the best bound any method proved": _in_words(
+            summary(rows)
+        )
         for kind, rows in kinds.items()
-        if rows.any()
     }
+    if "scale" in kinds:
+        found["the same at scale: median gap by number of requests"] = _gaps_by_value(
+            kinds["scale"]
+        )
+    return found
+
+
+def gap_kinds(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows of `gap` by what is decided and how large it is: joint, scale, partition."""
+    of_partition = frame["series"].str.startswith("partition")
+    at_scale = frame["series"].str.startswith("at scale")
+    kinds = {
+        "joint": ~of_partition & ~at_scale, "scale": at_scale, "partition": of_partition,
+    }  # fmt: skip
+    return {kind: frame[rows] for kind, rows in kinds.items() if rows.any()}
+
+
+def _gaps_by_value(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row per method, a column per value of the axis."""
+    table = with_best_bound(frame)
+    methods = list(dict.fromkeys(table["label"]))
+    gaps = table.groupby(["label", "value"])["best_gap"].median().unstack()
+    gaps.columns = [f"{value:g}" for value in gaps.columns]
+    return gaps.reindex(methods).map(percent).rename_axis(index="method")
 
 
 def _in_words(table: pd.DataFrame) -> pd.DataFrame:

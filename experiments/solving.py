@@ -164,6 +164,7 @@ def runs_of(
         series = experiment.series[series_name]
         instance = series.build(value, seed)
         digest = instance.digest()
+        limits_s = series.time_limit_s or experiment.time_limit_s
         runs += [
             kind(
                 experiment=name,
@@ -175,7 +176,7 @@ def runs_of(
                 method=call.method,
                 options=call.options,
                 seed=seed,
-                time_limit_s=time_limit_s or experiment.time_limit_s[size],
+                time_limit_s=time_limit_s or limits_s[size],
                 version=version,
             )
             for call in series.calls

@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument(
         "--full",
         action="store_true",
-        help="as published: about 7 minutes without NAME, 15 for all claims (9 with --jobs 2)",
+        help="as published: about 22 minutes without NAME, 15 for all claims (9 with --jobs 2)",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
