@@ -10,7 +10,7 @@ class Line(NamedTuple):
     """
 
     service: Any  # (n_requests, n_groups); inf: cannot
-    lag: Any  # (n_requests, n_stages), from a stage's end to the next; 0 in the last column
+    lag: Any  # (n_requests, n_stages), from a stage's end to the next; of a partition's last: 0
     release: Any  # (n_requests,), when the first stage may start
     first: Any  # (n_stages + 1,)
     slot: Any  # (n_groups + 1,)

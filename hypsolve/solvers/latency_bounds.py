@@ -24,13 +24,14 @@ STEPS = 100  # of the prices, on each level
 FIRST_STEP, FINER_STEP, LAST_STEP = 0.3, 0.1, 0.002  # of the way to the best known objective
 BEYOND = 1.2  # windows: how much longer than the longest delay known
 FEWEST_TICKS = 8  # of a window
+MOST_PRICES = 1e7  # groups x ticks from the first release on, or there is no finer level
 MOST_CELLS = 3e7  # requests x groups x ticks of a window, or there is no finer level
 CALL_S, CELL_S = 0.2, 3e-9  # about the longest time between two looks at the clock
 
 
 @dataclass(slots=True)
 class _Node:
-    """A box of partitions that is not ruled out yet."""
+    """A box of partitions and its bound."""
 
     stages: Stages
     bound_s: float
@@ -50,7 +51,7 @@ class Bounds:
     """All partitions in boxes, the one with the least bound first.
 
     A box is bounded by one machine in place of each stage (see `hypsolve.kernels.bounds`), a
-    single partition also by prices. A box that is ruled out is dropped.
+    single partition also by prices.
 
     Attributes
     ----------
@@ -98,7 +99,7 @@ class Bounds:
     def raise_by_prices(self, known: Known, deadline: float) -> bool:
         """Raise the least bound, until nothing does or the deadline; whether that stopped it.
 
-        A partition whose bound reaches the known objective is dropped: it cannot be better.
+        It ends where the least bound reaches the known objective, too.
         """
         for node in self._seen:
             self._push(node)
@@ -150,6 +151,9 @@ class Bounds:
         wanted = max(FEWEST_TICKS, math.ceil(delay_s * BEYOND / step_s))
         width = min(wanted, max(FEWEST_TICKS, int(MOST_CELLS / line.service.size)))
         if width < wanted and node.level > 0:
+            return False
+        lasts_s = float(np.ptp(line.release) + least_left_s(line).max() + line.service.max())
+        if line.service.shape[1] * (lasts_s / step_s + width + 4) > MOST_PRICES:
             return False
         ticks, n_ticks = ticks_of(line, step_s, width)
         upper = known.objective_s * self.instance.n_requests - float(extra_s.sum())
