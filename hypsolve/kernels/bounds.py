@@ -24,7 +24,7 @@ from hypsolve.kernels.jit import kernel
 from hypsolve.kernels.line import Line
 
 ROUND_DOWN = 1 - 1e-12  # before a time becomes a tick: not one too late
-MIX = 0.3  # of what is asked for now, in the running mean along which prices move
+MIX = 0.5  # of what is asked for now, in the running mean along which prices move
 SPEEDS_TRIED = 8
 PATIENCE = 10  # steps without a better bound, before steps get shorter
 SHORTER = 0.7
@@ -274,86 +274,104 @@ def _walk(line, ticks, r, spent, cost, best, use):
 
 
 @kernel
-def _step(price, direction, use, size, gap, first_time):
+def _step(climb, use, size, gap, is_first):
     """Move the prices along a running mean of what is asked for beyond what there is."""
+    now, direction = climb.now, climb.direction
     norm = 0.0
-    for g in range(price.shape[0]):
-        for t in range(price.shape[1]):
+    for g in range(now.shape[0]):
+        for t in range(now.shape[1]):
             beyond = use[g, t] - size[g]
-            if not first_time:
+            if not is_first:
                 beyond = MIX * beyond + (1 - MIX) * direction[g, t]
             direction[g, t] = beyond
-            if price[g, t] > 0 or beyond > 0:
+            if now[g, t] > 0 or beyond > 0:
                 norm += beyond * beyond
     if norm <= 1e-6:  # what is asked for fits; and steps so long would drown in rounding
         return False
-    for g in range(price.shape[0]):
-        for t in range(price.shape[1]):
-            price[g, t] = max(0.0, price[g, t] + gap / norm * direction[g, t])
+    for g in range(now.shape[0]):
+        for t in range(now.shape[1]):
+            now[g, t] = max(0.0, now[g, t] + gap / norm * direction[g, t])
     return True
 
 
+class Climb(NamedTuple):
+    """Where `raise_bound` is on its way; it may be called again and goes on."""
+
+    price: Any  # (n_groups, n_ticks), the best; in seconds per tick
+    now: Any  # the same, to be tried next
+    direction: Any  # the same, in which prices move
+    way: Any  # (4,): best bound, length of a step, steps in vain, steps in all
+
+
+def new_climb(price, length):
+    """Set out from `price` with steps of `length`, a share of the way to the upper bound."""
+    way = np.array([-np.inf, length, 0.0, 0.0])
+    return Climb(price, price.copy(), np.zeros(price.shape), way)
+
+
 @kernel
-def raise_bound(line, ticks, price, upper, target, n_steps, length, floor):
+def raise_bound(line, ticks, climb, upper, n_steps, shortest):
     """Raise the bound on the sum of (completion - release) by better prices, in place.
 
     Parameters
     ----------
-    price : ndarray, shape (n_groups, n_ticks)
-        In seconds per tick; at least so many ticks that no window ends behind them.
+    climb : Climb
+        Of at least so many ticks that no window ends behind them.
     upper : float
-        Aim of the steps; no bound is higher than the optimum.
-    target : float
-        Stop at a bound of this.
+        Sum that is possible: the aim of the steps. A bound that reaches it ends them.
     n_steps : int
-        Most evaluations; 1: the bound at the prices given.
-    length, floor : float
-        First step as a share of the way to `upper`, and the share at which to stop.
+        Most evaluations now.
+    shortest : float
+        Length of a step, as a share of the way to `upper`, at which it ends.
 
     Returns
     -------
-    bound, length : float
-        The best bound, which is that of the prices left behind, and how long steps are now.
+    bound : float
+        The best so far, which is that of ``climb.price``.
+    is_done : bool
+        Whether no more steps are to be had.
     """
     n_requests, n_groups = line.service.shape
-    n_ticks = price.shape[1]
+    n_ticks = climb.now.shape[1]
     spent = np.empty((n_groups, n_ticks + 1))
     cost = np.empty((n_groups, ticks.width + 1))
     best = np.empty((len(line.first) - 1, ticks.width + 1))
-    use, direction = np.empty((n_groups, n_ticks)), np.zeros((n_groups, n_ticks))
+    use = np.empty((n_groups, n_ticks))
     size = np.empty(n_groups)
     for g in range(n_groups):
         size[g] = line.slot[g + 1] - line.slot[g]
     origin = line.release.min()
-    now, highest, waited = price.copy(), -np.inf, 0
-    for i in range(n_steps):
+    highest, length, waited, n_taken = climb.way
+    is_done = length < shortest
+    while n_steps > 0 and not is_done:
+        n_steps -= 1
         bound = 0.0
         for g in range(n_groups):
             spent[g, 0] = 0.0
             for t in range(n_ticks):
-                spent[g, t + 1] = spent[g, t] + now[g, t]
+                spent[g, t + 1] = spent[g, t] + climb.now[g, t]
             bound -= spent[g, n_ticks] * size[g]
         use[:] = 0.0
         for r in range(n_requests):
             _ways(line, ticks, r, spent, cost, best)
             bound += best[0, 0] - (line.release[r] - origin)
             _walk(line, ticks, r, spent, cost, best, use)
-        waited = 0 if bound > highest + 1e-3 * abs(upper - highest) or i == 0 else waited + 1
+        is_first = n_taken == 0
+        n_taken += 1
+        is_much = is_first or bound > highest + 1e-3 * abs(upper - highest)
+        waited = 0.0 if is_much else waited + 1
         if bound > highest:
             highest = bound
-            price[:] = now
-        if highest >= target or i == n_steps - 1:
-            break
+            climb.price[:] = climb.now
         if waited >= PATIENCE:
             length *= SHORTER
-            waited = 0
-            if length < floor:
-                break
-            now[:] = price  # back to the best, with what was asked for along the way
+            waited = 0.0
+            climb.now[:] = climb.price  # with what was asked for along the way
         gap = length * max(upper - bound, 1e-6 * abs(upper))
-        if not _step(now, direction, use, size, gap, i == 0):
-            break
-    return highest, length
+        is_done = highest >= upper or length < shortest
+        is_done = is_done or not _step(climb, use, size, gap, is_first)
+    climb.way[0], climb.way[1], climb.way[2], climb.way[3] = highest, length, waited, n_taken
+    return highest, is_done
 
 
 def warm_up() -> None:
@@ -367,4 +385,4 @@ def warm_up() -> None:
     machine_bound(line, work)
     ticks = Ticks(0.5, 2, zero, zero + 2, np.zeros((2, 1)), zero + 2, zero)
     machine_prices(line, ticks, work, share, 0, price)
-    raise_bound(line, ticks, price, 3.0, np.inf, 2, 0.3, 0.01)
+    raise_bound(line, ticks, new_climb(price, 0.3), 3.0, 2, 0.01)

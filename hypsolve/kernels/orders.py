@@ -145,48 +145,65 @@ def new_window(n):
     return Window(now, new, node, ready, start, late, last)
 
 
+class Course(NamedTuple):
+    """An order on its way to a better one; see `improve`."""
+
+    line: Any  # its service is inf where a request is barred; changed in place
+    asked: Any  # (n_requests, n_groups), service without bars
+    least: Any  # (n_requests, n_stages), from the start of a stage to the completion, no delay
+    order: Any  # (n_requests * n_stages,) of int, changed in place
+    ready: Any  # (n_requests,), when the next stage of each may start, of those in the past
+
+
+class Room(NamedTuple):
+    """Where `improve` works."""
+
+    state: Any  # after each operation of the window: one row more than it has room
+    trial: Any  # one row
+    window: Any
+
+
+def new_course(line, asked, least, order):
+    """Begin with an order, changed in place as the line's service is."""
+    return Course(line, asked, least, order, line.release.copy())
+
+
+def new_room(line, n):
+    """Room for windows of n operations, look beyond included, at the begin of an order."""
+    return Room(new_state(line, n + 1), new_state(line, 1), new_window(n))
+
+
 @kernel
-def improve(
-    line, asked, least, order, ready, makespan, width, step, at, until, most_trials, state,
-    trial, window,
-):  # fmt: skip
+def improve(course, room, makespan, width, step, at, until, most_trials):
     """Better an order, and who may use what, a window of `width` operations at a time.
 
     What stands before the window is fixed. For each trial the window, and as much as there is
     room for behind it, is placed anew; what counts is the sum of the completions, or the last
     of them, where stages that are not placed yet have no delay. A trial moves an operation
     before another of the same stage, alone or with the later stages of its request, or bars it
-    from a group, or lets it in again. Whatever helps is kept. When nothing does, or after
-    `most_trials`, the window goes on by `step`.
+    from a group, or lets it in again. Whatever helps is kept. When a round over the window's
+    operations helps no more, or ends after `most_trials` or more, the window goes on by `step`.
 
     Parameters
     ----------
-    line : Line
-        Its service is inf where a request is barred; changed in place.
-    asked : ndarray, shape (n_requests, n_groups)
-        Service without bars.
-    least : ndarray, shape (n_requests, n_stages)
-        From the start of a stage to the completion, with no delay.
-    order : ndarray of int, shape (n_requests * n_stages,)
-        Changed in place.
-    ready : ndarray, shape (n_requests,)
-        When the next stage of each request may start, of those before `at`.
-    state : State
-        Of one row more than the window has room; row 0 is after ``order[:at]``. It and `ready`
-        are left so for the position returned.
-    trial : State
-        Scratch, one row.
-    window : Window
-        Scratch; its room is `width` and how far to look beyond.
+    course : Course
+    room : Room
+        As it was left for `at`; row 0 of its state is after ``order[:at]``.
+    makespan : bool
+    width, step : int
+    at, until : int
+        Where the first window begins; where none begins any more.
+    most_trials : int
 
     Returns
     -------
     at, n_trials : int
         Where the next window begins.
     """
+    line, asked, least, order, ready = course
+    state, trial, window = room
     n_stages = len(line.first) - 1
     n_trials = 0
-    window.last[0] = 0.0
     while at < until:
         size = min(width, len(order) - at)
         n = min(len(window.now), len(order) - at)
@@ -331,7 +348,5 @@ def warm_up() -> None:
     one = new_state(line, 1)
     place_stage(line, 0, order, ready, one, node, start, end)
     place_all(line, order, one, node, start, end)
-    improve(
-        line, line.service.copy(), least, order, np.zeros(2), False, 1, 1, 0, 2, 4,
-        new_state(line, 3), one, new_window(2),
-    )  # fmt: skip
+    course = new_course(line, line.service.copy(), least, order)
+    improve(course, new_room(line, 2), False, 1, 1, 0, 2, 4)

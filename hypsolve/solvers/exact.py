@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hypsolve.evaluation import check, evaluate, memory_slack
 from hypsolve.problem import Instance, Objective, StageRule
 from hypsolve.solution import Outcome, Partition, Schedule, Status
-from hypsolve.solvers.tables import held_bytes, node_groups, spent_s, stage_table
+from hypsolve.solvers.tables import held_bytes, legal_stages, node_groups, spent_s, stage_table
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -115,7 +115,7 @@ def _outgoing(link_s: Array) -> Array:
 
 
 def _node_arcs(instance: Instance) -> Arcs:
-    legal = np.isfinite(stage_table(instance, StageRule.FASTEST))
+    legal = legal_stages(instance)
     groups = node_groups(instance)
     all_sums = spent_s(instance)
     parts = []

@@ -4,7 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,12 +18,14 @@ from hypsolve.solvers.heft import heft
 from hypsolve.solvers.hyperion import hyperion
 from hypsolve.solvers.joint_boxes import Box
 from hypsolve.solvers.joint_tables import no_partition
-from hypsolve.solvers.latency_bounds import Bounds, Known, least_left_s, machine_of
+from hypsolve.solvers.latency_bounds import Bounds, Known, fastest_s, least_left_s, machine_of
 from hypsolve.solvers.lines import Stages, decision_of
 
 METHOD = "hyperion_plus"
 MOST_PARTITIONS, MOST_BOXES = 64, 1000  # that are given a schedule; that are bounded for it
-ROUNDS = ((4, 3), (2, 10))  # how many of the best go on, and trials in each window
+FIRST_LEADS = 1.5, 2.0, 0.0  # tried on every partition
+LEADS = 0.0, 1.0, 1.5, 2.0, 2.5  # tried by stage on the best
+ROUNDS = ((4, 3), (2, 10))  # how many of the best go on; when a window has had enough trials
 FINALISTS, CLOSE = 6, 1.03  # that share the rest of the trials, if so close to the best
 WIDTH, LOOK, STEP = 24, 72, 12  # operations in a window, behind it, and between two windows
 MOST_TRIALS = 100  # in a window, of a finalist
@@ -31,7 +33,7 @@ FEWEST_TRIALS, TRIALS_EACH = 36_000, 36  # in all; for each request, if that is 
 WINDOWS_AT_ONCE = 32  # between two looks at the clock
 BETTER = 1e-4  # by a smaller part a search is at its end
 NEW_BEGINNINGS = 48
-SHAKE = 0.1  # of a mean service: how far starts are moved for a new beginning
+SHAKE = 0.1  # of a mean fastest service: how far starts are moved for a new beginning
 ROUNDING = 1e-9  # of the objective: by more, a bound above it is wrong
 SEARCH_SHARE = 0.5  # of the time limit, if there is a bound to be raised with the rest
 
@@ -73,9 +75,8 @@ def hyperion_plus(
     """
     prove = valid.flag(f"method {METHOD!r}", "prove", prove)
     started = time.perf_counter()
-    search_s = SEARCH_SHARE * time_limit_s if prove else time_limit_s
     bounds = Bounds(instance)
-    search = _Search(bounds, started + search_s, np.random.default_rng(seed))
+    search = _Search(bounds, started + time_limit_s, np.random.default_rng(seed))
     for outcome in (
         hyperion(instance, time_limit_s=time_limit_s, seed=seed),
         hyperion(instance, time_limit_s=time_limit_s, seed=seed, partition_objective="path"),
@@ -85,17 +86,22 @@ def hyperion_plus(
             search.begin_with(outcome.partition, outcome.schedule)
     if search.partition is None:  # nor would a path of least latency fit
         return no_partition(instance)
+    kept_s = (1 - SEARCH_SHARE) * time_limit_s
+    has_time = prove and bounds.price_round_s(search.plans[0].stages, search.known()) <= kept_s
+    if has_time:
+        search.deadline -= kept_s
     search.schedule_partitions()
     search.better()
     notes = [
         f"{len(search.plans)} partitions scheduled, {search.n_trials} trials to better them",
-        *["search stopped at the time limit"] * search.is_late(),
+        *["search stopped at the time limit"] * search.was_stopped,
     ]
-    if prove:
-        assert search.schedule is not None  # as there is a partition
-        known = Known(search.best_s, evaluation.latency_s(instance, search.schedule))
-        stopped = bounds.raise_by_prices(known, started + time_limit_s)
+    if has_time:
+        stopped = bounds.raise_by_prices(search.known(), started + time_limit_s)
         notes += ["bound raised until the time limit" if stopped else "bound raised by prices"]
+    elif prove:
+        is_makespan = instance.objective is Objective.MAKESPAN
+        notes += ["no prices for a makespan" if is_makespan else "no time for prices"]
     bound_s = bounds.least_s
     if search.best_s < bound_s <= search.best_s * (1 + ROUNDING):
         bound_s = search.best_s
@@ -120,9 +126,11 @@ class _Plan:
 
     stages: Stages
     line: Line  # its service is inf where a request is barred from a group
+    work_s: Array  # (n_requests, n_stages), as `machine_of`
     least_s: Array  # (n_requests, n_stages), as `least_left_s`
-    order: IntArray  # (n_requests * n_stages,), operations
-    value_s: float
+    lead: Array = field(default_factory=lambda: np.empty(0))  # (n_stages,), see `_Search._lead`
+    order: IntArray = field(default_factory=lambda: np.empty(0, np.int64))  # of the operations
+    value_s: float = math.inf
 
     @property
     def asked(self) -> Array:
@@ -144,12 +152,19 @@ class _Search:
         self.schedule: Schedule | None = None
         self.plans: list[_Plan] = []
         self.n_trials = 0
+        self.was_stopped = False
         self._planned: set[tuple[int, ...]] = set()
         self._makespan = self.instance.objective is Objective.MAKESPAN
 
     def is_late(self) -> bool:
-        """Whether the search must end."""
-        return time.perf_counter() >= self.deadline
+        """Whether the search must end; if it asks, it had more to do."""
+        self.was_stopped = time.perf_counter() >= self.deadline
+        return self.was_stopped
+
+    def known(self) -> Known:
+        """What is known of the best schedule so far."""
+        assert self.schedule is not None
+        return Known(self.best_s, evaluation.latency_s(self.instance, self.schedule))
 
     def begin_with(self, partition: Partition, schedule: Schedule) -> None:
         """Take a decision for a start, and its partition for one more plan."""
@@ -192,6 +207,8 @@ class _Search:
         """Better the plans, the best ones longer, until the trials or the time are used up."""
         if not self.plans:
             return
+        for plan in self._best_plans(FINALISTS):
+            self._tune(plan)
         for n_plans, n_trials in ROUNDS:
             for plan in self._best_plans(n_plans):
                 self._pass(plan, n_trials)
@@ -215,27 +232,55 @@ class _Search:
         return self.n_trials >= most or self.is_late()
 
     def _first_plan(self, stages: Stages) -> _Plan:
-        """Serve stage by stage, the shortest rest first (for the makespan: the most urgent)."""
-        from hypsolve.kernels import bounds, orders
-
+        """Serve stage by stage, in the order of the better of two leads."""
         line = stages.line
         assert line is not None  # a single partition has a stage
-        work, _ = machine_of(line)
-        least_s = least_left_s(line)
-        state, ready = orders.new_state(line, 1), line.release.copy()
+        plan = _Plan(
+            stages=stages,
+            line=line._replace(service=line.service.copy()),
+            work_s=machine_of(line)[0],
+            least_s=least_left_s(line),
+        )
+        for ahead in FIRST_LEADS[: 1 if self._makespan else None]:
+            self._lead(plan, np.full(line.lag.shape[1], ahead))
+        return plan
+
+    def _tune(self, plan: _Plan) -> None:
+        """Better the leads of a plan, one stage at a time."""
+        if self._makespan:
+            return
+        for k in range(len(plan.lead)):
+            for ahead in LEADS:
+                if ahead != plan.lead[k] and not self.is_late():
+                    lead = plan.lead.copy()
+                    lead[k] = ahead
+                    self._lead(plan, lead)
+
+    def _lead(self, plan: _Plan, lead: Array) -> None:
+        """Serve stage by stage in order of about when one machine would start each request.
+
+        That machine does the shortest rest first, and may interrupt; a request's start is when
+        it ends less `lead` times its work. For the makespan the most urgent go first. Where the
+        schedule so made is better than the plan's, its starts are the plan's order.
+        """
+        from hypsolve.kernels import bounds, orders
+
+        line, ready = plan.line, plan.line.release.copy()
+        state = orders.new_state(line, 1)
         node, start, end = _times(line)
-        for k in range(line.lag.shape[1]):
-            key = ready - least_s[:, k]  # who must start first, for all to end together
+        for k, ahead in enumerate(lead):
+            key = ready - plan.least_s[:, k]  # who must start first, for all to end together
             if not self._makespan:
-                key, _ = bounds.shortest_rest_first(ready, work[:, k].copy())
+                work = plan.work_s[:, k].copy()
+                key = bounds.shortest_rest_first(ready, work)[0] - ahead * work
             orders.place_stage(
                 line, k, np.argsort(key, kind="stable"), ready, state, node, start, end
             )
-        self._offer(stages, node, start, end)
-        line = line._replace(service=line.service.copy())
-        plan = _Plan(stages, line, least_s, _by_start(start), math.inf)
-        self._place(plan)
-        return plan
+        self._offer(plan.stages, node, start, end)
+        other = replace(plan, lead=lead, order=_by_start(start))
+        self._place(other)
+        if other.value_s < plan.value_s:
+            plan.lead, plan.order, plan.value_s = lead, other.order, other.value_s
 
     def _place(self, plan: _Plan) -> Array:
         """Serve all requests in the order of a plan, and value it; returns the starts."""
@@ -269,15 +314,13 @@ class _Search:
 
         line, before = plan.line, replace(plan, order=plan.order.copy())
         service = line.service.copy()
-        room = WIDTH + LOOK
-        state, trial = orders.new_state(line, room + 1), orders.new_state(line, 1)
-        window, ready, at = orders.new_window(room), line.release.copy(), 0
-        n_at_once = WINDOWS_AT_ONCE * STEP
+        course = orders.new_course(line, plan.asked, plan.least_s, plan.order)
+        room, at = orders.new_room(line, WIDTH + LOOK), 0
         while at < len(plan.order) and not self._is_over():
+            until = min(at + WINDOWS_AT_ONCE * STEP, len(plan.order))
             at, n_trials = orders.improve(
-                line, plan.asked, plan.least_s, plan.order, ready, self._makespan, WIDTH, STEP,
-                at, min(at + n_at_once, len(plan.order)), most_trials, state, trial, window,
-            )  # fmt: skip
+                course, room, self._makespan, WIDTH, STEP, at, until, most_trials
+            )
             self.n_trials += n_trials
         self._place(plan)
         if plan.value_s > before.value_s:  # beyond the windows, more was lost
@@ -288,9 +331,9 @@ class _Search:
         """Another plan to begin from: starts moved at random, nobody barred."""
         line = plan.line._replace(service=plan.asked.copy())
         start = self._place(plan)
-        start = start + self.rng.normal(0, SHAKE * float(line.service.mean()), start.shape)
+        start = start + self.rng.normal(0, SHAKE * float(fastest_s(line).mean()), start.shape)
         order = _by_start(np.maximum.accumulate(start, axis=1))
-        again = _Plan(plan.stages, line, plan.least_s, order, math.inf)
+        again = replace(plan, line=line, order=order)
         self._place(again)
         return again
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hypsolve import evaluation
-from hypsolve.problem import Instance, Objective, StageRule
+from hypsolve.problem import Instance, Objective
 from hypsolve.solution import Outcome, Partition, Schedule
 from hypsolve.solvers.exact import (
     ROUNDING,
@@ -20,7 +20,7 @@ from hypsolve.solvers.exact import (
     given_start,
     holds,
 )
-from hypsolve.solvers.tables import node_groups, stage_table
+from hypsolve.solvers.tables import legal_stages, node_groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +136,7 @@ def joint_tables(instance: Instance, method: str) -> JointTables:
             f"method {method!r} decides partition and schedule: its objective must be"
             f" mean_latency or makespan, got {instance.objective}"
         )
-    legal = np.isfinite(stage_table(instance, StageRule.FASTEST))
-    arcs = [np.nonzero(tier) for tier in legal]
+    arcs = [np.nonzero(tier) for tier in legal_stages(instance)]
     groups = node_groups(instance)
     n_kinds = instance.kind_s.shape[2]
     before = np.zeros((instance.n_blocks + 1, n_kinds))

@@ -4,7 +4,7 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,13 +17,15 @@ from hypsolve.solvers.joint_tables import rounding_s
 from hypsolve.solvers.lines import Lines, Stages
 
 if TYPE_CHECKING:
-    from hypsolve.kernels.bounds import Ticks
+    from hypsolve.kernels.bounds import Climb, Ticks
 
-LEVELS = (20, 60, 180, 540)  # ticks in the mean latency, one level after the other
-STEPS = 100  # of the prices, on each level
+LEVELS = (60, 180, 540)  # ticks in the mean latency, one level after the other
+STEPS, TRIAL_STEPS = 100, 30  # of the prices, on each level; from each of two starts
 FIRST_STEP, FINER_STEP, LAST_STEP = 0.3, 0.1, 0.002  # of the way to the best known objective
 BEYOND = 1.2  # windows: how much longer than the longest delay known
 FEWEST_TICKS = 8  # of a window
+LOWER = (0.9, 0.7)  # the best prices are lowered to go on: where they are, steps lead nowhere
+LITTLE = 0.01  # of the gap: by less, more steps are in vain
 MOST_PRICES = 1e7  # groups x ticks from the first release on, or there is no finer level
 MOST_CELLS = 3e7  # requests x groups x ticks of a window, or there is no finer level
 CALL_S, CELL_S = 0.2, 3e-9  # about the longest time between two looks at the clock
@@ -31,12 +33,13 @@ CALL_S, CELL_S = 0.2, 3e-9  # about the longest time between two looks at the cl
 
 @dataclass(slots=True)
 class _Node:
-    """A box of partitions and its bound."""
+    """A box of partitions and its bound; not its line, for many boxes wait at a time."""
 
-    stages: Stages
+    box: Box
     bound_s: float
-    level: int = 0
+    level: int = -1  # of its prices
     price: Array | None = None  # (n_groups, n_ticks), per second
+    n_in_vain: int = 0  # times that steps on its level raised it little
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +84,11 @@ class Bounds:
         """Single partitions with their bounds, the least bound first, until it is enough."""
         while self._queue and not is_enough():
             bound_s, _, node = heapq.heappop(self._queue)
-            if node.stages.box.is_one:
+            if node.box.is_one:
                 self._seen.append(node)
-                yield bound_s, node.stages
+                stages = self.lines.of(node.box)
+                assert stages is not None  # as it was when it was bounded
+                yield bound_s, stages
             else:
                 self._push_halves(node)
 
@@ -108,7 +113,7 @@ class Bounds:
             if time.perf_counter() >= deadline:
                 return True
             _, _, node = heapq.heappop(self._queue)
-            if not node.stages.box.is_one:
+            if not node.box.is_one:
                 self._push_halves(node)
                 continue
             is_raised = self._raise(node, known, deadline)
@@ -121,14 +126,14 @@ class Bounds:
         heapq.heappush(self._queue, (node.bound_s, next(self._number), node))
 
     def _push_halves(self, node: _Node) -> None:
-        for half in node.stages.box.halves():
+        for half in node.box.halves():
             self._push_box(half, node.bound_s)
 
     def _push_box(self, box: Box, at_least_s: float) -> None:
         stages = self.lines.of(box)
         if stages is not None:
             self.n_boxes += 1
-            self._push(_Node(stages, max(at_least_s, self.machine_bound_s(stages))))
+            self._push(_Node(box, max(at_least_s, self.machine_bound_s(stages))))
 
     def _seconds(self, stages: Stages, late_s: float, last_s: float) -> float:
         """Bound on the objective, from the sum of completion - release and the last one."""
@@ -138,45 +143,68 @@ class Bounds:
             bound_s += float((stages.release_s - self.instance.arrival_s).mean())
         return max(0.0, bound_s - rounding_s(self.instance, bound_s))
 
+    def price_round_s(self, stages: Stages, known: Known) -> float:
+        """Seconds, about, of the first steps of a single partition's prices; inf: none."""
+        laid = self._lay(stages, known, 0)
+        if laid is None or stages.line is None:
+            return math.inf
+        return (STEPS + TRIAL_STEPS) * CELL_S * stages.line.service.size * laid[0].width
+
     def _raise(self, node: _Node, known: Known, deadline: float) -> bool:
-        """Raise the bound of a single partition by finer prices; False if there are none."""
-        line = node.stages.line
-        if self._makespan or line is None or node.level == len(LEVELS):
+        """Raise a partition's bound by finer prices, or more steps; False: none are left."""
+        stages = self.lines.of(node.box)
+        assert stages is not None  # as it was when it was bounded
+        laid = self._lay(stages, known, node.level + 1)
+        is_finer = laid is not None
+        laid = laid or self._lay(stages, known, node.level)
+        if laid is None or stages.line is None or node.n_in_vain == len(LOWER):
             return False
-        step_s = float(known.latency_s.mean()) / LEVELS[node.level]
+        ticks, n_ticks = laid
+        extra_s = stages.release_s - self.instance.arrival_s  # before the first stage
+        upper = known.objective_s * self.instance.n_requests - float(extra_s.sum())
+        way = _Way(stages.line, ticks, upper, deadline)
+        if node.price is None:
+            zero = np.zeros((stages.line.service.shape[1], n_ticks))
+            late, price = way.up_from((zero, way.machine_prices(n_ticks)), FIRST_STEP)
+        else:
+            begun = node.price
+            if is_finer:
+                begun = np.repeat(begun, LEVELS[node.level + 1] // LEVELS[node.level], axis=1)
+            price = np.zeros((len(begun), n_ticks))
+            price[:, : begun.shape[1]] = begun[:, :n_ticks]
+            price *= ticks.step * LOWER[node.n_in_vain]
+            late, price = way.up_from((price,), FINER_STEP)
+        was_s = node.bound_s
+        node.bound_s = max(was_s, self._seconds(stages, late, 0.0))
+        if is_finer or node.bound_s > was_s + LITTLE * (known.objective_s - was_s):
+            node.level += is_finer
+            node.price, node.n_in_vain = price / ticks.step, 0
+        else:
+            node.n_in_vain += 1
+        return True
+
+    def _lay(self, stages: Stages, known: Known, level: int) -> "tuple[Ticks, int] | None":
+        """Ticks of a level, and how many prices need; None if there are none or too many."""
+        line = stages.line
+        if self._makespan or line is None or not 0 <= level < len(LEVELS):
+            return None
+        step_s = float(known.latency_s.mean()) / LEVELS[level]
         if step_s <= 0:
-            return False
-        extra_s = node.stages.release_s - self.instance.arrival_s  # before the first stage
+            return None
+        extra_s = stages.release_s - self.instance.arrival_s
         delay_s = float((known.latency_s - extra_s - least_left_s(line)[:, 0]).max())
         wanted = max(FEWEST_TICKS, math.ceil(delay_s * BEYOND / step_s))
         width = min(wanted, max(FEWEST_TICKS, int(MOST_CELLS / line.service.size)))
-        if width < wanted and node.level > 0:
-            return False
+        if width < wanted and level > 0:
+            return None
         lasts_s = float(np.ptp(line.release) + least_left_s(line).max() + line.service.max())
         if line.service.shape[1] * (lasts_s / step_s + width + 4) > MOST_PRICES:
-            return False
-        ticks, n_ticks = ticks_of(line, step_s, width)
-        upper = known.objective_s * self.instance.n_requests - float(extra_s.sum())
-        climb = _Climb(line, ticks, upper, deadline)
-        if node.price is None:
-            starts = [np.zeros((line.service.shape[1], n_ticks)), climb.machine_prices(n_ticks)]
-            length = FIRST_STEP
-        else:
-            finer = np.repeat(node.price, LEVELS[node.level] // LEVELS[node.level - 1], axis=1)
-            price = np.zeros((len(finer), n_ticks))
-            price[:, : finer.shape[1]] = finer[:, :n_ticks] * step_s
-            starts, length = [price], FINER_STEP
-        late, best = max(
-            ((climb.raised(p, length), p) for p in starts), key=lambda pair: pair[0]
-        )
-        node.bound_s = max(node.bound_s, self._seconds(node.stages, late, 0.0))
-        node.level += 1
-        node.price = best / step_s
-        return True
+            return None
+        return ticks_of(line, step_s, width)
 
 
 @dataclass(frozen=True, slots=True)
-class _Climb:
+class _Way:
     """The way up to better prices of a line."""
 
     line: Line
@@ -184,22 +212,30 @@ class _Climb:
     upper: float  # sum of completion - release that is known to be possible, or more
     deadline: float
 
-    def raised(self, price: Array, length: float) -> float:
-        """Make prices better, in place; the bound on the sum of completion - release."""
+    def up_from(self, starts: Sequence[Array], length: float) -> tuple[float, Array]:
+        """Go up from each of some prices, from the best of them to the end.
+
+        Returns the bound on the sum of completion - release, and its prices.
+        """
         from hypsolve.kernels import bounds as kernels
 
-        at_once = max(2, int(CALL_S / (CELL_S * self.line.service.size * self.ticks.width)))
-        left, best = STEPS, -math.inf
-        while left > 0 and length >= LAST_STEP and best < self.upper:
-            late, length = kernels.raise_bound(
-                self.line, self.ticks, price, self.upper, self.upper,
-                min(left, at_once), length, LAST_STEP,
-            )  # fmt: skip
-            best = max(best, late)
-            left -= at_once
-            if time.perf_counter() >= self.deadline:
-                break
-        return best
+        climbs = [kernels.new_climb(price, length) for price in starts]
+        late = [self._up(climb, TRIAL_STEPS) for climb in climbs]
+        best = int(np.argmax(late))
+        return self._up(climbs[best], STEPS - TRIAL_STEPS), climbs[best].price
+
+    def _up(self, climb: "Climb", n_steps: int) -> float:
+        """Take steps, between which the clock is looked at; the best bound so far."""
+        from hypsolve.kernels import bounds as kernels
+
+        at_once = max(1, int(CALL_S / (CELL_S * self.line.service.size * self.ticks.width)))
+        while True:
+            late, is_done = kernels.raise_bound(
+                self.line, self.ticks, climb, self.upper, min(n_steps, at_once), LAST_STEP
+            )
+            n_steps -= at_once
+            if is_done or n_steps <= 0 or time.perf_counter() >= self.deadline:
+                return float(late)
 
     def machine_prices(self, n_ticks: int) -> Array:
         """What the nodes of one stage are worth to one machine: the best of the stages."""
@@ -210,9 +246,7 @@ class _Climb:
         for k in range(work.shape[1]):
             price = np.empty(best.shape)
             kernels.machine_prices(self.line, self.ticks, work, share, k, price)
-            late, _ = kernels.raise_bound(
-                self.line, self.ticks, price, self.upper, self.upper, 1, FIRST_STEP, LAST_STEP
-            )
+            late = self._up(kernels.new_climb(price, FIRST_STEP), 1)
             if late > most:
                 best, most = price, late
         return best

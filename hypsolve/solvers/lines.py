@@ -7,10 +7,10 @@ import numpy as np
 from hypsolve import evaluation
 from hypsolve.dispatch import stage_service_s
 from hypsolve.kernels.line import Line
-from hypsolve.problem import Array, Instance, IntArray, StageRule
+from hypsolve.problem import Array, Instance, IntArray
 from hypsolve.solution import Partition, Schedule
 from hypsolve.solvers.joint_boxes import Box
-from hypsolve.solvers.tables import stage_table
+from hypsolve.solvers.tables import legal_stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,7 @@ class Lines:
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
-        self._is_legal = np.isfinite(stage_table(instance, StageRule.FASTEST))
-        self._rows: dict[tuple[int, int, int], tuple[Array, IntArray, IntArray]] = {}
+        self._is_legal = legal_stages(instance)
 
     def whole(self) -> Box:
         """Box of all partitions: each cut from the first to the last that a stage allows."""
@@ -96,8 +95,6 @@ class Lines:
                     release = release + travel
         if not tiers:
             return Stages(box, None, release, [], [], np.empty(0, np.int64))
-        if box.is_one:  # behind the last stage nobody waits for links
-            lag[-1] = np.zeros(n)
         line = Line(
             np.ascontiguousarray(np.array(service).T),
             np.ascontiguousarray(np.array(lag).T),
@@ -109,14 +106,11 @@ class Lines:
 
     def _stage(self, tier: int, first: int, end: int) -> tuple[Array, IntArray, IntArray]:
         """Seconds by request and class; classes and numbers of the nodes that can hold it."""
-        key = tier, first, end
-        if key not in self._rows:
-            holders = np.flatnonzero(evaluation.can_hold(self.instance, *key))
-            classes = self.instance.node_class[self.instance.nodes_of(tier)][holders]
-            order = np.argsort(classes, kind="stable")
-            times = stage_service_s(self.instance, first, end)
-            self._rows[key] = times, classes[order], holders[order]
-        return self._rows[key]
+        holders = np.flatnonzero(evaluation.can_hold(self.instance, tier, first, end))
+        classes = self.instance.node_class[self.instance.nodes_of(tier)][holders]
+        order = np.argsort(classes, kind="stable")
+        times = stage_service_s(self.instance, first, end)
+        return times, classes[order], holders[order]
 
     def _travel(self, link: int, low: int, high: int) -> Array:
         """Least seconds over a link behind any of the cuts, by request.

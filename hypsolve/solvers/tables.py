@@ -75,6 +75,17 @@ def sums_and_rests(values: Array, kind: IntArray | None = None) -> Array:
     return sums
 
 
+def legal_stages(instance: Instance) -> NDArray[np.bool_]:
+    """Which blocks i:j may be tier k's stage on some node, shape (n_tiers, n_cuts, n_cuts)."""
+    need = _need_bytes(instance)
+    slack = evaluation.memory_slack(instance)
+    legal = np.empty((instance.n_tiers, *need.shape), bool)
+    for k in range(instance.n_tiers):
+        most = instance.node_bytes[instance.nodes_of(k)].max() * (1 + slack)
+        legal[k] = (need <= most) & _keeps_rules(instance, k)
+    return legal
+
+
 def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
     """Stage seconds of blocks i:j on tier k, without links: shape (n_tiers, n_cuts, n_cuts).
 
@@ -84,10 +95,7 @@ def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
     rule = instance.stage_rule if rule is None else rule
     n_cuts = instance.n_blocks + 1
     spent = spent_s(instance)
-    held = held_bytes(instance)
-    need = (held[None, :] - held[:, None]).sum(axis=-1)
-    need[0, -1] -= instance.tied_bytes
-    length = np.arange(n_cuts)[None, :] - np.arange(n_cuts)[:, None]
+    need = _need_bytes(instance)
     slack = evaluation.memory_slack(instance)
     table = np.full((instance.n_tiers, n_cuts, n_cuts), np.inf)
     for k in range(instance.n_tiers):
@@ -103,13 +111,28 @@ def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
         else:
             with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
                 stage = 1 / np.where(holds, 1 / times, 0.0).sum(axis=0)
-        stage[length == 0] = 0.0
-        stage[(length < instance.least_blocks[k]) | (length > instance.most_blocks[k])] = np.inf
-        cuts = np.arange(n_cuts)
-        stage[(cuts < instance.cut_min[k]) | (cuts > instance.cut_max[k]), :] = np.inf
-        stage[:, (cuts < instance.cut_min[k + 1]) | (cuts > instance.cut_max[k + 1])] = np.inf
-        table[k] = np.where(length < 0, np.inf, stage)
+        np.fill_diagonal(stage, 0.0)
+        table[k] = np.where(_keeps_rules(instance, k), stage, np.inf)
     return table
+
+
+def _need_bytes(instance: Instance) -> Array:
+    """Bytes of blocks i:j, shape (n_cuts, n_cuts)."""
+    held = held_bytes(instance)
+    need = held[None, :, 0] - held[:, None, 0]
+    need += held[None, :, 1] - held[:, None, 1]
+    need[0, -1] -= instance.tied_bytes
+    return need
+
+
+def _keeps_rules(instance: Instance, tier: int) -> NDArray[np.bool_]:
+    """Which stages i:j on a tier keep the rules on cuts and numbers of blocks."""
+    cuts = np.arange(instance.n_blocks + 1)
+    length = cuts[None, :] - cuts[:, None]
+    most, least = instance.most_blocks[tier], max(0, instance.least_blocks[tier])
+    first = (cuts >= instance.cut_min[tier]) & (cuts <= instance.cut_max[tier])
+    end = (cuts >= instance.cut_min[tier + 1]) & (cuts <= instance.cut_max[tier + 1])
+    return np.asarray((length >= least) & (length <= most) & first[:, None] & end[None, :])
 
 
 def cost_table(instance: Instance) -> Array:
