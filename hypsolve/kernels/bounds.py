@@ -188,7 +188,7 @@ class Ticks(NamedTuple):
     """A line's times in ticks of `step` seconds, from the first release on."""
 
     step: Any
-    width: Any  # of a stage's window
+    width: Any  # (n_requests,), of the windows of its stages
     begin: Any  # (n_requests, n_stages), where it begins
     whole: Any  # (n_requests, n_groups), whole ticks of the service
     part: Any  # the rest of it, in 0..1
@@ -204,7 +204,7 @@ def _ways(line, ticks, r, spent, cost, best):
     for a start of stage k then or later; the last entry stands for all that is behind the
     window. ``spent[g, t]``: price of group g before tick t.
     """
-    width = ticks.width
+    width = ticks.width[r]
     n_stages = len(line.first) - 1
     for k in range(n_stages - 1, -1, -1):
         origin = ticks.begin[r, k]
@@ -246,9 +246,9 @@ def _ways(line, ticks, r, spent, cost, best):
 @kernel
 def _walk(line, ticks, r, spent, cost, best, use):
     """Add to `use` the nodes' time of the cheapest way of request r."""
-    t = 0
+    t, width = 0, ticks.width[r]
     for k in range(len(line.first) - 1):
-        while t < ticks.width and best[k, t + 1] == best[k, t]:
+        while t < width and best[k, t + 1] == best[k, t]:
             t += 1
         g = line.first[k]
         for other in range(line.first[k] + 1, line.first[k + 1]):
@@ -270,7 +270,7 @@ def _walk(line, ticks, r, spent, cost, best, use):
             use[g, end] += part
         if k + 1 < len(line.first) - 1:
             t = at + ticks.ahead[r, g] - ticks.begin[r, k + 1]
-            t = min(max(t, 0), ticks.width)
+            t = min(max(t, 0), width)
 
 
 @kernel
@@ -300,13 +300,14 @@ class Climb(NamedTuple):
     price: Any  # (n_groups, n_ticks), the best; in seconds per tick
     now: Any  # the same, to be tried next
     direction: Any  # the same, in which prices move
+    paid: Any  # (n_requests,), from a request's release on, when last evaluated
     way: Any  # (4,): best bound, length of a step, steps in vain, steps in all
 
 
-def new_climb(price, length):
+def new_climb(line, price, length):
     """Set out from `price` with steps of `length`, a share of the way to the upper bound."""
-    way = np.array([-np.inf, length, 0.0, 0.0])
-    return Climb(price, price.copy(), np.zeros(price.shape), way)
+    way, paid = np.array([-np.inf, length, 0.0, 0.0]), np.zeros(len(line.release))
+    return Climb(price, price.copy(), np.zeros(price.shape), paid, way)
 
 
 @kernel
@@ -334,8 +335,9 @@ def raise_bound(line, ticks, climb, upper, n_steps, shortest):
     n_requests, n_groups = line.service.shape
     n_ticks = climb.now.shape[1]
     spent = np.empty((n_groups, n_ticks + 1))
-    cost = np.empty((n_groups, ticks.width + 1))
-    best = np.empty((len(line.first) - 1, ticks.width + 1))
+    widest = ticks.width.max()
+    cost = np.empty((n_groups, widest + 1))
+    best = np.empty((len(line.first) - 1, widest + 1))
     use = np.empty((n_groups, n_ticks))
     size = np.empty(n_groups)
     for g in range(n_groups):
@@ -354,7 +356,8 @@ def raise_bound(line, ticks, climb, upper, n_steps, shortest):
         use[:] = 0.0
         for r in range(n_requests):
             _ways(line, ticks, r, spent, cost, best)
-            bound += best[0, 0] - (line.release[r] - origin)
+            climb.paid[r] = best[0, 0] - (line.release[r] - origin)
+            bound += climb.paid[r]
             _walk(line, ticks, r, spent, cost, best, use)
         is_first = n_taken == 0
         n_taken += 1
@@ -383,6 +386,6 @@ def warm_up() -> None:
     shortest_rest_first(np.zeros(2), np.ones(2))
     machine_work(line, work, share)
     machine_bound(line, work)
-    ticks = Ticks(0.5, 2, zero, zero + 2, np.zeros((2, 1)), zero + 2, zero)
+    ticks = Ticks(0.5, zero[:, 0] + 2, zero, zero + 2, np.zeros((2, 1)), zero + 2, zero)
     machine_prices(line, ticks, work, share, 0, price)
-    raise_bound(line, ticks, new_climb(price, 0.3), 3.0, 2, 0.01)
+    raise_bound(line, ticks, new_climb(line, price, 0.3), 3.0, 2, 0.01)

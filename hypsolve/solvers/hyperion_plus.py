@@ -22,7 +22,7 @@ from hypsolve.solvers.latency_bounds import Bounds, Known, fastest_s, least_left
 from hypsolve.solvers.lines import Stages, decision_of
 
 METHOD = "hyperion_plus"
-MOST_PARTITIONS, MOST_BOXES = 64, 1000  # that are given a schedule; that are bounded for it
+MOST_PARTITIONS, MOST_BOXES = 64, 1000  # given a schedule, before neighbours; bounded for it
 FIRST_LEADS = 1.5, 2.0, 0.0  # tried on every partition
 LEADS = 0.0, 1.0, 1.5, 2.0, 2.5  # tried by stage on the best
 ROUNDS = ((4, 3), (2, 10))  # how many of the best go on; when a window has had enough trials
@@ -44,12 +44,13 @@ def hyperion_plus(
     """Decide partition and schedule for thousands of requests: never worse than Hyperion.
 
     Partitions are taken in the order of a bound on their latency, until the next bound is no
-    better than the best answer, or there are enough. Each gets a schedule: stage by stage, the
-    shortest rest first on one machine in place of the nodes gives the order, and each request
-    goes where it finishes earliest. The schedules of the best partitions are bettered by a
-    search in windows of time (see `hypsolve.kernels.orders`). Hyperion's answers, by either of
-    its cuts, and HEFT's are answers too. Like HEFT, and unlike a dispatch policy, it knows all
-    arrivals beforehand: it plans a known workload, or says what a policy could gain.
+    better than the best answer, or there are enough. Each gets a schedule: stage by stage, in
+    the order of about when one machine in place of the nodes would start them, which does the
+    shortest rest first, each request goes where it finishes earliest. The schedules of the best
+    partitions are bettered by a search in windows of time (see `hypsolve.kernels.orders`).
+    Hyperion's answers, by either of its cuts, and HEFT's are answers too. Like HEFT, and unlike
+    a dispatch policy, it knows all arrivals beforehand: it plans a known workload, or says what
+    a policy could gain.
 
     Parameters
     ----------
@@ -62,9 +63,10 @@ def hyperion_plus(
         Of new beginnings of the search. Unless the limit ends it, the answer is the same for
         the same seed.
     prove : bool
-        Keep half of `time_limit_s` to raise ``bound_s`` by prices on the nodes' time, in ever
-        finer ticks, as far as those go (of the mean latency; the makespan has one bound). From
-        some thousands of requests on that takes minutes, and the search has half the time.
+        Raise ``bound_s`` by prices on the nodes' time, in ever finer ticks, as far as those go
+        (of the mean latency; the makespan has no such bound). That takes a second for tens of
+        requests, and all of `time_limit_s` for 1,000 and more. Half of it is kept for prices,
+        unless not even the first steps would fit, as ``message`` then says.
 
     Returns
     -------

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 LEVELS = (60, 180, 540)  # ticks in the mean latency, one level after the other
 STEPS, TRIAL_STEPS = 100, 30  # of the prices, on each level; from each of two starts
-FIRST_STEP, FINER_STEP, LAST_STEP = 0.3, 0.1, 0.002  # of the way to the best known objective
-BEYOND = 1.2  # windows: how much longer than the longest delay known
+FIRST_STEP, FINER_STEP, LAST_STEP = 0.15, 0.1, 0.002  # of the way to the best known objective
+NARROW, BEYOND = 0.5, 4.0  # windows: mean latencies beyond the delay known; times the longest
+WIDER = 1.5  # and times what a request pays
+STEPS_AT_ONCE = 10  # between two looks at that
 FEWEST_TICKS = 8  # of a window
-LOWER = (0.9, 0.7)  # the best prices are lowered to go on: where they are, steps lead nowhere
+LOWER = (0.9, 0.7, 0.0)  # shares of prices from which to go on, for no step leads on from them
 LITTLE = 0.01  # of the gap: by less, more steps are in vain
-MOST_PRICES = 1e7  # groups x ticks from the first release on, or there is no finer level
-MOST_CELLS = 3e7  # requests x groups x ticks of a window, or there is no finer level
+MOST_PRICES = 5e6  # groups x ticks from the first release on, or there is no finer level
 CALL_S, CELL_S = 0.2, 3e-9  # about the longest time between two looks at the clock
 
 
@@ -39,6 +40,7 @@ class _Node:
     bound_s: float
     level: int = -1  # of its prices
     price: Array | None = None  # (n_groups, n_ticks), per second
+    wide_s: Array | None = None  # (n_requests,), width of windows
     n_in_vain: int = 0  # times that steps on its level raised it little
 
 
@@ -145,72 +147,92 @@ class Bounds:
 
     def price_round_s(self, stages: Stages, known: Known) -> float:
         """Seconds, about, of the first steps of a single partition's prices; inf: none."""
-        laid = self._lay(stages, known, 0)
-        if laid is None or stages.line is None:
-            return math.inf
-        return (STEPS + TRIAL_STEPS) * CELL_S * stages.line.service.size * laid[0].width
+        way = self._way(stages, known, 0, math.inf)
+        return math.inf if way is None else (STEPS + TRIAL_STEPS) * way.step_s
 
     def _raise(self, node: _Node, known: Known, deadline: float) -> bool:
         """Raise a partition's bound by finer prices, or more steps; False: none are left."""
         stages = self.lines.of(node.box)
         assert stages is not None  # as it was when it was bounded
-        laid = self._lay(stages, known, node.level + 1)
-        is_finer = laid is not None
-        laid = laid or self._lay(stages, known, node.level)
-        if laid is None or stages.line is None or node.n_in_vain == len(LOWER):
+        way = self._way(stages, known, node.level + 1, deadline, node.wide_s)
+        is_finer = way is not None
+        way = way or self._way(stages, known, node.level, deadline, node.wide_s)
+        if way is None or node.n_in_vain == len(LOWER):
             return False
-        ticks, n_ticks = laid
-        extra_s = stages.release_s - self.instance.arrival_s  # before the first stage
-        upper = known.objective_s * self.instance.n_requests - float(extra_s.sum())
-        way = _Way(stages.line, ticks, upper, deadline)
         if node.price is None:
-            zero = np.zeros((stages.line.service.shape[1], n_ticks))
-            late, price = way.up_from((zero, way.machine_prices(n_ticks)), FIRST_STEP)
+            late, price = way.up_from((way.no_prices(), way.machine_prices()), FIRST_STEP)
         else:
             begun = node.price
             if is_finer:
                 begun = np.repeat(begun, LEVELS[node.level + 1] // LEVELS[node.level], axis=1)
-            price = np.zeros((len(begun), n_ticks))
-            price[:, : begun.shape[1]] = begun[:, :n_ticks]
-            price *= ticks.step * LOWER[node.n_in_vain]
-            late, price = way.up_from((price,), FINER_STEP)
+            start = way.no_prices()
+            begun = begun[:, : start.shape[1]]
+            part = LOWER[node.n_in_vain]
+            start[:, : begun.shape[1]] = begun * way.ticks.step * part
+            late, price = way.up_from((start,), FINER_STEP if part > 0 else FIRST_STEP)
         was_s = node.bound_s
         node.bound_s = max(was_s, self._seconds(stages, late, 0.0))
         if is_finer or node.bound_s > was_s + LITTLE * (known.objective_s - was_s):
             node.level += is_finer
-            node.price, node.n_in_vain = price / ticks.step, 0
+            node.price, node.n_in_vain = price / way.ticks.step, 0
+            node.wide_s = way.ticks.width * way.ticks.step
         else:
             node.n_in_vain += 1
         return True
 
-    def _lay(self, stages: Stages, known: Known, level: int) -> "tuple[Ticks, int] | None":
-        """Ticks of a level, and how many prices need; None if there are none or too many."""
+    def _way(
+        self,
+        stages: Stages,
+        known: Known,
+        level: int,
+        deadline: float,
+        wide_s: Array | None = None,
+    ) -> "_Way | None":
+        """Lay ticks of a level; None if there are none, or too many.
+
+        Windows are as wide as `wide_s` at least, where that is known from a coarser level.
+        """
         line = stages.line
         if self._makespan or line is None or not 0 <= level < len(LEVELS):
             return None
-        step_s = float(known.latency_s.mean()) / LEVELS[level]
+        mean_s = float(known.latency_s.mean())
+        step_s = mean_s / LEVELS[level]
         if step_s <= 0:
             return None
-        extra_s = stages.release_s - self.instance.arrival_s
-        delay_s = float((known.latency_s - extra_s - least_left_s(line)[:, 0]).max())
-        wanted = max(FEWEST_TICKS, math.ceil(delay_s * BEYOND / step_s))
-        width = min(wanted, max(FEWEST_TICKS, int(MOST_CELLS / line.service.size)))
-        if width < wanted and level > 0:
-            return None
+        extra_s = stages.release_s - self.instance.arrival_s  # before the first stage
+        delay_s = np.maximum(known.latency_s - extra_s - least_left_s(line)[:, 0], 0.0)
+        widest = max(FEWEST_TICKS, math.ceil(float(delay_s.max()) * BEYOND / step_s))
+        first_s = delay_s + NARROW * mean_s
+        narrow = np.clip(_up(first_s / step_s), FEWEST_TICKS, widest)
         lasts_s = float(np.ptp(line.release) + least_left_s(line).max() + line.service.max())
-        if line.service.shape[1] * (lasts_s / step_s + width + 4) > MOST_PRICES:
+        if line.service.shape[1] * (lasts_s / step_s + widest + 4) > MOST_PRICES:
             return None
-        return ticks_of(line, step_s, width)
+        ticks, n_ticks = ticks_of(line, step_s, np.full(len(narrow), widest))
+        width = narrow if wide_s is None else np.clip(_up(wide_s / step_s), narrow, widest)
+        upper = known.objective_s * self.instance.n_requests - float(extra_s.sum())
+        return _Way(line, ticks._replace(width=width), n_ticks, narrow, widest, upper, deadline)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Way:
-    """The way up to better prices of a line."""
+    """The way up to better prices of a line, with windows as wide as they must be."""
 
     line: Line
     ticks: "Ticks"
+    n_ticks: int
+    narrow: IntArray  # no window is narrower
+    widest: int  # nor wider
     upper: float  # sum of completion - release that is known to be possible, or more
     deadline: float
+
+    @property
+    def step_s(self) -> float:
+        """Seconds, about, that a step takes."""
+        return CELL_S * self.line.service.shape[1] * float(self.ticks.width.sum())
+
+    def no_prices(self) -> Array:
+        """Prices of 0, shape (n_groups, n_ticks)."""
+        return np.zeros((self.line.service.shape[1], self.n_ticks))
 
     def up_from(self, starts: Sequence[Array], length: float) -> tuple[float, Array]:
         """Go up from each of some prices, from the best of them to the end.
@@ -219,34 +241,40 @@ class _Way:
         """
         from hypsolve.kernels import bounds as kernels
 
-        climbs = [kernels.new_climb(price, length) for price in starts]
-        late = [self._up(climb, TRIAL_STEPS) for climb in climbs]
-        best = int(np.argmax(late))
-        return self._up(climbs[best], STEPS - TRIAL_STEPS), climbs[best].price
+        climbs = [kernels.new_climb(self.line, price, length) for price in starts]
+        late = [self._climb(climb, TRIAL_STEPS) for climb in climbs]
+        best = climbs[int(np.argmax(late))]
+        return self._climb(best, STEPS - TRIAL_STEPS), best.price
 
-    def _up(self, climb: "Climb", n_steps: int) -> float:
-        """Take steps, between which the clock is looked at; the best bound so far."""
+    def _climb(self, climb: "Climb", n_steps: int) -> float:
+        """Take steps, between which windows are laid anew; the best bound so far.
+
+        A window wider than all that its request pays, delay and prices, would change nothing.
+        """
         from hypsolve.kernels import bounds as kernels
 
-        at_once = max(1, int(CALL_S / (CELL_S * self.line.service.size * self.ticks.width)))
+        alone_s = least_left_s(self.line)[:, 0]
         while True:
+            at_once = min(n_steps, STEPS_AT_ONCE, max(1, int(CALL_S / self.step_s)))
             late, is_done = kernels.raise_bound(
-                self.line, self.ticks, climb, self.upper, min(n_steps, at_once), LAST_STEP
+                self.line, self.ticks, climb, self.upper, at_once, LAST_STEP
             )
             n_steps -= at_once
+            width = _up(WIDER * (climb.paid - alone_s) / self.ticks.step)
+            self.ticks = self.ticks._replace(width=np.clip(width, self.narrow, self.widest))
             if is_done or n_steps <= 0 or time.perf_counter() >= self.deadline:
                 return float(late)
 
-    def machine_prices(self, n_ticks: int) -> Array:
+    def machine_prices(self) -> Array:
         """What the nodes of one stage are worth to one machine: the best of the stages."""
         from hypsolve.kernels import bounds as kernels
 
         work, share = machine_of(self.line)
-        best, most = np.zeros((self.line.service.shape[1], n_ticks)), -math.inf
+        best, most = self.no_prices(), -math.inf
         for k in range(work.shape[1]):
-            price = np.empty(best.shape)
+            price = self.no_prices()
             kernels.machine_prices(self.line, self.ticks, work, share, k, price)
-            late = self._up(kernels.new_climb(price, FIRST_STEP), 1)
+            late = self._climb(kernels.new_climb(self.line, price, FIRST_STEP), 1)
             if late > most:
                 best, most = price, late
         return best
@@ -261,6 +289,10 @@ def machine_of(line: Line) -> tuple[Array, Array]:
     return work, share
 
 
+def _up(ticks: Array) -> IntArray:
+    return np.asarray(np.ceil(ticks), np.int64)
+
+
 def fastest_s(line: Line) -> Array:
     """Service on the quickest node of each stage, shape (n_requests, n_stages)."""
     return np.minimum.reduceat(line.service, line.first[:-1], axis=1)
@@ -272,7 +304,7 @@ def least_left_s(line: Line) -> Array:
     return np.ascontiguousarray(whole_s[:, ::-1].cumsum(axis=1)[:, ::-1])
 
 
-def ticks_of(line: Line, step_s: float, width: int) -> tuple["Ticks", int]:
+def ticks_of(line: Line, step_s: float, width: IntArray) -> tuple["Ticks", int]:
     """Times in ticks, and how many ticks prices need so that no window ends behind them."""
     from hypsolve.kernels.bounds import ROUND_DOWN, Ticks
 
@@ -293,4 +325,4 @@ def ticks_of(line: Line, step_s: float, width: int) -> tuple["Ticks", int]:
         ahead=down(line.service + line.lag[:, stage]),
         lag=down(line.lag),
     )
-    return ticks, int(ticks.begin.max() + whole.max()) + width + 3
+    return ticks, int((ticks.begin.max(axis=1) + whole.max(axis=1) + width).max()) + 3
