@@ -312,6 +312,8 @@ class Requests:
     def of(cls, requests: Iterable[Request]) -> "Requests":
         """Gather single requests."""
         rows = list(requests)
+        for r, row in enumerate(rows):
+            valid.of_type("requests", f"request {r}", row, Request)
         return cls(
             np.array([r.arrival_s for r in rows]),
             np.array([r.prompt_tokens for r in rows]),

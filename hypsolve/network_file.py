@@ -3,6 +3,7 @@
 import difflib
 import functools
 import itertools
+import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -194,7 +195,11 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
     pins: dict[str | int, str] = {}
     prices: dict[str, float] = {}
     for k, entry in enumerate(entries):
-        tier, of_nodes = _tier(f"{owner}: tier {k}", entry, gpus)
+        of_tier = f"{owner}: tier {k} {entry['name']!r}"
+        least, most = entry.get("least_blocks", 1), entry.get("most_blocks", math.inf)
+        if most < least:
+            raise ValueError(f"{of_tier}: most_blocks must be at least {least}, got {most}")
+        tier, of_nodes = _tier(of_tier, entry, gpus)
         tiers.append(tier)
         prices |= of_nodes
         for block in _pins(f"{owner}: tier {k}", entry.get("pin", [])):
@@ -254,9 +259,10 @@ def _tier(
 ) -> tuple[Tier, dict[str, float]]:
     nodes: list[Node] = []
     prices: dict[str, float] = {}
-    for given in entry["nodes"]:
-        group = _table(f"{owner} nodes", NodesTable, given)
-        made = _nodes(f"{owner} nodes", entry["name"], group, gpus, nodes)
+    for i, given in enumerate(entry["nodes"]):
+        of_group = f"{owner} nodes {i}"
+        group = _table(of_group, NodesTable, given)
+        made = _nodes(of_group, entry["name"], group, gpus, nodes)
         nodes += made
         if "price_per_hour" in group:
             prices |= dict.fromkeys((node.name for node in made), group["price_per_hour"])

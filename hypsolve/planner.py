@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -302,6 +303,10 @@ def plan(
     >>> found.fits, found.stages[0].blocks
     (True, range(0, 34))
     """
+    for option in options:
+        meant = [name for name in signature(plan).parameters if name.startswith(option)]
+        if meant:
+            raise TypeError(f"plan: unknown option {option!r}; did you mean {meant[0]}?")
     ask = Ask(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,

@@ -324,6 +324,11 @@ def _of(document: Mapping[str, Any], owner: str) -> Before:
         ) from None
     if not tiers:
         raise ValueError(f"{owner}: the plan before must have a partition, got one without")
+    answer = document.get("result", document)
+    cuts = answer.get("cuts") if isinstance(answer, dict) else None
+    ends = [0, *(stage["blocks"][1] for stage in _list(stages))]
+    if cuts not in (None, ends):
+        raise ValueError(f"{owner}: cuts must be those of stages, {ends}, got {cuts!r:.60}")
     model = document.get("model", "")
     return Before(
         tier_of_block=tuple(tiers),

@@ -61,6 +61,12 @@ class Method:
     objectives: tuple[Objective, ...] = PARTITION
     kernels: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"Method: function must be callable, got {self.function!r:.60}")
+        if self.decides not in ("partition", "both"):
+            raise ValueError(f"Method: decides must be partition or both, got {self.decides!r}")
+
 
 def _exact(function: Callable[..., Outcome], decides: str = "partition") -> Method:
     """An exact formulation; those of partition and schedule start from Hyperion's answer."""
@@ -121,7 +127,8 @@ def solve(
     **options
         The method's own. A method that decides the partition alone also takes ``policy``
         (default ``hypsched_rt``, a name in POLICIES or a callable) and ``partition_objective``
-        (default ``bottleneck``) where the objective is a scheduled one.
+        (default ``bottleneck``) where the objective is a scheduled one. For the others see
+        ``help(METHODS[name].function)``.
 
     Returns
     -------
@@ -134,6 +141,9 @@ def solve(
     RuntimeError
         If the decision breaks a rule or beats its own bound by more than 10^-6: a bug of the
         method.
+    KeyboardInterrupt
+        At Ctrl-C, within about a second; what was found is lost, unless ``on_improve``
+        (`joint_exact`, `joint_cpsat`, `joint_milp`) kept it.
     """
     hint = " (hypsolve.to_instance makes one of a Deployment)"
     valid.of_type("solve", "instance", instance, Instance, hint)
@@ -144,7 +154,8 @@ def solve(
     completed = entry.decides == "partition" and instance.objective.is_scheduled
     if completed:
         policy = options.pop("policy", "hypsched_rt")
-        function, kernels = _completed(entry.function, policy), (*kernels, "dispatch")
+        own = entry.function if isinstance(method, str) else _held_to(name, entry.function)
+        function, kernels = _completed(own, policy), (*kernels, "dispatch")
     elif instance.objective not in entry.objectives:
         raise ValueError(
             f"{name}: objective must be one of {', '.join(entry.objectives)},"
@@ -156,8 +167,6 @@ def solve(
     started = time.perf_counter()
     outcome = function(instance, time_limit_s=time_limit_s, seed=seed, **options)
     solve_time_s = time.perf_counter() - started
-    if not isinstance(outcome, Outcome):
-        raise TypeError(f"{name}: must return an Outcome, got {outcome!r:.60}")
     return _certify(instance, name, outcome, solve_time_s)
 
 
@@ -167,6 +176,17 @@ def _look_up(method: str | Method | Callable[..., Outcome]) -> tuple[str, Method
     if callable(method):
         return _look_up(Method(method, "both", objectives=PARTITION + SCHEDULED))
     return method, METHODS[valid.known("method", method, METHODS)]
+
+
+def _held_to(name: str, function: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """Check what somebody's function says of stage 1, as if that were all."""
+
+    def run(instance: Instance, **options: Any) -> Outcome:
+        outcome = function(instance, **options)
+        _certify(instance, f"{name}, stage 1", outcome, 0.0)
+        return outcome
+
+    return run
 
 
 def _completed(function: Callable[..., Outcome], policy: Any) -> Callable[..., Outcome]:
@@ -197,6 +217,8 @@ def _check_options(
 
 def _certify(instance: Instance, name: str, outcome: Outcome, solve_time_s: float) -> Result:
     """Score and check with `evaluate` alone."""
+    if not isinstance(outcome, Outcome):
+        raise TypeError(f"{name}: must return an Outcome, got {outcome!r:.60}")
     objective_s, gap, status = math.inf, math.nan, outcome.status
     bound_s = float(outcome.bound_s)
     if outcome.partition is not None:

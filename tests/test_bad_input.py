@@ -544,6 +544,8 @@ def test_requests_may_be_gathered_one_by_one():
         Requests.of([])
     with pytest.raises(TypeError, match="prompt_tokens"):
         Requests.of([Request(0, "long", 1)])
+    with pytest.raises(TypeError, match=r"requests: request 1 must be a Request, got \(1, 4"):
+        Requests.of([Request(0.5, 3, 2), (1, 4, 1)])
 
 
 def test_to_instance_passes_on_what_is_wrong():

@@ -145,15 +145,19 @@ def test_read_network(tmp_path):
         (
             "count = 2",
             "count = 0",
-            r"mine\.toml: tier 0 nodes: count must be at least 1, got 0",
+            r"mine\.toml: tier 0 'here' nodes 0: count must be at least 1, got 0",
         ),
         ("count = 2", 'count = "2"', "count must be a whole number, got '2'"),
-        ('gpu = "l4", count = 2', "count = 2", "tier 0 nodes: key 'gpu' is missing"),
-        ("gbps = 1.0", "gbps = 0", "tier 0 link: gbps must be positive and finite, got 0"),
+        ('gpu = "l4", count = 2', "count = 2", "tier 0 'here' nodes 0: key 'gpu' is missing"),
+        (
+            "gbps = 1.0",
+            "gbps = 0",
+            "tier 0 'here' link: gbps must be positive and finite, got 0",
+        ),
         (
             "gbps = 1.0",
             "mbps = 1.0",
-            "tier 0 link: unknown key 'mbps'; did you mean gbps. known: ",
+            "tier 0 'here' link: unknown key 'mbps'; did you mean gbps. known: ",
         ),
         (
             "latency_ms = 2.0",
@@ -182,7 +186,7 @@ def test_read_network(tmp_path):
         (
             "memory_gib = 20",
             'memory_gib = "20"',
-            "tier 1 nodes: memory_gib must be a number, got '20'",
+            "tier 1 'there' nodes 0: memory_gib must be a number, got '20'",
         ),
         ("memory_gib = 20", "memory_gib = 0", "memory_gib must be positive and finite, got 0"),
         ("reserved_gib = 2.4", "reserved_gib = -1", "reserved_gib must be .*not negative, got"),

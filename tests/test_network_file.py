@@ -69,7 +69,7 @@ def test_a_slow_node_takes_so_much_longer(tmp_path):
 
 def test_own_gpus_are_proposed_and_names_are_free(tmp_path):
     with pytest.raises(
-        ValueError, match=r"net.toml: tier 0 nodes: unknown gpu 'min'; .* mine\?"
+        ValueError, match=r"net.toml: tier 0 'desk' nodes 1: unknown gpu 'min'; .* mine\?"
     ):
         read(tmp_path, SHORT.replace('"mine"', '"min"', 1))
     text = (
@@ -124,6 +124,11 @@ def test_networks_of_the_repository_give_their_sources():
             "tier 0: most_blocks must be at least 0, got -1",
         ),
         (
+            "most_blocks = 12",
+            "most_blocks = 0",
+            "tier 0 'desk': most_blocks must be at least 1, got 0",
+        ),
+        (
             "price_per_hour = 2",
             "price_per_hour = -2",
             "price_per_hour must be finite and not neg",
@@ -141,7 +146,11 @@ def test_networks_of_the_repository_give_their_sources():
         ("tflops = 60", "", "gpu 'mine': key 'tflops' is missing"),
         ("tflops = 60", "tflops = 60\nsize = 3", "gpu 'mine': unknown key 'size'; known: "),
         ("tflops = 60", "tflop = 60", "gpu 'mine': unknown key 'tflop'; did you mean tflops?"),
-        ('gpu = "l4"', 'gpus = "l4"', "tier 0 nodes: unknown key 'gpus'; did you mean gpu?"),
+        (
+            'gpu = "l4"',
+            'gpus = "l4"',
+            "tier 0 'desk' nodes 0: unknown key 'gpus'; did you mean gpu?",
+        ),
         (
             'gpu = "l4"',
             'gpu = "l4", reserved_gib = 24.5',

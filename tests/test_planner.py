@@ -499,6 +499,13 @@ def test_bad_model_or_network(arguments, error, message):
         hs.plan(*arguments)
 
 
+def test_a_misspelt_argument_of_plan_is_not_blamed_on_the_method():
+    with pytest.raises(TypeError, match="plan: unknown option 'rate'; did you mean rate_per_s"):
+        hs.plan("llama-3-8b", SMALL, rate=1)
+    with pytest.raises(TypeError, match="unknown option 'speed'"):
+        hs.plan("llama-3-8b", SMALL, speed=1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -167,6 +167,15 @@ def test_the_command(capsys, tmp_path):
             '{"stages": [{"tier": "a", "blocks": [0, 34]}], "nodes": [], "model": 3}',
             "model must be a string, got 3",
         ),
+        (
+            '{"stages": [{"tier": "a", "blocks": [0, 34]}], "nodes": [],'
+            ' "result": {"cuts": [0, 20]}}',
+            r"cuts must be those of stages, \[0, 34\], got \[0, 20\]",
+        ),
+        (
+            '{"stages": [{"tier": "a", "blocks": [0, 34]}], "nodes": [], "cuts": "all"}',
+            r"cuts must be those of stages, \[0, 34\], got 'all'",
+        ),
     ],
 )
 def test_what_is_no_plan(content, message, tmp_path):

@@ -118,6 +118,22 @@ def test_a_method_must_return_an_outcome(instance):
         solve(instance, lambda instance, *, time_limit_s, seed: None)
 
 
+def test_what_a_method_says_of_stage_1_is_held_to_the_same_checks(instance):
+    said_too_much = claims(status=Status.OPTIMAL, partition=CUTS, bound_s=1e9)
+    for asked in (instance, instance.replace(objective="bottleneck")):
+        with pytest.raises(RuntimeError, match="below its own bound"):
+            solve(asked, hypsolve.Method(said_too_much, "partition"))
+        with pytest.raises(TypeError, match="must return an Outcome, got None"):
+            solve(asked, hypsolve.Method(lambda i, *, time_limit_s, seed: None, "partition"))
+
+
+def test_a_method_checks_itself():
+    with pytest.raises(ValueError, match="Method: decides must be partition or both, got 'x'"):
+        hypsolve.Method(claims(), "x")
+    with pytest.raises(TypeError, match="Method: function must be callable, got 'halves'"):
+        hypsolve.Method("halves", "partition")
+
+
 def test_users_own_method_and_policy(instance):
     def last_node(state, request):
         return int(state.nodes[-1])

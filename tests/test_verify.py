@@ -339,6 +339,27 @@ def test_whatever_is_changed_what_is_confirmed_is_true(data):
     assert result["status"] in ("optimal", "feasible")
 
 
+@pytest.mark.parametrize("key", ["objective_s", "bound_s", "gap"])
+def test_numbers_beyond_any_float_are_refuted(key):
+    """Whole numbers of JSON may have any length."""
+    assert refuted(CASES["priced"], RESULTS["priced"] | {key: 10**400})
+    late = copy.deepcopy(RESULTS["priced"])
+    late["schedule"]["end_s"][0][0] = 10**400
+    assert refuted(CASES["priced"], late)
+
+
+@pytest.mark.parametrize("family", [frontier, profiled])
+def test_every_bottleneck_is_verified(family):
+    """Its value is a sum of floats in another order than the objective's, now and then."""
+    n_other = 0
+    for seed in range(1, 60):
+        instance = family(2, seed=seed, objective="bottleneck")
+        result = solve(instance, "hypsplit_dp")
+        n_other += result.objective_s != result.certificate.value_s
+        assert verify(instance, json.loads(json.dumps(result.to_dict())))
+    assert n_other > 0
+
+
 def test_the_command(tmp_path, capsys):
     result = solve(FOUR, "joint_exact")
     save(FOUR, tmp_path / "instance.json.gz")
@@ -346,7 +367,10 @@ def test_the_command(tmp_path, capsys):
     files = [str(tmp_path / "instance.json.gz"), str(tmp_path / "result.json.gz")]
     command = [sys.executable, "-m", "hypsolve.verify", *files]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert run.stdout.startswith("verified: ") and not run.stderr
+    assert run.stdout.startswith("verified: ")
+    assert run.stderr == (
+        "verify: enumerates the schedules of 1 partitions: this may take minutes\n"
+    )
     document = result.to_dict() | {"objective_s": 1.0, "status": "feasible"}
     (tmp_path / "wrong.json").write_text(json.dumps(document))
     assert main([files[0], str(tmp_path / "wrong.json")]) == 1
@@ -357,9 +381,14 @@ def test_the_command(tmp_path, capsys):
     without = solve(FOUR, "hyperion")
     without.save(tmp_path / "without.json")
     (tmp_path / "list.json").write_text("[1]")
-    for name in ("list.json", "without.json"):
+    for name, words in (
+        ("list.json", "not a result, as Result.save writes it"),
+        ("without.json", "result of 'hyperion' for 'mean_latency' without a certificate: "),
+    ):
         assert main([files[0], str(tmp_path / name)]) == 2
-        assert "not a result with a certificate" in capsys.readouterr().err
+        assert words in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    assert "INSTANCE.json RESULT.json" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"must end in \.json"):
         result.save(tmp_path / "result.txt")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypsolve.certificate import ROUNDING
 from hypsolve.problem import Instance
-from hypsolve.verify.reading import BoxClaim, Claims, need
+from hypsolve.verify.reading import LARGEST, BoxClaim, Claims, need
 from hypsolve.verify.shop import FORBIDDEN, PricedShop
 
 
@@ -144,7 +144,7 @@ class Joint:
         n_sums = self.n_tiers * (len(ready) + 2)
         slack = n_sums * max(t for _, t, _ in seconds) / 2**52
         for word, t, claimed in seconds:
-            sound = type(claimed) in (int, float) and math.isfinite(claimed)
+            sound = type(claimed) in (int, float) and abs(claimed) <= LARGEST
             need(sound and abs(claimed - t) <= slack, word, "must be", float(t))
         value = Fraction(max(ready) + self.origin if self.makespan else sum(ready), self.per_s)
         if not self.makespan:
