@@ -21,7 +21,7 @@ class Call:
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     most: float = math.inf  # largest value of the axis
-    n_seeds: int = 10_000  # at most
+    n_seeds: float = math.inf  # at most
 
     def is_run(self, value: Any, seed: int) -> bool:
         """Whether it is run on this instance of a series."""
@@ -111,7 +111,15 @@ JOINT = tuple(map(Call, ("joint_cpsat", "joint_milp")))
 SPLITS = tuple(
     map(
         Call,
-        ("even_split", "memory_proportional", "speed_proportional", "torchgpipe", "heft_split"),
+        (
+            "even_split",
+            "memory_proportional",
+            "speed_proportional",
+            "torchgpipe",
+            "deepspeed_balanced",
+            "pipedream",
+            "heft_split",
+        ),
     )
 )
 MILPS = tuple(

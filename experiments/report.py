@@ -10,10 +10,10 @@ import pandas as pd
 from experiments import claims
 
 _PLACE = ["series", "value", "seed", "method", "options"]
+_OPTIONS = {"prove": "bound by prices"}  # that are named by themselves, not by their value
 _NAMES = {
     "hyperion": "Hyperion",
     "hyperion_plus": "Hyperion+",
-    "True": "bound by prices",  # its option `prove`
     "gpipe": "GPipe",
     "heft": "HEFT",
     "heft_split": "HEFT cuts",
@@ -94,7 +94,10 @@ def results(name: str, root: str | Path = "..") -> pd.DataFrame | None:
 
 def label(method: str, options: str) -> str:
     """How tables and legends call a method with its options (JSON)."""
-    values = [_NAMES.get(str(v), str(v)) for v in json.loads(options).values()]
+    values = [
+        _OPTIONS.get(key) or _NAMES.get(str(value), str(value))
+        for key, value in json.loads(options).items()
+    ]
     return " + ".join([_NAMES.get(method, method), *values])
 
 

@@ -1,5 +1,7 @@
 """hypsolve: which tier hosts which blocks of an LLM, and which node serves which request."""
 
+from typing import TYPE_CHECKING
+
 from hypsolve.batch_dispatcher import BatchDispatcher
 from hypsolve.catalog import gpu, gpus, model, models
 from hypsolve.certificate import verify_certificate
@@ -125,3 +127,15 @@ __all__ = [
     "write_perfetto",
     "write_report",
 ]
+
+__version__: str
+
+if not TYPE_CHECKING:  # a checker would take every name for one that exists
+
+    def __getattr__(name):
+        """Look the version up when it is asked for: that takes as long as the rest."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("hypsolve")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

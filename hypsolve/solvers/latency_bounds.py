@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LEVELS = (60, 180, 540)  # ticks in the mean latency, one level after the other
 STEPS, TRIAL_STEPS = 100, 30  # of the prices, on each level; from each of two starts
+MORE_STEPS = 300  # where as many lead to little
 FIRST_STEP, FINER_STEP, LAST_STEP = 0.15, 0.1, 0.002  # of the way to the best known objective
 NARROW, BEYOND = 0.5, 4.0  # windows: mean latencies beyond the delay known; times the longest
 WIDER = 1.5  # and times what a request pays
@@ -169,7 +170,8 @@ class Bounds:
             begun = begun[:, : start.shape[1]]
             part = LOWER[node.n_in_vain]
             start[:, : begun.shape[1]] = begun * way.ticks.step * part
-            late, price = way.up_from((start,), FINER_STEP if part > 0 else FIRST_STEP)
+            length = FINER_STEP if part > 0 else FIRST_STEP
+            late, price = way.up_from((start,), length, MORE_STEPS if node.n_in_vain else STEPS)
         was_s = node.bound_s
         node.bound_s = max(was_s, self._seconds(stages, late, 0.0))
         if is_finer or node.bound_s > was_s + LITTLE * (known.objective_s - was_s):
@@ -234,8 +236,10 @@ class _Way:
         """Prices of 0, shape (n_groups, n_ticks)."""
         return np.zeros((self.line.service.shape[1], self.n_ticks))
 
-    def up_from(self, starts: Sequence[Array], length: float) -> tuple[float, Array]:
-        """Go up from each of some prices, from the best of them to the end.
+    def up_from(
+        self, starts: Sequence[Array], length: float, n_steps: int = STEPS
+    ) -> tuple[float, Array]:
+        """Go up from each of some prices, from the best of them all the steps.
 
         Returns the bound on the sum of completion - release, and its prices.
         """
@@ -244,7 +248,7 @@ class _Way:
         climbs = [kernels.new_climb(self.line, price, length) for price in starts]
         late = [self._climb(climb, TRIAL_STEPS) for climb in climbs]
         best = climbs[int(np.argmax(late))]
-        return self._climb(best, STEPS - TRIAL_STEPS), best.price
+        return self._climb(best, n_steps - TRIAL_STEPS), best.price
 
     def _climb(self, climb: "Climb", n_steps: int) -> float:
         """Take steps, between which windows are laid anew; the best bound so far.
