@@ -10,9 +10,10 @@ of that machine, the one that does the shortest rest first has the least k-th en
 minus all prices x nodes is at most the least sum of completions, for a schedule never uses more
 nodes than there are. Prices are constant within ticks of one length; what a request pays is
 exact for every start, and only the moment when a later stage becomes possible is rounded down.
-A request's stage looks at a window of ticks from its earliest start on; later starts pay
+A request's stages look at windows of ticks from their earliest starts on; later starts pay
 nothing, so they too are not overrated. So a bound takes time and memory in proportion to the
-requests, not to requests x duration.
+requests, not to requests x duration. A window should be wider than all that its request pays,
+delay and prices: what pays more goes behind it, for the width alone.
 """
 
 import heapq
