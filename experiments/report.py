@@ -10,7 +10,7 @@ import pandas as pd
 from experiments import claims
 
 _PLACE = ["series", "value", "seed", "method", "options"]
-_OPTIONS = {"prove": "bound by prices"}  # that are named by themselves, not by their value
+_OPTIONS = {("prove", "True"): "bound by prices"}  # that are not named by their value
 _NAMES = {
     "hyperion": "Hyperion",
     "hyperion_plus": "Hyperion+",
@@ -95,7 +95,7 @@ def results(name: str, root: str | Path = "..") -> pd.DataFrame | None:
 def label(method: str, options: str) -> str:
     """How tables and legends call a method with its options (JSON)."""
     values = [
-        _OPTIONS.get(key) or _NAMES.get(str(value), str(value))
+        _OPTIONS.get((key, str(value))) or _NAMES.get(str(value), str(value))
         for key, value in json.loads(options).items()
     ]
     return " + ".join([_NAMES.get(method, method), *values])

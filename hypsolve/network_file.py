@@ -198,7 +198,9 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
         of_tier = f"{owner}: tier {k} {entry['name']!r}"
         least, most = entry.get("least_blocks", 1), entry.get("most_blocks", math.inf)
         if most < least:
-            raise ValueError(f"{of_tier}: most_blocks must be at least {least}, got {most}")
+            raise ValueError(
+                f"{of_tier}: most_blocks must be at least least_blocks, {least}, got {most}"
+            )
         tier, of_nodes = _tier(of_tier, entry, gpus)
         tiers.append(tier)
         prices |= of_nodes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -303,9 +304,12 @@ def plan(
     >>> found.fits, found.stages[0].blocks
     (True, range(0, 34))
     """
+    takes = signature(METHODS[method].function).parameters if method in METHODS else {}
     for option in options:
-        meant = [name for name in signature(plan).parameters if name.startswith(option)]
-        if meant:
+        meant = difflib.get_close_matches(
+            option, list(signature(plan).parameters)[2:-1], 1, 0.5
+        )
+        if meant and option not in takes:
             raise TypeError(f"plan: unknown option {option!r}; did you mean {meant[0]}?")
     ask = Ask(
         prompt_tokens=prompt_tokens,

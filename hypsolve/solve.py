@@ -151,11 +151,14 @@ def solve(
     seed = valid.whole("solve", "seed", seed)
     name, entry = _look_up(method)
     function, kernels = entry.function, entry.kernels
+    said: list[tuple[Instance, Outcome]] = []  # of stage 1, by somebody's function
     completed = entry.decides == "partition" and instance.objective.is_scheduled
     if completed:
         policy = options.pop("policy", "hypsched_rt")
-        own = entry.function if isinstance(method, str) else _held_to(name, entry.function)
-        function, kernels = _completed(own, policy), (*kernels, "dispatch")
+        kept = (
+            entry.function if isinstance(method, str) else _keeping(name, entry.function, said)
+        )
+        function, kernels = _completed(kept, policy), (*kernels, "dispatch")
     elif instance.objective not in entry.objectives:
         raise ValueError(
             f"{name}: objective must be one of {', '.join(entry.objectives)},"
@@ -165,8 +168,12 @@ def solve(
     if kernels:
         warm(*kernels)
     started = time.perf_counter()
-    outcome = function(instance, time_limit_s=time_limit_s, seed=seed, **options)
+    outcome = _an_outcome(
+        name, function(instance, time_limit_s=time_limit_s, seed=seed, **options)
+    )
     solve_time_s = time.perf_counter() - started
+    for stage_1, of_stage_1 in said:
+        _certify(stage_1, f"{name}, stage 1", of_stage_1, 0.0)
     return _certify(instance, name, outcome, solve_time_s)
 
 
@@ -178,15 +185,23 @@ def _look_up(method: str | Method | Callable[..., Outcome]) -> tuple[str, Method
     return method, METHODS[valid.known("method", method, METHODS)]
 
 
-def _held_to(name: str, function: Callable[..., Outcome]) -> Callable[..., Outcome]:
-    """Check what somebody's function says of stage 1, as if that were all."""
+def _keeping(
+    name: str, function: Callable[..., Outcome], said: list[tuple[Instance, Outcome]]
+) -> Callable[..., Outcome]:
+    """Keep what a function says, to be checked when its time is taken."""
 
     def run(instance: Instance, **options: Any) -> Outcome:
-        outcome = function(instance, **options)
-        _certify(instance, f"{name}, stage 1", outcome, 0.0)
+        outcome = _an_outcome(name, function(instance, **options))
+        said.append((instance, outcome))
         return outcome
 
     return run
+
+
+def _an_outcome(name: str, outcome: Any) -> Outcome:
+    if not isinstance(outcome, Outcome):
+        raise TypeError(f"{name}: must return an Outcome, got {outcome!r:.60}")
+    return outcome
 
 
 def _completed(function: Callable[..., Outcome], policy: Any) -> Callable[..., Outcome]:
@@ -217,8 +232,6 @@ def _check_options(
 
 def _certify(instance: Instance, name: str, outcome: Outcome, solve_time_s: float) -> Result:
     """Score and check with `evaluate` alone."""
-    if not isinstance(outcome, Outcome):
-        raise TypeError(f"{name}: must return an Outcome, got {outcome!r:.60}")
     objective_s, gap, status = math.inf, math.nan, outcome.status
     bound_s = float(outcome.bound_s)
     if outcome.partition is not None:

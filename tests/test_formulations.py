@@ -4,7 +4,6 @@ import ast
 import inspect
 import itertools
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -864,14 +863,3 @@ def test_ctrl_c_stops_a_solver_and_is_raised(method, module, instance):
     output, errors = child.communicate(timeout=22)
     assert "went on" not in output
     assert errors.rstrip().endswith("KeyboardInterrupt")
-
-
-def test_scip_keeps_back_its_false_errors_and_nothing_else(capfd):
-    """Two lines of OR-Tools; others may write meanwhile, also from another solve's thread."""
-    instance = Instance.from_tables(np.ones((1, 1, 4)), np.ones(4), [[(0, 3)], [(0, 3)]])
-    with mip._WithoutFalseErrors():
-        os.write(2, b"before\n")
-        assert solve(instance, "partition_scip").status == "optimal"
-        os.write(2, b"ERROR: of somebody else\n")
-    os.write(2, b"after\n")
-    assert capfd.readouterr().err == "before\nERROR: of somebody else\nafter\n"

@@ -11,12 +11,14 @@ import strategies
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hypsolve import Instance, Partition, Status, check, solve
+from hypsolve import Instance, Partition, Status, check, evaluation, solve
 from hypsolve.kernels import bounds as kernels
 from hypsolve.kernels import orders
+from hypsolve.kernels.line import Line
 from hypsolve.kernels.warm import warm
+from hypsolve.problem import StageRule
 from hypsolve.solvers import hyperion_plus as plus
-from hypsolve.solvers import latency_bounds
+from hypsolve.solvers import latency_bounds, tables
 from hypsolve.solvers.joint_boxes import Box
 from hypsolve.solvers.latency_bounds import (
     Bounds,
@@ -155,6 +157,45 @@ def test_steps_go_on_where_they_were():
         line, narrow, kernels.new_climb(line, at_once.price, 0.3), upper, 1, 0.01
     )
     assert (narrow.width < 60).all() and part == pytest.approx(whole, rel=1e-12)
+
+
+@given(st.integers(0, 10**6))
+def test_what_a_request_pays_is_at_most_that_of_any_start(seed):
+    """Against starts on a fine grid, two stages, each of two nodes; windows of any width."""
+    rng = np.random.default_rng(seed)
+    service, lag = rng.uniform(0, 4, (1, 4)), np.array([[rng.uniform(0, 2), 0.0]])
+    line = Line(service, lag, np.zeros(1), np.array([0, 2, 4]), np.arange(5))
+    ticks, n_ticks = ticks_of(line, 1.0, np.array([12]))
+    price = rng.uniform(-1, 2, (4, n_ticks)).clip(0) * rng.choice([0.3, 1, 3])
+    ticks = ticks._replace(width=rng.integers(1, 13, 1))
+    climb = kernels.new_climb(line, price, 0.3)
+    kernels.raise_bound(line, ticks, climb, math.inf, 1, 0.01)
+
+    fine = np.linspace(0, n_ticks + 20, 50 * (n_ticks + 20) + 1)
+
+    def pays(g, start_s):
+        spent = np.concatenate([[0.0], price[g].cumsum()])
+        ticks_s = np.arange(n_ticks + 1)
+        end = np.interp(start_s + service[0, g], ticks_s, spent)
+        return end - np.interp(start_s, ticks_s, spent)
+
+    last = np.min([pays(g, fine) + fine + service[0, g] for g in (2, 3)], axis=0)
+    onward = np.minimum.accumulate(last[::-1])[::-1]  # from then or later
+    least = math.inf
+    for g in (0, 1):
+        at = np.searchsorted(fine, fine + service[0, g] + lag[0, 0])
+        inside = at < len(fine)
+        least = min(
+            least, float((pays(g, fine) + onward[at.clip(max=len(fine) - 1)])[inside].min())
+        )
+    assert climb.paid[0] <= least + 1e-9
+
+
+@SOME
+@given(strategies.instances())
+def test_legal_stages_are_those_with_a_time(instance):
+    times_s = tables.stage_table(instance, StageRule.FASTEST)
+    np.testing.assert_array_equal(tables.legal_stages(instance), np.isfinite(times_s))
 
 
 @given(strategies.scheduled(max_tiers=2, max_requests=3))
@@ -317,6 +358,30 @@ def test_prices_come_close_where_there_are_few_requests(n_requests, most):
     result = solve(instance, "hyperion_plus", prove=True)
     assert result.gap < most < 0.15 < free.gap
     assert "bound raised by prices" in result.message
+
+
+def test_stuck_prices_go_on_from_lower_ones(monkeypatch):
+    instance = frontier(20, seed=1)
+    gap = solve(instance, "hyperion_plus", prove=True).gap
+    monkeypatch.setattr(latency_bounds, "LOWER", (1.0,))
+    assert gap < 0.8 * solve(instance, "hyperion_plus", prove=True).gap
+
+
+def test_finer_prices_go_on_from_coarser_ones(monkeypatch):
+    """Without a single step, what a finer level begins with is as good as the level before."""
+    instance = frontier(20, seed=1)
+    start = solve(instance, "hyperion_plus")
+    known = Known(start.objective_s, evaluation.latency_s(instance, start.schedule))
+    stages = Lines(instance).of(Box(start.partition.cuts, start.partition.cuts))
+    bounds = Bounds(instance)
+    node = latency_bounds._Node(stages.box, 0.0)
+    monkeypatch.setattr(latency_bounds, "LOWER", (1.0,))
+    assert bounds._raise(node, known, math.inf)
+    coarse_s, node.bound_s = node.bound_s, 0.0
+    for name in ("STEPS", "TRIAL_STEPS"):
+        monkeypatch.setattr(latency_bounds, name, 1)
+    assert bounds._raise(node, known, math.inf) and node.level == 1
+    assert node.bound_s > 0.99 * coarse_s
 
 
 def test_a_makespan_has_no_prices_and_the_search_all_the_time():

@@ -126,7 +126,7 @@ def test_networks_of_the_repository_give_their_sources():
         (
             "most_blocks = 12",
             "most_blocks = 0",
-            "tier 0 'desk': most_blocks must be at least 1, got 0",
+            "tier 0 'desk': most_blocks must be at least least_blocks, 1, got 0",
         ),
         (
             "price_per_hour = 2",

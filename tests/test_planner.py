@@ -499,11 +499,17 @@ def test_bad_model_or_network(arguments, error, message):
         hs.plan(*arguments)
 
 
-def test_a_misspelt_argument_of_plan_is_not_blamed_on_the_method():
+def test_a_misspelt_argument_of_plan_is_not_blamed_on_the_method(monkeypatch):
     with pytest.raises(TypeError, match="plan: unknown option 'rate'; did you mean rate_per_s"):
         hs.plan("llama-3-8b", SMALL, rate=1)
-    with pytest.raises(TypeError, match="unknown option 'speed'"):
-        hs.plan("llama-3-8b", SMALL, speed=1)
+    with pytest.raises(TypeError, match="hypsplit_dp: unknown option 'xyz'"):
+        hs.plan("llama-3-8b", SMALL, xyz=1)
+
+    def mine(instance, *, time_limit_s, seed, rate):
+        return hs.METHODS["hypsplit_dp"].function(instance, time_limit_s=rate, seed=seed)
+
+    monkeypatch.setitem(hs.METHODS, "mine", hs.Method(mine, "partition", kernels=("split",)))
+    assert hs.plan("llama-3-8b", SMALL, method="mine", rate=2.0, with_changes=False).fits
 
 
 @pytest.mark.parametrize(

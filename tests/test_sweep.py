@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -28,7 +29,7 @@ from experiments.definitions import (
     Experiment,
     Series,
 )
-from hypsolve import Instance
+from hypsolve import Instance, solve
 from instances.frontier import frontier
 from tests import toy_runs
 
@@ -503,3 +504,14 @@ def test_tables_show_the_rows_of_this_plan_alone(experiments, tmp_path, monkeypa
         assert sweep.main([*arguments, *limit]) == 0
     assert [set(frame["time_limit_s"]) for frame in shown] == [{5.0}, {7.0}, {5.0}]
     assert [len(frame) for frame in shown] == [8, 8, 8]
+
+
+def test_the_false_errors_of_scip_are_kept_back_and_nothing_else(capfd):
+    """OR-Tools writes them to the file descriptor, where others write as well."""
+    instance = Instance.from_tables(np.ones((1, 1, 4)), np.ones(4), [[(0, 3)], [(0, 3)]])
+    with solving.without_false_errors():
+        os.write(2, b"before\n")
+        assert solve(instance, "partition_scip").status == "optimal"
+        os.write(2, b"ERROR: of somebody else\n")
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "before\nERROR: of somebody else\nafter\n"

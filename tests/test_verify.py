@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypsolve import Instance, save, solve
 from hypsolve.verify import Refuted, verify
 from hypsolve.verify.__main__ import main
+from hypsolve.verify.shop import PricedShop
 from instances.frontier import frontier, profiled
 
 FOUR = frontier(4, seed=2, n_blocks=8)
@@ -360,7 +361,11 @@ def test_every_bottleneck_is_verified(family):
     assert n_other > 0
 
 
-def test_the_command(tmp_path, capsys):
+def interrupted(shop):
+    raise KeyboardInterrupt
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
     result = solve(FOUR, "joint_exact")
     save(FOUR, tmp_path / "instance.json.gz")
     result.save(tmp_path / "result.json.gz")
@@ -368,8 +373,9 @@ def test_the_command(tmp_path, capsys):
     command = [sys.executable, "-m", "hypsolve.verify", *files]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.startswith("verified: ")
-    assert run.stderr == (
-        "verify: enumerates the schedules of 1 partitions: this may take minutes\n"
+    assert run.stderr.startswith("verify: enumerating the schedules of cuts [0, ")
+    assert run.stderr.count("\n") == sum(
+        box.how == "search" for box in result.certificate.boxes
     )
     document = result.to_dict() | {"objective_s": 1.0, "status": "feasible"}
     (tmp_path / "wrong.json").write_text(json.dumps(document))
@@ -389,6 +395,12 @@ def test_the_command(tmp_path, capsys):
         assert words in capsys.readouterr().err
     assert main(["--help"]) == 0
     assert "INSTANCE.json RESULT.json" in capsys.readouterr().out
+    assert main([files[0], str(tmp_path / "absent.json")]) == 2
+    assert "absent.json: No such file or directory\n" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(PricedShop, "none_better", interrupted)
+        assert main(files) == 130
+    assert "stopped before anything was certain" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"must end in \.json"):
         result.save(tmp_path / "result.txt")
 

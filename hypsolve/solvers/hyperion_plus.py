@@ -66,7 +66,8 @@ def hyperion_plus(
         Raise ``bound_s`` by prices on the nodes' time, in ever finer ticks, as far as those go
         (of the mean latency; the makespan has no such bound). That takes a second for tens of
         requests, and all of `time_limit_s` for 1,000 and more. Half of it is kept for prices,
-        unless not even the first steps would fit, as ``message`` then says.
+        unless not even the first steps would fit; then, and where arrivals are so far apart
+        that ticks would be too many, ``message`` says so.
 
     Returns
     -------
@@ -89,7 +90,10 @@ def hyperion_plus(
     if search.partition is None:  # nor would a path of least latency fit
         return no_partition(instance)
     kept_s = (1 - SEARCH_SHARE) * time_limit_s
-    has_time = prove and bounds.price_round_s(search.plans[0].stages, search.known()) <= kept_s
+    round_s = math.inf
+    if prove and search.plans:
+        round_s = bounds.price_round_s(search.plans[0].stages, search.known())
+    has_time = round_s <= kept_s
     if has_time:
         search.deadline -= kept_s
     search.schedule_partitions()
@@ -101,9 +105,10 @@ def hyperion_plus(
     if has_time:
         stopped = bounds.raise_by_prices(search.known(), started + time_limit_s)
         notes += ["bound raised until the time limit" if stopped else "bound raised by prices"]
+    elif prove and instance.objective is Objective.MAKESPAN:
+        notes += ["no prices for a makespan"]
     elif prove:
-        is_makespan = instance.objective is Objective.MAKESPAN
-        notes += ["no prices for a makespan" if is_makespan else "no time for prices"]
+        notes += ["no time for prices" if round_s < math.inf else "too many ticks for prices"]
     bound_s = bounds.least_s
     if search.best_s < bound_s <= search.best_s * (1 + ROUNDING):
         bound_s = search.best_s

@@ -27,7 +27,8 @@ NARROW, BEYOND = 0.5, 4.0  # windows: mean latencies beyond the delay known; tim
 WIDER = 1.5  # and times what a request pays
 STEPS_AT_ONCE = 10  # between two looks at that
 FEWEST_TICKS = 8  # of a window
-LOWER = (0.9, 0.7, 0.0)  # shares of prices from which to go on, for no step leads on from them
+LOWER = (0.9, 0.7, 0.0)  # of prices, to go on from, one after the other: where they are best,
+# hardly a step is better
 LITTLE = 0.01  # of the gap: by less, more steps are in vain
 MOST_PRICES = 5e6  # groups x ticks from the first release on, or there is no finer level
 CALL_S, CELL_S = 0.2, 3e-9  # about the longest time between two looks at the clock

@@ -4,13 +4,8 @@ MathOpt also offers HiGHS, but that one crashes the process once `highspy` is lo
 """
 
 import datetime
-import os
-import sys
-import tempfile
-import threading
 import time
-from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +26,6 @@ from hypsolve.solvers.exact import (
 METHOD = "partition_scip"
 PACKAGE = "ortools>=9.15"
 INTERRUPTER = "ortools.util.python.solve_interrupter"
-NO_ERRORS = b"SCIPcatchEvent does not support", b"gscip_event_handler.cc"
 
 
 class PartitionMip(NamedTuple):
@@ -60,6 +54,11 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
     -------
     Outcome
         With a valid ``bound_s`` also at the time limit.
+
+    Notes
+    -----
+    OR-Tools 9.15 writes two lines to stderr that say ERROR (``SCIPcatchEvent does not support``
+    and ``gscip_event_handler.cc``) whenever a solve may be interrupted. They mean nothing.
     """
     mathopt = load_backend(METHOD, "ortools.math_opt.python.mathopt", PACKAGE)
     started = time.perf_counter()
@@ -75,13 +74,12 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
     parameters.gscip.real_params["numerics/feastol"] = 1e-9
     started = time.perf_counter()
     interrupter = load_backend(METHOD, INTERRUPTER, PACKAGE).SolveInterrupter()
-    with _WithoutFalseErrors():
-        answer = interruptible(
-            lambda: mathopt.solve(
-                model, mathopt.SolverType.GSCIP, params=parameters, interrupter=interrupter
-            ),
-            interrupter.interrupt,
-        )
+    answer = interruptible(
+        lambda: mathopt.solve(
+            model, mathopt.SolverType.GSCIP, params=parameters, interrupter=interrupter
+        ),
+        interrupter.interrupt,
+    )
     took_s = time.perf_counter() - started
     build_s += max(0.0, took_s - answer.solve_stats.solve_time.total_seconds())  # its own copy
     reason = answer.termination.reason
@@ -108,53 +106,6 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
             "build_s": build_s,
         },
     )
-
-
-class _WithoutFalseErrors:
-    """Keep back two lines that OR-Tools 9.15 writes whenever SCIP may be interrupted.
-
-    They say ERROR, straight to the file descriptor, and mean nothing: it stops if asked. What
-    else is written to stderr meanwhile comes when the last solve at the time has ended.
-    """
-
-    _lock = threading.Lock()
-    _n_inside = 0
-    _saved = -1
-    _kept: BinaryIO | None = None
-
-    def __enter__(self) -> None:
-        mine = _WithoutFalseErrors
-        with self._lock:
-            mine._n_inside += 1
-            if mine._n_inside == 1:
-                try:
-                    mine._saved = os.dup(2)
-                except OSError:  # there is no stderr
-                    return
-                mine._kept = tempfile.TemporaryFile()
-                os.dup2(mine._kept.fileno(), 2)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        mine = _WithoutFalseErrors
-        with self._lock:
-            mine._n_inside -= 1
-            if mine._n_inside > 0 or mine._kept is None:
-                return
-            if sys.stderr is not None:
-                sys.stderr.flush()
-            os.dup2(mine._saved, 2)
-            os.close(mine._saved)
-            mine._kept.seek(0)
-            for line in mine._kept:
-                if not any(words in line for words in NO_ERRORS):
-                    os.write(2, line)
-            mine._kept.close()
-            mine._kept = None
 
 
 def build(instance: Instance) -> PartitionMip:

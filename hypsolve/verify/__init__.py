@@ -12,6 +12,7 @@ says `search`, and every schedule of that partition is enumerated here, bounded 
 """
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -26,7 +27,9 @@ __all__ = ["Refuted", "verify"]
 OPTIMAL = Fraction(101, 10**8)  # gap up to which a result may call itself optimal: 1e-6
 
 
-def verify(instance: Instance, result: dict[str, Any]) -> str:
+def verify(
+    instance: Instance, result: dict[str, Any], tell: Callable[[str], None] | None = None
+) -> str:
     """Verify a result that has a certificate; returns what is now certain.
 
     Parameters
@@ -34,6 +37,9 @@ def verify(instance: Instance, result: dict[str, Any]) -> str:
     instance : Instance
     result : dict
         As `Result.to_dict` makes it.
+    tell : callable, optional
+        Called with a line on each partition whose schedules are to be enumerated, which may
+        take minutes.
 
     Raises
     ------
@@ -61,7 +67,7 @@ def verify(instance: Instance, result: dict[str, Any]) -> str:
             joint.leave_out_the_slow()
             joint.check_cover(claims.boxes)
             for box in claims.boxes:
-                joint.check_box(box)
+                joint.check_box(box, tell or (lambda line: None))
     return f"{claims.objective_s!r} s is reached, and nothing is below {claims.proved_s!r} s"
 
 

@@ -1,6 +1,7 @@
 """A joint problem in exact integers: its schedules, and boxes of its partitions."""
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import accumulate
 from typing import Any
@@ -195,8 +196,8 @@ class Joint:
                 apart = any(a[1] < b[0] or b[1] < a[0] for a, b in zip(one, other, strict=True))
                 need(apart, "boxes: two overlap at", one)
 
-    def check_box(self, box: BoxClaim) -> None:
-        """No schedule of a partition in the box is below the bound."""
+    def check_box(self, box: BoxClaim, tell: Callable[[str], None]) -> None:
+        """No schedule of a partition in the box is below the bound; tells what takes long."""
         where = f"box {box.low} to {box.high}:"
         shop = self._relaxed(box)
         if shop is None:
@@ -211,6 +212,7 @@ class Joint:
             return
         need(box.how == "search", where, "its prices do not prove the bound")
         need(box.low == box.high, where, "only a single partition can be searched")
+        tell(f"enumerating the schedules of cuts {box.low}")
         need(priced.none_better(), where, "it has a schedule below the bound")
 
     def _relaxed(self, box: BoxClaim) -> Any:
