@@ -58,6 +58,7 @@ VALUES = [
     ["embedding", 7], ["tail"], [[]], [{}], {}, {"x": 1}, {"l4": {}}, {"": {}},
 ]  # fmt: skip
 BEYOND = {  # what the reader refuses and a schema cannot know
+    "two limits": r"most_blocks must be at least least_blocks",
     "the catalogue": r"unknown gpu '",
     "names of all tiers": r"(node|tier) names must be distinct",
     "pins of all tiers": r"pin must name a block once",
