@@ -54,6 +54,8 @@ _STYLE = {  # label of a method: colour, marker, line
     "memory-proportional": ("#999999", "<", "--"),
     "speed-proportional": ("#666666", ">", "--"),
     "torchgpipe": ("#333333", "p", ":"),
+    "DeepSpeed balanced": ("#8C564B", "d", "-."),
+    "PipeDream": ("#BCBD22", "X", "-."),
 }
 _AXIS = {
     "requests": "requests",

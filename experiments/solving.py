@@ -46,8 +46,6 @@ IDENTITY = ("digest", "method", "options", "seed", "time_limit_s", "version")
 QUESTIONS = {name: experiment.question for name, experiment in EXPERIMENTS.items()}
 REPEAT_BELOW_S = 0.05  # a shorter run is timed N_TIMINGS times and the median is kept
 N_TIMINGS = 5
-
-
 FALSE_ERRORS = b"SCIPcatchEvent does not support", b"gscip_event_handler.cc"
 
 
@@ -71,6 +69,13 @@ def without_false_errors() -> Iterator[None]:
             for line in kept:
                 if not any(words in line for words in FALSE_ERRORS):
                     os.write(2, line)
+
+
+def solve_quietly(instance: Instance, method: str, **options: Any) -> Result:
+    """Call `solve`, without the false errors of SCIP."""
+    is_scip = method == "partition_scip"
+    with without_false_errors() if is_scip else contextlib.nullcontext():
+        return solve(instance, method, **options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,12 +128,10 @@ class SolveRun:
 
     def solve(self, **more: Any) -> Result:
         """Call the method with its options, and with more of them."""
-        is_scip = self.method == "partition_scip"
-        with without_false_errors() if is_scip else contextlib.nullcontext():
-            return solve(
-                self.instance, self.method, time_limit_s=self.time_limit_s, seed=self.seed,
-                **self.options, **more,
-            )  # fmt: skip
+        return solve_quietly(
+            self.instance, self.method, time_limit_s=self.time_limit_s, seed=self.seed,
+            **self.options, **more,
+        )  # fmt: skip
 
     @property
     def call(self) -> str:
@@ -222,4 +225,4 @@ def warm(method: str, options: str) -> None:
     tiny = Instance.from_tables(
         [[[1.0, 1.0, 1.0]]], [0, 0, 0], [[(0, 0)], [(0, 0)]], objective="mean_latency"
     )
-    solve(tiny, method, time_limit_s=1.0, **json.loads(options))
+    solve_quietly(tiny, method, time_limit_s=1.0, **json.loads(options))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments import scale_speed
+from experiments.solving import solve_quietly
 from experiments.speed_rows import row, timed_s
 
 COLUMNS = (
@@ -107,11 +108,11 @@ def milp_ratio(size: str) -> list[dict[str, Any]]:
     times_s: dict[str, list[float]] = {method: [] for method in ("hypsplit_dp", *BACKENDS)}
     optimum_s = solve(instance, "hypsplit_dp").objective_s
     for method in BACKENDS:
-        solve(instance, method)  # imports its backend
+        solve_quietly(instance, method)  # imports its backend
     for _ in range(repeats):
         for method, times in times_s.items():
             for _ in range(1 if method in BACKENDS else 50):
-                result = solve(instance, method)
+                result = solve_quietly(instance, method)
                 if not math.isclose(result.objective_s, optimum_s, rel_tol=1e-6):
                     raise RuntimeError(
                         f"speed: {method} found {result.objective_s!r} s, hypsplit_dp"

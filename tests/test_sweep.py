@@ -515,3 +515,12 @@ def test_the_false_errors_of_scip_are_kept_back_and_nothing_else(capfd):
         os.write(2, b"ERROR: of somebody else\n")
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "before\nERROR: of somebody else\nafter\n"
+
+
+def test_no_run_by_scip_writes_its_false_errors(capfd):
+    """Nor does the first, which loads it."""
+    solving.warm.cache_clear()
+    solving.warm("partition_scip", "{}")
+    tiny = Instance.from_tables(np.ones((1, 1, 4)), np.ones(4), [[(0, 3)], [(0, 3)]])
+    assert solving.solve_quietly(tiny, "partition_scip").status == "optimal"
+    assert "ERROR" not in capfd.readouterr().err
