@@ -22,7 +22,7 @@ from hypsolve.network_file import NetworkFile
 from hypsolve.problem import Objective
 from hypsolve.result import Result
 from hypsolve.service import Service, predict, serve, under_load
-from hypsolve.solve import METHODS
+from hypsolve.solve import METHODS, options_of
 from hypsolve.trace import Trace
 from hypsolve.units import finite_or_none
 
@@ -304,12 +304,11 @@ def plan(
     >>> found.fits, found.stages[0].blocks
     (True, range(0, 34))
     """
-    takes = signature(METHODS[method].function).parameters if method in METHODS else {}
+    takes = options_of(METHODS[method].function) if method in METHODS else set()
+    mine = [name for name, p in signature(plan).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for option in options:
-        meant = difflib.get_close_matches(
-            option, list(signature(plan).parameters)[2:-1], 1, 0.5
-        )
-        if meant and option not in takes:
+        meant = difflib.get_close_matches(option, mine, 1, 0.5)
+        if meant and takes is not None and option not in takes:
             raise TypeError(f"plan: unknown option {option!r}; did you mean {meant[0]}?")
     ask = Ask(
         prompt_tokens=prompt_tokens,

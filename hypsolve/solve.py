@@ -211,14 +211,21 @@ def _completed(function: Callable[..., Outcome], policy: Any) -> Callable[..., O
     return run
 
 
+def options_of(function: Callable[..., Outcome]) -> set[str] | None:
+    """Names of the options that a method takes; None: any."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"time_limit_s", "seed"}
+
+
 def _check_options(
     name: str, function: Callable[..., Outcome], options: dict[str, Any], completed: bool
 ) -> None:
     """A wrong option is an error that lists the right ones, before any work."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    takes = options_of(function)
+    if takes is None:
         return
-    takes = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"time_limit_s", "seed"}
     if completed:
         takes |= {"policy", "partition_objective"}
     for option in options:

@@ -511,6 +511,13 @@ def test_a_misspelt_argument_of_plan_is_not_blamed_on_the_method(monkeypatch):
     monkeypatch.setitem(hs.METHODS, "mine", hs.Method(mine, "partition", kernels=("split",)))
     assert hs.plan("llama-3-8b", SMALL, method="mine", rate=2.0, with_changes=False).fits
 
+    def any_option(instance, *, time_limit_s, seed, **options):
+        return mine(instance, time_limit_s=time_limit_s, seed=seed, **options)
+
+    given = hs.Method(any_option, "partition", kernels=("split",))
+    monkeypatch.setitem(hs.METHODS, "any_option", given)
+    assert hs.plan("llama-3-8b", SMALL, method="any_option", rate=2.0, with_changes=False).fits
+
 
 @pytest.mark.parametrize(
     ("options", "message"),

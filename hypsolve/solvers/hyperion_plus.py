@@ -239,7 +239,7 @@ class _Search:
         return self.n_trials >= most or self.is_late()
 
     def _first_plan(self, stages: Stages) -> _Plan:
-        """Serve stage by stage, in the order of the better of two leads."""
+        """Serve stage by stage, with the best of some leads."""
         line = stages.line
         assert line is not None  # a single partition has a stage
         plan = _Plan(

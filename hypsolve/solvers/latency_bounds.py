@@ -154,12 +154,14 @@ class Bounds:
 
     def _raise(self, node: _Node, known: Known, deadline: float) -> bool:
         """Raise a partition's bound by finer prices, or more steps; False: none are left."""
+        if node.n_in_vain == len(LOWER):
+            return False
         stages = self.lines.of(node.box)
         assert stages is not None  # as it was when it was bounded
         way = self._way(stages, known, node.level + 1, deadline, node.wide_s)
         is_finer = way is not None
         way = way or self._way(stages, known, node.level, deadline, node.wide_s)
-        if way is None or node.n_in_vain == len(LOWER):
+        if way is None:
             return False
         if node.price is None:
             late, price = way.up_from((way.no_prices(), way.machine_prices()), FIRST_STEP)

@@ -129,7 +129,7 @@ def _keeps_rules(instance: Instance, tier: int) -> NDArray[np.bool_]:
     """Which stages i:j on a tier keep the rules on cuts and numbers of blocks."""
     cuts = np.arange(instance.n_blocks + 1)
     length = cuts[None, :] - cuts[:, None]
-    most, least = instance.most_blocks[tier], max(0, instance.least_blocks[tier])
+    least, most = instance.least_blocks[tier], instance.most_blocks[tier]  # least: 0 or more
     first = (cuts >= instance.cut_min[tier]) & (cuts <= instance.cut_max[tier])
     end = (cuts >= instance.cut_min[tier + 1]) & (cuts <= instance.cut_max[tier + 1])
     return np.asarray((length >= least) & (length <= most) & first[:, None] & end[None, :])
