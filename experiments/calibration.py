@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from experiments.fit_profiles import FITTED, NAMES, ONE_MODEL, data_dir, fit, load_times
-from hypsolve import catalog, costs
-from hypsolve.deployment import CostModel
+from hypsolve import catalog
+from hypsolve.problem import costs
+from hypsolve.problem.deployment import CostModel
 
 SET = ["gpu", "source", "fitted", "phase", "cost_model"]
 N_GROUPS = 10

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from hypsolve import catalog, costs, units
-from hypsolve.deployment import GpuProfile
-
-Array = NDArray[np.float64]
+from hypsolve import catalog
+from hypsolve.problem import costs, units
+from hypsolve.problem.arrays import Array
+from hypsolve.problem.deployment import GpuProfile
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "hypsolve" / "catalog" / "gpus.toml"
@@ -131,7 +130,7 @@ def load_times(data: Path) -> pd.DataFrame:
 
 
 def block_work(times: pd.DataFrame) -> tuple[Array, Array]:
-    """FLOPs and bytes of each row, each of shape (n_rows,), by `hypsolve.costs.step_work`."""
+    """FLOPs and bytes of each row, each of shape (n_rows,), by `costs.step_work`."""
     flops, moved = np.empty(len(times)), np.empty(len(times))
     for (name, parts, phase), rows in times.groupby(["model", "components", "phase"]):
         # the profiled attention kernels saw the whole context

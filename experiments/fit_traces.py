@@ -1,7 +1,7 @@
-"""Remake the fits of `hypsolve.workloads` from the traces.
+"""Remake the fits of `hypsolve.simulation.workloads` from the traces.
 
 ``python -m experiments.fit_traces DATA_DIR`` prints them. The raw data stay out of the
-repository; `hypsolve.workloads` says what the fits are, and how good.
+repository; `hypsolve.simulation.workloads` says what the fits are, and how good.
 """
 
 import argparse
@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hypsolve.request_files import read_requests
-from hypsolve.workloads import MAX_TOKENS, Fit, sample
+from hypsolve.formats.request_traces import read_requests
+from hypsolve.problem.arrays import Array
+from hypsolve.simulation.workloads import MAX_TOKENS, Fit, sample
 
-Array = NDArray[np.float64]
 TRACES = {  # file, normals of the lengths, exponentials of the gaps
     "AZURE_CONVERSATION": ("azure_llm_2023_conv.csv", 5, 4),
     "AZURE_CODE": ("azure_llm_2023_code.csv", 4, 4),

@@ -174,10 +174,10 @@ def warm_alone() -> None:
     numba numbers its files there by an index that bears one writer: two of unlike CPUs that
     share the folder could end up with code of one another.
     """
-    from hypsolve.kernels import split
-    from hypsolve.kernels.warm import warm
+    from hypsolve.kernels import hypsplit
+    from hypsolve.kernels.warm_up import warm
 
-    of_kernels = (getattr(value, "stats", None) for value in vars(split).values())
+    of_kernels = (getattr(value, "stats", None) for value in vars(hypsplit).values())
     folder = next(
         (stats.cache_path for stats in of_kernels if stats and stats.cache_path), None
     )

@@ -49,7 +49,7 @@ def long_chain(size: str) -> list[dict[str, Any]]:
     seventh.
     """
     from hypsolve import solve
-    from hypsolve.solvers.hypsplit import hypsplit_dp
+    from hypsolve.solvers.partition.hypsplit import hypsplit_dp
 
     n_blocks, n_tiers = 1_000_000, 100
     repeats = {"quick": 3, "default": 9, "full": 31}[size]
@@ -83,7 +83,7 @@ def growth(size: str) -> list[dict[str, Any]]:
 
     Short chains are bound by the call, long ones by the prefix sums, which are linear.
     """
-    from hypsolve.solvers.hypsplit import hypsplit_dp
+    from hypsolve.solvers.partition.hypsplit import hypsplit_dp
 
     sizes = (1000, 10_000, 100_000, 1_000_000)
     repeats = {"quick": 3, "default": 9, "full": 31}[size]
@@ -139,8 +139,8 @@ def decisions(size: str) -> list[dict[str, Any]]:
 def _decision_us(n_nodes: int, seed: int) -> tuple[float, float]:
     """Microseconds of a decision and of a completion, in calls of 256 each."""
     from hypsolve import BatchDispatcher
-    from hypsolve.dispatcher import TICKS_PER_S
-    from hypsolve.kernels import router
+    from hypsolve.dispatch.dispatcher import TICKS_PER_S
+    from hypsolve.kernels import batch_dispatch
 
     rng = np.random.default_rng([n_nodes, seed])
     n_calls, n_each = max(2000, 3 * n_nodes // 128), 256
@@ -154,13 +154,15 @@ def _decision_us(n_nodes: int, seed: int) -> tuple[float, float]:
         expected_s = rng.lognormal(0, 0.5, (n_each, 1)) * [1, 1.5, 2, 3, 4, 6]
         ticks = np.rint(expected_s * TICKS_PER_S).astype(np.int64)
         node = np.empty(n_each, np.int64)
-        dispatch_s.append(timed_s(partial(router.dispatch, ticks, *tier._state, node)))
+        dispatch_s.append(timed_s(partial(batch_dispatch.dispatch, ticks, *tier._state, node)))
         node.setflags(write=False)
         in_flight.append((node, ticks[np.arange(n_each), node_class[node]]))
         if len(in_flight) > 2 * n_nodes // n_each:
             node, own = in_flight.pop(0)
             busy = own * pace[node] * rng.normal(1, 0.1, n_each).clip(0.5)
-            report = partial(router.complete, node, own, busy, *tier._state, tier._factor)
+            report = partial(
+                batch_dispatch.complete, node, own, busy, *tier._state, tier._factor
+            )
             complete_s.append(timed_s(report))
     half = n_calls // 2
     per_job = 1e6 / n_each
@@ -224,8 +226,8 @@ def peers(size: str) -> list[dict[str, Any]]:
     """
     from experiments.definitions import three_tiers_of_four
     from hypsolve import Partition, evaluate
-    from hypsolve.solvers import heuristics
-    from hypsolve.solvers.hypsplit import hypsplit_dp
+    from hypsolve.solvers.partition import heuristics
+    from hypsolve.solvers.partition.hypsplit import hypsplit_dp
 
     rules = {
         "even_split": heuristics.even_cuts,

@@ -60,7 +60,7 @@ def _timed(problem: Any, partition: Any, **options: Any) -> tuple[float, Any]:
 def whole_trace(size: str) -> dict[str, Any]:
     """Simulate as many conversations as the trace has, or the trace itself if it is there."""
     import hypsolve as hs
-    from experiments.claim_scenes import CONVERSATIONS, can_draw, trace_file
+    from experiments.claims.scenes import CONVERSATIONS, can_draw, trace_file
 
     problem, what = deployment(N_TRACE), "requests drawn as in the Azure conversation trace"
     if can_draw(CONVERSATIONS):
@@ -106,7 +106,7 @@ def batches(size: str) -> dict[str, Any]:
 def against_simpy(size: str) -> dict[str, Any]:
     """Run the SimPy model of the tests and `simulate` in turn on one scenario."""
     sys.path.insert(0, str(_ROOT / "tests"))
-    import simpy_model
+    from tests.helpers import simpy_model
 
     n_requests, repeats = {"quick": (10, 1), "default": (40, 1), "full": (200, 3)}[size]
     problem = deployment(n_requests)

@@ -140,7 +140,7 @@ class SolveRun:
 
     def words(self, row: Mapping[str, Any]) -> str:
         """How the run ended, in a few words."""
-        from experiments.report import seconds
+        from experiments.labels import seconds
 
         return f"{row['status']}, {seconds(row['solve_time_s'])}"
 

@@ -87,7 +87,7 @@ def solve_time(size: str) -> list[dict[str, Any]]:
 
 def kernel_time(size: str) -> list[dict[str, Any]]:
     """Time HypSplit-DP on a long chain, from prefix sums to cuts."""
-    from hypsolve.solvers.hypsplit import hypsplit_dp
+    from hypsolve.solvers.partition.hypsplit import hypsplit_dp
 
     instance = _table_instance(1, 4096, 32, 4)
     hypsplit_dp(instance, time_limit_s=60, seed=0)
@@ -266,7 +266,7 @@ def _dispatch_here() -> dict[str, float]:
     import resource
 
     from hypsolve import solve
-    from hypsolve.dispatch import schedule
+    from hypsolve.dispatch.schedule import schedule
 
     small = _table_instance(10, 42, 3, 8)
     partition = solve(small, "hyperion").partition  # compiles both kernels

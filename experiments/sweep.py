@@ -285,16 +285,16 @@ def _show(name: str, out: Path, rows: Collection[int] | None = None) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from experiments import figures, report
+    from experiments import presentation, report
     from experiments.progress import print_table
 
     path = out / f"{name}.csv"
     if not path.exists():  # calibration without the measured data
         return
     frame = report.load(path, rows)
-    for title, table in report.tables(name, frame).items():
+    for title, table in presentation.tables_of(name, frame).items():
         print_table(title, table)
-    for written in (path, *figures.save_figures(name, frame, out)):
+    for written in (path, *presentation.save_figures(name, frame, out)):
         print(f"  {written}")
 
 

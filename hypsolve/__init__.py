@@ -2,12 +2,26 @@
 
 from typing import TYPE_CHECKING
 
-from hypsolve.batch_dispatcher import BatchDispatcher
 from hypsolve.catalog import gpu, gpus, model, models
-from hypsolve.certificate import verify_certificate
-from hypsolve.cluster_files import read_helix, read_pipeedge
-from hypsolve.costs import to_instance
-from hypsolve.deployment import (
+from hypsolve.dispatch.batch_dispatcher import BatchDispatcher
+from hypsolve.dispatch.dispatcher import Dispatcher
+from hypsolve.dispatch.policies import POLICIES, TierState
+from hypsolve.dispatch.schedule import schedule
+from hypsolve.formats.benchmarks import read_chains, read_hybrid_flow_shop
+from hypsolve.formats.helix_pipeedge import read_helix, read_pipeedge
+from hypsolve.formats.huggingface import read_model
+from hypsolve.formats.instance_json import load, save
+from hypsolve.formats.network_toml import NetworkFile, read_network, read_network_file
+from hypsolve.formats.request_traces import read_requests
+from hypsolve.planning.exporters import RUNTIMES, export
+from hypsolve.planning.html_report import write_report
+from hypsolve.planning.json_schema import schema
+from hypsolve.planning.plan import Plan
+from hypsolve.planning.planner import plan
+from hypsolve.planning.replan import Replan, replan
+from hypsolve.planning.runtime_restrictions import nearest_plan
+from hypsolve.problem.costs import to_instance
+from hypsolve.problem.deployment import (
     Block,
     CostModel,
     Deployment,
@@ -20,33 +34,28 @@ from hypsolve.deployment import (
     Requests,
     Tier,
 )
-from hypsolve.dispatch import POLICIES, TierState, schedule
-from hypsolve.dispatcher import Dispatcher
-from hypsolve.evaluation import check, evaluate
-from hypsolve.events import Event, EventKind, draw_events, read_events
-from hypsolve.exporters import RUNTIMES, export
-from hypsolve.huggingface import read_model
-from hypsolve.io import load, save
-from hypsolve.many import Plans, solve_many
-from hypsolve.nearest import nearest_plan
-from hypsolve.network_file import NetworkFile, read_network, read_network_file
-from hypsolve.perfetto import write_perfetto
-from hypsolve.planner import Plan, plan
-from hypsolve.problem import Instance, LinkCost, Objective, StageRule
-from hypsolve.readers import read_chains, read_hybrid_flow_shop
-from hypsolve.replan import Replan, replan
-from hypsolve.report import write_report
-from hypsolve.request_files import read_requests
-from hypsolve.result import Result
-from hypsolve.schema import schema
-from hypsolve.simulation import simulate
-from hypsolve.solution import Certificate, Outcome, Partition, Schedule, Status, Violation
+from hypsolve.problem.evaluation import check, evaluate
+from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
+from hypsolve.problem.result import Result
+from hypsolve.problem.solution import (
+    Certificate,
+    Outcome,
+    Partition,
+    Schedule,
+    Status,
+    Violation,
+)
+from hypsolve.simulation.events import Event, EventKind, draw_events, read_events
+from hypsolve.simulation.metrics import Metrics, Summary, metrics
+from hypsolve.simulation.perfetto import write_perfetto
+from hypsolve.simulation.simulate import simulate
+from hypsolve.simulation.trace import Series, Trace, Visits
+from hypsolve.simulation.workloads import WORKLOADS, workload
 from hypsolve.solve import METHODS, Method, solve
-from hypsolve.solvers.formulation import write_formulation
-from hypsolve.solvers.hypsplit import ParetoPoint, pareto_frontier
-from hypsolve.trace import Series, Trace, Visits
-from hypsolve.trace_metrics import Metrics, Summary, metrics
-from hypsolve.workloads import WORKLOADS, workload
+from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
+from hypsolve.solvers.partition.solve_many import Plans, solve_many
+from hypsolve.solvers.write_formulation import write_formulation
+from hypsolve.verify.bottleneck import verify_certificate
 
 __all__ = [
     "METHODS",

@@ -7,31 +7,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hypsolve import evaluation
-from hypsolve import validation as valid
-from hypsolve.kernels.warm import warm
-from hypsolve.problem import Instance, Objective
-from hypsolve.result import Result
-from hypsolve.solution import Outcome, Partition, Schedule, Status
-from hypsolve.solvers.cpsat import partition_cpsat
-from hypsolve.solvers.heft import heft
-from hypsolve.solvers.heuristics import (
+from hypsolve.kernels.warm_up import warm
+from hypsolve.problem import evaluation
+from hypsolve.problem import validation as valid
+from hypsolve.problem.instance import Instance, Objective
+from hypsolve.problem.result import Result
+from hypsolve.problem.solution import Outcome, Partition, Schedule, Status
+from hypsolve.solvers.joint.branch_and_bound import joint_exact
+from hypsolve.solvers.joint.cpsat import joint_cpsat
+from hypsolve.solvers.joint.heft import heft, heft_split
+from hypsolve.solvers.joint.hyperion_plus import hyperion_plus
+from hypsolve.solvers.joint.milp import joint_milp
+from hypsolve.solvers.joint.two_stage import gpipe, hyperion, two_stage
+from hypsolve.solvers.partition.cpsat import partition_cpsat
+from hypsolve.solvers.partition.heuristics import (
     deepspeed_balanced,
     even_split,
-    heft_split,
     memory_proportional,
     pipedream,
     speed_proportional,
     torchgpipe,
 )
-from hypsolve.solvers.hyperion import gpipe, hyperion, two_stage
-from hypsolve.solvers.hyperion_plus import hyperion_plus
-from hypsolve.solvers.hypsplit import hypsplit_dp
-from hypsolve.solvers.joint_cpsat import joint_cpsat
-from hypsolve.solvers.joint_exact import joint_exact
-from hypsolve.solvers.joint_milp import joint_milp
-from hypsolve.solvers.milp import partition_cbc, partition_highs
-from hypsolve.solvers.mip import partition_scip
+from hypsolve.solvers.partition.hypsplit import hypsplit_dp
+from hypsolve.solvers.partition.mathopt_mip import partition_scip
+from hypsolve.solvers.partition.pulp_milp import partition_cbc, partition_highs
 
 PARTITION = (Objective.BOTTLENECK, Objective.PATH, Objective.P0)
 SCHEDULED = (Objective.MEAN_LATENCY, Objective.MAKESPAN)
@@ -71,22 +70,24 @@ class Method:
 def _exact(function: Callable[..., Outcome], decides: str = "partition") -> Method:
     """An exact formulation; those of partition and schedule start from Hyperion's answer."""
     if decides == "partition":
-        return Method(function, "partition", True, kernels=("split",))
-    return Method(function, "both", True, SCHEDULED, ("split", "dispatch"))
+        return Method(function, "partition", True, kernels=("hypsplit",))
+    return Method(function, "both", True, SCHEDULED, ("hypsplit", "dispatch"))
 
 
 METHODS: dict[str, Method] = {
-    "hyperion": Method(hyperion, "both", False, PARTITION + SCHEDULED, ("split", "dispatch")),
+    "hyperion": Method(
+        hyperion, "both", False, PARTITION + SCHEDULED, ("hypsplit", "dispatch")
+    ),
     "hyperion_plus": Method(
         hyperion_plus,
         "both",
         False,
         SCHEDULED,
-        ("split", "dispatch", "heft", "bounds", "orders"),
+        ("hypsplit", "dispatch", "heft", "relaxations", "list_scheduling"),
     ),
     "gpipe": Method(gpipe, "both", False, PARTITION + SCHEDULED, ("dispatch",)),
     "heft": Method(heft, "both", False, PARTITION + SCHEDULED, ("heft",)),
-    "hypsplit_dp": Method(hypsplit_dp, "partition", True, kernels=("split",)),
+    "hypsplit_dp": Method(hypsplit_dp, "partition", True, kernels=("hypsplit",)),
     "even_split": Method(even_split, "partition", False),
     "memory_proportional": Method(memory_proportional, "partition", False),
     "speed_proportional": Method(speed_proportional, "partition", False),
@@ -100,7 +101,13 @@ METHODS: dict[str, Method] = {
     "partition_scip": _exact(partition_scip),
     "joint_cpsat": _exact(joint_cpsat, "both"),
     "joint_milp": _exact(joint_milp, "both"),
-    "joint_exact": Method(joint_exact, "both", True, SCHEDULED, ("split", "dispatch", "joint")),
+    "joint_exact": Method(
+        joint_exact,
+        "both",
+        True,
+        SCHEDULED,
+        ("hypsplit", "dispatch", "subgradient", "beam_search"),
+    ),
 }
 
 

@@ -7,9 +7,9 @@ and requests on one of them.
 import functools
 from pathlib import Path
 
-from hypsolve import validation as valid
-from hypsolve.deployment import Network
-from hypsolve.network_file import NetworkFile, read_network, read_network_file
+from hypsolve.formats.network_toml import NetworkFile, read_network, read_network_file
+from hypsolve.problem import validation as valid
+from hypsolve.problem.deployment import Network
 
 __all__ = ["describe", "network", "networks", "read_network"]
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hypsolve import io
-from hypsolve import validation as valid
-from hypsolve.problem import Instance
+from hypsolve.formats import instance_json
+from hypsolve.problem import validation as valid
+from hypsolve.problem.instance import Instance
 from instances.frontier import frontier, profiled
 from instances.generate import generate
 from instances.scenarios import scenario
@@ -77,7 +77,7 @@ def index() -> dict[str, dict[str, Any]]:
 def load_frozen(name: str) -> Instance:
     """Load one, checked against its digest."""
     entry = index()[valid.known("frozen instance", name, frozen())]
-    instance = io.load(FOLDER / f"{name}.json")
+    instance = instance_json.load(FOLDER / f"{name}.json")
     if instance.digest() != entry["digest"]:
         raise ValueError(f"frozen instance {name!r}: digest must be {entry['digest']}")
     return instance
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, recipe in RECIPES.items():
         if name not in known or not (FOLDER / f"{name}.json").exists():
             instance = recipe()
-            io.save(instance, FOLDER / f"{name}.json")
+            instance_json.save(instance, FOLDER / f"{name}.json")
             known[name] = {
                 "digest": instance.digest(),
                 "objective": str(instance.objective),

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve import catalog
-from hypsolve import validation as valid
-from hypsolve.costs import block_bytes, to_instance
-from hypsolve.deployment import Deployment, Link, Requests
-from hypsolve.problem import Instance, Objective
-from hypsolve.units import gbps_to_bytes_per_s, ms_to_s
+from hypsolve.problem import validation as valid
+from hypsolve.problem.costs import block_bytes, to_instance
+from hypsolve.problem.deployment import Deployment, Link, Requests
+from hypsolve.problem.instance import Instance, Objective
+from hypsolve.problem.units import gbps_to_bytes_per_s, ms_to_s
 from instances.generate import assemble, draw_gpus, place, stretched
 from instances.scenarios import best_period_s
 

@@ -7,11 +7,20 @@ from typing import Any
 import numpy as np
 
 from hypsolve import catalog
-from hypsolve import validation as valid
-from hypsolve.costs import block_bytes
-from hypsolve.deployment import Block, CostModel, GpuProfile, Link, Model, Network, Node, Tier
-from hypsolve.problem import Instance, Objective
-from hypsolve.units import gbps_to_bytes_per_s, ms_to_s
+from hypsolve.problem import validation as valid
+from hypsolve.problem.costs import block_bytes
+from hypsolve.problem.deployment import (
+    Block,
+    CostModel,
+    GpuProfile,
+    Link,
+    Model,
+    Network,
+    Node,
+    Tier,
+)
+from hypsolve.problem.instance import Instance, Objective
+from hypsolve.problem.units import gbps_to_bytes_per_s, ms_to_s
 from instances.scenarios import (
     best_period_s,
     check_options,

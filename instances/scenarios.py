@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve import catalog
-from hypsolve import validation as valid
-from hypsolve.costs import to_instance
-from hypsolve.deployment import CostModel, Deployment, Model, Network, Requests
-from hypsolve.problem import Instance, Objective
-from hypsolve.workloads import WORKLOAD_MAX_TOKENS, WORKLOADS
+from hypsolve.problem import validation as valid
+from hypsolve.problem.costs import to_instance
+from hypsolve.problem.deployment import CostModel, Deployment, Model, Network, Requests
+from hypsolve.problem.instance import Instance, Objective
+from hypsolve.simulation.workloads import WORKLOAD_MAX_TOKENS, WORKLOADS
 from instances import network, networks
 
 SCENARIOS = networks()
@@ -49,7 +49,8 @@ def scenario(
     rate : float, optional
         Requests per second, instead of `load`.
     lengths : str
-        One of ``synthetic``, ``azure_conversation``, ``azure_code``; see `hypsolve.workloads`.
+        One of ``synthetic``, ``azure_conversation``, ``azure_code``; see
+        `hypsolve.simulation.workloads`.
     weights : str
         Of a catalog model: ``fp16``, ``int8``, ``int4``.
     objective : Objective or str

@@ -5,19 +5,19 @@ import itertools
 import math
 
 import numpy as np
-import oracles
 import pytest
-import strategies
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hypsolve.certificate import verify_certificate
-from hypsolve.dispatch import POLICIES, schedule
-from hypsolve.evaluation import check, evaluate
-from hypsolve.problem import Instance
-from hypsolve.solution import Certificate, Partition, Status
+from hypsolve.dispatch.policies import POLICIES
+from hypsolve.dispatch.schedule import schedule
+from hypsolve.problem.evaluation import check, evaluate
+from hypsolve.problem.instance import Instance
+from hypsolve.problem.solution import Certificate, Partition, Status
 from hypsolve.solve import METHODS, solve
-from hypsolve.solvers.hypsplit import pareto_frontier
+from hypsolve.solvers.partition.hypsplit import pareto_frontier
+from hypsolve.verify.bottleneck import verify_certificate
+from tests.helpers import oracles, strategies
 
 EXACT = [name for name, m in METHODS.items() if m.exact and m.decides == "partition"]
 BACKENDS = [name for name in EXACT if name != "hypsplit_dp"]

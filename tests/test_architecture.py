@@ -12,11 +12,11 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
-from scenarios_token import random_scenario
 
-from hypsolve.problem import Instance
-from hypsolve.simulation import simulate
-from hypsolve.solution import Partition
+from hypsolve.problem.instance import Instance
+from hypsolve.problem.solution import Partition
+from hypsolve.simulation.simulate import simulate
+from tests.helpers.scenarios_token import random_scenario
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("hypsolve", "instances", "experiments")
@@ -26,57 +26,40 @@ ON_DEMAND = {
     "dask", "distributed", "click", "yaml",
 }  # fmt: skip
 
-# a module imports from its own layer or from an earlier one
-LAYERS = [
-    {"hypsolve.units", "hypsolve.validation"},
-    {"hypsolve.canonical"},
-    {"hypsolve.deployment", "hypsolve.problem"},
-    {"hypsolve.costs"},
-    {"hypsolve.io", "hypsolve.readers", "hypsolve.catalog", "hypsolve.solution"},
-    {
-        "hypsolve.events",
-        "hypsolve.request_rows",
-        "hypsolve.request_files",
-        "hypsolve.workloads",
-        "hypsolve.network_tables",
-        "hypsolve.network_file",
-        "hypsolve.safetensors",
-    },
-    {"hypsolve.huggingface"},
-    {"hypsolve.evaluation", "hypsolve.optional"},
-    {
-        "hypsolve.certificate",
-        "hypsolve.cluster_files",
-        "hypsolve.result",
-        "hypsolve.verify_shop",
-    },
-    {"hypsolve.verify"},
-    {"hypsolve.dispatch", "hypsolve.dispatcher"},
-    {"hypsolve.batch_dispatcher"},
-    {
-        "hypsolve.series",
-        "hypsolve.trace",
-        "hypsolve.trace_metrics",
-        "hypsolve.perfetto",
-        "hypsolve.trace_plots",
-    },
-    {"hypsolve.token_system"},
-    {"hypsolve.token_level"},
-    {"hypsolve.simulation"},
-    {"hypsolve.solvers"},
-    {"hypsolve.solve", "hypsolve.many"},
-    {"hypsolve.service"},
-    {"hypsolve.latency_search"},
-    {"hypsolve.ask"},
-    {"hypsolve.changes"},
-    {"hypsolve.planner", "hypsolve.plan_text", "hypsolve.plan_figures"},
-    {"hypsolve.exporters", "hypsolve.replan", "hypsolve.report", "hypsolve.schema"},
-    {"hypsolve.nearest"},
-    {"hypsolve.cli"},
-    {"hypsolve"},
-    {"instances"},
-    {"experiments"},
-]
+# What the files of a package may import, besides those of their own package. `solve` is a file.
+MAY_IMPORT = {
+    "hypsolve.problem": (),
+    "hypsolve.kernels": (),
+    "hypsolve.catalog": ("hypsolve.problem",),
+    "hypsolve.dispatch": ("hypsolve.problem", "hypsolve.kernels"),
+    "hypsolve.formats": ("hypsolve.problem", "hypsolve.catalog"),
+    "hypsolve.simulation": ("hypsolve.problem", "hypsolve.kernels", "hypsolve.dispatch"),
+    "hypsolve.verify": ("hypsolve.problem", "hypsolve.formats"),
+    "hypsolve.solvers.backends": ("hypsolve.problem",),
+    "hypsolve.solvers.outcomes": ("hypsolve.problem",),
+    "hypsolve.solvers.partition": (
+        "hypsolve.problem", "hypsolve.kernels",
+        "hypsolve.solvers.backends", "hypsolve.solvers.outcomes",
+    ),
+    "hypsolve.solvers.joint": (
+        "hypsolve.problem", "hypsolve.kernels", "hypsolve.dispatch",
+        "hypsolve.solvers.backends", "hypsolve.solvers.outcomes", "hypsolve.solvers.partition",
+    ),
+    "hypsolve.solvers.write_formulation": ("hypsolve.problem", "hypsolve.solvers"),
+    "hypsolve.solve": (
+        "hypsolve.problem", "hypsolve.kernels", "hypsolve.dispatch", "hypsolve.solvers",
+    ),
+    "hypsolve.planning": (
+        "hypsolve.problem", "hypsolve.catalog", "hypsolve.formats", "hypsolve.dispatch",
+        "hypsolve.simulation", "hypsolve.solvers", "hypsolve.solve", "hypsolve.verify",
+    ),
+    "hypsolve": ("hypsolve",),
+    "hypsolve.cli": ("hypsolve",),
+    "instances": (
+        "hypsolve.problem", "hypsolve.catalog", "hypsolve.formats", "hypsolve.simulation",
+    ),
+    "experiments": ("hypsolve", "instances"),
+}  # fmt: skip
 
 
 def module_of(path):
@@ -121,33 +104,48 @@ def imports_of(path, *, top_level=False):
                 yield (f"{base}.{alias.name}" if known else base), node.lineno
 
 
-def layer_of(module):
-    """Index of the layer: that of the longest name that the module's starts with."""
-    fits = [
-        (len(name), at)
-        for at, names in enumerate(LAYERS)
-        for name in names
-        if module == name or (module.startswith(f"{name}.") and name != "hypsolve")
-    ]
-    return max(fits)[1] if fits else None
+def package_of(module):
+    """The entry of MAY_IMPORT that a module belongs to: the longest name it starts with."""
+    fits = [name for name in MAY_IMPORT if within(module, name) and name != "hypsolve"]
+    return max(fits, key=len) if fits else ("hypsolve" if module == "hypsolve" else None)
+
+
+def within(module, package):
+    return module == package or module.startswith(f"{package}.")
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_imports_point_one_way(path):
+def test_imports_keep_to_the_table_of_packages(path):
     module = module_of(path)
-    if module.startswith("hypsolve.kernels"):
-        allowed = {"numpy", "numba", *sys.stdlib_module_names}
-        for name, line in imports_of(path):
-            assert name.startswith("hypsolve.kernels") or name.split(".")[0] in allowed, (
-                f"{path.name}:{line} imports {name}"
-            )
-        return
-    assert layer_of(module) is not None, f"{module} has no layer: name it in LAYERS"
+    package = package_of(module)
+    if package is None:
+        assert module == "hypsolve.solvers", f"{module} is in no package of MAY_IMPORT"
+        package = "hypsolve.problem"  # its __init__ imports nothing
     for name, line in imports_of(path):
-        if name.startswith("hypsolve.kernels") or name.split(".")[0] not in PACKAGES:
-            continue
-        assert layer_of(name) is not None, f"{path.name}:{line} imports {name}"
-        assert layer_of(name) <= layer_of(module), f"{path.name}:{line} imports {name}"
+        root = name.split(".")[0]
+        if package == "hypsolve.kernels":
+            assert root in {"numpy", "numba", "hypsolve", *sys.stdlib_module_names}, name
+        if root in PACKAGES:
+            allowed = (package, *MAY_IMPORT[package])
+            assert any(within(name, other) for other in allowed), (
+                f"{path.name}:{line}: {module} may not import {name}"
+            )
+
+
+def test_no_file_imports_itself_through_others():
+    """A renderer may name the class that it renders under TYPE_CHECKING, and no more."""
+    known = {module_of(path): path for path in FILES}
+    graph = {
+        module: {name for name, _ in imports_of(path) if name in known and name != module}
+        for module, path in known.items()
+    }
+    while True:  # take away what imports nothing that is left, as long as there is such a file
+        ready = {module for module, names in graph.items() if not names & graph.keys()}
+        if not ready:
+            break
+        graph = {module: names for module, names in graph.items() if module not in ready}
+    cycles = {module: sorted(names & graph.keys()) for module, names in graph.items()}
+    assert cycles == {}
 
 
 @pytest.mark.parametrize(
@@ -225,12 +223,13 @@ def kernels():
 @pytest.mark.skipif(numba.config.DISABLE_JIT, reason="the JIT is off")
 def test_a_kernel_is_compiled_for_one_set_of_types():
     """Used as the product does: warmed up, then on instances of every sort."""
-    from hypsolve.batch_dispatcher import BatchDispatcher
-    from hypsolve.dispatch import POLICIES, schedule
-    from hypsolve.kernels.warm import warm
-    from hypsolve.many import solve_many
+    from hypsolve.dispatch.batch_dispatcher import BatchDispatcher
+    from hypsolve.dispatch.policies import POLICIES
+    from hypsolve.dispatch.schedule import schedule
+    from hypsolve.kernels.warm_up import warm
     from hypsolve.solve import METHODS, solve
-    from hypsolve.solvers.hypsplit import pareto_frontier
+    from hypsolve.solvers.partition.hypsplit import pareto_frontier
+    from hypsolve.solvers.partition.solve_many import solve_many
 
     warm()
     objectives = ("bottleneck", "path", "p0", "mean_latency")
@@ -279,7 +278,7 @@ def test_a_kernel_is_compiled_for_one_set_of_types():
 def test_a_kernel_calls_kernels_of_its_own_file_only():
     """numba's disk cache does not notice an edited callee in another file."""
     for path in (ROOT / "hypsolve" / "kernels").glob("*.py"):
-        if path.stem in ("jit", "warm", "__init__"):
+        if path.stem in ("jit", "warm_up", "__init__"):
             continue
         for name, line in imports_of(path):
             assert name.split(".")[0] != "hypsolve" or not holds_kernels(name), (

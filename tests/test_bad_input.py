@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypsolve.costs import to_instance
-from hypsolve.deployment import (
+from hypsolve.dispatch.policies import POLICIES
+from hypsolve.dispatch.schedule import schedule
+from hypsolve.problem.costs import to_instance
+from hypsolve.problem.deployment import (
     Block,
     Deployment,
     GpuProfile,
@@ -21,10 +23,9 @@ from hypsolve.deployment import (
     Requests,
     Tier,
 )
-from hypsolve.dispatch import POLICIES, schedule
-from hypsolve.evaluation import check, evaluate, stage_s
-from hypsolve.problem import Instance, LinkCost, Objective, StageRule
-from hypsolve.solution import Partition, Schedule, Status
+from hypsolve.problem.evaluation import check, evaluate, stage_s
+from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
+from hypsolve.problem.solution import Partition, Schedule, Status
 from hypsolve.solve import METHODS, solve
 
 BASE = {

@@ -3,17 +3,17 @@
 import itertools
 
 import numpy as np
-import oracles
 import pytest
-import strategies
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hypsolve.dispatch import POLICIES, schedule
-from hypsolve.evaluation import can_hold, check, evaluate
-from hypsolve.problem import Instance, Objective
-from hypsolve.solution import Outcome, Partition, Schedule, Status
+from hypsolve.dispatch.policies import POLICIES
+from hypsolve.dispatch.schedule import schedule
+from hypsolve.problem.evaluation import can_hold, check, evaluate
+from hypsolve.problem.instance import Instance, Objective
+from hypsolve.problem.solution import Outcome, Partition, Schedule, Status
 from hypsolve.solve import METHODS, solve
+from tests.helpers import oracles, strategies
 
 FEW = settings(max_examples=max(settings.default.max_examples // 8, 5))
 PARTITION_OBJECTIVES = strategies.PARTITION_OBJECTIVES

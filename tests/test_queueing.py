@@ -12,16 +12,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import token_toys as toys
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scenarios_token import random_scenario
 
 import hypsolve as hs
-from hypsolve import evaluation
-from hypsolve.costs import to_instance
-from hypsolve.dispatch import POLICIES
-from hypsolve.events import EventKind
+from hypsolve.dispatch.policies import POLICIES
+from hypsolve.problem import evaluation
+from hypsolve.problem.costs import to_instance
+from hypsolve.simulation.events import EventKind
+from tests.helpers import token_toys as toys
+from tests.helpers.scenarios_token import random_scenario
 
 N_SEEDS, N_REQUESTS = 20, 60_000
 TOKENS_PER_S = 10**6  # a service of 1 s; prompts rounded to whole tokens are off by 1e-6

@@ -12,8 +12,8 @@ import tomllib
 from importlib import resources
 from typing import Any
 
-from hypsolve import validation as valid
-from hypsolve.deployment import Block, GpuProfile, Model
+from hypsolve.problem import validation as valid
+from hypsolve.problem.deployment import Block, GpuProfile, Model
 
 ACTIVATION_BYTES = 2  # activations and KV cache stay fp16 whatever the weights
 _GROUP = 128  # weights that share a scale

@@ -4,10 +4,10 @@ import logging
 
 import click
 
-from hypsolve.cli.known import gpus, init, methods, models, schema
+from hypsolve.cli.catalog import gpus, init, methods, models, schema
+from hypsolve.cli.commands import compare, pareto, replan, simulate
+from hypsolve.cli.options import OneLine
 from hypsolve.cli.plan import plan
-from hypsolve.cli.runs import compare, pareto, replan, simulate
-from hypsolve.cli.shared import OneLine
 
 
 @click.group(

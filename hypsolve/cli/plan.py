@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from hypsolve import planner
-from hypsolve.cli.shared import asking, progress
-from hypsolve.exporters import (
+from hypsolve.cli.options import asking, progress
+from hypsolve.formats.huggingface import model_type_of
+from hypsolve.planning import planner
+from hypsolve.planning.exporters import (
     MODULES,
     NAMES_MODULES,
     ONE_PIPELINE,
@@ -17,11 +18,10 @@ from hypsolve.exporters import (
     export,
     not_expressible,
 )
-from hypsolve.huggingface import model_type_of
-from hypsolve.nearest import nearest_plan
-from hypsolve.plan_text import proof_in_words
-from hypsolve.planner import Plan
-from hypsolve.report import report_path, write_report
+from hypsolve.planning.html_report import report_path, write_report
+from hypsolve.planning.plan import Plan
+from hypsolve.planning.runtime_restrictions import nearest_plan
+from hypsolve.planning.text import proof_in_words
 from hypsolve.solve import METHODS
 
 

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from hypsolve.certificate import verify_certificate
-from hypsolve.problem import Instance
-from hypsolve.solution import Certificate
+from hypsolve.problem.instance import Instance
+from hypsolve.problem.solution import Certificate
+from hypsolve.verify.bottleneck import verify_certificate
 from hypsolve.verify.joint import Joint
 from hypsolve.verify.reading import Claims, Refuted, need, read
 

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from hypsolve import io
+from hypsolve.formats import instance_json
+from hypsolve.problem import files
 from hypsolve.verify import Refuted, verify
 
 USAGE = """python -m hypsolve.verify INSTANCE.json RESULT.json
@@ -35,8 +36,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _answer(of_instance: str, path: Path) -> int:
-    instance = io.load(of_instance)
-    result = io.parse_json(path, io.read_bytes(path, io.MAX_BYTES))
+    instance = instance_json.load(of_instance)
+    result = files.parse_json(path, files.read_bytes(path, files.MAX_BYTES))
     try:
         found = verify(instance, result, lambda line: print(f"verify: {line}", file=sys.stderr))
     except Refuted as reason:

@@ -6,10 +6,10 @@ from fractions import Fraction
 from itertools import accumulate
 from typing import Any
 
-from hypsolve.certificate import ROUNDING
-from hypsolve.problem import Instance
+from hypsolve.problem.instance import Instance
+from hypsolve.verify.bottleneck import ROUNDING
+from hypsolve.verify.flow_shop import FORBIDDEN, PricedShop
 from hypsolve.verify.reading import LARGEST, BoxClaim, Claims, need
-from hypsolve.verify.shop import FORBIDDEN, PricedShop
 
 
 class Joint:

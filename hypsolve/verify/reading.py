@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from hypsolve.problem import Instance
+from hypsolve.problem.instance import Instance
 
 MOST_TICKS = 2**14
 SAME = 1e-12  # relative: one value from sums of floats in another order
@@ -24,7 +24,7 @@ def need(holds: Any, *words: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BoxClaim:
-    """As `hypsolve.solution.BoxProof`."""
+    """As `hypsolve.problem.solution.BoxProof`."""
 
     low: list[int]
     high: list[int]

@@ -1,0 +1,155 @@
+"""Commands that say what is known: `init`, `gpus`, `models`, `methods`, `schema`."""
+
+import inspect
+import json
+from pathlib import Path
+
+import click
+
+from hypsolve import catalog
+from hypsolve.cli.options import as_json_option, show
+from hypsolve.planning.json_schema import SCHEMAS
+from hypsolve.planning.json_schema import schema as schema_of
+from hypsolve.solve import METHODS
+
+EXAMPLE = """\
+# A network for `hypsolve plan`. Tiers in the order in which requests pass them; edit to taste.
+# `hypsolve gpus` lists the GPUs. Lines that begin with # are optional.
+# Editors with Taplo (as Even Better TOML) check and explain the file where the first line is
+#     #:schema ./network.schema.json
+# which `hypsolve schema network > network.schema.json` writes.
+
+[[tiers]]
+name = "desk"
+# pin = ["embedding"]        # these blocks must be here: embedding, head, numbers of layers
+# least_blocks = 0           # embedding and head counted; 0: it may stay empty; else 1
+# most_blocks = 12
+
+[[tiers.nodes]]
+gpu = "jetson-agx-orin"
+reserved_gib = 8.0           # for the system, the runtime, activations
+# memory_gib = 64.0          # if it is not what the GPU has
+# names = ["orin"]           # else desk-jetson-agx-orin-0, ...
+# slowdown = 2.0             # half as fast as the GPU, say throttled
+
+[tiers.link]                 # to the next tier
+gbps = 0.94
+latency_ms = 0.3             # one way
+# return_latency_ms = 0.3    # if the way back is not alike
+
+[[tiers]]
+name = "box"
+
+# inner = {gbps = 50.0, latency_ms = 0.05}  # among its nodes: runtimes of one pipeline use it
+
+[[tiers.nodes]]
+gpu = "rtx-4090"
+count = 2
+reserved_gib = 2.4
+
+[tiers.link]
+gbps = 0.5
+latency_ms = 10.0
+
+[[tiers]]
+name = "rented"
+
+[[tiers.nodes]]
+gpu = "a100-80gb"
+reserved_gib = 8.0
+price_per_hour = 1.8         # in your currency
+
+# A GPU of one's own, by what it reaches (not what its datasheet says): a block of a step takes
+# t0 + max(FLOPs / tflops, bytes / gb_per_s)
+# [gpus.my-gpu]
+# t0_us = 20.0
+# tflops = 60.0
+# gb_per_s = 500.0
+# memory_gib = 16.0
+# power_w = 200.0            # optional, for the energy
+"""
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path), default="network.toml")
+def init(path: Path) -> None:
+    """Write an example network to edit, unless the file is there."""
+    try:
+        with path.open("x") as file:
+            file.write(EXAMPLE)
+    except FileExistsError:
+        raise click.ClickException(f"{path} is there already; name another file") from None
+    print(f"{path}: edit it, then hypsolve plan --model llama-3-8b --network {path}")
+
+
+@click.command()
+@as_json_option
+def gpus(as_json: bool) -> None:
+    """List the GPUs that are known, each with the source of its numbers."""
+    rows = [
+        {
+            "gpu": name,
+            "memory_gib": round(gpu.memory_bytes / 2**30, 1),
+            "tflops": round(gpu.flops_per_s / 1e12, 1),
+            "gb_per_s": round(gpu.bytes_per_s / 1e9),
+            "t0_us": round(gpu.t0_s * 1e6, 1),
+            "basis": gpu.basis,
+            "source": gpu.source,
+        }
+        for name, gpu in catalog.gpus().items()
+    ]
+    show(rows, as_json)
+
+
+@click.command()
+@as_json_option
+def models(as_json: bool) -> None:
+    """List the LLMs that are known, each with the source of its shape."""
+    rows = []
+    for name in catalog.models():
+        model = catalog.model(name)
+        held = model.stage_weight_bytes(model.blocks)
+        rows.append(
+            {
+                "model": name,
+                "layers": model.n_blocks - 2,
+                "weights_gb": round(held / 1e9, 1),
+                "kv_kb_per_token": round(
+                    sum(block.kv_bytes_per_token for block in model.blocks) / 1e3, 1
+                ),
+                "source": model.source,
+            }
+        )
+    show(rows, as_json)
+
+
+@click.command()
+@as_json_option
+def methods(as_json: bool) -> None:
+    """List the methods of `hypsolve.solve`."""
+    rows = []
+    for name, method in METHODS.items():
+        text = inspect.getdoc(method.function) or ""
+        words = text.replace(" [1]_", "").splitlines()
+        _, _, source = text.partition(".. [1] ")
+        rows.append(
+            {
+                "method": name,
+                "decides": method.decides,
+                "exact": method.exact,
+                "what": words[0] if words else "",
+                "source": " ".join(source.split()) or method.function.__module__,
+            }
+        )
+    show(rows, as_json)
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(tuple(SCHEMAS)))
+def schema(kind: str) -> None:
+    """Print the JSON Schema of network files, or of what `plan --json` prints.
+
+    \b
+    hypsolve schema network > network.schema.json
+    """  # noqa: D301
+    print(json.dumps(schema_of(kind), indent=2, allow_nan=False))

@@ -1,0 +1,1 @@
+"""Online dispatch policies, for schedules at flow level and for a real router."""

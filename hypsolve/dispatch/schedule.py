@@ -1,0 +1,219 @@
+"""Which node serves which request: HypSched-RT, its rivals, and `schedule`, at flow level."""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from hypsolve.dispatch.policies import POLICIES, Choose, Policy, TierState
+from hypsolve.problem import evaluation
+from hypsolve.problem import validation as valid
+from hypsolve.problem.arrays import Array, IntArray
+from hypsolve.problem.evaluation import stage_service_s
+from hypsolve.problem.instance import (
+    Instance,
+)
+from hypsolve.problem.solution import Partition, Schedule
+
+UNGROUPED_NODES = 64  # a tier of more has HypSched-RT keep them in groups; same choices
+
+
+def schedule(
+    instance: Instance,
+    partition: Partition,
+    policy: str | Choose = "hypsched_rt",
+    *,
+    seed: int = 0,
+) -> Schedule:
+    """Serve every request on every non-empty stage of a partition, at flow level.
+
+    Requests reach a tier when their previous stage has ended and all links between are crossed
+    (links never queue; an empty stage still pays them). In the order of that time, ties by
+    request, `policy` sends each to a node of the tier that can hold the stage, and each node
+    serves first come, first served, one at a time. Ties between nodes go to the lowest index.
+
+    Parameters
+    ----------
+    instance : Instance
+    partition : Partition
+    policy : str or callable
+        A name in `POLICIES`, or your own function ``(tier_state, request) -> node``: it gets a
+        `TierState` and the index of the request, and returns one of ``tier_state.nodes``. A
+        function runs in plain Python, some 100 times slower.
+    seed : int
+        For the policies that draw; every tier has draws of its own.
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ValueError
+        If the policy is unknown, the partition is of another shape, no node of a tier can hold
+        its stage, or a function returns anything else than one of ``tier_state.nodes``.
+
+    Examples
+    --------
+    >>> def shortest_job_count(state, request):
+    ...     return int(state.nodes[np.argmin(state.n_jobs)])
+    >>> schedule(instance, partition, shortest_job_count)  # doctest: +SKIP
+    """
+    if not callable(policy):
+        valid.known("policy", policy, POLICIES)
+    evaluation.require_shape(instance, partition)
+    rng = np.random.default_rng(valid.whole("schedule", "seed", seed))
+    shape = (instance.n_tiers, instance.n_requests)  # the kernels fill rows
+    node = np.full(shape, -1, np.int64)
+    start_s, end_s = np.full(shape, math.nan), np.full(shape, math.nan)
+    ready_s = instance.arrival_s.copy()
+    for k in range(instance.n_tiers):
+        if partition.stage(k):
+            outputs = (node[k], start_s[k], end_s[k])
+            stage = _stage(
+                instance, k, partition.cuts[k], partition.cuts[k + 1], ready_s, outputs
+            )
+            if callable(policy):
+                _serve_plainly(instance, k, stage, policy, rng)
+            else:
+                _serve(stage, POLICIES[policy], rng)
+            ready_s = end_s[k]
+        if k < instance.n_tiers - 1:
+            cut = instance.cut_kind[partition.cuts[k + 1]]
+            ready_s = ready_s + instance.transfer_kind_s[:, k, cut]
+    return Schedule(node.T, start_s.T, end_s.T)
+
+
+def exact_sums(service_s: Array, n_requests: int) -> Array:
+    """Round to multiples of a power of two that let n_requests of them add up without error.
+
+    So a backlog is 0 when a queue is empty, never depends on the order of arrivals, and the
+    grouped version of HypSched-RT sees exactly the ties that the plain one sees.
+    """
+    _, exponent = math.frexp(service_s.max())
+    unit = math.ldexp(1.0, max(exponent - 52 + n_requests.bit_length(), -1022))
+    rounded = service_s / unit
+    np.rint(rounded, out=rounded)
+    rounded *= unit
+    return rounded
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What one tier is to do, as its kernels want it; the last three are filled in."""
+
+    order: IntArray
+    ready_s: Array
+    service_s: Array
+    expected_s: Array
+    nodes: IntArray  # that can hold the stage
+    node_class: IntArray
+    node: IntArray
+    start_s: Array
+    end_s: Array
+
+
+def _stage(
+    instance: Instance,
+    tier: int,
+    first: int,
+    end: int,
+    ready_s: Array,
+    outputs: tuple[IntArray, Array, Array],
+) -> _Stage:
+    nodes = np.flatnonzero(evaluation.can_hold(instance, tier, first, end))
+    if not nodes.size:
+        raise ValueError(
+            f"schedule: tier {instance.tier_names[tier]!r} has no node that can hold blocks"
+            f" {first}:{end}, which need {evaluation.stage_bytes(instance, first, end):g} bytes"
+        )
+    service_s = stage_service_s(instance, first, end)
+    in_order = bool((ready_s[1:] >= ready_s[:-1]).all())
+    return _Stage(
+        np.arange(len(ready_s)) if in_order else np.argsort(ready_s, kind="stable"),
+        ready_s,
+        service_s,
+        exact_sums(service_s, len(ready_s)),
+        nodes,
+        instance.node_class[instance.nodes_of(tier)][nodes],
+        *outputs,
+    )
+
+
+def _serve(stage: _Stage, policy: Policy, rng: np.random.Generator) -> None:
+    """Ask a policy's kernel."""
+    from hypsolve.kernels import dispatch as kernels
+
+    inputs = (stage.order, stage.ready_s, stage.service_s, stage.expected_s)
+    outputs = (stage.node, stage.start_s, stage.end_s)
+    n_nodes = len(stage.nodes)
+    if policy.kernel == "HYPSCHED_RT" and n_nodes > UNGROUPED_NODES:
+        groups = np.argsort(stage.node_class, kind="stable")
+        _, first = np.unique(stage.node_class[groups], return_index=True)
+        group_start = np.append(first, n_nodes)
+        kernels.dispatch_grouped(*inputs, stage.node_class, group_start, groups, *outputs)
+    else:
+        uniforms = rng.random((len(stage.ready_s) if policy.draws else 0, 2))
+        code = getattr(kernels, policy.kernel)
+        kernels.dispatch(code, *inputs, uniforms, stage.node_class, *outputs)
+    if stage.nodes[-1] != n_nodes - 1:  # some node of the tier cannot hold the stage
+        stage.node[:] = stage.nodes[stage.node]
+
+
+def _serve_plainly(
+    instance: Instance, tier: int, stage: _Stage, choose: Choose, rng: np.random.Generator
+) -> None:
+    """Do as the kernels do, asking a function."""
+    nodes, expected_s, end_s = stage.nodes, stage.expected_s, stage.end_s
+    n_requests, n_nodes = len(stage.ready_s), len(nodes)
+    uniforms = rng.random((n_requests, 2))
+    slowdown, kv_free_tokens = np.ones(n_nodes), np.full(n_nodes, math.inf)
+    for array in (nodes, slowdown, kv_free_tokens, uniforms):
+        array.setflags(write=False)
+    place = {int(n): at for at, n in enumerate(nodes)}
+    queues: list[deque[int]] = [deque() for _ in nodes]
+    outstanding_s, free_s = np.zeros(n_nodes), np.zeros(n_nodes)
+    row = np.arange(n_requests) if len(expected_s) > 1 else np.zeros(n_requests, np.int64)
+    for turn, r in enumerate(stage.order.tolist()):
+        now_s = stage.ready_s[r]
+        for at, queue in enumerate(queues):
+            while queue and end_s[queue[0]] <= now_s:
+                outstanding_s[at] -= expected_s[row[queue.popleft()], stage.node_class[at]]
+        own_s = expected_s[row[r], stage.node_class]
+        state = TierState(
+            tier=tier,
+            time_s=float(now_s),
+            nodes=nodes,
+            n_jobs=np.array([len(queue) for queue in queues]),
+            outstanding_s=outstanding_s.copy(),
+            remaining_s=np.maximum(free_s - now_s, 0.0),
+            own_s=own_s.copy(),
+            slowdown=slowdown,
+            n_dispatched=turn,
+            kv_free_tokens=kv_free_tokens,
+            kv_own_tokens=0.0,
+            uniforms=uniforms[r],
+            rng=rng,
+        )
+        at = place_of(instance, tier, choose, choose(state, r), place)
+        queues[at].append(r)
+        outstanding_s[at] += own_s[at]
+        stage.node[r] = nodes[at]
+        stage.start_s[r] = max(now_s, free_s[at])
+        end_s[r] = stage.start_s[r] + stage.service_s[row[r], stage.node_class[at]]
+        free_s[at] = end_s[r]
+
+
+def place_of(
+    instance: Instance, tier: int, choose: Choose, answer: object, place: dict[int, int]
+) -> int:
+    """Position among the eligible nodes of the node that a user's policy returned."""
+    owner = f"policy {getattr(choose, '__name__', repr(choose))!r}"
+    node = valid.whole(owner, f"node for tier {instance.tier_names[tier]!r}", answer)
+    if node not in place:
+        raise ValueError(
+            f"{owner}: node for tier {instance.tier_names[tier]!r} must be one that is up"
+            f" and can hold the stage, {', '.join(map(str, place))}, got {node}"
+        )
+    return place[node]

@@ -1,0 +1,394 @@
+"""Networks on disk: a TOML file that says what machines there are, and how they are linked."""
+
+import difflib
+import functools
+import itertools
+import math
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from hypsolve import catalog
+from hypsolve.formats.network_toml_types import (
+    End,
+    GpuTable,
+    Layer,
+    LinkTable,
+    NetworkTable,
+    NodesTable,
+    TierTable,
+)
+from hypsolve.problem import validation as valid
+from hypsolve.problem.deployment import GpuProfile, Link, Model, Network, Node, Tier
+from hypsolve.problem.files import checked_path, read_bytes
+from hypsolve.problem.units import GIB, gbps_to_bytes_per_s, gib_to_bytes, ms_to_s
+
+MAX_BYTES = 2**26
+
+Table = TypeVar("Table")
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFile:
+    """What a file says: a network, and what is wanted of it.
+
+    Attributes
+    ----------
+    network : Network
+    description : str
+    pins : dict
+        Tier by block: ``embedding``, ``head``, or the number of a layer, counted from 0.
+    least_blocks, most_blocks : tuple of int or None
+        Of each tier; None: at least one, and no limit. A tier of which at least 0 are wanted
+        may stay empty: it passes on what comes.
+    price_per_hour : dict
+        By name of the node; those without a price are not in it.
+    inner_links : tuple of Link or None
+        Between the nodes of each tier; None: not known.
+    """
+
+    network: Network
+    description: str = ""
+    pins: Mapping[str | int, str] = field(default_factory=dict)
+    least_blocks: tuple[int | None, ...] = ()
+    most_blocks: tuple[int | None, ...] = ()
+    price_per_hour: Mapping[str, float] = field(default_factory=dict)
+    inner_links: tuple[Link | None, ...] = ()
+
+    def inner_link(self, k: int) -> Link | None:
+        """Between the nodes of tier k; None: not known."""
+        return self.inner_links[k] if self.inner_links else None
+
+    def may_be_stages(self, k: int) -> bool:
+        """Whether nodes of tier k can be stages of their own.
+
+        They must be linked, and no rule be about the blocks of this tier.
+        """
+        limits = (*self.least_blocks[k : k + 1], *self.most_blocks[k : k + 1])
+        return (
+            self.inner_link(k) is not None
+            and self.network.tiers[k].name not in self.pins.values()
+            and all(limit is None for limit in limits)
+        )
+
+    def in_a_row(self, k: int, nodes: Sequence[Node]) -> "NetworkFile":
+        """The same with some nodes of tier k as tiers of their own, one after another.
+
+        One node alone keeps the tier's name and limits; several need `may_be_stages`.
+        """
+        tier, inner = self.network.tiers[k], self.inner_link(k)
+        made = [replace(tier, nodes=tuple(nodes))]
+        if len(nodes) > 1:
+            links = [*[inner] * (len(nodes) - 1), tier.link]
+            made = [
+                Tier(name=f"{tier.name}/{node.name}", nodes=(node,), link=link)
+                for node, link in zip(nodes, links, strict=True)
+            ]
+
+        def spread(of_tiers: tuple[Kind, ...]) -> tuple[Kind, ...]:
+            return (*of_tiers[:k], *of_tiers[k : k + 1] * len(made), *of_tiers[k + 1 :])
+
+        tiers = (*self.network.tiers[:k], *made, *self.network.tiers[k + 1 :])
+        return replace(
+            self,
+            network=replace(self.network, tiers=tiers),
+            least_blocks=spread(self.least_blocks),
+            most_blocks=spread(self.most_blocks),
+            inner_links=spread(self.inner_links),
+        )
+
+    def rules(self, model: Model) -> dict[str, Any]:
+        """Arguments of `hypsolve.to_instance` that say where blocks of a model may be.
+
+        Raises
+        ------
+        ValueError
+            If the model has no such block, or the limits leave no room.
+        """
+        tiers = [tier.name for tier in self.network.tiers]
+        pinned = {_block(model, block): tiers.index(at) for block, at in self.pins.items()}
+        rules: dict[str, Any] = {"pinned": pinned} if pinned else {}
+        least = [1 if limit is None else limit for limit in self.least_blocks]
+        if sum(least) > model.n_blocks:
+            raise ValueError(
+                f"least_blocks of all tiers must be at most the {model.n_blocks} blocks of"
+                f" {model.name}, got {sum(least)}"
+            )
+        if any(limit is not None for limit in self.least_blocks):
+            rules["least_blocks"] = least
+            rules["allow_empty"] = 0 in least
+        if any(limit is not None for limit in self.most_blocks):
+            rules["most_blocks"] = [
+                model.n_blocks if limit is None else min(limit, model.n_blocks)
+                for limit in self.most_blocks
+            ]
+        return rules
+
+
+def _block(model: Model, name: str | int) -> int:
+    """Number of a block by the name that pins use."""
+    ends = {"embedding": 0, "head": model.n_blocks - 1}
+    number = ends[name] if isinstance(name, str) else name + 1
+    if not isinstance(name, str) and name >= model.n_blocks - 2:
+        raise ValueError(
+            f"pin of layer {name}: {model.name} has layers 0 to {model.n_blocks - 3}"
+        )
+    return number
+
+
+def read_network(path: str | os.PathLike[str]) -> Network:
+    """Read a network from TOML: `read_network_file` without what is wanted of it."""
+    return read_network_file(path).network
+
+
+def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
+    """Read a network and what is wanted of it from TOML; the network is named after the file.
+
+    Per tier, request side first: ``nodes`` and, but on the last, the ``link`` to the next. A
+    group of nodes has a ``gpu`` (of the catalogue, or of the file's own ``[gpus.NAME]``:
+    t0_us, tflops, gb_per_s, memory_gib), and may have ``count`` or ``names``, ``memory_gib``
+    (else the GPU's), ``reserved_gib`` for runtime and activations, ``slowdown`` (2: half as
+    fast), ``price_per_hour``. A link has ``gbps`` and one-way ``latency_ms``, and may have
+    ``return_latency_ms``. A tier may have ``inner``, a link among its nodes (runtimes
+    of one pipeline use it), ``pin`` (``embedding``, ``head``, numbers of layers),
+    ``least_blocks`` (0: the tier may stay empty) and ``most_blocks``, embedding and head
+    counted. Keys that end in ``source`` say where a number comes from::
+
+        [[tiers]]
+        name = "desk"
+        pin = ["embedding"]
+        nodes = [{gpu = "jetson-agx-orin", reserved_gib = 8.0}]
+        link = {gbps = 1.0, latency_ms = 0.2}
+
+        [[tiers]]
+        name = "rented"
+        nodes = [{gpu = "a100-80gb", count = 2, price_per_hour = 1.8}]
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the file, the entry and the key.
+    OSError
+        If there is no such file, or it cannot be read.
+    """
+    path = checked_path("read_network", path)
+    owner = path.name
+    table = _table(owner, NetworkTable, _read_toml(path))
+    gpus = _gpus(owner, table.get("gpus", {}))
+    entries = [
+        _table(f"{owner}: tier {k}", TierTable, entry) for k, entry in enumerate(table["tiers"])
+    ]
+    tiers: list[Tier] = []
+    pins: dict[str | int, str] = {}
+    prices: dict[str, float] = {}
+    for k, entry in enumerate(entries):
+        of_tier = f"{owner}: tier {k} {entry['name']!r}"
+        least, most = entry.get("least_blocks", 1), entry.get("most_blocks", math.inf)
+        if most < least:
+            raise ValueError(
+                f"{of_tier}: most_blocks must be at least least_blocks, {least}, got {most}"
+            )
+        tier, of_nodes = _tier(of_tier, entry, gpus)
+        tiers.append(tier)
+        prices |= of_nodes
+        for block in _pins(f"{owner}: tier {k}", entry.get("pin", [])):
+            if block in pins:
+                raise ValueError(
+                    f"{owner}: tier {k}: pin must name a block once, got {block!r} of"
+                    f" {pins[block]!r} before"
+                )
+            pins[block] = tier.name
+    try:
+        network = Network(name=path.stem, tiers=tuple(tiers))
+    except ValueError as error:
+        raise ValueError(f"{owner}: {error}") from None
+    return NetworkFile(
+        network=network,
+        description=table.get("description", ""),
+        pins=pins,
+        least_blocks=tuple(entry.get("least_blocks") for entry in entries),
+        most_blocks=tuple(entry.get("most_blocks") for entry in entries),
+        price_per_hour=prices,
+        inner_links=tuple(
+            _link(f"{owner}: tier {k} inner", entry["inner"]) if "inner" in entry else None
+            for k, entry in enumerate(entries)
+        ),
+    )
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_bytes(path, MAX_BYTES).decode())
+    except (ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits, too
+        raise ValueError(f"{path.name}: not TOML: {error}") from None
+
+
+def _gpus(owner: str, tables: Mapping[str, GpuTable]) -> dict[str, GpuProfile]:
+    """GPUs by numbers of one's own."""
+    found = {}
+    for name, given in tables.items():
+        of_gpu = f"{owner}: gpu {name!r}"
+        entry = _table(of_gpu, GpuTable, given)
+        if name in catalog.gpus():
+            raise ValueError(f"{of_gpu}: name must not be one of the catalogue's")
+        found[name] = GpuProfile(
+            name=name,
+            t0_s=entry["t0_us"] * 1e-6,
+            flops_per_s=entry["tflops"] * 1e12,
+            bytes_per_s=entry["gb_per_s"] * 1e9,
+            memory_bytes=gib_to_bytes(entry["memory_gib"]),
+            power_w=entry.get("power_w", 0.0),
+            source=entry.get("source", ""),
+        )
+    return found
+
+
+def _tier(
+    owner: str, entry: TierTable, gpus: Mapping[str, GpuProfile]
+) -> tuple[Tier, dict[str, float]]:
+    nodes: list[Node] = []
+    prices: dict[str, float] = {}
+    for i, given in enumerate(entry["nodes"]):
+        of_group = f"{owner} nodes {i}"
+        group = _table(of_group, NodesTable, given)
+        made = _nodes(of_group, entry["name"], group, gpus, nodes)
+        nodes += made
+        if "price_per_hour" in group:
+            prices |= dict.fromkeys((node.name for node in made), group["price_per_hour"])
+    link = _link(f"{owner} link", entry["link"]) if "link" in entry else None
+    return Tier(name=entry["name"], nodes=tuple(nodes), link=link), prices
+
+
+def _nodes(
+    owner: str,
+    tier: str,
+    group: NodesTable,
+    gpus: Mapping[str, GpuProfile],
+    before: list[Node],
+) -> list[Node]:
+    gpu = group["gpu"]
+    try:
+        valid.known("gpu", gpu, [*catalog.gpus(), *gpus])
+    except ValueError as error:
+        raise ValueError(f"{owner}: {error}") from None
+    profile = gpus[gpu] if gpu in gpus else catalog.gpu(gpu)
+    if (slowdown := group.get("slowdown", 1.0)) != 1:
+        profile = _slower(profile, slowdown)
+    names = group.get("names")
+    if names is None:
+        taken = {node.name for node in before}
+        free = (name for i in itertools.count() if (name := f"{tier}-{gpu}-{i}") not in taken)
+        names = list(itertools.islice(free, group.get("count", 1)))
+    elif group.get("count", len(names)) != len(names):
+        raise ValueError(
+            f"{owner}: count must be the number of names, {len(names)}, got {group['count']}"
+        )
+    memory_gib = group.get("memory_gib")
+    has_gib = profile.memory_bytes / GIB if memory_gib is None else memory_gib
+    if group.get("reserved_gib", 0.0) >= has_gib:
+        raise ValueError(
+            f"{owner}: reserved_gib must be below the memory, {has_gib:.4g} GiB,"
+            f" got {group['reserved_gib']}"
+        )
+    return [
+        Node(
+            name=name,
+            gpu=profile,
+            memory_bytes=None if memory_gib is None else gib_to_bytes(memory_gib),
+            reserved_bytes=gib_to_bytes(group.get("reserved_gib", 0.0)),
+        )
+        for name in names
+    ]
+
+
+def _slower(gpu: GpuProfile, slowdown: float) -> GpuProfile:
+    return replace(
+        gpu,
+        name=f"{gpu.name} {slowdown:g}x slower",
+        t0_s=gpu.t0_s * slowdown,
+        flops_per_s=gpu.flops_per_s / slowdown,
+        bytes_per_s=gpu.bytes_per_s / slowdown,
+    )
+
+
+def _link(owner: str, given: Any) -> Link:
+    entry = _table(owner, LinkTable, given)
+    return Link(
+        bytes_per_s=gbps_to_bytes_per_s(entry["gbps"]),
+        latency_s=ms_to_s(entry["latency_ms"]),
+        return_latency_s=ms_to_s(entry.get("return_latency_ms", entry["latency_ms"])),
+    )
+
+
+def _pins(owner: str, blocks: Sequence[str | int]) -> Sequence[str | int]:
+    for block in blocks:
+        if isinstance(block, str):
+            valid.known(f"block to pin ({owner})", block, get_args(End))
+        else:
+            _value(owner, "pin", block, Layer)
+    return blocks
+
+
+@functools.cache
+def _hints(record: Any) -> dict[str, Any]:
+    return get_type_hints(record, include_extras=True)
+
+
+def _table(owner: str, kind: type[Table], entry: Any) -> Table:
+    """Return a table that has the keys of its type, and values that keep their rules.
+
+    Tables within are left for who can name them.
+    """
+    if not isinstance(entry, dict):
+        raise TypeError(f"{owner}: must be a table, got {entry!r:.60}")
+    record: Any = kind
+    hints = _hints(record)
+    for key in sorted(entry.keys() - hints.keys()):
+        meant = difflib.get_close_matches(key, hints, 1)
+        hint = f"did you mean {meant[0]}? " if meant else ""
+        raise ValueError(f"{owner}: unknown key {key!r}; {hint}known: {sorted(hints)}")
+    for key in sorted(record.__required_keys__ - entry.keys()):
+        raise ValueError(f"{owner}: key {key!r} is missing")
+    return cast(
+        Table, {key: _value(owner, key, value, hints[key]) for key, value in entry.items()}
+    )
+
+
+def _value(owner: str, key: str, value: Any, hint: Any) -> Any:
+    if get_origin(hint) is NotRequired:
+        (hint,) = get_args(hint)
+    if get_origin(hint) is not Annotated:
+        return value
+    kind, rule = get_args(hint)
+    if kind is str:
+        return valid.text(owner, key, value)
+    if get_origin(kind) is dict and not isinstance(value, dict):
+        raise TypeError(f"{owner}: {key} must be tables, got {value!r:.60}")
+    if get_origin(kind) is list:
+        if rule.least and (not isinstance(value, list) or len(value) < rule.least):
+            raise ValueError(
+                f"{owner}: {key} must be a list of at least one, got {value!r:.60}"
+            )
+        if not isinstance(value, list):
+            raise TypeError(f"{owner}: {key} must be a list, got {value!r:.60}")
+        return [_value(owner, key, each, *get_args(kind)) for each in value]
+    if kind is int:
+        value = valid.whole(owner, key, value, least=rule.least)
+    elif kind is float:
+        value = valid.real(owner, key, value, least=rule.least, strict=rule.strict)
+    if kind in (int, float) and value > rule.most:
+        raise ValueError(f"{owner}: {key} must be at most {rule.most:g}, got {value!r}")
+    return value

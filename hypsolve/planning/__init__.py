@@ -1,0 +1,1 @@
+"""The planner: plans, forecasts, what-if scenarios, re-planning, exports, reports."""

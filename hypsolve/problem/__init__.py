@@ -1,0 +1,1 @@
+"""What is given, what is decided, what a decision costs, and whether it is legal."""

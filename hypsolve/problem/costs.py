@@ -1,0 +1,249 @@
+"""Every formula of a block's or link's seconds, and `to_instance`: Deployment -> Instance.
+
+Conventions, the same in the GPU fits and in predictions: 2 FLOPs per multiply-add, causal
+attention; one block and step takes ``t0_s + max(flops / flops_per_s, bytes / bytes_per_s)``,
+where bytes are streamed weights + KV cache read + activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hypsolve.problem import validation as valid
+from hypsolve.problem.arrays import Array
+from hypsolve.problem.deployment import (
+    Block,
+    CostModel,
+    Deployment,
+    GpuProfile,
+    Link,
+    Model,
+    Network,
+)
+from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
+
+
+def weight_read_bytes(block: Block, tokens: ArrayLike) -> Array:
+    """Weights streamed in a step of `tokens`; of experts, the expected distinct ones."""
+    tokens = np.asarray(tokens, dtype=np.float64)
+    read = block.always_read_bytes + block.gathered_bytes_per_token * tokens
+    if block.n_experts:
+        idle = (1 - block.experts_per_token / block.n_experts) ** tokens
+        read = read + block.expert_bytes * block.n_experts * (1 - idle)
+    return read
+
+
+def step_work(
+    block: Block, tokens: ArrayLike, cached_tokens: ArrayLike, n_sequences: ArrayLike = 1
+) -> tuple[Array, Array]:
+    """FLOPs and bytes of one block in one step.
+
+    Parameters
+    ----------
+    tokens, cached_tokens : array_like
+        Tokens computed per sequence, and tokens already in the KV cache of each. A decode step
+        at context x is ``tokens=1, cached_tokens=x - 1``.
+    n_sequences : array_like
+        Sequences in the batch.
+    """
+    q, c, n = (np.asarray(a, dtype=np.float64) for a in (tokens, cached_tokens, n_sequences))
+    computed = n if block.last_token_only else n * q
+    pairs = n * (_window_sum(c + q, block.window_tokens) - _window_sum(c, block.window_tokens))
+    reach = c if block.window_tokens is None else np.minimum(c, block.window_tokens - 1)
+    flops = block.flops_per_token * computed + block.attention_flops_per_pair * pairs
+    moved = (
+        weight_read_bytes(block, computed)
+        + block.kv_bytes_per_token * n * (reach + q)
+        + block.activation_bytes_per_token * computed
+    )
+    return flops, moved
+
+
+def _window_sum(n: Array, window: int | None) -> Array:
+    """Sum of min(x, window) over x = 1..n."""
+    if window is None:
+        return n * (n + 1) / 2
+    inside = np.minimum(n, window)
+    return inside * (inside + 1) / 2 + (n - inside) * window
+
+
+def step_s(
+    gpu: GpuProfile,
+    flops: ArrayLike,
+    moved_bytes: ArrayLike,
+    cost_model: CostModel = CostModel.ROOFLINE,
+) -> Array:
+    """Seconds of one block and step; cost model ``flops`` is the paper's f / C."""
+    compute_s = np.asarray(flops, dtype=np.float64) / gpu.flops_per_s
+    if cost_model is CostModel.FLOPS:
+        return compute_s
+    return gpu.t0_s + np.maximum(compute_s, np.asarray(moved_bytes) / gpu.bytes_per_s)
+
+
+def service_s(
+    block: Block,
+    gpu: GpuProfile,
+    prompt_tokens: ArrayLike,
+    output_tokens: ArrayLike,
+    cost_model: CostModel = CostModel.ROOFLINE,
+) -> Array:
+    """Seconds of one block for whole requests: prefill + a decode step per later token.
+
+    Closed form: within the attention window both arms of the max are linear in the context, so
+    the sum over contexts ``prompt + 1 .. prompt + output - 1`` is two arithmetic series, split
+    where the arms cross; beyond the window the step is constant.
+    """
+    p = np.asarray(prompt_tokens, dtype=np.float64)
+    o = np.asarray(output_tokens, dtype=np.float64)
+    prefill_s = step_s(gpu, *step_work(block, p, 0.0), cost_model)
+    flops_0, bytes_0 = map(float, step_work(block, 1.0, -1.0))  # constant part, at context 0
+    flops_x = block.attention_flops_per_pair
+    bytes_x = float(block.kv_bytes_per_token)
+    if cost_model is CostModel.FLOPS:
+        t0_s, compute, memory = 0.0, (flops_0, flops_x), (0.0, 0.0)
+    else:
+        t0_s, compute, memory = gpu.t0_s, (flops_0, flops_x), (bytes_0, bytes_x)
+    u0, u1 = (w / gpu.flops_per_s for w in compute)
+    v0, v1 = (w / gpu.bytes_per_s for w in memory)
+    first, last = p + 1, p + o - 1
+    if block.window_tokens is None:
+        decode_s = _sum_of_max(u0, u1, v0, v1, first, last)
+    else:
+        w = float(block.window_tokens)
+        beyond = np.maximum(last - np.maximum(first - 1, w), 0.0)
+        decode_s = _sum_of_max(u0, u1, v0, v1, first, np.minimum(last, w)) + beyond * max(
+            u0 + u1 * w, v0 + v1 * w
+        )
+    return prefill_s + t0_s * (o - 1) + decode_s
+
+
+def _sum_of_max(u0: float, u1: float, v0: float, v1: float, first: Array, last: Array) -> Array:
+    """Sum of max(u0 + u1 * x, v0 + v1 * x) over whole x = first..last (0 if last < first)."""
+    if u1 > v1:  # let u be the flatter line: it is the larger one up to the crossing
+        u0, u1, v0, v1 = v0, v1, u0, u1
+    if u1 == v1:
+        crossing = np.inf if u0 >= v0 else -np.inf
+    else:
+        crossing = np.floor((u0 - v0) / (v1 - u1))
+    last = np.maximum(last, first - 1)
+    split = np.clip(crossing, first - 1, last)
+    n_u, n_v = split - first + 1, last - split
+    return n_u * (u0 + u1 * (first + split) / 2) + n_v * (v0 + v1 * (split + 1 + last) / 2)
+
+
+def link_occupancy_s(
+    link: Link, bytes_per_token: ArrayLike, prompt_tokens: ArrayLike, output_tokens: ArrayLike
+) -> Array:
+    """Seconds a request keeps a link busy: every token but the last crosses once."""
+    crossing = np.asarray(prompt_tokens, dtype=np.float64) + np.asarray(output_tokens) - 1
+    return crossing * np.asarray(bytes_per_token, dtype=np.float64) / link.bytes_per_s
+
+
+def link_delay_s(link: Link, output_tokens: ArrayLike) -> Array:
+    """Latency a request pays on a link: each output token crosses and its id comes back."""
+    return np.asarray(output_tokens, dtype=np.float64) * link.round_trip_s
+
+
+def block_bytes(model: Model, resident_tokens: int) -> NDArray[np.float64]:
+    """Weights + KV reserve of each block, shape (n_blocks,)."""
+    return np.array(
+        [b.weight_bytes + b.kv_bytes_per_token * resident_tokens for b in model.blocks],
+        dtype=np.float64,
+    )
+
+
+def node_classes(network: Network) -> list[GpuProfile]:
+    """Distinct GPU profiles: class c of a deployment's instance is the c-th of them."""
+    return list(dict.fromkeys(node.gpu for tier in network.tiers for node in tier.nodes))
+
+
+def to_instance(
+    deployment: Deployment,
+    *,
+    objective: Objective | str = Objective.BOTTLENECK,
+    stage_rule: StageRule | str = StageRule.POOLED,
+    allow_empty: bool = False,
+    overlap: bool = False,
+    link_cost: LinkCost | str = LinkCost.OCCUPANCY,
+    pinned: Mapping[int, int] | None = None,
+    least_blocks: Sequence[int] | None = None,
+    most_blocks: Sequence[int] | None = None,
+    name: str = "",
+) -> Instance:
+    """Compile a deployment to the arrays every solver reads.
+
+    Parameters
+    ----------
+    deployment : Deployment
+        Model, network, requests, cost model.
+    objective, stage_rule, allow_empty, overlap, link_cost, pinned, least_blocks, most_blocks
+        As in `Instance.from_tables`.
+    name : str
+        Default: ``model @ network``.
+
+    Returns
+    -------
+    Instance
+        Nodes with equal GPU profiles share a class; blocks are stored by kind, so that a
+        million requests fit in memory.
+    """
+    valid.of_type("to_instance", "deployment", deployment, Deployment)
+    model, network, requests = deployment.model, deployment.network, deployment.requests
+    prompt, output = requests.prompt_tokens, requests.output_tokens
+    if (prompt == prompt[0]).all() and (output == output[0]).all():
+        prompt, output = prompt[:1], output[:1]
+    kinds = list(dict.fromkeys(block.kind for block in model.blocks))
+    of_kind = {block.kind: block for block in model.blocks}
+    gpus = node_classes(network)
+    kind_s = np.empty((len(prompt), len(gpus), len(kinds)))
+    for c, gpu in enumerate(gpus):
+        for b, kind in enumerate(kinds):
+            kind_s[:, c, b] = service_s(
+                of_kind[kind], gpu, prompt, output, deployment.cost_model
+            )
+
+    # what crosses a cut depends on the block before it alone; after the last nothing does
+    sent = [model.input_bytes_per_token, *(b.output_bytes_per_token for b in model.blocks[:-1])]
+    sent_kinds = list(dict.fromkeys(sent))
+    links = [tier.link for tier in network.tiers if tier.link is not None]
+    occupancy_s = np.zeros((len(prompt), len(links), len(sent_kinds) + 1))
+    transfer_s = np.zeros_like(occupancy_s)
+    for k, link in enumerate(links):
+        for m, token_bytes in enumerate(sent_kinds):
+            occupancy_s[:, k, m] = link_occupancy_s(link, token_bytes, prompt, output)
+            transfer_s[:, k, m] = occupancy_s[:, k, m] + link_delay_s(link, output)
+
+    assert deployment.max_resident_tokens is not None  # set by Deployment itself
+    options: dict[str, Any] = {
+        "objective": objective,
+        "stage_rule": stage_rule,
+        "allow_empty": allow_empty,
+        "overlap": overlap,
+        "link_cost": link_cost,
+        "pinned": pinned,
+        "least_blocks": least_blocks,
+        "most_blocks": most_blocks,
+    }
+    return Instance.from_kinds(
+        kind_s=kind_s,
+        block_kind=np.array([kinds.index(block.kind) for block in model.blocks]),
+        block_bytes=block_bytes(model, deployment.max_resident_tokens),
+        tied_bytes=float(model.tied_bytes),
+        transfer_kind_s=transfer_s,
+        occupancy_kind_s=occupancy_s,
+        cut_kind=np.array([*(sent_kinds.index(s) for s in sent), len(sent_kinds)]),
+        tiers=[
+            [(gpus.index(n.gpu), n.usable_bytes) for n in tier.nodes] for tier in network.tiers
+        ],
+        arrival_s=requests.arrival_s,
+        name=name or f"{model.name} @ {network.name}",
+        extrapolated=model.extrapolated,
+        tier_names=tuple(tier.name for tier in network.tiers),
+        node_names=tuple(node.name for tier in network.tiers for node in tier.nodes),
+        class_names=tuple(gpu.name for gpu in gpus),
+        **options,
+    )

@@ -1,0 +1,242 @@
+"""`Result`: what `solve` certifies, in forms that people, tables and figures take."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hypsolve.problem import evaluation, files
+from hypsolve.problem.instance import Instance
+from hypsolve.problem.optional import optional
+from hypsolve.problem.solution import Certificate, Partition, Schedule, Status
+from hypsolve.problem.units import finite_or_none, show_bytes, show_seconds
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A checked answer: the decision, its value, a bound on every other, and the time it took.
+
+    Attributes
+    ----------
+    method : str
+    status : Status
+        What is known: optimal, feasible, infeasible, unknown.
+    objective_s : float
+        Scored again by `hypsolve.evaluate`; inf without a solution.
+    bound_s : float
+        Proven lower bound on the objective.
+    gap : float
+        (objective_s - bound_s) / objective_s; nan without a solution.
+    solve_time_s : float
+        Wall time of the method alone.
+    partition, schedule, certificate, message, statistics
+        As the method gave them.
+    instance : Instance
+    """
+
+    method: str
+    status: Status
+    objective_s: float
+    bound_s: float
+    gap: float
+    solve_time_s: float
+    instance: Instance = field(repr=False)
+    partition: Partition | None = None
+    schedule: Schedule | None = field(default=None, repr=False)
+    certificate: Certificate | None = None
+    message: str = ""
+    statistics: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        inst = self.instance
+        mark = (
+            " (extrapolated: quantised weights were not measured)" if inst.extrapolated else ""
+        )
+        lines = [
+            f"{self.method} on {inst.name or 'instance'}{mark}",
+            f"  status     {self.status}" + (f": {self.message}" if self.message else ""),
+        ]
+        if self.partition is not None:
+            lines.append(f"  {inst.objective:<10} {show_seconds(self.objective_s)}")
+            proved = f"{show_seconds(self.bound_s)}, gap {self.gap:.3%}"
+            lines.append(f"  bound      {proved if self.bound_s > 0 else 'none proved'}")
+        elif math.isfinite(self.bound_s):
+            proved = show_seconds(self.bound_s) if self.bound_s > 0 else "none proved"
+            lines.append(f"  bound      {proved}")
+        lines.append(f"  solved in  {show_seconds(self.solve_time_s)}")
+        if self.partition is not None:
+            width = max(map(len, inst.tier_names))
+            for k, stage in enumerate(map(self.partition.stage, range(inst.n_tiers))):
+                lines.append(f"  {inst.tier_names[k]:<{width}}  {self._stage(k, stage)}")
+        return "\n".join(lines)
+
+    def _stage(self, k: int, stage: range) -> str:
+        if not len(stage):
+            return "no blocks, relays"
+        inst = self.instance
+        i, j = stage[0], stage[-1] + 1
+        time_s = evaluation.stage_s(inst, k, i, j)
+        holds = evaluation.can_hold(inst, k, i, j)
+        text = (
+            f"blocks {i}:{j}, stage {show_seconds(time_s)},"
+            f" {show_bytes(evaluation.stage_bytes(inst, i, j))},"
+            f" {holds.sum()} of {len(holds)} nodes"
+        )
+        if self.schedule is not None:
+            served = np.bincount(self.schedule.node[:, k], minlength=len(holds))
+            text += f", requests per node {served.tolist()}"
+        return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the instance, as plain numbers, strings and lists (JSON takes it).
+
+        inf and nan are given as None.
+        """
+        schedule = None
+        if self.schedule is not None:
+            schedule = {
+                "node": self.schedule.node.tolist(),
+                "start_s": _plain(self.schedule.start_s),
+                "end_s": _plain(self.schedule.end_s),
+            }
+        certificate = None
+        if self.certificate is not None:
+            certificate = {
+                "kind": self.certificate.kind,
+                "value_s": finite_or_none(self.certificate.value_s),
+                "bound_s": finite_or_none(self.certificate.bound_s),
+                "cuts": None if self.certificate.cuts is None else list(self.certificate.cuts),
+                "boxes": [_lists(asdict(box)) for box in self.certificate.boxes],
+            }
+        return {
+            "instance": self.instance.name,
+            "digest": self.instance.digest(),
+            "extrapolated": self.instance.extrapolated,
+            "objective": str(self.instance.objective),
+            "method": self.method,
+            "status": str(self.status),
+            "objective_s": finite_or_none(self.objective_s),
+            "bound_s": finite_or_none(self.bound_s),
+            "gap": finite_or_none(self.gap),
+            "solve_time_s": self.solve_time_s,
+            "cuts": None if self.partition is None else list(self.partition.cuts),
+            "schedule": schedule,
+            "certificate": certificate,
+            "message": self.message,
+            "statistics": dict(self.statistics),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_dict` as JSON, which `python -m hypsolve.verify` reads.
+
+        Parameters
+        ----------
+        path : str or path
+            Ends in ``.json`` or ``.json.gz``.
+
+        Raises
+        ------
+        ValueError
+            If `path` ends otherwise.
+        OSError
+            If the folder is absent or not writable.
+        """
+        path = files.checked_path("save", path)
+        if not path.name.endswith((".json", ".json.gz")):
+            raise ValueError(f"{path}: the name of a result must end in .json or .json.gz")
+        with files.replacing(path, "a result") as file:
+            file.write(json.dumps(self.to_dict(), allow_nan=False) + "\n")
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row per request and visited tier: request, tier, node, arrival, start, end.
+
+        Without a schedule: one row per tier with its blocks and stage time. Column
+        ``extrapolated``: whether costs go beyond what was measured.
+        """
+        pd = optional("pandas")
+        inst = self.instance
+        if self.partition is None:
+            raise ValueError(
+                f"result of {self.method}: no solution to tabulate ({self.status})"
+            )
+        if self.schedule is None:
+            cuts = self.partition.cuts
+            return pd.DataFrame(
+                {
+                    "tier": inst.tier_names,
+                    "first_block": cuts[:-1],
+                    "end_block": cuts[1:],
+                    "stage_s": [
+                        evaluation.stage_s(inst, k, cuts[k], cuts[k + 1])
+                        for k in range(inst.n_tiers)
+                    ],
+                    "stage_bytes": [
+                        evaluation.stage_bytes(inst, cuts[k], cuts[k + 1])
+                        for k in range(inst.n_tiers)
+                    ],
+                    "extrapolated": inst.extrapolated,
+                }
+            )
+        request, tier = np.nonzero(self.schedule.node >= 0)
+        first = np.searchsorted(inst.node_tier, np.arange(inst.n_tiers))
+        node = self.schedule.node[request, tier]
+        names = np.array(inst.node_names, dtype=object)
+        return pd.DataFrame(
+            {
+                "request": request,
+                "tier": np.array(inst.tier_names, dtype=object)[tier],
+                "node": names[first[tier] + node],
+                "arrival_s": inst.arrival_s[request],
+                "start_s": self.schedule.start_s[request, tier],
+                "end_s": self.schedule.end_s[request, tier],
+                "extrapolated": inst.extrapolated,
+            }
+        )
+
+    def plot_gantt(self, ax: Axes | None = None) -> Axes:
+        """Draw the schedule, a bar per visit and a row per node; a colour per request."""
+        if self.schedule is None:
+            raise ValueError(f"result of {self.method}: no schedule to draw ({self.status})")
+        plt = optional("matplotlib.pyplot")
+        if ax is None:
+            _, ax = plt.subplots(figsize=(8, 0.4 * self.instance.n_nodes + 1.2), layout="tight")
+        inst, plan = self.instance, self.schedule
+        first = np.searchsorted(inst.node_tier, np.arange(inst.n_tiers))
+        colours = plt.get_cmap("tab20").colors
+        for k in range(inst.n_tiers):
+            rows = np.flatnonzero(plan.node[:, k] >= 0)
+            ax.barh(
+                first[k] + plan.node[rows, k],
+                plan.end_s[rows, k] - plan.start_s[rows, k],
+                left=plan.start_s[rows, k],
+                color=[colours[r % len(colours)] for r in rows],
+                edgecolor="white",
+                linewidth=0.3,
+            )
+        ax.set_yticks(range(inst.n_nodes), labels=inst.node_names)
+        ax.invert_yaxis()
+        ax.set_xlabel("time (s)")
+        mark = ", extrapolated" if inst.extrapolated else ""
+        ax.set_title(f"{self.method}: {inst.objective} {show_seconds(self.objective_s)}{mark}")
+        return ax
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists, as JSON reads them."""
+    if isinstance(value, dict):
+        return {key: _lists(each) for key, each in value.items()}
+    return [_lists(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _plain(times: np.ndarray) -> list[list[float | None]]:
+    return [[finite_or_none(t) for t in row] for row in times.tolist()]

@@ -1,0 +1,195 @@
+"""Checks of what users hand in: errors name the object, the field, the rule and the value."""
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST = 1e150  # of any number handed in: sums, products and inverses of a few stay finite
+MOST_SHOWN = 60  # choices in one message
+Choice = TypeVar("Choice", bound=StrEnum)
+Kind = TypeVar("Kind")
+
+
+def real(
+    owner: str, field: str, value: Any, *, least: float = 0.0, strict: bool = False
+) -> float:
+    """Return `value` as a finite float of at least (or, if `strict`, above) `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{owner}: {field} must be a number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not least <= number <= LARGEST or (strict and number == least):  # nan fails
+        raise ValueError(
+            f"{owner}: {field} must be {_rule(least, strict, number)}, got {value!r}"
+        )
+    return number + 0.0  # never -0.0
+
+
+def _rule(least: float, strict: bool, number: float = 0.0) -> str:
+    if LARGEST < number < math.inf:
+        return f"at most {LARGEST:g}"
+    if least == 0:
+        return "positive and finite" if strict else "finite and not negative"
+    return f"finite and {'above' if strict else 'at least'} {least:g}"
+
+
+def whole(owner: str, field: str, value: Any, *, least: int = 0) -> int:
+    """Return `value` as an int of at least `least`; 3.0 is not a whole number here."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{owner}: {field} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{owner}: {field} must be at least {least}, got {value!r}")
+    return int(value)
+
+
+def flag(owner: str, field: str, value: Any) -> bool:
+    """Return `value`, which must be True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{owner}: {field} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def of_type(owner: str, field: str, value: Any, kind: type[Kind], hint: str = "") -> Kind:
+    """Return `value`, which must be an instance of `kind`; `hint` says where to get one."""
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIO" else "a"
+        raise TypeError(
+            f"{owner}: {field} must be {article} {kind.__name__}, got {value!r:.60}{hint}"
+        )
+    return value
+
+
+def of_class(owner: str, field: str, value: Any, name: str) -> None:
+    """Raise TypeError unless the class of `value` has that name."""
+    if type(value).__name__ != name:
+        raise TypeError(f"{owner}: {field} must be a {name}, got {value!r:.60}")
+
+
+def some(owner: str, field: str, values: Any, kind: type[Kind]) -> tuple[Kind, ...]:
+    """Return `values`, one or more instances of `kind` in a tuple or list, as a tuple."""
+    if not isinstance(values, tuple | list) or not all(isinstance(v, kind) for v in values):
+        raise TypeError(
+            f"{owner}: {field} must be a tuple of {kind.__name__}, got {values!r:.60}"
+        )
+    if not values:
+        name = kind.__name__.lower()
+        raise ValueError(f"{owner}: {field} must hold at least one {name}, got none")
+    return tuple(values)
+
+
+def text(owner: str, field: str, value: Any) -> str:
+    """Return `value`, which must be a non-empty string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{owner}: {field} must be a string, got {value!r}")
+    if not value:
+        raise ValueError(f"{owner}: {field} must not be empty")
+    return value
+
+
+def name(owner: str, value: Any) -> str:
+    """Return `value`, a name that stays on one line wherever it is written."""
+    if not text(owner, "name", value).isprintable():
+        raise ValueError(f"{owner}: name must be printable, got {value!r:.60}")
+    return str(value)
+
+
+def one_of(owner: str, field: str, value: Any, kind: type[Choice]) -> Choice:
+    """Return `value` as a member of the enumeration `kind`; the error lists the choices."""
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(
+            f"{owner}: {field} must be one of {', '.join(kind)}, got {value!r}"
+        ) from None
+
+
+def known(what: str, name: Any, choices: Iterable[str]) -> str:
+    """Return `name` if it is one of `choices`; the error names the likeliest and lists them."""
+    choices = tuple(choices)
+    if not isinstance(name, str) or name not in choices:
+        meant = difflib.get_close_matches(str(name).lower().replace(" ", "-"), choices, 1)
+        hint = f"did you mean {meant[0]}? " if meant else ""
+        more = f" and {len(choices) - MOST_SHOWN} more" if len(choices) > MOST_SHOWN else ""
+        raise ValueError(
+            f"unknown {what} {name!r:.60}; {hint}choose one of"
+            f" {', '.join(choices[:MOST_SHOWN])}{more}"
+        )
+    return name
+
+
+def reals(
+    owner: str, field: str, values: Any, shape: tuple[int | None, ...]
+) -> NDArray[np.float64]:
+    """Return `values` as a read-only float64 array of `shape` (None: any length), all >= 0."""
+    if isinstance(values, np.ndarray) and not values.flags.writeable and values.base is None:
+        array = values  # one of ours: checked again, but not copied
+    else:
+        array = _rectangle(owner, field, values)
+    if array.dtype.kind not in "iuf" and array.size:
+        raise TypeError(f"{owner}: {field} must hold numbers, got dtype {array.dtype}")
+    array = np.asarray(array, dtype=np.float64, order="C")
+    _check_shape(owner, field, array, shape)
+    if array.size and not (array.min() >= 0 and array.max() <= LARGEST):  # nan fails both
+        bad = ~((array >= 0) & (array <= LARGEST))
+        where = tuple(int(axis[0]) for axis in np.nonzero(bad))
+        worst = float(array[where])
+        raise ValueError(
+            f"{owner}: {field} must be {_rule(0.0, False, worst)}, got {worst!r}"
+            f" at index {list(where)}"
+        )
+    if array.flags.writeable:
+        array += 0.0  # -0.0 and 0.0 are one number, and have one digest
+        array.setflags(write=False)
+    return array
+
+
+def wholes(
+    owner: str,
+    field: str,
+    values: Any,
+    shape: tuple[int | None, ...],
+    *,
+    most: int,
+    least: int = 0,
+) -> NDArray[np.int64]:
+    """Return `values` as a read-only int64 array of `shape` (None: any length), least..most."""
+    array = _rectangle(owner, field, values)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{owner}: {field} must hold whole numbers, got dtype {array.dtype}")
+    _check_shape(owner, field, array, shape)
+    if array.size and not (array.min() >= least and array.max() <= most):
+        where = tuple(int(axis[0]) for axis in np.nonzero((array < least) | (array > most)))
+        raise ValueError(
+            f"{owner}: {field} must be from {least} to {most}, got {array[where]} at index"
+            f" {list(where)}"
+        )
+    array = np.asarray(array, dtype=np.int64, order="C")
+    array.setflags(write=False)
+    return array
+
+
+def _rectangle(owner: str, field: str, values: Any) -> NDArray[Any]:
+    """Return a copy of `values` as an array."""
+    try:
+        return np.array(values)
+    except ValueError:  # ragged nested lists
+        raise ValueError(f"{owner}: {field} must be a rectangular array") from None
+
+
+def _check_shape(
+    owner: str, field: str, array: NDArray[Any], shape: tuple[int | None, ...]
+) -> None:
+    fits = array.ndim == len(shape) and all(
+        want is None or want == got for want, got in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{owner}: {field} must have shape ({wanted}), got {array.shape}")

@@ -1,0 +1,1 @@
+"""What happens to requests: token-level simulation, events, workloads, traces."""

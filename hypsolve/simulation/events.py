@@ -1,0 +1,396 @@
+"""What happens to a network while it serves: slowdowns, failures, joins, changed bandwidth."""
+
+import math
+import os
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hypsolve.problem import validation as valid
+from hypsolve.problem.deployment import Network
+from hypsolve.problem.files import checked_path, read_bytes
+
+MAX_EVENTS = 10**6  # drawn at once: a few seconds
+MAX_BYTES = 2**26  # of a scenario file; TOML is slow to read
+LATEST_S = 2.0**32  # 136 years, or now, in seconds since 1970: still exact to half a us
+
+
+class EventKind(StrEnum):
+    """What happens; `Event` says to whom."""
+
+    SLOWDOWN = "slowdown"
+    BANDWIDTH = "bandwidth"
+    FAILURE = "failure"
+    RECOVERY = "recovery"
+    JOIN = "join"
+
+
+_WITH_FACTOR = (EventKind.SLOWDOWN, EventKind.BANDWIDTH)
+_PRESENCE = (EventKind.FAILURE, EventKind.RECOVERY, EventKind.JOIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happens to a node or a link.
+
+    Parameters
+    ----------
+    at_s : float
+        At most `LATEST_S`.
+    kind : EventKind or str
+        ``slowdown``: from now on the iterations of the node take `factor` times as long (below
+        1: they are faster), after a failure and recovery too.
+        ``bandwidth``: from now on the link from the tier to the next has `factor` times its
+        rate. In both, 1 restores, and the last one set counts.
+        ``failure``: the node is lost, with what it holds; ``recovery``: it is back, empty.
+        ``join``: the node is absent until now.
+    target : str
+        Name of the node; of the tier for ``bandwidth``.
+    factor : float
+        For ``slowdown`` and ``bandwidth`` only, which need it; 1 for the others.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the field, the rule and the value.
+    """
+
+    at_s: float
+    kind: EventKind
+    target: str
+    factor: float = math.nan  # not given
+
+    def __post_init__(self) -> None:
+        kind = valid.one_of("event", "kind", self.kind, EventKind)
+        owner = f"{kind} of {valid.text('event', 'target', self.target)!r}"
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "at_s", early(owner, "at_s", self.at_s))
+        if kind not in _WITH_FACTOR and self.factor != self.factor:
+            object.__setattr__(self, "factor", 1.0)
+        factor = valid.real(owner, "factor", self.factor, strict=True)
+        if factor < 1 / valid.LARGEST:  # its inverse is to be finite too
+            raise ValueError(
+                f"{owner}: factor must be at least {1 / valid.LARGEST:g}, got {self.factor!r}"
+            )
+        if factor != 1 and kind not in _WITH_FACTOR:
+            raise ValueError(f"{owner}: factor must be 1, got {self.factor!r}")
+        object.__setattr__(self, "factor", factor)
+
+
+def early(owner: str, field: str, value: Any) -> float:
+    """Return a time of at most `LATEST_S`, beyond which seconds lose their precision."""
+    time_s = valid.real(owner, field, value)
+    if time_s > LATEST_S:
+        raise ValueError(
+            f"{owner}: {field} must be at most {LATEST_S:g} (beyond, seconds lose their"
+            f" precision: subtract the first), got {time_s:g}"
+        )
+    return time_s
+
+
+def check_events(events: Iterable[Event], network: Network) -> tuple[Event, ...]:
+    """Sort events by time and check that they can happen to this network, in this order.
+
+    Parameters
+    ----------
+    events : iterable of Event
+        Events of one instant happen in the order given.
+    network : Network
+
+    Returns
+    -------
+    tuple of Event
+
+    Raises
+    ------
+    ValueError
+        If a target is not in the network, a ``bandwidth`` names the last tier, a node fails
+        that is not up or recovers that has not failed, or a ``join`` is not the first of the
+        node's failures, recoveries and joins. Events are numbered from 0, as given.
+    """
+    valid.of_type("check_events", "network", network, Network)
+    if not isinstance(events, Iterable):
+        raise TypeError(f"check_events: events must be Events in a list, got {events!r:.60}")
+    given = list(events)
+    return _checked(given, network, len(given))
+
+
+def _checked(given: list[Event], network: Network, n_listed: int) -> tuple[Event, ...]:
+    """As `check_events`; the errors say so of events that were drawn: from `n_listed` on."""
+    for number, event in enumerate(given):
+        if not isinstance(event, Event):
+            raise TypeError(f"events[{number}]: must be an Event, got {event!r:.60}")
+    tiers = [tier.name for tier in network.tiers]
+    nodes = set(_node_names(network))
+    last_presence: dict[str, int] = {}
+    order = sorted(range(len(given)), key=lambda number: given[number].at_s)
+    for number in order:
+        event, before = given[number], last_presence.get(given[number].target)
+        try:
+            if event.kind is EventKind.BANDWIDTH:
+                _check_link(event.target, tiers)
+            elif event.target not in nodes:
+                valid.known("node", event.target, _node_names(network))
+            elif event.kind in _PRESENCE:
+                _check_presence(event, None if before is None else given[before])
+                last_presence[event.target] = number
+        except ValueError as error:
+            who = f"events[{number}]" if number < n_listed else "churn drew"
+            what = f"{event.kind} of {event.target!r} at {event.at_s:g} s"
+            by = " by what churn drew" if before is not None and before >= n_listed else ""
+            raise ValueError(f"{who} ({what}): {error}{by}") from None
+    return tuple(given[number] for number in order)
+
+
+def _node_names(network: Network) -> list[str]:
+    return [node.name for tier in network.tiers for node in tier.nodes]
+
+
+def _check_link(target: str, tiers: list[str]) -> None:
+    if valid.known("tier", target, tiers) == tiers[-1]:
+        raise ValueError("target must be a tier with a link to the next, got the last tier")
+
+
+def _check_presence(event: Event, before: Event | None) -> None:
+    """A node is up unless its last event of presence is a failure."""
+    if event.kind is EventKind.JOIN:
+        if before is not None:
+            raise ValueError(
+                "a join must be the node's first failure, recovery or join,"
+                f" got {before.kind} at {before.at_s:g} s before it"
+            )
+        return
+    since = before if before and before.kind is EventKind.FAILURE else None
+    if since and event.kind is EventKind.FAILURE:
+        raise ValueError(f"the node must be up, got one down since {since.at_s:g} s")
+    if not since and event.kind is EventKind.RECOVERY:
+        raise ValueError("the node must be down by a failure, got one that is up")
+
+
+def draw_events(
+    network: Network,
+    *,
+    horizon_s: float,
+    seed: int,
+    mean_up_s: float | None = None,
+    mean_down_s: float | None = None,
+    mean_normal_s: float | None = None,
+    mean_slow_s: float | None = None,
+    slow_factor: float | None = None,
+    mean_full_s: float | None = None,
+    mean_degraded_s: float | None = None,
+    degraded_factor: float | None = None,
+) -> tuple[Event, ...]:
+    """Draw churn: every node and every link alternates between two states.
+
+    Durations are exponential and independent. At time 0 all is well. What begins before
+    `horizon_s` also ends, maybe after it: each failure has its recovery. Every node, and every
+    link, has a random stream of its own for each of the three: the failures drawn do not depend
+    on whether there are slowdowns too. A mean only stretches the durations drawn.
+
+    Parameters
+    ----------
+    network : Network
+    horizon_s : float
+        Nothing begins at or after it.
+    seed : int
+    mean_up_s, mean_down_s : float, optional
+        Of the nodes, between failures and until the recovery. Both or neither: no failures.
+    mean_normal_s, mean_slow_s, slow_factor : float, optional
+        Of the nodes, in normal times and while iterations take `slow_factor` times as long
+        (heat, or another user). All or none.
+    mean_full_s, mean_degraded_s, degraded_factor : float, optional
+        Of the links, at full rate and while they have `degraded_factor` times it. All or none.
+
+    Returns
+    -------
+    tuple of Event
+        By time.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the argument; also if more than `MAX_EVENTS` were to be expected.
+
+    Examples
+    --------
+    >>> from hypsolve import Link, Network, Node, Tier, draw_events, gpu
+    >>> edge = Tier(name="edge", nodes=(Node(name="a", gpu=gpu("l4")),))
+    >>> churn = draw_events(
+    ...     Network(name="one", tiers=(edge,)), horizon_s=1e4, seed=1,
+    ...     mean_up_s=3600.0, mean_down_s=60.0,
+    ... )
+    >>> {str(event.kind) for event in churn} <= {"failure", "recovery"}
+    True
+    """
+    owner = "churn"
+    valid.of_type(owner, "network", network, Network)
+    horizon_s = valid.real(owner, "horizon_s", horizon_s)
+    streams = np.random.SeedSequence(valid.whole(owner, "seed", seed)).spawn(3)
+    nodes = _node_names(network)
+    links = [tier.name for tier in network.tiers[:-1]]
+    failures = {"mean_up_s": mean_up_s, "mean_down_s": mean_down_s}
+    slowdowns = {
+        "mean_normal_s": mean_normal_s, "mean_slow_s": mean_slow_s, "slow_factor": slow_factor
+    }  # fmt: skip
+    bandwidths = {
+        "mean_full_s": mean_full_s,
+        "mean_degraded_s": mean_degraded_s,
+        "degraded_factor": degraded_factor,
+    }
+    slowdown, bandwidth = EventKind.SLOWDOWN, EventKind.BANDWIDTH
+    events: list[Event] = []
+    for stream, targets, kinds, rates in (
+        (streams[0], nodes, (EventKind.FAILURE, EventKind.RECOVERY), failures),
+        (streams[1], nodes, (slowdown, slowdown), slowdowns),
+        (streams[2], links, (bandwidth, bandwidth), bandwidths),
+    ):
+        values = _together(owner, rates)
+        if values is None:
+            continue
+        good_s, bad_s, factor = (*values, 1.0)[:3]
+        expected = 2 * len(targets) * horizon_s / (good_s + bad_s)
+        if expected > MAX_EVENTS:
+            raise ValueError(
+                f"{owner}: {', '.join(rates)} must make at most {MAX_EVENTS} events"
+                f" in horizon_s = {horizon_s:g}, got about {expected:.3g}"
+            )
+        for target, own in zip(targets, stream.spawn(len(targets)), strict=True):
+            rng = np.random.default_rng(own)
+            for begin_s, end_s in _periods(rng, horizon_s, good_s, bad_s):
+                events.append(Event(begin_s, kinds[0], target, factor))
+                events.append(Event(end_s, kinds[1], target, 1.0))
+    return check_events(events, network)
+
+
+def _together(owner: str, rates: dict[str, float | None]) -> list[float] | None:
+    """Values of the arguments of one kind, None if none is given."""
+    given = [name for name, value in rates.items() if value is not None]
+    if not given:
+        return None
+    for name, value in rates.items():
+        if value is None:
+            raise ValueError(f"{owner}: {name} must be given with {given[0]}, got None")
+    return [valid.real(owner, name, value, strict=True) for name, value in rates.items()]
+
+
+def _periods(
+    rng: np.random.Generator, horizon_s: float, good_s: float, bad_s: float
+) -> Iterator[tuple[float, float]]:
+    """Begin and end of the bad periods that begin before the horizon."""
+    begin_s = good_s * rng.standard_exponential()
+    while begin_s < horizon_s:
+        end_s = begin_s + bad_s * rng.standard_exponential()
+        yield begin_s, end_s
+        begin_s = end_s + good_s * rng.standard_exponential()
+
+
+def read_events(
+    path: str | os.PathLike[str],
+    network: Network,
+    *,
+    seed: int = 0,
+    max_bytes: int = MAX_BYTES,
+) -> tuple[Event, ...]:
+    """Read events from a TOML file: listed, or drawn from rates, or both.
+
+    Tables ``[[events]]`` have the fields of `Event`; the table ``[churn]`` has the arguments of
+    `draw_events`, without the seed::
+
+        [[events]]
+        at_s = 60.0
+        kind = "slowdown"
+        target = "edge-l4-0"
+        factor = 2.0
+
+        [churn]
+        horizon_s = 3600.0
+        mean_up_s = 1800.0
+        mean_down_s = 30.0
+
+    Parameters
+    ----------
+    path : str or path
+        ``.gz``: gzip-compressed.
+    network : Network
+    seed : int
+        Of the events drawn.
+    max_bytes : int
+        Larger files are refused.
+
+    Returns
+    -------
+    tuple of Event
+        By time; of one instant, those listed first.
+
+    Raises
+    ------
+    ValueError
+        Naming the file, the entry (from 0) and the key.
+    OSError
+        If there is no such file, or it cannot be read.
+    """
+    path = checked_path("read_events", path)
+    valid.of_type("read_events", "network", network, Network)
+    seed = valid.whole("read_events", "seed", seed)
+    document = _parse(
+        path, read_bytes(path, valid.whole("read_events", "max_bytes", max_bytes))
+    )
+    if not document:
+        raise ValueError(f"{path}: must have [[events]] or [churn], got neither")
+    try:
+        _check_keys(document, ("events", "churn"))
+        listed = _listed(document.get("events", []))
+        drawn = _drawn(document["churn"], network, seed) if "churn" in document else ()
+        return _checked([*listed, *drawn], network, len(listed))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _parse(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not TOML: {error}") from None
+
+
+_EVENT_KEYS = ("at_s", "kind", "target", "factor")  # the last is not always needed
+_RATES = tuple(draw_events.__kwdefaults__ or ())
+
+
+def _check_keys(table: Any, known: tuple[str, ...], required: tuple[str, ...] = ()) -> None:
+    if not isinstance(table, dict):
+        raise TypeError(f"must be a table, got {table!r:.60}")
+    for key in table:
+        valid.known("key", key, known)
+    for key in required:
+        if key not in table:
+            raise ValueError(f"key {key!r} is missing")
+
+
+def _listed(tables: Any) -> list[Event]:
+    if not isinstance(tables, list):
+        raise TypeError(f"events must be [[events]] tables, got {tables!r:.60}")
+    events = []
+    for number, table in enumerate(tables):
+        try:
+            _check_keys(table, _EVENT_KEYS, _EVENT_KEYS[:3])
+            events.append(Event(**table))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"events[{number}]: {error}") from None
+    return events
+
+
+def _drawn(table: Any, network: Network, seed: int) -> tuple[Event, ...]:
+    try:
+        _check_keys(table, ("horizon_s", *_RATES), ("horizon_s",))
+        if len(table) == 1:
+            raise ValueError(f"must have rates too: {', '.join(_RATES)}, got none")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"churn: {error}") from None
+    return draw_events(network, seed=seed, **table)

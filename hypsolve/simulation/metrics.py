@@ -1,0 +1,293 @@
+"""What a `Trace` says in a few numbers: latencies, throughput, service levels, utilisation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hypsolve.problem import validation as valid
+from hypsolve.problem.arrays import Array
+from hypsolve.problem.units import finite_or_none, show_seconds
+
+if TYPE_CHECKING:
+    from hypsolve.simulation.trace import Trace
+
+NAN = math.nan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Mean and percentiles (interpolated linearly, numpy's default) of some seconds.
+
+    ``n`` is how many there are; the rest is nan if there are none.
+    """
+
+    n: int
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+
+    def __str__(self) -> str:
+        if not self.n:
+            return "none"
+        names = ("mean", "p50", "p95", "p99")
+        return ", ".join(f"{name} {show_seconds(getattr(self, name))}" for name in names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """What `metrics` returns; nan where a number is not defined.
+
+    Attributes
+    ----------
+    n_requests, n_finished, n_unfinished : int
+    latency_s : Summary
+        From arrival to end, of the requests that ended.
+    ttft_s : Summary
+        From arrival to first token, of the requests that got one; none at flow level.
+    tpot_s : Summary
+        Seconds per token after the first, of the requests that ended and have more than one;
+        a request counts once, whatever its length. None at flow level.
+    observed_s : float
+        From the first arrival to the last end, or the end of the run if some never ended.
+    requests_per_s, output_tokens_per_s : float
+        Of the requests that ended, over `observed_s`. Tokens: nan for an `Instance`.
+    ttft_slo_s, tpot_slo_s, latency_slo_s : float or None
+        The limits that were given.
+    slo_attainment : float
+        Share of all requests that ended and kept every limit; nan without a limit.
+    goodput_requests_per_s : float
+        The same requests over `observed_s`.
+    node_utilisation, tier_utilisation : tuple of float
+        Busy seconds over `observed_s`; of a tier: mean over its nodes, all of them.
+    utilisation : float
+        Mean over all nodes of the network.
+    active_utilisation : float
+        Mean over all nodes of the tiers whose stage is not empty, also over those that cannot
+        hold it.
+    mean_batch : float
+        Visits per iteration.
+    mean_at_nodes : float
+        Time average over `observed_s` of the requests at the nodes, summed over nodes: waiting,
+        served, or between two passes. A request counts at each node that it was sent to and
+        where its work is not complete, so at token level on several tiers at once.
+    mean_waiting : float
+        Those of them that waited for KV cache (at flow level: to be started).
+    mean_stranded : float
+        Beside them, requests for which no node of a tier was up.
+    restarts, lost_tokens : int
+        Sums over requests.
+    """
+
+    name: str
+    policy: str
+    tier_names: tuple[str, ...]
+    node_names: tuple[str, ...]
+    n_requests: int
+    n_finished: int
+    n_unfinished: int
+    latency_s: Summary
+    ttft_s: Summary
+    tpot_s: Summary
+    observed_s: float
+    requests_per_s: float
+    output_tokens_per_s: float
+    ttft_slo_s: float | None
+    tpot_slo_s: float | None
+    latency_slo_s: float | None
+    slo_attainment: float
+    goodput_requests_per_s: float
+    node_utilisation: tuple[float, ...]
+    tier_utilisation: tuple[float, ...]
+    utilisation: float
+    active_utilisation: float
+    mean_batch: float
+    mean_at_nodes: float
+    mean_waiting: float
+    mean_stranded: float
+    restarts: int
+    lost_tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers, strings, lists and dictionaries; nan as None."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+    def __str__(self) -> str:
+        tiers = zip(self.tier_names, self.tier_utilisation, strict=True)
+        per_s = self.output_tokens_per_s
+        tokens = "" if math.isnan(per_s) else f", {per_s:.4g} output tokens/s"
+        of = f", of the {self.n_finished} that ended" if self.n_unfinished else ""
+        lines = [
+            f"{self.name or 'trace'}, {self.policy}",
+            f"  requests     {self.n_requests}, of which {self.n_unfinished} never ended",
+            f"  latency      {self.latency_s}{of}",
+            f"  TTFT         {self.ttft_s}",
+            f"  TPOT         {self.tpot_s}",
+            f"  throughput   {self.requests_per_s:.4g} requests/s{tokens}"
+            f" over {show_seconds(self.observed_s)}",
+        ]
+        limits = self._limits()
+        if limits:
+            lines.append(
+                f"  SLO          {self.slo_attainment:.1%} with {limits}; goodput"
+                f" {self.goodput_requests_per_s:.4g} requests/s"
+            )
+        lines += [
+            f"  utilisation  {self.utilisation:.1%}, of active tiers"
+            f" {self.active_utilisation:.1%};"
+            f" {', '.join(f'{name} {value:.1%}' for name, value in tiers)}",
+            f"  load         {self.mean_at_nodes:.4g} requests at nodes,"
+            f" {self.mean_waiting:.4g} of them waiting, {self.mean_batch:.4g} a batch;"
+            f" {self.mean_stranded:.4g} without a node",
+            f"  restarts     {self.restarts}, {self.lost_tokens} tokens lost",
+        ]
+        return "\n".join(lines)
+
+    def _limits(self) -> str:
+        named = (
+            ("TTFT", self.ttft_slo_s),
+            ("TPOT", self.tpot_slo_s),
+            ("latency", self.latency_slo_s),
+        )
+        return ", ".join(
+            f"{name} <= {show_seconds(limit)}" for name, limit in named if limit is not None
+        )
+
+
+def metrics(
+    trace: Trace,
+    *,
+    ttft_slo_s: float | None = None,
+    tpot_slo_s: float | None = None,
+    latency_slo_s: float | None = None,
+) -> Metrics:
+    """Sum a trace up.
+
+    Parameters
+    ----------
+    trace : Trace
+    ttft_slo_s, tpot_slo_s, latency_slo_s : float, optional
+        Limits (at most) on the seconds to the first token, per later token, and to the end. A
+        request of one token has no TPOT and keeps any limit on it; one that never ended misses.
+
+    Returns
+    -------
+    Metrics
+
+    Raises
+    ------
+    ValueError
+        If a limit is not positive and finite, or is on TTFT or TPOT at flow level.
+    TypeError
+        If `trace` is not a Trace, or a limit not a number.
+    """
+    valid.of_class("metrics", "trace", trace, "Trace")
+    limits = {"ttft": ttft_slo_s, "tpot": tpot_slo_s, "latency": latency_slo_s}
+    for name, limit in limits.items():
+        if limit is None:
+            continue
+        limits[name] = valid.real("metrics", f"{name}_slo_s", limit, strict=True)
+        if trace.level == "flow" and name != "latency":
+            raise ValueError(
+                f"metrics: {name}_slo_s needs a trace of level token, got one of level flow"
+            )
+    times = {"ttft": trace.ttft_s, "tpot": trace.tpot_s, "latency": trace.latency_s}
+    finished = np.isfinite(trace.end_s)
+    kept = finished.copy()
+    for name, limit in limits.items():
+        if limit is not None:
+            kept &= ~(times[name] > limit)  # nan keeps it: a request of one token has no TPOT
+    first_s = float(trace.arrival_s.min())
+    observed_s = trace.end_of_run_s - first_s
+    n_finished, n_kept = int(finished.sum()), int(kept.sum())
+    has_tokens = bool(trace.output_tokens.any())
+    has_limit = any(limit is not None for limit in limits.values())
+    use = [_ratio(float(busy_s), observed_s) for busy_s in trace.busy_s]
+    of_tier = [np.flatnonzero(trace.node_tier == k) for k in range(len(trace.tier_names))]
+    active = [n for k, nodes in enumerate(of_tier) if trace.partition.stage(k) for n in nodes]
+    series = trace.series
+    at_nodes_s, waiting_s, stranded_s = (
+        float(counts.sum()) * series.bin_s
+        for counts in (series.n_requests, series.n_waiting, series.n_stranded)
+    )
+    return Metrics(
+        name=trace.name,
+        policy=trace.policy,
+        tier_names=trace.tier_names,
+        node_names=trace.node_names,
+        n_requests=len(finished),
+        n_finished=n_finished,
+        n_unfinished=len(finished) - n_finished,
+        latency_s=_summary(times["latency"]),
+        ttft_s=_summary(times["ttft"]),
+        tpot_s=_summary(times["tpot"]),
+        observed_s=observed_s,
+        requests_per_s=_ratio(n_finished, observed_s),
+        output_tokens_per_s=_ratio(
+            float(trace.output_tokens[finished].sum()) if has_tokens else NAN, observed_s
+        ),
+        ttft_slo_s=limits["ttft"],
+        tpot_slo_s=limits["tpot"],
+        latency_slo_s=limits["latency"],
+        slo_attainment=_ratio(n_kept, len(finished)) if has_limit else NAN,
+        goodput_requests_per_s=_ratio(n_kept, observed_s) if has_limit else NAN,
+        node_utilisation=tuple(use),
+        tier_utilisation=tuple(_mean([use[n] for n in nodes]) for nodes in of_tier),
+        utilisation=_mean(use),
+        active_utilisation=_mean([use[n] for n in active]),
+        mean_batch=_ratio(trace.n_visits, int(trace.n_iterations.sum())),
+        mean_at_nodes=_ratio(at_nodes_s, observed_s),
+        mean_waiting=_ratio(waiting_s, observed_s),
+        mean_stranded=_ratio(stranded_s, observed_s),
+        restarts=int(trace.restarts.sum()),
+        lost_tokens=int(trace.lost_tokens.sum()),
+    )
+
+
+def growth(trace: Trace) -> float:
+    """Whether queues grow: requests under way in the last quarter of the time in which requests
+    arrive, over those in its second quarter.
+
+    Near 1 where the network keeps up; (7 / 8) / (3 / 8) where it serves a fixed number a second
+    and more come. inf if all arrive at once.
+    """
+    first_s, last_s = trace.arrival_s.min(), trace.arrival_s.max()
+    if last_s == first_s:
+        return math.inf
+    quarters = np.linspace(first_s, last_s, 5)
+    end_s = np.where(np.isnan(trace.end_s), math.inf, trace.end_s)
+    n_under_way = [
+        np.clip(np.minimum(end_s, until) - np.maximum(trace.arrival_s, since), 0.0, None).sum()
+        for since, until in ((quarters[1], quarters[2]), (quarters[3], quarters[4]))
+    ]
+    return float(n_under_way[1] / n_under_way[0]) if n_under_way[0] else math.nan
+
+
+def _summary(times_s: Array) -> Summary:
+    known = times_s[~np.isnan(times_s)]
+    if not known.size:
+        return Summary(n=0, mean=NAN, p50=NAN, p95=NAN, p99=NAN)
+    p50, p95, p99 = np.percentile(known, (50, 95, 99)).tolist()
+    return Summary(n=known.size, mean=float(known.mean()), p50=p50, p95=p95, p99=p99)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else NAN
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values) if values else NAN
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return finite_or_none(value)
+    return value

@@ -1,0 +1,163 @@
+"""The token level: lets the kernel serve a `System`, and makes a trace of what came of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from hypsolve.dispatch.policies import Choose, TierState
+from hypsolve.dispatch.schedule import place_of
+from hypsolve.problem.solution import Schedule
+from hypsolve.simulation.token_setup import Records, System
+from hypsolve.simulation.trace import Series, Trace, Visits
+
+_EVENTS_AT_A_TIME = 5_000_000  # between two looks at Ctrl-C
+
+
+def serve(system: System) -> Trace:
+    """Simulate to the end."""
+    from hypsolve.kernels import token_level as kernel
+    from hypsolve.kernels.warm_up import warm
+
+    warm("token_level")
+    n_nodes, state = system.instance.n_nodes, system.state
+    most = min(system.options.max_batch, system.instance.n_requests) + n_nodes + 4
+    heap = kernel.records(4 * most + 64, kernel.EVENT)
+    log = kernel.records(10_000 if system.options.record_visits else 0, kernel.VISIT)
+    while True:
+        state.counts[kernel.BUDGET] = _EVENTS_AT_A_TIME
+        why = kernel.run(system.plan, state, heap, log)
+        if why == kernel.DONE:
+            break
+        if why == kernel.ASK:
+            state.counts[kernel.ANSWER] = _ask(system, kernel, int(state.counts[kernel.ASKING]))
+        elif why == kernel.GROW:
+            n_events, n_logged = state.counts[[kernel.N_EVENTS, kernel.N_LOGGED]].tolist()
+            if system.options.record_visits and n_logged + most > len(log):
+                log = _grown(log, n_logged + most)
+            else:
+                heap = _grown(heap, n_events + most)
+    kernel.settle(state)
+    return _trace(system, kernel, log[: int(state.counts[kernel.N_LOGGED])])
+
+
+def _ask(system: System, kernel: Any, at: int) -> int:
+    """Let a policy in Python choose a node."""
+    assert callable(system.policy)
+    r, stage = divmod(at, len(system.tiers))
+    k, state = system.tiers[stage], system.state
+    nodes = np.array([n for n in system.nodes[stage] if state.nodes[n]["up"]])
+    there, first = state.nodes[nodes], system.instance.nodes_of(k).start
+    now_s = float(state.clock[kernel.NOW])
+    row = r if len(system.expected_s) > 1 else 0
+    request = state.requests[r]
+    local = nodes - first
+    local.setflags(write=False)
+    tier_state = TierState(
+        tier=k,
+        time_s=now_s,
+        nodes=local,
+        n_jobs=there["n_jobs"].copy(),
+        outstanding_s=there["outstanding_s"].copy(),
+        remaining_s=np.array(
+            [
+                kernel.remaining_s(
+                    system.plan, state.requests, state.places, state.nodes, int(n), now_s
+                )
+                for n in nodes
+            ]
+        ),
+        own_s=system.expected_s[row, stage][there["kind"]],
+        slowdown=np.array([kernel.factor(float(s)) for s in there["slowdown"]]),
+        n_dispatched=int(state.dispatched[stage]),
+        kv_free_tokens=(there["capacity"] - there["held"] - there["queued"]).astype(float),
+        kv_own_tokens=float(request["prompt"] + request["believed"]),
+        uniforms=system.plan.uniforms[stage, r].copy(),
+        rng=system.rng,
+    )
+    place = {int(n): at for at, n in enumerate(local)}
+    answer = system.policy(tier_state, r)
+    return int(nodes[place_of(system.instance, k, system.policy, answer, place)])
+
+
+def _trace(system: System, kernel: Any, log: Records) -> Trace:
+    state, instance = system.state, system.instance
+    shape = (instance.n_requests, instance.n_tiers)
+    places = state.places.reshape(instance.n_requests, len(system.tiers))
+    node = np.full(shape, -1, np.int64)
+    times = {name: np.full(shape, math.nan) for name in ("reached", "admitted", "left")}
+    kv_bytes = np.zeros(instance.n_nodes)
+    for stage, k in enumerate(system.tiers):
+        at_tier = instance.nodes_of(k)
+        node[:, k] = np.maximum(places["node"][:, stage] - at_tier.start, -1)
+        for name, array in times.items():
+            array[:, k] = places[f"{name}_s"][:, stage]
+        kv_bytes[at_tier] = sum(b.kv_bytes_per_token for b in system.blocks[stage])
+    holds, nodes = state.nodes["stage"] != kernel.NIL, state.nodes
+    limited = np.where(kv_bytes > 0, nodes["capacity"] * kv_bytes, math.inf)
+    capacity_bytes = np.where(holds, limited, 0.0)
+    origin_s, width_s = state.clock[[kernel.ORIGIN, kernel.WIDTH]].tolist()
+    n_bins = max(math.ceil((state.clock[kernel.NOW] - origin_s) / width_s), 1)
+    means, of_stages = np.split(state.bins[:, :, :n_bins] / width_s, [len(nodes)], axis=1)
+    n_stranded = np.zeros((instance.n_tiers, n_bins))
+    n_stranded[system.tiers] = of_stages[kernel.WAITING]
+    visits = None
+    if system.options.record_visits:
+        names = {"context": "context_tokens"}
+        fields = {names.get(f, f): log[f].copy() for f in kernel.VISIT.names}
+        visits = Visits(**fields)
+    given = system.deployment.requests
+    return Trace(
+        level="token",
+        name=instance.name,
+        policy=policy_name(system.policy),
+        seed=system.seed,
+        partition=system.partition,
+        tier_names=instance.tier_names,
+        node_names=instance.node_names,
+        node_tier=instance.node_tier,
+        arrival_s=instance.arrival_s,
+        end_s=state.requests["end_s"].copy(),
+        first_token_s=state.requests["first_token_s"].copy(),
+        prompt_tokens=given.prompt_tokens,
+        output_tokens=given.output_tokens,
+        restarts=state.requests["restarts"].copy(),
+        lost_tokens=state.requests["lost"].copy(),
+        node=node,
+        reached_s=times["reached"],
+        admitted_s=times["admitted"],
+        left_s=times["left"],
+        busy_s=state.nodes["busy_s"].copy(),
+        n_iterations=state.nodes["n_iterations"].copy(),
+        n_tokens=state.nodes["n_tokens"].copy(),
+        n_visits=int(state.counts[kernel.N_VISITS]),
+        series=Series(
+            start_s=origin_s,
+            bin_s=width_s,
+            busy=means[kernel.BUSY],
+            n_requests=means[kernel.JOBS],
+            n_waiting=means[kernel.WAITING],
+            kv_bytes=means[kernel.HELD] * kv_bytes[:, None],
+            n_stranded=n_stranded,
+        ),
+        kv_capacity_bytes=capacity_bytes,
+        end_of_run_s=float(state.clock[kernel.NOW]),
+        extrapolated=instance.extrapolated,
+        visits=visits,
+    )
+
+
+def policy_name(policy: str | Choose | Schedule) -> str:
+    """How a trace calls its policy."""
+    if isinstance(policy, Schedule):
+        return "replayed schedule"
+    return policy if isinstance(policy, str) else getattr(policy, "__name__", repr(policy))
+
+
+def _grown(records: Records, least: int) -> Records:
+    """A copy with twice the room, or more."""
+    new = np.zeros(max(2 * len(records), least), records.dtype).view(np.recarray)
+    new[: len(records)] = records
+    return new

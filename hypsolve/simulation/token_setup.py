@@ -1,0 +1,342 @@
+"""From a deployment and a partition to the arrays of `hypsolve.kernels.token_level`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hypsolve.dispatch.policies import POLICIES, Choose
+from hypsolve.dispatch.schedule import exact_sums
+from hypsolve.problem import costs, evaluation
+from hypsolve.problem.arrays import Array, IntArray
+from hypsolve.problem.deployment import Block, CostModel, Deployment, Link, Requests
+from hypsolve.problem.evaluation import stage_service_s
+from hypsolve.problem.solution import Partition, Schedule
+from hypsolve.simulation.events import Event, EventKind
+
+_UNLIMITED = 2**62
+Records = NDArray[np.void]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Of `hypsolve.simulate`, checked."""
+
+    max_batch: int
+    chunk_tokens: int | None
+    link_contention: bool
+    events: tuple[Event, ...]
+    record_visits: bool
+    expected_output_tokens: int | None
+
+
+class System:
+    """Nodes, links, requests and a policy, ready to be simulated once."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        partition: Partition,
+        policy: str | Choose | Schedule,
+        seed: int,
+        options: Options,
+    ) -> None:
+        from hypsolve.kernels import token_level as kernel
+
+        self.deployment, self.partition, self.policy = deployment, partition, policy
+        self.seed, self.options = seed, options
+        self.instance = costs.to_instance(deployment)
+        schedule = policy if isinstance(policy, Schedule) else None
+        evaluation.require_shape(self.instance, partition, schedule)
+        self.tiers = [k for k in range(partition.n_tiers) if partition.stage(k)]
+        self.nodes = [
+            np.flatnonzero(
+                evaluation.can_hold(self.instance, k, partition.cuts[k], partition.cuts[k + 1])
+            )
+            + self.instance.nodes_of(k).start
+            for k in self.tiers
+        ]
+        for k, nodes in zip(self.tiers, self.nodes, strict=True):
+            if not nodes.size:
+                i, j = partition.cuts[k], partition.cuts[k + 1]
+                raise ValueError(
+                    f"simulate: tier {self.instance.tier_names[k]!r} has no node that can hold"
+                    f" blocks {i}:{j}, which need"
+                    f" {evaluation.stage_bytes(self.instance, i, j):g} bytes"
+                )
+        self.rng = np.random.default_rng(seed)
+        self.expected_s = self._expected_s()
+        self.plan = self._plan(kernel)
+        self.state = self._state(kernel)
+
+    @property
+    def blocks(self) -> list[list[Block]]:
+        """Of each active stage."""
+        all_blocks = self.deployment.model.blocks
+        return [[all_blocks[b] for b in self.partition.stage(k)] for k in self.tiers]
+
+    def _expected_s(self) -> Array:
+        """Seconds of whole requests, as policies take them to be.
+
+        Shape (n_requests or 1, n_stages, n_classes).
+        """
+        instance, cuts, n_requests = (
+            self.instance,
+            self.partition.cuts,
+            self.instance.n_requests,
+        )
+        if self.options.expected_output_tokens is not None:
+            outputs = np.full(n_requests, self.options.expected_output_tokens)
+            given = self.deployment.requests
+            believed = Requests(given.arrival_s, given.prompt_tokens, outputs)
+            instance = costs.to_instance(
+                replace(self.deployment, requests=believed, max_resident_tokens=None)
+            )
+        stages = (stage_service_s(instance, cuts[k], cuts[k + 1]) for k in self.tiers)
+        return np.stack([exact_sums(s, n_requests) for s in stages], axis=1)
+
+    def _prefill_s(self) -> Array:
+        """The same, of the prefill alone; for policies that look at what remains."""
+        names = ("least_work_left", "earliest_completion")
+        shape = self.expected_s.shape
+        if not callable(self.policy) and self.policy not in names:
+            return np.zeros((0, *shape[1:]))
+        prefill_s = np.zeros(shape)
+        gpus = costs.node_classes(self.deployment.network)
+        prompt_tokens = self.deployment.requests.prompt_tokens[: shape[0]]
+        for stage, blocks in enumerate(self.blocks):
+            for c, gpu in enumerate(gpus):
+                for block, count in Counter(blocks).items():
+                    seconds = costs.service_s(
+                        block, gpu, prompt_tokens, 1, self.deployment.cost_model
+                    )
+                    prefill_s[:, stage, c] += count * seconds
+        return np.minimum(prefill_s, self.expected_s)
+
+    def _uniforms(self) -> Array:
+        policy = self.policy
+        draws = callable(policy) or (isinstance(policy, str) and POLICIES[policy].draws)
+        n_requests = self.instance.n_requests if draws else 0
+        return np.stack([self.rng.random((n_requests, 2)) for _ in self.tiers])
+
+    def _assigned(self) -> IntArray:
+        """Nodes of a schedule that is replayed, shape (n_requests or 0, n_stages)."""
+        if not isinstance(self.policy, Schedule):
+            return np.zeros((0, len(self.tiers)), np.int64)
+        assigned = np.empty((self.instance.n_requests, len(self.tiers)), np.int64)
+        for stage, k in enumerate(self.tiers):
+            assigned[:, stage] = self.policy.node[:, k] + self.instance.nodes_of(k).start
+            wrong = ~np.isin(assigned[:, stage], self.nodes[stage])
+            if wrong.any():
+                r = int(np.argmax(wrong))
+                raise ValueError(
+                    f"simulate: the schedule's node of request {r} on tier"
+                    f" {self.instance.tier_names[k]!r} must be one that can hold the stage,"
+                    f" got {int(self.policy.node[r, k])}"
+                )
+        return assigned
+
+    def _code(self, kernel: Any) -> int:
+        if isinstance(self.policy, Schedule):
+            return int(kernel.ASSIGNED)
+        if callable(self.policy):
+            return int(kernel.ASKED)
+        return int(getattr(kernel, POLICIES[self.policy].kernel))
+
+    def _plan(self, kernel: Any) -> Any:
+        network, options = self.deployment.network, self.options
+        cuts, links = self.partition.cuts, [tier.link for tier in network.tiers[:-1]]
+        crossed = [k for k in range(len(links)) if cuts[k + 1] < self.instance.n_blocks]
+        parts, part_start, windows = _parts(kernel, self.blocks)
+        gpu = _records(
+            [(g.t0_s, g.flops_per_s, g.bytes_per_s) for g in costs.node_classes(network)],
+            kernel.GPU,
+        )
+        self.node_names = [node.name for tier in network.tiers for node in tier.nodes]
+        tier_names = [tier.name for tier in network.tiers[:-1]]
+        speed = _pieces(
+            self.node_names, np.ones(len(self.node_names)), options.events, EventKind.SLOWDOWN
+        )
+        rates = np.array([link.bytes_per_s for link in links if link is not None])
+        rate = _pieces(tier_names, rates, options.events, EventKind.BANDWIDTH)
+        self.speed_start, self.rate_start = speed[2], rate[2]
+        arrival_s = np.array(self.instance.arrival_s)
+        hop_end = np.array(self.tiers)  # links before tier k are 0..k - 1
+        chunk_tokens = _UNLIMITED if options.chunk_tokens is None else options.chunk_tokens
+        return kernel.Plan(
+            policy=self._code(kernel),
+            max_batch=min(options.max_batch, _UNLIMITED),
+            chunk_tokens=min(chunk_tokens, _UNLIMITED),
+            contention=options.link_contention,
+            bandwidth_bound=self.deployment.cost_model is CostModel.ROOFLINE,
+            record_visits=options.record_visits,
+            n_stages=len(self.tiers),
+            return_s=math.fsum(_return_s(links[k]) for k in crossed),
+            order=np.argsort(arrival_s, kind="stable"),
+            arrival_s=arrival_s,
+            part=parts,
+            part_start=part_start,
+            windows=windows,
+            gpu=gpu,
+            hop_first=np.append(0, hop_end[:-1]),
+            hop_end=hop_end,
+            eligible=np.concatenate(self.nodes),
+            eligible_start=np.append(0, np.cumsum([len(nodes) for nodes in self.nodes])),
+            speed_s=speed[0],
+            speed=1 / speed[1],
+            rate_s=rate[0],
+            rate=rate[1],
+            churn=self._churn(kernel),
+            expected_s=self.expected_s,
+            prefill_s=self._prefill_s(),
+            uniforms=self._uniforms(),
+            assigned=self._assigned(),
+        )
+
+    def _churn(self, kernel: Any) -> Records:
+        kinds = {
+            EventKind.FAILURE: kernel.FAILURE,
+            EventKind.RECOVERY: kernel.RECOVERY,
+            EventKind.JOIN: kernel.RECOVERY,
+        }
+        number = {name: n for n, name in enumerate(self.node_names)}
+        rows = [
+            (event.at_s, kinds[event.kind], number[event.target])
+            for event in self.options.events
+            if event.kind in kinds
+        ]
+        return _records(rows, kernel.CHURNED)
+
+    def _state(self, kernel: Any) -> Any:
+        n_requests, n_nodes = self.instance.n_requests, self.instance.n_nodes
+        n_stages, given = len(self.tiers), self.deployment.requests
+        requests = kernel.records(n_requests, kernel.REQUEST)
+        requests["prompt"] = requests["prefill"] = given.prompt_tokens
+        requests["output"] = requests["believed"] = given.output_tokens
+        if self.options.expected_output_tokens is not None:
+            requests["believed"] = self.options.expected_output_tokens
+        requests["next"] = kernel.NIL
+        requests["first_token_s"] = requests["end_s"] = math.nan
+        places = kernel.records(n_requests * n_stages, kernel.PLACE)
+        places["node"] = kernel.NIL
+        places["reached_s"] = places["admitted_s"] = places["left_s"] = math.nan
+        links = kernel.records(self.instance.n_tiers - 1, kernel.LINK)
+        for k, tier in enumerate(self.deployment.network.tiers[:-1]):
+            assert tier.link is not None
+            links[k]["latency_s"] = tier.link.latency_s
+            links[k]["token_bytes"] = self._token_bytes(self.partition.cuts[k + 1])
+        links["rate_at"], links["rate_end"] = self.rate_start[:-1], self.rate_start[1:]
+        times_s = self.instance.arrival_s
+        origin_s, span_s = float(times_s.min()), float(np.ptp(times_s))
+        clock = np.array([origin_s, origin_s, max(span_s / 128, 1e-6, 1e-12 * origin_s)])
+        counts = np.zeros(kernel.N_COUNTS, np.int64)
+        counts[kernel.ANSWER] = kernel.NIL
+        return kernel.State(
+            requests=requests,
+            places=places,
+            nodes=self._nodes(kernel, origin_s),
+            links=links,
+            stranded=np.full(n_stages, kernel.NIL),
+            n_stranded=np.zeros(n_stages, np.int64),
+            stranded_seen_s=np.full(n_stages, origin_s),
+            dispatched=np.zeros(n_stages, np.int64),
+            touched=np.zeros(n_nodes, np.int64),
+            gone=np.zeros(n_requests, np.bool_),
+            sums=np.zeros((len(self.plan.windows), 2)),
+            bins=np.zeros((kernel.N_ROWS, n_nodes + n_stages, kernel.N_BINS)),
+            counts=counts,
+            clock=clock,
+        )
+
+    def _token_bytes(self, cut: int) -> float:
+        model = self.deployment.model
+        if cut == 0:
+            return float(model.input_bytes_per_token)
+        return float(model.blocks[cut - 1].output_bytes_per_token)
+
+    def _nodes(self, kernel: Any, origin_s: float) -> Records:
+        nodes = kernel.records(self.instance.n_nodes, kernel.NODE)
+        nodes["stage"] = kernel.NIL
+        nodes["kind"] = self.instance.node_class
+        nodes["up"] = 1
+        joining = {e.target for e in self.options.events if e.kind is EventKind.JOIN}
+        for n, name in enumerate(self.node_names):
+            nodes[n]["up"] = name not in joining
+        heads = [name for name in nodes.dtype.names if name.endswith(("_head", "_tail"))]
+        for field in (*heads, "decode_mark", "batch_decode", "batch_prefill"):
+            nodes[field] = kernel.NIL
+        nodes["slowdown"] = 1.0
+        nodes["seen_s"] = origin_s
+        nodes["speed_at"], nodes["speed_end"] = self.speed_start[:-1], self.speed_start[1:]
+        for stage, (at_tier, blocks) in enumerate(zip(self.nodes, self.blocks, strict=True)):
+            weights = self.deployment.model.stage_weight_bytes(blocks)
+            kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
+            for n in at_tier:
+                nodes[n]["stage"] = stage
+                free = self.instance.node_bytes[n] - weights
+                tokens = _UNLIMITED if kv_bytes == 0 else free // kv_bytes
+                # a node within rounding of holding the longest request holds it
+                least = self.deployment.max_resident_tokens or 0
+                nodes[n]["capacity"] = int(min(max(tokens, least), _UNLIMITED))
+        return nodes
+
+
+def _return_s(link: Link | None) -> float:
+    assert link is not None
+    return link.round_trip_s - link.latency_s
+
+
+def _parts(kernel: Any, stages: list[list[Block]]) -> tuple[Records, IntArray, Array]:
+    """Blocks by stage and kind; where stages start; the attention windows they refer to."""
+    windows = list(dict.fromkeys(b.window_tokens for blocks in stages for b in blocks))
+    rows, starts = [], [0]
+    for blocks in stages:
+        for block, count in Counter(blocks).items():
+            idle = 1 - block.experts_per_token / block.n_experts if block.n_experts else 0.0
+            rows.append(
+                (
+                    count,
+                    block.flops_per_token,
+                    block.attention_flops_per_pair,
+                    block.always_read_bytes,
+                    block.gathered_bytes_per_token,
+                    block.expert_bytes * block.n_experts,
+                    idle,
+                    block.kv_bytes_per_token,
+                    block.activation_bytes_per_token,
+                    windows.index(block.window_tokens),
+                    block.last_token_only,
+                )
+            )
+        starts.append(len(rows))
+    limits = np.array([math.inf if w is None else float(w) for w in windows])
+    return _records(rows, kernel.PART), np.array(starts), limits
+
+
+def _pieces(
+    names: list[str], values: Array, events: tuple[Event, ...], kind: EventKind
+) -> tuple[Array, Array, IntArray]:
+    """Piecewise constant values: from when, how much, and where those of each name start."""
+    changes: dict[str, list[Event]] = {name: [] for name in names}
+    for event in events:
+        if event.kind is kind:
+            changes[event.target].append(event)
+    from_s: list[float] = []
+    value: list[float] = []
+    starts = [0]
+    for name, normal in zip(names, values, strict=True):
+        from_s += [-math.inf, *(event.at_s for event in changes[name])]
+        value += [normal, *(normal * event.factor for event in changes[name])]
+        starts.append(len(from_s))
+    return np.array(from_s), np.array(value), np.array(starts)
+
+
+def _records(rows: Sequence[tuple[float, ...]], dtype: Any) -> Records:
+    """Records whose fields are attributes, for kernels that are not compiled too."""
+    return np.array(rows, dtype).view(np.recarray)

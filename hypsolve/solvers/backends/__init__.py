@@ -1,0 +1,1 @@
+"""Drivers of HiGHS, CBC, CP-SAT and MathOpt."""

@@ -1,0 +1,28 @@
+"""Import a solver back end when it is needed, and run it so that Ctrl-C stops it."""
+
+import importlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+
+def load_backend(method: str, module: str, package: str) -> Any:
+    """Import a solver backend, or say which package the method lacks."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"method {method!r} needs the package {package!r}, which cannot be imported"
+            f" ({error}); pip install '{package}'"
+        ) from error
+
+
+def interruptible(solve: Callable[[], Any], stop: Callable[[], Any]) -> Any:
+    """Let a solver run in a thread, so that Ctrl-C stops it soon and is raised here."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(solve)
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            stop()
+            raise

@@ -1,0 +1,1 @@
+"""Methods that decide the partition and the schedule of the requests."""

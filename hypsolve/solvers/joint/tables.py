@@ -1,0 +1,174 @@
+"""What the joint formulations share: tables, decisions, and how to time and score an answer."""
+
+import itertools
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hypsolve.problem.arrays import Array, IntArray
+from hypsolve.problem.evaluation import RELATIVE_ERROR
+from hypsolve.problem.instance import (
+    Instance,
+    Objective,
+)
+from hypsolve.solvers.partition.arcs import holds
+from hypsolve.solvers.partition.stage_tables import legal_stages, node_groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointTables:
+    """A joint problem in one unit of time, counted from each request's origin.
+
+    Tier k chooses one of its arcs, the stage ``first[k][a]:end[k][a]``. Nodes are counted over
+    all tiers; identical nodes of a tier share a group. Tables that are the same for every
+    request have one row.
+    """
+
+    first: list[IntArray]  # per tier, (n_arcs,)
+    end: list[IntArray]
+    node_tier: IntArray  # (n_nodes,)
+    group: IntArray  # (n_nodes,)
+    group_tier: IntArray  # (n_groups,)
+    service: list[Array]  # per group, (n_requests or 1, n_arcs); inf: does not fit
+    transfer: Array  # (n_requests or 1, n_tiers - 1, n_blocks + 1)
+    release: Array  # (n_requests,)
+    origin_s: Array  # (n_requests,), where the unit's 0 is, for each request
+    unit_s: float = 1.0
+
+    @property
+    def n_requests(self) -> int:
+        """Number of requests."""
+        return len(self.release)
+
+    @property
+    def n_tiers(self) -> int:
+        """Number of tiers."""
+        return len(self.first)
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return self.transfer.shape[2] - 1
+
+    def nodes(self, tier: int) -> list[int]:
+        """Nodes of a tier."""
+        return [int(n) for n in np.flatnonzero(self.node_tier == tier)]
+
+    def empty(self, tier: int) -> list[int]:
+        """Arcs of a tier that leave it empty."""
+        return [int(a) for a in np.flatnonzero(self.first[tier] == self.end[tier])]
+
+    def row(self, table: Array, request: int) -> int:
+        """Row of a request in a table that may have one for all."""
+        return request if len(table) > 1 else 0
+
+    def fastest(self, tier: int) -> Array:
+        """Service on the quickest node that can hold the stage, (n_requests or 1, n_arcs)."""
+        groups = np.flatnonzero(self.group_tier == tier)
+        return np.min([self.service[g] for g in groups], axis=0)
+
+    def twins(self) -> list[tuple[int, int]]:
+        """Pairs of nodes of which the second is the first one's next identical twin."""
+        order = np.argsort(self.group, kind="stable").tolist()
+        return [
+            (n, twin)
+            for n, twin in itertools.pairwise(order)
+            if self.group[n] == self.group[twin]
+        ]
+
+    def in_units(self, unit_s: float) -> "JointTables":
+        """The same in units of `unit_s`, a power of two."""
+        return replace(
+            self,
+            service=[table / unit_s for table in self.service],
+            transfer=self.transfer / unit_s,
+            release=self.release / unit_s,
+            unit_s=unit_s,
+        )
+
+    def rounded_down(self, step: float) -> "JointTables":
+        """The same with each stage's, link's and release's time a multiple of `step`."""
+
+        def whole(times: Array) -> Array:
+            return np.floor(times / step * (1 - RELATIVE_ERROR)) * step
+
+        return replace(
+            self,
+            service=[whole(table) for table in self.service],
+            transfer=whole(self.transfer),
+            release=whole(self.release),
+        )
+
+    def objective_s(self, value: float, objective: Objective, arrival_s: Array) -> float:
+        """Seconds of the objective from the sum (or the last) of the completions."""
+        if objective is Objective.MAKESPAN:
+            return float(self.origin_s.max()) + value * self.unit_s
+        # the true arrivals, not rounded ones
+        offset_s = float((self.origin_s - arrival_s).mean())
+        return value * self.unit_s / self.n_requests + offset_s
+
+    def value(self, objective_s: float, objective: Objective, arrival_s: Array) -> float:
+        """Sum (or the last) of the completions in the unit, from the objective in seconds."""
+        if objective is Objective.MAKESPAN:
+            return (objective_s - float(self.origin_s.max())) / self.unit_s
+        offset_s = float((self.origin_s - arrival_s).mean())
+        return (objective_s - offset_s) / self.unit_s * self.n_requests
+
+
+def joint_tables(instance: Instance, method: str) -> JointTables:
+    """Tabulate the joint problem in seconds.
+
+    Raises
+    ------
+    ValueError
+        If the objective is not one of a schedule.
+    """
+    if not instance.objective.is_scheduled:
+        raise ValueError(
+            f"method {method!r} decides partition and schedule: its objective must be"
+            f" mean_latency or makespan, got {instance.objective}"
+        )
+    arcs = [np.nonzero(tier) for tier in legal_stages(instance)]
+    groups = node_groups(instance)
+    n_kinds = instance.kind_s.shape[2]
+    before = np.zeros((instance.n_blocks + 1, n_kinds))
+    before[np.arange(1, instance.n_blocks + 1), instance.block_kind] = 1
+    before = before.cumsum(axis=0)  # blocks of each kind before each cut: whole numbers
+    group_tier = np.repeat(np.arange(instance.n_tiers), np.diff(groups.start))
+    service = []
+    for g, k in enumerate(group_tier):
+        first, end = arcs[k]
+        work = (before[end] - before[first]) @ instance.kind_s[:, groups.node_class[g]].T
+        fits = holds(instance, groups.node_bytes[g], first, end)
+        service.append(np.where(fits[None, :], work.T, np.inf))
+    keys = {
+        key: g
+        for g, key in enumerate(
+            zip(
+                group_tier.tolist(),
+                groups.node_class.tolist(),
+                groups.node_bytes.tolist(),
+                strict=True,
+            )
+        )
+    }
+    nodes = zip(
+        instance.node_tier.tolist(),
+        instance.node_class.tolist(),
+        instance.node_bytes.tolist(),
+        strict=True,
+    )
+    transfer = instance.transfer_s.copy()
+    transfer[:, :, -1] = 0.0  # beyond it all stages are empty: nothing waits for this link
+    origin_s = float(instance.arrival_s.min())
+    return JointTables(
+        first=[first for first, _ in arcs],
+        end=[end for _, end in arcs],
+        node_tier=instance.node_tier,
+        group=np.array([keys[node] for node in nodes], np.int64),
+        group_tier=group_tier,
+        service=service,
+        transfer=transfer,
+        release=instance.arrival_s - origin_s,
+        origin_s=np.full(instance.n_requests, origin_s),
+    )

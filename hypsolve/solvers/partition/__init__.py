@@ -1,0 +1,1 @@
+"""Methods that decide which tier hosts which blocks."""

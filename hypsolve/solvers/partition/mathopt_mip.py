@@ -1,0 +1,162 @@
+"""The partition as a MIP in OR-Tools' MathOpt, solved by SCIP.
+
+MathOpt also offers HiGHS, but that one crashes the process once `highspy` is loaded.
+"""
+
+import datetime
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hypsolve.problem.instance import Instance, Objective
+from hypsolve.problem.solution import Outcome
+from hypsolve.solvers.backends.loading import interruptible, load_backend
+from hypsolve.solvers.outcomes import conclude
+from hypsolve.solvers.partition.arcs import (
+    Arcs,
+    Scale,
+    chosen,
+    in_units,
+    mip_bound_s,
+    usable_arcs,
+)
+
+METHOD = "partition_scip"
+PACKAGE = "ortools>=9.15"
+INTERRUPTER = "ortools.util.python.solve_interrupter"
+
+
+class PartitionMip(NamedTuple):
+    """The formulation: `use` says which arcs are on the path; the objective counts `unit_s`."""
+
+    model: Any  # mathopt.Model
+    use: list[Any]
+    arcs: Arcs
+    unit_s: float
+    scale: Scale
+
+
+def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
+    """Partition exactly: the MILP of `partition_highs`, through OR-Tools, by SCIP (one thread).
+
+    Parameters
+    ----------
+    instance : Instance
+        Its objective must be ``bottleneck``, ``path`` or ``p0``.
+    time_limit_s : float
+        For the solver; building the model comes on top.
+    seed : int
+        SCIP's random seed.
+
+    Returns
+    -------
+    Outcome
+        With a valid ``bound_s`` also at the time limit.
+
+    Notes
+    -----
+    OR-Tools 9.15 writes two lines to stderr that say ERROR (``SCIPcatchEvent does not support``
+    and ``gscip_event_handler.cc``) whenever a solve may be interrupted. They mean nothing.
+    """
+    mathopt = load_backend(METHOD, "ortools.math_opt.python.mathopt", PACKAGE)
+    started = time.perf_counter()
+    model, use, arcs, unit_s, scale = build(instance)
+    build_s = time.perf_counter() - started
+    parameters = mathopt.SolveParameters(
+        time_limit=datetime.timedelta(seconds=max(time_limit_s, 1e-6)),
+        threads=1,
+        random_seed=seed % 2**31,
+        relative_gap_tolerance=0.0,
+        absolute_gap_tolerance=0.0,
+    )
+    parameters.gscip.real_params["numerics/feastol"] = 1e-9
+    started = time.perf_counter()
+    interrupter = load_backend(METHOD, INTERRUPTER, PACKAGE).SolveInterrupter()
+    answer = interruptible(
+        lambda: mathopt.solve(
+            model, mathopt.SolverType.GSCIP, params=parameters, interrupter=interrupter
+        ),
+        interrupter.interrupt,
+    )
+    took_s = time.perf_counter() - started
+    build_s += max(0.0, took_s - answer.solve_stats.solve_time.total_seconds())  # its own copy
+    reason = answer.termination.reason
+    partition = None
+    if answer.has_primal_feasible_solution():
+        used = np.array(answer.variable_values(use)) > 0.5
+        partition = chosen(arcs, used, instance.n_tiers)
+    infeasible = reason is mathopt.TerminationReason.INFEASIBLE
+    complete = infeasible or reason is mathopt.TerminationReason.OPTIMAL
+    limits = answer.termination.objective_bounds
+    return conclude(
+        instance,
+        partition,
+        solver="SCIP",
+        stopped="" if complete else "at the time limit",
+        infeasible=infeasible,
+        bound_s=mip_bound_s(limits.dual_bound * unit_s),
+        claimed_s=limits.primal_bound * unit_s,
+        least_s=scale.least_s,
+        upper_s=scale.upper_s,
+        statistics={
+            "n_variables": model.get_num_variables(),
+            "n_constraints": model.get_num_linear_constraints(),
+            "build_s": build_s,
+        },
+    )
+
+
+def build(instance: Instance) -> PartitionMip:
+    """Build the formulation."""
+    mathopt = load_backend(METHOD, "ortools.math_opt.python.mathopt", PACKAGE)
+    arcs, scale = usable_arcs(instance, METHOD)
+    worst, added, unit_s = in_units(arcs, scale, instance.n_tiers)
+    model = mathopt.Model(name=f"partition_{instance.objective}")
+    use = [model.add_binary_variable(name=f"use_{arcs.named(a)}") for a in range(len(arcs))]
+    for variable, cost in zip(use, added, strict=True):
+        model.objective.set_linear_coefficient(variable, cost)
+    if instance.objective is not Objective.PATH:
+        model.objective.set_linear_coefficient(_add_worst_stage(model, arcs, use, worst), 1.0)
+    _add_cuts(model, instance, arcs, use)
+    if instance.objective is Objective.P0:
+        _add_node_choice(model, arcs, use)
+    return PartitionMip(model, use, arcs, unit_s, scale)
+
+
+def _add_cuts(model: Any, instance: Instance, arcs: Arcs, use: list[Any]) -> None:
+    """A path: one arc per tier, each from the cut where the one before ended."""
+    balance: dict[tuple[int, int], Any] = {}
+
+    def row(k: int, c: int) -> Any:
+        if (k, c) not in balance:
+            out = float((k == 0) - (k == instance.n_tiers))
+            balance[k, c] = model.add_linear_constraint(lb=out, ub=out, name=f"cut_{k}_{c}")
+        return balance[k, c]
+
+    row(0, 0)
+    row(instance.n_tiers, instance.n_blocks)
+    for a, variable in enumerate(use):
+        k = int(arcs.tier[a])
+        row(k, int(arcs.first[a])).set_coefficient(variable, 1.0)
+        row(k + 1, int(arcs.end[a])).set_coefficient(variable, -1.0)
+
+
+def _add_worst_stage(model: Any, arcs: Arcs, use: list[Any], worst: list[float]) -> Any:
+    """A variable at least as large as every stage time."""
+    largest = model.add_variable(lb=0.0, name="worst_stage")
+    for k in np.unique(arcs.tier):
+        row = model.add_linear_constraint(ub=0.0, name=f"stage_{k}")
+        for a in np.flatnonzero(arcs.tier == k):
+            row.set_coefficient(use[a], worst[a])
+        row.set_coefficient(largest, -1.0)
+    return largest
+
+
+def _add_node_choice(model: Any, arcs: Arcs, use: list[Any]) -> None:
+    """One binary per node (identical ones count once): where the tier's stage runs."""
+    for n in np.unique(arcs.choice):
+        row = model.add_linear_constraint(lb=0.0, ub=0.0, name=f"node_choice_{n}")
+        for a in np.flatnonzero(arcs.choice == n):
+            row.set_coefficient(use[a], 1.0)
+        row.set_coefficient(model.add_binary_variable(name=f"node_{n}"), -1.0)

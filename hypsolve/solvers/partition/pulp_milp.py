@@ -1,0 +1,217 @@
+"""The partition as a MILP in PuLP, solved by CBC and by HiGHS."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hypsolve.problem.evaluation import evaluate
+from hypsolve.problem.instance import Instance, Objective
+from hypsolve.problem.solution import Outcome, Partition
+from hypsolve.solvers.backends.loading import load_backend
+from hypsolve.solvers.backends.pulp import SOLVERS, size, solve_pulp
+from hypsolve.solvers.outcomes import (
+    OnImprove,
+    WarmStart,
+    better,
+    conclude,
+    given_start,
+    require_callable,
+)
+from hypsolve.solvers.partition.arcs import (
+    Arcs,
+    Scale,
+    arcs_on,
+    chosen,
+    in_units,
+    mip_bound_s,
+    usable_arcs,
+)
+from hypsolve.solvers.partition.hypsplit import hypsplit_dp
+
+
+class PartitionMilp(NamedTuple):
+    """The formulation: `use` says which arcs are on the path; the objective counts `unit_s`."""
+
+    problem: Any  # pulp.LpProblem
+    use: list[Any]
+    arcs: Arcs
+    unit_s: float
+    scale: Scale
+
+
+def partition_highs(
+    instance: Instance,
+    *,
+    time_limit_s: float,
+    seed: int,
+    warm_start: WarmStart = False,
+    on_improve: OnImprove | None = None,
+) -> Outcome:
+    """Partition exactly: a MILP, through PuLP, by HiGHS (one thread).
+
+    The variables choose one arc (tier, first block, end) per tier, on a path from cut 0 to cut
+    n_blocks; about ``n_tiers * n_blocks**2 / 2`` of them.
+
+    Parameters
+    ----------
+    instance : Instance
+        Its objective must be ``bottleneck``, ``path`` or ``p0``; the last also has one binary
+        per node, for P0's choice of one node per tier.
+    time_limit_s : float
+        For the solver; building the model comes on top.
+    seed : int
+        HiGHS' ``random_seed``.
+    warm_start : bool, Partition, Outcome or Result
+        Partition to start from; True: Hyperion's, which answers the question by itself.
+    on_improve : callable, optional
+        Called as ``on_improve(objective_s, bound_s, partition, None)`` for each better one.
+
+    Returns
+    -------
+    Outcome
+        With a valid ``bound_s`` also at the time limit.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the objective is one of a schedule, the backend cannot be imported, or an option is
+        wrong.
+    """
+    options = (warm_start, on_improve)
+    return _partition(instance, "highs", "partition_highs", time_limit_s, seed, *options)
+
+
+def partition_cbc(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
+    """Partition exactly: the MILP of `partition_highs`, by CBC (one thread).
+
+    PuLP does not return CBC's bound; at the time limit it is read from CBC's log.
+    """
+    return _partition(instance, "cbc", "partition_cbc", time_limit_s, seed)
+
+
+def _partition(
+    instance: Instance,
+    backend: str,
+    method: str,
+    time_limit_s: float,
+    seed: int,
+    warm_start: WarmStart = False,
+    on_improve: OnImprove | None = None,
+) -> Outcome:
+    require_callable(method, on_improve)
+    started = time.perf_counter()
+    own = partial(hypsplit_dp, instance, time_limit_s=time_limit_s, seed=seed)
+    warm, _ = given_start(instance, method, warm_start, own)
+    left_s = time_limit_s - (time.perf_counter() - started)
+    started = time.perf_counter()
+    model = build(instance, method)
+    hinted = warm is not None and _add_hint(model, warm)
+    build_s = time.perf_counter() - started
+
+    def partition_of(value: Callable[[Any], float]) -> Partition:
+        used = np.array([value(variable) > 0.5 for variable in model.use])
+        return chosen(model.arcs, used, instance.n_tiers)
+
+    def bound_s(bound: float) -> float:
+        return mip_bound_s(bound * model.unit_s)
+
+    def report(columns: Any, bound: float) -> None:
+        partition = partition_of(lambda variable: columns[variable.index])
+        assert on_improve is not None
+        known_s = max(bound_s(bound), model.scale.least_s)
+        on_improve(evaluate(instance, partition), known_s, partition, None)
+
+    answer = solve_pulp(
+        model.problem,
+        backend,
+        method,
+        left_s,
+        seed,
+        warm_start=hinted,
+        on_solution=None if on_improve is None else report,
+    )
+    found = partition_of(lambda variable: variable.value()) if answer.found else None
+    best = better(instance, found, warm)
+    return conclude(
+        instance,
+        best,
+        solver=SOLVERS[backend],
+        stopped=answer.stopped,
+        infeasible=answer.infeasible,
+        bound_s=bound_s(answer.bound),
+        claimed_s=answer.value * model.unit_s if best is found else None,
+        least_s=model.scale.least_s,
+        upper_s=model.scale.upper_s,
+        statistics={**size(model.problem), "build_s": build_s + answer.build_s},
+    )
+
+
+def build(instance: Instance, method: str = "partition_highs") -> PartitionMilp:
+    """Build the formulation."""
+    pulp = load_backend(method, "pulp", "pulp>=3.3,<4")
+    arcs, scale = usable_arcs(instance, method)
+    worst, added, unit_s = in_units(arcs, scale, instance.n_tiers)
+    problem = pulp.LpProblem(f"partition_{instance.objective}")
+    use = [problem.add_variable(f"use_{arcs.named(a)}", cat="Binary") for a in range(len(arcs))]
+    objective = list(zip(use, added, strict=True))
+    if instance.objective is not Objective.PATH:
+        objective.append((_add_worst_stage(problem, arcs, use, worst), 1.0))
+    problem += pulp.LpAffineExpression(objective)
+    _add_cuts(problem, instance, arcs, use)
+    if instance.objective is Objective.P0:
+        _add_node_choice(problem, arcs, use)
+    return PartitionMilp(problem, use, arcs, unit_s, scale)
+
+
+def _add_cuts(problem: Any, instance: Instance, arcs: Arcs, use: list[Any]) -> None:
+    """A path: one arc per tier, each from the cut where the one before ended."""
+    import pulp
+
+    balance: dict[tuple[int, int], list[tuple[Any, float]]] = {(0, 0): []}
+    balance[instance.n_tiers, instance.n_blocks] = []
+    for a, variable in enumerate(use):
+        k = int(arcs.tier[a])
+        balance.setdefault((k, int(arcs.first[a])), []).append((variable, 1.0))
+        balance.setdefault((k + 1, int(arcs.end[a])), []).append((variable, -1.0))
+    for (k, c), terms in balance.items():
+        out = (k == 0) - (k == instance.n_tiers)  # one path leaves cut 0, one ends at n_blocks
+        problem.addConstraint(pulp.LpAffineExpression(terms) == out, f"cut_{k}_{c}")
+
+
+def _add_worst_stage(problem: Any, arcs: Arcs, use: list[Any], worst: list[float]) -> Any:
+    """A variable at least as large as every stage time."""
+    import pulp
+
+    largest = problem.add_variable("worst_stage", lowBound=0)
+    for k in np.unique(arcs.tier):
+        terms = [(use[a], worst[a]) for a in np.flatnonzero(arcs.tier == k)]
+        time_of_stage = pulp.LpAffineExpression([*terms, (largest, -1.0)])
+        problem.addConstraint(time_of_stage <= 0, f"stage_{k}")
+    return largest
+
+
+def _add_node_choice(problem: Any, arcs: Arcs, use: list[Any]) -> None:
+    """One binary per node (identical ones count once): where the tier's stage runs."""
+    import pulp
+
+    for n in np.unique(arcs.choice):
+        node = problem.add_variable(f"node_{n}", cat=pulp.LpBinary)
+        terms = [(use[a], 1.0) for a in np.flatnonzero(arcs.choice == n)]
+        chosen_node = pulp.LpAffineExpression([*terms, (node, -1.0)])
+        problem.addConstraint(chosen_node == 0, f"node_choice_{n}")
+
+
+def _add_hint(model: PartitionMilp, warm: Partition) -> bool:
+    """Start from a partition, with a value for every variable; False if it is too far off."""
+    path = arcs_on(model.arcs, warm)
+    if path is None:
+        return False
+    values = {f"use_{model.arcs.named(a)}": 1.0 for a in path}
+    values |= {f"node_{model.arcs.choice[a]}": 1.0 for a in path}
+    values["worst_stage"] = float(model.arcs.worst_s[path].max()) / model.unit_s
+    for variable in model.problem.variables():
+        variable.setInitialValue(values.get(variable.name, 0.0), check=False)
+    return True

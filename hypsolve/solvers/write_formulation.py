@@ -1,0 +1,158 @@
+"""Exact formulations written to a file, for a solver of the user's own."""
+
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hypsolve.problem import validation as valid
+from hypsolve.problem.instance import Instance
+from hypsolve.solvers.backends.loading import load_backend
+from hypsolve.solvers.joint import cpsat as joint_cpsat
+from hypsolve.solvers.joint import milp as joint_milp
+from hypsolve.solvers.joint.tables import JointTables
+from hypsolve.solvers.partition import cpsat, mathopt_mip, pulp_milp
+
+
+class Units(NamedTuple):
+    """What a written objective means: ``objective_s = scale_s * value + offset_s``."""
+
+    scale_s: float
+    offset_s: float
+
+
+def write_formulation(instance: Instance, method: str, path: str | PathLike[str]) -> Units:
+    """Write the formulation that an exact method solves.
+
+    MILPs go to ``.lp`` or ``.mps`` files (12 significant digits), constraint programs to
+    CP-SAT's text format (``.pbtxt`` or ``.txt``). The first line is a comment with the units.
+
+    Parameters
+    ----------
+    instance : Instance
+    method : str
+        ``partition_cbc``, ``partition_highs``, ``partition_scip``, ``joint_milp`` (all MILPs),
+        ``partition_cpsat`` or ``joint_cpsat``.
+    path : path-like
+        Its suffix chooses the format; an existing file is replaced.
+
+    Returns
+    -------
+    Units
+        How to turn the file's objective into seconds.
+
+    Raises
+    ------
+    ValueError
+        If the method is unknown, cannot be written with that suffix, or cannot solve the
+        instance's objective.
+
+    Examples
+    --------
+    >>> units = write_formulation(instance, "partition_highs", "my.mps")  # doctest: +SKIP
+    """
+    build, write, suffixes, comment = _FORMULATIONS[
+        valid.known("formulation", method, _FORMULATIONS)
+    ]
+    path = Path(path)
+    if path.suffix not in suffixes:
+        raise ValueError(
+            f"method {method!r} is written to {' or '.join(suffixes)}, got {path.suffix!r}; by"
+            " suffix: "
+            + "; ".join(f"{s}: {', '.join(_written_as(s))}" for s in (*_MILP, *_PROGRAM))
+        )
+    model, units = build(instance)
+    write(model, path)
+    meaning = f"objective in seconds = {units.scale_s!r} * value + {units.offset_s!r}"
+    path.write_text(f"{comment[path.suffix]} {method}: {meaning}\n{path.read_text()}")
+    return units
+
+
+def _written_as(suffix: str) -> list[str]:
+    return [method for method, row in _FORMULATIONS.items() if suffix in row[2]]
+
+
+def _write_pulp(problem: Any, path: Path) -> None:
+    if path.suffix == ".lp":
+        problem.writeLP(str(path))
+    else:
+        problem.writeMPS(str(path))
+
+
+def _write_cpsat(model: Any, path: Path) -> None:
+    path.touch()  # raises what a missing or read-only folder should; CP-SAT only returns False
+    if not model.export_to_file(str(path)):
+        raise OSError(f"CP-SAT could not write {path}")
+
+
+def _pulp_partition(method: str) -> Callable[[Instance], tuple[Any, Units]]:
+    def build(instance: Instance) -> tuple[Any, Units]:
+        model = pulp_milp.build(instance, method)
+        return model.problem, Units(model.unit_s, 0.0)
+
+    return build
+
+
+def _scip_partition(instance: Instance) -> tuple[Any, Units]:
+    model = mathopt_mip.build(instance)
+    return _as_pulp(model.model), Units(model.unit_s, 0.0)
+
+
+def _as_pulp(model: Any) -> Any:
+    """A MathOpt model in PuLP: OR-Tools' own writer keeps 6 digits only."""
+    pulp = load_backend(mathopt_mip.METHOD, "pulp", "pulp>=3.3,<4")
+    problem = pulp.LpProblem(model.name)
+    variables = {
+        v: problem.add_variable(
+            v.name,
+            v.lower_bound,
+            min(v.upper_bound, 1.0) if v.integer else None,
+            pulp.LpBinary if v.integer else pulp.LpContinuous,
+        )
+        for v in model.variables()
+    }
+    terms = [(variables[t.variable], t.coefficient) for t in model.objective.linear_terms()]
+    problem += pulp.LpAffineExpression(terms)
+    for row in model.linear_constraints():
+        entries = [(variables[v], row.get_coefficient(v)) for v in model.row_nonzeros(row)]
+        equal = row.lower_bound == row.upper_bound
+        sense = pulp.LpConstraintEQ if equal else pulp.LpConstraintLE
+        problem.addConstraint(
+            pulp.LpConstraint(pulp.LpAffineExpression(entries), sense, rhs=row.upper_bound),
+            row.name,
+        )
+    return problem
+
+
+def _cpsat_partition(instance: Instance) -> tuple[Any, Units]:
+    model = cpsat.build(instance)
+    return model.model, Units(model.tick_s, 0.0)
+
+
+def _joint_units(tables: JointTables, instance: Instance) -> Units:
+    offset_s = tables.objective_s(0.0, instance.objective, instance.arrival_s)
+    return Units(
+        tables.objective_s(1.0, instance.objective, instance.arrival_s) - offset_s, offset_s
+    )
+
+
+def _pulp_joint(instance: Instance) -> tuple[Any, Units]:
+    model = joint_milp.build(instance)
+    return model.problem, _joint_units(model.tables, instance)
+
+
+def _cpsat_joint(instance: Instance) -> tuple[Any, Units]:
+    model = joint_cpsat.build(instance)
+    return model.model, _joint_units(model.tables, instance)
+
+
+_MILP = {".lp": "\\", ".mps": "*"}  # and how a comment starts
+_PROGRAM = {".pbtxt": "#", ".txt": "#"}
+_FORMULATIONS: dict[str, tuple[Any, Any, tuple[str, ...], dict[str, str]]] = {
+    "partition_cbc": (_pulp_partition("partition_cbc"), _write_pulp, tuple(_MILP), _MILP),
+    "partition_highs": (_pulp_partition("partition_highs"), _write_pulp, tuple(_MILP), _MILP),
+    "partition_scip": (_scip_partition, _write_pulp, tuple(_MILP), _MILP),
+    "partition_cpsat": (_cpsat_partition, _write_cpsat, tuple(_PROGRAM), _PROGRAM),
+    "joint_milp": (_pulp_joint, _write_pulp, tuple(_MILP), _MILP),
+    "joint_cpsat": (_cpsat_joint, _write_cpsat, tuple(_PROGRAM), _PROGRAM),
+}

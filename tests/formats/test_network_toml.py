@@ -1,0 +1,177 @@
+"""Networks from TOML: what is optional, prices, pins, GPUs of one's own."""
+
+import re
+
+import pytest
+
+import hypsolve as hs
+import instances
+from hypsolve.cli.catalog import EXAMPLE
+from hypsolve.formats.network_toml import read_network_file
+from hypsolve.problem.costs import service_s
+from instances import network, networks
+
+SHORT = """
+[[tiers]]
+name = "desk"
+pin = ["embedding", 3]
+most_blocks = 12
+nodes = [{gpu = "l4"}, {gpu = "mine", names = ["old box"], price_per_hour = 0.5}]
+link = {gbps = 1.0, latency_ms = 2.0}
+[[tiers]]
+name = "rack"
+pin = ["head"]
+nodes = [{gpu = "a100-80gb", count = 2, price_per_hour = 2}]
+[gpus.mine]
+t0_us = 20
+tflops = 60
+gb_per_s = 500
+memory_gib = 16
+"""
+
+
+def read(tmp_path, text):
+    path = tmp_path / "net.toml"
+    path.write_text(text)
+    return read_network_file(path)
+
+
+def test_a_short_file(tmp_path):
+    site = read(tmp_path, SHORT)
+    desk, rack = site.network.tiers
+    assert [node.name for node in desk.nodes] == ["desk-l4-0", "old box"]
+    mine = desk.nodes[1].gpu
+    assert (mine.t0_s, mine.flops_per_s, mine.bytes_per_s) == pytest.approx((2e-5, 6e13, 5e11))
+    assert mine.memory_bytes == 16 * 2**30
+    assert site.price_per_hour == {
+        "old box": 0.5, "rack-a100-80gb-0": 2.0, "rack-a100-80gb-1": 2.0
+    }  # fmt: skip
+    assert site.pins == {"embedding": "desk", 3: "desk", "head": "rack"}
+    model = hs.model("llama-3-8b")
+    rules = site.rules(model)
+    assert rules == {"pinned": {0: 0, 4: 0, 33: 1}, "most_blocks": [12, 34]}
+    assert len(rack.nodes) == 2
+    assert site.rules(model) and not read(tmp_path, SHORT[: SHORT.index("pin")] + SHORT[
+        SHORT.index("nodes") :].replace('pin = ["head"]', "")).rules(model)  # fmt: skip
+
+
+def test_a_slow_node_takes_so_much_longer(tmp_path):
+    text = SHORT.replace('{gpu = "l4"}', '{gpu = "l4"}, {gpu = "l4", slowdown = 2.5}')
+    desk, _ = read(tmp_path, text).network.tiers
+    normal, slow, _ = desk.nodes
+    assert (slow.name, slow.gpu.name) == ("desk-l4-1", "L4 2.5x slower")
+    assert slow.usable_bytes == normal.usable_bytes
+    block = hs.model("phi-3-mini").blocks[1]
+    for prompt, output in ((1, 1), (700, 1), (50, 40)):
+        seconds = [float(service_s(block, n.gpu, prompt, output)) for n in (normal, slow)]
+        assert seconds[1] == pytest.approx(2.5 * seconds[0], rel=1e-12)
+
+
+def test_own_gpus_are_proposed_and_names_are_free(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"net.toml: tier 0 'desk' nodes 1: unknown gpu 'min'; .* mine\?"
+    ):
+        read(tmp_path, SHORT.replace('"mine"', '"min"', 1))
+    text = (
+        SHORT.replace('names = ["old box"]', 'names = ["desk-l4-1"]')
+        .replace('{gpu = "l4"}, ', "")
+        .replace("price_per_hour = 0.5}", 'price_per_hour = 0.5}, {gpu = "l4", count = 2}')
+    )
+    desk, _ = read(tmp_path, text).network.tiers
+    assert [node.name for node in desk.nodes] == ["desk-l4-1", "desk-l4-0", "desk-l4-2"]
+
+
+def test_the_example_of_init_can_be_read_and_planned(tmp_path):
+    site = read(tmp_path, EXAMPLE)
+    assert [tier.name for tier in site.network.tiers] == ["desk", "box", "rented"]
+    assert hs.plan("llama-3-8b", site).fits
+    read(tmp_path, re.sub(r"(?m)^# (\w+ = |\[)", r"\1", EXAMPLE))  # what is optional in it
+
+
+def test_networks_of_the_repository_give_their_sources():
+    for name in networks():
+        text = (instances._FOLDER / f"{name}.toml").read_text()
+        assert text.count("source = ") == (
+            text.count("[[tiers.nodes]]") + 2 * text.count("[tiers.link]")
+        )
+        assert text.startswith("description = ")
+        network(name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            '{gpu = "l4"}',
+            '{gpu = "l4", slowdown = 0.5}',
+            "slowdown must be finite and at least 1, got 0.5",
+        ),
+        (
+            '"embedding", 3',
+            '"tail"',
+            r"unknown block to pin \(net.toml: tier 0\) 'tail'; choose",
+        ),
+        ('"embedding", 3', "-1", "tier 0: pin must be at least 0, got -1"),
+        ('["embedding", 3]', '"embedding"', "tier 0: pin must be a list, got 'embedding'"),
+        (
+            '["head"]',
+            '["embedding"]',
+            "tier 1: pin must name a block once, got 'embedding' of ",
+        ),
+        (
+            "most_blocks = 12",
+            "most_blocks = -1",
+            "tier 0: most_blocks must be at least 0, got -1",
+        ),
+        (
+            "most_blocks = 12",
+            "most_blocks = 0",
+            "tier 0 'desk': most_blocks must be at least least_blocks, 1, got 0",
+        ),
+        (
+            "price_per_hour = 2",
+            "price_per_hour = -2",
+            "price_per_hour must be finite and not neg",
+        ),
+        ('names = ["old box"]', "names = []", "names must be a list of at least one, got"),
+        ('names = ["old box"]', "names = [3]", "names must be a string, got 3"),
+        (
+            'names = ["old box"]',
+            'names = ["x"], count = 2',
+            "count must be the number of names, 1",
+        ),
+        ('names = ["old box"]', 'names = ["desk-l4-0"]', "node names must be distinct"),
+        ("[gpus.mine]", "[gpus.l4]", "gpu 'l4': name must not be one of the catalogue's"),
+        ("tflops = 60", "tflops = 0", "gpu 'mine': tflops must be positive and finite, got 0"),
+        ("tflops = 60", "", "gpu 'mine': key 'tflops' is missing"),
+        ("tflops = 60", "tflops = 60\nsize = 3", "gpu 'mine': unknown key 'size'; known: "),
+        ("tflops = 60", "tflop = 60", "gpu 'mine': unknown key 'tflop'; did you mean tflops?"),
+        (
+            'gpu = "l4"',
+            'gpus = "l4"',
+            "tier 0 'desk' nodes 0: unknown key 'gpus'; did you mean gpu?",
+        ),
+        (
+            'gpu = "l4"',
+            'gpu = "l4", reserved_gib = 24.5',
+            "reserved_gib must be below the memory, 24 GiB, got 24.5",
+        ),
+        (
+            'gpu = "l4"',
+            'gpu = "l4", memory_gib = 4, reserved_gib = 4',
+            "reserved_gib must be below the memory, 4 GiB, got 4",
+        ),
+        ('"mine"', '"yours"', "unknown gpu 'yours'"),
+        ("most_blocks = 12", f"most_blocks = {'9' * 5000}", "net.toml: not TOML: Exceeds"),
+        ("tflops = 60", "tflops = 1e101", r"gpu 'mine': tflops must be at most 1e\+100, got"),
+    ],
+)
+def test_bad_files(old, new, message, tmp_path):
+    assert old in SHORT
+    with pytest.raises((ValueError, TypeError), match=message):
+        read(tmp_path, SHORT.replace(old, new, 1))
+
+
+def test_gpus_are_tables(tmp_path):
+    with pytest.raises(TypeError, match="gpus must be tables, got 3"):
+        read(tmp_path, "gpus = 3\n" + SHORT[: SHORT.index("[gpus")])

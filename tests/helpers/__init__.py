@@ -1,0 +1,1 @@
+"""Oracles, generators and toy systems that tests share."""

@@ -1,0 +1,276 @@
+"""Small random deployments with every option of the token-level simulator."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hypsolve.dispatch.policies import POLICIES
+from hypsolve.problem.costs import to_instance
+from hypsolve.problem.deployment import (
+    Block,
+    CostModel,
+    Deployment,
+    GpuProfile,
+    Link,
+    Model,
+    Network,
+    Node,
+    Requests,
+    Tier,
+)
+from hypsolve.problem.evaluation import can_hold
+from hypsolve.problem.solution import Partition, Schedule
+from hypsolve.simulation.events import Event
+
+REPLAY = "replay"
+SEE_MOST = ("hypsched_rt", "least_work_left", "earliest_completion")
+KINDS = (*sorted(POLICIES), REPLAY, *SEE_MOST)  # of policies, each seed has its turn
+
+
+@dataclass
+class Scenario:
+    """What `simulate` is called with."""
+
+    deployment: Deployment
+    partition: Partition
+    policy: str | Schedule
+    options: dict[str, Any]
+
+    def run(self, simulate: Callable[..., Any], **more: Any) -> Any:
+        return simulate(self.deployment, self.partition, self.policy, **self.options, **more)
+
+
+@dataclass
+class Draw:
+    """Any numbers, which never coincide; or round ones: multiples of a power of two, so that
+    sums are exact and things happen at the same moment all the time."""
+
+    rng: np.random.Generator
+    is_round: bool
+
+    def number(self, low: float, high: float, grid: float) -> float:
+        if not self.is_round:
+            return float(self.rng.uniform(low, high))
+        first, last = math.ceil(low / grid), math.floor(high / grid)
+        return grid * float(self.rng.integers(first, last + 1))
+
+    def whole(self, low: float, high: float, grid: int) -> int:
+        return int(self.number(low, high, grid))
+
+    def rate(self, low: float, high: float) -> float:
+        """Evenly on a logarithmic scale; a power of two if round."""
+        power = self.rng.uniform(math.log2(low), math.log2(high))
+        return 2.0 ** (round(power) if self.is_round else power)
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+
+def random_model(draw: Draw) -> Model:
+    rng = draw.rng
+    hidden = draw.whole(250, 2000, 2**8)
+    weight = draw.whole(2**18, 2**20, 2**18)
+    embedding = Block(
+        kind="embedding",
+        weight_bytes=weight,
+        gathered_bytes_per_token=draw.whole(0, 2**18, 2**18),
+        output_bytes_per_token=hidden,
+        flops_per_token=0.0 if draw.chance(0.7) else draw.number(0, 2**19, 2**19),
+    )
+    kinds = []
+    for i in range(rng.integers(1, 3)):
+        n_experts = 4 if draw.chance(0.3) and not draw.is_round else 0
+        kinds.append(
+            Block(
+                kind=f"layer{i}",
+                weight_bytes=weight,
+                always_read_bytes=weight // (4 if n_experts else 1),
+                expert_bytes=weight // 8 if n_experts else 0,
+                n_experts=n_experts,
+                experts_per_token=2 if n_experts else 0,
+                kv_bytes_per_token=draw.whole(500, 2**15, 2**15),
+                activation_bytes_per_token=draw.whole(0, 2**15, 2**15),
+                output_bytes_per_token=hidden + draw.whole(0, 300, 2**8),
+                flops_per_token=draw.number(2**17, 2**21, 2**19),
+                attention_flops_per_pair=draw.number(0, 2**15, 2**15),
+                window_tokens=int(rng.integers(1, 30)) if draw.chance(0.5) else None,
+            )
+        )
+    layers = [kinds[i] for i in rng.integers(0, len(kinds), rng.integers(1, 6))]
+    head = Block(
+        kind="head",
+        weight_bytes=weight,
+        always_read_bytes=weight,
+        output_bytes_per_token=4,
+        flops_per_token=2.0 * weight,
+        last_token_only=draw.chance(0.8),
+    )
+    return Model(
+        name="tiny",
+        blocks=(embedding, *layers, head),
+        input_bytes_per_token=int(rng.choice([0, 4, 2**8])),
+        tied_bytes=int(rng.choice([0, weight])),
+    )
+
+
+def random_requests(draw: Draw, n: int) -> Requests:
+    rng = draw.rng
+    arrival_s = rng.exponential(rng.choice([1e-4, 3e-3, 0.03]), n).cumsum()
+    if draw.is_round:
+        arrival_s = np.rint(arrival_s * 2**10) / 2**10
+    if draw.chance(0.5):  # bursts
+        arrival_s = arrival_s[rng.integers(0, n, n)]
+    if draw.chance(0.3):
+        arrival_s[: n // 2] = 0.0
+    prompt, output = rng.integers(1, 60, n), rng.integers(1, rng.choice([3, 13]), n)
+    if draw.is_round:  # shares of them that are exact
+        prompt, output = 2 ** rng.integers(0, 6, n), rng.choice([1, 2, 3, 5, 9], n)
+    if draw.chance(0.3 if draw.is_round else 0.1):
+        prompt[:], output[:] = prompt[0], output[0]
+    return Requests(arrival_s, prompt, output)
+
+
+def random_network(draw: Draw, model: Model, partition: Partition, resident: int) -> Network:
+    """Every stage fits on at least one node of its tier."""
+    rng = draw.rng
+    gpus = [
+        GpuProfile(
+            name=f"gpu{i}",
+            t0_s=draw.number(0, 2**-11, 2**-12),
+            flops_per_s=draw.rate(2**28, 2**31),
+            bytes_per_s=draw.rate(2**28, 2**31),
+            memory_bytes=1e12,
+        )
+        for i in range(rng.integers(1, 4))
+    ]
+    tight = draw.chance(0.5)
+    tiers = []
+    for k in range(partition.n_tiers):
+        stage = [model.blocks[b] for b in partition.stage(k)]
+        weights = sum(block.weight_bytes for block in stage)
+        kv_bytes = sum(block.kv_bytes_per_token for block in stage)
+        n_nodes = int(rng.integers(1, 4))
+        sure = int(rng.integers(n_nodes))
+        nodes = []
+        for i in range(n_nodes):
+            room = resident * (rng.uniform(1, 3) if tight else 1e3)
+            if i != sure and draw.chance(0.1):
+                room = -1.0  # cannot hold the stage
+            memory_bytes = max(weights + kv_bytes * room, 1.0)
+            gpu = gpus[rng.integers(len(gpus))]
+            nodes.append(Node(name=f"n{k}{i}", gpu=gpu, memory_bytes=memory_bytes))
+        latencies_s = [draw.number(0, 2**-8, 2**-11), draw.number(0, 2**-8, 2**-11)]
+        link = Link(
+            bytes_per_s=draw.rate(2**17, 2**22),
+            latency_s=latencies_s[0] if draw.chance(0.7) else 0.0,
+            return_latency_s=[None, 0.0, latencies_s[1]][rng.integers(3)],
+        )
+        last = k == partition.n_tiers - 1
+        tiers.append(Tier(name=f"t{k}", nodes=tuple(nodes), link=None if last else link))
+    return Network(name="random", tiers=tuple(tiers))
+
+
+def random_schedule(
+    rng: np.random.Generator, deployment: Deployment, partition: Partition
+) -> Schedule:
+    """Any node that can hold the stage, for everyone; its times are not used."""
+    instance = to_instance(deployment, allow_empty=True)
+    node = np.full((len(deployment.requests), partition.n_tiers), -1)
+    for k in range(partition.n_tiers):
+        first, end = partition.cuts[k], partition.cuts[k + 1]
+        if first < end:
+            holds = np.flatnonzero(can_hold(instance, k, first, end))
+            node[:, k] = rng.choice(holds, len(node))
+    nothing = np.full(node.shape, np.nan)
+    return Schedule(node, nothing, nothing)
+
+
+def random_events(draw: Draw, deployment: Deployment, calm: Any) -> tuple[Event, ...]:
+    """Within the run; some at the very moment of something in `calm`, the run without them."""
+    rng, tiers = draw.rng, deployment.network.tiers
+    horizon_s = 1.2 * float(calm.end_s.max())
+    moments_s = calm.arrival_s
+    if draw.is_round:  # others are not the same to the last digit in every simulator
+        some = calm.reached_s[~np.isnan(calm.reached_s)]
+        moments_s = np.concatenate([moments_s, calm.first_token_s, calm.end_s, some])
+
+    def moment(after_s: float = 0.0) -> float:
+        some_s = float(rng.choice(moments_s))
+        if draw.chance(0.4 if draw.is_round else 0.2) and some_s > after_s:
+            return some_s
+        at_s = after_s + float(rng.random() ** 2) * max(horizon_s - after_s, 1e-3)
+        return math.ceil(at_s * 2**11) / 2**11 if draw.is_round else at_s
+
+    def factor(low: float, high: float) -> float:
+        return draw.rate(low, high) if draw.chance(0.7) else 1.0
+
+    events = []
+    for tier in tiers[:-1]:
+        for _ in range(rng.integers(0, 3)):
+            events.append(Event(moment(), "bandwidth", tier.name, factor(1 / 32, 8)))
+    for node in (node for tier in tiers for node in tier.nodes):
+        for _ in range(rng.integers(0, 3)):
+            events.append(Event(moment(), "slowdown", node.name, factor(1 / 4, 8)))
+        at_s = 0.0
+        if draw.chance(0.15):
+            at_s = moment()
+            events.append(Event(at_s, "join", node.name))
+        while draw.chance(0.35):
+            at_s = moment(at_s)
+            events.append(Event(at_s, "failure", node.name))
+            if draw.chance(0.15):
+                break  # for good
+            if draw.chance(0.8):
+                at_s = moment(at_s)
+            events.append(Event(at_s, "recovery", node.name))
+    return tuple(events)
+
+
+def random_scenario(seed: int, simulate: Callable[..., Any]) -> Scenario:
+    """All options on; `simulate` is run once to know how long it takes without events."""
+    rng = np.random.default_rng(seed)
+    draw = Draw(rng, is_round=seed % 2 == 1)
+    model = random_model(draw)
+    n_tiers = int(rng.integers(1, 5))
+    cuts = np.sort(rng.integers(0, model.n_blocks + 1, n_tiers - 1)).tolist()
+    partition = Partition((0, *cuts, model.n_blocks))
+    requests = random_requests(draw, int(rng.integers(1, 26)))
+    longest = int((requests.prompt_tokens + requests.output_tokens).max())
+    deployment = Deployment(
+        model=model,
+        network=random_network(draw, model, partition, longest),
+        requests=requests,
+        cost_model=CostModel.FLOPS if draw.chance(0.25) else CostModel.ROOFLINE,
+    )
+    kind = KINDS[seed // 2 % len(KINDS)]
+    chunk_tokens = int(2 ** rng.integers(0, 5) if draw.is_round else rng.integers(1, 40))
+    options = {
+        "seed": int(rng.integers(1000)),
+        "max_batch": int(rng.integers(1, 9)),
+        "chunk_tokens": None if draw.chance(0.3) else chunk_tokens,
+        "link_contention": draw.chance(0.5),
+    }
+    beliefs = np.random.default_rng([seed, 1])  # apart: what else is drawn stays as it was
+    if beliefs.random() < 0.4:
+        options["expected_output_tokens"] = int(beliefs.integers(1, 15))
+    policy = random_schedule(rng, deployment, partition) if kind == REPLAY else kind
+    scenario = Scenario(deployment, partition, policy, options)
+    if draw.is_round:
+        scenario = with_a_latecomer(draw, scenario, scenario.run(simulate))
+    if draw.chance(0.75):
+        events = random_events(draw, scenario.deployment, scenario.run(simulate))
+        scenario = replace(scenario, options={**options, "events": events})
+    return scenario
+
+
+def with_a_latecomer(draw: Draw, scenario: Scenario, calm: Any) -> Scenario:
+    """The last request arrives at the very moment that another gets its first token or ends."""
+    requests = scenario.deployment.requests
+    last = len(requests) - 1
+    arrival_s = requests.arrival_s.copy()
+    arrival_s[last] = draw.rng.choice(np.concatenate([calm.first_token_s, calm.end_s]))
+    requests = Requests(arrival_s, requests.prompt_tokens, requests.output_tokens)
+    return replace(scenario, deployment=replace(scenario.deployment, requests=requests))

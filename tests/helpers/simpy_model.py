@@ -1,0 +1,261 @@
+"""The token-level system as SimPy processes: plain and slow, the judge of `hypsolve.simulate`.
+
+One process per request, message, node, router (one per stage) and event. Work under way when
+a node's speed or a link's rate changes is interrupted and timed anew. Nothing is shared with
+the simulator but what a block costs and which node can hold a stage. Read `simulate` first.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import simpy
+
+from hypsolve.problem.costs import to_instance
+from hypsolve.problem.evaluation import can_hold
+from tests.helpers.simpy_node import Node
+from tests.helpers.simpy_parts import Answer, Attempt, Link, Phase, Stay, empty_answer, later
+from tests.helpers.simpy_router import Router
+
+
+@dataclass(eq=False)
+class Stage:
+    """Consecutive blocks on a tier."""
+
+    number: int
+    tier: int
+    blocks: list  # (block, how many of it)
+    weight_bytes: int
+    kv_bytes_per_token: int
+    input_bytes_per_token: int
+    is_last: bool
+    links: list  # to here from the stage before, or from the request side
+    return_s: float  # from here to the request side
+    nodes: list = field(default_factory=list)  # that can hold it
+    router: Router | None = None
+
+
+def simulate(
+    deployment,
+    partition,
+    policy="hypsched_rt",
+    *,
+    seed=0,
+    max_batch=64,
+    chunk_tokens=512,
+    link_contention=False,
+    events=(),
+    expected_output_tokens=None,
+) -> Answer:
+    """Serve all requests; `policy` is a name, or a Schedule whose nodes are used again."""
+    system = System(deployment, max_batch, chunk_tokens, link_contention)
+    absent = {event.target for event in events if event.kind == "join"}
+    system.add_nodes(absent)
+    believed = deployment.requests.output_tokens
+    if expected_output_tokens is not None:
+        believed = np.full_like(believed, expected_output_tokens)
+    system.add_stages(partition, policy, seed, believed)
+    system.add_requests()
+    for position, event in enumerate(events):
+        system.env.process(system.event(position, event))
+    all_ended = simpy.AllOf(system.env, system.requests)
+    while not all_ended.triggered and system.env.peek() < math.inf:
+        system.env.step()
+    for node in system.nodes:
+        node.close()
+    for stage in system.stages:
+        stage.router.close()
+    system.answer.end_of_run_s = system.env.now
+    return system.answer
+
+
+class System:
+    """All nodes, links and stages; requests, their messages, and events."""
+
+    def __init__(self, deployment, max_batch, chunk_tokens, contention):
+        tiers = deployment.network.tiers
+        self.env = simpy.Environment()
+        self.deployment, self.max_batch = deployment, max_batch
+        self.chunk_tokens = math.inf if chunk_tokens is None else chunk_tokens
+        self.contention = contention
+        self.links = [Link(self.env, tier.link, contention) for tier in tiers[:-1]]
+        self.link_of = dict(zip((tier.name for tier in tiers), self.links, strict=False))
+        n_nodes = sum(len(tier.nodes) for tier in tiers)
+        self.answer = empty_answer(deployment.requests.arrival_s, len(tiers), n_nodes)
+        self.nodes, self.node_of, self.stages, self.requests = [], {}, [], []
+        self.starts = None
+
+    def add_nodes(self, absent):
+        """`absent`: names of those that join later."""
+        for k, tier in enumerate(self.deployment.network.tiers):
+            for position, spec in enumerate(tier.nodes):
+                up = spec.name not in absent
+                node = Node(self, len(self.nodes), k, position, spec, up)
+                self.nodes.append(node)
+                self.node_of[spec.name] = node
+
+    def add_stages(self, partition, policy, seed, believed):
+        model = self.deployment.model
+        instance = to_instance(self.deployment, allow_empty=True)
+        rng = np.random.default_rng(seed)
+        before = 0  # tier of the stage before, or the request side
+        for tier in range(partition.n_tiers):
+            first, end = partition.cuts[tier], partition.cuts[tier + 1]
+            if first == end:
+                continue
+            stage = self.stage_of(model, tier, first, end, self.links[before:tier])
+            holds = can_hold(instance, tier, first, end)
+            for node in (node for node in self.nodes if node.tier == tier):
+                if holds[node.position]:
+                    stage.nodes.append(node)
+                    node.hold(stage)
+            uniforms = rng.random((instance.n_requests, 2)).tolist()
+            stage.router = Router(
+                self.env, stage, policy, uniforms, self.deployment, believed, self.answer
+            )
+            self.stages.append(stage)
+            before = tier
+
+    def stage_of(self, model, tier, first, end, links):
+        blocks = model.blocks[first:end]
+        tied_bytes = model.tied_bytes if len(blocks) == model.n_blocks else 0
+        before = model.blocks[first - 1] if first else None
+        return Stage(
+            number=len(self.stages),
+            tier=tier,
+            blocks=list(Counter(blocks).items()),
+            weight_bytes=sum(block.weight_bytes for block in blocks) - tied_bytes,
+            kv_bytes_per_token=sum(block.kv_bytes_per_token for block in blocks),
+            input_bytes_per_token=(
+                before.output_bytes_per_token if before else model.input_bytes_per_token
+            ),
+            is_last=end == model.n_blocks,
+            links=links,
+            return_s=sum(link.return_latency_s for link in self.links[:tier]),
+        )
+
+    def next_starts(self):
+        """One event for all nodes: they start together, then what ends at once ends."""
+        if self.starts is None or self.starts.processed:
+            self.starts = later(self.env, Phase.ITERATION_STARTS)
+        return self.starts
+
+    # requests
+
+    def add_requests(self):
+        given = self.deployment.requests
+        columns = given.arrival_s, given.prompt_tokens, given.output_tokens
+        for r, row in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+            self.requests.append(self.env.process(self.request(r, *row)))
+
+    def request(self, r, arrival_s, prompt, output):
+        """A request's process."""
+        yield later(self.env, Phase.MESSAGE_ARRIVES, arrival_s, tie=r)
+        delivered = 0
+        while delivered < output:
+            returned = simpy.Store(self.env)
+            passes = output - delivered
+            attempt = Attempt(r, prompt + delivered, passes, prompt + output, returned)
+            self.send([(attempt, attempt.prompt_tokens)], 0)
+            try:
+                while delivered < output:
+                    yield attempt.returned.get()
+                    delivered += 1
+                    if delivered == 1:
+                        self.answer.first_token_s[r] = self.env.now
+            except simpy.Interrupt:  # a failure
+                self.answer.seen["restart after a token"] += delivered > 0
+                self.forget(attempt)
+            attempt.over = True
+            for stay in attempt.stays.values():
+                if stay.node is not None:
+                    stay.node.release(stay)
+        self.answer.end_s[r] = self.env.now
+
+    def forget(self, attempt):
+        r, answer = attempt.request, self.answer
+        answer.restarts[r] += 1
+        answer.lost_tokens[r] += sum(stay.ended_tokens for stay in attempt.stays.values())
+        answer.node[r] = -1
+        answer.reached_s[r] = answer.admitted_s[r] = answer.left_s[r] = math.nan
+        for number, stay in attempt.stays.items():
+            if stay.node is None:
+                self.stages[number].router.remove(stay)
+
+    def return_tokens(self, attempts, node):
+        """A process: what one iteration has yielded comes back, and the next passes begin."""
+        delay_s = node.stage.return_s
+        yield later(self.env, Phase.TOKENS_RETURN, delay_s, tie=node.index)
+        onward = []
+        for attempt in attempts:
+            if not attempt.over:
+                attempt.returned.put("token")
+                attempt.n_returned += 1
+                if attempt.n_returned < attempt.n_passes:
+                    onward.append(attempt)
+        self.send_decodes(onward, 0)
+
+    # messages
+
+    def send(self, parts, number, before=None):
+        """Send (attempt, tokens) of several requests to a stage, in one message."""
+        return self.env.process(self.message(parts, self.stages[number], before))
+
+    def message(self, parts, stage, before):
+        """A process: over the links, and not to arrive before the message `before`."""
+        message_bytes = sum(tokens for _, tokens in parts) * stage.input_bytes_per_token
+        for link in stage.links:
+            self.answer.seen["queued for a link"] += link.lane.count >= link.lane.capacity
+            yield from link.cross(message_bytes)
+        if not stage.links:
+            yield later(self.env, Phase.MESSAGE_ARRIVES)
+        if before is not None and before.is_alive:
+            self.answer.seen["held back behind a chunk"] += 1
+            yield before
+        for attempt, tokens in parts:
+            if not attempt.over:
+                self.arrive(attempt, tokens, stage)
+
+    def arrive(self, attempt, tokens, stage):
+        stay = attempt.stays.get(stage.number)
+        if stay is None:
+            stay = attempt.stays[stage.number] = Stay(attempt)
+            self.answer.reached_s[attempt.request, stage.tier] = self.env.now
+            stage.router.reach(stay)
+        stay.receive(tokens, self.env.now)
+        if stay.node is not None:
+            stay.node.receive(stay)
+
+    def send_onward(self, entries, number):
+        """What one iteration has computed, to the next stage: decode tokens first."""
+        self.send_decodes([e.stay.attempt for e in entries if e.is_decode], number)
+        for entry in entries:
+            if not entry.is_decode:
+                stay = entry.stay
+                part = stay.attempt, entry.tokens
+                stay.last_message = self.send([part], number, stay.last_message)
+
+    def send_decodes(self, attempts, number):
+        """A token of each: in one message where links queue, one each where they do not."""
+        parts = [(attempt, 1) for attempt in attempts]
+        messages = [parts] if self.contention and parts else [[part] for part in parts]
+        for message in messages:
+            self.send(message, number)
+
+    # events
+
+    def event(self, position, event):
+        """A process."""
+        yield later(self.env, Phase.EVENT, event.at_s, tie=position)
+        self.answer.seen[str(event.kind)] += 1
+        if event.kind == "bandwidth":
+            link = self.link_of[event.target]
+            self.answer.seen["bandwidth in a transmission"] += bool(link.transmitting)
+            link.set_factor(event.factor)
+        elif event.kind == "slowdown":
+            self.node_of[event.target].set_factor(event.factor)
+        elif event.kind == "failure":
+            self.node_of[event.target].fail()
+        else:
+            self.node_of[event.target].come_up()

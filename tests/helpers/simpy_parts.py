@@ -1,0 +1,234 @@
+"""What `simpy_model` is made of: phases of an instant, requests' progress, links, costs."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+import simpy
+
+from hypsolve.problem.costs import service_s, weight_read_bytes
+from hypsolve.problem.deployment import CostModel
+
+
+class Phase(IntEnum):
+    """Order within an instant. SimPy's own events have priorities 0 and 1: before all these."""
+
+    ITERATION_ENDS = 1
+    EVENT = 2
+    TOKENS_RETURN = 3
+    MESSAGE_ARRIVES = 4
+    DISPATCH = 5
+    ITERATION_STARTS = 6
+
+
+TIES = 10**6  # in one phase of an instant, the lower tie comes first
+
+
+def later(env, phase, delay_s=0.0, tie=0):
+    """Like `env.timeout`, in a phase of the instant."""
+    event = env.event()
+    event._ok, event._value = True, None  # as simpy.Timeout does
+    env.schedule(event, phase * TIES + tie, delay_s)
+    return event
+
+
+@dataclass
+class Answer:
+    """What happened; -1 and nan where nothing did. Of the last attempt, after a restart."""
+
+    arrival_s: np.ndarray  # (n_requests,), as the next four
+    end_s: np.ndarray
+    first_token_s: np.ndarray
+    restarts: np.ndarray
+    lost_tokens: np.ndarray
+    node: np.ndarray  # (n_requests, n_tiers), as the next three
+    reached_s: np.ndarray
+    admitted_s: np.ndarray
+    left_s: np.ndarray
+    busy_s: np.ndarray  # (n_nodes,), as the next three
+    n_iterations: np.ndarray
+    n_tokens: np.ndarray
+    kv_capacity_bytes: np.ndarray
+    end_of_run_s: float = 0.0
+    n_visits: int = 0
+    # (request, node, start_s, end_s, tokens, context_tokens)
+    visits: list[tuple] = field(default_factory=list)
+    # what lasted, by its name in `Series` -> (node, start_s, end_s, weight); stranded: tier
+    intervals: dict[str, list[tuple]] = field(default_factory=dict)
+    # how often a rule came into play
+    seen: Counter = field(default_factory=Counter)
+
+
+def empty_answer(arrival_s, n_tiers, n_nodes):
+    n = len(arrival_s)
+    return Answer(
+        arrival_s,
+        *(np.full(n, math.nan) for _ in range(2)),
+        *(np.zeros(n, np.int64) for _ in range(2)),
+        np.full((n, n_tiers), -1),
+        *(np.full((n, n_tiers), math.nan) for _ in range(3)),
+        np.zeros(n_nodes),
+        *(np.zeros(n_nodes, np.int64) for _ in range(2)),
+        np.zeros(n_nodes),
+        intervals={
+            name: [] for name in ("busy", "n_requests", "n_waiting", "kv_bytes", "n_stranded")
+        },
+    )
+
+
+@dataclass(eq=False)
+class Attempt:
+    """A request from its arrival or a restart to its end or the next restart."""
+
+    request: int
+    prompt_tokens: int  # with the tokens delivered before
+    n_passes: int  # tokens still to come
+    kv_tokens: int
+    returned: simpy.Store  # tokens back at the request side
+    n_returned: int = 0
+    stays: dict = field(default_factory=dict)  # number of the stage -> Stay
+    over: bool = False
+
+
+@dataclass(eq=False)
+class Stay:
+    """An attempt at a stage."""
+
+    attempt: Attempt
+    node: object = None  # pinned to
+    stranded_s: float = math.nan  # since when
+    pinned_s: float = math.nan
+    admitted_s: float = math.nan
+    waiting_tokens: int = 0  # arrived, not started
+    waiting_since_s: float = math.nan
+    started_tokens: int = 0
+    ended_tokens: int = 0
+    last_message: simpy.Process | None = None  # of its prompt, to the next stage
+
+    @property
+    def total_tokens(self):
+        return self.attempt.prompt_tokens + self.attempt.n_passes - 1
+
+    def receive(self, tokens, now_s):
+        if not self.waiting_tokens:
+            self.waiting_since_s = now_s
+        self.waiting_tokens += tokens
+
+    def start(self, tokens):
+        self.waiting_tokens -= tokens
+        self.started_tokens += tokens
+
+
+@dataclass
+class Entry:
+    """What one request has in one iteration."""
+
+    stay: Stay
+    tokens: int
+    cached_tokens: int
+
+    @property
+    def is_decode(self):
+        return self.cached_tokens >= self.stay.attempt.prompt_tokens
+
+    @property
+    def ends_pass(self):
+        return self.cached_tokens + self.tokens >= self.stay.attempt.prompt_tokens
+
+
+class Link:
+    """From a tier to the next: the lane is occupied by a transmission, not by the latency."""
+
+    def __init__(self, env, link, contention):
+        self.env, self.full_bytes_per_s = env, link.bytes_per_s
+        self.latency_s, back_s = link.latency_s, link.return_latency_s
+        self.return_latency_s = link.latency_s if back_s is None else back_s
+        self.bytes_per_s = self.full_bytes_per_s
+        self.lane = simpy.Resource(env, capacity=1 if contention else math.inf)
+        self.transmitting = []  # processes
+
+    def cross(self, message_bytes):
+        with self.lane.request() as turn:
+            yield turn
+            self.transmitting.append(self.env.active_process)
+            yield from self._transmit(message_bytes)
+            self.transmitting.remove(self.env.active_process)
+        yield later(self.env, Phase.MESSAGE_ARRIVES, self.latency_s)
+
+    def _transmit(self, left_bytes):
+        while True:
+            since_s, bytes_per_s = self.env.now, self.bytes_per_s
+            try:
+                yield self.env.timeout(left_bytes / bytes_per_s)
+                return
+            except simpy.Interrupt:  # the rate has changed
+                left_bytes = max(0.0, left_bytes - (self.env.now - since_s) * bytes_per_s)
+
+    def set_factor(self, factor):
+        self.bytes_per_s = factor * self.full_bytes_per_s
+        for process in self.transmitting:
+            process.interrupt()
+
+
+# costs; `blocks` are pairs (block, how many of it)
+
+
+def iteration_s(blocks, batch, gpu, cost_model):
+    """Nominal seconds of one iteration."""
+    seconds = 0.0
+    for block, count in blocks:
+        if block.last_token_only:
+            computed = sum(entry.ends_pass for entry in batch)
+        else:
+            computed = sum(entry.tokens for entry in batch)
+        if computed:
+            flops, moved_bytes = _work(block, computed, batch)
+            compute_s, memory_s = flops / gpu.flops_per_s, moved_bytes / gpu.bytes_per_s
+            is_flops = cost_model is CostModel.FLOPS
+            seconds += count * (compute_s if is_flops else gpu.t0_s + max(compute_s, memory_s))
+    return seconds
+
+
+def _work(block, computed, batch):
+    """FLOPs and bytes of one block."""
+    window = math.inf if block.window_tokens is None else block.window_tokens
+    pairs = reach = 0
+    for entry in batch:
+        q, c = entry.tokens, entry.cached_tokens
+        pairs += _attended(c + q, window) - _attended(c, window)
+        reach += min(c, window - 1) + q
+    flops = block.flops_per_token * computed + block.attention_flops_per_pair * pairs
+    moved_bytes = (
+        float(weight_read_bytes(block, computed))
+        + block.kv_bytes_per_token * reach
+        + block.activation_bytes_per_token * computed
+    )
+    return flops, moved_bytes
+
+
+def _attended(n_tokens, window):
+    """Tokens that the first `n_tokens` of a sequence attend to, themselves included."""
+    if n_tokens <= window:
+        return n_tokens * (n_tokens + 1) // 2
+    return window * (window + 1) // 2 + (n_tokens - window) * window
+
+
+def alone_s(blocks, gpus, deployment, output):
+    """Seconds of requests with such outputs, alone on a GPU: gpu -> (n_requests,)."""
+    cost_model, prompt = deployment.cost_model, deployment.requests.prompt_tokens
+    return {
+        gpu: sum(
+            count * service_s(block, gpu, prompt, output, cost_model) for block, count in blocks
+        )
+        for gpu in gpus
+    }
+
+
+def round_to_sum_exactly(seconds):
+    """Round to multiples of a power of two of which as many as there are add up exactly."""
+    largest_s = max(float(of_gpu.max()) for of_gpu in seconds.values())
+    n_requests = len(next(iter(seconds.values())))
+    unit_s = 2.0 ** (math.frexp(largest_s)[1] - 52 + n_requests.bit_length())
+    return {gpu: np.rint(of_gpu / unit_s) * unit_s for gpu, of_gpu in seconds.items()}

@@ -1,0 +1,413 @@
+"""Figures and the report of a plan: what they show, also in a real browser, and load."""
+
+import json
+import math
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import matplotlib
+import numpy as np
+import pytest
+
+import hypsolve as hs
+from hypsolve.cli.catalog import EXAMPLE
+from hypsolve.planning.figures import FIGURES
+from hypsolve.problem import evaluation
+from hypsolve.problem.units import show_seconds
+from tests.cli.test_cli import run
+from tests.planning.test_planner import SMALL, TIGHT, tier
+
+matplotlib.use("Agg")
+SHORT = {"concurrency": 8, "output_tokens": 8, "with_changes": False}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    path = tmp_path_factory.mktemp("site") / "network.toml"
+    path.write_text(EXAMPLE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(site):
+    return hs.plan("llama-3-8b", site, rate_per_s=2.0)
+
+
+@pytest.fixture(scope="module")
+def report(found, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "plan.html"
+    hs.write_report(found, path, command="hypsolve plan <this>")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    matplotlib.pyplot.close("all")
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+# figures
+
+
+def test_network_shows_every_node_tier_and_link(found):
+    ax = found.plot("network")
+    shown = " | ".join(texts(ax))
+    for node in found.nodes:
+        assert node.node in shown and f"{node.free_bytes / 1e9:.1f} of" in shown
+    for stage, each in zip(found.stages, found.network.network.tiers, strict=True):
+        assert stage.tier in shown and found.blocks_in_words(stage.blocks) in shown
+        if each.link is not None:
+            assert f"{each.link.bytes_per_s * 8e-9:.3g} Gbit/s" in shown
+    cells = [p.get_x() for p in ax.patches if math.isclose(p.get_height(), 0.08)]
+    assert len(cells) == found.model.n_blocks and len(set(cells)) == len(cells)
+
+
+def test_memory_is_to_scale(found):
+    ax = found.plot("network")
+    bars = {}
+    for patch in ax.patches:
+        if math.isclose(patch.get_height(), 0.34):
+            bars.setdefault((round(patch.get_x(), 6), patch.get_y()), []).append(patch)
+    nodes = {n.name: n for each in found.network.network.tiers for n in each.nodes}
+    per_byte = 0.74 / max(node.usable_bytes for node in nodes.values())
+    widths = sorted(round(p.get_width(), 9) for each in bars.values() for p in each)
+    expected = sorted(
+        round(n_bytes * per_byte, 9)
+        for node in found.nodes
+        for n_bytes in (node.weight_bytes, node.kv_bytes, nodes[node.node].usable_bytes)
+    )
+    assert widths == pytest.approx(expected)
+
+
+def test_many_nodes_are_counted_not_drawn():
+    wide = replace(
+        SMALL, tiers=(tier("desk", "rtx-3090", 9, SMALL.tiers[0].link), SMALL.tiers[1])
+    )
+    shown = texts(hs.plan("llama-3-8b", wide, **SHORT).plot("network"))
+    assert "and 4 more" in shown and "desk-4" in shown and "desk-5" not in shown
+
+
+def test_a_link_back_of_another_latency_is_told():
+    slow = replace(SMALL.tiers[0].link, return_latency_s=0.25)
+    wide = replace(SMALL, tiers=(replace(SMALL.tiers[0], link=slow), SMALL.tiers[1]))
+    shown = " ".join(texts(hs.plan("llama-3-8b", wide, **SHORT).plot("network")))
+    assert "250 ms back" in shown
+
+
+@pytest.mark.parametrize("objective", ["bottleneck", "path", "p0"])
+def test_stages_are_as_long_as_they_take(objective):
+    found = hs.plan("phi-3-mini", SMALL, objective=objective, **SHORT)
+    ax = found.plot("stages")
+    widths = [bar.get_width() for bar in ax.patches]
+    times_s = [stage.time_s for stage in found.stages]
+    expected = times_s + [stage.link_s for stage in found.stages]
+    assert widths == pytest.approx(expected, rel=1e-12)
+    assert texts(ax)[0].endswith(f"{found.stages[0].share:.0%}")
+
+
+def test_pareto_marks_this_plan(found):
+    ax = found.plot("pareto")
+    frontier, here = ax.lines
+    instance, partition = found.result.instance, found.result.partition
+    points = hs.pareto_frontier(instance)
+    assert frontier.get_ydata().tolist() == [point.path_s for point in points]
+    assert here.get_xdata()[0] == 1 / found.result.objective_s
+    assert here.get_ydata()[0] == evaluation.path_s(instance, partition)
+
+
+def test_latencies_are_those_simulated(found):
+    trace = found.simulate()
+    first, last = (line for line in found.plot("latency").lines if len(line.get_xdata()) > 1)
+    np.testing.assert_array_equal(first.get_xdata(), np.sort(trace.ttft_s))
+    np.testing.assert_array_equal(last.get_xdata(), np.sort(trace.latency_s))
+    assert last.get_ydata()[-1] == 100
+    marks = [line.get_xdata()[0] for line in found.plot("latency").lines[-2:]]
+    assert marks == [found.service.latency_p50_s, found.service.latency_p95_s]
+
+
+def test_gantt_shows_work_of_the_nodes(found):
+    ax = found.plot("gantt")
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == [node.node for node in found.nodes] and ax.collections
+    low, high = ax.get_xlim()
+    assert high - low == pytest.approx(6 * found.service.tpot_s)
+    assert low == np.median(found.simulate().arrival_s)
+
+
+def test_changes_are_in_order(found):
+    ax = found.plot("changes")
+    shown = found.changes[:20]
+    assert [bar.get_width() for bar in ax.patches] == [change.objective_s for change in shown]
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels == [change.what for change in shown]
+    assert texts(ax)[0] == f"{show_seconds(shown[0].objective_s)}, {shown[0].gain:.1%} less"
+
+
+def test_outputs_of_one_token_and_one_node_are_drawn():
+    box = hs.Network(name="one", tiers=(tier("box", "a100-80gb"),))
+    found = hs.plan("phi-3-mini", box, output_tokens=1, concurrency=1)
+    for kind in FIGURES:
+        found.plot(kind)
+
+
+def test_figures_go_where_they_are_told(found):
+    figure, axes = matplotlib.pyplot.subplots(2, 3)
+    for kind, ax in zip(FIGURES, axes.flat, strict=True):
+        assert found.plot(kind, ax) is ax
+    with pytest.raises(ValueError, match="unknown figure of a plan 'pie'; choose one of netw"):
+        found.plot("pie")
+    with pytest.raises(TypeError, match="ax must be an Axes"):
+        found.plot("stages", figure)
+    nothing = hs.plan("llama-3-8b", TIGHT, concurrency=64)
+    for kind in FIGURES:
+        if kind == "changes":
+            nothing.plot(kind)
+            continue
+        with pytest.raises(ValueError, match=f"nothing to draw as '{kind}', infeasible"):
+            nothing.plot(kind)
+
+
+# the file
+
+
+class Loads(HTMLParser):
+    """What a page would load, run, or refer to; ids."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.ids, self.tags = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href", "data", "action", "srcset"):
+                self.found.append(value)
+            assert not name.startswith("on"), name
+
+
+def test_the_file_loads_nothing(report):
+    text = report.read_text()
+    page = Loads(text)
+    assert page.found and all(each.startswith("#") for each in page.found)  # within SVG
+    assert not {"script", "link", "iframe", "img", "object", "embed"} & set(page.tags)
+    assert all(each.startswith("#") for each in re.findall(r"url\(['\"]?([^)]*)", text))
+    assert "@import" not in text
+    known = set(page.ids)
+    assert {each[1:] for each in page.found} <= known
+
+
+def test_the_file_holds_the_plan(report, found):
+    from html import unescape
+
+    text = report.read_text()
+    inner = re.search(r"<pre>(.*)</pre>", text, re.DOTALL)[1]
+    assert json.loads(unescape(inner)) == json.loads(json.dumps(found.to_dict()))
+    assert "hypsolve plan &lt;this&gt;" in text and found.model.source in unescape(text)
+    for each in found.network.network.tiers:
+        assert unescape(text).count(each.nodes[0].gpu.source) == 1
+
+
+def test_names_cannot_write_html(tmp_path):
+    evil = "<script>alert('&amp;\")</script>"
+    nodes = (hs.Node(name=evil, gpu=hs.gpu("rtx-4090")),)
+    network = hs.Network(name="n" + evil, tiers=(hs.Tier(name="t" + evil, nodes=nodes),))
+    found = hs.plan("phi-3-mini", network, output_tokens=8)
+    hs.write_report(found, tmp_path / "x.html", command=evil)
+    assert "script" not in Loads((tmp_path / "x.html").read_text()).tags
+
+
+def test_names_are_no_formulas_and_may_be_of_any_script(tmp_path):
+    """Warnings would be errors here."""
+    names = (r"cloud $\frac{1}$ $x$", "クラウド", "облако")
+    links = (SMALL.tiers[0].link,) * 2
+    tiers = tuple(
+        hs.Tier(name=name, nodes=(hs.Node(name=f"n {name}", gpu=hs.gpu("l4")),), link=link)
+        for name, link in zip(names, (*links, None), strict=True)
+    )
+    network = hs.Network(name="$a$ $b$", tiers=tiers)
+    found = hs.plan("phi-3-mini", network, concurrency=1, output_tokens=8)
+    hs.write_report(found, tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text()
+    for name in names:
+        assert text.count(name) >= 4
+
+
+def test_long_names_are_cut_short(tmp_path):
+    tiers = tuple(
+        hs.Tier(
+            name=f"{k}" * 150,
+            nodes=tuple(
+                hs.Node(name=f"{k}-{j} " + "node" * 50, gpu=hs.gpu("l4")) for j in range(8)
+            ),
+            link=SMALL.tiers[0].link if k < 2 else None,
+        )
+        for k in range(3)
+    )
+    network = hs.Network(name="long", tiers=tiers)
+    found = hs.plan("phi-3-mini", network, concurrency=1, output_tokens=8)
+    for kind in FIGURES:
+        ax = found.plot(kind)
+        shown = [text.get_text() for text in ax.findobj(matplotlib.text.Text)]
+        assert not any("node" * 13 in text or "1" * 60 in text for text in shown), kind
+    hs.write_report(found, tmp_path / "x.html")
+    assert "node" * 50 in (tmp_path / "x.html").read_text()  # in the plan as JSON
+
+
+def test_what_does_not_fit_has_a_report(tmp_path):
+    found = hs.plan("llama-3-8b", TIGHT, concurrency=64)
+    hs.write_report(found, tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text()
+    assert "<strong>Infeasible: the tiers together reach" in text
+    assert text.count("<li>tier &#x27;") == 2 and 'id="changes"' in text
+    assert 'id="network"' not in text and "What would make it fit, each solved" in text
+
+
+def test_an_interrupted_plan_has_a_report(tmp_path, found):
+    some = replace(found, service=None, changes=(), stopped="in the middle")
+    hs.write_report(some, tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text()
+    assert "Stopped: in the middle." in text and 'id="latency"' not in text
+    assert "What would help" not in text
+
+
+def test_a_refuted_certificate_is_told(tmp_path, found):
+    wrong = replace(found.result.certificate, bound_s=2 * found.result.bound_s)
+    hs.write_report(replace(found, result=replace(found.result, certificate=wrong)),
+                    tmp_path / "x.html")  # fmt: skip
+    text = (tmp_path / "x.html").read_text()
+    assert "Its certificate is refuted" in text and "was verified" not in text
+
+
+def test_extrapolated_times_are_marked(tmp_path):
+    found = hs.plan("llama-3-8b", SMALL, weights="int4", **SHORT)
+    hs.write_report(found, tmp_path / "x.html")
+    assert "times are extrapolated" in (tmp_path / "x.html").read_text()
+
+
+def test_bad_paths(tmp_path, found):
+    with pytest.raises(ValueError, match=r"plan\.pdf: the name of a report must end in \.html"):
+        hs.write_report(found, tmp_path / "plan.pdf")
+    with pytest.raises(OSError, match="cannot write a report here: no such folder"):
+        hs.write_report(found, tmp_path / "nowhere" / "plan.html")
+    with pytest.raises(TypeError, match="found must be a Plan, got 3"):
+        hs.write_report(3, tmp_path / "plan.html")
+
+
+def test_the_command_writes_it(capsys, site, tmp_path):
+    path = tmp_path / "plan.html"
+    command = (
+        "plan", "--model", "phi-3-mini", "--network", site, "--output", 16, "--report", path
+    )  # fmt: skip
+    code, out, err = run(capsys, *command)
+    assert code == 0 and err == f"{path}: written\n" and "proved optimal" in out
+    assert f"<td>hypsolve plan --model phi-3-mini --network {site}" in path.read_text()
+    assert run(capsys, *command, "--json")[0] == 0
+    code, out, err = run(capsys, *command[:-1], tmp_path / "plan.pdf")
+    assert (code, out) == (2, "") and "must end in .html" in err
+
+
+# in a browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in programs:
+        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    profile = tmp_path_factory.mktemp("profile")
+    for argument in (
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1100,900",
+        f"--user-data-dir={profile}",
+    ):  # fmt: skip
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    yield driver
+    driver.quit()
+
+
+def opened(browser, path, width=1100):
+    """Open a file; nothing may be complained of, or asked of a network."""
+    browser.set_window_size(width, 900)
+    browser.get("about:blank")
+    browser.get_log("performance")
+    browser.get(path.as_uri())
+    assert browser.get_log("browser") == []
+    asked = [
+        message["params"]["request"]["url"]
+        for message in (
+            json.loads(entry["message"])["message"] for entry in browser.get_log("performance")
+        )
+        if message["method"] == "Network.requestWillBeSent"
+    ]
+    assert {url for url in asked if not url.startswith("chrome")} == {path.as_uri()}
+
+
+def test_a_browser_shows_the_report(browser, report, found):
+    opened(browser, report)
+    assert browser.title == "llama-3-8b on network: hypsolve plan"
+    body = browser.find_element("css selector", "body").text
+    assert "Proved optimal: no split over all tiers has a bottleneck below" in body
+    assert "Its certificate was verified in exact fractions." in body
+    assert f"{found.service.most_sequences} sequences" in body
+    for kind in FIGURES:
+        figure = browser.find_element("css selector", f"figure#{kind} svg")
+        size = figure.size
+        assert size["width"] > 400 and size["height"] > 100, kind
+        assert figure.accessible_name or figure.get_attribute("aria-label")
+    network = browser.find_element("css selector", "figure#network").text
+    for node in found.nodes:
+        assert node.node in network
+    rows = browser.find_elements("css selector", "table tr")
+    assert [row.text for row in rows if row.text.startswith("rented 1 x A100-80GB")]
+    for change in found.changes:
+        assert change.what in body
+    assert show_seconds(found.changes[0].objective_s) in body
+    details = browser.find_element("css selector", "details")
+    assert not details.find_element("css selector", "pre").is_displayed()
+    details.find_element("css selector", "summary").click()
+    assert json.loads(details.find_element("css selector", "pre").text)["model"] == "llama-3-8b"
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [1100, 420])
+def test_the_page_is_as_wide_as_the_window(browser, report, width):
+    opened(browser, report, width)
+    inner, scrolled = browser.execute_script(
+        "return [window.innerWidth, document.documentElement.scrollWidth]"
+    )
+    assert scrolled <= inner
+    texts_outside = browser.execute_script(
+        """return [...document.querySelectorAll('svg')].flatMap(svg => {
+          const box = svg.getBoundingClientRect();
+          return [...svg.querySelectorAll('text')].filter(text => {
+            const at = text.getBoundingClientRect();
+            return at.left < box.left - 2 || at.right > box.right + 2;
+          }).map(text => text.textContent);
+        })"""
+    )
+    assert texts_outside == []
+
+
+def test_a_browser_shows_why_nothing_fits(browser, tmp_path):
+    path = tmp_path / "x.html"
+    hs.write_report(hs.plan("llama-3-8b", TIGHT, concurrency=64), path)
+    opened(browser, path)
+    verdict = browser.find_element("css selector", ".verdict").text
+    assert verdict.startswith("Infeasible: the tiers together reach block")
+    assert browser.find_element("css selector", "figure#changes svg").size["width"] > 400

@@ -1,0 +1,377 @@
+"""JSON Schemas: files that are read are accepted, and what is refused is refused by both."""
+
+import copy
+import datetime
+import json
+import math
+import re
+import tomllib
+from dataclasses import dataclass
+from enum import StrEnum
+
+import jsonschema
+import pytest
+from click.testing import CliRunner
+
+import hypsolve as hs
+import instances
+from hypsolve.cli import catalog as catalog_commands
+from hypsolve.cli.options import OBJECTIVES
+from hypsolve.formats.network_toml import read_network_file
+from hypsolve.planning.json_schema import SCHEMAS, _of, schema
+from instances.scenarios import scenario
+
+GOOD = tomllib.loads("""
+description = "two tiers, every key"
+[[tiers]]
+name = "desk"
+pin = ["embedding", 3]
+least_blocks = 1
+most_blocks = 12
+nodes = [
+  {gpu = "l4", count = 2, memory_gib = 20, price_per_hour = 1, source = "s"},
+  {gpu = "mine", count = 2, names = ["old", "new"], reserved_gib = 2.4},
+]
+[tiers.link]
+gbps = 1.0
+gbps_source = "s"
+latency_ms = 2
+latency_source = "s"
+return_latency_ms = 3
+[[tiers]]
+name = "rack"
+pin = ["head"]
+nodes = [{gpu = "a100-80gb"}]
+[gpus.mine]
+t0_us = 20
+tflops = 60
+gb_per_s = 500.5
+memory_gib = 16
+power_w = 250
+source = "s"
+""")
+VALUES = [
+    -1, 0, 1, 2, 9, 100_001, 10**101, 10**400, -0.5, 0.0, 0.5, 3.0, 1e99, 1e101, 1e200,
+    math.inf, -math.inf, math.nan, True, False, datetime.date(2026, 1, 2),
+    "", "x", "embedding", "head", "l4", "mine", "rack", "a\nb",
+    [], [0], [-1], [0.5], [0, 0], [True], [""], ["a"], ["a", "a"], ["a", "b"], ["head"],
+    ["embedding", 7], ["tail"], [[]], [{}], {}, {"x": 1}, {"l4": {}}, {"": {}},
+]  # fmt: skip
+BEYOND = {  # what the reader refuses and a schema cannot know
+    "two limits": r"most_blocks must be at least least_blocks",
+    "the catalogue": r"unknown gpu '",
+    "names of all tiers": r"(node|tier) names must be distinct",
+    "pins of all tiers": r"pin must name a block once",
+    "two keys at once": r"count must be the number of names",
+    "two keys, or a key and the catalogue": r"reserved_gib must be below the memory",
+    "which tier is the last": r"needs a link to the next tier|must have no link",
+    "what can be printed": r"name must be printable",
+    "how a whole number is written": r"must be a whole number, got -?\d+(\.0|\.?\d*e\+\d+)$",
+    "that nan is a number": r"got nan$",
+}
+
+
+@pytest.fixture(scope="module")
+def network_schema():
+    return jsonschema.Draft202012Validator(schema("network"))
+
+
+@pytest.fixture(scope="module")
+def plan_schema():
+    return jsonschema.Draft202012Validator(schema("plan"))
+
+
+# --- network files ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_schemas_are_schemas(kind):
+    document = json.loads(json.dumps(schema(kind), allow_nan=False))
+    assert document["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert document["title"] and document["description"]
+    jsonschema.Draft202012Validator.check_schema(document)
+    jsonschema.Draft7Validator.check_schema(document)  # what Taplo reads it as
+    assert '"$ref"' not in json.dumps(document)
+    with pytest.raises(ValueError, match="unknown schema 'tiers'; choose one of network, plan"):
+        schema("tiers")
+
+
+def test_every_key_of_a_network_file_is_explained():
+    def walk(node, path):
+        for name, of_key in node.get("properties", {}).items():
+            assert of_key["description"], (*path, name)
+            unit = re.search(r"_(gib|ms|us|w)$|^gbps$|^tflops$|^gb_per_s$", name)
+            if unit:
+                said = re.search(r"GiB|\bms\b|microsec|\bW\b|Gbit/s|FLOP/s|bytes/s",
+                                 of_key["description"])  # fmt: skip
+                assert said, (*path, name)
+            walk(of_key, (*path, name))
+        for inner in ("items", "additionalProperties"):
+            if isinstance(node.get(inner), dict):
+                walk(node[inner], path)
+
+    walk(schema("network"), ())
+
+
+def test_known_gpus_are_proposed():
+    nodes = schema("network")["properties"]["tiers"]["items"]["properties"]["nodes"]["items"]
+    assert nodes["properties"]["gpu"]["anyOf"][0]["enum"] == list(hs.gpus())
+
+
+def test_networks_of_the_repository_and_of_init(network_schema):
+    texts = [(instances._FOLDER / f"{name}.toml").read_text() for name in instances.networks()]
+    optional = re.sub(r"(?m)^# (\w+ = |\[)", r"\1", catalog_commands.EXAMPLE)
+    assert optional.count("\n#") < catalog_commands.EXAMPLE.count("\n#") - 3
+    for text in (*texts, catalog_commands.EXAMPLE, optional):
+        network_schema.validate(tomllib.loads(text))
+    network_schema.validate(GOOD)
+
+
+TIER, NODES, LINK, GPU = ("tiers", 0), ("tiers", 0, "nodes", 0), ("tiers", 0, "link"), (
+    "gpus", "mine")  # fmt: skip
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *(((*path, key), MISSING) for path, keys in {
+            (): ("tiers",), TIER: ("name", "nodes"), NODES: ("gpu",),
+            LINK: ("gbps", "latency_ms"), GPU: ("t0_us", "tflops", "gb_per_s", "memory_gib"),
+        }.items() for key in keys),
+        *(((*path, "speed"), 3) for path in ((), TIER, NODES, LINK, GPU)),
+        *(((*path, key), value) for path, wrong in {
+            (): {"tiers": [], "description": "", "gpus": {"l4": GOOD["gpus"]["mine"]}},
+            TIER: {"name": "", "nodes": {}, "link": [], "pin": ["tail"], "least_blocks": -1,
+                   "most_blocks": 0.5},
+            NODES: {"gpu": 3, "count": 0, "names": [], "memory_gib": 0, "reserved_gib": -1,
+                    "price_per_hour": "1", "source": ""},
+            LINK: {"gbps": 0, "latency_ms": -1, "return_latency_ms": True, "gbps_source": 1},
+            GPU: {"t0_us": -1, "tflops": 0, "gb_per_s": math.inf, "memory_gib": "16",
+                  "power_w": -1},
+        }.items() for key, value in wrong.items()),
+        ((*NODES, "count"), 100_001),
+        ((*TIER, "pin"), ["head", "head"]),
+        ((*NODES, "names"), ["a", "a"]),
+        (("gpus", ""), GOOD["gpus"]["mine"]),
+    ],
+    ids=lambda each: ".".join(map(str, each)) if isinstance(each, tuple) else "",
+)  # fmt: skip
+def test_what_is_wrong_is_refused_by_both(path, value, network_schema, tmp_path):
+    document = changed(GOOD, path, value)
+    assert document != GOOD and not network_schema.is_valid(document)
+    assert refusal(document, tmp_path)
+
+
+def test_schema_and_reader_agree(network_schema, tmp_path):
+    """Every value of GOOD replaced by each of VALUES, every key dropped and one added."""
+    counts = {(True, True): 0, (False, False): 0}
+    seen = set()
+    for document in mutations(GOOD):
+        why = refusal(document, tmp_path)
+        valid = network_schema.is_valid(document)
+        if valid and why:
+            rules = [rule for rule, pattern in BEYOND.items() if re.search(pattern, why)]
+            assert rules, f"the schema takes it, but {why}"
+            seen.update(rules)
+        else:
+            assert valid == (why is None), (why, document)
+            counts[valid, why is None] += 1
+    assert seen == set(BEYOND)  # else a rule is one that the schema knows
+    assert min(counts.values()) > 100, counts
+
+
+def mutations(document):
+    for path, value in [((), document), *walk(document)]:
+        if isinstance(value, dict):
+            yield changed(document, (*path, "speed"), 3)
+        if path:
+            yield changed(document, path, MISSING)
+            yield from (changed(document, path, each) for each in VALUES)
+
+
+def walk(node, path=()):
+    steps = node.items() if isinstance(node, dict) else enumerate(node)
+    for step, value in steps:
+        yield (*path, step), value
+        if isinstance(value, dict | list):
+            yield from walk(value, (*path, step))
+
+
+def changed(document, path, value):
+    document = copy.deepcopy(document)
+    *outer, last = path
+    node = document
+    for step in outer:
+        node = node[step]
+    if value is MISSING:
+        del node[last]
+    else:
+        node[last] = value
+    return document
+
+
+def refusal(document, tmp_path):
+    """What the reader says of it; None if it takes it."""
+    path = tmp_path / "net.toml"
+    path.write_text("\n".join(f"{json.dumps(k)} = {toml(v)}" for k, v in document.items()))
+    assert repr(tomllib.loads(path.read_text())) == repr(document)
+    try:
+        read_network_file(path)
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return None
+
+
+def toml(value):
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{json.dumps(k)} = {toml(v)}' for k, v in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    return json.dumps(value) if isinstance(value, str | bool) else str(value)
+
+
+# --- plans ------------------------------------------------------------------------------------
+
+SITE = """
+[[tiers]]
+name = "desk"
+nodes = [{gpu = "l4"}, {gpu = "l4", names = ["small"], memory_gib = 1}]
+link = {gbps = 10, latency_ms = 0.1}
+[[tiers]]
+name = "box"
+nodes = [{gpu = "rtx-4090", price_per_hour = 2}]
+"""
+FREE = SITE.replace(", price_per_hour = 2", "")
+MAY_BE_EMPTY = SITE.replace("nodes", "least_blocks = 0\nnodes", 1)
+ASKED = [
+    *((SITE, {"objective": objective}) for objective in OBJECTIVES),
+    (FREE, {}),
+    (MAY_BE_EMPTY, {"objective": "path"}),
+    (SITE, {"concurrency": 5000}),  # infeasible
+    (SITE, {"method": "partition_cpsat"}),  # statistics
+    (SITE, {"method": "even_split"}),  # not proved
+    (SITE, {"output_tokens": 1}),  # no time per later token
+]
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plans") / "site.toml"
+    found = []
+    few = {"concurrency": 2, "rate_per_s": 0.5, "time_limit_s": 5, "output_tokens": 16}
+    for text, asked in ASKED:
+        path.write_text(text)
+        given = {**few, **asked}
+        found.append(hs.plan("phi-3-mini", path, **given).to_dict())
+    return [json.loads(json.dumps(document, allow_nan=False)) for document in found]
+
+
+def test_plans_are_accepted(plans, plan_schema):
+    for asked, document in zip(ASKED, plans, strict=True):
+        errors = [f"{e.json_path}: {e.message:.200}" for e in plan_schema.iter_errors(document)]
+        assert not errors, asked
+    of_kind = [document["result"]["status"] for document in plans]
+    assert {"optimal", "feasible", "infeasible"} <= set(of_kind)
+    nodes = [node for document in plans for node in document["nodes"]]
+    assert {node["is_used"] for node in nodes} == {True, False}
+    services = [document["service"] for document in plans]
+    assert None in services and any(s and s["tpot_s"] is None for s in services)
+    prices = [s["price_per_million_tokens"] for s in services if s]
+    assert None in prices and any(prices)
+
+
+def test_results_with_a_schedule_are_accepted(plan_schema):
+    inst = scenario("campus", "phi-3-mini", n_requests=3, seed=0, objective="mean_latency")
+    document = json.loads(json.dumps(hs.solve(inst, "hyperion").to_dict()))
+    assert document["schedule"]["node"]
+    plan_schema.evolve(schema=plan_schema.schema["properties"]["result"]).validate(document)
+
+
+def test_wrong_plans_are_refused(plans, plan_schema):
+    """Every key of a plan dropped, one added to every table, every value of a wrong type."""
+    document = next(d for d in plans if d["service"] and d["changes"])
+    n = 0
+    for path, value in [((), document), *walk(document)]:
+        if "statistics" in path:
+            continue
+        wrong = []
+        if isinstance(value, dict):
+            wrong.append(((*path, "speed"), 3))
+        if path and isinstance(path[-1], str):
+            wrong.append((path, MISSING))
+        if path:
+            wrong.append((path, [] if isinstance(value, str | dict) else "x"))
+        for where, what in wrong:
+            assert not plan_schema.is_valid(changed(document, where, what)), where
+            n += 1
+    assert n > 200
+    for path, value in {
+        ("result", "status"): "done", ("result", "objective"): "cost",
+        ("nodes", 0, "blocks"): [0], ("stages", 0, "blocks"): [-1, 3], ("nodes",): None,
+        ("result", "cuts"): [0.5], ("service", "keeps_up"): 1, ("prompt_tokens",): 1.5,
+    }.items():  # fmt: skip
+        assert not plan_schema.is_valid(changed(document, path, value)), path
+
+
+# --- types ------------------------------------------------------------------------------------
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+@dataclass
+class Part:
+    """A part; ``wide`` is its width.
+
+    Attributes
+    ----------
+    colour : Colour
+    most_bytes, wide_s : float
+        Of one, nan
+        if none.
+    """
+
+    colour: Colour
+    most_bytes: float
+    wide_s: float
+    joules_per_token: int
+    parts: "tuple[str, ...]"
+    sizes: dict[str, int]
+    pair: tuple[int, int]
+    maybe: bool | None
+
+
+def test_a_dataclass_is_written_field_by_field():
+    number = {"type": ["number", "null"]}
+    assert _of(Part) == {
+        "type": "object",
+        "description": "A part; `wide` is its width.",
+        "properties": {
+            "colour": {"type": "string", "enum": ["red"]},
+            "most_bytes": {**number, "description": "Of one, null if none. In bytes."},
+            "wide_s": {**number, "description": "Of one, null if none. In seconds."},
+            "joules_per_token": {"type": "integer"},
+            "parts": {"type": "array", "items": {"type": "string"}},
+            "sizes": {"type": "object", "additionalProperties": {"type": "integer"}},
+            "pair": {
+                "type": "array",
+                "items": {"type": "integer"},
+                "minItems": 2,
+                "maxItems": 2,
+            },
+            "maybe": {"type": ["boolean", "null"]},
+        },
+        "required": list(Part.__annotations__),
+        "additionalProperties": False,
+    }
+    with pytest.raises(TypeError, match="schema: <class 'complex'> is no type of a file"):
+        _of(complex)
+
+
+def test_the_command_prints_it():
+    for kind in SCHEMAS:
+        done = CliRunner().invoke(catalog_commands.schema, [kind])
+        assert done.exit_code == 0 and json.loads(done.stdout) == schema(kind)
+    assert CliRunner().invoke(catalog_commands.schema, ["tiers"]).exit_code == 2

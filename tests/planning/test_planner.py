@@ -1,0 +1,771 @@
+"""`plan`: what it says against the definitions, and against solving again."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import hypsolve as hs
+from hypsolve.planning import forecast, planner, query, what_if
+from hypsolve.planning.forecast import predict
+from hypsolve.planning.plan import blocks_in_words
+from hypsolve.planning.query import Ask, answer
+from hypsolve.planning.text import binding_in_words, proof_in_words
+from hypsolve.planning.what_if import Case, _cases
+from hypsolve.problem import evaluation
+from hypsolve.problem.units import GIB
+from hypsolve.simulation.metrics import growth
+from instances import network, networks
+from tests.helpers import token_toys as toys
+from tests.helpers.scenarios_token import random_scenario
+
+WIRE = hs.Link(bytes_per_s=1e8, latency_s=1e-3)
+
+
+def tier(name, gpu, n_nodes=1, link=None, **fields):
+    nodes = tuple(
+        hs.Node(name=f"{name}-{n}", gpu=hs.gpu(gpu), **fields) for n in range(n_nodes)
+    )
+    return hs.Tier(name=name, nodes=nodes, link=link)
+
+
+SMALL = hs.Network(
+    name="small", tiers=(tier("desk", "rtx-3090", 2, WIRE), tier("rack", "a100-40gb"))
+)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
+
+
+@pytest.fixture(scope="module")
+def too_small():
+    return hs.plan("llama-3-8b", TIGHT, concurrency=64)
+
+
+@pytest.fixture
+def unsimulated(monkeypatch, found):
+    """Plans that say of any split that it serves the same: for what is solved alone."""
+    monkeypatch.setattr(planner, "predict", lambda *arguments, **options: found.service)
+
+
+def best_s(*arguments, **options):
+    return planner.split(*arguments, **options)[1].objective_s
+
+
+def fits(*arguments, **options):
+    return planner.split(*arguments, **options)[1].partition is not None
+
+
+def test_a_plan_is_what_solve_proves(found):
+    instance = found.result.instance
+    assert found.fits and str(found.result.status) == "optimal"
+    assert hs.solve(instance, "partition_highs").objective_s == pytest.approx(
+        found.result.objective_s, rel=1e-6
+    )
+    assert hs.verify_certificate(instance, found.result.certificate) == []
+    assert proof_in_words(found).startswith(
+        "proved optimal: no split over all tiers has a bottleneck be"
+    )
+
+
+def test_nodes_hold_what_their_blocks_need(found):
+    model, partition = found.model, found.result.partition
+    resident = 8 * (512 + 256)
+    for node in found.nodes:
+        k = ("desk", "rack").index(node.tier)
+        assert node.blocks == partition.stage(k) and node.is_used
+        blocks = [model.blocks[b] for b in node.blocks]
+        assert node.weight_bytes == sum(block.weight_bytes for block in blocks)
+        assert node.kv_bytes == resident * sum(block.kv_bytes_per_token for block in blocks)
+        memory = SMALL.tiers[k].nodes[0].usable_bytes
+        assert node.free_bytes == memory - node.weight_bytes - node.kv_bytes >= 0
+
+
+def test_stages_are_the_objective_and_one_binds(found):
+    instance, partition = found.result.instance, found.result.partition
+    sums = [stage.time_s + stage.link_s for stage in found.stages]
+    assert max(sums) == pytest.approx(evaluation.bottleneck_s(instance, partition), rel=1e-12)
+    assert found.binding.share == 1.0
+    assert found.binding is found.stages[int(np.argmax(sums))]
+
+
+def test_every_change_is_what_solving_again_says(found):
+    assert found.changes
+    values = [change.objective_s for change in found.changes]
+    assert values == sorted(values) and values[-1] < found.result.objective_s
+    by_name = {change.what: change for change in found.changes}
+    again_s = best_s("llama-3-8b", SMALL, concurrency=8, weights="int8")
+    int8 = by_name["weights in int8"]
+    assert int8.objective_s == again_s
+    assert int8.gain == pytest.approx(1 - again_s / found.result.objective_s)
+    grown = replace(SMALL, tiers=(tier("desk", "rtx-3090", 3, WIRE), SMALL.tiers[1]))
+    one_more = by_name["one more RTX 3090 in 'desk'"]
+    assert one_more.objective_s == pytest.approx(
+        best_s("llama-3-8b", grown, concurrency=8), rel=1e-12
+    )
+    behind = tier("new", "a100-40gb")
+    longer = replace(SMALL, tiers=(SMALL.tiers[0], replace(SMALL.tiers[1], link=WIRE), behind))
+    cases = {case.what: case for case in _cases("llama-3-8b", None, case_of(found), fits=True)}
+    own_tier = cases["one more A100-40GB as a tier of its own behind 'rack'"]
+    _, again = answer(own_tier.model, own_tier.site, own_tier.ask)
+    assert again.objective_s == pytest.approx(
+        best_s("llama-3-8b", longer, concurrency=8), rel=1e-12
+    )
+
+
+def case_of(found, **options):
+    asked = Ask(
+        prompt_tokens=512, output_tokens=256, rate_per_s=2.0, concurrency=8,
+        objective=found.objective, method=None, time_limit_s=60.0, seed=0, options={},
+    )  # fmt: skip
+    return Case(what="", model=found.model, site=found.network, ask=replace(asked, **options))
+
+
+def test_a_change_is_told_where_it_helps_more_than_a_smaller_one(unsimulated):
+    """As 4 GiB more than 1 GiB, or a tier of its own than a node in the tier."""
+    tight = replace(
+        SMALL, tiers=(tier("desk", "rtx-3090", 2, WIRE, memory_bytes=3 * GIB), SMALL.tiers[1])
+    )
+    found = hs.plan("llama-3-8b", tight, concurrency=8)
+    by_name = {change.what: change.objective_s for change in found.changes}
+    groups = {}
+    for case in _cases("llama-3-8b", None, case_of(found), fits=True):
+        _, again = answer(case.model, case.site, case.ask)
+        if case.instead_of:
+            groups.setdefault(case.instead_of, []).append((case.what, again.objective_s))
+    dropped = 0
+    for members in groups.values():
+        least = found.result.objective_s
+        for what, value_s in members:
+            better = value_s < least * (1 - 1e-3)
+            assert (what in by_name) is better
+            dropped += not better and value_s < found.result.objective_s * (1 - 1e-3)
+            least = min(least, value_s) if better else least
+    assert dropped > 0 and any(len(members) == 3 for members in groups.values())
+
+
+def test_nodes_of_two_sizes_are_both_offered_whatever_their_order(unsimulated):
+    for memories in ((24, 6), (6, 24)):
+        nodes = tuple(
+            hs.Node(name=f"n{gib}", gpu=hs.gpu("rtx-3090"), memory_bytes=gib * GIB)
+            for gib in memories
+        )
+        network = replace(
+            SMALL, tiers=(hs.Tier(name="desk", nodes=nodes, link=WIRE), SMALL.tiers[1])
+        )
+        found = hs.plan("llama-3-8b", network, concurrency=8)
+        names = {case.what for case in _cases("llama-3-8b", None, case_of(found), fits=True)}
+        assert "one more RTX 3090 with 24 GiB free in 'desk'" in names
+        assert "one more RTX 3090 with 6 GiB free in 'desk'" in names
+
+
+def test_a_limit_that_is_in_the_way_is_told():
+    site = hs.NetworkFile(network=SMALL, most_blocks=(3, 4))
+    found = hs.plan("llama-3-8b", site, concurrency=1)
+    assert not found.fits
+    texts = {change.what: change.objective_s for change in found.changes}
+    free_s = best_s("llama-3-8b", replace(site, most_blocks=(3, None)), concurrency=1)
+    assert texts["no most_blocks on 'rack'"] == free_s
+
+
+def test_nodes_in_a_row_are_tried_where_they_are_linked(unsimulated):
+    site = hs.NetworkFile(network=SMALL, inner_links=(WIRE, None))
+    found = hs.plan("llama-3-8b", site, concurrency=8)
+    cases = {case.what: case for case in _cases("llama-3-8b", None, case_of(found), fits=True)}
+    row = cases["nodes of 'desk' as stages in a row"].site.network
+    assert [(t.name, t.link, len(t.nodes)) for t in row.tiers] == [
+        ("desk/desk-0", WIRE, 1), ("desk/desk-1", WIRE, 1), ("rack", None, 1),
+    ]  # fmt: skip
+    limited = replace(site, most_blocks=(20, None))
+    found = hs.plan("llama-3-8b", limited, concurrency=8)
+    names = {case.what for case in _cases("llama-3-8b", None, case_of(found), fits=True)}
+    assert not any("in a row" in name for name in names)
+
+
+TIGHT = hs.Network(
+    name="tight", tiers=(tier("a", "t4", link=WIRE), tier("b", "t4", memory_bytes=2 * GIB))
+)
+
+
+def test_what_does_not_fit_says_why_and_what_would(too_small):
+    found = too_small
+    assert not found.fits and found.service is None and not found.nodes
+    assert "too many" in found.result.message
+    texts = {change.what for change in found.changes}
+    assert "weights in int4" in texts
+    for change in found.changes:
+        assert math.isfinite(change.objective_s) and math.isnan(change.gain)
+    (shorter,) = (text for text in texts if text.startswith("sequences of"))
+    longest = int(shorter.split()[2])
+    assert shorter == f"sequences of {longest} tokens, not 768"
+    asked = {"prompt_tokens": longest - 256, "output_tokens": 256, "concurrency": 64}
+    assert fits("llama-3-8b", TIGHT, **asked)
+    assert not fits("llama-3-8b", TIGHT, **asked | {"prompt_tokens": longest - 255})
+    (memory,) = (text for text in texts if text.endswith("GiB more on each node of 'b'"))
+    gib = int(memory.split()[0])
+    for more, does_fit in ((gib, True), (gib - 1, False)):
+        wider = tier("b", "t4", memory_bytes=(2 + more) * GIB)
+        grown = replace(TIGHT, tiers=(TIGHT.tiers[0], wider))
+        assert fits("llama-3-8b", grown, concurrency=64) is does_fit
+    (fewer,) = (text for text in texts if text.startswith("room for"))
+    most = int(fewer.split()[2])
+    assert fits("llama-3-8b", TIGHT, concurrency=most)
+    assert not fits("llama-3-8b", TIGHT, concurrency=most + 1)
+
+
+def test_what_cannot_be_mended_by_fewer_sequences_does_not_say_so():
+    tiny = hs.Network(name="tiny", tiers=(tier("a", "t4", memory_bytes=GIB),))
+    found = hs.plan("llama-3-8b", tiny)
+    assert not any(change.what.startswith("room for") for change in found.changes)
+
+
+@pytest.mark.parametrize("objective", ["bottleneck", "path", "p0"])
+def test_objectives(objective, unsimulated):
+    found = hs.plan("phi-3-mini", SMALL, objective=objective, concurrency=1)
+    instance, partition = found.result.instance, found.result.partition
+    assert str(instance.objective) == objective
+    assert found.result.objective_s == hs.evaluate(instance, partition)
+    shares = [stage.share for stage in found.stages]
+    if objective == "bottleneck":
+        assert max(shares) == 1.0
+        return
+    times_s = [stage.time_s for stage in found.stages]
+    links_s = sum(stage.link_s for stage in found.stages)
+    stages_s = sum(times_s) if objective == "path" else max(times_s)
+    assert stages_s + links_s == pytest.approx(found.result.objective_s, rel=1e-12)
+    assert sum(shares) == pytest.approx(1.0)
+    assert found.binding.share == max(shares)
+
+
+def test_mean_latency_is_searched_by_simulation():
+    asked = {"objective": "mean_latency", "rate_per_s": 3.0, "seed": 5, "output_tokens": 24}
+    found = hs.plan("phi-3-mini", SMALL, **asked)
+    assert found.result.method == "simulated" and str(found.result.status) == "optimal"
+    assert found.result.objective_s == found.service.latency_mean_s
+    assert found.simulate().latency_s.mean() == found.service.latency_mean_s
+    assert "each searched" in str(found) and "requests simulated at 3 a second" in str(found)
+    assert sum(stage.share for stage in found.stages) == pytest.approx(1.0)
+    for change in found.changes:
+        assert change.objective_s < found.result.objective_s
+    for name in ("hypsplit_dp", "even_split", "partition_cpsat"):
+        deployment, other = planner.split("phi-3-mini", SMALL, method=name, **asked)
+        again = predict(deployment, other.partition, 3.0, seed=5)
+        assert other.objective_s == again.latency_mean_s and other.method == name
+        assert other.objective_s >= found.result.objective_s >= other.bound_s
+
+
+def test_splits_for_other_objectives_are_simulated_too(found):
+    assert [other.objective for other in found.alternatives] == ["path", "p0"]
+    for other in found.alternatives:
+        best = hs.solve(found.result.instance.replace(objective=other.objective), "hypsplit_dp")
+        assert other.cuts == best.partition.cuts
+        again = predict(found.deployment, best.partition, 2.0)
+        assert other.latency_mean_s == again.latency_mean_s
+        assert other.most_requests_per_s == again.most_requests_per_s
+
+
+@pytest.mark.parametrize(
+    ("rate", "latency", "words"),
+    [(1.5, 1.0, "more"), (1.0, 0.5, "sooner"), (1.5, 0.5, "more and sooner"), (1.01, 0.99, "")],
+)
+def test_a_split_that_serves_better_is_told(rate, latency, words, found):
+    forecast, other = found.service, found.alternatives[0]
+    other = replace(
+        other,
+        latency_mean_s=latency * forecast.latency_mean_s,
+        most_requests_per_s=rate * forecast.most_requests_per_s,
+    )
+    told = [
+        line
+        for line in str(replace(found, alternatives=(other,))).splitlines()
+        if line.startswith("simulated, the split for ")
+    ]
+    if not words:
+        assert told == []
+        return
+    (line,) = told
+    start = f"simulated, the split for path ({hs.Partition(other.cuts)}) serves {words}: about "
+    assert line.startswith(start) and line.endswith("see --objective")
+
+
+def test_one_split_for_all_objectives_has_no_alternatives():
+    box = hs.Network(name="one", tiers=(tier("box", "a100-80gb"),))
+    found = hs.plan("phi-3-mini", box, concurrency=1)
+    assert found.alternatives == () and "no split has a bottleneck below" in str(found)
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.6, 0.9, 1.5])
+def test_the_rate_asked_for_and_the_largest_agree(factor, found):
+    most = found.service.most_requests_per_s
+    partition = found.result.partition
+    forecast = predict(found.deployment, partition, factor * most)
+    assert forecast.keeps_up is (factor < 1)
+    assert (forecast.most_requests_per_s >= factor * most) is forecast.keeps_up
+    assert forecast.most_requests_per_s == pytest.approx(most, rel=0.1)
+
+
+def test_a_rate_that_takes_too_long_to_tell_is_said_to(found, monkeypatch):
+    monkeypatch.setattr(forecast, "MOST_REQUESTS", 10)
+    short = predict(found.deployment, found.result.partition, 2.0)
+    assert short.keeps_up is None and math.isnan(short.most_requests_per_s)
+    text = str(replace(found, service=short))
+    assert "whether it keeps up with this rate takes too long to simulate" in text
+    assert "cannot keep up" not in text
+
+
+def test_latencies_that_settle_are_told_from_queues():
+    """More requests are simulated where the first few do not tell."""
+    wire = hs.Link(bytes_per_s=6e6, latency_s=0.03)
+    tiers = (
+        tier("a", "jetson-agx-orin", 1, wire), tier("b", "jetson-agx-orin", 1, wire),
+        tier("c", "a10", 1, wire), tier("d", "jetson-agx-orin", 2),
+    )  # fmt: skip
+    deployment, result = planner.split(
+        "llama-3-8b", hs.Network(name="net", tiers=tiers), prompt_tokens=4000,
+        output_tokens=1500, concurrency=1,
+    )  # fmt: skip
+    most = predict(deployment, result.partition, 0.01).most_requests_per_s
+    n = 1500
+    means = []
+    for factor in (0.97, 1.2):
+        requests = hs.Requests(
+            np.arange(n) / (factor * most), np.full(n, 4000), np.full(n, 1500)
+        )
+        trace = forecast.serve(replace(deployment, requests=requests), result.partition)
+        means.append(growth(trace))
+    assert means[0] < 1.1 < means[1]
+
+
+def test_queues_stay_or_grow_at_the_largest_rate(found):
+    """Over many more requests than are simulated to find it."""
+    rates = (0.95, 1.15)
+    means = []
+    for factor in rates:
+        n = 6000
+        arrival_s = np.arange(n) / (factor * found.service.most_requests_per_s)
+        requests = hs.Requests(arrival_s, np.full(n, 512), np.full(n, 256))
+        served = hs.simulate(
+            replace(found.deployment, requests=requests),
+            found.result.partition, link_contention=True,
+        )  # fmt: skip
+        eighths = [each.mean() for each in np.array_split(served.latency_s, 8)]
+        means.append(eighths[6] / eighths[2])
+    assert means[0] < 1.1 < 1.5 < means[1]
+
+
+def test_a_plan_says_what_it_is_doing(unsimulated):
+    told = []
+    found = hs.plan("phi-3-mini", SMALL, tell=told.append)
+    assert told[0] == "simulating requests"
+    assert {f"tried: {change.what}" for change in found.changes} <= set(told)
+    planner.split("phi-3-mini", SMALL, objective="mean_latency", tell=told.append)
+    assert any("splits simulated, least mean latency" in line for line in told)
+
+
+def interrupt_at(monkeypatch, module, name, call=1):
+    real, calls = getattr(module, name), []
+
+    def interrupted(*arguments, **options):
+        calls.append(name)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, name, interrupted)
+
+
+def test_an_interrupt_leaves_what_there_is(monkeypatch, found):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, what_if, "answer", call=3)
+        some = hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
+    assert some.stopped == "not all changes were tried" and some.service == found.service
+    assert len(some.changes) == 2 and set(some.changes) < set(found.changes)
+    assert "stopped: not all changes were tried" in str(some)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, planner, "predict")
+        less = hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
+    assert less.stopped == "not all changes were tried; what it serves was not simulated"
+    assert less.service is None and less.stages == found.stages and less.nodes == found.nodes
+    assert "proved optimal" in str(less) and "what would help" not in str(less)
+    json.dumps(less.to_dict(), allow_nan=False)
+
+
+def test_a_searched_change_that_is_interrupted_ends_the_plan(monkeypatch):
+    real, searches = query.least_mean_latency, []
+
+    def search(*arguments, **options):
+        searches.append(options["time_limit_s"])
+        found = real(*arguments, **options)
+        if len(searches) == 3:
+            return replace(found, statistics={"stopped": True})
+        return found
+
+    monkeypatch.setattr(query, "least_mean_latency", search)
+    found = hs.plan("phi-3-mini", SMALL, objective="mean_latency", output_tokens=4)
+    assert found.stopped == "not all changes were tried"
+    assert searches == [60.0, 1.0, 1.0]  # of changes a second each
+
+
+def test_the_limit_of_a_search_is_no_longer_for_a_change(monkeypatch):
+    limits = []
+
+    def search(*arguments, **options):
+        limits.append(options["time_limit_s"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(query, "least_mean_latency", search)
+    with pytest.raises(KeyboardInterrupt):
+        hs.plan("phi-3-mini", SMALL, objective="mean_latency", time_limit_s=0.25)
+    assert limits == [0.25]
+
+
+def test_a_tied_table_is_held_once_on_a_node_with_all_blocks():
+    box = hs.Network(name="box", tiers=(tier("box", "rtx-3090"),))
+    found = hs.plan("llama-3.2-1b", box, concurrency=1)
+    (node,) = found.nodes
+    assert found.model.tied_bytes > 0
+    assert node.weight_bytes == found.model.weight_bytes - found.model.tied_bytes
+    kv_bytes = 768 * sum(block.kv_bytes_per_token for block in found.model.blocks)
+    assert node.free_bytes == hs.gpu("rtx-3090").memory_bytes - node.weight_bytes - kv_bytes
+
+
+def test_an_exact_method_that_is_interrupted_is_replaced(monkeypatch, found):
+    interrupt_at(monkeypatch, query, "solve")
+    other = hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8, method="partition_cbc")
+    assert other.stopped == "partition_cbc was stopped: this is hypsplit_dp's split"
+    assert other.result.partition == found.result.partition and other.service == found.service
+    interrupt_at(monkeypatch, query, "solve")
+    with pytest.raises(KeyboardInterrupt):  # nothing to show
+        hs.plan("llama-3-8b", SMALL)
+
+
+def test_pins_and_limits_of_the_file_hold(unsimulated):
+    site = hs.NetworkFile(
+        network=SMALL, pins={"embedding": "desk", 20: "desk"}, most_blocks=(25, None)
+    )
+    found = hs.plan("llama-3-8b", site, concurrency=1)
+    cut = found.result.partition.cuts[1]
+    assert 22 <= cut <= 25
+    assert best_s("llama-3-8b", SMALL, concurrency=1) <= found.result.objective_s
+    with pytest.raises(ValueError, match="pin of layer 32: llama-3-8b has layers 0 to 31"):
+        hs.plan("llama-3-8b", replace(site, pins={32: "desk"}))
+
+
+def test_everything_is_plain_in_a_dictionary(found, too_small):
+    document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert document["result"]["cuts"] == list(found.result.partition.cuts)
+    assert document["nodes"][0]["blocks"] == [0, found.result.partition.cuts[1]]
+    assert document["service"]["price_per_million_tokens"] is None
+    nothing = json.loads(json.dumps(too_small.to_dict(), allow_nan=False))
+    assert nothing["service"] is None and nothing["changes"][0]["gain"] is None
+
+
+def test_the_nearest_to_binding_are_named(found):
+    stages = [replace(found.stages[0], tier=f"t{n}", share=1 - n / 20) for n in range(10)]
+    words = binding_in_words(replace(found, stages=(stages[0], *stages[:0:-1])))
+    assert words == (
+        "binds: t0; slack of the others: t1 5%, t2 10%, t3 15%, t4 20%, t5 25%, t6 30%,"
+        " and 3 with more"
+    )
+
+
+def test_blocks_in_words():
+    words = {
+        range(0, 0): "none", range(0, 1): "embedding", range(0, 2): "embedding, layer 0",
+        range(0, 4): "embedding, layers 0-2", range(2, 4): "layers 1-2", range(5, 6): "head",
+        range(4, 6): "layer 3, head", range(0, 6): "embedding, layers 0-3, head",
+    }  # fmt: skip
+    assert {blocks: blocks_in_words(blocks, 6) for blocks in words} == words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            ("llama-3-9b", SMALL),
+            ValueError,
+            "unknown model 'llama-3-9b'; did you mean llama-3-8b",
+        ),
+        ((3, SMALL), TypeError, "plan: model must be a name, a path or a Model, got 3"),
+        (("llama-3-8b", 3), TypeError, "path must be a string or a path, got 3"),
+        (("llama-3-8b", "nowhere.toml"), FileNotFoundError, "nowhere.toml"),
+    ],
+)
+def test_bad_model_or_network(arguments, error, message):
+    with pytest.raises(error, match=message):
+        hs.plan(*arguments)
+
+
+def test_a_misspelt_argument_of_plan_is_not_blamed_on_the_method(monkeypatch):
+    with pytest.raises(TypeError, match="plan: unknown option 'rate'; did you mean rate_per_s"):
+        hs.plan("llama-3-8b", SMALL, rate=1)
+    with pytest.raises(TypeError, match="hypsplit_dp: unknown option 'xyz'"):
+        hs.plan("llama-3-8b", SMALL, xyz=1)
+
+    def mine(instance, *, time_limit_s, seed, rate):
+        return hs.METHODS["hypsplit_dp"].function(instance, time_limit_s=rate, seed=seed)
+
+    monkeypatch.setitem(hs.METHODS, "mine", hs.Method(mine, "partition", kernels=("hypsplit",)))
+    assert hs.plan("llama-3-8b", SMALL, method="mine", rate=2.0, with_changes=False).fits
+
+    def any_option(instance, *, time_limit_s, seed, **options):
+        return mine(instance, time_limit_s=time_limit_s, seed=seed, **options)
+
+    given = hs.Method(any_option, "partition", kernels=("hypsplit",))
+    monkeypatch.setitem(hs.METHODS, "any_option", given)
+    assert hs.plan("llama-3-8b", SMALL, method="any_option", rate=2.0, with_changes=False).fits
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt_tokens": 0}, "plan: prompt_tokens must be at least 1, got 0"),
+        ({"output_tokens": 2**40}, "plan: output_tokens must be at most 2147483648"),
+        ({"concurrency": 0}, "plan: concurrency must be at least 1"),
+        (
+            {"concurrency": 2**30},
+            r"plan: concurrency \* \(prompt_tokens \+ output_tokens\) must",
+        ),
+        ({"rate_per_s": 0}, "plan: rate_per_s must be finite and at least 1e-06, got 0"),
+        ({"weights": "fp4"}, "unknown weights 'fp4'"),
+        (
+            {"objective": "makespan"},
+            "unknown objective 'makespan'; choose one of bottleneck, path, mean_latency, p0",
+        ),
+        ({"objective": "mean_latency", "time_limit_s": 0}, "plan: time_limit_s must be pos"),
+        ({"method": "dp"}, "unknown method 'dp'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        hs.plan("llama-3-8b", SMALL, **options)
+
+
+def test_limits_that_leave_no_block_for_another_tier(unsimulated):
+    site = hs.NetworkFile(network=SMALL, least_blocks=(10, 24))
+    found = hs.plan("llama-3-8b", site, concurrency=1)
+    assert found.result.partition.cuts == (0, 10, 34)
+    assert not any("tier of its own" in change.what for change in found.changes)
+
+
+def test_p0_knows_no_empty_tier():
+    site = hs.NetworkFile(network=SMALL, least_blocks=(None, 0))
+    with pytest.raises(
+        ValueError, match="least_blocks of tier 'rack' must be at least 1 under"
+    ):
+        hs.plan("llama-3-8b", site, objective="p0")
+
+
+def test_a_model_from_a_file(tmp_path, found, unsimulated):
+    """As in its config.json; a name that is a file too is the file."""
+    config = {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for path in (tmp_path, tmp_path / "config.json", str(tmp_path)):
+        read = hs.plan(path, SMALL, concurrency=8)
+        assert read.result.objective_s == found.result.objective_s
+        assert [c.objective_s for c in read.changes] == [c.objective_s for c in found.changes]
+
+
+def test_an_exact_method_proves_the_same_and_changes_are_quick(found, unsimulated):
+    slow = hs.plan("llama-3-8b", SMALL, concurrency=8, method="partition_cpsat")
+    assert slow.result.method == "partition_cpsat"
+    assert slow.result.objective_s == pytest.approx(found.result.objective_s, rel=1e-6)
+    assert [c.what for c in slow.changes] == [c.what for c in found.changes]
+
+
+def test_a_model_of_ones_own(unsimulated):
+    own = hs.plan(hs.model("phi-3-mini"), SMALL, concurrency=1)
+    assert not any(change.what.startswith("weights") for change in own.changes)
+    with pytest.raises(ValueError, match="weights must be None where the model is a Model"):
+        hs.plan(hs.model("phi-3-mini"), SMALL, weights="int8")
+
+
+# what it will serve
+
+
+def test_the_room_is_that_of_the_tier_with_the_least():
+    """And what is sold is what is served, however fast requests come."""
+    tiers = (tier("a", "t4", 2, WIRE), tier("b", "a100-80gb"))
+    site = hs.NetworkFile(
+        network=hs.Network(name="net", tiers=tiers), price_per_hour={"b-0": 3.6}
+    )
+    found = hs.plan("llama-3-8b", site, concurrency=2, with_changes=False)
+    rooms = []
+    for stage, each in zip(found.stages, tiers, strict=True):
+        blocks = [found.model.blocks[b] for b in stage.blocks]
+        kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
+        held = sum(block.weight_bytes for block in blocks)
+        rooms.append(sum(int((n.usable_bytes - held) // kv_bytes // 768) for n in each.nodes))
+    assert found.service.most_sequences == min(rooms) < max(rooms)
+    most = found.service.most_requests_per_s
+    beyond = hs.plan("llama-3-8b", site, concurrency=2, rate_per_s=4 * most, with_changes=False)
+    assert not beyond.service.keeps_up
+    steady = beyond.service.most_requests_per_s
+    assert beyond.service.output_tokens_per_s == pytest.approx(steady * 256)
+    price = 3.6 / 3600 / (steady * 256) * 1e6
+    assert beyond.service.price_per_million_tokens == pytest.approx(price)
+
+
+@pytest.mark.parametrize("name", networks())
+@pytest.mark.parametrize("lengths", [(1, 1), (300, 40), (8, 80)])
+def test_what_is_predicted_is_below_the_bound(name, lengths):
+    found = hs.plan(
+        "phi-3-mini", network(name), prompt_tokens=lengths[0], output_tokens=lengths[1],
+        concurrency=1, rate_per_s=0.5, with_changes=False,
+    )  # fmt: skip
+    forecast = found.service
+    assert forecast.bound_requests_per_s > 0
+    assert not forecast.most_requests_per_s > forecast.bound_requests_per_s
+    assert forecast.most_sequences >= 1
+    assert forecast.most_context_tokens >= sum(lengths)
+
+
+@pytest.mark.parametrize("seed", range(0, 240, 2))
+def test_no_schedule_beats_the_bound(seed):
+    """Random models (experts, windows), networks and chunks, and many requests at once."""
+    scenario = random_scenario(seed, hs.simulate)
+    base, rng = scenario.deployment, np.random.default_rng(seed)
+    p, o = int(rng.integers(1, 40)), int(rng.integers(1, 20))
+    n = 200
+    burst = replace(base, requests=toys.burst(n, p, o), max_resident_tokens=p + o)
+    instance = hs.to_instance(burst, allow_empty=True)
+    partition = scenario.partition
+    if any(
+        partition.stage(k)
+        and not evaluation.can_hold(instance, k, *partition.cuts[k : k + 2]).any()
+        for k in range(partition.n_tiers)
+    ):
+        return
+    bound = predict(burst, partition, 1.0).bound_requests_per_s
+    for policy in ("round_robin", "hypsched_rt"):
+        for chunk_tokens in (None, 7):
+            trace = hs.simulate(
+                burst, partition, policy, chunk_tokens=chunk_tokens, link_contention=True
+            )
+            assert n / trace.end_s.max() <= bound * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_the_bound_is_reached_where_nothing_is_lost(batch):
+    """Prompts of one token on one node, a second for each batch; KV caches hold `batch`."""
+    kv = {"kv_bytes": 1} if batch == 1 else {}
+    problem = toys.deployment(
+        [[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1), toys.model(1, **kv), memory_bytes=2.0
+    )  # fmt: skip
+    forecast = predict(problem, toys.even(1), 0.5)
+    assert forecast.bound_requests_per_s == pytest.approx(batch)
+    assert 0.7 * batch <= forecast.most_requests_per_s <= batch
+    assert forecast.keeps_up
+    assert not predict(problem, toys.even(1), 1.5 * batch).keeps_up
+
+
+def test_links_bound_the_rate():
+    wire = hs.Link(bytes_per_s=10.0, latency_s=0.0)
+    fast = toys.gpu("gpu", t0_s=1e-3)
+    problem = toys.deployment(
+        [[fast], [fast]], toys.burst(1, 4, 2), toys.model(2, output_bytes=2), [wire]
+    )  # five tokens of two bytes: a second
+    forecast = predict(problem, toys.even(2), 0.5)
+    assert forecast.bound_requests_per_s == pytest.approx(1.0)
+    assert 0.5 <= forecast.most_requests_per_s <= 1.0
+
+
+def test_a_long_way_costs_no_rate_but_where_caches_are_few():
+    far = hs.Link(bytes_per_s=1e9, latency_s=0.5)
+    fast = toys.gpu("gpu", t0_s=1e-3)
+    problem = toys.deployment(
+        [[fast], [fast]],
+        toys.burst(1, 1, 5),
+        toys.model(2, kv_bytes=1),
+        [far],
+        memory_bytes=60.0,
+    )  # room for ten, each for at least four round trips of a second
+    forecast = predict(problem, toys.even(2), 0.5)
+    assert forecast.most_sequences == 10
+    assert forecast.bound_requests_per_s == pytest.approx(10 / 4.008, rel=1e-3)
+    assert 1 <= forecast.most_requests_per_s <= forecast.bound_requests_per_s
+    assert forecast.keeps_up
+
+
+def test_what_is_told_of_a_run_is_what_the_metrics_say():
+    problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1, 1, 3), toys.model(1))
+    forecast = predict(problem, toys.even(1), 0.2, seed=3)
+    rng = np.random.default_rng(3)
+    arrival_s = rng.exponential(1.0, 400).cumsum() / 0.2
+    ones = np.ones(400, np.int64)
+    trace = hs.simulate(
+        replace(problem, requests=hs.Requests(arrival_s, ones, 3 * ones)), toys.even(1),
+        link_contention=True,
+    )  # fmt: skip
+    found = trace.metrics()
+    assert (forecast.latency_p50_s, forecast.latency_p95_s) == (
+        found.latency_s.p50, found.latency_s.p95
+    )  # fmt: skip
+    assert forecast.latency_p50_s < forecast.latency_p95_s
+    assert forecast.ttft_s == found.ttft_s.mean and forecast.tpot_s == found.tpot_s.mean
+    assert forecast.output_tokens_per_s == pytest.approx(0.6)
+
+
+def test_the_longest_context_is_that_of_the_roomiest_node():
+    tiers = (
+        hs.Tier(name="a", nodes=tuple(
+            hs.Node(name=f"a{n}", gpu=hs.gpu("h200"), memory_bytes=memory * GIB)
+            for n, memory in enumerate((30, 60))
+        )),
+    )  # fmt: skip
+    model = replace(hs.model("llama-3-8b"), context_tokens=0)
+    found = hs.plan(model, hs.Network(name="net", tiers=tiers), with_changes=False)
+    kv_bytes = sum(block.kv_bytes_per_token for block in found.model.blocks)
+    free = 60 * GIB - found.model.weight_bytes
+    assert found.service.most_context_tokens == free // kv_bytes
+    named = hs.plan("llama-3-8b", hs.Network(name="net", tiers=tiers), with_changes=False)
+    assert named.service.most_context_tokens == 8192  # what it was made for
+
+
+def test_a_tier_that_may_stay_empty_is_left_out_where_that_is_better():
+    slow = hs.Link(bytes_per_s=2.5e6, latency_s=1e-3)
+    tiers = (tier("home", "jetson-orin-nano", 1, slow), tier("dc", "h200"))
+    full = hs.plan("phi-3-mini", hs.Network(name="net", tiers=tiers), concurrency=1)
+    by_name = {change.what: change for change in full.changes}
+    without = by_name["no block on 'home' (least_blocks = 0), if that is better"]
+    site = hs.NetworkFile(network=full.network.network, least_blocks=(0, None))
+    found = hs.plan("phi-3-mini", site, concurrency=1)
+    assert found.result.partition.cuts == (0, 0, 34)
+    assert found.result.objective_s == without.objective_s < full.result.objective_s
+    assert not any("home" in c.what and "no block" in c.what for c in found.changes)
+    with pytest.raises(ValueError, match="least_blocks of all tiers must be at most the 34 bl"):
+        hs.plan("phi-3-mini", replace(site, least_blocks=(40, None)))
+
+
+def test_changes_of_memory_and_links_are_what_solving_says(unsimulated):
+    slow = hs.Link(bytes_per_s=1e7, latency_s=1e-3)
+    a, b = tier("a", "rtx-4090", 1, slow, memory_bytes=9 * GIB), tier("b", "rtx-4090")
+    roomy = replace(a, nodes=(replace(a.nodes[0], memory_bytes=None),))
+    roomier = replace(a, nodes=(replace(a.nodes[0], memory_bytes=13 * GIB),))
+    quicker = replace(roomy, link=replace(slow, bytes_per_s=2e7))
+    for what, before, after in (
+        ("4 GiB more on each node of 'a'", (a, tier("b", "t4")), (roomier, tier("b", "t4"))),
+        ("twice the rate of the link from 'a'", (roomy, b), (quicker, b)),
+    ):
+        now, then = (hs.Network(name="net", tiers=tiers) for tiers in (before, after))
+        found = hs.plan("llama-3-8b", now, concurrency=1)
+        by_name = {change.what: change.objective_s for change in found.changes}
+        assert by_name[what] == best_s("llama-3-8b", then, concurrency=1)
+
+
+def test_prices_and_energy_of_a_busy_node():
+    problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1), toys.model(1))
+    gpu = replace(problem.network.tiers[0].nodes[0].gpu, power_w=100.0)
+    problem = replace(problem, network=toys.network([[gpu]]))
+    forecast = predict(problem, toys.even(1), 1e-3, {"a0": 3.6})  # one at a time, a second each
+    assert forecast.joules_per_token == pytest.approx(100, rel=0.05)
+    assert forecast.price_per_million_tokens == pytest.approx(1e6, rel=0.2)  # 1000 s a token
+    assert math.isnan(predict(problem, toys.even(1), 1.0).price_per_million_tokens)

@@ -1,0 +1,261 @@
+"""`joint_exact`: its bounds hold, its parts agree, and it stops as it should."""
+
+import itertools
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypsolve import Instance, Partition, Status, check, solve
+from hypsolve.kernels import subgradient
+from hypsolve.solvers.joint import beam_search
+from hypsolve.solvers.joint.beam_search import Prices, search
+from hypsolve.solvers.joint.branch_and_bound import PARTS, n_partitions
+from hypsolve.solvers.joint.partition_boxes import Box, stages_of, ticks_of, whole
+from hypsolve.solvers.joint.tables import joint_tables
+from instances.frontier import frontier, profiled
+from tests.helpers import oracles, strategies
+
+
+def value_of(instance, tables, objective_s):
+    """The tables' value of an objective: the last completion, or the sum of them."""
+    if instance.objective == "makespan":
+        return float(objective_s) - float(tables.origin_s.max())
+    offset_s = float((tables.origin_s - instance.arrival_s).mean())
+    return (float(objective_s) - offset_s) * instance.n_requests
+
+
+def span_of(shop):
+    """A time within which everything can be done."""
+    least = shop.release.max() + shop.lag.sum()
+    return float(least + shop.service[np.isfinite(shop.service)].sum()) + 1
+
+
+def searched(shop, prices, makespan, target, width, stopped=lambda: False, seed=0):
+    """`search`, by deadline if the last completion counts."""
+    if makespan:
+        target = min(target, 2 * span_of(shop))
+        shop = shop._replace(deadline=target)
+    return search(shop, prices, target, width, stopped, seed)
+
+
+@given(strategies.scheduled(), st.integers(1, 40), st.integers(0, 99))
+def test_any_prices_bound_every_partition(instance, n_ticks, seed):
+    best_s = oracles.best_joint(instance)
+    tables = joint_tables(instance, "joint_exact")
+    if math.isinf(best_s):
+        return
+    stages = stages_of(tables, whole(tables))
+    if stages is None or stages.shop is None:
+        return
+    shop = stages.shop
+    rng = np.random.default_rng(seed)
+    price = rng.uniform(-1, 1, (shop.service.shape[1], n_ticks)).clip(0)
+    ticks = ticks_of(shop, span_of(shop) / n_ticks)
+    best = value_of(instance, tables, best_s)
+    aim, most = 1.1 * best + 1, best
+    if instance.objective == "makespan":
+        shop = shop._replace(deadline=best * (1 + 1e-9) + 1e-9)  # there is a schedule
+        aim, most = 0.1 * shop.deadline, 0.0
+    for n_steps in (1, 8):
+        bound = subgradient.raise_bound(shop, ticks, price, aim, math.inf, n_steps, 0.3, 0.01)
+        assert bound <= most * (1 + 1e-9) + 1e-9
+        assert (price >= 0).all()
+        again = subgradient.raise_bound(shop, ticks, price, aim, math.inf, 1, 0.3, 0.01)
+        assert again == pytest.approx(bound, rel=1e-12, abs=1e-12)  # what is left behind has it
+
+
+def test_a_makespan_whose_completions_nearly_agree_is_not_ruled_out():
+    instance = Instance.from_tables(
+        block_s=[[[8, 5, 1, 1], [2, 3, 3, 0.25], [2, 4, 4, 1]]],
+        block_bytes=[1, 1, 1, 1],
+        tiers=[[(0, 2), (2, 4)], [(1, 4)]],
+        objective="makespan",
+        allow_empty=True,
+        arrival_s=[1, 4],
+        transfer_s=[[[8, 8, 5, 1, 1]], [[2, 3, 8, 1, 1]]],
+        occupancy_s=[[[0, 0, 0, 0, 0]], [[0, 0, 0, 0, 0]]],
+        tied_bytes=0.5,
+    )
+    result = solve(instance, "joint_exact")
+    assert result.objective_s == 21.5 == oracles.best_joint(instance)
+    assert result.bound_s <= 21.5
+
+
+@given(strategies.scheduled(max_tiers=2), st.integers(1, 4), st.integers(0, 99))
+def test_a_search_however_narrow_bounds_its_partition(instance, width, seed):
+    tables = joint_tables(instance, "joint_exact")
+    rng = np.random.default_rng(seed)
+    for first, end in zip(tables.first[0].tolist(), tables.end[0].tolist(), strict=True):
+        cuts = (first, end, tables.n_blocks)[: tables.n_tiers + 1]
+        pinned = instance.replace(cut_min=np.array(cuts), cut_max=np.array(cuts))
+        best_s = oracles.best_joint(pinned)
+        stages = stages_of(tables, Box(cuts, cuts))
+        assert (stages is None) == math.isinf(best_s)
+        if stages is None:
+            continue
+        shop = stages.shop
+        price = rng.uniform(0, 0.2, (shop.service.shape[1], 16))
+        prices = Prices(ticks_of(shop, 0.7), price)
+        best = value_of(instance, tables, best_s)
+        makespan = instance.objective == "makespan"
+        found = searched(shop, prices, makespan, math.inf, width, seed=seed)
+        assert found.bound <= best * (1 + 1e-9) + 1e-9 <= found.value * (1 + 2e-9) + 2e-9
+        if found.complete:
+            assert found.value == pytest.approx(best, rel=1e-9, abs=1e-9)
+        above = searched(shop, prices, makespan, best * 1.01 + 1e-6, 10**4, seed=seed)
+        assert above.complete and above.value == pytest.approx(best, rel=1e-9, abs=1e-9)
+        less = best * (1 - 1e-6) - 1e-9
+        none = searched(shop, prices, makespan, less, 10**4, seed=seed)
+        assert none.complete and math.isinf(none.value) and none.bound == less
+
+
+@pytest.mark.parametrize("family", [frontier, profiled])
+@pytest.mark.parametrize("burst", [False, True])
+def test_the_parts_agree(family, burst):
+    instance = family(5, (2, 1, 2), seed=3, burst=burst, n_blocks=12)
+    whole_s = solve(instance, "joint_exact")
+    assert whole_s.status is Status.OPTIMAL
+    assert whole_s.objective_s < solve(instance, "hyperion").objective_s * (1 + 1e-9)
+    for part in PARTS:
+        result = solve(instance, "joint_exact", without=[part], warm_start=part == "boxes")
+        assert result.status is Status.OPTIMAL, part
+        assert result.objective_s == pytest.approx(whole_s.objective_s, rel=1e-6), part
+
+
+@pytest.mark.parametrize("objective", ["mean_latency", "makespan"])
+def test_twins_of_nodes_and_requests(objective):
+    """Identical nodes and requests, where it prunes most, against CP-SAT."""
+    instance = Instance.from_tables(
+        [[[2, 3, 1, 2], [3, 4, 2, 2]]],
+        [1, 1, 1, 1],
+        [[(0, 3), (0, 3), (1, 3)], [(1, 3), (1, 3)]],
+        transfer_s=[[[1, 2, 1, 3, 0]]],
+        arrival_s=[0, 0, 0, 1, 6],
+        objective=objective,
+    )
+    ours, theirs = (solve(instance, method) for method in ("joint_exact", "joint_cpsat"))
+    assert ours.status is theirs.status is Status.OPTIMAL
+    assert ours.objective_s == pytest.approx(theirs.objective_s, rel=1e-6)
+
+
+def test_eight_requests_are_proved_and_the_message_says_by_what():
+    instance = frontier(8, seed=2)
+    result = solve(instance, "joint_exact")
+    assert result.status is Status.OPTIMAL
+    counts = result.statistics
+    ruled_out = [counts[f"n_{part}"] for part in ("priced_in_boxes", "priced_one_by_one")]
+    assert all(f"{n} " in result.message for n in [*ruled_out, counts["n_searched"]])
+    assert sum(ruled_out) > counts["n_searched"] > 0
+
+
+def test_bounds_rise_and_answers_improve():
+    instance = frontier(8, seed=1)
+    answers, bounds = [], []
+    result = solve(
+        instance,
+        "joint_exact",
+        on_improve=lambda objective_s, bound_s, *_: answers.append((objective_s, bound_s)),
+        on_bound=bounds.append,
+    )
+    assert bounds == sorted(set(bounds)) and len(bounds) > 3
+    values = [objective_s for objective_s, _ in answers]
+    assert values == sorted(set(values), reverse=True)
+    assert values[-1] == result.objective_s
+    assert max(bounds) <= result.objective_s
+    assert all(bound_s <= result.objective_s for _, bound_s in answers)
+
+
+def test_at_the_time_limit_the_bound_holds():
+    instance = frontier(8, seed=1)
+    best_s = solve(instance, "joint_exact").objective_s
+    for limit_s in (1e-3, 0.1, 0.2):
+        started = time.perf_counter()
+        result = solve(instance, "joint_exact", time_limit_s=limit_s)
+        assert time.perf_counter() - started < limit_s + 5  # not a timing: it does stop
+        assert result.bound_s <= best_s * (1 + 1e-9) <= result.objective_s * (1 + 2e-9)
+
+
+def test_where_memory_ends_the_bound_holds():
+    instance = frontier(6, seed=1, burst=True)
+    best = solve(instance, "joint_exact")
+    result = solve(instance, "joint_exact", memory_bytes=1.0, without=["prices"])
+    assert result.status is Status.FEASIBLE
+    assert "where the memory for its layers ends" in result.message
+    assert result.bound_s <= best.objective_s <= result.objective_s * (1 + 1e-9)
+
+
+def test_an_upper_bound_says_what_is_looked_for():
+    instance = frontier(6, seed=4)
+    best = solve(instance, "joint_exact")
+    above = solve(instance, "joint_exact", upper_bound=best.objective_s * 1.001)
+    assert above.status is Status.OPTIMAL
+    assert above.objective_s == pytest.approx(best.objective_s, rel=1e-9)
+    below_s = best.objective_s * 0.99
+    below = solve(instance, "joint_exact", upper_bound=below_s)
+    assert below.status is Status.FEASIBLE
+    assert "nothing better than upper_bound" in below.message
+    assert below.bound_s == pytest.approx(below_s, rel=1e-6)
+    assert below.bound_s <= below_s
+
+
+def test_wrong_options_are_named():
+    instance = frontier(2, seed=1, n_blocks=6)
+    for options, error, rule in (
+        ({"on_bound": 3}, TypeError, "on_bound must be callable or None, got 3"),
+        ({"upper_bound": -1}, ValueError, "upper_bound must be"),
+        ({"upper_bound": math.nan}, ValueError, "upper_bound must be"),
+        ({"memory_bytes": 0}, ValueError, "memory_bytes must be"),
+        ({"without": "prices"}, TypeError, "without must be a sequence of names, got 'prices'"),
+        ({"without": ["price"]}, ValueError, "unknown part 'price'; did you mean prices"),
+    ):
+        with pytest.raises(error, match=rule):
+            solve(instance, "joint_exact", **options)
+
+
+@given(strategies.scheduled(limits=True))
+def test_partitions_are_counted(instance):
+    tables = joint_tables(instance, "joint_exact")
+    if any(not len(first) for first in tables.first):
+        return
+    box = whole(tables)
+    inner = itertools.combinations_with_replacement(
+        range(instance.n_blocks + 1), instance.n_tiers - 1
+    )
+    cuts = ((0, *each, instance.n_blocks) for each in inner)
+    legal = sum(not check(instance, Partition(each)) for each in cuts)
+    parts = [box] if box.is_one else list(box.halves())
+    assert sum(n_partitions(tables, part) for part in parts) == legal
+    assert n_partitions(tables, box) == legal
+
+
+@pytest.mark.parametrize("objective", ["mean_latency", "makespan"])
+def test_a_search_that_is_stopped_anywhere_bounds_its_partition(monkeypatch, objective):
+    """After each single expansion: what came of those before it counts as well."""
+    monkeypatch.setattr(beam_search, "PARENTS", 1)
+    instance = frontier(4, seed=5, n_blocks=8, objective=objective)
+    proven = solve(instance, "joint_exact")
+    cuts = proven.partition.cuts
+    tables = joint_tables(instance, "joint_exact")
+    shop = stages_of(tables, Box(cuts, cuts)).shop
+    best = value_of(instance, tables, proven.objective_s)
+    price = np.zeros((shop.service.shape[1], 64))
+    ticks = ticks_of(shop, span_of(shop) / 64)
+    subgradient.raise_bound(shop, ticks, price, best, best, 100, 0.3, 0.01)
+    prices = Prices(ticks, price)  # so good that most partial schedules are worse
+    makespan = objective == "makespan"
+    for width in (3, 50):
+        n_looks, complete = 0, False
+        while not complete and n_looks < 200:
+            looks = iter(range(n_looks))
+            found = searched(
+                shop, prices, makespan, math.inf, width,
+                lambda looks=looks: next(looks, None) is None,
+            )  # fmt: skip
+            complete = math.isfinite(found.value)
+            assert found.bound <= best * (1 + 1e-9), n_looks
+            n_looks += 1
+        assert n_looks > 30
