@@ -40,7 +40,7 @@ class Cluster:
     address: str
     client: "Client"
     workers: set[str] = field(default_factory=set)  # addresses of those that passed
-    most: int = 0  # of them at one time
+    max_workers: int = 0  # of them at one time
     machines: dict[str, dict[str, Any]] = field(default_factory=dict)  # by host
     looked_s: float = 0.0
 
@@ -53,7 +53,9 @@ class Cluster:
         """How many workers there were at most so far, and on what hosts; no names."""
         hosts = list(self.machines.values())
         version = about_here()["software"]["distributed"]
-        return {"cluster": {"distributed": version, "workers": self.most, "hosts": hosts}}
+        return {
+            "cluster": {"distributed": version, "workers": self.max_workers, "hosts": hosts}
+        }
 
     def execute(
         self, runs: Sequence[runner.Run], *, started: Callable[[runner.Run], None]
@@ -113,7 +115,7 @@ class Cluster:
         for address in there.keys() & answers.keys():
             answer = answers[address]
             if isinstance(answer, Exception):
-                misfits.append(f"worker {address}: {_in_words(answer)}")
+                misfits.append(f"worker {address}: {_describe(answer)}")
             elif why := misfit(answer, there[address]):
                 misfits.append(f"worker {address} on {answer['host']}: {why}")
             else:
@@ -125,7 +127,7 @@ class Cluster:
             print(f"no worker left at {self.address}: waiting for one", flush=True)
         self.workers = there.keys() & (self.workers | answers.keys())
         self.looked_s = time.monotonic()
-        self.most = max(self.most, len(self.workers))
+        self.max_workers = max(self.max_workers, len(self.workers))
 
     def _ask(self, addresses: list[str]) -> dict[str, Any]:
         """What workers say about themselves, or the exception that came instead."""
@@ -159,7 +161,7 @@ class Cluster:
                 raise RuntimeError(f"{run}: {n_died} workers died of it") from None
             self.looked_s = 0.0
             self.look()  # a worker that came meanwhile and does not fit
-            raise RuntimeError(f"{run}: {_in_words(error)}") from error
+            raise RuntimeError(f"{run}: {_describe(error)}") from error
 
     def _lost(self) -> RuntimeError:
         return RuntimeError(
@@ -302,5 +304,5 @@ def misfit(
     return "; ".join(reasons)
 
 
-def _in_words(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -20,12 +20,12 @@ class Call:
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    most: float = math.inf  # largest value of the axis
+    max_value: float = math.inf  # largest value of the axis
     n_seeds: float = math.inf  # at most
 
     def is_run(self, value: Any, seed: int) -> bool:
         """Whether it is run on this instance of a series."""
-        return bool(value <= self.most and seed < self.n_seeds)
+        return bool(value <= self.max_value and seed < self.n_seeds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +161,7 @@ def _at_scale(family: str, load: str) -> Series:
             Call("hyperion"),
             PLUS,
             Call("hyperion_plus", {"prove": True}),
-            Call("joint_exact", most=20),
+            Call("joint_exact", max_value=20),
         ),
         time_limit_s=_sizes(2.0, 5.0, 10.0),
     )
@@ -315,10 +315,10 @@ EXPERIMENTS: dict[str, Experiment] = {
 EXACT = Call("joint_exact")
 RIVALS = (
     Call("joint_cpsat", n_seeds=3),
-    Call("joint_milp", most=8, n_seeds=3),
+    Call("joint_milp", max_value=8, n_seeds=3),
 )
 WITHOUT = tuple(
-    Call("joint_exact", {"without": [part]}, most=8, n_seeds=3)
+    Call("joint_exact", {"without": [part]}, max_value=8, n_seeds=3)
     for part in ("prices", "boxes", "dominance", "search")
 )
 

@@ -66,19 +66,19 @@ def at_limit(frame: pd.DataFrame) -> pd.Series:
     return unproved & (late | (frame["status"] == "unknown"))
 
 
-def median_in_words(ratios: pd.Series, at_limit: pd.Series) -> str:
+def describe_median(ratios: pd.Series, at_limit: pd.Series) -> str:
     """Median, after ``>`` if runs at the limit, had they been let finish, could raise it."""
-    return _bound_in_words(
+    return _describe_bound(
         ratios.median(), ratios.mask(at_limit & ratios.notna(), np.inf).median()
     )
 
 
-def largest_in_words(ratios: pd.Series, at_limit: pd.Series) -> str:
+def describe_largest(ratios: pd.Series, at_limit: pd.Series) -> str:
     """Largest, after ``>`` if any run was at the limit."""
-    return _bound_in_words(ratios.max(), ratios.mask(at_limit & ratios.notna(), np.inf).max())
+    return _describe_bound(ratios.max(), ratios.mask(at_limit & ratios.notna(), np.inf).max())
 
 
-def _bound_in_words(least: float, most: float) -> str:
+def _describe_bound(least: float, most: float) -> str:
     if np.isnan(least):
         return "-"
     return ("> " if most > least else "") + (

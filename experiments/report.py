@@ -9,9 +9,9 @@ import pandas as pd
 
 from experiments.labels import (
     at_limit,
+    describe_largest,
+    describe_median,
     label,
-    largest_in_words,
-    median_in_words,
     percent,
     seconds,
 )
@@ -138,7 +138,7 @@ def tables(experiment: str, frame: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
     titles = {"joint": "partition and schedule together", "scale": "the same at scale"}
     kinds = gap_kinds(frame)
     found = {
-        f"{titles.get(kind, kind)}: gap to the best bound any method proved": _in_words(
+        f"{titles.get(kind, kind)}: gap to the best bound any method proved": _describe(
             summary(rows)
         )
         for kind, rows in kinds.items()
@@ -169,7 +169,7 @@ def _gaps_by_value(frame: pd.DataFrame) -> pd.DataFrame:
     return gaps.reindex(methods).map(percent).rename_axis(index="method")
 
 
-def _in_words(table: pd.DataFrame) -> pd.DataFrame:
+def _describe(table: pd.DataFrame) -> pd.DataFrame:
     words = {"gap": percent, "time": seconds, "ratio": "{:.4g}".format}
     return table.apply(
         lambda column: column.map(words.get(str(column.name).split()[-1], str)), axis=0
@@ -192,13 +192,13 @@ def _error_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _time_table(frame: pd.DataFrame) -> pd.DataFrame:
-    table = _in_words(summary(frame).drop(columns=["infeasible"]))
+    table = _describe(summary(frame).drop(columns=["infeasible"]))
     runs = relative_to(frame, "solve_time_s", "hypsplit_dp").groupby("label")
-    for name, in_words in (
-        ("median ratio", median_in_words),
-        ("largest ratio", largest_in_words),
+    for name, describe in (
+        ("median ratio", describe_median),
+        ("largest ratio", describe_largest),
     ):
-        table[name] = pd.Series({key: in_words(g["ratio"], g["at_limit"]) for key, g in runs})
+        table[name] = pd.Series({key: describe(g["ratio"], g["at_limit"]) for key, g in runs})
     return table
 
 
@@ -209,7 +209,7 @@ def _frontier_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         ["series", "value"], sort=False
     ):
         groups = runs.groupby(runs["label"].rename("method"), sort=False)
-        tables[f"{series}, {value:g} requests"] = _in_words(
+        tables[f"{series}, {value:g} requests"] = _describe(
             pd.DataFrame(
                 {
                     "seeds": groups.size(),
@@ -250,7 +250,7 @@ def traces(frame: pd.DataFrame) -> pd.DataFrame:
 def _ratio_table(frame: pd.DataFrame) -> pd.DataFrame:
     ratios = relative_to(frame, "objective_s", "hyperion").groupby("label")["ratio"]
     table = summary(frame)[["runs", "answered", "infeasible", "median time"]]
-    return _in_words(
+    return _describe(
         table.assign(
             **{
                 "smallest ratio": ratios.min(),

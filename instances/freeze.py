@@ -43,8 +43,8 @@ RECIPES: dict[str, Callable[[], Instance]] = {
         seed=1,
         allow_empty=True,
         pinned={0: 0, 33: 4},
-        least_blocks=[1, 0, 2, 0, 1],
-        most_blocks=[8, 34, 34, 34, 12],
+        min_blocks=[1, 0, 2, 0, 1],
+        max_blocks=[8, 34, 34, 34, 12],
     ),
     "home-lab-infeasible": lambda: scenario("home-lab", "llama-3-70b", n_requests=20, seed=1),
     "tight-memory": lambda: generate(

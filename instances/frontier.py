@@ -153,8 +153,8 @@ def _tier_bytes(rng: np.random.Generator, n_tiers: int, total: float) -> NDArray
 def _checked(
     owner: str, n_requests: int, nodes_per_tier: Sequence[int], seed: int, n_blocks: int
 ) -> tuple[np.random.Generator, list[int]]:
-    valid.whole(owner, "n_requests", n_requests, least=1)
-    valid.whole(owner, "n_blocks", n_blocks, least=3)
+    valid.whole(owner, "n_requests", n_requests, minimum=1)
+    valid.whole(owner, "n_blocks", n_blocks, minimum=3)
     if isinstance(nodes_per_tier, str) or not isinstance(nodes_per_tier, Sequence | np.ndarray):
         raise TypeError(f"{owner}: nodes_per_tier must be a sequence, got {nodes_per_tier!r}")
     if not 1 <= len(nodes_per_tier) <= len(TIER_SPEEDS):
@@ -162,7 +162,7 @@ def _checked(
             f"{owner}: nodes_per_tier must have 1..5 entries, got {nodes_per_tier!r}"
         )
     counts = [
-        valid.whole(owner, f"nodes_per_tier[{k}]", count, least=1)
+        valid.whole(owner, f"nodes_per_tier[{k}]", count, minimum=1)
         for k, count in enumerate(nodes_per_tier)
     ]
     return np.random.default_rng(valid.whole(owner, "seed", seed)), counts

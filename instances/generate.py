@@ -95,10 +95,10 @@ def generate(
         If 100 draws of memory have no feasible partition: too tight.
     """
     rng = np.random.default_rng(valid.whole("generate", "seed", seed))
-    valid.whole("generate", "n_tiers", n_tiers, least=1)
+    valid.whole("generate", "n_tiers", n_tiers, minimum=1)
     check_options("generate", options)
     counts = [
-        valid.whole("generate", "nodes_per_tier", count, least=1)
+        valid.whole("generate", "nodes_per_tier", count, minimum=1)
         for count in per(
             "generate", "nodes_per_tier", nodes_per_tier, numbers.Integral, n_tiers
         )
@@ -154,7 +154,7 @@ def place(tier: int, n_tiers: int) -> str:
 def stretched(model: Model, n_blocks: int) -> Model:
     """Give the model another number of layers, repeating its own in order."""
     owner = f"model {model.name!r}"
-    valid.whole(owner, "n_blocks", n_blocks, least=3)
+    valid.whole(owner, "n_blocks", n_blocks, minimum=3)
     if model.n_blocks < 3:
         raise ValueError(f"{owner}: must have layers to repeat, got {model.n_blocks} blocks")
     first, *layers, last = model.blocks

@@ -60,7 +60,7 @@ def scenario(
         default: that of the workload. What fits does not depend on the seed.
     **options
         Of `hypsolve.to_instance`: stage_rule, allow_empty, overlap, link_cost, pinned,
-        least_blocks, most_blocks, name.
+        min_blocks, max_blocks, name.
 
     Returns
     -------
@@ -153,7 +153,7 @@ def _at_rate_one(
     max_resident_tokens: int | None,
 ) -> Deployment:
     """Requests that arrive once a second, on average."""
-    valid.whole("scenario", "n_requests", n_requests, least=1)
+    valid.whole("scenario", "n_requests", n_requests, minimum=1)
     max_resident_tokens = resident_tokens(lengths, max_resident_tokens)
     return Deployment(
         model=model,
@@ -192,7 +192,7 @@ def resident_tokens(lengths: str, given: int | None) -> int:
     valid.known("lengths", lengths, WORKLOADS)
     if given is None:
         return WORKLOAD_MAX_TOKENS[lengths]
-    return valid.whole("scenario", "max_resident_tokens", given, least=1)
+    return valid.whole("scenario", "max_resident_tokens", given, minimum=1)
 
 
 def check_options(owner: str, options: Iterable[str]) -> None:

@@ -239,7 +239,7 @@ def test_the_optimum_may_be_the_next_float(rule, fits, value, first):
     if not fits:  # keep the stage with the smaller bottleneck from fitting on the other tier
         tiers = [[(0, 3.0)], [(1, 1.0)]] if not first else [[(0, 1.0)], [(1, 3.0)]]
     instance = Instance.from_tables(
-        [times], sizes, tiers, stage_rule=rule, least_blocks=[1, 1], most_blocks=[2, 2]
+        [times], sizes, tiers, stage_rule=rule, min_blocks=[1, 1], max_blocks=[2, 2]
     )
     scores = {
         cut: evaluate(instance, Partition((0, cut, 3)))
@@ -385,7 +385,7 @@ def test_more_of_anything_is_never_worse(given_, data):
             if field in given_:
                 more[field] = (np.array(given_[field]) / 2).tolist()
     else:
-        for field in ("pinned", "least_blocks", "most_blocks"):
+        for field in ("pinned", "min_blocks", "max_blocks"):
             more.pop(field, None)
         more["allow_empty"] = given_["allow_empty"] or given_["objective"] != "p0"
         more["overlap"] = True
@@ -412,7 +412,7 @@ def test_a_free_last_tier_that_may_stay_empty_changes_nothing_for_the_worse(give
     given_ = given_ | {"allow_empty": True, "transfer_s": None, "occupancy_s": None}
     given_.pop("reference_transfer_s", None)
     wider = given_ | {"tiers": [*given_["tiers"], [(0, 0)]]}
-    for field in ("least_blocks", "most_blocks"):
+    for field in ("min_blocks", "max_blocks"):
         if field in given_:
-            wider[field] = [*given_[field], 0 if field == "least_blocks" else 9]
+            wider[field] = [*given_[field], 0 if field == "min_blocks" else 9]
     assert optimum_s(wider) <= optimum_s(given_) * (1 + 1e-12)

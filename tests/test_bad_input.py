@@ -166,19 +166,19 @@ BAD_TABLES = [
     value("pinned block must be below 3", pinned={HUGE: 0}),
     kind("pinned", pinned=[0, 1]),
     kind("pinned", pinned=1),
-    value("least_blocks must have 2 entries, got 1", least_blocks=[1]),
-    value(r"least_blocks\[1\] must be at least 0, got -1", least_blocks=[1, -1]),
-    kind(r"least_blocks\[1\] must be a whole number", least_blocks=[1, 1.5]),
-    value("least_blocks", least_blocks=[9, 0]),
-    either("least_blocks", least_blocks=[HUGE, 0]),
-    kind("least_blocks", least_blocks=1),
-    value("most_blocks must have 2 entries, got 3", most_blocks=[1, 1, 1]),
-    value(r"most_blocks\[1\] must be at least 0, got -1", most_blocks=[1, -1]),
-    kind(r"most_blocks\[1\] must be a whole number", most_blocks=[1, None]),
+    value("min_blocks must have 2 entries, got 1", min_blocks=[1]),
+    value(r"min_blocks\[1\] must be at least 0, got -1", min_blocks=[1, -1]),
+    kind(r"min_blocks\[1\] must be a whole number", min_blocks=[1, 1.5]),
+    value("min_blocks", min_blocks=[9, 0]),
+    either("min_blocks", min_blocks=[HUGE, 0]),
+    kind("min_blocks", min_blocks=1),
+    value("max_blocks must have 2 entries, got 3", max_blocks=[1, 1, 1]),
+    value(r"max_blocks\[1\] must be at least 0, got -1", max_blocks=[1, -1]),
+    kind(r"max_blocks\[1\] must be a whole number", max_blocks=[1, None]),
     value(
-        r"least_blocks\[0\] must be at most most_blocks\[0\] = 1, got 2",
-        least_blocks=[2, 0],
-        most_blocks=[1, 3],
+        r"min_blocks\[0\] must be at most max_blocks\[0\] = 1, got 2",
+        min_blocks=[2, 0],
+        max_blocks=[1, 3],
     ),
     kind("unexpected keyword argument 'speed'", speed=3),
 ]
@@ -198,7 +198,7 @@ def test_missing_tables(field):
 
 
 def test_huge_limits_are_no_limits():
-    assert tables(most_blocks=[HUGE, 2**70]).most_blocks.tolist() == [3, 3]
+    assert tables(max_blocks=[HUGE, 2**70]).max_blocks.tolist() == [3, 3]
 
 
 ODD = st.recursive(
@@ -216,7 +216,7 @@ ODD = st.recursive(
 FIELDS = [
     "block_s", "block_bytes", "tiers", "transfer_s", "occupancy_s", "arrival_s", "reference_s",
     "reference_transfer_s", "objective", "stage_rule", "allow_empty", "overlap", "link_cost",
-    "pinned", "least_blocks", "most_blocks", "tied_bytes", "name",
+    "pinned", "min_blocks", "max_blocks", "tied_bytes", "name",
 ]  # fmt: skip
 
 
@@ -554,7 +554,7 @@ def test_to_instance_passes_on_what_is_wrong():
         ({"objective": "speed"}, "objective must be one of bottleneck"),
         ({"stage_rule": "mean"}, "stage_rule must be one of"),
         ({"pinned": {9: 0}}, "pinned block must be below 2"),
-        ({"most_blocks": [1, 1]}, "most_blocks must have 1 entries"),
+        ({"max_blocks": [1, 1]}, "max_blocks must have 1 entries"),
     ):
         with pytest.raises(ValueError, match=message):
             to_instance(deployment(), **options)

@@ -17,7 +17,7 @@ def conclude(out: Path, rows: Mapping[str, Collection[int]] | None = None) -> No
         judged = table[table["cases"] > 0]
         title = "claims, in % with 95 % intervals; all columns are in claims.csv"
         if len(judged):
-            print_table(title, tables.in_words(judged))
+            print_table(title, tables.describe(judged))
             print(tables.NOTES)
         if len(judged) < len(table):
             print(

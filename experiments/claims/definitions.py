@@ -149,14 +149,14 @@ EXPERIMENTS: dict[str, ClaimExperiment] = {
                 "branch-offices-wan", PHI, at="default"
             ),
             f"campus, {PHI}, drawn as Azure conversations": arrival_rate_series(
-                "campus", PHI, most=25, workload="azure_conversation"
+                "campus", PHI, max_load=25, workload="azure_conversation"
             ),
             f"campus, {PHI}, drawn as Azure code": arrival_rate_series(
-                "campus", PHI, most=25, workload="azure_code"
+                "campus", PHI, max_load=25, workload="azure_code"
             ),
             **{
                 f"campus, {PHI}, {words} replayed": arrival_rate_series(
-                    "campus", PHI, most=25, workload=workload
+                    "campus", PHI, max_load=25, workload=workload
                 )
                 for words, workload in (
                     ("Azure conversations", CONVERSATIONS),

@@ -121,10 +121,10 @@ def output_length_series(
 
 
 def arrival_rate_series(
-    name: str, model: str, *, at: str = "full", most: float = 50, **fixed: Any
+    name: str, model: str, *, at: str = "full", max_load: float = 50, **fixed: Any
 ) -> SceneSeries:
-    """From requests that hardly meet to more than the network can serve, or to `most`."""
-    loads = tuple(x for x in (0.1, 0.3, 0.7, 1.5, 3, 6, 12, 25, 50) if x <= most)
+    """From requests that hardly meet to more than the network can serve, or to `max_load`."""
+    loads = tuple(x for x in (0.1, 0.3, 0.7, 1.5, 3, 6, 12, 25, 50) if x <= max_load)
     return along(
         "load", name, model, SWEEP, from_size(at, (0.7,), (0.3, 1.5, 6), loads), keyword="load",
         **fixed,

@@ -473,7 +473,7 @@ def _share(value: object) -> str:
     return f"{round(100 * number, 1) + 0.0:.1f}" if math.isfinite(number) else "-"
 
 
-def in_words(table: pd.DataFrame) -> pd.DataFrame:
+def describe(table: pd.DataFrame) -> pd.DataFrame:
     """The table of claims for people, in %: a row per claim; to be read with `NOTES`."""
     rows = [_words(claim) for claim in table.to_dict("records")]
     claim = table["claim"] + ": " + table["reference"] + " against " + table["against"]

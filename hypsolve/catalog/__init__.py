@@ -134,9 +134,9 @@ def transformer(
         "window_every": window_every,
     }
     for field, value in given.items():
-        valid.whole(owner, field, value, least=1)
+        valid.whole(owner, field, value, minimum=1)
     valid.whole(owner, "n_experts", n_experts)
-    valid.whole(owner, "experts_per_token", experts_per_token, least=1 if n_experts else 0)
+    valid.whole(owner, "experts_per_token", experts_per_token, minimum=1 if n_experts else 0)
     valid.flag(owner, "gated_ffn", gated_ffn)
     valid.flag(owner, "tied_embeddings", tied_embeddings)
     valid.known("weights", weights, GROUP_BYTES)

@@ -22,8 +22,8 @@ EXAMPLE = """\
 [[tiers]]
 name = "desk"
 # pin = ["embedding"]        # these blocks must be here: embedding, head, numbers of layers
-# least_blocks = 0           # embedding and head counted; 0: it may stay empty; else 1
-# most_blocks = 12
+# min_blocks = 0           # embedding and head counted; 0: it may stay empty; else 1
+# max_blocks = 12
 
 [[tiers.nodes]]
 gpu = "jetson-agx-orin"

@@ -15,7 +15,7 @@ from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning import planner
 from hypsolve.planning.figures import draw_pareto
 from hypsolve.planning.forecast import arriving
-from hypsolve.planning.plan import blocks_in_words
+from hypsolve.planning.plan import describe_blocks
 from hypsolve.planning.replan import OBJECTIVES, partition_in
 from hypsolve.planning.replan import replan as plan_anew
 from hypsolve.problem import validation as valid
@@ -177,7 +177,7 @@ def simulate(
     elif source is not None:
         given = workload(source, n_requests=requests, rate_per_s=ask["rate_per_s"], seed=seed)
     else:
-        valid.whole("simulate", "requests", requests, least=1)
+        valid.whole("simulate", "requests", requests, minimum=1)
         rng = np.random.default_rng(valid.whole("simulate", "seed", seed))
         given = arriving(deployment, ask["rate_per_s"], requests, rng).requests
     longest = int((given.prompt_tokens + given.output_tokens).max())
@@ -241,7 +241,7 @@ def replan(
         print(f"{found.n_moved} blocks moved")
         rows = []
         for k, tier in enumerate(found.deployment.network.tiers):
-            blocks = blocks_in_words(found.partition.stage(k), found.instance.n_blocks)
+            blocks = describe_blocks(found.partition.stage(k), found.instance.n_blocks)
             loads = [found.moved_bytes.get(node.name, 0) for node in tier.nodes]
             rows.append(
                 {

@@ -21,7 +21,7 @@ from hypsolve.planning.exporters import (
 from hypsolve.planning.html_report import report_path, write_report
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.runtime_restrictions import nearest_plan
-from hypsolve.planning.text import proof_in_words
+from hypsolve.planning.text import describe_proof
 from hypsolve.solve import METHODS
 
 
@@ -116,7 +116,7 @@ def _for_runtime(best: Plan, runtime: str, time_limit_s: float, in_full: bool) -
     if best.fits:
         more = f" ({found.result.objective_s / best.result.objective_s - 1:.1%} more)"
     used = [node.node for node in found.nodes if node.is_used]
-    row = f"on {', '.join(used)}{more}: {proof_in_words(found)}"
+    row = f"on {', '.join(used)}{more}: {describe_proof(found)}"
     print(f"planned for it instead, {row}", file=sys.stderr)
     _tell_unused(best, found)
     return found

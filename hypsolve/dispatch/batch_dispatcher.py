@@ -3,13 +3,13 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hypsolve.dispatch.dispatcher import MOST_S, STEPS, TICKS_PER_S
+from hypsolve.dispatch.dispatcher import MAX_S, STEPS, TICKS_PER_S
 from hypsolve.kernels.warm_up import warm
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
 
-MOST_CLASSES = 2**14  # each takes 4 kB, for its groups
-MOST_OUTSTANDING = 2**62  # ticks of all nodes: 136 years, so that they fit 64 bits
+MAX_CLASSES = 2**14  # each takes 4 kB, for its groups
+MAX_OUTSTANDING = 2**62  # ticks of all nodes: 136 years, so that they fit 64 bits
 
 
 class BatchDispatcher:
@@ -42,18 +42,18 @@ class BatchDispatcher:
         from hypsolve.kernels import batch_dispatch
 
         classes = valid.wholes(
-            "batch dispatcher", "node_class", node_class, (None,), most=MOST_CLASSES - 1
+            "batch dispatcher", "node_class", node_class, (None,), maximum=MAX_CLASSES - 1
         )
         if not classes.size:
             raise ValueError(
                 "batch dispatcher: node_class must hold at least one node, got none"
             )
         warm("batch_dispatch")
-        self._most_ticks = 0
+        self._max_ticks = 0
         self._n_nodes, self._n_classes = len(classes), int(classes.max()) + 1
-        n_steps = 2 * batch_dispatch.MOST_STEPS + 1
+        n_steps = 2 * batch_dispatch.MAX_STEPS + 1
         self._factor = np.array(
-            [2.0 ** ((at - batch_dispatch.MOST_STEPS) / STEPS) for at in range(n_steps)]
+            [2.0 ** ((at - batch_dispatch.MAX_STEPS) / STEPS) for at in range(n_steps)]
         )
         self._nodes = np.zeros(len(classes), batch_dispatch.NODE).view(np.recarray)
         n_groups = min(len(classes), self._n_classes * n_steps)
@@ -101,14 +101,14 @@ class BatchDispatcher:
 
     def _make_room(self, ticks: int) -> None:
         """Refuse requests that might take more ticks than an integer holds."""
-        self._most_ticks += ticks  # completions are not followed until it matters
-        if self._most_ticks > MOST_OUTSTANDING:
-            self._most_ticks = sum(self._nodes.backlog.tolist()) + ticks
-            if self._most_ticks > MOST_OUTSTANDING:
+        self._max_ticks += ticks  # completions are not followed until it matters
+        if self._max_ticks > MAX_OUTSTANDING:
+            self._max_ticks = sum(self._nodes.backlog.tolist()) + ticks
+            if self._max_ticks > MAX_OUTSTANDING:
                 raise ValueError(
                     "batch dispatcher: outstanding seconds must be at most"
-                    f" {MOST_OUTSTANDING / TICKS_PER_S:g} in all, got"
-                    f" {self._most_ticks / TICKS_PER_S:g}"
+                    f" {MAX_OUTSTANDING / TICKS_PER_S:g} in all, got"
+                    f" {self._max_ticks / TICKS_PER_S:g}"
                 )
 
     def complete(self, node: ArrayLike, expected_s: ArrayLike, busy_s: ArrayLike) -> None:
@@ -130,7 +130,9 @@ class BatchDispatcher:
         """
         from hypsolve.kernels import batch_dispatch
 
-        nodes = valid.wholes("batch dispatcher", "node", node, (None,), most=self._n_nodes - 1)
+        nodes = valid.wholes(
+            "batch dispatcher", "node", node, (None,), maximum=self._n_nodes - 1
+        )
         ticks = _ticks("expected_s", expected_s, nodes.shape)
         busy_ticks = (
             valid.reals("batch dispatcher", "busy_s", busy_s, nodes.shape) * TICKS_PER_S
@@ -150,10 +152,10 @@ class BatchDispatcher:
 def _ticks(field: str, seconds: ArrayLike, shape: tuple[int | None, ...]) -> IntArray:
     """Whole ticks, at least one each."""
     expected_s = valid.reals("batch dispatcher", field, seconds, shape)
-    if expected_s.size and not 0 < expected_s.min() <= expected_s.max() <= MOST_S:
+    if expected_s.size and not 0 < expected_s.min() <= expected_s.max() <= MAX_S:
         least, most = expected_s.min(), expected_s.max()
         raise ValueError(
-            f"batch dispatcher: {field} must be positive and at most {MOST_S}, got"
+            f"batch dispatcher: {field} must be positive and at most {MAX_S}, got"
             f" {least if least <= 0 else most:g}"
         )
     return np.maximum(np.rint(expected_s * TICKS_PER_S), 1).astype(np.int64)

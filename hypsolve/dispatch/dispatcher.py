@@ -12,7 +12,7 @@ from hypsolve.problem.deployment import Tier
 WEIGHT = 0.2  # of the newest job in a node's measured slowdown
 STEPS = 16  # slowdowns are rounded to 1/16 octave, so that nodes of equal speed are one group
 TICKS_PER_S = 2**30  # backlogs are counted in whole ticks (0.9 ns): exact in any order
-MOST_S = 2**20  # of one request: 12 days, so that ticks keep their precision
+MAX_S = 2**20  # of one request: 12 days, so that ticks keep their precision
 
 
 @dataclass(slots=True)
@@ -257,6 +257,6 @@ def _ticks(expected: float | Mapping[Hashable, float], kind: Hashable) -> int:
             )
         expected, name = expected[kind], f"expected[{kind!r}]"
     seconds = valid.real("dispatcher", name, expected, strict=True)
-    if seconds > MOST_S:
-        raise ValueError(f"dispatcher: {name} must be at most {MOST_S}, got {expected!r}")
+    if seconds > MAX_S:
+        raise ValueError(f"dispatcher: {name} must be at most {MAX_S}, got {expected!r}")
     return max(round(seconds * TICKS_PER_S), 1)

@@ -64,7 +64,7 @@ def read_chains(
         raise ValueError("read_chains: give either n_tiers or speeds")
     if speeds is None:
         speeds = [1.0] * _at_most_nodes(
-            "n_tiers", valid.whole("read_chains", "n_tiers", n_tiers, least=1)
+            "n_tiers", valid.whole("read_chains", "n_tiers", n_tiers, minimum=1)
         )
     tier_speeds = _tier_speeds(speeds)
     path = checked_path("read_chains", path)
@@ -247,8 +247,8 @@ def read_hybrid_flow_shop(
         tiers=[[(0, 0.0)] * count for count in machines],
         arrival_s=release[-1][1] if release else np.zeros(n_jobs),
         objective=objective,
-        least_blocks=[1] * n_stages,
-        most_blocks=[1] * n_stages,
+        min_blocks=[1] * n_stages,
+        max_blocks=[1] * n_stages,
         name=path.stem,
     )
 

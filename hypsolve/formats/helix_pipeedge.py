@@ -85,12 +85,12 @@ def read_pipeedge(
     """
     owner = "read_pipeedge"
     element_bytes = _DTYPE_BYTES[valid.known("dtype", dtype, _DTYPE_BYTES)]
-    batch_size = valid.whole(owner, "batch_size", batch_size, least=1)
+    batch_size = valid.whole(owner, "batch_size", batch_size, minimum=1)
     reserved_bytes = valid.real(owner, "reserved_bytes", reserved_bytes)
     paths = [checked_path(owner, path) for path in (models, device_types, devices)]
     keys = {"layers", "mem_MB", "parameters_in", "parameters_out"}
     of_model, entry = _entry(paths[0].name, "model", _read_yaml(paths[0]), model, keys)
-    n_layers = valid.whole(of_model, "layers", entry["layers"], least=1)
+    n_layers = valid.whole(of_model, "layers", entry["layers"], minimum=1)
     block_bytes = np.array(_row(of_model, "mem_MB", entry, n_layers, valid.real)) * _MEBI
     crossing = [_count(of_model, "parameters_in", entry["parameters_in"])]
     crossing += _row(of_model, "parameters_out", entry, n_layers, _count)

@@ -12,7 +12,7 @@ from hypsolve.problem.deployment import Block, Model
 from hypsolve.problem.files import checked_path, parse_json, read_bytes
 
 MAX_BYTES = 2**26  # of a config.json
-MOST_LAYERS = 10_000
+MAX_LAYERS = 10_000
 SHAPE = "n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab"
 Config = Mapping[str, Any]
 _OTHER_NAMES = ("phi-2", "qwen-72b")  # of the catalogue, with modules of other names
@@ -203,9 +203,9 @@ def _shape(config: Config, family: Family) -> dict[str, int]:
     if config.get("model_type") == "gpt2" and config.get("n_inner") is None:
         config = {**config, "n_inner": 4 * _whole(config, "n_embd")}
     shape = {field: _whole(config, key) for field, key in family.keys.items()}
-    if shape["n_layers"] > MOST_LAYERS:
+    if shape["n_layers"] > MAX_LAYERS:
         raise ValueError(
-            f"{family.keys['n_layers']} must be at most {MOST_LAYERS}, got {shape['n_layers']}"
+            f"{family.keys['n_layers']} must be at most {MAX_LAYERS}, got {shape['n_layers']}"
         )
     heads, hidden = shape["n_heads"], shape["hidden"]
     shape["n_kv_heads"] = heads
@@ -348,7 +348,7 @@ def _quantised(model: Model, weights: str) -> Model:
 def _whole(config: Config, key: str, least: int = 1) -> int:
     if key not in config:
         raise ValueError(f"key {key!r} is missing; {config['model_type']} needs it")
-    return valid.whole(str(config["model_type"]), key, config[key], least=least)
+    return valid.whole(str(config["model_type"]), key, config[key], minimum=least)
 
 
 def _flag(config: Config, key: str, default: bool) -> bool:

@@ -17,7 +17,10 @@ from hypsolve.problem.files import MAX_BYTES, checked_path, parse_json, read_byt
 from hypsolve.problem.instance import ARRAY_FIELDS, Instance
 
 FORMAT = "hypsolve-instance"
-VERSION = 1
+VERSION = 2
+OLD_NAMES: dict[int, dict[str, str]] = {
+    1: {"least_given": "min_blocks_given", "most_blocks": "max_blocks"}
+}  # by version
 
 _NAMES = ("tier_names", "node_names", "class_names")
 _PLAIN = (
@@ -98,9 +101,15 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Instanc
             f"{path}: not an instance: a JSON object with format {FORMAT!r} is needed"
         )
     version = document.get("version")
-    if version != VERSION or isinstance(version, bool):
-        raise ValueError(f"{path}: version must be {VERSION}, got {version!r}")
-    fields = {key: document[key] for key in document if key not in ("format", "version")}
+    if version not in (*OLD_NAMES, VERSION) or isinstance(version, bool):
+        versions = " or ".join(map(str, (*OLD_NAMES, VERSION)))
+        raise ValueError(f"{path}: version must be {versions}, got {version!r}")
+    renamed = OLD_NAMES.get(int(version), {})
+    fields: dict[str, Any] = {
+        renamed.get(str(key), str(key)): value
+        for key, value in document.items()
+        if key not in ("format", "version")
+    }
     known = (*_PLAIN, *_NAMES, *ARRAY_FIELDS)
     for field in known:
         if field not in fields:

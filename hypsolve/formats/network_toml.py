@@ -51,7 +51,7 @@ class NetworkFile:
     description : str
     pins : dict
         Tier by block: ``embedding``, ``head``, or the number of a layer, counted from 0.
-    least_blocks, most_blocks : tuple of int or None
+    min_blocks, max_blocks : tuple of int or None
         Of each tier; None: at least one, and no limit. A tier of which at least 0 are wanted
         may stay empty: it passes on what comes.
     price_per_hour : dict
@@ -63,8 +63,8 @@ class NetworkFile:
     network: Network
     description: str = ""
     pins: Mapping[str | int, str] = field(default_factory=dict)
-    least_blocks: tuple[int | None, ...] = ()
-    most_blocks: tuple[int | None, ...] = ()
+    min_blocks: tuple[int | None, ...] = ()
+    max_blocks: tuple[int | None, ...] = ()
     price_per_hour: Mapping[str, float] = field(default_factory=dict)
     inner_links: tuple[Link | None, ...] = ()
 
@@ -77,7 +77,7 @@ class NetworkFile:
 
         They must be linked, and no rule be about the blocks of this tier.
         """
-        limits = (*self.least_blocks[k : k + 1], *self.most_blocks[k : k + 1])
+        limits = (*self.min_blocks[k : k + 1], *self.max_blocks[k : k + 1])
         return (
             self.inner_link(k) is not None
             and self.network.tiers[k].name not in self.pins.values()
@@ -105,8 +105,8 @@ class NetworkFile:
         return replace(
             self,
             network=replace(self.network, tiers=tiers),
-            least_blocks=spread(self.least_blocks),
-            most_blocks=spread(self.most_blocks),
+            min_blocks=spread(self.min_blocks),
+            max_blocks=spread(self.max_blocks),
             inner_links=spread(self.inner_links),
         )
 
@@ -121,19 +121,19 @@ class NetworkFile:
         tiers = [tier.name for tier in self.network.tiers]
         pinned = {_block(model, block): tiers.index(at) for block, at in self.pins.items()}
         rules: dict[str, Any] = {"pinned": pinned} if pinned else {}
-        least = [1 if limit is None else limit for limit in self.least_blocks]
+        least = [1 if limit is None else limit for limit in self.min_blocks]
         if sum(least) > model.n_blocks:
             raise ValueError(
-                f"least_blocks of all tiers must be at most the {model.n_blocks} blocks of"
+                f"min_blocks of all tiers must be at most the {model.n_blocks} blocks of"
                 f" {model.name}, got {sum(least)}"
             )
-        if any(limit is not None for limit in self.least_blocks):
-            rules["least_blocks"] = least
+        if any(limit is not None for limit in self.min_blocks):
+            rules["min_blocks"] = least
             rules["allow_empty"] = 0 in least
-        if any(limit is not None for limit in self.most_blocks):
-            rules["most_blocks"] = [
+        if any(limit is not None for limit in self.max_blocks):
+            rules["max_blocks"] = [
                 model.n_blocks if limit is None else min(limit, model.n_blocks)
-                for limit in self.most_blocks
+                for limit in self.max_blocks
             ]
         return rules
 
@@ -164,7 +164,7 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
     fast), ``price_per_hour``. A link has ``gbps`` and one-way ``latency_ms``, and may have
     ``return_latency_ms``. A tier may have ``inner``, a link among its nodes (runtimes
     of one pipeline use it), ``pin`` (``embedding``, ``head``, numbers of layers),
-    ``least_blocks`` (0: the tier may stay empty) and ``most_blocks``, embedding and head
+    ``min_blocks`` (0: the tier may stay empty) and ``max_blocks``, embedding and head
     counted. Keys that end in ``source`` say where a number comes from::
 
         [[tiers]]
@@ -196,10 +196,10 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
     prices: dict[str, float] = {}
     for k, entry in enumerate(entries):
         of_tier = f"{owner}: tier {k} {entry['name']!r}"
-        least, most = entry.get("least_blocks", 1), entry.get("most_blocks", math.inf)
+        least, most = entry.get("min_blocks", 1), entry.get("max_blocks", math.inf)
         if most < least:
             raise ValueError(
-                f"{of_tier}: most_blocks must be at least least_blocks, {least}, got {most}"
+                f"{of_tier}: max_blocks must be at least min_blocks, {least}, got {most}"
             )
         tier, of_nodes = _tier(of_tier, entry, gpus)
         tiers.append(tier)
@@ -219,8 +219,8 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
         network=network,
         description=table.get("description", ""),
         pins=pins,
-        least_blocks=tuple(entry.get("least_blocks") for entry in entries),
-        most_blocks=tuple(entry.get("most_blocks") for entry in entries),
+        min_blocks=tuple(entry.get("min_blocks") for entry in entries),
+        max_blocks=tuple(entry.get("max_blocks") for entry in entries),
         price_per_hour=prices,
         inner_links=tuple(
             _link(f"{owner}: tier {k} inner", entry["inner"]) if "inner" in entry else None
@@ -378,7 +378,7 @@ def _value(owner: str, key: str, value: Any, hint: Any) -> Any:
     if get_origin(kind) is dict and not isinstance(value, dict):
         raise TypeError(f"{owner}: {key} must be tables, got {value!r:.60}")
     if get_origin(kind) is list:
-        if rule.least and (not isinstance(value, list) or len(value) < rule.least):
+        if rule.minimum and (not isinstance(value, list) or len(value) < rule.minimum):
             raise ValueError(
                 f"{owner}: {key} must be a list of at least one, got {value!r:.60}"
             )
@@ -386,9 +386,9 @@ def _value(owner: str, key: str, value: Any, hint: Any) -> Any:
             raise TypeError(f"{owner}: {key} must be a list, got {value!r:.60}")
         return [_value(owner, key, each, *get_args(kind)) for each in value]
     if kind is int:
-        value = valid.whole(owner, key, value, least=rule.least)
+        value = valid.whole(owner, key, value, minimum=rule.minimum)
     elif kind is float:
-        value = valid.real(owner, key, value, least=rule.least, strict=rule.strict)
-    if kind in (int, float) and value > rule.most:
-        raise ValueError(f"{owner}: {key} must be at most {rule.most:g}, got {value!r}")
+        value = valid.real(owner, key, value, minimum=rule.minimum, strict=rule.strict)
+    if kind in (int, float) and value > rule.maximum:
+        raise ValueError(f"{owner}: {key} must be at most {rule.maximum:g}, got {value!r}")
     return value

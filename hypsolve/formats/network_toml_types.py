@@ -17,15 +17,15 @@ MAX_NUMBER = 1e100  # in any unit: in bytes or FLOP/s it is still below `validat
 class Key:
     """What is said of a key: in words, for people; and the rules of its value.
 
-    A number is `least` (if `strict`, more) to `most`; a string is not empty; a list has `least`
-    entries, `distinct` or not. A string may be one of those that are `known` (an editor
-    proposes them), and must be none of those that are `taken`.
+    A number is `minimum` (if `strict`, more) to `maximum`; a string is not empty; a list
+    has `minimum` entries, `distinct` or not. A string may be one of those that are `known` (an
+    editor proposes them), and must be none of those that are `taken`.
     """
 
     about: str
-    least: float = 0
+    minimum: float = 0
     strict: bool = False
-    most: float = MAX_NUMBER
+    maximum: float = MAX_NUMBER
     distinct: bool = False
     known: Callable[[], Iterable[str]] | None = None
     taken: Callable[[], Iterable[str]] | None = None
@@ -60,13 +60,17 @@ class NodesTable(TypedDict):
     count: NotRequired[
         Annotated[
             int,
-            Key("Number of nodes; default: 1, or that of the names.", least=1, most=MAX_COUNT),
+            Key(
+                "Number of nodes; default: 1, or that of the names.",
+                minimum=1,
+                maximum=MAX_COUNT,
+            ),
         ]
     ]
     names: NotRequired[
         Annotated[
             list[Annotated[str, Key("Name of a node.")]],
-            Key("Names of the nodes; default: TIER-GPU-0, ...", least=1, distinct=True),
+            Key("Names of the nodes; default: TIER-GPU-0, ...", minimum=1, distinct=True),
         ]
     ]
     memory_gib: NotRequired[
@@ -85,7 +89,7 @@ class NodesTable(TypedDict):
         ]
     ]
     slowdown: NotRequired[
-        Annotated[float, Key("Times as slow as the GPU, say throttled; default: 1.", least=1)]
+        Annotated[float, Key("Times as slow as the GPU, say throttled; default: 1.", minimum=1)]
     ]
     price_per_hour: NotRequired[Annotated[float, Key("Price of each, in your currency.")]]
     source: NotRequired[Source]
@@ -107,7 +111,7 @@ class TierTable(TypedDict):
     """A level of the network: every node that has the memory holds the tier's blocks."""
 
     name: Annotated[str, Key("Name of the tier.")]
-    nodes: Annotated[list[NodesTable], Key("Its nodes, by kind.", least=1)]
+    nodes: Annotated[list[NodesTable], Key("Its nodes, by kind.", minimum=1)]
     link: NotRequired[Annotated[LinkTable, Key("To the next tier; on all but the last.")]]
     inner: NotRequired[
         Annotated[
@@ -124,13 +128,13 @@ class TierTable(TypedDict):
             Key("Blocks that must be here: embedding, head, numbers of layers.", distinct=True),
         ]
     ]
-    least_blocks: NotRequired[
+    min_blocks: NotRequired[
         Annotated[
             int,
             Key("Fewest blocks, embedding and head counted; 0: may stay empty; default: 1."),
         ]
     ]
-    most_blocks: NotRequired[
+    max_blocks: NotRequired[
         Annotated[int, Key("Most blocks, embedding and head counted; default: no limit.")]
     ]
 
@@ -140,7 +144,7 @@ class NetworkTable(TypedDict):
 
     description: NotRequired[Annotated[str, Key("What it is, for people.")]]
     tiers: Annotated[
-        list[TierTable], Key("In the order of requests, their side first.", least=1)
+        list[TierTable], Key("In the order of requests, their side first.", minimum=1)
     ]
     gpus: NotRequired[
         Annotated[

@@ -123,9 +123,9 @@ def read_requests(
     valid.known("zero_output", zero_output, ("error", "drop", "one"))
     valid.known("longer", longer, ("error", "drop", "clip"))
     if max_tokens is not None:
-        valid.whole(owner, "max_tokens", max_tokens, least=2)
+        valid.whole(owner, "max_tokens", max_tokens, minimum=2)
     if n_requests is not None:
-        valid.whole(owner, "n_requests", n_requests, least=1)
+        valid.whole(owner, "n_requests", n_requests, minimum=1)
     if sample is not None and valid.real(owner, "sample", sample, strict=True) > 1:
         raise ValueError(f"{owner}: sample must be in (0, 1], got {sample!r}")
     if rate_per_s is not None and speedup is not None:

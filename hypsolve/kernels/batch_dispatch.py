@@ -17,7 +17,7 @@ from hypsolve.kernels.jit import bare_kernel as kernel
 NIL = -1
 WEIGHT = 0.2  # as in `hypsolve.dispatch.dispatcher`, and
 STEPS = 16  # so is this
-MOST_STEPS = 32 * STEPS  # either way: measured ratios stay within 2**-32..2**32
+MAX_STEPS = 32 * STEPS  # either way: measured ratios stay within 2**-32..2**32
 NODE = np.dtype(
     [
         ("backlog", "i8"),  # ticks
@@ -102,7 +102,7 @@ def _set_root(nodes, groups, g, root):
 @kernel
 def _leave(nodes, groups, place, n_groups, n):
     """Take node n out of its group; an empty group gives its place to the last one."""
-    g = np.int64(place[nodes[n].kind, nodes[n].step + MOST_STEPS])
+    g = np.int64(place[nodes[n].kind, nodes[n].step + MAX_STEPS])
     root = np.int64(groups[g].root)
     if root == n:
         root = _release(nodes, n)
@@ -112,18 +112,18 @@ def _leave(nodes, groups, place, n_groups, n):
     if root != NIL:
         _set_root(nodes, groups, g, root)
         return
-    place[nodes[n].kind, nodes[n].step + MOST_STEPS] = NIL
+    place[nodes[n].kind, nodes[n].step + MAX_STEPS] = NIL
     n_groups[0] -= 1
     last = n_groups[0]
     if g != last:
         groups[g] = groups[last]
-        place[groups[g].kind, groups[g].step + MOST_STEPS] = g
+        place[groups[g].kind, groups[g].step + MAX_STEPS] = g
 
 
 @kernel
 def _enter(nodes, groups, place, n_groups, factor, n):
     """Put node n, which is in no heap, into its group."""
-    at = nodes[n].step + MOST_STEPS
+    at = nodes[n].step + MAX_STEPS
     g = np.int64(place[nodes[n].kind, at])
     if g != NIL:
         _set_root(nodes, groups, g, _meld(nodes, np.int64(groups[g].root), n))
@@ -206,7 +206,7 @@ def complete(node, ticks, busy_ticks, nodes, groups, place, n_groups, factor):
             _enter(nodes, groups, place, n_groups, factor, n)
             continue
         nodes[n].backlog -= ticks[job]
-        g = np.int64(place[nodes[n].kind, step + MOST_STEPS])
+        g = np.int64(place[nodes[n].kind, step + MAX_STEPS])
         root = np.int64(groups[g].root)
         if root != n:
             _cut_off(nodes, n)
@@ -218,8 +218,8 @@ def complete(node, ticks, busy_ticks, nodes, groups, place, n_groups, factor):
 def warm_up() -> None:
     """Compile every kernel of this file, with the types the product calls it with."""
     nodes, groups = np.zeros(1, NODE).view(np.recarray), np.zeros(1, GROUP).view(np.recarray)
-    place = np.full((1, 2 * MOST_STEPS + 1), NIL, np.int32)
-    n_groups, factor = np.zeros(1, np.int64), np.ones(2 * MOST_STEPS + 1)
+    place = np.full((1, 2 * MAX_STEPS + 1), NIL, np.int32)
+    n_groups, factor = np.zeros(1, np.int64), np.ones(2 * MAX_STEPS + 1)
     ticks, node, checked = (
         np.ones((1, 1), np.int64),
         np.zeros(1, np.int64),

@@ -160,7 +160,7 @@ def _place(shop, layer, i, after, j, r, g, start):
 @kernel
 def expand(
     shop, ticks, spent, way, layer, i, until, after, n_after, heads, salt, target,
-    most_compared,
+    max_compared,
 ):  # fmt: skip
     """Add one operation to entries i:until, in every way that a best schedule may need.
 
@@ -246,7 +246,7 @@ def expand(
                 key = layer.key[i] ^ salt[r, k] ^ salt[r, k + 1]
                 at = np.int64(key & mask)
                 dominated, other, compared = False, np.int64(heads[at]), 0
-                while other >= 0 and compared < most_compared:
+                while other >= 0 and compared < max_compared:
                     if after.key[other] == key and after.bound[other] < np.inf:
                         compared += 1
                         if _dominates(after, other, j, timely):

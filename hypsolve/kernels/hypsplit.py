@@ -37,8 +37,8 @@ class Chain(NamedTuple):
     cut_min: np.ndarray
     cut_max: np.ndarray
     # blocks per stage: (n_tiers,)
-    least: np.ndarray
-    most: np.ndarray
+    min_blocks: np.ndarray
+    max_blocks: np.ndarray
     rule: int
     overlap: bool
 
@@ -119,7 +119,7 @@ def with_link(chain, k, j, stage):
 def bottleneck_s(chain, cuts):
     """Largest stage with its link."""
     worst = 0.0
-    for k in range(chain.least.shape[0]):
+    for k in range(chain.min_blocks.shape[0]):
         stage = stage_s(chain, k, cuts[k], cuts[k + 1])
         worst = max(worst, with_link(chain, k, cuts[k + 1], stage))
     return worst
@@ -163,12 +163,12 @@ def farthest(chain, limit, high):
     Links are left out, so it is a chain of searches, each from what `high` holds before.
     Returns whether all blocks are reached.
     """
-    n_tiers = chain.least.shape[0]
+    n_tiers = chain.min_blocks.shape[0]
     n_blocks = chain.held.shape[0] - 1
     high[0] = 0
     for k in range(n_tiers):
         i = high[k]
-        end = min(i + chain.most[k], chain.cut_max[k + 1], n_blocks) + 1
+        end = min(i + chain.max_blocks[k], chain.cut_max[k + 1], n_blocks) + 1
         good, _, _, _ = bracket(chain, k, i, i + 1, end, high[k + 1], 0.0, limit)
         high[k + 1] = min(good, end - 1)
     return high[n_tiers] == n_blocks
@@ -181,13 +181,13 @@ def windows(chain, limit, low, high):
     Links are left out. What `high` holds before says where to look first. Returns False where
     no window is left.
     """
-    n_tiers = chain.least.shape[0]
+    n_tiers = chain.min_blocks.shape[0]
     n_blocks = chain.held.shape[0] - 1
     if not farthest(chain, limit, high):
         return False
     low[n_tiers] = n_blocks
     for k in range(n_tiers - 1, -1, -1):  # nearest backward
-        good, bad = low[k + 1], max(low[k + 1] - chain.most[k], chain.cut_min[k], 0) - 1
+        good, bad = low[k + 1], max(low[k + 1] - chain.max_blocks[k], chain.cut_min[k], 0) - 1
         while good - bad > 1:
             i = (good + bad) // 2
             if stage_s(chain, k, i, low[k + 1]) <= limit:
@@ -196,9 +196,9 @@ def windows(chain, limit, low, high):
                 bad = i
         low[k] = max(good, bad + 1)
     for k in range(n_tiers):
-        low[k + 1] = max(low[k + 1], low[k] + chain.least[k], chain.cut_min[k + 1])
+        low[k + 1] = max(low[k + 1], low[k] + chain.min_blocks[k], chain.cut_min[k + 1])
     for k in range(n_tiers - 1, -1, -1):
-        high[k] = min(high[k], high[k + 1] - chain.least[k], chain.cut_max[k])
+        high[k] = min(high[k], high[k + 1] - chain.min_blocks[k], chain.cut_max[k])
     any_left = True
     for k in range(n_tiers + 1):
         any_left &= low[k] <= high[k]
@@ -206,17 +206,17 @@ def windows(chain, limit, low, high):
 
 
 @bare_kernel
-def least_links(chain, low, high, least_link):
-    """Fill `least_link` (n_tiers,): the least link behind each tier's window."""
-    for k in range(least_link.shape[0]):
-        least_link[k] = np.inf
+def min_links(chain, low, high, min_link):
+    """Fill `min_link` (n_tiers,): the least link behind each tier's window."""
+    for k in range(min_link.shape[0]):
+        min_link[k] = np.inf
         for j in range(low[k + 1], high[k + 1] + 1):
             link = chain.link_kind[k, chain.cut_kind[j]]
-            least_link[k] = min(least_link[k], link)
+            min_link[k] = min(min_link[k], link)
 
 
 @inlined
-def least_above(chain, k, i, beyond, beyond_s, end, least_link, tau, rejected):
+def min_above(chain, k, i, beyond, beyond_s, end, min_link, tau, rejected):
     """The least of `rejected` and of the times above `tau` of stages to beyond..end - 1.
 
     A stage is a bound for those that end behind it: the first of STRIDE cuts tells which of
@@ -227,7 +227,7 @@ def least_above(chain, k, i, beyond, beyond_s, end, least_link, tau, rejected):
         time = with_link(chain, k, j, bound_s)
         if tau < time < rejected:
             rejected = time
-        if joined(chain, bound_s, least_link) >= rejected:
+        if joined(chain, bound_s, min_link) >= rejected:
             break
         stop = min(j + STRIDE, end)
         j += 1
@@ -263,7 +263,7 @@ def last_within(chain, k, i, first, last, tau, rejected):
 
 
 @bare_kernel
-def greedy_trial(chain, tau, low, high, least_link, cuts):
+def greedy_trial(chain, tau, low, high, min_link, cuts):
     """Seek cuts with every stage at most `tau`, each as far as one may reach from the last.
 
     The farthest start is the best start of the next tier's farthest cut, so if these cuts fail
@@ -275,7 +275,7 @@ def greedy_trial(chain, tau, low, high, least_link, cuts):
     ----------
     low, high : ndarray of int, shape (n_tiers + 1,)
         Windows of a limit above `tau`, or of `tau`.
-    least_link : ndarray, shape (n_tiers,)
+    min_link : ndarray, shape (n_tiers,)
         No more than the links of any cut in the windows.
     cuts : ndarray of int, shape (n_tiers + 1,)
         Filled in; what it holds before says where to look first.
@@ -286,18 +286,18 @@ def greedy_trial(chain, tau, low, high, least_link, cuts):
         FOUND and the bottleneck of `cuts`; or NONE and the smallest stage time above `tau` at
         which some cut here would be farther: up to it all fail alike; or OPEN.
     """
-    n_tiers = chain.least.shape[0]
+    n_tiers = chain.min_blocks.shape[0]
     rejected, worst = np.inf, 0.0
     cuts[0] = 0
     for k in range(n_tiers):
         i = cuts[k]
-        first = max(low[k + 1], i + chain.least[k])
-        end = min(high[k + 1], i + chain.most[k]) + 1
+        first = max(low[k + 1], i + chain.min_blocks[k])
+        end = min(high[k + 1], i + chain.max_blocks[k]) + 1
         # with the least of links: no cut from `beyond` = good + 1 on can be reached
         good, good_s, beyond, beyond_s = bracket(
-            chain, k, i, first, end, cuts[k + 1], least_link[k], tau
+            chain, k, i, first, end, cuts[k + 1], min_link[k], tau
         )
-        rejected = least_above(chain, k, i, beyond, beyond_s, end, least_link[k], tau, rejected)
+        rejected = min_above(chain, k, i, beyond, beyond_s, end, min_link[k], tau, rejected)
         chosen, time = good, np.inf
         if good >= first:
             time = with_link(chain, k, good, good_s)
@@ -305,7 +305,7 @@ def greedy_trial(chain, tau, low, high, least_link, cuts):
             rejected = min(rejected, time)
             chosen, time, rejected = last_within(chain, k, i, first, good - 1, tau, rejected)
         if chosen < 0:
-            return (NONE if i + chain.least[k] <= low[k + 1] else OPEN), rejected
+            return (NONE if i + chain.min_blocks[k] <= low[k + 1] else OPEN), rejected
         worst = max(worst, time)
         cuts[k + 1] = chosen
     return FOUND, worst
@@ -325,16 +325,16 @@ def trial(chain, tau, low, high, start, reached, cuts):
         True and the bottleneck of `cuts`; or False and the smallest stage time rejected, over
         all tiers and cuts: up to it the reachable sets are the same (inf: none was).
     """
-    n_tiers = chain.least.shape[0]
+    n_tiers = chain.min_blocks.shape[0]
     rejected = np.inf
     reached[start[0]] = 0
     for k in range(n_tiers):
         largest = -1
         for j in range(low[k + 1], high[k + 1] + 1):
-            before = min(j - chain.least[k], high[k])
+            before = min(j - chain.min_blocks[k], high[k])
             if before >= low[k]:
                 i = np.int64(reached[start[k] + before - low[k]])
-                if i >= 0 and j - i <= chain.most[k]:
+                if i >= 0 and j - i <= chain.max_blocks[k]:
                     time = with_link(chain, k, j, stage_s(chain, k, i, j))
                     if time <= tau:
                         largest = j
@@ -345,7 +345,7 @@ def trial(chain, tau, low, high, start, reached, cuts):
             return False, rejected
     cuts[n_tiers] = chain.held.shape[0] - 1
     for k in range(n_tiers - 1, -1, -1):
-        before = min(cuts[k + 1] - chain.least[k], high[k])
+        before = min(cuts[k + 1] - chain.min_blocks[k], high[k])
         cuts[k] = reached[start[k] + before - low[k]]
     return True, bottleneck_s(chain, cuts)
 
@@ -364,7 +364,7 @@ def lay_out(low, high, start):
 def even_s(chain):
     """Seconds of all blocks if every node worked on them all the time, as fast as on all."""
     speed = 0.0
-    for g in range(chain.group_start[0], chain.group_start[chain.least.shape[0]]):
+    for g in range(chain.group_start[0], chain.group_start[chain.min_blocks.shape[0]]):
         speed += chain.group_size[g] / max(chain.spent[chain.group_class[g], -1, 0], 1e-300)
     return 1.0 / speed
 
@@ -405,10 +405,10 @@ def search(chain, narrow, cuts):
     tuple of float and int
         The least bottleneck (inf: infeasible), and how many trials it took.
     """
-    n_tiers = chain.least.shape[0]
+    n_tiers = chain.min_blocks.shape[0]
     low, high = np.zeros(n_tiers + 1, np.int64), np.zeros(n_tiers + 1, np.int64)
     start, found = np.zeros(n_tiers + 1, np.int64), np.zeros(n_tiers + 1, np.int64)
-    least_link = np.empty(n_tiers)
+    min_link = np.empty(n_tiers)
     reached = np.empty(0, np.int32)  # as long as the first full trial needs, if there is one
     if narrow:
         below, tau = bounds_without_links(chain, high)
@@ -429,12 +429,12 @@ def search(chain, narrow, cuts):
             limit = tau if narrow else NO_LIMIT
             any_left = windows(chain, limit, low, high)
             if any_left:
-                least_links(chain, low, high, least_link)
+                min_links(chain, low, high, min_link)
                 found[:] = high
         state, time = NONE, np.inf
         if any_left:
             trials += 1
-            state, time = greedy_trial(chain, tau, low, high, least_link, found)
+            state, time = greedy_trial(chain, tau, low, high, min_link, found)
             if state == OPEN:
                 length = lay_out(low, high, start)
                 if len(reached) < length:
@@ -458,7 +458,7 @@ def search(chain, narrow, cuts):
 
 def min_bottleneck(chain, cuts):
     """`search`, narrow if the chain is long."""
-    return search(chain, chain.least.shape[0] * chain.held.shape[0] > LONG, cuts)
+    return search(chain, chain.min_blocks.shape[0] * chain.held.shape[0] > LONG, cuts)
 
 
 @bare_kernel
@@ -497,7 +497,7 @@ def min_bottlenecks(
     node_class,
     node_bytes,
     link_s,
-    least,
+    min_per_tier,
     rule,
     overlap,
     first,
@@ -514,7 +514,7 @@ def min_bottlenecks(
     node_class, node_bytes : ndarray, shape (n_networks, n_tiers, n_nodes)
         Class -1: no node. The last tiers of a network may have none, and host nothing.
     link_s : ndarray, shape (n_networks or 1, n_tiers - 1, n_cuts)
-    least : int
+    min_per_tier : int
         Blocks of a stage.
     """
     n_tiers, n_nodes = node_class.shape[1:]
@@ -528,7 +528,7 @@ def min_bottlenecks(
     cut_min = np.zeros(n_tiers + 1, np.int64)
     cut_max = np.full(n_tiers + 1, n_cuts - 1)
     cut_min[n_tiers], cut_max[0] = n_cuts - 1, 0
-    leasts, mosts = np.full(n_tiers, least), np.full(n_tiers, n_cuts - 1)
+    min_blocks, max_blocks = np.full(n_tiers, min_per_tier), np.full(n_tiers, n_cuts - 1)
     for network in range(first, end):
         used = 0
         for k in range(n_tiers):
@@ -561,8 +561,8 @@ def min_bottlenecks(
             cut_kind,
             cut_min[n_tiers - used :],
             cut_max[: used + 1],
-            leasts[:used],
-            mosts[:used],
+            min_blocks[:used],
+            max_blocks[:used],
             rule,
             overlap,
         )
@@ -582,7 +582,7 @@ def min_sum(chain, theta, cuts, with_stages):
     The best start of a stage is, for each node group, the least of ``best[i] - spent[i]`` over
     a range of cuts i, read from a stack of suffix minima: O(log n_blocks) each.
     """
-    n_tiers, n_cuts = chain.least.shape[0], chain.held.shape[0]
+    n_tiers, n_cuts = chain.min_blocks.shape[0], chain.held.shape[0]
     widest = np.diff(chain.group_start).max() if with_stages else 1
     best, following = np.full(n_cuts, np.inf), np.empty(n_cuts)
     last = np.full((n_tiers, n_cuts), -1, np.int32)
@@ -597,7 +597,7 @@ def min_sum(chain, theta, cuts, with_stages):
         following[:] = np.inf
         depth[:] = 0
         for j in range(n_cuts):
-            latest = j - max(chain.least[k], 1)  # start of a stage that is not empty
+            latest = j - max(chain.min_blocks[k], 1)  # start of a stage that is not empty
             if latest >= 0 and best[latest] < np.inf:
                 for g in range(n_groups):
                     total, rest = best[latest], 0.0
@@ -609,9 +609,15 @@ def min_sum(chain, theta, cuts, with_stages):
             if j < chain.cut_min[k + 1] or j > chain.cut_max[k + 1]:
                 continue
             chosen, parent = np.inf, -1
-            if chain.least[k] == 0 and best[j] < np.inf and with_link(chain, k, j, 0.0) < theta:
+            if (
+                chain.min_blocks[k] == 0
+                and best[j] < np.inf
+                and with_link(chain, k, j, 0.0) < theta
+            ):
                 chosen, parent = best[j], j
-            earliest = first_below(chain, theta, k, max(j - chain.most[k], 0), latest + 1, j)
+            earliest = first_below(
+                chain, theta, k, max(j - chain.max_blocks[k], 0), latest + 1, j
+            )
             for g in range(n_groups):
                 start = earliest
                 if with_stages:

@@ -174,7 +174,7 @@ def new_room(line, n):
 
 
 @kernel
-def improve(course, room, makespan, width, step, at, until, most_trials):
+def improve(course, room, makespan, width, step, at, until, max_trials):
     """Better an order, and who may use what, a window of `width` operations at a time.
 
     What stands before the window is fixed. For each trial the window, and as much as there is
@@ -182,7 +182,7 @@ def improve(course, room, makespan, width, step, at, until, most_trials):
     of them, where stages that are not placed yet have no delay. A trial moves an operation
     before another of the same stage, alone or with the later stages of its request, or bars it
     from a group, or lets it in again. Whatever helps is kept. When a round over the window's
-    operations helps no more, or ends after `most_trials` or more, the window goes on by `step`.
+    operations helps no more, or ends after `max_trials` or more, the window goes on by `step`.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def improve(course, room, makespan, width, step, at, until, most_trials):
     width, step : int
     at, until : int
         Where the first window begins; where none begins any more.
-    most_trials : int
+    max_trials : int
 
     Returns
     -------
@@ -211,7 +211,7 @@ def improve(course, room, makespan, width, step, at, until, most_trials):
         window.late[0] = 0.0
         _settle(line, least, ready, state, window, np.int64(0), n)
         n_here, is_better = 0, True
-        while is_better and n_here < most_trials:
+        while is_better and n_here < max_trials:
             is_better = False
             for a in range(size):
                 operation = window.now[a]

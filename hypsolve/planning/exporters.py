@@ -209,7 +209,7 @@ def _tokens(found: Plan) -> int:
 
 def _sequences(found: Plan) -> int:
     """As many at once as were simulated and have room; those asked for have."""
-    room = found.service.most_sequences if found.service is not None else 0
+    room = found.service.max_sequences if found.service is not None else 0
     return max(found.concurrency, min(room, MAX_BATCH))
 
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 WEIGHTS, KV, LINK, MARK = "#0072B2", "#E69F00", "#999999", "#D55E00"
 TIERS = ("#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#E69F00", "#0072B2")  # in turn
-MOST_NODES = 6  # of a tier, drawn
+MAX_NODES = 6  # of a tier, drawn
 BAR = 0.16  # above the bar of a node's memory, for its name
-MOST_LETTERS = 48  # of a name
-MOST_BARS = 20  # of changes
+MAX_LETTERS = 48  # of a name
+MAX_BARS = 20  # of changes
 PASSES = 6.0  # of a decode token, in the window of the Gantt chart
 Draw = Callable[["Plan", "Axes"], None]
 
@@ -40,7 +40,7 @@ def plot(found: Plan, kind: str, ax: Axes | None) -> Axes:
         valid.of_type("plot", "ax", ax, optional("matplotlib.axes").Axes)
     draw(found, ax)
     rows = [label.get_text() for label in ax.get_yticklabels()]
-    if any(len(name) > MOST_LETTERS for name in rows):
+    if any(len(name) > MAX_LETTERS for name in rows):
         ax.set_yticks(ax.get_yticks(), labels=[_short(name) for name in rows])
     for text in ax.figure.findobj(optional("matplotlib.text").Text):
         text.set_parse_math(False)  # names are names, dollars too
@@ -48,7 +48,7 @@ def plot(found: Plan, kind: str, ax: Axes | None) -> Axes:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
+    return name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}…"
 
 
 def _network(found: Plan, ax: Axes) -> None:
@@ -59,7 +59,7 @@ def _network(found: Plan, ax: Axes) -> None:
     rows = 0
     for k, tier in enumerate(tiers):
         nodes = [node for node in found.nodes if node.tier == tier.name]
-        shown = nodes if len(nodes) <= MOST_NODES else nodes[: MOST_NODES - 1]
+        shown = nodes if len(nodes) <= MAX_NODES else nodes[: MAX_NODES - 1]
         rows = max(rows, len(shown) + (len(shown) < len(nodes)))
         stage = found.stages[k]
         colour = TIERS[k % len(TIERS)]
@@ -69,7 +69,7 @@ def _network(found: Plan, ax: Axes) -> None:
         ax.text(
             k + 0.45, -0.82, _short(tier.name), ha="center", va="center", weight="bold", size=10
         )
-        words = found.blocks_in_words(stage.blocks)
+        words = found.describe_blocks(stage.blocks)
         ax.text(k + 0.45, -0.66, words, ha="center", va="center", size=8)
         width = 0.74 / found.model.n_blocks
         for at in stage.blocks:  # in the model's whole chain
@@ -215,7 +215,7 @@ def _gantt(found: Plan, ax: Axes) -> None:
 
 def _changes(found: Plan, ax: Axes) -> None:
     """What the objective comes to with each change."""
-    shown = found.changes[:MOST_BARS]
+    shown = found.changes[:MAX_BARS]
     rows = np.arange(len(shown))
     values_s = [change.objective_s for change in shown]
     ax.barh(rows, values_s, color=WEIGHTS)
@@ -245,7 +245,7 @@ def _beside(ax: Axes, x: float, row: int, words: str) -> None:
 
 def _network_size(found: Plan) -> tuple[float, float]:
     tiers = found.network.network.tiers
-    rows = max(min(len(tier.nodes), MOST_NODES) for tier in tiers)
+    rows = max(min(len(tier.nodes), MAX_NODES) for tier in tiers)
     return max(10.0, 2.6 * len(tiers)), 1.5 + 0.85 * rows
 
 
@@ -255,7 +255,7 @@ def _rows_size(found: Plan) -> tuple[float, float]:
 
 
 def _changes_size(found: Plan) -> tuple[float, float]:
-    return 10.0, 1.2 + 0.35 * min(len(found.changes), MOST_BARS)
+    return 10.0, 1.2 + 0.35 * min(len(found.changes), MAX_BARS)
 
 
 def _has_plan(found: Plan) -> bool:

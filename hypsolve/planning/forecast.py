@@ -25,11 +25,11 @@ from hypsolve.simulation.metrics import growth
 from hypsolve.simulation.simulate import MAX_BATCH, simulate
 from hypsolve.simulation.trace import Trace
 
-N_REQUESTS, LEAST_REQUESTS, MOST_REQUESTS = 400, 20, 64_000  # simulated at a time
+N_REQUESTS, MIN_REQUESTS, MAX_REQUESTS = 400, 20, 64_000  # simulated at a time
 WINDOW = 8.0  # of arrivals, in latencies
 TRIES = 3  # with more requests each, to tell whether a rate is kept up with
 STEADY, SURELY = 1.1, 1.8  # growth of the requests under way: none, and without doubt
-MOST_VISITS = 2e7  # so many (token, stage) visits take some seconds
+MAX_VISITS = 2e7  # so many (token, stage) visits take some seconds
 STEPS = 5  # of the bisection: the rate is found to 1/32 of its bound
 
 
@@ -49,18 +49,18 @@ class Service:
         Whether the network serves requests as fast as they come; if not, the latencies above
         say how long the simulation was. None: that takes too many requests to tell.
     output_tokens_per_s : float
-        At the rate, or at `most_requests_per_s` where that is less.
+        At the rate, or at `max_requests_per_s` where that is less.
     utilisation : float
         Busy share of the GPUs that are used, at this rate.
-    most_requests_per_s : float
+    max_requests_per_s : float
         About the largest rate that it keeps up with, by bisection of simulations; nan where
         requests take too long to tell, 0 where it is below 1/32 of the bound. No less than
         `rate_per_s` if it keeps up with that.
     bound_requests_per_s : float
         What no schedule can exceed with this partition.
-    most_sequences : int
+    max_sequences : int
         That have room in the KV caches at once, over all tiers; 0 if no stage keeps any.
-    most_context_tokens : int
+    max_context_tokens : int
         Of one sequence alone, as far as memory goes, and the model was made for; 0 if no
         stage keeps any.
     joules_per_token, price_per_million_tokens : float
@@ -77,10 +77,10 @@ class Service:
     keeps_up: bool | None
     output_tokens_per_s: float
     utilisation: float
-    most_requests_per_s: float
+    max_requests_per_s: float
     bound_requests_per_s: float
-    most_sequences: int
-    most_context_tokens: int
+    max_sequences: int
+    max_context_tokens: int
     joules_per_token: float
     price_per_million_tokens: float
 
@@ -138,10 +138,10 @@ def predict(
         keeps_up=keeps_up,
         output_tokens_per_s=steady * output,
         utilisation=float(busy.mean()) if used.any() else 0.0,
-        most_requests_per_s=most,
+        max_requests_per_s=most,
         bound_requests_per_s=bound,
-        most_sequences=min(sequences, default=0),
-        most_context_tokens=_most_context(deployment.model, rooms),
+        max_sequences=min(sequences, default=0),
+        max_context_tokens=_max_context(deployment.model, rooms),
         joules_per_token=(
             float(power_w @ trace.busy_s) / (n * output)
             if (power_w[used] > 0).all()
@@ -155,7 +155,7 @@ def under_load(
     deployment: Deployment, rate_per_s: float, rng: np.random.Generator
 ) -> Deployment:
     """The deployment with so many requests like its first one as `predict` simulates."""
-    n = min(max(LEAST_REQUESTS, _most_requests(deployment)), N_REQUESTS)
+    n = min(max(MIN_REQUESTS, _max_requests(deployment)), N_REQUESTS)
     return arriving(deployment, rate_per_s, n, rng)
 
 
@@ -166,10 +166,10 @@ def serve(
     return simulate(deployment, partition, link_contention=True, record_visits=record_visits)
 
 
-def _most_requests(deployment: Deployment) -> int:
+def _max_requests(deployment: Deployment) -> int:
     """Most requests to simulate at a time."""
     n_passes = int(deployment.requests.output_tokens[0])
-    return int(MOST_VISITS / (n_passes * len(deployment.network.tiers)))
+    return int(MAX_VISITS / (n_passes * len(deployment.network.tiers)))
 
 
 def arriving(
@@ -204,19 +204,19 @@ def _sustained(
     if math.isinf(bound):
         return math.inf, True
     alone_s = float(serve(_evenly(deployment, bound, 1), partition).latency_s[0])
-    most_requests = min(MOST_REQUESTS, _most_requests(deployment))
+    max_requests = min(MAX_REQUESTS, _max_requests(deployment))
 
     def keeps_up(rate: float) -> bool | None:
         n = max(N_REQUESTS, math.ceil(WINDOW * rate * alone_s))
-        if n > most_requests:
+        if n > max_requests:
             return None
         for _ in range(TRIES):
             trace = serve(_evenly(deployment, rate, n), partition)
             grows = growth(trace)
-            if grows <= STEADY or grows > SURELY or n == most_requests:
+            if grows <= STEADY or grows > SURELY or n == max_requests:
                 break
             under_way = rate * float(trace.latency_s.mean())
-            n = min(max(4 * n, math.ceil(WINDOW * under_way)), most_requests)
+            n = min(max(4 * n, math.ceil(WINDOW * under_way)), max_requests)
         return grows <= STEADY
 
     asked = rate_per_s < bound and keeps_up(rate_per_s)
@@ -256,7 +256,7 @@ def _rooms(
     return rooms
 
 
-def _most_context(model: Model, rooms: Mapping[int, list[float]]) -> int:
+def _max_context(model: Model, rooms: Mapping[int, list[float]]) -> int:
     limit = model.context_tokens or math.inf
     return int(min(limit, *(max(each) for each in rooms.values()))) if rooms else 0
 
@@ -269,7 +269,7 @@ def _bound(
 ) -> float:
     """Requests per second that no schedule can exceed: the fluid limit.
 
-    A node spends on a request at least what `_least_s` says, so a tier serves at most the sum
+    A node spends on a request at least what `_min_s` says, so a tier serves at most the sum
     of the inverses over its nodes. That is the optimum of the fluid linear program, which falls
     apart by tiers where all requests are alike. A link carries at most one request in the time
     that its bytes take. And a sequence holds its KV cache for as long as its decode passes take
@@ -299,11 +299,11 @@ def _bound(
             if of_tier is not None:  # no more of them are on the node at once
                 batch = min(batch, int(of_tier[number] // (prompt + output)))
             if batch:
-                least_s = sum(
-                    count * _least_s(block, node.gpu, deployment, batch)
+                min_s = sum(
+                    count * _min_s(block, node.gpu, deployment, batch)
                     for block, count in Counter(blocks).items()
                 )
-                rate += 1 / least_s if least_s else math.inf
+                rate += 1 / min_s if min_s else math.inf
         least = min(least, rate)
     for of_tier in rooms.values():
         n_at_once = sum(int(room // (prompt + output)) for room in of_tier)
@@ -324,7 +324,7 @@ def _decodes_s(blocks: list[Block], gpu: GpuProfile, deployment: Deployment) -> 
     )
 
 
-def _least_s(block: Block, gpu: GpuProfile, deployment: Deployment, batch: int) -> float:
+def _min_s(block: Block, gpu: GpuProfile, deployment: Deployment, batch: int) -> float:
     """Least seconds of a node that a request costs, by a block, in batches of at most `batch`.
 
     An iteration takes ``t0 + max(flops / F, bytes / B)``: at least t0 and either arm. FLOPs, KV

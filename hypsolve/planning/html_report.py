@@ -18,10 +18,10 @@ from typing import Any
 from hypsolve.planning.figures import FIGURES
 from hypsolve.planning.plan import Alternative, Plan
 from hypsolve.planning.text import (
-    binding_in_words,
     changes_title,
+    describe_bottleneck,
+    describe_proof,
     infeasible_lines,
-    proof_in_words,
     rows_of_nodes,
     service_lines,
     title,
@@ -133,7 +133,7 @@ def _page(found: Plan, command: str) -> Iterator[str]:
         yield _figure(found, "network")
         yield _table(rows_of_nodes(found))
         yield "<h2>What binds</h2>"
-        yield f"<p>{escape(_sentence(binding_in_words(found)))}</p>"
+        yield f"<p>{escape(_sentence(describe_bottleneck(found)))}</p>"
         yield _figure(found, "stages")
         yield _figure(found, "pareto")
     if found.service is not None:
@@ -175,7 +175,7 @@ def _verdict(found: Plan) -> Iterator[str]:
         yield f'<div class="verdict none"><strong>{escape(_sentence(verdict))}</strong>'
         yield f"<ul>{lines}</ul></div>" if lines else "</div>"
         return
-    words = _sentence(proof_in_words(found))
+    words = _sentence(describe_proof(found))
     certificate = found.result.certificate
     if certificate is not None:
         broken = verify_certificate(found.result.instance, certificate)
@@ -199,10 +199,10 @@ def _numbers(found: Plan) -> str:
             "then, a token": show_seconds(service.tpot_s),
             "latency p50": show_seconds(service.latency_p50_s),
             "latency p95": show_seconds(service.latency_p95_s),
-            "keeps up with, about": f"{service.most_requests_per_s:.3g} requests/s",
+            "keeps up with, about": f"{service.max_requests_per_s:.3g} requests/s",
             "upper bound": f"{service.bound_requests_per_s:.3g} requests/s",
-            "room for": f"{service.most_sequences} sequences",
-            "or one of": f"{service.most_context_tokens} tokens",
+            "room for": f"{service.max_sequences} sequences",
+            "or one of": f"{service.max_context_tokens} tokens",
             "energy": f"{service.joules_per_token:.3g} J/token",
             "price of 10^6 tokens": f"{service.price_per_million_tokens:.4g}",
         }
@@ -221,13 +221,13 @@ def _rows_of_splits(found: Plan) -> list[dict[str, str]]:
         objective=f"{found.objective} (this plan)",
         cuts=found.result.partition.cuts,
         latency_mean_s=found.service.latency_mean_s,
-        most_requests_per_s=found.service.most_requests_per_s,
+        max_requests_per_s=found.service.max_requests_per_s,
     )
     return [
         {
             "split for": each.objective.replace("_", " "),
             "cuts": str(Partition(each.cuts)),
-            "keeps up with, about": f"{each.most_requests_per_s:.3g} requests/s",
+            "keeps up with, about": f"{each.max_requests_per_s:.3g} requests/s",
             "mean latency": show_seconds(each.latency_mean_s),
         }
         for each in (own, *found.alternatives)

@@ -165,8 +165,8 @@ def _said(rule: Key | str, kind: Any) -> Schema:
         return {"description": rule}
     found: Schema = {"description": rule.about}
     if kind in (int, float):
-        found["exclusiveMinimum" if rule.strict else "minimum"] = rule.least
-        found["maximum"] = rule.most
+        found["exclusiveMinimum" if rule.strict else "minimum"] = rule.minimum
+        found["maximum"] = rule.maximum
     elif kind is str:
         found["minLength"] = 1
         if rule.known is not None:  # an editor proposes them, and takes any other
@@ -174,7 +174,7 @@ def _said(rule: Key | str, kind: Any) -> Schema:
         if rule.taken is not None:
             found["not"] = {"enum": list(rule.taken())}
     elif get_origin(kind) is list:
-        found |= {"minItems": rule.least} if rule.least else {}
+        found |= {"minItems": rule.minimum} if rule.minimum else {}
         found |= {"uniqueItems": True} if rule.distinct else {}
     return found
 

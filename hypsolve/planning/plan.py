@@ -81,14 +81,14 @@ class Alternative:
     ----------
     objective : str
     cuts : tuple of int
-    latency_mean_s, most_requests_per_s : float
+    latency_mean_s, max_requests_per_s : float
         As in `Service`.
     """
 
     objective: str
     cuts: tuple[int, ...]
     latency_mean_s: float
-    most_requests_per_s: float
+    max_requests_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,9 +189,9 @@ class Plan:
 
         return plot(self, kind, ax)
 
-    def blocks_in_words(self, blocks: range) -> str:
+    def describe_blocks(self, blocks: range) -> str:
         """As in ``embedding, layers 0-12``; layers are counted from 0."""
-        return blocks_in_words(blocks, self.model.n_blocks)
+        return describe_blocks(blocks, self.model.n_blocks)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, strings, lists and dictionaries (JSON takes it)."""
@@ -222,7 +222,7 @@ class Plan:
         }
 
 
-def blocks_in_words(blocks: range, n_blocks: int) -> str:
+def describe_blocks(blocks: range, n_blocks: int) -> str:
     """As in ``embedding, layers 0-12``; layers are counted from 0."""
     words = []
     if not blocks:

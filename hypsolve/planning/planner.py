@@ -250,7 +250,7 @@ def comparable(objective: str) -> list[str]:
 def _alternatives(case: Case, result: Result) -> Iterator[Alternative]:
     ask, seen = case.ask, [result.partition]
     for objective in ("bottleneck", "path", "p0"):
-        knows_no_empty_tier = objective == "p0" and 0 in case.site.least_blocks
+        knows_no_empty_tier = objective == "p0" and 0 in case.site.min_blocks
         if objective == ask.objective or knows_no_empty_tier:
             continue
         asked = replace(ask, objective=objective, method=None, options={})
@@ -263,7 +263,7 @@ def _alternatives(case: Case, result: Result) -> Iterator[Alternative]:
             objective=objective,
             cuts=other.partition.cuts,
             latency_mean_s=service.latency_mean_s,
-            most_requests_per_s=service.most_requests_per_s,
+            max_requests_per_s=service.max_requests_per_s,
         )
 
 

@@ -15,7 +15,7 @@ from hypsolve.formats.helix_pipeedge import read_helix
 from hypsolve.formats.huggingface import read_model
 from hypsolve.formats.network_toml import NetworkFile, read_network_file
 from hypsolve.planning.forecast import under_load
-from hypsolve.planning.simulation_search import Tell, as_simulated, least_mean_latency
+from hypsolve.planning.simulation_search import Tell, as_simulated, minimise_mean_latency
 from hypsolve.problem import validation as valid
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.deployment import Deployment, Model, Network, Requests
@@ -24,8 +24,8 @@ from hypsolve.problem.result import Result
 from hypsolve.solve import solve
 
 OBJECTIVES = ("bottleneck", "path", "mean_latency", "p0")
-LEAST_RATE = 1e-6  # requests per second: one in 12 days
-MOST_TOKENS = 2**31  # of one sequence, and of all that a node is to hold
+MIN_RATE = 1e-6  # requests per second: one in 12 days
+MAX_TOKENS = 2**31  # of one sequence, and of all that a node is to hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,17 +45,17 @@ class Ask:
     def __post_init__(self) -> None:
         for field in ("prompt_tokens", "output_tokens"):
             value = getattr(self, field)
-            if valid.whole("plan", field, value, least=1) > MOST_TOKENS:
+            if valid.whole("plan", field, value, minimum=1) > MAX_TOKENS:
                 raise ValueError(
-                    f"plan: {field} must be at most {MOST_TOKENS}, got {value!r:.60}"
+                    f"plan: {field} must be at most {MAX_TOKENS}, got {value!r:.60}"
                 )
-        valid.real("plan", "rate_per_s", self.rate_per_s, least=LEAST_RATE)
-        valid.whole("plan", "concurrency", self.concurrency, least=1)
+        valid.real("plan", "rate_per_s", self.rate_per_s, minimum=MIN_RATE)
+        valid.whole("plan", "concurrency", self.concurrency, minimum=1)
         valid.known("objective", self.objective, OBJECTIVES)
-        if self.concurrency * self.tokens > MOST_TOKENS:
+        if self.concurrency * self.tokens > MAX_TOKENS:
             raise ValueError(
                 "plan: concurrency * (prompt_tokens + output_tokens) must be at most"
-                f" {MOST_TOKENS}, got {self.concurrency * self.tokens}"
+                f" {MAX_TOKENS}, got {self.concurrency * self.tokens}"
             )
 
     @property
@@ -118,10 +118,10 @@ def answer(
         max_resident_tokens=ask.concurrency * ask.tokens,
     )
     rules = site.rules(model)
-    if ask.objective == Objective.P0 and 0 in site.least_blocks:
-        tier = site.network.tiers[site.least_blocks.index(0)].name
+    if ask.objective == Objective.P0 and 0 in site.min_blocks:
+        tier = site.network.tiers[site.min_blocks.index(0)].name
         raise ValueError(
-            f"plan: least_blocks of tier {tier!r} must be at least 1 under objective p0, which"
+            f"plan: min_blocks of tier {tier!r} must be at least 1 under objective p0, which"
             " knows no empty stage, got 0"
         )
     served = deployment
@@ -132,7 +132,7 @@ def answer(
         if ask.method is None:
             for option in ask.options:
                 raise TypeError(f"plan: unknown option {option!r} of the search by simulation")
-            found = least_mean_latency(served, rules, time_limit_s=limit_s, tell=tell)
+            found = minimise_mean_latency(served, rules, time_limit_s=limit_s, tell=tell)
             return deployment, found
     objective = Objective.BOTTLENECK if ask.is_simulated else ask.objective
     result = solve(

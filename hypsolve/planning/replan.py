@@ -25,7 +25,7 @@ from hypsolve.solvers.partition.stage_tables import cost_table
 
 OBJECTIVES = ("bottleneck", "path")
 ASKED = ("prompt_tokens", "output_tokens", "concurrency")  # of a plan, asked again
-MOST_BLOCKS = 10**6  # of a model in a file
+MAX_BLOCKS = 10**6  # of a model in a file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Replan:
         Weights that each node must load, by name; those that load nothing are not in it.
     frontier : tuple of (int, float)
         Every number of moves that lets the objective fall, with the least that it can be.
-    least_moves : int or None
+    min_moves : int or None
         The fewest with which anything fits; None: nothing does, whatever moves.
     reason : str
         Why there is no partition; empty if there is one.
@@ -75,7 +75,7 @@ class Replan:
     max_moves: int
     moved_bytes: Mapping[str, int]
     frontier: tuple[tuple[int, float], ...]
-    least_moves: int | None
+    min_moves: int | None
     reason: str
     deployment: Deployment
     concurrency: int
@@ -109,7 +109,7 @@ class Replan:
             "max_moves": self.max_moves,
             "moved_bytes": dict(self.moved_bytes),
             "frontier": [list(point) for point in self.frontier],
-            "least_moves": self.least_moves,
+            "min_moves": self.min_moves,
             "reason": self.reason,
             "stages": stages,
             "nodes": nodes,
@@ -179,13 +179,13 @@ def replan(
         n_moved = frontier[-1][0]
         partition = Partition(tuple(int(c) for c in cuts[n_moved]))
         objective_s = evaluation.evaluate(instance, partition)
-    least_moves, reason = frontier[0][0] if frontier else None, ""
+    min_moves, reason = frontier[0][0] if frontier else None, ""
     if not frontier:
         enough = np.flatnonzero(np.isfinite(_search(instance, moves, instance.n_blocks)[0]))
         reason = result.message
         if enough.size:
-            least_moves = int(enough[0])
-            reason = f"at least {least_moves} blocks must move, not {max_moves}"
+            min_moves = int(enough[0])
+            reason = f"at least {min_moves} blocks must move, not {max_moves}"
     return Replan(
         instance=instance,
         partition=partition,
@@ -194,7 +194,7 @@ def replan(
         max_moves=max_moves,
         moved_bytes={} if partition is None else _loads(deployment, instance, partition, old),
         frontier=frontier,
-        least_moves=least_moves,
+        min_moves=min_moves,
         reason=reason,
         deployment=deployment,
         concurrency=asked.get("concurrency", 16),
@@ -312,7 +312,7 @@ def _of(document: Mapping[str, Any], owner: str) -> Before:
             first, end = _range(stage)
             if first != len(tiers):
                 raise ValueError
-            if end > MOST_BLOCKS:
+            if end > MAX_BLOCKS:
                 raise ValueError
             tiers += [str(stage["tier"])] * (end - first)
         blocks_of_node = {str(node["node"]): range(*_range(node)) for node in _list(nodes)}

@@ -17,7 +17,7 @@ from hypsolve.planning.simulation_search import Tell
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import GpuProfile, Node
 
-MOST_PIPELINES = 256  # to choose from
+MAX_PIPELINES = 256  # to choose from
 
 
 def nearest_plan(
@@ -34,7 +34,7 @@ def nearest_plan(
     among each other (``inner``), and neither pins nor limits blocks there, several of them as
     stages one after another, if that is better. Where stages need a layer, the first has the
     first, the last the last; tiers that may be empty are, if that is better. All such networks
-    are solved, up to `MOST_PIPELINES`; of more, some.
+    are solved, up to `MAX_PIPELINES`; of more, some.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def nearest_plan(
     sites = [
         restricted
         for site in pipelines
-        for restricted in _by_layer(found, site, runtime, MOST_PIPELINES // len(pipelines))
+        for restricted in _by_layer(found, site, runtime, MAX_PIPELINES // len(pipelines))
     ]
     best = sites[0]
     if len(sites) > 1:
@@ -95,14 +95,14 @@ def nearest_plan(
 def _pipelines(site: NetworkFile, runtime: str) -> list[NetworkFile]:
     """Networks of one node a tier, if the runtime runs one pipeline.
 
-    Of more than `MOST_PIPELINES` some: a tier is its quickest node, its largest, or all.
+    Of more than `MAX_PIPELINES` some: a tier is its quickest node, its largest, or all.
     """
     if runtime not in ONE_PIPELINE:
         return [site]
     options = [list(_rows(site, k)) for k in range(len(site.network.tiers))]
-    if math.prod(map(len, options)) > MOST_PIPELINES:
+    if math.prod(map(len, options)) > MAX_PIPELINES:
         options = [_some(site, k) for k in range(len(options))]
-    if math.prod(map(len, options)) > MOST_PIPELINES:
+    if math.prod(map(len, options)) > MAX_PIPELINES:
         options = [rows[-1:] for rows in options]
     found = []
     for chosen in itertools.product(*options):
@@ -132,7 +132,7 @@ def _rows(site: NetworkFile, k: int) -> Iterator[tuple[Node, ...]]:
     counts = tuple(map(len, kinds))
     longest = sum(counts) if site.may_be_stages(k) else 1
     every = (row for length in range(1, longest + 1) for row in rows(counts, length))
-    for row in itertools.islice(every, MOST_PIPELINES + 1):
+    for row in itertools.islice(every, MAX_PIPELINES + 1):
         taken = [iter(nodes) for nodes in kinds]
         yield tuple(next(taken[at]) for at in row)
 
@@ -146,21 +146,21 @@ def _some(site: NetworkFile, k: int) -> list[tuple[Node, ...]]:
 
 
 def _by_layer(
-    found: Plan, site: NetworkFile, runtime: str, most_choices: int
+    found: Plan, site: NetworkFile, runtime: str, max_choices: int
 ) -> list[NetworkFile]:
     """With a layer in every stage, if the runtime needs that, for each choice of empty tiers.
 
-    Of more choices than `most_choices` two: none is empty, and those that are in this plan.
+    Of more choices than `max_choices` two: none is empty, and those that are in this plan.
     """
     if runtime not in BY_LAYER:
         return [site]
     tiers = range(len(site.network.tiers))
-    optional = [k for k in tiers if site.least_blocks and site.least_blocks[k] == 0]
+    optional = [k for k in tiers if site.min_blocks and site.min_blocks[k] == 0]
     of_site = [tier.name for tier in site.network.tiers]
     unused = {stage.tier for stage in found.stages if not stage.blocks}
     as_found = tuple(k for k in optional if of_site[k] in unused)
     choices: list[tuple[int, ...]] = list(dict.fromkeys([(), as_found]))
-    if 2 ** len(optional) <= most_choices:
+    if 2 ** len(optional) <= max_choices:
         sizes = range(len(optional) + 1)
         choices = [each for n in sizes for each in itertools.combinations(optional, n)]
     sites, errors = [], []
@@ -191,11 +191,11 @@ def _with_layers(
     for block, tier_name in pins.items():
         if tier_name not in used:
             raise ValueError(f"block {block!r} is pinned to {tier_name!r}, left empty")
-    least = site.least_blocks or (None,) * len(names)
-    most = site.most_blocks or (None,) * len(names)
+    least = site.min_blocks or (None,) * len(names)
+    most = site.max_blocks or (None,) * len(names)
     return replace(
         site,
         pins=pins,
-        least_blocks=tuple(0 if k in empty else least[k] or None for k in range(len(names))),
-        most_blocks=tuple(0 if k in empty else most[k] for k in range(len(names))),
+        min_blocks=tuple(0 if k in empty else least[k] or None for k in range(len(names))),
+        max_blocks=tuple(0 if k in empty else most[k] for k in range(len(names))),
     )

@@ -29,7 +29,7 @@ from hypsolve.solvers.partition.stage_tables import cost_table, stage_table
 METHOD = "simulated"  # name of the search in a `Result`
 FASTEST = StageRule.FASTEST
 STEPS = (1, 2, 4, 8)  # blocks by which a cut is moved at a time
-MOST_LOOKS = 20_000  # at partial splits, where only the least bound is asked for
+MAX_LOOKS = 20_000  # at partial splits, where only the least bound is asked for
 Cuts = tuple[int, ...]
 Tell = Callable[[str], None]
 
@@ -122,10 +122,10 @@ class Splits:
         """Every partition that is allowed with its bound, the least bound first."""
         return ((bound_s, cuts) for bound_s, cuts in self.looks() if cuts is not None)
 
-    def least_bound_s(self) -> float:
+    def min_bound_s(self) -> float:
         """Of all partitions: the least of their bounds, or less where that takes long."""
         bound_s = 0.0
-        for look_s, cuts in itertools.islice(self.looks(), MOST_LOOKS):
+        for look_s, cuts in itertools.islice(self.looks(), MAX_LOOKS):
             bound_s = look_s
             if cuts is not None:
                 break
@@ -145,18 +145,18 @@ class Splits:
             left_s[k] = (added_s[k] + left_s[k + 1][None, :]).min(axis=1)
             rest_s = np.maximum(largest_s[k], left_largest_s[k + 1][None, :])
             left_largest_s[k] = rest_s.min(axis=1)
-        least_s = float(left_s[0, 0] + left_largest_s[0, 0])
+        min_s = float(left_s[0, 0] + left_largest_s[0, 0])
         heap: list[tuple[float, float, float, Cuts]] = []
-        if math.isfinite(least_s):
-            heap.append((least_s, 0.0, 0.0, (0,)))
+        if math.isfinite(min_s):
+            heap.append((min_s, 0.0, 0.0, (0,)))
         while heap:
-            bound_s, spent_s, worst_s, cuts = heapq.heappop(heap)
+            bound_s, prefix_seconds, worst_s, cuts = heapq.heappop(heap)
             k, i = len(cuts) - 1, cuts[-1]
             if k == n_tiers:
                 yield bound_s * (1 - MARGIN), cuts
                 continue
             yield bound_s * (1 - MARGIN), None
-            then_s = spent_s + added_s[k, i]
+            then_s = prefix_seconds + added_s[k, i]
             worsts_s = np.maximum(worst_s, largest_s[k, i])
             bounds_s = then_s + left_s[k + 1] + np.maximum(worsts_s, left_largest_s[k + 1])
             for j in np.flatnonzero(np.isfinite(bounds_s)).tolist():
@@ -164,7 +164,7 @@ class Splits:
                 heapq.heappush(heap, entry)
 
 
-def least_mean_latency(
+def minimise_mean_latency(
     deployment: Deployment,
     rules: Mapping[str, Any],
     *,
@@ -264,7 +264,7 @@ def as_simulated(deployment: Deployment, rules: Mapping[str, Any], result: Resul
         replace(
             result,
             objective_s=splits.simulate(result.partition.cuts),
-            bound_s=splits.least_bound_s(),
+            bound_s=splits.min_bound_s(),
             instance=splits.instance,
             certificate=None,
             message=f"split for the least {result.instance.objective}, then simulated",

@@ -15,8 +15,8 @@ from hypsolve.problem.units import show_seconds
 if TYPE_CHECKING:
     from hypsolve.planning.plan import NodePlan, Plan
 
-MOST_CHANGES = 8  # told
-MOST_STAGES = 6  # whose slack is told
+MAX_CHANGES = 8  # told
+MAX_STAGES = 6  # whose slack is told
 CLEARLY = 1.02  # better in a simulation
 SHARE_OF = {
     "bottleneck": "of the bottleneck", "path": "of the path", "p0": "of p0",
@@ -36,8 +36,8 @@ def _lines(found: Plan) -> Iterator[str]:
         yield from infeasible_lines(found)
     else:
         yield table(rows_of_nodes(found))
-        yield proof_in_words(found)
-        yield binding_in_words(found)
+        yield describe_proof(found)
+        yield describe_bottleneck(found)
         if found.service is not None:
             yield from service_lines(found)
             yield from alternatives_lines(found)
@@ -93,7 +93,7 @@ def rows_of_nodes(found: Plan) -> list[dict[str, str]]:
             {
                 "tier": tier,
                 "nodes": f"{len(nodes)} x {node.gpu}",
-                "blocks": found.blocks_in_words(node.blocks) if node.is_used else "unused",
+                "blocks": found.describe_blocks(node.blocks) if node.is_used else "unused",
                 "weights GB": f"{node.weight_bytes / 1e9:.2f}",
                 "KV GB": f"{node.kv_bytes / 1e9:.2f}",
                 "free GB": f"{node.free_bytes / 1e9:.2f}",
@@ -106,7 +106,7 @@ def rows_of_nodes(found: Plan) -> list[dict[str, str]]:
     return rows
 
 
-def proof_in_words(found: Plan) -> str:
+def describe_proof(found: Plan) -> str:
     """What is known of the split, in a sentence."""
     result = found.result
     what = found.objective.replace("_", " ")
@@ -126,7 +126,7 @@ def proof_in_words(found: Plan) -> str:
     return f"nothing proved: this split has a {what} of {value}{of}"
 
 
-def binding_in_words(found: Plan) -> str:
+def describe_bottleneck(found: Plan) -> str:
     """The stage that binds and the slack of the others, or the largest share."""
     binding = found.binding
     if found.objective != "bottleneck":
@@ -135,9 +135,9 @@ def binding_in_words(found: Plan) -> str:
         ((1 - stage.share, stage.tier) for stage in found.stages if stage is not binding),
         key=lambda each: each[0],
     )
-    others = ", ".join(f"{tier} {_slack(share)}" for share, tier in slack[:MOST_STAGES])
-    if len(slack) > MOST_STAGES:
-        others += f", and {len(slack) - MOST_STAGES} with more"
+    others = ", ".join(f"{tier} {_slack(share)}" for share, tier in slack[:MAX_STAGES])
+    if len(slack) > MAX_STAGES:
+        others += f", and {len(slack) - MAX_STAGES} with more"
     return f"binds: {binding.tier}" + (f"; slack of the others: {others}" if others else "")
 
 
@@ -148,7 +148,7 @@ def service_lines(found: Plan) -> list[str]:
     then = ""
     if not math.isnan(service.tpot_s):
         then = f", then {show_seconds(service.tpot_s)} a token"
-    most = service.most_requests_per_s
+    most = service.max_requests_per_s
     about = "rates that take too long to simulate"
     if not math.isnan(most):
         about = f"about {most:.3g} requests/s (simulated)"
@@ -159,8 +159,8 @@ def service_lines(found: Plan) -> list[str]:
         f" p95 {show_seconds(service.latency_p95_s)}",
         f"it keeps up with {about}; no schedule of this split"
         f" serves more than {service.bound_requests_per_s:.3g}",
-        f"room for {service.most_sequences} sequences at once, or one of"
-        f" {service.most_context_tokens} tokens; GPUs at work {service.utilisation:.0%} of the"
+        f"room for {service.max_sequences} sequences at once, or one of"
+        f" {service.max_context_tokens} tokens; GPUs at work {service.utilisation:.0%} of the"
         " time",
     ]
     if math.isfinite(service.joules_per_token):
@@ -188,13 +188,13 @@ def alternatives_lines(found: Plan) -> list[str]:
     service, lines = found.service, []
     assert service is not None
     for other in found.alternatives:
-        more = other.most_requests_per_s > service.most_requests_per_s * CLEARLY
+        more = other.max_requests_per_s > service.max_requests_per_s * CLEARLY
         sooner = other.latency_mean_s * CLEARLY < service.latency_mean_s
         if more or sooner:
             words = " and ".join(["more"] * more + ["sooner"] * sooner)
             lines.append(
                 f"simulated, the split for {other.objective} ({Partition(other.cuts)}) serves"
-                f" {words}: about {other.most_requests_per_s:.3g} requests/s, mean latency"
+                f" {words}: about {other.max_requests_per_s:.3g} requests/s, mean latency"
                 f" {show_seconds(other.latency_mean_s)}, not"
                 f" {show_seconds(service.latency_mean_s)}; see --objective"
             )
@@ -211,7 +211,7 @@ def changes_title(found: Plan) -> str:
 def changes_lines(found: Plan) -> list[str]:
     """The best changes, and what each comes to."""
     lines = []
-    for change in found.changes[:MOST_CHANGES]:
+    for change in found.changes[:MAX_CHANGES]:
         saves = "" if math.isnan(change.gain) else f", {change.gain:.1%} less"
         lines.append(f"{change.what}: {show_seconds(change.objective_s)}{saves}")
     return lines

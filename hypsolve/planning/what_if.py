@@ -15,11 +15,11 @@ from hypsolve.problem.result import Result
 from hypsolve.problem.units import GIB
 from hypsolve.solve import METHODS
 
-LEAST_GAIN = 1e-3  # of a change, to be told
+MIN_GAIN = 1e-3  # of a change, to be told
 LESS = {"fp16": ("int8", "int4"), "int8": ("int4",), "int4": ()}  # formats that take less
 Kind = TypeVar("Kind")
 MORE_GIB = (1, 4, 16)
-MOST_GIB = 1024  # more on a node, to make it fit
+MAX_GIB = 1024  # more on a node, to make it fit
 SEARCH_S = 1.0  # for one change, where splits are simulated
 
 
@@ -74,18 +74,18 @@ def what_would_help(
     if ask.is_simulated:
         ask = replace(ask, time_limit_s=min(ask.time_limit_s, SEARCH_S))
     case = replace(case, ask=ask)
-    before_s, least_s = before.objective_s, dict[str, float]()
+    before_s, min_s = before.objective_s, dict[str, float]()
     for other in _cases(given, weights, case, fits=before.partition is not None):
         _, again = answer(other.model, other.site, other.ask)
         if again.statistics.get("stopped"):
             raise KeyboardInterrupt
         value_s = again.objective_s
-        to_beat_s = min(before_s, least_s.get(other.instead_of, math.inf))
+        to_beat_s = min(before_s, min_s.get(other.instead_of, math.inf))
         gain = 1 - value_s / before_s if math.isfinite(before_s) else math.nan
         change = Change(what=other.what, objective_s=value_s, gain=gain)
-        helps = again.partition is not None and value_s < to_beat_s * (1 - LEAST_GAIN)
+        helps = again.partition is not None and value_s < to_beat_s * (1 - MIN_GAIN)
         if helps and other.instead_of:
-            least_s[other.instead_of] = value_s
+            min_s[other.instead_of] = value_s
         yield other, change if helps else None
 
 
@@ -100,7 +100,7 @@ def _cases(
     if not fits:
         yield from _smaller_requests(case)
     tiers = case.site.network.tiers
-    limits = case.site.least_blocks or (None,) * len(tiers)
+    limits = case.site.min_blocks or (None,) * len(tiers)
     taken = sum(1 if limit is None else limit for limit in limits)
     has_room = taken < case.model.n_blocks  # a tier has at least one block
     may_be_empty = len(tiers) > 1 and case.ask.objective != "p0"  # which has no empty stages
@@ -110,23 +110,23 @@ def _cases(
             least[k] = 0
             yield replace(
                 case,
-                what=f"no block on {tier.name!r} (least_blocks = 0), if that is better",
-                site=replace(case.site, least_blocks=tuple(least)),
+                what=f"no block on {tier.name!r} (min_blocks = 0), if that is better",
+                site=replace(case.site, min_blocks=tuple(least)),
             )
         if fits:
             for gib in MORE_GIB:
                 yield _with_memory(case, k, gib)
         else:
-            yield from _least_memory(case, k)
+            yield from _min_memory(case, k)
         if len(tier.nodes) > 1 and case.site.may_be_stages(k):
             site = case.site.in_a_row(k, tier.nodes)
             yield replace(case, what=f"nodes of {tier.name!r} as stages in a row", site=site)
-        if case.site.most_blocks and case.site.most_blocks[k] is not None:
-            most = [*case.site.most_blocks[:k], None, *case.site.most_blocks[k + 1 :]]
+        if case.site.max_blocks and case.site.max_blocks[k] is not None:
+            most = [*case.site.max_blocks[:k], None, *case.site.max_blocks[k + 1 :]]
             yield replace(
                 case,
-                what=f"no most_blocks on {tier.name!r}",
-                site=replace(case.site, most_blocks=tuple(most)),
+                what=f"no max_blocks on {tier.name!r}",
+                site=replace(case.site, max_blocks=tuple(most)),
             )
         for what, node in _kinds(tier).items():
             more = replace(node, name=_new_name(case, "more"))
@@ -175,9 +175,9 @@ def _smaller_requests(case: Case) -> Iterator[Case]:
     yield from _largest(shorter, 2, ask.tokens)
 
 
-def _least_memory(case: Case, k: int) -> Iterator[Case]:
+def _min_memory(case: Case, k: int) -> Iterator[Case]:
     """The fewest GiB more on each node of a tier that make it fit."""
-    return _largest(lambda spared: _with_memory(case, k, MOST_GIB - spared), 0, MOST_GIB)
+    return _largest(lambda spared: _with_memory(case, k, MAX_GIB - spared), 0, MAX_GIB)
 
 
 def _largest(at: Callable[[int], Case], low: int, end: int) -> Iterator[Case]:
@@ -223,8 +223,8 @@ def _with_stage(case: Case, k: int, node: Node, what: str) -> Case:
         site=replace(
             site,
             network=replace(site.network, tiers=tuple(tiers)),
-            least_blocks=_with_gap(site.least_blocks, k + 1),
-            most_blocks=_with_gap(site.most_blocks, k + 1),
+            min_blocks=_with_gap(site.min_blocks, k + 1),
+            max_blocks=_with_gap(site.max_blocks, k + 1),
             inner_links=_with_gap(site.inner_links, k + 1),
         ),
     )

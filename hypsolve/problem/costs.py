@@ -170,8 +170,8 @@ def to_instance(
     overlap: bool = False,
     link_cost: LinkCost | str = LinkCost.OCCUPANCY,
     pinned: Mapping[int, int] | None = None,
-    least_blocks: Sequence[int] | None = None,
-    most_blocks: Sequence[int] | None = None,
+    min_blocks: Sequence[int] | None = None,
+    max_blocks: Sequence[int] | None = None,
     name: str = "",
 ) -> Instance:
     """Compile a deployment to the arrays every solver reads.
@@ -180,7 +180,7 @@ def to_instance(
     ----------
     deployment : Deployment
         Model, network, requests, cost model.
-    objective, stage_rule, allow_empty, overlap, link_cost, pinned, least_blocks, most_blocks
+    objective, stage_rule, allow_empty, overlap, link_cost, pinned, min_blocks, max_blocks
         As in `Instance.from_tables`.
     name : str
         Default: ``model @ network``.
@@ -225,8 +225,8 @@ def to_instance(
         "overlap": overlap,
         "link_cost": link_cost,
         "pinned": pinned,
-        "least_blocks": least_blocks,
-        "most_blocks": most_blocks,
+        "min_blocks": min_blocks,
+        "max_blocks": max_blocks,
     }
     return Instance.from_kinds(
         kind_s=kind_s,

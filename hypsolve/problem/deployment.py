@@ -83,7 +83,7 @@ class Block:
         valid.real(owner, "flops_per_token", self.flops_per_token)
         valid.real(owner, "attention_flops_per_pair", self.attention_flops_per_pair)
         if self.window_tokens is not None:
-            valid.whole(owner, "window_tokens", self.window_tokens, least=1)
+            valid.whole(owner, "window_tokens", self.window_tokens, minimum=1)
         valid.flag(owner, "last_token_only", self.last_token_only)
         if self.experts_per_token > self.n_experts:
             raise ValueError(

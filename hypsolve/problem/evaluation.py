@@ -57,13 +57,13 @@ def node_stage_s(instance: Instance, tier: int, first: int, end: int) -> Array:
     counts = np.bincount(kinds - lowest)
     present = np.flatnonzero(counts)  # of a million kinds few are here
     node_class = instance.node_class[instance.nodes_of(tier)].tolist()
-    spent_s = {
+    prefix_seconds = {
         c: math.fsum(
             (instance.reference_kind_s[c, lowest + present] * counts[present]).tolist()
         )
         for c in set(node_class)
     }
-    return np.array([spent_s[c] for c in node_class])
+    return np.array([prefix_seconds[c] for c in node_class])
 
 
 def stage_s(
@@ -255,7 +255,7 @@ def _check_partition(instance: Instance, partition: Partition) -> list[Violation
     for k in range(instance.n_tiers):
         i, j = partition.cuts[k], partition.cuts[k + 1]
         tier = f"tier {instance.tier_names[k]!r}"
-        least, most = int(instance.least_blocks[k]), int(instance.most_blocks[k])
+        least, most = int(instance.min_blocks[k]), int(instance.max_blocks[k])
         if not least <= j - i <= most:
             found.append(
                 Violation("blocks", f"{tier} must host {least} to {most} blocks, got {j - i}")

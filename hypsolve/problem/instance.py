@@ -75,7 +75,7 @@ class Instance:
     arrival_s : ndarray, shape (n_requests,)
     cut_min, cut_max : ndarray of int, shape (n_tiers + 1,)
         Pinned blocks, as limits of each cut.
-    least_given, most_blocks : ndarray of int, shape (n_tiers,)
+    min_blocks_given, max_blocks : ndarray of int, shape (n_tiers,)
     objective, stage_rule, allow_empty, overlap, link_cost
         As in `from_tables`.
     name, extrapolated, tier_names, node_names, class_names
@@ -98,8 +98,8 @@ class Instance:
     arrival_s: Array
     cut_min: IntArray
     cut_max: IntArray
-    least_given: IntArray
-    most_blocks: IntArray
+    min_blocks_given: IntArray
+    max_blocks: IntArray
     objective: Objective = Objective.BOTTLENECK
     stage_rule: StageRule = StageRule.POOLED
     allow_empty: bool = False
@@ -155,8 +155,8 @@ class Instance:
             raise ValueError("instance: arrival_s must hold at least one request, got none")
         for field in ("cut_min", "cut_max"):
             self._indices(field, (n_tiers + 1,), n_blocks + 1)
-        self._indices("least_given", (n_tiers,), n_blocks + 2)
-        self._indices("most_blocks", (n_tiers,), n_blocks + 1)
+        self._indices("min_blocks_given", (n_tiers,), n_blocks + 2)
+        self._indices("max_blocks", (n_tiers,), n_blocks + 1)
         for field, kind in (
             ("objective", Objective),
             ("stage_rule", StageRule),
@@ -172,11 +172,11 @@ class Instance:
         if self.objective is Objective.P0 and self.allow_empty:
             raise ValueError("instance: allow_empty must be False for objective p0, got True")
         for k, (least, most) in enumerate(
-            zip(self.least_given.tolist(), self.most_blocks.tolist(), strict=True)
+            zip(self.min_blocks_given.tolist(), self.max_blocks.tolist(), strict=True)
         ):
             if least > most:
                 raise ValueError(
-                    f"instance: least_blocks[{k}] must be at most most_blocks[{k}] = {most},"
+                    f"instance: min_blocks[{k}] must be at most max_blocks[{k}] = {most},"
                     f" got {least}"
                 )
         if self.transfer_kind_s.size:
@@ -259,7 +259,7 @@ class Instance:
     @property
     def n_tiers(self) -> int:
         """Number of tiers."""
-        return len(self.least_given)
+        return len(self.min_blocks_given)
 
     @property
     def n_nodes(self) -> int:
@@ -299,9 +299,11 @@ class Instance:
         return kinds[:, self.cut_kind]
 
     @property
-    def least_blocks(self) -> IntArray:
+    def min_blocks(self) -> IntArray:
         """Least blocks per stage, 1 or more where none may be empty; shape (n_tiers,)."""
-        return self.least_given if self.allow_empty else np.maximum(self.least_given, 1)
+        return (
+            self.min_blocks_given if self.allow_empty else np.maximum(self.min_blocks_given, 1)
+        )
 
     def nodes_of(self, tier: int) -> slice:
         """Nodes of a tier, as a slice of the node arrays."""
@@ -309,14 +311,14 @@ class Instance:
         return slice(int(first), int(end))
 
     def replace(self, **changes: Any) -> Instance:
-        """Copy with other fields, validated again; also ``pinned`` and ``least_blocks``."""
+        """Copy with other fields, validated again; also ``pinned`` and ``min_blocks``."""
         size = self.n_tiers, self.n_blocks
         if "pinned" in changes:
             pins = instance_tables.cut_limits(changes.pop("pinned"), *size)
             changes["cut_min"], changes["cut_max"] = pins
         for limit, field, default in (
-            ("least_blocks", "least_given", 0),
-            ("most_blocks", "most_blocks", self.n_blocks),
+            ("min_blocks", "min_blocks_given", 0),
+            ("max_blocks", "max_blocks", self.n_blocks),
         ):
             if limit in changes:
                 changes[field] = instance_tables.limits(
@@ -336,7 +338,8 @@ class Instance:
         for field in ARRAY_FIELDS:
             array = getattr(self, field)
             array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            sha.update(f"{field} {array.dtype.str} {array.shape}\n".encode())
+            label = _DIGEST_LABEL.get(field, field)
+            sha.update(f"{label} {array.dtype.str} {array.shape}\n".encode())
             sha.update(np.ascontiguousarray(array).data)
         rules = (
             self.objective,
@@ -365,8 +368,8 @@ class Instance:
         overlap: bool = False,
         link_cost: LinkCost | str = LinkCost.OCCUPANCY,
         pinned: Mapping[int, int] | None = None,
-        least_blocks: Sequence[int] | None = None,
-        most_blocks: Sequence[int] | None = None,
+        min_blocks: Sequence[int] | None = None,
+        max_blocks: Sequence[int] | None = None,
         tied_bytes: float = 0.0,
         name: str = "",
     ) -> Instance:
@@ -406,7 +409,7 @@ class Instance:
         link_cost : LinkCost or str
             ``occupancy``, or ``full`` for the whole transfer (a literal reading of the paper).
         pinned : mapping of block to tier, optional
-        least_blocks, most_blocks : sequence of int, shape (n_tiers,), optional
+        min_blocks, max_blocks : sequence of int, shape (n_tiers,), optional
         tied_bytes : float
             Subtracted where one stage holds all blocks.
         name : str
@@ -451,8 +454,8 @@ class Instance:
             overlap=overlap,
             link_cost=link_cost,
             pinned=pinned,
-            least_blocks=least_blocks,
-            most_blocks=most_blocks,
+            min_blocks=min_blocks,
+            max_blocks=max_blocks,
             name=name,
         )
 
@@ -473,8 +476,8 @@ class Instance:
         reference_occupancy_kind_s: ArrayLike | None = None,
         allow_empty: bool = False,
         pinned: Mapping[int, int] | None = None,
-        least_blocks: Sequence[int] | None = None,
-        most_blocks: Sequence[int] | None = None,
+        min_blocks: Sequence[int] | None = None,
+        max_blocks: Sequence[int] | None = None,
         tied_bytes: float = 0.0,
         **fields: Any,
     ) -> Instance:
@@ -519,8 +522,8 @@ class Instance:
         )
         n_blocks = len(block_kind)
         node_tier, node_class, node_bytes = instance_tables.nodes(tiers)
-        least = instance_tables.limits("least_blocks", least_blocks, n_tiers, n_blocks, 0)
-        most = instance_tables.limits("most_blocks", most_blocks, n_tiers, n_blocks, n_blocks)
+        least = instance_tables.limits("min_blocks", min_blocks, n_tiers, n_blocks, 0)
+        most = instance_tables.limits("max_blocks", max_blocks, n_tiers, n_blocks, n_blocks)
         cut_min, cut_max = instance_tables.cut_limits(pinned, n_tiers, n_blocks)
         return cls(
             kind_s=kind_s[..., kinds],
@@ -543,8 +546,8 @@ class Instance:
             arrival_s=arrival,
             cut_min=cut_min,
             cut_max=cut_max,
-            least_given=least,
-            most_blocks=most,
+            min_blocks_given=least,
+            max_blocks=most,
             allow_empty=allow_empty,
             **fields,
         )
@@ -559,6 +562,8 @@ _USER_NAME = {  # how `from_tables` calls the tables, for its errors
     "reference_occupancy_kind_s": "reference_occupancy_s",
     "node_bytes": "tiers' memory_bytes",
 }
+# Labels in the digest that are not the field's name: digests are the same in every version.
+_DIGEST_LABEL = {"min_blocks_given": "least_given", "max_blocks": "most_blocks"}
 ARRAY_FIELDS = (  # in the order of the digest
     "kind_s",
     "reference_kind_s",
@@ -575,6 +580,6 @@ ARRAY_FIELDS = (  # in the order of the digest
     "arrival_s",
     "cut_min",
     "cut_max",
-    "least_given",
-    "most_blocks",
+    "min_blocks_given",
+    "max_blocks",
 )

@@ -122,7 +122,7 @@ def limits(
     if len(values) != n_tiers:
         raise ValueError(f"instance: {field} must have {n_tiers} entries, got {len(values)}")
     checked = [valid.whole("instance", f"{field}[{k}]", v) for k, v in enumerate(values)]
-    return np.array([min(v, n_blocks + (field == "least_blocks")) for v in checked])
+    return np.array([min(v, n_blocks + (field == "min_blocks")) for v in checked])
 
 
 def cut_limits(

@@ -11,42 +11,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 LARGEST = 1e150  # of any number handed in: sums, products and inverses of a few stay finite
-MOST_SHOWN = 60  # choices in one message
+MAX_SHOWN = 60  # choices in one message
 Choice = TypeVar("Choice", bound=StrEnum)
 Kind = TypeVar("Kind")
 
 
 def real(
-    owner: str, field: str, value: Any, *, least: float = 0.0, strict: bool = False
+    owner: str, field: str, value: Any, *, minimum: float = 0.0, strict: bool = False
 ) -> float:
-    """Return `value` as a finite float of at least (or, if `strict`, above) `least`."""
+    """Return `value` as a finite float of at least (or, if `strict`, above) `minimum`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{owner}: {field} must be a number, got {value!r}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not least <= number <= LARGEST or (strict and number == least):  # nan fails
+    if not minimum <= number <= LARGEST or (strict and number == minimum):  # nan fails
         raise ValueError(
-            f"{owner}: {field} must be {_rule(least, strict, number)}, got {value!r}"
+            f"{owner}: {field} must be {_rule(minimum, strict, number)}, got {value!r}"
         )
     return number + 0.0  # never -0.0
 
 
-def _rule(least: float, strict: bool, number: float = 0.0) -> str:
+def _rule(minimum: float, strict: bool, number: float = 0.0) -> str:
     if LARGEST < number < math.inf:
         return f"at most {LARGEST:g}"
-    if least == 0:
+    if minimum == 0:
         return "positive and finite" if strict else "finite and not negative"
-    return f"finite and {'above' if strict else 'at least'} {least:g}"
+    return f"finite and {'above' if strict else 'at least'} {minimum:g}"
 
 
-def whole(owner: str, field: str, value: Any, *, least: int = 0) -> int:
-    """Return `value` as an int of at least `least`; 3.0 is not a whole number here."""
+def whole(owner: str, field: str, value: Any, *, minimum: int = 0) -> int:
+    """Return `value` as an int of at least `minimum`; 3.0 is not a whole number here."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{owner}: {field} must be a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{owner}: {field} must be at least {least}, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{owner}: {field} must be at least {minimum}, got {value!r}")
     return int(value)
 
 
@@ -117,10 +117,10 @@ def known(what: str, name: Any, choices: Iterable[str]) -> str:
     if not isinstance(name, str) or name not in choices:
         meant = difflib.get_close_matches(str(name).lower().replace(" ", "-"), choices, 1)
         hint = f"did you mean {meant[0]}? " if meant else ""
-        more = f" and {len(choices) - MOST_SHOWN} more" if len(choices) > MOST_SHOWN else ""
+        more = f" and {len(choices) - MAX_SHOWN} more" if len(choices) > MAX_SHOWN else ""
         raise ValueError(
             f"unknown {what} {name!r:.60}; {hint}choose one of"
-            f" {', '.join(choices[:MOST_SHOWN])}{more}"
+            f" {', '.join(choices[:MAX_SHOWN])}{more}"
         )
     return name
 
@@ -157,18 +157,20 @@ def wholes(
     values: Any,
     shape: tuple[int | None, ...],
     *,
-    most: int,
-    least: int = 0,
+    maximum: int,
+    minimum: int = 0,
 ) -> NDArray[np.int64]:
     """Return `values` as a read-only int64 array of `shape` (None: any length), least..most."""
     array = _rectangle(owner, field, values)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{owner}: {field} must hold whole numbers, got dtype {array.dtype}")
     _check_shape(owner, field, array, shape)
-    if array.size and not (array.min() >= least and array.max() <= most):
-        where = tuple(int(axis[0]) for axis in np.nonzero((array < least) | (array > most)))
+    if array.size and not (array.min() >= minimum and array.max() <= maximum):
+        where = tuple(
+            int(axis[0]) for axis in np.nonzero((array < minimum) | (array > maximum))
+        )
         raise ValueError(
-            f"{owner}: {field} must be from {least} to {most}, got {array[where]} at index"
+            f"{owner}: {field} must be from {minimum} to {maximum}, got {array[where]} at index"
             f" {list(where)}"
         )
     array = np.asarray(array, dtype=np.int64, order="C")

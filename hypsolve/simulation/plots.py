@@ -27,7 +27,7 @@ QUANTITIES = {  # label and unit of a series
 }
 SHARES = ("busy", "kv_share")  # the colours run from 0 to 1
 ROW = 0.86  # of the distance between two nodes is drawn on
-LEAST_HEIGHT = 0.1  # of a row: a batch of one must be seen
+MIN_HEIGHT = 0.1  # of a row: a batch of one must be seen
 
 
 def plot_gantt(
@@ -114,7 +114,7 @@ def _draw_iterations(trace: Trace, ax: Axes, start_s: float, end_s: float) -> st
     phase = np.where(n_decodes == 0, 0, np.where(n_decodes == batch, 1, 2))
     shown = (ends > start_s) & (starts < end_s)
     largest = int(batch[shown].max(initial=1))
-    height = ROW * np.maximum(np.sqrt(batch / largest), LEAST_HEIGHT)
+    height = ROW * np.maximum(np.sqrt(batch / largest), MIN_HEIGHT)
     bottom = node + ROW / 2
     handles = []
     for at, (name, colour) in enumerate(PHASES.items()):

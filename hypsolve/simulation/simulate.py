@@ -133,12 +133,12 @@ def simulate(
         )
     finest = "token" if isinstance(problem, Deployment) else "flow"
     level = finest if level is None else valid.known("level", level, LEVELS)
-    max_batch = valid.whole("simulate", "max_batch", max_batch, least=1)
+    max_batch = valid.whole("simulate", "max_batch", max_batch, minimum=1)
     if chunk_tokens is not None:
-        chunk_tokens = valid.whole("simulate", "chunk_tokens", chunk_tokens, least=1)
+        chunk_tokens = valid.whole("simulate", "chunk_tokens", chunk_tokens, minimum=1)
     if expected_output_tokens is not None:
         expected_output_tokens = valid.whole(
-            "simulate", "expected_output_tokens", expected_output_tokens, least=1
+            "simulate", "expected_output_tokens", expected_output_tokens, minimum=1
         )
         if expected_output_tokens > MAX_TOKENS:
             raise ValueError(

@@ -212,11 +212,11 @@ def _check(
     _number(owner, "n", n)
     valid.real(owner, "rate", rate, strict=True)
     valid.of_type(owner, "rng", rng, np.random.Generator)
-    valid.whole(owner, "max_tokens", max_tokens, least=least)
+    valid.whole(owner, "max_tokens", max_tokens, minimum=least)
 
 
 def _number(owner: str, field: str, n: int) -> None:
-    if valid.whole(owner, field, n, least=1) > MAX_REQUESTS:
+    if valid.whole(owner, field, n, minimum=1) > MAX_REQUESTS:
         raise ValueError(f"{owner}: {field} must be at most {MAX_REQUESTS}, got {n!r}")
 
 

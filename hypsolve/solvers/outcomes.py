@@ -68,7 +68,7 @@ def given_start(
     return partition, schedule
 
 
-def conclude(
+def to_outcome(
     instance: Instance,
     partition: Partition | None,
     schedule: Schedule | None = None,
@@ -77,7 +77,7 @@ def conclude(
     stopped: str = "",
     infeasible: bool = False,
     bound_s: float,
-    least_s: float = 0.0,
+    min_s: float = 0.0,
     claimed_s: float | None = None,
     upper_s: float = math.inf,
     statistics: Mapping[str, Any],
@@ -88,7 +88,7 @@ def conclude(
     ----------
     stopped : str
         Why the solver stopped; empty if it ended its search.
-    least_s, upper_s : float
+    min_s, upper_s : float
         What is known without the solver: bounds on the optimum.
     claimed_s : float, optional
         The decision's objective in the solver's eyes. A floating-point solver that sees less
@@ -103,12 +103,12 @@ def conclude(
         )
     message = f"{solver} stopped {stopped}" if stopped else f"proved by {solver}"
     objective_s = math.inf if partition is None else evaluate(instance, partition, schedule)
-    most_s = min(upper_s, objective_s) * (1 + OPTIMAL_GAP)
+    max_s = min(upper_s, objective_s) * (1 + OPTIMAL_GAP)
     less = claimed_s is not None and objective_s > claimed_s + OPTIMAL_GAP * objective_s
-    if infeasible or bound_s > most_s or (partition is not None and less):
+    if infeasible or bound_s > max_s or (partition is not None and less):
         bound_s = 0.0
         message = f"{solver} lost its way in rounding: the bound is not its own"
-    bound_s = min(max(0.0, bound_s, least_s), objective_s)
+    bound_s = min(max(0.0, bound_s, min_s), objective_s)
     status = Status.UNKNOWN
     if partition is not None:
         proven = objective_s - bound_s <= OPTIMAL_GAP * objective_s

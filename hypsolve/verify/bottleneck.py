@@ -70,7 +70,7 @@ class _Chain:
 
     def __init__(self, instance: Instance) -> None:
         kinds: list[int] = instance.block_kind.tolist()
-        self.n_blocks, self.n_tiers = len(kinds), len(instance.least_blocks)
+        self.n_blocks, self.n_tiers = len(kinds), len(instance.min_blocks)
         table: list[list[float]] = instance.reference_kind_s.tolist()
         self.spent = [_running([Fraction(row[kind]) for kind in kinds]) for row in table]
         sizes: list[float] = instance.block_bytes.tolist()
@@ -98,9 +98,11 @@ class _Chain:
         if instance.objective != "bottleneck" and self.rule == "slowest":
             self.rule = "fastest"
         limits: Any = (
-            instance.least_blocks, instance.most_blocks, instance.cut_min, instance.cut_max,
+            instance.min_blocks, instance.max_blocks, instance.cut_min, instance.cut_max,
         )  # fmt: skip
-        self.least, self.most, self.cut_min, self.cut_max = (a.tolist() for a in limits)
+        self.min_blocks, self.max_blocks, self.cut_min, self.cut_max = (
+            a.tolist() for a in limits
+        )
 
     def stage(self, k: int, i: int, j: int) -> Fraction | None:
         """Time of blocks i:j on tier k with its link; None: they do not fit."""
@@ -132,7 +134,7 @@ class _Chain:
         worst = Fraction(0)
         for k in range(self.n_tiers):
             i, j = cuts[k], cuts[k + 1]
-            if not self.least[k] <= j - i <= self.most[k]:
+            if not self.min_blocks[k] <= j - i <= self.max_blocks[k]:
                 return None
             if not self.cut_min[k + 1] <= j <= self.cut_max[k + 1]:
                 return None
@@ -148,10 +150,10 @@ class _Chain:
         for k in range(self.n_tiers):
             largest = _largest_at_or_before(reachable)
             reachable = [False] * (self.n_blocks + 1)
-            first, end = max(self.cut_min[k + 1], self.least[k]), self.cut_max[k + 1]
+            first, end = max(self.cut_min[k + 1], self.min_blocks[k]), self.cut_max[k + 1]
             for j in range(first, end + 1):
-                i = largest[j - self.least[k]]
-                if i is None or j - i > self.most[k]:
+                i = largest[j - self.min_blocks[k]]
+                if i is None or j - i > self.max_blocks[k]:
                     continue
                 time = self.stage(k, i, j)
                 reachable[j] = time is not None and (limit is None or time < limit)

@@ -55,7 +55,9 @@ class Joint:
         nodes = zip(instance.node_tier, instance.node_class, instance.node_bytes, strict=True)
         for node, (k, c, size) in enumerate(nodes):  # identical nodes of a tier, by the first
             self.kinds[k].setdefault((int(c), float(size)), []).append(node)
-        self.most: list[int | None] = [None] * n  # latency that no better schedule exceeds
+        self.max_latency: list[int | None] = [
+            None
+        ] * n  # latency that no better schedule exceeds
         self.arcs = [self._arcs(k) for k in range(self.n_tiers)]
 
     def is_proved_by_idle_nodes(self) -> bool:
@@ -68,7 +70,7 @@ class Joint:
         """Forget what takes a request so long that nothing below the bound can have it."""
         least = [self._least(r) for r in range(len(self.release))]
         spare = self.bound - sum(least) - sum(self.release)
-        self.most = [
+        self.max_latency = [
             self.bound - at if self.makespan else alone + spare
             for at, alone in zip(self.release, least, strict=True)
         ]
@@ -88,7 +90,7 @@ class Joint:
         if (i, j) == (0, self.n_blocks):
             size -= Fraction(self.instance.tied_bytes)
         took = self.work[r][kind[0]][j] - self.work[r][kind[0]][i]
-        most = self.most[r]
+        most = self.max_latency[r]
         fits = i == j or size <= Fraction(kind[1]) * self.slack
         return took if fits and (most is None or took <= most) else None
 
@@ -97,7 +99,7 @@ class Joint:
         inst, found = self.instance, []
         for i in range(int(inst.cut_min[k]), int(inst.cut_max[k]) + 1):
             for j in range(max(i, int(inst.cut_min[k + 1])), int(inst.cut_max[k + 1]) + 1):
-                legal = inst.least_blocks[k] <= j - i <= inst.most_blocks[k]
+                legal = inst.min_blocks[k] <= j - i <= inst.max_blocks[k]
                 if legal and all(self._fits(r, k, i, j) for r in range(len(self.release))):
                     found.append((i, j))
         return found
@@ -107,7 +109,7 @@ class Joint:
         took = min((t for t in times if t is not None), default=None)
         if took is None:
             return False
-        most = self.most[r]
+        most = self.max_latency[r]
         return most is None or took + self.link(r, k, j) <= most
 
     def _least(self, r: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypsolve.problem.instance import Instance
 
-MOST_TICKS = 2**14
+MAX_TICKS = 2**14
 SAME = 1e-12  # relative: one value from sums of floats in another order
 LARGEST = sys.float_info.max
 
@@ -150,7 +150,7 @@ def _box(instance: Instance, where: str, box: Any) -> BoxClaim:
     need(how in ("prices", "search"), where, "how must be prices or search")
     tick_s = _number(f"{where} tick_s", box.get("tick_s"))
     need(tick_s > 0, where, "tick_s must be positive")
-    need(type(n_ticks) is int and 0 < n_ticks <= MOST_TICKS, where, "n_ticks: 1 to", MOST_TICKS)
+    need(type(n_ticks) is int and 0 < n_ticks <= MAX_TICKS, where, "n_ticks: 1 to", MAX_TICKS)
     need(isinstance(price, list), where, "price must be a list")
     rows = []
     for row in price:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypsolve import BatchDispatcher, Dispatcher
-from hypsolve.dispatch.dispatcher import MOST_S, TICKS_PER_S
+from hypsolve.dispatch.dispatcher import MAX_S, TICKS_PER_S
 
 
 class Plain:
@@ -113,11 +113,11 @@ def test_nothing_to_do_is_no_error():
 def test_outstanding_seconds_stay_within_whole_numbers():
     router = BatchDispatcher([0])
     for _ in range(8):
-        router.dispatch(np.full((1000, 1), MOST_S))
-        router.complete([0] * 999, [MOST_S] * 999, [1.0] * 999)
+        router.dispatch(np.full((1000, 1), MAX_S))
+        router.complete([0] * 999, [MAX_S] * 999, [1.0] * 999)
     with pytest.raises(ValueError, match=r"outstanding seconds must be at most 4\.29"):
-        router.dispatch(np.full((4089, 1), MOST_S))
-    assert router.outstanding_s.tolist() == [8 * MOST_S]
+        router.dispatch(np.full((4089, 1), MAX_S))
+    assert router.outstanding_s.tolist() == [8 * MAX_S]
 
 
 @pytest.mark.parametrize(

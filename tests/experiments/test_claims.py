@@ -394,7 +394,7 @@ def test_quick_claims_end_to_end(quick):
     assert (judged["holds"] + judged["fails"] <= judged["cases"]).all()
     no_figure = table["paper"].isna() | (table["cases"] == 0)
     assert (table["reaches_paper"].isna() == no_figure).all()
-    words = tables.in_words(table)
+    words = tables.describe(table)
     assert len(words) == len(table)
     assert not words.isna().any(axis=None)
 

@@ -154,9 +154,9 @@ def test_every_truncation_is_refused(instance, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("version", 2, "version must be 1, got 2"),
-        ("version", True, "version must be 1, got True"),
-        ("version", "1", "version must be 1, got '1'"),
+        ("version", 3, "version must be 1 or 2, got 3"),
+        ("version", True, "version must be 1 or 2, got True"),
+        ("version", "1", "version must be 1 or 2, got '1'"),
         ("format", "other", "not an instance"),
         ("surprise", 1, "unknown field 'surprise'"),
         ("arrival_s", "soon", "arrival_s must be a list"),
@@ -390,7 +390,7 @@ def test_hybrid_flow_shop(text, content, layout):
     np.testing.assert_array_equal(instance.block_s[:, 0, :], TIMES)
     np.testing.assert_array_equal(instance.node_tier, [0, 0, 1])
     assert instance.objective is Objective.MAKESPAN
-    for limits in (instance.least_blocks, instance.most_blocks):
+    for limits in (instance.min_blocks, instance.max_blocks):
         np.testing.assert_array_equal(limits, [1, 1])
     assert not instance.arrival_s.any() and not instance.allow_empty
 

@@ -15,7 +15,7 @@ SHORT = """
 [[tiers]]
 name = "desk"
 pin = ["embedding", 3]
-most_blocks = 12
+max_blocks = 12
 nodes = [{gpu = "l4"}, {gpu = "mine", names = ["old box"], price_per_hour = 0.5}]
 link = {gbps = 1.0, latency_ms = 2.0}
 [[tiers]]
@@ -49,7 +49,7 @@ def test_a_short_file(tmp_path):
     assert site.pins == {"embedding": "desk", 3: "desk", "head": "rack"}
     model = hs.model("llama-3-8b")
     rules = site.rules(model)
-    assert rules == {"pinned": {0: 0, 4: 0, 33: 1}, "most_blocks": [12, 34]}
+    assert rules == {"pinned": {0: 0, 4: 0, 33: 1}, "max_blocks": [12, 34]}
     assert len(rack.nodes) == 2
     assert site.rules(model) and not read(tmp_path, SHORT[: SHORT.index("pin")] + SHORT[
         SHORT.index("nodes") :].replace('pin = ["head"]', "")).rules(model)  # fmt: skip
@@ -119,14 +119,14 @@ def test_networks_of_the_repository_give_their_sources():
             "tier 1: pin must name a block once, got 'embedding' of ",
         ),
         (
-            "most_blocks = 12",
-            "most_blocks = -1",
-            "tier 0: most_blocks must be at least 0, got -1",
+            "max_blocks = 12",
+            "max_blocks = -1",
+            "tier 0: max_blocks must be at least 0, got -1",
         ),
         (
-            "most_blocks = 12",
-            "most_blocks = 0",
-            "tier 0 'desk': most_blocks must be at least least_blocks, 1, got 0",
+            "max_blocks = 12",
+            "max_blocks = 0",
+            "tier 0 'desk': max_blocks must be at least min_blocks, 1, got 0",
         ),
         (
             "price_per_hour = 2",
@@ -162,7 +162,7 @@ def test_networks_of_the_repository_give_their_sources():
             "reserved_gib must be below the memory, 4 GiB, got 4",
         ),
         ('"mine"', '"yours"', "unknown gpu 'yours'"),
-        ("most_blocks = 12", f"most_blocks = {'9' * 5000}", "net.toml: not TOML: Exceeds"),
+        ("max_blocks = 12", f"max_blocks = {'9' * 5000}", "net.toml: not TOML: Exceeds"),
         ("tflops = 60", "tflops = 1e101", r"gpu 'mine': tflops must be at most 1e\+100, got"),
     ],
 )

@@ -29,8 +29,8 @@ class Exact:
         self.request_block_s = _all_rows(instance.block_s, self.n_requests)
         self.request_transfer_s = _all_rows(instance.transfer_s, self.n_requests)
         self.arrival_s = _fractions(instance.arrival_s)
-        self.least = instance.least_blocks.tolist()
-        self.most = instance.most_blocks.tolist()
+        self.min_blocks = instance.min_blocks.tolist()
+        self.max_blocks = instance.max_blocks.tolist()
         self.cut_min, self.cut_max = instance.cut_min.tolist(), instance.cut_max.tolist()
         self.nodes = [[] for _ in range(self.n_tiers)]  # per tier: (class, bytes)
         for tier, kind, capacity in zip(
@@ -75,7 +75,7 @@ class Exact:
                 continue
             if any(
                 not low <= size <= high
-                for low, size, high in zip(self.least, sizes, self.most, strict=True)
+                for low, size, high in zip(self.min_blocks, sizes, self.max_blocks, strict=True)
             ):
                 continue
             if all(
@@ -168,7 +168,7 @@ def best_by_recurrence(instance):
                 max(worst, exact.period(k, i, j))
                 for i, worst in reached.items()
                 if i <= j
-                and exact.least[k] <= j - i <= exact.most[k]
+                and exact.min_blocks[k] <= j - i <= exact.max_blocks[k]
                 and (exact.allow_empty or i < j)
             ]
             if values and min(values) < INF:

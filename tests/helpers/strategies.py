@@ -101,8 +101,8 @@ def arguments(
                 max_size=n_tiers,
             )
         )
-        given["least_blocks"] = [low // 4 for low, _ in spans]
-        given["most_blocks"] = [max(high - high // 3, 1) for _, high in spans]
+        given["min_blocks"] = [low // 4 for low, _ in spans]
+        given["max_blocks"] = [max(high - high // 3, 1) for _, high in spans]
     if wide:  # the same problem in other units
         scale = 2.0 ** draw(st.integers(-40, 40))
         for field in (

@@ -167,7 +167,7 @@ def test_an_empty_tier_is_left_out():
         network=hs.Network(
             name="net", tiers=(tier("slow", "jetson-orin-nano", 1, wire), tier("fast", "h200"))
         ),
-        least_blocks=(0, None),
+        min_blocks=(0, None),
     )
     found = plan("phi-3-mini", site, concurrency=1)
     assert found.result.partition.cuts == (0, 0, 34)
@@ -183,7 +183,7 @@ def test_an_empty_tier_is_left_out():
 def test_tiers_that_may_be_empty_are_if_that_is_better(tmp_path, pin):
     """The embedding alone cannot be on the slow tier: it goes on, or a layer comes."""
     path = tmp_path / "net.toml"
-    path.write_text(SLOW_FIRST.replace('"slow"', f'"slow"\nleast_blocks = 0\n{pin}'))
+    path.write_text(SLOW_FIRST.replace('"slow"', f'"slow"\nmin_blocks = 0\n{pin}'))
     found = plan("phi-3-mini", path, concurrency=1, objective="path")
     near = near_plan(found, "vllm")
     instance = found.result.instance
@@ -302,16 +302,16 @@ def test_of_too_many_pipelines_some_are_tried(monkeypatch):
     tiers = (hs.Tier(name="pair", nodes=nodes, link=WIRE), tier("one", "a100-80gb"))
     site = hs.NetworkFile(
         network=hs.Network(name="n", tiers=tiers), inner_links=(inner, None),
-        least_blocks=(None, 3),
+        min_blocks=(None, 3),
     )  # fmt: skip
     rows = runtime_restrictions._pipelines(site, "vllm")
     assert len(rows) == 15
-    monkeypatch.setattr(runtime_restrictions, "MOST_PIPELINES", 14)
+    monkeypatch.setattr(runtime_restrictions, "MAX_PIPELINES", 14)
     some = runtime_restrictions._pipelines(site, "vllm")
     names = [[n.name for t in each.network.tiers[:-1] for n in t.nodes] for each in some]
     assert names == [["large"], ["quick"], ["quick", "large", "neither"]]
-    assert some[-1].least_blocks == (None, None, None, 3) and len(some[-1].inner_links) == 4
-    monkeypatch.setattr(runtime_restrictions, "MOST_PIPELINES", 2)
+    assert some[-1].min_blocks == (None, None, None, 3) and len(some[-1].inner_links) == 4
+    monkeypatch.setattr(runtime_restrictions, "MAX_PIPELINES", 2)
     (all_of_them,) = runtime_restrictions._pipelines(site, "vllm")
     assert len(all_of_them.network.tiers) == 4
     assert runtime_restrictions._pipelines(site, "json") == [site]
@@ -321,7 +321,7 @@ def test_of_too_many_pipelines_some_are_tried(monkeypatch):
     "change",
     [
         ('name = "pair"', 'name = "pair"\npin = ["embedding"]'),
-        ('name = "pair"', 'name = "pair"\nmost_blocks = 30'),
+        ('name = "pair"', 'name = "pair"\nmax_blocks = 30'),
         ("inner = {gbps = 25, latency_ms = 0.05}", ""),
     ],
 )
@@ -459,9 +459,9 @@ def test_commands_serve_what_was_planned():
         "phi-3-mini", hs.Network(name="n", tiers=(tier("a", "t4", 1, WIRE), tier("b", "l4"))),
         concurrency=2, prompt_tokens=100, output_tokens=20,
     )  # fmt: skip
-    assert found.service.most_sequences > 64
+    assert found.service.max_sequences > 64
     assert "--max-num-seqs 64 --max-model-len 120 --dtype half\n" in export(found, "vllm")
-    few = replace(found, service=replace(found.service, most_sequences=7))
+    few = replace(found, service=replace(found.service, max_sequences=7))
     assert "--max-num-seqs 7 " in export(few, "vllm")
     assert "--max-num-seqs 2 " in export(replace(found, service=None), "vllm")
     lines = export(found, "sglang").splitlines()[2:]

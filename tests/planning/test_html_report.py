@@ -61,7 +61,7 @@ def test_network_shows_every_node_tier_and_link(found):
     for node in found.nodes:
         assert node.node in shown and f"{node.free_bytes / 1e9:.1f} of" in shown
     for stage, each in zip(found.stages, found.network.network.tiers, strict=True):
-        assert stage.tier in shown and found.blocks_in_words(stage.blocks) in shown
+        assert stage.tier in shown and found.describe_blocks(stage.blocks) in shown
         if each.link is not None:
             assert f"{each.link.bytes_per_s * 8e-9:.3g} Gbit/s" in shown
     cells = [p.get_x() for p in ax.patches if math.isclose(p.get_height(), 0.08)]
@@ -364,7 +364,7 @@ def test_a_browser_shows_the_report(browser, report, found):
     body = browser.find_element("css selector", "body").text
     assert "Proved optimal: no split over all tiers has a bottleneck below" in body
     assert "Its certificate was verified in exact fractions." in body
-    assert f"{found.service.most_sequences} sequences" in body
+    assert f"{found.service.max_sequences} sequences" in body
     for kind in FIGURES:
         figure = browser.find_element("css selector", f"figure#{kind} svg")
         size = figure.size

@@ -26,8 +26,8 @@ description = "two tiers, every key"
 [[tiers]]
 name = "desk"
 pin = ["embedding", 3]
-least_blocks = 1
-most_blocks = 12
+min_blocks = 1
+max_blocks = 12
 nodes = [
   {gpu = "l4", count = 2, memory_gib = 20, price_per_hour = 1, source = "s"},
   {gpu = "mine", count = 2, names = ["old", "new"], reserved_gib = 2.4},
@@ -58,7 +58,7 @@ VALUES = [
     ["embedding", 7], ["tail"], [[]], [{}], {}, {"x": 1}, {"l4": {}}, {"": {}},
 ]  # fmt: skip
 BEYOND = {  # what the reader refuses and a schema cannot know
-    "two limits": r"most_blocks must be at least least_blocks",
+    "two limits": r"max_blocks must be at least min_blocks",
     "the catalogue": r"unknown gpu '",
     "names of all tiers": r"(node|tier) names must be distinct",
     "pins of all tiers": r"pin must name a block once",
@@ -142,8 +142,8 @@ MISSING = object()
         *(((*path, "speed"), 3) for path in ((), TIER, NODES, LINK, GPU)),
         *(((*path, key), value) for path, wrong in {
             (): {"tiers": [], "description": "", "gpus": {"l4": GOOD["gpus"]["mine"]}},
-            TIER: {"name": "", "nodes": {}, "link": [], "pin": ["tail"], "least_blocks": -1,
-                   "most_blocks": 0.5},
+            TIER: {"name": "", "nodes": {}, "link": [], "pin": ["tail"], "min_blocks": -1,
+                   "max_blocks": 0.5},
             NODES: {"gpu": 3, "count": 0, "names": [], "memory_gib": 0, "reserved_gib": -1,
                     "price_per_hour": "1", "source": ""},
             LINK: {"gbps": 0, "latency_ms": -1, "return_latency_ms": True, "gbps_source": 1},
@@ -243,7 +243,7 @@ name = "box"
 nodes = [{gpu = "rtx-4090", price_per_hour = 2}]
 """
 FREE = SITE.replace(", price_per_hour = 2", "")
-MAY_BE_EMPTY = SITE.replace("nodes", "least_blocks = 0\nnodes", 1)
+MAY_BE_EMPTY = SITE.replace("nodes", "min_blocks = 0\nnodes", 1)
 ASKED = [
     *((SITE, {"objective": objective}) for objective in OBJECTIVES),
     (FREE, {}),
@@ -328,13 +328,13 @@ class Part:
     Attributes
     ----------
     colour : Colour
-    most_bytes, wide_s : float
+    max_bytes, wide_s : float
         Of one, nan
         if none.
     """
 
     colour: Colour
-    most_bytes: float
+    max_bytes: float
     wide_s: float
     joules_per_token: int
     parts: "tuple[str, ...]"
@@ -350,7 +350,7 @@ def test_a_dataclass_is_written_field_by_field():
         "description": "A part; `wide` is its width.",
         "properties": {
             "colour": {"type": "string", "enum": ["red"]},
-            "most_bytes": {**number, "description": "Of one, null if none. In bytes."},
+            "max_bytes": {**number, "description": "Of one, null if none. In bytes."},
             "wide_s": {**number, "description": "Of one, null if none. In seconds."},
             "joules_per_token": {"type": "integer"},
             "parts": {"type": "array", "items": {"type": "string"}},

@@ -10,9 +10,9 @@ import pytest
 import hypsolve as hs
 from hypsolve.planning import forecast, planner, query, what_if
 from hypsolve.planning.forecast import predict
-from hypsolve.planning.plan import blocks_in_words
+from hypsolve.planning.plan import describe_blocks
 from hypsolve.planning.query import Ask, answer
-from hypsolve.planning.text import binding_in_words, proof_in_words
+from hypsolve.planning.text import describe_bottleneck, describe_proof
 from hypsolve.planning.what_if import Case, _cases
 from hypsolve.problem import evaluation
 from hypsolve.problem.units import GIB
@@ -67,7 +67,7 @@ def test_a_plan_is_what_solve_proves(found):
         found.result.objective_s, rel=1e-6
     )
     assert hs.verify_certificate(instance, found.result.certificate) == []
-    assert proof_in_words(found).startswith(
+    assert describe_proof(found).startswith(
         "proved optimal: no split over all tiers has a bottleneck be"
     )
 
@@ -164,12 +164,12 @@ def test_nodes_of_two_sizes_are_both_offered_whatever_their_order(unsimulated):
 
 
 def test_a_limit_that_is_in_the_way_is_told():
-    site = hs.NetworkFile(network=SMALL, most_blocks=(3, 4))
+    site = hs.NetworkFile(network=SMALL, max_blocks=(3, 4))
     found = hs.plan("llama-3-8b", site, concurrency=1)
     assert not found.fits
     texts = {change.what: change.objective_s for change in found.changes}
-    free_s = best_s("llama-3-8b", replace(site, most_blocks=(3, None)), concurrency=1)
-    assert texts["no most_blocks on 'rack'"] == free_s
+    free_s = best_s("llama-3-8b", replace(site, max_blocks=(3, None)), concurrency=1)
+    assert texts["no max_blocks on 'rack'"] == free_s
 
 
 def test_nodes_in_a_row_are_tried_where_they_are_linked(unsimulated):
@@ -180,7 +180,7 @@ def test_nodes_in_a_row_are_tried_where_they_are_linked(unsimulated):
     assert [(t.name, t.link, len(t.nodes)) for t in row.tiers] == [
         ("desk/desk-0", WIRE, 1), ("desk/desk-1", WIRE, 1), ("rack", None, 1),
     ]  # fmt: skip
-    limited = replace(site, most_blocks=(20, None))
+    limited = replace(site, max_blocks=(20, None))
     found = hs.plan("llama-3-8b", limited, concurrency=8)
     names = {case.what for case in _cases("llama-3-8b", None, case_of(found), fits=True)}
     assert not any("in a row" in name for name in names)
@@ -265,7 +265,7 @@ def test_splits_for_other_objectives_are_simulated_too(found):
         assert other.cuts == best.partition.cuts
         again = predict(found.deployment, best.partition, 2.0)
         assert other.latency_mean_s == again.latency_mean_s
-        assert other.most_requests_per_s == again.most_requests_per_s
+        assert other.max_requests_per_s == again.max_requests_per_s
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_split_that_serves_better_is_told(rate, latency, words, found):
     other = replace(
         other,
         latency_mean_s=latency * forecast.latency_mean_s,
-        most_requests_per_s=rate * forecast.most_requests_per_s,
+        max_requests_per_s=rate * forecast.max_requests_per_s,
     )
     told = [
         line
@@ -300,18 +300,18 @@ def test_one_split_for_all_objectives_has_no_alternatives():
 
 @pytest.mark.parametrize("factor", [0.3, 0.6, 0.9, 1.5])
 def test_the_rate_asked_for_and_the_largest_agree(factor, found):
-    most = found.service.most_requests_per_s
+    most = found.service.max_requests_per_s
     partition = found.result.partition
     forecast = predict(found.deployment, partition, factor * most)
     assert forecast.keeps_up is (factor < 1)
-    assert (forecast.most_requests_per_s >= factor * most) is forecast.keeps_up
-    assert forecast.most_requests_per_s == pytest.approx(most, rel=0.1)
+    assert (forecast.max_requests_per_s >= factor * most) is forecast.keeps_up
+    assert forecast.max_requests_per_s == pytest.approx(most, rel=0.1)
 
 
 def test_a_rate_that_takes_too_long_to_tell_is_said_to(found, monkeypatch):
-    monkeypatch.setattr(forecast, "MOST_REQUESTS", 10)
+    monkeypatch.setattr(forecast, "MAX_REQUESTS", 10)
     short = predict(found.deployment, found.result.partition, 2.0)
-    assert short.keeps_up is None and math.isnan(short.most_requests_per_s)
+    assert short.keeps_up is None and math.isnan(short.max_requests_per_s)
     text = str(replace(found, service=short))
     assert "whether it keeps up with this rate takes too long to simulate" in text
     assert "cannot keep up" not in text
@@ -328,7 +328,7 @@ def test_latencies_that_settle_are_told_from_queues():
         "llama-3-8b", hs.Network(name="net", tiers=tiers), prompt_tokens=4000,
         output_tokens=1500, concurrency=1,
     )  # fmt: skip
-    most = predict(deployment, result.partition, 0.01).most_requests_per_s
+    most = predict(deployment, result.partition, 0.01).max_requests_per_s
     n = 1500
     means = []
     for factor in (0.97, 1.2):
@@ -346,7 +346,7 @@ def test_queues_stay_or_grow_at_the_largest_rate(found):
     means = []
     for factor in rates:
         n = 6000
-        arrival_s = np.arange(n) / (factor * found.service.most_requests_per_s)
+        arrival_s = np.arange(n) / (factor * found.service.max_requests_per_s)
         requests = hs.Requests(arrival_s, np.full(n, 512), np.full(n, 256))
         served = hs.simulate(
             replace(found.deployment, requests=requests),
@@ -395,7 +395,7 @@ def test_an_interrupt_leaves_what_there_is(monkeypatch, found):
 
 
 def test_a_searched_change_that_is_interrupted_ends_the_plan(monkeypatch):
-    real, searches = query.least_mean_latency, []
+    real, searches = query.minimise_mean_latency, []
 
     def search(*arguments, **options):
         searches.append(options["time_limit_s"])
@@ -404,7 +404,7 @@ def test_a_searched_change_that_is_interrupted_ends_the_plan(monkeypatch):
             return replace(found, statistics={"stopped": True})
         return found
 
-    monkeypatch.setattr(query, "least_mean_latency", search)
+    monkeypatch.setattr(query, "minimise_mean_latency", search)
     found = hs.plan("phi-3-mini", SMALL, objective="mean_latency", output_tokens=4)
     assert found.stopped == "not all changes were tried"
     assert searches == [60.0, 1.0, 1.0]  # of changes a second each
@@ -417,7 +417,7 @@ def test_the_limit_of_a_search_is_no_longer_for_a_change(monkeypatch):
         limits.append(options["time_limit_s"])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(query, "least_mean_latency", search)
+    monkeypatch.setattr(query, "minimise_mean_latency", search)
     with pytest.raises(KeyboardInterrupt):
         hs.plan("phi-3-mini", SMALL, objective="mean_latency", time_limit_s=0.25)
     assert limits == [0.25]
@@ -445,7 +445,7 @@ def test_an_exact_method_that_is_interrupted_is_replaced(monkeypatch, found):
 
 def test_pins_and_limits_of_the_file_hold(unsimulated):
     site = hs.NetworkFile(
-        network=SMALL, pins={"embedding": "desk", 20: "desk"}, most_blocks=(25, None)
+        network=SMALL, pins={"embedding": "desk", 20: "desk"}, max_blocks=(25, None)
     )
     found = hs.plan("llama-3-8b", site, concurrency=1)
     cut = found.result.partition.cuts[1]
@@ -466,7 +466,7 @@ def test_everything_is_plain_in_a_dictionary(found, too_small):
 
 def test_the_nearest_to_binding_are_named(found):
     stages = [replace(found.stages[0], tier=f"t{n}", share=1 - n / 20) for n in range(10)]
-    words = binding_in_words(replace(found, stages=(stages[0], *stages[:0:-1])))
+    words = describe_bottleneck(replace(found, stages=(stages[0], *stages[:0:-1])))
     assert words == (
         "binds: t0; slack of the others: t1 5%, t2 10%, t3 15%, t4 20%, t5 25%, t6 30%,"
         " and 3 with more"
@@ -479,7 +479,7 @@ def test_blocks_in_words():
         range(0, 4): "embedding, layers 0-2", range(2, 4): "layers 1-2", range(5, 6): "head",
         range(4, 6): "layer 3, head", range(0, 6): "embedding, layers 0-3, head",
     }  # fmt: skip
-    assert {blocks: blocks_in_words(blocks, 6) for blocks in words} == words
+    assert {blocks: describe_blocks(blocks, 6) for blocks in words} == words
 
 
 @pytest.mark.parametrize(
@@ -546,17 +546,15 @@ def test_bad_options(options, message):
 
 
 def test_limits_that_leave_no_block_for_another_tier(unsimulated):
-    site = hs.NetworkFile(network=SMALL, least_blocks=(10, 24))
+    site = hs.NetworkFile(network=SMALL, min_blocks=(10, 24))
     found = hs.plan("llama-3-8b", site, concurrency=1)
     assert found.result.partition.cuts == (0, 10, 34)
     assert not any("tier of its own" in change.what for change in found.changes)
 
 
 def test_p0_knows_no_empty_tier():
-    site = hs.NetworkFile(network=SMALL, least_blocks=(None, 0))
-    with pytest.raises(
-        ValueError, match="least_blocks of tier 'rack' must be at least 1 under"
-    ):
+    site = hs.NetworkFile(network=SMALL, min_blocks=(None, 0))
+    with pytest.raises(ValueError, match="min_blocks of tier 'rack' must be at least 1 under"):
         hs.plan("llama-3-8b", site, objective="p0")
 
 
@@ -604,11 +602,11 @@ def test_the_room_is_that_of_the_tier_with_the_least():
         kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
         held = sum(block.weight_bytes for block in blocks)
         rooms.append(sum(int((n.usable_bytes - held) // kv_bytes // 768) for n in each.nodes))
-    assert found.service.most_sequences == min(rooms) < max(rooms)
-    most = found.service.most_requests_per_s
+    assert found.service.max_sequences == min(rooms) < max(rooms)
+    most = found.service.max_requests_per_s
     beyond = hs.plan("llama-3-8b", site, concurrency=2, rate_per_s=4 * most, with_changes=False)
     assert not beyond.service.keeps_up
-    steady = beyond.service.most_requests_per_s
+    steady = beyond.service.max_requests_per_s
     assert beyond.service.output_tokens_per_s == pytest.approx(steady * 256)
     price = 3.6 / 3600 / (steady * 256) * 1e6
     assert beyond.service.price_per_million_tokens == pytest.approx(price)
@@ -623,9 +621,9 @@ def test_what_is_predicted_is_below_the_bound(name, lengths):
     )  # fmt: skip
     forecast = found.service
     assert forecast.bound_requests_per_s > 0
-    assert not forecast.most_requests_per_s > forecast.bound_requests_per_s
-    assert forecast.most_sequences >= 1
-    assert forecast.most_context_tokens >= sum(lengths)
+    assert not forecast.max_requests_per_s > forecast.bound_requests_per_s
+    assert forecast.max_sequences >= 1
+    assert forecast.max_context_tokens >= sum(lengths)
 
 
 @pytest.mark.parametrize("seed", range(0, 240, 2))
@@ -662,7 +660,7 @@ def test_the_bound_is_reached_where_nothing_is_lost(batch):
     )  # fmt: skip
     forecast = predict(problem, toys.even(1), 0.5)
     assert forecast.bound_requests_per_s == pytest.approx(batch)
-    assert 0.7 * batch <= forecast.most_requests_per_s <= batch
+    assert 0.7 * batch <= forecast.max_requests_per_s <= batch
     assert forecast.keeps_up
     assert not predict(problem, toys.even(1), 1.5 * batch).keeps_up
 
@@ -675,7 +673,7 @@ def test_links_bound_the_rate():
     )  # five tokens of two bytes: a second
     forecast = predict(problem, toys.even(2), 0.5)
     assert forecast.bound_requests_per_s == pytest.approx(1.0)
-    assert 0.5 <= forecast.most_requests_per_s <= 1.0
+    assert 0.5 <= forecast.max_requests_per_s <= 1.0
 
 
 def test_a_long_way_costs_no_rate_but_where_caches_are_few():
@@ -689,9 +687,9 @@ def test_a_long_way_costs_no_rate_but_where_caches_are_few():
         memory_bytes=60.0,
     )  # room for ten, each for at least four round trips of a second
     forecast = predict(problem, toys.even(2), 0.5)
-    assert forecast.most_sequences == 10
+    assert forecast.max_sequences == 10
     assert forecast.bound_requests_per_s == pytest.approx(10 / 4.008, rel=1e-3)
-    assert 1 <= forecast.most_requests_per_s <= forecast.bound_requests_per_s
+    assert 1 <= forecast.max_requests_per_s <= forecast.bound_requests_per_s
     assert forecast.keeps_up
 
 
@@ -725,9 +723,9 @@ def test_the_longest_context_is_that_of_the_roomiest_node():
     found = hs.plan(model, hs.Network(name="net", tiers=tiers), with_changes=False)
     kv_bytes = sum(block.kv_bytes_per_token for block in found.model.blocks)
     free = 60 * GIB - found.model.weight_bytes
-    assert found.service.most_context_tokens == free // kv_bytes
+    assert found.service.max_context_tokens == free // kv_bytes
     named = hs.plan("llama-3-8b", hs.Network(name="net", tiers=tiers), with_changes=False)
-    assert named.service.most_context_tokens == 8192  # what it was made for
+    assert named.service.max_context_tokens == 8192  # what it was made for
 
 
 def test_a_tier_that_may_stay_empty_is_left_out_where_that_is_better():
@@ -735,14 +733,14 @@ def test_a_tier_that_may_stay_empty_is_left_out_where_that_is_better():
     tiers = (tier("home", "jetson-orin-nano", 1, slow), tier("dc", "h200"))
     full = hs.plan("phi-3-mini", hs.Network(name="net", tiers=tiers), concurrency=1)
     by_name = {change.what: change for change in full.changes}
-    without = by_name["no block on 'home' (least_blocks = 0), if that is better"]
-    site = hs.NetworkFile(network=full.network.network, least_blocks=(0, None))
+    without = by_name["no block on 'home' (min_blocks = 0), if that is better"]
+    site = hs.NetworkFile(network=full.network.network, min_blocks=(0, None))
     found = hs.plan("phi-3-mini", site, concurrency=1)
     assert found.result.partition.cuts == (0, 0, 34)
     assert found.result.objective_s == without.objective_s < full.result.objective_s
     assert not any("home" in c.what and "no block" in c.what for c in found.changes)
-    with pytest.raises(ValueError, match="least_blocks of all tiers must be at most the 34 bl"):
-        hs.plan("phi-3-mini", replace(site, least_blocks=(40, None)))
+    with pytest.raises(ValueError, match="min_blocks of all tiers must be at most the 34 bl"):
+        hs.plan("phi-3-mini", replace(site, min_blocks=(40, None)))
 
 
 def test_changes_of_memory_and_links_are_what_solving_says(unsimulated):

@@ -15,7 +15,7 @@ import pytest
 
 import hypsolve as hs
 from hypsolve.planning.exporters import MODULES
-from hypsolve.solvers.partition.heuristics import least_spread
+from hypsolve.solvers.partition.heuristics import min_spread
 
 COUNTS = (1, 3, 2)  # layers of each stage, that limits of the tiers force
 STAGES = range(len(COUNTS))
@@ -119,7 +119,7 @@ def planned(model):
     )
     first, *inner, last = COUNTS
     limits = (first + 1, *inner, last + 1)  # embedding and head
-    site = hs.NetworkFile(network=hs.Network(name="net", tiers=tiers), most_blocks=limits)
+    site = hs.NetworkFile(network=hs.Network(name="net", tiers=tiers), max_blocks=limits)
     found = hs.plan(model, site, prompt_tokens=16, output_tokens=8)
     assert found.result.partition.cuts == (0, *itertools.accumulate(limits))
     return found
@@ -311,7 +311,7 @@ def test_our_rule_of_deepspeeds_balance_is_its_own(torch):
     for n_blocks in range(1, 20):
         weights = rng.integers(0, 9, n_blocks)
         for n_parts in range(1, 6):
-            cuts = least_spread(weights.astype(float), n_parts)
+            cuts = min_spread(weights.astype(float), n_parts)
             assert cuts == list(partition_balanced(weights.tolist(), n_parts))
 
 
@@ -355,12 +355,12 @@ def modules_of_blocks(family, model):
     ]
 
 
-def bytes_of(modules, least_dimensions=1):
+def bytes_of(modules, min_dimensions=1):
     return sum(
         parameter.numel() * parameter.element_size()
         for module in modules
         for parameter in module.parameters()
-        if parameter.dim() >= least_dimensions
+        if parameter.dim() >= min_dimensions
     )
 
 

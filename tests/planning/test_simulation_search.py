@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import hypsolve as hs
 from hypsolve.planning import simulation_search
-from hypsolve.planning.simulation_search import Splits, as_simulated, least_mean_latency
+from hypsolve.planning.simulation_search import Splits, as_simulated, minimise_mean_latency
 from tests.helpers import token_toys as toys
 from tests.helpers.scenarios_token import random_scenario
 
@@ -52,7 +52,7 @@ def test_the_search_is_enumeration_and_bounds_hold(seed):
     for bound_s, cuts in ordered:
         assert bound_s == pytest.approx(splits.bound_s(cuts), rel=1e-12)
         assert bound_s <= every[cuts]
-    found = least_mean_latency(deployment, rules, time_limit_s=60)
+    found = minimise_mean_latency(deployment, rules, time_limit_s=60)
     if not every:
         assert found.partition is None and str(found.status) == "infeasible"
         return
@@ -113,7 +113,7 @@ def many_nodes(n_tiers, n_nodes, prompt, rate_per_s):
 @pytest.mark.parametrize(("n_tiers", "rate_per_s"), [(6, 1e9), (12, 1e9), (12, 500.0)])
 def test_chunks_that_overlap_are_not_below_the_bound(prompt, n_tiers, rate_per_s):
     deployment = many_nodes(n_tiers, 100, prompt, rate_per_s)
-    splits = Splits(deployment, {"most_blocks": [1, *[34] * (n_tiers - 1)]})
+    splits = Splits(deployment, {"max_blocks": [1, *[34] * (n_tiers - 1)]})
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(6):
@@ -143,12 +143,12 @@ def test_the_limit_holds_where_very_many_splits_are_as_good():
     )
     rules = {"allow_empty": True}
     started = time.perf_counter()
-    found = least_mean_latency(deployment, rules, time_limit_s=1)
+    found = minimise_mean_latency(deployment, rules, time_limit_s=1)
     assert time.perf_counter() - started < 10  # a second, and building the tables
     assert 0 < found.bound_s < found.objective_s and str(found.status) == "feasible"
     splits = Splits(deployment, rules)
-    least_s = splits.least_bound_s()
-    assert 0 < least_s <= splits.bound_s(found.partition.cuts)
+    min_s = splits.min_bound_s()
+    assert 0 < min_s <= splits.bound_s(found.partition.cuts)
     looks = list(itertools.islice(splits.looks(), 2000))
     bounds = np.array([bound_s for bound_s, _ in looks])
     assert (np.diff(bounds) >= -1e-12 * bounds[-1]).all()
@@ -195,16 +195,16 @@ def two_tiers(n_requests=3, n_blocks=6):
 
 
 def test_one_that_can_be_worked_out():
-    found = least_mean_latency(two_tiers(1), {}, time_limit_s=60)
+    found = minimise_mean_latency(two_tiers(1), {}, time_limit_s=60)
     assert found.partition.cuts == (0, 5, 6)
     assert found.objective_s == pytest.approx(2 * (5 * 1.0 + 2.0))
 
 
 def test_a_time_limit_leaves_a_valid_bound(monkeypatch):
     deployment = two_tiers(20, 12)
-    whole = least_mean_latency(deployment, {}, time_limit_s=60)
+    whole = minimise_mean_latency(deployment, {}, time_limit_s=60)
     assert str(whole.status) == "optimal"
-    found = least_mean_latency(deployment, {}, time_limit_s=1e-9)
+    found = minimise_mean_latency(deployment, {}, time_limit_s=1e-9)
     assert found.statistics == {"n_simulated": 1, "stopped": False}
     assert found.bound_s <= whole.objective_s <= found.objective_s
     assert str(found.status) == "feasible"
@@ -214,7 +214,7 @@ def test_a_time_limit_leaves_a_valid_bound(monkeypatch):
 @pytest.mark.parametrize("n_before", [1, 2, 3])
 def test_an_interrupt_keeps_the_best_so_far(monkeypatch, n_before):
     deployment = two_tiers(20, 12)
-    whole = least_mean_latency(deployment, {}, time_limit_s=60)
+    whole = minimise_mean_latency(deployment, {}, time_limit_s=60)
     real, calls = simulation_search.serve, []
 
     def serve(*arguments):
@@ -225,7 +225,7 @@ def test_an_interrupt_keeps_the_best_so_far(monkeypatch, n_before):
 
     monkeypatch.setattr(simulation_search, "serve", serve)
     told = []
-    found = least_mean_latency(deployment, {}, time_limit_s=60, tell=told.append)
+    found = minimise_mean_latency(deployment, {}, time_limit_s=60, tell=told.append)
     assert found.statistics == {"n_simulated": n_before, "stopped": True}
     assert found.message.endswith("stopped") and str(found.status) == "feasible"
     assert found.bound_s <= whole.objective_s <= found.objective_s
@@ -235,17 +235,17 @@ def test_an_interrupt_keeps_the_best_so_far(monkeypatch, n_before):
 
 def test_another_method_is_judged_by_simulation():
     deployment = two_tiers(4)
-    rules = {"most_blocks": [4, 6]}
+    rules = {"max_blocks": [4, 6]}
     even = hs.solve(hs.to_instance(deployment, **rules), "even_split")
     found = as_simulated(deployment, rules, even)
-    best = least_mean_latency(deployment, rules, time_limit_s=60)
+    best = minimise_mean_latency(deployment, rules, time_limit_s=60)
     trace = hs.simulate(deployment, even.partition, link_contention=True)
     assert found.partition == even.partition and found.method == "even_split"
     assert found.objective_s == trace.latency_s.mean()
     assert best.bound_s <= found.objective_s and found.bound_s <= best.objective_s
     splits = Splits(deployment, rules)
-    least_s = min(splits.bound_s(cuts) for cuts in allowed(splits))
-    assert found.bound_s == pytest.approx(least_s, rel=1e-9)
+    min_s = min(splits.bound_s(cuts) for cuts in allowed(splits))
+    assert found.bound_s == pytest.approx(min_s, rel=1e-9)
     assert found.gap == pytest.approx(1 - found.bound_s / found.objective_s)
     assert best.partition.cuts[1] <= 4
 
@@ -255,7 +255,7 @@ def test_what_fits_nowhere_says_why():
     deployment = toys.deployment(
         NETWORK, toys.burst(2, 9, 9), kept, memory_bytes=150.0, max_resident_tokens=18
     )
-    found = least_mean_latency(deployment, {}, time_limit_s=60)
+    found = minimise_mean_latency(deployment, {}, time_limit_s=60)
     assert str(found.status) == "infeasible" and math.isinf(found.objective_s)
     assert "the tiers together reach block 2 of 4" in found.message
     nothing = hs.solve(hs.to_instance(deployment), "even_split")

@@ -173,8 +173,8 @@ def test_a_violation_names_its_rule_and_place(
     ("rule", "cuts", "changes"),
     [
         ("blocks", (0, 0, 3), {}),
-        ("blocks", (0, 1, 3), {"least_blocks": [2, 1]}),
-        ("blocks", (0, 2, 3), {"most_blocks": [1, 3]}),
+        ("blocks", (0, 1, 3), {"min_blocks": [2, 1]}),
+        ("blocks", (0, 2, 3), {"max_blocks": [1, 3]}),
         ("pinned", (0, 1, 3), {"pinned": {1: 0}}),
         ("pinned", (0, 2, 3), {"pinned": {1: 1}}),
         ("memory", (0, 2, 3), {"block_bytes": [3, 2, 1]}),

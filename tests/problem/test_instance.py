@@ -178,8 +178,8 @@ CHANGES = {
     "overlap": True,
     "link_cost": "full",
     "pinned": {1: 0},
-    "least_blocks": [2, 1],
-    "most_blocks": [2, 1],
+    "min_blocks": [2, 1],
+    "max_blocks": [2, 1],
     "tied_bytes": 0.5,
 }
 BASE = {
@@ -328,12 +328,12 @@ def test_instances_are_equal_if_their_digests_are():
 
 def test_replace_takes_the_names_of_from_tables():
     instance = Instance.from_tables(
-        np.ones((1, 1, 4)), np.zeros(4), [[(0, 1)]] * 2, least_blocks=[1, 1]
+        np.ones((1, 1, 4)), np.zeros(4), [[(0, 1)]] * 2, min_blocks=[1, 1]
     )
-    pinned = instance.replace(pinned={1: 1}, least_blocks=[0, 2], most_blocks=[4, 3])
+    pinned = instance.replace(pinned={1: 1}, min_blocks=[0, 2], max_blocks=[4, 3])
     direct = Instance.from_tables(
         np.ones((1, 1, 4)), np.zeros(4), [[(0, 1)]] * 2,
-        pinned={1: 1}, least_blocks=[0, 2], most_blocks=[4, 3],
+        pinned={1: 1}, min_blocks=[0, 2], max_blocks=[4, 3],
     )  # fmt: skip
     assert pinned == direct
     with pytest.raises(TypeError, match="instance: unknown field 'block_s'; choose one of"):

@@ -30,8 +30,8 @@ from hypsolve.solvers.joint import branch_and_bound
 from hypsolve.solvers.joint import cpsat as joint_cpsat
 from hypsolve.solvers.joint import milp as joint_milp
 from hypsolve.solvers.joint.tables import joint_tables
-from hypsolve.solvers.joint.time_windows import condensed, one_by_one, windows
-from hypsolve.solvers.outcomes import conclude
+from hypsolve.solvers.joint.time_windows import drop_dominated, one_by_one, windows
+from hypsolve.solvers.outcomes import to_outcome
 from hypsolve.solvers.partition import cpsat, mathopt_mip, pulp_milp
 from hypsolve.solvers.partition.arcs import arcs_on, holds, partition_arcs, usable_arcs
 from hypsolve.solvers.write_formulation import write_formulation
@@ -235,7 +235,7 @@ def test_a_scale_holds_the_optimum_and_its_arcs(instance):
     best_s = best_partition_s(instance)
     assert math.isinf(scale.upper_s) == math.isinf(best_s)
     if math.isfinite(best_s):
-        assert scale.least_s <= best_s * (1 + 1e-12)
+        assert scale.min_s <= best_s * (1 + 1e-12)
         assert best_s <= scale.upper_s <= best_s * instance.n_tiers * (1 + 1e-11)
         best = [p for p in legal_partitions(instance) if evaluate(instance, p) == best_s]
         assert all(arcs_on(arcs, partition) for partition in best)
@@ -244,7 +244,7 @@ def test_a_scale_holds_the_optimum_and_its_arcs(instance):
 
 def conclusion(instance, partition, **fields):
     fields = {"solver": "S", "bound_s": 0.0, "statistics": {}, **fields}
-    return conclude(instance, partition, **fields)
+    return to_outcome(instance, partition, **fields)
 
 
 def test_an_answer_that_contradicts_what_is_known_is_not_believed():
@@ -259,7 +259,7 @@ def test_an_answer_that_contradicts_what_is_known_is_not_believed():
         {"bound_s": 2.0, "claimed_s": 2.0, "upper_s": 1.9},  # above a known one
         {"infeasible": True, "upper_s": 2.0},
     ):
-        outcome = conclusion(instance, best, least_s=1.0, **wrong)
+        outcome = conclusion(instance, best, min_s=1.0, **wrong)
         assert (outcome.status, outcome.bound_s) == (Status.FEASIBLE, 1.0)
         assert "lost its way" in outcome.message
 
@@ -279,7 +279,7 @@ def test_a_partition_bound_is_never_less_than_the_cheapest_stages(method):
     instance = chain(np.random.default_rng(2), 60, 4, objective="path")
     _, scale = usable_arcs(instance, method)
     outcome = PARTITION[method](instance, time_limit_s=1e-9, seed=0)
-    assert 0 < scale.least_s <= outcome.bound_s
+    assert 0 < scale.min_s <= outcome.bound_s
     assert outcome.statistics["build_s"] > 0
 
 
@@ -287,7 +287,7 @@ WITH_START = {m: PARTITION[m] for m in ("partition_highs", "partition_cpsat")}
 
 
 @cache
-def least_path_s():
+def min_path_s():
     """Of the chain below, whatever the objective that it is given there."""
     return best_partition_s(chain(np.random.default_rng(5), 40, 4, objective="path"))
 
@@ -305,7 +305,7 @@ def test_a_partition_warm_start_is_never_lost(method, objective):
     # far worse than what the formulation keeps
     far = instance.replace(objective="path", kind_s=instance.kind_s)
     outcome = WITH_START[method](far, warm_start=solved.partition, **LONG)
-    assert_proven(far, outcome, least_path_s())
+    assert_proven(far, outcome, min_path_s())
 
 
 @pytest.mark.parametrize("method", WITH_START)
@@ -440,7 +440,7 @@ def test_a_solver_that_returns_no_vector_has_found_nothing():
         [[[7.381094866032526e-09, 227.52490092938177]]],
         objective="mean_latency",
         allow_empty=True,
-        least_blocks=[0, 1],
+        min_blocks=[0, 1],
     )
     for backend in JOINT:
         for start in (True, False):
@@ -470,13 +470,13 @@ def test_a_condensed_problem_keeps_a_best_schedule(instance, pauses):
     mean = instance.objective == "mean_latency"
     some_s = (some - instance.arrival_s).mean() if mean else some.max()
     assert best_s <= some_s * (1 + 1e-12)  # a schedule has it
-    less, last = condensed(tables, instance.objective)
+    less, last = drop_dominated(tables, instance.objective)
     assert (
         np.argsort(less.release, kind="stable") == np.argsort(tables.release, kind="stable")
     ).all()
     assert (less.release <= tables.release).all()
     assert np.allclose(less.origin_s + less.release, instance.arrival_s)
-    assert (last >= windows(less).least * (1 - 1e-9)).all()
+    assert (last >= windows(less).min_completion * (1 - 1e-9)).all()
     most = last.sum() if mean else last.max()
     assert less.objective_s(float(most), instance.objective, instance.arrival_s) >= best_s * (
         1 - 1e-9
@@ -646,7 +646,7 @@ def test_windows_hold_for_every_schedule(instance):
     tables = joint_tables(instance, "joint_milp")
     window = windows(tables)
     if math.isinf(best_s):
-        assert np.isinf(window.least).any()
+        assert np.isinf(window.min_completion).any()
         return
     for partition in legal_partitions(instance):
         made = schedule(instance, partition)
@@ -655,7 +655,7 @@ def test_windows_hold_for_every_schedule(instance):
         done = np.fmax.reduce(end, axis=1)
         assert (start >= window.head - 1e-9)[used].all()
         assert (done[:, None] >= end + window.tail - 1e-9)[used].all()
-        assert (done >= window.least - 1e-9).all()
+        assert (done >= window.min_completion - 1e-9).all()
 
 
 # files

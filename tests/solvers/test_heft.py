@@ -107,10 +107,10 @@ def instances(draw) -> Instance:
         arrival_s=rng.integers(0, 9, n_requests),
         allow_empty=allow_empty,
         pinned=pinned,
-        least_blocks=rng.integers(0, min(n_blocks, 2) + 1, n_tiers).tolist()
+        min_blocks=rng.integers(0, min(n_blocks, 2) + 1, n_tiers).tolist()
         if draw(st.booleans())
         else None,
-        most_blocks=rng.integers(2, 6, n_tiers).tolist() if draw(st.booleans()) else None,
+        max_blocks=rng.integers(2, 6, n_tiers).tolist() if draw(st.booleans()) else None,
         tied_bytes=draw(st.sampled_from([0.0, 1.0])),
         objective=draw(st.sampled_from(["bottleneck", "mean_latency", "makespan"])),
         stage_rule=draw(st.sampled_from(["pooled", "slowest"])),
@@ -226,8 +226,8 @@ def test_cuts_by_hand():
     assert cuts_of(slow_fast, [1] * 5, tiers, transfer_s=far) == (0, 4, 5)
     assert cuts_of(slow_fast, [1] * 5, tiers, transfer_s=far, allow_empty=True) == (0, 5, 5)
     assert cuts_of(slow_fast, [1] * 5, tiers, transfer_s=far, pinned={2: 1}) == (0, 2, 5)
-    assert cuts_of(slow_fast, [1] * 5, tiers, transfer_s=far, most_blocks=[3, 9]) == (0, 3, 5)
-    assert cuts_of(slow_fast, [1] * 5, tiers, transfer_s=far, least_blocks=[1, 3]) == (0, 2, 5)
+    assert cuts_of(slow_fast, [1] * 5, tiers, transfer_s=far, max_blocks=[3, 9]) == (0, 3, 5)
+    assert cuts_of(slow_fast, [1] * 5, tiers, transfer_s=far, min_blocks=[1, 3]) == (0, 2, 5)
     # tied weights are held once if one stage holds all
     one = {"allow_empty": True, "transfer_s": far[..., :4]}
     assert cuts_of([[1.0] * 3, [9.0] * 3], [2] * 3, [[(0, 5.0)], [(1, 9.0)]], **one)[1] == 2

@@ -22,8 +22,8 @@ from hypsolve.solvers.joint.flow_shop import Lines
 from hypsolve.solvers.joint.latency_bounds import (
     Bounds,
     Known,
-    least_left_s,
     machine_of,
+    min_left_s,
     ticks_of,
 )
 from hypsolve.solvers.joint.partition_boxes import Box
@@ -98,7 +98,7 @@ def test_nobody_waits_for_a_link_behind_the_last_block():
     )
     result = solve(instance, "hyperion_plus", prove=True)
     assert (result.objective_s, result.bound_s) == pytest.approx((2.0, 2.0))
-    assert Bounds(instance).least_s <= 2.0
+    assert Bounds(instance).min_s <= 2.0
 
 
 @given(
@@ -133,7 +133,7 @@ def test_steps_go_on_where_they_were():
     """Eight steps in one call or in eight; and a window that is too narrow costs nothing."""
     line = Lines(frontier(12, seed=1)).of(Box((0, 3, 15, 32), (0, 3, 15, 32))).line
     ticks, n_ticks = ticks_of(line, 30.0, np.full(12, 60))
-    upper = 1.2 * float(least_left_s(line)[:, 0].sum())
+    upper = 1.2 * float(min_left_s(line)[:, 0].sum())
     at_once, one_by_one = (
         kernels.new_climb(line, np.zeros((6, n_ticks)), 0.3) for _ in range(2)
     )
@@ -149,7 +149,7 @@ def test_steps_go_on_where_they_were():
     )
     np.testing.assert_array_equal(at_once.now, one_by_one.now)
     # the window may end where all that a request pays by itself would be less
-    alone_s = least_left_s(line)[:, 0]
+    alone_s = min_left_s(line)[:, 0]
     last = kernels.new_climb(line, at_once.price, 0.3)
     whole, _ = kernels.raise_bound(line, ticks, last, upper, 1, 0.01)
     enough = np.ceil((last.paid - alone_s) / 30.0).astype(np.int64) + 1
@@ -199,7 +199,7 @@ def test_what_a_request_pays_is_at_most_that_of_any_start(seed):
 @given(strategies.instances())
 def test_legal_stages_are_those_with_a_time(instance):
     times_s = stage_tables.stage_table(instance, StageRule.FASTEST)
-    np.testing.assert_array_equal(stage_tables.legal_stages(instance), np.isfinite(times_s))
+    np.testing.assert_array_equal(stage_tables.feasible_stages(instance), np.isfinite(times_s))
 
 
 @given(strategies.scheduled(max_tiers=2, max_requests=3))
@@ -237,14 +237,14 @@ def test_a_raised_bound_holds_over_all_partitions(beyond, instance):
     assume(best_s < math.inf)
     start = solve(instance, "hyperion_plus")
     bounds = Bounds(instance)
-    least_s = bounds.least_s
+    min_s = bounds.min_s
     latency_s = np.full(instance.n_requests, start.objective_s)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency_bounds, "BEYOND", beyond)
         worse = Known(1.5 * start.objective_s, 1.5 * latency_s)  # so that much may go wrong
         stopped = bounds.raise_by_prices(worse, math.inf)
     assert not stopped
-    assert least_s <= bounds.least_s <= best_s * SLACK
+    assert min_s <= bounds.min_s <= best_s * SLACK
 
 
 # --- the method -------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def test_prices_halve_the_gap_of_a_hundred_requests():
 def test_five_tiers_have_more_partitions_than_are_looked_at():
     instance = frontier(60, (2, 2, 1, 1, 2), seed=4)
     result = solve(instance, "hyperion_plus")
-    assert result.statistics["n_boxes"] >= plus.MOST_BOXES
+    assert result.statistics["n_boxes"] >= plus.MAX_BOXES
     assert result.objective_s < solve(instance, "hyperion").objective_s
     assert result.bound_s > 0
 
@@ -412,7 +412,7 @@ def test_a_window_knows_what_the_whole_order_is_worth():
     """Where the window holds everything, what `improve` thinks it saved is saved."""
     instance = frontier(6, seed=3)
     stages = Lines(instance).of(Box((0, 3, 12, 32), (0, 3, 12, 32)))
-    line, least = stages.line, least_left_s(stages.line)
+    line, least = stages.line, min_left_s(stages.line)
     order = np.random.default_rng(0).permutation(6).repeat(3) * 3 + np.tile(np.arange(3), 6)
     node, start, end = np.zeros((6, 3), np.int64), np.zeros((6, 3)), np.zeros((6, 3))
     list_scheduling.place_all(line, order, list_scheduling.new_state(line, 1), node, start, end)

@@ -22,7 +22,7 @@ from hypsolve import (
 )
 from hypsolve.kernels.warm_up import warm
 from hypsolve.problem.evaluation import bottleneck_s, node_stage_s, path_s, stage_s
-from hypsolve.solvers.partition.heuristics import block_partition, least_spread
+from hypsolve.solvers.partition.heuristics import block_partition, min_spread
 from hypsolve.solvers.partition.stage_tables import chain_of, stage_table
 from tests.helpers import oracles, strategies
 
@@ -144,10 +144,10 @@ class Trials:
         warm("hypsplit")
         self.split, self.chain = hypsplit, chain_of(instance)
         self.low, self.high, self.start, self.cuts = np.zeros((4, instance.n_tiers + 1), int)
-        self.least_link = np.zeros(instance.n_tiers)
+        self.min_link = np.zeros(instance.n_tiers)
         self.any_left = hypsplit.windows(self.chain, limit, self.low, self.high)
         if self.any_left:
-            hypsplit.least_links(self.chain, self.low, self.high, self.least_link)
+            hypsplit.min_links(self.chain, self.low, self.high, self.min_link)
             self.reached = np.zeros(
                 hypsplit.lay_out(self.low, self.high, self.start), dtype=np.int32
             )
@@ -158,7 +158,7 @@ class Trials:
         return self.split.trial(self.chain, tau, *window, self.cuts)
 
     def greedy(self, tau):
-        window = self.low, self.high, self.least_link
+        window = self.low, self.high, self.min_link
         return self.split.greedy_trial(self.chain, tau, *window, self.cuts)
 
     def check(self, tau):
@@ -187,7 +187,7 @@ def test_a_greedy_trial_decides_as_a_full_one(instance, eighths, limit):
             trials.check(tau / 8)
 
 
-def least_bottlenecks(instance):
+def min_bottlenecks(instance):
     """By either search: as a short chain is searched, and as a long one."""
     from hypsolve.kernels import hypsplit
 
@@ -205,7 +205,7 @@ def least_bottlenecks(instance):
 @given(strategies.instances(max_blocks=14, max_tiers=6, limits="always", wide=True))
 def test_either_search_is_the_quadratic_recurrence(instance):
     best_s = float(oracles.best_by_recurrence(instance))
-    for found_s in least_bottlenecks(instance):
+    for found_s in min_bottlenecks(instance):
         assert found_s == pytest.approx(best_s, rel=1e-12, abs=0)
 
 
@@ -225,7 +225,7 @@ def test_either_search_is_one_by_full_trials(seed, n_blocks, allow_empty, overla
         stage_rule=rule,
         allow_empty=allow_empty,
         overlap=overlap,
-        least_blocks=[seed % 3 * 10] * 5,
+        min_blocks=[seed % 3 * 10] * 5,
     )
     instance = instance.replace(
         reference_occupancy_kind_s=instance.reference_occupancy_kind_s * steep
@@ -238,7 +238,7 @@ def test_either_search_is_one_by_full_trials(seed, n_blocks, allow_empty, overla
         success, value = trials.full(min(middle, math.nextafter(most, 0)))
         least, most = (least, value) if success else (value, most)
     best_s = math.inf if most == 1e300 else most
-    for found_s in least_bottlenecks(instance):
+    for found_s in min_bottlenecks(instance):
         assert found_s == pytest.approx(best_s, rel=1e-12)
 
 
@@ -412,7 +412,7 @@ def kept_split(weights, n_parts):
 
 @given(weights=st.lists(st.integers(0, 9), min_size=1, max_size=12), n_parts=st.integers(1, 5))
 def test_least_spread_keeps_the_split_that_deepspeed_keeps(weights, n_parts):
-    cuts = least_spread(np.array(weights, float), n_parts)
+    cuts = min_spread(np.array(weights, float), n_parts)
     if len(weights) <= n_parts:
         assert cuts == [min(part, len(weights)) for part in range(n_parts + 1)]
     else:
@@ -421,7 +421,7 @@ def test_least_spread_keeps_the_split_that_deepspeed_keeps(weights, n_parts):
 
 def test_deepspeeds_rule_may_miss_its_own_optimum():
     """Parts of 1 and 6 are left, for of the first four blocks 2 | 2 | 5, 1 is not kept."""
-    assert least_spread(np.array([2.0, 2, 5, 1, 6]), 4) == [0, 2, 3, 4, 5]
+    assert min_spread(np.array([2.0, 2, 5, 1, 6]), 4) == [0, 2, 3, 4, 5]
     sums = [2, 2, 5 + 1, 6]
     assert max(sums) - min(sums) == 4
 

@@ -12,15 +12,15 @@ from hypsolve.problem.evaluation import RELATIVE_ERROR
 from hypsolve.solvers.backends.loading import interruptible, load_backend
 
 PACKAGE = "ortools>=9.15"
-MOST_WORKERS = 10_000  # CP-SAT's own limit
+MAX_WORKERS = 10_000  # CP-SAT's own limit
 
 
 def new_solver(method: str, seed: int, workers: int) -> Any:
     """CP-SAT with our parameters."""
     owner = f"method {method!r}"
-    workers = valid.whole(owner, "workers", workers, least=1)
-    if workers > MOST_WORKERS:
-        raise ValueError(f"{owner}: workers must be at most {MOST_WORKERS}, got {workers}")
+    workers = valid.whole(owner, "workers", workers, minimum=1)
+    if workers > MAX_WORKERS:
+        raise ValueError(f"{owner}: workers must be at most {MAX_WORKERS}, got {workers}")
     cp_model = load_backend(method, "ortools.sat.python.cp_model", PACKAGE)
     solver = cp_model.CpSolver()
     solver.parameters.random_seed = seed % 2**31

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hypsolve.kernels.beam_search import Layer
     from hypsolve.kernels.flow_shop import Shop, Ticks
 
-MOST_COMPARED = 200  # entries with the same stages begun, against which a new one is compared
+MAX_COMPARED = 200  # entries with the same stages begun, against which a new one is compared
 PARENTS = 256  # entries expanded between two looks at the clock
 
 
@@ -33,7 +33,7 @@ class Found(NamedTuple):
     n_expanded: int
 
 
-def most_entries(shop: "Shop", memory_bytes: float) -> int:
+def max_entries(shop: "Shop", memory_bytes: float) -> int:
     """Width of a search that keeps to this much memory; 0: it cannot."""
     from hypsolve.kernels.beam_search import bytes_each
 
@@ -112,7 +112,7 @@ def search(
             start, until = i, min(n, i + PARENTS)
             i, n_after = beam_search.expand(
                 shop, prices.ticks, spent, way, layer, i, until, after, n_after, heads, salt,
-                below, MOST_COMPARED if compare else 0,
+                below, MAX_COMPARED if compare else 0,
             )  # fmt: skip
             n_expanded += i - start
             if n_after > 2 * width:  # from now on none is made that would be dropped at once

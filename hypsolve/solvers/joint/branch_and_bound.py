@@ -19,10 +19,9 @@ from hypsolve.problem.instance import (
     Objective,
 )
 from hypsolve.problem.solution import BoxProof, Certificate, Outcome, Partition
-from hypsolve.solvers.joint.beam_search import Prices, most_entries, proof_of, search
+from hypsolve.solvers.joint.beam_search import Prices, max_entries, proof_of, search
 from hypsolve.solvers.joint.decision import (
     Decision,
-    conclude_joint,
     decision,
     no_partition,
     offers,
@@ -30,11 +29,12 @@ from hypsolve.solvers.joint.decision import (
     tell,
     timed,
     times_in_units,
+    to_joint_outcome,
     warm_decision,
 )
 from hypsolve.solvers.joint.partition_boxes import Box, Stages, stages_of, ticks_of, whole
 from hypsolve.solvers.joint.tables import JointTables, joint_tables
-from hypsolve.solvers.joint.time_windows import condensed, idle_bound_s, shortest
+from hypsolve.solvers.joint.time_windows import drop_dominated, idle_bound_s, shortest
 from hypsolve.solvers.outcomes import (
     OPTIMAL_GAP,
     OnBound,
@@ -50,7 +50,7 @@ METHOD = "joint_exact"
 PARTS = ("prices", "boxes", "dominance", "search")
 
 TICKS_PER_STAGE = 10  # of the mean service of a stage, while boxes are searched
-FEWEST_TICKS, MOST_TICKS = 128, 1024
+FEWEST_TICKS, MAX_TICKS = 128, 1024
 FINER = 4  # times as many for a single partition
 BOX_STEPS, ROUGH_STEPS, FINE_STEPS = 12, 60, 200
 FIRST_STEP, LAST_STEP = 0.3, 0.01  # of the way to the best known objective
@@ -59,9 +59,9 @@ CLOSE = 0.4 * OPTIMAL_GAP  # of the objective: better by less is not looked for
 CALL_S = 0.2  # about the longest time between two looks at the clock
 BEYOND = 1.1  # the end of the first decision: how far ticks are laid
 AIM = 0.1  # of a deadline, for the steps of prices that are to rule it out
-MOST_DEADLINES = 6  # tried in turn on one box
+MAX_DEADLINES = 6  # tried in turn on one box
 CERTAIN = 1 - 3e-10  # of a bound: what floats may have added to it
-MOST_PROOFS = 4  # a certificate may take one part in so many of the memory
+MAX_PROOFS = 4  # a certificate may take one part in so many of the memory
 STEP_S = 4e-9  # of a step, per request, group and tick
 
 
@@ -131,15 +131,15 @@ def joint_exact(
         valid.known("part", part, PARTS)
     tables = joint_tables(instance, METHOD)
     warm = warm_decision(instance, tables, METHOD, warm_start, time_limit_s, seed)
-    least_s = idle_bound_s(instance, tables)
-    if math.isinf(least_s):
+    min_s = idle_bound_s(instance, tables)
+    if math.isinf(min_s):
         nothing = Certificate(kind="infeasible", value_s=math.inf, bound_s=math.inf)
         return replace(no_partition(instance), certificate=nothing)
     completion = None if warm is None else times_in_units(tables, warm)[1][:, -1]
-    tables, last = condensed(tables, instance.objective, completion)
+    tables, last = drop_dominated(tables, instance.objective, completion)
     run = _Run(
         instance, tables, seed=seed, memory_bytes=memory_bytes, without=frozenset(without),
-        deadline=started + time_limit_s, least_s=least_s, on_improve=on_improve,
+        deadline=started + time_limit_s, min_s=min_s, on_improve=on_improve,
         on_bound=on_bound, horizon=float(last.max()),
     )  # fmt: skip
     run.start_from(warm)
@@ -155,9 +155,9 @@ def joint_exact(
         stopped = "where rounding hides what is better"
     elif run.best_s > upper_bound:
         stopped = "with nothing better than upper_bound"
-    outcome = conclude_joint(
+    outcome = to_joint_outcome(
         instance, run.best, warm, solver=METHOD, stopped=stopped,
-        bound_s=proven_s(instance, tables, bound, 0.0), least_s=least_s,
+        bound_s=proven_s(instance, tables, bound, 0.0), min_s=min_s,
         statistics=dict(run.counts),
     )  # fmt: skip
     outcome = replace(outcome, message=f"{outcome.message}; {run.account()}")
@@ -194,7 +194,7 @@ class _Run:
     memory_bytes: float
     without: frozenset[str]
     deadline: float
-    least_s: float
+    min_s: float
     on_improve: OnImprove | None
     on_bound: OnBound | None
     horizon: float  # end of the ticks: later time has no price
@@ -246,7 +246,7 @@ class _Run:
         node = self._node(Box(cuts, cuts), None)
         assert node is not None, "the quickest partition keeps the rules"
         assert node.stages.shop is not None
-        width = min(FIRST_WIDTH, most_entries(node.stages.shop, self.memory_bytes))
+        width = min(FIRST_WIDTH, max_entries(node.stages.shop, self.memory_bytes))
         if width > 0:
             self._search(node, width)
 
@@ -260,7 +260,7 @@ class _Run:
             wanted = TICKS_PER_STAGE * self.horizon / (sum(means) / len(means))
             n_rows = self.tables.n_requests * len(self.tables.group_tier) * FINER
             room = max(1.0, self.memory_bytes / (8 * n_rows))
-            self.n_ticks = int(min(max(wanted, FEWEST_TICKS), MOST_TICKS, room))
+            self.n_ticks = int(min(max(wanted, FEWEST_TICKS), MAX_TICKS, room))
 
     def prove(self) -> float:
         """Search until everything is ruled out or the time is up; a bound on the optimum."""
@@ -305,7 +305,7 @@ class _Run:
         return min(bounds)
 
     def _bound_s(self) -> float:
-        return max(self.least_s, proven_s(self.instance, self.tables, self._bound(), 0.0))
+        return max(self.min_s, proven_s(self.instance, self.tables, self._bound(), 0.0))
 
     def _tell_bound(self) -> None:
         bound_s = self._bound_s()
@@ -316,7 +316,7 @@ class _Run:
 
     def certificate(self) -> Certificate | None:
         """What of the bound can be certified, box by box; None: it would take too much room."""
-        too_large = self.proof_bytes > self.memory_bytes / MOST_PROOFS
+        too_large = self.proof_bytes > self.memory_bytes / MAX_PROOFS
         if self.best is None or too_large or "search" in self.without:  # CP-SAT gives no proof
             return None
         leaves = [*self.ruled_out, *self.given_up, *(node for _, _, node in self.queue)]
@@ -358,7 +358,7 @@ class _Run:
         node.price = node.price[:, :0]  # not needed any more
         kept = node.fine if node.is_searched else node.proof
         self.proof_bytes += 0 if kept is None else kept.price.nbytes
-        if self.proof_bytes <= self.memory_bytes / MOST_PROOFS:
+        if self.proof_bytes <= self.memory_bytes / MAX_PROOFS:
             self.ruled_out.append(node)
         else:
             self.ruled_out.clear()
@@ -431,7 +431,7 @@ class _Run:
         """Latest deadline that prices are found to rule out; 0: none that is not known."""
         deadline = late = self.target
         latest = 0.0
-        for _ in range(MOST_DEADLINES):
+        for _ in range(MAX_DEADLINES):
             tried = price.copy()
             asked = shop._replace(deadline=deadline)
             proof = proof_of(asked)
@@ -486,7 +486,7 @@ class _Run:
         else:
             shop = node.stages.shop
             assert shop is not None
-            most = most_entries(shop, self.memory_bytes)
+            most = max_entries(shop, self.memory_bytes)
             width = min(most, FIRST_WIDTH * WIDER ** (node.effort - 3))
             node.is_decided = width > 0 and self._search(node, width)
             undecided_for_good = width == most and not self.is_stopped()

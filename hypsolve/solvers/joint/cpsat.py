@@ -17,20 +17,20 @@ from hypsolve.solvers.backends.loading import load_backend
 from hypsolve.solvers.joint.decision import (
     Decision,
     arcs_of,
-    conclude_joint,
     no_partition,
     offers,
     proven_s,
     starting_order,
     tell,
     times_in_units,
+    to_joint_outcome,
     warm_decision,
 )
 from hypsolve.solvers.joint.tables import JointTables, joint_tables
 from hypsolve.solvers.joint.time_windows import (
     SLACK,
     Windows,
-    condensed,
+    drop_dominated,
     idle_bound_s,
     require_partition,
     size_s,
@@ -40,7 +40,7 @@ from hypsolve.solvers.outcomes import OnBound, OnImprove, WarmStart, require_cal
 
 METHOD = "joint_cpsat"
 RESOLUTION = 2e-7  # of the least objective: what rounding down may hide on the longest chain
-MOST_TICKS = 2.0**56  # sums of completions stay below, far from 2**62
+MAX_TICKS = 2.0**56  # sums of completions stay below, far from 2**62
 
 
 class JointCp(NamedTuple):
@@ -100,8 +100,8 @@ def joint_cpsat(
     started = time.perf_counter()
     warm = warm_decision(instance, tables, METHOD, warm_start, time_limit_s, seed)
     left_s = time_limit_s - (time.perf_counter() - started)
-    least_s = idle_bound_s(instance, tables)
-    if math.isinf(least_s):
+    min_s = idle_bound_s(instance, tables)
+    if math.isinf(min_s):
         return no_partition(instance)
     started = time.perf_counter()
     formulation = build(instance, warm)
@@ -115,7 +115,7 @@ def joint_cpsat(
         tell(on_improve, instance, made, bound_of(callback.best_objective_bound))
 
     def bound_of(value: float) -> float:
-        return max(least_s, proven_s(instance, formulation.tables, value, 0.0))
+        return max(min_s, proven_s(instance, formulation.tables, value, 0.0))
 
     if on_bound is not None:
         solver.best_bound_callback = lambda value: on_bound(bound_of(value))
@@ -125,14 +125,14 @@ def joint_cpsat(
     found = None
     if solver.status_name(code) in ("OPTIMAL", "FEASIBLE"):
         found = _decision(formulation, solver.value)
-    return conclude_joint(
+    return to_joint_outcome(
         instance,
         found,
         warm,
         solver="CP-SAT",
         stopped=stopped(solver, code),
         bound_s=proven_s(instance, formulation.tables, solver.best_objective_bound, 0.0),
-        least_s=least_s,
+        min_s=min_s,
         statistics={**size(formulation.model), "build_s": build_s + copy_s},
     )
 
@@ -158,7 +158,7 @@ def _tick_s(tables: JointTables, objective: Objective, last: Array) -> float:
     steps = 2 * tables.n_tiers * tables.n_requests
     fine = size_s(tables, objective) * RESOLUTION / steps
     n_terms = max(tables.n_requests, max(map(len, tables.first)))
-    coarse = float(last.max()) * n_terms / MOST_TICKS
+    coarse = float(last.max()) * n_terms / MAX_TICKS
     return 2.0 ** math.ceil(math.log2(max(fine, coarse, 2.0**-900)))
 
 
@@ -168,7 +168,7 @@ def build(instance: Instance, warm: Decision | None = None) -> JointCp:
     tables = joint_tables(instance, METHOD)
     require_partition(windows(tables), METHOD)
     incumbent = None if warm is None else times_in_units(tables, warm)[1][:, -1]
-    tables, last = condensed(tables, instance.objective, incumbent)
+    tables, last = drop_dominated(tables, instance.objective, incumbent)
     tables = tables.in_units(_tick_s(tables, instance.objective, last)).rounded_down(1.0)
     last = np.floor(last / tables.unit_s * (1 + SLACK)) + 1
     window = windows(tables)
@@ -310,7 +310,7 @@ def _add_latency(model: Any, end: list[list[Any]], window: Windows, last: Array)
 
 def _add_makespan(model: Any, end: list[list[Any]], window: Windows, last: Array) -> None:
     """Minimise the last completion."""
-    makespan = model.new_int_var(int(window.least.max()), int(last.max()), "makespan")
+    makespan = model.new_int_var(int(window.min_completion.max()), int(last.max()), "makespan")
     for stages in end:
         model.add(makespan >= stages[-1])
     model.minimize(makespan)

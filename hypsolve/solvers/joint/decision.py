@@ -18,8 +18,8 @@ from hypsolve.solvers.joint.two_stage import hyperion
 from hypsolve.solvers.outcomes import (
     OnImprove,
     WarmStart,
-    conclude,
     given_start,
+    to_outcome,
 )
 
 
@@ -175,7 +175,7 @@ def tell(on_improve: OnImprove, instance: Instance, made: Decision, bound_s: flo
 
 def no_partition(instance: Instance) -> Outcome:
     """Outcome where not even one request by itself has a path: no solver is asked."""
-    return conclude(
+    return to_outcome(
         instance,
         None,
         infeasible=True,
@@ -185,7 +185,7 @@ def no_partition(instance: Instance) -> Outcome:
     )
 
 
-def conclude_joint(
+def to_joint_outcome(
     instance: Instance,
     found: Decision | None,
     warm: Decision | None,
@@ -206,4 +206,4 @@ def conclude_joint(
             if objective_s < best_s:
                 best, best_s = (made.partition, schedule), objective_s
                 claimed_s = claimed_s if made is found else None
-    return conclude(instance, *best, claimed_s=claimed_s, **answer)
+    return to_outcome(instance, *best, claimed_s=claimed_s, **answer)

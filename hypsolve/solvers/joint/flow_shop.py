@@ -13,7 +13,7 @@ from hypsolve.problem.instance import (
 )
 from hypsolve.problem.solution import Partition, Schedule
 from hypsolve.solvers.joint.partition_boxes import Box
-from hypsolve.solvers.partition.stage_tables import legal_stages
+from hypsolve.solvers.partition.stage_tables import feasible_stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Lines:
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
-        self._is_legal = legal_stages(instance)
+        self._is_legal = feasible_stages(instance)
 
     def whole(self) -> Box:
         """Box of all partitions: each cut from the first to the last that a stage allows."""

@@ -211,7 +211,7 @@ def _tiers_open_to(instance: Instance, cuts: list[int], b: int) -> Iterator[int]
     Moving on ends the current stage at b and leaves the tiers between empty; every later tier
     must still get its least number of blocks, and pinned blocks must stay within reach.
     """
-    least, most = instance.least_blocks, instance.most_blocks
+    least, most = instance.min_blocks, instance.max_blocks
     current = len(cuts) - 1
     for tier in range(current, instance.n_tiers):
         first = cuts[-1] if tier == current else b

@@ -24,21 +24,21 @@ from hypsolve.solvers.joint.latency_bounds import (
     Bounds,
     Known,
     fastest_s,
-    least_left_s,
     machine_of,
+    min_left_s,
 )
 from hypsolve.solvers.joint.partition_boxes import Box
 from hypsolve.solvers.joint.two_stage import hyperion
 from hypsolve.solvers.outcomes import OPTIMAL_GAP
 
 METHOD = "hyperion_plus"
-MOST_PARTITIONS, MOST_BOXES = 64, 1000  # given a schedule, before neighbours; bounded for it
+MAX_PARTITIONS, MAX_BOXES = 64, 1000  # given a schedule, before neighbours; bounded for it
 FIRST_LEADS = 1.5, 2.0, 0.0  # tried on every partition
 LEADS = 0.0, 1.0, 1.5, 2.0, 2.5  # tried by stage on the best
 ROUNDS = ((4, 3), (2, 10))  # how many of the best go on; when a window has had enough trials
 FINALISTS, CLOSE = 6, 1.03  # that share the rest of the trials, if so close to the best
 WIDTH, LOOK, STEP = 24, 72, 12  # operations in a window, behind it, and between two windows
-MOST_TRIALS = 100  # in a window, of a finalist
+MAX_TRIALS = 100  # in a window, of a finalist
 FEWEST_TRIALS, TRIALS_EACH = 36_000, 36  # in all; for each request, if that is more
 WINDOWS_AT_ONCE = 32  # between two looks at the clock
 BETTER = 1e-4  # by a smaller part a search is at its end
@@ -120,7 +120,7 @@ def hyperion_plus(
         notes += ["no prices for a makespan"]
     elif prove:
         notes += ["no time for prices" if round_s < math.inf else "too many ticks for prices"]
-    bound_s = relaxations.least_s
+    bound_s = relaxations.min_s
     if search.best_s < bound_s <= search.best_s * (1 + ROUNDING):
         bound_s = search.best_s
     is_proved = search.best_s - bound_s <= OPTIMAL_GAP * search.best_s
@@ -145,7 +145,7 @@ class _Plan:
     stages: Stages
     line: Line  # its service is inf where a request is barred from a group
     work_s: Array  # (n_requests, n_stages), as `machine_of`
-    least_s: Array  # (n_requests, n_stages), as `least_left_s`
+    min_s: Array  # (n_requests, n_stages), as `min_left_s`
     lead: Array = field(default_factory=lambda: np.empty(0))  # (n_stages,), see `_Search._lead`
     order: IntArray = field(default_factory=lambda: np.empty(0, np.int64))  # of the operations
     value_s: float = math.inf
@@ -195,7 +195,7 @@ class _Search:
         Then for the neighbours of the best plan, as long as one of them is the best.
         """
         for bound_s, stages in self.bounds.partitions(self._has_looked_enough):
-            if bound_s >= self.best_s or len(self.plans) >= MOST_PARTITIONS:
+            if bound_s >= self.best_s or len(self.plans) >= MAX_PARTITIONS:
                 break
             self._plan(stages)
         best = None
@@ -207,7 +207,7 @@ class _Search:
                     self._plan(near)
 
     def _has_looked_enough(self) -> bool:
-        return self.bounds.n_boxes >= MOST_BOXES or self.is_late()
+        return self.bounds.n_boxes >= MAX_BOXES or self.is_late()
 
     def _take(self, partition: Partition, schedule: Schedule) -> None:
         """Take over a decision if it is better."""
@@ -257,7 +257,7 @@ class _Search:
             stages=stages,
             line=line._replace(service=line.service.copy()),
             work_s=machine_of(line)[0],
-            least_s=least_left_s(line),
+            min_s=min_left_s(line),
         )
         for ahead in FIRST_LEADS[: 1 if self._makespan else None]:
             self._lead(plan, np.full(line.lag.shape[1], ahead))
@@ -287,7 +287,7 @@ class _Search:
         state = list_scheduling.new_state(line, 1)
         node, start, end = _times(line)
         for k, ahead in enumerate(lead):
-            key = ready - plan.least_s[:, k]  # who must start first, for all to end together
+            key = ready - plan.min_s[:, k]  # who must start first, for all to end together
             if not self._makespan:
                 work = plan.work_s[:, k].copy()
                 key = relaxations.shortest_rest_first(ready, work)[0] - ahead * work
@@ -324,20 +324,20 @@ class _Search:
         before_s = math.inf
         while plan.value_s < before_s * (1 - BETTER) and not self._is_over():
             before_s = plan.value_s
-            self._pass(plan, MOST_TRIALS)
+            self._pass(plan, MAX_TRIALS)
 
-    def _pass(self, plan: _Plan, most_trials: int) -> None:
+    def _pass(self, plan: _Plan, max_trials: int) -> None:
         """Go once through a plan's order, a window at a time, and keep it if that helped."""
         from hypsolve.kernels import list_scheduling
 
         line, before = plan.line, replace(plan, order=plan.order.copy())
         service = line.service.copy()
-        course = list_scheduling.new_course(line, plan.asked, plan.least_s, plan.order)
+        course = list_scheduling.new_course(line, plan.asked, plan.min_s, plan.order)
         room, at = list_scheduling.new_room(line, WIDTH + LOOK), 0
         while at < len(plan.order) and not self._is_over():
             until = min(at + WINDOWS_AT_ONCE * STEP, len(plan.order))
             at, n_trials = list_scheduling.improve(
-                course, room, self._makespan, WIDTH, STEP, at, until, most_trials
+                course, room, self._makespan, WIDTH, STEP, at, until, max_trials
             )
             self.n_trials += n_trials
         self._place(plan)

@@ -34,7 +34,7 @@ FEWEST_TICKS = 8  # of a window
 LOWER = (0.9, 0.7, 0.0)  # of prices, to go on from, one after the other: where they are best,
 # hardly a step is better
 LITTLE = 0.01  # of the gap: by less, more steps are in vain
-MOST_PRICES = 5e6  # groups x ticks from the first release on, or there is no finer level
+MAX_PRICES = 5e6  # groups x ticks from the first release on, or there is no finer level
 CALL_S, CELL_S = 0.2, 3e-9  # about the longest time between two looks at the clock
 
 
@@ -82,7 +82,7 @@ class Bounds:
         self._push_box(self.lines.whole(), 0.0)
 
     @property
-    def least_s(self) -> float:
+    def min_s(self) -> float:
         """No partition is better; inf if there is none, or none is left."""
         seen = (node.bound_s for node in self._seen)
         queued = self._queue[0][0] if self._queue else math.inf
@@ -209,12 +209,12 @@ class Bounds:
         if step_s <= 0:
             return None
         extra_s = stages.release_s - self.instance.arrival_s  # before the first stage
-        delay_s = np.maximum(known.latency_s - extra_s - least_left_s(line)[:, 0], 0.0)
+        delay_s = np.maximum(known.latency_s - extra_s - min_left_s(line)[:, 0], 0.0)
         widest = max(FEWEST_TICKS, math.ceil(float(delay_s.max()) * BEYOND / step_s))
         first_s = delay_s + NARROW * mean_s
         narrow = np.clip(_up(first_s / step_s), FEWEST_TICKS, widest)
-        lasts_s = float(np.ptp(line.release) + least_left_s(line).max() + line.service.max())
-        if line.service.shape[1] * (lasts_s / step_s + widest + 4) > MOST_PRICES:
+        lasts_s = float(np.ptp(line.release) + min_left_s(line).max() + line.service.max())
+        if line.service.shape[1] * (lasts_s / step_s + widest + 4) > MAX_PRICES:
             return None
         ticks, n_ticks = ticks_of(line, step_s, np.full(len(narrow), widest))
         width = narrow if wide_s is None else np.clip(_up(wide_s / step_s), narrow, widest)
@@ -264,7 +264,7 @@ class _Way:
         """
         from hypsolve.kernels import relaxations as kernels
 
-        alone_s = least_left_s(self.line)[:, 0]
+        alone_s = min_left_s(self.line)[:, 0]
         while True:
             at_once = min(n_steps, STEPS_AT_ONCE, max(1, int(CALL_S / self.step_s)))
             late, is_done = kernels.raise_bound(
@@ -309,7 +309,7 @@ def fastest_s(line: Line) -> Array:
     return np.minimum.reduceat(line.service, line.first[:-1], axis=1)
 
 
-def least_left_s(line: Line) -> Array:
+def min_left_s(line: Line) -> Array:
     """From the start of a stage to the completion without delay, (n_requests, n_stages)."""
     whole_s = fastest_s(line) + line.lag
     return np.ascontiguousarray(whole_s[:, ::-1].cumsum(axis=1)[:, ::-1])

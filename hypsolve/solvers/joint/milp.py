@@ -18,19 +18,19 @@ from hypsolve.solvers.backends.pulp import SOLVERS, size, solve_pulp
 from hypsolve.solvers.joint.decision import (
     Decision,
     arcs_of,
-    conclude_joint,
     no_partition,
     offers,
     proven_s,
     tell,
     times_in_units,
+    to_joint_outcome,
     warm_decision,
 )
 from hypsolve.solvers.joint.tables import JointTables, joint_tables
 from hypsolve.solvers.joint.time_windows import (
     SLACK,
     Windows,
-    condensed,
+    drop_dominated,
     idle_bound_s,
     require_partition,
     size_s,
@@ -106,8 +106,8 @@ def joint_milp(
     started = time.perf_counter()
     warm = warm_decision(instance, tables, METHOD, warm_start, time_limit_s, seed)
     left_s = time_limit_s - (time.perf_counter() - started)
-    least_s = idle_bound_s(instance, tables)
-    if math.isinf(least_s):
+    min_s = idle_bound_s(instance, tables)
+    if math.isinf(min_s):
         return no_partition(instance)
     started = time.perf_counter()
     formulation = build(instance, warm)
@@ -120,7 +120,7 @@ def joint_milp(
         made = _decision(formulation, lambda variable: columns[variable.index])
         proven = proven_s(instance, formulation.tables, bound, MIP_ERROR)
         assert on_improve is not None
-        tell(on_improve, instance, made, max(least_s, proven))
+        tell(on_improve, instance, made, max(min_s, proven))
 
     answer = solve_pulp(
         formulation.problem,
@@ -135,14 +135,14 @@ def joint_milp(
     proven = proven_s(instance, formulation.tables, answer.bound, MIP_ERROR)
     # there is a decision: each request by itself has one
     false_claim = "with a false claim of infeasibility"
-    return conclude_joint(
+    return to_joint_outcome(
         instance,
         found,
         warm,
         solver=SOLVERS[backend],
         stopped=false_claim if answer.infeasible else answer.stopped,
         bound_s=0.0 if answer.infeasible else proven,
-        least_s=least_s,
+        min_s=min_s,
         claimed_s=formulation.tables.objective_s(
             answer.value, instance.objective, instance.arrival_s
         ),
@@ -175,7 +175,7 @@ def build(instance: Instance, warm: Decision | None = None) -> JointMilp:
     tables = joint_tables(instance, METHOD)
     require_partition(windows(tables), METHOD)
     incumbent = None if warm is None else times_in_units(tables, warm)[1][:, -1]
-    tables, last = condensed(tables, instance.objective, incumbent)
+    tables, last = drop_dominated(tables, instance.objective, incumbent)
     unit_s = mip_unit_s(size_s(tables, instance.objective))
     tables = tables.in_units(unit_s).rounded_down(MIP_STEP)
     last = last / tables.unit_s * (1 + SLACK)
@@ -336,7 +336,9 @@ def _add_latency(problem: Any, end: list[list[Any]], window: Windows, last: Arra
 
 def _add_makespan(problem: Any, end: list[list[Any]], window: Windows, last: Array) -> None:
     """Minimise the last completion."""
-    makespan = problem.add_variable("makespan", float(window.least.max()), float(last.max()))
+    makespan = problem.add_variable(
+        "makespan", float(window.min_completion.max()), float(last.max())
+    )
     for r, stages in enumerate(end):
         problem.addConstraint(_sum([(makespan, 1.0), (stages[-1], -1.0)]) >= 0, f"last_{r}")
     problem += _sum([(makespan, 1.0)])

@@ -12,7 +12,7 @@ from hypsolve.problem.instance import (
     Objective,
 )
 from hypsolve.solvers.partition.arcs import holds
-from hypsolve.solvers.partition.stage_tables import legal_stages, node_groups
+from hypsolve.solvers.partition.stage_tables import feasible_stages, node_groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ def joint_tables(instance: Instance, method: str) -> JointTables:
             f"method {method!r} decides partition and schedule: its objective must be"
             f" mean_latency or makespan, got {instance.objective}"
         )
-    arcs = [np.nonzero(tier) for tier in legal_stages(instance)]
+    arcs = [np.nonzero(tier) for tier in feasible_stages(instance)]
     groups = node_groups(instance)
     n_kinds = instance.kind_s.shape[2]
     before = np.zeros((instance.n_blocks + 1, n_kinds))

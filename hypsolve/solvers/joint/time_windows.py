@@ -18,11 +18,11 @@ SLACK = 1e-6  # by which limits from an incumbent are relaxed, for rounding and 
 
 
 class Windows(NamedTuple):
-    """When a stage may start and end; `least`: completion on an idle network, per request."""
+    """When a stage may start and end; `min_completion` on an idle network, per request."""
 
     head: Array  # (n_requests, n_tiers), earliest start
     tail: Array  # (n_requests, n_tiers), least time from the stage's end to completion
-    least: Array  # (n_requests,)
+    min_completion: Array  # (n_requests,)
 
 
 def windows(tables: JointTables) -> Windows:
@@ -54,7 +54,7 @@ def windows(tables: JointTables) -> Windows:
 
 def require_partition(window: Windows, method: str) -> None:
     """Raise ValueError if no partition keeps the rules: there is nothing to formulate."""
-    if np.isinf(window.least).any():
+    if np.isinf(window.min_completion).any():
         raise ValueError(
             f"method {method!r}: no partition keeps the rules, nothing to formulate"
         )
@@ -103,12 +103,12 @@ def travelled(tables: JointTables, service: list[Array]) -> list[Array]:
     return whole
 
 
-def most_latency(tables: JointTables, objective: Objective, known: list[Array]) -> Array:
+def max_latency(tables: JointTables, objective: Objective, known: list[Array]) -> Array:
     """Latency that no request exceeds in a schedule as good as the `known` latencies."""
     if objective is Objective.MAKESPAN:
         later = tables.release[None, :] - tables.release[:, None]  # few digits lost here
         return np.min([(each[None, :] + later).max(axis=1) for each in known], axis=0)
-    least = windows(replace(tables, release=np.zeros(tables.n_requests))).least
+    least = windows(replace(tables, release=np.zeros(tables.n_requests))).min_completion
     return least + max(0.0, min(float((each - least).sum()) for each in known))
 
 
@@ -131,7 +131,7 @@ def within(tables: JointTables, most: Array) -> JointTables:
     )
 
 
-def condensed(
+def drop_dominated(
     tables: JointTables, objective: Objective, incumbent: Array | None = None
 ) -> tuple[JointTables, Array]:
     """The joint problem without what no best schedule needs: long stages, long silences.
@@ -152,7 +152,7 @@ def condensed(
     known = [one_by_one(tables)]
     if incumbent is not None:
         known.append(incumbent - tables.release)
-    most = most_latency(tables, objective, known) * (1 + SLACK)
+    most = max_latency(tables, objective, known) * (1 + SLACK)
     most += 2.0**-50 * tables.release.max()  # what rounding may take from an incumbent's
     tables = within(tables, most)
     longest = longest_alone(tables)
@@ -192,8 +192,8 @@ def longest_alone(tables: JointTables) -> Array:
 
 
 def size_s(tables: JointTables, objective: Objective) -> float:
-    """Least value of the objective, after `condensed`: the order of what matters."""
-    least = windows(tables).least
+    """Least value of the objective, after `drop_dominated`: the order of what matters."""
+    least = windows(tables).min_completion
     if objective is Objective.MAKESPAN:
         return float(least.max()) * tables.unit_s
     return float((least - tables.release).mean()) * tables.unit_s
@@ -201,7 +201,7 @@ def size_s(tables: JointTables, objective: Objective) -> float:
 
 def idle_bound_s(instance: Instance, tables: JointTables) -> float:
     """Bound of every request served alone; inf if no partition keeps the rules."""
-    least = windows(tables).least
+    least = windows(tables).min_completion
     value = least.max() if instance.objective is Objective.MAKESPAN else least.sum()
     if math.isinf(value):
         return math.inf

@@ -16,10 +16,10 @@ from hypsolve.problem.instance import (
 )
 from hypsolve.problem.solution import Partition
 from hypsolve.solvers.partition.stage_tables import (
-    held_bytes,
-    legal_stages,
+    feasible_stages,
     node_groups,
-    spent_s,
+    prefix_bytes,
+    prefix_seconds,
     stage_table,
 )
 
@@ -46,9 +46,9 @@ class Arcs:
     def __len__(self) -> int:
         return len(self.tier)
 
-    def within(self, most_s: float) -> "Arcs":
+    def within(self, max_s: float) -> "Arcs":
         """Those that cost no more than that by themselves."""
-        kept = self.worst_s + self.added_s <= most_s
+        kept = self.worst_s + self.added_s <= max_s
         worst_s, added_s = self.worst_s[kept], self.added_s[kept]
         first, end, choice = self.first[kept], self.end[kept], self.choice[kept]
         return Arcs(self.tier[kept], first, end, choice, worst_s, added_s)
@@ -92,9 +92,9 @@ def _outgoing(link_s: Array) -> Array:
 
 
 def _node_arcs(instance: Instance) -> Arcs:
-    legal = legal_stages(instance)
+    legal = feasible_stages(instance)
     groups = node_groups(instance)
-    all_sums = spent_s(instance)
+    all_sums = prefix_seconds(instance)
     parts = []
     for k in range(instance.n_tiers):
         first, end = np.nonzero(legal[k])
@@ -113,7 +113,7 @@ def holds(
     instance: Instance, capacity: float, first: IntArray, end: IntArray
 ) -> NDArray[np.bool_]:
     """Whether a node of `capacity` bytes can hold blocks first:end, elementwise."""
-    sums = held_bytes(instance)
+    sums = prefix_bytes(instance)
     need = (sums[end] - sums[first]).sum(axis=-1)
     need -= instance.tied_bytes * ((first == 0) & (end == instance.n_blocks))
     return (need <= capacity * (1 + memory_slack(instance))) | (first == end)
@@ -122,7 +122,7 @@ def holds(
 class Scale(NamedTuple):
     """The order of an objective: ``upper_s / n_tiers <= optimum <= upper_s``."""
 
-    least_s: float  # lower bound, from the cheapest arc of each tier alone
+    min_s: float  # lower bound, from the cheapest arc of each tier alone
     upper_s: float  # upper bound, from a known path; inf: there is none
 
 
@@ -145,13 +145,13 @@ def usable_arcs(instance: Instance, method: str) -> tuple[Arcs, Scale]:
         np.minimum.at(onward_s, arcs.end[on_tier], sums)
         reach_s = onward_s
     upper_s = float(reach_s[-1]) * (1 + RELATIVE_ERROR)
-    least_s = 0.0
+    min_s = 0.0
     if math.isfinite(upper_s):
         worst, added = np.full(n_tiers, np.inf), np.full(n_tiers, np.inf)
         np.minimum.at(worst, arcs.tier, arcs.worst_s)
         np.minimum.at(added, arcs.tier, arcs.added_s)
-        least_s = float(worst.max() + added.sum()) * (1 - RELATIVE_ERROR)
-    return arcs.within(upper_s), Scale(least_s, upper_s)
+        min_s = float(worst.max() + added.sum()) * (1 - RELATIVE_ERROR)
+    return arcs.within(upper_s), Scale(min_s, upper_s)
 
 
 def mip_unit_s(size_s: float) -> float:

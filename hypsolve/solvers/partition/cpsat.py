@@ -17,9 +17,9 @@ from hypsolve.solvers.outcomes import (
     OnImprove,
     WarmStart,
     better,
-    conclude,
     given_start,
     require_callable,
+    to_outcome,
 )
 from hypsolve.solvers.partition.arcs import Arcs, Scale, arcs_on, chosen, usable_arcs
 from hypsolve.solvers.partition.hypsplit import hypsplit_dp
@@ -87,7 +87,7 @@ def partition_cpsat(
     build_s = time.perf_counter() - started
 
     def bound_s(ticks: float) -> float:
-        return max(scale.least_s, ticks * tick_s * (1 - RELATIVE_ERROR))
+        return max(scale.min_s, ticks * tick_s * (1 - RELATIVE_ERROR))
 
     def partition_of(value: Callable[[Any], bool]) -> Partition:
         return chosen(arcs, np.array([value(v) for v in use]), instance.n_tiers)
@@ -102,14 +102,14 @@ def partition_cpsat(
     found = None
     if solver.status_name(code) in ("OPTIMAL", "FEASIBLE"):
         found = partition_of(solver.boolean_value)
-    return conclude(
+    return to_outcome(
         instance,
         better(instance, found, warm),
         solver="CP-SAT",
         stopped=stopped(solver, code),
         infeasible=solver.status_name(code) == "INFEASIBLE",
         bound_s=bound_s(solver.best_objective_bound),
-        least_s=scale.least_s,
+        min_s=scale.min_s,
         upper_s=scale.upper_s,
         statistics={**size(model), "build_s": build_s + copy_s},
     )

@@ -91,7 +91,7 @@ def deepspeed_balanced(instance: Instance, *, time_limit_s: float, seed: int) ->
 
 def deepspeed_balanced_cuts(instance: Instance) -> list[int]:
     """Cuts of `deepspeed_balanced`."""
-    return least_spread(_mean_block_s(instance), instance.n_tiers)
+    return min_spread(_mean_block_s(instance), instance.n_tiers)
 
 
 def pipedream(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
@@ -167,7 +167,7 @@ def block_partition(weights: Array, n_parts: int) -> list[int]:
                 giver = least + 1
 
 
-def least_spread(weights: Array, n_parts: int) -> list[int]:
+def min_spread(weights: Array, n_parts: int) -> list[int]:
     """Cut a sequence as DeepSpeed does: least difference of the largest and smallest part sum.
 
     Of the splits of a prefix into so many parts, one of least difference is kept, that with the

@@ -12,7 +12,7 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.instance import Instance, Objective, StageRule
 from hypsolve.problem.solution import Certificate, Outcome, Partition, Status
 from hypsolve.problem.units import show_bytes
-from hypsolve.solvers.partition.stage_tables import chain_of, held_bytes
+from hypsolve.solvers.partition.stage_tables import chain_of, prefix_bytes
 
 if TYPE_CHECKING:
     from hypsolve.kernels.hypsplit import Chain
@@ -98,11 +98,11 @@ def _min_p0(chain: "Chain", cuts: np.ndarray) -> tuple[float, int]:
     no_links = np.zeros_like(chain.link_kind)
     stages = chain._replace(rule=hypsplit.FASTEST, overlap=False, link_kind=no_links)
     trial_cuts = np.zeros_like(cuts)
-    least_stage_s, _ = hypsplit.min_bottleneck(stages, trial_cuts)
+    min_stage_s, _ = hypsplit.min_bottleneck(stages, trial_cuts)
     best_s, theta, steps = math.inf, math.inf, 0
     while True:
         transfers_s = hypsplit.min_sum(stages, theta, trial_cuts, False)
-        if math.isinf(transfers_s) or least_stage_s + transfers_s >= best_s:
+        if math.isinf(transfers_s) or min_stage_s + transfers_s >= best_s:
             return best_s, steps
         steps += 1
         theta = hypsplit.bottleneck_s(stages, trial_cuts)
@@ -165,7 +165,7 @@ def explain_infeasible(instance: Instance) -> str:
     Every earlier tier is filled as far as its memory and the rules on blocks allow.
     """
     n_tiers, n_blocks = instance.n_tiers, instance.n_blocks
-    held = held_bytes(instance)
+    held = prefix_bytes(instance)
     for k, (low, high) in enumerate(zip(instance.cut_min, instance.cut_max, strict=True)):
         if low > high:
             return (
@@ -179,7 +179,7 @@ def explain_infeasible(instance: Instance) -> str:
     for k in range(n_tiers):
         capacity = instance.node_bytes[instance.nodes_of(k)]
         usable = float(capacity.min() if every else capacity.max())
-        limit = min(reach + int(instance.most_blocks[k]), int(instance.cut_max[k + 1]))
+        limit = min(reach + int(instance.max_blocks[k]), int(instance.cut_max[k + 1]))
         need = (held[reach : limit + 1] - held[reach]).sum(axis=-1)
         if reach == 0 and limit == n_blocks:
             need[-1] -= instance.tied_bytes
@@ -196,10 +196,8 @@ def explain_infeasible(instance: Instance) -> str:
         else:
             lines.append(f"{tier}: blocks {reach}:{end}, its rules allow no more")
         reach = end
-    if int(instance.least_blocks.sum()) > n_blocks:
-        verdict = (
-            f"{n_blocks} blocks are fewer than the tiers must host, {instance.least_blocks}"
-        )
+    if int(instance.min_blocks.sum()) > n_blocks:
+        verdict = f"{n_blocks} blocks are fewer than the tiers must host, {instance.min_blocks}"
     elif reach < n_blocks:
         verdict = f"the tiers together reach block {reach} of {n_blocks}"
     else:

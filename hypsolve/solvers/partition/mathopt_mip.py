@@ -12,7 +12,7 @@ import numpy as np
 from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.solution import Outcome
 from hypsolve.solvers.backends.loading import interruptible, load_backend
-from hypsolve.solvers.outcomes import conclude
+from hypsolve.solvers.outcomes import to_outcome
 from hypsolve.solvers.partition.arcs import (
     Arcs,
     Scale,
@@ -89,7 +89,7 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
     infeasible = reason is mathopt.TerminationReason.INFEASIBLE
     complete = infeasible or reason is mathopt.TerminationReason.OPTIMAL
     limits = answer.termination.objective_bounds
-    return conclude(
+    return to_outcome(
         instance,
         partition,
         solver="SCIP",
@@ -97,7 +97,7 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
         infeasible=infeasible,
         bound_s=mip_bound_s(limits.dual_bound * unit_s),
         claimed_s=limits.primal_bound * unit_s,
-        least_s=scale.least_s,
+        min_s=scale.min_s,
         upper_s=scale.upper_s,
         statistics={
             "n_variables": model.get_num_variables(),

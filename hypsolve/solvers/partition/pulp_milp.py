@@ -16,9 +16,9 @@ from hypsolve.solvers.outcomes import (
     OnImprove,
     WarmStart,
     better,
-    conclude,
     given_start,
     require_callable,
+    to_outcome,
 )
 from hypsolve.solvers.partition.arcs import (
     Arcs,
@@ -121,7 +121,7 @@ def _partition(
     def report(columns: Any, bound: float) -> None:
         partition = partition_of(lambda variable: columns[variable.index])
         assert on_improve is not None
-        known_s = max(bound_s(bound), model.scale.least_s)
+        known_s = max(bound_s(bound), model.scale.min_s)
         on_improve(evaluate(instance, partition), known_s, partition, None)
 
     answer = solve_pulp(
@@ -135,7 +135,7 @@ def _partition(
     )
     found = partition_of(lambda variable: variable.value()) if answer.found else None
     best = better(instance, found, warm)
-    return conclude(
+    return to_outcome(
         instance,
         best,
         solver=SOLVERS[backend],
@@ -143,7 +143,7 @@ def _partition(
         infeasible=answer.infeasible,
         bound_s=bound_s(answer.bound),
         claimed_s=answer.value * model.unit_s if best is found else None,
-        least_s=model.scale.least_s,
+        min_s=model.scale.min_s,
         upper_s=model.scale.upper_s,
         statistics={**size(model.problem), "build_s": build_s + answer.build_s},
     )

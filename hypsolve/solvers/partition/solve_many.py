@@ -12,7 +12,7 @@ from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.instance import StageRule
-from hypsolve.solvers.partition.stage_tables import sums_and_rests
+from hypsolve.solvers.partition.stage_tables import compensated_prefix_sums
 
 PARTS_PER_THREAD = 8  # so that the slowest thread is waited for less long
 NETWORKS_PER_THREAD = 250  # fewer take less time than a thread takes to start
@@ -120,13 +120,13 @@ def solve_many(
     overlap = valid.flag("solve_many", "overlap", overlap)
     if n_threads is None:
         n_threads = min(_n_cores(), n_networks // NETWORKS_PER_THREAD + 1)
-    n_threads = valid.whole("solve_many", "n_threads", n_threads, least=1)
+    n_threads = valid.whole("solve_many", "n_threads", n_threads, minimum=1)
 
     warm("hypsplit")
     cuts, bottleneck_s = np.empty((n_networks, n_tiers + 1), np.int64), np.empty(n_networks)
     model = (
-        sums_and_rests(costs_s),
-        sums_and_rests(sizes[None])[0],
+        compensated_prefix_sums(costs_s),
+        compensated_prefix_sums(sizes[None])[0],
         evaluation.bytes_slack(sizes),
     )
     rules = least, getattr(hypsplit, rule.name), overlap
@@ -156,7 +156,12 @@ def _n_cores() -> int:
 def _node_classes(node_class: ArrayLike, n_classes: int) -> IntArray:
     """Check shape, classes, and that tiers without a node come last."""
     classes = valid.wholes(
-        "solve_many", "node_class", node_class, (None, None, None), least=-1, most=n_classes - 1
+        "solve_many",
+        "node_class",
+        node_class,
+        (None, None, None),
+        minimum=-1,
+        maximum=n_classes - 1,
     )
     if not classes.shape[1]:
         raise ValueError(

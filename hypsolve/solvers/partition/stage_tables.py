@@ -48,17 +48,17 @@ def node_groups(instance: Instance) -> Groups:
     )
 
 
-def spent_s(instance: Instance) -> Array:
+def prefix_seconds(instance: Instance) -> Array:
     """Reference seconds before each cut, as sum and rest: shape (n_classes, n_cuts, 2)."""
-    return sums_and_rests(instance.reference_kind_s, instance.block_kind)
+    return compensated_prefix_sums(instance.reference_kind_s, instance.block_kind)
 
 
-def held_bytes(instance: Instance) -> Array:
+def prefix_bytes(instance: Instance) -> Array:
     """Bytes before each cut, as sum and rest: shape (n_cuts, 2)."""
-    return sums_and_rests(instance.block_bytes[None, :])[0]
+    return compensated_prefix_sums(instance.block_bytes[None, :])[0]
 
 
-def sums_and_rests(values: Array, kind: IntArray | None = None) -> Array:
+def compensated_prefix_sums(values: Array, kind: IntArray | None = None) -> Array:
     """Sums before each cut of ``values[:, kind]``, as sum and rest: (n_rows, n_cuts, 2).
 
     Both are as an instance holds them, contiguous and read-only; kind: all, in order.
@@ -73,7 +73,7 @@ def sums_and_rests(values: Array, kind: IntArray | None = None) -> Array:
     return sums
 
 
-def legal_stages(instance: Instance) -> NDArray[np.bool_]:
+def feasible_stages(instance: Instance) -> NDArray[np.bool_]:
     """Which blocks i:j may be tier k's stage on some node, shape (n_tiers, n_cuts, n_cuts)."""
     need = _need_bytes(instance)
     slack = evaluation.memory_slack(instance)
@@ -92,7 +92,7 @@ def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
     """
     rule = instance.stage_rule if rule is None else rule
     n_cuts = instance.n_blocks + 1
-    spent = spent_s(instance)
+    spent = prefix_seconds(instance)
     need = _need_bytes(instance)
     slack = evaluation.memory_slack(instance)
     table = np.full((instance.n_tiers, n_cuts, n_cuts), np.inf)
@@ -116,7 +116,7 @@ def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
 
 def _need_bytes(instance: Instance) -> Array:
     """Bytes of blocks i:j, shape (n_cuts, n_cuts)."""
-    held = held_bytes(instance)
+    held = prefix_bytes(instance)
     need = held[None, :, 0] - held[:, None, 0]
     need += held[None, :, 1] - held[:, None, 1]
     need[0, -1] -= instance.tied_bytes
@@ -127,7 +127,7 @@ def _keeps_rules(instance: Instance, tier: int) -> NDArray[np.bool_]:
     """Which stages i:j on a tier keep the rules on cuts and numbers of blocks."""
     cuts = np.arange(instance.n_blocks + 1)
     length = cuts[None, :] - cuts[:, None]
-    least, most = instance.least_blocks[tier], instance.most_blocks[tier]  # least: 0 or more
+    least, most = instance.min_blocks[tier], instance.max_blocks[tier]  # least: 0 or more
     first = (cuts >= instance.cut_min[tier]) & (cuts <= instance.cut_max[tier])
     end = (cuts >= instance.cut_min[tier + 1]) & (cuts <= instance.cut_max[tier + 1])
     return np.asarray((length >= least) & (length <= most) & first[:, None] & end[None, :])
@@ -160,8 +160,8 @@ def chain_of(instance: Instance) -> "Chain":
     transfer = instance.reference_transfer_kind_s
     full = instance.link_cost is LinkCost.FULL
     return hypsplit.Chain(
-        spent=spent_s(instance),
-        held=held_bytes(instance),
+        spent=prefix_seconds(instance),
+        held=prefix_bytes(instance),
         tied=float(instance.tied_bytes),
         group_start=groups.start,
         group_class=groups.node_class,
@@ -172,8 +172,8 @@ def chain_of(instance: Instance) -> "Chain":
         cut_kind=np.array(instance.cut_kind),
         cut_min=np.array(instance.cut_min),
         cut_max=np.array(instance.cut_max),
-        least=np.array(instance.least_blocks),
-        most=np.array(instance.most_blocks),
+        min_blocks=np.array(instance.min_blocks),
+        max_blocks=np.array(instance.max_blocks),
         rule=getattr(hypsplit, instance.stage_rule.name),
         overlap=instance.overlap,
     )
