@@ -241,7 +241,8 @@ def _check_options(
             why = ""
             if option in ("policy", "partition_objective"):
                 why = " (that is for methods that decide a partition, on a scheduled objective)"
-            raise TypeError(f"{name}: unknown option {option!r}; it takes {listed}{why}")
+            meant = valid.did_you_mean(option, (*takes, "time_limit_s", "seed"))
+            raise TypeError(f"{name}: unknown option {option!r}; {meant}it takes {listed}{why}")
 
 
 def _certify(instance: Instance, name: str, outcome: Outcome, solve_time_s: float) -> Result:

@@ -19,6 +19,7 @@ from hypsolve import (
     schedule,
     solve,
 )
+from hypsolve.problem import validation as valid
 
 mpl.use("Agg")
 
@@ -177,6 +178,28 @@ def test_a_wrong_option_lists_the_right_ones(instance, method):
         TypeError, match=f"{method}: unknown option 'threads'; it takes {takes}"
     ):
         solve(instance, method, threads=2)
+
+
+@pytest.mark.parametrize(
+    ("option", "successor"), [("time_limit", "time_limit_s"), ("without", "disable")]
+)
+def test_an_old_option_suggests_its_successor(instance, option, successor):
+    def mine(instance, *, time_limit_s, seed, disable=()):
+        raise AssertionError("a wrong option must be refused before any work")
+
+    with pytest.raises(
+        TypeError, match=rf"mine: unknown option '{option}'; did you mean {successor}\?"
+    ):
+        solve(instance, mine, **{option: 3})
+
+
+@pytest.mark.parametrize(
+    ("old", "successor"),
+    [("dtype", "weights"), ("tell", "progress"), ("found", "plan"), ("prices", "multipliers")],
+)
+def test_every_renamed_name_is_suggested(old, successor):
+    with pytest.raises(ValueError, match=f"unknown option '{old}'; did you mean {successor}"):
+        valid.known("option", old, ["colour", successor])
 
 
 def test_a_result_prints_as_something_a_person_can_read(instance):

@@ -1,6 +1,5 @@
 """Networks on disk: a TOML file that says what machines there are, and how they are linked."""
 
-import difflib
 import functools
 import itertools
 import math
@@ -357,8 +356,7 @@ def _table(owner: str, kind: type[Table], entry: Any) -> Table:
     record: Any = kind
     hints = _hints(record)
     for key in sorted(entry.keys() - hints.keys()):
-        meant = difflib.get_close_matches(key, hints, 1)
-        hint = f"did you mean {meant[0]}? " if meant else ""
+        hint = valid.did_you_mean(key, hints)
         raise ValueError(f"{owner}: unknown key {key!r}; {hint}known: {sorted(hints)}")
     for key in sorted(record.__required_keys__ - entry.keys()):
         raise ValueError(f"{owner}: key {key!r} is missing")

@@ -161,6 +161,7 @@ def node_classes(network: Network) -> list[GpuProfile]:
     return list(dict.fromkeys(node.gpu for tier in network.tiers for node in tier.nodes))
 
 
+@valid.suggest_keywords("to_instance")
 def to_instance(
     deployment: Deployment,
     *,

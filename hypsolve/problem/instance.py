@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike
 from hypsolve.problem import instance_tables
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
+from hypsolve.problem.html import html_table
+from hypsolve.problem.units import count, show_bytes
 
 
 class Objective(StrEnum):
@@ -212,11 +214,33 @@ class Instance:
             raise TypeError(f"instance: name must be a string, got {self.name!r}")
 
     def __repr__(self) -> str:
-        mark = ", extrapolated" if self.extrapolated else ""
-        return (
-            f"<Instance {self.name!r}: {self.n_requests} requests, {self.n_blocks} blocks,"
-            f" {self.n_tiers} tiers, {self.n_nodes} nodes, {self.objective}{mark}>"
+        sizes = ", ".join(
+            count(number, noun)
+            for number, noun in (
+                (self.n_requests, "request"),
+                (self.n_blocks, "block"),
+                (self.n_tiers, "tier"),
+                (self.n_nodes, "node"),
+            )
         )
+        mark = ", extrapolated" if self.extrapolated else ""
+        return f"<Instance {self.name!r}: {sizes}, {self.objective}{mark}>"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the tiers, which Jupyter shows."""
+        rows = []
+        for k in range(self.n_tiers):
+            nodes = self.nodes_of(k)
+            classes = dict.fromkeys(self.node_class[nodes].tolist())
+            rows.append(
+                (
+                    self.tier_names[k],
+                    str(nodes.stop - nodes.start),
+                    ", ".join(self.class_names[c] for c in classes),
+                    show_bytes(float(self.node_bytes[nodes].sum())),
+                )
+            )
+        return html_table(repr(self)[1:-1], ("tier", "nodes", "node classes", "memory"), rows)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Instance) and self.digest() == other.digest()
@@ -324,11 +348,12 @@ class Instance:
                 changes[field] = instance_tables.limits(
                     limit, changes.pop(limit), *size, default
                 )
-        fields = [field.name for field in dataclasses.fields(self)]
+        takes = ("pinned", "min_blocks", *(field.name for field in dataclasses.fields(self)))
         for name in changes:
-            if name not in fields:
+            if name not in takes:
+                hint = valid.did_you_mean(_FIELD_OF.get(name, name), takes)
                 raise TypeError(
-                    f"instance: unknown field {name!r}; choose one of {', '.join(fields)}"
+                    f"instance: unknown field {name!r}; {hint}choose one of {', '.join(takes)}"
                 )
         return dataclasses.replace(self, **changes)
 
@@ -352,6 +377,7 @@ class Instance:
         return sha.hexdigest()
 
     @classmethod
+    @valid.suggest_keywords("Instance.from_tables")
     def from_tables(
         cls,
         block_s: ArrayLike,
@@ -460,6 +486,7 @@ class Instance:
         )
 
     @classmethod
+    @valid.suggest_keywords("Instance.from_kinds")
     def from_kinds(
         cls,
         *,
@@ -474,12 +501,20 @@ class Instance:
         reference_kind_s: ArrayLike | None = None,
         reference_transfer_kind_s: ArrayLike | None = None,
         reference_occupancy_kind_s: ArrayLike | None = None,
+        objective: Objective | str = Objective.BOTTLENECK,
+        stage_rule: StageRule | str = StageRule.POOLED,
         allow_empty: bool = False,
+        overlap: bool = False,
+        link_cost: LinkCost | str = LinkCost.OCCUPANCY,
         pinned: Mapping[int, int] | None = None,
         min_blocks: Sequence[int] | None = None,
         max_blocks: Sequence[int] | None = None,
         tied_bytes: float = 0.0,
-        **fields: Any,
+        name: str = "",
+        extrapolated: bool = False,
+        tier_names: Sequence[str] = (),
+        node_names: Sequence[str] = (),
+        class_names: Sequence[str] = (),
     ) -> Instance:
         """Make an instance from tables stored by kind; as `from_tables` in all else.
 
@@ -548,8 +583,16 @@ class Instance:
             cut_max=cut_max,
             min_blocks_given=least,
             max_blocks=most,
+            objective=valid.one_of("instance", "objective", objective, Objective),
+            stage_rule=valid.one_of("instance", "stage_rule", stage_rule, StageRule),
             allow_empty=allow_empty,
-            **fields,
+            overlap=overlap,
+            link_cost=valid.one_of("instance", "link_cost", link_cost, LinkCost),
+            name=name,
+            extrapolated=extrapolated,
+            tier_names=tuple(tier_names),
+            node_names=tuple(node_names),
+            class_names=tuple(class_names),
         )
 
 
@@ -562,6 +605,7 @@ _USER_NAME = {  # how `from_tables` calls the tables, for its errors
     "reference_occupancy_kind_s": "reference_occupancy_s",
     "node_bytes": "tiers' memory_bytes",
 }
+_FIELD_OF = {user_name: field for field, user_name in _USER_NAME.items()}
 # Labels in the digest that are not the field's name: digests are the same in every version.
 _DIGEST_LABEL = {"min_blocks_given": "least_given", "max_blocks": "most_blocks"}
 ARRAY_FIELDS = (  # in the order of the digest

@@ -1,19 +1,25 @@
 """Checks of what users hand in: errors name the object, the field, the rule and the value."""
 
 import difflib
+import functools
+import inspect
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hypsolve.problem.renamed import successor
 
 LARGEST = 1e150  # of any number handed in: sums, products and inverses of a few stay finite
 MAX_SHOWN = 60  # choices in one message
 Choice = TypeVar("Choice", bound=StrEnum)
 Kind = TypeVar("Kind")
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
 
 
 def real(
@@ -111,18 +117,54 @@ def one_of(owner: str, field: str, value: Any, kind: type[Choice]) -> Choice:
         ) from None
 
 
+def did_you_mean(name: Any, choices: Iterable[str]) -> str:
+    """Return ``"did you mean NAME? "`` for the likeliest of `choices`, or an empty string.
+
+    A name that was renamed (`hypsolve.problem.renamed`) suggests its successor; any other name
+    suggests the choice with the closest spelling.
+    """
+    choices = tuple(choices)
+    meant = successor(str(name), choices)
+    if meant is None:
+        spelled = str(name).lower().replace(" ", "-")
+        meant = next(iter(difflib.get_close_matches(spelled, choices, 1)), None)
+    return "" if meant is None else f"did you mean {meant}? "
+
+
 def known(what: str, name: Any, choices: Iterable[str]) -> str:
-    """Return `name` if it is one of `choices`; the error names the likeliest and lists them."""
+    """Return `name` if it is one of `choices`; the error suggests the likeliest choice."""
     choices = tuple(choices)
     if not isinstance(name, str) or name not in choices:
-        meant = difflib.get_close_matches(str(name).lower().replace(" ", "-"), choices, 1)
-        hint = f"did you mean {meant[0]}? " if meant else ""
         more = f" and {len(choices) - MAX_SHOWN} more" if len(choices) > MAX_SHOWN else ""
         raise ValueError(
-            f"unknown {what} {name!r:.60}; {hint}choose one of"
+            f"unknown {what} {name!r:.60}; {did_you_mean(name, choices)}choose one of"
             f" {', '.join(choices[:MAX_SHOWN])}{more}"
         )
     return name
+
+
+def suggest_keywords(
+    owner: str,
+) -> Callable[[Callable[Parameters, Returned]], Callable[Parameters, Returned]]:
+    """Decorate a function so that an unknown keyword argument suggests the likeliest one."""
+
+    def decorate(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+        parameters = inspect.signature(function).parameters
+
+        @functools.wraps(function)
+        def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+            for name in kwargs:
+                if name not in parameters:
+                    takes = [each for each in parameters if each not in ("cls", "self")]
+                    raise TypeError(
+                        f"{owner}: unknown argument {name!r}; {did_you_mean(name, takes)}"
+                        f"choose one of {', '.join(takes)}"
+                    )
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
 
 
 def reals(
