@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
+VERSION = 2  # of `Result.to_dict`; files of version 1 do not state theirs
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -119,6 +121,7 @@ class Result:
                 "boxes": [_lists(asdict(box)) for box in self.certificate.boxes],
             }
         return {
+            "version": VERSION,
             "instance": self.instance.name,
             "digest": self.instance.digest(),
             "extrapolated": self.instance.extrapolated,

@@ -113,14 +113,15 @@ class BoxProof:
     low, high : tuple of int
         For each cut, first and last included.
     how : str
-        ``prices``: they prove it. ``search``: of the single partition that it is, every
-        schedule is to be looked at; the prices only help.
+        ``lagrangian_bound``: the multipliers prove it. ``search``: the box holds a single
+        partition, and all its schedules must be enumerated; the multipliers only help.
     tick_s : float
         Time is cut into `n_ticks` ticks of this, from the first arrival on.
     n_ticks : int
-    price : tuple of (int, int, tuple of int)
-        First node of a group of identical ones, counted over all tiers; first tick; and what
-        each tick of a node's time costs from there on, in 2**-24 ticks. All others cost 0.
+    multipliers : tuple of (int, int, tuple of int)
+        Lagrange multipliers of the nodes' capacity, a row per group of identical nodes: the
+        group's first node, counted over all tiers; the first tick; and the multiplier of each
+        tick from there on, in 2**-24 ticks. All others are 0.
     """
 
     low: tuple[int, ...]
@@ -128,7 +129,7 @@ class BoxProof:
     how: str
     tick_s: float
     n_ticks: int
-    price: tuple[tuple[int, int, tuple[int, ...]], ...]
+    multipliers: tuple[tuple[int, int, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
