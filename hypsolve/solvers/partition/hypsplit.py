@@ -160,9 +160,16 @@ def pareto_frontier(instance: Instance) -> list[ParetoPoint]:
 
 
 def explain_infeasible(instance: Instance) -> str:
-    """Need against capacity: the furthest cut that each tier's bytes allow, and the shortfall.
+    """Join the `infeasible_reasons` of an instance to one message."""
+    verdict, *tiers = infeasible_reasons(instance)
+    return f"{verdict}. {'; '.join(tiers)}" if tiers else verdict
 
-    Every earlier tier is filled as far as its memory and the rules on blocks allow.
+
+def infeasible_reasons(instance: Instance) -> tuple[str, ...]:
+    """Compare need with capacity: a verdict, then one reason per tier.
+
+    Every earlier tier is filled as far as its memory and the rules on blocks allow. A tier's
+    reason names the furthest cut that it reaches, and the bytes that the next block lacks.
     """
     n_tiers, n_blocks = instance.n_tiers, instance.n_blocks
     held = prefix_bytes(instance)
@@ -170,7 +177,7 @@ def explain_infeasible(instance: Instance) -> str:
         if low > high:
             return (
                 f"the pinned blocks contradict each other, cut {k} must be at least"
-                f" {low} and at most {high}"
+                f" {low} and at most {high}",
             )
     lines, reach = [], 0
     every = instance.stage_rule is StageRule.SLOWEST and (
@@ -202,4 +209,4 @@ def explain_infeasible(instance: Instance) -> str:
         verdict = f"the tiers together reach block {reach} of {n_blocks}"
     else:
         verdict = "memory would do, but not with the least and most blocks and the pins"
-    return f"{verdict}. " + "; ".join(lines)
+    return (verdict, *lines)
