@@ -128,8 +128,10 @@ class Model:
         Origin of the shape.
     context_tokens : int
         Longest sequence that the model was made for; 0 if unknown.
-    n_blocks, weight_bytes : int
-        Number of blocks, and the sum of their weights.
+    n_blocks, n_layers : int
+        Number of blocks; number of blocks without embedding and head.
+    weight_bytes : int
+        Sum of the weights of all blocks.
 
     Raises
     ------
@@ -166,6 +168,11 @@ class Model:
     def n_blocks(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers: the blocks without embedding and head."""
+        return max(self.n_blocks - 2, 0)
 
     @property
     def weight_bytes(self) -> int:
