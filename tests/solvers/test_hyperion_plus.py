@@ -28,7 +28,7 @@ from hypsolve.solvers.joint.latency_bounds import (
     aggregate_work,
     time_grid,
 )
-from hypsolve.solvers.joint.partition_boxes import Box
+from hypsolve.solvers.joint.partition_boxes import PartitionBox
 from hypsolve.solvers.partition import stage_tables
 from instances.frontier import frontier, profiled
 from tests.helpers import oracles, strategies
@@ -74,7 +74,7 @@ def all_cuts(instance):
 
 
 def relaxed(instance, cuts):
-    return Relaxer(instance).relax(Box(cuts, cuts))
+    return Relaxer(instance).relax(PartitionBox(cuts, cuts))
 
 
 def latency_sum(instance, relaxation, mean_s):
@@ -111,8 +111,8 @@ def test_a_box_is_bounded_by_its_best_partition(instance):
             assert box_best_s == math.inf
             continue
         assert bounds.single_machine_bound_s(relaxation) <= box_best_s * SLACK
-        if not box.is_one:
-            boxes += box.halves()
+        if not box.is_single:
+            boxes += box.branch()
     yielded = {
         relaxation.box.low: bound_s for bound_s, relaxation in bounds.partitions(lambda: False)
     }
@@ -433,7 +433,9 @@ def test_a_finer_level_starts_as_good_as_the_level_before(monkeypatch):
     start = solve(instance, params=QUICK)
     known = Incumbent(start.objective_s, evaluation.latency_s(instance, start.schedule))
     bounds = PartitionBounds(instance, AscentParams(restart_scales=(1.0,)))
-    node = latency_bounds._BoxNode(Box(start.partition.cuts, start.partition.cuts), 0.0)
+    node = latency_bounds._BoxNode(
+        PartitionBox(start.partition.cuts, start.partition.cuts), 0.0
+    )
     assert bounds._ascend(node, known, math.inf)
     coarse_s, node.bound_s = node.bound_s, 0.0
     bounds.params = AscentParams(restart_scales=(1.0,), evaluations=1, trial_evaluations=1)
