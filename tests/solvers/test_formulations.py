@@ -829,9 +829,9 @@ i = hs.Instance.from_tables(rng.uniform(1, 2, (30, 2, 20)), np.zeros(20),
     [[(0, 0), (1, 0)]] * 3, arrival_s=np.arange(30.0), objective="mean_latency")
 """
 CHAIN = """
-i = hs.Instance.from_tables(rng.uniform(1, 2, (1, 20, 110)), np.ones(110),
-    [[(2 * k, 50), (2 * k + 1, 50)] for k in range(10)],
-    transfer_s=rng.uniform(0, 1, (1, 9, 111)))
+i = hs.Instance.from_tables(rng.uniform(1, 2, (1, 16, 60)), np.ones(60),
+    [[(2 * k, 50), (2 * k + 1, 50)] for k in range(8)],
+    transfer_s=rng.uniform(0, 1, (1, 7, 61)))
 """
 
 
