@@ -423,7 +423,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ExactFlowShop, "none_better", interrupted)
         assert main(files) == 130
-    assert "stopped before anything was certain" in capsys.readouterr().err
+    assert "stopped; nothing is verified or refuted" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"must end in \.json"):
         result.save(tmp_path / "result.txt")
 
