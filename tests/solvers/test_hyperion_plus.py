@@ -26,7 +26,7 @@ from hypsolve.solvers.joint.latency_bounds import (
     min_left_s,
     ticks_of,
 )
-from hypsolve.solvers.joint.partition_boxes import Box
+from hypsolve.solvers.joint.partition_boxes import PartitionBox
 from hypsolve.solvers.partition import stage_tables
 from instances.frontier import frontier, profiled
 from tests.helpers import oracles, strategies
@@ -77,8 +77,8 @@ def test_every_box_is_bounded(instance):
             assert least == math.inf
             continue
         assert bounds.machine_bound_s(stages) <= least * SLACK
-        if not box.is_one:
-            boxes += box.halves()
+        if not box.is_single:
+            boxes += box.branch()
     found = dict(
         (stages.box.low, bound_s) for bound_s, stages in bounds.partitions(lambda: False)
     )
@@ -110,7 +110,7 @@ def test_nobody_waits_for_a_link_behind_the_last_block():
 def test_any_prices_bound_a_partition_however_short_its_windows(instance, step_s, width, seed):
     rng = np.random.default_rng(seed)
     for cuts in all_cuts(instance):
-        stages = Lines(instance).of(Box(cuts, cuts))
+        stages = Lines(instance).of(PartitionBox(cuts, cuts))
         if stages is None:
             continue
         best = late_s(instance, stages, best_of(instance, cuts))
@@ -131,7 +131,7 @@ def test_any_prices_bound_a_partition_however_short_its_windows(instance, step_s
 
 def test_steps_go_on_where_they_were():
     """Eight steps in one call or in eight; and a window that is too narrow costs nothing."""
-    line = Lines(frontier(12, seed=1)).of(Box((0, 3, 15, 32), (0, 3, 15, 32))).line
+    line = Lines(frontier(12, seed=1)).of(PartitionBox((0, 3, 15, 32), (0, 3, 15, 32))).line
     ticks, n_ticks = ticks_of(line, 30.0, np.full(12, 60))
     upper = 1.2 * float(min_left_s(line)[:, 0].sum())
     at_once, one_by_one = (
@@ -206,7 +206,7 @@ def test_legal_stages_are_those_with_a_time(instance):
 def test_one_machine_takes_no_longer_than_the_nodes(instance):
     """Against every schedule of a single stage: k-th ends, one by one."""
     for cuts in all_cuts(instance):
-        stages = Lines(instance).of(Box(cuts, cuts))
+        stages = Lines(instance).of(PartitionBox(cuts, cuts))
         if stages is None or len(stages.tiers) != 1:
             continue
         work, share = machine_of(stages.line)
@@ -376,7 +376,7 @@ def test_finer_prices_go_on_from_coarser_ones(monkeypatch):
     instance = frontier(20, seed=1)
     start = solve(instance, "hyperion_plus")
     known = Known(start.objective_s, evaluation.latency_s(instance, start.schedule))
-    stages = Lines(instance).of(Box(start.partition.cuts, start.partition.cuts))
+    stages = Lines(instance).of(PartitionBox(start.partition.cuts, start.partition.cuts))
     bounds = Bounds(instance)
     node = latency_bounds._Node(stages.box, 0.0)
     monkeypatch.setattr(latency_bounds, "LOWER", (1.0,))
@@ -411,7 +411,7 @@ def test_prove_is_a_flag():
 def test_a_window_knows_what_the_whole_order_is_worth():
     """Where the window holds everything, what `improve` thinks it saved is saved."""
     instance = frontier(6, seed=3)
-    stages = Lines(instance).of(Box((0, 3, 12, 32), (0, 3, 12, 32)))
+    stages = Lines(instance).of(PartitionBox((0, 3, 12, 32), (0, 3, 12, 32)))
     line, least = stages.line, min_left_s(stages.line)
     order = np.random.default_rng(0).permutation(6).repeat(3) * 3 + np.tile(np.arange(3), 6)
     node, start, end = np.zeros((6, 3), np.int64), np.zeros((6, 3)), np.zeros((6, 3))
@@ -440,7 +440,7 @@ def test_gaps_are_used_and_the_oldest_given_up():
                 [[[1.0]]], [0], [[(0, 0)]], arrival_s=release, objective="mean_latency"
             )
         )
-        .of(Box((0, 1), (0, 1)))
+        .of(PartitionBox((0, 1), (0, 1)))
         .line
     )
     node, start, end = (np.zeros((n + 2, 1), kind) for kind in (np.int64, float, float))

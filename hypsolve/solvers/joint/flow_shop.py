@@ -12,7 +12,7 @@ from hypsolve.problem.instance import (
     Instance,
 )
 from hypsolve.problem.solution import Partition, Schedule
-from hypsolve.solvers.joint.partition_boxes import Box
+from hypsolve.solvers.joint.partition_boxes import PartitionBox
 from hypsolve.solvers.partition.stage_tables import feasible_stages
 
 
@@ -22,7 +22,7 @@ class Stages:
 
     Attributes
     ----------
-    box : Box
+    box : PartitionBox
     line : Line or None
         Exact if the box holds a single partition; None if no tier surely has a stage.
     release_s : ndarray, shape (n_requests,)
@@ -35,7 +35,7 @@ class Stages:
         Of the line's slots, counted within their tier.
     """
 
-    box: Box
+    box: PartitionBox
     line: Line | None
     release_s: Array
     tiers: list[int]
@@ -50,7 +50,7 @@ class Lines:
         self.instance = instance
         self._is_legal = feasible_stages(instance)
 
-    def whole(self) -> Box:
+    def whole(self) -> PartitionBox:
         """Box of all partitions: each cut from the first to the last that a stage allows."""
         n_blocks = self.instance.n_blocks
         low, high = [0], [0]
@@ -58,9 +58,9 @@ class Lines:
             begins = np.flatnonzero(legal.any(axis=1))
             low.append(int(begins[0]) if begins.size else n_blocks)
             high.append(int(begins[-1]) if begins.size else n_blocks)
-        return Box((*low, n_blocks), (*high, n_blocks))
+        return PartitionBox((*low, n_blocks), (*high, n_blocks))
 
-    def of(self, box: Box) -> Stages | None:
+    def of(self, box: PartitionBox) -> Stages | None:
         """Relax a box to a line; None if no partition of it is allowed.
 
         What all its partitions put on a tier is that tier's stage. A tier on which they agree

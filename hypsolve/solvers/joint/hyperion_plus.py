@@ -27,7 +27,7 @@ from hypsolve.solvers.joint.latency_bounds import (
     machine_of,
     min_left_s,
 )
-from hypsolve.solvers.joint.partition_boxes import Box
+from hypsolve.solvers.joint.partition_boxes import PartitionBox
 from hypsolve.solvers.joint.two_stage import hyperion
 from hypsolve.solvers.outcomes import OPTIMAL_GAP
 
@@ -187,7 +187,7 @@ class _Search:
     def begin_with(self, partition: Partition, schedule: Schedule) -> None:
         """Take a decision for a start, and its partition for one more plan."""
         self._take(partition, schedule)
-        self._plan(self.bounds.lines.of(Box(partition.cuts, partition.cuts)))
+        self._plan(self.bounds.lines.of(PartitionBox(partition.cuts, partition.cuts)))
 
     def schedule_partitions(self) -> None:
         """Plan for partitions in the order of their bounds, while one may be better.
@@ -202,7 +202,7 @@ class _Search:
         while self.plans and self._best_plans(1)[0] is not best and not self.is_late():
             best = self._best_plans(1)[0]
             for cuts in neighbours(best.stages.box.low):
-                near = self.bounds.lines.of(Box(cuts, cuts))
+                near = self.bounds.lines.of(PartitionBox(cuts, cuts))
                 if near is not None and self.bounds.machine_bound_s(near) < self.best_s:
                     self._plan(near)
 

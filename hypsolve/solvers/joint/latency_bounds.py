@@ -18,7 +18,7 @@ from hypsolve.problem.instance import (
 )
 from hypsolve.solvers.joint.decision import rounding_s
 from hypsolve.solvers.joint.flow_shop import Lines, Stages
-from hypsolve.solvers.joint.partition_boxes import Box
+from hypsolve.solvers.joint.partition_boxes import PartitionBox
 
 if TYPE_CHECKING:
     from hypsolve.kernels.relaxations import Climb, Ticks
@@ -42,7 +42,7 @@ CALL_S, CELL_S = 0.2, 3e-9  # about the longest time between two looks at the cl
 class _Node:
     """A box of partitions and its bound; not its line, for many boxes wait at a time."""
 
-    box: Box
+    box: PartitionBox
     bound_s: float
     level: int = -1  # of its prices
     price: Array | None = None  # (n_groups, n_ticks), per second
@@ -92,7 +92,7 @@ class Bounds:
         """Single partitions with their bounds, the least bound first, until it is enough."""
         while self._queue and not is_enough():
             bound_s, _, node = heapq.heappop(self._queue)
-            if node.box.is_one:
+            if node.box.is_single:
                 self._seen.append(node)
                 stages = self.lines.of(node.box)
                 assert stages is not None  # as it was when it was bounded
@@ -121,7 +121,7 @@ class Bounds:
             if time.perf_counter() >= deadline:
                 return True
             _, _, node = heapq.heappop(self._queue)
-            if not node.box.is_one:
+            if not node.box.is_single:
                 self._push_halves(node)
                 continue
             is_raised = self._raise(node, known, deadline)
@@ -134,10 +134,10 @@ class Bounds:
         heapq.heappush(self._queue, (node.bound_s, next(self._number), node))
 
     def _push_halves(self, node: _Node) -> None:
-        for half in node.box.halves():
+        for half in node.box.branch():
             self._push_box(half, node.bound_s)
 
-    def _push_box(self, box: Box, at_least_s: float) -> None:
+    def _push_box(self, box: PartitionBox, at_least_s: float) -> None:
         stages = self.lines.of(box)
         if stages is not None:
             self.n_boxes += 1
