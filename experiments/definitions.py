@@ -317,9 +317,9 @@ RIVALS = (
     Call("joint_cpsat", n_seeds=3),
     Call("joint_milp", max_value=8, n_seeds=3),
 )
-WITHOUT = tuple(
-    Call("joint_exact", {"without": [part]}, max_value=8, n_seeds=3)
-    for part in ("prices", "boxes", "dominance", "search")
+ABLATIONS = tuple(
+    Call("joint_exact", {"disable": [part]}, max_value=8, n_seeds=3)
+    for part in ("lagrangian_bound", "partition_boxes", "dominance", "beam_search")
 )
 
 
@@ -340,7 +340,7 @@ ANYTIME: dict[str, Experiment] = {  # experiments whose rows also tell how answe
         question="Up to what size can partition and schedule together be proved, and by whom?",
         series={
             "frontier, 2-2-2 nodes": _joint(
-                frontier, (2, 2, 2), (Call("hyperion"), EXACT, *RIVALS, *WITHOUT),
+                frontier, (2, 2, 2), (Call("hyperion"), EXACT, *RIVALS, *ABLATIONS),
                 _sizes((4,), (5, 8), (5, 8, 10, 12, 15, 20, 30, 50)),
             ),
             "frontier, 4-3-2 nodes": _joint(

@@ -161,7 +161,7 @@ def _decision_us(n_nodes: int, seed: int) -> tuple[float, float]:
             node, own = in_flight.pop(0)
             busy = own * pace[node] * rng.normal(1, 0.1, n_each).clip(0.5)
             report = partial(
-                batch_dispatch.complete, node, own, busy, *tier._state, tier._factor
+                batch_dispatch.complete, node, own, busy, *tier._state, tier._factor, 0.2
             )
             complete_s.append(timed_s(report))
     half = n_calls // 2

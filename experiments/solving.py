@@ -3,16 +3,14 @@
 import contextlib
 import functools
 import json
-import os
 import statistics
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from experiments.definitions import EXPERIMENTS, Experiment, settings
 from hypsolve import Instance, Result, solve
+from hypsolve.solvers.backends.scip import hide_spurious_scip_errors
 
 R = TypeVar("R", bound="SolveRun")
 COLUMNS = (
@@ -46,35 +44,12 @@ IDENTITY = ("digest", "method", "options", "seed", "time_limit_s", "version")
 QUESTIONS = {name: experiment.question for name, experiment in EXPERIMENTS.items()}
 REPEAT_BELOW_S = 0.05  # a shorter run is timed N_TIMINGS times and the median is kept
 N_TIMINGS = 5
-FALSE_ERRORS = b"SCIPcatchEvent does not support", b"gscip_event_handler.cc"
-
-
-@contextlib.contextmanager
-def without_false_errors() -> Iterator[None]:
-    """Keep back the two lines that each solve by SCIP writes; see `partition_scip`.
-
-    They go straight to file descriptor 2. All else that is written there comes afterwards: so
-    this is for a process that does one thing at a time.
-    """
-    with tempfile.TemporaryFile() as kept:
-        true = os.dup(2)
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(true, 2)
-            os.close(true)
-            kept.seek(0)
-            for line in kept:
-                if not any(words in line for words in FALSE_ERRORS):
-                    os.write(2, line)
 
 
 def solve_quietly(instance: Instance, method: str, **options: Any) -> Result:
     """Call `solve`, without the false errors of SCIP."""
     is_scip = method == "partition_scip"
-    with without_false_errors() if is_scip else contextlib.nullcontext():
+    with hide_spurious_scip_errors() if is_scip else contextlib.nullcontext():
         return solve(instance, method, **options)
 
 

@@ -201,7 +201,8 @@ def check_options(owner: str, options: Iterable[str]) -> None:
     for option in options:
         if option not in known:
             raise TypeError(
-                f"{owner}: unknown option {option!r}; it also takes {', '.join(known)}"
+                f"{owner}: unknown option {option!r}; {valid.did_you_mean(option, known)}"
+                f"it also takes {', '.join(known)}"
             )
 
 

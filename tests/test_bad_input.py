@@ -180,7 +180,7 @@ BAD_TABLES = [
         min_blocks=[2, 0],
         max_blocks=[1, 3],
     ),
-    kind("unexpected keyword argument 'speed'", speed=3),
+    kind("Instance.from_tables: unknown argument 'speed'; choose one of", speed=3),
 ]
 
 

@@ -19,6 +19,7 @@ from hypsolve import (
     schedule,
     solve,
 )
+from hypsolve.problem import validation as valid
 
 mpl.use("Agg")
 
@@ -179,6 +180,28 @@ def test_a_wrong_option_lists_the_right_ones(instance, method):
         solve(instance, method, threads=2)
 
 
+@pytest.mark.parametrize(
+    ("option", "successor"), [("time_limit", "time_limit_s"), ("without", "disable")]
+)
+def test_an_old_option_suggests_its_successor(instance, option, successor):
+    def mine(instance, *, time_limit_s, seed, disable=()):
+        raise AssertionError("a wrong option must be refused before any work")
+
+    with pytest.raises(
+        TypeError, match=rf"mine: unknown option '{option}'; did you mean {successor}\?"
+    ):
+        solve(instance, mine, **{option: 3})
+
+
+@pytest.mark.parametrize(
+    ("old", "successor"),
+    [("dtype", "weights"), ("tell", "progress"), ("found", "plan"), ("prices", "multipliers")],
+)
+def test_every_renamed_name_is_suggested(old, successor):
+    with pytest.raises(ValueError, match=f"unknown option '{old}'; did you mean {successor}"):
+        valid.known("option", old, ["colour", successor])
+
+
 def test_a_result_prints_as_something_a_person_can_read(instance):
     text = str(solve(instance, "hyperion"))
     assert text.startswith("hyperion on two requests\n")
@@ -258,3 +281,49 @@ def test_a_certificate_of_another_instance_is_refuted(instance):
     assert hypsolve.verify_certificate(
         easy, Certificate(kind="infeasible", value_s=math.inf, bound_s=math.inf)
     )
+
+
+def test_a_result_and_its_parts_show_themselves_in_one_line(instance):
+    result = solve(instance, "hyperion")
+    assert re.fullmatch(
+        r"<Result of hyperion on 'two requests': feasible, mean_latency [\d.]+ m?s,"
+        r" (gap [\d.]+%|no bound proved)>",
+        repr(result),
+    )
+    assert repr(result.schedule) == "<Schedule: 2 requests on 2 tiers, from 0 s to 13 s>"
+    assert repr(result.partition) == "Partition(cuts=(0, 1, 3))"
+    nothing = solve(Instance.from_tables([[[1.0]]], [2], [[(0, 1)]]), "hypsplit_dp")
+    assert repr(nothing) == "<Result of hypsplit_dp: infeasible>"
+
+
+def test_a_notebook_shows_tables(instance):
+    result = solve(instance.replace(tier_names=("<a>", "b")), "hyperion")
+    for thing, texts in (
+        (result, ("&lt;a&gt;", "blocks 0:1", "hyperion")),
+        (result.partition, ("0:1", "1:3")),
+        (result.schedule, ("request", "start", "13 s")),
+    ):
+        html = thing._repr_html_()
+        assert html.count("<table>") == html.count("</table>") == 1
+        assert "<a>" not in html
+        for text in texts:
+            assert text in html
+
+
+def test_a_long_schedule_shows_its_first_visits():
+    times = np.arange(30.0)[:, None]
+    html = Schedule(np.zeros((30, 1), int), times, times + 1)._repr_html_()
+    assert html.count("<tr>") == 21
+    assert "the first 20 of 30 visits" in html
+
+
+def test_the_gap_without_a_bound_is_one(instance):
+    easy = instance.replace(objective="bottleneck")
+    assert solve(easy, claims(status="feasible", partition=CUTS)).gap == 1
+    free = Instance.from_tables([[[0.0]]], [0], [[(0, 0)]])
+    assert solve(free, claims(status="feasible", partition=Partition((0, 1)))).gap == 0
+
+
+def test_an_unknown_attribute_of_the_package_suggests_a_name():
+    with pytest.raises(AttributeError, match="no attribute 'solv'; did you mean solve"):
+        _ = hypsolve.solv

@@ -27,6 +27,7 @@ from hypsolve.problem.units import show_bytes, show_seconds
 from hypsolve.simulation.perfetto import write_perfetto
 from hypsolve.simulation.simulate import simulate as simulate_requests
 from hypsolve.simulation.workloads import WORKLOADS, workload
+from hypsolve.solvers.backends.scip import hide_spurious_scip_errors
 from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
 
 
@@ -42,7 +43,11 @@ def compare(
     hypsolve compare --model llama-3-8b --network network.toml
     """  # noqa: D301
     results: list[Result] = []
-    with contextlib.suppress(KeyboardInterrupt), progress() as tell:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        progress() as tell,
+        hide_spurious_scip_errors(),
+    ):
         for result in planner.compare(model, network, methods or None, tell=tell, **ask):
             results.append(result)
             tell(f"{result.method}: {result.status}")

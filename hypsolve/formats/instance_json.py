@@ -1,12 +1,14 @@
-"""Instances on disk: our JSON; `hypsolve.formats.benchmarks` reads what others have written.
+"""Instances on disk, as JSON.
 
-The JSON holds the canonical arrays of `Instance` and nothing executable; floats are written
-with the shortest digits that read back to the same double, so the digest survives.
+A file holds the canonical arrays of `Instance` and nothing executable. Floats are written with
+the shortest digits that read back to the same double, so that the digest survives. Formats of
+other projects are read by `hypsolve.formats.benchmarks`.
 """
 
 import json
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,8 @@ FORMAT = "hypsolve-instance"
 VERSION = 2
 OLD_NAMES: dict[int, dict[str, str]] = {
     1: {"least_given": "min_blocks_given", "most_blocks": "max_blocks"}
-}  # by version
+}
+"""Fields that have another name today, by the version of the file."""
 
 _NAMES = ("tier_names", "node_names", "class_names")
 _PLAIN = (
@@ -36,10 +39,10 @@ _PLAIN = (
 
 
 def save(instance: Instance, path: str | os.PathLike[str]) -> None:
-    """Write an instance as JSON; `load` gives back one with the same digest.
+    """Write an instance as JSON; `load` returns an instance with the same digest.
 
-    Written to a temporary file beside `path` and renamed, so that `path` is never half a file.
-    A gzip file is the same bytes whenever it is written.
+    The file is written beside `path` under a temporary name and then renamed, so that `path` is
+    never half a file. Equal instances give equal files, compressed or not.
 
     Parameters
     ----------
@@ -50,9 +53,19 @@ def save(instance: Instance, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     ValueError
-        If `path` ends otherwise.
+        If `path` has another ending.
     OSError
-        If the folder is absent or not writable.
+        If the folder does not exist or cannot be written to.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import hypsolve as hs
+    >>> instance = hs.Instance.from_tables([[[1.0, 2.0]]], [0, 0], [[(0, 0)]], name="tiny")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     hs.save(instance, f"{folder}/tiny.json.gz")
+    ...     hs.load(f"{folder}/tiny.json.gz") == instance
+    True
     """
     valid.of_type("save", "instance", instance, Instance)
     path = checked_path("save", path)
@@ -71,28 +84,48 @@ def save(instance: Instance, path: str | os.PathLike[str]) -> None:
 
 
 def _array_to_json(array: NDArray[Any]) -> Any:
-    """Vectors as lists; others with their shape, which lists lose where an axis is empty."""
+    """Return a vector as a list, and any other array with its shape.
+
+    Nested lists would lose the shape where an axis is empty.
+    """
     if array.ndim == 1:
         return array.tolist()
     return {"shape": list(array.shape), "values": array.ravel().tolist()}
 
 
 def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Instance:
-    """Read what `save` wrote, checking everything: a file may come from anywhere.
+    """Read an instance that `save` wrote, and validate it as if a user had made it.
+
+    Files of earlier versions are read, too.
 
     Parameters
     ----------
     path : str or path
-        ``.gz``: gzip-compressed.
+        A name that ends in ``.gz`` is a gzip-compressed file.
     max_bytes : int
-        Larger files, compressed or not, are refused before they are parsed.
+        Larger files are refused before they are parsed. The limit holds for the compressed and
+        for the unpacked size.
+
+    Returns
+    -------
+    Instance
 
     Raises
     ------
     ValueError
-        Naming the file and what is wrong with its content.
+        If the content is wrong; the message names the file and the field.
     OSError
-        If there is no such file, or it cannot be read.
+        If the file does not exist or cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import hypsolve as hs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = f"{folder}/tiny.json"
+    ...     hs.save(hs.Instance.from_tables([[[1.0]]], [0], [[(0, 0)]], name="tiny"), path)
+    ...     hs.load(path)
+    <Instance 'tiny': 1 request, 1 block, 1 tier, 1 node, bottleneck>
     """
     path = checked_path("load", path)
     document = parse_json(path, read_bytes(path, valid.whole("load", "max_bytes", max_bytes)))
@@ -100,23 +133,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Instanc
         raise ValueError(
             f"{path}: not an instance: a JSON object with format {FORMAT!r} is needed"
         )
-    version = document.get("version")
-    if version not in (*OLD_NAMES, VERSION) or isinstance(version, bool):
-        versions = " or ".join(map(str, (*OLD_NAMES, VERSION)))
-        raise ValueError(f"{path}: version must be {versions}, got {version!r}")
-    renamed = OLD_NAMES.get(int(version), {})
-    fields: dict[str, Any] = {
-        renamed.get(str(key), str(key)): value
-        for key, value in document.items()
-        if key not in ("format", "version")
-    }
-    known = (*_PLAIN, *_NAMES, *ARRAY_FIELDS)
-    for field in known:
-        if field not in fields:
-            raise ValueError(f"{path}: field {field!r} is missing")
-    for field in fields:
-        if field not in known:
-            raise ValueError(f"{path}: unknown field {field!r}")
+    fields = _fields(path, document)
     try:
         for field in ARRAY_FIELDS:
             fields[field] = _array_from_json(field, fields[field])
@@ -129,8 +146,28 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Instanc
         raise ValueError(f"{path}: {error}") from None
 
 
+def _fields(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of an instance by their names of today."""
+    version = document.get("version")
+    if version not in (*OLD_NAMES, VERSION) or isinstance(version, bool):
+        versions = " or ".join(map(str, (*OLD_NAMES, VERSION)))
+        raise ValueError(f"{path}: version must be {versions}, got {version!r}")
+    renamed = OLD_NAMES.get(int(version), {})
+    known = (*_PLAIN, *_NAMES, *ARRAY_FIELDS)
+    written = {name: name for name in known} | {new: old for old, new in renamed.items()}
+    given = [field for field in document if field not in ("format", "version")]
+    for field in given:
+        if field not in written.values():
+            hint = valid.did_you_mean(written.get(field, field), written.values()).rstrip()
+            raise ValueError(f"{path}: unknown field {field!r}{hint and '; ' + hint}")
+    for field in written.values():
+        if field not in given:
+            raise ValueError(f"{path}: field {field!r} is missing")
+    return {name: document[field] for name, field in written.items()}
+
+
 def _array_from_json(field: str, value: Any) -> NDArray[Any]:
-    """Give the array back; its numbers are checked by `Instance`."""
+    """Return the array; `Instance` checks the values of its numbers."""
     if isinstance(value, list):
         shape, values = [len(value)], value
     elif isinstance(value, dict) and value.keys() == {"shape", "values"}:

@@ -45,10 +45,12 @@ class BoxTable(TypedDict):
 
     low: Annotated[list[BlockNumber], "Least of each cut."]
     high: Annotated[list[BlockNumber], "Largest of each cut."]
-    how: Annotated[str, "`prices`, or `search`: of its one partition, every schedule."]
+    how: Annotated[str, "`lagrangian_bound`, or `search`: all schedules of one partition."]
     tick_s: Annotated[float, "Seconds."]
     n_ticks: Annotated[int, "From the first arrival on."]
-    price: Annotated[list[Any], "First node of a group, first tick, prices in 2**-24 ticks."]
+    multipliers: Annotated[
+        list[Any], "First node of a group, first tick, multipliers in 2**-24 ticks."
+    ]
 
 
 class CertificateTable(TypedDict):
@@ -64,6 +66,7 @@ class CertificateTable(TypedDict):
 class ResultTable(TypedDict):
     """What was solved and what is known of the answer, as `Result.to_dict` writes it."""
 
+    version: Annotated[int, "Version of the format."]
     instance: Annotated[str, "Name of the instance."]
     digest: Annotated[str, "SHA-256 of the instance."]
     extrapolated: Annotated[bool, "Whether costs go beyond what was measured."]

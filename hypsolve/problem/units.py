@@ -1,4 +1,7 @@
-"""Conversions at the edge: the library itself knows only seconds, bytes and FLOPs."""
+"""Conversions of units, and numbers as text.
+
+hypsolve computes in seconds, bytes and FLOPs alone; other units occur in files and messages.
+"""
 
 import math
 
@@ -6,7 +9,7 @@ GIB = 2**30
 
 
 def gbps_to_bytes_per_s(gbps: float) -> float:
-    """Convert 10^9 bit/s, the unit of network datasheets, to bytes/s."""
+    """Convert Gbit/s (10^9 bit/s, the unit of network datasheets) to bytes/s."""
     return gbps * 1e9 / 8
 
 
@@ -16,22 +19,33 @@ def ms_to_s(milliseconds: float) -> float:
 
 
 def gib_to_bytes(gib: float) -> float:
-    """Convert GiB (2^30 bytes), the unit of GPU memory, to bytes."""
+    """Convert GiB (2^30 bytes, the unit of GPU memory) to bytes."""
     return gib * GIB
 
 
 def finite_or_none(value: float) -> float | None:
-    """A number for JSON, which knows neither nan nor inf."""
+    """Return a float for JSON, which has no nan and no inf: None stands for both."""
     return float(value) if math.isfinite(value) else None
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1.
+
+    Examples
+    --------
+    >>> count(1, "block"), count(2, "block")
+    ('1 block', '2 blocks')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def show_bytes(n_bytes: float) -> str:
-    """Bytes for people to read."""
+    """Return a number of bytes as text for people, in GB (10^9 bytes) from 10 MB on."""
     return f"{n_bytes / 1e9:.3f} GB" if n_bytes >= 1e7 else f"{n_bytes:g} bytes"
 
 
 def show_seconds(seconds: float) -> str:
-    """Seconds for people to read, in s, ms or us."""
+    """Return a time as text for people, in s, ms or us."""
     if seconds == 0 or not math.isfinite(seconds):
         return f"{seconds:g} s"
     for scale, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):

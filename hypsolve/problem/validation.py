@@ -1,19 +1,25 @@
-"""Checks of what users hand in: errors name the object, the field, the rule and the value."""
+"""Validation of users' input: errors name the object, the field, the rule and the value."""
 
 import difflib
+import functools
+import inspect
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST = 1e150  # of any number handed in: sums, products and inverses of a few stay finite
-MAX_SHOWN = 60  # choices in one message
+from hypsolve.problem.renamed import successor
+
+LARGEST = 1e150  # largest number of a user: sums, products and inverses of a few stay finite
+MAX_SHOWN = 60  # choices that a message lists
 Choice = TypeVar("Choice", bound=StrEnum)
 Kind = TypeVar("Kind")
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
 
 
 def real(
@@ -42,7 +48,7 @@ def _rule(minimum: float, strict: bool, number: float = 0.0) -> str:
 
 
 def whole(owner: str, field: str, value: Any, *, minimum: int = 0) -> int:
-    """Return `value` as an int of at least `minimum`; 3.0 is not a whole number here."""
+    """Return `value` as an int of at least `minimum`; the float 3.0 is refused."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{owner}: {field} must be a whole number, got {value!r}")
     if value < minimum:
@@ -51,14 +57,14 @@ def whole(owner: str, field: str, value: Any, *, minimum: int = 0) -> int:
 
 
 def flag(owner: str, field: str, value: Any) -> bool:
-    """Return `value`, which must be True or False."""
+    """Return `value` as a bool; it must be True or False."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{owner}: {field} must be True or False, got {value!r}")
     return bool(value)
 
 
 def of_type(owner: str, field: str, value: Any, kind: type[Kind], hint: str = "") -> Kind:
-    """Return `value`, which must be an instance of `kind`; `hint` says where to get one."""
+    """Return `value`, an instance of `kind`; `hint` ends the error message."""
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIO" else "a"
         raise TypeError(
@@ -68,13 +74,13 @@ def of_type(owner: str, field: str, value: Any, kind: type[Kind], hint: str = ""
 
 
 def of_class(owner: str, field: str, value: Any, name: str) -> None:
-    """Raise TypeError unless the class of `value` has that name."""
+    """Raise TypeError unless `name` is the class name of `value`."""
     if type(value).__name__ != name:
         raise TypeError(f"{owner}: {field} must be a {name}, got {value!r:.60}")
 
 
 def some(owner: str, field: str, values: Any, kind: type[Kind]) -> tuple[Kind, ...]:
-    """Return `values`, one or more instances of `kind` in a tuple or list, as a tuple."""
+    """Return a tuple or list of one or more instances of `kind`, as a tuple."""
     if not isinstance(values, tuple | list) or not all(isinstance(v, kind) for v in values):
         raise TypeError(
             f"{owner}: {field} must be a tuple of {kind.__name__}, got {values!r:.60}"
@@ -86,7 +92,7 @@ def some(owner: str, field: str, values: Any, kind: type[Kind]) -> tuple[Kind, .
 
 
 def text(owner: str, field: str, value: Any) -> str:
-    """Return `value`, which must be a non-empty string."""
+    """Return `value`, a string that is not empty."""
     if not isinstance(value, str):
         raise TypeError(f"{owner}: {field} must be a string, got {value!r}")
     if not value:
@@ -95,7 +101,7 @@ def text(owner: str, field: str, value: Any) -> str:
 
 
 def name(owner: str, value: Any) -> str:
-    """Return `value`, a name that stays on one line wherever it is written."""
+    """Return `value`, a name of printable characters on one line."""
     if not text(owner, "name", value).isprintable():
         raise ValueError(f"{owner}: name must be printable, got {value!r:.60}")
     return str(value)
@@ -111,26 +117,65 @@ def one_of(owner: str, field: str, value: Any, kind: type[Choice]) -> Choice:
         ) from None
 
 
+def did_you_mean(name: Any, choices: Iterable[str]) -> str:
+    """Return ``"did you mean NAME? "`` for the likeliest of `choices`, or an empty string.
+
+    A name that was renamed (`hypsolve.problem.renamed`) suggests its successor; any other name
+    suggests the choice with the closest spelling.
+    """
+    choices = tuple(choices)
+    meant = successor(str(name), choices)
+    if meant is None:
+        spelled = str(name).lower().replace(" ", "-")
+        meant = next(iter(difflib.get_close_matches(spelled, choices, 1)), None)
+    return "" if meant is None else f"did you mean {meant}? "
+
+
 def known(what: str, name: Any, choices: Iterable[str]) -> str:
-    """Return `name` if it is one of `choices`; the error names the likeliest and lists them."""
+    """Return `name` if it is one of `choices`; the error suggests the likeliest choice."""
     choices = tuple(choices)
     if not isinstance(name, str) or name not in choices:
-        meant = difflib.get_close_matches(str(name).lower().replace(" ", "-"), choices, 1)
-        hint = f"did you mean {meant[0]}? " if meant else ""
         more = f" and {len(choices) - MAX_SHOWN} more" if len(choices) > MAX_SHOWN else ""
         raise ValueError(
-            f"unknown {what} {name!r:.60}; {hint}choose one of"
+            f"unknown {what} {name!r:.60}; {did_you_mean(name, choices)}choose one of"
             f" {', '.join(choices[:MAX_SHOWN])}{more}"
         )
     return name
 
 
+def suggest_keywords(
+    owner: str,
+) -> Callable[[Callable[Parameters, Returned]], Callable[Parameters, Returned]]:
+    """Decorate a function so that an unknown keyword argument suggests the likeliest one."""
+
+    def decorate(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+        parameters = inspect.signature(function).parameters
+
+        @functools.wraps(function)
+        def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+            for name in kwargs:
+                if name not in parameters:
+                    takes = [each for each in parameters if each not in ("cls", "self")]
+                    raise TypeError(
+                        f"{owner}: unknown argument {name!r}; {did_you_mean(name, takes)}"
+                        f"choose one of {', '.join(takes)}"
+                    )
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
 def reals(
     owner: str, field: str, values: Any, shape: tuple[int | None, ...]
 ) -> NDArray[np.float64]:
-    """Return `values` as a read-only float64 array of `shape` (None: any length), all >= 0."""
+    """Return `values` as a read-only float64 array of numbers that are at least 0.
+
+    None in `shape` allows any length.
+    """
     if isinstance(values, np.ndarray) and not values.flags.writeable and values.base is None:
-        array = values  # one of ours: checked again, but not copied
+        array = values  # an array of hypsolve: validated again, but not copied
     else:
         array = _rectangle(owner, field, values)
     if array.dtype.kind not in "iuf" and array.size:
@@ -146,7 +191,7 @@ def reals(
             f" at index {list(where)}"
         )
     if array.flags.writeable:
-        array += 0.0  # -0.0 and 0.0 are one number, and have one digest
+        array += 0.0  # turns -0.0 into 0.0: equal numbers have equal digests
         array.setflags(write=False)
     return array
 
@@ -160,7 +205,10 @@ def wholes(
     maximum: int,
     minimum: int = 0,
 ) -> NDArray[np.int64]:
-    """Return `values` as a read-only int64 array of `shape` (None: any length), least..most."""
+    """Return `values` as a read-only int64 array of numbers from `minimum` to `maximum`.
+
+    None in `shape` allows any length.
+    """
     array = _rectangle(owner, field, values)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{owner}: {field} must hold whole numbers, got dtype {array.dtype}")

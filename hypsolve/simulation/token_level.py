@@ -31,8 +31,9 @@ def serve(system: System) -> Trace:
         why = kernel.run(system.plan, state, heap, log)
         if why == kernel.DONE:
             break
-        if why == kernel.ASK:
-            state.counts[kernel.ANSWER] = _ask(system, kernel, int(state.counts[kernel.ASKING]))
+        if why == kernel.CHOOSE:
+            at = int(state.counts[kernel.CHOICE_FOR])
+            state.counts[kernel.CHOICE] = _choose(system, kernel, at)
         elif why == kernel.GROW:
             n_events, n_logged = state.counts[[kernel.N_EVENTS, kernel.N_LOGGED]].tolist()
             if system.options.record_visits and n_logged + most > len(log):
@@ -43,7 +44,7 @@ def serve(system: System) -> Trace:
     return _trace(system, kernel, log[: int(state.counts[kernel.N_LOGGED])])
 
 
-def _ask(system: System, kernel: Any, at: int) -> int:
+def _choose(system: System, kernel: Any, at: int) -> int:
     """Let a policy in Python choose a node."""
     assert callable(system.policy)
     r, stage = divmod(at, len(system.tiers))

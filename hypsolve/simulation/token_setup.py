@@ -146,7 +146,7 @@ class System:
         if isinstance(self.policy, Schedule):
             return int(kernel.ASSIGNED)
         if callable(self.policy):
-            return int(kernel.ASKED)
+            return int(kernel.PYTHON)
         return int(getattr(kernel, POLICIES[self.policy].kernel))
 
     def _plan(self, kernel: Any) -> Any:
@@ -169,7 +169,7 @@ class System:
         arrival_s = np.array(self.instance.arrival_s)
         hop_end = np.array(self.tiers)  # links before tier k are 0..k - 1
         chunk_tokens = _UNLIMITED if options.chunk_tokens is None else options.chunk_tokens
-        return kernel.Plan(
+        return kernel.Setup(
             policy=self._code(kernel),
             max_batch=min(options.max_batch, _UNLIMITED),
             chunk_tokens=min(chunk_tokens, _UNLIMITED),
@@ -236,7 +236,7 @@ class System:
         origin_s, span_s = float(times_s.min()), float(np.ptp(times_s))
         clock = np.array([origin_s, origin_s, max(span_s / 128, 1e-6, 1e-12 * origin_s)])
         counts = np.zeros(kernel.N_COUNTS, np.int64)
-        counts[kernel.ANSWER] = kernel.NIL
+        counts[kernel.CHOICE] = kernel.NIL
         return kernel.State(
             requests=requests,
             places=places,

@@ -4,11 +4,12 @@ RESULT.json is what `Result.save` writes. Everything is recomputed from the inst
 integers: no numba, no solver, no code of a method.
 
 A joint certificate divides the partitions into boxes of cuts. A box is made a flow shop that is
-nowhere slower than any of its partitions. Nodes charge prices for each tick of their time: what
-all requests must pay at least, completions included, less all that the nodes could charge, is
-at most the sum of the completions. (Of a makespan: if requests that end before the bound must
-pay more than there is to charge, none such exist.) Where prices do not suffice, the certificate
-says `search`, and every schedule of that partition is enumerated here, bounded by the prices.
+nowhere slower than any of its partitions. The Lagrangian bound relaxes the nodes' capacity:
+each tick of a node's time has a multiplier, and what all requests must pay at least,
+completions included, less all that the nodes could charge, is at most the sum of the
+completions. (For a makespan: if requests that end before the bound must pay more than the nodes
+could charge, there is no such schedule.) Where the bound does not suffice, the certificate says
+`search`, and every schedule of that partition is enumerated here, pruned by the bound.
 """
 
 import math

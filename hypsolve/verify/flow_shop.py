@@ -1,4 +1,4 @@
-"""A flow shop under prices, and all its schedules, in exact integers; see `hypsolve.verify`."""
+"""A flow shop: its Lagrangian bound and all its schedules, in exact integers."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -8,12 +8,12 @@ from typing import Any
 from hypsolve.verify.reading import BoxClaim
 
 MONEY = 2**44  # units of money are a tick's time in so many parts
-PRICE = 2**20  # units: certificates state prices in 2**-24 ticks
-FORBIDDEN = 10**30  # price of a way that misses the deadline
+MULTIPLIER = 2**20  # units: certificates state multipliers in 2**-24 ticks
+FORBIDDEN = 10**30  # cost of a path that misses the deadline
 
 
-class PricedShop:
-    """The flow shop of a box under prices; times in 1 / `per_s` s, money in units of a tick."""
+class ExactFlowShop:
+    """Flow shop of a partition box; times in 1 / `per_s` s, costs in 1 / `MONEY` ticks."""
 
     def __init__(
         self,
@@ -30,16 +30,16 @@ class PricedShop:
         self.end: int = box.n_ticks
         # less than this is below the bound; of a deadline, more than nothing says it is missed
         self.goal = 1 if makespan else -(-bound * MONEY // self.tick)
-        # by stage and group: price of the ticks before each
+        # by stage and group: prefix sums of the multipliers over ticks
         self.sums: list[list[list[int]]] = []
         for groups, _ in stages:
             self.sums.append([])
             for nodes, _ in groups:
-                price = [0] * self.end
-                for node, first, run in box.price:
+                multiplier = [0] * self.end
+                for node, first, run in box.multipliers:
                     if node == nodes[0]:
-                        price[first : first + len(run)] = [PRICE * x for x in run]
-                self.sums[-1].append(list(accumulate(price, initial=0)))
+                        multiplier[first : first + len(run)] = [MULTIPLIER * x for x in run]
+                self.sums[-1].append(list(accumulate(multiplier, initial=0)))
         rows = [
             [lag[r] for _, lag in stages] + [s[r] for groups, _ in stages for _, s in groups]
             for r in range(len(release))

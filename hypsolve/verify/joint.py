@@ -8,7 +8,7 @@ from typing import Any
 
 from hypsolve.problem.instance import Instance
 from hypsolve.verify.bottleneck import ROUNDING
-from hypsolve.verify.flow_shop import FORBIDDEN, PricedShop
+from hypsolve.verify.flow_shop import FORBIDDEN, ExactFlowShop
 from hypsolve.verify.reading import LARGEST, BoxClaim, Claims, need
 
 
@@ -209,13 +209,13 @@ class Joint:
             least = max(release) if self.makespan else sum(release)
             need(least >= self.bound, where, "nothing surely takes time")
             return
-        priced = PricedShop(stages, release, self.bound, self.per_s, self.makespan, box)
-        if priced.value(priced.root()) >= priced.goal:
+        shop_of_box = ExactFlowShop(stages, release, self.bound, self.per_s, self.makespan, box)
+        if shop_of_box.value(shop_of_box.root()) >= shop_of_box.goal:
             return
-        need(box.how == "search", where, "its prices do not prove the bound")
+        need(box.how == "search", where, "its multipliers do not prove the bound")
         need(box.low == box.high, where, "only a single partition can be searched")
         tell(f"enumerating the schedules of cuts {box.low}")
-        need(priced.none_better(), where, "it has a schedule below the bound")
+        need(shop_of_box.none_better(), where, "it has a schedule below the bound")
 
     def _relaxed(self, box: BoxClaim) -> Any:
         """Per tier that surely has a stage, the least that any takes; None: no partition."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hypsolve.problem.instance import Instance
+from hypsolve.problem.result import VERSION
 
 MAX_TICKS = 2**14
 SAME = 1e-12  # relative: one value from sums of floats in another order
@@ -31,7 +32,7 @@ class BoxClaim:
     how: str
     tick_s: float
     n_ticks: int
-    price: list[tuple[int, int, list[int]]]
+    multipliers: list[tuple[int, int, list[int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ def read(instance: Instance, result: Any) -> Claims:
             " certificate: joint_exact gives one for mean_latency and makespan, hypsplit_dp for"
             " bottleneck"
         )
+    result = _upgraded(result)
     certificate = result["certificate"]
     need(result.get("digest") == instance.digest(), "digest: of another instance")
     need(result.get("objective") == str(instance.objective), "objective: not the instance's")
@@ -78,6 +80,36 @@ def read(instance: Instance, result: Any) -> Claims:
         need(nothing == (None, None, None), "cuts, objective_s: there must be none")
         return Claims(status, kind, math.inf, math.inf, math.inf, [], [], [], [], [])
     return _read_answer(instance, result, certificate, status, kind)
+
+
+def _upgraded(result: dict[str, Any]) -> dict[str, Any]:
+    """Rename the fields of a result file of version 1, which states no version.
+
+    Raises
+    ------
+    ValueError
+        If the version is another one.
+    """
+    version = result.get("version", 1)
+    if version not in (1, VERSION) or isinstance(version, bool):
+        raise ValueError(f"result: version must be 1 or {VERSION}, got {version!r:.60}")
+    boxes = result["certificate"].get("boxes")
+    if version == VERSION or not isinstance(boxes, list):
+        return result
+    renamed = [
+        {_VERSION_1.get(key, key): _how(key, value) for key, value in box.items()}
+        if isinstance(box, dict)
+        else box
+        for box in boxes
+    ]
+    return result | {"certificate": result["certificate"] | {"boxes": renamed}}
+
+
+_VERSION_1 = {"price": "multipliers"}
+
+
+def _how(key: str, value: Any) -> Any:
+    return "lagrangian_bound" if key == "how" and value == "prices" else value
 
 
 def _read_answer(
@@ -146,18 +178,22 @@ def _box(instance: Instance, where: str, box: Any) -> BoxClaim:
     need(isinstance(box, dict), where, "must be a table")
     limits = (instance.n_tiers + 1, 0, instance.n_blocks)
     low, high = (_wholes(f"{where} {key}", box.get(key), *limits) for key in ("low", "high"))
-    how, n_ticks, price = box.get("how"), box.get("n_ticks"), box.get("price")
-    need(how in ("prices", "search"), where, "how must be prices or search")
+    how, n_ticks, multipliers = (box.get(key) for key in ("how", "n_ticks", "multipliers"))
+    need(
+        how in ("lagrangian_bound", "search"),
+        where,
+        "how must be lagrangian_bound or search",
+    )
     tick_s = _number(f"{where} tick_s", box.get("tick_s"))
     need(tick_s > 0, where, "tick_s must be positive")
     need(type(n_ticks) is int and 0 < n_ticks <= MAX_TICKS, where, "n_ticks: 1 to", MAX_TICKS)
-    need(isinstance(price, list), where, "price must be a list")
+    need(isinstance(multipliers, list), where, "multipliers must be a list")
     rows = []
-    for row in price:
-        need(isinstance(row, list) and len(row) == 3, where, "price: rows of 3")
+    for row in multipliers:
+        need(isinstance(row, list) and len(row) == 3, where, "multipliers: rows of 3")
         node, first, run = row
-        _wholes(f"{where} price: node, first tick", [node, first], 2, 0, 2**31)
-        _wholes(f"{where} price", run, None, 0, 2**62)
-        need(first + len(run) <= n_ticks, where, "price: beyond the last tick")
+        _wholes(f"{where} multipliers: node, first tick", [node, first], 2, 0, 2**31)
+        _wholes(f"{where} multipliers", run, None, 0, 2**62)
+        need(first + len(run) <= n_ticks, where, "multipliers: beyond the last tick")
         rows.append((node, first, run))
     return BoxClaim(low, high, how, tick_s, n_ticks, rows)

@@ -510,7 +510,7 @@ def test_tables_show_the_rows_of_this_plan_alone(experiments, tmp_path, monkeypa
 def test_the_false_errors_of_scip_are_kept_back_and_nothing_else(capfd):
     """OR-Tools writes them to the file descriptor, where others write as well."""
     instance = Instance.from_tables(np.ones((1, 1, 4)), np.ones(4), [[(0, 3)], [(0, 3)]])
-    with solving.without_false_errors():
+    with solving.hide_spurious_scip_errors():
         os.write(2, b"before\n")
         assert solve(instance, "partition_scip").status == "optimal"
         os.write(2, b"ERROR: of somebody else\n")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from hypsolve.formats import benchmarks, instance_json
 from hypsolve.problem.instance import Instance, Objective
+from instances import freeze
 
 
 @st.composite
@@ -190,6 +192,34 @@ def test_wrong_field(document, field, value, message):
     content, load = document
     with pytest.raises(ValueError, match=message):
         load(content | {field: value})
+
+
+def test_a_file_of_version_1_is_read():
+    """Files that were saved before the rename keep their digest."""
+    instance = instance_json.load(Path(__file__).parent / "data" / "instance-version-1.json")
+    assert instance == freeze.load_frozen("operator-pinned")
+    assert instance.digest() == freeze.index()["operator-pinned"]["digest"]
+    assert instance.min_blocks_given.tolist() == [1, 0, 2, 0, 1]
+    assert instance.max_blocks.tolist() == [8, 34, 34, 34, 12]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("least_given", "min_blocks_given"), ("most_blocks", "max_blocks")]
+)
+def test_a_name_belongs_to_one_version(document, old, new):
+    content, load = document
+    with pytest.raises(ValueError, match=f"unknown field '{old}'; did you mean {new}"):
+        load({old if key == new else key: value for key, value in content.items()})
+    renamed = {new: old for old, new in instance_json.OLD_NAMES[1].items()}
+    version_1 = {renamed.get(key, key): value for key, value in content.items()}
+    with pytest.raises(ValueError, match=f"unknown field '{new}'; did you mean {old}"):
+        load(version_1 | {"version": 1, new: content[new]})
+
+
+def test_frozen_instances_are_of_todays_version():
+    for name in freeze.frozen():
+        content = json.loads((freeze.FOLDER / f"{name}.json").read_text())
+        assert content["version"] == instance_json.VERSION, name
 
 
 def test_every_field_is_needed(document):

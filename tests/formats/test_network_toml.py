@@ -161,6 +161,16 @@ def test_networks_of_the_repository_give_their_sources():
             'gpu = "l4", memory_gib = 4, reserved_gib = 4',
             "reserved_gib must be below the memory, 4 GiB, got 4",
         ),
+        (
+            "max_blocks = 12",
+            "most_blocks = 12",
+            "tier 0: unknown key 'most_blocks'; did you mean max_blocks?",
+        ),
+        (
+            "max_blocks = 12",
+            "least_blocks = 1",
+            "tier 0: unknown key 'least_blocks'; did you mean min_blocks?",
+        ),
         ('"mine"', '"yours"', "unknown gpu 'yours'"),
         ("max_blocks = 12", f"max_blocks = {'9' * 5000}", "net.toml: not TOML: Exceeds"),
         ("tflops = 60", "tflops = 1e101", r"gpu 'mine': tflops must be at most 1e\+100, got"),

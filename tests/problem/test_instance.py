@@ -323,7 +323,7 @@ def test_instances_are_equal_if_their_digests_are():
     assert hash(first) == hash(same)
     assert first != same.replace(overlap=True)
     assert first != "one"
-    assert repr(first) == "<Instance 'one': 1 requests, 2 blocks, 1 tiers, 1 nodes, bottleneck>"
+    assert repr(first) == "<Instance 'one': 1 request, 2 blocks, 1 tier, 1 node, bottleneck>"
 
 
 def test_replace_takes_the_names_of_from_tables():
@@ -336,10 +336,33 @@ def test_replace_takes_the_names_of_from_tables():
         pinned={1: 1}, min_blocks=[0, 2], max_blocks=[4, 3],
     )  # fmt: skip
     assert pinned == direct
-    with pytest.raises(TypeError, match="instance: unknown field 'block_s'; choose one of"):
+    with pytest.raises(TypeError, match="unknown field 'block_s'; did you mean kind_s"):
         instance.replace(block_s=[1])
+    with pytest.raises(TypeError, match="instance: unknown field 'xyz'; choose one of"):
+        instance.replace(xyz=[1])
 
 
 def test_an_unknown_name_is_answered_with_the_likeliest():
     with pytest.raises(ValueError, match=r"unknown gpu 'RTX 4090'; did you mean rtx-4090\?"):
         hypsolve.gpu("RTX 4090")
+
+
+@pytest.mark.parametrize(("old", "new"), [("least_blocks", "min_"), ("most_blocks", "max_")])
+@pytest.mark.parametrize("call", ["from_tables", "from_kinds", "replace", "to_instance"])
+def test_an_old_name_suggests_its_successor(call, old, new):
+    calls = {
+        "from_tables": lambda **limits: Instance.from_tables(**BASE, **limits),
+        "from_kinds": lambda **limits: Instance.from_kinds(**limits),
+        "replace": Instance.from_tables(**BASE).replace,
+        "to_instance": lambda **limits: to_instance(deployment(), **limits),
+    }
+    with pytest.raises(TypeError, match=rf"unknown \w+ '{old}'; did you mean {new}blocks\?"):
+        calls[call](**{old: [1, 1]})
+
+
+def test_an_instance_shows_its_tiers_in_a_notebook():
+    instance = Instance.from_tables(**BASE, name="<lab> & co")
+    html = instance._repr_html_()
+    assert "&lt;lab&gt; &amp; co" in html and "<lab>" not in html
+    for text in ("1 request, 3 blocks, 2 tiers, 2 nodes", "tier-1", "class-1", "9 bytes"):
+        assert text in html

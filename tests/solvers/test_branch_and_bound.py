@@ -121,7 +121,9 @@ def test_the_parts_agree(family, burst):
     assert whole_s.status is Status.OPTIMAL
     assert whole_s.objective_s < solve(instance, "hyperion").objective_s * (1 + 1e-9)
     for part in PARTS:
-        result = solve(instance, "joint_exact", without=[part], warm_start=part == "boxes")
+        result = solve(
+            instance, "joint_exact", disable=[part], warm_start=part == "partition_boxes"
+        )
         assert result.status is Status.OPTIMAL, part
         assert result.objective_s == pytest.approx(whole_s.objective_s, rel=1e-6), part
 
@@ -182,7 +184,7 @@ def test_at_the_time_limit_the_bound_holds():
 def test_where_memory_ends_the_bound_holds():
     instance = frontier(6, seed=1, burst=True)
     best = solve(instance, "joint_exact")
-    result = solve(instance, "joint_exact", memory_bytes=1.0, without=["prices"])
+    result = solve(instance, "joint_exact", memory_bytes=1.0, disable=["lagrangian_bound"])
     assert result.status is Status.FEASIBLE
     assert "where the memory for its layers ends" in result.message
     assert result.bound_s <= best.objective_s <= result.objective_s * (1 + 1e-9)
@@ -209,8 +211,13 @@ def test_wrong_options_are_named():
         ({"upper_bound": -1}, ValueError, "upper_bound must be"),
         ({"upper_bound": math.nan}, ValueError, "upper_bound must be"),
         ({"memory_bytes": 0}, ValueError, "memory_bytes must be"),
-        ({"without": "prices"}, TypeError, "without must be a sequence of names, got 'prices'"),
-        ({"without": ["price"]}, ValueError, "unknown part 'price'; did you mean prices"),
+        (
+            {"disable": "dominance"},
+            TypeError,
+            "disable must be a sequence of names, got 'dominance'",
+        ),
+        ({"disable": ["dominate"]}, ValueError, "unknown part 'dominate'; did you mean"),
+        ({"without": ["dominance"]}, TypeError, "unknown option 'without'"),
     ):
         with pytest.raises(error, match=rule):
             solve(instance, "joint_exact", **options)

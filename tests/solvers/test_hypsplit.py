@@ -23,7 +23,7 @@ from hypsolve import (
 from hypsolve.kernels.warm_up import warm
 from hypsolve.problem.evaluation import bottleneck_s, node_stage_s, path_s, stage_s
 from hypsolve.solvers.partition.heuristics import block_partition, min_spread
-from hypsolve.solvers.partition.stage_tables import chain_of, stage_table
+from hypsolve.solvers.partition.stage_tables import stage_table, to_chain
 from tests.helpers import oracles, strategies
 
 
@@ -116,7 +116,7 @@ def test_the_kernel_and_the_table_take_stages_as_evaluation_does(rule):
 
     warm("hypsplit")
     instance = long_chain(5, n_blocks=30, stage_rule=rule)
-    table, chain = stage_table(instance), chain_of(instance)
+    table, chain = stage_table(instance), to_chain(instance)
     rng = np.random.default_rng(0)
     for _ in range(200):
         k = int(rng.integers(instance.n_tiers))
@@ -142,20 +142,20 @@ class Trials:
         from hypsolve.kernels import hypsplit
 
         warm("hypsplit")
-        self.split, self.chain = hypsplit, chain_of(instance)
+        self.split, self.chain = hypsplit, to_chain(instance)
         self.low, self.high, self.start, self.cuts = np.zeros((4, instance.n_tiers + 1), int)
         self.min_link = np.zeros(instance.n_tiers)
-        self.any_left = hypsplit.windows(self.chain, limit, self.low, self.high)
-        if self.any_left:
+        self.is_open = hypsplit.cut_windows(self.chain, limit, self.low, self.high)
+        if self.is_open:
             hypsplit.min_links(self.chain, self.low, self.high, self.min_link)
             self.reached = np.zeros(
-                hypsplit.lay_out(self.low, self.high, self.start), dtype=np.int32
+                hypsplit.window_offsets(self.low, self.high, self.start), dtype=np.int32
             )
 
     def full(self, tau):
         """Whether some cuts stay within `tau`, and their bottleneck or what was rejected."""
         window = self.low, self.high, self.start, self.reached
-        return self.split.trial(self.chain, tau, *window, self.cuts)
+        return self.split.full_trial(self.chain, tau, *window, self.cuts)
 
     def greedy(self, tau):
         window = self.low, self.high, self.min_link
@@ -164,11 +164,11 @@ class Trials:
     def check(self, tau):
         """The greedy trial decides as the full one does, or leaves it open."""
         state, value = self.greedy(tau)
-        if state == self.split.FOUND:
+        if state == self.split.FEASIBLE:
             assert value <= tau
             assert self.split.bottleneck_s(self.chain, self.cuts) == value
             assert self.full(tau)[0]
-        elif state == self.split.NONE:
+        elif state == self.split.INFEASIBLE:
             assert value > tau
             assert not self.full(tau)[0]
             assert not self.full(math.nextafter(value, 0))[0]  # all up to it fail alike
@@ -182,7 +182,7 @@ class Trials:
 )
 def test_a_greedy_trial_decides_as_a_full_one(instance, eighths, limit):
     trials = Trials(instance, limit)
-    if trials.any_left:
+    if trials.is_open:
         for tau in eighths:
             trials.check(tau / 8)
 
@@ -192,10 +192,10 @@ def min_bottlenecks(instance):
     from hypsolve.kernels import hypsplit
 
     warm("hypsplit")
-    chain = chain_of(instance)
+    chain = to_chain(instance)
     for narrow in (False, True):
         cuts = np.zeros(instance.n_tiers + 1, int)
-        found_s, _ = hypsplit.search(chain, narrow, cuts)
+        found_s, _ = hypsplit.bisect_bottleneck(chain, narrow, cuts)
         if found_s < math.inf:
             assert not check(instance, Partition(tuple(cuts.tolist())))
             assert hypsplit.bottleneck_s(chain, cuts) == found_s
@@ -232,7 +232,7 @@ def test_either_search_is_one_by_full_trials(seed, n_blocks, allow_empty, overla
     )
     trials = Trials(instance, 1e300)
     least, most = 0.0, 1e300
-    while trials.any_left and least < most:
+    while trials.is_open and least < most:
         middle = least + (most - least) / 2
         trials.check(middle)
         success, value = trials.full(min(middle, math.nextafter(most, 0)))
@@ -247,7 +247,7 @@ def test_a_chain_that_is_long_by_itself_is_the_quadratic_recurrence(steep):
     from hypsolve.kernels import hypsplit
 
     instance = long_chain(7, n_blocks=1100, n_tiers=4, allow_empty=steep > 1)
-    assert instance.n_tiers * (instance.n_blocks + 1) > hypsplit.LONG
+    assert instance.n_tiers * (instance.n_blocks + 1) > hypsplit.LONG_CHAIN
     instance = instance.replace(
         reference_occupancy_kind_s=instance.reference_occupancy_kind_s * steep
     )
@@ -276,7 +276,7 @@ def test_prefix_sums_hold_twice_the_precision(values, same):
     for array in (table, kind):
         array.setflags(write=False)
     sums = np.full((2, len(values) + 1, 2), np.nan)
-    hypsplit.add_up(table, kind, sums)
+    hypsplit.fill_prefix_sums(table, kind, sums)
     exact = Fraction(0)
     for c in range(len(values) + 1):
         found = Fraction(sums[0, c, 0]) + Fraction(sums[0, c, 1])

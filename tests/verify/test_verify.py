@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +16,13 @@ from hypothesis import strategies as st
 from hypsolve import Instance, save, solve
 from hypsolve.verify import Refuted, verify
 from hypsolve.verify.__main__ import main
-from hypsolve.verify.flow_shop import PricedShop
+from hypsolve.verify.flow_shop import ExactFlowShop
 from instances.frontier import frontier, profiled
 from tests.helpers import oracles, strategies
 
 FOUR = frontier(4, seed=2, n_blocks=8)
 CASES = {
-    "priced": frontier(4, (2, 1, 2), seed=1, n_blocks=8, burst=True),
+    "multipliers": frontier(4, (2, 1, 2), seed=1, n_blocks=8, burst=True),
     "searched": frontier(4, (2, 1), seed=3, n_blocks=6, burst=True),
     "makespan": frontier(3, (1, 2), seed=4, n_blocks=6, objective="makespan"),
     "bottleneck": FOUR.replace(objective="bottleneck"),
@@ -48,8 +49,8 @@ def test_five_requests(family, objective, burst):
     result = solve(instance, "joint_exact")
     verify(instance, result.to_dict())
     boxes = result.certificate.boxes
-    assert any(box.how == "prices" and box.price for box in boxes)
-    assert sum(len(run) for box in boxes for _, _, run in box.price) > 0
+    assert any(box.how == "lagrangian_bound" and box.multipliers for box in boxes)
+    assert sum(len(run) for box in boxes for _, _, run in box.multipliers) > 0
 
 
 def test_a_bound_at_the_time_limit_is_verified():
@@ -72,13 +73,36 @@ def test_any_instance(instance):
         assert result.certificate.bound_s == pytest.approx(result.bound_s, rel=1e-9, abs=1e-9)
 
 
+def old_result():
+    """Return a result that hypsolve wrote before result files had a version."""
+    return json.loads((Path(__file__).parent / "result_version_1.json").read_text())
+
+
+def test_a_file_of_version_1_is_verified():
+    old = old_result()
+    assert {box["how"] for box in old["certificate"]["boxes"]} == {"prices", "search"}
+    assert verify(CASES["makespan"], old) == verify(CASES["makespan"], RESULTS["makespan"])
+    old["certificate"]["boxes"][1]["price"][0][2][0] = -1
+    assert refuted(CASES["makespan"], old)
+
+
+def test_names_of_version_1_are_refuted_in_version_2():
+    assert refuted(CASES["makespan"], old_result() | {"version": 2})
+
+
+@pytest.mark.parametrize("version", [0, 3, True, "2", None])
+def test_other_versions_are_not_read(version):
+    with pytest.raises(ValueError, match="version must be 1 or 2, got"):
+        verify(CASES["makespan"], RESULTS["makespan"] | {"version": version})
+
+
 def test_silences_and_ablations_have_no_certificate():
     late = FOUR.replace(arrival_s=FOUR.arrival_s + np.array([0, 0, 1e6, 1e6]))
     assert solve(late, "joint_exact").certificate is None
-    assert solve(FOUR, "joint_exact", without=["search"]).certificate is None
+    assert solve(FOUR, "joint_exact", disable=["beam_search"]).certificate is None
     assert solve(FOUR, "joint_exact", memory_bytes=3e5).certificate is None
-    for part in ("prices", "boxes", "dominance"):
-        verify(FOUR, solve(FOUR, "joint_exact", without=[part]).to_dict())
+    for part in ("lagrangian_bound", "partition_boxes", "dominance"):
+        verify(FOUR, solve(FOUR, "joint_exact", disable=[part]).to_dict())
 
 
 def refuted(instance, result):
@@ -143,7 +167,7 @@ def test_other_cuts_are_refuted(name):
             assert changed(name, change)
 
 
-@pytest.mark.parametrize("name", ["priced", "searched", "makespan"])
+@pytest.mark.parametrize("name", ["multipliers", "searched", "makespan"])
 def test_another_schedule_is_refuted(name):
     n_requests, n_tiers = CASES[name].n_requests, CASES[name].n_tiers
     for r in range(n_requests):
@@ -158,7 +182,7 @@ def test_another_schedule_is_refuted(name):
                 assert changed(name, change), (r, k, field)
 
 
-@pytest.mark.parametrize("name", ["priced", "searched", "makespan"])
+@pytest.mark.parametrize("name", ["multipliers", "searched", "makespan"])
 def test_boxes_must_make_up_all_partitions(name):
     refusals = 0
     for at in range(len(RESULTS[name]["certificate"]["boxes"])):
@@ -175,37 +199,37 @@ def test_boxes_must_make_up_all_partitions(name):
     assert refusals > 2
 
 
-@pytest.mark.parametrize("name", ["priced", "searched", "makespan"])
-def test_prices_that_matter_must_be_as_they_are(name):
+@pytest.mark.parametrize("name", ["multipliers", "searched", "makespan"])
+def test_multipliers_that_matter_must_be_as_they_are(name):
     boxes = RESULTS[name]["certificate"]["boxes"]
     needed = 0
     for at, box in enumerate(boxes):
-        if box["how"] == "search" or not box["price"]:
+        if box["how"] == "search" or not box["multipliers"]:
             continue
 
         def none(result, at=at):
-            result["certificate"]["boxes"][at]["price"] = []
+            result["certificate"]["boxes"][at]["multipliers"] = []
 
         needed += changed(name, none)
         for wrong in (-1, 0.5, "1", None):
 
             def other(result, at=at, wrong=wrong):
-                result["certificate"]["boxes"][at]["price"][0][2][0] = wrong
+                result["certificate"]["boxes"][at]["multipliers"][0][2][0] = wrong
 
             assert changed(name, other)
 
         def beyond(result, at=at):
-            row = result["certificate"]["boxes"][at]["price"][0]
+            row = result["certificate"]["boxes"][at]["multipliers"][0]
             row[1] = boxes[at]["n_ticks"]
 
         assert changed(name, beyond)
-    assert needed or name != "priced"
+    assert needed or name != "multipliers"
 
 
 def test_a_box_without_partitions_proves_nothing():
     """Cuts between whole numbers, or below 0, are no cuts."""
-    name = "priced"
-    nothing = {"how": "prices", "tick_s": 1.0, "n_ticks": 1, "price": []}
+    name = "multipliers"
+    nothing = {"how": "lagrangian_bound", "tick_s": 1.0, "n_ticks": 1, "multipliers": []}
     low, high = [0, 0, 0, 8], [0, 8, 8, 8]
     for ranges in (
         {"low": [0, 0.5, 0, 8], "high": [0, 0.5, 8, 8]},
@@ -221,7 +245,7 @@ def test_a_box_without_partitions_proves_nothing():
         assert changed(name, change)
 
 
-@pytest.mark.parametrize("name", ["priced", "makespan"])
+@pytest.mark.parametrize("name", ["multipliers", "makespan"])
 def test_the_optimum_of_another_instance_is_refuted(name):
     """A schedule of Hyperion's, with whatever boxes there are, is not the best."""
     worse = solve(CASES[name], "hyperion").to_dict()
@@ -265,7 +289,7 @@ def test_tables_have_the_shape_of_the_instance(field):
     def wider(result):
         result["schedule"][field][0].append(1)
 
-    assert changed("priced", longer) and changed("priced", wider)
+    assert changed("multipliers", longer) and changed("multipliers", wider)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -293,8 +317,8 @@ PLACES = {
     for name, result in RESULTS.items()
 }
 OTHERS = [
-    None, 0, 1, -1, 0.5, 2**40, 1e30, "prices", "search", "optimal", "feasible", "infeasible",
-    "joint", "bottleneck", "1", [], {}, True,
+    None, 0, 1, -1, 0.5, 2**40, 1e30, "lagrangian_bound", "search", "optimal", "feasible",
+    "infeasible", "joint", "bottleneck", "1", [], {}, True,
 ]  # fmt: skip
 
 
@@ -342,10 +366,10 @@ def test_whatever_is_changed_what_is_confirmed_is_true(data):
 @pytest.mark.parametrize("key", ["objective_s", "bound_s", "gap"])
 def test_numbers_beyond_any_float_are_refuted(key):
     """Whole numbers of JSON may have any length."""
-    assert refuted(CASES["priced"], RESULTS["priced"] | {key: 10**400})
-    late = copy.deepcopy(RESULTS["priced"])
+    assert refuted(CASES["multipliers"], RESULTS["multipliers"] | {key: 10**400})
+    late = copy.deepcopy(RESULTS["multipliers"])
     late["schedule"]["end_s"][0][0] = 10**400
-    assert refuted(CASES["priced"], late)
+    assert refuted(CASES["multipliers"], late)
 
 
 @pytest.mark.parametrize("family", [frontier, profiled])
@@ -397,7 +421,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert main([files[0], str(tmp_path / "absent.json")]) == 2
     assert "absent.json: No such file or directory\n" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr(PricedShop, "none_better", interrupted)
+        patch.setattr(ExactFlowShop, "none_better", interrupted)
         assert main(files) == 130
     assert "stopped before anything was certain" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"must end in \.json"):
@@ -410,6 +434,6 @@ def test_infeasible_is_verified_and_not_claimed_in_vain():
     )
     result = solve(instance, "joint_exact").to_dict()
     assert "infeasible" in verify(instance, result)
-    vain = copy.deepcopy(RESULTS["priced"])
+    vain = copy.deepcopy(RESULTS["multipliers"])
     vain["status"], vain["certificate"]["kind"] = "infeasible", "infeasible"
-    assert refuted(CASES["priced"], vain)
+    assert refuted(CASES["multipliers"], vain)

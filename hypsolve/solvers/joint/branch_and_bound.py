@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from hypsolve.kernels.flow_shop import Shop, Ticks
 
 METHOD = "joint_exact"
-PARTS = ("prices", "boxes", "dominance", "search")
+PARTS = ("lagrangian_bound", "partition_boxes", "dominance", "beam_search")
 
 TICKS_PER_STAGE = 10  # of the mean service of a stage, while boxes are searched
 FEWEST_TICKS, MAX_TICKS = 128, 1024
@@ -75,7 +75,7 @@ def joint_exact(
     on_improve: OnImprove | None = None,
     on_bound: OnBound | None = None,
     memory_bytes: float = 1e9,
-    without: Sequence[str] = (),
+    disable: Sequence[str] = (),
 ) -> Outcome:
     """Decide partition and schedule together, exactly, by our own search.
 
@@ -106,9 +106,10 @@ def joint_exact(
         Called as ``on_bound(bound_s)`` for each better bound.
     memory_bytes : float
         For the layers of the search.
-    without : sequence of str
-        Parts to do without, to see what they are worth: ``prices`` (all 0), ``boxes`` (every
-        partition by itself), ``dominance``, ``search`` (CP-SAT decides single partitions).
+    disable : sequence of str
+        Parts to switch off, for ablations: ``lagrangian_bound`` (all multipliers stay 0),
+        ``partition_boxes`` (every partition is a box of its own), ``dominance``,
+        ``beam_search`` (CP-SAT decides single partitions).
 
     Returns
     -------
@@ -125,9 +126,9 @@ def joint_exact(
     if upper_bound != math.inf:
         upper_bound = valid.real(owner, "upper_bound", upper_bound)
     memory_bytes = valid.real(owner, "memory_bytes", memory_bytes, strict=True)
-    if isinstance(without, str) or not isinstance(without, Sequence):
-        raise TypeError(f"{owner}: without must be a sequence of names, got {without!r:.60}")
-    for part in without:
+    if isinstance(disable, str) or not isinstance(disable, Sequence):
+        raise TypeError(f"{owner}: disable must be a sequence of names, got {disable!r:.60}")
+    for part in disable:
         valid.known("part", part, PARTS)
     tables = joint_tables(instance, METHOD)
     warm = warm_decision(instance, tables, METHOD, warm_start, time_limit_s, seed)
@@ -138,7 +139,7 @@ def joint_exact(
     completion = None if warm is None else times_in_units(tables, warm)[1][:, -1]
     tables, last = drop_dominated(tables, instance.objective, completion)
     run = _Run(
-        instance, tables, seed=seed, memory_bytes=memory_bytes, without=frozenset(without),
+        instance, tables, seed=seed, memory_bytes=memory_bytes, disable=frozenset(disable),
         deadline=started + time_limit_s, min_s=min_s, on_improve=on_improve,
         on_bound=on_bound, horizon=float(last.max()),
     )  # fmt: skip
@@ -192,7 +193,7 @@ class _Run:
     tables: JointTables
     seed: int
     memory_bytes: float
-    without: frozenset[str]
+    disable: frozenset[str]
     deadline: float
     min_s: float
     on_improve: OnImprove | None
@@ -289,7 +290,7 @@ class _Run:
     def _boxes(self) -> list[Box]:
         """Where to begin: everything, or without boxes every partition."""
         boxes = [whole(self.tables)]
-        while "boxes" in self.without and not all(box.is_one for box in boxes):
+        while "partition_boxes" in self.disable and not all(box.is_one for box in boxes):
             if self.is_stopped():
                 break
             halves = [half for b in boxes for half in ((b,) if b.is_one else b.halves())]
@@ -317,12 +318,19 @@ class _Run:
     def certificate(self) -> Certificate | None:
         """What of the bound can be certified, box by box; None: it would take too much room."""
         too_large = self.proof_bytes > self.memory_bytes / MAX_PROOFS
-        if self.best is None or too_large or "search" in self.without:  # CP-SAT gives no proof
+        if self.best is None or too_large or "beam_search" in self.disable:
             return None
         leaves = [*self.ruled_out, *self.given_up, *(node for _, _, node in self.queue)]
         first_node = np.unique(self.tables.group, return_index=True)[1].tolist()
         nothing = (
-            BoxProof(low=b.low, high=b.high, how="prices", tick_s=1.0, n_ticks=1, price=())
+            BoxProof(
+                low=b.low,
+                high=b.high,
+                how="lagrangian_bound",
+                tick_s=1.0,
+                n_ticks=1,
+                multipliers=(),
+            )
             for b in self.impossible
         )
         return Certificate(
@@ -368,10 +376,11 @@ class _Run:
         counts = self.counts
         open_ones = sum(n_partitions(self.tables, node.box) for _, _, node in self.queue)
         open_ones += len(self.given_up)
+        search = "CP-SAT" if "beam_search" in self.disable else "beam search"
         parts = [
-            f"{counts['n_priced_in_boxes']} partitions ruled out by prices in boxes",
-            f"{counts['n_priced_one_by_one']} by prices one by one",
-            f"{counts['n_searched']} by {'CP-SAT' if 'search' in self.without else 'search'}",
+            f"{counts['n_priced_in_boxes']} partitions pruned by Lagrangian bounds of boxes",
+            f"{counts['n_priced_one_by_one']} by their own Lagrangian bounds",
+            f"{counts['n_searched']} by {search}",
         ]
         return ", ".join([*parts, f"{open_ones} open"] if open_ones else parts)
 
@@ -409,7 +418,7 @@ class _Run:
         else:
             n_ticks, price = self.n_ticks, node.price[groups]
         ticks = ticks_of(shop, max(self.horizon, 1e-300) / n_ticks)
-        if "prices" in self.without or math.isinf(self.upper):
+        if "lagrangian_bound" in self.disable or math.isinf(self.upper):
             n_steps = 1  # the bound at the prices it has
         if not self.makespan:
             bound = self._climb(shop, ticks, price, self.upper, self.target, n_steps)
@@ -481,7 +490,7 @@ class _Run:
             self._raise(node, ROUGH_STEPS)
         elif node.effort == 2:
             self._raise(node, FINE_STEPS, finer=True)
-        elif "search" in self.without:
+        elif "beam_search" in self.disable:
             self._ask_cpsat(node)
         else:
             shop = node.stages.shop
@@ -500,7 +509,7 @@ class _Run:
             self._raise(node, 1, finer=True)
         shop = node.stages.shop
         assert shop is not None and node.fine is not None
-        compare = "dominance" not in self.without
+        compare = "dominance" not in self.disable
         if self.makespan:  # without an answer yet, any will do: that with the least sum
             shop = shop._replace(deadline=self.target)
         found = search(
@@ -583,10 +592,10 @@ def _box_proof(node: _Node, first_node: list[int]) -> BoxProof:
     return BoxProof(
         low=node.box.low,
         high=node.box.high,
-        how="search" if node.is_searched else "prices",
+        how="search" if node.is_searched else "lagrangian_bound",
         tick_s=prices.ticks.step if prices else 1.0,
         n_ticks=prices.price.shape[1] if prices else 1,
-        price=tuple(rows),
+        multipliers=tuple(rows),
     )
 
 
