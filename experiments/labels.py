@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 
-_OPTIONS = {("prove", "True"): "bound by prices"}  # that are not named by their value
+_OPTIONS = {("prove", "True"): "Lagrangian bound"}  # that are not named by their value
 _NAMES = {
     "hyperion": "Hyperion",
     "hyperion_plus": "Hyperion+",

@@ -19,7 +19,16 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from experiments import anytime, progress, record, report, runner, solving, sweep
+from experiments import (
+    anytime,
+    progress,
+    record,
+    registry,
+    report,
+    runner,
+    solving,
+    sweep,
+)
 from experiments.claims import definitions
 from experiments.definitions import (
     ANYTIME,
@@ -80,8 +89,7 @@ def experiments(monkeypatch):
     """Stand-ins for the published experiments, and no figures."""
     toys = {"toy": toy((3, 4), FAST)}
     monkeypatch.setattr(solving, "EXPERIMENTS", toys)
-    monkeypatch.setattr(solving, "QUESTIONS", dict.fromkeys(toys, "?"))
-    monkeypatch.setattr(sweep, "FAMILIES", {"solving": solving})
+    monkeypatch.setattr(registry, "FAMILIES", {"solving": solving})
     monkeypatch.setattr(sweep, "_show", lambda name, out, rows=None: None)
     return toys
 
@@ -304,7 +312,7 @@ def test_a_run_that_raises_stops_the_sweep_by_name_and_keeps_the_rows(
 @pytest.fixture
 def toys(monkeypatch, tmp_path):
     """Plan runs that do as they are told: deeds by number."""
-    monkeypatch.setattr(sweep, "FAMILIES", {"toys": toy_runs})
+    monkeypatch.setattr(registry, "FAMILIES", {"toys": toy_runs})
     monkeypatch.setattr(sweep, "_show", lambda name, out, rows=None: None)
 
     def plan(deeds: dict[int, str]) -> None:
@@ -362,10 +370,11 @@ def test_list_names_every_experiment(capsys):
 
 def test_the_name_of_a_family_is_all_of_it_and_no_name_the_first_with_speed():
     parser = sweep._parser()
-    everything = [name for family in sweep.FAMILIES.values() for name in family.QUESTIONS]
-    n_names = len(everything) + len(sweep.FAMILIES) + len(MEASUREMENTS)
-    assert len({*everything, *sweep.FAMILIES, *MEASUREMENTS}) == n_names
-    assert sweep._named(["claims", "churn", "gap"], parser) == (*definitions.QUESTIONS, "gap")
+    families = registry.FAMILIES
+    everything = [name for family in families.values() for name in family.EXPERIMENTS]
+    n_names = len(everything) + len(families) + len(MEASUREMENTS)
+    assert len({*everything, *families, *MEASUREMENTS}) == n_names
+    assert sweep._named(["claims", "churn", "gap"], parser) == (*definitions.EXPERIMENTS, "gap")
     assert sweep._DEFAULT == ("gap", "solve_time", "latency", "speed")
 
 
@@ -412,13 +421,12 @@ def start(tmp_path):
         textwrap.dedent(
             """
             import sys
-            from experiments import solving, sweep
+            from experiments import registry, solving, sweep
             from tests.experiments.test_sweep import slow
 
             if __name__ == "__main__":
                 solving.EXPERIMENTS = {"toy": slow(sys.argv[1])}
-                solving.QUESTIONS = {"toy": "?"}
-                sweep.FAMILIES = {"solving": solving}
+                registry.FAMILIES = {"solving": solving}
                 sweep._show = lambda name, out, rows=None: None
                 sys.exit(sweep.main(["toy", *sys.argv[2:]]))
             """
