@@ -11,7 +11,7 @@ from typing import Any
 from experiments.definitions import ANYTIME as EXPERIMENTS
 from experiments.solving import COLUMNS as OF_SOLVING
 from experiments.solving import IDENTITY as IDENTITY
-from experiments.solving import SolveRun, answer_columns, runs_of, warm, with_loaded_kernels
+from experiments.solving import SolveRun, answer_columns, runs_of, with_loaded_kernels
 from hypsolve import Result
 from hypsolve.solve import METHODS
 
@@ -28,7 +28,7 @@ class TracedRun(SolveRun):
         A point holds the best objective (null before the first answer) and the best bound so
         far; the last point is the answer. A method decides how often it reports bounds.
         """
-        warm(self.method, json.dumps(self.options))
+        self.warm()
         result, points = with_loaded_kernels(self._watched)
         return {**answer_columns(result, [result.solve_time_s]), "trace": json.dumps(points)}
 

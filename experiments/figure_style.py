@@ -4,6 +4,7 @@ A figure is `WIDTH_IN` wide (16 cm), and no text on it is smaller than `TEXT_PT`
 one colour (of Okabe and Ito's palette), marker and line in every figure.
 """
 
+import re
 import textwrap
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from experiments import labels
 
@@ -21,6 +24,7 @@ WIDTH_IN = 16 / 2.54
 TEXT_PT = 8
 DPI = 150
 HOLLOW = {"color": "#555555", "marker": "o", "linestyle": "none", "markerfacecolor": "white"}
+_UNIT = re.compile(r"(?<=\d) (?=%|(s|ms|us|times)\b)")  # a number stays with its unit
 NOTE = "note"  # mark of the texts that `notes` writes
 _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 _MARKERS = "osDv^<>Pd"
@@ -128,6 +132,12 @@ def log_ticks(ax: Axes, values: Sequence[float]) -> None:
     ax.minorticks_off()
 
 
+def plain_log(axis: Axis) -> None:
+    """Write the powers of ten of a logarithmic axis without small exponents."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def notes(ax: Axes, counts: Mapping[str, Sequence[str]]) -> None:
     """Write above the axes what they do not show; `title` writes above the notes."""
     texts = [f"{what}: {', '.join(methods)}" for what, methods in counts.items() if methods]
@@ -147,7 +157,8 @@ def title(ax: Axes, *lines: str, width: int | None = None) -> None:
     """
     width = width or _characters(ax)
     n_notes = sum(len(t.get_text().splitlines()) for t in ax.texts if t.get_gid() == NOTE)
-    wrapped = [textwrap.fill(line, width) for line in lines if line]
+    together = (_UNIT.sub("\u00a0", line) for line in lines if line)
+    wrapped = [textwrap.fill(line, width) for line in together]
     n_rest = sum(line.count("\n") + 1 for line in wrapped[1:])
     pad = 3 + 1.25 * TEXT_PT * n_notes
     if n_rest:
@@ -201,7 +212,8 @@ def panels(
             draw(rows, ax)
             if not ax.get_title(loc="left"):
                 title(ax, str(name), labels.extrapolation(rows))
-            entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+            drawn = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+            entries = drawn | entries
             if ax.get_legend() is not None:
                 ax.get_legend().remove()
         above(figure, entries, question, note or sample(frame))
@@ -231,7 +243,7 @@ def above(figure: Figure, entries: Mapping[str, Any], question: str, note: str =
     words = textwrap.fill(question, 88) + (f"\n{textwrap.fill(note, 95)}" if note else "")
     if not words and not entries:
         return
-    n_columns = 3 if max(map(len, entries), default=0) < 31 else 2
+    n_columns = 3 if max(map(len, entries), default=0) < 27 else 2
     box = figure.legend(
         list(entries.values()), list(entries), loc="outside upper left", ncols=n_columns,
         frameon=False, title=words, alignment="left", borderpad=0,

@@ -92,7 +92,7 @@ def _lines(
             hollow = np.asarray(np.isinf(finished) & np.isfinite(median))
             ax.plot(
                 np.asarray(x)[hollow], median[hollow],
-                **look | {"linestyle": "none", "markerfacecolor": "white"},
+                zorder=3, **look | {"linestyle": "none", "markerfacecolor": "white"},
             )  # fmt: skip
             if hollow.any():
                 style.explain_hollow(ax, "at least, runs at the limit")
@@ -184,6 +184,7 @@ def solve_time_against_size(frame: pd.DataFrame, ax: Axes) -> Axes:
     focus = ("HypSplit-DP", "Hyperion+", "joint exact", "joint CP-SAT", "CP-SAT")
     answer = _medians(table["solve_time_s"], table["label"], focus, seconds)
     style.title(ax, _place(frame), f"median: {answer}" if answer else "", extrapolation(frame))
+    style.plain_log(ax.yaxis)
     ax.set_ylabel("solve time (s)")
     return style.clean(ax)
 
@@ -199,7 +200,8 @@ def time_ratio(frame: pd.DataFrame, ax: Axes) -> Axes:
     ratio = table["ratio"].median()
     answer = f"median of all solvers: {ratio:,.0f} times" if np.isfinite(ratio) else ""
     style.title(ax, _place(frame), answer, extrapolation(frame))
-    ax.set_ylabel("solve time / HypSplit-DP's")
+    style.plain_log(ax.yaxis)
+    ax.set_ylabel("time / HypSplit-DP's")
     return style.clean(ax)
 
 
@@ -277,6 +279,8 @@ def calibration_scatter(frame: pd.DataFrame, ax: Axes) -> Axes:
     ends = [frame["measured_s"].min(), frame["measured_s"].max()]
     ax.plot(ends, ends, color="black", lw=1)
     ax.loglog()
+    style.plain_log(ax.xaxis)
+    style.plain_log(ax.yaxis)
     ax.set_xlabel("measured block time (s)")
     ax.set_ylabel("predicted (s)")
     style.legend(ax)
@@ -309,13 +313,15 @@ def gap_over_time(frame: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.set_ylim(-0.01, 130)
     ax.minorticks_off()
+    style.plain_log(ax.xaxis)
     ax.set_xlabel("elapsed (s)")
     ax.set_ylabel("own gap (%)")
     style.legend(ax)
     last = frame.groupby(["label", "seed"], sort=False)["gap"].last()
     proved = (last < 1e-4).groupby("label").sum()
     sizes = last.groupby("label").size()
-    answers = [f"{name} {proved[name]}/{sizes[name]}" for name in style.in_order(sizes.index)]
+    short = {name: name.rpartition(" + ")[2] for name in style.in_order(sizes.index)}
+    answers = [f"{short[name]} {proved[name]}/{sizes[name]}" for name in short]
     style.title(ax, str(frame["series"].iloc[0]), f"proved: {', '.join(answers)}")
     return style.clean(ax)
 
@@ -328,7 +334,7 @@ def gap_figures(_: str, frame: pd.DataFrame) -> dict[str, Figure]:
         "partition": ("the partition alone", PARTITION_METHODS),
     }
     figures = {}
-    for kind, rows in report.gap_kinds(frame).items():
+    for kind, rows in report.gap_kinds(report.with_best_bound(frame)).items():
         words, methods = what[kind]
         shown = only(rows, methods)
         gaps = shown[shown["options"] != PROVED] if kind == "scale" else shown
@@ -377,7 +383,8 @@ def joint_frontier_figures(_: str, frame: pd.DataFrame) -> dict[str, Figure]:
     """Draw gap and time against size, and gaps over time: of methods, and of ablations."""
     whole = frame["options"] == "{}"
     n_values = frame.groupby("series")["value"].transform("nunique")
-    sizes = only(frame[whole & (n_values > 1)], FRONTIER_METHODS)
+    bounded = report.with_best_bound(frame)  # before any method is left out
+    sizes = only(bounded[whole & (n_values > 1)], FRONTIER_METHODS)
     figures = {}
     if len(sizes):
         figures["joint_frontier_gap"] = panels(

@@ -317,7 +317,7 @@ def test_a_run_that_kills_every_worker_is_named(square, tmp_path, capsys):
     with started(tmp_path, 2) as dask:
         assert sweep.main(["square", "--dask", dask.address, "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert "sweep: square/2 die: 2 workers died of it; " in error
+    assert "sweep: square/2 die: 2 workers died while running it; " in error
 
 
 def test_a_scheduler_that_is_lost(square, tmp_path, capsys):
@@ -404,5 +404,5 @@ def test_what_a_worker_must_share():
         f"numpy 1.0, here {ours['software']['numpy']};"
         f" ortools is missing, here {ours['software']['ortools']}"
     )
-    assert cluster.misfit({**ours, "sources": "?"}, 1).startswith("other files of hypsolve")
+    assert cluster.misfit({**ours, "sources": "?"}, 1).startswith("its files of hypsolve")
     assert "4 threads" in cluster.misfit(ours, 4)

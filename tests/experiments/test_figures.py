@@ -278,6 +278,15 @@ def test_gap_against_size_draws_medians_and_counts_missing_answers(frame, ax):
     assert "%" in ax.get_ylabel()
 
 
+def test_bounds_of_methods_that_are_not_drawn_count(frame):
+    milp = row("blocks", 16, "b", "joint_milp", math.inf, 7.0)
+    figure = presentation.figures_of("gap", pd.concat([frame, pd.DataFrame([milp])]))
+    (panel,) = figure["gap_joint"].axes
+    assert "joint MILP" not in lines_of(panel)
+    assert heights(lines_of(panel)["Hyperion"]) == [pytest.approx(20), pytest.approx(12.5)]
+    plt.close("all")
+
+
 def test_lines_have_bars_from_quartile_to_quartile(frame, ax):
     rows = frame[(frame["series"] == "blocks") & (frame["value"] == 8)]
     more = [rows.assign(objective_s=rows["objective_s"] * x, digest=f"a{x}") for x in (2, 4)]
