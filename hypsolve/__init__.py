@@ -1,10 +1,10 @@
-"""hypsolve: which tier hosts which blocks of an LLM, and which node serves which request."""
+"""Optimisation of LLM serving on unequal GPUs: partition, schedule, simulate, plan."""
 
 from typing import TYPE_CHECKING
 
 from hypsolve.catalog import gpu, gpus, model, models
 from hypsolve.dispatch.batch_dispatcher import BatchDispatcher
-from hypsolve.dispatch.dispatcher import Dispatcher
+from hypsolve.dispatch.dispatcher import Dispatcher, DispatcherParams
 from hypsolve.dispatch.policies import POLICIES, TierState
 from hypsolve.dispatch.schedule import schedule
 from hypsolve.formats.benchmarks import read_chains, read_hybrid_flow_shop
@@ -52,6 +52,7 @@ from hypsolve.simulation.simulate import simulate
 from hypsolve.simulation.trace import Series, Trace, Visits
 from hypsolve.simulation.workloads import WORKLOADS, workload
 from hypsolve.solve import METHODS, Method, solve
+from hypsolve.solvers.joint.joint_exact_params import JointExactParams
 from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
 from hypsolve.solvers.partition.solve_many import Plans, solve_many
 from hypsolve.solvers.write_formulation import write_formulation
@@ -68,10 +69,12 @@ __all__ = [
     "CostModel",
     "Deployment",
     "Dispatcher",
+    "DispatcherParams",
     "Event",
     "EventKind",
     "GpuProfile",
     "Instance",
+    "JointExactParams",
     "Link",
     "LinkCost",
     "Method",
@@ -139,12 +142,17 @@ __all__ = [
 
 __version__: str
 
-if not TYPE_CHECKING:  # a checker would take every name for one that exists
+if not TYPE_CHECKING:  # a type checker would accept any name
 
     def __getattr__(name):
-        """Look the version up when it is asked for: that takes as long as the rest."""
+        """Look up the version on first use: it takes as long as all other imports."""
         if name == "__version__":
             from importlib.metadata import version
 
             return version("hypsolve")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from hypsolve.problem.validation import did_you_mean
+
+        hint = did_you_mean(name, __all__).rstrip()
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}{hint and '; ' + hint}"
+        )

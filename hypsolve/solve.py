@@ -1,4 +1,4 @@
-"""The front door: the METHODS table, and `solve`, which times, scores and checks each."""
+"""`solve`, which times, scores and checks a method, and the table `METHODS`."""
 
 import inspect
 import math
@@ -38,23 +38,37 @@ SCHEDULED = (Objective.MEAN_LATENCY, Objective.MAKESPAN)
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A function ``(instance, *, time_limit_s, seed, **options) -> Outcome``, and what it does.
+    """A solution method and its properties.
 
     Attributes
     ----------
     function : callable
+        ``(instance, *, time_limit_s, seed, **options) -> Outcome``.
     decides : str
-        ``partition``, or ``both``: the schedule too.
+        ``partition``, or ``both`` for partition and schedule.
     exact : bool
-        Whether it proves its answers on `objectives`, given time.
+        Whether the method proves optimality on `objectives`, given enough time.
     objectives : tuple of Objective
-        What it minimises itself. A method that decides the partition alone is completed by a
-        dispatch policy where the objective is a scheduled one.
+        Objectives that the method minimises. If it decides the partition alone, `solve` adds a
+        dispatch policy for the objectives ``mean_latency`` and ``makespan``.
     kernels : tuple of str
-        Families to compile before its clock starts.
+        Families of kernels that `solve` compiles before the clock starts.
     score : callable, optional
         ``(partition) -> seconds``, in place of `hypsolve.evaluate`: for a method that scores
         partitions by simulation and makes no schedule.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> def all_on_the_last(instance, *, time_limit_s, seed):
+    ...     cuts = (0,) * instance.n_tiers + (instance.n_blocks,)
+    ...     return hs.Outcome("feasible", hs.Partition(cuts))
+    >>> instance = hs.Instance.from_tables(
+    ...     [[[1.0, 2.0]]], [1, 1], [[(0, 2)], [(0, 2)]], allow_empty=True,
+    ...     objective="makespan",
+    ... )
+    >>> hs.solve(instance, hs.Method(all_on_the_last, "partition")).objective_s
+    3.0
     """
 
     function: Callable[..., Outcome]
@@ -72,7 +86,10 @@ class Method:
 
 
 def _exact(function: Callable[..., Outcome], decides: str = "partition") -> Method:
-    """An exact formulation; those of partition and schedule start from Hyperion's answer."""
+    """Return the entry of an exact formulation.
+
+    Joint formulations start from Hyperion's solution, so they need the kernels of dispatch.
+    """
     if decides == "partition":
         return Method(function, "partition", True, kernels=("hypsplit",))
     return Method(function, "both", True, SCHEDULED, ("hypsplit", "dispatch"))
@@ -123,38 +140,62 @@ def solve(
     seed: int = 0,
     **options: Any,
 ) -> Result:
-    """Answer an instance with a method; time it, score the answer again, and check it.
+    """Solve an instance with a method, and certify the solution.
+
+    The method runs against the clock. Its solution is then scored by `hypsolve.evaluate` and
+    checked by `hypsolve.check`, whatever the method claims. That no solution exists is a
+    result, not an error.
 
     Parameters
     ----------
     instance : Instance
     method : str, callable or Method
-        A name in METHODS, or your own function
-        ``(instance, *, time_limit_s, seed, **options) -> Outcome``, held to the same checks.
-        One that decides the partition alone is ``Method(function, "partition")``.
+        A name in ``METHODS``, or a function
+        ``(instance, *, time_limit_s, seed, **options) -> Outcome`` of your own, which decides
+        partition and schedule. Wrap a function that decides the partition alone:
+        ``Method(function, "partition")``.
     time_limit_s : float
-        What an exact method may spend on its search; building its model comes on top.
+        Time limit for the search of an exact method, in seconds. Building the model comes on
+        top.
     seed : int
     **options
-        The method's own. A method that decides the partition alone also takes ``policy``
-        (default ``hypsched_rt``, a name in POLICIES or a callable) and ``partition_objective``
-        (default ``bottleneck``) where the objective is a scheduled one. For the others see
-        ``help(METHODS[name].function)``.
+        Options of the method; see ``help(METHODS[name].function)``. A method that decides the
+        partition alone takes two more if the objective is ``mean_latency`` or ``makespan``:
+        ``policy`` (a name in ``POLICIES`` or a callable, default ``hypsched_rt``) and
+        ``partition_objective`` (default ``bottleneck``).
 
     Returns
     -------
     Result
+        Its ``gap`` is ``(objective_s - bound_s) / objective_s``: the largest share of the
+        objective that a better solution could save. It is 0 if the solution is proven optimal
+        or the objective is 0, 1 if no bound is proved, and nan without a solution.
 
     Raises
     ------
     ValueError, TypeError
-        For a wrong name, option or value, naming it.
+        For a wrong name, option or value; the message names it and suggests the likeliest.
     RuntimeError
-        If the decision breaks a rule or beats its own bound by more than 10^-6: a bug of the
-        method.
+        If the solution breaks a rule or beats the method's own bound by more than 10^-6, which
+        is a bug of the method.
     KeyboardInterrupt
-        At Ctrl-C, within about a second; what was found is lost, unless ``on_improve``
-        (`joint_exact`, `joint_cpsat`, `joint_milp`) kept it.
+        About a second after Ctrl-C. The incumbent is lost unless ``on_improve`` of
+        `joint_exact`, `joint_cpsat` or `joint_milp` has kept it.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> instance = hs.Instance.from_tables(
+    ...     block_s=[[[1.0, 2.0, 3.0], [0.5, 1.0, 1.5]]],
+    ...     block_bytes=[4, 4, 4],
+    ...     tiers=[[(0, 8)], [(1, 8)]],
+    ...     name="two tiers",
+    ... )
+    >>> result = hs.solve(instance, "hypsplit_dp")
+    >>> result
+    <Result of hypsplit_dp on 'two tiers': optimal, bottleneck 2.5 s, gap 0.000%>
+    >>> print(result.partition)
+    0:1 | 1:3
     """
     hint = " (hypsolve.to_instance makes one of a Deployment)"
     valid.of_type("solve", "instance", instance, Instance, hint)
@@ -162,7 +203,7 @@ def solve(
     seed = valid.whole("solve", "seed", seed)
     name, entry = _look_up(method)
     function, kernels = entry.function, entry.kernels
-    said: list[tuple[Instance, Outcome]] = []  # of stage 1, by somebody's function
+    said: list[tuple[Instance, Outcome]] = []  # claims of a user's function on the partition
     completed = entry.decides == "partition" and instance.objective.is_scheduled
     if completed:
         policy = options.pop("policy", "hypsched_rt")
@@ -199,7 +240,7 @@ def _look_up(method: str | Method | Callable[..., Outcome]) -> tuple[str, Method
 def _keeping(
     name: str, function: Callable[..., Outcome], said: list[tuple[Instance, Outcome]]
 ) -> Callable[..., Outcome]:
-    """Keep what a function says, to be checked when its time is taken."""
+    """Record the outcomes of a function, to check them after the clock has stopped."""
 
     def run(instance: Instance, **options: Any) -> Outcome:
         outcome = _an_outcome(name, function(instance, **options))
@@ -223,7 +264,7 @@ def _completed(function: Callable[..., Outcome], policy: Any) -> Callable[..., O
 
 
 def options_of(function: Callable[..., Outcome]) -> set[str] | None:
-    """Names of the options that a method takes; None: any."""
+    """Return the names of a method's options; None if it takes any."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
@@ -233,7 +274,7 @@ def options_of(function: Callable[..., Outcome]) -> set[str] | None:
 def _check_options(
     name: str, function: Callable[..., Outcome], options: dict[str, Any], completed: bool
 ) -> None:
-    """A wrong option is an error that lists the right ones, before any work."""
+    """Raise TypeError for an unknown option; the message lists the known ones."""
     takes = options_of(function)
     if takes is None:
         return
@@ -244,7 +285,10 @@ def _check_options(
             listed = ", ".join(sorted(takes)) or "none"
             why = ""
             if option in ("policy", "partition_objective"):
-                why = " (that is for methods that decide a partition, on a scheduled objective)"
+                why = (
+                    " (only a method that decides the partition alone takes it, for objective"
+                    " mean_latency or makespan)"
+                )
             meant = valid.did_you_mean(option, (*takes, "time_limit_s", "seed"))
             raise TypeError(f"{name}: unknown option {option!r}; {meant}it takes {listed}{why}")
 
@@ -256,7 +300,7 @@ def _certify(
     solve_time_s: float,
     score: Callable[[Partition], float] | None = None,
 ) -> Result:
-    """Score with `evaluate`, or with the method's `score`, and check every rule."""
+    """Return the result of an outcome, checked, and scored by `evaluate` or by `score`."""
     objective_s, gap, status = math.inf, math.nan, outcome.status
     bound_s = float(outcome.bound_s)
     if outcome.partition is not None:

@@ -1,4 +1,4 @@
-"""The front door: what it refuses from a method, what it passes on, and what a Result shows."""
+"""`solve`: claims that it refuses, options that it passes on, and views of a Result."""
 
 import json
 import math
@@ -119,7 +119,7 @@ def test_a_method_must_return_an_outcome(instance):
         solve(instance, lambda instance, *, time_limit_s, seed: None)
 
 
-def test_what_a_method_says_of_stage_1_is_held_to_the_same_checks(instance):
+def test_claims_of_a_partition_method_are_checked(instance):
     said_too_much = claims(status=Status.OPTIMAL, partition=CUTS, bound_s=1e9)
     for asked in (instance, instance.replace(objective="bottleneck")):
         with pytest.raises(RuntimeError, match="below its own bound"):
@@ -156,8 +156,8 @@ def test_partition_objective_is_passed_on(instance):
     assert "path" in pathwise.message
 
 
-def test_slowest_may_be_infeasible_for_stage_1_only():
-    """The bottleneck asks every node to fit, a schedule one of them: nothing is proved."""
+def test_rule_slowest_may_be_infeasible_for_the_partition_alone():
+    """The bottleneck needs every node to fit, a schedule one: infeasibility is not proved."""
     instance = Instance.from_tables(
         np.ones((1, 1, 2)), [5, 5], [[(0, 5), (0, 1)], [(0, 5)]],
         objective="makespan", stage_rule="slowest",
@@ -281,3 +281,49 @@ def test_a_certificate_of_another_instance_is_refuted(instance):
     assert hypsolve.verify_certificate(
         easy, Certificate(kind="infeasible", value_s=math.inf, bound_s=math.inf)
     )
+
+
+def test_a_result_and_its_parts_show_themselves_in_one_line(instance):
+    result = solve(instance, "hyperion")
+    assert re.fullmatch(
+        r"<Result of hyperion on 'two requests': feasible, mean_latency [\d.]+ m?s,"
+        r" (gap [\d.]+%|no bound proved)>",
+        repr(result),
+    )
+    assert repr(result.schedule) == "<Schedule: 2 requests on 2 tiers, from 0 s to 13 s>"
+    assert repr(result.partition) == "Partition(cuts=(0, 1, 3))"
+    nothing = solve(Instance.from_tables([[[1.0]]], [2], [[(0, 1)]]), "hypsplit_dp")
+    assert repr(nothing) == "<Result of hypsplit_dp: infeasible>"
+
+
+def test_a_notebook_shows_tables(instance):
+    result = solve(instance.replace(tier_names=("<a>", "b")), "hyperion")
+    for thing, texts in (
+        (result, ("&lt;a&gt;", "blocks 0:1", "hyperion")),
+        (result.partition, ("0:1", "1:3")),
+        (result.schedule, ("request", "start", "13 s")),
+    ):
+        html = thing._repr_html_()
+        assert html.count("<table>") == html.count("</table>") == 1
+        assert "<a>" not in html
+        for text in texts:
+            assert text in html
+
+
+def test_a_long_schedule_shows_its_first_visits():
+    times = np.arange(30.0)[:, None]
+    html = Schedule(np.zeros((30, 1), int), times, times + 1)._repr_html_()
+    assert html.count("<tr>") == 21
+    assert "the first 20 of 30 visits" in html
+
+
+def test_the_gap_without_a_bound_is_one(instance):
+    easy = instance.replace(objective="bottleneck")
+    assert solve(easy, claims(status="feasible", partition=CUTS)).gap == 1
+    free = Instance.from_tables([[[0.0]]], [0], [[(0, 0)]])
+    assert solve(free, claims(status="feasible", partition=Partition((0, 1)))).gap == 0
+
+
+def test_an_unknown_attribute_of_the_package_suggests_a_name():
+    with pytest.raises(AttributeError, match="no attribute 'solv'; did you mean solve"):
+        _ = hypsolve.solv

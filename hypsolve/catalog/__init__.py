@@ -1,4 +1,4 @@
-"""GPUs and LLMs, each number with its source: ``gpus.toml``, ``models.toml`` and their readers.
+"""Catalogue of GPUs and LLMs (``gpus.toml``, ``models.toml``), each number with its source.
 
 >>> from hypsolve import catalog
 >>> catalog.gpu("a100-80gb").basis
@@ -15,10 +15,10 @@ from typing import Any
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Block, GpuProfile, Model
 
-ACTIVATION_BYTES = 2  # activations and KV cache stay fp16 whatever the weights
+ACTIVATION_BYTES = 2  # activations and KV cache are fp16 for all weight formats
 _GROUP = 128  # weights that share a scale
-GROUP_BYTES = {"fp16": 256, "int8": 128, "int4": 66}  # of 128 weights; int4: an fp16 scale each
-"""Weight formats, and the bytes of 128 weights in each."""
+GROUP_BYTES = {"fp16": 256, "int8": 128, "int4": 66}
+"""Bytes of 128 weights in each format; int4 has an fp16 scale per group of 128."""
 
 
 @functools.cache
@@ -33,34 +33,83 @@ def _gpus() -> dict[str, GpuProfile]:
 
 
 def gpus() -> dict[str, GpuProfile]:
-    """All GPU profiles by their short name.
+    """Return all GPU profiles of the catalogue by their short name.
 
-    ``basis`` is ``fitted`` (to measured block times) or ``datasheet`` (times measured shares).
-    Memory is the whole of it: on Jetson and Apple the system shares it, so reserve some.
+    The ``basis`` of a profile is ``fitted`` (to measured block times) or ``datasheet`` (values
+    times measured shares). Its memory is the whole memory: on Jetson and Apple the system uses
+    a part of it, so reserve some.
+
+    Returns
+    -------
+    dict of str to GpuProfile
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> len(hs.gpus()) > 30, hs.gpus()["l4"].tier
+    (True, 'fog')
     """
     return dict(_gpus())
 
 
 def gpu(name: str) -> GpuProfile:
-    """One GPU profile; an unknown name lists the choices."""
-    return _gpus()[valid.known("gpu", name, _gpus())]
-
-
-def models() -> tuple[str, ...]:
-    """Names of all models, as `model` takes them."""
-    return tuple(_table("models.toml"))
-
-
-def model(name: str, weights: str = "fp16") -> Model:
-    """One LLM as a chain of blocks: embedding, layers, head.
+    """Return a GPU profile of the catalogue.
 
     Parameters
     ----------
     name : str
-        One of `models`.
+        A key of `gpus`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name; the message suggests the likeliest and lists the choices.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> hs.gpu("rtx-4090").memory_bytes / 2**30
+    24.0
+    """
+    return _gpus()[valid.known("gpu", name, _gpus())]
+
+
+def models() -> tuple[str, ...]:
+    """Return the names of all models of the catalogue.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> "llama-3-8b" in hs.models()
+    True
+    """
+    return tuple(_table("models.toml"))
+
+
+def model(name: str, weights: str = "fp16") -> Model:
+    """Return an LLM of the catalogue as a chain of blocks: embedding, layers, head.
+
+    Parameters
+    ----------
+    name : str
+        A name in `models`.
     weights : {"fp16", "int8", "int4"}
-        Format of all weights, embedding and head too. No block times were measured with int8 or
-        int4: they give ``extrapolated=True`` and a name like ``phi-3-medium-int4``.
+        Format of all weights, including embedding and head. Block times were measured with fp16
+        alone: the other formats give ``extrapolated=True`` and a name such as
+        ``phi-3-medium-int4``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name or format; the message suggests the likeliest.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> hs.model("llama-3-8b")
+    <Model llama-3-8b, 34 blocks, 16.06 GB>
+    >>> hs.model("llama-3-8b", weights="int4").extrapolated
+    True
     """
     shapes = _table("models.toml")
     shape = dict(shapes[valid.known("model", name, shapes)])
@@ -68,7 +117,10 @@ def model(name: str, weights: str = "fp16") -> Model:
 
 
 def name_of(model: str) -> str:
-    """Name of a model that may be called as its repository is, say on Hugging Face."""
+    """Return the catalogue's name of a model, which may be given by its repository.
+
+    A name that is not in the catalogue is returned unchanged.
+    """
     for name, shape in _table("models.toml").items():
         if shape["source"].partition(":")[0] == model:
             return name
@@ -95,32 +147,43 @@ def transformer(
     context_tokens: int = 0,
     source: str = "",
 ) -> Model:
-    """Decoder-only transformer as ``n_layers + 2`` blocks.
+    """Return a decoder-only transformer as ``n_layers + 2`` blocks.
 
     Norms, biases and rotary embeddings are left out (under 0.1 % of the weights). A block reads
-    its input and writes its output once per token, the head the logits of one token; the
-    activations in between are taken to stay in cache.
+    its input and writes its output once per token, and the head writes the logits of one token.
+    All other activations are assumed to stay in cache.
 
     Parameters
     ----------
     name : str
-        Of the model; the weight format is appended unless fp16.
+        Name of the model; a weight format other than fp16 is appended.
     n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab : int
-        As in the config.json of the model; `ffn` is of one expert if there are experts.
+        As in the config.json of the model. With experts, `ffn` is the size of one expert.
     gated_ffn : bool
-        Three matrices in the feed-forward part, not two.
+        Whether the feed-forward part has three matrices, not two.
     tied_embeddings : bool
-        The head is the embedding table: held once where one stage has both.
+        Whether the head is the embedding table. A stage with both holds the table once.
     n_experts, experts_per_token : int
-        Mixture of experts with a linear router; 0: dense.
+        Mixture of experts with a linear router; 0 means a dense layer.
     window_tokens : int or None
         Sliding attention window of layers 0, `window_every`, 2 `window_every`, ...
     window_every : int
-        1: all layers have the window; 2: every other one, as in Gemma 2.
+        1 if all layers have the window, 2 if every second layer has it (Gemma 2).
     weights : {"fp16", "int8", "int4"}
         Format of all weights: 2, 1 or 0.5 bytes (int4 with a 2-byte scale per 128 weights).
     context_tokens : int
-        Longest sequence that the model was made for; 0: not known.
+        Longest sequence that the model was made for; 0 if unknown.
+    source : str
+        Origin of the shape.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the model, the argument, the rule and the value.
     """
     owner = f"model {valid.text('model', 'name', name)!r}"
     given = {

@@ -27,6 +27,7 @@ from hypsolve.problem.units import show_bytes, show_seconds
 from hypsolve.simulation.perfetto import write_perfetto
 from hypsolve.simulation.simulate import simulate as simulate_requests
 from hypsolve.simulation.workloads import WORKLOADS, workload
+from hypsolve.solvers.backends.scip import hide_spurious_scip_errors
 from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
 
 
@@ -47,7 +48,11 @@ def compare(
     hypsolve compare --model llama-3-8b --network network.toml
     """  # noqa: D301
     results: list[Result] = []
-    with contextlib.suppress(KeyboardInterrupt), show_progress() as progress:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        show_progress() as progress,
+        hide_spurious_scip_errors(),
+    ):
         for result in planner.compare(
             model, network, methods or None, progress=progress, **arguments
         ):

@@ -1,4 +1,4 @@
-"""Readers for the plain text files of two older problems: chains on chains, flow shops."""
+"""Readers of text files of two classical problems: chains on chains, hybrid flow shops."""
 
 import math
 import numbers
@@ -13,7 +13,7 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.files import MAX_BYTES, checked_path, read_bytes
 from hypsolve.problem.instance import Instance, Objective
 
-MAX_NODES = 10**5  # each is a few Python objects on the way: seconds, not minutes
+MAX_NODES = 10**5  # a node is a few Python objects: seconds, not minutes
 _LAYOUTS = ("auto", "jobs", "stages", "taillard")
 
 
@@ -27,38 +27,56 @@ def read_chains(
     objective: Objective | str = Objective.BOTTLENECK,
     max_bytes: int = MAX_BYTES,
 ) -> Instance:
-    """Read a chains-on-chains partitioning problem from plain columns.
+    r"""Read a chains-on-chains partitioning problem from columns of numbers.
 
-    There is no common file format for this problem; published chains (rows of sparse matrices,
-    scan lines of images) are columns of task weights. Read are lines of one to three numbers,
-    separated by blanks, tabs or commas: the weight of a task; the seconds of communication if
-    the chain is cut after it (default 0; that of the last task is not used, nothing leaves the
-    chain); the memory of the task. All lines have equally many. ``#`` starts a comment.
+    The problem has no common file format: published chains [1]_ (rows of sparse matrices, scan
+    lines of images) are columns of task weights. A line has one to three numbers, separated by
+    blanks, tabs or commas: the weight of a task; the seconds of communication if the chain is
+    cut after it (default 0; the number of the last task is not used); the memory of the task.
+    All lines have equally many numbers. ``#`` starts a comment.
 
     Parameters
     ----------
     path : str or path
     n_tiers : int
-        That many processors of speed 1; or give `speeds`.
+        Number of processors of speed 1. Give either `n_tiers` or `speeds`.
     speeds : sequence of float, or of sequences of float
         Weight per second of each processor in chain order, or of each node of each tier.
     memory : float or sequence of float
-        Memory of the nodes of all tiers, or of each tier; needs the third column.
+        Memory of the nodes, one number for all tiers or one for each; needs the third column.
     allow_empty : bool
         Whether a processor may get no task.
     objective : Objective or str
     max_bytes : int
         Larger files are refused.
 
+    Returns
+    -------
+    Instance
+        A block per task and a tier per processor; named after the file.
+
     Raises
     ------
     ValueError, TypeError
-        With the number of the wrong line, or naming the argument.
+        Naming the line or the argument.
+    OSError
+        If the file does not exist or cannot be read.
 
     References
     ----------
     .. [1] A. Pinar, E. K. Tabak, C. Aykanat, "One-dimensional partitioning for heterogeneous
        systems", JPDC 68, 2008.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import hypsolve as hs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "chain.txt")
+    ...     _ = path.write_text("4\n2\n6\n")
+    ...     instance = hs.read_chains(path, speeds=[1, 2])
+    >>> hs.solve(instance, "hypsplit_dp")
+    <Result of hypsplit_dp on 'chain': optimal, bottleneck 4 s, gap 0.000%>
     """
     if (n_tiers is None) == (speeds is None):
         raise ValueError("read_chains: give either n_tiers or speeds")
@@ -103,7 +121,7 @@ def read_chains(
 
 
 def _tier_speeds(speeds: Any) -> list[list[float]]:
-    """Speeds of the nodes of each tier."""
+    """Return the speeds of the nodes of each tier."""
     tiers = [
         [valid.real("read_chains", f"speeds[{k}]", speed, strict=True) for speed in nodes]
         for k, nodes in enumerate(
@@ -121,7 +139,7 @@ def _tier_speeds(speeds: Any) -> list[list[float]]:
 
 
 def _memory_limits(memory: Any, n_tiers: int) -> list[float]:
-    """Memory of the nodes of each tier."""
+    """Return the memory of the nodes of each tier."""
     if memory is None:
         return [0.0] * n_tiers
     if isinstance(memory, numbers.Real):
@@ -153,24 +171,24 @@ def read_hybrid_flow_shop(
     objective: Objective | str = Objective.MAKESPAN,
     max_bytes: int = MAX_BYTES,
 ) -> Instance:
-    """Read a hybrid flow shop (identical parallel machines at each stage) from text.
+    r"""Read a hybrid flow shop (identical parallel machines at each stage) from text.
 
-    Each stage of the shop becomes a tier that hosts exactly one block, each machine a node.
-    Numbers are separated by blanks, tabs or commas; ``#`` starts a comment. Layouts:
+    A stage of the shop becomes a tier that hosts exactly one block, a machine becomes a node, a
+    job becomes a request. Numbers are separated by blanks, tabs or commas; ``#`` starts a
+    comment. Layouts:
 
     ``jobs``
-        ``n_jobs n_stages`` (on one line or two); machines per stage; one line per job with its
-        processing time at each stage. Sets that predate any convention, such as that of
-        Carlier and Neron [1]_, circulate in several layouts: this is the commonest.
+        ``n_jobs n_stages`` (on one line or two); machines per stage; a line per job with its
+        processing time at each stage. Old sets such as that of Carlier and Neron [1]_ circulate
+        in several layouts, of which this is the most common.
     ``stages``
-        The same, but one line per stage with the time of each job: the testbed of
+        As ``jobs``, but with a line per stage that holds the time of each job: the testbed of
         Fernandez-Viagas and Framinan [2]_.
     ``taillard``
-        ``n_jobs n_machines ...``, no line of machines (one per stage), then one line per
-        machine as in Taillard's flow shops [3]_; lines of words are skipped. One problem per
-        file.
+        ``n_jobs n_machines ...``, then a line per machine, as in Taillard's flow shops [3]_.
+        Every stage has one machine, and lines of words are skipped. A file holds one problem.
     ``auto``
-        ``jobs`` or ``stages``, whichever the lines fit; refused if both do.
+        ``jobs`` or ``stages``, whichever fits the lines. If both fit, the file is refused.
 
     A last line that starts with the word ``release`` gives the release date of each job.
 
@@ -183,10 +201,17 @@ def read_hybrid_flow_shop(
     max_bytes : int
         Larger files are refused.
 
+    Returns
+    -------
+    Instance
+        Named after the file.
+
     Raises
     ------
     ValueError
-        With the number of the wrong line.
+        Naming the line or the argument.
+    OSError
+        If the file does not exist or cannot be read.
 
     References
     ----------
@@ -195,6 +220,16 @@ def read_hybrid_flow_shop(
     .. [2] V. Fernandez-Viagas, J. M. Framinan, "Design of a testbed for hybrid flow shop
        scheduling with identical machines", Comput. Ind. Eng. 141, 2020.
     .. [3] E. Taillard, "Benchmarks for basic scheduling problems", EJOR 64, 1993.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import hypsolve as hs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "shop.txt")
+    ...     _ = path.write_text("3 2\n1 2\n4 5\n2 6\n3 3\n")  # 3 jobs, 2 stages
+    ...     hs.read_hybrid_flow_shop(path)
+    <Instance 'shop': 3 requests, 2 blocks, 2 tiers, 3 nodes, makespan>
     """
     valid.known("layout", layout, _LAYOUTS)
     path = checked_path("read_hybrid_flow_shop", path)
@@ -276,7 +311,10 @@ def _number_lines(
     *,
     skip_words: bool = False,
 ) -> Iterator[tuple[int, list[float]]]:
-    """Yield (line number, numbers) of each line that has any; `release` takes its own lines."""
+    """Yield (line number, numbers) of each line that holds numbers.
+
+    Lines that start with ``release`` go to `release`, if it is given.
+    """
     for line, text in enumerate(_read_text(path, max_bytes).splitlines(), start=1):
         words = text.partition("#")[0].replace(",", " ").split()
         if release is not None and words and words[0].rstrip(":").lower() == "release":

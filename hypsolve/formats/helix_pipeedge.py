@@ -1,4 +1,4 @@
-"""Clusters written down for other planners: PipeEdge's YAML files, Helix's cluster .ini."""
+"""Clusters in the formats of other planners: YAML files of PipeEdge, .ini files of Helix."""
 
 import configparser
 import os
@@ -16,12 +16,12 @@ from hypsolve.problem.files import checked_path, read_bytes
 from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.optional import optional
 
-MAX_BYTES = 2**24  # of a file: YAML is parsed in Python, at under 1 MB/s
-MAX_CELLS = 10**7  # hosts times cuts of an instance
-_MEBI = 2**20  # PipeEdge's scheduler takes MB and Mb as 2^20
+MAX_BYTES = 2**24  # YAML is parsed in Python, at less than 1 MB/s
+MAX_CELLS = 10**7  # hosts times cuts
+_MEBI = 2**20  # PipeEdge uses MB and Mb for 2^20 bytes and bits
 _DTYPE_BYTES = {"torch.float32": 4, "torch.float64": 8, "torch.float16": 2, "torch.bfloat16": 2}
 _GPUS = {"A100": "a100-40gb", "L4": "l4", "T4": "t4", "V100": "v100-16gb"}
-_UNITS = {  # of Helix; its "bps" are bytes: it divides sizes in bytes by them
+_UNITS = {  # Helix divides sizes in bytes by its "bps", so they are bytes/s
     "bandwidth": {"kbps": 1e3, "mbps": 1e6, "gbps": 1e9},
     "latency": {"Sec": 1.0, "MilliSec": 1e-3},
 }
@@ -44,44 +44,73 @@ def read_pipeedge(
     overlap: bool = True,
     objective: Objective | str = Objective.BOTTLENECK,
 ) -> Instance:
-    """Make an instance from the files of PipeEdge's scheduler [1]_: measured layer times.
+    """Read an instance with measured layer times from the files of PipeEdge's scheduler [1]_.
 
-    Every host becomes a tier of one node, every layer a block, a microbatch the request. As in
-    PipeEdge, MB and Mb are 2^20 bytes and bits, and a link has the lower ``bw_Mbps`` of its two
-    ends. A cut moves ``parameters_out`` of the layer before it (at the start ``parameters_in``,
-    at the end nothing) times bytes per element times `batch_size`.
+    A host becomes a tier of one node, a layer becomes a block, and a microbatch is the request.
+    As in PipeEdge, MB and Mb are 2^20 bytes and bits, and the rate of a link is the lower
+    ``bw_Mbps`` of its two ends. A cut moves ``parameters_out`` of the layer before it (the
+    first cut ``parameters_in``, the last nothing) times bytes per element times `batch_size`.
 
-    PipeEdge chooses the order of the hosts and may skip some; here the order is given, and an
-    empty tier relays. PipeEdge adds send and receive buffers, which depend on the cuts, to the
-    memory of a stage; here `reserved_bytes` is to cover them.
+    Two things differ from PipeEdge. It chooses the order of the hosts and may skip some; here
+    the order is given, and an empty tier relays. It adds send and receive buffers, which depend
+    on the cuts, to the memory of a stage; here `reserved_bytes` must cover them.
 
     Parameters
     ----------
     models, device_types, devices : str or path
-        ``models.yml``, ``device_types.yml``, ``devices.yml``. What is not used may be anything.
+        ``models.yml``, ``device_types.yml``, ``devices.yml``. Unused entries are not checked.
     model : str
+        Name of a model in `models`.
     batch_size, dtype : int, str
-        Of the profile to use, and of what is sent; the defaults are PipeEdge's.
+        Batch size and element type of the profile and of the transfers; the defaults are
+        PipeEdge's. (`dtype` is PipeEdge's word: here it is a torch type, not a weight format.)
     order : sequence of str, optional
-        Hosts in pipeline order, without those to leave out; default: all, as in `devices`.
+        Hosts in pipeline order; hosts that are not named are left out. Default: all hosts in
+        the order of `devices`.
     reserved_bytes : float
-        Kept free on every host.
+        Memory that is kept free on every host.
     allow_empty : bool
         Whether a host may get no layer.
     overlap : bool
-        Whether a link works while its stage does, as in PipeEdge.
+        Whether a stage computes while its link sends, as in PipeEdge.
     objective : Objective or str
+
+    Returns
+    -------
+    Instance
+        Named after the model.
 
     Raises
     ------
     ValueError, TypeError
         Naming the file, the object, the field, the rule and the value.
     OSError
-        If a file is absent, or cannot be read.
+        If a file does not exist or cannot be read.
 
     References
     ----------
     .. [1] usc-isi/PipeEdge on GitHub: README_Scheduler.md, src-native/.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import hypsolve as hs
+    >>> models = '''
+    ... vit: {layers: 2, mem_MB: [30, 12], parameters_in: 1500, parameters_out: [400, 10]}
+    ... '''
+    >>> types = '''
+    ... board:
+    ...   mem_MB: 64
+    ...   bw_Mbps: 100
+    ...   model_profiles:
+    ...     vit: [{batch_size: 8, dtype: torch.float32, time_s: [0.4, 0.1]}]
+    ... '''
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     paths = [pathlib.Path(folder, name) for name in ("models", "types", "devices")]
+    ...     for path, text in zip(paths, (models, types, "board: [left, right]")):
+    ...         _ = path.write_text(text)
+    ...     hs.read_pipeedge(*paths, model="vit")
+    <Instance 'vit': 1 request, 2 blocks, 2 tiers, 2 nodes, bottleneck>
     """
     owner = "read_pipeedge"
     element_bytes = _DTYPE_BYTES[valid.known("dtype", dtype, _DTYPE_BYTES)]
@@ -139,7 +168,7 @@ def read_pipeedge(
 
 
 def _hosts(path: Path) -> dict[str, str]:
-    """Device type by host."""
+    """Return the device type of each host."""
     type_of: dict[str, str] = {}
     for kind, hosts in _read_yaml(path).items():
         owner = f"{path.name}: device type {kind!r}"
@@ -155,8 +184,8 @@ def _hosts(path: Path) -> dict[str, str]:
 
 
 def _profile(owner: str, profiles: Any, model: str, batch_size: int, dtype: str) -> Any:
-    """The one profile of the model that was measured so."""
-    profiles = {} if profiles is None else profiles  # null stands for none in PipeEdge's files
+    """Return the only profile of the model with this batch size and dtype."""
+    profiles = {} if profiles is None else profiles  # PipeEdge writes null for none
     found = profiles.get(model, []) if isinstance(profiles, dict) else None
     if not isinstance(found, list):
         raise TypeError(
@@ -176,7 +205,7 @@ def _profile(owner: str, profiles: Any, model: str, batch_size: int, dtype: str)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from YAML: plain values, keys are strings and occur once, no aliases."""
+    """Return a mapping from YAML: plain values, distinct string keys, no aliases."""
     yaml = optional("yaml")
     safe: Any = yaml.SafeLoader
 
@@ -185,7 +214,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
     class Loader(safe):
         def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):  # few bytes could stand for billions
+            if self.check_event(yaml.AliasEvent):  # a few bytes could expand to billions
                 fail("aliases are not read: write the value out", self.peek_event())
             return super().compose_node(parent, index)
 
@@ -218,41 +247,71 @@ def read_helix(
     tiers: Sequence[str] | dict[str, list[int]] | None = None,
     gpus: dict[str, str | GpuProfile] | None = None,
 ) -> Network:
-    """Read a network from a cluster .ini of Helix [1]_; it is named after the file.
+    """Read a network from a cluster .ini file of Helix [1]_.
 
-    The file has sections ``NodeNames``, ``SourceNode``, ``SinkNode``, ``ComputeNode-i`` and
-    ``Link-i-j`` (both ways), as Helix's cluster generators write them; a
-    ``simulator_cluster.ini``, which keeps the links of one placement only, is refused. Rates
-    are numbers, or numbers times kbps, mbps, gbps: 10^3, 10^6, 10^9 *bytes*/s, as Helix
-    divides bytes by them.
+    The file has the sections ``NodeNames``, ``SourceNode``, ``SinkNode``, ``ComputeNode-i`` and
+    ``Link-i-j`` (both ways) that Helix's cluster generators write. A ``simulator_cluster.ini``
+    is refused: it has only the links of one placement. A rate is a number, or a number times
+    kbps, mbps or gbps: 10^3, 10^6, 10^9 *bytes*/s, because Helix divides bytes by them.
 
-    Helix has no tiers, and its files name no region: `tiers` says how nodes are grouped. All
-    nodes of a tier hold the same blocks. Each may send to any node of the next tier, so all
-    these pairs must be linked; the tier's link has their least bandwidth and their largest
-    latency. Links of the coordinator, inside a tier and past the next tier have no counterpart
-    and are left out. ``connected_nodes``, which repeats the links, is not read. Memory is the
-    catalogue's: the file has none.
+    Helix has no tiers, and its files name no region: `tiers` groups the nodes. All nodes of a
+    tier hold equal blocks, and each may send to any node of the next tier. All these pairs must
+    therefore be linked; the tier's link gets their lowest bandwidth and their highest latency.
+    Other links (of the coordinator, inside a tier, past the next tier) are left out, and
+    ``connected_nodes``, which repeats the links, is not read. The file states no memory: it
+    comes from the catalogue.
 
     Parameters
     ----------
     path : str or path
     tiers : sequence of str, or dict of str to list of int, optional
-        Types of GPU, request side first, each a tier; or the numbers of each tier's nodes.
-        What is not named is left out. Default: all types, in the order of their first nodes.
+        GPU types in the order that a request visits them, a tier for each; or the node numbers
+        of each tier. Other nodes are left out. Default: all types, in the order of their first
+        nodes.
     gpus : dict of str to str or GpuProfile, optional
-        What a ``type`` stands for, beside A100 (a100-40gb), L4, T4 and V100 (v100-16gb). Nodes
-        of several GPUs (L4x2) are refused unless given here.
+        GPU of each ``type``, in addition to A100 (a100-40gb), L4, T4 and V100 (v100-16gb). A
+        node of several GPUs (L4x2) is refused unless its type is given here.
+
+    Returns
+    -------
+    Network
+        Named after the file.
 
     Raises
     ------
     ValueError, TypeError
         Naming the file, the section, the key, the rule and the value.
     OSError
-        If there is no such file, or it cannot be read.
+        If the file does not exist or cannot be read.
 
     References
     ----------
     .. [1] Thesys-lab/Helix-ASPLOS25 on GitHub: simulator/initial_layout/.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import hypsolve as hs
+    >>> cluster = '''
+    ... [NodeNames]
+    ... total_compute_nodes=2
+    ... [SourceNode]
+    ... [SinkNode]
+    ... [ComputeNode-0]
+    ... type=T4
+    ... connected_nodes=1
+    ... [ComputeNode-1]
+    ... type=A100
+    ... connected_nodes=0
+    ... [Link-0-1]
+    ... bandwidth=1.25 * gbps
+    ... latency=0.01
+    ... '''
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "site.ini")
+    ...     _ = path.write_text(cluster)
+    ...     hs.read_helix(path)
+    <Network site, nodes of each tier: T4 (1), A100 (1)>
     """
     owner, path = "read_helix", checked_path("read_helix", path)
     type_of, links = _read_ini(path)
@@ -294,7 +353,7 @@ def _numbers(field: str, members: Any) -> list[str]:
 def _slowest(
     owner: str, here: list[str], there: list[str], links: Mapping[frozenset[str], Link]
 ) -> Link:
-    """Link between two tiers, no faster than any between their nodes."""
+    """Return the link between two tiers: lowest rate and highest latency of their pairs."""
     pairs = [frozenset((i, j)) for i in here for j in there]
     for pair in pairs:
         if pair not in links:
@@ -309,8 +368,8 @@ def _slowest(
 
 
 def _read_ini(path: Path) -> tuple[dict[str, str], dict[frozenset[str], Link]]:
-    """Type of each node by its number, link by its two ends."""
-    # interpolation, or a section of defaults, would change values unseen
+    """Return the type of each node by its number, and each link by its two ends."""
+    # interpolation and a section of defaults would change values silently
     parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
         parser.read_string(read_bytes(path, MAX_BYTES).decode("utf-8-sig"), path.name)
@@ -351,7 +410,7 @@ def _read_ini(path: Path) -> tuple[dict[str, str], dict[frozenset[str], Link]]:
 
 
 def _quantity(owner: str, key: str, entry: Mapping[str, str], *, strict: bool = False) -> float:
-    """A number, or a number times a unit, in bytes/s or s."""
+    """Return a number, or a number times a unit, in bytes/s or s."""
     match, units = _QUANTITY.fullmatch(entry[key]), _UNITS[key]
     if not match or (match[2] and match[2] not in units):
         raise ValueError(
@@ -363,7 +422,7 @@ def _quantity(owner: str, key: str, entry: Mapping[str, str], *, strict: bool = 
 
 
 def _entry(file: str, what: str, table: Any, name: str, keys: set[str]) -> tuple[str, Any]:
-    """Owner, for errors, and fields of one entry of a file."""
+    """Return the name of an entry of a file, for messages, and its fields."""
     entry = table[valid.known(f"{what} ({file})", name, table)]
     _check_keys(f"{file}: {what} {name!r}", entry, keys)
     return f"{file}: {what} {name!r}", entry
@@ -379,7 +438,7 @@ def _check_keys(owner: str, entry: Any, keys: set[str], what: str = "key") -> No
 
 
 def _row(owner: str, key: str, entry: Any, n: int, check: Callable[..., float]) -> list[float]:
-    """A number for each layer."""
+    """Return a number for each layer."""
     values = entry[key]
     if not isinstance(values, list) or len(values) != n:
         raise ValueError(
@@ -393,7 +452,7 @@ def _count(owner: str, field: str, value: Any) -> float:
 
 
 def _chosen(owner: str, field: str, what: str, names: Any, known: Iterable[str]) -> list[str]:
-    """Names that a user picked: each known, each once."""
+    """Return names that a user picked, which must be known and distinct."""
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise TypeError(f"{owner}: {field} must be a sequence of names, got {names!r:.60}")
     chosen = [valid.known(what, name, known) for name in names]

@@ -1,4 +1,4 @@
-"""Models from Hugging Face files: a ``config.json``, or a folder with safetensors beside it."""
+"""Models from Hugging Face files: a ``config.json``, and safetensors if there are any."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -15,23 +15,37 @@ MAX_BYTES = 2**26  # of a config.json
 MAX_LAYERS = 10_000
 SHAPE = "n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab"
 Config = Mapping[str, Any]
-_OTHER_NAMES = ("phi-2", "qwen-72b")  # of the catalogue, with modules of other names
+_OTHER_NAMES = ("phi-2", "qwen-72b")  # models of the catalogue with unknown module names
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How the configurations of one ``model_type`` name things.
+    """Conventions of the configurations of a ``model_type``.
 
-    ``keys`` are the names of the numbers that a shape needs; ``slides`` says which layers have
-    the sliding window.
+    Attributes
+    ----------
+    keys : mapping of str to str
+        Key of each number of the shape.
+    gated_ffn : bool
+        Whether the feed-forward part has three matrices, not two.
+    tied_by_default : bool
+        Whether the head is the embedding table unless the file denies it.
+    head_dim : int or None
+        Default head dimension; None means hidden size / heads.
+    context_key : str
+        Key of the context length.
+    positions : (int, int) or None
+        Table of positions: default number of rows, and extra rows.
+    slides : callable
+        ``(config, layer) -> bool``: whether a layer has the sliding window.
     """
 
     keys: Mapping[str, str]
     gated_ffn: bool = True
     tied_by_default: bool = False
-    head_dim: int | None = None  # None: hidden / heads, unless the file has it
+    head_dim: int | None = None
     context_key: str = "max_position_embeddings"
-    positions: tuple[int, int] | None = None  # of a table: rows by default, and rows beyond
+    positions: tuple[int, int] | None = None
     slides: Callable[[Config, int], bool] = lambda config, layer: False
 
 
@@ -74,43 +88,53 @@ FAMILIES: dict[str, Family] = {
         positions=(2048, 2),
     ),
 }  # fmt: skip
-"""What can be read, by ``model_type``."""
+"""Families that `read_model` knows, by ``model_type``."""
 
 
 def read_model(
     path: str | os.PathLike[str], *, weights: str | None = None, name: str | None = None
 ) -> Model:
-    """Read an LLM from Hugging Face files, without its weights.
+    """Read the shape of an LLM from Hugging Face files, without its weights.
 
     Parameters
     ----------
     path : str or path
-        A ``config.json``; or a folder that holds one. If the folder holds safetensors too, each
-        block is as large as they say; only their headers are read.
+        A ``config.json``, or a folder that holds one. If the folder also holds safetensors,
+        their headers give the size of each block.
     weights : {"fp16", "int8", "int4"}, optional
-        Take all weights to be in this format, whatever the files say; sizes follow from stored
-        ones that are all 16-bit, else from the shape. Default: as stored; with
-        a config.json alone, layers as its ``quantization_config`` says, all else fp16.
+        Format of all weights, whatever the files state. Sizes are scaled from stored 16-bit
+        weights, or computed from the shape. Default: the stored formats. A config.json alone
+        gives layers in the format of its ``quantization_config``, and all else in fp16.
     name : str, optional
-        Default: that of the folder.
+        Default: name of the folder.
 
     Returns
     -------
     Model
-        The embedding with the table of positions if there is one, the layers, the head with the
-        last norm. ``extrapolated`` unless weights are 16-bit floats.
+        Embedding with its table of positions, layers, head with the last norm. It is
+        ``extrapolated`` unless the weights are 16-bit floats.
 
     Raises
     ------
     ValueError, TypeError
         Naming the file, the key or the tensor, the rule and the value.
     OSError
-        If there is no such file, or it cannot be read.
+        If the file does not exist or cannot be read.
 
     Examples
     --------
-    >>> model = read_model("Meta-Llama-3-8B/config.json")  # doctest: +SKIP
-    >>> model = read_model("Meta-Llama-3-8B", weights="int8")  # doctest: +SKIP
+    >>> import json, pathlib, tempfile
+    >>> import hypsolve as hs
+    >>> config = {
+    ...     "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64,
+    ...     "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 1000,
+    ... }
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "config.json")
+    ...     _ = path.write_text(json.dumps(config))
+    ...     model = hs.read_model(path, name="tiny")
+    >>> model.n_blocks, model.n_layers, model.weight_bytes
+    (4, 2, 419840)
     """
     path = checked_path("read_model", path)
     if weights is not None:
@@ -124,7 +148,7 @@ def read_model(
         raise ValueError(f"{config_path}: must be a JSON object, got {config!r:.60}")
     stored = read_weights(folder) if path.is_dir() else None
     if stored is not None and weights is not None and not stored.is_all_16_bit:
-        stored = None  # of formats that tell nothing of the one asked for
+        stored = None  # quantised sizes cannot be converted
     try:
         return _model(config, name, weights, stored, f"{config_path.name} of {name}")
     except (ValueError, TypeError) as error:
@@ -132,12 +156,12 @@ def read_model(
 
 
 def model_type_of(path: str | os.PathLike[str]) -> str:
-    """What the config.json of a model says; ``llama`` for names of the catalogue.
+    """Return the ``model_type`` of a config.json; ``llama`` for a name of the catalogue.
 
     Raises
     ------
     ValueError
-        If the model's modules have names that are not known here.
+        If the names of the model's modules are unknown.
     """
     if catalog.name_of(str(path)) in _OTHER_NAMES:
         raise ValueError(f"{path}: the names of its modules are not known; give --model-type")
@@ -178,7 +202,7 @@ def _model(
         windowed = catalog.transformer(name, **fixed, window_tokens=window).blocks
         of_layers = (windowed[i + 1] if s else blocks[i + 1] for i, s in enumerate(slides))
         blocks = (blocks[0], *of_layers, blocks[-1])
-    if weights is None and quantised != "fp16":  # of the layers alone
+    if weights is None and quantised != "fp16":  # only the layers are quantised
         ends = catalog.transformer(name, **{**fixed, "weights": "fp16"})
         blocks = (ends.blocks[0], *blocks[1:-1], ends.blocks[-1])
         full = replace(full, tied_bytes=ends.tied_bytes)
@@ -235,7 +259,7 @@ def _shape(config: Config, family: Family) -> dict[str, int]:
 
 
 def _slides(config: Config, family: Family, n_layers: int) -> list[bool]:
-    """Which layers have the sliding window."""
+    """Return for each layer whether it has the sliding window."""
     if config.get("sliding_window") is None:
         return [False] * n_layers
     listed = config.get("layer_types")
@@ -251,7 +275,7 @@ def _slides(config: Config, family: Family, n_layers: int) -> list[bool]:
 
 
 def _format(config: Config) -> str:
-    """What the weights are quantised to."""
+    """Return the format of the weights."""
     quantised = config.get("quantization_config")
     if quantised is None:
         return "fp16"
@@ -274,7 +298,7 @@ def _format(config: Config) -> str:
 
 
 def _as_stored(model: Model, stored: Weights, tied: bool) -> Model:
-    """The same model with the bytes that its tensors have."""
+    """Return the model with the sizes of its stored tensors."""
     n_layers = model.n_blocks - 2
     if len(stored.layers) != n_layers:
         raise ValueError(
@@ -292,7 +316,7 @@ def _as_stored(model: Model, stored: Weights, tied: bool) -> Model:
     table_bytes = stored.embedding.table_bytes
     head_bytes = stored.head.n_bytes
     if tied:
-        head_bytes += table_bytes - stored.head.table_bytes  # a copy that is stored is shared
+        head_bytes += table_bytes - stored.head.table_bytes  # a stored copy is shared
     elif not stored.head.table_bytes:
         raise ValueError(f"{stored.path}: no tensor of the head, and embeddings are not tied")
     kinds: dict[Block, str] = {}
@@ -325,7 +349,7 @@ def _as_stored(model: Model, stored: Weights, tied: bool) -> Model:
 
 
 def _quantised(model: Model, weights: str) -> Model:
-    """A model of 16-bit weights with the bytes that they have in another format."""
+    """Return a model of 16-bit weights with its sizes in another format."""
 
     def held(n_bytes: int) -> int:
         return -(-n_bytes * catalog.GROUP_BYTES[weights] // catalog.GROUP_BYTES["fp16"])

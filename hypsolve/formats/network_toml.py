@@ -1,4 +1,4 @@
-"""Networks on disk: a TOML file that says what machines there are, and how they are linked."""
+"""Networks on disk: TOML files of machines, links and limits."""
 
 import functools
 import itertools
@@ -42,21 +42,22 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkFile:
-    """What a file says: a network, and what is wanted of it.
+    """The content of a network file: a network, limits on its blocks, and prices.
 
     Attributes
     ----------
     network : Network
     description : str
-    pins : dict
-        Tier by block: ``embedding``, ``head``, or the number of a layer, counted from 0.
+    pins : dict of str or int to str
+        Tier of each pinned block. A block is ``embedding``, ``head``, or the number of a layer,
+        counted from 0.
     min_blocks, max_blocks : tuple of int or None
-        Of each tier; None: at least one, and no limit. A tier of which at least 0 are wanted
-        may stay empty: it passes on what comes.
-    price_per_hour : dict
-        By name of the node; those without a price are not in it.
+        Limits for each tier, embedding and head counted. Without a minimum a tier hosts at
+        least one block; with a minimum of 0 it may stay empty and only relay.
+    price_per_hour : dict of str to float
+        Price of each node that has one, by its name.
     inner_links : tuple of Link or None
-        Between the nodes of each tier; None: not known.
+        Link among the nodes of each tier; None if unknown.
     """
 
     network: Network
@@ -68,13 +69,13 @@ class NetworkFile:
     inner_links: tuple[Link | None, ...] = ()
 
     def inner_link(self, k: int) -> Link | None:
-        """Between the nodes of tier k; None: not known."""
+        """Return the link among the nodes of tier k; None if unknown."""
         return self.inner_links[k] if self.inner_links else None
 
     def may_be_stages(self, k: int) -> bool:
-        """Whether nodes of tier k can be stages of their own.
+        """Return whether each node of tier k can be a stage of its own.
 
-        They must be linked, and no rule be about the blocks of this tier.
+        The nodes must be linked, and no pin or limit may name the tier.
         """
         limits = (*self.min_blocks[k : k + 1], *self.max_blocks[k : k + 1])
         return (
@@ -84,9 +85,9 @@ class NetworkFile:
         )
 
     def in_a_row(self, k: int, nodes: Sequence[Node]) -> "NetworkFile":
-        """The same with some nodes of tier k as tiers of their own, one after another.
+        """Return a copy in which some nodes of tier k are tiers of their own, in a row.
 
-        One node alone keeps the tier's name and limits; several need `may_be_stages`.
+        A single node keeps the tier's name and limits. Several nodes need `may_be_stages`.
         """
         tier, inner = self.network.tiers[k], self.inner_link(k)
         made = [replace(tier, nodes=tuple(nodes))]
@@ -110,12 +111,12 @@ class NetworkFile:
         )
 
     def rules(self, model: Model) -> dict[str, Any]:
-        """Arguments of `hypsolve.to_instance` that say where blocks of a model may be.
+        """Return pins and limits as keyword arguments of `hypsolve.to_instance`.
 
         Raises
         ------
         ValueError
-            If the model has no such block, or the limits leave no room.
+            If the model lacks a pinned block, or has fewer blocks than the tiers need.
         """
         tiers = [tier.name for tier in self.network.tiers]
         pinned = {_block(model, block): tiers.index(at) for block, at in self.pins.items()}
@@ -124,7 +125,7 @@ class NetworkFile:
         if sum(least) > model.n_blocks:
             raise ValueError(
                 f"min_blocks of all tiers must be at most the {model.n_blocks} blocks of"
-                f" {model.name}, got {sum(least)}"
+                f" {model.name} ({model.n_layers} layers, embedding and head), got {sum(least)}"
             )
         if any(limit is not None for limit in self.min_blocks):
             rules["min_blocks"] = least
@@ -138,7 +139,7 @@ class NetworkFile:
 
 
 def _block(model: Model, name: str | int) -> int:
-    """Number of a block by the name that pins use."""
+    """Return the number of a block by its name in pins."""
     ends = {"embedding": 0, "head": model.n_blocks - 1}
     number = ends[name] if isinstance(name, str) else name + 1
     if not isinstance(name, str) and name >= model.n_blocks - 2:
@@ -149,22 +150,59 @@ def _block(model: Model, name: str | int) -> int:
 
 
 def read_network(path: str | os.PathLike[str]) -> Network:
-    """Read a network from TOML: `read_network_file` without what is wanted of it."""
+    """Read a network from a TOML file, without its pins, limits and prices.
+
+    Parameters
+    ----------
+    path : str or path
+        See `read_network_file` for the format.
+
+    Returns
+    -------
+    Network
+        Named after the file.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the file, the entry and the key.
+    OSError
+        If the file does not exist or cannot be read.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import hypsolve as hs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "lab.toml")
+    ...     _ = path.write_text('''
+    ...     [[tiers]]
+    ...     name = "desk"
+    ...     nodes = [{gpu = "l4", count = 2}]
+    ...     ''')
+    ...     hs.read_network(path)
+    <Network lab, nodes of each tier: desk (2)>
+    """
     return read_network_file(path).network
 
 
 def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
-    """Read a network and what is wanted of it from TOML; the network is named after the file.
+    """Read a network from a TOML file, with its pins, limits and prices.
 
-    Per tier, request side first: ``nodes`` and, but on the last, the ``link`` to the next. A
-    group of nodes has a ``gpu`` (of the catalogue, or of the file's own ``[gpus.NAME]``:
-    t0_us, tflops, gb_per_s, memory_gib), and may have ``count`` or ``names``, ``memory_gib``
-    (else the GPU's), ``reserved_gib`` for runtime and activations, ``slowdown`` (2: half as
-    fast), ``price_per_hour``. A link has ``gbps`` and one-way ``latency_ms``, and may have
-    ``return_latency_ms``. A tier may have ``inner``, a link among its nodes (runtimes
-    of one pipeline use it), ``pin`` (``embedding``, ``head``, numbers of layers),
-    ``min_blocks`` (0: the tier may stay empty) and ``max_blocks``, embedding and head
-    counted. Keys that end in ``source`` say where a number comes from::
+    A file lists the tiers in the order that a request visits them. Each tier has ``nodes`` and,
+    unless it is the last, a ``link`` to the next tier.
+
+    - A group of nodes has a ``gpu``: a name of the catalogue, or of a table ``[gpus.NAME]`` in
+      the file with ``t0_us``, ``tflops``, ``gb_per_s`` and ``memory_gib``. Optional keys:
+      ``count`` or ``names``, ``memory_gib`` (default: memory of the GPU), ``reserved_gib`` for
+      runtime and activations, ``slowdown`` (2 means half as fast), ``price_per_hour``.
+    - A link has ``gbps`` and the one-way ``latency_ms``. Optional: ``return_latency_ms``.
+    - Optional keys of a tier: ``inner`` (a link among its nodes, for runtimes of one pipeline),
+      ``pin`` (``embedding``, ``head``, numbers of layers from 0), ``min_blocks`` (0 means that
+      the tier may stay empty) and ``max_blocks``. Both limits count embedding and head.
+    - Keys that end in ``source`` tell where a number comes from.
+
+    ::
 
         [[tiers]]
         name = "desk"
@@ -176,12 +214,37 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
         name = "rented"
         nodes = [{gpu = "a100-80gb", count = 2, price_per_hour = 1.8}]
 
+    Parameters
+    ----------
+    path : str or path
+
+    Returns
+    -------
+    NetworkFile
+        Its network is named after the file.
+
     Raises
     ------
     ValueError, TypeError
-        Naming the file, the entry and the key.
+        Naming the file, the entry and the key; an unknown key suggests the likeliest one.
     OSError
-        If there is no such file, or it cannot be read.
+        If the file does not exist or cannot be read.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import hypsolve as hs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "lab.toml")
+    ...     _ = path.write_text('''
+    ...     [[tiers]]
+    ...     name = "desk"
+    ...     nodes = [{gpu = "l4", price_per_hour = 0.7}]
+    ...     pin = ["head"]
+    ...     ''')
+    ...     file = hs.read_network_file(path)
+    >>> file.pins, file.price_per_hour
+    ({'head': 'desk'}, {'desk-l4-0': 0.7})
     """
     path = checked_path("read_network", path)
     owner = path.name
@@ -231,12 +294,15 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(read_bytes(path, MAX_BYTES).decode())
-    except (ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits, too
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError also for a number of 5,000 digits
         raise ValueError(f"{path.name}: not TOML: {error}") from None
 
 
 def _gpus(owner: str, tables: Mapping[str, GpuTable]) -> dict[str, GpuProfile]:
-    """GPUs by numbers of one's own."""
+    """Return the GPUs that a file defines by its own numbers."""
     found = {}
     for name, given in tables.items():
         of_gpu = f"{owner}: gpu {name!r}"
@@ -347,9 +413,9 @@ def _hints(record: Any) -> dict[str, Any]:
 
 
 def _table(owner: str, kind: type[Table], entry: Any) -> Table:
-    """Return a table that has the keys of its type, and values that keep their rules.
+    """Return a table whose keys and values follow the rules of its type.
 
-    Tables within are left for who can name them.
+    Nested tables are not checked: their readers know the names for error messages.
     """
     if not isinstance(entry, dict):
         raise TypeError(f"{owner}: must be a table, got {entry!r:.60}")

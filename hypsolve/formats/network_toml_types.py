@@ -1,6 +1,6 @@
-"""The tables of a network file, as types: `read_network_file` checks by them.
+"""Types of the tables in a network file, with the rules that `read_network_file` checks.
 
-`hypsolve.planning.json_schema` writes them out as a JSON Schema.
+`hypsolve.planning.json_schema` makes a JSON Schema from them.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,16 +10,16 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 from hypsolve import catalog
 
 MAX_COUNT = 100_000  # of nodes of one kind
-MAX_NUMBER = 1e100  # in any unit: in bytes or FLOP/s it is still below `validation.LARGEST`
+MAX_NUMBER = 1e100  # in any unit; in bytes or FLOP/s still below `validation.LARGEST`
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What is said of a key: in words, for people; and the rules of its value.
+    """Description of a key, and the rules of its value.
 
-    A number is `minimum` (if `strict`, more) to `maximum`; a string is not empty; a list
-    has `minimum` entries, `distinct` or not. A string may be one of those that are `known` (an
-    editor proposes them), and must be none of those that are `taken`.
+    A number lies between `minimum` (excluded if `strict`) and `maximum`. A string is not empty.
+    A list has at least `minimum` entries, which differ if `distinct`. Editors propose the
+    strings of `known`; the strings of `taken` are refused.
     """
 
     about: str
@@ -37,14 +37,14 @@ Layer = Annotated[int, Key("Number of a layer, counted from 0.")]
 
 
 class GpuTable(TypedDict):
-    """A GPU of one's own, by what it reaches, not what its datasheet says.
+    """A GPU by the speeds that it reaches, not by those of its datasheet.
 
-    A block of a step takes t0 + max(FLOPs / tflops, bytes / gb_per_s).
+    A block takes t0 + max(FLOPs / tflops, bytes / gb_per_s) in a step.
     """
 
     t0_us: Annotated[float, Key("Fixed time of a block in each step, in microseconds.")]
-    tflops: Annotated[float, Key("What it computes, in 10^12 FLOP/s.", strict=True)]
-    gb_per_s: Annotated[float, Key("What its memory delivers, in 10^9 bytes/s.", strict=True)]
+    tflops: Annotated[float, Key("Compute rate in 10^12 FLOP/s.", strict=True)]
+    gb_per_s: Annotated[float, Key("Memory bandwidth in 10^9 bytes/s.", strict=True)]
     memory_gib: Annotated[float, Key("Memory in GiB (2^30 bytes).", strict=True)]
     power_w: NotRequired[Annotated[float, Key("Board power in W, for joules per token.")]]
     source: NotRequired[Source]
@@ -61,7 +61,7 @@ class NodesTable(TypedDict):
         Annotated[
             int,
             Key(
-                "Number of nodes; default: 1, or that of the names.",
+                "Number of nodes; default: 1, or the number of names.",
                 minimum=1,
                 maximum=MAX_COUNT,
             ),
@@ -76,29 +76,33 @@ class NodesTable(TypedDict):
     memory_gib: NotRequired[
         Annotated[
             float,
-            Key("Memory of each in GiB (2^30 bytes); default: the GPU's.", strict=True),
+            Key("Memory of each node in GiB (2^30 bytes); default: the GPU's.", strict=True),
         ]
     ]
     reserved_gib: NotRequired[
         Annotated[
             float,
             Key(
-                "GiB of it for the system, the runtime and activations, below the memory;"
+                "Memory for the system, the runtime and activations, in GiB, below memory_gib;"
                 " default: 0."
             ),
         ]
     ]
     slowdown: NotRequired[
-        Annotated[float, Key("Times as slow as the GPU, say throttled; default: 1.", minimum=1)]
+        Annotated[
+            float, Key("Factor by which it is slower than its GPU; default: 1.", minimum=1)
+        ]
     ]
-    price_per_hour: NotRequired[Annotated[float, Key("Price of each, in your currency.")]]
+    price_per_hour: NotRequired[
+        Annotated[float, Key("Price of each node per hour, in your currency.")]
+    ]
     source: NotRequired[Source]
 
 
 class LinkTable(TypedDict):
-    """From a tier to the next."""
+    """A link from a tier to the next, or among the nodes of a tier."""
 
-    gbps: Annotated[float, Key("What the link carries, in Gbit/s (10^9 bit/s).", strict=True)]
+    gbps: Annotated[float, Key("Rate of the link in Gbit/s (10^9 bit/s).", strict=True)]
     latency_ms: Annotated[float, Key("One-way latency in ms.")]
     return_latency_ms: NotRequired[
         Annotated[float, Key("Latency of the way back in ms; default: latency_ms.")]
@@ -108,47 +112,62 @@ class LinkTable(TypedDict):
 
 
 class TierTable(TypedDict):
-    """A level of the network: every node that has the memory holds the tier's blocks."""
+    """A level of the network: every node with enough memory holds the tier's blocks."""
 
     name: Annotated[str, Key("Name of the tier.")]
-    nodes: Annotated[list[NodesTable], Key("Its nodes, by kind.", minimum=1)]
-    link: NotRequired[Annotated[LinkTable, Key("To the next tier; on all but the last.")]]
+    nodes: Annotated[list[NodesTable], Key("Nodes of the tier, by kind.", minimum=1)]
+    link: NotRequired[
+        Annotated[LinkTable, Key("Link to the next tier; on every tier but the last.")]
+    ]
     inner: NotRequired[
         Annotated[
             LinkTable,
             Key(
-                "Among its nodes; runtimes that run one pipeline can then have several of them"
-                " as stages."
+                "Link among its nodes: runtimes of a single pipeline can then use several nodes"
+                " of the tier as stages."
             ),
         ]
     ]
     pin: NotRequired[
         Annotated[
             list[End | Layer],
-            Key("Blocks that must be here: embedding, head, numbers of layers.", distinct=True),
+            Key(
+                "Blocks that must be on this tier: embedding, head, layer numbers from 0.",
+                distinct=True,
+            ),
         ]
     ]
     min_blocks: NotRequired[
         Annotated[
             int,
-            Key("Fewest blocks, embedding and head counted; 0: may stay empty; default: 1."),
+            Key(
+                "Minimum number of blocks, embedding and head counted; 0: the tier may stay"
+                " empty; default: 1."
+            ),
         ]
     ]
     max_blocks: NotRequired[
-        Annotated[int, Key("Most blocks, embedding and head counted; default: no limit.")]
+        Annotated[
+            int, Key("Maximum number of blocks, embedding and head counted; default: no limit.")
+        ]
     ]
 
 
 class NetworkTable(TypedDict):
     """A network of GPUs, for `hypsolve plan`."""
 
-    description: NotRequired[Annotated[str, Key("What it is, for people.")]]
+    description: NotRequired[Annotated[str, Key("Description of the network, for people.")]]
     tiers: Annotated[
-        list[TierTable], Key("In the order of requests, their side first.", minimum=1)
+        list[TierTable], Key("Tiers in the order that a request visits them.", minimum=1)
     ]
     gpus: NotRequired[
         Annotated[
-            dict[Annotated[str, Key("Not of the catalogue.", taken=catalog.gpus)], GpuTable],
-            Key("GPUs of one's own, by name."),
+            dict[
+                Annotated[
+                    str, Key("Name that the catalogue does not use.", taken=catalog.gpus)
+                ],
+                GpuTable,
+            ],
+            Key("Your own GPUs, by name."),
         ]
     ]

@@ -1,4 +1,4 @@
-"""Rows of request files, parsed and checked: what `hypsolve.read_requests` starts from."""
+"""Parsers of request files; `hypsolve.read_requests` selects from their rows."""
 
 import csv
 import functools
@@ -27,13 +27,16 @@ _COLUMNS = {  # arrival, prompt tokens, output tokens
     "mooncake": ("timestamp", "input_length", "output_length"),
 }
 FORMATS = ("auto", *_COLUMNS)
-Record = tuple[int, tuple[Any, Any, Any]]  # number of the line; arrival, prompt, output
+Record = tuple[int, tuple[Any, Any, Any]]  # line number; arrival, prompt, output
 Parsers = tuple[Callable[[Any], float], Callable[[Any], int], Callable[[Any], int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What was read, as arrays of one length; `columns` are the names of the first three."""
+    """Rows of a file as arrays of equal length.
+
+    `columns` are the file's names of time, prompt and output; `line` is the line number.
+    """
 
     path: Path
     columns: tuple[str, str, str]
@@ -43,7 +46,7 @@ class Rows:
     line: NDArray[np.int64]
 
     def take(self, which: NDArray[Any]) -> "Rows":
-        """Rows of a mask, or of indices."""
+        """Return the rows that a mask or an array of indices selects."""
         time_s, prompt, output = self.time_s, self.prompt_tokens, self.output_tokens
         return Rows(
             self.path, self.columns,
@@ -54,7 +57,8 @@ class Rows:
 def read_rows(path: Path, content: bytes, format: str) -> Rows:
     """Parse the content of a file in one of `FORMATS`; see `hypsolve.read_requests`.
 
-    Output tokens may be 0, and rows out of order; in all else a `Rows` is as `Requests` are.
+    The rows follow the rules of `Requests`, except that output tokens may be 0 and that rows
+    may be out of order.
     """
     try:
         line, first = _first_line(path, content)
@@ -74,12 +78,12 @@ def read_rows(path: Path, content: bytes, format: str) -> Rows:
 
 
 def _text(content: bytes, newline: str | None) -> TextIO:
-    """Decoded as it is read: not a second copy of a long file."""
+    """Return a text stream that decodes while it is read, without a copy of a long file."""
     return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline=newline)
 
 
 def _first_line(path: Path, content: bytes) -> tuple[int, str]:
-    """Number and text of the first line that is not blank."""
+    """Return number and text of the first line that is not blank."""
     for line, text in enumerate(_text(content, None), start=1):
         if text.strip():
             return line, text.strip()
@@ -158,7 +162,7 @@ def _collect(
     parsers: Parsers,
     times: "array[Any]",
 ) -> Rows:
-    """Parse the records into arrays; a parser's error says the rule that was broken."""
+    """Parse the records into arrays; the text of a parser's ValueError is the broken rule."""
     parse_time, parse_prompt, parse_output = parsers
     prompts, outputs, lines = array("q"), array("q"), array("q")
     for line, values in records:
@@ -167,7 +171,7 @@ def _collect(
             prompts.append(parse_prompt(values[1]))
             outputs.append(parse_output(values[2]))
         except ValueError as error:
-            broken = len(times) + len(prompts) - 2 * len(lines)  # how many were in order
+            broken = len(times) + len(prompts) - 2 * len(lines)  # index of the wrong value
             raise ValueError(
                 f"{path}: line {line}: {columns[broken]} must be {error},"
                 f" got {values[broken]!r:.60}"
@@ -200,7 +204,7 @@ def _milliseconds(value: Any) -> float:
 
 
 def _tokens(least: int) -> Callable[[str], int]:
-    """Parser of a whole number in text."""
+    """Return a parser of a whole number in text, from `least` on."""
 
     def parse(text: str) -> int:
         text = _WHOLE.sub("", text.strip())  # 100.0, as pandas writes it
@@ -214,7 +218,7 @@ def _tokens(least: int) -> Callable[[str], int]:
 
 
 def _json_tokens(least: int) -> Callable[[Any], int]:
-    """Parser of a whole number in JSON."""
+    """Return a parser of a whole number in JSON, from `least` on."""
 
     def parse(value: Any) -> int:
         if type(value) is int and least <= value <= MAX_TOKENS:
@@ -233,7 +237,10 @@ _STAMP = re.compile(
 
 
 def _stamps() -> Callable[[str], int]:
-    """Parser of times to ns since 1970; those of a file all have a zone, or none has."""
+    """Return a parser of times to ns since 1970.
+
+    Either all times of a file have a zone, or none has.
+    """
     zones: list[bool] = []  # of the first row
 
     def parse(text: str) -> int:

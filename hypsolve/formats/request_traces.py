@@ -1,4 +1,4 @@
-"""Requests from files: public traces of LLM services, and plain columns of one's own."""
+"""Requests from files: public traces of LLM services, and your own columns."""
 
 import logging
 import math
@@ -34,67 +34,67 @@ def read_requests(
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
 ) -> Requests:
-    """Read requests from a file; the options apply in the order in which they stand above.
+    r"""Read requests from a file, and select, limit and stretch them.
 
-    Formats, told apart by the first line:
+    The options apply in the order of the signature. The first line tells the format:
 
     ``azure``
         The Azure LLM inference traces of 2023 [1]_ and 2024: CSV with the columns ``TIMESTAMP,
-        ContextTokens, GeneratedTokens``. Times like ``2023-11-16 18:17:03.9799600``, also with
-        ``T`` for the blank or with a zone (``Z``, ``+00:00``), are exact to 1 ns. They count
-        from the earliest in the file, whether that request is kept or not.
+        ContextTokens, GeneratedTokens``. Times look like ``2023-11-16 18:17:03.9799600``, may
+        have ``T`` for the blank and a zone (``Z``, ``+00:00``), and are exact to 1 ns. Time 0
+        is the earliest time in the file, even if that request is dropped.
     ``mooncake``
-        The Mooncake traces [2]_: JSON objects, one per line, with ``timestamp`` in ms,
-        ``input_length`` and ``output_length``. Prefixes in common (``hash_ids``) are ignored.
+        The Mooncake traces [2]_: a JSON object per line, with ``timestamp`` in ms,
+        ``input_length`` and ``output_length``. Shared prefixes (``hash_ids``) are ignored.
     ``hypsolve``
         CSV with the columns ``arrival_s, prompt_tokens, output_tokens``: see the example.
 
-    CSV columns may be in any order; others are ignored. Blank lines are skipped.
+    CSV columns may be in any order; other columns are ignored. Blank lines are skipped.
 
     Parameters
     ----------
     path : str or path
-        ``.gz``: gzip-compressed.
+        A name that ends in ``.gz`` is a gzip-compressed file.
     format : str
         ``azure``, ``mooncake``, ``hypsolve``, or ``auto``.
     unsorted : str
-        If a row is earlier than the one before: ``error``, or ``sort``.
+        Treatment of rows out of order: ``error`` or ``sort``.
     start_s, end_s : float, optional
         Keep arrivals in start_s <= t < end_s, and make start_s the new time 0.
     zero_output : str
-        Requests without output (failed ones, in some traces): ``error``, ``drop`` them, or
-        ``one``: take them to have one token.
+        Treatment of requests without output (failed ones in some traces): ``error``, ``drop``,
+        or ``one`` (give them one output token).
     max_tokens : int, optional
-        The most that a request may have, prompt and output together.
+        Maximum number of tokens of a request, prompt and output together.
     longer : str
-        Requests with more: ``error``, ``drop``, or ``clip``: the prompt is cut, and an output
-        of `max_tokens` or more is cut to `max_tokens` - 1.
+        Treatment of longer requests: ``error``, ``drop``, or ``clip``. Clipping shortens the
+        prompt, and first the output to at most `max_tokens` - 1.
     sample : float, optional
-        Share in (0, 1] of the requests to keep, each by its own draw: the rate falls. With one
-        seed, a smaller share keeps some of what a larger one keeps.
+        Share of the requests to keep, in (0, 1]. Each request is drawn on its own, so the rate
+        falls. With equal seeds, a smaller sample is part of a larger one.
     n_requests : int, optional
-        Keep the first so many.
+        Number of requests to keep, from the first on.
     rate_per_s : float, optional
-        Stretch time so that (requests - 1) / (last arrival - first) is this.
+        Stretch time so that (requests - 1) / (last arrival - first arrival) is this rate.
     speedup : float, optional
-        Divide times by this; not with `rate_per_s`.
+        Divide times by this factor. Excludes `rate_per_s`.
     seed : int
-        Of `sample`.
+        Seed of `sample`.
     max_bytes : int
-        Larger files, compressed or not, are refused.
+        Larger files are refused, by compressed and by unpacked size.
 
     Returns
     -------
     Requests
-        In order of arrival. What was dropped or changed is counted in log messages of level
-        INFO of the logger ``hypsolve``.
+        In order of arrival. The logger ``hypsolve`` counts dropped and changed requests at
+        level INFO.
 
     Raises
     ------
     ValueError, TypeError
-        Naming the file, the line, the column, the rule and the value; or the argument.
+        Naming the file, line, column, rule and value, or the argument.
     OSError
-        If there is no such file, or it cannot be read.
+        If the file does not exist or cannot be read.
 
     References
     ----------
@@ -105,14 +105,16 @@ def read_requests(
 
     Examples
     --------
-    A file of one's own, and the second minute of it at twice the speed:
+    Read the second minute of a file at twice the speed:
 
-    >>> from hypsolve import read_requests
-    >>> with open("mine.csv", "w") as file:
-    ...     print("arrival_s,prompt_tokens,output_tokens", file=file)
-    ...     for second in range(120):
-    ...         print(f"{second}.25,{200 + second},30", file=file)
-    >>> requests = read_requests("mine.csv", start_s=60, end_s=120, speedup=2)
+    >>> import pathlib, tempfile
+    >>> import hypsolve as hs
+    >>> rows = ["arrival_s,prompt_tokens,output_tokens"]
+    >>> rows += [f"{second}.25,{200 + second},30" for second in range(120)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "mine.csv")
+    ...     _ = path.write_text("\n".join(rows))
+    ...     requests = hs.read_requests(path, start_s=60, end_s=120, speedup=2)
     >>> len(requests), requests.arrival_s[:3].tolist()
     (60, [0.125, 0.625, 1.125])
     """
@@ -236,5 +238,5 @@ def _stretch(
         speedup = rate_per_s * (span_s / (len(time_s) - 1))
     if speedup is None:
         return time_s
-    with np.errstate(all="ignore"):  # beyond what `Requests` takes, which says so
+    with np.errstate(all="ignore"):  # `Requests` refuses an overflow
         return time_s / speedup

@@ -1,7 +1,7 @@
-"""Sizes of the tensors in safetensors files, from their headers: no weight is read.
+"""Sizes of the tensors in safetensors files, from their headers alone.
 
-Format: the first 8 bytes are the length of a JSON header (little endian), which maps the name
-of each tensor to its dtype, shape and place in the file.
+The first 8 bytes of a file are the length of a JSON header (little endian). The header maps the
+name of each tensor to its dtype, shape and place in the file. No weight is read.
 """
 
 import json
@@ -14,10 +14,10 @@ from typing import Any
 from hypsolve.problem.files import parse_json, read_bytes
 
 INDEX = "model.safetensors.index.json"
-MAX_HEADER_BYTES = 10**8  # as the format has it
+MAX_HEADER_BYTES = 10**8  # limit of the format
 _LAYER = re.compile(r"(?:(?:model|transformer|gpt_neox|decoder)\.)*(?:layers|h)\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.")
-_BUFFER = re.compile(r"\.(?:attn|attention)\.(?:masked_)?bias$|\.inv_freq$")  # no weights
+_BUFFER = re.compile(r"\.(?:attn|attention)\.(?:masked_)?bias$|\.inv_freq$")  # not weights
 _EMBEDDING = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 _POSITIONS = ("wpe", "embed_positions")
 _HEAD = ("lm_head", "embed_out")
@@ -26,7 +26,7 @@ _LAST_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 @dataclass(slots=True)
 class Part:
-    """Bytes of one block; of its experts; of its table of the vocabulary, which has rows."""
+    """Sizes of a block: all bytes, those of its experts, and its vocabulary table."""
 
     n_bytes: int = 0
     expert_bytes: int = 0
@@ -37,23 +37,27 @@ class Part:
 
 @dataclass(slots=True)
 class Weights:
-    """What the files of a folder hold, by block."""
+    """Sizes of the blocks in a folder's files.
+
+    `is_16_bit`: most bytes are 16-bit floats. `is_all_16_bit`: all are.
+    """
 
     path: Path
     embedding: Part = field(default_factory=Part)
     layers: list[Part] = field(default_factory=list)
     head: Part = field(default_factory=Part)
-    is_16_bit: bool = True  # most of it
+    is_16_bit: bool = True
     is_all_16_bit: bool = True
 
 
 def read_weights(folder: Path) -> Weights | None:
-    """Sizes by block, from all safetensors of a model; None if the folder has none.
+    """Return the sizes of all blocks of a model; None if the folder has no safetensors.
 
     Raises
     ------
     ValueError
-        If a file is missing, cut short or no safetensors, or a tensor belongs to no block.
+        If a file is missing, truncated or not in the safetensors format, or if a tensor belongs
+        to no known block.
     """
     paths = _files(folder)
     if not paths:
@@ -84,7 +88,7 @@ def read_weights(folder: Path) -> Weights | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All parts of the model, as the index has them."""
+    """Return the files of a model, which its index lists."""
     index, single = folder / INDEX, folder / "model.safetensors"
     if not index.exists():
         others = sorted(folder.glob("*.safetensors"))
@@ -105,7 +109,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, str, list[int], int]]:
-    """Name, dtype, shape and bytes of every tensor in a file."""
+    """Yield name, dtype, shape and bytes of every tensor in a file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -146,12 +150,15 @@ def _is_tensor(dtype: Any, shape: Any, offsets: Any) -> bool:
 def _outside_layers(
     path: Path, weights: Weights, name: str, shape: list[int], n_bytes: int
 ) -> Part:
-    """The block of a tensor that no layer holds; notes the table of the vocabulary."""
+    """Return the block of a tensor that belongs to no layer.
+
+    The size of a vocabulary table is added to its block.
+    """
     words = name.split(".")
     part = weights.embedding
     if any(word in words for word in _EMBEDDING):
         part.table_bytes += n_bytes
-        if len(shape) == 2:  # not a scale
+        if len(shape) == 2:  # a table, not a scale
             part.table_rows, part.table_columns = shape
     elif any(word in words for word in _HEAD):
         part = weights.head

@@ -25,7 +25,7 @@ from hypsolve.problem.instance import Objective
 from hypsolve.problem.result import Result
 from hypsolve.problem.solution import Status
 from hypsolve.solve import METHODS, solve
-from hypsolve.solvers.partition.hypsplit import infeasible_reasons
+from hypsolve.solvers.partition.infeasibility import explain_infeasible
 
 
 def plan(
@@ -271,7 +271,8 @@ def _reasons(solution: Solution) -> tuple[str, ...]:
         return ()
     if result.status is not Status.INFEASIBLE:
         return (result.message,)
-    return infeasible_reasons(solution.instance)
+    reasons = explain_infeasible(solution.instance)
+    return (reasons.verdict, *reasons.tiers)
 
 
 def _nodes(solution: Solution) -> Iterator[NodePlan]:

@@ -1,4 +1,4 @@
-"""The types of the arrays that hypsolve works on."""
+"""Types of the arrays that hypsolve computes with."""
 
 import numpy as np
 from numpy.typing import NDArray

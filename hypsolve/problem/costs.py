@@ -1,8 +1,9 @@
-"""Every formula of a block's or link's seconds, and `to_instance`: Deployment -> Instance.
+"""Time and memory of blocks and links, and `to_instance`: Deployment -> Instance.
 
-Conventions, the same in the GPU fits and in predictions: 2 FLOPs per multiply-add, causal
-attention; one block and step takes ``t0_s + max(flops / flops_per_s, bytes / bytes_per_s)``,
-where bytes are streamed weights + KV cache read + activations.
+The fits of GPU profiles and all predictions share these conventions: a multiply-add counts as 2
+FLOPs, attention is causal, and a block takes
+``t0_s + max(flops / flops_per_s, bytes / bytes_per_s)`` in a step, where the bytes are the
+weights read, the KV cache read, and the activations.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
 
 
 def weight_read_bytes(block: Block, tokens: ArrayLike) -> Array:
-    """Weights streamed in a step of `tokens`; of experts, the expected distinct ones."""
+    """Return the weight bytes that a step of `tokens` reads.
+
+    Of a mixture of experts, it is the expected number of distinct experts that are read.
+    """
     tokens = np.asarray(tokens, dtype=np.float64)
     read = block.always_read_bytes + block.gathered_bytes_per_token * tokens
     if block.n_experts:
@@ -40,15 +44,20 @@ def weight_read_bytes(block: Block, tokens: ArrayLike) -> Array:
 def step_work(
     block: Block, tokens: ArrayLike, cached_tokens: ArrayLike, n_sequences: ArrayLike = 1
 ) -> tuple[Array, Array]:
-    """FLOPs and bytes of one block in one step.
+    """Return the FLOPs and the bytes of one block in one step.
 
     Parameters
     ----------
     tokens, cached_tokens : array_like
-        Tokens computed per sequence, and tokens already in the KV cache of each. A decode step
+        Tokens computed per sequence, and tokens in its KV cache before the step. A decode step
         at context x is ``tokens=1, cached_tokens=x - 1``.
     n_sequences : array_like
         Sequences in the batch.
+
+    Returns
+    -------
+    flops, moved_bytes : ndarray
+        In the broadcast shape of the arguments.
     """
     q, c, n = (np.asarray(a, dtype=np.float64) for a in (tokens, cached_tokens, n_sequences))
     computed = n if block.last_token_only else n * q
@@ -64,7 +73,7 @@ def step_work(
 
 
 def _window_sum(n: Array, window: int | None) -> Array:
-    """Sum of min(x, window) over x = 1..n."""
+    """Return the sum of min(x, window) over x = 1..n."""
     if window is None:
         return n * (n + 1) / 2
     inside = np.minimum(n, window)
@@ -77,7 +86,11 @@ def step_s(
     moved_bytes: ArrayLike,
     cost_model: CostModel = CostModel.ROOFLINE,
 ) -> Array:
-    """Seconds of one block and step; cost model ``flops`` is the paper's f / C."""
+    """Return the seconds of one block in one step.
+
+    Cost model ``roofline`` is the formula at the top of this module. Cost model ``flops`` is
+    the paper's f / C: FLOPs divided by the compute rate.
+    """
     compute_s = np.asarray(flops, dtype=np.float64) / gpu.flops_per_s
     if cost_model is CostModel.FLOPS:
         return compute_s
@@ -91,11 +104,11 @@ def service_s(
     output_tokens: ArrayLike,
     cost_model: CostModel = CostModel.ROOFLINE,
 ) -> Array:
-    """Seconds of one block for whole requests: prefill + a decode step per later token.
+    """Return the seconds of one block for whole requests: prefill and all decode steps.
 
-    Closed form: within the attention window both arms of the max are linear in the context, so
-    the sum over contexts ``prompt + 1 .. prompt + output - 1`` is two arithmetic series, split
-    where the arms cross; beyond the window the step is constant.
+    The sum over the contexts ``prompt + 1 .. prompt + output - 1`` has a closed form. Within
+    the attention window, compute and memory time are linear in the context: their maximum sums
+    to two arithmetic series, split where the lines cross. Beyond the window a step is constant.
     """
     p = np.asarray(prompt_tokens, dtype=np.float64)
     o = np.asarray(output_tokens, dtype=np.float64)
@@ -122,8 +135,8 @@ def service_s(
 
 
 def _sum_of_max(u0: float, u1: float, v0: float, v1: float, first: Array, last: Array) -> Array:
-    """Sum of max(u0 + u1 * x, v0 + v1 * x) over whole x = first..last (0 if last < first)."""
-    if u1 > v1:  # let u be the flatter line: it is the larger one up to the crossing
+    """Return the sum of max(u0 + u1 * x, v0 + v1 * x) over the whole numbers first..last."""
+    if u1 > v1:  # u is the flatter line: it is the larger one up to the crossing
         u0, u1, v0, v1 = v0, v1, u0, u1
     if u1 == v1:
         crossing = np.inf if u0 >= v0 else -np.inf
@@ -138,18 +151,18 @@ def _sum_of_max(u0: float, u1: float, v0: float, v1: float, first: Array, last: 
 def link_occupancy_s(
     link: Link, bytes_per_token: ArrayLike, prompt_tokens: ArrayLike, output_tokens: ArrayLike
 ) -> Array:
-    """Seconds a request keeps a link busy: every token but the last crosses once."""
+    """Return the seconds that a request keeps a link busy: all tokens but the last cross."""
     crossing = np.asarray(prompt_tokens, dtype=np.float64) + np.asarray(output_tokens) - 1
     return crossing * np.asarray(bytes_per_token, dtype=np.float64) / link.bytes_per_s
 
 
 def link_delay_s(link: Link, output_tokens: ArrayLike) -> Array:
-    """Latency a request pays on a link: each output token crosses and its id comes back."""
+    """Return the latency of a request on a link: a round trip for each output token."""
     return np.asarray(output_tokens, dtype=np.float64) * link.round_trip_s
 
 
 def block_bytes(model: Model, resident_tokens: int) -> NDArray[np.float64]:
-    """Weights + KV reserve of each block, shape (n_blocks,)."""
+    """Return weights and KV reserve of each block in bytes, shape (n_blocks,)."""
     return np.array(
         [b.weight_bytes + b.kv_bytes_per_token * resident_tokens for b in model.blocks],
         dtype=np.float64,
@@ -157,7 +170,7 @@ def block_bytes(model: Model, resident_tokens: int) -> NDArray[np.float64]:
 
 
 def node_classes(network: Network) -> list[GpuProfile]:
-    """Distinct GPU profiles: class c of a deployment's instance is the c-th of them."""
+    """Return the distinct GPU profiles in the order of their classes in an instance."""
     return list(dict.fromkeys(node.gpu for tier in network.tiers for node in tier.nodes))
 
 
@@ -175,12 +188,11 @@ def to_instance(
     max_blocks: Sequence[int] | None = None,
     name: str = "",
 ) -> Instance:
-    """Compile a deployment to the arrays every solver reads.
+    """Compile a deployment to the arrays that every solver reads.
 
     Parameters
     ----------
     deployment : Deployment
-        Model, network, requests, cost model.
     objective, stage_rule, allow_empty, overlap, link_cost, pinned, min_blocks, max_blocks
         As in `Instance.from_tables`.
     name : str
@@ -189,8 +201,25 @@ def to_instance(
     Returns
     -------
     Instance
-        Nodes with equal GPU profiles share a class; blocks are stored by kind, so that a
+        Nodes with equal GPU profiles share a class. Blocks are stored by kind, so that a
         million requests fit in memory.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the argument, the rule and the value.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("rtx-4090")),))
+    >>> deployment = hs.Deployment(
+    ...     model=hs.model("llama-3-8b"),
+    ...     network=hs.Network(name="lab", tiers=(box,)),
+    ...     requests=hs.Requests([0.0, 1.0], [512, 100], [64, 200]),
+    ... )
+    >>> hs.to_instance(deployment, objective="mean_latency")
+    <Instance 'llama-3-8b @ lab': 2 requests, 34 blocks, 1 tier, 1 node, mean_latency>
     """
     valid.of_type("to_instance", "deployment", deployment, Deployment)
     model, network, requests = deployment.model, deployment.network, deployment.requests
@@ -207,7 +236,7 @@ def to_instance(
                 of_kind[kind], gpu, prompt, output, deployment.cost_model
             )
 
-    # what crosses a cut depends on the block before it alone; after the last nothing does
+    # the bytes across a cut depend on the block before it alone; none cross after the last
     sent = [model.input_bytes_per_token, *(b.output_bytes_per_token for b in model.blocks[:-1])]
     sent_kinds = list(dict.fromkeys(sent))
     links = [tier.link for tier in network.tiers if tier.link is not None]
@@ -218,7 +247,7 @@ def to_instance(
             occupancy_s[:, k, m] = link_occupancy_s(link, token_bytes, prompt, output)
             transfer_s[:, k, m] = occupancy_s[:, k, m] + link_delay_s(link, output)
 
-    assert deployment.max_resident_tokens is not None  # set by Deployment itself
+    assert deployment.max_resident_tokens is not None  # Deployment sets it
     options: dict[str, Any] = {
         "objective": objective,
         "stage_rule": stage_rule,

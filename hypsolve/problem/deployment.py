@@ -1,4 +1,4 @@
-"""What a user has: a model, a network of GPUs, and the requests to serve."""
+"""Inputs of a deployment: a model, a network of GPUs, and the requests to serve."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,11 +9,14 @@ from numpy.typing import NDArray
 
 from hypsolve.problem import validation as valid
 
-MAX_TOKENS = 2**40  # of one prompt or output
+MAX_TOKENS = 2**40  # in one prompt or output
 
 
 class CostModel(StrEnum):
-    """How a block's FLOPs and bytes become seconds: measured roofline, or the paper's f / C."""
+    """Formula for the time of a block: the measured roofline, or the paper's f / C.
+
+    See `hypsolve.problem.costs.step_s`.
+    """
 
     ROOFLINE = "roofline"
     FLOPS = "flops"
@@ -21,34 +24,39 @@ class CostModel(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """The smallest part of a model that can be placed: embedding, one layer, or the head.
+    """The smallest part of a model that can be placed: the embedding, a layer, or the head.
 
     Parameters
     ----------
     kind : str
-        Name of the kind; blocks of one kind cost the same.
+        Name of the kind. Blocks of one kind are equal.
     weight_bytes : int
-        Held in memory.
+        Memory of the weights.
     always_read_bytes : int
-        Weights streamed in every step, whatever the number of tokens.
+        Weights read in every step, whatever the number of tokens.
     gathered_bytes_per_token : int
         Weights read per token: one row of an embedding table.
     expert_bytes, n_experts, experts_per_token : int
-        One expert of a mixture-of-experts layer, how many there are, how many a token visits.
+        Mixture-of-experts layer: size of an expert, number of experts, experts per token.
     kv_bytes_per_token : int
-        KV cache kept per resident token.
+        KV cache per resident token.
     activation_bytes_per_token : int
-        Activations read and written in a step.
+        Activations read and written per token in a step.
     output_bytes_per_token : int
-        Sent to the next block.
+        Bytes sent to the next block per token.
     flops_per_token : float
-        Linear part, 2 per multiply-add.
+        FLOPs of the linear part, 2 per multiply-add.
     attention_flops_per_pair : float
-        Per (token, context token) pair.
+        FLOPs per pair of a token and a context token.
     window_tokens : int or None
-        Sliding attention window; None: the whole context.
+        Sliding attention window; None means the whole context.
     last_token_only : bool
-        In prefill one position is computed (the head).
+        Whether prefill computes the last position alone, as the head does.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the block, the field, the rule and the value.
     """
 
     kind: str
@@ -102,10 +110,33 @@ class Block:
 class Model:
     """An LLM as a chain of blocks.
 
-    ``tied_bytes`` are counted once, not twice, where one stage holds all blocks (an embedding
-    table that is also the head). ``extrapolated`` marks costs beyond what was measured;
-    ``source`` says where the shape comes from. ``context_tokens`` is the longest sequence that
-    it was made for; 0: not known.
+    `hypsolve.model` returns a model of the catalogue, `hypsolve.read_model` reads one from
+    Hugging Face files.
+
+    Attributes
+    ----------
+    name : str
+    blocks : tuple of Block
+        Embedding, layers, head: a model of n layers has n + 2 blocks.
+    input_bytes_per_token : int
+        Bytes that enter the first block per token (a token id).
+    tied_bytes : int
+        Weights that the first and last block share: a stage of all blocks holds them once.
+    extrapolated : bool
+        Whether costs go beyond measurements.
+    source : str
+        Origin of the shape.
+    context_tokens : int
+        Longest sequence that the model was made for; 0 if unknown.
+    n_blocks, n_layers : int
+        Number of blocks; number of blocks without embedding and head.
+    weight_bytes : int
+        Sum of the weights of all blocks.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the model, the field, the rule and the value.
     """
 
     name: str
@@ -139,22 +170,50 @@ class Model:
         return len(self.blocks)
 
     @property
+    def n_layers(self) -> int:
+        """Number of layers: the blocks without embedding and head."""
+        return max(self.n_blocks - 2, 0)
+
+    @property
     def weight_bytes(self) -> int:
-        """Weights of all blocks when placed apart."""
+        """Sum of the weights of all blocks, with shared weights counted twice."""
         return sum(block.weight_bytes for block in self.blocks)
 
     def stage_weight_bytes(self, blocks: Sequence[Block]) -> int:
-        """Weights of some of the blocks on one node; of all, ``tied_bytes`` less."""
+        """Return the weights of some blocks on one node; all blocks share `tied_bytes`."""
         tied_bytes = self.tied_bytes if len(blocks) == self.n_blocks else 0
         return sum(block.weight_bytes for block in blocks) - tied_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuProfile:
-    """What a GPU does: ``t = t0_s + max(flops / flops_per_s, bytes / bytes_per_s)`` per block.
+    """Speed and memory of a GPU.
 
-    ``basis`` says where the three numbers come from: ``fitted`` to measured block times,
-    ``datasheet`` times measured shares, or the ``user``; ``source`` says it in words.
+    A block takes ``t0_s + max(flops / flops_per_s, bytes / bytes_per_s)`` seconds in a step.
+    `hypsolve.gpu` returns a profile of the catalogue.
+
+    Attributes
+    ----------
+    name : str
+    t0_s : float
+        Fixed time of a block in each step, in seconds.
+    flops_per_s, bytes_per_s : float
+        Compute rate and memory bandwidth that blocks reach.
+    memory_bytes : float
+    power_w : float
+        Board power in watts; 0 if unknown.
+    tier : str
+        Where the catalogue expects the GPU: ``edge``, ``fog`` or ``cloud``.
+    basis : str
+        Origin of the three speeds: ``fitted`` to measured block times, ``datasheet`` values
+        times measured shares, or ``user``.
+    source : str
+        Origin of the numbers, in words.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the GPU, the field, the rule and the value.
     """
 
     name: str
@@ -177,11 +236,23 @@ class GpuProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """From one tier to the next: rate, one-way latency, and latency of the way back."""
+    """A link from one tier to the next.
+
+    Attributes
+    ----------
+    bytes_per_s : float
+        Rate of the link.
+    latency_s : float
+        One-way latency.
+    return_latency_s : float or None
+        Latency of the way back; None means `latency_s`.
+    round_trip_s : float
+        Sum of both latencies.
+    """
 
     bytes_per_s: float
     latency_s: float
-    return_latency_s: float | None = None  # None: the same
+    return_latency_s: float | None = None
 
     def __post_init__(self) -> None:
         valid.real("link", "bytes_per_s", self.bytes_per_s, strict=True)
@@ -191,19 +262,31 @@ class Link:
 
     @property
     def round_trip_s(self) -> float:
-        """Latency forward and back."""
+        """Sum of the latency and the return latency."""
         back = self.latency_s if self.return_latency_s is None else self.return_latency_s
         return self.latency_s + back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One machine: a GPU profile and the memory usable for weights and KV cache."""
+    """A machine with one GPU.
+
+    Attributes
+    ----------
+    name : str
+    gpu : GpuProfile
+    memory_bytes : float or None
+        Memory of the node; None means the memory of its GPU.
+    reserved_bytes : float
+        Part of the memory that weights and KV cache cannot use: runtime, activations.
+    usable_bytes : float
+        Memory for weights and KV cache.
+    """
 
     name: str
     gpu: GpuProfile
-    memory_bytes: float | None = None  # None: what the GPU has
-    reserved_bytes: float = 0.0  # runtime, activations
+    memory_bytes: float | None = None
+    reserved_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         owner = f"node {valid.name('node', self.name)!r}"
@@ -220,14 +303,22 @@ class Node:
 
     @property
     def usable_bytes(self) -> float:
-        """Memory less what is reserved."""
+        """Memory for weights and KV cache: the memory less the reserved part."""
         memory = self.gpu.memory_bytes if self.memory_bytes is None else self.memory_bytes
         return memory - self.reserved_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """A level of the network, and the link to the next one (None on the last)."""
+    """A level of the network: nodes that hold equal blocks and share the requests.
+
+    Attributes
+    ----------
+    name : str
+    nodes : tuple of Node
+    link : Link or None
+        Link to the next tier; None on the last tier.
+    """
 
     name: str
     nodes: tuple[Node, ...]
@@ -242,7 +333,31 @@ class Tier:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Network:
-    """Tiers in path order, request side first."""
+    """A chain of tiers.
+
+    Attributes
+    ----------
+    name : str
+    tiers : tuple of Tier
+        Tiers in the order that a request visits them.
+
+    Raises
+    ------
+    ValueError
+        If a tier but the last has no link, the last has one, or two names are equal.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> desk = hs.Tier(
+    ...     name="desk",
+    ...     nodes=(hs.Node(name="desk", gpu=hs.gpu("l4")),),
+    ...     link=hs.Link(bytes_per_s=125e6, latency_s=2e-3),
+    ... )
+    >>> rack = hs.Tier(name="rack", nodes=(hs.Node(name="rack", gpu=hs.gpu("a100-80gb")),))
+    >>> hs.Network(name="lab", tiers=(desk, rack))
+    <Network lab, nodes of each tier: desk (1), rack (1)>
+    """
 
     name: str
     tiers: tuple[Tier, ...]
@@ -276,7 +391,15 @@ def _distinct(owner: str, what: str, names: list[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request: when it arrives, the tokens of its prompt, the tokens it is to produce."""
+    """A request.
+
+    Attributes
+    ----------
+    arrival_s : float
+        Seconds from time 0.
+    prompt_tokens, output_tokens : int
+        Tokens of the prompt, and tokens to generate.
+    """
 
     arrival_s: float
     prompt_tokens: int
@@ -285,7 +408,26 @@ class Request:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Requests:
-    """Many requests as arrays, each of shape (n_requests,)."""
+    """Requests as arrays.
+
+    Attributes
+    ----------
+    arrival_s : ndarray, shape (n_requests,)
+        Seconds from time 0, in any order.
+    prompt_tokens, output_tokens : ndarray of int, shape (n_requests,)
+        Tokens of each prompt, and tokens to generate; from 1 to 2**40.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the field, the rule and the value.
+
+    Examples
+    --------
+    >>> requests = Requests.of([Request(0.0, 120, 40), Request(0.5, 900, 10)])
+    >>> len(requests), requests.prompt_tokens
+    (2, array([120, 900]))
+    """
 
     arrival_s: NDArray[np.float64]
     prompt_tokens: NDArray[np.int64]
@@ -310,7 +452,7 @@ class Requests:
 
     @classmethod
     def of(cls, requests: Iterable[Request]) -> "Requests":
-        """Gather single requests."""
+        """Return the arrays of single requests."""
         rows = list(requests)
         for r, row in enumerate(rows):
             valid.of_type("requests", f"request {r}", row, Request)
@@ -326,10 +468,23 @@ class Requests:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Deployment:
-    """A model on a network under requests: what `hypsolve.problem.costs.to_instance` compiles.
+    """A model on a network under requests; `hypsolve.to_instance` compiles it.
 
-    ``max_resident_tokens`` (default: the largest prompt + output) is what a node reserves KV
-    cache for, in every block it holds.
+    Attributes
+    ----------
+    model : Model
+    network : Network
+    requests : Requests
+    cost_model : CostModel
+        ``roofline`` or ``flops``.
+    max_resident_tokens : int
+        Tokens for which a node reserves KV cache in every block that it holds. Default: the
+        largest sum of prompt and output.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the field, the rule and the value.
     """
 
     model: Model

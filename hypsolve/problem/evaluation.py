@@ -1,7 +1,7 @@
-"""What a decision costs and which rules it breaks, straight from the definitions.
+"""Objectives and rules, straight from their definitions: `evaluate` and `check`.
 
-Shares no arithmetic with the solvers: they use prefix sums and tables, this file sums the
-blocks of a stage. `evaluate` and `check` are for users' own answers too.
+This file shares no arithmetic with the solvers: they use prefix sums and tables, it sums the
+blocks of a stage. Users may score and check their own decisions with it.
 """
 
 import math
@@ -20,17 +20,17 @@ from hypsolve.problem.instance import (
 from hypsolve.problem.solution import Partition, Schedule, Violation
 from hypsolve.problem.units import show_bytes
 
-RELATIVE_ERROR = 1e-12  # what rounding may add between two orders of summation
+RELATIVE_ERROR = 1e-12  # of two sums in different orders
 
 
 def stage_bytes(instance: Instance, first: int, end: int) -> float:
-    """Memory that a node needs for blocks first:end."""
+    """Return the memory that a node needs for blocks first:end."""
     total = math.fsum(instance.block_bytes[first:end].tolist())
     return total - instance.tied_bytes if first == 0 and end == instance.n_blocks else total
 
 
 def can_hold(instance: Instance, tier: int, first: int, end: int) -> NDArray[np.bool_]:
-    """Which nodes of a tier can hold blocks first:end, shape (n_nodes of the tier,)."""
+    """Return which nodes of a tier can hold blocks first:end, shape (nodes of the tier,)."""
     capacity = instance.node_bytes[instance.nodes_of(tier)]
     if first == end:
         return np.ones(len(capacity), dtype=bool)
@@ -40,22 +40,25 @@ def can_hold(instance: Instance, tier: int, first: int, end: int) -> NDArray[np.
 
 
 def memory_slack(instance: Instance) -> float:
-    """Relative slack of memory limits: sums of whole bytes are exact, others rounded."""
+    """Return the relative slack of memory limits: 0 for whole bytes, whose sums are exact."""
     return bytes_slack(instance.block_bytes)
 
 
 def bytes_slack(block_bytes: Array) -> float:
-    """Relative slack of limits on sums of these."""
+    """Return the relative slack of limits on sums of `block_bytes`."""
     exact = block_bytes.sum() <= 2**53 and bool((block_bytes == np.rint(block_bytes)).all())
     return 0.0 if exact else RELATIVE_ERROR
 
 
 def node_stage_s(instance: Instance, tier: int, first: int, end: int) -> Array:
-    """Reference seconds of blocks first:end on each node of a tier, whether they fit or not."""
+    """Return the reference seconds of blocks first:end on each node of a tier.
+
+    Memory is ignored. The array has shape (nodes of the tier,).
+    """
     kinds = instance.block_kind[first:end]
     lowest = int(kinds.min()) if len(kinds) else 0
     counts = np.bincount(kinds - lowest)
-    present = np.flatnonzero(counts)  # of a million kinds few are here
+    present = np.flatnonzero(counts)  # a stage has few of a million kinds
     node_class = instance.node_class[instance.nodes_of(tier)].tolist()
     prefix_seconds = {
         c: math.fsum(
@@ -69,14 +72,17 @@ def node_stage_s(instance: Instance, tier: int, first: int, end: int) -> Array:
 def stage_s(
     instance: Instance, tier: int, first: int, end: int, rule: StageRule | str | None = None
 ) -> float:
-    """Stage time of blocks first:end on a tier for the reference request, without its link.
+    """Return the stage time of blocks first:end on a tier for the reference request.
+
+    The outgoing link is not included.
 
     Parameters
     ----------
     rule : StageRule or str, optional
-        Default: the instance's. ``fastest``: the quickest node that can hold the stage;
-        ``pooled``: 1 / sum(1 / t) over those, the tier's period under a size-blind proportional
-        split; ``slowest``: the slowest, all must hold it.
+        Default: the rule of the instance. ``fastest``: time of the fastest node that can hold
+        the stage. ``pooled``: 1 / sum(1 / t) over the nodes that can hold it, the period of
+        the tier if each node serves a share of the requests in proportion to its speed.
+        ``slowest``: time of the slowest node; every node must hold the stage.
 
     Returns
     -------
@@ -103,14 +109,14 @@ def stage_s(
 
 
 def link_s(instance: Instance, link: int, cut: int) -> float:
-    """What stage `link` pays its outgoing link in the bottleneck when it ends at `cut`."""
+    """Return the seconds that a link adds to the bottleneck if its stage ends at `cut`."""
     full = instance.link_cost is LinkCost.FULL
     kinds = instance.reference_transfer_kind_s if full else instance.reference_occupancy_kind_s
     return float(kinds[link, instance.cut_kind[cut]])
 
 
 def bottleneck_s(instance: Instance, partition: Partition) -> float:
-    """Largest stage time, each with its outgoing link (added, or overlapping)."""
+    """Return the largest stage time, each with its outgoing link (added or overlapped)."""
     worst = 0.0
     for k in range(instance.n_tiers):
         time_s = stage_s(instance, k, partition.cuts[k], partition.cuts[k + 1])
@@ -135,19 +141,25 @@ def _fastest_and_transfers(
 
 
 def path_s(instance: Instance, partition: Partition) -> float:
-    """Latency of the reference request on an idle network: fastest nodes and all transfers."""
+    """Return the latency of the reference request on an idle network.
+
+    It visits the fastest node of every tier and pays every transfer.
+    """
     stages, transfers_s = _fastest_and_transfers(instance, partition)
     return math.fsum(stages) + transfers_s if math.inf not in stages else math.inf
 
 
 def p0_s(instance: Instance, partition: Partition) -> float:
-    """The paper's problem P0: the largest fastest-node stage time + all transfers."""
+    """Return the objective of the paper's problem P0.
+
+    It is the largest stage time on the fastest nodes, plus all transfers.
+    """
     stages, transfers_s = _fastest_and_transfers(instance, partition)
     return max(stages) + transfers_s
 
 
 def service_s(instance: Instance, partition: Partition) -> Array:
-    """Seconds of each stage, shape (n_requests or 1, n_tiers, n_classes)."""
+    """Return the seconds of each stage, shape (n_requests or 1, n_tiers, n_classes)."""
     n_kinds = instance.kind_s.shape[2]
     counts = np.array(
         [
@@ -160,28 +172,28 @@ def service_s(instance: Instance, partition: Partition) -> Array:
 
 
 def transfer_s(instance: Instance, partition: Partition) -> Array:
-    """Seconds from each tier to the next, shape (n_requests or 1, n_tiers - 1)."""
+    """Return the transfer seconds of each link, shape (n_requests or 1, n_tiers - 1)."""
     kinds = instance.cut_kind[list(partition.cuts[1:-1])]
     return instance.transfer_kind_s[:, np.arange(instance.n_tiers - 1), kinds]
 
 
 def completion_s(schedule: Schedule) -> Array:
-    """When each request's last stage ends, shape (n_requests,)."""
+    """Return the end of each request's last stage in seconds, shape (n_requests,)."""
     return np.fmax.reduce(schedule.end_s, axis=1)
 
 
 def latency_s(instance: Instance, schedule: Schedule) -> Array:
-    """Completion - arrival of each request, shape (n_requests,)."""
+    """Return completion minus arrival of each request in seconds, shape (n_requests,)."""
     return completion_s(schedule) - instance.arrival_s
 
 
 def mean_latency_s(instance: Instance, schedule: Schedule) -> float:
-    """Mean of completion - arrival."""
+    """Return the mean latency in seconds."""
     return float(latency_s(instance, schedule).mean())
 
 
 def makespan_s(schedule: Schedule) -> float:
-    """Last completion, counted from time 0."""
+    """Return the last completion in seconds from time 0."""
     return float(completion_s(schedule).max())
 
 
@@ -191,15 +203,41 @@ def evaluate(
     schedule: Schedule | None = None,
     objective: Objective | str | None = None,
 ) -> float:
-    """Score a decision under the instance's objective (or another), in seconds.
+    """Return the objective value of a decision.
 
-    Does not say whether it is legal, `check` does; a stage that fits nowhere costs inf.
+    The decision need not be legal: `check` decides that. A stage that fits on no node costs
+    inf.
+
+    Parameters
+    ----------
+    instance : Instance
+    partition : Partition
+    schedule : Schedule, optional
+        Needed for the objectives ``mean_latency`` and ``makespan``.
+    objective : Objective or str, optional
+        Default: the objective of the instance.
+
+    Returns
+    -------
+    float
+        Seconds.
 
     Raises
     ------
     ValueError
-        If the partition is for another number of tiers or blocks, or a scheduled objective is
-        asked for without a schedule.
+        If the decision does not have the instance's numbers of tiers, blocks and requests, or
+        if the objective needs a schedule and there is none.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> instance = hs.Instance.from_tables(
+    ...     [[[1.0, 2.0, 3.0]]], [1, 1, 1], [[(0, 2)], [(0, 2)]]
+    ... )
+    >>> hs.evaluate(instance, hs.Partition((0, 2, 3)))
+    3.0
+    >>> hs.evaluate(instance, hs.Partition((0, 2, 3)), objective="path")
+    6.0
     """
     if objective is None:
         objective = instance.objective
@@ -236,12 +274,35 @@ def require_shape(
 def check(
     instance: Instance, partition: Partition, schedule: Schedule | None = None
 ) -> list[Violation]:
-    """Every rule that a decision breaks; an empty list means it is legal.
+    """Return the rules that a decision breaks; an empty list means that it is legal.
+
+    Parameters
+    ----------
+    instance : Instance
+    partition : Partition
+    schedule : Schedule, optional
+        Without it only the partition is checked.
+
+    Returns
+    -------
+    list of Violation
+        A rule of the schedule appears once per tier, for the first request that breaks it.
 
     Raises
     ------
     ValueError
         If the decision does not have the instance's numbers of tiers, blocks and requests.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> instance = hs.Instance.from_tables(
+    ...     [[[1.0, 2.0, 3.0]]], [1, 1, 1], [[(0, 2)], [(0, 2)]]
+    ... )
+    >>> hs.check(instance, hs.Partition((0, 2, 3)))
+    []
+    >>> print(hs.check(instance, hs.Partition((0, 0, 3)))[0])
+    blocks: tier 'tier-0' must host 1 to 3 blocks, got 0
     """
     require_shape(instance, partition, schedule)
     found = list(_check_partition(instance, partition))
@@ -266,7 +327,7 @@ def _check_partition(instance: Instance, partition: Partition) -> list[Violation
                 Violation("pinned", f"{tier} must end at cut {low} to {high}, got {j}")
             )
         holds = can_hold(instance, k, i, j)
-        # for `slowest` a node that cannot hold the stage makes the bottleneck infinite
+        # under `slowest`, a node that cannot hold the stage makes the bottleneck infinite
         all_must = instance.stage_rule is StageRule.SLOWEST and (
             instance.objective is Objective.BOTTLENECK
         )
@@ -346,7 +407,7 @@ def _check_tier(
     found += _first(instance, bad, "times", k, "must have finite times", schedule)
     if bad.any():
         return found
-    # what rounding may add to sums of times as large as this request's own
+    # rounding of sums of times as large as this request's own
     slack_s = RELATIVE_ERROR * np.maximum(np.maximum(np.abs(start), np.abs(end)), ready_s)
     early = start < ready_s - slack_s
     found += _first(instance, early, "order", k, "starts before it is ready", schedule)
@@ -354,7 +415,7 @@ def _check_tier(
     rows = np.arange(len(node)) if len(service) > 1 else np.zeros(len(node), np.int64)
     wrong = np.abs(end - start - service[rows, classes]) > slack_s
     found += _first(instance, wrong, "duration", k, "does not take its service time", schedule)
-    # one request at a time per node: in order of start (then end), each after the one before
+    # a node serves one request at a time: by start and end, each begins after the previous end
     order = np.lexsort((end, start, node))
     before, after = order[:-1], order[1:]
     overlap = np.zeros(len(node), dtype=bool)
@@ -373,7 +434,7 @@ def _first(
     sentence: str,
     schedule: Schedule,
 ) -> list[Violation]:
-    """One violation for the first request that breaks the rule, with how many more do."""
+    """Return a violation for the first request that breaks a rule, and count the others."""
     if not broken.any():
         return []
     r = int(np.argmax(broken))
@@ -389,7 +450,7 @@ def _first(
 
 
 def stage_service_s(instance: Instance, first: int, end: int) -> Array:
-    """Seconds of blocks first:end per request and class, shape (n_requests or 1, n_classes)."""
+    """Return the seconds of blocks first:end, shape (n_requests or 1, n_classes)."""
     n_kinds = instance.kind_s.shape[2]
     counts = np.bincount(instance.block_kind[first:end], minlength=n_kinds)
     return np.ascontiguousarray(instance.kind_s @ counts.astype(np.float64))

@@ -16,7 +16,11 @@ MAX_BYTES = 2**30
 
 @contextlib.contextmanager
 def replacing(path: Path, what: str) -> Iterator[TextIO]:
-    """Open a file to write that takes the place of `path` once it is whole; .gz is packed."""
+    """Open a temporary file that replaces `path` after the block; ``.gz`` is compressed.
+
+    If the block raises, `path` keeps its content and the temporary file is removed. `what`
+    names the content in the error message.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with contextlib.ExitStack() as stack:
@@ -24,10 +28,10 @@ def replacing(path: Path, what: str) -> Iterator[TextIO]:
             stack.callback(_sync, raw)
             binary: Any = raw
             if path.name.endswith(".gz"):
-                # no name, no time: equal contents make equal files
+                # without name and time, equal contents give equal files
                 binary = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
             text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
-            stack.callback(text.detach)  # flushes, and leaves `raw` open for the others
+            stack.callback(text.detach)  # flushes and leaves `raw` open
             yield text
         temporary.replace(path)
     except OSError as error:
@@ -35,7 +39,7 @@ def replacing(path: Path, what: str) -> Iterator[TextIO]:
             error.errno, f"cannot write {what} here: {error.strerror}", str(path)
         ) from None
     finally:
-        with contextlib.suppress(OSError):  # already renamed, or never made
+        with contextlib.suppress(OSError):  # renamed already, or never created
             temporary.unlink()
 
 
@@ -45,14 +49,23 @@ def _sync(file: BinaryIO) -> None:
 
 
 def checked_path(owner: str, path: Any) -> Path:
-    """Return `path`, which must be a string or a path, as a path."""
+    """Return `path` as a `Path`; raise TypeError unless it is a string or a path."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{owner}: path must be a string or a path, got {path!r:.60}")
     return Path(path)
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
-    """Return the content of a file, unpacked if it is gzip, of at most `max_bytes`."""
+    """Return the content of a file, decompressed if its name ends in ``.gz``.
+
+    Raises
+    ------
+    ValueError
+        If the file or its decompressed content exceeds `max_bytes`, or the compression is
+        broken.
+    OSError
+        If the file does not exist or cannot be read.
+    """
     size = path.stat().st_size
     if size > max_bytes:
         raise ValueError(f"{path}: file must have at most {max_bytes} bytes, got {size}")
@@ -67,7 +80,13 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 
 def parse_json(path: Path, content: bytes) -> Any:
-    """Return what a JSON document holds; keys once, numbers finite, errors with the path."""
+    """Parse JSON strictly: keys must be distinct and numbers finite.
+
+    Raises
+    ------
+    ValueError
+        Naming the path and the fault.
+    """
     try:
         return json.loads(
             content.decode(), object_pairs_hook=_distinct, parse_constant=_refuse_constant

@@ -1,4 +1,4 @@
-"""What is given: `Instance`, the canonical arrays every solver reads, and the objective."""
+"""Instances: the canonical arrays that every solver reads, and the objectives."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ from numpy.typing import ArrayLike
 from hypsolve.problem import instance_tables
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
-from hypsolve.problem.html import html_table
+from hypsolve.problem.html_table import html_table
 from hypsolve.problem.units import count, show_bytes
 
 
 class Objective(StrEnum):
-    """What is minimised, always in seconds; README defines each."""
+    """Objective to minimise, in seconds.
+
+    ``BOTTLENECK``: largest stage time, with its link. ``PATH``: latency of the reference
+    request on an idle network. ``P0``: largest stage time plus all transfers, as in the paper.
+    ``MEAN_LATENCY``: mean of completion minus arrival. ``MAKESPAN``: last completion.
+    `hypsolve.problem.evaluation` has the formulas.
+    """
 
     BOTTLENECK = "bottleneck"
     PATH = "path"
@@ -30,12 +36,12 @@ class Objective(StrEnum):
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether it is a property of the schedule, not of the partition alone."""
+        """Whether the objective depends on the schedule, not on the partition alone."""
         return self in (Objective.MEAN_LATENCY, Objective.MAKESPAN)
 
 
 class StageRule(StrEnum):
-    """How the nodes of a tier make one stage time: see `evaluation.stage_s`."""
+    """Rule that combines the nodes of a tier into one stage time; see `evaluation.stage_s`."""
 
     POOLED = "pooled"
     FASTEST = "fastest"
@@ -43,7 +49,10 @@ class StageRule(StrEnum):
 
 
 class LinkCost(StrEnum):
-    """What a stage pays its outgoing link in the bottleneck: the time it is busy, or all."""
+    """Part of the outgoing transfer that counts in the bottleneck.
+
+    ``OCCUPANCY``: the time that the link is busy. ``FULL``: the whole transfer.
+    """
 
     OCCUPANCY = "occupancy"
     FULL = "full"
@@ -51,37 +60,49 @@ class LinkCost(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Instance:
-    """The canonical arrays; make one with `from_tables`, `hypsolve.to_instance` or `load`.
+    """A problem as canonical arrays.
 
-    Blocks with equal columns share a *kind* (a transformer's layers), and so do cuts: a table
-    over blocks is ``kind_table[..., block_kind]``, one over cuts ``kind_table[..., cut_kind]``.
+    Make one with `from_tables`, `hypsolve.to_instance` or `hypsolve.load`. Two instances are
+    equal if their digests are.
+
+    Blocks with equal columns share a *kind* (the layers of a transformer do), and so do cuts.
+    The table over blocks is ``kind_table[..., block_kind]``, the table over cuts is
+    ``kind_table[..., cut_kind]``.
 
     Attributes
     ----------
     kind_s : ndarray, shape (n_requests or 1, n_classes, n_block_kinds)
-        Seconds of one block for one request on one node class.
+        Seconds of a block for a request on a node class.
     reference_kind_s : ndarray, shape (n_classes, n_block_kinds)
-        The same for the reference request.
+        Seconds of a block for the reference request.
     block_kind : ndarray of int, shape (n_blocks,)
     block_bytes : ndarray, shape (n_blocks,)
-        Memory a node needs for a block; all 0: no memory limit.
+        Memory that a node needs for a block; all 0 means no memory limit.
     tied_bytes : float
-        Subtracted when one stage holds all blocks.
+        Memory that is saved if one stage holds all blocks.
     transfer_kind_s, occupancy_kind_s : ndarray, (n_requests or 1, n_tiers - 1, n_cut_kinds)
         Seconds from tier k to k + 1 at a cut, and the part that keeps the link busy.
     reference_transfer_kind_s, reference_occupancy_kind_s : ndarray, (n_tiers - 1, n_cut_kinds)
+        Both for the reference request.
     cut_kind : ndarray of int, shape (n_blocks + 1,)
     node_tier, node_class : ndarray of int, shape (n_nodes,)
-        Nodes are sorted by tier.
+        Tier and class of each node; nodes are sorted by tier.
     node_bytes : ndarray, shape (n_nodes,)
+        Usable memory.
     arrival_s : ndarray, shape (n_requests,)
     cut_min, cut_max : ndarray of int, shape (n_tiers + 1,)
-        Pinned blocks, as limits of each cut.
+        Limits of each cut, which pinned blocks impose.
     min_blocks_given, max_blocks : ndarray of int, shape (n_tiers,)
+        Limits of each stage as given; `min_blocks` is at least 1 where no stage may be empty.
     objective, stage_rule, allow_empty, overlap, link_cost
         As in `from_tables`.
     name, extrapolated, tier_names, node_names, class_names
-        For people; not part of the digest. ``extrapolated``: costs beyond what was measured.
+        For people, and not part of the digest. `extrapolated` marks costs beyond measurements.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the field, the rule and the value.
     """
 
     kind_s: Array
@@ -189,7 +210,7 @@ class Instance:
                 f"instance: cut_min and cut_max must start at 0 and end at {self.n_blocks},"
                 f" got {[int(end) for end in ends]}"
             )
-        # all blocks on one stage must not be smaller than all but one: memory is to be monotone
+        # memory must be monotone: all blocks together need no less than all but one
         shared = min(self.block_bytes[0], self.block_bytes[-1])
         if self.tied_bytes > shared:
             raise ValueError(
@@ -259,7 +280,7 @@ class Instance:
         return array
 
     def _indices(self, field: str, shape: tuple[int | None, ...], end: int) -> IntArray:
-        """Whole numbers in 0..end - 1."""
+        """Return a field as whole numbers in 0..end - 1."""
         real = valid.reals("instance", field, getattr(self, field), shape)
         if (real % 1).any() or (real.size and real.max() >= end):
             raise ValueError(
@@ -287,7 +308,7 @@ class Instance:
 
     @property
     def n_nodes(self) -> int:
-        """Number of nodes, all tiers."""
+        """Number of nodes of all tiers."""
         return len(self.node_tier)
 
     @property
@@ -297,45 +318,67 @@ class Instance:
 
     @property
     def reference_s(self) -> Array:
-        """Reference seconds per class and block, shape (n_classes, n_blocks)."""
+        """Seconds of the reference request, shape (n_classes, n_blocks)."""
         return self.reference_kind_s[:, self.block_kind]
 
     @property
     def block_s(self) -> Array:
-        """Seconds per request, class, block: (n_requests or 1, n_classes, n_blocks)."""
+        """Seconds of blocks, shape (n_requests or 1, n_classes, n_blocks)."""
         return self.kind_s[:, :, self.block_kind]
 
     @property
     def transfer_s(self) -> Array:
-        """Seconds per request, link, cut: (n_requests or 1, n_tiers - 1, n_blocks + 1)."""
+        """Seconds of transfers, shape (n_requests or 1, n_tiers - 1, n_blocks + 1)."""
         return self.transfer_kind_s[:, :, self.cut_kind]
 
     @property
     def reference_transfer_s(self) -> Array:
-        """Reference transfer per link and cut, shape (n_tiers - 1, n_blocks + 1)."""
+        """Transfers of the reference request, shape (n_tiers - 1, n_blocks + 1)."""
         return self.reference_transfer_kind_s[:, self.cut_kind]
 
     @property
     def reference_link_s(self) -> Array:
-        """What a stage pays its link in the bottleneck: (n_tiers - 1, n_blocks + 1)."""
+        """Seconds that links add to the bottleneck, shape (n_tiers - 1, n_blocks + 1)."""
         full = self.link_cost is LinkCost.FULL
         kinds = self.reference_transfer_kind_s if full else self.reference_occupancy_kind_s
         return kinds[:, self.cut_kind]
 
     @property
     def min_blocks(self) -> IntArray:
-        """Least blocks per stage, 1 or more where none may be empty; shape (n_tiers,)."""
+        """Minimum number of blocks per stage, shape (n_tiers,).
+
+        It is at least 1 unless stages may be empty.
+        """
         return (
             self.min_blocks_given if self.allow_empty else np.maximum(self.min_blocks_given, 1)
         )
 
     def nodes_of(self, tier: int) -> slice:
-        """Nodes of a tier, as a slice of the node arrays."""
+        """Return the nodes of a tier, as a slice of the node arrays."""
         first, end = np.searchsorted(self.node_tier, (tier, tier + 1))
         return slice(int(first), int(end))
 
     def replace(self, **changes: Any) -> Instance:
-        """Copy with other fields, validated again; also ``pinned`` and ``min_blocks``."""
+        """Return a copy with some fields changed, validated again.
+
+        Parameters
+        ----------
+        **changes
+            Any attribute; ``pinned``, ``min_blocks`` and ``max_blocks`` as in `from_tables`.
+
+        Raises
+        ------
+        TypeError
+            For an unknown field; the message suggests the likeliest name.
+        ValueError
+            If the new instance breaks a rule.
+
+        Examples
+        --------
+        >>> instance = Instance.from_tables([[[1.0, 2.0]]], [0, 0], [[(0, 0)], [(0, 0)]])
+        >>> instance.replace(objective="path", name="two tiers")
+        <Instance 'two tiers': 1 request, 2 blocks, 2 tiers, 2 nodes, path>
+        """
         size = self.n_tiers, self.n_blocks
         if "pinned" in changes:
             pins = instance_tables.cut_limits(changes.pop("pinned"), *size)
@@ -358,7 +401,11 @@ class Instance:
         return dataclasses.replace(self, **changes)
 
     def digest(self) -> str:
-        """Sha256 of the arrays (shape, little-endian), objective, rule and flags."""
+        """Return the SHA-256 digest of the problem, in hexadecimal.
+
+        It covers all arrays (shape and little-endian content), objective, rules and flags, but
+        no names.
+        """
         sha = hashlib.sha256()
         for field in ARRAY_FIELDS:
             array = getattr(self, field)
@@ -401,50 +448,69 @@ class Instance:
     ) -> Instance:
         """Make an instance from a user's own numbers.
 
-        The number of requests is the one length above 1 among `block_s`, `transfer_s`,
-        `occupancy_s` and `arrival_s`; the others are 1 or equal.
+        The tables `block_s`, `transfer_s`, `occupancy_s` and `arrival_s` have a row per
+        request, or a single row for all requests.
 
         Parameters
         ----------
         block_s : array_like, shape (n_requests or 1, n_classes, n_blocks)
-            Seconds of one block for one request on one node class, >= 0.
+            Seconds of a block for a request on a node class, at least 0.
         block_bytes : array_like, shape (n_blocks,)
-            Memory of each block on a node; 0: no memory limit. Whole numbers, up to 2**53 in
-            all, are compared exactly, others to rounding.
+            Memory that a node needs for each block; all 0 means no memory limit. Whole numbers
+            that sum to at most 2**53 are compared exactly, others up to rounding.
         tiers : sequence of sequences of (class, memory_bytes)
-            The nodes of each tier, request side first.
+            Nodes of each tier, in the order that a request visits the tiers.
         transfer_s, occupancy_s : array_like, shape (n_requests or 1, n_tiers - 1, n_blocks + 1)
-            Seconds from tier k to k + 1 when stage k ends at a cut (default 0), and the part
+            Seconds from tier k to k + 1 if stage k ends at a cut (default 0), and the part
             that keeps the link busy (default: all).
         arrival_s : array_like, shape (n_requests,) or (1,)
-            Default: all at 0.
+            Default: every request arrives at 0.
         reference_s : array_like, shape (n_classes, n_blocks)
-            Seconds for the reference request; default: the mean over the requests.
+            Seconds of the reference request; default: the mean over the requests.
         reference_transfer_s : array_like, shape (n_tiers - 1, n_blocks + 1)
-            The same for the transfers. The part of it that keeps the link busy is the mean of
-            `occupancy_s`, or all of it where that is not given.
+            Transfers of the reference request; default: the mean over the requests. The part
+            that keeps a link busy is the mean of `occupancy_s`, or all without it.
         objective : Objective or str
             ``bottleneck``, ``path``, ``p0``, ``mean_latency`` or ``makespan``.
         stage_rule : StageRule or str
             ``pooled``, ``fastest`` or ``slowest``.
         allow_empty : bool
-            Whether a tier may host no block and relay.
+            Whether a tier may host no block and only relay.
         overlap : bool
-            Whether a stage's link works while the stage does: the bottleneck then takes the
-            larger of the two, not their sum.
+            Whether a stage computes while its link sends. The bottleneck is then the larger of
+            the two times, not their sum.
         link_cost : LinkCost or str
             ``occupancy``, or ``full`` for the whole transfer (a literal reading of the paper).
         pinned : mapping of block to tier, optional
+            Blocks that must be on a given tier.
         min_blocks, max_blocks : sequence of int, shape (n_tiers,), optional
+            Limits on the number of blocks of each tier.
         tied_bytes : float
-            Subtracted where one stage holds all blocks.
+            Memory that is saved if one stage holds all blocks.
         name : str
             For people.
+
+        Returns
+        -------
+        Instance
 
         Raises
         ------
         ValueError, TypeError
             Naming the field, the rule and the value.
+
+        Examples
+        --------
+        Two tiers of one node each; the second node is twice as fast.
+
+        >>> instance = Instance.from_tables(
+        ...     block_s=[[[1.0, 2.0, 3.0], [0.5, 1.0, 1.5]]],
+        ...     block_bytes=[4, 4, 4],
+        ...     tiers=[[(0, 8)], [(1, 8)]],
+        ...     name="two tiers",
+        ... )
+        >>> instance
+        <Instance 'two tiers': 1 request, 3 blocks, 2 tiers, 2 nodes, bottleneck>
         """
         table = valid.reals("instance", "block_s", block_s, (None, None, None))
         if not table.size:
@@ -516,10 +582,11 @@ class Instance:
         node_names: Sequence[str] = (),
         class_names: Sequence[str] = (),
     ) -> Instance:
-        """Make an instance from tables stored by kind; as `from_tables` in all else.
+        """Make an instance from tables that have a column per kind of block and cut.
 
-        Kinds are numbered afresh in order of appearance, equal ones are merged, and a table
-        whose rows are all equal keeps one: equal problems have equal arrays.
+        Parameters are as in `from_tables`; the names of parts are also given. Kinds are
+        numbered in order of appearance, equal kinds are merged, and a table of equal rows keeps
+        one row. Equal problems therefore have equal arrays.
         """
         n_tiers = instance_tables.count_tiers(tiers)
         kind_s = valid.reals("instance", "block_s", kind_s, (None, None, None))
@@ -596,7 +663,7 @@ class Instance:
         )
 
 
-_USER_NAME = {  # how `from_tables` calls the tables, for its errors
+_USER_NAME = {  # names of the tables in `from_tables`, for messages
     "kind_s": "block_s",
     "reference_kind_s": "reference_s",
     "transfer_kind_s": "transfer_s",
@@ -606,7 +673,7 @@ _USER_NAME = {  # how `from_tables` calls the tables, for its errors
     "node_bytes": "tiers' memory_bytes",
 }
 _FIELD_OF = {user_name: field for field, user_name in _USER_NAME.items()}
-# Labels in the digest that are not the field's name: digests are the same in every version.
+# Labels in the digest that differ from the field's name: digests outlive a rename.
 _DIGEST_LABEL = {"min_blocks_given": "least_given", "max_blocks": "most_blocks"}
 ARRAY_FIELDS = (  # in the order of the digest
     "kind_s",

@@ -1,4 +1,4 @@
-"""From what users hand in to the arrays of an `Instance`: checked, merged, in one form."""
+"""Conversion of users' tables to the canonical arrays of an `Instance`."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,19 +10,25 @@ from hypsolve.problem.arrays import Array, IntArray
 
 
 def table_or_none(field: str, values: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
-    """Check an optional table."""
+    """Validate an optional table."""
     return None if values is None else valid.reals("instance", field, values, shape)
 
 
 def mean_or_given(table: Array, given: Array | None) -> Array:
-    """The reference: what the user gave, else the mean over the requests."""
+    """Return the table of the reference request: `given`, or the mean over the requests."""
     if given is not None:
         return given
     return table[0] if len(table) == 1 else table.mean(axis=0)
 
 
 def one_length(**tables: Array) -> int:
-    """Return the one number of rows above 1 (or 1) that all tables have."""
+    """Return the number of requests, given tables with a row per request or a single row.
+
+    Raises
+    ------
+    ValueError
+        If two tables have different numbers of rows above 1.
+    """
     n_requests = max(map(len, tables.values()))
     for field, table in tables.items():
         if len(table) not in (1, n_requests):
@@ -34,7 +40,7 @@ def one_length(**tables: Array) -> int:
 
 
 def one_row_if_equal(table: Array) -> Array:
-    """Keep one row of a table whose rows are all equal."""
+    """Return the first row alone if all rows are equal, else the table."""
     return table[:1] if len(table) > 1 and (table == table[:1]).all() else table
 
 
@@ -54,7 +60,15 @@ def check_occupancy(transfer: Array, occupancy: Array) -> None:
 def merge_kinds(
     field: str, kind: ArrayLike, *tables: Array | None
 ) -> tuple[IntArray, IntArray]:
-    """Number the kinds afresh by first use, equal columns as one; also a column for each."""
+    """Merge kinds with equal columns, and number kinds in order of first use.
+
+    Returns
+    -------
+    kind : ndarray of int
+        The new kind of each block or cut.
+    columns : ndarray of int
+        For each new kind, a column of `tables` that holds its numbers.
+    """
     present = [t for t in tables if t is not None]
     n_kinds = present[0].shape[-1]
     given = valid.reals("instance", field, kind, (None,))
@@ -62,7 +76,9 @@ def merge_kinds(
         raise ValueError(f"instance: {field} must hold whole numbers below {n_kinds}")
     index = given.astype(np.int64)
     rows = np.concatenate([t.reshape(-1, n_kinds) for t in present])
-    rows = rows[(rows != rows[:, :1]).any(axis=1)]  # the others tell no kinds apart
+    rows = rows[
+        (rows != rows[:, :1]).any(axis=1)
+    ]  # rows of equal numbers cannot tell kinds apart
     if rows.size:
         keys = np.ascontiguousarray(rows.T)
         keys = keys.view(np.dtype((np.void, keys.shape[1] * keys.itemsize))).ravel()
@@ -77,7 +93,7 @@ def merge_kinds(
 
 
 def count_tiers(tiers: Sequence[Sequence[tuple[int, float]]]) -> int:
-    """Count the tiers of ``[[(class, memory_bytes), ...], ...]``."""
+    """Return the number of tiers in ``[[(class, memory_bytes), ...], ...]``."""
     if not isinstance(tiers, Sequence) or isinstance(tiers, str):
         raise TypeError(f"instance: tiers must be a list of tiers, got {tiers!r:.60}")
     if not tiers:
@@ -88,7 +104,7 @@ def count_tiers(tiers: Sequence[Sequence[tuple[int, float]]]) -> int:
 def nodes(
     tiers: Sequence[Sequence[tuple[int, float]]],
 ) -> tuple[IntArray, IntArray, Array]:
-    """Tier, class and memory of every node."""
+    """Return tier, class and memory of every node."""
     node_tier, node_class, node_bytes = [], [], []
     for k, tier in enumerate(tiers):
         if not isinstance(tier, Sequence) or isinstance(tier, str):
@@ -112,7 +128,10 @@ def nodes(
 def limits(
     field: str, values: Sequence[int] | None, n_tiers: int, n_blocks: int, default: int
 ) -> IntArray:
-    """One whole number per tier; more than n_blocks says no more than n_blocks does."""
+    """Return a whole number per tier; a number above n_blocks means n_blocks.
+
+    A minimum above n_blocks becomes n_blocks + 1, which no stage can reach.
+    """
     if values is None:
         return np.full(n_tiers, default)
     if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str):
@@ -128,7 +147,10 @@ def limits(
 def cut_limits(
     pinned: Mapping[int, int] | None, n_tiers: int, n_blocks: int
 ) -> tuple[IntArray, IntArray]:
-    """Limits of each cut: a block on tier k has cut k at or before it, cut k + 1 behind it."""
+    """Return the limits of each cut that pinned blocks impose.
+
+    A block on tier k has cut k at or before it and cut k + 1 behind it.
+    """
     cut_min, cut_max = np.zeros(n_tiers + 1, np.int64), np.full(n_tiers + 1, n_blocks)
     cut_max[0], cut_min[-1] = 0, n_blocks
     if pinned is None:

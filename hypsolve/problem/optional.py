@@ -1,11 +1,17 @@
-"""Packages that only some functions need."""
+"""Import of packages that only some functions need."""
 
 import importlib
 from typing import Any
 
 
 def optional(module: str) -> Any:
-    """Import a module now; ValueError says what to install where that fails."""
+    """Import and return a module.
+
+    Raises
+    ------
+    ValueError
+        If the import fails; the message says what to install.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""`Result`: what `solve` certifies, in forms that people, tables and figures take."""
+"""`Result`: a certified solution, as text, JSON, a table and a Gantt chart."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hypsolve.problem import evaluation, files
+from hypsolve.problem.html_table import html_table
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.optional import optional
 from hypsolve.problem.solution import Certificate, Partition, Schedule, Status
@@ -24,26 +25,36 @@ if TYPE_CHECKING:
 VERSION = 2  # of `Result.to_dict`; files of version 1 do not state theirs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
-    """A checked answer: the decision, its value, a bound on every other, and the time it took.
+    """A solution that `hypsolve.solve` has scored and checked, with its bound and run time.
 
     Attributes
     ----------
     method : str
     status : Status
-        What is known: optimal, feasible, infeasible, unknown.
+        ``optimal``, ``feasible``, ``infeasible`` or ``unknown``.
     objective_s : float
-        Scored again by `hypsolve.evaluate`; inf without a solution.
+        Objective as `hypsolve.evaluate` scores it; inf without a solution.
     bound_s : float
-        Proven lower bound on the objective.
+        Proven lower bound on the objective: 0 if the method proves none, inf if infeasible.
     gap : float
-        (objective_s - bound_s) / objective_s; nan without a solution.
+        Relative optimality gap ``(objective_s - bound_s) / objective_s``. It is 1 without a
+        bound (``bound_s == 0``), 0 if ``objective_s == 0``, and nan without a solution. A
+        bound that exceeds the objective by rounding gives 0.
     solve_time_s : float
-        Wall time of the method alone.
-    partition, schedule, certificate, message, statistics
-        As the method gave them.
+        Wall time of the method alone, without the compilation of kernels.
     instance : Instance
+    partition : Partition or None
+        None without a solution.
+    schedule : Schedule or None
+        None without a solution, or from a method that decides the partition alone.
+    certificate : Certificate or None
+        Proof of the bound, from a method that gives one.
+    message : str
+        The method's own words, for example the reason why no solution exists.
+    statistics : mapping of str to any
+        The method's own counts and times.
     """
 
     method: str
@@ -58,6 +69,22 @@ class Result:
     certificate: Certificate | None = None
     message: str = ""
     statistics: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        name = f" on {self.instance.name!r}" if self.instance.name else ""
+        facts = [str(self.status)]
+        if self.partition is not None:
+            facts.append(f"{self.instance.objective} {show_seconds(self.objective_s)}")
+            facts.append(f"gap {self.gap:.3%}" if self.bound_s > 0 else "no bound proved")
+        return f"<Result of {self.method}{name}: {', '.join(facts)}>"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the stages, which Jupyter shows."""
+        rows = []
+        if self.partition is not None:
+            for k, name in enumerate(self.instance.tier_names):
+                rows.append((name, self._stage(k, self.partition.stage(k))))
+        return html_table(repr(self)[1:-1], ("tier", "stage"), rows)
 
     def __str__(self) -> str:
         inst = self.instance
@@ -84,7 +111,7 @@ class Result:
 
     def _stage(self, k: int, stage: range) -> str:
         if not len(stage):
-            return "no blocks, relays"
+            return "no blocks: it relays"
         inst = self.instance
         i, j = stage[0], stage[-1] + 1
         time_s = evaluation.stage_s(inst, k, i, j)
@@ -100,9 +127,9 @@ class Result:
         return text
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the instance, as plain numbers, strings and lists (JSON takes it).
+        """Return all but the instance as plain numbers, strings, lists and dicts.
 
-        inf and nan are given as None.
+        JSON has no inf and nan: None stands for both.
         """
         schedule = None
         if self.schedule is not None:
@@ -140,7 +167,7 @@ class Result:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `to_dict` as JSON, which `python -m hypsolve.verify` reads.
+        """Write `to_dict` as JSON, which ``python -m hypsolve.verify`` checks.
 
         Parameters
         ----------
@@ -150,9 +177,9 @@ class Result:
         Raises
         ------
         ValueError
-            If `path` ends otherwise.
+            If `path` has another ending.
         OSError
-            If the folder is absent or not writable.
+            If the folder does not exist or cannot be written to.
         """
         path = files.checked_path("save", path)
         if not path.name.endswith((".json", ".json.gz")):
@@ -161,10 +188,16 @@ class Result:
             file.write(json.dumps(self.to_dict(), allow_nan=False) + "\n")
 
     def to_frame(self) -> pandas.DataFrame:
-        """One row per request and visited tier: request, tier, node, arrival, start, end.
+        """Return a table with a row per request and visited tier.
 
-        Without a schedule: one row per tier with its blocks and stage time. Column
-        ``extrapolated``: whether costs go beyond what was measured.
+        Columns: request, tier, node, arrival_s, start_s, end_s, extrapolated. Without a
+        schedule a row is a tier: tier, first_block, end_block, stage_s, stage_bytes,
+        extrapolated. ``extrapolated`` is True if costs go beyond measurements.
+
+        Raises
+        ------
+        ValueError
+            If there is no solution, or pandas is not installed.
         """
         pd = optional("pandas")
         inst = self.instance
@@ -207,7 +240,18 @@ class Result:
         )
 
     def plot_gantt(self, ax: Axes | None = None) -> Axes:
-        """Draw the schedule, a bar per visit and a row per node; a colour per request."""
+        """Draw the schedule as a Gantt chart: a row per node, a bar per visit.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Default: the axes of a new figure. Bars of a request have one colour.
+
+        Raises
+        ------
+        ValueError
+            If there is no schedule, or matplotlib is not installed.
+        """
         if self.schedule is None:
             raise ValueError(f"result of {self.method}: no schedule to draw ({self.status})")
         plt = optional("matplotlib.pyplot")
@@ -235,7 +279,7 @@ class Result:
 
 
 def _lists(value: Any) -> Any:
-    """Tuples as lists, as JSON reads them."""
+    """Return nested tuples as lists, as JSON reads them."""
     if isinstance(value, dict):
         return {key: _lists(each) for key, each in value.items()}
     return [_lists(each) for each in value] if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""What is decided: `Partition`, `Schedule`; what a method claims: `Outcome`."""
+"""Decisions (`Partition`, `Schedule`) and the claims of a method (`Outcome`)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve.problem import validation as valid
+from hypsolve.problem.html_table import html_table
+from hypsolve.problem.units import count, show_seconds
+
+MAX_ROWS = 20  # visits that a notebook shows
 
 
 class Status(StrEnum):
-    """What is known of the answer, not why the search stopped."""
+    """State of knowledge about a solution; it does not say why the search stopped.
+
+    ``OPTIMAL``: proven optimal. ``FEASIBLE``: a solution without that proof. ``INFEASIBLE``:
+    proven to have no solution. ``UNKNOWN``: no solution and no proof.
+    """
 
     OPTIMAL = "optimal"
     FEASIBLE = "feasible"
@@ -26,12 +34,20 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """Which tier hosts which blocks: stage k is ``cuts[k]:cuts[k + 1]``, possibly empty.
+    """An assignment of blocks to tiers: tier k hosts blocks ``cuts[k]:cuts[k + 1]``.
 
     Parameters
     ----------
     cuts : tuple of int, length n_tiers + 1
-        From 0 to n_blocks, never falling.
+        From 0 to n_blocks, in ascending order. Two equal cuts make an empty stage.
+
+    Examples
+    --------
+    >>> partition = Partition((0, 2, 2, 6))
+    >>> print(partition)
+    0:2 | 2:2 | 2:6
+    >>> partition.stage(2)
+    range(2, 6)
     """
 
     cuts: tuple[int, ...]
@@ -57,18 +73,31 @@ class Partition:
         return len(self.cuts) - 1
 
     def stage(self, tier: int) -> range:
-        """Blocks that a tier hosts."""
+        """Return the blocks that a tier hosts, as a range."""
         return range(self.cuts[tier], self.cuts[tier + 1])
 
     def __str__(self) -> str:
         return " | ".join(f"{i}:{j}" for i, j in itertools.pairwise(self.cuts))
 
+    def _repr_html_(self) -> str:
+        """Return a table of the stages, which Jupyter shows."""
+        rows = [
+            (str(k), f"{i}:{j}", str(j - i))
+            for k, (i, j) in enumerate(itertools.pairwise(self.cuts))
+        ]
+        return html_table("Partition", ("tier", "blocks (first:end)", "number"), rows)
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Schedule:
-    """Which node serves which request, and when; each array of shape (n_requests, n_tiers).
+    """The node, start and end of every request on every tier.
 
-    ``node`` counts within the tier. An empty stage has node -1 and times nan.
+    Attributes
+    ----------
+    node : ndarray of int, shape (n_requests, n_tiers)
+        Number of the node within its tier; -1 where the stage is empty.
+    start_s, end_s : ndarray, shape (n_requests, n_tiers)
+        Seconds from time 0; nan where the stage is empty.
     """
 
     node: NDArray[np.int64]
@@ -96,6 +125,32 @@ class Schedule:
                 )
             object.__setattr__(self, field_name, times.astype(np.float64, copy=False))
 
+    def __repr__(self) -> str:
+        n_requests, n_tiers = self.node.shape
+        sizes = f"{count(n_requests, 'request')} on {count(n_tiers, 'tier')}"
+        served = self.node >= 0
+        if not served.any():
+            return f"<Schedule: {sizes}>"
+        start, end = self.start_s[served].min(), self.end_s[served].max()
+        return f"<Schedule: {sizes}, from {show_seconds(start)} to {show_seconds(end)}>"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the first visits, which Jupyter shows."""
+        visits = list(zip(*np.nonzero(self.node >= 0), strict=True))
+        rows = [
+            (
+                str(r),
+                str(k),
+                str(self.node[r, k]),
+                show_seconds(self.start_s[r, k]),
+                show_seconds(self.end_s[r, k]),
+            )
+            for r, k in visits[:MAX_ROWS]
+        ]
+        more = f"; the first {MAX_ROWS} of {len(visits)} visits" * (len(visits) > MAX_ROWS)
+        heads = ("request", "tier", "node", "start", "end")
+        return html_table(repr(self)[1:-1] + more, heads, rows)
+
 
 def _array(field_name: str, values: Any) -> NDArray[Any]:
     try:
@@ -106,18 +161,21 @@ def _array(field_name: str, values: Any) -> NDArray[Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoxProof:
-    """Why no partition whose cut k is in ``low[k]..high[k]`` has an answer below a bound.
+    """Proof that no partition of a box has an objective below the certificate's bound.
+
+    The box holds every partition whose cut k is in ``low[k]..high[k]``.
 
     Attributes
     ----------
     low, high : tuple of int
-        For each cut, first and last included.
+        Limits of each cut, both included.
     how : str
         ``lagrangian_bound``: the multipliers prove it. ``search``: the box holds a single
         partition, and all its schedules must be enumerated; the multipliers only help.
     tick_s : float
-        Time is cut into `n_ticks` ticks of this, from the first arrival on.
+        Length of a tick. Time starts at the first arrival.
     n_ticks : int
+        Number of ticks.
     multipliers : tuple of (int, int, tuple of int)
         Lagrange multipliers of the nodes' capacity, a row per group of identical nodes: the
         group's first node, counted over all tiers; the first tick; and the multiplier of each
@@ -134,12 +192,22 @@ class BoxProof:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """A proof that `hypsolve.verify` repeats in exact arithmetic.
+    """A proof of a bound or of infeasibility, which `hypsolve.verify` checks exactly.
 
-    ``kind`` is ``bottleneck`` (the partition's bottleneck is `value_s`, and no partition has
-    one below `bound_s`), ``infeasible`` (no partition keeps the rules; `value_s` is inf) or
-    ``joint`` (an answer of `value_s` is known, and no partition and schedule have an objective
-    below `bound_s`, by `boxes` that make up all partitions).
+    Attributes
+    ----------
+    kind : str
+        ``bottleneck``: the partition's bottleneck is `value_s`, and no partition has one below
+        `bound_s`. ``infeasible``: no partition is legal. ``joint``: a solution of `value_s` is
+        known, and no partition and schedule have an objective below `bound_s`.
+    value_s : float
+        Objective of the solution; inf if infeasible.
+    bound_s : float
+        Proven lower bound; inf if infeasible.
+    cuts : tuple of int or None
+        Partition of the solution.
+    boxes : tuple of BoxProof
+        Proofs of a ``joint`` certificate. Together the boxes hold every partition.
     """
 
     kind: str
@@ -150,7 +218,7 @@ class Certificate:
 
     def __post_init__(self) -> None:
         valid.text("certificate", "kind", self.kind)
-        for name in ("value_s", "bound_s"):  # what they say is for `verify_certificate`
+        for name in ("value_s", "bound_s"):  # `verify_certificate` judges their values
             valid.of_type("certificate", name, getattr(self, name), float)
         if self.cuts is not None:
             valid.of_type("certificate", "cuts", self.cuts, tuple)
@@ -158,9 +226,40 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a method claims; `hypsolve.solve` scores and checks it.
+    """The claim of a method, which `hypsolve.solve` scores and checks.
 
-    ``bound_s`` is a proven lower bound on the objective; 0 always is one, inf says infeasible.
+    Attributes
+    ----------
+    status : Status
+        ``optimal`` and ``feasible`` need a partition; the others exclude it.
+    partition : Partition or None
+    schedule : Schedule or None
+        Needed where the objective is ``mean_latency`` or ``makespan``.
+    bound_s : float
+        Proven lower bound on the objective: 0 is always valid, inf claims infeasibility.
+    certificate : Certificate or None
+        Proof of the bound.
+    message : str
+        Reason for people, for example why no solution exists.
+    statistics : mapping of str to any
+        Counts and times of the method; `hypsolve.solve` passes them on unread.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a field has a wrong type or value; the message names the field.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> def first_tier(instance, *, time_limit_s, seed):
+    ...     cuts = (0,) + (instance.n_blocks,) * instance.n_tiers
+    ...     return hs.Outcome("feasible", hs.Partition(cuts))
+    >>> instance = hs.Instance.from_tables(
+    ...     [[[1.0, 2.0]]], [1, 1], [[(0, 2)], [(0, 2)]], allow_empty=True
+    ... )
+    >>> hs.solve(instance, first_tier)
+    <Result of first_tier: feasible, bottleneck 3 s, no bound proved>
     """
 
     status: Status
@@ -193,7 +292,16 @@ def _seconds_or_inf(owner: str, name: str, value: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One broken rule: its name, and a sentence naming tier, node, request and value."""
+    """A broken rule.
+
+    Attributes
+    ----------
+    rule : str
+        ``blocks``, ``pinned``, ``memory``, ``empty stage``, ``node``, ``times``, ``order``,
+        ``duration`` or ``overlap``.
+    message : str
+        A sentence that names tier, node, request and value.
+    """
 
     rule: str
     message: str

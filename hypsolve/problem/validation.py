@@ -1,4 +1,4 @@
-"""Checks of what users hand in: errors name the object, the field, the rule and the value."""
+"""Validation of users' input: errors name the object, the field, the rule and the value."""
 
 import difflib
 import functools
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from hypsolve.problem.renamed import successor
 
-LARGEST = 1e150  # of any number handed in: sums, products and inverses of a few stay finite
-MAX_SHOWN = 60  # choices in one message
+LARGEST = 1e150  # largest number of a user: sums, products and inverses of a few stay finite
+MAX_SHOWN = 60  # choices that a message lists
 Choice = TypeVar("Choice", bound=StrEnum)
 Kind = TypeVar("Kind")
 Parameters = ParamSpec("Parameters")
@@ -48,7 +48,7 @@ def _rule(minimum: float, strict: bool, number: float = 0.0) -> str:
 
 
 def whole(owner: str, field: str, value: Any, *, minimum: int = 0) -> int:
-    """Return `value` as an int of at least `minimum`; 3.0 is not a whole number here."""
+    """Return `value` as an int of at least `minimum`; the float 3.0 is refused."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{owner}: {field} must be a whole number, got {value!r}")
     if value < minimum:
@@ -57,14 +57,14 @@ def whole(owner: str, field: str, value: Any, *, minimum: int = 0) -> int:
 
 
 def flag(owner: str, field: str, value: Any) -> bool:
-    """Return `value`, which must be True or False."""
+    """Return `value` as a bool; it must be True or False."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{owner}: {field} must be True or False, got {value!r}")
     return bool(value)
 
 
 def of_type(owner: str, field: str, value: Any, kind: type[Kind], hint: str = "") -> Kind:
-    """Return `value`, which must be an instance of `kind`; `hint` says where to get one."""
+    """Return `value`, an instance of `kind`; `hint` ends the error message."""
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIO" else "a"
         raise TypeError(
@@ -74,13 +74,13 @@ def of_type(owner: str, field: str, value: Any, kind: type[Kind], hint: str = ""
 
 
 def of_class(owner: str, field: str, value: Any, name: str) -> None:
-    """Raise TypeError unless the class of `value` has that name."""
+    """Raise TypeError unless `name` is the class name of `value`."""
     if type(value).__name__ != name:
         raise TypeError(f"{owner}: {field} must be a {name}, got {value!r:.60}")
 
 
 def some(owner: str, field: str, values: Any, kind: type[Kind]) -> tuple[Kind, ...]:
-    """Return `values`, one or more instances of `kind` in a tuple or list, as a tuple."""
+    """Return a tuple or list of one or more instances of `kind`, as a tuple."""
     if not isinstance(values, tuple | list) or not all(isinstance(v, kind) for v in values):
         raise TypeError(
             f"{owner}: {field} must be a tuple of {kind.__name__}, got {values!r:.60}"
@@ -92,7 +92,7 @@ def some(owner: str, field: str, values: Any, kind: type[Kind]) -> tuple[Kind, .
 
 
 def text(owner: str, field: str, value: Any) -> str:
-    """Return `value`, which must be a non-empty string."""
+    """Return `value`, a string that is not empty."""
     if not isinstance(value, str):
         raise TypeError(f"{owner}: {field} must be a string, got {value!r}")
     if not value:
@@ -101,7 +101,7 @@ def text(owner: str, field: str, value: Any) -> str:
 
 
 def name(owner: str, value: Any) -> str:
-    """Return `value`, a name that stays on one line wherever it is written."""
+    """Return `value`, a name of printable characters on one line."""
     if not text(owner, "name", value).isprintable():
         raise ValueError(f"{owner}: name must be printable, got {value!r:.60}")
     return str(value)
@@ -170,9 +170,12 @@ def suggest_keywords(
 def reals(
     owner: str, field: str, values: Any, shape: tuple[int | None, ...]
 ) -> NDArray[np.float64]:
-    """Return `values` as a read-only float64 array of `shape` (None: any length), all >= 0."""
+    """Return `values` as a read-only float64 array of numbers that are at least 0.
+
+    None in `shape` allows any length.
+    """
     if isinstance(values, np.ndarray) and not values.flags.writeable and values.base is None:
-        array = values  # one of ours: checked again, but not copied
+        array = values  # an array of hypsolve: validated again, but not copied
     else:
         array = _rectangle(owner, field, values)
     if array.dtype.kind not in "iuf" and array.size:
@@ -188,7 +191,7 @@ def reals(
             f" at index {list(where)}"
         )
     if array.flags.writeable:
-        array += 0.0  # -0.0 and 0.0 are one number, and have one digest
+        array += 0.0  # turns -0.0 into 0.0: equal numbers have equal digests
         array.setflags(write=False)
     return array
 
@@ -202,7 +205,10 @@ def wholes(
     maximum: int,
     minimum: int = 0,
 ) -> NDArray[np.int64]:
-    """Return `values` as a read-only int64 array of `shape` (None: any length), least..most."""
+    """Return `values` as a read-only int64 array of numbers from `minimum` to `maximum`.
+
+    None in `shape` allows any length.
+    """
     array = _rectangle(owner, field, values)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{owner}: {field} must hold whole numbers, got dtype {array.dtype}")
