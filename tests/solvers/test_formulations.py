@@ -4,9 +4,9 @@ import ast
 import inspect
 import itertools
 import math
+import os
 import subprocess
 import sys
-import time
 from functools import cache
 
 import numpy as np
@@ -29,7 +29,7 @@ from hypsolve.solvers.joint import branch_and_bound
 from hypsolve.solvers.joint import cpsat as joint_cpsat
 from hypsolve.solvers.joint import milp as joint_milp
 from hypsolve.solvers.joint.tables import joint_tables
-from hypsolve.solvers.joint.time_windows import drop_dominated, one_by_one, windows
+from hypsolve.solvers.joint.time_windows import drop_dominated, serial_latencies, windows
 from hypsolve.solvers.outcomes import to_outcome
 from hypsolve.solvers.partition import cpsat, mathopt_mip, pulp_milp
 from hypsolve.solvers.partition.arcs import arcs_on, holds, partition_arcs, usable_arcs
@@ -52,7 +52,7 @@ JOINT = {
 }
 OBJECTIVES = strategies.PARTITION_OBJECTIVES
 FEW = settings(max_examples=max(settings.default.max_examples // 4, 8))
-LONG = {"time_limit_s": 30, "seed": 0}
+LONG = {"time_limit_s": 300, "seed": 0}  # not reached, on a busy machine either
 
 
 def chain(rng, n_blocks=24, n_tiers=3, n_requests=1, n_nodes=2, **fields):
@@ -151,9 +151,9 @@ def long_chain(seed, objective):
 def test_a_partition_bound_holds_at_the_time_limit(method, time_limit_s):
     for seed, objective in enumerate(OBJECTIVES):
         instance, best_s = long_chain(seed, objective)
-        started = time.perf_counter()
+        begun_s = sum(os.times()[:4])  # processor time, with that of child processes
         outcome = PARTITION[method](instance, time_limit_s=time_limit_s, seed=0)
-        assert time.perf_counter() - started < 10  # it does stop
+        assert sum(os.times()[:4]) - begun_s < 10  # it does stop
         assert 0 <= outcome.bound_s <= best_s * (1 + 1e-9)
         assert (outcome.partition is None) == (outcome.status is Status.UNKNOWN)
         assert outcome.message
@@ -465,7 +465,7 @@ def test_a_condensed_problem_keeps_a_best_schedule(instance, pauses):
     if math.isinf(best_s):
         return
     tables = joint_tables(instance, "joint_milp")
-    some = one_by_one(tables) + instance.arrival_s
+    some = serial_latencies(tables) + instance.arrival_s
     mean = instance.objective == "mean_latency"
     some_s = (some - instance.arrival_s).mean() if mean else some.max()
     assert best_s <= some_s * (1 + 1e-12)  # a schedule has it
@@ -788,10 +788,10 @@ one = Instance.from_tables(np.ones((1, 1, 4)), np.ones(4), [[(0, 3)], [(0, 3)]])
 for _ in range(2):
     for method in (milp.partition_highs, mip.partition_scip, cpsat.partition_cpsat,
                    milp.partition_cbc):
-        assert method(one, time_limit_s=30, seed=0).partition.cuts == (0, 2, 4), method
+        assert method(one, time_limit_s=300, seed=0).partition.cuts == (0, 2, 4), method
 both = one.replace(objective="makespan")
 for method in (joint_milp.joint_milp, joint_cpsat.joint_cpsat):
-    assert method(both, time_limit_s=30, seed=0, warm_start=False).bound_s > 3.9
+    assert method(both, time_limit_s=300, seed=0, warm_start=False).bound_s > 3.9
 print("all solved")
 """
 

@@ -14,18 +14,18 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.evaluation import evaluate
 from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.solution import Certificate, Outcome
-from hypsolve.solvers.joint.beam_search import beam_search, max_width, to_decision
+from hypsolve.solvers.joint.beam_search import beam_search, max_width, replay_operations
 from hypsolve.solvers.joint.certificate import joint_certificate
 from hypsolve.solvers.joint.decision import (
     Decision,
-    decision,
+    is_tabulated,
     no_partition,
-    offers,
     proven_s,
-    tell,
-    timed,
-    times_in_units,
+    report_decision,
+    table_times,
+    to_decision,
     to_joint_outcome,
+    to_schedule,
     warm_decision,
 )
 from hypsolve.solvers.joint.joint_exact_params import JointExactParams
@@ -43,7 +43,7 @@ from hypsolve.solvers.joint.partition_boxes import (
 )
 from hypsolve.solvers.joint.search_node import LeafPhase, Node
 from hypsolve.solvers.joint.tables import JointTables, joint_tables
-from hypsolve.solvers.joint.time_windows import drop_dominated, idle_bound_s, shortest
+from hypsolve.solvers.joint.time_windows import drop_dominated, fastest_partition, idle_bound_s
 from hypsolve.solvers.outcomes import OnBound, OnImprove, WarmStart, require_callable
 
 METHOD = "joint_exact"
@@ -125,14 +125,16 @@ def joint_exact(
         raise TypeError(f"{owner}: disable must be a sequence of names, got {disable!r:.60}")
     for part in disable:
         valid.known("part", part, PARTS)
-    params = valid.of_type(owner, "params", params or JointExactParams(), JointExactParams)
+    if params is None:
+        params = JointExactParams()
+    valid.of_type(owner, "params", params, JointExactParams)
     tables = joint_tables(instance, METHOD)
     warm = warm_decision(instance, tables, METHOD, warm_start, time_limit_s, seed)
     min_s = idle_bound_s(instance, tables)
     if math.isinf(min_s):
         nothing = Certificate(kind="infeasible", value_s=math.inf, bound_s=math.inf)
         return replace(no_partition(instance), certificate=nothing)
-    completion = None if warm is None else times_in_units(tables, warm)[1][:, -1]
+    completion = None if warm is None else table_times(tables, warm)[1][:, -1]
     tables, last = drop_dominated(tables, instance.objective, completion)
     search = BranchAndBound(
         instance, tables, params, seed=seed, memory_bytes=memory_bytes,
@@ -240,7 +242,7 @@ class BranchAndBound:
         if warm is not None:
             self._accept(warm)
             return
-        arcs = shortest(self.tables)
+        arcs = fastest_partition(self.tables)
         cuts = (
             *(int(self.tables.first[k][a]) for k, a in enumerate(arcs)),
             self.tables.n_blocks,
@@ -252,16 +254,18 @@ class BranchAndBound:
         if width > 0:
             self._search_schedules(node, width)
 
-    def _accept(self, made: Decision) -> None:
+    def _accept(self, decision: Decision) -> None:
         """Make a decision the incumbent if `evaluate` scores it better."""
-        schedule = timed(self.instance, made)
-        objective_s = evaluate(self.instance, made.partition, schedule)
+        schedule = to_schedule(self.instance, decision)
+        objective_s = evaluate(self.instance, decision.partition, schedule)
         if objective_s >= self.incumbent_s:
             return
-        self.incumbent, self.incumbent_s = made, objective_s
+        self.incumbent, self.incumbent_s = decision, objective_s
         self.upper = min(self.upper, self.value_of(objective_s))
         if self.on_improve is not None:
-            tell(self.on_improve, self.instance, made, min(self.reported_s, objective_s))
+            report_decision(
+                self.on_improve, self.instance, decision, min(self.reported_s, objective_s)
+            )
 
     def _bound(self) -> float:
         """Return the lower bound that the open and the closed nodes leave."""
@@ -284,14 +288,14 @@ class BranchAndBound:
 
     def _choose_ticks(self) -> None:
         """Cut the time into ticks, as long as the incumbent shows that a schedule takes."""
-        if self.incumbent is not None and offers(self.tables, self.incumbent):
-            last = float(times_in_units(self.tables, self.incumbent)[1].max())
+        if self.incumbent is not None and is_tabulated(self.tables, self.incumbent):
+            last = float(table_times(self.tables, self.incumbent)[1].max())
             self.horizon = last * HORIZON_MARGIN
         self.n_ticks = choose_n_ticks(self.tables, self.horizon, self.memory_bytes, self.params)
 
     def _work_on_start(self) -> None:
         """Work on the incumbent's partition first, up to a first search of its schedules."""
-        if self.incumbent is None or not offers(self.tables, self.incumbent):
+        if self.incumbent is None or not is_tabulated(self.tables, self.incumbent):
             return
         cuts = self.incumbent.partition.cuts
         node = self._node(PartitionBox(cuts, cuts), None)
@@ -445,7 +449,7 @@ class BranchAndBound:
             node.bound, node.is_bound_searched = found.bound, True
         if math.isfinite(found.value):
             self._accept(
-                to_decision(self.tables, node.box.low, node.relaxation, found.operations)
+                replay_operations(self.tables, node.box.low, node.relaxation, found.operations)
             )
         return found.is_complete
 
@@ -457,12 +461,12 @@ class BranchAndBound:
         pinned = self.instance.replace(cut_min=cuts, cut_max=cuts)
         start: WarmStart = True
         if self.incumbent is not None and self.incumbent.partition.cuts == node.box.low:
-            start = (self.incumbent.partition, timed(self.instance, self.incumbent))
+            start = (self.incumbent.partition, to_schedule(self.instance, self.incumbent))
         left_s = max(1e-3, self.deadline - time.perf_counter())
         answer = joint_cpsat(pinned, time_limit_s=left_s, seed=self.seed, warm_start=start)
         if answer.partition is not None and answer.schedule is not None:
             self._accept(
-                decision(self.instance, self.tables, answer.partition, answer.schedule)
+                to_decision(self.instance, self.tables, answer.partition, answer.schedule)
             )
         node.bound = max(node.bound, self.value_of(answer.bound_s))
 
