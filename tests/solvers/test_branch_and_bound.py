@@ -12,7 +12,7 @@ from hypsolve import Instance, Partition, Status, check, solve
 from hypsolve.kernels.subgradient import subgradient_ascent as ascend
 from hypsolve.solvers.joint import beam_search
 from hypsolve.solvers.joint.beam_search import beam_search as search_schedules
-from hypsolve.solvers.joint.branch_and_bound import PARTS
+from hypsolve.solvers.joint.joint_exact import PARTS
 from hypsolve.solvers.joint.joint_exact_params import JointExactParams
 from hypsolve.solvers.joint.lagrangian_bound import Multipliers, to_ticks
 from hypsolve.solvers.joint.partition_boxes import (
