@@ -1,4 +1,4 @@
-"""What the kernels of joint methods read: the stages of one partition as a flow shop."""
+"""The flow shops that the kernels of joint methods schedule and bound."""
 
 from typing import Any, NamedTuple
 
