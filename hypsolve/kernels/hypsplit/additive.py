@@ -30,8 +30,11 @@ def min_sum(chain, theta, cuts, with_stages):
     """
     n_tiers, n_cuts = chain.min_blocks.shape[0], chain.prefix_bytes.shape[0]
     widest = np.diff(chain.group_start).max() if with_stages else 1
+    # minimum sum of the tiers so far that end at each cut, and of one tier more
     best, following = np.full(n_cuts, np.inf), np.empty(n_cuts)
-    last = np.full((n_tiers, n_cuts), -1, np.int32)
+    last = np.full(
+        (n_tiers, n_cuts), -1, np.int32
+    )  # start of the best stage that ends at a cut
     # For each group a stack of cuts, oldest first, whose values (sum and rounding error)
     # increase: an entry is the best start at or behind its cut. A new cut removes the entries
     # that it beats.

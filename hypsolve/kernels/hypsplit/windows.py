@@ -42,8 +42,9 @@ def gallop(chain, k, i, first, end, hint, link, limit):
 def farthest_cuts(chain, limit, high):
     """Fill `high` with the farthest cuts that stages of at most `limit` reach without links.
 
-    The stage before the farthest cut starts at the farthest cut of the previous tier, so a
-    chain of searches suffices. Each search starts at the cut that `high` holds before the call.
+    A stage reaches farthest if it starts at the farthest cut of the previous tier. The cuts are
+    therefore found one after the other. The search for each of them starts at the cut that
+    `high` holds before the call.
 
     Returns
     -------
