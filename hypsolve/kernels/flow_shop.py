@@ -18,22 +18,26 @@ class FlowShop(NamedTuple):
     slot: Any  # (n_groups + 1,)
 
 
-class Shop(NamedTuple):
-    """See `hypsolve.kernels.subgradient`; times in one unit."""
+class DeadlineFlowShop(NamedTuple):
+    """A hybrid flow shop in one unit of time, for the exact search; it may have a deadline.
 
-    service: Any  # (n_requests, n_groups)
-    lag: Any  # (n_requests, n_stages), 0 in the last column
-    release: Any  # (n_requests,)
+    Stage k has groups ``first[k]:first[k + 1]``. Group g has nodes ``slot[g]:slot[g + 1]``,
+    which are identical.
+    """
+
+    service: Any  # (n_requests, n_groups); inf: the group cannot serve the request
+    travel: Any  # (n_requests, n_stages), from a stage's end to the next; 0 after the last
+    release: Any  # (n_requests,), when a request arrives at the first stage
     first: Any  # (n_stages + 1,)
     slot: Any  # (n_groups + 1,)
-    alike: Any  # (n_requests,): the first request with the same rows of service and lag
-    deadline: Any  # inf: the sum of completions counts; else that each is less than this
+    alike: Any  # (n_requests,): first request with equal rows of service and travel; -1: none
+    deadline: Any  # inf: minimise the sum of completions; else each must be earlier than this
 
 
 class Ticks(NamedTuple):
-    """The shop's times in whole ticks of `step`, rounded down."""
+    """The times of a `DeadlineFlowShop` in whole ticks of `step`, rounded down."""
 
     busy: Any  # (n_requests, n_groups): service
-    ahead: Any  # (n_requests, n_groups): service and lag
+    ahead: Any  # (n_requests, n_groups): service and travel
     release: Any  # (n_requests,)
     step: Any

@@ -1,62 +1,79 @@
-"""Requests through the stages of one partition: bounds from prices, and a search in layers.
+"""Lagrangian bound on the schedules of a flow shop, raised by subgradient ascent.
 
-A *shop* is a flow shop with unrelated groups of identical nodes: request r may start its first
-stage at ``release[r]``; stage k has groups ``first[k]:first[k + 1]``; group g has nodes
-``slot[g]:slot[g + 1]`` and takes ``service[r, g]`` (inf: cannot); stage k + 1 may start
-``lag[r, k]`` after the end of stage k. Minimised is the sum of the completions; or asked is
-whether all can be completed before a deadline.
+The flow shop (`DeadlineFlowShop`) has stages in a row, each with groups of identical nodes. The
+objective is the sum of the completions. With a deadline, the question is instead whether all
+requests can be completed before it.
 
-Bounds price the nodes' time. Time is cut into ticks of ``step``; ``price[g, t]`` is asked for
-each tick that a request spends on a node of group g. At any prices >= 0,
-``sum over requests of their cheapest way through (completion + what they pay)
-- sum of all prices x nodes`` is at most the least sum of completions: a schedule never uses
-more than there is. Under a deadline completions do not count, only ways that keep it, and more
-than 0 says that there is no such schedule. Starts, and lengths of use, are rounded down to
-ticks: nodes stay free of overlap, and a way that was possible stays possible.
+The bound relaxes the capacity of the nodes. Time is cut into ticks of ``step``, and
+``multiplier[g, t] >= 0`` is charged for each tick that a request spends on a node of group g.
+Each request then takes its cheapest path through the stages by itself. For any multipliers,
+
+    sum over requests of the cost of their cheapest path (completion + charges)
+    - sum over groups and ticks of multiplier x number of nodes
+
+is at most the smallest sum of completions, because a schedule never uses more node time than
+there is. With a deadline, only paths that keep it are allowed and completions cost nothing; a
+bound above 0 then proves that no schedule keeps the deadline.
+
+Start times and busy times are rounded down to whole ticks. Rounding keeps nodes free of overlap
+and every path possible, so the bound stays valid.
+
+Subgradient ascent moves the multipliers along the excess of the demand over the capacity, by
+Polyak's step towards a known upper bound. The direction is an exponential average, as in the
+deflected subgradient method of Camerini, Fratta and Maffioli (1975).
 """
 
 import numpy as np
 
-from hypsolve.kernels.flow_shop import Shop, Ticks
+from hypsolve.kernels.flow_shop import DeadlineFlowShop, Ticks
 from hypsolve.kernels.jit import kernel
 
-UNITS = 2**24  # of a tick: prices are whole multiples, so that certificates can state them
-MIX = 0.3  # of what is asked for now, in the running mean along which prices move
+UNITS = 2**24  # per tick; multipliers are whole multiples, so that certificates can state them
+MIX = 0.3  # weight of the newest subgradient in the direction of the ascent
 
 
 @kernel
-def add_up(price, spent):
-    """Fill `spent` (n_groups, n_ticks + 1): price of the ticks before each."""
-    for g in range(price.shape[0]):
+def prefix_sums(multiplier, prefix):
+    """Fill `prefix`, shape (n_groups, n_ticks + 1): sum of the multipliers before each tick."""
+    for g in range(multiplier.shape[0]):
         total = 0.0
-        spent[g, 0] = 0.0
-        for t in range(price.shape[1]):
-            total += price[g, t]
-            spent[g, t + 1] = total
+        prefix[g, 0] = 0.0
+        for t in range(multiplier.shape[1]):
+            total += multiplier[g, t]
+            prefix[g, t + 1] = total
 
 
 @kernel
-def cheapest(shop, ticks, spent, way, best):
-    """Bound at the prices whose sums are `spent`.
+def lagrangian_bound(shop, ticks, prefix, path_cost, best):
+    """Return the Lagrangian bound of the multipliers whose prefix sums are given.
 
-    Fills ``way[r, g, t]``: the least a request pays, its completion included unless there is a
-    deadline, from the stage of group g on, if that stage is on g and starts at tick t or later;
-    inf if it would miss the deadline. `best` is scratch, (n_stages, n_ticks + 1).
+    Parameters
+    ----------
+    shop : DeadlineFlowShop
+    ticks : Ticks
+    prefix : ndarray, shape (n_groups, n_ticks + 1)
+        From `prefix_sums`.
+    path_cost : ndarray, shape (n_requests, n_groups, n_ticks + 1)
+        Filled: ``path_cost[r, g, t]`` is the smallest cost of request r from the stage of group
+        g on, if a node of g serves it from tick t or later. It includes the completion, unless
+        there is a deadline, and is inf if the request would miss the deadline.
+    best : ndarray, shape (n_stages, n_ticks + 1)
+        Scratch.
     """
     n_requests, n_groups = shop.service.shape
     n_stages = len(shop.first) - 1
-    end = spent.shape[1] - 1
+    end = prefix.shape[1] - 1
     total = 0.0
     for r in range(n_requests):
         for k in range(n_stages - 1, -1, -1):
             least = best[k]
             least[:] = np.inf
             for g in range(shop.first[k], shop.first[k + 1]):
-                cost = way[r, g]
+                cost = path_cost[r, g]
                 if shop.service[r, g] == np.inf:
                     cost[:] = np.inf
                     continue
-                busy, ahead, sums = ticks.busy[r, g], ticks.ahead[r, g], spent[g]
+                busy, ahead, sums = ticks.busy[r, g], ticks.ahead[r, g], prefix[g]
                 within = max(end + 1 - busy, 0)
                 for t in range(within):
                     cost[t] = sums[t + busy] - sums[t]
@@ -79,7 +96,7 @@ def cheapest(shop, ticks, spent, way, best):
                     last = onward[end]
                     for t in range(within, end + 1):
                         cost[t] += last
-                lowest = cost[end]
+                lowest = cost[end]  # the request may also wait: suffix minima
                 for t in range(end - 1, -1, -1):
                     x = cost[t]
                     lowest = x if x < lowest else lowest
@@ -88,14 +105,14 @@ def cheapest(shop, ticks, spent, way, best):
                     least[t] = cost[t] if cost[t] < least[t] else least[t]
         total += best[0, min(ticks.release[r], end)]
     for g in range(n_groups):
-        total -= spent[g, end] * (shop.slot[g + 1] - shop.slot[g])
+        total -= prefix[g, end] * (shop.slot[g + 1] - shop.slot[g])
     return total
 
 
 @kernel
-def _walk(shop, ticks, way, r, use):
-    """Add to `use` the ticks of request r's cheapest way."""
-    end = way.shape[2] - 1
+def _add_usage(shop, ticks, path_cost, r, usage):
+    """Add the ticks of request r's cheapest path to `usage`, shape (n_groups, n_ticks)."""
+    end = path_cost.shape[2] - 1
     t = min(ticks.release[r], end)
     g = 0
     for k in range(len(shop.first) - 1):
@@ -103,124 +120,131 @@ def _walk(shop, ticks, way, r, use):
             t = min(end, t + ticks.ahead[r, g])
         g = shop.first[k]
         for other in range(shop.first[k] + 1, shop.first[k + 1]):
-            if way[r, other, t] < way[r, g, t]:
+            if path_cost[r, other, t] < path_cost[r, g, t]:
                 g = other
-        cost = way[r, g]
+        cost = path_cost[r, g]
         while t < end and cost[t + 1] == cost[t]:
             t += 1
         for j in range(t, min(end, t + ticks.busy[r, g])):
-            use[g, j] += 1.0
+            usage[g, j] += 1.0
 
 
 @kernel
-def _step(price, direction, use, size, gap, unit, first_time):
-    """Move the prices along a running mean of what is asked for beyond what there is."""
+def _take_step(multiplier, direction, usage, capacity, gap, unit, is_first):
+    """Move the multipliers along the averaged subgradient; return False if there is none."""
     norm = 0.0
-    for g in range(price.shape[0]):
-        for t in range(price.shape[1]):
-            beyond = use[g, t] - size[g, t]
-            if not first_time:
-                beyond = MIX * beyond + (1 - MIX) * direction[g, t]
-            direction[g, t] = beyond
-            if price[g, t] > 0 or beyond > 0:
-                norm += beyond * beyond
-    if norm <= 1e-6:  # what is asked for fits; and steps so long would drown in rounding
+    for g in range(multiplier.shape[0]):
+        for t in range(multiplier.shape[1]):
+            excess = usage[g, t] - capacity[g, t]
+            if not is_first:
+                excess = MIX * excess + (1 - MIX) * direction[g, t]
+            direction[g, t] = excess
+            if multiplier[g, t] > 0 or excess > 0:
+                norm += excess * excess
+    if norm <= 1e-6:  # the demand fits; a step this long would drown in rounding
         return False
-    far = gap / norm
-    for g in range(price.shape[0]):
-        for t in range(price.shape[1]):
-            x = price[g, t] + far * direction[g, t]
-            price[g, t] = np.floor(x / unit) * unit if x > 0 else 0.0
+    length = gap / norm
+    for g in range(multiplier.shape[0]):
+        for t in range(multiplier.shape[1]):
+            x = multiplier[g, t] + length * direction[g, t]
+            multiplier[g, t] = np.floor(x / unit) * unit if x > 0 else 0.0
     return True
 
 
 @kernel
-def _scale(price, size, total, unit):
-    """Scale the prices so that all there is costs `total`; alike if they are all 0."""
+def _normalise(multiplier, capacity, total, unit):
+    """Scale the multipliers so that the whole capacity costs `total`; all 0: equal charges."""
     worth = 0.0
-    for g in range(price.shape[0]):
-        for t in range(price.shape[1]):
-            worth += price[g, t] * size[g, t]
-    for g in range(price.shape[0]):
-        for t in range(price.shape[1]):
-            x = price[g, t] * (total / worth) if worth > 0 else total / size.sum()
-            price[g, t] = np.floor(x / unit) * unit
+    for g in range(multiplier.shape[0]):
+        for t in range(multiplier.shape[1]):
+            worth += multiplier[g, t] * capacity[g, t]
+    for g in range(multiplier.shape[0]):
+        for t in range(multiplier.shape[1]):
+            x = multiplier[g, t] * (total / worth) if worth > 0 else total / capacity.sum()
+            multiplier[g, t] = np.floor(x / unit) * unit
 
 
 @kernel
-def raise_bound(shop, ticks, price, upper, target, n_steps, length, floor):
-    """Raise the bound by better prices, in place.
+def subgradient_ascent(shop, ticks, multiplier, upper, target, n_evaluations, length, floor):
+    """Raise the Lagrangian bound by better multipliers, in place.
 
     Parameters
     ----------
+    shop : DeadlineFlowShop
+    ticks : Ticks
+    multiplier : ndarray, shape (n_groups, n_ticks)
+        Start of the ascent; becomes the multipliers of the best bound. With a deadline and more
+        than one evaluation they are normalised: the whole capacity costs the deadline.
     upper : float
-        Aim of the steps.
+        Upper bound that Polyak's steps aim at.
     target : float
-        Stop at a bound of this.
-    n_steps : int
-        Most evaluations; 1: the bound at the prices given.
+        The ascent stops at a bound of `target`.
+    n_evaluations : int
+        Maximum number of bounds evaluated; 1: only that of the given multipliers.
     length, floor : float
-        First step as a share of the way to `upper`, and the share at which to stop.
+        Length of the first steps, as a share of the distance to `upper`. The length shrinks
+        while bounds do not improve, and the ascent stops below `floor`.
 
     Returns
     -------
     float
-        The best bound, which is that of the prices left behind. Under a deadline those are
-        scaled, if there is more than one step: all there is costs as much as the deadline.
+        The best bound.
     """
     n_requests, n_groups = shop.service.shape
-    n_ticks = price.shape[1]
-    spent = np.empty((n_groups, n_ticks + 1))
-    way = np.empty((n_requests, n_groups, n_ticks + 1))
+    n_ticks = multiplier.shape[1]
+    prefix = np.empty((n_groups, n_ticks + 1))
+    path_cost = np.empty((n_requests, n_groups, n_ticks + 1))
     scratch = np.empty((len(shop.first) - 1, n_ticks + 1))
-    use, direction = np.zeros((n_groups, n_ticks)), np.zeros((n_groups, n_ticks))
-    size = np.empty((n_groups, n_ticks))
+    usage, direction = np.zeros((n_groups, n_ticks)), np.zeros((n_groups, n_ticks))
+    capacity = np.empty((n_groups, n_ticks))
     for g in range(n_groups):
-        size[g] = shop.slot[g + 1] - shop.slot[g]
+        capacity[g] = shop.slot[g + 1] - shop.slot[g]
     unit = ticks.step / UNITS
-    if shop.deadline < np.inf and n_steps > 1:
-        _scale(price, size, shop.deadline, unit)
-    now = price.copy()
+    if shop.deadline < np.inf and n_evaluations > 1:
+        _normalise(multiplier, capacity, shop.deadline, unit)
+    now = multiplier.copy()
     best, waited = -np.inf, 0
-    for i in range(n_steps):
-        add_up(now, spent)
-        bound = cheapest(shop, ticks, spent, way, scratch)
+    for i in range(n_evaluations):
+        prefix_sums(now, prefix)
+        bound = lagrangian_bound(shop, ticks, prefix, path_cost, scratch)
         if i == 0 or bound > best:
             waited = 0 if i == 0 or bound > best + 1e-3 * abs(upper - best) else waited + 1
             best = bound
-            price[:] = now
+            multiplier[:] = now
         else:
             waited += 1
-        if best >= target or i == n_steps - 1:
+        if best >= target or i == n_evaluations - 1:
             break
         if waited >= 10:
             length *= 0.7
             waited = 0
             if length < floor:
                 break
-            now[:] = price  # back to the best
-            add_up(now, spent)
-            bound = cheapest(shop, ticks, spent, way, scratch)
-        use[:] = 0.0
+            now[:] = multiplier  # go back to the best
+            prefix_sums(now, prefix)
+            bound = lagrangian_bound(shop, ticks, prefix, path_cost, scratch)
+        usage[:] = 0.0
         for r in range(n_requests):
-            _walk(shop, ticks, way, r, use)
+            _add_usage(shop, ticks, path_cost, r, usage)
         gap = length * max(upper - bound, 1e-6 * abs(upper))
-        if not _step(now, direction, use, size, gap, unit, i == 0):
+        if not _take_step(now, direction, usage, capacity, gap, unit, i == 0):
             break
         if shop.deadline < np.inf:
-            _scale(now, size, shop.deadline, unit)
+            _normalise(now, capacity, shop.deadline, unit)
     return best
 
 
 def warm_up():
-    """Compile every kernel a method calls, on one request and one stage."""
+    """Compile every kernel that a method calls, on one request and one stage."""
     one = np.ones((1, 1))
     ends = np.array([0, 1])
-    shop = Shop(one, np.zeros((1, 1)), np.zeros(1), ends, ends, np.array([-1]), np.inf)
+    shop = DeadlineFlowShop(
+        one, np.zeros((1, 1)), np.zeros(1), ends, ends, np.array([-1]), np.inf
+    )
     whole = np.ones((1, 1), np.int64)
     ticks = Ticks(whole, whole, np.zeros(1, np.int64), 0.5)
-    price = np.zeros((1, 4))
-    raise_bound(shop, ticks, price, 2.0, np.inf, 2, 0.3, 0.01)
-    spent, way = np.empty((1, 5)), np.empty((1, 1, 5))
-    add_up(price, spent)
-    cheapest(shop, ticks, spent, way, np.empty((1, 5)))
+    multiplier = np.zeros((1, 4))
+    subgradient_ascent(shop, ticks, multiplier, 2.0, np.inf, 2, 0.3, 0.01)
+    prefix, path_cost = np.empty((1, 5)), np.empty((1, 1, 5))
+    prefix_sums(multiplier, prefix)
+    lagrangian_bound(shop, ticks, prefix, path_cost, np.empty((1, 5)))

@@ -10,11 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypsolve import Instance, Partition, Status, check, solve
-from hypsolve.kernels import subgradient
+from hypsolve.kernels.subgradient import subgradient_ascent as ascend
 from hypsolve.solvers.joint import beam_search
-from hypsolve.solvers.joint.beam_search import Prices, search
-from hypsolve.solvers.joint.branch_and_bound import PARTS, n_partitions
-from hypsolve.solvers.joint.partition_boxes import Box, stages_of, ticks_of, whole
+from hypsolve.solvers.joint.beam_search import beam_search as search_schedules
+from hypsolve.solvers.joint.branch_and_bound import PARTS
+from hypsolve.solvers.joint.lagrangian_bound import Multipliers, to_ticks
+from hypsolve.solvers.joint.partition_boxes import (
+    PartitionBox,
+    all_partitions,
+    count_partitions,
+    relax,
+)
 from hypsolve.solvers.joint.tables import joint_tables
 from instances.frontier import frontier, profiled
 from tests.helpers import oracles, strategies
@@ -30,16 +36,16 @@ def value_of(instance, tables, objective_s):
 
 def span_of(shop):
     """A time within which everything can be done."""
-    least = shop.release.max() + shop.lag.sum()
+    least = shop.release.max() + shop.travel.sum()
     return float(least + shop.service[np.isfinite(shop.service)].sum()) + 1
 
 
-def searched(shop, prices, makespan, target, width, stopped=lambda: False, seed=0):
-    """`search`, by deadline if the last completion counts."""
+def searched(shop, multipliers, makespan, target, width, stopped=lambda: False, seed=0):
+    """Run the beam search, with a deadline if the last completion counts."""
     if makespan:
         target = min(target, 2 * span_of(shop))
         shop = shop._replace(deadline=target)
-    return search(shop, prices, target, width, stopped, seed)
+    return search_schedules(shop, multipliers, target, width, stopped, seed)
 
 
 @given(strategies.scheduled(), st.integers(1, 40), st.integers(0, 99))
@@ -48,27 +54,27 @@ def test_any_prices_bound_every_partition(instance, n_ticks, seed):
     tables = joint_tables(instance, "joint_exact")
     if math.isinf(best_s):
         return
-    stages = stages_of(tables, whole(tables))
-    if stages is None or stages.shop is None:
+    relaxation = relax(tables, all_partitions(tables))
+    if relaxation is None or relaxation.shop is None:
         return
-    shop = stages.shop
+    shop = relaxation.shop
     rng = np.random.default_rng(seed)
-    price = rng.uniform(-1, 1, (shop.service.shape[1], n_ticks)).clip(0)
-    ticks = ticks_of(shop, span_of(shop) / n_ticks)
+    values = rng.uniform(-1, 1, (shop.service.shape[1], n_ticks)).clip(0)
+    ticks = to_ticks(shop, span_of(shop) / n_ticks)
     best = value_of(instance, tables, best_s)
     aim, most = 1.1 * best + 1, best
     if instance.objective == "makespan":
         shop = shop._replace(deadline=best * (1 + 1e-9) + 1e-9)  # there is a schedule
         aim, most = 0.1 * shop.deadline, 0.0
     for n_steps in (1, 8):
-        bound = subgradient.raise_bound(shop, ticks, price, aim, math.inf, n_steps, 0.3, 0.01)
+        bound = ascend(shop, ticks, values, aim, math.inf, n_steps, 0.3, 0.01)
         assert bound <= most * (1 + 1e-9) + 1e-9
-        assert (price >= 0).all()
-        again = subgradient.raise_bound(shop, ticks, price, aim, math.inf, 1, 0.3, 0.01)
+        assert (values >= 0).all()
+        again = ascend(shop, ticks, values, aim, math.inf, 1, 0.3, 0.01)
         assert again == pytest.approx(bound, rel=1e-12, abs=1e-12)  # what is left behind has it
 
 
-def test_a_makespan_whose_completions_nearly_agree_is_not_ruled_out():
+def test_a_makespan_whose_completions_nearly_agree_is_not_pruned():
     instance = Instance.from_tables(
         block_s=[[[8, 5, 1, 1], [2, 3, 3, 0.25], [2, 4, 4, 1]]],
         block_bytes=[1, 1, 1, 1],
@@ -93,24 +99,24 @@ def test_a_search_however_narrow_bounds_its_partition(instance, width, seed):
         cuts = (first, end, tables.n_blocks)[: tables.n_tiers + 1]
         pinned = instance.replace(cut_min=np.array(cuts), cut_max=np.array(cuts))
         best_s = oracles.best_joint(pinned)
-        stages = stages_of(tables, Box(cuts, cuts))
-        assert (stages is None) == math.isinf(best_s)
-        if stages is None:
+        relaxation = relax(tables, PartitionBox(cuts, cuts))
+        assert (relaxation is None) == math.isinf(best_s)
+        if relaxation is None:
             continue
-        shop = stages.shop
-        price = rng.uniform(0, 0.2, (shop.service.shape[1], 16))
-        prices = Prices(ticks_of(shop, 0.7), price)
+        shop = relaxation.shop
+        values = rng.uniform(0, 0.2, (shop.service.shape[1], 16))
+        multipliers = Multipliers(to_ticks(shop, 0.7), values)
         best = value_of(instance, tables, best_s)
         makespan = instance.objective == "makespan"
-        found = searched(shop, prices, makespan, math.inf, width, seed=seed)
+        found = searched(shop, multipliers, makespan, math.inf, width, seed=seed)
         assert found.bound <= best * (1 + 1e-9) + 1e-9 <= found.value * (1 + 2e-9) + 2e-9
-        if found.complete:
+        if found.is_complete:
             assert found.value == pytest.approx(best, rel=1e-9, abs=1e-9)
-        above = searched(shop, prices, makespan, best * 1.01 + 1e-6, 10**4, seed=seed)
-        assert above.complete and above.value == pytest.approx(best, rel=1e-9, abs=1e-9)
+        above = searched(shop, multipliers, makespan, best * 1.01 + 1e-6, 10**4, seed=seed)
+        assert above.is_complete and above.value == pytest.approx(best, rel=1e-9, abs=1e-9)
         less = best * (1 - 1e-6) - 1e-9
-        none = searched(shop, prices, makespan, less, 10**4, seed=seed)
-        assert none.complete and math.isinf(none.value) and none.bound == less
+        none = searched(shop, multipliers, makespan, less, 10**4, seed=seed)
+        assert none.is_complete and math.isinf(none.value) and none.bound == less
 
 
 @pytest.mark.parametrize("family", [frontier, profiled])
@@ -149,9 +155,9 @@ def test_eight_requests_are_proved_and_the_message_says_by_what():
     result = solve(instance, "joint_exact")
     assert result.status is Status.OPTIMAL
     counts = result.statistics
-    ruled_out = [counts[f"n_{part}"] for part in ("priced_in_boxes", "priced_one_by_one")]
-    assert all(f"{n} " in result.message for n in [*ruled_out, counts["n_searched"]])
-    assert sum(ruled_out) > counts["n_searched"] > 0
+    pruned = [counts[f"n_{part}"] for part in ("pruned_in_boxes", "pruned_single")]
+    assert all(f"{n} " in result.message for n in [*pruned, counts["n_searched"]])
+    assert sum(pruned) > counts["n_searched"] > 0
 
 
 def test_bounds_rise_and_answers_improve():
@@ -186,7 +192,7 @@ def test_where_memory_ends_the_bound_holds():
     best = solve(instance, "joint_exact")
     result = solve(instance, "joint_exact", memory_bytes=1.0, disable=["lagrangian_bound"])
     assert result.status is Status.FEASIBLE
-    assert "where the memory for its layers ends" in result.message
+    assert "where the memory for beam search ends" in result.message
     assert result.bound_s <= best.objective_s <= result.objective_s * (1 + 1e-9)
 
 
@@ -228,15 +234,15 @@ def test_partitions_are_counted(instance):
     tables = joint_tables(instance, "joint_exact")
     if any(not len(first) for first in tables.first):
         return
-    box = whole(tables)
+    box = all_partitions(tables)
     inner = itertools.combinations_with_replacement(
         range(instance.n_blocks + 1), instance.n_tiers - 1
     )
     cuts = ((0, *each, instance.n_blocks) for each in inner)
     legal = sum(not check(instance, Partition(each)) for each in cuts)
-    parts = [box] if box.is_one else list(box.halves())
-    assert sum(n_partitions(tables, part) for part in parts) == legal
-    assert n_partitions(tables, box) == legal
+    parts = [box] if box.is_single else list(box.branch())
+    assert sum(count_partitions(tables, part) for part in parts) == legal
+    assert count_partitions(tables, box) == legal
 
 
 @pytest.mark.parametrize("objective", ["mean_latency", "makespan"])
@@ -247,19 +253,19 @@ def test_a_search_that_is_stopped_anywhere_bounds_its_partition(monkeypatch, obj
     proven = solve(instance, "joint_exact")
     cuts = proven.partition.cuts
     tables = joint_tables(instance, "joint_exact")
-    shop = stages_of(tables, Box(cuts, cuts)).shop
+    shop = relax(tables, PartitionBox(cuts, cuts)).shop
     best = value_of(instance, tables, proven.objective_s)
-    price = np.zeros((shop.service.shape[1], 64))
-    ticks = ticks_of(shop, span_of(shop) / 64)
-    subgradient.raise_bound(shop, ticks, price, best, best, 100, 0.3, 0.01)
-    prices = Prices(ticks, price)  # so good that most partial schedules are worse
+    values = np.zeros((shop.service.shape[1], 64))
+    ticks = to_ticks(shop, span_of(shop) / 64)
+    ascend(shop, ticks, values, best, best, 100, 0.3, 0.01)
+    multipliers = Multipliers(ticks, values)  # so good that most partial schedules are worse
     makespan = objective == "makespan"
     for width in (3, 50):
         n_looks, complete = 0, False
         while not complete and n_looks < 200:
             looks = iter(range(n_looks))
             found = searched(
-                shop, prices, makespan, math.inf, width,
+                shop, multipliers, makespan, math.inf, width,
                 lambda looks=looks: next(looks, None) is None,
             )  # fmt: skip
             complete = math.isfinite(found.value)

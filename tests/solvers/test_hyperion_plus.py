@@ -28,7 +28,7 @@ from hypsolve.solvers.joint.latency_bounds import (
     aggregate_work,
     time_grid,
 )
-from hypsolve.solvers.joint.partition_boxes import Box
+from hypsolve.solvers.joint.partition_boxes import PartitionBox
 from hypsolve.solvers.partition import stage_tables
 from instances.frontier import frontier, profiled
 from tests.helpers import oracles, strategies
@@ -74,7 +74,7 @@ def all_cuts(instance):
 
 
 def relaxed(instance, cuts):
-    return Relaxer(instance).relax(Box(cuts, cuts))
+    return Relaxer(instance).relax(PartitionBox(cuts, cuts))
 
 
 def latency_sum(instance, relaxation, mean_s):
@@ -111,8 +111,8 @@ def test_a_box_is_bounded_by_its_best_partition(instance):
             assert box_best_s == math.inf
             continue
         assert bounds.single_machine_bound_s(relaxation) <= box_best_s * SLACK
-        if not box.is_one:
-            boxes += box.halves()
+        if not box.is_single:
+            boxes += box.branch()
     yielded = {
         relaxation.box.low: bound_s for bound_s, relaxation in bounds.partitions(lambda: False)
     }
@@ -326,8 +326,8 @@ def test_the_answer_is_reproducible():
     assert one.statistics == two.statistics
 
 
-def test_an_ascent_halves_the_gap_of_a_hundred_requests():
-    instance = frontier(100, seed=1, load=0.5)
+def test_an_ascent_halves_the_gap_of_sixty_requests():
+    instance = frontier(60, seed=1, load=0.5)
     quick = solve(instance, params=ONE_LEVEL)
     proved = solve(instance, params=ONE_LEVEL, prove=True)
     assert proved.objective_s == quick.objective_s
@@ -344,7 +344,7 @@ def test_five_tiers_have_more_boxes_than_are_bounded():
 
 
 @pytest.mark.parametrize("prove", [False, True])
-@pytest.mark.parametrize("limit_s", [1e-9, 100, 400])  # of a clock that counts its readings
+@pytest.mark.parametrize("limit_s", [1e-9, 100])  # of a clock that counts its readings
 def test_a_time_limit_ends_the_method(monkeypatch, prove, limit_s):
     instance = frontier(300, seed=1)
     hyperion_s = solve(instance, "hyperion").objective_s
@@ -361,10 +361,11 @@ def test_a_time_limit_ends_the_method(monkeypatch, prove, limit_s):
 def test_an_ascent_stops_at_the_deadline(monkeypatch):
     """The search has ended by itself before; each kernel call of the ascent reads the clock."""
     instance = frontier(20, seed=1)
-    params = dataclasses.replace(QUICK, search_share=0.9)
+    params = dataclasses.replace(QUICK, min_trials=500, trials_per_request=0, search_share=0.9)
     free_s = solve(instance, params=params).bound_s
     CountingClock(monkeypatch)
-    result = solve(instance, time_limit_s=1000, prove=True, params=params)
+    result = solve(instance, time_limit_s=400, prove=True, params=params)
+    assert "search stopped" not in result.message
     assert "bound raised by subgradient ascent until the time limit" in result.message
     assert free_s < result.bound_s < result.objective_s
 
@@ -377,7 +378,7 @@ def test_one_request_is_solved_to_optimality():
 
 
 def test_an_infeasible_instance_is_found_without_branching(monkeypatch):
-    """Memory is short by one block of a hundred, over eleven tiers: too many boxes to search."""
+    """Memory is short by one block of a hundred, and eleven tiers have too many boxes."""
     n_blocks, tiers = 100, [[(0, 9.0)]] * 11
     instance = Instance.from_tables(
         [[[1.0] * n_blocks]] * 50, [1] * n_blocks, tiers, arrival_s=range(50),
@@ -402,8 +403,9 @@ def test_a_time_grid_with_too_many_ticks_is_left_out():
 def test_the_lagrangian_bound_is_tight_for_few_requests(n_requests, max_gap):
     """The single-machine relaxation leaves 17 and 21 %."""
     instance = frontier(n_requests, seed=1)
-    free = solve(instance, params=QUICK)
-    result = solve(instance, params=QUICK, prove=True)
+    params = dataclasses.replace(QUICK, ascent=AscentParams(restart_scales=(0,)))
+    free = solve(instance, params=params)
+    result = solve(instance, params=params, prove=True)
     assert result.gap < max_gap < 0.15 < free.gap
     assert "bound raised by subgradient ascent" in result.message
 
@@ -417,7 +419,7 @@ def raised(instance, start, **params):
 
 
 def test_a_stalled_ascent_gains_from_restarts_at_scaled_multipliers():
-    instance = frontier(12, seed=1)
+    instance = frontier(8, seed=1)
     start = solve(instance, params=QUICK)
     stalled, restarted = (
         raised(instance, start, restart_scales=scales) for scales in ((1.0,), (0.9, 0.7, 0.0))
@@ -431,7 +433,9 @@ def test_a_finer_level_starts_as_good_as_the_level_before(monkeypatch):
     start = solve(instance, params=QUICK)
     known = Incumbent(start.objective_s, evaluation.latency_s(instance, start.schedule))
     bounds = PartitionBounds(instance, AscentParams(restart_scales=(1.0,)))
-    node = latency_bounds._BoxNode(Box(start.partition.cuts, start.partition.cuts), 0.0)
+    node = latency_bounds._BoxNode(
+        PartitionBox(start.partition.cuts, start.partition.cuts), 0.0
+    )
     assert bounds._ascend(node, known, math.inf)
     coarse_s, node.bound_s = node.bound_s, 0.0
     bounds.params = AscentParams(restart_scales=(1.0,), evaluations=1, trial_evaluations=1)

@@ -1,4 +1,4 @@
-"""The schedules of one partition, searched in layers of one more operation each."""
+"""Beam search over the schedules of one partition, one operation a level."""
 
 import math
 from collections.abc import Callable
@@ -6,149 +6,193 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from hypsolve.problem.arrays import Array, IntArray
+from hypsolve.problem.arrays import IntArray
+from hypsolve.problem.solution import Partition
+from hypsolve.solvers.joint.decision import Decision
+from hypsolve.solvers.joint.lagrangian_bound import Multipliers, min_proof
+from hypsolve.solvers.joint.partition_boxes import BoxRelaxation
+from hypsolve.solvers.joint.tables import JointTables
 
 if TYPE_CHECKING:
-    from hypsolve.kernels.beam_search import Layer
-    from hypsolve.kernels.flow_shop import Shop, Ticks
+    from hypsolve.kernels.beam_search import Level
+    from hypsolve.kernels.flow_shop import DeadlineFlowShop
 
-MAX_COMPARED = 200  # entries with the same stages begun, against which a new one is compared
+MAX_COMPARED = 200  # entries with the same stages begun that a new one is compared with
 PARENTS = 256  # entries expanded between two looks at the clock
 
 
-class Prices(NamedTuple):
-    """What a bound on a shop is made of."""
-
-    ticks: "Ticks"
-    price: Array  # (n_groups, n_ticks)
-
-
-class Found(NamedTuple):
-    """What a search came to."""
+class BeamSearchResult(NamedTuple):
+    """The best schedule that a beam search found, and a bound on all schedules."""
 
     value: float  # of the best schedule better than the target; inf: none
     operations: list[tuple[int, int]]  # (request, group), in the order of their starts
-    bound: float  # no schedule is better, unless it is no better than the target
-    complete: bool  # nothing was dropped for want of room or time
+    bound: float  # lower bound on every schedule, at most the target
+    is_complete: bool  # nothing was dropped for want of memory or time
     n_expanded: int
 
 
-def max_entries(shop: "Shop", memory_bytes: float) -> int:
-    """Width of a search that keeps to this much memory; 0: it cannot."""
-    from hypsolve.kernels.beam_search import bytes_each
+def max_width(shop: "DeadlineFlowShop", memory_bytes: float) -> int:
+    """Return the largest width of a beam search within the memory; 0: it does not fit."""
+    from hypsolve.kernels.beam_search import entry_bytes
 
     n_requests, n_nodes = len(shop.release), int(shop.slot[-1])
-    n_layers = n_requests * (len(shop.first) - 1)
-    each = bytes_each(n_requests, n_nodes)
-    fixed = 2 * each * (PARENTS + shop.service.size)  # two layers of twice the width, and this
-    return max(0, int((memory_bytes - fixed) / (4 * each + 8 * n_layers)))
+    n_levels = n_requests * (len(shop.first) - 1)
+    each = entry_bytes(n_requests, n_nodes)
+    fixed = 2 * each * (PARENTS + shop.service.size)  # two levels of twice the width, and this
+    return max(0, int((memory_bytes - fixed) / (4 * each + 8 * n_levels)))
 
 
-def proof_of(shop: "Shop") -> float:
-    """What a bound must be to say that the deadline cannot be kept: 0, but for rounding."""
-    return 1e-7 * float(shop.deadline)
-
-
-def search(
-    shop: "Shop",
-    prices: Prices,
+def beam_search(
+    shop: "DeadlineFlowShop",
+    multipliers: Multipliers,
     target: float,
     width: int,
-    stopped: Callable[[], bool],
+    is_stopped: Callable[[], bool],
     seed: int,
-    compare: bool = True,
-) -> Found:
-    """Search for a schedule better than the target, and for a bound on all.
+    max_compared: int = MAX_COMPARED,
+) -> BeamSearchResult:
+    """Search for a schedule better than the target, and bound all schedules from below.
+
+    The Lagrangian bound of the multipliers bounds every partial schedule. Each level keeps the
+    partial schedules with the smallest bounds that no other one dominates. A search that never
+    has to drop one is exact.
 
     Parameters
     ----------
+    shop : DeadlineFlowShop
+    multipliers : Multipliers
     target : float
-        Of the sum of completions; under a deadline it is that.
+        Only schedules with a smaller sum of completions are wanted. With a deadline, `target`
+        is the deadline.
     width : int
-        Partial schedules kept of each layer, those with the least bounds; the least bound that
-        is dropped bounds the rest (under a deadline nothing does).
-    stopped : callable
-        Whether time is up.
+        Partial schedules kept of each level. The smallest bound that is dropped bounds the
+        rest; with a deadline, nothing does.
+    is_stopped : callable
+        Returns True once the time is up.
     seed : int
-        Of the hash; no answer depends on it.
-    compare : bool
-        Whether to leave out what another partial schedule dominates.
+        Of the hash of partial schedules; no answer depends on it.
+    max_compared : int
+        Number of entries with which a new one is compared; 0: none is pruned by dominance.
     """
-    from hypsolve.kernels import beam_search, subgradient
+    from hypsolve.kernels import beam_search as kernels
+    from hypsolve.kernels import subgradient
 
     n_requests, n_groups = shop.service.shape
     n_stages, n_nodes = len(shop.first) - 1, int(shop.slot[-1])
-    spent = np.empty((n_groups, prices.price.shape[1] + 1))
-    way = np.empty((n_requests, *spent.shape))
-    subgradient.add_up(prices.price, spent)
-    scratch = np.empty((n_stages, spent.shape[1]))
-    root = subgradient.cheapest(shop, prices.ticks, spent, way, scratch)
-    timely = shop.deadline < math.inf
-    worst = proof_of(shop) if timely else target  # a partial schedule's bound, if not this
+    ticks = multipliers.ticks
+    prefix = np.empty((n_groups, multipliers.values.shape[1] + 1))
+    path_cost = np.empty((n_requests, *prefix.shape))
+    subgradient.prefix_sums(multipliers.values, prefix)
+    scratch = np.empty((n_stages, prefix.shape[1]))
+    root = subgradient.lagrangian_bound(shop, ticks, prefix, path_cost, scratch)
+    has_deadline = shop.deadline < math.inf
+    cutoff = min_proof(shop) if has_deadline else target  # prunes a partial schedule
     rng = np.random.default_rng(seed)
     salt = rng.integers(0, 2**63, (n_requests, n_stages + 1)).astype(np.uint64)
-    room = 2 * width + PARENTS + shop.service.size
-    layer, after = (beam_search.new_layer(room, n_requests, n_nodes) for _ in range(2))
-    heads = np.full(2 ** max(4, math.ceil(math.log2(width))), -1, np.int32)
-    beam_search.begin(shop, layer, root)
+    n_entries = 2 * width + PARENTS + shop.service.size
+    level, after = (kernels.new_level(n_entries, n_requests, n_nodes) for _ in range(2))
+    buckets = np.full(2 ** max(4, math.ceil(math.log2(width))), -1, np.int32)
+    kernels.set_root(shop, level, root)
     n, dropped, n_expanded = 1, math.inf, 0
 
-    def bound_of(least: float) -> float:
-        """Turn the least bound among what is left into one on every schedule."""
-        if timely:
-            return target if least >= worst else -math.inf
-        return min(target, least)
+    def bound_of(smallest: float) -> float:
+        """Turn the smallest bound of what is left out into a bound on every schedule."""
+        if has_deadline:
+            return target if smallest >= cutoff else -math.inf
+        return min(target, smallest)
 
     history: list[tuple[IntArray, IntArray]] = []
     for _ in range(n_requests * n_stages):
-        heads[:] = -1
-        i, n_after, below = 0, 0, worst
+        buckets[:] = -1
+        i, n_after, below = 0, 0, cutoff
         while i < n:
-            if stopped():
-                # what is not yet expanded, what came of the rest, and what of that was dropped
-                left = float(np.concatenate([layer.bound[i:n], after.bound[:n_after]]).min())
-                least = min(dropped, below, left)
-                return Found(math.inf, [], bound_of(least), False, n_expanded)
+            if is_stopped():
+                # entries not expanded, children of the others, and children already dropped
+                left = float(np.concatenate([level.bound[i:n], after.bound[:n_after]]).min())
+                smallest = min(dropped, below, left)
+                return BeamSearchResult(math.inf, [], bound_of(smallest), False, n_expanded)
             start, until = i, min(n, i + PARENTS)
-            i, n_after = beam_search.expand(
-                shop, prices.ticks, spent, way, layer, i, until, after, n_after, heads, salt,
-                below, MAX_COMPARED if compare else 0,
+            i, n_after = kernels.expand_level(
+                shop, ticks, prefix, path_cost, level, i, until, after, n_after, buckets, salt,
+                below, max_compared,
             )  # fmt: skip
             n_expanded += i - start
-            if n_after > 2 * width:  # from now on none is made that would be dropped at once
-                n_after, least = _thin(after, n_after, width, heads)
-                below = min(below, least)
-        n_after, least = _thin(after, n_after, width, heads)
-        least = min(below, least)
-        if least < worst:
-            dropped = min(dropped, least)
+            if n_after > 2 * width:  # make no more children that would be dropped at once
+                n_after, smallest = _keep_best(after, n_after, width, buckets)
+                below = min(below, smallest)
+        n_after, smallest = _keep_best(after, n_after, width, buckets)
+        smallest = min(below, smallest)
+        if smallest < cutoff:
+            dropped = min(dropped, smallest)
         history.append((after.parent[:n_after].copy(), after.operation[:n_after].copy()))
-        layer, after, n = after, layer, n_after
+        level, after, n = after, level, n_after
         if n == 0:
             break
     bound = bound_of(dropped)
-    at = int(np.argmin(layer.value[:n])) if n else -1
-    value = float(layer.value[at]) if n else math.inf
-    if value >= target:  # its bound need not say so: prices of time that is left over count
-        return Found(math.inf, [], bound, math.isinf(dropped), n_expanded)
-    operations = []
-    for parent, operation in reversed(history):
-        operations.append(divmod(int(operation[at]), n_groups))
-        at = int(parent[at])
-    return Found(value, operations[::-1], min(value, bound), math.isinf(dropped), n_expanded)
+    best = int(np.argmin(level.value[:n])) if n else -1
+    value = float(level.value[best]) if n else math.inf
+    if value >= target:  # its bound may be smaller: unused capacity is charged, too
+        return BeamSearchResult(math.inf, [], bound, math.isinf(dropped), n_expanded)
+    operations = _trace_back(history, best, n_groups)
+    return BeamSearchResult(
+        value, operations, min(value, bound), math.isinf(dropped), n_expanded
+    )
 
 
-def _thin(layer: "Layer", n: int, width: int, heads: IntArray) -> tuple[int, float]:
-    """Keep the `width` entries with the least bounds, and none that is dominated.
+def _keep_best(level: "Level", n: int, width: int, buckets: IntArray) -> tuple[int, float]:
+    """Keep the `width` entries with the smallest bounds, and none that is dominated.
 
-    Returns how many are left and the least bound dropped.
+    Returns the number of entries left and the smallest bound dropped.
     """
-    from hypsolve.kernels import beam_search
+    from hypsolve.kernels import beam_search as kernels
 
-    bounds, least = layer.bound[:n], math.inf
+    bounds, smallest = level.bound[:n], math.inf
     alive = np.flatnonzero(bounds < math.inf)
     if len(alive) > width:
         beyond = alive[np.argpartition(bounds[alive], width)[width:]]
-        least = float(bounds[beyond].min())
+        smallest = float(bounds[beyond].min())
         bounds[beyond] = math.inf
-    return beam_search.keep(layer, n, heads), least
+    return kernels.compact(level, n, buckets), smallest
+
+
+def _trace_back(
+    history: list[tuple[IntArray, IntArray]], entry: int, n_groups: int
+) -> list[tuple[int, int]]:
+    """Return the operations (request, group) of an entry of the last level, first to last."""
+    operations = []
+    for parent, operation in reversed(history):
+        operations.append(divmod(int(operation[entry]), n_groups))
+        entry = int(parent[entry])
+    return operations[::-1]
+
+
+def to_decision(
+    tables: JointTables,
+    cuts: tuple[int, ...],
+    relaxation: BoxRelaxation,
+    operations: list[tuple[int, int]],
+) -> Decision:
+    """Turn the operations of a beam search into a decision.
+
+    Each operation is on the node of its group that is free first.
+    """
+    shop = relaxation.shop
+    assert shop is not None
+    n, tier_of = tables.n_requests, tables.node_tier
+    node = np.full((n, tables.n_tiers), -1)
+    order: list[list[int]] = [[] for _ in range(tables.n_tiers)]
+    stage, ready = np.zeros(n, np.int64), relaxation.release.copy()
+    free = {
+        g: [(0.0, int(m)) for m in np.flatnonzero(tables.group == relaxation.groups[g])]
+        for _, g in operations
+    }
+    for r, g in operations:
+        free_at, m = min(free[g])
+        end = max(free_at, ready[r]) + shop.service[r, g]
+        free[g][free[g].index((free_at, m))] = (end, m)
+        ready[r] = end + shop.travel[r, stage[r]]
+        stage[r] += 1
+        node[r, tier_of[m]] = m
+        order[int(tier_of[m])].append(r)
+    filled = [each or list(range(n)) for each in order]
+    return Decision(Partition(cuts), node, np.array(filled, np.int64))

@@ -1,4 +1,4 @@
-"""Partition and schedule together, exactly: boxes of partitions, prices, search in layers."""
+"""`joint_exact`: partition and schedule together, by branch and bound over partitions."""
 
 import heapq
 import itertools
@@ -7,19 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hypsolve.problem import validation as valid
-from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.evaluation import evaluate
-from hypsolve.problem.instance import (
-    Instance,
-    Objective,
-)
-from hypsolve.problem.solution import BoxProof, Certificate, Outcome, Partition
-from hypsolve.solvers.joint.beam_search import Prices, max_entries, proof_of, search
+from hypsolve.problem.instance import Instance, Objective
+from hypsolve.problem.solution import Certificate, Outcome
+from hypsolve.solvers.joint.beam_search import beam_search, max_width, to_decision
+from hypsolve.solvers.joint.certificate import joint_certificate
 from hypsolve.solvers.joint.decision import (
     Decision,
     decision,
@@ -32,37 +28,27 @@ from hypsolve.solvers.joint.decision import (
     to_joint_outcome,
     warm_decision,
 )
-from hypsolve.solvers.joint.partition_boxes import Box, Stages, stages_of, ticks_of, whole
+from hypsolve.solvers.joint.joint_exact_params import JointExactParams
+from hypsolve.solvers.joint.lagrangian_bound import (
+    LagrangianBound,
+    Multipliers,
+    choose_n_ticks,
+    to_ticks,
+)
+from hypsolve.solvers.joint.partition_boxes import (
+    PartitionBox,
+    all_partitions,
+    count_partitions,
+    relax,
+)
+from hypsolve.solvers.joint.search_node import LeafPhase, Node
 from hypsolve.solvers.joint.tables import JointTables, joint_tables
 from hypsolve.solvers.joint.time_windows import drop_dominated, idle_bound_s, shortest
-from hypsolve.solvers.outcomes import (
-    OPTIMAL_GAP,
-    OnBound,
-    OnImprove,
-    WarmStart,
-    require_callable,
-)
-
-if TYPE_CHECKING:
-    from hypsolve.kernels.flow_shop import Shop, Ticks
+from hypsolve.solvers.outcomes import OnBound, OnImprove, WarmStart, require_callable
 
 METHOD = "joint_exact"
 PARTS = ("lagrangian_bound", "partition_boxes", "dominance", "beam_search")
-
-TICKS_PER_STAGE = 10  # of the mean service of a stage, while boxes are searched
-FEWEST_TICKS, MAX_TICKS = 128, 1024
-FINER = 4  # times as many for a single partition
-BOX_STEPS, ROUGH_STEPS, FINE_STEPS = 12, 60, 200
-FIRST_STEP, LAST_STEP = 0.3, 0.01  # of the way to the best known objective
-FIRST_WIDTH, WIDER = 200, 16
-CLOSE = 0.4 * OPTIMAL_GAP  # of the objective: better by less is not looked for
-CALL_S = 0.2  # about the longest time between two looks at the clock
-BEYOND = 1.1  # the end of the first decision: how far ticks are laid
-AIM = 0.1  # of a deadline, for the steps of prices that are to rule it out
-MAX_DEADLINES = 6  # tried in turn on one box
-CERTAIN = 1 - 3e-10  # of a bound: what floats may have added to it
-MAX_PROOFS = 4  # a certificate may take one part in so many of the memory
-STEP_S = 4e-9  # of a step, per request, group and tick
+HORIZON_MARGIN = 1.1  # end of the ticks, as a multiple of the first decision's last completion
 
 
 def joint_exact(
@@ -76,15 +62,16 @@ def joint_exact(
     on_bound: OnBound | None = None,
     memory_bytes: float = 1e9,
     disable: Sequence[str] = (),
+    params: JointExactParams | None = None,
 ) -> Outcome:
-    """Decide partition and schedule together, exactly, by our own search.
+    """Decide partition and schedule together, exactly, by branch and bound.
 
-    Boxes of partitions are bounded by prices on the nodes' time (a Lagrangian relaxation, see
-    `hypsolve.kernels.subgradient`), the least bound first, and halved until they are ruled
-    out or hold a single partition. The schedules of that one are searched in layers of one more
-    operation each: the prices bound every partial schedule, and what another one dominates is
-    left out. A layer wider than memory allows is cut, and the least bound dropped still counts:
-    the bound is valid whenever the search stops.
+    The search tree branches on boxes of partitions, the smallest lower bound first. A box is
+    bounded by a Lagrangian relaxation of the nodes' capacity, raised by subgradient ascent (see
+    `hypsolve.kernels.subgradient`), and split until it is pruned or holds a single partition.
+    Beam search then goes through the schedules of that partition, pruned by the Lagrangian
+    bound and by dominance. It widens until it is complete, or fills the memory; the smallest
+    bound that it dropped still counts, so the bound is valid whenever the search stops.
 
     Parameters
     ----------
@@ -93,31 +80,39 @@ def joint_exact(
     time_limit_s : float
         For warm start and search together.
     seed : int
-        Of the hash by which partial schedules are compared; no answer depends on it.
+        Seed of the hash of partial schedules; no answer depends on it.
     warm_start : bool, Outcome, Result or (Partition, Schedule)
-        Decision to start from; True: Hyperion's.
+        First incumbent; True: Hyperion's decision.
     upper_bound : float
-        Seconds: only decisions better than this are looked for. If there is none, the answer
-        is the start, and `upper_bound` its bound.
+        Only decisions with an objective below this (in seconds) are looked for. If there is
+        none, the answer is the warm start, and the bound is `upper_bound`.
     on_improve : callable, optional
-        Called as ``on_improve(objective_s, bound_s, partition, schedule)`` for each better
-        decision, the start included.
+        Called as ``on_improve(objective_s, bound_s, partition, schedule)`` for each new
+        incumbent, the warm start included.
     on_bound : callable, optional
         Called as ``on_bound(bound_s)`` for each better bound.
     memory_bytes : float
-        For the layers of the search.
+        Memory for the levels of a beam search.
     disable : sequence of str
         Parts to switch off, for ablations: ``lagrangian_bound`` (all multipliers stay 0),
         ``partition_boxes`` (every partition is a box of its own), ``dominance``,
         ``beam_search`` (CP-SAT decides single partitions).
+    params : JointExactParams, optional
+        Tunable constants.
 
     Returns
     -------
     Outcome
-        With a valid ``bound_s`` also at the time limit, and a certificate that
-        `hypsolve.verify` repeats (none where long silences between arrivals are left out, or
-        where it would take a quarter of `memory_bytes`). The message says how many partitions
-        were ruled out by which part.
+        Its ``bound_s`` is valid at the time limit, too. `hypsolve.verify` repeats its
+        certificate. There is no certificate if long pauses between arrivals were cut out of the
+        search, if CP-SAT decided partitions, or if the certificate would take more than
+        ``params.max_proof_share`` of `memory_bytes`. The message counts the partitions that
+        each part pruned.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the objective does not score a schedule, or an option is wrong.
     """
     started = time.perf_counter()
     owner = f"method {METHOD!r}"
@@ -130,6 +125,7 @@ def joint_exact(
         raise TypeError(f"{owner}: disable must be a sequence of names, got {disable!r:.60}")
     for part in disable:
         valid.known("part", part, PARTS)
+    params = valid.of_type(owner, "params", params or JointExactParams(), JointExactParams)
     tables = joint_tables(instance, METHOD)
     warm = warm_decision(instance, tables, METHOD, warm_start, time_limit_s, seed)
     min_s = idle_bound_s(instance, tables)
@@ -138,104 +134,109 @@ def joint_exact(
         return replace(no_partition(instance), certificate=nothing)
     completion = None if warm is None else times_in_units(tables, warm)[1][:, -1]
     tables, last = drop_dominated(tables, instance.objective, completion)
-    run = _Run(
-        instance, tables, seed=seed, memory_bytes=memory_bytes, disable=frozenset(disable),
-        deadline=started + time_limit_s, min_s=min_s, on_improve=on_improve,
-        on_bound=on_bound, horizon=float(last.max()),
+    search = BranchAndBound(
+        instance, tables, params, seed=seed, memory_bytes=memory_bytes,
+        disable=frozenset(disable), deadline=started + time_limit_s, min_s=min_s,
+        on_improve=on_improve, on_bound=on_bound, horizon=float(last.max()),
     )  # fmt: skip
-    run.start_from(warm)
-    run.upper = min(run.upper, run.value_of(upper_bound))
-    run.lay_ticks()
-    bound = run.prove()
-    stopped = ""
-    if run.is_stopped():
-        stopped = "at the time limit"
-    elif any(not node.is_decided for node in run.given_up):
-        stopped = "where the memory for its layers ends"
-    elif bound < run.target:
-        stopped = "where rounding hides what is better"
-    elif run.best_s > upper_bound:
-        stopped = "with nothing better than upper_bound"
+    search.find_incumbent(warm)
+    search.upper = min(search.upper, search.value_of(upper_bound))
+    bound = search.run()
     outcome = to_joint_outcome(
-        instance, run.best, warm, solver=METHOD, stopped=stopped,
+        instance, search.incumbent, warm, solver=METHOD,
+        stopped=search.stop_reason(bound, upper_bound),
         bound_s=proven_s(instance, tables, bound, 0.0), min_s=min_s,
-        statistics=dict(run.counts),
+        statistics=dict(search.counts),
     )  # fmt: skip
-    outcome = replace(outcome, message=f"{outcome.message}; {run.account()}")
-    if np.ptp(tables.origin_s) > 1e-12 * run.horizon:  # silences are left out
+    outcome = replace(outcome, message=f"{outcome.message}; {search.account()}")
+    if np.ptp(tables.origin_s) > 1e-12 * search.horizon:  # pauses were cut out
         return outcome
-    certificate = run.certificate()
-    return replace(outcome, certificate=certificate)
+    return replace(outcome, certificate=search.certificate())
 
 
 @dataclass(slots=True)
-class _Node:
-    """A box in the queue: what bounds it, and what has been tried on it."""
+class BranchAndBound:
+    """Best-first branch and bound over partition boxes.
 
-    box: Box
-    stages: Stages
-    price: Array  # (n_groups of all tiers, n_ticks)
-    bound: float
-    proof: Prices | None = None  # that have this bound, unless a search raised it
-    proof_groups: IntArray | None = None  # of the tables, whose prices those are
-    fine: Prices | None = None
-    effort: int = 0
-    is_searched: bool = False
-    given_up: bool = False
-    is_decided: bool = False  # by a complete search: its bound is its optimum
-
-
-@dataclass(slots=True)
-class _Run:
-    """What is known of the problem; values in the tables' unit: sum of completions, or last."""
+    Bounds, `upper` and `cutoff` are in the tables' unit: the sum of the completions or, for a
+    makespan, the last completion.
+    """
 
     instance: Instance
     tables: JointTables
+    params: JointExactParams
     seed: int
     memory_bytes: float
     disable: frozenset[str]
-    deadline: float
-    min_s: float
+    deadline: float  # of time.perf_counter()
+    min_s: float  # a lower bound on the objective in seconds, known beforehand
     on_improve: OnImprove | None
     on_bound: OnBound | None
-    horizon: float  # end of the ticks: later time has no price
-    upper: float = math.inf  # only what is better is looked for
-    best: Decision | None = None
-    best_s: float = math.inf
-    told_s: float = 0.0
-    n_ticks: int = FEWEST_TICKS
-    queue: list[tuple[float, int, _Node]] = field(default_factory=list)
-    number: "itertools.count[int]" = field(default_factory=itertools.count)
-    first: _Node | None = None  # the partition of the start, worked on before all others
-    given_up: list[_Node] = field(default_factory=list)
-    ruled_out: list[_Node] = field(default_factory=list)
-    impossible: list[Box] = field(default_factory=list)
+    horizon: float  # end of the ticks; the multipliers of later time are 0
+    n_ticks: int = 0
+    upper: float = math.inf  # only decisions with a smaller value are looked for
+    incumbent: Decision | None = None
+    incumbent_s: float = math.inf
+    reported_s: float = 0.0  # best bound reported so far, in seconds
+    queue: list[tuple[float, int, Node]] = field(default_factory=list)  # heap of open nodes
+    number: "itertools.count[int]" = field(default_factory=itertools.count)  # breaks ties
+    start: Node | None = None  # the partition of the warm start, worked on before all others
+    closed: list[Node] = field(default_factory=list)  # leaves with a bound below the cutoff
+    pruned: list[Node] = field(default_factory=list)  # empty if they take too much memory
+    infeasible: list[PartitionBox] = field(default_factory=list)
     proof_bytes: int = 0
     counts: Counter[str] = field(default_factory=Counter)
 
+    def __post_init__(self) -> None:
+        self.n_ticks = self.params.min_ticks
+
+    def run(self) -> float:
+        """Run the search until the queue is empty or the time is up; return a lower bound."""
+        self._choose_ticks()
+        self._work_on_start()
+        for box in self._roots():
+            self._add(box, parent=None)
+        while self.queue and not self.is_stopped():
+            self._report_bound()
+            node = self._select()
+            if node.bound >= self.cutoff:
+                self._prune(node)
+            elif node.box.is_single:
+                self._work_on_leaf(node)
+                self._push(node)
+            else:
+                for box in node.box.branch():
+                    self._add(box, node)
+        self._report_bound()
+        return self._bound()
+
+    # --- the incumbent and the bounds ---------------------------------------------------------
+
     @property
-    def makespan(self) -> bool:
+    def is_makespan(self) -> bool:
+        """Whether the objective is the last completion."""
         return self.instance.objective is Objective.MAKESPAN
 
     @property
-    def target(self) -> float:
-        """Value from which on a schedule is not worth looking for."""
+    def cutoff(self) -> float:
+        """Bound from which on a node is pruned."""
         if math.isinf(self.upper):
             return math.inf
         objective_s = self.tables.objective_s(
             self.upper, self.instance.objective, self.instance.arrival_s
         )
-        return self.value_of(objective_s * (1 - CLOSE))
+        return self.value_of(objective_s * (1 - self.params.min_improvement))
 
     def value_of(self, objective_s: float) -> float:
-        """Value of an objective in seconds."""
+        """Convert an objective from seconds to the tables' unit."""
         return self.tables.value(objective_s, self.instance.objective, self.instance.arrival_s)
 
     def is_stopped(self) -> bool:
+        """Return True once the deadline has passed."""
         return time.perf_counter() >= self.deadline
 
-    def start_from(self, warm: Decision | None) -> None:
-        """Take over the start; without one, serve the quickest partition as it comes."""
+    def find_incumbent(self, warm: Decision | None) -> None:
+        """Accept the warm start; without one, search the fastest partition narrowly."""
         if warm is not None:
             self._accept(warm)
             return
@@ -244,63 +245,27 @@ class _Run:
             *(int(self.tables.first[k][a]) for k, a in enumerate(arcs)),
             self.tables.n_blocks,
         )
-        node = self._node(Box(cuts, cuts), None)
-        assert node is not None, "the quickest partition keeps the rules"
-        assert node.stages.shop is not None
-        width = min(FIRST_WIDTH, max_entries(node.stages.shop, self.memory_bytes))
+        node = self._node(PartitionBox(cuts, cuts), None)
+        assert node is not None and node.relaxation.shop is not None, "the partition is legal"
+        width = max_width(node.relaxation.shop, self.memory_bytes)
+        width = min(self.params.first_width, width)
         if width > 0:
-            self._search(node, width)
+            self._search_schedules(node, width)
 
-    def lay_ticks(self) -> None:
-        """Choose the ticks, now that it is known how long a good schedule lasts."""
-        if self.best is not None and offers(self.tables, self.best):
-            self.horizon = float(times_in_units(self.tables, self.best)[1].max()) * BEYOND
-        times = [table[np.isfinite(table) & (table > 0)] for table in self.tables.service]
-        means = [float(each.mean()) for each in times if each.size]
-        if means and self.horizon > 0:
-            wanted = TICKS_PER_STAGE * self.horizon / (sum(means) / len(means))
-            n_rows = self.tables.n_requests * len(self.tables.group_tier) * FINER
-            room = max(1.0, self.memory_bytes / (8 * n_rows))
-            self.n_ticks = int(min(max(wanted, FEWEST_TICKS), MAX_TICKS, room))
-
-    def prove(self) -> float:
-        """Search until everything is ruled out or the time is up; a bound on the optimum."""
-        if self.best is not None and offers(self.tables, self.best):
-            cuts = self.best.partition.cuts
-            node = self._node(Box(cuts, cuts), None)
-            while node is not None and node.effort < 3 and not self.is_stopped():
-                self._work(node)
-            self.first = node
-        for box in self._boxes():
-            self._add(box, None)
-        while self.queue and not self.is_stopped():
-            self._tell_bound()
-            bound, _, node = heapq.heappop(self.queue)
-            if bound >= self.target:
-                self._count(node)
-            elif not node.box.is_one:
-                for half in node.box.halves():
-                    self._add(half, node)
-            else:
-                self._work(node)
-                self._push(node)
-        self._tell_bound()
-        return self._bound()
-
-    def _boxes(self) -> list[Box]:
-        """Where to begin: everything, or without boxes every partition."""
-        boxes = [whole(self.tables)]
-        while "partition_boxes" in self.disable and not all(box.is_one for box in boxes):
-            if self.is_stopped():
-                break
-            halves = [half for b in boxes for half in ((b,) if b.is_one else b.halves())]
-            some = [stages_of(self.tables, half) is not None for half in halves]
-            boxes = list(itertools.compress(halves, some))
-            self.impossible += itertools.compress(halves, (not each for each in some))
-        return boxes
+    def _accept(self, made: Decision) -> None:
+        """Make a decision the incumbent if `evaluate` scores it better."""
+        schedule = timed(self.instance, made)
+        objective_s = evaluate(self.instance, made.partition, schedule)
+        if objective_s >= self.incumbent_s:
+            return
+        self.incumbent, self.incumbent_s = made, objective_s
+        self.upper = min(self.upper, self.value_of(objective_s))
+        if self.on_improve is not None:
+            tell(self.on_improve, self.instance, made, min(self.reported_s, objective_s))
 
     def _bound(self) -> float:
-        bounds = [self.target, *(node.bound for node in self.given_up)]
+        """Return the lower bound that the open and the closed nodes leave."""
+        bounds = [self.cutoff, *(node.bound for node in self.closed)]
         if self.queue:
             bounds.append(self.queue[0][0])
         return min(bounds)
@@ -308,263 +273,191 @@ class _Run:
     def _bound_s(self) -> float:
         return max(self.min_s, proven_s(self.instance, self.tables, self._bound(), 0.0))
 
-    def _tell_bound(self) -> None:
+    def _report_bound(self) -> None:
         bound_s = self._bound_s()
-        if bound_s > self.told_s:
-            self.told_s = bound_s
+        if bound_s > self.reported_s:
+            self.reported_s = bound_s
             if self.on_bound is not None:
-                self.on_bound(min(bound_s, self.best_s))
+                self.on_bound(min(bound_s, self.incumbent_s))
 
-    def certificate(self) -> Certificate | None:
-        """What of the bound can be certified, box by box; None: it would take too much room."""
-        too_large = self.proof_bytes > self.memory_bytes / MAX_PROOFS
-        if self.best is None or too_large or "beam_search" in self.disable:
-            return None
-        leaves = [*self.ruled_out, *self.given_up, *(node for _, _, node in self.queue)]
-        first_node = np.unique(self.tables.group, return_index=True)[1].tolist()
-        nothing = (
-            BoxProof(
-                low=b.low,
-                high=b.high,
-                how="lagrangian_bound",
-                tick_s=1.0,
-                n_ticks=1,
-                multipliers=(),
-            )
-            for b in self.impossible
-        )
-        return Certificate(
-            kind="joint",
-            value_s=self.best_s,
-            bound_s=CERTAIN * self._bound_s(),
-            cuts=self.best.partition.cuts,
-            boxes=(*(_box_proof(node, first_node) for node in leaves), *nothing),
-        )
+    # --- the search tree ----------------------------------------------------------------------
 
-    def _add(self, box: Box, parent: _Node | None) -> None:
+    def _choose_ticks(self) -> None:
+        """Cut the time into ticks, as long as the incumbent shows that a schedule takes."""
+        if self.incumbent is not None and offers(self.tables, self.incumbent):
+            last = float(times_in_units(self.tables, self.incumbent)[1].max())
+            self.horizon = last * HORIZON_MARGIN
+        self.n_ticks = choose_n_ticks(self.tables, self.horizon, self.memory_bytes, self.params)
+
+    def _work_on_start(self) -> None:
+        """Work on the incumbent's partition first, up to a first search of its schedules."""
+        if self.incumbent is None or not offers(self.tables, self.incumbent):
+            return
+        cuts = self.incumbent.partition.cuts
+        node = self._node(PartitionBox(cuts, cuts), None)
+        while node is not None and node.n_searches == 0 and not self.is_stopped():
+            self._work_on_leaf(node)
+        self.start = node
+
+    def _roots(self) -> list[PartitionBox]:
+        """Return the boxes to begin with: all partitions in one box, or each in its own."""
+        boxes = [all_partitions(self.tables)]
+        while "partition_boxes" in self.disable and not all(box.is_single for box in boxes):
+            if self.is_stopped():
+                break
+            parts = [part for b in boxes for part in ((b,) if b.is_single else b.branch())]
+            some = [relax(self.tables, part) is not None for part in parts]
+            boxes = list(itertools.compress(parts, some))
+            self.infeasible += itertools.compress(parts, (not each for each in some))
+        return boxes
+
+    def _add(self, box: PartitionBox, parent: Node | None) -> None:
+        """Bound a box, and queue it unless it is infeasible or pruned."""
         node = self._node(box, parent)
         if node is None:
-            self.impossible.append(box)
+            self.infeasible.append(box)
         else:
             self._push(node)
 
-    def _push(self, node: _Node) -> None:
-        if node.given_up:
+    def _push(self, node: Node) -> None:
+        if node.is_closed:
             return
-        if node.bound >= self.target:
-            self._count(node)
+        if node.bound >= self.cutoff:
+            self._prune(node)
         else:
             heapq.heappush(self.queue, (node.bound, next(self.number), node))
 
-    def _count(self, node: _Node) -> None:
-        """Book the partitions of a box that is ruled out."""
-        if node.effort > 2:
+    def _select(self) -> Node:
+        """Take the open node with the smallest bound."""
+        return heapq.heappop(self.queue)[2]
+
+    def _prune(self, node: Node) -> None:
+        """Count the partitions of a pruned box; keep its proof while memory allows."""
+        if node.n_searches > 0:
             part = "n_searched"
         else:
-            part = "n_priced_one_by_one" if node.box.is_one else "n_priced_in_boxes"
-        self.counts[part] += n_partitions(self.tables, node.box)
-        node.price = node.price[:, :0]  # not needed any more
-        kept = node.fine if node.is_searched else node.proof
-        self.proof_bytes += 0 if kept is None else kept.price.nbytes
-        if self.proof_bytes <= self.memory_bytes / MAX_PROOFS:
-            self.ruled_out.append(node)
+            part = "n_pruned_single" if node.box.is_single else "n_pruned_in_boxes"
+        self.counts[part] += count_partitions(self.tables, node.box)
+        node.multipliers = node.multipliers[:, :0]  # no longer needed
+        kept = node.fine if node.is_bound_searched else node.proof
+        self.proof_bytes += 0 if kept is None else kept.values.nbytes
+        if self._is_proof_kept():
+            self.pruned.append(node)
         else:
-            self.ruled_out.clear()
+            self.pruned.clear()
 
-    def account(self) -> str:
-        """Which part ruled out how many partitions."""
-        counts = self.counts
-        open_ones = sum(n_partitions(self.tables, node.box) for _, _, node in self.queue)
-        open_ones += len(self.given_up)
-        search = "CP-SAT" if "beam_search" in self.disable else "beam search"
-        parts = [
-            f"{counts['n_priced_in_boxes']} partitions pruned by Lagrangian bounds of boxes",
-            f"{counts['n_priced_one_by_one']} by their own Lagrangian bounds",
-            f"{counts['n_searched']} by {search}",
-        ]
-        return ", ".join([*parts, f"{open_ones} open"] if open_ones else parts)
+    def _is_proof_kept(self) -> bool:
+        return self.proof_bytes <= self.memory_bytes * self.params.max_proof_share
 
-    def _node(self, box: Box, parent: _Node | None) -> _Node | None:
-        """Bound a box, from its parent's prices on; None if none of it keeps the rules."""
-        if self.first is not None and box == self.first.box:
-            return self.first
-        stages = stages_of(self.tables, box)
-        if stages is None:
+    def _node(self, box: PartitionBox, parent: Node | None) -> Node | None:
+        """Bound a box, from its parent's multipliers on; None if no partition is feasible."""
+        if self.start is not None and box == self.start.box:
+            return self.start
+        relaxation = relax(self.tables, box)
+        if relaxation is None:
             return None
         if parent is not None:
-            node = _Node(
-                box, stages, parent.price.copy(), parent.bound,
+            node = Node(
+                box, relaxation, parent.multipliers.copy(), parent.bound,
                 parent.proof, parent.proof_groups,
             )  # fmt: skip
         else:
-            price = np.zeros((len(self.tables.group_tier), self.n_ticks))
-            node = _Node(box, stages, price, 0.0)
-        if stages.shop is None:
-            least = stages.release.max() if self.makespan else stages.release.sum()
+            zero = np.zeros((len(self.tables.group_tier), self.n_ticks))
+            node = Node(box, relaxation, zero, 0.0)
+        if relaxation.shop is None:
+            release = relaxation.release
+            least = release.max() if self.is_makespan else release.sum()
             node.bound = max(node.bound, float(least))
         else:
-            self._raise(node, BOX_STEPS)
+            self._raise_bound(node, self.params.box_steps)
         self.counts["n_boxes"] += 1
         return node
 
-    def _raise(self, node: _Node, n_steps: int, finer: bool = False) -> None:
-        """Raise the bound of a box by better prices."""
-        shop = node.stages.shop
+    def _raise_bound(self, node: Node, n_steps: int, fine: bool = False) -> None:
+        """Raise the Lagrangian bound of a node by subgradient ascent."""
+        shop, groups = node.relaxation.shop, node.relaxation.groups
         assert shop is not None
-        groups = node.stages.groups
-        if finer:
-            n_ticks = self.n_ticks * FINER
-            price = np.repeat(node.price[groups], FINER, axis=1) / FINER
-        else:
-            n_ticks, price = self.n_ticks, node.price[groups]
-        ticks = ticks_of(shop, max(self.horizon, 1e-300) / n_ticks)
+        n_ticks, values = self.n_ticks, node.multipliers[groups]
+        if fine:
+            factor = self.params.fine_factor
+            n_ticks, values = n_ticks * factor, np.repeat(values, factor, axis=1) / factor
+        ticks = to_ticks(shop, max(self.horizon, 1e-300) / n_ticks)
+        multipliers = Multipliers(ticks, values)
         if "lagrangian_bound" in self.disable or math.isinf(self.upper):
-            n_steps = 1  # the bound at the prices it has
-        if not self.makespan:
-            bound = self._climb(shop, ticks, price, self.upper, self.target, n_steps)
-        elif math.isfinite(self.upper):
-            bound = self._latest_ruled_out(node.bound, shop, ticks, price, n_steps)
-        else:
-            bound = 0.0
+            n_steps = 1  # the bound of the multipliers as they are
+        lagrangian = LagrangianBound(self.params, self.is_makespan, self.is_stopped)
+        bound = lagrangian.ascend(
+            shop, multipliers, n_steps, known=node.bound, upper=self.upper, cutoff=self.cutoff
+        )
         if bound > node.bound:
-            node.bound, node.proof, node.proof_groups = bound, Prices(ticks, price), groups
-        self.counts["n_raised"] += 1
-        if finer:
-            node.fine = Prices(ticks, price)
+            node.bound, node.proof, node.proof_groups = bound, multipliers, groups
+        self.counts["n_ascents"] += 1
+        if fine:
+            node.fine = multipliers
         else:
-            node.price[groups] = price
+            node.multipliers[groups] = values
 
-    def _latest_ruled_out(
-        self, known: float, shop: "Shop", ticks: "Ticks", price: Array, n_steps: int
-    ) -> float:
-        """Latest deadline that prices are found to rule out; 0: none that is not known."""
-        deadline = late = self.target
-        latest = 0.0
-        for _ in range(MAX_DEADLINES):
-            tried = price.copy()
-            asked = shop._replace(deadline=deadline)
-            proof = proof_of(asked)
-            bound = self._climb(asked, ticks, tried, AIM * deadline, proof, n_steps)
-            if bound >= proof:
-                latest = known = deadline
-                price[:] = tried
-            else:
-                late = deadline
-            deadline = (known + late) / 2
-            if late - known <= CLOSE * late or self.is_stopped():
-                break
-        return latest
+    # --- leaves -------------------------------------------------------------------------------
 
-    def _climb(
-        self,
-        shop: "Shop",
-        ticks: "Ticks",
-        price: Array,
-        aim: float,
-        target: float,
-        n_steps: int,
-    ) -> float:
-        """Better the prices, in steps between which the clock is looked at; the best bound."""
-        from hypsolve.kernels import subgradient
+    def _work_on_leaf(self, node: Node) -> None:
+        """Try the next phase on a single partition."""
+        match node.phase:
+            case LeafPhase.ROUGH_ASCENT:
+                self._raise_bound(node, self.params.rough_steps)
+                node.phase = LeafPhase.FINE_ASCENT
+            case LeafPhase.FINE_ASCENT:
+                self._raise_bound(node, self.params.fine_steps, fine=True)
+                node.phase = LeafPhase.SEARCH
+            case LeafPhase.SEARCH:
+                node.n_searches += 1
+                if "beam_search" in self.disable:
+                    self._ask_cpsat(node)
+                else:
+                    self._widen_search(node)
 
-        each_s = STEP_S * shop.service.size * price.shape[1]
-        at_once = max(2, int(CALL_S / each_s))
-        best = -math.inf
-        while n_steps > 0:
-            steps = min(n_steps, at_once)
-            best = max(
-                best,
-                subgradient.raise_bound(
-                    shop, ticks, price, aim, target, steps, FIRST_STEP, LAST_STEP
-                ),
-            )
-            n_steps -= steps
-            if best >= target or self.is_stopped():
-                break
-        return best
+    def _widen_search(self, node: Node) -> None:
+        """Search the schedules of a leaf; close it when solved or when the memory is full."""
+        shop, params = node.relaxation.shop, self.params
+        assert shop is not None
+        limit = max_width(shop, self.memory_bytes)
+        width = params.first_width * params.width_factor ** (node.n_searches - 1)
+        width = min(limit, width)
+        node.is_solved = width > 0 and self._search_schedules(node, width)
+        is_widest = width == limit and not self.is_stopped()
+        if node.bound < self.cutoff and (node.is_solved or is_widest):
+            node.is_closed = True
+            self.closed.append(node)
 
-    def _work(self, node: _Node) -> None:
-        """Try harder on a single partition, or give it up where memory allows no more."""
-        node.effort += 1
-        if node.effort == 1:
-            self._raise(node, ROUGH_STEPS)
-        elif node.effort == 2:
-            self._raise(node, FINE_STEPS, finer=True)
-        elif "beam_search" in self.disable:
-            self._ask_cpsat(node)
-        else:
-            shop = node.stages.shop
-            assert shop is not None
-            most = max_entries(shop, self.memory_bytes)
-            width = min(most, FIRST_WIDTH * WIDER ** (node.effort - 3))
-            node.is_decided = width > 0 and self._search(node, width)
-            undecided_for_good = width == most and not self.is_stopped()
-            if node.bound < self.target and (node.is_decided or undecided_for_good):
-                node.given_up = True
-                self.given_up.append(node)
-
-    def _search(self, node: _Node, width: int) -> bool:
-        """Search the schedules of a single partition; whether that was all of them."""
+    def _search_schedules(self, node: Node, width: int) -> bool:
+        """Run beam search on a single partition; return True if it was complete."""
         if node.fine is None:
-            self._raise(node, 1, finer=True)
-        shop = node.stages.shop
+            self._raise_bound(node, 1, fine=True)
+        shop = node.relaxation.shop
         assert shop is not None and node.fine is not None
-        compare = "dominance" not in self.disable
-        if self.makespan:  # without an answer yet, any will do: that with the least sum
-            shop = shop._replace(deadline=self.target)
-        found = search(
-            shop, node.fine, self.target, width, self.is_stopped, self.seed, compare=compare
+        if self.is_makespan:  # without an incumbent, the deadline is inf: the smallest sum
+            shop = shop._replace(deadline=self.cutoff)
+        max_compared = 0 if "dominance" in self.disable else self.params.max_compared
+        found = beam_search(
+            shop, node.fine, self.cutoff, width, self.is_stopped, self.seed, max_compared
         )
         self.counts["n_expanded"] += found.n_expanded
-        if found.bound > node.bound and not (self.makespan and math.isinf(self.target)):
-            node.bound, node.is_searched = found.bound, True
+        if found.bound > node.bound and not (self.is_makespan and math.isinf(self.cutoff)):
+            node.bound, node.is_bound_searched = found.bound, True
         if math.isfinite(found.value):
-            self._accept(self._decide(node, found.operations))
-        return found.complete
+            self._accept(
+                to_decision(self.tables, node.box.low, node.relaxation, found.operations)
+            )
+        return found.is_complete
 
-    def _decide(self, node: _Node, operations: list[tuple[int, int]]) -> Decision:
-        """Name the nodes: of a group, the first to be free."""
-        shop, tables = node.stages.shop, self.tables
-        assert shop is not None
-        n, tier_of = tables.n_requests, tables.node_tier
-        serving = np.full((n, tables.n_tiers), -1)
-        order: list[list[int]] = [[] for _ in range(tables.n_tiers)]
-        stage, ready = np.zeros(n, np.int64), node.stages.release.copy()
-        free = {
-            g: [(0.0, int(m)) for m in np.flatnonzero(tables.group == node.stages.groups[g])]
-            for _, g in operations
-        }
-        for r, g in operations:
-            free_at, m = min(free[g])
-            end = max(free_at, ready[r]) + shop.service[r, g]
-            free[g][free[g].index((free_at, m))] = (end, m)
-            ready[r] = end + shop.lag[r, stage[r]]
-            stage[r] += 1
-            serving[r, tier_of[m]] = m
-            order[int(tier_of[m])].append(r)
-        filled = [each or list(range(n)) for each in order]
-        return Decision(Partition(node.box.low), serving, np.array(filled, np.int64))
-
-    def _accept(self, made: Decision) -> None:
-        """Take over a decision if it is better, timed and scored by definition."""
-        schedule = timed(self.instance, made)
-        objective_s = evaluate(self.instance, made.partition, schedule)
-        if objective_s >= self.best_s:
-            return
-        self.best, self.best_s = made, objective_s
-        self.upper = min(self.upper, self.value_of(objective_s))
-        if self.on_improve is not None:
-            tell(self.on_improve, self.instance, made, min(self.told_s, objective_s))
-
-    def _ask_cpsat(self, node: _Node) -> None:
-        """Let CP-SAT decide a single partition, from the best decision if it is of that."""
+    def _ask_cpsat(self, node: Node) -> None:
+        """Let CP-SAT decide a single partition, from the incumbent if it has that partition."""
         from hypsolve.solvers.joint.cpsat import joint_cpsat
 
         cuts = np.array(node.box.low)
         pinned = self.instance.replace(cut_min=cuts, cut_max=cuts)
         start: WarmStart = True
-        if self.best is not None and self.best.partition.cuts == node.box.low:
-            start = (self.best.partition, timed(self.instance, self.best))
+        if self.incumbent is not None and self.incumbent.partition.cuts == node.box.low:
+            start = (self.incumbent.partition, timed(self.instance, self.incumbent))
         left_s = max(1e-3, self.deadline - time.perf_counter())
         answer = joint_cpsat(pinned, time_limit_s=left_s, seed=self.seed, warm_start=start)
         if answer.partition is not None and answer.schedule is not None:
@@ -573,39 +466,47 @@ class _Run:
             )
         node.bound = max(node.bound, self.value_of(answer.bound_s))
 
+    # --- what is reported ---------------------------------------------------------------------
 
-def _box_proof(node: _Node, first_node: list[int]) -> BoxProof:
-    """State why a box has nothing better; prices from the first to the last that is not 0."""
-    from hypsolve.kernels.subgradient import UNITS
+    def stop_reason(self, bound: float, upper_bound: float) -> str:
+        """Say where the search stopped; empty if it proved the incumbent optimal."""
+        if self.is_stopped():
+            return "at the time limit"
+        if any(not node.is_solved for node in self.closed):
+            return "where the memory for beam search ends"
+        if bound < self.cutoff:
+            return "where rounding hides what is better"
+        if self.incumbent_s > upper_bound:
+            return "with nothing better than upper_bound"
+        return ""
 
-    prices, groups = (
-        (node.fine, node.stages.groups) if node.is_searched else (node.proof, node.proof_groups)
-    )
-    rows: list[tuple[int, int, tuple[int, ...]]] = []
-    if prices is not None and groups is not None:
-        whole_units = np.rint(prices.price / (prices.ticks.step / UNITS)).astype(np.int64)
-        for g, row in zip(groups.tolist(), whole_units, strict=True):
-            at = np.flatnonzero(row)
-            if len(at):
-                run = row[at[0] : at[-1] + 1].tolist()
-                rows.append((first_node[g], int(at[0]), tuple(run)))
-    return BoxProof(
-        low=node.box.low,
-        high=node.box.high,
-        how="search" if node.is_searched else "lagrangian_bound",
-        tick_s=prices.ticks.step if prices else 1.0,
-        n_ticks=prices.price.shape[1] if prices else 1,
-        multipliers=tuple(rows),
-    )
+    def account(self) -> str:
+        """Say how many partitions each part pruned."""
+        search = "CP-SAT" if "beam_search" in self.disable else "beam search"
+        parts = [
+            f"{self.counts['n_pruned_in_boxes']} partitions pruned by Lagrangian bounds of"
+            " boxes",
+            f"{self.counts['n_pruned_single']} by their own Lagrangian bounds",
+            f"{self.counts['n_searched']} by {search}",
+        ]
+        n_open = sum(count_partitions(self.tables, node.box) for _, _, node in self.queue)
+        n_open += len(self.closed)
+        return ", ".join([*parts, f"{n_open} open"] if n_open else parts)
 
-
-def n_partitions(tables: JointTables, box: Box) -> int:
-    """How many partitions of the box keep the rules."""
-    ways = {box.low[0]: 1}
-    for k in range(tables.n_tiers):
-        onward: Counter[int] = Counter()
-        for first, end in zip(tables.first[k].tolist(), tables.end[k].tolist(), strict=True):
-            if first in ways and box.low[k + 1] <= end <= box.high[k + 1]:
-                onward[end] += ways[first]
-        ways = dict(onward)
-    return sum(ways.values())
+    def certificate(self) -> Certificate | None:
+        """Certify the bound; None if it cannot be, or would take too much memory."""
+        if (
+            self.incumbent is None
+            or not self._is_proof_kept()
+            or "beam_search" in self.disable  # CP-SAT gives no proof
+        ):
+            return None
+        leaves = [*self.pruned, *self.closed, *(node for _, _, node in self.queue)]
+        return joint_certificate(
+            self.tables,
+            self.incumbent.partition,
+            self.incumbent_s,
+            self._bound_s(),
+            leaves,
+            self.infeasible,
+        )

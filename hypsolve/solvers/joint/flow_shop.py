@@ -10,7 +10,7 @@ from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.evaluation import stage_service_s
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Partition, Schedule
-from hypsolve.solvers.joint.partition_boxes import Box
+from hypsolve.solvers.joint.partition_boxes import PartitionBox
 from hypsolve.solvers.partition.stage_tables import feasible_stages
 
 
@@ -20,7 +20,7 @@ class BoxRelaxation:
 
     Attributes
     ----------
-    box : Box
+    box : PartitionBox
     shop : FlowShop or None
         Exact if the box holds a single partition; None if no tier is sure to have a stage.
     release_s : ndarray, shape (n_requests,)
@@ -33,7 +33,7 @@ class BoxRelaxation:
         Node of each slot of the shop, counted within its tier.
     """
 
-    box: Box
+    box: PartitionBox
     shop: FlowShop | None
     release_s: Array
     tiers: list[int]
@@ -48,7 +48,7 @@ class Relaxer:
         self.instance = instance
         self._is_feasible = feasible_stages(instance)
 
-    def root(self) -> Box:
+    def root(self) -> PartitionBox:
         """Return the box of all partitions: every cut that a feasible stage allows."""
         n_blocks = self.instance.n_blocks
         low, high = [0], [0]
@@ -56,9 +56,9 @@ class Relaxer:
             begins = np.flatnonzero(feasible.any(axis=1))
             low.append(int(begins[0]) if begins.size else n_blocks)
             high.append(int(begins[-1]) if begins.size else n_blocks)
-        return Box((*low, n_blocks), (*high, n_blocks))
+        return PartitionBox((*low, n_blocks), (*high, n_blocks))
 
-    def relax(self, box: Box) -> BoxRelaxation | None:
+    def relax(self, box: PartitionBox) -> BoxRelaxation | None:
         """Relax a box to a flow shop; return None if no partition of the box is feasible.
 
         The stage of a tier holds the blocks that every partition of the box places there. If

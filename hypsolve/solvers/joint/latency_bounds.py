@@ -16,7 +16,7 @@ from hypsolve.problem.instance import Instance, Objective
 from hypsolve.solvers.joint.decision import rounding_s
 from hypsolve.solvers.joint.flow_shop import BoxRelaxation, Relaxer, fastest_s, remaining_s
 from hypsolve.solvers.joint.hyperion_plus_params import AscentParams
-from hypsolve.solvers.joint.partition_boxes import Box
+from hypsolve.solvers.joint.partition_boxes import PartitionBox
 
 if TYPE_CHECKING:
     from hypsolve.kernels.relaxations import AscentState, StepRule, TimeGrid
@@ -29,7 +29,7 @@ CELL_S = 3e-9  # estimated time of an evaluation for one group and tick of one w
 class _BoxNode:
     """A partition box and its bound; its flow shop is made anew, for many boxes wait."""
 
-    box: Box
+    box: PartitionBox
     bound_s: float
     level: int = -1  # of its multipliers
     multipliers: Array | None = None  # (n_groups, n_ticks), seconds per second
@@ -86,7 +86,7 @@ class PartitionBounds:
         """Yield single partitions with their bounds, in ascending order of the bound."""
         while self._heap and not should_stop():
             bound_s, _, node = heapq.heappop(self._heap)
-            if node.box.is_one:
+            if node.box.is_single:
                 self._visited.append(node)
                 yield bound_s, self._relaxation(node)
             else:
@@ -120,7 +120,7 @@ class PartitionBounds:
             if time.perf_counter() >= deadline:
                 return True
             _, _, node = heapq.heappop(self._heap)
-            if not node.box.is_one:
+            if not node.box.is_single:
                 self._branch(node)
                 continue
             has_tried = self._ascend(node, incumbent, deadline)
@@ -139,7 +139,7 @@ class PartitionBounds:
     def _push(self, node: _BoxNode) -> None:
         heapq.heappush(self._heap, (node.bound_s, next(self._count), node))
 
-    def _push_box(self, box: Box, parent_bound_s: float) -> None:
+    def _push_box(self, box: PartitionBox, parent_bound_s: float) -> None:
         relaxation = self.relaxer.relax(box)
         if relaxation is not None:
             self.n_boxes += 1
@@ -147,7 +147,7 @@ class PartitionBounds:
             self._push(_BoxNode(box, max(parent_bound_s, bound_s)))
 
     def _branch(self, node: _BoxNode) -> None:
-        for half in node.box.halves():
+        for half in node.box.branch():
             self._push_box(half, node.bound_s)
 
     def _relaxation(self, node: _BoxNode) -> BoxRelaxation:

@@ -21,7 +21,7 @@ from hypsolve.solvers.joint.flow_shop import (
 )
 from hypsolve.solvers.joint.hyperion_plus_params import HyperionPlusParams
 from hypsolve.solvers.joint.latency_bounds import Incumbent, PartitionBounds, aggregate_work
-from hypsolve.solvers.joint.partition_boxes import Box
+from hypsolve.solvers.joint.partition_boxes import PartitionBox
 
 
 @dataclass(slots=True)
@@ -99,7 +99,7 @@ class ScheduleSearch:
     def start_from(self, partition: Partition, schedule: Schedule) -> None:
         """Offer a decision as the incumbent, and make its partition a candidate."""
         self._offer(partition, schedule)
-        self._add(self.bounds.relaxer.relax(Box(partition.cuts, partition.cuts)))
+        self._add(self.bounds.relaxer.relax(PartitionBox(partition.cuts, partition.cuts)))
 
     def schedule_partitions(self) -> None:
         """Schedule partitions in the order of their bounds, while one may be better.
@@ -117,7 +117,7 @@ class ScheduleSearch:
         while self.candidates and self._best(1)[0] is not best and not self.is_late():
             best = self._best(1)[0]
             for cuts in neighbours(best.relaxation.box.low):
-                near = self.bounds.relaxer.relax(Box(cuts, cuts))
+                near = self.bounds.relaxer.relax(PartitionBox(cuts, cuts))
                 if (
                     near is not None
                     and self.bounds.single_machine_bound_s(near) < self.objective_s
