@@ -181,7 +181,8 @@ def simulator(size: str) -> list[dict[str, Any]]:
         row(what, trace["seconds"], "s", 10),
         row(f"{what}: per event", [1e9 * s / visits for s in trace["seconds"]], "ns", 333),
         row(
-            f"simulate, 3 tiers of 8 nodes under load, mean batch {loaded['mean_batch']:.1f}: per event",
+            "simulate, 3 tiers of 8 nodes under load, mean batch"
+            f" {loaded['mean_batch']:.1f}: per event",
             [1e9 * s / loaded["n_visits"] for s in loaded["seconds"]],
             "ns",
             333,
