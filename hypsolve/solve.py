@@ -13,10 +13,10 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.result import Result
 from hypsolve.problem.solution import Outcome, Partition, Schedule, Status
-from hypsolve.solvers.joint.branch_and_bound import joint_exact
 from hypsolve.solvers.joint.cpsat import joint_cpsat
 from hypsolve.solvers.joint.heft import heft, heft_split
 from hypsolve.solvers.joint.hyperion_plus import hyperion_plus
+from hypsolve.solvers.joint.joint_exact import joint_exact
 from hypsolve.solvers.joint.milp import joint_milp
 from hypsolve.solvers.joint.two_stage import gpipe, hyperion, two_stage
 from hypsolve.solvers.partition.cpsat import partition_cpsat

@@ -166,7 +166,7 @@ def _trace_back(
     return operations[::-1]
 
 
-def to_decision(
+def replay_operations(
     tables: JointTables,
     cuts: tuple[int, ...],
     relaxation: BoxRelaxation,
