@@ -52,6 +52,7 @@ from hypsolve.simulation.simulate import simulate
 from hypsolve.simulation.trace import Series, Trace, Visits
 from hypsolve.simulation.workloads import WORKLOADS, workload
 from hypsolve.solve import METHODS, Method, solve
+from hypsolve.solvers.joint.joint_exact_params import JointExactParams
 from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
 from hypsolve.solvers.partition.solve_many import Plans, solve_many
 from hypsolve.solvers.write_formulation import write_formulation
@@ -73,6 +74,7 @@ __all__ = [
     "EventKind",
     "GpuProfile",
     "Instance",
+    "JointExactParams",
     "Link",
     "LinkCost",
     "Method",

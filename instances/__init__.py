@@ -1,7 +1,7 @@
 """Problem instances: named networks, seeded generators, frozen files.
 
-`networks` and `network` read ``networks/*.toml``; `instances.scenarios.scenario` puts a model
-and requests on one of them.
+The named networks are the files ``networks/*.toml``. `instances.scenarios.scenario` puts a
+model and requests on one of them.
 """
 
 import functools
@@ -17,17 +17,17 @@ _FOLDER = Path(__file__).parent / "networks"
 
 
 def networks() -> tuple[str, ...]:
-    """Names of the networks that come with the repository."""
+    """Return the names of the networks that come with the repository."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
 
 
 def network(name: str) -> Network:
-    """One of `networks`; an unknown name lists the choices."""
+    """Return a named network; ValueError for an unknown name lists the choices."""
     return _file(name).network
 
 
 def describe(name: str) -> str:
-    """One line on what a network is."""
+    """Return a one-line description of a named network."""
     return _file(name).description
 
 

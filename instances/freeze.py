@@ -1,8 +1,8 @@
-"""Frozen instances: small ones of every objective and rule, stored, with what is known of them.
+"""Frozen instances: small stored ones of every objective and rule, with their best results.
 
-``frozen/INDEX.toml`` holds the digest of each file and, once somebody has `record`-ed them, the
-best objective and bound ever found. A file stays as it is when generators or the catalog
-change; ``python -m instances.freeze`` only makes the absent ones.
+``frozen/INDEX.toml`` holds the digest of each file, and the best objective and bound that
+`record` has noted. A file stays unchanged when generators or the catalogue change:
+``python -m instances.freeze`` only makes missing files.
 """
 
 import argparse
@@ -65,17 +65,17 @@ RECIPES: dict[str, Callable[[], Instance]] = {
 
 
 def frozen() -> tuple[str, ...]:
-    """Names of the frozen instances."""
+    """Return the names of the frozen instances."""
     return tuple(index())
 
 
 def index() -> dict[str, dict[str, Any]]:
-    """What is known of each: digest, objective, sizes, and once recorded best_s and bound_s."""
+    """Return the index: digest, objective and sizes, and best_s and bound_s if recorded."""
     return tomllib.loads((FOLDER / "INDEX.toml").read_text(encoding="utf-8"))
 
 
 def load_frozen(name: str) -> Instance:
-    """Load one, checked against its digest."""
+    """Load a frozen instance and check its digest."""
     entry = index()[valid.known("frozen instance", name, frozen())]
     instance = instance_json.load(FOLDER / f"{name}.json")
     if instance.digest() != entry["digest"]:
@@ -84,9 +84,9 @@ def load_frozen(name: str) -> Instance:
 
 
 def record(name: str, *, best_s: float, bound_s: float, method: str) -> bool:
-    """Note an objective and a bound where they are better than those known; say if either was.
+    """Record an objective and a bound that improve on the index; return whether one did.
 
-    A bound of inf records a proof that nothing fits; else an objective of inf is no news.
+    A bound of inf records a proof of infeasibility. Without it an objective of inf is ignored.
     """
     entries = index()
     entry = entries[valid.known("frozen instance", name, entries)]
@@ -123,11 +123,13 @@ def _toml(value: str | int | float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make the frozen instances that are absent."""
+    """Make the frozen instances that are missing."""
     parser = argparse.ArgumentParser(
         prog="python -m instances.freeze", description=main.__doc__
     )
-    parser.add_argument("--force", action="store_true", help="all of them, forgetting results")
+    parser.add_argument(
+        "--force", action="store_true", help="remake all files and forget the recorded results"
+    )
     force = parser.parse_args(arguments).force
     FOLDER.mkdir(exist_ok=True)
     known = index() if (FOLDER / "INDEX.toml").exists() and not force else {}

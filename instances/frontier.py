@@ -1,8 +1,8 @@
-"""Two families on which joint methods are compared: `frontier` and `profiled`.
+"""Two instance families for comparing joint methods: `frontier` and `profiled`.
 
-`frontier` has related speeds, small numbers and no unit beyond the second. `profiled` has the
-same request sizes on GPUs of the table, whose roofline times are unrelated between nodes:
-related speeds flatter the bounds. Report seeds 1 to 5.
+`frontier` has related machine speeds and abstract units. `profiled` has equal request sizes on
+GPUs of the catalogue, whose roofline times are unrelated between nodes. Related speeds make
+bounds look better than they are, so both families are reported, with seeds 1 to 5.
 """
 
 from collections.abc import Sequence
@@ -32,28 +32,36 @@ def frontier(
     n_blocks: int = 32,
     objective: Objective | str = Objective.MEAN_LATENCY,
 ) -> Instance:
-    """Draw the frontier family: work, speeds, memory, links and sizes as listed below.
+    """Draw an instance of the frontier family.
 
-    Work of a block U{9..11}, the last + 6; its memory 10, the first and last + 6; activation
-    entering a block 2, 2, 2 or 3, raw input 1. Node speed = tier base (10, 16, 25, 40, 60) x
-    U(0.8, 1.25); a node's memory = total x U(0.45, 0.70), one draw per tier, redrawn until the
-    tiers together hold 1.25 x the total. Link rate U{3..6}, latency U{5..30}. Request size
-    log-normal(3.4, 0.6) clipped to 8..120. Service = size x work / speed; transfer = latency +
-    size x activation / rate, the last part occupying the link.
+    - Block: work U{9..11}, the last + 6; memory 10, the first and last + 6; its input 2, 2, 2
+      or 3, the raw input 1.
+    - Node: speed = base of the tier (10, 16, 25, 40, 60) x U(0.8, 1.25); memory = model's
+      memory x U(0.45, 0.70), one draw per tier, redrawn until a node of each tier together hold
+      1.25 x the model's memory.
+    - Link: rate U{3..6}, latency U{5..30}.
+    - Request: size log-normal(3.4, 0.6), clipped to 8..120.
+    - Service time = size x work / speed. Transfer = latency + size x input / rate, of which the
+      last term occupies the link.
 
     Parameters
     ----------
     n_requests : int
     nodes_per_tier : sequence of int
-        Of 1 to 5 tiers.
+        Number of nodes of each of 1 to 5 tiers.
     seed : int
     load : float
-        Arrivals are exponential with mean (best bottleneck over the cuts that fit, of stage
-        work / summed tier speed) x mean size / load.
+        Utilisation: interarrival times are exponential with mean (best period of a partition
+        that fits, see `best_period_s`) / load.
     burst : bool
-        All arrive at 0.
+        Whether all requests arrive at 0.
     n_blocks : int
     objective : Objective or str
+
+    Returns
+    -------
+    Instance
+        Equal arguments give equal instances.
     """
     rng, nodes_per_tier = _checked("frontier", n_requests, nodes_per_tier, seed, n_blocks)
     n_tiers = len(nodes_per_tier)
@@ -103,11 +111,11 @@ def profiled(
     n_blocks: int = 32,
     objective: Objective | str = Objective.MEAN_LATENCY,
 ) -> Instance:
-    """Draw the same sizes on GPUs of the table: 8 x size prompt and size output tokens.
+    """Draw an instance of the profiled family; parameters are as in `frontier`.
 
-    Llama-3-8B's shape with `n_blocks` blocks; every node a GPU of its own draw from edge, fog
-    or cloud; memory of the tiers as in `frontier`; links of U{3..6} x 0.1 Gbit/s and U{5..30}
-    ms. Parameters as in `frontier`.
+    The model has the shape of Llama-3-8B with `n_blocks` blocks. Every node has a GPU of its
+    own draw from edge, fog or cloud. Memory is drawn as in `frontier`. Links have U{3..6} x 0.1
+    Gbit/s and U{5..30} ms. A request of `frontier`'s size s has 8 s prompt and s output tokens.
     """
     rng, nodes_per_tier = _checked("profiled", n_requests, nodes_per_tier, seed, n_blocks)
     n_tiers = len(nodes_per_tier)
@@ -137,12 +145,12 @@ def profiled(
 
 
 def request_sizes(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
-    """Log-normal(3.4, 0.6), clipped to 8..120."""
+    """Draw n request sizes: log-normal(3.4, 0.6), clipped to 8..120."""
     return np.clip(rng.lognormal(3.4, 0.6, n), 8, 120)
 
 
 def _tier_bytes(rng: np.random.Generator, n_tiers: int, total: float) -> NDArray[np.float64]:
-    if n_tiers == 1:  # no draw lets one tier hold everything
+    if n_tiers == 1:  # no draw lets one tier hold the model
         return np.array([1.25 * total])
     while True:
         share = rng.uniform(0.45, 0.70, n_tiers)
@@ -174,5 +182,5 @@ def _with_arrivals(
     valid.real(owner, "load", load, strict=True)
     if valid.flag(owner, "burst", burst):
         return instance
-    with np.errstate(over="ignore"):  # beyond what an instance takes, which says so
+    with np.errstate(over="ignore"):  # the instance refuses an overflow
         return instance.replace(arrival_s=np.cumsum(gaps) * best_period_s(instance) / load)

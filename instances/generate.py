@@ -1,4 +1,4 @@
-"""Random instances, seeded, from the GPU table."""
+"""Seeded random instances on GPUs of the catalogue."""
 
 import numbers
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from instances.scenarios import (
     resident_tokens,
 )
 
-LINK_CLASSES = {  # (least, most) Gbit/s and one-way ms
+LINK_CLASSES = {  # (min, max) Gbit/s, (min, max) one-way ms
     "rack": (
         (18.4, 62.4),
         (0.012, 0.024),
@@ -37,10 +37,10 @@ LINK_CLASSES = {  # (least, most) Gbit/s and one-way ms
     "lan": ((0.94, 10.0), (0.15, 0.15)),  # 1 GbE goodput to a 10G NIC (Helix); typical LAN
     "wifi": ((0.4, 0.8), (1.0, 5.0)),  # half a Wi-Fi 6 link rate to arXiv:2311.05499's bound
     "metro": ((1.08, 1.14), (5.5, 12.0)),  # nearest AWS region pairs (DT-FM, NeurIPS 2022)
-    "wan": ((0.326, 1.16), (17.0, 132.5)),  # the other AWS region pairs, same
+    "wan": ((0.326, 1.16), (17.0, 132.5)),  # the other AWS region pairs of DT-FM
     "5g": ((0.01673, 0.20386), (33.0, 38.0)),  # driving median to static p90 (Raca, MMSys 2020)
 }
-PLACES = ("edge", "fog", "cloud")  # of the catalog
+PLACES = ("edge", "fog", "cloud")  # tiers of the catalogue
 
 
 def generate(
@@ -68,31 +68,36 @@ def generate(
     Parameters
     ----------
     seed : int
-        The same arguments give the same instance.
+        Equal arguments give equal instances.
     n_tiers : int
-        The first tiers are drawn from the catalog's edge GPUs, the middle ones from fog, the
-        last from cloud; see `place`.
+        The first tiers get edge GPUs of the catalogue, the middle ones fog, the last cloud; see
+        `place`.
     nodes_per_tier : int or sequence of int, length n_tiers
     model : str or Model
     n_blocks : int, optional
-        Another chain length of the same shape: layers are repeated or cut; at least 3.
+        Number of blocks, at least 3, if it should differ from the model's: layers are repeated
+        or left out.
     heterogeneity : float in 0..1
-        Chance that a node of a tier has a GPU of its own draw, not the tier's.
+        Probability that a node has a GPU of its own draw, instead of its tier's.
     link_class : str or sequence of str, length n_tiers - 1
-        Of `LINK_CLASSES`; rate and latency are uniform between its ends.
+        Name in `LINK_CLASSES`; rate and latency are uniform between its limits.
     memory_tightness : float in 0..1, or None
-        The model's bytes / what one node of each tier holds together: tier k's nodes hold
-        model / tightness / n_tiers x U(0.8, 1.2), whatever the GPU has. None: what the GPU has,
-        less a tenth.
+        Memory of the model divided by the memory of one node of each tier together. A node of a
+        tier has model / tightness / n_tiers x U(0.8, 1.2), whatever its GPU has. None: 90 % of
+        the GPU's memory.
     n_requests, load, rate, lengths, objective, weights, cost_model, max_resident_tokens
         As in `instances.scenarios.scenario`.
     **options
-        Of `hypsolve.to_instance`.
+        Keyword arguments of `hypsolve.to_instance`.
+
+    Returns
+    -------
+    Instance
 
     Raises
     ------
     ValueError
-        If 100 draws of memory have no feasible partition: too tight.
+        If the memory is too tight: 100 draws have no feasible partition.
     """
     rng = np.random.default_rng(valid.whole("generate", "seed", seed))
     valid.whole("generate", "n_tiers", n_tiers, minimum=1)
@@ -145,14 +150,14 @@ def generate(
 
 
 def place(tier: int, n_tiers: int) -> str:
-    """Where a tier stands: edge first, cloud last, fog in the middle."""
+    """Return the place of a tier: edge first, cloud last, fog in the middle."""
     if n_tiers == 1:
         return PLACES[-1]
     return PLACES[(4 * tier + n_tiers - 1) // (2 * (n_tiers - 1))]
 
 
 def stretched(model: Model, n_blocks: int) -> Model:
-    """Give the model another number of layers, repeating its own in order."""
+    """Return the model with another number of blocks; its layers are repeated in order."""
     owner = f"model {model.name!r}"
     valid.whole(owner, "n_blocks", n_blocks, minimum=3)
     if model.n_blocks < 3:
@@ -171,7 +176,7 @@ def stretched(model: Model, n_blocks: int) -> Model:
 def draw_gpus(
     rng: np.random.Generator, place: str, count: int, heterogeneity: float
 ) -> list[GpuProfile]:
-    """Draw one GPU for the tier and, by chance, others for single nodes."""
+    """Draw a GPU for a tier and, with probability `heterogeneity`, one for each node."""
     choices = [gpu for _, gpu in sorted(catalog.gpus().items()) if gpu.tier == place]
     common, *own = (choices[i] for i in rng.integers(len(choices), size=count + 1))
     differs = rng.random(count) < heterogeneity
@@ -179,7 +184,7 @@ def draw_gpus(
 
 
 def draw_link(rng: np.random.Generator, link_class: str) -> Link:
-    """Draw rate and latency of a link class."""
+    """Draw a link of a link class."""
     gbps, latency_ms = LINK_CLASSES[valid.known("link class", link_class, LINK_CLASSES)]
     return Link(
         bytes_per_s=gbps_to_bytes_per_s(rng.uniform(*gbps)),
@@ -193,7 +198,7 @@ def assemble(
     links: Sequence[Link],
     memory_bytes: Sequence[float] | None = None,
 ) -> Network:
-    """Build a network; `memory_bytes`: what a node of each tier can use, default 90 %."""
+    """Return a network; `memory_bytes` is per node of each tier, default 90 % of the GPU's."""
     tiers = []
     for k, (tier_gpus, link) in enumerate(zip(gpus, [*links, None], strict=True)):
         nodes = tuple(
@@ -211,7 +216,7 @@ def assemble(
 
 
 def per(owner: str, field: str, value: Any, kind: type, length: int) -> list[Any]:
-    """Return `value` as a list of `length`: one of `kind` for all, or a sequence."""
+    """Return `value` as a list of `length`: a `kind` is repeated, a sequence is checked."""
     if isinstance(value, kind):
         return [value] * length
     if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):

@@ -1,4 +1,4 @@
-"""Named scenarios: a network of ``networks/*.toml``, a model, seeded requests."""
+"""Named scenarios: a network of ``networks/*.toml``, a model, and seeded requests."""
 
 import inspect
 import numbers
@@ -39,33 +39,38 @@ def scenario(
     Parameters
     ----------
     name : str
-        One of `SCENARIOS`.
+        Name in `SCENARIOS`.
     model : str or Model
-        A name of the catalog, or a model of one's own.
+        A name of the catalogue, or a model of your own.
     n_requests, seed : int
     load : float
-        Arrival rate as a share of `capacity_per_s`: below 1, queues form and drain; inf: all
+        Arrival rate divided by `capacity_per_s`. Below 1, queues form and drain; inf lets all
         requests arrive at 0.
     rate : float, optional
-        Requests per second, instead of `load`.
+        Requests per second, in place of `load`.
     lengths : str
-        One of ``synthetic``, ``azure_conversation``, ``azure_code``; see
-        `hypsolve.simulation.workloads`.
+        Distribution of token numbers: ``synthetic``, ``azure_conversation`` or ``azure_code``;
+        see `hypsolve.simulation.workloads`.
     weights : str
-        Of a catalog model: ``fp16``, ``int8``, ``int4``.
+        Format of a catalogue model: ``fp16``, ``int8`` or ``int4``.
     objective : Objective or str
     cost_model : CostModel or str
     max_resident_tokens : int, optional
-        KV cache reserved in every block, in tokens, and the longest request that is drawn;
-        default: that of the workload. What fits does not depend on the seed.
+        Tokens for which every block reserves KV cache, and length of the longest request. The
+        default belongs to the workload, so that feasibility does not depend on the seed.
     **options
-        Of `hypsolve.to_instance`: stage_rule, allow_empty, overlap, link_cost, pinned,
-        min_blocks, max_blocks, name.
+        Keyword arguments of `hypsolve.to_instance`: stage_rule, allow_empty, overlap,
+        link_cost, pinned, min_blocks, max_blocks, name.
 
     Returns
     -------
     Instance
-        The same for the same arguments.
+        Equal arguments give equal instances.
+
+    Examples
+    --------
+    >>> scenario("campus", "phi-3-medium", n_requests=20)
+    <Instance 'phi-3-medium @ campus': 20 requests, 42 blocks, 3 tiers, 8 nodes, bottleneck>
     """
     valid.known("scenario", name, SCENARIOS)
     return instance_on(
@@ -96,9 +101,10 @@ def deployment(
     cost_model: CostModel | str = CostModel.ROOFLINE,
     max_resident_tokens: int | None = None,
 ) -> Deployment:
-    """As `scenario`, same requests for the same arguments, for `hypsolve.simulate`.
+    """Return the deployment of a `scenario`, for `hypsolve.simulate`.
 
-    Nodes that batch serve more than `capacity_per_s`: at load 1 queues need not grow.
+    Its requests are those of the scenario with equal arguments. Nodes that batch serve more
+    than `capacity_per_s`: at load 1 queues need not grow.
     """
     valid.known("scenario", name, SCENARIOS)
     drawn = _at_rate_one(
@@ -131,13 +137,13 @@ def instance_on(
     cost_model: CostModel | str = CostModel.ROOFLINE,
     **options: object,
 ) -> Instance:
-    """Draw requests from `rng` for a model on a network; parameters as in `scenario`."""
+    """Draw an instance of a model on a network; parameters are as in `scenario`."""
     check_options("scenario", options)
     drawn = _at_rate_one(
         network, model, n_requests, rng, lengths, cost_model, max_resident_tokens
     )
     instance = to_instance(drawn, **options)
-    with np.errstate(over="ignore"):  # beyond what an instance takes, which says so
+    with np.errstate(over="ignore"):  # the instance refuses an overflow
         return instance.replace(
             arrival_s=instance.arrival_s / _rate_per_s(instance, load, rate)
         )
@@ -152,7 +158,7 @@ def _at_rate_one(
     cost_model: CostModel | str,
     max_resident_tokens: int | None,
 ) -> Deployment:
-    """Requests that arrive once a second, on average."""
+    """Draw a deployment whose requests arrive once a second on average."""
     valid.whole("scenario", "n_requests", n_requests, minimum=1)
     max_resident_tokens = resident_tokens(lengths, max_resident_tokens)
     return Deployment(
@@ -179,7 +185,7 @@ def _positive(field: str, value: float) -> float:
 
 
 def model_of(model: str | Model, weights: str) -> Model:
-    """Return a model of the catalog by its name, or one of one's own as it is."""
+    """Return a model of the catalogue by its name; a `Model` is returned unchanged."""
     if isinstance(model, str):
         return catalog.model(model, weights)
     if not isinstance(model, Model):
@@ -188,7 +194,7 @@ def model_of(model: str | Model, weights: str) -> Model:
 
 
 def resident_tokens(lengths: str, given: int | None) -> int:
-    """Tokens to reserve KV cache for: as given, else the longest request of the workload."""
+    """Return the tokens of the KV reserve: `given`, or the workload's longest request."""
     valid.known("lengths", lengths, WORKLOADS)
     if given is None:
         return WORKLOAD_MAX_TOKENS[lengths]
@@ -196,7 +202,7 @@ def resident_tokens(lengths: str, given: int | None) -> int:
 
 
 def check_options(owner: str, options: Iterable[str]) -> None:
-    """Refuse what `hypsolve.to_instance` would not take, in the name of who was called."""
+    """Raise TypeError for an option that `hypsolve.to_instance` does not take."""
     known = list(inspect.signature(to_instance).parameters)[1:]
     for option in options:
         if option not in known:
@@ -207,12 +213,12 @@ def check_options(owner: str, options: Iterable[str]) -> None:
 
 
 def capacity_per_s(instance: Instance) -> float:
-    """Requests per second that the best partition's slowest tier serves, links aside.
+    """Return the request rate that the slowest tier of the best partition serves.
 
-    A tier serves 1 / (pooled stage time of the mean request): all its nodes that can hold the
-    stage, each in proportion to its speed. The best partition comes from the textbook
-    recurrence over cuts, quadratic in the blocks; pinned blocks and limits per tier are left
-    out. If nothing fits, memory is left out too, so that infeasible instances have arrivals.
+    A tier serves 1 / (pooled stage time of the mean request): all nodes that can hold the stage
+    take part in proportion to their speed. Links, pinned blocks and limits per tier are
+    ignored. If no partition fits, memory is ignored, too, so that infeasible instances have
+    arrivals.
     """
     period_s = best_period_s(instance)
     if np.isinf(period_s):
@@ -223,10 +229,13 @@ def capacity_per_s(instance: Instance) -> float:
 
 
 def best_period_s(instance: Instance) -> float:
-    """Smallest largest pooled stage time over all partitions, without links; inf: none fits."""
+    """Return the smallest bottleneck over all partitions, without links; inf if none fits.
+
+    The stage rule is ``pooled``. The recurrence over (tier, cut) is quadratic in the blocks.
+    """
     least = 0 if instance.allow_empty else 1
-    held = np.concatenate([[0.0], np.cumsum(instance.block_bytes)])
-    spent = np.concatenate(
+    prefix_bytes = np.concatenate([[0.0], np.cumsum(instance.block_bytes)])
+    prefix_seconds = np.concatenate(
         [np.zeros((instance.n_classes, 1)), np.cumsum(instance.reference_s, axis=1)], axis=1
     )
     best = np.full(instance.n_blocks + 1, np.inf)
@@ -237,10 +246,10 @@ def best_period_s(instance: Instance) -> float:
         worst = np.full_like(best, np.inf)
         for end in range(least, instance.n_blocks + 1):
             first = end + 1 - least
-            need = held[end] - held[:first]
+            need = prefix_bytes[end] - prefix_bytes[:first]
             if end == instance.n_blocks:
                 need[0] -= instance.tied_bytes
-            time_s = spent[kind, end, None] - spent[kind, :first]
+            time_s = prefix_seconds[kind, end, None] - prefix_seconds[kind, :first]
             stage_s = _pooled(time_s, need <= capacity[:, None])
             stage_s[end:] = 0.0  # an empty stage
             worst[end] = np.maximum(best[:first], stage_s).min()
@@ -249,6 +258,6 @@ def best_period_s(instance: Instance) -> float:
 
 
 def _pooled(time_s: NDArray[np.float64], holds: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """1 / sum(1 / t) over the nodes (axis 0) that hold the stage; inf where none does."""
+    """Return 1 / sum(1 / t) over the nodes (axis 0) that hold a stage; inf where none does."""
     with np.errstate(divide="ignore"):
         return 1 / np.where(holds, 1 / time_s, 0.0).sum(axis=0)

@@ -235,7 +235,7 @@ def test_anything_at_all_is_accepted_or_refused_properly(field, odd):
 @pytest.mark.parametrize("number", [1e300, 1.7e308, np.finfo(float).tiny, 5e-324])
 @pytest.mark.parametrize("field", ["block_s", "block_bytes", "transfer_s", "arrival_s"])
 def test_extreme_numbers_are_refused_or_solved(field, number):
-    """No overflow, no warning (they are errors here), no endless search."""
+    """There must be no overflow, no warning (an error here) and no endless search."""
     shape = {"block_s": (2, 2, 3), "block_bytes": 3, "transfer_s": (1, 1, 4), "arrival_s": 2}
     try:
         instance = tables(**{field: np.full(shape[field], number)})

@@ -21,7 +21,7 @@ SCHEDULED = ("mean_latency", "makespan")
 
 
 def objectives_of(name):
-    """What `solve` takes for a method: one that decides the partition alone is completed."""
+    """Return the objectives that `solve` accepts for a method, completed ones included."""
     entry = METHODS[name]
     return {str(o) for o in entry.objectives} | (
         set(SCHEDULED) if entry.decides == "partition" else set()
@@ -32,7 +32,7 @@ CASES = [(name, objective) for name in METHODS for objective in sorted(objective
 
 
 def chain(objective="bottleneck", **changes):
-    """Everything in it differs: classes, nodes, blocks, links, requests."""
+    """Return an instance whose classes, nodes, blocks, links and requests all differ."""
     given_ = {
         "block_s": np.array([[[1, 2, 3, 4], [2, 1, 1, 2]], [[2, 4, 6, 8], [3, 1, 2, 2]]]) / 8,
         "block_bytes": [2, 1, 1, 2],
@@ -125,7 +125,7 @@ def test_hypsplit_dp_names_need_and_capacity():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_one_block_one_tier_one_node(name):
-    """The smallest instance has one answer."""
+    """The smallest instance has a single solution."""
     for objective in sorted(objectives_of(name)):
         instance = Instance.from_tables([[[2.5]]], [0], [[(0, 0)]], objective=objective)
         result = solve(instance, name)

@@ -1,4 +1,4 @@
-"""Frozen instances against what is known of them: nothing new beats an old bound."""
+"""Frozen instances: no method beats a recorded bound, and recorded optima are reached."""
 
 import math
 

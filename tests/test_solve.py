@@ -1,4 +1,4 @@
-"""The front door: what it refuses from a method, what it passes on, and what a Result shows."""
+"""`solve`: claims that it refuses, options that it passes on, and views of a Result."""
 
 import json
 import math
@@ -119,7 +119,7 @@ def test_a_method_must_return_an_outcome(instance):
         solve(instance, lambda instance, *, time_limit_s, seed: None)
 
 
-def test_what_a_method_says_of_stage_1_is_held_to_the_same_checks(instance):
+def test_claims_of_a_partition_method_are_checked(instance):
     said_too_much = claims(status=Status.OPTIMAL, partition=CUTS, bound_s=1e9)
     for asked in (instance, instance.replace(objective="bottleneck")):
         with pytest.raises(RuntimeError, match="below its own bound"):
@@ -156,8 +156,8 @@ def test_partition_objective_is_passed_on(instance):
     assert "path" in pathwise.message
 
 
-def test_slowest_may_be_infeasible_for_stage_1_only():
-    """The bottleneck asks every node to fit, a schedule one of them: nothing is proved."""
+def test_rule_slowest_may_be_infeasible_for_the_partition_alone():
+    """The bottleneck needs every node to fit, a schedule one: infeasibility is not proved."""
     instance = Instance.from_tables(
         np.ones((1, 1, 2)), [5, 5], [[(0, 5), (0, 1)], [(0, 5)]],
         objective="makespan", stage_rule="slowest",

@@ -23,7 +23,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from experiments import labels
+from experiments.report import labelled
 from hypsolve.problem.arrays import Array
 
 SETTING = ["experiment", "series", "value"]
@@ -67,12 +67,6 @@ class Measure:
 
 LATENCY = Measure("latency_s", "reduction", steady=True)
 UTILISATION = Measure("utilisation", "difference")
-
-
-def labelled(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add ``label``, what tables and legends call a method with its options."""
-    calls = zip(frame["method"], frame["options"], strict=True)
-    return frame.assign(label=[labels.label(method, options) for method, options in calls])
 
 
 def interval(values: Sequence[float] | Array) -> tuple[float, float]:

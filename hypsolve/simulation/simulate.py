@@ -1,44 +1,44 @@
-"""What happens when requests meet a partition and a policy: `simulate`, at two levels.
+"""Simulation of requests under a partition and a policy: `simulate`, at two levels.
 
-**Flow level**: one visit per request and stage, one request at a time per node, links that
-never queue; `hypsolve.schedule`, seen as a `Trace`.
+**Flow level**: a request visits each stage once, a node serves one request at a time, and links
+never queue. It is `hypsolve.schedule`, seen as a `Trace`.
 
 **Token level**: how LLM inference runs.
 
-*Passes.* A request has p prompt and o output tokens. Its prefill yields the first output token;
-each of o - 1 decode passes, with one token of input, the next. Every pass goes through all
-non-empty stages; the id of the token then returns to the request side over the return latencies
-of the links, where it is delivered: the request ends, or its next pass begins.
+*Passes.* A request has p prompt and o output tokens. Its prefill yields the first output token.
+Each of o - 1 decode passes, with one token of input, yields the next. Every pass goes through
+all non-empty stages. Then the id of the token returns to the request side over the return
+latencies of the links, where it is delivered: the request ends, or its next pass begins.
 
 *Pinning.* When a request first reaches a stage, the policy picks one node that can hold the
-stage and is up; it keeps the request's KV cache until the request ends. There the request
-queues, first come, first served, until p + o tokens of KV cache are free, which it then holds.
-What a policy sees is in `hypsolve.dispatch.policies.TierState`; HypSched-RT prefers nodes with
-room. It knows a request's output length, unless `expected_output_tokens` says what it believes
-instead; admission always reserves for the true one. A node's slowdown, as it is measured, is
-the moving average over iterations of the time one took over what it should have taken with
-that batch; it starts anew at 1 when the node comes up again.
+stage and is up. This node keeps the request's KV cache until the request ends. There the
+request queues, first come, first served, until p + o tokens of KV cache are free, which it then
+holds. `hypsolve.dispatch.policies.TierState` lists what a policy sees. HypSched-RT prefers
+nodes with room. A policy knows the output length of a request, unless `expected_output_tokens`
+gives the length that it assumes instead; admission always reserves for the true one. The
+measured slowdown of a node is a moving average over its iterations: the time that one took over
+the time that its batch takes at speed 1. It restarts at 1 when the node recovers.
 
 *Batching.* A node that is idle and has waiting tokens of admitted requests starts an iteration
-at once: it takes requests in the order in which their tokens began to wait, at most `max_batch`
-of them and at most `chunk_tokens` tokens of prompts; decode tokens behind prompts that must
+at once. It takes requests in the order in which their tokens began to wait: at most `max_batch`
+of them, and at most `chunk_tokens` tokens of prompts. Decode tokens behind prompts that must
 wait are still taken. A block takes ``t0_s + max(flops / flops_per_s, bytes / bytes_per_s)`` for
-the whole batch, weights read once; the head computes only the positions that yield a token. A
-chunk of a prompt moves on to the next stage as soon as it is computed.
+the whole batch, and reads its weights once. The head computes only the positions that yield a
+token. A chunk of a prompt moves on to the next stage as soon as it is computed.
 
 *Links.* Tokens cross all links up to the next non-empty stage, one after the other: bytes over
-rate, then latency. Messages of one request keep their order. By default links never queue; with
-`link_contention` each sends one message at a time, first come, first served, the decode tokens
-of one iteration being one message and each chunk of a prompt another.
+rate, then latency. Messages of one request keep their order. By default links never queue. With
+`link_contention` each link sends one message at a time, first come, first served. The decode
+tokens of one iteration are one message, and each chunk of a prompt is another.
 
-*Events.* See `hypsolve.Event`; what is under way when a speed changes goes on at the new one.
-When a node fails, requests whose work there was not complete start anew at the first stage:
-prompt and delivered tokens are computed again. A request that finds no node up waits for one;
-if none ever comes, it does not end.
+*Events.* See `hypsolve.Event`. Work under way when a speed changes continues at the new speed.
+When a node fails, requests whose work there was not complete start again at the first stage:
+their prompts and delivered tokens are computed again. A request that finds no node up waits for
+one; if none ever comes up, the request never ends.
 
-*Within one instant*: ends of iterations, failures and recoveries, returned tokens, tokens that
-arrive, requests that reach a stage (by index), starts of iterations. Ties go to the lower
-request, the lower node: the same input gives the same trace.
+*Order within one instant*: ends of iterations, failures and recoveries, returned tokens, tokens
+that arrive, requests that reach a stage (by index), starts of iterations. Ties go to the lower
+request, then to the lower node. Equal input gives equal traces.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from hypsolve.simulation.token_setup import Options, System
 from hypsolve.simulation.trace import Series, Trace, Visits
 
 LEVELS = ("flow", "token")
-MAX_BATCH, CHUNK_TOKENS = 64, 512  # defaults
+MAX_BATCH, CHUNK_TOKENS = 64, 512  # default options
 
 
 def simulate(
@@ -80,36 +80,39 @@ def simulate(
     record_visits: bool = False,
     expected_output_tokens: int | None = None,
 ) -> Trace:
-    """Serve the requests of a problem; the rules are those of `hypsolve.simulation.simulate`.
+    """Simulate how a partition and a policy serve the requests of a problem.
+
+    The docstring of the module `hypsolve.simulation.simulate` states the rules.
 
     Parameters
     ----------
     problem : Deployment or Instance
-        Token level needs a deployment: an instance knows no tokens.
+        Token level needs a deployment, because an instance has no tokens.
     partition : Partition
     policy : str, callable or Schedule
         A name in `POLICIES`; your own function ``(tier_state, request) -> node`` as in
-        `schedule`; or, at token level, a schedule whose nodes are replayed (where one is down,
-        the tier's next one that is up).
+        `schedule`; or, at token level, a schedule whose nodes are replayed. Where a node of the
+        schedule is down, the next node of its tier that is up takes its place.
     level : str, optional
-        ``flow`` or ``token``; default: the finest that the problem allows.
+        ``flow`` or ``token``; default: the finest level that the problem allows.
     seed : int
-        For the policies that draw.
+        Seed of policies that draw.
     max_batch : int
-        Most requests in one iteration of a node.
+        Maximum number of requests in one iteration of a node.
     chunk_tokens : int, optional
-        Most prompt tokens in one iteration of a node; None: prompts are computed whole.
+        Maximum number of prompt tokens in one iteration of a node; None: prompts are computed
+        whole.
     link_contention : bool
-        Whether a link sends one message at a time.
+        If True, a link sends one message at a time.
     events : iterable of Event
         Slowdowns, failures, recoveries, joins, changes of bandwidth.
     record_visits : bool
-        Keep a row per visit, in memory in proportion to the tokens.
+        If True, the trace has a row per visit; memory grows with the tokens.
     expected_output_tokens : int, optional
-        What policies take the output of every request to be, say the mean of the past, when
-        they add up work and ask for KV room. Default: its true length, which no real router
-        knows: the best case of policies that look at it. What a node has reserved for others
-        they see as it is.
+        Output length that policies assume for every request, such as a mean of the past, when
+        they add up work and KV cache. Default: the true length, which no real router knows; it
+        is the best case for policies that use it. The KV cache that nodes have reserved is
+        always visible as it is.
 
     Returns
     -------
@@ -118,14 +121,31 @@ def simulate(
     Raises
     ------
     ValueError, TypeError
-        If the partition is of another shape, no node of a tier can hold its stage, an option
-        that the level does not have is other than its default, or a policy returns what is no
-        node of ``tier_state.nodes``.
+        If the partition has another shape, if no node of a tier can hold its stage, if an
+        option that the level does not have differs from its default, or if a policy returns
+        something other than a node of ``tier_state.nodes``.
 
     Examples
     --------
-    >>> trace = simulate(deployment, Partition((0, 10, 34)), "hypsched_rt")  # doctest: +SKIP
-    >>> print(trace.metrics(ttft_slo_s=2.0))  # doctest: +SKIP
+    >>> import hypsolve as hs
+    >>> def tier(name, gpu, link=None):
+    ...     nodes = tuple(hs.Node(name=f"{name}-{n}", gpu=hs.gpu(gpu)) for n in range(2))
+    ...     return hs.Tier(name=name, nodes=nodes, link=link)
+    >>> wire = hs.Link(bytes_per_s=1.25e9, latency_s=0.5e-3)
+    >>> deployment = hs.Deployment(
+    ...     model=hs.model("llama-3-8b"),
+    ...     network=hs.Network(
+    ...         name="lab", tiers=(tier("edge", "l4", wire), tier("cloud", "a100-80gb"))
+    ...     ),
+    ...     requests=hs.workload(n_requests=20, rate_per_s=2.0),
+    ... )
+    >>> trace = hs.simulate(deployment, hs.Partition((0, 8, 34)))
+    >>> trace.metrics(ttft_slo_s=2.0).n_finished
+    20
+    >>> failure = hs.Event(1.0, "failure", "edge-0")
+    >>> churned = hs.simulate(deployment, hs.Partition((0, 8, 34)), events=[failure])
+    >>> bool(churned.restarts.sum() > trace.restarts.sum())
+    True
     """
     if not isinstance(problem, Deployment | Instance):
         raise TypeError(
@@ -196,7 +216,7 @@ def _flow(
     seed: int,
     record_visits: bool,
 ) -> Trace:
-    """`schedule` as a trace."""
+    """Return what `schedule` does as a trace."""
     if isinstance(problem, Deployment):
         instance, requests = costs.to_instance(problem), problem.requests
         prompt_tokens, output_tokens = requests.prompt_tokens, requests.output_tokens

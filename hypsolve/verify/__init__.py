@@ -1,15 +1,16 @@
 """Check a result without its method: `python -m hypsolve.verify INSTANCE.json RESULT.json`.
 
-RESULT.json is what `Result.save` writes. Everything is recomputed from the instance in exact
-integers: no numba, no solver, no code of a method.
+`Result.save` writes RESULT.json. Everything is recomputed from the instance in exact integers,
+without numba, solvers, or code of a method.
 
-A joint certificate divides the partitions into boxes of cuts. A box is made a flow shop that is
-nowhere slower than any of its partitions. The Lagrangian bound relaxes the nodes' capacity:
-each tick of a node's time has a multiplier, and what all requests must pay at least,
-completions included, less all that the nodes could charge, is at most the sum of the
-completions. (For a makespan: if requests that end before the bound must pay more than the nodes
-could charge, there is no such schedule.) Where the bound does not suffice, the certificate says
-`search`, and every schedule of that partition is enumerated here, pruned by the bound.
+A joint certificate divides the partitions into boxes: ranges of cuts. A box is relaxed to a
+flow shop that is nowhere slower than any partition in it. The Lagrangian bound then relaxes the
+capacity of the nodes. Every tick of a node's time has a multiplier, its price. The lowest cost
+of all requests (completions plus prices), less the prices of all ticks of all nodes, is a lower
+bound on the sum of completions. For a makespan, let every request end before the bound: if
+their lowest prices exceed the prices of all ticks, no such schedule exists. Where the bound
+does not suffice, the certificate says ``search``, and every schedule of that single partition
+is enumerated here, pruned by the bound.
 """
 
 import math
@@ -25,38 +26,51 @@ from hypsolve.verify.reading import Claims, Refuted, need, read
 
 __all__ = ["Refuted", "verify"]
 
-OPTIMAL = Fraction(101, 10**8)  # gap up to which a result may call itself optimal: 1e-6
+OPTIMAL = Fraction(101, 10**8)  # largest gap of an optimal result: 1e-6, with rounding
 
 
 def verify(
-    instance: Instance, result: dict[str, Any], tell: Callable[[str], None] | None = None
+    instance: Instance, result: dict[str, Any], progress: Callable[[str], None] | None = None
 ) -> str:
-    """Verify a result that has a certificate; returns what is now certain.
+    """Verify a result that has a certificate.
 
     Parameters
     ----------
     instance : Instance
     result : dict
-        As `Result.to_dict` makes it.
-    tell : callable, optional
-        Called with a line on each partition whose schedules are to be enumerated, which may
-        take minutes.
+        As `Result.to_dict` returns it, or a JSON file holds it.
+    progress : callable, optional
+        Called with a line of text before the schedules of a partition are enumerated, which
+        may take minutes.
+
+    Returns
+    -------
+    str
+        A sentence that states what is proven.
 
     Raises
     ------
     Refuted
         With the first claim that does not hold.
     ValueError
-        If it is no result, or one without certificate.
+        If `result` is not a result, or has no certificate.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> from hypsolve.verify import verify
+    >>> instance = hs.Instance.from_tables([[[1.0, 2.0]]], [1, 1], [[(0, 1)], [(0, 1)]])
+    >>> verify(instance, hs.solve(instance, "hypsplit_dp").to_dict())
+    'the result has 2.0 s, and no solution is below 1.999999998 s'
     """
     claims = read(instance, result)
     if claims.kind == "infeasible":
         _check_partition(instance, claims)
-        return "infeasible: no partition keeps the rules"
+        return "infeasible: no partition is legal"
     objective_s, proved_s = Fraction(claims.objective_s), Fraction(claims.proved_s)
     rounded = Fraction(1, 10**9) * proved_s
-    need(claims.bound_s <= proved_s + rounded, "bound_s: more than the certificate proves")
-    need(objective_s >= proved_s - rounded, "objective_s: below what is proved")
+    need(claims.bound_s <= proved_s + rounded, "bound_s: above the bound of the certificate")
+    need(objective_s >= proved_s - rounded, "objective_s: below the bound of the certificate")
     gap = objective_s - proved_s
     need(claims.status != "optimal" or gap <= OPTIMAL * objective_s, "status: not optimal")
     if claims.kind == "bottleneck":
@@ -65,11 +79,14 @@ def verify(
         joint = Joint(instance, proved_s, [box.tick_s for box in claims.boxes])
         joint.check_schedule(claims)
         if not joint.is_proved_by_idle_nodes():
-            joint.leave_out_the_slow()
+            joint.drop_slow_stages()
             joint.check_cover(claims.boxes)
             for box in claims.boxes:
-                joint.check_box(box, tell or (lambda line: None))
-    return f"{claims.objective_s!r} s is reached, and nothing is below {claims.proved_s!r} s"
+                joint.check_box(box, progress or (lambda line: None))
+    return (
+        f"the result has {claims.objective_s!r} s, and no solution is below"
+        f" {claims.proved_s!r} s"
+    )
 
 
 def _check_partition(instance: Instance, claims: Claims) -> None:

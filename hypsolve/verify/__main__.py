@@ -1,4 +1,4 @@
-"""`python -m hypsolve.verify INSTANCE.json RESULT.json`."""
+"""Command line of the verifier: `python -m hypsolve.verify INSTANCE.json RESULT.json`."""
 
 import sys
 from pathlib import Path
@@ -9,18 +9,19 @@ from hypsolve.verify import Refuted, verify
 
 USAGE = """python -m hypsolve.verify INSTANCE.json RESULT.json
 
-Check a result (Result.save) against its instance (hypsolve.save) with no solver and no code of
-a method. Prints verified, with exit status 0, or refuted, with 1 and the first claim that does
-not hold; the status is 2 if these are not such files or memory is too small, 130 at Ctrl-C."""
+Check a result (written by Result.save) against its instance (written by hypsolve.save), without
+a solver and without code of the method. Prints "verified" and exits with status 0, or prints
+"refuted" with the first claim that does not hold and exits with status 1. Status 2: a file
+cannot be read, or memory is too small. Status 130: Ctrl-C."""
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line; return its exit status, see USAGE."""
+    """Run the command line and return its exit status; see USAGE."""
     if arguments in (["-h"], ["--help"]):
         print(USAGE)
         return 0
     if len(arguments) != 2:
-        print("verify: needs two files, INSTANCE.json and RESULT.json", file=sys.stderr)
+        print("verify: give two files, INSTANCE.json and RESULT.json", file=sys.stderr)
         return 2
     try:
         return _answer(arguments[0], Path(arguments[1]))
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         print(f"verify: {error}", file=sys.stderr)
     except (MemoryError, KeyboardInterrupt) as reason:
-        print("verify: stopped before anything was certain", file=sys.stderr)
+        print("verify: stopped; nothing is verified or refuted", file=sys.stderr)
         return 130 if isinstance(reason, KeyboardInterrupt) else 2
     return 2
 

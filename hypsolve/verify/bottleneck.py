@@ -1,6 +1,7 @@
-"""An independent check of a partition's optimality: plain Python, exact fractions.
+"""Verification of bottleneck certificates in plain Python and exact fractions.
 
-Shares no code with the solvers or with `evaluate`; it reads the instance's arrays alone.
+This file shares no code with the solvers or with `evaluate`: it reads the instance's arrays
+alone.
 """
 
 import math
@@ -15,38 +16,48 @@ ROUNDING = Fraction(1, 10**12)
 
 
 def verify_certificate(instance: Instance, certificate: Certificate) -> list[str]:
-    """Confirm or refute a certificate.
+    """Confirm or refute a certificate of kind ``bottleneck`` or ``infeasible``.
 
     Parameters
     ----------
     instance : Instance
     certificate : Certificate
-        ``bottleneck``: its cuts have the bottleneck `value_s` (to 10^-12), `bound_s` is at
-        least `value_s` less 10^-9 of it, and no legal cuts have all stages below `bound_s`.
-        ``infeasible``: no legal cuts exist.
+        A ``bottleneck`` certificate is confirmed if its cuts have the bottleneck `value_s` (up
+        to 10^-12), `bound_s` is at least (1 - 2 * 10^-9) `value_s`, and no legal cuts have all
+        stages below `bound_s`. An ``infeasible`` certificate is confirmed if no cuts are legal.
 
     Returns
     -------
     list of str
-        Why it is refuted; empty: confirmed.
+        Reasons for refuting the certificate; empty if it is confirmed.
 
     Notes
     -----
-    Whether cuts with every stage below a value exist is decided as follows: for each tier and
-    cut, of all reachable starts of the stage only the largest is tried. A larger start never
-    takes more time or memory, so if any start will do, the largest that allows enough blocks
-    will, unless it leaves too few blocks, and then so does every smaller one too many.
+    To decide whether legal cuts have every stage below a value, only the latest reachable start
+    that leaves the stage its minimum number of blocks is tried, for each tier and end of the
+    stage. A later start never takes more time or memory, and if the latest one gives the stage
+    too many blocks, every earlier one does.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> instance = hs.Instance.from_tables([[[1.0, 2.0]]], [1, 1], [[(0, 1)], [(0, 1)]])
+    >>> certificate = hs.solve(instance, "hypsplit_dp").certificate
+    >>> hs.verify_certificate(instance, certificate)
+    []
+    >>> hs.verify_certificate(instance.replace(reference_kind_s=[[1.0, 3.0]]), certificate)
+    ['bottleneck: cuts have 3.0 s, not 2.0 s']
     """
     valid.of_type("verify_certificate", "instance", instance, Instance)
     valid.of_type("verify_certificate", "certificate", certificate, Certificate)
     if certificate.kind == "joint":
-        return ["certificate: a joint one is verified with its result, by hypsolve.verify"]
+        return ["certificate: hypsolve.verify.verify checks a joint one, with its result"]
     if certificate.kind not in ("bottleneck", "infeasible"):
         return [f"certificate: kind must be bottleneck or infeasible, got {certificate.kind!r}"]
     chain = _Chain(instance)
     if certificate.kind == "infeasible":
         if chain.can_stay_below(None):
-            return ["infeasible: refuted, there are cuts that keep every rule"]
+            return ["infeasible: refuted, some cuts are legal"]
         return []
     found = []
     value, bound = certificate.value_s, certificate.bound_s
@@ -66,15 +77,18 @@ def verify_certificate(instance: Instance, certificate: Certificate) -> list[str
 
 
 class _Chain:
-    """The instance as lists of exact numbers."""
+    """An instance as lists of exact numbers.
+
+    `seconds` and `bytes` are prefix sums over the blocks: by node class, and of the memory.
+    """
 
     def __init__(self, instance: Instance) -> None:
         kinds: list[int] = instance.block_kind.tolist()
         self.n_blocks, self.n_tiers = len(kinds), len(instance.min_blocks)
         table: list[list[float]] = instance.reference_kind_s.tolist()
-        self.spent = [_running([Fraction(row[kind]) for kind in kinds]) for row in table]
+        self.seconds = [_prefix_sums([Fraction(row[kind]) for kind in kinds]) for row in table]
         sizes: list[float] = instance.block_bytes.tolist()
-        self.held = _running([Fraction(size) for size in sizes])
+        self.bytes = _prefix_sums([Fraction(size) for size in sizes])
         self.tied = Fraction(instance.tied_bytes)
         exact = all(size.is_integer() for size in sizes) and sum(sizes) <= 2**53
         grace = Fraction(1) if exact else 1 + ROUNDING
@@ -94,7 +108,7 @@ class _Chain:
         self.link = [[Fraction(x) for x in row] for row in link.tolist()]
         self.cut_kind: list[int] = instance.cut_kind.tolist()
         self.overlap, self.rule = instance.overlap, str(instance.stage_rule)
-        # any objective but the bottleneck asks that one node of the tier can hold the stage
+        # for other objectives than the bottleneck, one node that can hold the stage suffices
         if instance.objective != "bottleneck" and self.rule == "slowest":
             self.rule = "fastest"
         limits: Any = (
@@ -105,14 +119,16 @@ class _Chain:
         )
 
     def stage(self, k: int, i: int, j: int) -> Fraction | None:
-        """Time of blocks i:j on tier k with its link; None: they do not fit."""
+        """Return the time of blocks i:j on tier k with its link; None if they do not fit."""
         time = Fraction(0)
         if i < j:
-            need = self.held[j] - self.held[i]
+            need = self.bytes[j] - self.bytes[i]
             if i == 0 and j == self.n_blocks:
                 need -= self.tied
             times = [
-                self.spent[c][j] - self.spent[c][i] for c, size in self.nodes[k] if need <= size
+                self.seconds[c][j] - self.seconds[c][i]
+                for c, size in self.nodes[k]
+                if need <= size
             ]
             if not times or (self.rule == "slowest" and len(times) < len(self.nodes[k])):
                 return None
@@ -128,7 +144,7 @@ class _Chain:
         return max(time, link) if self.overlap else time + link
 
     def bottleneck(self, cuts: tuple[int, ...]) -> Fraction | None:
-        """Largest stage of the cuts; None: they are not legal."""
+        """Return the largest stage time of the cuts; None if they are not legal."""
         if len(cuts) != self.n_tiers + 1 or cuts[0] != 0 or cuts[-1] != self.n_blocks:
             return None
         worst = Fraction(0)
@@ -145,7 +161,7 @@ class _Chain:
         return worst
 
     def can_stay_below(self, limit: Fraction | None) -> bool:
-        """Whether legal cuts have every stage below `limit` (None: any time will do)."""
+        """Return whether legal cuts have every stage below `limit`; None sets no limit."""
         reachable = [True] + [False] * self.n_blocks
         for k in range(self.n_tiers):
             largest = _largest_at_or_before(reachable)
@@ -160,7 +176,7 @@ class _Chain:
         return reachable[self.n_blocks]
 
 
-def _running(values: list[Fraction]) -> list[Fraction]:
+def _prefix_sums(values: list[Fraction]) -> list[Fraction]:
     sums = [Fraction(0)]
     for value in values:
         sums.append(sums[-1] + value)

@@ -7,8 +7,8 @@ from typing import Any
 
 from hypsolve.verify.reading import BoxClaim
 
-MONEY = 2**44  # units of money are a tick's time in so many parts
-MULTIPLIER = 2**20  # units: certificates state multipliers in 2**-24 ticks
+MONEY = 2**44  # units of cost per tick of time
+MULTIPLIER = 2**20  # units of cost in 2**-24 ticks, the unit of certificates
 FORBIDDEN = 10**30  # cost of a path that misses the deadline
 
 
@@ -28,7 +28,7 @@ class ExactFlowShop:
         self.bound, self.deadline = bound, bound if makespan else None
         self.tick = int(Fraction(box.tick_s) * per_s)
         self.end: int = box.n_ticks
-        # less than this is below the bound; of a deadline, more than nothing says it is missed
+        # a value of at least `goal` proves the bound; for a deadline any positive one does
         self.goal = 1 if makespan else -(-bound * MONEY // self.tick)
         # by stage and group: prefix sums of the multipliers over ticks
         self.sums: list[list[list[int]]] = []
@@ -48,15 +48,19 @@ class ExactFlowShop:
         self.way = [self._ways(r) for r in range(len(release))]
 
     def at(self, time: int) -> int:
-        """Tick in which a time lies; all beyond the last are alike."""
+        """Return the tick in which a time lies; times after the last tick share one."""
         return min(time // self.tick, self.end)
 
     def money(self, time: int) -> int:
-        """Units of a time, rounded down."""
+        """Return a time in units of cost, rounded down."""
         return time * MONEY // self.tick
 
     def _ways(self, r: int) -> list[list[list[int]]]:
-        """[stage][group][tick]: the least that request r pays from there on."""
+        """Return the minimum cost of request r from a start on, by [stage][group][tick].
+
+        A dynamic program over the stages, backwards: the cost of a start is the prices of the
+        stage's ticks plus the cost of the next stage, minimised over this and later starts.
+        """
         ways: list[list[list[int]]] = []
         onward: list[int] = []
         for (groups, lag), sums in zip(reversed(self.stages), reversed(self.sums), strict=True):
@@ -83,14 +87,19 @@ class ExactFlowShop:
         return ways
 
     def root(self) -> Any:
-        """Nothing begun: stages begun, ready, free by stage and group, last, value, starts."""
+        """Return the empty schedule as a state.
+
+        A state is a tuple: number of stages begun by each request, time at which each is ready,
+        times at which nodes are free (by stage and group), last start, value (sum or maximum of
+        completions so far), and sum of starts.
+        """
         free = tuple(
             tuple((0,) * len(nodes) for nodes, _ in groups) for groups, _ in self.stages
         )
         return (0,) * len(self.release), tuple(self.release), free, 0, 0, 0
 
     def value(self, state: Any) -> int:
-        """At most what any completion of a partial schedule costs."""
+        """Return the Lagrangian lower bound on any completion of a partial schedule."""
         stage, ready, free, last, value, _ = state
         total = 0 if self.deadline is not None else self.money(value)
         for spent, of_stage in zip(self.sums, free, strict=True):
@@ -103,19 +112,20 @@ class ExactFlowShop:
         return total
 
     def none_better(self) -> bool:
-        """Enumerate the schedules, one more operation at a time, in the order of starts.
+        """Return whether no schedule is below the bound, by breadth-first enumeration.
 
-        Left out is what has a better or equal one beside it: an operation that could begin
-        before the last one, or begins when some request could already be done; and a partial
-        schedule where another with the same stages begun is nowhere worse. Of two as good, that
-        with the smaller sum of starts stays.
+        Each level adds an operation, in the order of starts. Dominated schedules are left out:
+        an operation that starts before the last one, or starts after another could have ended;
+        a request with an identical one that is ready earlier; and a partial schedule if another
+        with equal stages begun is nowhere worse. Of two equal ones the smaller sum of starts
+        stays.
         """
         layer = [self.root()]
         for _ in range(len(self.release) * len(self.stages)):
             after: dict[Any, list[Any]] = {}
             for state in layer:
                 for child in self._children(state):
-                    if min(child[0]) == len(self.stages):  # all done: no more need be known
+                    if min(child[0]) == len(self.stages):  # complete
                         if child[4] < self.bound:
                             return False
                     elif self.value(child) < self.goal:
@@ -137,7 +147,7 @@ class ExactFlowShop:
             if start < last or soonest <= start > its_start:
                 continue
             if any(stage[q] == k and (ready[q], q) < (ready[r], r) for q in self.alike[r]):
-                continue  # of requests alike, the first to be ready
+                continue  # an identical request is ready earlier
             end, now = start + took, list(ready)
             now[r] = end + self.stages[k][1][r]
             times = [list(of_stage) for of_stage in free]
@@ -149,7 +159,7 @@ class ExactFlowShop:
             yield begun_stages, tuple(now), tuple(map(tuple, times)), start, done, begun + start
 
     def _keep(self, kept: list[Any], child: Any) -> None:
-        """Add a partial schedule to those with the same stages begun, if none is as good."""
+        """Add a partial schedule unless a kept one dominates it; drop those it dominates."""
         stage, ready, free, last, value, begun = child
         times = [t for of_stage in free for of_group in of_stage for t in of_group]
         times += [t for t, k in zip(ready, stage, strict=True) if k < len(self.stages)]

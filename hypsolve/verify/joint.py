@@ -1,4 +1,4 @@
-"""A joint problem in exact integers: its schedules, and boxes of its partitions."""
+"""Verification of joint certificates in exact integers: the schedule, and every box."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,10 @@ from hypsolve.verify.reading import LARGEST, BoxClaim, Claims, need
 
 
 class Joint:
-    """The joint problem in whole multiples of 1 / `per_s` s, from the first arrival on."""
+    """A joint problem with times in whole multiples of 1 / `per_s` s, from the first arrival.
+
+    `per_s` is a power of two for which every time of the instance and the certificate is whole.
+    """
 
     def __init__(self, instance: Instance, bound_s: Fraction, tick_s: list[float]) -> None:
         self.instance, n = instance, instance.n_requests
@@ -29,7 +32,7 @@ class Joint:
         self.origin = min(arrival)
         self.release = [a - self.origin for a in arrival]
         self.makespan = str(instance.objective) == "makespan"
-        if self.makespan:  # of every completion, else of their sum
+        if self.makespan:  # bound on each completion, else on their sum
             self.bound = int(bound_s * self.per_s) - self.origin
         else:
             self.bound = int(bound_s * self.per_s) * n + sum(self.release)
@@ -46,28 +49,27 @@ class Joint:
         ]
         for rows in self.travel:
             for row in rows:
-                row[-1] = 0  # no stage waits beyond the last block
+                row[-1] = 0  # nothing crosses a link after the last block
         sizes = instance.block_bytes.tolist()
         self.held = list(accumulate(map(Fraction, sizes), initial=Fraction(0)))
         exact = all(s.is_integer() for s in sizes) and sum(sizes) <= 2**53
         self.slack = 1 if exact else 1 + ROUNDING
         self.kinds: list[dict[tuple[int, float], list[int]]] = [{} for _ in range(self.n_tiers)]
         nodes = zip(instance.node_tier, instance.node_class, instance.node_bytes, strict=True)
-        for node, (k, c, size) in enumerate(nodes):  # identical nodes of a tier, by the first
+        for node, (k, c, size) in enumerate(nodes):  # groups of identical nodes of a tier
             self.kinds[k].setdefault((int(c), float(size)), []).append(node)
-        self.max_latency: list[int | None] = [
-            None
-        ] * n  # latency that no better schedule exceeds
+        # of each request: latency that no schedule below the bound exceeds
+        self.max_latency: list[int | None] = [None] * n
         self.arcs = [self._arcs(k) for k in range(self.n_tiers)]
 
     def is_proved_by_idle_nodes(self) -> bool:
-        """Whether nothing is below the bound even if no request ever waits."""
+        """Return whether the bound holds even if no request ever waits."""
         least = map(self._least, range(len(self.release)))
         done = [a + b for a, b in zip(self.release, least, strict=True)]
         return self.bound <= (max(done) if self.makespan else sum(done))
 
-    def leave_out_the_slow(self) -> None:
-        """Forget what takes a request so long that nothing below the bound can have it."""
+    def drop_slow_stages(self) -> None:
+        """Drop stages that are too slow for any schedule below the bound."""
         least = [self._least(r) for r in range(len(self.release))]
         spare = self.bound - sum(least) - sum(self.release)
         self.max_latency = [
@@ -77,15 +79,15 @@ class Joint:
         self.arcs = [self._arcs(k) for k in range(self.n_tiers)]
 
     def link(self, r: int, k: int, cut: int) -> int:
-        """Time from tier k to the next."""
+        """Return the travel time of request r from tier k to the next."""
         return self.travel[r][k][cut] if k < self.n_tiers - 1 else 0
 
     def whole(self, seconds: float) -> int:
-        """Seconds in the unit: exact, for all there are were looked at for it."""
+        """Return seconds in the unit of time; exact for the numbers that define `per_s`."""
         return int(Fraction(seconds) * self.per_s)
 
     def service(self, r: int, k: int, kind: tuple[int, float], i: int, j: int) -> int | None:
-        """Time of blocks i:j for request r on such a node; None: not there."""
+        """Return the time of blocks i:j for request r on a kind of node; None if impossible."""
         size = self.held[j] - self.held[i]
         if (i, j) == (0, self.n_blocks):
             size -= Fraction(self.instance.tied_bytes)
@@ -95,7 +97,7 @@ class Joint:
         return took if fits and (most is None or took <= most) else None
 
     def _arcs(self, k: int) -> list[tuple[int, int]]:
-        """Stages that the tier may have, as (first block, end)."""
+        """Return the feasible stages of a tier, as (first block, end)."""
         inst, found = self.instance, []
         for i in range(int(inst.cut_min[k]), int(inst.cut_max[k]) + 1):
             for j in range(max(i, int(inst.cut_min[k + 1])), int(inst.cut_max[k + 1]) + 1):
@@ -113,7 +115,7 @@ class Joint:
         return most is None or took + self.link(r, k, j) <= most
 
     def _least(self, r: int) -> int:
-        """Latency of request r alone, on the partition that is best for it."""
+        """Return the latency of request r alone on its best partition."""
         reach: dict[int, int] = {0: 0}
         for k in range(self.n_tiers):
             onward: dict[int, int] = {}
@@ -127,10 +129,10 @@ class Joint:
         return reach.get(self.n_blocks, FORBIDDEN)
 
     def check_schedule(self, claims: Claims) -> None:
-        """Nodes can hold their stages, and stages start as early as the order allows.
+        """Refute a schedule whose nodes cannot hold their stages, or whose times are wrong.
 
-        Times are floats, and may be off by as much as their sums round; the objective is that
-        of the exact times.
+        Every stage must start as early as the order on its node allows. Claimed times are
+        floats and may differ by rounding; the objective must follow from the exact times.
         """
         cuts = claims.cuts
         need(cuts[0] == 0 and cuts[-1] == self.n_blocks, "cuts: must span the blocks")
@@ -156,7 +158,7 @@ class Joint:
         need(near, "objective_s: it is", float(value))
 
     def _serve(self, k: int, claims: Claims, ready: list[int], timed: list[Any]) -> None:
-        """Serve all requests on a tier in the order claimed; `ready` becomes the end."""
+        """Serve all requests on a tier in the claimed order; `ready` becomes their end."""
         mine = [m for m, tier in enumerate(self.instance.node_tier) if tier == k]
         words = [f"schedule: request {r} on tier {k}:" for r in range(len(ready))]
         for table in (claims.start_s, claims.end_s):
@@ -177,10 +179,10 @@ class Joint:
             timed.append((f"{words[r]} end_s", ready[r], claims.end_s[r][k]))
 
     def check_cover(self, boxes: list[BoxClaim]) -> None:
-        """The boxes are disjoint, and hold all cuts that stages leave possible."""
+        """Refute boxes that overlap or miss a partition of feasible stages."""
         ends = [[i for i, _ in arcs] for arcs in self.arcs]
         if not all(ends):
-            return  # no partition is good enough
+            return  # no partition can be below the bound
         low, high = ([*map(f, ends), self.n_blocks] for f in (min, max))
         volume, inside = math.prod(b - a + 1 for a, b in zip(low, high, strict=True)), []
         for box in boxes:
@@ -189,17 +191,17 @@ class Joint:
             if all(a <= b for a, b in part):
                 inside.append(part)
                 volume -= math.prod(b - a + 1 for a, b in part)
-        need(volume == 0, "boxes: they do not make up all partitions")
+        need(volume == 0, "boxes: they do not hold every partition")
         inside.sort(key=lambda part: part[1])
         for at, one in enumerate(inside):
             for other in inside[at + 1 :]:
                 if other[1][0] > one[1][1]:
-                    break  # and so are all that follow
+                    break  # all that follow are apart, too
                 apart = any(a[1] < b[0] or b[1] < a[0] for a, b in zip(one, other, strict=True))
                 need(apart, "boxes: two overlap at", one)
 
-    def check_box(self, box: BoxClaim, tell: Callable[[str], None]) -> None:
-        """No schedule of a partition in the box is below the bound; tells what takes long."""
+    def check_box(self, box: BoxClaim, progress: Callable[[str], None]) -> None:
+        """Refute a box that has a schedule below the bound; report before an enumeration."""
         where = f"box {box.low} to {box.high}:"
         shop = self._relaxed(box)
         if shop is None:
@@ -207,18 +209,25 @@ class Joint:
         stages, release = shop
         if not stages:
             least = max(release) if self.makespan else sum(release)
-            need(least >= self.bound, where, "nothing surely takes time")
+            need(least >= self.bound, where, "no tier surely has a stage")
             return
         shop_of_box = ExactFlowShop(stages, release, self.bound, self.per_s, self.makespan, box)
         if shop_of_box.value(shop_of_box.root()) >= shop_of_box.goal:
             return
         need(box.how == "search", where, "its multipliers do not prove the bound")
         need(box.low == box.high, where, "only a single partition can be searched")
-        tell(f"enumerating the schedules of cuts {box.low}")
+        progress(f"enumerating the schedules of cuts {box.low}")
         need(shop_of_box.none_better(), where, "it has a schedule below the bound")
 
     def _relaxed(self, box: BoxClaim) -> Any:
-        """Per tier that surely has a stage, the least that any takes; None: no partition."""
+        """Return a flow shop that is nowhere slower than any partition in the box.
+
+        Returns
+        -------
+        stages, release
+            For each tier that is empty in no partition of the box: minimum service times by
+            group of nodes, and minimum travel times to the next. None if the box is empty.
+        """
         n, low, high = range(len(self.release)), box.low, box.high
         release, stages = list(self.release), []
         for k in range(self.n_tiers):
@@ -245,10 +254,10 @@ class Joint:
                     link = min(self.travel[r][k][low[k + 1] : high[k + 1] + 1])
                     (stages[-1][1] if stages else release)[r] += link
         if stages:
-            stages[-1][1][:] = [0 for _ in n]  # only work ends a request
+            stages[-1][1][:] = [0 for _ in n]  # a request ends with its last service
         return stages, release
 
 
 def _all(rows: list[Any], n: int) -> list[Any]:
-    """A row for each request, from those or from one that all share."""
+    """Return a row per request, from such rows or from a single one for all requests."""
     return rows if len(rows) == n else rows * n

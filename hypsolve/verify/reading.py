@@ -1,4 +1,4 @@
-"""Read what is claimed, strictly: a file may come from anywhere."""
+"""Strict reading of a result's claims: a file may come from anywhere."""
 
 import math
 import sys
@@ -9,23 +9,23 @@ from hypsolve.problem.instance import Instance
 from hypsolve.problem.result import VERSION
 
 MAX_TICKS = 2**14
-SAME = 1e-12  # relative: one value from sums of floats in another order
+SAME = 1e-12  # relative difference of two sums in different orders
 LARGEST = sys.float_info.max
 
 
 class Refuted(Exception):
-    """The first thing that does not hold."""
+    """A claim that does not hold."""
 
 
 def need(holds: Any, *words: Any) -> None:
-    """Raise `Refuted` with the words unless it holds."""
+    """Raise `Refuted` with `words` as its message unless `holds` is true."""
     if not holds:
         raise Refuted(" ".join(map(str, words)))
 
 
 @dataclass(frozen=True, slots=True)
 class BoxClaim:
-    """As `hypsolve.problem.solution.BoxProof`."""
+    """A box of a certificate, with the fields of `hypsolve.problem.solution.BoxProof`."""
 
     low: list[int]
     high: list[int]
@@ -37,7 +37,7 @@ class BoxClaim:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a result says; `proved_s` is its certificate's bound."""
+    """Claims of a result; `proved_s` is the bound of its certificate."""
 
     status: str
     kind: str
@@ -52,14 +52,14 @@ class Claims:
 
 
 def read(instance: Instance, result: Any) -> Claims:
-    """Read a result, of the right types and shapes and in agreement with itself.
+    """Return the claims of a result with the right types and shapes, free of contradiction.
 
     Raises
     ------
     ValueError
-        If it is no result, or one without certificate.
+        If `result` is not a result, or has no certificate.
     Refuted
-        Naming the field that is wrong.
+        Naming the wrong field.
     """
     if not isinstance(result, dict) or "status" not in result:
         raise ValueError("not a result, as Result.save writes it")

@@ -1,4 +1,4 @@
-"""The GPU and model tables, and the scripts that make and judge them."""
+"""GPUs and models of the catalogue, and the scripts that fit and calibrate them."""
 
 import math
 import re

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,7 +20,17 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from experiments import anytime, progress, record, report, runner, solving, sweep
+import experiments as experiments_package
+from experiments import (
+    anytime,
+    progress,
+    record,
+    registry,
+    report,
+    runner,
+    solving,
+    sweep,
+)
 from experiments.claims import definitions
 from experiments.definitions import (
     ANYTIME,
@@ -80,8 +91,7 @@ def experiments(monkeypatch):
     """Stand-ins for the published experiments, and no figures."""
     toys = {"toy": toy((3, 4), FAST)}
     monkeypatch.setattr(solving, "EXPERIMENTS", toys)
-    monkeypatch.setattr(solving, "QUESTIONS", dict.fromkeys(toys, "?"))
-    monkeypatch.setattr(sweep, "FAMILIES", {"solving": solving})
+    monkeypatch.setattr(registry, "FAMILIES", {"solving": solving})
     monkeypatch.setattr(sweep, "_show", lambda name, out, rows=None: None)
     return toys
 
@@ -271,21 +281,44 @@ def test_time_left_is_that_of_the_calls_to_come_shared_by_the_jobs(capsys):
     assert "[1/6] first: ok (0:00 gone, 0:25 left)" in capsys.readouterr().out
 
 
-def test_a_short_run_is_timed_often_and_its_median_kept(experiments, monkeypatch):
-    times_s = iter([0.04, 0.01, 0.03, 0.001, 0.002, 7.0])
-    solve = solving.solve
+@pytest.fixture
+def timed(experiments, monkeypatch):
+    """Measure a run whose solves take given seconds, after given counts of loaded kernels."""
 
-    def timed(*arguments, **options):
-        return dataclasses.replace(solve(*arguments, **options), solve_time_s=next(times_s))
+    def measure(times_s, n_versions):
+        times_s, n_versions = iter(times_s), iter(n_versions)
 
-    experiments["toy"] = toy((3,), FAST[:1])
-    (run, _) = solving.plan("toy", "quick", version="0")
-    monkeypatch.setattr(solving, "warm", lambda method, options: None)
-    monkeypatch.setattr(solving, "solve", timed)
-    row = run.measure()
-    assert (row["solve_time_s"], row["n_timings"]) == (0.01, 5)
-    row = run.measure()  # 7 s: once is enough
-    assert (row["solve_time_s"], row["n_timings"]) == (7.0, 1)
+        def solve_in(*arguments, **options):
+            return dataclasses.replace(solve(*arguments, **options), solve_time_s=next(times_s))
+
+        experiments["toy"] = toy((3,), FAST[:1])
+        (run, _) = solving.plan("toy", "quick", version="0")
+        monkeypatch.setattr(solving, "warm", lambda *call: None)
+        monkeypatch.setattr(solving, "n_kernel_versions", lambda: next(n_versions))
+        monkeypatch.setattr(solving, "solve", solve_in)
+        row = run.measure()
+        return row["solve_time_s"], row["n_timings"]
+
+    return measure
+
+
+def test_a_short_run_is_timed_often_and_its_median_kept(timed):
+    assert timed([0.04, 0.01, 0.03, 0.001, 0.002], [4, 4]) == (0.01, 5)
+    assert timed([7.0], [4, 4]) == (7.0, 1)  # once is enough
+
+
+def test_a_solve_that_loads_a_kernel_is_not_timed(timed):
+    assert timed([3.57, 0.06], [4, 5]) == (0.06, 1)
+
+
+def test_loaded_kernels_are_counted():
+    run = solving.plan("gap", "quick", version="0")[0]
+    arrived = pickle.loads(pickle.dumps(run))  # its arrays are laid out as in a worker
+    solving.with_loaded_kernels(arrived.solve)
+    before = solving.n_kernel_versions()
+    assert before > 0
+    arrived.solve()
+    assert solving.n_kernel_versions() == before
 
 
 def test_a_run_that_raises_stops_the_sweep_by_name_and_keeps_the_rows(
@@ -304,7 +337,7 @@ def test_a_run_that_raises_stops_the_sweep_by_name_and_keeps_the_rows(
 @pytest.fixture
 def toys(monkeypatch, tmp_path):
     """Plan runs that do as they are told: deeds by number."""
-    monkeypatch.setattr(sweep, "FAMILIES", {"toys": toy_runs})
+    monkeypatch.setattr(registry, "FAMILIES", {"toys": toy_runs})
     monkeypatch.setattr(sweep, "_show", lambda name, out, rows=None: None)
 
     def plan(deeds: dict[int, str]) -> None:
@@ -362,10 +395,11 @@ def test_list_names_every_experiment(capsys):
 
 def test_the_name_of_a_family_is_all_of_it_and_no_name_the_first_with_speed():
     parser = sweep._parser()
-    everything = [name for family in sweep.FAMILIES.values() for name in family.QUESTIONS]
-    n_names = len(everything) + len(sweep.FAMILIES) + len(MEASUREMENTS)
-    assert len({*everything, *sweep.FAMILIES, *MEASUREMENTS}) == n_names
-    assert sweep._named(["claims", "churn", "gap"], parser) == (*definitions.QUESTIONS, "gap")
+    families = registry.FAMILIES
+    everything = [name for family in families.values() for name in family.EXPERIMENTS]
+    n_names = len(everything) + len(families) + len(MEASUREMENTS)
+    assert len({*everything, *families, *MEASUREMENTS}) == n_names
+    assert sweep._named(["claims", "churn", "gap"], parser) == (*definitions.EXPERIMENTS, "gap")
     assert sweep._DEFAULT == ("gap", "solve_time", "latency", "speed")
 
 
@@ -412,13 +446,12 @@ def start(tmp_path):
         textwrap.dedent(
             """
             import sys
-            from experiments import solving, sweep
+            from experiments import registry, solving, sweep
             from tests.experiments.test_sweep import slow
 
             if __name__ == "__main__":
                 solving.EXPERIMENTS = {"toy": slow(sys.argv[1])}
-                solving.QUESTIONS = {"toy": "?"}
-                sweep.FAMILIES = {"solving": solving}
+                registry.FAMILIES = {"solving": solving}
                 sweep._show = lambda name, out, rows=None: None
                 sys.exit(sweep.main(["toy", *sys.argv[2:]]))
             """
@@ -525,3 +558,23 @@ def test_no_run_by_scip_writes_its_false_errors(capfd):
     tiny = Instance.from_tables(np.ones((1, 1, 4)), np.ones(4), [[(0, 3)], [(0, 3)]])
     assert solving.solve_quietly(tiny, "partition_scip").status == "optimal"
     assert "ERROR" not in capfd.readouterr().err
+
+
+def test_the_example_of_an_experiment_of_ones_own_runs_as_documented(tmp_path):
+    """Of the docstring of `experiments`: 20 lines, a method of one's own, no figure."""
+    _, _, rest = experiments_package.__doc__.partition("::\n\n")
+    code, _, _ = rest.partition("\nTables and figures")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    script = tmp_path / "halves.py"
+    script.write_text(textwrap.dedent(code))
+    done = subprocess.run(
+        [sys.executable, str(script), "--out", str(tmp_path / "rows")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path / "rows/halves.csv")
+    assert {row["method"] for row in rows} == {"hypsplit_dp", "halves"}
+    assert {row["status"] for row in rows} == {"optimal", "feasible"}
+    assert "halves: gap to the best bound that any method proved" in done.stdout
+    names = {path.name for path in (tmp_path / "rows").iterdir()}
+    assert names == {"halves.csv", "halves.json", "halves.md"}

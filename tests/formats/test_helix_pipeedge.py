@@ -1,4 +1,4 @@
-"""Clusters of PipeEdge and Helix: every number that arrives, and every way a file is wrong."""
+"""Clusters of PipeEdge and Helix: every number is read, every wrong file is refused."""
 
 import itertools
 import math
@@ -74,7 +74,7 @@ def pipeedge(tmp_path, **options):
 
 
 def best_s(hosts, *, allow_empty=False, overlap=True, reserved=0.0):
-    """Bottleneck over all splits, from the numbers above alone."""
+    """Return the best bottleneck over all splits, from the numbers above alone."""
     best = math.inf
     for inner in itertools.product(range(5), repeat=len(hosts) - 1):
         cuts = [0, *inner, 4]
@@ -315,7 +315,7 @@ TYPES_OF_NODES = ["L4", "L4", "T4", "A100", "T4"]
 
 
 def cluster(types=TYPES_OF_NODES, ends=ENDS):
-    """A file as Helix's generators write it, with comments."""
+    """Return a file as Helix's generators write it, with comments."""
     n = len(types)
     lines = ["# **** made by hand **** #", "# seed: 0", "", "[NodeNames]"]
     lines += [f"total_compute_nodes={n}", ""]
@@ -410,7 +410,7 @@ def test_gpus_stand_for_what_the_caller_says(tmp_path):
 
 
 def test_numbers_not_names_order_the_nodes(tmp_path):
-    """Ten is after nine, and sections may stand in any order."""
+    """Node 10 comes after node 9, whatever the order of the sections."""
     n = 11
     ends = {pair: ("9 * mbps", "1") for pair in itertools.combinations(range(n), 2)}
     sections = cluster(["T4"] + ["L4"] * 9 + ["T4"], ends).split("\n\n")
@@ -521,7 +521,7 @@ def test_bad_helix_options(tmp_path, options, message):
 
 
 def test_errors_name_their_line(tmp_path):
-    """The number in the message is that of the line, counted from 1."""
+    """Messages count lines from 1."""
     line = 1 + TYPES.split("\n").index("server:")
     with pytest.raises(ValueError, match=re.escape(f"line {line}: key 'board'")):
         pipeedge(tmp_path, types=TYPES.replace("server:", "board:"))

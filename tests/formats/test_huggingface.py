@@ -1,4 +1,4 @@
-"""Models from Hugging Face files: configurations as published, and made-up tensors."""
+"""Models from Hugging Face files: published configurations and artificial tensors."""
 
 import json
 import math
@@ -231,7 +231,7 @@ BYTES = {"F16": 2, "BF16": 2, "F32": 4, "I32": 4, "I8": 1}
 
 
 def safetensors(path: Path, tensors, cut=0, header=None) -> None:
-    """A file whose tensors, name -> (dtype, shape), hold nothing."""
+    """Write a file of tensors, name -> (dtype, shape), whose content is a hole."""
     at, entries = 0, {"__metadata__": {"format": "pt"}}
     for name, (dtype, shape) in tensors.items():
         n_bytes = BYTES[dtype]
@@ -272,7 +272,7 @@ def tensors(**dtypes):
 
 
 def sharded(folder: Path, all_tensors) -> None:
-    """In two files with an index."""
+    """Write a model in two files with an index."""
     names = list(all_tensors)
     files = {"one.safetensors": names[::2], "two.safetensors": names[1::2]}
     for file, of_file in files.items():
@@ -356,7 +356,7 @@ def test_gpt2_has_other_names(tmp_path):
 
 
 def test_formats_asked_for_follow_from_stored_16_bits(tmp_path):
-    """A layer twice as wide as config.json says stays so."""
+    """A stored layer that is larger than config.json says keeps its size."""
     written(tmp_path, TINY)
     wide = {
         name: (dtype, [2 * shape[0], *shape[1:]] if ".layers.0." in name else shape)

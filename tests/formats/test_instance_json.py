@@ -1,4 +1,4 @@
-"""Files: exact round trips, and every way a file can be wrong."""
+"""Instance files and benchmark files: exact round trips; wrong files are refused."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ from instances import freeze
 
 @st.composite
 def instances(draw):
-    """Any legal instance, with the awkward floats that only an exact round trip keeps."""
+    """Draw a legal instance with arbitrary floats, which only an exact round trip keeps."""
     n_tiers, n_blocks = draw(st.integers(1, 3)), draw(st.integers(1, 4))
     n_requests, n_classes = draw(st.integers(1, 3)), draw(st.integers(1, 2))
     seconds = st.floats(0, 1e100)
@@ -60,7 +60,7 @@ def instance():
 
 @pytest.fixture
 def document(instance, tmp_path):
-    """The JSON of `instance`, and a function that loads a changed one."""
+    """Return the JSON of `instance`, and a function that loads a changed document."""
     instance_json.save(instance, tmp_path / "good.json")
     content = json.loads((tmp_path / "good.json").read_text())
 

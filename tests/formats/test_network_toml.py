@@ -1,4 +1,4 @@
-"""Networks from TOML: what is optional, prices, pins, GPUs of one's own."""
+"""Networks from TOML: optional keys, prices, pins, users' own GPUs, wrong files."""
 
 import re
 
@@ -55,7 +55,7 @@ def test_a_short_file(tmp_path):
         SHORT.index("nodes") :].replace('pin = ["head"]', "")).rules(model)  # fmt: skip
 
 
-def test_a_slow_node_takes_so_much_longer(tmp_path):
+def test_a_slow_node_takes_longer_by_its_slowdown(tmp_path):
     text = SHORT.replace('{gpu = "l4"}', '{gpu = "l4"}, {gpu = "l4", slowdown = 2.5}')
     desk, _ = read(tmp_path, text).network.tiers
     normal, slow, _ = desk.nodes

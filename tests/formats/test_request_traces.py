@@ -1,4 +1,4 @@
-"""Requests from files: every format, every option, and every way a file can be wrong."""
+"""Requests from files: every format, every option; wrong files are refused."""
 
 import csv
 import gzip
@@ -74,8 +74,8 @@ def test_each_format_is_read_and_recognised(tmp_path):
 
 
 @pytest.mark.parametrize("text", EACH.values(), ids=EACH)
-def test_what_does_not_matter(tmp_path, text):
-    """A mark of the byte order, Windows lines, blank lines, no last line end, gzip."""
+def test_details_of_text_files_do_not_matter(tmp_path, text):
+    """Byte order mark, Windows line ends, blank lines, no final line end, gzip."""
     expected = lists(read(tmp_path, text))
     for same in (
         b"\xef\xbb\xbf" + text.encode(),
@@ -430,7 +430,7 @@ ROW = st.tuples(st.integers(0, 20), st.integers(1, 30), st.integers(0, 30))
     speedup=st.none() | st.sampled_from([0.5, 4.0]),
 )
 def test_options_apply_in_their_order(tmp_path_factory, rows, **options):
-    """Against a plain loop over the rows."""
+    """The reference is a plain loop over the rows."""
     expected = []
     start_s, end_s, limit = options["start_s"], options["end_s"], options["max_tokens"]
     for at, prompt, output in sorted(rows, key=lambda row: row[0]):

@@ -1,6 +1,7 @@
-"""The problem once more, straight from the model page, in exact fractions: enumeration only.
+"""Oracles: the problem from its definitions in exact fractions, solved by enumeration.
 
-Reads an Instance's expanded arrays and shares nothing else with the library. Slow on purpose.
+They read an Instance's expanded arrays and share nothing else with the library. They are slow
+on purpose.
 """
 
 import heapq
@@ -65,7 +66,7 @@ class Exact:
         return 1 / sum(1 / t for t in times)
 
     def partitions(self):
-        """Every cut vector that keeps the rules on blocks; memory is in the stage times."""
+        """Yield every cut vector with legal numbers of blocks; stage times cover memory."""
         for inner in itertools.combinations_with_replacement(
             range(self.n_blocks + 1), self.n_tiers - 1
         ):
@@ -85,7 +86,7 @@ class Exact:
                 yield cuts
 
     def period(self, k, i, j):
-        """A stage's part in the bottleneck: its time and its outgoing link's."""
+        """Return a stage's time and its outgoing link's, added or overlapped."""
         time = self.stage_s(k, i, j, self.rule)
         if k == self.n_tiers - 1:
             return time
@@ -106,7 +107,7 @@ class Exact:
         return INF if INF in stages else sum(stages) + self.transfers(cuts)
 
     def p0(self, cuts):
-        """With its node choice: every assignment of one node to each tier."""
+        """Return the P0 score, minimised over every assignment of one node to each tier."""
         stages = list(itertools.pairwise(cuts))
         choices = [self.holders(k, i, j) for k, (i, j) in enumerate(stages)]
         best = INF
@@ -139,13 +140,13 @@ def _all_rows(array, n_requests):
 
 
 def best(instance, objective=None):
-    """The optimum of a partition objective; inf if no partition keeps the rules."""
+    """Return the optimum of a partition objective; inf if no partition is legal."""
     exact = Exact(instance)
     return min((exact.score(cuts, objective) for cuts in exact.partitions()), default=INF)
 
 
 def pareto(instance):
-    """All non-dominated (bottleneck, path), by rising bottleneck."""
+    """Return all non-dominated pairs (bottleneck, path) in ascending order."""
     exact = Exact(instance)
     points = {(exact.bottleneck(cuts), exact.path(cuts)) for cuts in exact.partitions()}
     points = {p for p in points if INF not in p}
@@ -155,7 +156,7 @@ def pareto(instance):
 
 
 def best_by_recurrence(instance):
-    """The optimum bottleneck by the quadratic recurrence over (tier, cut)."""
+    """Return the optimal bottleneck by the quadratic recurrence over (tier, cut)."""
     exact = Exact(instance)
     n_cuts = exact.n_blocks + 1
     reached = {0: Fraction(0)}
@@ -188,9 +189,10 @@ def holdable(exact, cuts):
 
 
 def completions(exact, cuts):
-    """Completion vectors of every semi-active schedule: each order and node, earliest starts.
+    """Return the completion vectors of all semi-active schedules.
 
-    Tier by tier: what happens later depends on the times at which requests leave a tier alone.
+    They are enumerated tier by tier: all orders, all nodes, earliest starts. The next tier
+    depends on the completion times alone, so duplicates are merged.
     """
     ready = {tuple(exact.arrival_s)}
     done = ready
@@ -223,7 +225,7 @@ def _dealt(exact, cuts, tier, ready, order, nodes):
 
 
 def best_joint(instance):
-    """The optimum of a scheduled objective over every partition, node choice and order."""
+    """Return the optimum of a scheduled objective over all partitions, nodes and orders."""
     exact = Exact(instance)
     optimum = INF
     for cuts in exact.partitions():
@@ -240,9 +242,9 @@ def scheduled_score(exact, ends):
 
 
 def hypsched(instance, cuts):
-    """Dispatch by HypSched-RT event by event, on one clock; nodes keep their pace (slowdown 1).
+    """Dispatch by HypSched-RT in a simulation of events, without slowdowns.
 
-    Returns {(request, tier): (node, start, end)} for the non-empty stages.
+    Returns {(request, tier): (node, start, end)} for the stages that have blocks.
     """
     exact = Exact(instance)
     stages = [k for k in range(exact.n_tiers) if cuts[k] < cuts[k + 1]]
@@ -295,7 +297,7 @@ def hypsched(instance, cuts):
 
 
 def is_legal(instance, cuts, node, start_s, end_s):
-    """Whether a schedule keeps every rule; request by request, pair by pair."""
+    """Return whether a schedule is legal, checked request by request and pair by pair."""
     exact = Exact(instance)
     jobs = {}  # (tier, node): [(start, end)]
     for r in range(exact.n_requests):

@@ -1,4 +1,4 @@
-"""Strategies: small whole numbers and powers of two, so that rounding hides little."""
+"""Hypothesis strategies of small whole numbers and powers of two, which sum exactly."""
 
 import math
 
@@ -17,7 +17,7 @@ PARTITION_OBJECTIVES = ("bottleneck", "path", "p0")
 
 
 def rows(values, n_rows, *shape):
-    """Nested lists of the given shape: several rows, or one that all requests share."""
+    """Draw nested lists of a shape, with a row per request or a single row for all."""
     return st.sampled_from(sorted({1, n_rows})).flatmap(lambda n: table(values, n, *shape))
 
 
@@ -45,7 +45,7 @@ def arguments(
     seconds=SECONDS,
     wide=False,
 ):
-    """Keyword arguments of `Instance.from_tables`."""
+    """Draw keyword arguments of `Instance.from_tables`."""
     objective = draw(st.sampled_from(objectives))
     n_tiers = draw(st.integers(min_tiers, max_tiers))
     n_blocks = draw(st.integers(max(1, n_tiers - 1), max_blocks))
@@ -72,9 +72,7 @@ def arguments(
     if n_links and (links == "always" or draw(st.booleans())):
         transfer = draw(rows(SECONDS, n_requests, n_links, n_blocks + 1))
         given["transfer_s"] = transfer
-        if draw(
-            st.booleans()
-        ):  # whole, half, quarter or none of the transfer keeps the link busy
+        if draw(st.booleans()):  # share of the transfer that keeps the link busy
             share = draw(st.sampled_from([0, 0.25, 0.5, 1]))
             given["occupancy_s"] = [
                 [[share * t for t in link] for link in row] for row in transfer
@@ -103,7 +101,7 @@ def arguments(
         )
         given["min_blocks"] = [low // 4 for low, _ in spans]
         given["max_blocks"] = [max(high - high // 3, 1) for _, high in spans]
-    if wide:  # the same problem in other units
+    if wide:  # seconds in another unit
         scale = 2.0 ** draw(st.integers(-40, 40))
         for field in (
             "block_s",
@@ -127,7 +125,7 @@ def instances(**options):
 
 
 def scheduled(**options):
-    """Instances small enough to enumerate every schedule of."""
+    """Draw instances that are small enough for enumerating all schedules."""
     sizes = {
         "objectives": ("mean_latency", "makespan"),
         "max_blocks": 4,
@@ -141,21 +139,21 @@ def scheduled(**options):
 
 @st.composite
 def partitions(draw, instance):
-    """Any partition of the right shape, legal or not."""
+    """Draw a partition of the right shape, legal or not."""
     inner = draw(table(st.integers(0, instance.n_blocks), instance.n_tiers - 1))
     return Partition((0, *sorted(inner), instance.n_blocks))
 
 
 @st.composite
 def decisions(draw, instances=None):
-    """(instance, partition): the partition has the right shape, legal or not."""
+    """Draw an instance and a partition of the right shape, legal or not."""
     instance = draw(globals()["instances"]() if instances is None else instances)
     return instance, draw(partitions(instance))
 
 
 @st.composite
 def timetables(draw, instance, cuts):
-    """Nodes and times of a legal schedule with idle time in it, as nested lists."""
+    """Draw nodes and times of a legal schedule that may have idle times, as nested lists."""
     exact = oracles.Exact(instance)
     shape = (exact.n_requests, exact.n_tiers)
     node = [[-1] * shape[1] for _ in range(shape[0])]
@@ -178,7 +176,7 @@ def timetables(draw, instance, cuts):
 
 @st.composite
 def plans(draw, instances):
-    """(instance, cuts, timetable): a legal decision, schedule and all."""
+    """Draw an instance, legal cuts, and a legal timetable."""
     instance = draw(instances)
     exact = oracles.Exact(instance)
     legal = [cuts for cuts in exact.partitions() if oracles.holdable(exact, cuts)]

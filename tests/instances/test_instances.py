@@ -1,4 +1,4 @@
-"""Named networks and generators: what they promise, and what they refuse."""
+"""Named networks and generators: their properties, and the arguments they refuse."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ EVEN_SPLIT_FITS = {
 
 
 def even_split(n_blocks, n_tiers):
-    """Equal counts, the remainder to the later tiers."""
+    """Return the even split, whose remainder goes to the later tiers."""
     each, more = divmod(n_blocks, n_tiers)
     sizes = [each] * (n_tiers - more) + [each + 1] * more
     return [0, *np.cumsum(sizes).tolist()]

@@ -1,4 +1,4 @@
-"""costs.py against plain loops over tokens and steps, and the checks of deployment.py."""
+"""Cost formulas against plain loops over tokens and steps; validation of deployments."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ GPU = GpuProfile(name="g", t0_s=3e-5, flops_per_s=2e14, bytes_per_s=1e12, memory
 
 
 def plain_step_s(block, gpu, new, cached, cost_model):
-    """One sequence: `new` tokens on top of `cached`, counted token by token."""
+    """Count the work of a step on one sequence, token by token."""
     computed = 1 if block.last_token_only else new
     window = block.window_tokens or 10**9
     pairs = sum(min(cached + i, window) for i in range(1, new + 1))
@@ -97,7 +97,7 @@ def test_service_equals_a_loop_over_steps(
 
 @given(block=blocks(), new=st.integers(1, 80), cached=st.integers(0, 120))
 def test_a_chunk_on_top_of_a_cache_equals_the_plain_count(block, new, cached):
-    """Also where the window reaches back into the cache."""
+    """The attention window may reach back into the cache."""
     for gpu in (GPU, dataclasses.replace(GPU, flops_per_s=1e18)):
         step_s = costs.step_s(gpu, *costs.step_work(block, new, cached))
         assert step_s == pytest.approx(
@@ -221,7 +221,7 @@ LINKS = (
     cost_model=st.sampled_from(list(CostModel)),
 )
 def test_services_and_transfers_are_the_idle_latency(prompt, output, cuts, cost_model):
-    """Follow every token through the tiers and back."""
+    """The reference follows every token through the tiers and back."""
     model, network = catalog.model("llama-3-8b"), three_tiers(LINKS)
     instance = costs.to_instance(
         Deployment(

@@ -121,7 +121,7 @@ def test_every_mutation_that_breaks_a_rule_is_rejected(plan, data):
 
 @pytest.fixture
 def served():
-    """Two requests through tiers 0 and 2; tier 1 relays. Node 1 of tier 0 is too small."""
+    """Return a legal decision: two requests, tier 1 relays, node 1 of tier 0 is too small."""
     instance = Instance.from_tables(
         [[[1, 1, 2]]],
         [1, 1, 1],

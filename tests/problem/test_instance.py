@@ -25,7 +25,7 @@ from tests.helpers import strategies
 
 
 def expanded(given_):
-    """The arrays `from_tables` should mean, by the page alone."""
+    """Return the arrays that `from_tables` should give, by its documentation alone."""
     n_links = len(given_["tiers"]) - 1
     n_blocks = len(given_["block_bytes"])
     transfer = np.array(given_.get("transfer_s", np.zeros((1, n_links, n_blocks + 1))), float)
@@ -93,7 +93,7 @@ def test_one_arrival_is_shared_by_all_requests():
 
 @given(strategies.decisions())
 def test_pins_and_limits_mean_what_they_say(decision):
-    """Judged block by block, not by cuts."""
+    """The reference checks each block, not the cuts."""
     instance, partition = decision
     n_tiers = instance.n_tiers
     tier_of = [k for k in range(n_tiers) for _ in partition.stage(k)]
@@ -239,7 +239,7 @@ def test_an_instance_cannot_be_changed_by_accident():
 
 
 def deployment(n_tiers=3, requests=((0.0, 100, 20), (1.5, 7, 300)), twins=False):
-    """A small mixed network; with `twins`, two kinds of block that cost the same."""
+    """Return a small mixed deployment; `twins` adds a second kind of block of equal cost."""
     layer = {
         "weight_bytes": 1000,
         "always_read_bytes": 1000,

@@ -4,7 +4,6 @@ import ast
 import inspect
 import itertools
 import math
-import signal
 import subprocess
 import sys
 import time
@@ -261,7 +260,7 @@ def test_an_answer_that_contradicts_what_is_known_is_not_believed():
     ):
         outcome = conclusion(instance, best, min_s=1.0, **wrong)
         assert (outcome.status, outcome.bound_s) == (Status.FEASIBLE, 1.0)
-        assert "lost its way" in outcome.message
+        assert "its bound is not used" in outcome.message
 
 
 def test_a_gap_is_not_called_proved():
@@ -830,9 +829,9 @@ i = hs.Instance.from_tables(rng.uniform(1, 2, (30, 2, 20)), np.zeros(20),
     [[(0, 0), (1, 0)]] * 3, arrival_s=np.arange(30.0), objective="mean_latency")
 """
 CHAIN = """
-i = hs.Instance.from_tables(rng.uniform(1, 2, (1, 20, 110)), np.ones(110),
-    [[(2 * k, 50), (2 * k + 1, 50)] for k in range(10)],
-    transfer_s=rng.uniform(0, 1, (1, 9, 111)))
+i = hs.Instance.from_tables(rng.uniform(1, 2, (1, 16, 60)), np.ones(60),
+    [[(2 * k, 50), (2 * k + 1, 50)] for k in range(8)],
+    transfer_s=rng.uniform(0, 1, (1, 7, 61)))
 """
 
 
@@ -845,29 +844,32 @@ i = hs.Instance.from_tables(rng.uniform(1, 2, (1, 20, 110)), np.ones(110),
     ],
 )
 def test_ctrl_c_stops_a_solver_and_is_raised(method, module, instance):
-    """Not taken for a time limit, nor kept until it: the process ends as Ctrl-C asks."""
+    """Ctrl-C ends the process: it is not taken for the time limit, nor kept until then.
+
+    The signal comes after a second of processor time in the solver, and there are minutes to
+    obey, so that the test does not depend on how busy the machine is.
+    """
     script = (
+        "import os, signal, threading, time\n"
         "import hypsolve as hs, numpy as np\n"
         f"import {module.__name__} as module\n"
         "real = module.interruptible\n"
+        "def interrupt(begun_s):\n"
+        "    while time.process_time() < begun_s + 1:\n"
+        "        time.sleep(0.02)\n"
+        "    print('interrupted', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
         "def interruptible(*given):\n"
-        "    print('go', flush=True)\n"  # the solver itself is next
+        "    begun_s = time.process_time()\n"
+        "    threading.Thread(target=interrupt, args=(begun_s,), daemon=True).start()\n"
         "    return real(*given)\n"
         "module.interruptible = interruptible\n"
         f"rng = np.random.default_rng(0)\n{instance}"
-        f"hs.solve(i, {method!r}, time_limit_s=60)\n"
+        f"hs.solve(i, {method!r}, time_limit_s=900)\n"
         "print('went on', flush=True)\n"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    child = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=450
     )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "go\n"
-    time.sleep(2)
-    child.send_signal(signal.SIGINT)
-    output, errors = child.communicate(timeout=22)
-    assert "went on" not in output
-    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert child.stdout == "interrupted\n"
+    assert child.stderr.rstrip().endswith("KeyboardInterrupt")

@@ -55,7 +55,10 @@ def test_five_requests(family, objective, burst):
 
 def test_a_bound_at_the_time_limit_is_verified():
     instance = frontier(7, seed=1, burst=True)
-    result = solve(instance, "joint_exact", time_limit_s=0.3)
+    for time_limit_s in (0.3, 3, 30):  # a busy machine may need more for a first bound
+        result = solve(instance, "joint_exact", time_limit_s=time_limit_s)
+        if result.certificate is not None and result.certificate.bound_s > 0:
+            break
     assert 0 < result.certificate.bound_s <= result.bound_s
     verify(instance, result.to_dict())
 
@@ -96,7 +99,7 @@ def test_other_versions_are_not_read(version):
         verify(CASES["makespan"], RESULTS["makespan"] | {"version": version})
 
 
-def test_silences_and_ablations_have_no_certificate():
+def test_long_gaps_and_ablations_have_no_certificate():
     late = FOUR.replace(arrival_s=FOUR.arrival_s + np.array([0, 0, 1e6, 1e6]))
     assert solve(late, "joint_exact").certificate is None
     assert solve(FOUR, "joint_exact", disable=["beam_search"]).certificate is None
@@ -106,7 +109,7 @@ def test_silences_and_ablations_have_no_certificate():
 
 
 def refuted(instance, result):
-    """Whether it is; a sound verifier may confirm a changed result if what it says holds."""
+    """Return whether a result is refuted; one whose claims still hold may be confirmed."""
     try:
         verify(instance, result)
     except Refuted:
@@ -115,7 +118,7 @@ def refuted(instance, result):
 
 
 def agree(result):
-    """Let the fields of a changed result agree with each other: a check less to hide behind."""
+    """Make the fields of a changed result consistent, so that a deeper check must find it."""
     certificate = result["certificate"]
     certificate["value_s"], certificate["cuts"] = result["objective_s"], result["cuts"]
     result["gap"] = (result["objective_s"] - result["bound_s"]) / result["objective_s"]
@@ -374,7 +377,7 @@ def test_numbers_beyond_any_float_are_refuted(key):
 
 @pytest.mark.parametrize("family", [frontier, profiled])
 def test_every_bottleneck_is_verified(family):
-    """Its value is a sum of floats in another order than the objective's, now and then."""
+    """Value and objective may be float sums in different orders; both must be accepted."""
     n_other = 0
     for seed in range(1, 60):
         instance = family(2, seed=seed, objective="bottleneck")
@@ -423,7 +426,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ExactFlowShop, "none_better", interrupted)
         assert main(files) == 130
-    assert "stopped before anything was certain" in capsys.readouterr().err
+    assert "stopped; nothing is verified or refuted" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"must end in \.json"):
         result.save(tmp_path / "result.txt")
 

@@ -32,7 +32,7 @@ def remaining_s(setup, requests, places, nodes, n, now_s):
         place, request = places[r * setup.n_stages + node.stage], requests[r]
         row = r if len(setup.expected_s) > 1 else 0
         r = place.resident_next
-        if not np.isnan(place.left_s):  # through, however long it was believed to be
+        if not np.isnan(place.left_s):  # its work here is complete
             continue
         prefill_s = setup.prefill_s[row, node.stage, node.kind]
         decode_s = setup.expected_s[row, node.stage, node.kind] - prefill_s
@@ -120,7 +120,7 @@ def choose(setup, state, r, stage):
     if n_up == 0:
         return NIL
     if setup.policy == PYTHON:
-        return np.int64(0)  # some node: the caller says which
+        return np.int64(0)  # any node: the caller chooses
     if setup.policy == RANDOM:
         return _nth_up(setup, nodes, stage, int(setup.uniforms[stage, r, 0] * n_up))
     if setup.policy == ROUND_ROBIN:

@@ -18,7 +18,7 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.instance import Instance, Objective, StageRule
 from hypsolve.problem.solution import Outcome, Partition, Schedule, Status
-from hypsolve.solvers.partition.heuristics import _as_is
+from hypsolve.solvers.partition.heuristics import unrepaired_outcome
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -322,4 +322,4 @@ def heft_split(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome
         return Outcome(
             Status.INFEASIBLE, message="this baseline's greedy placement meets a dead end"
         )
-    return _as_is(instance, list(partition.cuts))
+    return unrepaired_outcome(instance, list(partition.cuts))

@@ -48,10 +48,15 @@ class JointExactParams:
 
     Examples
     --------
-    >>> from hypsolve.solvers.joint.joint_exact_params import JointExactParams
-    >>> JointExactParams(first_width=1000).first_width
-    1000
-    >>> JointExactParams(first_width=0)
+    >>> import hypsolve as hs
+    >>> instance = hs.Instance.from_tables(
+    ...     [[[2, 1, 1]]], [1, 1, 1], [[(0, 2)], [(0, 2)]],
+    ...     arrival_s=[0, 0, 1], objective="mean_latency",
+    ... )
+    >>> params = hs.JointExactParams(first_width=1000, fine_steps=50)
+    >>> round(hs.solve(instance, "joint_exact", params=params).objective_s, 3)
+    5.667
+    >>> hs.JointExactParams(first_width=0)
     Traceback (most recent call last):
     ValueError: joint_exact params: first_width must be at least 1, got 0
     """
