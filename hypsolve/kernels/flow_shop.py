@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-ROUND_DOWN = 1 - 1e-12  # before a time becomes a tick: not one too late
+ROUND_DOWN = 1 - 1e-12  # factor before a time is rounded down to ticks: never a tick too late
 
 
 class FlowShop(NamedTuple):
