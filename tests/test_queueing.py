@@ -40,14 +40,14 @@ def assert_mean(samples, theory, *, error=0.01):
 
 
 def erlang_c(n_servers, load):
-    """Probability to wait in M/M/c."""
+    """Return the probability to wait in M/M/c."""
     terms = [load**k / math.factorial(k) for k in range(n_servers)]
     last = load**n_servers / math.factorial(n_servers) * n_servers / (n_servers - load)
     return last / (sum(terms) + last)
 
 
 def hyperexponential(rng, n):
-    """Of mean 1 and second moment 3."""
+    """Draw hyperexponential times with mean 1 and second moment 3."""
     p = (1 + math.sqrt(1 / 3)) / 2
     return rng.exponential(1 / (2 * np.where(rng.random(n) < p, p, 1 - p)))
 
@@ -60,7 +60,7 @@ SERVICES = {  # of mean 1: how they are drawn, and the second moment
 
 
 def at_flow_level(seed, rate, draw, n_nodes=1, policy="hypsched_rt"):
-    """Poisson arrivals at one tier of equal nodes; the services, and a trace."""
+    """Serve Poisson arrivals on one tier of equal nodes; return the services and a trace."""
     rng = np.random.default_rng(seed)
     arrival_s = rng.exponential(1 / rate, N_REQUESTS).cumsum()
     service_s = draw(rng, N_REQUESTS)
@@ -71,7 +71,7 @@ def at_flow_level(seed, rate, draw, n_nodes=1, policy="hypsched_rt"):
 
 
 def at_token_level(seed, rate, draw, n_nodes=1, policy="hypsched_rt"):
-    """The same as prompts, of one output token, computed one after the other."""
+    """Serve them as prompts with one output token, computed one after the other."""
     rng = np.random.default_rng(seed)
     arrival_s = rng.exponential(1 / rate, N_REQUESTS).cumsum()
     prompt_tokens = np.maximum(np.rint(draw(rng, N_REQUESTS) * TOKENS_PER_S), 1)
@@ -216,7 +216,7 @@ def test_batches_of_all_who_wait():
 
 
 def node_integrals_s(trace):
-    """Requests at each node, over time."""
+    """Integrate the number of requests at each node over time."""
     return trace.series.n_requests.sum(axis=1) * trace.series.bin_s
 
 
@@ -228,7 +228,7 @@ SEEDS = st.integers(0, 10**6)
 @thorough
 @given(seed=SEEDS, policy=st.sampled_from(sorted(POLICIES)))
 def test_littles_law_at_flow_level(seed, policy):
-    """At every node; and in the whole system, less those on links."""
+    """Little's law holds at every node, and in the whole system without its links."""
     scenario = random_scenario(seed, hs.simulate)
     deployment, partition = scenario.deployment, scenario.partition
     trace = hs.simulate(deployment, partition, policy, level="flow", seed=seed)
@@ -252,7 +252,7 @@ def test_littles_law_at_flow_level(seed, policy):
 
 
 def stays(trace, pins, events):
-    """(node, from, until) of every attempt of a request at a node.
+    """Return (node, from, until) of every attempt of a request at a node.
 
     It is there from when it was sent there until its last token is computed there, or until it
     starts anew because a node that it still needs fails.
@@ -338,7 +338,7 @@ def test_littles_law_in_the_whole_system(policy):
 
 @pytest.mark.parametrize("factor", [1.0, 2.5])
 def test_utilisation_law_of_batches(factor):
-    """Busy = iterations times what each takes, at the speed of the node."""
+    """A node is busy for its iterations times their length at its speed."""
     deployment = toys.deployment(
         [[toys.gpu(t0_s=0.25)] * 2] * 2, hs.Requests(np.arange(40.0), [5] * 40, [6] * 40)
     )

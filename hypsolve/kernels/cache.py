@@ -254,6 +254,8 @@ def _write(path: Path, value: Any) -> None:
 class KernelCache(NullCache):
     """Disk cache of one kernel; numba calls it where it compiles a signature."""
 
+    n_missed = 0  # kernels of this process that were not found on disk, of all caches
+
     def __init__(self, function: Any) -> None:
         self._function = function
 
@@ -273,6 +275,7 @@ class KernelCache(NullCache):
             stored = _read(folder / name)
             if stored is not None and stored[0] == sig:
                 return CompileResult._rebuild(target_context, *stored[1])
+        KernelCache.n_missed += 1
         return None
 
     def save_overload(self, sig: Any, cres: Any) -> None:

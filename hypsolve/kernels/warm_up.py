@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import sys
 import threading
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ FAMILIES = (
     "hypsplit", "dispatch", "batch_dispatch", "heft", "token_level",
     "subgradient", "beam_search", "relaxations", "list_scheduling",
 )  # fmt: skip
-NOTICE_S = 1.5  # loading a family from disk takes less, compiling it takes more
+NOTICE_S = 1.5  # a shorter wait needs no notice
 _warm: set[str] = set()
 _lock = threading.RLock()  # numba compiles one kernel at a time anyway
 _logger = logging.getLogger("hypsolve")
@@ -20,7 +21,7 @@ _logger = logging.getLogger("hypsolve")
 def warm(*families: str, progress: Progress | None = None) -> None:
     """Compile families of kernels, or load them from disk, once per process.
 
-    If a family takes longer than `NOTICE_S`, a warning of the logger ``hypsolve`` names
+    If a family compiles for longer than `NOTICE_S`, a warning of the logger ``hypsolve`` names
     it, says how many families there are, and where compiled kernels are kept. Threads may call
     this at once: the second one waits for the first.
 
@@ -48,23 +49,33 @@ def warm(*families: str, progress: Progress | None = None) -> None:
 
 
 def _warm_one(family: str, position: str, *, quiet: bool) -> None:
-    notice = threading.Timer(NOTICE_S, _announce, (family, position))
-    notice.daemon = True
+    is_done = threading.Event()
     if not quiet:
-        notice.start()
+        args = (is_done, _n_missed(), family, position)
+        threading.Thread(target=_watch, args=args, daemon=True).start()
     try:
         importlib.import_module(f"hypsolve.kernels.{family}").warm_up()
     finally:
-        notice.cancel()
+        is_done.set()
+
+
+def _watch(is_done: threading.Event, n_missed: int, family: str, position: str) -> None:
+    """Announce a family that compiles for long; one that only loads needs no notice."""
+    while not is_done.wait(NOTICE_S):
+        if _n_missed() > n_missed:
+            _announce(family, position)
+            return
+
+
+def _n_missed() -> int:
+    """Return how many kernels of this process were not found on disk."""
+    cache = sys.modules.get("hypsolve.kernels.cache")  # numba is slow to import
+    return cache.KernelCache.n_missed if cache else 0
 
 
 def _announce(family: str, position: str) -> None:
-    import numba
-
     from hypsolve.kernels.cache import folders
 
-    if numba.config.DISABLE_JIT:
-        return
     folder = folders().write
     kept = f"once; kept in {folder}" if folder else "in every process (no cache folder)"
     _logger.warning(

@@ -32,7 +32,7 @@ KINDS = (*sorted(POLICIES), REPLAY, *SEE_MOST)  # of policies, each seed has its
 
 @dataclass
 class Scenario:
-    """What `simulate` is called with."""
+    """Arguments of `simulate`."""
 
     deployment: Deployment
     partition: Partition
@@ -61,7 +61,7 @@ class Draw:
         return int(self.number(low, high, grid))
 
     def rate(self, low: float, high: float) -> float:
-        """Evenly on a logarithmic scale; a power of two if round."""
+        """Draw evenly on a logarithmic scale; a power of two if round."""
         power = self.rng.uniform(math.log2(low), math.log2(high))
         return 2.0 ** (round(power) if self.is_round else power)
 
@@ -134,7 +134,7 @@ def random_requests(draw: Draw, n: int) -> Requests:
 
 
 def random_network(draw: Draw, model: Model, partition: Partition, resident: int) -> Network:
-    """Every stage fits on at least one node of its tier."""
+    """Draw a partition; every stage fits on at least one node of its tier."""
     rng = draw.rng
     gpus = [
         GpuProfile(
@@ -176,7 +176,7 @@ def random_network(draw: Draw, model: Model, partition: Partition, resident: int
 def random_schedule(
     rng: np.random.Generator, deployment: Deployment, partition: Partition
 ) -> Schedule:
-    """Any node that can hold the stage, for everyone; its times are not used."""
+    """Draw a schedule: any node that can hold the stage; its times are not used."""
     instance = to_instance(deployment, allow_empty=True)
     node = np.full((len(deployment.requests), partition.n_tiers), -1)
     for k in range(partition.n_tiers):
@@ -189,7 +189,7 @@ def random_schedule(
 
 
 def random_events(draw: Draw, deployment: Deployment, calm: Any) -> tuple[Event, ...]:
-    """Within the run; some at the very moment of something in `calm`, the run without them."""
+    """Draw events within the run; some fall on a moment of `calm`, the run without events."""
     rng, tiers = draw.rng, deployment.network.tiers
     horizon_s = 1.2 * float(calm.end_s.max())
     moments_s = calm.arrival_s
@@ -230,7 +230,7 @@ def random_events(draw: Draw, deployment: Deployment, calm: Any) -> tuple[Event,
 
 
 def random_scenario(seed: int, simulate: Callable[..., Any]) -> Scenario:
-    """All options on; `simulate` is run once to know how long it takes without events."""
+    """Draw all options; `simulate` runs once to find the length of the run without events."""
     rng = np.random.default_rng(seed)
     draw = Draw(rng, is_round=seed % 2 == 1)
     model = random_model(draw)
@@ -267,7 +267,7 @@ def random_scenario(seed: int, simulate: Callable[..., Any]) -> Scenario:
 
 
 def with_a_latecomer(draw: Draw, scenario: Scenario, calm: Any) -> Scenario:
-    """The last request arrives at the very moment that another gets its first token or ends."""
+    """Let the last request arrive at the moment of another one's first token or end."""
     requests = scenario.deployment.requests
     last = len(requests) - 1
     arrival_s = requests.arrival_s.copy()

@@ -21,7 +21,7 @@ from tests.helpers.simpy_router import Router
 
 @dataclass(eq=False)
 class Stage:
-    """Consecutive blocks on a tier."""
+    """Stage of a pipeline: consecutive blocks on a tier."""
 
     number: int
     tier: int
@@ -48,7 +48,7 @@ def simulate(
     events=(),
     expected_output_tokens=None,
 ) -> Answer:
-    """Serve all requests; `policy` is a name, or a Schedule whose nodes are used again."""
+    """Serve all requests; `policy` is a name, or a Schedule whose nodes are replayed."""
     system = System(deployment, max_batch, chunk_tokens, link_contention)
     absent = {event.target for event in events if event.kind == "join"}
     system.add_nodes(absent)
@@ -71,7 +71,7 @@ def simulate(
 
 
 class System:
-    """All nodes, links and stages; requests, their messages, and events."""
+    """System of nodes, links and stages, with requests, messages and events."""
 
     def __init__(self, deployment, max_batch, chunk_tokens, contention):
         tiers = deployment.network.tiers
@@ -87,7 +87,7 @@ class System:
         self.starts = None
 
     def add_nodes(self, absent):
-        """`absent`: names of those that join later."""
+        """Build the system; `absent` names the nodes that join later."""
         for k, tier in enumerate(self.deployment.network.tiers):
             for position, spec in enumerate(tier.nodes):
                 up = spec.name not in absent
@@ -136,7 +136,7 @@ class System:
         )
 
     def next_starts(self):
-        """One event for all nodes: they start together, then what ends at once ends."""
+        """Return the event that starts iterations on all nodes, last in this instant."""
         if self.starts is None or self.starts.processed:
             self.starts = later(self.env, Phase.ITERATION_STARTS)
         return self.starts
@@ -150,7 +150,7 @@ class System:
             self.requests.append(self.env.process(self.request(r, *row)))
 
     def request(self, r, arrival_s, prompt, output):
-        """A request's process."""
+        """Serve a request, from arrival to end (a process)."""
         yield later(self.env, Phase.MESSAGE_ARRIVES, arrival_s, tie=r)
         delivered = 0
         while delivered < output:
@@ -184,7 +184,7 @@ class System:
                 self.stages[number].router.remove(stay)
 
     def return_tokens(self, attempts, node):
-        """A process: what one iteration has yielded comes back, and the next passes begin."""
+        """Return the tokens of an iteration and begin the next passes (a process)."""
         delay_s = node.stage.return_s
         yield later(self.env, Phase.TOKENS_RETURN, delay_s, tie=node.index)
         onward = []
@@ -203,7 +203,7 @@ class System:
         return self.env.process(self.message(parts, self.stages[number], before))
 
     def message(self, parts, stage, before):
-        """A process: over the links, and not to arrive before the message `before`."""
+        """Cross the links, and arrive after the message `before` (a process)."""
         message_bytes = sum(tokens for _, tokens in parts) * stage.input_bytes_per_token
         for link in stage.links:
             self.answer.seen["queued for a link"] += link.lane.count >= link.lane.capacity
@@ -228,7 +228,7 @@ class System:
             stay.node.receive(stay)
 
     def send_onward(self, entries, number):
-        """What one iteration has computed, to the next stage: decode tokens first."""
+        """Send the tokens of an iteration to the next stage, decode tokens first."""
         self.send_decodes([e.stay.attempt for e in entries if e.is_decode], number)
         for entry in entries:
             if not entry.is_decode:
@@ -237,7 +237,7 @@ class System:
                 stay.last_message = self.send([part], number, stay.last_message)
 
     def send_decodes(self, attempts, number):
-        """A token of each: in one message where links queue, one each where they do not."""
+        """Send one token per request: one message where links queue, else one each."""
         parts = [(attempt, 1) for attempt in attempts]
         messages = [parts] if self.contention and parts else [[part] for part in parts]
         for message in messages:
@@ -246,7 +246,7 @@ class System:
     # events
 
     def event(self, position, event):
-        """A process."""
+        """Apply an event (a process)."""
         yield later(self.env, Phase.EVENT, event.at_s, tie=position)
         self.answer.seen[str(event.kind)] += 1
         if event.kind == "bandwidth":

@@ -1,4 +1,4 @@
-"""A node: admits requests to its KV memory, and computes their tokens batch by batch."""
+"""Node that admits requests to its KV memory and computes their tokens in batches."""
 
 import math
 from collections import deque
@@ -17,7 +17,7 @@ class Iteration:
 
 
 class Node:
-    """Admits requests to its KV memory, and computes their tokens batch by batch."""
+    """Node that admits requests to its KV memory and computes their tokens in batches."""
 
     def __init__(self, system, index, tier, position, spec, up):
         self.system, self.env, self.answer = system, system.env, system.answer
@@ -62,7 +62,7 @@ class Node:
         self.answer.seen["waited for KV memory"] += math.isnan(stay.admitted_s)
 
     def admit(self):
-        """No overtaking: the first in the queue, or nobody."""
+        """Admit the head of the queue while there is room; nobody overtakes it."""
         while self.queue and self.queue[0].attempt.kv_tokens <= self.free_tokens:
             stay = self.queue.popleft()
             self.held_tokens[stay] = stay.attempt.kv_tokens
@@ -73,7 +73,7 @@ class Node:
             self.offer(stay)
 
     def receive(self, stay):
-        """Tokens have arrived."""
+        """Offer tokens that arrive to the next iteration, if the request is admitted."""
         if stay in self.held_tokens:
             self.offer(stay)
 
@@ -83,7 +83,7 @@ class Node:
             self.woken.succeed()
 
     def release(self, stay):
-        """The request has ended or restarted; after a failure nothing of it may be here."""
+        """Free the memory of a request that ends or restarts."""
         if stay in self.unfinished:
             self.leave(stay)
         if stay in self.held_tokens:
@@ -97,7 +97,7 @@ class Node:
         self.admit()
 
     def leave(self, stay):
-        """Its work here is complete, or lost."""
+        """Record that the work of a request here is complete, or lost."""
         self.outstanding_s -= self.unfinished.pop(stay)
         self.note("n_requests", stay.pinned_s, 1)
 
@@ -109,7 +109,7 @@ class Node:
     # iterations
 
     def run(self):
-        """The node's process."""
+        """Run iterations (the process of the node)."""
         while True:
             if not self.available:
                 self.woken = self.env.event()
@@ -155,7 +155,7 @@ class Node:
         return batch
 
     def compute(self, left_s):
-        """Spend nominal seconds; whether it came to the end."""
+        """Spend nominal seconds; return True if they were not cut short."""
         while True:
             since_s, factor = self.env.now, self.factor
             try:
@@ -225,7 +225,7 @@ class Node:
         self.answer.intervals[what].append((self.index, start_s, end_s, weight))
 
     def close(self):
-        """At the end of the run."""
+        """Close the records at the end of the run."""
         if self.stage:
             kv_bytes = self.stage.kv_bytes_per_token
             room = self.capacity_tokens() * kv_bytes if kv_bytes else math.inf

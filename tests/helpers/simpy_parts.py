@@ -1,4 +1,4 @@
-"""What `simpy_model` is made of: phases of an instant, requests' progress, links, costs."""
+"""Parts of `simpy_model`: phases of an instant, progress of requests, links, costs."""
 
 import math
 from collections import Counter
@@ -13,7 +13,7 @@ from hypsolve.problem.deployment import CostModel
 
 
 class Phase(IntEnum):
-    """Order within an instant. SimPy's own events have priorities 0 and 1: before all these."""
+    """Order within an instant. SimPy's own events, with priorities 0 and 1, come first."""
 
     ITERATION_ENDS = 1
     EVENT = 2
@@ -27,7 +27,7 @@ TIES = 10**6  # in one phase of an instant, the lower tie comes first
 
 
 def later(env, phase, delay_s=0.0, tie=0):
-    """Like `env.timeout`, in a phase of the instant."""
+    """Wait as `env.timeout` does, but in a phase of the instant."""
     event = env.event()
     event._ok, event._value = True, None  # as simpy.Timeout does
     env.schedule(event, phase * TIES + tie, delay_s)
@@ -36,7 +36,7 @@ def later(env, phase, delay_s=0.0, tie=0):
 
 @dataclass
 class Answer:
-    """What happened; -1 and nan where nothing did. Of the last attempt, after a restart."""
+    """Record of a run; -1 and nan where nothing happened. After a restart: the last attempt."""
 
     arrival_s: np.ndarray  # (n_requests,), as the next four
     end_s: np.ndarray
@@ -80,7 +80,7 @@ def empty_answer(arrival_s, n_tiers, n_nodes):
 
 @dataclass(eq=False)
 class Attempt:
-    """A request from its arrival or a restart to its end or the next restart."""
+    """Attempt of a request: from its arrival or a restart to its end or the next restart."""
 
     request: int
     prompt_tokens: int  # with the tokens delivered before
@@ -94,7 +94,7 @@ class Attempt:
 
 @dataclass(eq=False)
 class Stay:
-    """An attempt at a stage."""
+    """Progress of an attempt at a stage."""
 
     attempt: Attempt
     node: object = None  # pinned to
@@ -123,7 +123,7 @@ class Stay:
 
 @dataclass
 class Entry:
-    """What one request has in one iteration."""
+    """Share of one request in one iteration."""
 
     stay: Stay
     tokens: int
@@ -139,7 +139,7 @@ class Entry:
 
 
 class Link:
-    """From a tier to the next: the lane is occupied by a transmission, not by the latency."""
+    """Link to the next tier; its lane is busy during a transmission, not during the latency."""
 
     def __init__(self, env, link, contention):
         self.env, self.full_bytes_per_s = env, link.bytes_per_s
@@ -176,7 +176,7 @@ class Link:
 
 
 def iteration_s(blocks, batch, gpu, cost_model):
-    """Nominal seconds of one iteration."""
+    """Return the nominal seconds of one iteration."""
     seconds = 0.0
     for block, count in blocks:
         if block.last_token_only:
@@ -192,7 +192,7 @@ def iteration_s(blocks, batch, gpu, cost_model):
 
 
 def _work(block, computed, batch):
-    """FLOPs and bytes of one block."""
+    """Return the FLOPs and bytes of one block."""
     window = math.inf if block.window_tokens is None else block.window_tokens
     pairs = reach = 0
     for entry in batch:
@@ -209,14 +209,14 @@ def _work(block, computed, batch):
 
 
 def _attended(n_tokens, window):
-    """Tokens that the first `n_tokens` of a sequence attend to, themselves included."""
+    """Count the tokens that the first `n_tokens` of a sequence attend to, with themselves."""
     if n_tokens <= window:
         return n_tokens * (n_tokens + 1) // 2
     return window * (window + 1) // 2 + (n_tokens - window) * window
 
 
 def alone_s(blocks, gpus, deployment, output):
-    """Seconds of requests with such outputs, alone on a GPU: gpu -> (n_requests,)."""
+    """Return, for each GPU, the seconds of requests with these outputs alone, (n_requests,)."""
     cost_model, prompt = deployment.cost_model, deployment.requests.prompt_tokens
     return {
         gpu: sum(
@@ -227,7 +227,7 @@ def alone_s(blocks, gpus, deployment, output):
 
 
 def round_to_sum_exactly(seconds):
-    """Round to multiples of a power of two of which as many as there are add up exactly."""
+    """Round to multiples of a power of two, so coarse that all numbers add up exactly."""
     largest_s = max(float(of_gpu.max()) for of_gpu in seconds.values())
     n_requests = len(next(iter(seconds.values())))
     unit_s = 2.0 ** (math.frexp(largest_s)[1] - 52 + n_requests.bit_length())

@@ -1,4 +1,4 @@
-"""Which node a request is pinned to: a SimPy process per stage, and the policies."""
+"""Router of the SimPy model: a process per stage that pins requests to nodes, and policies."""
 
 import math
 
@@ -9,7 +9,7 @@ from tests.helpers.simpy_parts import Phase, alone_s, later, round_to_sum_exactl
 
 
 class Router:
-    """Dispatches those who have reached its stage, by request; stranded ones stay."""
+    """Router that dispatches requests at its stage by index; stranded requests stay."""
 
     def __init__(self, env, stage, policy, uniforms, deployment, believed, answer):
         self.env, self.stage, self.policy = env, stage, policy
@@ -50,7 +50,7 @@ class Router:
                     self.answer.seen["stranded"] += 1
 
     def remove(self, stay):
-        """It is dispatched, or its request restarts."""
+        """Remove a request that is dispatched or restarts."""
         self.undispatched.remove(stay)
         self.note(stay, self.env.now)
 

@@ -1,4 +1,4 @@
-"""Made-up deployments whose times can be worked out by hand, and spies on a simulation."""
+"""Made-up deployments with times that can be worked out by hand, and spies on policies."""
 
 import numpy as np
 
@@ -75,7 +75,7 @@ ARRAYS = (
 
 
 def assert_same(one, other):
-    """Bit for bit, visits too if both have them."""
+    """Assert that two traces are equal bit for bit, with visits if both have them."""
     for name in ARRAYS:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
     assert (one.n_visits, one.end_of_run_s) == (other.n_visits, other.end_of_run_s)
@@ -90,7 +90,7 @@ def assert_same(one, other):
 
 
 def spy_on(policy, seen):
-    """The policy, which notes what it saw and what it chose in `seen`."""
+    """Return the policy, which also notes in `seen` what it sees and chooses."""
 
     def choose(state, request):
         node = policy(state, request)

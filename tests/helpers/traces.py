@@ -1,4 +1,4 @@
-"""Traces made by hand and at random, to test what is made of traces."""
+"""Traces made by hand and at random, for tests of metrics, tables and figures."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -67,7 +67,7 @@ def small(**changes):
 
 
 def flow(**changes):
-    """The same arrivals at flow level: one request at a time, e0 then c0."""
+    """Serve these arrivals at flow level: one request at a time, on e0 and then on c0."""
     start_s = np.array([[1.0, 3], [3, 5], [5, 6], [7, 9]])
     end_s = np.array([[3.0, 4], [5, 6], [6, 9], [8, 12]])
     fields = {

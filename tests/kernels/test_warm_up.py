@@ -75,7 +75,26 @@ def test_the_notice_names_the_family_the_count_and_the_folder(caplog):
 
     with caplog.at_level(logging.WARNING, "hypsolve"):
         warm_up._announce("heft", "2 of 9")
-    if caplog.messages:  # none without the JIT
-        (message,) = caplog.messages
-        assert "heft kernels (family 2 of 9)" in message
-        assert str(folders().write) in message
+    (message,) = caplog.messages
+    assert "heft kernels (family 2 of 9)" in message
+    assert str(folders().write) in message
+
+
+@pytest.mark.parametrize("n_compiled", [0, 1])
+def test_a_notice_needs_a_kernel_that_is_compiled(monkeypatch, n_compiled):
+    """Loading from disk may take long on a busy machine: it is no reason for a notice."""
+    from hypsolve.kernels.cache import KernelCache
+
+    announced, waits = [], []
+    monkeypatch.setattr(warm_up, "_announce", lambda *args: announced.append(args))
+    monkeypatch.setattr(KernelCache, "n_missed", KernelCache.n_missed)
+
+    class IsDone:
+        def wait(self, seconds):
+            KernelCache.n_missed += n_compiled
+            waits.append(seconds)
+            return len(waits) == 3
+
+    warm_up._watch(IsDone(), KernelCache.n_missed, "heft", "2 of 9")
+    assert announced == [("heft", "2 of 9")] * n_compiled
+    assert len(waits) == (1 if n_compiled else 3)

@@ -1,4 +1,4 @@
-"""Events of a network: what can happen, what is drawn, what is read from a file."""
+"""Events of a network: checked, drawn, read from a file."""
 
 import gzip
 import re
@@ -16,7 +16,7 @@ GPU = GpuProfile(name="gpu", t0_s=0.0, flops_per_s=1.0, bytes_per_s=1.0, memory_
 
 
 def network_of(**tiers):
-    """Network with the named tiers of so many nodes, called tier-0, tier-1, ..."""
+    """Return a network with named tiers of so many nodes, called tier-0, tier-1, ..."""
     names = list(tiers)
     return Network(
         name="net",

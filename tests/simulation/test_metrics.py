@@ -1,4 +1,4 @@
-"""Metrics against numbers worked out by hand, and what must hold of any trace."""
+"""Metrics against numbers worked out by hand, and properties that hold for any trace."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The exported events: their form, and that they say what the trace says."""
+"""Exported events: their form, and their agreement with the trace."""
 
 import gzip
 import json

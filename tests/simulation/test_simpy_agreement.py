@@ -38,7 +38,7 @@ def close(ours, theirs, what: str) -> None:
 
 
 def in_order(visits) -> list[tuple]:
-    """By request and node, then as they happened; equal in both if the visits are."""
+    """Sort visits by request and node, then by time, so that two models can be compared."""
     return sorted(visits, key=lambda visit: (visit[0], visit[1], visit[2], visit[5]))
 
 
@@ -46,7 +46,7 @@ def in_order(visits) -> list[tuple]:
 
 
 def calm(seed: int, requests: Requests) -> tuple[Deployment, hypsolve.Partition]:
-    """The scenario with other requests, and memory for all of them at once."""
+    """Return a scenario with other requests, and memory for all of them at once."""
     base = scenario(seed)
     network = base.deployment.network
     tiers = [
@@ -63,7 +63,7 @@ def calm(seed: int, requests: Requests) -> tuple[Deployment, hypsolve.Partition]
 
 
 def services_s(deployment, partition, r, node) -> float:
-    """Seconds of request r alone on its nodes."""
+    """Return the seconds of request r alone on its nodes."""
     model, requests = deployment.model, deployment.requests
     p, o = requests.prompt_tokens[r], requests.output_tokens[r]
     return math.fsum(
@@ -115,7 +115,7 @@ def test_model_without_batches_is_the_flow_level(policy):
 
 
 def test_model_obeys_littles_law():
-    """At every node: requests there over time, counted as they come and go, and their stays."""
+    """At every node, the integral of the number of requests equals the sum of their stays."""
     for seed in range(60):
         run = scenario(seed)
         if "events" in run.options:

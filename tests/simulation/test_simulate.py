@@ -53,7 +53,7 @@ def catalog_case(seed, name, cost_model):
 
 
 def crossed(deployment, partition):
-    """(link, bytes per token) of every link that has something behind it."""
+    """Return (link, bytes per token) of every link with a stage behind it."""
     model = deployment.model
     sent = [model.input_bytes_per_token, *(b.output_bytes_per_token for b in model.blocks)]
     return [
@@ -171,7 +171,7 @@ def test_chunks_of_one_prompt_flow_from_stage_to_stage(chunk_tokens, link_conten
 
 
 def changed(deployment, kind, factor):
-    """The deployment with all rates, or all latencies, `factor` times what they are."""
+    """Return the deployment with all rates, or all latencies, multiplied by `factor`."""
 
     def change(link):
         if link is None:

@@ -1,4 +1,4 @@
-"""What `simulate` refuses, and what it says: one line that names the argument and the rule."""
+"""Wrong input to `simulate`: one line names the argument and the rule."""
 
 import math
 
@@ -13,7 +13,7 @@ NAN = math.nan
 
 
 def two_tiers(*, memory_bytes=None, **fields):
-    """Two nodes on tier a, one on b."""
+    """Return a deployment with two nodes on tier a and one on tier b."""
     return toys.deployment(
         [[toys.gpu(t0_s=1.0)] * 2, [toys.gpu(t0_s=1.0)]], toys.burst(3),
         toys.model(4, kv_bytes=1), memory_bytes=memory_bytes, **fields,
@@ -316,7 +316,7 @@ def test_an_interrupt_in_a_policy_stops_the_simulation(error, level):
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers():
-    """And are taken as the numbers they are: nothing is compiled anew for them."""
+    """They give equal traces, and nothing is compiled for them."""
     from hypsolve.kernels import token_level
 
     plain = hs.simulate(two_tiers(), HALVES, "random", seed=3, max_batch=2, chunk_tokens=1)

@@ -83,7 +83,7 @@ def test_a_users_own_policy_chooses_as_the_kernel_does(name, seed):
 @quick
 @given(seed=SEEDS)
 def test_the_functions_on_offer_choose_as_the_kernel_does(name, seed):
-    """Those of `POLICIES`, for users who want to change one."""
+    """`POLICIES` has Python functions, which users may change: they agree with the kernel."""
     scenario = replace(random_scenario(seed, hs.simulate), policy=name)
     theirs = replace(scenario, policy=POLICIES[name].choose)
     toys.assert_same(theirs.run(hs.simulate), scenario.run(hs.simulate))
@@ -126,7 +126,7 @@ def test_seeds_matter_to_those_that_draw(name):
 
 
 def nominal_s(blocks, gpu, cost_model, entries, n_passes):
-    """Seconds of an iteration from its (tokens, context) pairs, by the definition."""
+    """Return the seconds of an iteration from its (tokens, context) pairs, by definition."""
     total_s = 0.0
     for block in blocks:
         computed = n_passes if block.last_token_only else sum(q for q, _ in entries)
@@ -146,7 +146,7 @@ def nominal_s(blocks, gpu, cost_model, entries, n_passes):
 
 
 class Witness:
-    """Works out from a trace what a policy must have seen at any moment of it."""
+    """Reconstruction, from a trace, of the state that a policy must have seen."""
 
     def __init__(self, scenario, trace):
         self.expected_s = cache(self.expected_s)
@@ -165,7 +165,7 @@ class Witness:
             mine.append((*times, self.nominal_s(n, range(first, end))))
 
     def of(self, n):
-        """Blocks and GPU of a node."""
+        """Return the blocks and the GPU of a node."""
         nodes = [
             (k, node) for k, t in enumerate(self.deployment.network.tiers) for node in t.nodes
         ]

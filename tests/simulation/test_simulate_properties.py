@@ -1,4 +1,4 @@
-"""What must hold in every simulation at token level, whatever the options and events."""
+"""Properties of every simulation at token level, whatever the options and events."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ thorough = settings(max_examples=max(2 * settings.default.max_examples // slower
 
 @dataclass
 class Run:
-    """A scenario and its trace, with what follows from the scenario alone."""
+    """Scenario and its trace, with facts that follow from the scenario alone."""
 
     scenario: Scenario
     trace: hs.Trace
@@ -40,13 +40,13 @@ class Run:
 
     @cached_property
     def tiers(self):
-        """Those whose stage is not empty."""
+        """Return the tiers that have a stage."""
         partition = self.scenario.partition
         return [k for k in range(partition.n_tiers) if partition.stage(k)]
 
     @cached_property
     def nodes(self):
-        """(tier, node), over the whole network."""
+        """Return (tier, node) pairs over the whole network."""
         tiers = self.scenario.deployment.network.tiers
         return [(k, node) for k, tier in enumerate(tiers) for node in tier.nodes]
 
@@ -66,7 +66,7 @@ class Run:
         return free / self.kv_bytes(k) if self.kv_bytes(k) else math.inf
 
     def down_s(self, n):
-        """Periods in which a node is not there."""
+        """Return the periods in which a node is absent or down."""
         periods, since = [], None
         mine = [e for e in self.events if e.target == self.nodes[n][1].name]
         if any(e.kind is EventKind.JOIN for e in mine):
@@ -80,7 +80,7 @@ class Run:
         return [*periods, (since, math.inf)] if since is not None else periods
 
     def iterations(self):
-        """Of every node, in order: (start, end, rows of its visits)."""
+        """Return the iterations of every node in order: (start, end, rows of its visits)."""
         visits, found = self.trace.visits, defaultdict(list)
         edges = [*visits.first_of_iterations(), len(visits.request)]
         for first, end in itertools.pairwise(edges):
@@ -236,7 +236,7 @@ def test_memory_is_given_in_order_and_at_once(run):
 
 
 def availability(run):
-    """When the first of its tokens could have begun, for each visit of a calm run."""
+    """Return when the tokens of each visit of a calm run began to wait."""
     trace, visits, deployment = run.trace, run.trace.visits, run.scenario.deployment
     model, links = deployment.model, [tier.link for tier in deployment.network.tiers]
     sent = [model.input_bytes_per_token, *(b.output_bytes_per_token for b in model.blocks)]

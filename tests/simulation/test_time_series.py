@@ -1,4 +1,4 @@
-"""Binned averages against a loop over intervals and bins."""
+"""Binned averages agree with a loop over intervals and bins."""
 
 from fractions import Fraction
 

@@ -12,7 +12,7 @@ from tests.helpers.scenarios_token import random_scenario
 
 
 def deployment(n_requests, outputs):
-    """Two tiers of two L4, requests ten a second."""
+    """Return a deployment of two tiers of two L4 with ten requests a second."""
     outputs = np.broadcast_to(outputs, n_requests)
     wire = hs.Link(bytes_per_s=1e9, latency_s=1e-3)
     tiers = tuple(

@@ -236,7 +236,7 @@ def test_tables_of_a_simulation_fit_together(level):
 
 
 def bars(ax):
-    """Left, right, top and bottom of the bars of each collection."""
+    """Return left, right, top and bottom of the bars of each collection."""
     found = {}
     for at, collection in enumerate(ax.collections):
         corners = [path.vertices[:4] for path in collection.get_paths()]

@@ -1,4 +1,4 @@
-"""Workloads drawn at random, and the fits they are drawn from."""
+"""Random workloads, and the fits that they are drawn from."""
 
 import os
 import subprocess
