@@ -1,4 +1,4 @@
-"""Experiments with `solve` whose rows also tell when each better answer or bound was there."""
+"""Runs of `solve` whose rows also record when each better answer or bound was found."""
 
 import inspect
 import json
@@ -8,27 +8,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.definitions import ANYTIME
+from experiments.definitions import ANYTIME as EXPERIMENTS
 from experiments.solving import COLUMNS as OF_SOLVING
 from experiments.solving import IDENTITY as IDENTITY
-from experiments.solving import SolveRun, runs_of, told, warm
+from experiments.solving import SolveRun, answer_columns, runs_of, with_loaded_kernels
+from hypsolve import Result
 from hypsolve.solve import METHODS
 
 COLUMNS = (*OF_SOLVING, "trace")
-QUESTIONS = {name: experiment.question for name, experiment in ANYTIME.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedRun(SolveRun):
-    """One call of `solve`, watched."""
+    """One call of `solve` that records its incumbents and bounds."""
 
     def measure(self) -> dict[str, Any]:
         """Solve once; ``trace`` is a JSON list of [elapsed_s, objective_s, bound_s].
 
-        Each is the best so far, null if there is none yet; the last is the answer. Bounds come
-        as often as a method tells them.
+        A point holds the best objective (null before the first answer) and the best bound so
+        far; the last point is the answer. A method decides how often it reports bounds.
         """
-        warm(self.method, json.dumps(self.options))
+        self.warm()
+        result, points = with_loaded_kernels(self._watched)
+        return {**answer_columns(result, [result.solve_time_s]), "trace": json.dumps(points)}
+
+    def _watched(self) -> tuple[Result, list[list[float | None]]]:
         points: list[list[float | None]] = []
         best_s, proven_s = math.inf, 0.0
         started = time.perf_counter()
@@ -40,10 +44,11 @@ class TracedRun(SolveRun):
             points.append([elapsed_s, None if math.isinf(best_s) else best_s, proven_s])
 
         watchers = {"on_improve": note, "on_bound": lambda bound_s: note(math.inf, bound_s)}
-        taken = inspect.signature(METHODS[self.method].function).parameters
+        method = METHODS[self.method] if isinstance(self.method, str) else self.method
+        taken = inspect.signature(getattr(method, "function", method)).parameters
         result = self.solve(**{name: f for name, f in watchers.items() if name in taken})
         note(result.objective_s, result.bound_s)
-        return {**told(result, [result.solve_time_s]), "trace": json.dumps(points)}
+        return result, points
 
 
 def plan(
@@ -54,8 +59,8 @@ def plan(
     n_seeds: int | None = None,
     time_limit_s: float | None = None,
 ) -> Sequence[TracedRun]:
-    """Every run of an experiment at a size (quick, default, full)."""
+    """List the runs of an experiment at a size (quick, default, full)."""
     return runs_of(
-        ANYTIME[name], TracedRun, name, size, version=version, n_seeds=n_seeds,
+        EXPERIMENTS[name], TracedRun, name, size, version=version, n_seeds=n_seeds,
         time_limit_s=time_limit_s,
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Best known answers of the frozen instances: ``python -m experiments.best_known``.
+"""Improve the best known answers of the frozen instances: `python -m experiments.best_known`.
 
-Solves them with all methods that fit and records what is better than known in
-``instances/frozen/INDEX.toml``; it never forgets, so it may be run again with more time.
+Every suitable method solves them. Better objectives and bounds are recorded in
+``instances/frozen/INDEX.toml``; none is lost, so the command can be repeated with more time.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from instances import freeze
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Look for better objectives and bounds of the frozen instances."""
+    """Search for better objectives and bounds of the frozen instances."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.best_known", description=main.__doc__
     )

@@ -1,8 +1,8 @@
-"""How well the GPU table predicts measured block times, per GPU, source and phase.
+"""Compare predicted block times with measured ones, per GPU, source and phase.
 
 ``python -m experiments.sweep calibration`` or ``python -m experiments.calibration`` writes
-``calibration.csv`` and ``calibration_points.csv``; the second holds geometric means over groups
-of rows, no measured row.
+``calibration.csv`` and ``calibration_points.csv``. The second holds geometric means over groups
+of rows instead of measured rows.
 """
 
 import sys
@@ -21,7 +21,7 @@ N_GROUPS = 10
 
 
 def points(data: Path) -> pd.DataFrame:
-    """Predicted and measured seconds of every block time and cost model.
+    """Return predicted and measured seconds of every block time and cost model.
 
     Parameters
     ----------
@@ -31,9 +31,9 @@ def points(data: Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per block time and cost model: gpu, source, fitted (whether the profile was
+        One row per block time and cost model: gpu, source, fitted (the profile was
         fitted to this row), model, phase, cost_model, predicted_s, unseen_s (predicted by a fit
-        without the rows of this model; nan if not fitted or of one model only), measured_s.
+        to the other models; nan if the GPU is not fitted, or to one model), measured_s.
     """
     times = load_times(data)
     slugs = {gpu: slug for slug, gpu in NAMES.items()}
@@ -55,7 +55,7 @@ def points(data: Path) -> pd.DataFrame:
 
 
 def _predict_unseen(rows: pd.DataFrame) -> pd.Series:
-    """Seconds of each fitted row, by a fit to the other models of the same GPU."""
+    """Predict the seconds of each fitted row by a fit to the other models of its GPU."""
     fitted = rows[rows.fitted]
     unseen_s = pd.Series(np.nan, index=rows.index)
     if fitted.model.nunique() == 1:
@@ -77,8 +77,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        gpu, source, fitted, phase, cost_model, n, mape (mean absolute relative error, 0.05 is
-        5 %), median_ratio (predicted / measured), mape_unseen (of models left out of the fit).
+        gpu, source, fitted, phase, cost_model, n, mape (mean absolute relative error; 0.05 is
+        5 %), median_ratio (predicted / measured), mape_unseen (mape of ``unseen_s``).
     """
     ratio = rows.predicted_s / rows.measured_s
     table = rows.assign(
@@ -99,13 +99,13 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def binned(rows: pd.DataFrame) -> pd.DataFrame:
-    """Geometric means over tenths of the measured times of each set, for the scatter plot.
+    """Reduce each set to geometric means over tenths of its measured times.
 
     Returns
     -------
     DataFrame
-        gpu, source, fitted, phase, cost_model, tenth (of `N_GROUPS`; fewer than 10 rows: one
-        group), n, predicted_s, measured_s.
+        gpu, source, fitted, phase, cost_model, tenth (below `N_GROUPS`; a set of fewer rows is
+        one group), n, predicted_s, measured_s.
     """
     sets = rows.groupby(SET)
     rank = sets.measured_s.rank(method="first") - 1
@@ -126,7 +126,7 @@ def binned(rows: pd.DataFrame) -> pd.DataFrame:
 def run(out: Path, data: Path | None = None) -> int:
     """Write ``calibration.csv`` and ``calibration_points.csv`` into `out`; always returns 0.
 
-    Without the measured data (default: as in `experiments.fit_profiles.data_dir`) it says so in
+    Without the measured data (default folder: `experiments.fit_profiles.data_dir`), it prints
     one line and writes nothing.
     """
     data = data_dir(data)

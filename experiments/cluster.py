@@ -1,8 +1,8 @@
-"""Executes runs on a Dask cluster whose workers compute as this process would.
+"""Execute runs on a Dask cluster whose workers compute as this process would.
 
-This process keeps the only writer of rows. The scheduler hands the run of a worker that died to
-another one. A worker with other software, or with more than one thread, is refused by name, and
-stops the sweep if it comes later; the same command then goes on.
+Only this process writes rows. If a worker dies, the scheduler gives its run to another worker.
+A worker with other software, or with more than one thread, is refused by name; if it joins
+later, the sweep stops, and the same command continues it.
 """
 
 import asyncio
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 CONNECT_S = 10.0
-LOOK_EVERY_S = 1.0  # for workers that came or went
+LOOK_EVERY_S = 1.0  # between looks at the workers that joined or left
 _SOURCES = ("hypsolve", "instances", "experiments")
 _COMPARED = (*record.COMPUTING, "distributed")
 
 
 @dataclass(slots=True)
 class Cluster:
-    """The workers of a scheduler; open one with `connected`."""
+    """Workers of a Dask scheduler; `connected` opens it."""
 
     address: str
     client: "Client"
-    workers: set[str] = field(default_factory=set)  # addresses of those that passed
-    max_workers: int = 0  # of them at one time
+    workers: set[str] = field(default_factory=set)  # addresses of the accepted workers
+    max_workers: int = 0  # at one time
     machines: dict[str, dict[str, Any]] = field(default_factory=dict)  # by host
     looked_s: float = 0.0
 
     @property
     def jobs(self) -> int:
-        """How many runs at a time: one per worker."""
+        """Number of runs at a time: one per worker."""
         return max(1, len(self.workers))
 
     def where(self) -> dict[str, Any]:
-        """How many workers there were at most so far, and on what hosts; no names."""
+        """Return the largest number of workers so far, and their hosts without names."""
         hosts = list(self.machines.values())
         version = about_here()["software"]["distributed"]
         return {
@@ -60,13 +60,13 @@ class Cluster:
     def execute(
         self, runs: Sequence[runner.Run], *, started: Callable[[runner.Run], None]
     ) -> runner.Rows:
-        """Yield each run with its row, as they end; see `runner.Workers`.
+        """Yield each run with its row when it ends; see `runner.Workers`.
 
-        Closing the iterator cancels what has not begun; a worker in the middle of a run goes on
-        until that ends, and its answer is dropped.
+        Closing the iterator cancels the runs that have not begun. A worker finishes its current
+        run, and the answer is dropped.
         """
         waiting = deque(runs)
-        running: dict[Any, tuple[runner.Run, Future, str]] = {}  # and where it was sent
+        running: dict[Any, tuple[runner.Run, Future, str]] = {}  # and its worker
         ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         try:
             while True:
@@ -94,12 +94,12 @@ class Cluster:
                 self.client.cancel([future for _, future, _ in running.values()], force=True)
 
     def look(self) -> None:
-        """See which workers are there, at most every LOOK_EVERY_S, and check the new ones.
+        """Update the set of workers, at most every LOOK_EVERY_S, and check the new ones.
 
         Raises
         ------
         RuntimeError
-            If the scheduler is gone; or naming workers that must not take part, and why.
+            If the scheduler is lost, or a worker does not fit; the message names it, and why.
         """
         if self.workers and time.monotonic() < self.looked_s + LOOK_EVERY_S:
             return
@@ -108,7 +108,7 @@ class Cluster:
             new = sorted(there.keys() - self.workers)
             answers = self._ask(new) if new else {}
             if any(isinstance(answer, OSError) for answer in answers.values()):
-                there = self.client.nthreads()  # some may have gone meanwhile
+                there = self.client.nthreads()  # some may have left meanwhile
         except OSError:
             raise self._lost() from None
         misfits = []
@@ -130,37 +130,37 @@ class Cluster:
         self.max_workers = max(self.max_workers, len(self.workers))
 
     def _ask(self, addresses: list[str]) -> dict[str, Any]:
-        """What workers say about themselves, or the exception that came instead."""
+        """Return what each worker reports about itself, or the exception it raised."""
         question = pickle.dumps(_Later(about_here))
         return self.client.run(pickle.loads, question, workers=addresses, on_error="return")
 
     def _submit(self, run: runner.Run, address: str) -> "Future":
-        # loaded by `_measure`, which first makes sure that the worker fits
+        # `_measure` loads the run, after it has checked that the worker fits
         task = pickle.dumps(_Later(_measure, pickle.dumps(run), about_here()))
         return self.client.submit(
             pickle.loads,
             task,
             key=f"run-{uuid.uuid4()}",
-            workers=[address],  # left alone, the scheduler queues short runs behind long ones
-            allow_other_workers=True,  # should this one die
+            workers=[address],  # the scheduler itself would queue short runs behind long ones
+            allow_other_workers=True,  # if this one dies
         )
 
     def _answer(self, run: runner.Run, future: "Future") -> runner.Row | None:
-        """What a run that ended gives; None if that was lost with its worker, for now."""
+        """Return the row of a run that ended; None if it was lost with its worker, for now."""
         from distributed import KilledWorker
 
         try:
             return future.result(timeout=LOOK_EVERY_S)
         except Exception as error:
             if future.status != "error":
-                if isinstance(error, TimeoutError):  # the scheduler has it computed again
+                if isinstance(error, TimeoutError):  # the scheduler repeats it
                     return None
                 raise self._lost() from None
             if isinstance(error, KilledWorker):
                 n_died = error.allowed_failures + 1
-                raise RuntimeError(f"{run}: {n_died} workers died of it") from None
+                raise RuntimeError(f"{run}: {n_died} workers died while running it") from None
             self.looked_s = 0.0
-            self.look()  # a worker that came meanwhile and does not fit
+            self.look()  # a worker that joined meanwhile may not fit
             raise RuntimeError(f"{run}: {_describe(error)}") from error
 
     def _lost(self) -> RuntimeError:
@@ -171,18 +171,18 @@ class Cluster:
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[Cluster]:
-    """Connect to a scheduler, wait for its first worker, check all that are there.
+    """Connect to a scheduler, wait for its first worker, and check all workers.
 
     Raises
     ------
     OSError
-        If no scheduler answers, or naming the workers that do not fit.
+        If no scheduler answers, or if workers do not fit; the message names them.
     """
     from distributed import Client
 
     _check_address(address)
     for name in ("distributed", "distributed.client", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is said here
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # this module reports what matters
     try:
         asyncio.run(_meet(address))
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
@@ -203,7 +203,7 @@ def connected(address: str) -> Iterator[Cluster]:
 
 
 async def _meet(address: str) -> None:
-    """Ask who is there: a client waits forever for a port that takes calls and says nothing."""
+    """Ask the scheduler to identify itself: a client would wait forever for a silent port."""
     from distributed.core import rpc
     from distributed.security import Security
 
@@ -213,7 +213,7 @@ async def _meet(address: str) -> None:
 
 
 def _check_address(address: str) -> None:
-    """A client that stumbles over its address takes seconds to go away again."""
+    """Check the address first: a client with a bad one takes seconds to give up."""
     from distributed.comm import get_address_host_port, parse_address
     from distributed.security import Security
 
@@ -231,8 +231,8 @@ def _check_address(address: str) -> None:
 class _Later:
     """A call that happens where its pickle is loaded.
 
-    A task is then `pickle.loads` of bytes: the scheduler can take it without our modules, and a
-    worker that lacks them says so as of any task that raises.
+    A task is then `pickle.loads` of bytes. The scheduler handles it without our modules, and a
+    worker without them raises an error as from any task.
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
@@ -246,7 +246,7 @@ class _Later:
 
 
 def _measure(pickled_run: bytes, expected: Mapping[str, Any]) -> runner.Row:
-    """Measure a run on this worker, if it fits."""
+    """Measure a run on this worker, after checking that the worker fits."""
     from distributed import Reschedule, Status, get_worker
 
     worker = get_worker()
@@ -255,14 +255,17 @@ def _measure(pickled_run: bytes, expected: Mapping[str, Any]) -> runner.Row:
     run: runner.Run = pickle.loads(pickled_run)
     runner.warm_alone()
     answer = run.measure()
-    if worker.status in (Status.closing, Status.closed):  # by a signal that some solvers heed
+    if worker.status in (
+        Status.closing,
+        Status.closed,
+    ):  # a signal ended it, and some solvers return early
         raise Reschedule
     return answer
 
 
 @functools.cache
 def about_here() -> dict[str, Any]:
-    """What rows depend on in this process: software, source files, machine."""
+    """Describe what rows depend on in this process: software, source files, machine."""
     digest = hashlib.sha256()
     for package in _SOURCES:
         folder = Path(str(importlib.import_module(package).__file__)).parent
@@ -281,14 +284,14 @@ def about_here() -> dict[str, Any]:
 def misfit(
     worker: Mapping[str, Any], n_threads: int, expected: Mapping[str, Any] | None = None
 ) -> str:
-    """Why a worker must not take part; empty if it may.
+    """Return why a worker must not take part; empty if it may.
 
     Parameters
     ----------
     worker, expected : dict
-        `about_here` of the worker and of the sweep; default: of this process.
+        `about_here` of the worker, and of the sweep (default: of this process).
     n_threads : int
-        Of the worker.
+        Threads of the worker.
     """
     expected = expected or about_here()
     theirs, ours = worker["software"], expected["software"]
@@ -298,7 +301,9 @@ def misfit(
         if theirs.get(name) != ours[name]
     ]
     if not reasons and worker["sources"] != expected["sources"]:
-        reasons.append(f"other files of {', '.join(_SOURCES)} than here: update and restart it")
+        reasons.append(
+            f"its files of {', '.join(_SOURCES)} differ from those here: update and restart it"
+        )
     if n_threads != 1:
         reasons.append(f"{n_threads} threads, but runs are timed: start it with --nthreads 1")
     return "; ".join(reasons)

@@ -1,4 +1,4 @@
-"""Every experiment, as data: what it asks, its instances and methods, how many by size."""
+"""Every experiment as data: its question, instances, methods, sizes, tables and figures."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -6,34 +6,74 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from hypsolve import Instance
+from hypsolve import Instance, Method, Outcome
 from instances.frontier import frontier, profiled
 from instances.generate import generate
 from instances.scenarios import SCENARIOS, scenario
 
 SIZES = ("quick", "default", "full")
+AnyMethod = str | Method | Callable[..., Outcome]
+Show = str | Callable[..., Mapping[str, Any]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The tables and figures of an experiment.
+
+    Attributes
+    ----------
+    tables, figures : callable or str, optional
+        A function ``(name, DataFrame) -> {title or file name: table or figure}``. A string
+        ``"module:function"`` is imported when it is needed, so that this module loads without
+        pandas and matplotlib. Default: one table that summarises every method, and no figure.
+    """
+
+    tables: Show = "experiments.report:default_tables"
+    figures: Show = None
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A method and its options; on a subset of the instances where it is slow."""
+    """A method with its options, on some of the instances only if it is slow.
 
-    method: str
+    Attributes
+    ----------
+    method : str, Method or callable
+        A name of `hypsolve.METHODS`, or a method of one's own, which worker processes must be
+        able to import: define it at the top of a module.
+    options : dict
+        Further keywords of the method.
+    max_value : float
+        The method is run up to this value of the axis.
+    n_seeds : float
+        The method is run on at most this many instances a value.
+    """
+
+    method: AnyMethod
     options: Mapping[str, Any] = field(default_factory=dict)
-    max_value: float = math.inf  # largest value of the axis
-    n_seeds: float = math.inf  # at most
+    max_value: float = math.inf
+    n_seeds: float = math.inf
 
     def is_run(self, value: Any, seed: int) -> bool:
-        """Whether it is run on this instance of a series."""
+        """Return True if the method is run on this instance of a series."""
         return bool(value <= self.max_value and seed < self.n_seeds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """Instances along an axis, each solved by the same methods.
+    """Instances along an axis, all solved by one list of methods.
 
-    ``build`` takes a value of the axis and a seed; ``values`` are given per size, and so are
-    ``time_limit_s`` where they are not the experiment's.
+    Attributes
+    ----------
+    axis : str
+        Name of the parameter that varies.
+    build : callable
+        ``(value, seed) -> Instance``.
+    values : dict
+        Values of the axis, for each size (quick, default, full).
+    calls : tuple of Call
+    time_limit_s : dict, optional
+        Seconds per run, for each size; default: the experiment's.
     """
 
     axis: str
@@ -45,26 +85,56 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """A question and the series that answer it; number of seeds and seconds per run by size."""
+    """A question, and the series of instances that answer it.
+
+    Attributes
+    ----------
+    question : str
+    series : dict
+    n_seeds : dict
+        Instances a value, for each size.
+    time_limit_s : dict
+        Seconds per run, for each size.
+    shown : Shown
+        Tables and figures; default: one table.
+    """
 
     question: str
     series: Mapping[str, Series]
     n_seeds: Mapping[str, int]
     time_limit_s: Mapping[str, float]
+    shown: Shown = Shown()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """An experiment with code and columns of its own.
+
+    Attributes
+    ----------
+    question : str
+    shown : Shown
+    further : dict
+        Tables and figures of the other CSV files that it writes, by their names.
+    """
+
+    question: str
+    shown: Shown
+    further: Mapping[str, Shown] = field(default_factory=dict)
 
 
 class Values(Protocol):
-    """A series, as far as `settings` looks at it."""
+    """The part of a series that `settings` reads."""
 
     @property
     def values(self) -> Mapping[str, tuple[Any, ...]]:
-        """Along its axis, per size."""
+        """Values of the axis, for each size."""
 
 
 def settings(
     series: Mapping[str, Values], size: str, n_seeds: int
 ) -> Iterator[tuple[str, Any, int]]:
-    """Series, value and seed of every setting, in order."""
+    """Yield the series, the value and the seed of every setting, in order."""
     for name, each in series.items():
         for value in each.values[size]:
             for seed in range(n_seeds):
@@ -78,18 +148,18 @@ def _sizes(quick: Any, default: Any, full: Any) -> dict[str, Any]:
 def _drawn(
     parameter: str, series: int, fixed: Mapping[str, Any], value: Any, seed: int
 ) -> Instance:
-    """Draw an instance with one parameter at `value`; each series has seeds of its own."""
+    """Draw an instance with one parameter set to `value`; no two series share a seed."""
     return generate(seed=1000 * series + seed, **{**fixed, parameter: value})
 
 
-SERVING: dict[str, Any] = {  # small enough for joint methods to prove some of them
+SERVING: dict[str, Any] = {  # small enough for exact joint methods to prove some optima
     "model": "phi-3-medium",
     "n_blocks": 16,
     "n_tiers": 3,
     "nodes_per_tier": 2,
     "n_requests": 5,
     "load": 0.9,
-    "memory_tightness": None,  # what the GPUs have
+    "memory_tightness": None,  # the memory that the GPUs have
     "objective": "mean_latency",
 }
 PARTITION: dict[str, Any] = {
@@ -141,7 +211,7 @@ LOADS: dict[str, dict[str, Any]] = {
 
 
 def _at_scale(family: str, load: str) -> Series:
-    """From what can be proved to what can only be bounded."""
+    """Make a series from sizes that can be proved to sizes that can only be bounded."""
 
     def build(n_requests: int, seed: int) -> Instance:
         return FAMILIES[family](n_requests, seed=seed + 1, **LOADS[load])
@@ -195,7 +265,7 @@ def _named(
     network: str, calls: tuple[Call, ...], n_requests: int, objective: str,
     **values: tuple[Any, ...],
 ) -> Series:  # fmt: skip
-    """Both models, whole, on a named network."""
+    """Make a series of the two models, with all their blocks, on a named network."""
 
     def build(n_blocks: int, seed: int) -> Instance:
         return scenario(
@@ -284,6 +354,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         },
         n_seeds=_sizes(1, 1, 3),
         time_limit_s=_sizes(2.0, 4.0, 5.0),
+        shown=Shown("experiments.report:gap_tables", "experiments.figures:gap_figures"),
     ),
     "solve_time": Experiment(
         question="How much faster is HypSplit-DP than MILP and CP-SAT at the same optimum?",
@@ -299,9 +370,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         },
         n_seeds=_sizes(1, 1, 2),
         time_limit_s=_sizes(5.0, 10.0, 20.0),
+        shown=Shown(
+            "experiments.report:solve_time_tables", "experiments.figures:solve_time_figures"
+        ),
     ),
     "latency": Experiment(
-        question="What does each stage of Hyperion gain on networks one would recognise?",
+        question="What does each stage of Hyperion gain on named networks?",
         series={
             f"{network}, {model}": _latency(network, model)
             for network in SCENARIOS
@@ -309,6 +383,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         },
         n_seeds=_sizes(1, 2, 5),
         time_limit_s=_sizes(60.0, 60.0, 60.0),
+        shown=Shown(
+            "experiments.report:latency_tables", "experiments.figures:latency_figures"
+        ),
     ),
 }  # fmt: skip
 
@@ -327,7 +404,7 @@ def _joint(
     family: Callable[..., Instance], nodes_per_tier: tuple[int, ...], calls: tuple[Call, ...],
     values: dict[str, Any], **options: Any,
 ) -> Series:  # fmt: skip
-    """Along the requests; published as seeds 1 to 5."""
+    """Make a series along the number of requests; published as seeds 1 to 5."""
 
     def build(n_requests: int, seed: int) -> Instance:
         return family(n_requests, nodes_per_tier, seed=seed + 1, **options)
@@ -335,7 +412,7 @@ def _joint(
     return Series(axis="requests", build=build, values=values, calls=calls)
 
 
-ANYTIME: dict[str, Experiment] = {  # experiments whose rows also tell how answers came about
+ANYTIME: dict[str, Experiment] = {  # their rows also record the incumbents over time
     "joint_frontier": Experiment(
         question="Up to what size can partition and schedule together be proved, and by whom?",
         series={
@@ -373,16 +450,31 @@ ANYTIME: dict[str, Experiment] = {  # experiments whose rows also tell how answe
         },
         n_seeds=_sizes(1, 2, 5),
         time_limit_s=_sizes(5.0, 20.0, 60.0),
+        shown=Shown(
+            "experiments.report:frontier_tables",
+            "experiments.figures:joint_frontier_figures",
+        ),
     ),
 }  # fmt: skip
 
 
-MEASUREMENTS = {  # experiments with code and columns of their own, and what they ask
-    "speed": "Does the library reach its speed targets on this machine?",
-    "calibration": "How far are predicted block times from measured ones?",
+MEASUREMENTS = {
+    "speed": Measurement(
+        question="Does the library reach its speed targets on this machine?",
+        shown=Shown("experiments.report:speed_tables"),
+    ),
+    "calibration": Measurement(
+        question="How far are predicted block times from measured ones?",
+        shown=Shown(
+            "experiments.report:calibration_tables", "experiments.figures:calibration_figures"
+        ),
+        further={
+            "calibration_points": Shown(None, "experiments.figures:calibration_points_figures")
+        },
+    ),
 }
 
 
 def three_tiers_of_four() -> Instance:
-    """Phi-3-medium's 42 blocks on 12 nodes, for `speed`."""
+    """Return an instance of Phi-3-medium's 42 blocks on 12 nodes, for `speed`."""
     return generate(seed=0, **PARTITION)

@@ -1,8 +1,8 @@
-"""Remake ``hypsolve/catalog/gpus.toml`` from measured block times and datasheets.
+"""Make ``hypsolve/catalog/gpus.toml`` from measured block times and datasheets.
 
 ``python -m experiments.fit_profiles [--data DIR] [--check]`` fits t0, FLOP/s and bytes/s of
-every GPU with block times, and takes datasheet figures times measured shares for the others.
-The raw data stay out of the repository.
+every GPU with block times. The other GPUs get their datasheet figures times measured shares.
+The raw data are not in the repository.
 """
 
 import argparse
@@ -68,7 +68,8 @@ NAMES = {
     "b200": "B200",
 }
 
-# What each GPU is fitted to: prefill and decode of whole blocks with attention where possible.
+# Source of the block times of each fitted GPU: prefill and decode of whole blocks, with
+# attention where possible.
 FITTED = {
     "A100-40GB": "Helix (ASPLOS'25)",
     "V100-16GB": "Helix (ASPLOS'25)",
@@ -86,11 +87,11 @@ FITTED = {
     "B200": "NVIDIA aiconfigurator",
 }
 
-# One model and no varying context: t0 and bandwidth cannot be told apart, so the bandwidth is
-# that of whole-model decoding on the same card.
+# These have rows of one model at one context, which cannot separate t0 from the bandwidth: the
+# bandwidth is taken from whole-model decoding on the card.
 ONE_MODEL = ("RTX 3090", "RTX A6000")
 
-# Without block times of their own, but with the chip of a GPU that has them.
+# GPUs without block times, and a GPU of the same chip that has them.
 SAME_CHIP = {
     "A10": "A40",  # GA102
     "A30": "A100-80GB",  # GA100
@@ -104,7 +105,7 @@ HELIX_PROMPT_TOKENS = 750  # a prefill of n tokens there is a batch of prompts o
 
 
 def data_dir(given: Path | None = None) -> Path | None:
-    """Folder of the measured data, or None if it is not there.
+    """Return the folder of the measured data, or None without it.
 
     It is `given`, else ``$HYPSOLVE_SHARED/data``, else ``../shared/data``.
     """
@@ -114,14 +115,14 @@ def data_dir(given: Path | None = None) -> Path | None:
 
 
 def load_times(data: Path) -> pd.DataFrame:
-    """Block times on one GPU, with the work of each: columns seconds, flops, bytes, fitted."""
+    """Read block times on one GPU, and add the columns seconds, flops, bytes, fitted."""
     times = pd.read_csv(data / "gpu_profiles" / "layer_times.csv")
     times = times[times.tensor_parallel == 1].reset_index(drop=True)
     times["seconds"] = units.ms_to_s(times.time_ms)
     times["flops"], times["bytes"] = block_work(times)
-    # Left out of the fits, because they would need more than twice the datasheet's bandwidth:
-    # decode rows of the A6000 (context surely not per sequence), and the mixture of experts
-    # (a profile whose tokens all visit the same few experts).
+    # These rows would need more than twice the datasheet's bandwidth, so no fit uses them: the
+    # decode rows of the A6000 (their context cannot be per sequence), and the mixture of
+    # experts (its profile sends all tokens to a few experts).
     impossible = ((times.gpu == "RTX A6000") & (times.phase == "decode")) | (
         times.model == "qwen3-30b-a3b"
     )
@@ -130,7 +131,7 @@ def load_times(data: Path) -> pd.DataFrame:
 
 
 def block_work(times: pd.DataFrame) -> tuple[Array, Array]:
-    """FLOPs and bytes of each row, each of shape (n_rows,), by `costs.step_work`."""
+    """Return FLOPs and bytes of the rows by `costs.step_work`, each of shape (n_rows,)."""
     flops, moved = np.empty(len(times)), np.empty(len(times))
     for (name, parts, phase), rows in times.groupby(["model", "components", "phase"]):
         # the profiled attention kernels saw the whole context
@@ -154,7 +155,7 @@ def block_work(times: pd.DataFrame) -> tuple[Array, Array]:
 def fit(
     flops: Array, moved: Array, seconds: Array, bytes_per_s: float | None = None
 ) -> tuple[float, float, float]:
-    """Least mean relative error of ``t0 + max(flops / F, bytes / B)``.
+    """Fit ``t0 + max(flops / F, bytes / B)`` with the smallest mean relative error.
 
     Parameters
     ----------
@@ -166,7 +167,7 @@ def fit(
     Returns
     -------
     t0_s, flops_per_s, bytes_per_s : float
-        Rounded to three digits and 0.1 us, so that every machine finds the same.
+        Rounded to three digits and 0.1 us, so that every machine finds one result.
     """
 
     def error(log: Array) -> float:
@@ -180,7 +181,7 @@ def fit(
         for quantile in (0.02, 0.1):  # few rows beat the true rates
             starts = (t0_s, *(np.quantile(seconds / work, quantile) for work in (flops, moved)))
             log = np.log(starts)[: 3 if bytes_per_s is None else 2]
-            for _ in range(3):  # a shrunken simplex may stop short: start again from there
+            for _ in range(3):  # a shrunken simplex may stop early: restart from its end
                 found = minimize(
                     error, log, method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12}
                 )
@@ -202,7 +203,7 @@ def _rounded_t0(seconds: float) -> float:
 
 
 def _usable_flops_per_s(sheet: pd.DataFrame) -> pd.Series:
-    """FP16 peaks as engines use them: half of GeForce's (FP16 accumulate) and of Apple's."""
+    """Return the FP16 peaks that engines reach: half of GeForce's and of Apple's."""
     geforce = sheet.note.str.startswith("FP16 accumulate", na=False)
     halved = geforce | sheet.index.str.startswith("Apple")
     return sheet.fp16_dense_tflops * np.where(halved, 0.5, 1.0) * 1e12
@@ -219,24 +220,24 @@ def _family(gpu: str) -> str:
 
 
 def load_shares(data: Path, sheet: pd.DataFrame) -> pd.DataFrame:
-    """Whole-model throughput as shares of usable FLOP/s and of bandwidth, batch 1."""
+    """Read whole-model throughput at batch 1 as shares of usable FLOP/s and of bandwidth."""
     shares = pd.read_csv(data / "gpu_profiles" / "throughput_ratios.csv")
     peak = shares.gpu.map(_usable_flops_per_s(sheet))
     shares["flops_share"] = shares.eff_tflops * 1e12 / peak
     shares["bytes_share"] = shares.bw_ratio
     shares["family"] = shares.gpu.map(_family)
     shares["fp16"] = shares.quantisation.isin(["F16", "FP16/BF16"])
-    # prompt rates that the data's README calls bad; FP4 tensor cores compared with FP16 peaks
+    # the data's README rejects these prompt rates; FP4 cores do not compare with FP16 peaks
     bad = shares.fp16 & shares.gpu.isin(["A100-80GB", "L40S"])
     shares.loc[bad | (shares.quantisation == "NVFP4"), "flops_share"] = np.nan
     return shares
 
 
 def median_share(shares: pd.DataFrame, gpu: str, column: str) -> tuple[float, str]:
-    """Share of a GPU, and in words where from.
+    """Return the share of a GPU, and a description of its source.
 
-    FP16 rows come first, also those of the family: a 4-bit row pays for dequantisation, and the
-    models are FP16 by default.
+    FP16 rows, of the GPU or of its family, come before 4-bit rows: those include the time of
+    dequantisation, and the models are FP16 by default.
     """
     known = shares.dropna(subset=column)
     own, family = known.gpu == gpu, known.family == _family(gpu)
@@ -255,7 +256,7 @@ def median_share(shares: pd.DataFrame, gpu: str, column: str) -> tuple[float, st
 def fitted_profile(
     slug: str, sheet: pd.DataFrame, times: pd.DataFrame, shares: pd.DataFrame
 ) -> GpuProfile:
-    """Profile of a GPU with block times."""
+    """Fit the profile of a GPU with block times."""
     gpu = NAMES[slug]
     rows = times[times.fitted & (times.gpu == gpu)]
     bytes_per_s, fixed = None, ""
@@ -282,10 +283,10 @@ def fitted_profile(
 def datasheet_profile(
     slug: str, sheet: pd.DataFrame, shares: pd.DataFrame, fitted: dict[str, GpuProfile]
 ) -> GpuProfile:
-    """Profile of a GPU without block times: the datasheet's peaks times measured shares.
+    """Make the profile of a GPU without block times: datasheet peaks times measured shares.
 
-    A share from whole-model throughput has the t0 of the blocks in it, and so counts it twice;
-    no share is taken above the highest that was fitted to block times.
+    A share from whole-model throughput includes the t0 of the blocks, which then counts twice.
+    No share exceeds the highest share that was fitted to block times.
     """
     gpu = NAMES[slug]
     peaks = {"flops_share": _usable_flops_per_s(sheet), "bytes_share": sheet.mem_bw_gbs * 1e9}
@@ -300,10 +301,10 @@ def datasheet_profile(
             t0_s, from_t0 = fitted[twin].t0_s, f"t0: {twin}"
         else:
             share, how = median_share(shares, gpu, column)
-            most = max(fitted_shares.values())
-            if share > most:
+            highest = max(fitted_shares.values())
+            if share > highest:
                 how += f", which is {share:.2f}, cut to the highest fitted"
-                share = most
+                share = highest
         rates.append(_rounded(share * peaks[column][gpu]))
         words.append(f"{share:.2f} of {_peak_words(column, peaks[column][gpu])}: {how}")
     source = "; ".join([*words, from_t0])
@@ -340,7 +341,7 @@ def _profile(
 
 
 def profiles(data: Path) -> dict[str, GpuProfile]:
-    """All GPU profiles by short name, fitted anew."""
+    """Fit all GPU profiles; return them by short name."""
     sheet = pd.read_csv(data / "gpu_profiles" / "gpus.csv").set_index("gpu")
     times, shares = load_times(data), load_shares(data, sheet)
     fitted = {
@@ -355,7 +356,7 @@ def profiles(data: Path) -> dict[str, GpuProfile]:
 
 
 def render(table: dict[str, GpuProfile]) -> str:
-    """TOML text of GPU profiles."""
+    """Return the TOML text of GPU profiles."""
     lines = [
         "# One block, one step: t0_s + max(flops / flops_per_s, bytes / bytes_per_s).",
         "# Made by `python -m experiments.fit_profiles`; do not edit.",

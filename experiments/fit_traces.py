@@ -1,7 +1,7 @@
-"""Remake the fits of `hypsolve.simulation.workloads` from the traces.
+"""Repeat the fits of `hypsolve.simulation.workloads` to the request traces.
 
-``python -m experiments.fit_traces DATA_DIR`` prints them. The raw data stay out of the
-repository; `hypsolve.simulation.workloads` says what the fits are, and how good.
+``python -m experiments.fit_traces DATA_DIR`` prints them. The raw data are not in the
+repository; `hypsolve.simulation.workloads` describes the fits and their quality.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def _fit(trace: Array, n_parts: int, n_phases: int) -> Fit:
 
 
 def _fit_normals(x: Array, k: int) -> tuple[Array, Array, Array]:
-    """EM for k normals in the plane; starts from slices by the sum of both coordinates."""
+    """Fit k normals in the plane by EM, from slices by the sum of both coordinates."""
     n = len(x)
     share = np.zeros((k, n))
     share[np.arange(n) * k // n, np.argsort(x.sum(axis=1), kind="stable")] = 1
@@ -87,7 +87,7 @@ def _fit_normals(x: Array, k: int) -> tuple[Array, Array, Array]:
 
 
 def _fit_exponentials(gaps: Array, k: int) -> tuple[Array, Array]:
-    """EM for k exponentials; starts from means spread over the gaps' own scales."""
+    """Fit k exponentials by EM, from means spread over four decades."""
     mean = np.geomspace(0.01, 10.0, k)
     weight = np.full(k, 1 / k)
     previous = -np.inf
@@ -104,14 +104,16 @@ def _fit_exponentials(gaps: Array, k: int) -> tuple[Array, Array]:
 
 
 def _shares(log_p: Array) -> tuple[Array, float]:
-    """Posterior of each part, both (k, n), from log weights; and the mean log likelihood."""
+    """Return the posterior of each part from log weights, both (k, n), and the mean log
+    likelihood.
+    """
     top = log_p.max(axis=0)
     total = np.log(np.exp(log_p - top).sum(axis=0)) + top
     return np.exp(log_p - total), float(total.mean())
 
 
 def _distance(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
-    """Kolmogorov-Smirnov distance of two samples."""
+    """Return the Kolmogorov-Smirnov distance of two samples."""
     a, b = np.sort(a), np.sort(b)
     at = np.concatenate([a, b])
     share_a = np.searchsorted(a, at, side="right") / len(a)

@@ -1,11 +1,13 @@
-"""Names of methods and numbers as tables and figures show them."""
+"""Names of methods, and texts of numbers, in tables and figures."""
 
 import json
 
 import numpy as np
 import pandas as pd
 
-_OPTIONS = {("prove", "True"): "bound by prices"}  # that are not named by their value
+_OPTIONS = {
+    ("prove", "True"): "Lagrangian bound"
+}  # options with a name of their own, not of their value
 _NAMES = {
     "hyperion": "Hyperion",
     "hyperion_plus": "Hyperion+",
@@ -48,7 +50,7 @@ _NAMES = {
 
 
 def label(method: str, options: str) -> str:
-    """How tables and legends call a method with its options (JSON)."""
+    """Return the name of a method with its options (JSON) in tables and legends."""
     values = [
         _OPTIONS.get((key, str(value))) or _NAMES.get(str(value), str(value))
         for key, value in json.loads(options).items()
@@ -57,9 +59,9 @@ def label(method: str, options: str) -> str:
 
 
 def at_limit(frame: pd.DataFrame) -> pd.Series:
-    """Which runs ended at the time limit, or without an answer, before they proved anything.
+    """Mark the runs that ended at the time limit, or without an answer, and proved nothing.
 
-    To finish they would have taken longer: their time is a lower bound.
+    Their time is a lower bound: they would have taken longer to finish.
     """
     unproved = ~frame["status"].isin(["optimal", "infeasible"])
     late = frame["solve_time_s"] >= 0.95 * frame["time_limit_s"]
@@ -67,33 +69,31 @@ def at_limit(frame: pd.DataFrame) -> pd.Series:
 
 
 def describe_median(ratios: pd.Series, at_limit: pd.Series) -> str:
-    """Median, after ``>`` if runs at the limit, had they been let finish, could raise it."""
+    """Write the median of ratios, after ``>`` if runs at the limit could raise it."""
     return _describe_bound(
         ratios.median(), ratios.mask(at_limit & ratios.notna(), np.inf).median()
     )
 
 
 def describe_largest(ratios: pd.Series, at_limit: pd.Series) -> str:
-    """Largest, after ``>`` if any run was at the limit."""
+    """Write the largest ratio, after ``>`` if a run was at the limit."""
     return _describe_bound(ratios.max(), ratios.mask(at_limit & ratios.notna(), np.inf).max())
 
 
-def _describe_bound(least: float, most: float) -> str:
-    if np.isnan(least):
+def _describe_bound(low: float, high: float) -> str:
+    if np.isnan(low):
         return "-"
-    return ("> " if most > least else "") + (
-        f"{least:,.0f}" if least >= 1000 else f"{least:.4g}"
-    )
+    return ("> " if high > low else "") + (f"{low:,.0f}" if low >= 1000 else f"{low:.4g}")
 
 
 def extrapolation(frame: pd.DataFrame) -> str:
-    """A note if the costs of any run go beyond what was measured, else nothing."""
+    """Count the runs with costs beyond the measured range; return "" without any."""
     n = int(frame["extrapolated"].sum()) if "extrapolated" in frame else 0
     return f"{n} of {len(frame)} runs with extrapolated costs" if n else ""
 
 
 def seconds(value: float) -> str:
-    """Seconds for people, three digits."""
+    """Write seconds with three digits and a unit."""
     if not np.isfinite(value):
         return "-"
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
@@ -103,5 +103,5 @@ def seconds(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A share for people; - without one."""
+    """Write a share in percent; nan becomes -."""
     return f"{100 * value:.2f} %" if np.isfinite(value) else "-"

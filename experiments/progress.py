@@ -1,5 +1,6 @@
-"""What a sweep shows while it runs: a bar on a terminal, else lines."""
+"""Progress of a sweep: a bar on a terminal, lines elsewhere; tables of texts."""
 
+import contextlib
 import textwrap
 import time
 from types import TracebackType
@@ -11,21 +12,22 @@ from rich import progress as rich_progress
 from rich.console import Console
 from rich.table import Column, Table
 
+from experiments.waiting import duration, every
+
 CONSOLE = Console()
-SAY_EVERY_S = 0.5  # in plain lines; runs in between are counted, not named
+SAY_EVERY_S = 0.5  # between plain lines; runs that end in between are only counted
+QUIET_S = 15.0  # without a line for so long, one names the current run
 
 
 class Progress:
-    """A bar, the current run, the time left; a context manager.
+    """A bar with the current run and the time left; a context manager.
 
-    The time left adds up the mean time so far of each call that is still to come, for exact
-    methods take a thousand times what the others do.
+    The time left is the sum, over the calls still to come, of the mean time of each call so
+    far: an exact method takes a thousand times as long as a heuristic.
     """
 
     def __init__(self, name: str, n_runs: int, calls: list[str], jobs: int) -> None:
-        """Take the name, the number of runs, the calls of those still to come, and how many
-        work at a time.
-        """
+        """Take the name, the number of runs, the calls to come, and the runs at a time."""
         self.name, self.n_runs, self.jobs = name, n_runs, jobs
         self.n_done = n_runs - len(calls)
         self.current = ""
@@ -33,6 +35,7 @@ class Progress:
         self._seen_s: dict[str, list[float]] = {}
         self._began_s = time.perf_counter()
         self._said_s = 0.0
+        self._quiet = contextlib.ExitStack()
         self._bar: rich_progress.Progress | None = None
         if CONSOLE.is_terminal:
             self._bar = rich_progress.Progress(
@@ -56,7 +59,16 @@ class Progress:
             print(f"{self.name}: {found}, going on with the others", flush=True)
         if self._bar is not None:
             self._bar.start()
+        else:
+            self._quiet.enter_context(every(QUIET_S, self._still))
         return self
+
+    def _still(self) -> str:
+        """Name the current run if nothing was printed for a while."""
+        last_s = max(self._said_s, self._began_s)
+        if not self.current or time.perf_counter() - last_s < QUIET_S:
+            return ""
+        return f"[{self.n_done}/{self.n_runs}] still at {self.current}"
 
     def __exit__(
         self,
@@ -64,6 +76,7 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._quiet.close()
         if self._bar is not None:
             if kind is None:
                 self._bar.update(self._task, description=self.name, left="done")
@@ -75,8 +88,8 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, description=self.current)
 
-    def end(self, run: Any, call: str, words: str, took_s: float) -> None:
-        """Count a run as done."""
+    def end(self, run: Any, call: str, result: str, took_s: float) -> None:
+        """Count a run as done and show its result."""
         self.n_done += 1
         self._seen_s.setdefault(call, []).append(took_s)
         self._to_come.remove(call)
@@ -86,7 +99,7 @@ class Progress:
         elif not self._to_come or time.perf_counter() - self._said_s > SAY_EVERY_S:
             self._said_s = time.perf_counter()
             print(
-                f"[{self.n_done}/{self.n_runs}] {run}: {words}"
+                f"[{self.n_done}/{self.n_runs}] {run}: {result}"
                 f" ({duration(time.perf_counter() - self._began_s)} gone"
                 f"{', ' if left else ''}{left})",
                 flush=True,
@@ -98,17 +111,11 @@ class Progress:
         return sum(mean_s.get(call, unseen_s) for call in self._to_come) / self.jobs
 
 
-def duration(seconds: float) -> str:
-    """Minutes and seconds, as in 1:05."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
-
-
 def print_table(title: str, frame: pd.DataFrame) -> None:
     """Print a frame of texts, its index first.
 
-    Words of headers go below each other and long names go on in a next line, but values stay
-    whole: a terminal narrower than its table wraps the lines itself.
+    The words of a header stand below each other, and long names are wrapped. Values are never
+    wrapped: a terminal narrower than the table wraps whole lines.
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     columns = [(str(frame.index.name or ""), [textwrap.fill(str(n), 40) for n in frame.index])]

@@ -1,4 +1,4 @@
-"""Rows on disk: appended one at a time, repaired after a crash, by one writer at a time."""
+"""CSV files with one writer: rows are appended one at a time, and a torn row is repaired."""
 
 import csv
 import io
@@ -17,12 +17,12 @@ from typing import IO, Any
 
 try:
     import fcntl
-except ImportError:  # Windows: two sweeps on one file are not noticed there
+except ImportError:  # Windows: two sweeps on one file are not detected
     fcntl = None  # type: ignore[assignment]
 
 Row = Mapping[str, Any]
 _ROOT = Path(__file__).parent.parent
-COMPUTING = ("numpy", "numba", "ortools", "pulp", "highspy")  # what rows depend on
+COMPUTING = ("numpy", "numba", "ortools", "pulp", "highspy")  # packages that decide rows
 _SHOWING = ("pandas", "matplotlib")
 
 
@@ -36,7 +36,7 @@ class Record:
     file: IO[bytes]
 
     def append(self, row: Row) -> None:
-        """Write one row, in one piece, and make sure that it has left this process."""
+        """Write one row in one piece, and flush it to the disk."""
         texts = {column: as_text(row[column]) for column in self.columns}
         _write(self.file, _line(texts.values()))
         os.fsync(self.file.fileno())
@@ -45,13 +45,12 @@ class Record:
 
 @contextmanager
 def recording(path: Path, columns: Sequence[str]) -> Iterator[Record]:
-    """Open a CSV to append to, locked; a last line that a crash tore is dropped.
+    """Open and lock a CSV to append rows; drop a last line that a crash left incomplete.
 
     Raises
     ------
     OSError
-        If it cannot be written, another process is writing to it, or it holds something else
-        than rows of these columns.
+        If the file cannot be written, another process writes to it, or its columns differ.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b", buffering=0) as file:
@@ -72,7 +71,7 @@ def recording(path: Path, columns: Sequence[str]) -> Iterator[Record]:
 
 @contextmanager
 def waiting_for(path: Path) -> Iterator[None]:
-    """Hold a lock file, once nobody else does; without one where there are no locks."""
+    """Wait for a lock file and hold it; a file system without locks grants it at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         if fcntl is not None:
@@ -82,7 +81,7 @@ def waiting_for(path: Path) -> Iterator[None]:
 
 
 def as_text(value: Any) -> str:
-    """How a value stands in the CSV: floats exactly, everything on one line."""
+    """Return the text of a value in the CSV: floats are exact, and all is on one line."""
     return "" if value is None else " ".join(str(value).split())
 
 
@@ -114,8 +113,8 @@ def _parse(path: Path, data: bytes, columns: tuple[str, ...]) -> list[dict[str, 
 
 
 def provenance(command: str) -> dict[str, Any]:
-    """Where numbers come from, but for the machine: command, date, commit, versions."""
-    # results and notebooks are what a sweep and its reader change themselves
+    """Return the origin of rows: command, date, commit, versions (`machine` adds the rest)."""
+    # a sweep and its readers change results and notebooks themselves
     changes = _git("status", "--porcelain", "--", ".", ":!results", ":!notebooks")
     return {
         "command": command,
@@ -127,7 +126,7 @@ def provenance(command: str) -> dict[str, Any]:
 
 
 def software(*packages: str) -> dict[str, str | None]:
-    """Versions of Python, of this checkout and of packages; None for one that is missing."""
+    """Return the versions of Python, this checkout and packages; None for a missing one."""
     return {
         "python": platform.python_version(),
         "hypsolve": hypsolve_version(),
@@ -136,7 +135,7 @@ def software(*packages: str) -> dict[str, str | None]:
 
 
 def machine() -> dict[str, Any]:
-    """Say what this machine is, without its name."""
+    """Describe this machine, without its name."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -145,7 +144,7 @@ def machine() -> dict[str, Any]:
 
 
 def hypsolve_version() -> str:
-    """Version of this checkout, whatever may be installed."""
+    """Return the version of this checkout, whichever version is installed."""
     project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
     return str(project["version"])
 
@@ -158,9 +157,9 @@ def _version(package: str) -> str | None:
 
 
 def note_session(csv_path: Path, session: Mapping[str, Any], first_row: int) -> None:
-    """Add a sweep to the JSON beside its CSV: rows from `first_row` on are its own.
+    """Add a sweep to the JSON file beside its CSV: its rows begin at `first_row`.
 
-    What was said of these rows before, by a sweep that wrote none or less, is replaced.
+    Sessions that begin there or later are replaced: they wrote no row.
     """
     path = csv_path.with_suffix(".json")
     try:
@@ -177,7 +176,7 @@ def note_session(csv_path: Path, session: Mapping[str, Any], first_row: int) -> 
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of this code; None without git or outside a checkout."""
+    """Return the output of git in this checkout; None without git or outside a checkout."""
     try:
         answer = subprocess.run(
             ("git", *arguments),

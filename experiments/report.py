@@ -1,7 +1,7 @@
-"""What the rows of a sweep say: gaps, ratios, a table per method; DataFrame -> DataFrame."""
+"""Gaps, ratios and tables from the rows of a sweep; DataFrame -> DataFrame."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ _PLACE = ["series", "value", "seed", "method", "options"]
 
 
 def load(path: str | Path, rows: Collection[int] | None = None) -> pd.DataFrame:
-    """Read a sweep's CSV; where a run was repeated (new version, other limit), the last counts.
+    """Read the CSV of a sweep; of a run that was repeated, the last row counts.
 
     Parameters
     ----------
@@ -31,12 +31,12 @@ def load(path: str | Path, rows: Collection[int] | None = None) -> pd.DataFrame:
     Raises
     ------
     FileNotFoundError
-        Saying which command writes the file.
+        If it is not there; the message names the command that writes it.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"{path.name} is not there yet: run `python -m experiments.sweep --full"
+            f"{path.name} does not exist yet: run `python -m experiments.sweep --full"
             f" {path.stem}` in the root of the repository"
         )
     frame = pd.read_csv(path, keep_default_na=False, na_values=["nan"])
@@ -49,7 +49,7 @@ def load(path: str | Path, rows: Collection[int] | None = None) -> pd.DataFrame:
 
 
 def results(name: str, root: str | Path = "..") -> pd.DataFrame | None:
-    """Rows of an experiment for a notebook: the full run's, else a shorter one's."""
+    """Return the rows of an experiment for a notebook, of the longest run that is there."""
     for folder in ("results", "results/default", "results/quick"):
         path = Path(root) / folder / f"{name}.csv"
         if path.exists():
@@ -59,45 +59,49 @@ def results(name: str, root: str | Path = "..") -> pd.DataFrame | None:
     return None
 
 
+def labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add ``label``, the name of each method with its options in tables and legends."""
+    calls = zip(frame["method"], frame["options"], strict=True)
+    return frame.assign(label=[label(method, options) for method, options in calls])
+
+
 def with_best_bound(frame: pd.DataFrame) -> pd.DataFrame:
     """Add ``label``, ``best_bound_s`` and ``best_gap``.
 
-    The best bound is the largest that any method proved for the same instance (digest): a
-    heuristic proves none of its own. ``best_gap`` is the relative distance to it, nan without
-    an answer.
+    The best bound is the largest that any method proved for the instance (digest), because
+    heuristics prove none. ``best_gap`` is (objective - best bound) / objective; it is nan
+    without an answer. A frame that has the columns is returned as it is: add them before rows
+    of a method are left out, for its bounds count for the others.
     """
+    if "best_gap" in frame:
+        return frame
     proven_s = frame["bound_s"].where(np.isfinite(frame["bound_s"]))
     best_bound_s = proven_s.groupby(frame["digest"]).transform("max").fillna(0.0)
     answer_s = frame["objective_s"].where(np.isfinite(frame["objective_s"]))
     gap = ((answer_s - best_bound_s) / answer_s.where(answer_s > 0)).clip(lower=0.0)
-    calls = zip(frame["method"], frame["options"], strict=True)
-    return frame.assign(
-        label=[label(method, options) for method, options in calls],
+    return labelled(frame).assign(
         best_bound_s=best_bound_s,
         best_gap=gap.mask(answer_s == 0, 0.0),
     )
 
 
 def relative_to(frame: pd.DataFrame, column: str, reference: str) -> pd.DataFrame:
-    """Add ``ratio``: `column` over that of the method `reference` on the same instance.
+    """Add ``ratio``: `column` divided by its value for the method `reference`, by instance.
 
-    A time counts whether or not an answer was found, and is a lower bound where ``at_limit``,
-    also added, says so. An objective needs an answer of both: else the ratio is nan. Nothing
-    is dropped.
+    A time counts with or without an answer; it is a lower bound where ``at_limit``, which is
+    added too, is true. An objective needs an answer of both methods; otherwise the ratio is
+    nan. No row is dropped.
     """
     counts = np.isfinite(frame[column])
     of_reference = frame[counts & (frame["method"] == reference) & (frame["options"] == "{}")]
     base = frame["digest"].map(of_reference.groupby("digest")[column].median())
-    calls = zip(frame["method"], frame["options"], strict=True)
-    return frame.assign(
-        ratio=(frame[column] / base).where(counts),
-        at_limit=at_limit(frame),
-        label=[label(method, options) for method, options in calls],
+    return labelled(frame).assign(
+        ratio=(frame[column] / base).where(counts), at_limit=at_limit(frame)
     )
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per method: how often it answered, its gaps to the best bound, its times."""
+    """Summarise each method: its answers, its gaps to the best bound, its times."""
     table = with_best_bound(frame).assign(at_limit=at_limit(frame))
     groups = table.groupby(table["label"].rename("method"), sort=False)
     return pd.DataFrame(
@@ -115,43 +119,50 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def tables(experiment: str, frame: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
-    """The tables of an experiment that solves or measures: title -> table of texts."""
-    if experiment == "speed":
-        return {"speed": _speed_table(frame)}
-    if experiment == "calibration_points":
-        return {}
-    if experiment == "calibration":
-        return {
-            "calibration: mean absolute error of predicted block times": _error_table(frame)
-        }
-    if experiment == "latency":
-        return {
-            "mean latency relative to Hyperion's, where both have an answer": _ratio_table(
-                frame
-            )
-        }
-    if experiment == "joint_frontier":
-        return _frontier_tables(frame)
-    if experiment == "solve_time":
-        return {"partition: time relative to HypSplit-DP's": _time_table(frame)}
+def default_tables(name: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return one table of an experiment with `solve`: a row per method."""
+    return {f"{name}: gap to the best bound that any method proved": _describe(summary(frame))}
+
+
+def gap_tables(_: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return a table of gaps and times per kind of problem, and the gaps at scale by size."""
     titles = {"joint": "partition and schedule together", "scale": "the same at scale"}
     kinds = gap_kinds(frame)
-    found = {
-        f"{titles.get(kind, kind)}: gap to the best bound any method proved": _describe(
-            summary(rows)
-        )
+    tables = {
+        title: table
         for kind, rows in kinds.items()
+        for title, table in default_tables(titles.get(kind, kind), rows).items()
     }
     if "scale" in kinds:
-        found["the same at scale: median gap by number of requests"] = _gaps_by_value(
+        tables["the same at scale: median gap by number of requests"] = _gaps_by_value(
             kinds["scale"]
         )
-    return found
+    return tables
+
+
+def latency_tables(_: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the table of mean latencies relative to Hyperion's."""
+    title = "mean latency relative to Hyperion's, where both have an answer"
+    return {title: _ratio_table(frame)}
+
+
+def solve_time_tables(_: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the table of solve times relative to HypSplit-DP's."""
+    return {"partition: time relative to HypSplit-DP's": _time_table(frame)}
+
+
+def speed_tables(_: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the table of speeds and targets."""
+    return {"speed": speed_table(frame)}
+
+
+def calibration_tables(_: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the table of errors per GPU."""
+    return {"calibration: mean absolute error of predicted block times": _error_table(frame)}
 
 
 def gap_kinds(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Rows of `gap` by what is decided and how large it is: joint, scale, partition."""
+    """Split the rows of `gap`: joint problems, joint problems at scale, partition problems."""
     of_partition = frame["series"].str.startswith("partition")
     at_scale = frame["series"].str.startswith("at scale")
     kinds = {
@@ -161,7 +172,7 @@ def gap_kinds(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _gaps_by_value(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per method, a column per value of the axis."""
+    """Tabulate median gaps: a row per method, a column per value of the axis."""
     table = with_best_bound(frame)
     methods = list(dict.fromkeys(table["label"]))
     gaps = table.groupby(["label", "value"])["best_gap"].median().unstack()
@@ -176,7 +187,8 @@ def _describe(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _speed_table(frame: pd.DataFrame) -> pd.DataFrame:
+def speed_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return what was timed, the target, the minimum and median, and whether it is met."""
     columns = ["target", "min", "median", "unit", "repeats", "met"]
     return frame.set_index("what")[columns].map(
         lambda cell: f"{cell:.4g}" if isinstance(cell, float) else str(cell)
@@ -202,8 +214,8 @@ def _time_table(frame: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _frontier_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Per setting: how many each method proved, how fast, and what gap was left."""
+def frontier_tables(_: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return a table per setting: optima that each method proved, its times and its gaps."""
     tables = {}
     for (series, value), runs in with_best_bound(frame).groupby(
         ["series", "value"], sort=False
@@ -226,9 +238,14 @@ def _frontier_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def traces(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per point of the column ``trace``: label, setting, elapsed_s, objective, bound.
+    """Expand the column ``trace`` to a row per point.
 
-    Objective and bound are relative to the best objective of the instance, in percent.
+    Returns
+    -------
+    DataFrame
+        label, series, seed, elapsed_s; ``above`` and ``below``: distance of the objective and
+        of the bound from the best objective of the instance, in % of it; ``gap``: (objective -
+        bound) / objective in %, 100 before the first answer.
     """
     best_s = frame["objective_s"].groupby(frame["digest"]).transform("min")
     rows = []
@@ -242,6 +259,9 @@ def traces(frame: pd.DataFrame) -> pd.DataFrame:
                     "elapsed_s": elapsed_s,
                     "above": np.nan if objective_s is None else 100 * (objective_s / best - 1),
                     "below": 100 * (1 - bound_s / best),
+                    "gap": 100.0
+                    if objective_s is None
+                    else 100 * max(0.0, 1 - bound_s / objective_s),
                 }
             )
     return pd.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""What a run and a family of runs are; executes runs in worker processes, one row each."""
+"""Protocols of a run and of a family of runs; execution in worker processes, a row a run."""
 
 import functools
 import logging
@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -15,46 +16,61 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments import record
+from experiments.definitions import Shown
+from experiments.waiting import duration, every
 
 Row = dict[str, Any]
 Rows = Generator[tuple["Run", Row], None, None]
-TRIES = 2  # a run whose process died may have been short of memory, beside another
+NOTICE_S = 10.0  # between lines while one family compiles
+TRIES = 2  # a process may have died because another run took the memory
 
 
 class Run(Protocol):
-    """A row to be. It can be pickled, and is small, for it travels to the worker."""
+    """One row of a CSV before it is measured; small, for it is pickled for a worker."""
 
     @property
     def call(self) -> str:
-        """What is run, not on what: runs of one call take about as long."""
+        """Method and options. Runs of one call take about the same time."""
 
     def row(self) -> Row:
-        """All columns that are known before the run."""
+        """Return the columns that are known before the run."""
 
     def measure(self) -> Row:
-        """The other columns: a pure function of the run, but for times."""
+        """Return the other columns. Except for times, they depend on the run alone."""
 
-    def words(self, row: Mapping[str, Any]) -> str:
-        """How the run ended, for people; `row` is ``row() | measure()``."""
+    def describe(self, row: Mapping[str, Any]) -> str:
+        """Describe how the run ended; `row` is ``row() | measure()``."""
 
     def seconds(self, row: Mapping[str, Any]) -> float:
-        """How long the measurement took, as far as the row tells."""
+        """Return the seconds that the measurement took, as far as the row tells."""
+
+
+class Described(Protocol):
+    """The part of an experiment that every family shares."""
+
+    @property
+    def question(self) -> str:
+        """The question that the experiment answers."""
+
+    @property
+    def shown(self) -> Shown:
+        """Its tables and figures."""
 
 
 class Family(Protocol):
-    """A module of experiments that share their columns."""
+    """A module of experiments whose CSV files have one list of columns."""
 
     @property
-    def QUESTIONS(self) -> Mapping[str, str]:
-        """What each experiment asks, by its name."""
+    def EXPERIMENTS(self) -> Mapping[str, Described]:
+        """The experiments by name."""
 
     @property
     def COLUMNS(self) -> tuple[str, ...]:
-        """Of the CSV: those of `Run.row` and of `Run.measure`."""
+        """Columns of the CSV: those of `Run.row` and of `Run.measure`."""
 
     @property
     def IDENTITY(self) -> tuple[str, ...]:
-        """Columns of `Run.row` that make two runs the same."""
+        """Columns of `Run.row` that identify a run."""
 
     def plan(
         self,
@@ -65,41 +81,41 @@ class Family(Protocol):
         n_seeds: int | None = None,
         time_limit_s: float | None = None,
     ) -> Sequence[Run]:
-        """Every run of an experiment at a size (quick, default, full)."""
+        """List the runs of an experiment at a size (quick, default, full)."""
 
 
 class Workers(Protocol):
-    """What executes runs."""
+    """Processes of this machine, or of a cluster, that execute runs."""
 
     @property
     def jobs(self) -> int:
-        """How many runs at a time."""
+        """Number of runs at a time."""
 
     def where(self) -> dict[str, Any]:
-        """Where rows come from, for their provenance."""
+        """Describe the machines, for the provenance of the rows."""
 
     def execute(self, runs: Sequence[Run], *, started: Callable[[Run], None]) -> Rows:
-        """Yield each run with its row, as they end; closing the iterator stops them.
+        """Yield each run with its row when it ends; closing the iterator stops the runs.
 
         Raises
         ------
         RuntimeError
-            Naming a run that raised or that its worker does not survive.
+            If a run raised, or killed its workers; the message names the run.
         """
 
 
 def identity(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
-    """What makes two runs the same."""
+    """Return the values that identify a run."""
     return tuple(record.as_text(row[column]) for column in columns)
 
 
 def by_identity(runs: Iterable[Run], columns: Sequence[str]) -> dict[tuple[str, ...], Run]:
-    """Runs by what makes them the same.
+    """Map identities to runs.
 
     Raises
     ------
     ValueError
-        If two are: their rows could not be told apart.
+        If two runs have one identity, so that their rows could not be told apart.
     """
     found: dict[tuple[str, ...], Run] = {}
     for run in runs:
@@ -111,21 +127,22 @@ def by_identity(runs: Iterable[Run], columns: Sequence[str]) -> dict[tuple[str, 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Processes of this machine, `jobs` at a time.
+    """Worker processes of this machine, `jobs` at a time.
 
-    Never this process itself: a solver's own Ctrl-C handler then cannot pass an interrupted
-    search off as a finished one. A run whose process dies is tried once more, in a new one.
+    Runs never execute in this process: a solver's own Ctrl-C handler could otherwise report an
+    interrupted search as a finished one. A run whose process dies is tried once more, in a new
+    process.
     """
 
     jobs: int
 
     def where(self) -> dict[str, Any]:
-        """Say what this machine is."""
+        """Describe this machine."""
         return record.machine()
 
     def execute(self, runs: Sequence[Run], *, started: Callable[[Run], None]) -> Rows:
-        """Yield each run with its row, as they end; see `Workers`."""
-        warm_alone()  # compiled once, here: several workers at it can spoil the cache
+        """Yield each run with its row when it ends; see `Workers`."""
+        warm_alone()  # compile here, once: several workers at a time can spoil the cache
         return _execute(runs, self.jobs, started)
 
 
@@ -171,28 +188,52 @@ def _execute(runs: Sequence[Run], jobs: int, started: Callable[[Run], None]) -> 
 def warm_alone() -> None:
     """Compile the kernels, or load them, while no other process does so in the same folder.
 
-    numba numbers its files there by an index that bears one writer: two of unlike CPUs that
-    share the folder could end up with code of one another.
+    numba numbers the files of its cache by an index that supports one writer. Two writers with
+    different CPUs could end up with each other's code.
     """
     from hypsolve.kernels import hypsplit
-    from hypsolve.kernels.warm_up import warm
 
     of_kernels = (getattr(value, "stats", None) for value in vars(hypsplit).values())
     folder = next(
         (stats.cache_path for stats in of_kernels if stats and stats.cache_path), None
     )
     with record.waiting_for(Path(folder) / "hypsolve.lock") if folder else nullcontext():
-        warm()
+        _warm_families(folder)
+
+
+def _warm_families(folder: str | None) -> None:
+    """Prepare the kernels family by family, and print how far that is."""
+    from hypsolve.kernels.warm_up import FAMILIES, warm
+
+    cache = f"the cache is {folder}" if folder else "no folder to cache them is writable"
+    print(
+        f"kernels: preparing {len(FAMILIES)} families; they compile once, for some minutes,"
+        f" and load in seconds afterwards; {cache}",
+        flush=True,
+    )
+    began_s = time.perf_counter()
+    for number, family in enumerate(FAMILIES, start=1):
+        started_s = time.perf_counter()
+        say = f"kernels: {number} of {len(FAMILIES)}, {family}"
+        with every(NOTICE_S, f"{say}: compiling"):
+            warm(family)
+        took_s = time.perf_counter() - started_s
+        if took_s > 1 or number == len(FAMILIES):
+            print(
+                f"{say}: ready after {took_s:.0f} s ({duration(time.perf_counter() - began_s)}"
+                " in all)",
+                flush=True,
+            )
 
 
 def _pool() -> ProcessPoolExecutor:
-    """One process, for a pool of several does not say which of them died."""
+    """Make a pool of one process: a larger pool does not say which of its processes died."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(1, context, initializer=_start_worker)
 
 
 def _start_worker() -> None:
-    logging.getLogger("hypsolve").setLevel(logging.ERROR)  # its notices would tear the bar
+    logging.getLogger("hypsolve").setLevel(logging.ERROR)  # its notices would break the bar
     signal.signal(signal.SIGINT, lambda *_: None)  # the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

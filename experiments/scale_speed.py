@@ -1,4 +1,4 @@
-"""Tasks of experiment `speed` at scale: ratios and figures of one run, taken in turn."""
+"""Tasks of experiment `speed` on large instances; compared times are taken in turn."""
 
 import statistics
 import tracemalloc
@@ -11,9 +11,9 @@ from experiments.speed_rows import row, timed_s
 
 
 def _long_instance(n_blocks: int, n_tiers: int, seed: int = 0) -> Any:
-    """Blocks all unlike, two nodes a tier, memory for 1.1 to 2 shares, 64 kinds of cut.
+    """Draw a long chain of unlike blocks on tiers of two nodes, with 64 kinds of cut.
 
-    Links take up to a fifth of a mean stage.
+    A node has the memory of 1.1 to 2 fair shares. Links take up to a fifth of a mean stage.
     """
     from hypsolve import Instance
 
@@ -43,10 +43,9 @@ def _long_instance(n_blocks: int, n_tiers: int, seed: int = 0) -> Any:
 
 
 def long_chain(size: str) -> list[dict[str, Any]]:
-    """Time HypSplit-DP, prefix sums and all, in turn with the sums of its costs by numpy.
+    """Time HypSplit-DP with its prefix sums, in turn with `numpy.cumsum` of its costs.
 
-    Its own sums, to twice the precision, bound it: two thirds of the time; the search takes a
-    seventh.
+    The prefix sums, of twice the precision, take two thirds of the time, the search a seventh.
     """
     from hypsolve import solve
     from hypsolve.solvers.partition.hypsplit import hypsplit_dp
@@ -72,16 +71,17 @@ def long_chain(size: str) -> list[dict[str, Any]]:
     return [
         row(f"HypSplit-DP / numpy.cumsum of the costs, {what}", [t / base_s for t in own_s],
             "times", 3),
-        row(f"the same with solve's own check: {what}", [t / base_s for t in solve_s], "times"),
+        row(f"solve with hypsplit_dp / numpy.cumsum, {what}", [t / base_s for t in solve_s],
+            "times"),
         row(f"HypSplit-DP: peak memory / input, {what}", [peak_bytes / input_bytes],
             "times", 2.5),
     ]  # fmt: skip
 
 
 def growth(size: str) -> list[dict[str, Any]]:
-    """Fit the exponent of HypSplit-DP's time over the blocks, at fixed tiers.
+    """Fit the exponent of HypSplit-DP's time in the number of blocks, at fixed tiers.
 
-    Short chains are bound by the call, long ones by the prefix sums, which are linear.
+    The call dominates on short chains; the prefix sums, which are linear, on long ones.
     """
     from hypsolve.solvers.partition.hypsplit import hypsplit_dp
 
@@ -109,13 +109,12 @@ def growth(size: str) -> list[dict[str, Any]]:
 
 
 def decisions(size: str) -> list[dict[str, Any]]:
-    """Time HypSched-RT's kernel in tiers of six classes, with live estimates.
+    """Time the kernel of HypSched-RT in tiers of six classes, with live estimates.
 
-    Two jobs a node are in flight; what a job takes is jittered by a tenth, and one node in
-    twenty is throttled to a third, so slowdowns change all the time. Warm: the first half of
-    the requests is not counted. Small tiers are bound by the pass over the groups (about 50 in
-    a tier of 1,000, 100 in one of 100,000), large ones by memory, where a heap's nodes lie
-    anywhere.
+    Two jobs a node are in flight. Service times vary by a tenth, and one node in twenty is
+    throttled to a third, so the estimates change all the time. The first half of the requests
+    warms up and is not counted. The pass over the groups (about 50 in a tier of 1,000 nodes,
+    100 in one of 100,000) dominates in small tiers, memory access in large ones.
     """
     repeats = {"quick": 1, "default": 3, "full": 9}[size]
     targets_us = {8: 0.2, 1000: 0.5, 100_000: 1.0}
@@ -161,7 +160,7 @@ def _decision_us(n_nodes: int, seed: int) -> tuple[float, float]:
             node, own = in_flight.pop(0)
             busy = own * pace[node] * rng.normal(1, 0.1, n_each).clip(0.5)
             report = partial(
-                batch_dispatch.complete, node, own, busy, *tier._state, tier._factor
+                batch_dispatch.complete, node, own, busy, *tier._state, tier._factor, 0.2
             )
             complete_s.append(timed_s(report))
     half = n_calls // 2
@@ -173,7 +172,7 @@ def _decision_us(n_nodes: int, seed: int) -> tuple[float, float]:
 
 
 def _random_networks(n_networks: int) -> dict[str, Any]:
-    """One model of 42 blocks on networks of 3 to 5 tiers of 1 to 4 nodes, in six classes."""
+    """Draw networks of 3 to 5 tiers of 1 to 4 nodes, in six classes, for 42 blocks."""
     rng = np.random.default_rng(n_networks)
     layers = np.ones(40)
     node_class = rng.integers(0, 6, (n_networks, 5, 4))
@@ -192,9 +191,9 @@ def _random_networks(n_networks: int) -> dict[str, Any]:
 
 
 def batch(size: str) -> list[dict[str, Any]]:
-    """Time `solve_many` from its checks to its answers; the target is 200,000 a second.
+    """Time `solve_many` from its checks to its answers; the target is 200,000 plans a second.
 
-    Stage times bound it, about 120 a plan in 5 to 6 trials; the checks take a tenth.
+    Stage times take most of it, about 120 a plan in 5 to 6 trials; the checks take a tenth.
     """
     from hypsolve import solve_many
 
@@ -218,11 +217,10 @@ _QUADRATIC = ("deepspeed_balanced", "pipedream")
 
 
 def peers(size: str) -> list[dict[str, Any]]:
-    """Time the cuts of rules in use, in turn with HypSplit-DP, and compare bottlenecks.
+    """Time the rules in use, in turn with HypSplit-DP, and compare bottlenecks.
 
-    Rules alone, without the checks that they have as methods. No memory limit binds, so that
-    each has an answer; nodes' memory is in the same proportions. The quadratic ones are not
-    asked about 100,000 blocks.
+    Only the rules are timed, without the checks that methods have. Every node has 1,000 times
+    its memory, so that each rule has an answer. Quadratic rules skip 100,000 blocks.
     """
     from experiments.definitions import three_tiers_of_four
     from hypsolve import Partition, evaluate

@@ -1,7 +1,7 @@
-"""Tasks of experiment `speed` that time the token-level simulator; also run in own processes.
+"""Tasks of experiment `speed` that time the token-level simulator, each in its own process.
 
-`python -m experiments.simulation_speed TASK SIZE` prints JSON. The scenario: Llama-3-8B over 3
-tiers of 8 GPUs, requests as in the Azure conversation trace of 2023.
+`python -m experiments.simulation_speed TASK SIZE` prints JSON. The scenario is Llama-3-8B on 3
+tiers of 8 GPUs, with requests like those of the Azure conversation trace of 2023.
 """
 
 import json
@@ -18,7 +18,7 @@ N_TRACE, TRACE_RATE_PER_S = 13_828, 5.9  # of the conversation trace
 
 
 def deployment(n_requests: int, *, output_tokens: int | None = None) -> Any:
-    """Draw conversations at the trace's rate, or at one output length, on 3 tiers of 8."""
+    """Draw conversations at the rate of the trace, on request all of one output length."""
     import hypsolve as hs
 
     requests = hs.workload("azure_conversation", n_requests=n_requests,
@@ -58,7 +58,7 @@ def _timed(problem: Any, partition: Any, **options: Any) -> tuple[float, Any]:
 
 
 def whole_trace(size: str) -> dict[str, Any]:
-    """Simulate as many conversations as the trace has, or the trace itself if it is there."""
+    """Simulate the conversation trace, or drawn requests of its number without the file."""
     import hypsolve as hs
     from experiments.claims.scenes import CONVERSATIONS, can_draw, trace_file
 
@@ -82,7 +82,7 @@ def whole_trace(size: str) -> dict[str, Any]:
 
 
 def batches(size: str) -> dict[str, Any]:
-    """Time a loaded system, whose iterations hold many requests."""
+    """Time a loaded system: its iterations hold many requests."""
     import dataclasses
 
     import hypsolve as hs
@@ -104,7 +104,7 @@ def batches(size: str) -> dict[str, Any]:
 
 
 def against_simpy(size: str) -> dict[str, Any]:
-    """Run the SimPy model of the tests and `simulate` in turn on one scenario."""
+    """Time the SimPy model of the tests and `simulate` in turn; their traces must agree."""
     sys.path.insert(0, str(_ROOT / "tests"))
     from tests.helpers import simpy_model
 
@@ -132,10 +132,10 @@ def against_simpy(size: str) -> dict[str, Any]:
 
 
 def memory(size: str) -> dict[str, Any]:
-    """Peak memory that one simulation allocates; `size` is requests x output tokens.
+    """Return the peak memory of one simulation; `size` is requests x output tokens.
 
-    As Python's tracemalloc counts it, which sees every array: the kernels allocate nothing. The
-    resident set would hide a small simulation under what compiling the kernels once took.
+    tracemalloc counts it: it sees every array, and the kernels allocate none. The resident set
+    would also hold the memory that compiling the kernels took.
     """
     n_requests, output_tokens = map(int, size.split("x"))
     small = deployment(2, output_tokens=2)

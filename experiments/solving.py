@@ -1,20 +1,20 @@
-"""Experiments with `solve`: a run is one method on one instance, planned from EXPERIMENTS."""
+"""Runs of one method on one instance by `solve`, planned from `EXPERIMENTS`."""
 
 import contextlib
 import functools
 import json
-import os
 import statistics
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from experiments.definitions import EXPERIMENTS, Experiment, settings
+from experiments.definitions import EXPERIMENTS, AnyMethod, Experiment, settings
 from hypsolve import Instance, Result, solve
+from hypsolve.solvers.backends.scip import hide_spurious_scip_errors
 
 R = TypeVar("R", bound="SolveRun")
+T = TypeVar("T")
 COLUMNS = (
     "experiment",
     "series",
@@ -43,44 +43,20 @@ COLUMNS = (
     "version",
 )
 IDENTITY = ("digest", "method", "options", "seed", "time_limit_s", "version")
-QUESTIONS = {name: experiment.question for name, experiment in EXPERIMENTS.items()}
-REPEAT_BELOW_S = 0.05  # a shorter run is timed N_TIMINGS times and the median is kept
+REPEAT_BELOW_S = 0.05  # a shorter run is timed N_TIMINGS times, and its median is kept
 N_TIMINGS = 5
-FALSE_ERRORS = b"SCIPcatchEvent does not support", b"gscip_event_handler.cc"
 
 
-@contextlib.contextmanager
-def without_false_errors() -> Iterator[None]:
-    """Keep back the two lines that each solve by SCIP writes; see `partition_scip`.
-
-    They go straight to file descriptor 2. All else that is written there comes afterwards: so
-    this is for a process that does one thing at a time.
-    """
-    with tempfile.TemporaryFile() as kept:
-        true = os.dup(2)
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(true, 2)
-            os.close(true)
-            kept.seek(0)
-            for line in kept:
-                if not any(words in line for words in FALSE_ERRORS):
-                    os.write(2, line)
-
-
-def solve_quietly(instance: Instance, method: str, **options: Any) -> Result:
-    """Call `solve`, without the false errors of SCIP."""
+def solve_quietly(instance: Instance, method: AnyMethod, **options: Any) -> Result:
+    """Call `solve` and suppress the false errors of SCIP."""
     is_scip = method == "partition_scip"
-    with without_false_errors() if is_scip else contextlib.nullcontext():
+    with hide_spurious_scip_errors() if is_scip else contextlib.nullcontext():
         return solve(instance, method, **options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolveRun:
-    """One call of `solve`: an instance, a method, and where the row belongs."""
+    """One call of `solve`: the instance, the method, and the columns that identify the row."""
 
     experiment: str
     series: str
@@ -88,14 +64,14 @@ class SolveRun:
     value: Any
     instance: Instance
     digest: str
-    method: str
+    method: AnyMethod
     options: Mapping[str, Any]
     seed: int
     time_limit_s: float
     version: str
 
     def row(self) -> dict[str, Any]:
-        """All that is known before the run."""
+        """Return the columns that are known before the run."""
         return {
             "experiment": self.experiment,
             "series": self.series,
@@ -104,7 +80,7 @@ class SolveRun:
             "digest": self.digest,
             "instance": self.instance.name,
             "objective": self.instance.objective,
-            "method": self.method,
+            "method": name_of(self.method),
             "options": json.dumps(self.options, sort_keys=True),
             "policy": self.options.get("policy", ""),
             "seed": self.seed,
@@ -118,16 +94,21 @@ class SolveRun:
         }
 
     def measure(self) -> dict[str, Any]:
-        """Solve, and again if that was short; the rest of the row."""
-        warm(self.method, json.dumps(self.options))
-        result = self.solve()
+        """Solve, several times if a solve is short, and return the other columns."""
+        self.warm()
+        result = with_loaded_kernels(self.solve)
         times_s = [result.solve_time_s]
         while max(times_s) < REPEAT_BELOW_S and len(times_s) < N_TIMINGS:
             times_s.append(self.solve().solve_time_s)
-        return told(result, times_s)
+        return answer_columns(result, times_s)
+
+    def warm(self) -> None:
+        """Solve a tiny instance; one's own method may not take it, and is not warmed."""
+        if isinstance(self.method, str):
+            warm(self.method, json.dumps(self.options), str(self.instance.objective))
 
     def solve(self, **more: Any) -> Result:
-        """Call the method with its options, and with more of them."""
+        """Call the method with its options and `more` keywords."""
         return solve_quietly(
             self.instance, self.method, time_limit_s=self.time_limit_s, seed=self.seed,
             **self.options, **more,
@@ -136,25 +117,42 @@ class SolveRun:
     @property
     def call(self) -> str:
         """Method and options."""
-        return " ".join([self.method, *(f"{k}={v}" for k, v in self.options.items())])
+        return call_of(self.method, self.options)
 
-    def words(self, row: Mapping[str, Any]) -> str:
-        """How the run ended, in a few words."""
+    def describe(self, row: Mapping[str, Any]) -> str:
+        """Return the status and the solve time."""
         from experiments.labels import seconds
 
         return f"{row['status']}, {seconds(row['solve_time_s'])}"
 
     def seconds(self, row: Mapping[str, Any]) -> float:
-        """How long all its timings took."""
+        """Return the seconds that all timings took."""
         return float(row["solve_time_s"] * row["n_timings"])
 
     def __str__(self) -> str:
-        place = f"{self.experiment}/{self.series} {self.axis}={self.value} seed={self.seed}"
-        return f"{place} {self.call}"
+        return describe_run(self)
 
 
-def told(result: Result, times_s: Sequence[float]) -> dict[str, Any]:
-    """Columns of an answer that was timed once or more."""
+def name_of(method: AnyMethod) -> str:
+    """Return the name of a method; of one's own method, the name of its function."""
+    if isinstance(method, str):
+        return method
+    return str(getattr(method, "function", method).__name__)
+
+
+def call_of(method: AnyMethod, options: Mapping[str, Any]) -> str:
+    """Describe a method and its options in one line."""
+    return " ".join([name_of(method), *(f"{k}={v}" for k, v in options.items())])
+
+
+def describe_run(run: Any) -> str:
+    """Describe a run by its experiment, series, value, seed and method."""
+    place = f"{run.experiment}/{run.series} {run.axis}={run.value} seed={run.seed}"
+    return f"{place} {run.call}"
+
+
+def answer_columns(result: Result, times_s: Sequence[float]) -> dict[str, Any]:
+    """Return the columns of an answer that was timed once or several times."""
     return {
         "status": result.status,
         "objective_s": result.objective_s,
@@ -174,7 +172,7 @@ def plan(
     n_seeds: int | None = None,
     time_limit_s: float | None = None,
 ) -> list[SolveRun]:
-    """Every run of an experiment at a size (quick, default, full)."""
+    """List the runs of an experiment at a size (quick, default, full)."""
     return runs_of(
         EXPERIMENTS[name], SolveRun, name, size, version=version, n_seeds=n_seeds,
         time_limit_s=time_limit_s,
@@ -191,7 +189,7 @@ def runs_of(
     n_seeds: int | None,
     time_limit_s: float | None,
 ) -> list[R]:
-    """Every run of an experiment at a size, as runs of this kind."""
+    """List the runs of an experiment at a size, as instances of `kind`."""
     n_seeds = n_seeds or experiment.n_seeds[size]
     runs = []
     for series_name, value, seed in settings(experiment.series, size, n_seeds):
@@ -219,10 +217,28 @@ def runs_of(
     return runs
 
 
+def with_loaded_kernels(call: Callable[[], T]) -> T:
+    """Return the result of `call`, and call again if it compiled or loaded a kernel.
+
+    Each layout of an argument (a read-only array, say) makes numba compile a version of its
+    own, or load one. That takes up to seconds, once a process, and is not the method's time.
+    """
+    n_before = n_kernel_versions()
+    result = call()
+    return result if n_kernel_versions() == n_before else call()
+
+
+def n_kernel_versions() -> int:
+    """Count the compiled versions of all kernels in this process."""
+    modules = [m for name, m in sys.modules.items() if name.startswith("hypsolve.kernels.")]
+    functions = {id(f): f for module in modules for f in vars(module).values()}
+    return sum(len(getattr(f, "overloads", ())) for f in functions.values())
+
+
 @functools.cache
-def warm(method: str, options: str) -> None:
-    """Let a method import its backend and load its kernels before a clock starts."""
+def warm(method: str, options: str, objective: str = "mean_latency") -> None:
+    """Make a method import its backend and load its kernels before a clock starts."""
     tiny = Instance.from_tables(
-        [[[1.0, 1.0, 1.0]]], [0, 0, 0], [[(0, 0)], [(0, 0)]], objective="mean_latency"
+        [[[1.0, 1.0, 1.0]]], [0, 0, 0], [[(0, 0)], [(0, 0)]], objective=objective
     )
     solve_quietly(tiny, method, time_limit_s=1.0, **json.loads(options))

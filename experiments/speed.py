@@ -1,6 +1,6 @@
-"""Experiment `speed`: how fast the library is, against its targets; warm, min and median.
+"""Experiment `speed`: minimum and median times of the warm library, against its targets.
 
-Also run by itself in processes of their own: `python -m experiments.speed TASK` prints JSON.
+Some tasks run in a process of their own: `python -m experiments.speed TASK` prints JSON.
 """
 
 import json
@@ -37,7 +37,7 @@ _UNWANTED = ("ortools", "pulp", "highspy", "pandas", "matplotlib")
 
 
 def _table_instance(n_requests: int, n_blocks: int, n_tiers: int, n_nodes: int) -> Any:
-    """A chain with three node classes, per-cut transfers, memory, and Poisson arrivals."""
+    """Draw a chain with three node classes, transfers per cut, memory, and Poisson arrivals."""
     from hypsolve import Instance
 
     rng = np.random.default_rng([n_blocks, n_tiers, n_nodes])
@@ -68,14 +68,14 @@ def _table_instance(n_requests: int, n_blocks: int, n_tiers: int, n_nodes: int) 
 
 
 def _chain() -> Any:
-    """Phi-3-medium's 42 blocks over 3 tiers of 4 nodes."""
+    """Return the 42 blocks of Phi-3-medium on 3 tiers of 4 nodes."""
     from experiments.definitions import three_tiers_of_four
 
     return three_tiers_of_four()
 
 
 def solve_time(size: str) -> list[dict[str, Any]]:
-    """Time `solve`: the method, re-scoring, checks."""
+    """Time `solve`: the method, its re-scoring and its checks."""
     from hypsolve import solve
 
     instance = _chain()
@@ -100,7 +100,7 @@ def kernel_time(size: str) -> list[dict[str, Any]]:
 
 
 def milp_ratio(size: str) -> list[dict[str, Any]]:
-    """Time the exact backends in turn with HypSplit-DP; a ratio of medians, at equal optima."""
+    """Time the exact backends in turn with HypSplit-DP, and check that the optima agree."""
     from hypsolve import solve
 
     instance = _chain()
@@ -142,7 +142,7 @@ def dispatch(size: str) -> list[dict[str, Any]]:
 
 
 def import_ratio(size: str) -> list[dict[str, Any]]:
-    """Compare the process time of two imports, in turn."""
+    """Compare the process times of two imports, taken in turn."""
     repeats = {"quick": 3, "default": 5, "full": 21}[size]
     times_s: dict[str, list[float]] = {"numba": [], "hypsolve": []}
     for module in times_s:
@@ -157,7 +157,7 @@ def import_ratio(size: str) -> list[dict[str, Any]]:
 
 
 def first_solve(size: str) -> list[dict[str, Any]]:
-    """Time the first solve of a fresh process, numba's cache being warm."""
+    """Time the first solve of a fresh process with a warm cache of numba."""
     repeats = {"quick": 1, "default": 2, "full": 9}[size]
     _in_process("first")  # fills the cache
     start_s, call_s = [], []
@@ -167,12 +167,12 @@ def first_solve(size: str) -> list[dict[str, Any]]:
         start_s.append(time.perf_counter() - start)
     return [
         row("first hypsplit_dp solve in a fresh process, warm cache", call_s, "s", 3),
-        row("the same with Python's start and imports", start_s, "s"),
+        row("first hypsplit_dp solve with Python's start and imports", start_s, "s"),
     ]
 
 
 def simulator(size: str) -> list[dict[str, Any]]:
-    """Time the token-level simulator, on one core; events are (token, stage) visits."""
+    """Time the token-level simulator on one core; an event is a (token, stage) visit."""
     trace = _simulated("trace", size)
     visits = trace["n_visits"]
     loaded = _simulated("batches", size)
@@ -181,7 +181,8 @@ def simulator(size: str) -> list[dict[str, Any]]:
         row(what, trace["seconds"], "s", 10),
         row(f"{what}: per event", [1e9 * s / visits for s in trace["seconds"]], "ns", 333),
         row(
-            f"the same nodes under load, mean batch {loaded['mean_batch']:.1f}: per event",
+            "simulate, 3 tiers of 8 nodes under load, mean batch"
+            f" {loaded['mean_batch']:.1f}: per event",
             [1e9 * s / loaded["n_visits"] for s in loaded["seconds"]],
             "ns",
             333,
@@ -190,7 +191,7 @@ def simulator(size: str) -> list[dict[str, Any]]:
 
 
 def simulator_against_simpy(size: str) -> list[dict[str, Any]]:
-    """Time simulate and the SimPy model of the tests in turn, on one scenario and trace."""
+    """Time `simulate` and the SimPy model of the tests in turn on one trace."""
     answer = _simulated("simpy", size)
     base_s = statistics.median(answer["fast_s"])
     what = f"simulate / SimPy model, same scenario and trace, {answer['n_visits']:,} events"
@@ -232,7 +233,7 @@ TASKS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
 
 
 def _import_s(module: str) -> float:
-    """Process seconds of an import, which must not load what it can do without."""
+    """Return the process seconds of an import; it must not load unwanted packages."""
     code = (
         f"import sys, time, {module}; print(time.process_time(),"
         f" *(m for m in {_UNWANTED} if m in sys.modules))"

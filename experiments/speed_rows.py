@@ -1,4 +1,4 @@
-"""What the tasks of experiment `speed` share: a row of its table, and a stopwatch."""
+"""Rows of the table of experiment `speed`, and its stopwatch."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ from typing import Any
 def row(
     what: str, values: Sequence[float], unit: str, target: float | None = None
 ) -> dict[str, Any]:
-    """Make a row of the table; a target is met if the median is below it."""
+    """Make a row of the table; the target is met if the median is below it."""
     median = statistics.median(values)
     met = "" if target is None else "yes" if median < target else "no"
     return {
@@ -24,7 +24,7 @@ def row(
 
 
 def timed_s(call: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
+    """Return the seconds that a call takes."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

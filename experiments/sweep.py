@@ -1,4 +1,4 @@
-"""Run experiments: `python -m experiments.sweep [NAME...]`, rows in CSVs, tables, pictures."""
+"""Run experiments: `python -m experiments.sweep [NAME...]` writes CSVs, tables and figures."""
 
 import argparse
 import contextlib
@@ -12,28 +12,22 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from experiments import anytime, claims, runner, solving
+from experiments import claims, registry, runner, solving
 from experiments.definitions import MEASUREMENTS, SIZES
 from experiments.record import Record, machine, note_session, provenance, recording
 
 if TYPE_CHECKING:
     from experiments.progress import Progress
 
-FAMILIES: dict[str, runner.Family] = {
-    "solving": solving,
-    "anytime": anytime,
-    "claims": claims,
-}
-
 FOLDERS = {"quick": "results/quick", "default": "results/default", "full": "results"}
-_DEFAULT = (*solving.QUESTIONS, "speed")
+_DEFAULT = (*solving.EXPERIMENTS, "speed")
 _EPILOG = """\
-With no NAME: gap, solve_time, latency and speed; the name of a family, solving or claims, is
-all of it. A row is appended to OUT/NAME.csv the moment a run ends; OUT/NAME.json says where the
-rows come from. Stopped by Ctrl-C or killed, the same command goes on where it was. A run whose
-process died is tried again: once, on a Dask cluster as often as its scheduler allows. OUT is
-results/default, with --quick results/quick and with --full results, so that a short run never
-mixes with the committed rows of the full one.
+Without NAME: gap, solve_time, latency and speed. The name of a family (solving, anytime,
+claims) stands for all its experiments. Each run appends a row to OUT/NAME.csv when it ends;
+OUT/NAME.json records where the rows come from, and OUT/NAME.md holds the tables. After Ctrl-C
+or a crash, the same command continues. A run whose process died is tried again: once, or on a
+Dask cluster as often as its scheduler allows. OUT is results/default, with --quick
+results/quick, with --full results: a short run never mixes with the committed rows.
 Exit status: 0 done, 1 a run failed, 2 wrong arguments or files, 130 stopped by Ctrl-C."""
 
 
@@ -61,16 +55,22 @@ def _seconds(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m experiments.sweep",
-        description="Run experiments and write CSV, pictures and a table of gaps and times.",
+        description="Run experiments, and write their rows, tables and figures.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(_questions())}"
+        "names", nargs="*", metavar="NAME", help=f"one of {', '.join(registry.questions())}"
     )
-    parser.add_argument("--list", action="store_true", help="say what the experiments ask")
+    parser.add_argument("--list", action="store_true", help="print every question")
+    parser.add_argument(
+        "--redraw",
+        action="store_true",
+        help="run nothing: write the tables and figures of the rows in OUT anew (without NAME,"
+        " of every experiment that has rows there)",
+    )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="smallest instances, under a minute")
+    size.add_argument("--quick", action="store_true", help="smallest instances: under a minute")
     size.add_argument(
         "--full",
         action="store_true",
@@ -82,35 +82,30 @@ def _parser() -> argparse.ArgumentParser:
         type=_whole,
         default=1,
         metavar="N",
-        help="runs at a time (default 1: measured times then do not compete for cores)",
+        help="runs at a time (default 1, so that timed runs do not compete for cores)",
     )
     where.add_argument(
         "--dask",
         metavar="ADDRESS",
-        help="run on the workers of this Dask scheduler, as tcp://host:8786; each must have one"
-        " thread, and this clone, with the same versions, on its PYTHONPATH",
+        help="run on the workers of this Dask scheduler (tcp://host:8786); each worker needs"
+        " one thread, and this clone with these package versions on its PYTHONPATH",
     )
-    parser.add_argument("--time-limit", type=_seconds, metavar="S", help="seconds of each run")
-    parser.add_argument("--seeds", type=_whole, metavar="N", help="instances per size")
+    parser.add_argument("--time-limit", type=_seconds, metavar="S", help="seconds per run")
+    parser.add_argument("--seeds", type=_whole, metavar="N", help="instances per value")
     parser.add_argument("--out", type=Path, help="folder to write to")
     return parser
 
 
-def _questions() -> dict[str, str]:
-    """What each experiment asks."""
-    of_families = (family.QUESTIONS for family in FAMILIES.values())
-    return {name: text for each in (*of_families, MEASUREMENTS) for name, text in each.items()}
-
-
 def _list() -> None:
-    width = max(map(len, _questions()))
-    for title, questions in (
-        *((name, family.QUESTIONS) for name, family in FAMILIES.items()),
+    width = max(map(len, registry.questions()))
+    for title, experiments in (
+        *((name, family.EXPERIMENTS) for name, family in registry.FAMILIES.items()),
         ("measured on this machine", MEASUREMENTS),
     ):
         print(f"{title}:")
-        for name, question in questions.items():
-            print(f"  {name:<{width}}  {question}{'' if name in _DEFAULT else ' (by name)'}")
+        for name, each in experiments.items():
+            by_name = "" if name in _DEFAULT else " (by name)"
+            print(f"  {name:<{width}}  {each.question}{by_name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         _list()
         return 0
-    names = _named(options.names or _DEFAULT, parser)
+    names = _named(options.names or ([] if options.redraw else _DEFAULT), parser)
     extras = dict.fromkeys(("matplotlib", "pandas", "rich"), "experiments")
     if options.dask is not None:
         extras["distributed"] = "dask"
@@ -134,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out = options.out or Path(FOLDERS[options.size])
     command = shlex.join(["python", "-m", "experiments.sweep", *arguments])
     try:
+        if options.redraw:
+            return _redraw(options.out, names)
         return _sweep(options, names, command)
     except OSError as error:
         print(f"sweep: {error}", file=sys.stderr)
@@ -147,12 +144,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _named(names: Sequence[str], parser: argparse.ArgumentParser) -> tuple[str, ...]:
-    """Experiments by name, or by the name of their family, each once."""
-    known = _questions()
+    """Return the experiments of these names, or of these families, each once."""
+    known = registry.questions()
+    families = registry.FAMILIES
     for name in names:
-        if name not in known and name not in FAMILIES:
+        if name not in known and name not in families:
             parser.error(f"unknown experiment {name!r}; choose from {', '.join(known)}")
-    groups = (FAMILIES[name].QUESTIONS if name in FAMILIES else (name,) for name in names)
+    groups = (families[name].EXPERIMENTS if name in families else (name,) for name in names)
     return tuple(dict.fromkeys(name for group in groups for name in group))
 
 
@@ -161,23 +159,43 @@ def _sweep(options: argparse.Namespace, names: Sequence[str], command: str) -> i
         options.out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise OSError(f"--out must be a folder, got {str(options.out)!r}") from None
+    n_steps = len(names) + 1
+    print(f"sweep: {n_steps} steps: {', '.join(names)}, tables; into {options.out}", flush=True)
     session = provenance(command)
     rows: dict[str, list[int]] = {}  # of this plan: a file may hold other limits and versions
     with _workers(options) as workers:
-        for name in names:
+        for step, name in enumerate(names, start=1):
+            print(f"step {step} of {n_steps}: {name}", flush=True)
             if name == "calibration":
                 _calibrate(options, session)
             elif name == "speed":
                 _measure_speed(options, session)
             else:
                 rows[name] = _run_experiment(name, options, session, workers)
-    for name in names:
-        _show(name, options.out, rows.get(name))
-        if name == "calibration":
-            _show("calibration_points", options.out)
-    if set(names) & set(claims.QUESTIONS):
-        claims.conclude(options.out, rows)
+    print(f"step {n_steps} of {n_steps}: tables and figures", flush=True)
+    _show_all(names, options.out, rows)
     return 0
+
+
+def _redraw(out: Path, names: Sequence[str]) -> int:
+    """Write the tables and figures of the rows in a folder; all that are there, or by name."""
+    for name in names:
+        if not (out / f"{name}.csv").exists():
+            raise OSError(f"--redraw {name}: {out / name}.csv is missing")
+    there = [name for name in registry.questions() if (out / f"{name}.csv").exists()]
+    if not there:
+        raise OSError(f"--redraw: {out} holds no rows of an experiment")
+    _show_all(names or there, out, {})
+    return 0
+
+
+def _show_all(names: Sequence[str], out: Path, rows: Mapping[str, Collection[int]]) -> None:
+    for name in names:
+        _show(name, out, rows.get(name))
+        for further in getattr(MEASUREMENTS.get(name), "further", ()):
+            _show(further, out)
+    if set(names) & set(claims.EXPERIMENTS):
+        claims.conclude(out, rows)
 
 
 def _workers(options: argparse.Namespace) -> AbstractContextManager[runner.Workers]:
@@ -194,9 +212,11 @@ def _run_experiment(
     """Execute the runs that have no row yet; return the numbers of this plan's rows."""
     from experiments.progress import Progress
 
-    family = next(family for family in FAMILIES.values() if name in family.QUESTIONS)
+    family = registry.family_of(name)
+    assert family is not None  # the measurements have steps of their own
     limits = {"n_seeds": options.seeds, "time_limit_s": options.time_limit}
     with recording(options.out / f"{name}.csv", family.COLUMNS) as record:
+        print(f"{name}: making its instances", flush=True)
         runs = family.plan(name, options.size, version=session["hypsolve"], **limits)
         planned = runner.by_identity(runs, family.IDENTITY)
         done = {runner.identity(row, family.IDENTITY) for row in record.rows}
@@ -214,20 +234,20 @@ def _run_experiment(
         note_session(record.path, {**session, **where}, n_before)
         progress = Progress(name, len(runs), [run.call for run in todo.values()], workers.jobs)
         rows = workers.execute(list(todo.values()), started=progress.start)
-        with _telling_where(progress, record), progress, contextlib.closing(rows):
+        with _locating_errors(progress, record), progress, contextlib.closing(rows):
             for run, row in rows:
-                todo.pop(runner.identity(row, family.IDENTITY))  # else it is there already
+                todo.pop(runner.identity(row, family.IDENTITY))  # KeyError if it came twice
                 record.append(row)
-                if workers.where() != where:  # others have joined
+                if workers.where() != where:  # workers have joined
                     where = workers.where()
                     note_session(record.path, {**session, **where}, n_before)
                 progress.jobs = workers.jobs
-                progress.end(run, run.call, run.words(row), run.seconds(row))
+                progress.end(run, run.call, run.describe(row), run.seconds(row))
         return of_plan()
 
 
 def _measure_speed(options: argparse.Namespace, session: Mapping[str, Any]) -> None:
-    """Take the measurements that have no row yet."""
+    """Measure the speeds that have no row yet."""
     from experiments import speed
     from experiments.progress import Progress
 
@@ -245,7 +265,7 @@ def _measure_speed(options: argparse.Namespace, session: Mapping[str, Any]) -> N
         runner.warm_alone()
         note_session(record.path, {**session, **machine()}, len(record.rows))
         progress = Progress("speed", len(speed.TASKS), list(todo), 1)
-        with _telling_where(progress, record), progress:
+        with _locating_errors(progress, record), progress:
             for task, measure in todo.items():
                 progress.start(task)
                 began = time.perf_counter()
@@ -253,12 +273,13 @@ def _measure_speed(options: argparse.Namespace, session: Mapping[str, Any]) -> N
                 known = {"task": task, "size": options.size, "version": version}
                 for row in rows:
                     record.append(row | known)
-                words = f"{rows[0]['median']:.4g} {rows[0]['unit']}"
-                progress.end(task, task, words, time.perf_counter() - began)
+                result = f"{rows[0]['median']:.4g} {rows[0]['unit']}"
+                progress.end(task, task, result, time.perf_counter() - began)
 
 
 @contextlib.contextmanager
-def _telling_where(progress: "Progress", record: Record) -> Iterator[None]:
+def _locating_errors(progress: "Progress", record: Record) -> Iterator[None]:
+    """Add to an error how many rows are in which file, and to an interrupt the current run."""
     try:
         yield
     except KeyboardInterrupt:
@@ -270,7 +291,7 @@ def _telling_where(progress: "Progress", record: Record) -> Iterator[None]:
 
 
 def _calibrate(options: argparse.Namespace, session: Mapping[str, Any]) -> None:
-    """Compare with the measured block times, where they are."""
+    """Compare predictions with the measured block times, if those are on this machine."""
     from experiments import calibration
 
     path = options.out / "calibration.csv"
@@ -281,7 +302,7 @@ def _calibrate(options: argparse.Namespace, session: Mapping[str, Any]) -> None:
 
 
 def _show(name: str, out: Path, rows: Collection[int] | None = None) -> None:
-    """Print an experiment's tables and draw its figures."""
+    """Print and write the tables of an experiment, and draw its figures."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -292,10 +313,14 @@ def _show(name: str, out: Path, rows: Collection[int] | None = None) -> None:
     if not path.exists():  # calibration without the measured data
         return
     frame = report.load(path, rows)
-    for title, table in presentation.tables_of(name, frame).items():
+    tables = presentation.tables_of(name, frame)
+    for title, table in tables.items():
         print_table(title, table)
-    for written in (path, *presentation.save_figures(name, frame, out)):
+    print(f"  {path}")
+    for written in presentation.save_tables(name, tables, out):
         print(f"  {written}")
+    for written in presentation.save_figures(name, frame, out):
+        print(f"  {written}", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from hypsolve.catalog import gpu, gpus, model, models
 from hypsolve.dispatch.batch_dispatcher import BatchDispatcher
-from hypsolve.dispatch.dispatcher import Dispatcher
+from hypsolve.dispatch.dispatcher import Dispatcher, DispatcherParams
 from hypsolve.dispatch.policies import POLICIES, TierState
 from hypsolve.dispatch.schedule import schedule
 from hypsolve.formats.benchmarks import read_chains, read_hybrid_flow_shop
@@ -69,6 +69,7 @@ __all__ = [
     "CostModel",
     "Deployment",
     "Dispatcher",
+    "DispatcherParams",
     "Event",
     "EventKind",
     "GpuProfile",

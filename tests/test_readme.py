@@ -1,54 +1,164 @@
-"""README's Python, run in order as one would in the clone's folder."""
+"""Every code block of every README runs in the order of the page, as it would in the clone.
 
+Blocks marked ``cluster`` need a cluster. `.ci/run` runs the lines that install something or run
+pytest, and ``tests/experiments`` tests the first command of README.md.
+"""
+
+import contextlib
+import importlib
+import io
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib
 import pytest
 
+import hypsolve as hs
+from experiments import losses, readme_picture
 from hypsolve import cli
 
 matplotlib.use("Agg")
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"{folder}/README.md" for folder in (
+    "hypsolve", "instances", "experiments", "results", "notebooks", "tests"
+)))  # fmt: skip
+BLOCK = re.compile(r"^```(\w+) ?([^\n]*)\n(.*?)^```$", re.M | re.S)
+NOT_RUN = re.compile(r"python3 -m venv|pip install|jupyter execute|experiments\.sweep$")
 
 
-def test_there_are_blocks_and_commands():
-    assert len(BLOCKS) >= 4
-    assert len(re.findall(r"^```bash", README, re.M)) >= 3
+def blocks_of(page):
+    """(language, mark, text) of every code block."""
+    return BLOCK.findall((ROOT / page).read_text())
 
 
-def hypsolve_commands():
-    return [
-        shlex.split(line.partition("#")[0])[1:]
-        for block in re.findall(r"^```bash\n(.*?)^```$", README, re.M | re.S)
-        for line in block.splitlines()
-        if line.startswith(".venv/bin/hypsolve")
-    ]
-
-
-def test_every_block_and_command_runs_as_printed(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    commands = hypsolve_commands()
-    assert len(commands) >= 3
-    for command in commands:
+def run_command(line, page):
+    """Run one line of a bash block in this process; return False if it is not for a test."""
+    words = shlex.split(line.partition("#")[0])
+    if not words or NOT_RUN.search(line):
+        return False
+    if words[0] == ".venv/bin/hypsolve":
         with pytest.raises(SystemExit) as stop:
-            cli.main(command)
-        assert stop.value.code == 0, command
-    assert (tmp_path / "plan.html").stat().st_size > 1000
+            cli.main(words[1:])
+        status = stop.value.code
+    elif words[:2] == [".venv/bin/python", "-m"]:
+        name = words[2] if not words[2].endswith("verify") else f"{words[2]}.__main__"
+        status = importlib.import_module(name).main(words[3:])
+    elif words[0] == ".venv/bin/python":  # a file of this page
+        paths = {"PYTHONPATH": str(ROOT)}
+        status = subprocess.run([sys.executable, *words[1:]], env=os.environ | paths).returncode
+    else:
+        pytest.fail(f"{page}: cannot run {line!r}")
+    assert not status, f"{page}: {line}: status {status}"
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for number, block in enumerate(BLOCKS):
-        try:
-            exec(compile(block, f"README block {number}", "exec"), names)
-        except Exception as error:
-            pytest.fail(f"block {number}: {type(error).__name__}: {error}\n{block}")
-    assert (tmp_path / "trace.json").stat().st_size > 1000
-    assert (tmp_path / "network.png").stat().st_size > 1000
-    assert "certificate confirmed" in capsys.readouterr().out
+    printed = None
+    for number, (language, mark, text) in enumerate(blocks_of(page)):
+        if language == "bash":
+            for line in text.splitlines():
+                run_command(line, page)
+        elif mark.endswith(".py"):
+            Path(mark).write_text(text)
+        elif language == "python" and mark != "cluster":
+            stdout = io.StringIO()
+            with contextlib.redirect_stdout(stdout):
+                try:
+                    exec(compile(text, f"{page}, block {number}", "exec"), names)
+                except Exception as error:
+                    pytest.fail(f"{page}: {type(error).__name__}: {error}\n{text}")
+            printed = stdout.getvalue()
+        elif language == "toml":
+            Path("block.toml").write_text(text)
+            hs.read_network_file("block.toml")
+        elif mark == "output":
+            assert printed == text, f"{page}: block {number} is not the output"
+    plt.close("all")
 
 
-def test_bash_blocks_name_what_is_there():
-    for command in re.findall(r"python -m (experiments\.\w+|instances\.\w+)", README):
-        assert (Path(__file__).parent.parent / f"{command.replace('.', '/')}.py").exists()
+def test_the_pages_say_something():
+    assert sum(language == "python" for page in PAGES for language, *_ in blocks_of(page)) >= 9
+    assert [mark for language, mark, _ in blocks_of("README.md") if mark] == ["test", "output"]
+    first = next(text for language, _, text in blocks_of("README.md") if language == "bash")
+    assert first.strip().endswith("-m experiments.sweep")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_commands_name_what_is_there(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]*)(?:#[^)]*)?\)", text):
+        assert not target or ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", text):
+        other = ((ROOT / page).parent / target if target else ROOT / page).read_text()
+        heads = re.findall(r"^#+ (.*)$", other, re.M)
+        anchors = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+        assert anchor in anchors, f"{page}: {target}#{anchor}"
+    for module in re.findall(r"python -m ((?:experiments|instances)\.\w+)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), f"{page}: {module}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_prose_is_wrapped(page):
+    prose = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.M | re.S)
+    long = [line for line in prose.splitlines() if len(line) > 200 and line[:1] not in "|!"]
+    assert not long, f"{page}: lines over 200 characters"
+
+
+def test_readme_is_a_front_page():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_table_of_files_is_complete():
+    """hypsolve/README.md names every file, once, in the row of its package."""
+    table = (ROOT / "hypsolve/README.md").read_text()
+    table = table[table.index("| package | file: contents |") : table.index("## Glossary")]
+    named = {
+        f"{package.removeprefix('hypsolve/')}{name}"
+        for package, contents in re.findall(r"^\| `([\w/]+/)` \| (.*) \|$", table, re.M)
+        for name in re.findall(r"`(\w[\w/]*\.py|__\w+__\.py)`", contents)
+    }
+    files = {
+        str(path.relative_to(ROOT / "hypsolve"))
+        for path in (ROOT / "hypsolve").rglob("*.py")
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+    told = {name for name in named if not name.endswith(("__init__.py", "__main__.py"))}
+    assert told == files, f"missing {sorted(files - told)}, no file {sorted(told - files)}"
+
+
+def test_where_hyperion_loses_is_what_the_rows_say(capsys):
+    assert losses.main([]) == 0
+    assert capsys.readouterr().out.strip() in (ROOT / "results/README.md").read_text()
+    assert losses.main(["--all"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 400
+
+
+def test_picture_is_drawn(tmp_path):
+    assert readme_picture.main(["--out", str(tmp_path / "network.png")]) == 0
+    assert (tmp_path / "network.png").stat().st_size > 10_000
+    assert (ROOT / "results/network.png").stat().st_size > 10_000
+
+
+def test_provenance_ignores_notebooks_and_results():
+    """An executed notebook, or a new row, does not mark the next sweep's sources as changed."""
+    if subprocess.run(["git", "rev-parse"], cwd=ROOT, capture_output=True).returncode:
+        pytest.skip("not a git checkout")
+    from experiments.record import provenance
+
+    before = provenance("test")["dirty"]
+    path = ROOT / "notebooks" / ".executed-by-a-test.ipynb"
+    try:
+        path.write_text("{}")
+        assert provenance("test")["dirty"] == before
+    finally:
+        path.unlink()

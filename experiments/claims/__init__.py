@@ -1,7 +1,7 @@
-"""The claims of the Hyperion paper as experiments at token level: a family of experiments."""
+"""Family of experiments that examine the claims of the Hyperion paper at token level."""
 
 from experiments.claims.conclude import conclude
-from experiments.claims.definitions import QUESTIONS, plan
+from experiments.claims.definitions import EXPERIMENTS, plan
 from experiments.claims.runs import COLUMNS, IDENTITY
 
-__all__ = ["COLUMNS", "IDENTITY", "QUESTIONS", "conclude", "plan"]
+__all__ = ["COLUMNS", "EXPERIMENTS", "IDENTITY", "conclude", "plan"]

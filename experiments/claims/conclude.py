@@ -5,26 +5,33 @@ from pathlib import Path
 
 
 def conclude(out: Path, rows: Mapping[str, Collection[int]] | None = None) -> None:
-    """Judge the claims by the rows in a folder: its ``claims.csv``, a picture, and a table.
+    """Judge the claims by the rows in a folder: write the tables, and a figure per topic.
 
-    `rows`: numbers of those that count, of the experiments that were just run.
+    Parameters
+    ----------
+    out : Path
+    rows : mapping, optional
+        Numbers of the rows that count, for the experiments that were just run.
     """
-    from experiments.claims import figures, statistics, tables
+    from experiments.claims import claim_figures, statistics, tables
+    from experiments.presentation import save_tables
     from experiments.progress import print_table
 
     table = tables.write(out, rows)
-    if table is not None:
-        judged = table[table["cases"] > 0]
+    frame = tables.load_all(out, rows)
+    if table is None or frame is None:
+        return
+    judged = table[table["cases"] > 0]
+    written = [out / "claims.csv", out / "claims_settings.csv"]
+    if len(judged):
         title = "claims, in % with 95 % intervals; all columns are in claims.csv"
-        if len(judged):
-            print_table(title, tables.describe(judged))
-            print(tables.NOTES)
-        if len(judged) < len(table):
-            print(
-                f"{len(table) - len(judged)} more claims have no setting here to be judged by"
-            )
-        if table["best_pairs"].max() < statistics.FEW:
-            print(tables.FEW_SEEDS)
-        names = ("claims.csv", "claims_settings.csv")
-        for path in (*(out / name for name in names), figures.save_forest(table, out)):
-            print(f"  {path}")
+        texts = tables.describe(judged)
+        print_table(title, texts)
+        print(tables.NOTES)
+        written += save_tables("claims", {title: texts}, out, tables.NOTES)
+    if len(judged) < len(table):
+        print(f"{len(table) - len(judged)} more claims have no setting here that decides them")
+    if table["best_pairs"].max() < statistics.FEW:
+        print(tables.FEW_SEEDS)
+    for path in (*written, *claim_figures.save(frame, out)):
+        print(f"  {path}")

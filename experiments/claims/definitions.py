@@ -71,19 +71,37 @@ from experiments.claims.series import (
     from_size,
     output_length_series,
 )
-from experiments.definitions import settings
+from experiments.definitions import Shown, settings
 from instances import networks
+
+
+def _shown(figures: str) -> Shown:
+    return Shown("experiments.claims.tables:tables", f"experiments.claims.figures:{figures}")
+
+
+LATENCY_SHOWN = _shown("latency_figures")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimExperiment:
-    """A question and the series that answer it; by size: seeds, requests, seconds to plan."""
+    """A question, and the series of scenes that answer it.
+
+    Attributes
+    ----------
+    question : str
+    series : dict
+    n_seeds, n_requests, time_limit_s : dict
+        Seeds, requests and seconds to plan, for each size.
+    shown : Shown
+        Tables and figures.
+    """
 
     question: str
     series: Mapping[str, SceneSeries]
     n_seeds: Mapping[str, int]
     n_requests: Mapping[str, int]
     time_limit_s: Mapping[str, float]
+    shown: Shown = LATENCY_SHOWN
 
 
 def _experiment(
@@ -92,6 +110,7 @@ def _experiment(
     *,
     n_requests: int = 240,
     time_limit_s: float = 10.0,
+    figures: str = "latency_figures",
 ) -> ClaimExperiment:
     return ClaimExperiment(
         question=question,
@@ -99,6 +118,7 @@ def _experiment(
         n_seeds=by_size(2, 3, 10),
         n_requests=by_size(min(n_requests, 24), min(n_requests, 60), n_requests),
         time_limit_s=by_size(2.0, min(5.0, time_limit_s), time_limit_s),
+        shown=_shown(figures),
     )
 
 
@@ -214,9 +234,10 @@ EXPERIMENTS: dict[str, ClaimExperiment] = {
             )
             for model in MODELS
         },
+        figures="churn_figures",
     ),
     "utilisation": _experiment(
-        "Does Hyperion use the GPUs more, on networks one would recognise?",
+        "Does Hyperion use the GPUs more, on named networks?",
         {
             f"{name}, {model}": along(
                 "load", name, model, (*CORE, EVEN_CUTS, PATH_CUTS, P0_CUTS),
@@ -227,6 +248,7 @@ EXPERIMENTS: dict[str, ClaimExperiment] = {
             for name in networks()
             for model in MODELS
         },
+        figures="utilisation_figures",
     ),
     "ablation": _experiment(
         "Which stage of Hyperion earns the gain, and what do rules and cost models change?",
@@ -240,6 +262,7 @@ EXPERIMENTS: dict[str, ClaimExperiment] = {
             for name in ("branch-offices-wan", "campus", "mixed-rack")
             for model in MODELS
         },
+        figures="ablation_figures",
     ),
     "transfer_of_optimality": _experiment(
         "Is the joint optimum found at flow level still the best at token level?",
@@ -253,10 +276,9 @@ EXPERIMENTS: dict[str, ClaimExperiment] = {
             for name in ("campus", "mixed-rack")
             for model in MODELS
         },
+        figures="transfer_figures",
     ),
 }  # fmt: skip
-
-QUESTIONS = {name: experiment.question for name, experiment in EXPERIMENTS.items()}
 
 
 def plan(
@@ -267,9 +289,9 @@ def plan(
     n_seeds: int | None = None,
     time_limit_s: float | None = None,
 ) -> list[SimRun]:
-    """Every run of an experiment at a size (quick, default, full).
+    """List the runs of an experiment at a size (quick, default, full).
 
-    A series whose requests come from a file that is not here is left out, and a line says so.
+    A series whose request trace is not on this machine is left out, and a line says so.
     """
     experiment = EXPERIMENTS[name]
     n_seeds = n_seeds or experiment.n_seeds[size]

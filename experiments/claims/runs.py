@@ -1,4 +1,4 @@
-"""One simulated run of a claim: a method plans, the simulator serves, a row says what came."""
+"""One simulated run of a claim: a method plans, the simulator serves the requests."""
 
 import itertools
 import json
@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.claims.scenes import Scene
+from experiments.solving import call_of, describe_run, with_loaded_kernels
 from hypsolve import (
     CostModel,
     Deployment,
@@ -87,7 +89,7 @@ _UNSEEN = dict.fromkeys(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimRun:
-    """A method on a scene, and where the row belongs."""
+    """A method on a scene, and the columns that identify the row."""
 
     experiment: str
     series: str
@@ -102,7 +104,7 @@ class SimRun:
     version: str
 
     def row(self) -> dict[str, Any]:
-        """All that is known before the run."""
+        """Return the columns that are known before the run."""
         deployment = self.scene.deployment
         tiers = deployment.network.tiers
         return {
@@ -128,14 +130,17 @@ class SimRun:
         }
 
     def measure(self) -> dict[str, Any]:
-        """Plan and simulate; the rest of the row. Without a plan its measures are nan."""
+        """Plan and simulate; return the other columns, nan where there is no plan."""
         began = time.perf_counter()
-        result = plan(
-            self.scene.deployment,
-            self.method,
-            self.options,
-            seed=self.seed,
-            time_limit_s=self.time_limit_s,
+        result = with_loaded_kernels(
+            partial(
+                plan,
+                self.scene.deployment,
+                self.method,
+                self.options,
+                seed=self.seed,
+                time_limit_s=self.time_limit_s,
+            )
         )
         seen: dict[str, Any] = _UNSEEN
         if result.partition is not None:
@@ -159,28 +164,27 @@ class SimRun:
             "message": result.message if result.partition is None else "",
         }
 
-    def words(self, row: Mapping[str, Any]) -> str:
-        """Status and mean latency."""
+    def describe(self, row: Mapping[str, Any]) -> str:
+        """Return the status and the mean latency."""
         from experiments.labels import seconds
 
         return f"{row['status']}, mean latency {seconds(row['latency_s'])}"
 
     def seconds(self, row: Mapping[str, Any]) -> float:
-        """Seconds of planning and simulating."""
+        """Return the seconds of planning and simulating."""
         return float(row["run_time_s"])
 
     @property
     def call(self) -> str:
         """Method and options."""
-        return " ".join([self.method, *(f"{k}={v}" for k, v in self.options.items())])
+        return call_of(self.method, self.options)
 
     def __str__(self) -> str:
-        place = f"{self.experiment}/{self.series} {self.axis}={self.value} seed={self.seed}"
-        return f"{place} {self.call}"
+        return describe_run(self)
 
 
 def without_estimate(state: TierState, request: int) -> int:
-    """HypSched-RT that does not look at how fast nodes are of late."""
+    """Dispatch as HypSched-RT, but ignore how fast the nodes have been recently."""
     seconds = state.outstanding_s + state.own_s
     has_room = state.kv_free_tokens >= state.kv_own_tokens
     if has_room.any():
@@ -189,9 +193,9 @@ def without_estimate(state: TierState, request: int) -> int:
 
 
 def best_cuts(deployment: Deployment) -> Callable[..., Outcome]:
-    """Try every strict partition in the simulator, under HypSched-RT: a method for `solve`.
+    """Make a method for `solve` that simulates every strict partition under HypSched-RT.
 
-    Its answer has the least mean latency at token level; no other dispatch is tried.
+    Its answer has the smallest mean latency at token level under that policy.
     """
 
     def best_cuts(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
@@ -227,11 +231,11 @@ def plan(
     seed: int,
     time_limit_s: float,
 ) -> Result:
-    """Solve the deployment at flow level, for the mean latency, as the method sees it.
+    """Solve the deployment at flow level for the mean latency.
 
-    Options ``stage_rule`` and ``link_cost`` are those of `hypsolve.to_instance`; ``cost_model``
-    is what the planner believes, whatever the deployment's is. ``method`` and ``policy`` may be
-    ours.
+    Options ``stage_rule`` and ``link_cost`` go to `hypsolve.to_instance`. ``cost_model`` is the
+    planner's belief: the deployment keeps its own for the simulation. ``method`` and ``policy``
+    may also be names of `OWN_METHODS` and `OWN_POLICIES`.
     """
     believed = options.get("cost_model", deployment.cost_model)
     instance = to_instance(
@@ -249,7 +253,7 @@ def plan(
 
 
 def dispatcher(result: Result, options: Mapping[str, Any]) -> str | Choose | Schedule:
-    """Who dispatches: the method's policy; a method without one has its assignment replayed."""
+    """Return the method's dispatch policy, or its schedule, to be replayed, if it has none."""
     policy = options.get("policy", POLICIES.get(result.method))
     if policy is None:
         assert result.schedule is not None  # the objective is a scheduled one
@@ -258,7 +262,7 @@ def dispatcher(result: Result, options: Mapping[str, Any]) -> str | Choose | Sch
 
 
 def believed(deployment: Deployment, options: Mapping[str, Any]) -> dict[str, int]:
-    """Options of `simulate`: the output length that dispatch believes, if not the true one."""
+    """Return the option of `simulate` for the output length that dispatch believes, if any."""
     if DISPATCHING not in options:
         return {}
     assert options[DISPATCHING] == "mean output", options
@@ -266,10 +270,10 @@ def believed(deployment: Deployment, options: Mapping[str, Any]) -> dict[str, in
 
 
 def observed(trace: Trace, deployment: Deployment, partition: Partition) -> dict[str, Any]:
-    """What a trace says, in the columns of a row.
+    """Return the measures of a trace, by column.
 
-    A mean over the requests that ended would flatter a network that serves only those it can:
-    if any never ended, latencies are nan and ``n_unfinished`` says how many.
+    If some requests never end, their number is ``n_unfinished`` and all means are nan: a mean
+    over the others would favour a network that serves only the requests that it can.
     """
     instance = to_instance(deployment)
     numbers = trace.metrics()
@@ -306,10 +310,10 @@ def observed(trace: Trace, deployment: Deployment, partition: Partition) -> dict
 def alone_s(
     instance: Instance, partition: Partition, trace: Trace
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Seconds of computing and of transfers, were each request alone on its nodes.
+    """Return the seconds of computing and of transfers of each request alone on its nodes.
 
-    Both of shape (n_requests,). What a latency has beyond the two is waiting, and iterations
-    made longer by the others in the batch.
+    Both have shape (n_requests,). The rest of a latency is waiting, and iterations that other
+    requests of the batch make longer.
     """
     service_s = evaluation.service_s(instance, partition)
     n = instance.n_requests
@@ -324,5 +328,5 @@ def alone_s(
 
 
 def _short(value: float) -> float:
-    """Six digits are enough, and keep the files small."""
+    """Round to six digits, which keeps the files small."""
     return float(f"{value:.6g}")

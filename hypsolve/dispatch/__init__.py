@@ -1,1 +1,1 @@
-"""Online dispatch policies, for schedules at flow level and for a real router."""
+"""Online dispatch: policies, schedules at flow level, and dispatchers for a real router."""

@@ -3,42 +3,53 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hypsolve.dispatch.dispatcher import MAX_S, STEPS, TICKS_PER_S
+from hypsolve.dispatch.dispatcher import MAX_OCTAVES, MAX_S, TICKS_PER_S, DispatcherParams
 from hypsolve.kernels.warm_up import warm
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
 
-MAX_CLASSES = 2**14  # each takes 4 kB, for its groups
-MAX_OUTSTANDING = 2**62  # ticks of all nodes: 136 years, so that they fit 64 bits
+MAX_CLASSES = 2**14  # a class takes 4 kB for its table of groups
+MAX_OUTSTANDING = 2**62  # ticks of all nodes together (136 years): sums fit 64 bits
 
 
 class BatchDispatcher:
-    """`Dispatcher` in compiled code: the same choices for up to millions of requests a second.
+    """`Dispatcher` in compiled code: identical choices, up to millions of requests a second.
 
-    Nodes are numbers, 0..n_nodes - 1, none leaves or joins, and all can take any request. A
-    choice costs O(n_groups + log n_nodes), a group being the nodes of one class and one rounded
-    slowdown; a completion O(log n_nodes). Both are means over many. Not safe to share between
-    threads without a lock; each thread may have one of its own.
+    Nodes are numbered 0..n_nodes - 1. No node leaves or joins, and every node can take any
+    request. A choice costs O(n_groups + log n_nodes), where a group holds the nodes of one
+    class and one rounded slowdown; a completion costs O(log n_nodes). Both costs are amortised.
+    A dispatcher must not be shared between threads without a lock.
 
     Parameters
     ----------
     node_class : array_like of int, shape (n_nodes,)
-        Class of each node, from 0; at most 16384 classes. Nodes of a class have the same
-        expected seconds.
+        Class of each node, from 0; at most 16384 classes. Nodes of a class have equal expected
+        seconds.
+    params : DispatcherParams, optional
+        How slowdowns are measured.
 
     Examples
     --------
-    Two nodes of class 0 and one of class 1; requests take 1 s on the one and 4 s on the other.
+    Two nodes of class 0 and one of class 1. A request takes 1 s on class 0 and 4 s on class 1.
 
-    >>> router = BatchDispatcher([0, 0, 1])
+    >>> import hypsolve as hs
+    >>> router = hs.BatchDispatcher([0, 0, 1])
     >>> router.dispatch([[1.0, 4.0]] * 4).tolist()
     [0, 1, 0, 1]
-    >>> router.complete([0, 1], expected_s=[1.0, 1.0], busy_s=[1.0, 3.0])
+
+    Node 1 needs 4 s for a request of 1 s. With slowdown 1.6 it is the worse choice even for the
+    second of the next two requests: (1 + 1) * 1.6 > (2 + 1) * 1.
+
+    >>> router.complete([0, 1], expected_s=[1.0, 1.0], busy_s=[1.0, 4.0])
+    >>> router.slowdown.round(1).tolist()
+    [1.0, 1.6, 1.0]
     >>> router.dispatch([[1.0, 4.0]] * 2).tolist()
     [0, 0]
     """
 
-    def __init__(self, node_class: ArrayLike) -> None:
+    def __init__(
+        self, node_class: ArrayLike, *, params: DispatcherParams | None = None
+    ) -> None:
         from hypsolve.kernels import batch_dispatch
 
         classes = valid.wholes(
@@ -48,13 +59,17 @@ class BatchDispatcher:
             raise ValueError(
                 "batch dispatcher: node_class must hold at least one node, got none"
             )
+        self._params = DispatcherParams() if params is None else params
+        valid.of_type("batch dispatcher", "params", self._params, DispatcherParams)
         warm("batch_dispatch")
         self._max_ticks = 0
         self._n_nodes, self._n_classes = len(classes), int(classes.max()) + 1
-        n_steps = 2 * batch_dispatch.MAX_STEPS + 1
-        self._factor = np.array(
-            [2.0 ** ((at - batch_dispatch.MAX_STEPS) / STEPS) for at in range(n_steps)]
-        )
+        steps = self._params.steps_per_octave
+        self._max_steps = MAX_OCTAVES * steps
+        n_steps = 2 * self._max_steps + 1
+        # Python's power, as in `Dispatcher`; NumPy's may differ in the last bit
+        factors = [2.0 ** ((at - self._max_steps) / steps) for at in range(n_steps)]
+        self._factor = np.array(factors)
         self._nodes = np.zeros(len(classes), batch_dispatch.NODE).view(np.recarray)
         n_groups = min(len(classes), self._n_classes * n_steps)
         groups = np.zeros(n_groups, batch_dispatch.GROUP).view(np.recarray)
@@ -65,13 +80,13 @@ class BatchDispatcher:
 
     @property
     def outstanding_s(self) -> Array:
-        """Expected seconds of the jobs dispatched and not complete, shape (n_nodes,)."""
+        """Expected seconds of the jobs dispatched and not yet complete, shape (n_nodes,)."""
         return self._nodes.backlog / TICKS_PER_S
 
     @property
     def slowdown(self) -> Array:
-        """Measured over expected seconds, rounded to 1/16 octave, shape (n_nodes,)."""
-        return 2.0 ** (self._nodes.step / STEPS)
+        """Rounded moving average of busy over expected seconds, shape (n_nodes,)."""
+        return np.asarray(self._factor[self._nodes.step + self._max_steps])
 
     def dispatch(self, expected_s: ArrayLike) -> IntArray:
         """Choose a node for each request, in order, and count it as outstanding there.
@@ -79,29 +94,31 @@ class BatchDispatcher:
         Parameters
         ----------
         expected_s : array_like, shape (n_requests, n_classes)
-            Seconds a request should take on an idle, healthy node of each class: positive, at
-            most 2**20, counted in ticks of 2**-30 s, at least one.
+            Seconds that a request should take on an idle, healthy node of each class. They must
+            be positive and at most 2**20, and are rounded to ticks of 2**-30 s, at least one.
 
         Returns
         -------
         ndarray of int, shape (n_requests,)
+            The chosen nodes.
 
         Raises
         ------
         ValueError, TypeError
-            Naming the argument, the rule and the value.
+            If the seconds are out of range or of the wrong shape or type. No request of the
+            call is then counted.
         """
         from hypsolve.kernels import batch_dispatch
 
         ticks = _ticks("expected_s", expected_s, (None, self._n_classes))
         node = np.empty(len(ticks), np.int64)
-        self._make_room(len(ticks) * int(ticks.max(initial=0)))
+        self._reserve(len(ticks) * int(ticks.max(initial=0)))
         batch_dispatch.dispatch(ticks, *self._state, node)
         return node
 
-    def _make_room(self, ticks: int) -> None:
-        """Refuse requests that might take more ticks than an integer holds."""
-        self._max_ticks += ticks  # completions are not followed until it matters
+    def _reserve(self, ticks: int) -> None:
+        """Raise ValueError if requests of `ticks` in all might overflow the backlogs."""
+        self._max_ticks += ticks  # an upper bound: completions are subtracted when it matters
         if self._max_ticks > MAX_OUTSTANDING:
             self._max_ticks = sum(self._nodes.backlog.tolist()) + ticks
             if self._max_ticks > MAX_OUTSTANDING:
@@ -112,21 +129,21 @@ class BatchDispatcher:
                 )
 
     def complete(self, node: ArrayLike, expected_s: ArrayLike, busy_s: ArrayLike) -> None:
-        """Report that nodes have completed requests, one or many of each node, in order.
+        """Report completed requests, in order; a node may occur more than once.
 
         Parameters
         ----------
         node : array_like of int, shape (n_jobs,)
         expected_s : array_like, shape (n_jobs,)
-            As given to `dispatch` for the node's class.
+            As given to `dispatch` for the class of the node.
         busy_s : array_like, shape (n_jobs,)
-            Seconds the node really spent on it, without queueing.
+            Measured seconds that the node spent on the request, without queueing.
 
         Raises
         ------
         ValueError, TypeError
             If a node is unknown or has less outstanding than is reported, or seconds are not
-            positive; then no job of the call counts as complete.
+            positive. No job of the call is then counted as complete.
         """
         from hypsolve.kernels import batch_dispatch
 
@@ -139,7 +156,9 @@ class BatchDispatcher:
         )
         if (busy_ticks == 0).any():
             raise ValueError("batch dispatcher: busy_s must be positive and finite, got 0.0")
-        refused = batch_dispatch.complete(nodes, ticks, busy_ticks, *self._state, self._factor)
+        refused = batch_dispatch.complete(
+            nodes, ticks, busy_ticks, *self._state, self._factor, self._params.slowdown_weight
+        )
         if refused >= 0:
             n = nodes[refused]
             raise ValueError(
@@ -150,7 +169,7 @@ class BatchDispatcher:
 
 
 def _ticks(field: str, seconds: ArrayLike, shape: tuple[int | None, ...]) -> IntArray:
-    """Whole ticks, at least one each."""
+    """Convert expected seconds to whole ticks, at least one each."""
     expected_s = valid.reals("batch dispatcher", field, seconds, shape)
     if expected_s.size and not 0 < expected_s.min() <= expected_s.max() <= MAX_S:
         least, most = expected_s.min(), expected_s.max()

@@ -1,4 +1,4 @@
-"""HypSched-RT for a real router: `Dispatcher`, with no clock and no simulation in it."""
+"""HypSched-RT for a real router: `Dispatcher` keeps no clock and simulates nothing."""
 
 import heapq
 import math
@@ -9,40 +9,96 @@ from dataclasses import dataclass, field
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Tier
 
-WEIGHT = 0.2  # of the newest job in a node's measured slowdown
-STEPS = 16  # slowdowns are rounded to 1/16 octave, so that nodes of equal speed are one group
-TICKS_PER_S = 2**30  # backlogs are counted in whole ticks (0.9 ns): exact in any order
-MAX_S = 2**20  # of one request: 12 days, so that ticks keep their precision
+TICKS_PER_S = 2**30  # backlogs are whole ticks of 0.9 ns, so that sums are exact in any order
+MAX_S = 2**20  # expected seconds of one request (12 days): a float still resolves a tick
+MAX_OCTAVES = 32
+MIN_SLOWDOWN, MAX_SLOWDOWN = 2.0**-MAX_OCTAVES, 2.0**MAX_OCTAVES  # whatever is reported
+
+
+@dataclass(frozen=True, slots=True)
+class DispatcherParams:
+    """How `Dispatcher` and `BatchDispatcher` measure the slowdown of a node.
+
+    Attributes
+    ----------
+    slowdown_weight : float
+        Weight of the newest job in the moving average of busy over expected seconds, in (0, 1].
+        A larger weight notices a throttled node after fewer jobs; a smaller one averages out
+        noisy measurements. With 0.2, about half of a lasting change shows after 3 jobs.
+    steps_per_octave : int
+        Slowdowns are rounded to this number of steps between s and 2 s, from 1 to 256. Nodes of
+        a class with equal rounded slowdowns form a group, and a choice costs
+        O(n_groups + log n_nodes). Fewer steps make a choice in a large tier cheaper; more steps
+        weigh small differences in speed more exactly.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a value is out of range or of the wrong type.
+
+    Examples
+    --------
+    One job that takes three times as long as expected changes the average from 1 to 2.
+
+    >>> import hypsolve as hs
+    >>> params = hs.DispatcherParams(slowdown_weight=0.5)
+    >>> router = hs.Dispatcher(["a", "b"], params=params)
+    >>> router.dispatch(1.0)
+    'a'
+    >>> router.complete("a", expected_s=1.0, busy_s=3.0)
+    >>> router.slowdown("a")
+    2.0
+    """
+
+    slowdown_weight: float = 0.2
+    steps_per_octave: int = 16
+
+    def __post_init__(self) -> None:
+        owner = "DispatcherParams"
+        weight = valid.real(owner, "slowdown_weight", self.slowdown_weight, strict=True)
+        if weight > 1:
+            raise ValueError(f"{owner}: slowdown_weight must be at most 1, got {weight!r}")
+        steps = valid.whole(owner, "steps_per_octave", self.steps_per_octave, minimum=1)
+        if steps > 256:
+            raise ValueError(f"{owner}: steps_per_octave must be at most 256, got {steps}")
+        object.__setattr__(self, "slowdown_weight", weight)
+        object.__setattr__(self, "steps_per_octave", steps)
 
 
 @dataclass(slots=True)
 class _Node:
+    """State of one node; ``backlog`` is always the sum of ``jobs``."""
+
     name: Hashable
-    kind: Hashable
+    kind: Hashable  # class
     index: int  # order of joining; ties go to the lowest
     ratio: float = 1.0  # moving average of busy / expected
-    step: int = 0  # slowdown = 2 ** (step / STEPS)
-    backlog: int = 0  # ticks of `jobs`
-    jobs: Counter[int] = field(default_factory=Counter)  # expected ticks: how many
-    stamp: int = 0  # of its valid heap entry
+    step: int = 0  # slowdown, as log2(ratio) in whole steps
+    backlog: int = 0  # ticks
+    jobs: Counter[int] = field(default_factory=Counter)  # expected ticks -> number of jobs
+    stamp: int = 0  # of its only valid heap entry
 
 
 class Dispatcher:
-    """Send each request to the node of a tier that should complete it first.
+    """Send each request to the node of a tier that is expected to complete it first.
 
-    HypSched-RT [1]_: the node of least (outstanding + own) expected seconds times slowdown.
-    Outstanding: of all jobs dispatched there and not complete, a running one in full. Slowdown:
-    moving average, weight 0.2, of busy over expected seconds, rounded to 1/16 octave, 1 at the
-    start; so a node that is throttled or shared loses load without being told. Ties go to the
-    node that joined first. A choice costs O(n_groups + log n_nodes), a group being the nodes of
-    one class and one rounded slowdown. Not safe to share between threads without a lock.
+    HypSched-RT [1]_ chooses the node that minimises (outstanding + own) expected seconds times
+    the node's slowdown. Outstanding are all jobs dispatched to the node and not yet complete; a
+    running job counts in full. The slowdown starts at 1 and is a moving average of busy over
+    expected seconds, rounded to 1/16 octave (see `DispatcherParams`). A node that is throttled
+    or shared therefore loses load by itself. Ties go to the node that joined first.
+
+    A choice costs O(n_groups + log n_nodes), where a group holds the nodes of one class and one
+    rounded slowdown. A dispatcher must not be shared between threads without a lock.
 
     Parameters
     ----------
     nodes : Tier, or mapping of node to class, or iterable of nodes
-        Nodes are named by the caller (any hashable). Nodes of a class have the same expected
-        seconds, say one class per GPU model (a `Tier` is read so); in an iterable every node is
-        a class of its own, named after it.
+        Nodes are named by the caller (any hashable). Nodes of a class have equal expected
+        seconds; a class is typically a GPU model, and a `Tier` is read in this way. In an
+        iterable, every node is a class of its own, named after the node.
+    params : DispatcherParams, optional
+        How slowdowns are measured.
 
     References
     ----------
@@ -50,22 +106,34 @@ class Dispatcher:
 
     Examples
     --------
-    Two A100 and one L4; a request is expected to take 1 s on the one and 4 s on the other.
+    Two A100 and one L4. A request is expected to take 1 s on an A100 and 4 s on the L4.
 
-    >>> router = Dispatcher({"a": "A100", "b": "A100", "c": "L4"})
+    >>> import hypsolve as hs
+    >>> router = hs.Dispatcher({"a": "A100", "b": "A100", "c": "L4"})
     >>> expected = {"A100": 1.0, "L4": 4.0}
     >>> [router.dispatch(expected) for _ in range(4)]
     ['a', 'b', 'a', 'b']
     >>> router.complete("a", expected_s=1.0, busy_s=1.0)
-    >>> router.dispatch(expected, among=["b", "c"])  # a has no room for the KV cache
+
+    The next request does not fit the KV cache of node a.
+
+    >>> router.dispatch(expected, among=["b", "c"])
     'b'
-    >>> router.remove("b")  # lost: 3 jobs of 1 s are the caller's to dispatch again
+
+    Node b fails. Its 3 jobs of 1 s must be dispatched again.
+
+    >>> router.remove("b")
     3.0
     """
 
     def __init__(
-        self, nodes: Tier | Mapping[Hashable, Hashable] | Iterable[Hashable] = ()
+        self,
+        nodes: Tier | Mapping[Hashable, Hashable] | Iterable[Hashable] = (),
+        *,
+        params: DispatcherParams | None = None,
     ) -> None:
+        self._params = DispatcherParams() if params is None else params
+        valid.of_type("dispatcher", "params", self._params, DispatcherParams)
         self._nodes: dict[Hashable, _Node] = {}
         self._groups: dict[tuple[Hashable, int], list[tuple[int, int, int]]] = {}
         self._by_index: dict[int, _Node] = {}
@@ -85,19 +153,23 @@ class Dispatcher:
         return tuple(self._nodes)
 
     def n_jobs(self, node: Hashable) -> int:
-        """Jobs dispatched to a node and not complete."""
+        """Number of jobs dispatched to a node and not yet complete."""
         return self._known(node).jobs.total()
 
     def outstanding_s(self, node: Hashable) -> float:
-        """Expected seconds of those jobs."""
+        """Expected seconds of the jobs dispatched to a node and not yet complete."""
         return self._known(node).backlog / TICKS_PER_S
 
     def slowdown(self, node: Hashable) -> float:
-        """Measured over expected seconds, as used: rounded to 1/16 octave."""
-        return _factor(self._known(node).step)
+        """Rounded moving average of the busy over the expected seconds of a node."""
+        step: int = self._known(node).step
+        return 2.0 ** (step / self._params.steps_per_octave)
 
     def add(self, node: Hashable, node_class: Hashable | None = None) -> None:
-        """Let a node join, idle and with slowdown 1; without a class it is one of its own."""
+        """Let a node join, idle and with slowdown 1.
+
+        Without `node_class` the node is a class of its own, named after the node.
+        """
         if node is None or not _is_hashable(node):
             raise TypeError(f"dispatcher: node must be hashable and not None, got {node!r}")
         if not _is_hashable(node_class):
@@ -113,9 +185,9 @@ class Dispatcher:
     def remove(self, node: Hashable) -> float:
         """Let a node leave; return the expected seconds of the jobs it had not completed.
 
-        They are forgotten: dispatch them again, or let them end unreported, for `complete` no
-        longer knows the node. If it joins again it is a new one. To drain a node, leave it out
-        of `among` until it has no jobs.
+        The dispatcher forgets these jobs. Dispatch them again or let them end unreported;
+        `complete` no longer knows the node. A node that joins again starts anew. To drain a
+        node before it leaves, keep it out of `among` until it has no jobs.
         """
         gone = self._known(node)
         del self._nodes[node], self._by_index[gone.index]
@@ -131,22 +203,27 @@ class Dispatcher:
         Parameters
         ----------
         expected : float, or mapping of class to float
-            Seconds the request should take on an idle, healthy node of each class; one number
-            for all classes. `hypsolve.problem.evaluation.stage_service_s` computes them.
+            Seconds that the request should take on an idle, healthy node of each class; a
+            single number holds for all classes. They must be positive and at most 2**20, and
+            are rounded to ticks of 2**-30 s, at least one.
+            `hypsolve.problem.evaluation.stage_service_s` computes them from an instance.
         among : iterable of nodes, optional
-            Those that can take it: they hold the stage and have room for its KV cache. Default:
-            all. Costs time in proportion to its length.
+            Nodes that can take the request, say those that have room for its KV cache.
+            Default: all. The cost of the choice is then proportional to their number.
 
         Returns
         -------
         hashable
-            The node. Pass the seconds of its class to `complete` when the request ends.
+            The chosen node. When the request ends, pass the expected seconds of the node's
+            class to `complete`.
 
         Raises
         ------
         ValueError
-            If there is no node to choose from, a node or class is unknown, or seconds are not
-            positive and finite.
+            If there is no node to choose from, a node or class is unknown, or the expected
+            seconds are out of range.
+        TypeError
+            If `among` is not an iterable of nodes, or the expected seconds are not numbers.
         """
         if among is None:
             self._drop_stale()
@@ -158,9 +235,11 @@ class Dispatcher:
         if not candidates:
             raise ValueError("dispatcher: there must be a node to choose from, got none")
         own = {kind: _ticks(expected, kind) for kind in {node.kind for node in candidates}}
+        steps = self._params.steps_per_octave
         node = min(
-            candidates, key=lambda n: ((n.backlog + own[n.kind]) * _factor(n.step), n.index)
-        )  # fmt: skip
+            candidates,
+            key=lambda n: ((n.backlog + own[n.kind]) * 2.0 ** (n.step / steps), n.index),
+        )
         node.backlog += own[node.kind]
         node.jobs[own[node.kind]] += 1
         self._enter(node)
@@ -173,14 +252,15 @@ class Dispatcher:
         ----------
         node : hashable
         expected_s : float
-            As given to `dispatch` for the node's class.
+            As given to `dispatch` for the class of the node.
         busy_s : float
-            Seconds the node really spent on it, without queueing.
+            Measured seconds that the node spent on the request, without queueing.
 
         Raises
         ------
         ValueError
-            If the node is unknown, has no such job outstanding, or seconds are not positive.
+            If the node is unknown, has no job of `expected_s` outstanding, or seconds are not
+            positive.
         """
         done = self._known(node)
         ticks = _ticks(expected_s, done.kind)
@@ -194,9 +274,10 @@ class Dispatcher:
         if not done.jobs[ticks]:
             del done.jobs[ticks]
         done.backlog -= ticks
-        ratio = (1 - WEIGHT) * done.ratio + WEIGHT * (busy_s * TICKS_PER_S / ticks)
-        done.ratio = min(max(ratio, 2.0**-32), 2.0**32)
-        done.step = round(STEPS * math.log2(done.ratio))
+        weight = self._params.slowdown_weight
+        ratio = (1 - weight) * done.ratio + weight * (busy_s * TICKS_PER_S / ticks)
+        done.ratio = min(max(ratio, MIN_SLOWDOWN), MAX_SLOWDOWN)
+        done.step = round(self._params.steps_per_octave * math.log2(done.ratio))
         self._enter(done)
 
     def _known(self, node: Hashable) -> _Node:
@@ -207,13 +288,17 @@ class Dispatcher:
             raise ValueError(f"dispatcher: unknown node {node!r}; known are {known}") from None
 
     def _enter(self, node: _Node) -> None:
-        """Enter a node, new or changed, in its group's heap; its older entry goes stale."""
+        """Push a new or changed node on the heap of its group.
+
+        Heap entries are (backlog, index, stamp). Only the entry with the node's newest stamp is
+        valid; older entries stay until they reach the top, or until the heaps are rebuilt.
+        """
         self._n_stamps += 1
         node.stamp = self._n_stamps
         group = self._groups.setdefault((node.kind, node.step), [])
         heapq.heappush(group, (node.backlog, node.index, node.stamp))
         self._n_stale += 1
-        if self._n_stale > 2 * len(self._nodes) + 64:  # so that heaps stay in proportion
+        if self._n_stale > 2 * len(self._nodes) + 64:  # keep memory O(n_nodes)
             self._n_stale = 0
             self._groups = {}
             for each in self._nodes.values():
@@ -223,7 +308,7 @@ class Dispatcher:
                 heapq.heapify(heap)
 
     def _drop_stale(self) -> None:
-        """Bring a valid entry to the top of every heap; forget groups that have none."""
+        """Pop stale entries off every heap until the top is valid; drop empty groups."""
         for key, heap in list(self._groups.items()):
             while heap and not self._is_valid(heap[0]):
                 heapq.heappop(heap)
@@ -238,17 +323,13 @@ class Dispatcher:
 def _is_hashable(value: object) -> bool:
     try:
         hash(value)
-    except TypeError:  # also of a tuple that holds a list, which `Hashable` lets pass
+    except TypeError:  # isinstance(value, Hashable) accepts a tuple that holds a list
         return False
     return True
 
 
-def _factor(step: int) -> float:
-    return 2.0 ** (step / STEPS)
-
-
 def _ticks(expected: float | Mapping[Hashable, float], kind: Hashable) -> int:
-    """Whole ticks, at least one, of what a class is expected to take."""
+    """Convert the expected seconds of a class to whole ticks, at least one."""
     name = "expected seconds"
     if isinstance(expected, Mapping):
         if kind not in expected:

@@ -10,36 +10,57 @@ from hypsolve.problem.arrays import Array, IntArray
 
 @dataclass(frozen=True, slots=True)
 class TierState:
-    """What a policy sees of a tier when a request arrives; arrays run along `nodes`.
+    """State of a tier when a request arrives, as a policy sees it.
+
+    Arrays have shape (n_nodes,) and are aligned with `nodes`, unless stated otherwise.
 
     Attributes
     ----------
     tier : int
+        Index of the tier.
     time_s : float
-        Now. Jobs that end now have left.
+        Current time. Jobs that end at this time have already left.
     nodes : ndarray of int
-        The nodes that can hold the stage, rising; a policy returns one of them.
+        Indices of the nodes that can hold the stage, in increasing order. A policy returns one
+        of them.
     n_jobs : ndarray of int
         Jobs waiting or running.
     outstanding_s : ndarray
-        Expected seconds of those jobs; the running one counts in full.
+        Expected seconds of the jobs waiting or running. A running job counts in full.
     remaining_s : ndarray
-        Seconds until the node is free, if nothing else comes.
+        Seconds until the node is idle if no further request is sent to it.
     own_s : ndarray
-        Expected seconds of this request on each node, rounded (by less than one part in 10**9
-        of the tier's longest job) so that sums of them are exact.
+        Expected seconds of this request on each node. They are rounded, by less than one part
+        in 10**9 of the longest job of the tier, so that their sums are exact.
     slowdown : ndarray
-        Measured over expected seconds, of late; 1 at flow level.
+        Moving average of measured over expected seconds; always 1 at flow level.
     n_dispatched : int
-        Requests that the tier has been given before this one.
+        Requests dispatched on this tier before this one.
     kv_free_tokens : ndarray
-        KV cache that is neither held nor queued for; inf at flow level.
+        Free KV cache, less the tokens that queued requests will need; inf at flow level.
     kv_own_tokens : float
-        What this request needs.
+        KV cache that this request needs; 0 at flow level.
     uniforms : ndarray, shape (2,)
-        This request's own draws from [0, 1), the same under every policy.
+        Two draws from [0, 1) that belong to this request and do not depend on the policy.
     rng : numpy.random.Generator
-        For policies that need more.
+        For policies that need more draws.
+
+    Examples
+    --------
+    A policy reads the state and returns a node. This one prefers the node with the fewest jobs
+    among those with room for the KV cache, and falls back on all nodes.
+
+    >>> import hypsolve as hs
+    >>> def fewest_jobs_with_room(state: hs.TierState, request: int) -> int:
+    ...     has_room = state.kv_free_tokens >= state.kv_own_tokens
+    ...     nodes = state.nodes[has_room] if has_room.any() else state.nodes
+    ...     n_jobs = state.n_jobs[has_room] if has_room.any() else state.n_jobs
+    ...     return nodes[n_jobs.argmin()]
+    >>> instance = hs.Instance.from_tables(
+    ...     [[[2.0]]], [1.0], [[(0, 1.0), (0, 1.0)]], arrival_s=[0.0, 0.5, 1.0]
+    ... )
+    >>> hs.schedule(instance, hs.Partition((0, 1)), fewest_jobs_with_room).node[:, 0].tolist()
+    [0, 1, 0]
     """
 
     tier: int
@@ -62,15 +83,33 @@ Choose = Callable[[TierState, int], int]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A policy in plain Python, and what `hypsolve.kernels.dispatch` calls it; same choices."""
+    """A policy in plain Python and its compiled twin, which makes the same choices.
+
+    Attributes
+    ----------
+    choose : callable
+        ``(tier_state, request) -> node``.
+    kernel : str
+        Name of the policy's constant in `hypsolve.kernels.dispatch`.
+    draws : bool
+        Whether the policy reads `TierState.uniforms`.
+    """
 
     choose: Choose
     kernel: str
-    draws: bool = False  # whether it reads `TierState.uniforms`
+    draws: bool = False
 
 
 def hypsched_rt(state: TierState, request: int) -> int:
-    """Least (outstanding + own) expected seconds, times slowdown; if possible, with KV room."""
+    """Choose the node that minimises (outstanding + own) expected seconds times its slowdown.
+
+    HypSched-RT [1]_, with measured slowdowns. Nodes without room for the request's KV cache are
+    left out, unless no node has room.
+
+    References
+    ----------
+    .. [1] M. Ma et al., "Hyperion", arXiv:2511.14450.
+    """
     value_s = (state.outstanding_s + state.own_s) * state.slowdown
     has_room = state.kv_free_tokens >= state.kv_own_tokens
     if has_room.any():
@@ -79,22 +118,30 @@ def hypsched_rt(state: TierState, request: int) -> int:
 
 
 def random(state: TierState, request: int) -> int:
-    """Any node, all equally likely."""
+    """Choose a node uniformly at random."""
     return int(state.nodes[int(state.uniforms[0] * len(state.nodes))])
 
 
 def round_robin(state: TierState, request: int) -> int:
-    """One node after the other."""
+    """Choose the nodes in turn."""
     return int(state.nodes[state.n_dispatched % len(state.nodes)])
 
 
 def join_shortest_queue(state: TierState, request: int) -> int:
-    """Fewest jobs, the running one included."""
+    """Choose the node with the fewest jobs, a running job included."""
     return int(state.nodes[np.argmin(state.n_jobs)])
 
 
 def power_of_two(state: TierState, request: int) -> int:
-    """The one with fewer jobs of two different random nodes; of equals the one drawn first."""
+    """Draw two distinct nodes at random and choose the one with fewer jobs [1]_.
+
+    The node drawn first wins a tie.
+
+    References
+    ----------
+    .. [1] M. Mitzenmacher, "The power of two choices in randomized load balancing", IEEE
+       Transactions on Parallel and Distributed Systems 12(10), 2001.
+    """
     n_nodes = len(state.nodes)
     a = int(state.uniforms[0] * n_nodes)
     if n_nodes == 1:
@@ -105,12 +152,12 @@ def power_of_two(state: TierState, request: int) -> int:
 
 
 def least_work_left(state: TierState, request: int) -> int:
-    """Least seconds until free."""
+    """Choose the node that would be idle first."""
     return int(state.nodes[np.argmin(state.remaining_s)])
 
 
 def earliest_completion(state: TierState, request: int) -> int:
-    """Least seconds until this request would be complete."""
+    """Choose the node that would complete this request first."""
     return int(state.nodes[np.argmin(state.remaining_s + state.own_s)])
 
 

@@ -1,4 +1,4 @@
-"""Which node serves which request: HypSched-RT, its rivals, and `schedule`, at flow level."""
+"""Schedules at flow level: which node serves which request, and when."""
 
 import math
 from collections import deque
@@ -11,12 +11,12 @@ from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.evaluation import stage_service_s
-from hypsolve.problem.instance import (
-    Instance,
-)
+from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Partition, Schedule
 
-UNGROUPED_NODES = 64  # a tier of more has HypSched-RT keep them in groups; same choices
+# On larger tiers HypSched-RT keeps the nodes in one heap per class. The choices are identical;
+# with fewer nodes a scan over all of them is faster.
+MAX_UNGROUPED_NODES = 64
 
 
 def schedule(
@@ -28,21 +28,22 @@ def schedule(
 ) -> Schedule:
     """Serve every request on every non-empty stage of a partition, at flow level.
 
-    Requests reach a tier when their previous stage has ended and all links between are crossed
-    (links never queue; an empty stage still pays them). In the order of that time, ties by
-    request, `policy` sends each to a node of the tier that can hold the stage, and each node
-    serves first come, first served, one at a time. Ties between nodes go to the lowest index.
+    A request is ready for a tier when its previous stage has ended and all links in between are
+    crossed. Links never queue, and an empty stage still pays for its links. Requests are
+    dispatched in the order in which they become ready, ties by request index. For each of them
+    `policy` chooses a node that can hold the tier's stage. Every node serves its requests first
+    come, first served, one at a time. Ties between nodes go to the lowest index.
 
     Parameters
     ----------
     instance : Instance
     partition : Partition
     policy : str or callable
-        A name in `POLICIES`, or your own function ``(tier_state, request) -> node``: it gets a
-        `TierState` and the index of the request, and returns one of ``tier_state.nodes``. A
-        function runs in plain Python, some 100 times slower.
+        A name in `POLICIES`, or a function ``(tier_state, request) -> node`` that gets a
+        `TierState` and the index of the request and returns one of ``tier_state.nodes``. A
+        function runs in plain Python, about 100 times slower than a named policy.
     seed : int
-        For the policies that draw; every tier has draws of its own.
+        Seed of the policies that draw. Every tier has draws of its own.
 
     Returns
     -------
@@ -51,14 +52,32 @@ def schedule(
     Raises
     ------
     ValueError
-        If the policy is unknown, the partition is of another shape, no node of a tier can hold
-        its stage, or a function returns anything else than one of ``tier_state.nodes``.
+        If the policy is unknown, the partition has the wrong number of tiers or blocks, no node
+        of a tier can hold its stage, or a function returns a node that is not among
+        ``tier_state.nodes``.
 
     Examples
     --------
-    >>> def shortest_job_count(state, request):
-    ...     return int(state.nodes[np.argmin(state.n_jobs)])
-    >>> schedule(instance, partition, shortest_job_count)  # doctest: +SKIP
+    One tier of two nodes, on which each request takes 4 s and 6 s. HypSched-RT counts a running
+    job in full, so at 3.9 s it prefers the idle node.
+
+    >>> import hypsolve as hs
+    >>> instance = hs.Instance.from_tables(
+    ...     [[[4.0], [6.0]]], [1.0], [[(0, 1.0), (1, 1.0)]], arrival_s=[0.0, 3.9]
+    ... )
+    >>> hs.schedule(instance, hs.Partition((0, 1))).node[:, 0].tolist()
+    [0, 1]
+    >>> hs.schedule(instance, hs.Partition((0, 1)), "earliest_completion").end_s[:, 0].tolist()
+    [4.0, 8.0]
+
+    The built-in policies are listed in `POLICIES`. A function of your own is a policy, too.
+
+    >>> sorted(hs.POLICIES)[:3]
+    ['earliest_completion', 'hypsched_rt', 'join_shortest_queue']
+    >>> def last_node(state, request):
+    ...     return state.nodes[-1]
+    >>> hs.schedule(instance, hs.Partition((0, 1)), last_node).node[:, 0].tolist()
+    [1, 1]
     """
     if not callable(policy):
         valid.known("policy", policy, POLICIES)
@@ -86,10 +105,10 @@ def schedule(
 
 
 def exact_sums(service_s: Array, n_requests: int) -> Array:
-    """Round to multiples of a power of two that let n_requests of them add up without error.
+    """Round seconds to multiples of a power of two, so that n_requests of them add up exactly.
 
-    So a backlog is 0 when a queue is empty, never depends on the order of arrivals, and the
-    grouped version of HypSched-RT sees exactly the ties that the plain one sees.
+    The backlog of an empty queue is then exactly 0, a backlog does not depend on the order of
+    arrivals, and the grouped kernel of HypSched-RT sees the same ties as the plain one.
     """
     _, exponent = math.frexp(service_s.max())
     unit = math.ldexp(1.0, max(exponent - 52 + n_requests.bit_length(), -1022))
@@ -101,15 +120,15 @@ def exact_sums(service_s: Array, n_requests: int) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What one tier is to do, as its kernels want it; the last three are filled in."""
+    """Inputs and outputs of the dispatch kernels for one tier."""
 
-    order: IntArray
-    ready_s: Array
-    service_s: Array
-    expected_s: Array
-    nodes: IntArray  # that can hold the stage
-    node_class: IntArray
-    node: IntArray
+    order: IntArray  # requests in the order in which they become ready, (n_requests,)
+    ready_s: Array  # (n_requests,)
+    service_s: Array  # (n_requests or 1, n_classes)
+    expected_s: Array  # service_s as policies know it: rounded by `exact_sums`
+    nodes: IntArray  # nodes of the tier that can hold the stage
+    node_class: IntArray  # their classes
+    node: IntArray  # filled in, like the next two, by the kernel: (n_requests,)
     start_s: Array
     end_s: Array
 
@@ -142,13 +161,13 @@ def _stage(
 
 
 def _serve(stage: _Stage, policy: Policy, rng: np.random.Generator) -> None:
-    """Ask a policy's kernel."""
+    """Dispatch the requests of a tier by a compiled policy."""
     from hypsolve.kernels import dispatch as kernels
 
     inputs = (stage.order, stage.ready_s, stage.service_s, stage.expected_s)
     outputs = (stage.node, stage.start_s, stage.end_s)
     n_nodes = len(stage.nodes)
-    if policy.kernel == "HYPSCHED_RT" and n_nodes > UNGROUPED_NODES:
+    if policy.kernel == "HYPSCHED_RT" and n_nodes > MAX_UNGROUPED_NODES:
         groups = np.argsort(stage.node_class, kind="stable")
         _, first = np.unique(stage.node_class[groups], return_index=True)
         group_start = np.append(first, n_nodes)
@@ -157,14 +176,14 @@ def _serve(stage: _Stage, policy: Policy, rng: np.random.Generator) -> None:
         uniforms = rng.random((len(stage.ready_s) if policy.draws else 0, 2))
         code = getattr(kernels, policy.kernel)
         kernels.dispatch(code, *inputs, uniforms, stage.node_class, *outputs)
-    if stage.nodes[-1] != n_nodes - 1:  # some node of the tier cannot hold the stage
+    if stage.nodes[-1] != n_nodes - 1:  # some nodes of the tier cannot hold the stage
         stage.node[:] = stage.nodes[stage.node]
 
 
 def _serve_plainly(
     instance: Instance, tier: int, stage: _Stage, choose: Choose, rng: np.random.Generator
 ) -> None:
-    """Do as the kernels do, asking a function."""
+    """Dispatch the requests of a tier as the kernels do, by a Python function."""
     nodes, expected_s, end_s = stage.nodes, stage.expected_s, stage.end_s
     n_requests, n_nodes = len(stage.ready_s), len(nodes)
     uniforms = rng.random((n_requests, 2))
@@ -208,7 +227,10 @@ def _serve_plainly(
 def place_of(
     instance: Instance, tier: int, choose: Choose, answer: object, place: dict[int, int]
 ) -> int:
-    """Position among the eligible nodes of the node that a user's policy returned."""
+    """Check the node that a policy function returned; return its position in `nodes`.
+
+    `place` maps each eligible node to its position. Raises ValueError for any other node.
+    """
     owner = f"policy {getattr(choose, '__name__', repr(choose))!r}"
     node = valid.whole(owner, f"node for tier {instance.tier_names[tier]!r}", answer)
     if node not in place:

@@ -1,11 +1,23 @@
-"""HypSched-RT with measured slowdowns: many requests a call, O(n_groups + log n_nodes) each.
+"""HypSched-RT with measured slowdowns: O(n_groups + log n_nodes) per request, amortised.
 
-Nodes of one class and one rounded slowdown are a group: of those the least backlog is best,
-whatever the request. A group is a pairing heap by (backlog, node), linked through the nodes'
-own records, for nodes change groups whenever their slowdown does.
+Nodes of one class and one rounded slowdown form a group. Within a group, the node with the
+smallest backlog is best for every request. A group is a pairing heap [1]_ ordered by
+(backlog, node). The heap is linked through the records of the nodes, because a node changes its
+group whenever its rounded slowdown changes. These invariants hold between calls:
 
-Backlogs are whole ticks, compared as floats times a factor: the plain rule chooses the same
-while a node has less than 2**52 of them (48 days). No two threads may share a state.
+- Every node is in exactly one heap: the heap of the group with its ``kind`` and ``step``.
+- ``place[kind, step + max_steps]`` is the index of that group in ``groups``, or NIL; the first
+  ``n_groups[0]`` entries of ``groups`` are the groups that are not empty.
+- ``groups[g].root`` is the best node of group g, and ``groups[g].backlog`` its backlog.
+
+Backlogs are whole ticks. They are compared as floats, times the slowdown of the group; the
+comparison is exact up to a backlog of 2**52 ticks (48 days) per node. Two threads must not
+share a state.
+
+References
+----------
+.. [1] M. L. Fredman et al., "The pairing heap: a new form of self-adjusting heap",
+   Algorithmica 1, 1986.
 """
 
 import math
@@ -15,26 +27,24 @@ import numpy as np
 from hypsolve.kernels.jit import bare_kernel as kernel
 
 NIL = -1
-WEIGHT = 0.2  # as in `hypsolve.dispatch.dispatcher`, and
-STEPS = 16  # so is this
-MAX_STEPS = 32 * STEPS  # either way: measured ratios stay within 2**-32..2**32
+MAX_OCTAVES = 32  # as in `hypsolve.dispatch.dispatcher`: slowdowns stay in 2**-32..2**32
 NODE = np.dtype(
     [
         ("backlog", "i8"),  # ticks
         ("ratio", "f8"),  # moving average of busy / expected
         ("kind", "i4"),  # class
-        ("step", "i4"),  # slowdown = 2 ** (step / STEPS)
-        ("child", "i4"),  # first
-        ("next", "i4"),  # sibling
-        ("before", "i4"),  # sibling, or the parent of a first child
+        ("step", "i4"),  # slowdown = 2 ** (step / steps_per_octave)
+        ("child", "i4"),  # first child, or NIL
+        ("next", "i4"),  # next sibling, or NIL
+        ("before", "i4"),  # previous sibling, or the parent of a first child; root: NIL
     ],
     align=True,
 )
 GROUP = np.dtype(
     [
-        ("backlog", "i8"),  # of its best node
+        ("backlog", "i8"),  # ticks of its root
         ("factor", "f8"),  # slowdown
-        ("root", "i4"),  # its best node
+        ("root", "i4"),  # node with the smallest (backlog, node)
         ("kind", "i4"),
         ("step", "i4"),
     ],
@@ -44,7 +54,7 @@ GROUP = np.dtype(
 
 @kernel
 def _meld(nodes, a, b):
-    """Make one heap of two; return its root."""
+    """Meld two heaps, each given by its root or NIL; return the root."""
     if a == NIL:
         return b
     if b == NIL:
@@ -61,7 +71,7 @@ def _meld(nodes, a, b):
 
 @kernel
 def _release(nodes, n):
-    """Make one heap of the children of n, in pairs and then in one; return its root."""
+    """Detach the children of n and meld them, in pairs and then into one; return the root."""
     first, pairs = np.int64(nodes[n].child), np.int64(NIL)
     nodes[n].child = NIL
     while first != NIL:
@@ -82,7 +92,7 @@ def _release(nodes, n):
 
 @kernel
 def _cut_off(nodes, n):
-    """Take n, which is no root, and all below it out of its heap."""
+    """Cut node n, which is not a root, with its subtree out of its heap."""
     before, following = nodes[n].before, nodes[n].next
     if nodes[before].child == n:
         nodes[before].child = following
@@ -95,14 +105,16 @@ def _cut_off(nodes, n):
 
 @kernel
 def _set_root(nodes, groups, g, root):
+    """Record the root of the heap of group g."""
     groups[g].root = root
     groups[g].backlog = nodes[root].backlog
 
 
 @kernel
 def _leave(nodes, groups, place, n_groups, n):
-    """Take node n out of its group; an empty group gives its place to the last one."""
-    g = np.int64(place[nodes[n].kind, nodes[n].step + MAX_STEPS])
+    """Remove node n from its group; the last group takes the place of an empty one."""
+    max_steps = place.shape[1] // 2
+    g = np.int64(place[nodes[n].kind, nodes[n].step + max_steps])
     root = np.int64(groups[g].root)
     if root == n:
         root = _release(nodes, n)
@@ -112,18 +124,18 @@ def _leave(nodes, groups, place, n_groups, n):
     if root != NIL:
         _set_root(nodes, groups, g, root)
         return
-    place[nodes[n].kind, nodes[n].step + MAX_STEPS] = NIL
+    place[nodes[n].kind, nodes[n].step + max_steps] = NIL
     n_groups[0] -= 1
     last = n_groups[0]
     if g != last:
         groups[g] = groups[last]
-        place[groups[g].kind, groups[g].step + MAX_STEPS] = g
+        place[groups[g].kind, groups[g].step + max_steps] = g
 
 
 @kernel
 def _enter(nodes, groups, place, n_groups, factor, n):
-    """Put node n, which is in no heap, into its group."""
-    at = nodes[n].step + MAX_STEPS
+    """Insert node n, which is in no heap, into its group."""
+    at = nodes[n].step + place.shape[1] // 2
     g = np.int64(place[nodes[n].kind, at])
     if g != NIL:
         _set_root(nodes, groups, g, _meld(nodes, np.int64(groups[g].root), n))
@@ -138,9 +150,15 @@ def _enter(nodes, groups, place, n_groups, factor, n):
 
 @kernel
 def join(node_class, order, nodes, groups, place, n_groups, factor):
-    """Let all nodes join, idle and with slowdown 1; `order` has them by class, then number.
+    """Let all nodes join, idle and with slowdown 1.
 
-    Each class is a binary tree to begin with: in one level, the first choice would take long.
+    Each class starts as a binary tree. If all nodes were children of one root, the first choice
+    would take O(n_nodes).
+
+    Parameters
+    ----------
+    order : ndarray of int, shape (n_nodes,)
+        The nodes by class, then by index.
     """
     first = 0
     while first < len(order):
@@ -161,9 +179,14 @@ def join(node_class, order, nodes, groups, place, n_groups, factor):
 
 @kernel
 def dispatch(own_ticks, nodes, groups, place, n_groups, node):
-    """Choose a node for each request in turn, counting it there; fill `node` (n_requests,).
+    """Choose a node for each request in turn and add the request to the node's backlog.
 
-    `own_ticks` (n_requests, n_classes): what an idle, healthy node of each class would take.
+    Parameters
+    ----------
+    own_ticks : ndarray of int, shape (n_requests, n_classes)
+        Expected ticks of each request on an idle, healthy node of each class.
+    node : ndarray of int, shape (n_requests,)
+        Filled with the chosen nodes.
     """
     for r in range(len(own_ticks)):
         best, best_value = np.int64(0), np.inf
@@ -180,11 +203,26 @@ def dispatch(own_ticks, nodes, groups, place, n_groups, node):
 
 
 @kernel
-def complete(node, ticks, busy_ticks, nodes, groups, place, n_groups, factor):
-    """Report jobs as complete, all or none; return the first that its node cannot have had.
+def complete(node, ticks, busy_ticks, nodes, groups, place, n_groups, factor, weight):
+    """Report jobs as complete, all of them or none.
 
-    Or -1; `ticks` are as expected, `busy_ticks` as it was; each (n_jobs,).
+    Parameters
+    ----------
+    node : ndarray of int, shape (n_jobs,)
+    ticks, busy_ticks : ndarray, shape (n_jobs,)
+        Expected and measured ticks of each job.
+    factor : ndarray, shape (2 * max_steps + 1,)
+        Slowdown of each step from -max_steps.
+    weight : float
+        Weight of a job in the moving average of the slowdown.
+
+    Returns
+    -------
+    int
+        -1; or, with no state changed, the first job that exceeds the backlog of its node.
     """
+    max_steps = place.shape[1] // 2
+    steps_per_octave = max_steps // MAX_OCTAVES
     refused = NIL
     for job in range(len(node)):
         nodes[node[job]].backlog -= ticks[job]
@@ -196,9 +234,9 @@ def complete(node, ticks, busy_ticks, nodes, groups, place, n_groups, factor):
         return refused
     for job in range(len(node)):
         n = node[job]
-        ratio = (1 - WEIGHT) * nodes[n].ratio + WEIGHT * (busy_ticks[job] / ticks[job])
-        nodes[n].ratio = ratio = min(max(ratio, 2.0**-32), 2.0**32)
-        step = round(STEPS * math.log2(ratio))
+        ratio = (1 - weight) * nodes[n].ratio + weight * (busy_ticks[job] / ticks[job])
+        nodes[n].ratio = ratio = min(max(ratio, 2.0**-MAX_OCTAVES), 2.0**MAX_OCTAVES)
+        step = round(steps_per_octave * math.log2(ratio))
         if step != nodes[n].step:
             _leave(nodes, groups, place, n_groups, n)
             nodes[n].backlog -= ticks[job]
@@ -206,7 +244,7 @@ def complete(node, ticks, busy_ticks, nodes, groups, place, n_groups, factor):
             _enter(nodes, groups, place, n_groups, factor, n)
             continue
         nodes[n].backlog -= ticks[job]
-        g = np.int64(place[nodes[n].kind, step + MAX_STEPS])
+        g = np.int64(place[nodes[n].kind, step + max_steps])
         root = np.int64(groups[g].root)
         if root != n:
             _cut_off(nodes, n)
@@ -216,16 +254,13 @@ def complete(node, ticks, busy_ticks, nodes, groups, place, n_groups, factor):
 
 
 def warm_up() -> None:
-    """Compile every kernel of this file, with the types the product calls it with."""
+    """Compile the kernels of this file for the argument types that `BatchDispatcher` uses."""
     nodes, groups = np.zeros(1, NODE).view(np.recarray), np.zeros(1, GROUP).view(np.recarray)
-    place = np.full((1, 2 * MAX_STEPS + 1), NIL, np.int32)
-    n_groups, factor = np.zeros(1, np.int64), np.ones(2 * MAX_STEPS + 1)
-    ticks, node, checked = (
-        np.ones((1, 1), np.int64),
-        np.zeros(1, np.int64),
-        np.zeros(1, np.int64),
-    )
+    n_steps = 2 * MAX_OCTAVES + 1
+    place, n_groups = np.full((1, n_steps), NIL, np.int32), np.zeros(1, np.int64)
+    ticks, factor = np.ones((1, 1), np.int64), np.ones(n_steps)
+    node, checked = np.zeros(1, np.int64), np.zeros(1, np.int64)
     checked.setflags(write=False)
     join(checked, node, nodes, groups, place, n_groups, factor)
     dispatch(ticks, nodes, groups, place, n_groups, node)
-    complete(checked, ticks[0], np.ones(1), nodes, groups, place, n_groups, factor)
+    complete(checked, ticks[0], np.ones(1), nodes, groups, place, n_groups, factor, 0.2)

@@ -1,19 +1,19 @@
-"""What the kernels of joint methods read: the stages of one partition as a flow shop."""
+"""The flow shops that the kernels of joint methods schedule and bound."""
 
 from typing import Any, NamedTuple
 
-ROUND_DOWN = 1 - 1e-12  # before a time becomes a tick: not one too late
+ROUND_DOWN = 1 - 1e-12  # factor before a time is rounded down to ticks: never a tick too late
 
 
-class Line(NamedTuple):
-    """Stages in a row, each with groups of identical nodes; times in seconds.
+class FlowShop(NamedTuple):
+    """A hybrid flow shop: stages in a row, each with groups of identical nodes; seconds.
 
-    Stage k has groups ``first[k]:first[k + 1]``, group g has nodes ``slot[g]:slot[g + 1]``.
+    Stage k has groups ``first[k]:first[k + 1]``. Group g has nodes ``slot[g]:slot[g + 1]``.
     """
 
-    service: Any  # (n_requests, n_groups); inf: cannot
-    lag: Any  # (n_requests, n_stages), from a stage's end to the next; of a partition's last: 0
-    release: Any  # (n_requests,), when the first stage may start
+    service: Any  # (n_requests, n_groups); inf: the group cannot serve the request
+    travel: Any  # (n_requests, n_stages), from the end of a stage to the next stage
+    release: Any  # (n_requests,), when a request arrives at the first stage
     first: Any  # (n_stages + 1,)
     slot: Any  # (n_groups + 1,)
 

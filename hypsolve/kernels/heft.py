@@ -1,8 +1,10 @@
-"""HEFT's insertion: each task, in the order given, where it finishes earliest.
+"""HEFT's insertion policy: each task of a list goes where it finishes earliest.
 
-A processor's busy time is a sorted list of intervals, row p of `busy_start` and `busy_end`, the
-first ``n_busy[p]`` entries. Intervals that touch are merged, so the lists stay short when gaps
-are few. A task of zero length is an interval too: nothing runs across it, nor it across others.
+The busy time of processor p is a list of intervals: the first ``n_busy[p]`` entries of row p of
+`busy_start` and `busy_end`. `_occupy` alone inserts an interval, for every task placed, and
+merges it with the intervals that it touches; none is removed. So intervals are always sorted
+and disjoint, and the lists stay short if gaps are few. A task of zero length has an interval
+too: no task runs across another one.
 """
 
 import numpy as np
@@ -12,8 +14,8 @@ from hypsolve.kernels.jit import kernel
 
 @kernel
 def _earliest(busy_start, busy_end, n_busy, ready_s, length_s):
-    """Earliest start at or after `ready_s`, and the position of the next busy interval."""
-    low, high = 0, n_busy  # intervals that end by ready_s leave no gap after it
+    """Return the earliest start from `ready_s` on, and the number of intervals before it."""
+    low, high = 0, n_busy  # skip intervals that end by ready_s
     while low < high:
         middle = (low + high) // 2
         if busy_end[middle] <= ready_s:
@@ -30,7 +32,7 @@ def _earliest(busy_start, busy_end, n_busy, ready_s, length_s):
 
 @kernel
 def _occupy(busy_start, busy_end, n_busy, at, start_s, end_s):
-    """Mark start_s:end_s, which ends by interval `at`, busy; return the number of intervals."""
+    """Insert a busy interval before the one at `at`; return the new number of intervals."""
     joins_last = at > 0 and busy_end[at - 1] == start_s
     joins_next = at < n_busy and busy_start[at] == end_s
     if joins_last and joins_next:
@@ -52,10 +54,11 @@ def _occupy(busy_start, busy_end, n_busy, at, start_s, end_s):
 
 @kernel
 def schedule_dag(cost, order, first_in, source, comm, processor, start_s, end_s):
-    """Place tasks, shape (n_tasks, n_processors), in topological `order`.
+    """Place the tasks of a graph in topological `order`.
 
-    Task t's incoming edges are ``first_in[t] : first_in[t + 1]`` of `source` and `comm`; the
-    last three arguments, shape (n_tasks,), are filled.
+    `cost` has shape (n_tasks, n_processors). The incoming edges of task t are entries
+    ``first_in[t] : first_in[t + 1]`` of `source` and `comm`. `processor`, `start_s` and
+    `end_s`, shape (n_tasks,), are filled.
     """
     n_tasks, n_processors = cost.shape
     busy_start, busy_end = np.empty((n_processors, n_tasks)), np.empty((n_processors, n_tasks))
@@ -86,14 +89,22 @@ def schedule_chains(
 ):
     """Place the stages of every request; task ``r * n_stages + k`` is stage k of request r.
 
-    ``service_s`` is (n_requests or 1, n_stages, n_classes); ``delay_s`` (n_requests or 1,
-    n_stages) is the way from the stage before, or from arrival. Stage k may use the nodes
-    ``tier_start[k] : tier_start[k + 1]`` of `node_class`; `node`, `start_s` and `end_s`, shape
-    (n_stages, n_requests), are filled, `node` counting within the stage.
+    Parameters
+    ----------
+    service_s : ndarray, shape (n_requests or 1, n_stages, n_classes)
+    delay_s : ndarray, shape (n_requests or 1, n_stages)
+        Travel time from the stage before, or from the arrival to the first stage.
+    arrival_s : ndarray, shape (n_requests,)
+    order : ndarray, shape (n_requests * n_stages,)
+        Tasks, with the stages of a request in sequence.
+    tier_start, node_class : ndarray
+        Stage k may use the nodes ``tier_start[k] : tier_start[k + 1]`` of `node_class`.
+    node, start_s, end_s : ndarray, shape (n_stages, n_requests)
+        Filled; nodes are counted within their stage.
     """
     n_stages = len(node)
     n_nodes = len(node_class)
-    capacity = 16  # intervals per node, doubled when one is full
+    capacity = 16  # intervals per node, doubled when a node has so many
     busy_start, busy_end = np.empty((n_nodes, capacity)), np.empty((n_nodes, capacity))
     n_busy = np.zeros(n_nodes, np.int64)
     for task in order:
@@ -122,7 +133,7 @@ def schedule_chains(
 
 
 def warm_up() -> None:
-    """Compile every kernel of this file, with the types the product calls it with."""
+    """Compile every kernel of this file, for the types that `hypsolve` calls it with."""
     one, zero = np.ones(1), np.zeros(1, np.int64)
     schedule_dag(
         np.ones((1, 1)), zero, np.array([0, 0]), zero, one, zero.copy(), one.copy(), one.copy()

@@ -1,42 +1,49 @@
-"""Schedules of many requests made from an order of their stages, and a search for a better one.
+"""List scheduling of many requests, and a local search over the list in windows.
 
-An *operation* is one stage of one request, ``r * n_stages + k``. Operations are placed one
-after the other, in the order given, each on the node where it finishes earliest, in a gap if
-one is long enough. So one that stands before another, though it is ready later, goes first, and
-the other still uses what time is left before it. Every schedule in which nothing can start
-earlier is made by the order of its starts, if operations are barred from other nodes.
+An *operation* is one stage of one request, numbered ``r * n_stages + k``. The list is an order
+of all operations. They are placed one after the other, each on the node where it finishes
+earliest, in a gap if one is long enough. So an operation that stands before another is placed
+first even if it is ready later, and the other may still use the time before it. Every schedule
+in which nothing can start earlier is the list schedule of the order of its starts, if each
+operation is barred from the other nodes.
 
-Of each node the latest `SPANS` busy spans are remembered; the gaps before them are given up. So
-a schedule costs time in proportion to its length, and a state is small enough to be copied.
+Only the latest `MAX_SPANS` busy spans of a node are kept; earlier gaps are given up. So a
+schedule takes time in proportion to its length, and a timetable is small enough to be copied.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hypsolve.kernels.flow_shop import Line
+from hypsolve.kernels.flow_shop import FlowShop
 from hypsolve.kernels.jit import kernel
 
-SPANS = 24
+MAX_SPANS = 24
 
 
-class State(NamedTuple):
-    """When nodes are busy, after some of an order's operations: row 0 after none, and so on."""
+class Timetable(NamedTuple):
+    """Busy spans of every node, in rows: one row per number of operations placed.
 
-    begin: Any  # (n_rows, n_nodes, SPANS + 1)
-    end: Any  # the same
-    n_spans: Any  # (n_rows, n_nodes)
+    Spans ``0..n_spans[row, x] - 1`` of node x are sorted, disjoint and do not touch: `_fill`
+    inserts a span for every operation placed, and merges it with the spans that it touches. If
+    there is no room for another span, `_fill` merges the two earliest, so only gaps are lost
+    and time once busy stays busy. Nothing else removes a span; `_copy` replaces a whole row.
+    """
+
+    begin: Any  # (n_rows, n_nodes, MAX_SPANS + 1), seconds
+    end: Any  # (n_rows, n_nodes, MAX_SPANS + 1), seconds
+    n_spans: Any  # (n_rows, n_nodes), at most MAX_SPANS
 
 
-def new_state(line, n_rows):
-    """All nodes of a line, idle in every row."""
-    shape = (n_rows, line.slot[-1], SPANS + 1)
-    return State(np.zeros(shape), np.zeros(shape), np.zeros(shape[:2], np.int64))
+def new_timetable(shop, n_rows):
+    """Timetable of a flow shop with every node idle in every row."""
+    shape = (n_rows, shop.slot[-1], MAX_SPANS + 1)
+    return Timetable(np.zeros(shape), np.zeros(shape), np.zeros(shape[:2], np.int64))
 
 
 @kernel
 def _gap(begin, end, n, ready, length):
-    """Find the earliest start from `ready` on, and the number of spans before it."""
+    """Return the earliest start from `ready` on, and the number of spans before it."""
     at = n
     while at > 0 and end[at - 1] > ready:
         at -= 1
@@ -49,7 +56,7 @@ def _gap(begin, end, n, ready, length):
 
 @kernel
 def _fill(begin, end, n, at, start, stop):
-    """Mark ``start:stop`` busy, with `at` spans before it; returns the number of spans."""
+    """Insert a busy span behind the first `at` spans; return the new number of spans."""
     after_last = at > 0 and end[at - 1] == start
     before_next = at < n and begin[at] == stop
     if after_last and before_next:
@@ -66,58 +73,61 @@ def _fill(begin, end, n, at, start, stop):
     for i in range(n, at, -1):
         begin[i], end[i] = begin[i - 1], end[i - 1]
     begin[at], end[at] = start, stop
-    if n < SPANS:
+    if n < MAX_SPANS:
         return n + 1
-    begin[1] = begin[0]  # the first gap is given up
+    begin[1] = begin[0]  # merge the two earliest spans: the gap between them is given up
     for i in range(n):
         begin[i], end[i] = begin[i + 1], end[i + 1]
     return n
 
 
 @kernel
-def _place(line, state, row, r, k, ready):
-    """Serve stage k of request r in a row of the state; returns node, start and end."""
+def _place(shop, table, row, r, k, ready):
+    """Place stage k of request r in a row of the timetable; return node, start and end."""
     best, best_at, best_start, best_end = 0, 0, 0.0, np.inf
-    for g in range(line.first[k], line.first[k + 1]):
-        length = line.service[r, g]
-        for x in range(line.slot[g], line.slot[g + 1]):
-            n = state.n_spans[row, x]
-            start, at = _gap(state.begin[row, x], state.end[row, x], n, ready, length)
+    for g in range(shop.first[k], shop.first[k + 1]):
+        length = shop.service[r, g]
+        for x in range(shop.slot[g], shop.slot[g + 1]):
+            n = table.n_spans[row, x]
+            start, at = _gap(table.begin[row, x], table.end[row, x], n, ready, length)
             if start + length < best_end:
                 best, best_at, best_start, best_end = x, at, start, start + length
-    n = state.n_spans[row, best]
-    state.n_spans[row, best] = _fill(
-        state.begin[row, best], state.end[row, best], n, np.int64(best_at), best_start, best_end
+    n = table.n_spans[row, best]
+    table.n_spans[row, best] = _fill(
+        table.begin[row, best], table.end[row, best], n, np.int64(best_at), best_start, best_end
     )
     return best, best_start, best_end
 
 
 @kernel
-def place_all(line, order, state, node, start, end):
-    """Serve all operations in an order; fills `node`, `start`, `end` by request and stage."""
-    n_stages = len(line.first) - 1
-    state.n_spans[0] = 0
+def place_all(shop, order, table, node, start, end):
+    """Place all operations in the given order; row 0 of the timetable is overwritten.
+
+    `node`, `start` and `end`, shape (n_requests, n_stages), are filled.
+    """
+    n_stages = len(shop.first) - 1
+    table.n_spans[0] = 0
     for operation in order:
         r, k = operation // n_stages, operation % n_stages
-        ready = line.release[r] if k == 0 else end[r, k - 1] + line.lag[r, k - 1]
-        node[r, k], start[r, k], end[r, k] = _place(line, state, np.int64(0), r, k, ready)
+        ready = shop.release[r] if k == 0 else end[r, k - 1] + shop.travel[r, k - 1]
+        node[r, k], start[r, k], end[r, k] = _place(shop, table, np.int64(0), r, k, ready)
 
 
 @kernel
-def place_stage(line, k, requests, ready, state, node, start, end):
-    """Serve stage k of the requests in an order; fills column k of `node`, `start`, `end`.
+def place_stage(shop, k, requests, ready, table, node, start, end):
+    """Place stage k of the requests in the given order; fill column k of the outputs.
 
-    ``ready`` (n_requests,) is when they may start it, and is left as when they may start the
-    next. Row 0 of the state must have the stage's nodes idle.
+    ``ready`` (n_requests,) is when a request may start the stage, and is changed to when it may
+    start the next one. In row 0 of the timetable the nodes of the stage must be idle.
     """
     for r in requests:
-        node[r, k], start[r, k], end[r, k] = _place(line, state, np.int64(0), r, k, ready[r])
-        ready[r] = end[r, k] + line.lag[r, k]
+        node[r, k], start[r, k], end[r, k] = _place(shop, table, np.int64(0), r, k, ready[r])
+        ready[r] = end[r, k] + shop.travel[r, k]
 
 
 @kernel
 def _copy(source, a, target, b):
-    """Make row b of `target` row a of `source`."""
+    """Copy row a of `source` to row b of `target`."""
     for x in range(source.n_spans.shape[1]):
         n = source.n_spans[a, x]
         target.n_spans[b, x] = n
@@ -127,226 +137,249 @@ def _copy(source, a, target, b):
 
 
 class Window(NamedTuple):
-    """Some operations of an order, and what is known after each of them; see `improve`."""
+    """Consecutive operations of the list, and the outcome of placing each of them.
 
-    now: Any  # (n,) of int: the operations, in the best order so far
-    new: Any  # (n,) of int: another order to try
-    node: Any  # (n,) of int: where each of `now` is served
-    ready: Any  # (n,), when it may start
-    start: Any  # (n,), when it does
-    late: Any  # (n + 1,), sum of the delays before each
-    last: Any  # (n + 1,), latest completion before each
+    Entry i of `current`, `node`, `ready` and `start` describes the i-th operation of the best
+    order so far. Entry i of `delay_sum` and `last` describes the first i operations, with all
+    later stages of their requests served without delay. `_accept` writes all of them from one
+    position to the end of the window, so they always belong to the same order. `candidate` may
+    be overwritten at any time.
+    """
+
+    current: Any  # (n,) of int, operations in the best order so far
+    candidate: Any  # (n,) of int, another order to evaluate
+    node: Any  # (n,) of int, where the operation is placed
+    ready: Any  # (n + 1,), when it may start; entry n is unused
+    start: Any  # (n + 1,), when it starts; entry n is unused
+    delay_sum: Any  # (n + 1,), sum of the delays
+    last: Any  # (n + 1,), latest completion
 
 
 def new_window(n):
-    """Room for n operations."""
-    now, new, node = np.empty((3, n), np.int64)
-    ready, start, late, last = np.zeros((4, n + 1))
-    return Window(now, new, node, ready, start, late, last)
+    """Window with room for n operations."""
+    current, candidate, node = np.empty((3, n), np.int64)
+    ready, start, delay_sum, last = np.zeros((4, n + 1))
+    return Window(current, candidate, node, ready, start, delay_sum, last)
 
 
-class Course(NamedTuple):
-    """An order on its way to a better one; see `improve`."""
+class SearchState(NamedTuple):
+    """The list that `improve` searches, and which request may use which group.
 
-    line: Any  # its service is inf where a request is barred; changed in place
-    asked: Any  # (n_requests, n_groups), service without bars
-    least: Any  # (n_requests, n_stages), from the start of a stage to the completion, no delay
-    order: Any  # (n_requests * n_stages,) of int, changed in place
-    ready: Any  # (n_requests,), when the next stage of each may start, of those in the past
+    `improve` alone writes it. The order is always a permutation of all operations in which the
+    stages of a request stand in sequence. A request always has a group that it may use at every
+    stage.
+    """
 
-
-class Room(NamedTuple):
-    """Where `improve` works."""
-
-    state: Any  # after each operation of the window: one row more than it has room
-    trial: Any  # one row
-    window: Any
+    shop: Any  # its service is inf where a request is barred from a group
+    full_service: Any  # (n_requests, n_groups), service without bars
+    remaining: Any  # (n_requests, n_stages), start of a stage to completion without delay
+    order: Any  # (n_requests * n_stages,) of int
+    ready: Any  # (n_requests,), when the request's next stage may start, after ``order[:at]``
 
 
-def new_course(line, asked, least, order):
-    """Begin with an order, changed in place as the line's service is."""
-    return Course(line, asked, least, order, line.release.copy())
+class Workspace(NamedTuple):
+    """Memory of `improve`; between two calls, row 0 of `table` is after ``order[:at]``."""
+
+    table: Any  # Timetable; row i is after i operations of the window
+    trial: Any  # Timetable of one row, overwritten by every trial
+    window: Any  # Window
 
 
-def new_room(line, n):
-    """Room for windows of n operations, look beyond included, at the begin of an order."""
-    return Room(new_state(line, n + 1), new_state(line, 1), new_window(n))
+def new_search_state(shop, full_service, remaining, order):
+    """Start a search from `order`; it and the shop's service are changed in place."""
+    return SearchState(shop, full_service, remaining, order, shop.release.copy())
+
+
+def new_workspace(shop, n):
+    """Workspace for windows of n operations, lookahead included, before the first operation."""
+    return Workspace(new_timetable(shop, n + 1), new_timetable(shop, 1), new_window(n))
 
 
 @kernel
-def improve(course, room, makespan, width, step, at, until, max_trials):
-    """Better an order, and who may use what, a window of `width` operations at a time.
+def improve(search, workspace, makespan, width, stride, at, until, max_trials):
+    """Improve the order and the bars by local search, one window of operations at a time.
 
-    What stands before the window is fixed. For each trial the window, and as much as there is
-    room for behind it, is placed anew; what counts is the sum of the completions, or the last
-    of them, where stages that are not placed yet have no delay. A trial moves an operation
-    before another of the same stage, alone or with the later stages of its request, or bars it
-    from a group, or lets it in again. Whatever helps is kept. When a round over the window's
-    operations helps no more, or ends after `max_trials` or more, the window goes on by `step`.
+    Operations before the window are fixed. A trial places the window and the lookahead behind
+    it anew. It is judged by the sum of the completions, or by the last completion for the
+    makespan, as if stages that are not placed yet had no delay. A trial moves an operation
+    before another one of the same stage, alone or with the later stages of its request, or bars
+    its request from a group, or lifts a bar. Every improvement is accepted. The window moves on
+    by `stride` after a round without improvement, or after a round that ends with `max_trials`
+    trials or more.
 
     Parameters
     ----------
-    course : Course
-    room : Room
-        As it was left for `at`; row 0 of its state is after ``order[:at]``.
+    search : SearchState
+    workspace : Workspace
+        As the call that ended at `at` left it.
     makespan : bool
-    width, step : int
+        Minimise the last completion, and the sum of the delays among equals.
+    width, stride : int
+        In operations.
     at, until : int
-        Where the first window begins; where none begins any more.
+        Position of the first window, and the position from which no window begins.
     max_trials : int
+        Per window.
 
     Returns
     -------
     at, n_trials : int
-        Where the next window begins.
+        Position of the next window, and the number of trials in this call.
     """
-    line, asked, least, order, ready = course
-    state, trial, window = room
-    n_stages = len(line.first) - 1
+    shop, full_service, remaining, order, ready = search
+    table, trial, window = workspace
+    n_stages = len(shop.first) - 1
     n_trials = 0
     while at < until:
         size = min(width, len(order) - at)
-        n = min(len(window.now), len(order) - at)
-        window.new[:n] = order[at : at + n]
-        window.late[0] = 0.0
-        _settle(line, least, ready, state, window, np.int64(0), n)
-        n_here, is_better = 0, True
-        while is_better and n_here < max_trials:
-            is_better = False
+        n = min(len(window.current), len(order) - at)
+        window.candidate[:n] = order[at : at + n]
+        window.delay_sum[0] = 0.0
+        _accept(shop, remaining, ready, table, window, np.int64(0), n)
+        n_window_trials, is_improved = 0, True
+        while is_improved and n_window_trials < max_trials:
+            is_improved = False
             for a in range(size):
-                operation = window.now[a]
+                operation = window.current[a]
                 r, k = operation // n_stages, operation % n_stages
-                b = a - 1 if window.start[a] > window.ready[a] else -1  # else it need not pass
+                b = a - 1 if window.start[a] > window.ready[a] else -1  # it starts at once
                 while b >= 0:
-                    if window.now[b] % n_stages == k:
-                        for whole in range(2 if k < n_stages - 1 else 1):
-                            if window.now[a] != operation or not _move(
-                                window, n_stages, a, b, n, whole == 1
+                    if window.current[b] % n_stages == k:
+                        for with_later in range(2 if k < n_stages - 1 else 1):
+                            if window.current[a] != operation or not _move(
+                                window, n_stages, a, b, n, with_later == 1
                             ):
                                 continue
-                            n_here += 1
-                            if _helps(line, least, ready, makespan, state, trial, window, b, n):
-                                is_better = True
+                            n_window_trials += 1
+                            if _is_better(
+                                shop, remaining, ready, makespan, table, trial, window, b, n
+                            ):
+                                is_improved = True
                                 _rewind(window, n_stages, ready, b, n)
-                                _settle(line, least, ready, state, window, b, n)
-                    b = b - 1 if window.now[a] == operation else -1
-                if window.now[a] != operation:
+                                _accept(shop, remaining, ready, table, window, b, n)
+                    b = b - 1 if window.current[a] == operation else -1
+                if window.current[a] != operation:
                     continue
-                window.new[:n] = window.now[:n]
-                for g in range(line.first[k], line.first[k + 1]):
-                    was = line.service[r, g]
-                    is_used = line.slot[g] <= window.node[a] < line.slot[g + 1]
-                    if not is_used and (was < np.inf or asked[r, g] == np.inf):
-                        continue  # to bar it would change nothing; to let it in, nor
-                    if is_used and _is_only_one(line, r, k, g):
+                window.candidate[:n] = window.current[:n]
+                for g in range(shop.first[k], shop.first[k + 1]):
+                    was = shop.service[r, g]
+                    is_used = shop.slot[g] <= window.node[a] < shop.slot[g + 1]
+                    if not is_used and (was < np.inf or full_service[r, g] == np.inf):
+                        continue  # a bar would change nothing, and there is none to lift
+                    if is_used and _is_only_one(shop, r, k, g):
                         continue
-                    n_here += 1
-                    line.service[r, g] = np.inf if is_used else asked[r, g]
-                    if _helps(line, least, ready, makespan, state, trial, window, a, n):
-                        is_better = True
+                    n_window_trials += 1
+                    shop.service[r, g] = np.inf if is_used else full_service[r, g]
+                    if _is_better(shop, remaining, ready, makespan, table, trial, window, a, n):
+                        is_improved = True
                         _rewind(window, n_stages, ready, a, n)
-                        _settle(line, least, ready, state, window, a, n)
+                        _accept(shop, remaining, ready, table, window, a, n)
                     else:
-                        line.service[r, g] = was
-        n_trials += n_here
-        order[at : at + n] = window.now[:n]
-        window.new[:n] = window.now[:n]
+                        shop.service[r, g] = was
+        n_trials += n_window_trials
+        order[at : at + n] = window.current[:n]
+        window.candidate[:n] = window.current[:n]
         _rewind(window, n_stages, ready, np.int64(0), n)
-        _settle(line, least, ready, state, window, np.int64(0), n)
-        gone = min(step, len(order) - at)
-        _rewind(window, n_stages, ready, gone, n)
-        _copy(state, gone, state, np.int64(0))
-        window.last[0] = window.last[gone]
-        at += gone
+        _accept(shop, remaining, ready, table, window, np.int64(0), n)
+        n_fixed = min(stride, len(order) - at)
+        _rewind(window, n_stages, ready, n_fixed, n)
+        _copy(table, n_fixed, table, np.int64(0))
+        window.last[0] = window.last[n_fixed]
+        at += n_fixed
     return at, n_trials
 
 
 @kernel
-def _move(window, n_stages, a, b, n, whole):
-    """Fill ``window.new`` from b on, with the operation at a before the one at b.
+def _move(window, n_stages, a, b, n, with_later):
+    """Fill ``candidate[b:n]`` with the current order, the operation at a moved before b.
 
-    With `whole` those of the later stages of its request follow right behind it. False if it
-    would pass an earlier stage of its request.
+    If `with_later`, the later stages of its request follow right behind it. Return False if the
+    operation would pass an earlier stage of its request.
     """
-    operation = window.now[a]
+    operation = window.current[a]
     r = operation // n_stages
     for j in range(b, a):
-        if window.now[j] // n_stages == r:
+        if window.current[j] // n_stages == r:
             return False
-    window.new[b] = operation
+    window.candidate[b] = operation
     i = b + 1
-    if whole:
+    if with_later:
         for j in range(a + 1, n):
-            if window.now[j] // n_stages == r:
-                window.new[i] = window.now[j]
+            if window.current[j] // n_stages == r:
+                window.candidate[i] = window.current[j]
                 i += 1
     for j in range(b, n):
-        if j != a and not (whole and window.now[j] // n_stages == r):
-            window.new[i] = window.now[j]
+        if j != a and not (with_later and window.current[j] // n_stages == r):
+            window.candidate[i] = window.current[j]
             i += 1
     return True
 
 
 @kernel
-def _is_only_one(line, r, k, g):
-    """Whether g is the only group that r may use on stage k."""
-    for other in range(line.first[k], line.first[k + 1]):
-        if other != g and line.service[r, other] < np.inf:
+def _is_only_one(shop, r, k, g):
+    """Return True if g is the only group that request r may use at stage k."""
+    for other in range(shop.first[k], shop.first[k + 1]):
+        if other != g and shop.service[r, other] < np.inf:
             return False
     return True
 
 
 @kernel
 def _rewind(window, n_stages, ready, low, n):
-    """Make `ready` again what it is before the operation at `low`."""
+    """Reset `ready` to before the operation at `low`, for requests with one in ``low..n - 1``.
+
+    No other request is placed before the next call, so their entries may stay wrong until then.
+    """
     for i in range(n - 1, low - 1, -1):
-        ready[window.now[i] // n_stages] = window.ready[i]
+        ready[window.current[i] // n_stages] = window.ready[i]
 
 
 @kernel
-def _settle(line, least, ready, state, window, low, n):
-    """Make ``new[low:n]`` the best order so far, and note what is known after each."""
-    n_stages = len(line.first) - 1
+def _accept(shop, remaining, ready, table, window, low, n):
+    """Make ``candidate[low:n]`` the current order, and place it; `ready` is before `low`."""
+    n_stages = len(shop.first) - 1
     for i in range(low, n):
-        window.now[i] = window.new[i]
-        r, k = window.now[i] // n_stages, window.now[i] % n_stages
+        window.current[i] = window.candidate[i]
+        r, k = window.current[i] // n_stages, window.current[i] % n_stages
         window.ready[i] = ready[r]
-        _copy(state, i, state, i + 1)
-        node, start, end = _place(line, state, i + 1, r, k, ready[r])
+        _copy(table, i, table, i + 1)
+        node, start, end = _place(shop, table, i + 1, r, k, ready[r])
         window.node[i], window.start[i] = node, start
-        rest = end + line.lag[r, k] + least[r, k + 1] if k + 1 < n_stages else end
-        window.late[i + 1] = window.late[i] + rest - (ready[r] + least[r, k])
-        window.last[i + 1] = max(window.last[i], rest)
-        ready[r] = end + line.lag[r, k]
+        completion = end + shop.travel[r, k] + remaining[r, k + 1] if k + 1 < n_stages else end
+        window.delay_sum[i + 1] = (
+            window.delay_sum[i] + completion - (ready[r] + remaining[r, k])
+        )
+        window.last[i + 1] = max(window.last[i], completion)
+        ready[r] = end + shop.travel[r, k]
 
 
 @kernel
-def _helps(line, least, ready, makespan, state, trial, window, low, n):
-    """Whether ``new[low:n]`` is better than what is known of ``now[low:n]``."""
-    n_stages = len(line.first) - 1
+def _is_better(shop, remaining, ready, makespan, table, trial, window, low, n):
+    """Place ``candidate[low:n]`` on trial; return True if it beats the current order."""
+    n_stages = len(shop.first) - 1
     _rewind(window, n_stages, ready, low, n)
-    _copy(state, low, trial, np.int64(0))
-    late, last = window.late[low], window.last[low]
+    _copy(table, low, trial, np.int64(0))
+    delay_sum, last = window.delay_sum[low], window.last[low]
     for i in range(low, n):
-        r, k = window.new[i] // n_stages, window.new[i] % n_stages
-        _, _, end = _place(line, trial, np.int64(0), r, k, ready[r])
-        rest = end + line.lag[r, k] + least[r, k + 1] if k + 1 < n_stages else end
-        late += rest - (ready[r] + least[r, k])
-        last = max(last, rest)
-        ready[r] = end + line.lag[r, k]
-        if last > window.last[n] if makespan else late >= window.late[n]:
+        r, k = window.candidate[i] // n_stages, window.candidate[i] % n_stages
+        _, _, end = _place(shop, trial, np.int64(0), r, k, ready[r])
+        completion = end + shop.travel[r, k] + remaining[r, k + 1] if k + 1 < n_stages else end
+        delay_sum += completion - (ready[r] + remaining[r, k])
+        last = max(last, completion)
+        ready[r] = end + shop.travel[r, k]
+        if last > window.last[n] if makespan else delay_sum >= window.delay_sum[n]:
             return False
-    return last < window.last[n] or late < window.late[n] if makespan else True
+    return last < window.last[n] or delay_sum < window.delay_sum[n] if makespan else True
 
 
 def warm_up() -> None:
-    """Compile every kernel a method calls, on two requests and one stage."""
+    """Compile every kernel that a method calls, on two requests and one stage."""
     ends = np.array([0, 1])
-    line = Line(np.ones((2, 1)), np.zeros((2, 1)), np.zeros(2), ends, ends)
-    order, ready, least = np.array([1, 0]), np.zeros(2), np.ones((2, 1))
+    shop = FlowShop(np.ones((2, 1)), np.zeros((2, 1)), np.zeros(2), ends, ends)
+    order, ready, remaining = np.array([1, 0]), np.zeros(2), np.ones((2, 1))
     node, start, end = np.zeros((2, 1), np.int64), np.zeros((2, 1)), np.zeros((2, 1))
-    one = new_state(line, 1)
-    place_stage(line, 0, order, ready, one, node, start, end)
-    place_all(line, order, one, node, start, end)
-    course = new_course(line, line.service.copy(), least, order)
-    improve(course, new_room(line, 2), False, 1, 1, 0, 2, 4)
+    table = new_timetable(shop, 1)
+    place_stage(shop, 0, order, ready, table, node, start, end)
+    place_all(shop, order, table, node, start, end)
+    search = new_search_state(shop, shop.service.copy(), remaining, order)
+    improve(search, new_workspace(shop, 2), False, 1, 1, 0, 2, 4)

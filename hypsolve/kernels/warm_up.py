@@ -1,34 +1,72 @@
-"""Compile a family of kernels before a clock starts, and say so if that takes long."""
+"""Compile families of kernels before a clock starts, and report progress to the user."""
 
 import importlib
 import logging
 import threading
+from collections.abc import Callable
 
-_warm: set[str] = set()
-_logger = logging.getLogger("hypsolve")
+Progress = Callable[[int, int, str], None]
+
 FAMILIES = (
     "hypsplit", "dispatch", "batch_dispatch", "heft", "token_level",
     "subgradient", "beam_search", "relaxations", "list_scheduling",
 )  # fmt: skip
+NOTICE_S = 1.5  # loading a family from disk takes less, compiling it takes more
+_warm: set[str] = set()
+_lock = threading.RLock()  # numba compiles one kernel at a time anyway
+_logger = logging.getLogger("hypsolve")
 
 
-def warm(*families: str) -> None:
-    """Compile (or load from numba's cache) the kernels of `hypsolve.kernels.<family>`, once."""
-    for family in families or FAMILIES:
-        if family in _warm:
-            continue
-        notice = threading.Timer(1.5, _say, (family,))  # loading from the cache takes less
-        notice.daemon = True
+def warm(*families: str, progress: Progress | None = None) -> None:
+    """Compile families of kernels, or load them from disk, once per process.
+
+    If a family takes longer than `NOTICE_S`, a warning of the logger ``hypsolve`` names
+    it, says how many families there are, and where compiled kernels are kept. Threads may call
+    this at once: the second one waits for the first.
+
+    Parameters
+    ----------
+    *families : str
+        Modules of `hypsolve.kernels`; default: `FAMILIES`, all of them.
+    progress : callable, optional
+        Called as ``progress(done, total, family)`` before each family that is not warm yet, and
+        once at the end with ``done == total`` and the name of the last one. Not called if all
+        families are warm. With it, no warning is logged.
+    """
+    wanted = families or FAMILIES
+    if _warm.issuperset(wanted):
+        return
+    with _lock:
+        cold = [family for family in dict.fromkeys(wanted) if family not in _warm]
+        for done, family in enumerate(cold):
+            if progress is not None:
+                progress(done, len(cold), family)
+            _warm_one(family, f"{done + 1} of {len(cold)}", quiet=progress is not None)
+            _warm.add(family)
+        if progress is not None and cold:
+            progress(len(cold), len(cold), cold[-1])
+
+
+def _warm_one(family: str, position: str, *, quiet: bool) -> None:
+    notice = threading.Timer(NOTICE_S, _announce, (family, position))
+    notice.daemon = True
+    if not quiet:
         notice.start()
-        try:
-            importlib.import_module(f"hypsolve.kernels.{family}").warm_up()
-        finally:
-            notice.cancel()
-        _warm.add(family)
+    try:
+        importlib.import_module(f"hypsolve.kernels.{family}").warm_up()
+    finally:
+        notice.cancel()
 
 
-def _say(family: str) -> None:
+def _announce(family: str, position: str) -> None:
+    import numba
+
+    from hypsolve.kernels.cache import folders
+
+    if numba.config.DISABLE_JIT:
+        return
+    folder = folders().write
+    kept = f"once; kept in {folder}" if folder else "in every process (no cache folder)"
     _logger.warning(
-        "compiling the %s kernels: up to half a minute, once where numba can keep its cache",
-        family,
+        "compiling the %s kernels (family %s): up to half a minute, %s", family, position, kept
     )

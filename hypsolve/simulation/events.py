@@ -1,4 +1,4 @@
-"""What happens to a network while it serves: slowdowns, failures, joins, changed bandwidth."""
+"""Events of a network while it serves: slowdowns, failures, joins, changes of bandwidth."""
 
 import math
 import os
@@ -17,11 +17,11 @@ from hypsolve.problem.files import checked_path, read_bytes
 
 MAX_EVENTS = 10**6  # drawn at once: a few seconds
 MAX_BYTES = 2**26  # of a scenario file; TOML is slow to read
-LATEST_S = 2.0**32  # 136 years, or now, in seconds since 1970: still exact to half a us
+LATEST_S = 2.0**32  # 136 years; seconds since 1970 fit, and are exact to half a microsecond
 
 
 class EventKind(StrEnum):
-    """What happens; `Event` says to whom."""
+    """Kind of an `Event`."""
 
     SLOWDOWN = "slowdown"
     BANDWIDTH = "bandwidth"
@@ -36,28 +36,36 @@ _PRESENCE = (EventKind.FAILURE, EventKind.RECOVERY, EventKind.JOIN)
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happens to a node or a link.
+    """Event that changes a node or a link.
 
     Parameters
     ----------
     at_s : float
-        At most `LATEST_S`.
+        Time, at most `LATEST_S`.
     kind : EventKind or str
-        ``slowdown``: from now on the iterations of the node take `factor` times as long (below
-        1: they are faster), after a failure and recovery too.
-        ``bandwidth``: from now on the link from the tier to the next has `factor` times its
-        rate. In both, 1 restores, and the last one set counts.
-        ``failure``: the node is lost, with what it holds; ``recovery``: it is back, empty.
-        ``join``: the node is absent until now.
+        - ``slowdown``: from now on the iterations of the node take `factor` times as long, also
+          after a failure and recovery. A factor below 1 makes the node faster.
+        - ``bandwidth``: from now on the link from the tier to the next has `factor` times its
+          rate.
+        - ``failure``: the node goes down and loses all that it holds.
+        - ``recovery``: the node is up again, empty.
+        - ``join``: the node is absent until now.
     target : str
-        Name of the node; of the tier for ``bandwidth``.
+        Name of the node; for ``bandwidth``, name of the tier before the link.
     factor : float
-        For ``slowdown`` and ``bandwidth`` only, which need it; 1 for the others.
+        Required for ``slowdown`` and ``bandwidth``: it replaces the factor before, and 1
+        restores the normal state. Must be 1 for other kinds.
 
     Raises
     ------
     ValueError, TypeError
-        Naming the field, the rule and the value.
+        If a field breaks its rule; the message names the field, the rule and the value.
+
+    Examples
+    --------
+    >>> from hypsolve import Event
+    >>> Event(60.0, "slowdown", "edge-0", 2.0)
+    Event(at_s=60.0, kind=<EventKind.SLOWDOWN: 'slowdown'>, target='edge-0', factor=2.0)
     """
 
     at_s: float
@@ -73,7 +81,7 @@ class Event:
         if kind not in _WITH_FACTOR and self.factor != self.factor:
             object.__setattr__(self, "factor", 1.0)
         factor = valid.real(owner, "factor", self.factor, strict=True)
-        if factor < 1 / valid.LARGEST:  # its inverse is to be finite too
+        if factor < 1 / valid.LARGEST:  # its inverse must be finite
             raise ValueError(
                 f"{owner}: factor must be at least {1 / valid.LARGEST:g}, got {self.factor!r}"
             )
@@ -83,7 +91,7 @@ class Event:
 
 
 def early(owner: str, field: str, value: Any) -> float:
-    """Return a time of at most `LATEST_S`, beyond which seconds lose their precision."""
+    """Check that a time is at most `LATEST_S`, beyond which seconds lose their precision."""
     time_s = valid.real(owner, field, value)
     if time_s > LATEST_S:
         raise ValueError(
@@ -110,8 +118,8 @@ def check_events(events: Iterable[Event], network: Network) -> tuple[Event, ...]
     ------
     ValueError
         If a target is not in the network, a ``bandwidth`` names the last tier, a node fails
-        that is not up or recovers that has not failed, or a ``join`` is not the first of the
-        node's failures, recoveries and joins. Events are numbered from 0, as given.
+        while it is down or recovers while it is up, or a ``join`` comes after another failure,
+        recovery or join of the node. Messages number the events from 0, in the order given.
     """
     valid.of_type("check_events", "network", network, Network)
     if not isinstance(events, Iterable):
@@ -121,7 +129,7 @@ def check_events(events: Iterable[Event], network: Network) -> tuple[Event, ...]
 
 
 def _checked(given: list[Event], network: Network, n_listed: int) -> tuple[Event, ...]:
-    """As `check_events`; the errors say so of events that were drawn: from `n_listed` on."""
+    """Check events; error messages tell those that were drawn, from `n_listed` on."""
     for number, event in enumerate(given):
         if not isinstance(event, Event):
             raise TypeError(f"events[{number}]: must be an Event, got {event!r:.60}")
@@ -140,9 +148,9 @@ def _checked(given: list[Event], network: Network, n_listed: int) -> tuple[Event
                 _check_presence(event, None if before is None else given[before])
                 last_presence[event.target] = number
         except ValueError as error:
-            who = f"events[{number}]" if number < n_listed else "churn drew"
+            who = f"events[{number}]" if number < n_listed else "a drawn event"
             what = f"{event.kind} of {event.target!r} at {event.at_s:g} s"
-            by = " by what churn drew" if before is not None and before >= n_listed else ""
+            by = " by a drawn event" if before is not None and before >= n_listed else ""
             raise ValueError(f"{who} ({what}): {error}{by}") from None
     return tuple(given[number] for number in order)
 
@@ -157,7 +165,7 @@ def _check_link(target: str, tiers: list[str]) -> None:
 
 
 def _check_presence(event: Event, before: Event | None) -> None:
-    """A node is up unless its last event of presence is a failure."""
+    """Check a failure, recovery or join against the one before it at the node."""
     if event.kind is EventKind.JOIN:
         if before is not None:
             raise ValueError(
@@ -167,9 +175,9 @@ def _check_presence(event: Event, before: Event | None) -> None:
         return
     since = before if before and before.kind is EventKind.FAILURE else None
     if since and event.kind is EventKind.FAILURE:
-        raise ValueError(f"the node must be up, got one down since {since.at_s:g} s")
+        raise ValueError(f"the node must be up, got a node down since {since.at_s:g} s")
     if not since and event.kind is EventKind.RECOVERY:
-        raise ValueError("the node must be down by a failure, got one that is up")
+        raise ValueError("the node must be down after a failure, got a node that is up")
 
 
 def draw_events(
@@ -186,36 +194,40 @@ def draw_events(
     mean_degraded_s: float | None = None,
     degraded_factor: float | None = None,
 ) -> tuple[Event, ...]:
-    """Draw churn: every node and every link alternates between two states.
+    """Draw churn: failures, slowdowns and changes of bandwidth at random times.
 
-    Durations are exponential and independent. At time 0 all is well. What begins before
-    `horizon_s` also ends, maybe after it: each failure has its recovery. Every node, and every
-    link, has a random stream of its own for each of the three: the failures drawn do not depend
-    on whether there are slowdowns too. A mean only stretches the durations drawn.
+    Every node and every link alternates between a normal state and a bad one, and starts in the
+    normal state. Durations are exponential and independent. A bad state that begins before
+    `horizon_s` also ends, possibly after it: each failure has its recovery. Failures, slowdowns
+    and changes of bandwidth have random streams of their own for each node or link. So the
+    failures do not depend on whether there are slowdowns, and a mean only stretches durations.
 
     Parameters
     ----------
     network : Network
     horizon_s : float
-        Nothing begins at or after it.
+        No bad state begins at or after this time.
     seed : int
     mean_up_s, mean_down_s : float, optional
-        Of the nodes, between failures and until the recovery. Both or neither: no failures.
+        Mean seconds that a node is up before it fails, and down before it recovers. Give both,
+        or neither for no failures.
     mean_normal_s, mean_slow_s, slow_factor : float, optional
-        Of the nodes, in normal times and while iterations take `slow_factor` times as long
-        (heat, or another user). All or none.
+        Mean seconds that a node is normal, and slow. While it is slow, because of heat or
+        another user, iterations take `slow_factor` times as long. Give all or none.
     mean_full_s, mean_degraded_s, degraded_factor : float, optional
-        Of the links, at full rate and while they have `degraded_factor` times it. All or none.
+        Mean seconds that a link has its full rate, and `degraded_factor` times that rate. Give
+        all or none.
 
     Returns
     -------
     tuple of Event
-        By time.
+        Sorted by time.
 
     Raises
     ------
     ValueError, TypeError
-        Naming the argument; also if more than `MAX_EVENTS` were to be expected.
+        If an argument breaks its rule, or if more than `MAX_EVENTS` are expected; the message
+        names the argument.
 
     Examples
     --------
@@ -269,7 +281,7 @@ def draw_events(
 
 
 def _together(owner: str, rates: dict[str, float | None]) -> list[float] | None:
-    """Values of the arguments of one kind, None if none is given."""
+    """Return the values of arguments that belong together, or None if none is given."""
     given = [name for name, value in rates.items() if value is not None]
     if not given:
         return None
@@ -282,7 +294,7 @@ def _together(owner: str, rates: dict[str, float | None]) -> list[float] | None:
 def _periods(
     rng: np.random.Generator, horizon_s: float, good_s: float, bad_s: float
 ) -> Iterator[tuple[float, float]]:
-    """Begin and end of the bad periods that begin before the horizon."""
+    """Yield begin and end of the bad states that begin before the horizon."""
     begin_s = good_s * rng.standard_exponential()
     while begin_s < horizon_s:
         end_s = begin_s + bad_s * rng.standard_exponential()
@@ -297,9 +309,9 @@ def read_events(
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[Event, ...]:
-    """Read events from a TOML file: listed, or drawn from rates, or both.
+    r"""Read events from a TOML file, which lists them, gives rates to draw them from, or both.
 
-    Tables ``[[events]]`` have the fields of `Event`; the table ``[churn]`` has the arguments of
+    A table ``[[events]]`` has the fields of `Event`. The table ``[churn]`` has the arguments of
     `draw_events`, without the seed::
 
         [[events]]
@@ -316,24 +328,38 @@ def read_events(
     Parameters
     ----------
     path : str or path
-        ``.gz``: gzip-compressed.
+        A name that ends in ``.gz`` is read as gzip.
     network : Network
     seed : int
-        Of the events drawn.
+        Seed of the drawn events.
     max_bytes : int
         Larger files are refused.
 
     Returns
     -------
     tuple of Event
-        By time; of one instant, those listed first.
+        Sorted by time; at one instant, listed events come first.
 
     Raises
     ------
     ValueError
-        Naming the file, the entry (from 0) and the key.
+        If the file breaks a rule; the message names the file, the entry (from 0) and the key.
     OSError
-        If there is no such file, or it cannot be read.
+        If the file does not exist or cannot be read.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> edge = hs.Tier(name="edge", nodes=(hs.Node(name="a", gpu=hs.gpu("l4")),))
+    >>> network = hs.Network(name="one", tiers=(edge,))
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "scenario.toml")
+    ...     _ = path.write_text('[[events]]\nat_s = 9\nkind = "failure"\ntarget = "a"\n')
+    ...     events = hs.read_events(path, network)
+    >>> events[0].at_s, str(events[0].kind)
+    (9.0, 'failure')
     """
     path = checked_path("read_events", path)
     valid.of_type("read_events", "network", network, Network)
@@ -359,7 +385,7 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
         raise ValueError(f"{path}: not TOML: {error}") from None
 
 
-_EVENT_KEYS = ("at_s", "kind", "target", "factor")  # the last is not always needed
+_EVENT_KEYS = ("at_s", "kind", "target", "factor")  # the last one is optional
 _RATES = tuple(draw_events.__kwdefaults__ or ())
 
 

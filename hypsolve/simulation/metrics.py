@@ -1,4 +1,4 @@
-"""What a `Trace` says in a few numbers: latencies, throughput, service levels, utilisation."""
+"""Metrics of a `Trace`: latency, throughput, service-level objectives, utilisation."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ NAN = math.nan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Mean and percentiles (interpolated linearly, numpy's default) of some seconds.
+    """Mean and percentiles of `n` times in seconds; nan if `n` is 0.
 
-    ``n`` is how many there are; the rest is nan if there are none.
+    Percentiles are interpolated linearly, as is numpy's default.
     """
 
     n: int
@@ -40,47 +40,50 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """What `metrics` returns; nan where a number is not defined.
+    """Metrics of a trace, as `metrics` returns them; nan where a number is not defined.
 
     Attributes
     ----------
     n_requests, n_finished, n_unfinished : int
+        All requests, those that ended, and those that never did.
     latency_s : Summary
-        From arrival to end, of the requests that ended.
+        Seconds from arrival to end of the requests that ended.
     ttft_s : Summary
-        From arrival to first token, of the requests that got one; none at flow level.
+        Seconds from arrival to first token of the requests that got one; empty at flow level.
     tpot_s : Summary
-        Seconds per token after the first, of the requests that ended and have more than one;
-        a request counts once, whatever its length. None at flow level.
+        Seconds per token after the first of the requests that ended and have more than one
+        token. Each request counts once, whatever its length. Empty at flow level.
     observed_s : float
-        From the first arrival to the last end, or the end of the run if some never ended.
+        Seconds from the first arrival to the last end; if a request never ended, to the end of
+        the run.
     requests_per_s, output_tokens_per_s : float
-        Of the requests that ended, over `observed_s`. Tokens: nan for an `Instance`.
+        Requests that ended, and their output tokens, per observed second. The tokens are nan
+        for an `Instance`.
     ttft_slo_s, tpot_slo_s, latency_slo_s : float or None
-        The limits that were given.
+        Limits as given.
     slo_attainment : float
-        Share of all requests that ended and kept every limit; nan without a limit.
+        Share of all requests that ended within every limit; nan without a limit.
     goodput_requests_per_s : float
-        The same requests over `observed_s`.
+        Requests within every limit per observed second.
     node_utilisation, tier_utilisation : tuple of float
-        Busy seconds over `observed_s`; of a tier: mean over its nodes, all of them.
+        Busy share of the observed time; for a tier, the mean over all of its nodes.
     utilisation : float
         Mean over all nodes of the network.
     active_utilisation : float
-        Mean over all nodes of the tiers whose stage is not empty, also over those that cannot
-        hold it.
+        Mean over all nodes of the tiers that have a stage, including nodes that cannot hold it.
     mean_batch : float
         Visits per iteration.
     mean_at_nodes : float
-        Time average over `observed_s` of the requests at the nodes, summed over nodes: waiting,
-        served, or between two passes. A request counts at each node that it was sent to and
-        where its work is not complete, so at token level on several tiers at once.
+        Time average of the number of requests at the nodes: waiting, in service, or between two
+        passes. A request counts at each node that it was sent to and where its work is not
+        complete; at token level it can count on several tiers at once.
     mean_waiting : float
-        Those of them that waited for KV cache (at flow level: to be started).
+        Part of `mean_at_nodes` that waits for KV cache (at flow level: for its start).
     mean_stranded : float
-        Beside them, requests for which no node of a tier was up.
+        Time average of the number of requests that are at no node, because none of a tier is
+        up.
     restarts, lost_tokens : int
-        Sums over requests.
+        Sums over all requests.
     """
 
     name: str
@@ -113,7 +116,7 @@ class Metrics:
     lost_tokens: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers, strings, lists and dictionaries; nan as None."""
+        """Return all fields as plain numbers, strings, lists and dictionaries; nan as None."""
         return {name: _plain(value) for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
@@ -165,14 +168,15 @@ def metrics(
     tpot_slo_s: float | None = None,
     latency_slo_s: float | None = None,
 ) -> Metrics:
-    """Sum a trace up.
+    """Summarise a trace in a few numbers.
 
     Parameters
     ----------
     trace : Trace
     ttft_slo_s, tpot_slo_s, latency_slo_s : float, optional
-        Limits (at most) on the seconds to the first token, per later token, and to the end. A
-        request of one token has no TPOT and keeps any limit on it; one that never ended misses.
+        Upper limits on the seconds to the first token, per later token, and to the end. A
+        request of one token has no TPOT and keeps any limit on it. A request that never ended
+        misses every limit.
 
     Returns
     -------
@@ -183,7 +187,23 @@ def metrics(
     ValueError
         If a limit is not positive and finite, or is on TTFT or TPOT at flow level.
     TypeError
-        If `trace` is not a Trace, or a limit not a number.
+        If `trace` is not a Trace, or a limit is not a number.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> edge = hs.Tier(name="edge", nodes=(hs.Node(name="a", gpu=hs.gpu("a100-80gb")),))
+    >>> deployment = hs.Deployment(
+    ...     model=hs.model("llama-3-8b"),
+    ...     network=hs.Network(name="one", tiers=(edge,)),
+    ...     requests=hs.workload(n_requests=50, rate_per_s=1.0),
+    ... )
+    >>> trace = hs.simulate(deployment, hs.Partition((0, 34)))
+    >>> numbers = hs.metrics(trace, ttft_slo_s=1.0, latency_slo_s=600.0)
+    >>> numbers.n_finished, numbers.slo_attainment
+    (50, 1.0)
+    >>> 0 < numbers.utilisation < 1
+    True
     """
     valid.of_class("metrics", "trace", trace, "Trace")
     limits = {"ttft": ttft_slo_s, "tpot": tpot_slo_s, "latency": latency_slo_s}
@@ -249,11 +269,12 @@ def metrics(
 
 
 def growth(trace: Trace) -> float:
-    """Whether queues grow: requests under way in the last quarter of the time in which requests
-    arrive, over those in its second quarter.
+    """Return how much the number of requests under way grows while requests arrive.
 
-    Near 1 where the network keeps up; (7 / 8) / (3 / 8) where it serves a fixed number a second
-    and more come. inf if all arrive at once.
+    The time from the first arrival to the last is cut into quarters. The growth is the mean
+    number under way in the last quarter over the mean in the second one. It is near 1 if the
+    network keeps up, (7 / 8) / (3 / 8) if it serves a fixed number per second and more arrive,
+    and inf if all requests arrive at once.
     """
     first_s, last_s = trace.arrival_s.min(), trace.arrival_s.max()
     if last_s == first_s:

@@ -1,6 +1,6 @@
-"""A `Trace` in the Trace Event Format, which ui.perfetto.dev and chrome://tracing open.
+"""Export of a `Trace` for ui.perfetto.dev and chrome://tracing.
 
-Format: "Trace Event Format" of the Chromium project, in its JSON object form.
+The format is the "Trace Event Format" of the Chromium project, in its JSON object form.
 """
 
 from __future__ import annotations
@@ -15,49 +15,64 @@ import numpy as np
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array
 from hypsolve.problem.files import checked_path, replacing
-from hypsolve.simulation.trace import (
-    Trace,
-)
+from hypsolve.simulation.trace import Trace
 
 if TYPE_CHECKING:
     from hypsolve.simulation.trace import Visits
 
-CHUNK = 1 << 14  # iterations, requests or bins held as text at a time
-REQUESTS_PID = 1  # the process of request lifelines; tier k is process k + 2
-COUNTERS = (  # name and key of each; `_counters` has the values, in this order
+CHUNK = 1 << 14  # iterations, requests or bins that are held as text at a time
+REQUESTS_PID = 1  # the process of the requests; tier k is process k + 2
+COUNTERS = (  # name and key of each; `_counters` yields the values in this order
     ("busy", "share"), ("requests", "number"), ("waiting", "number"), ("KV cache", "bytes"),
     ("KV cache share", "share"),
 )  # fmt: skip
 
 
 def write_perfetto(trace: Trace, path: str | os.PathLike[str]) -> None:
-    """Write a trace as Trace Event JSON; open it in ui.perfetto.dev or chrome://tracing.
+    """Write a trace as a JSON file for ui.perfetto.dev or chrome://tracing.
 
-    A process per tier, a thread per node. With visits, and at flow level: a slice per iteration
-    of a node (or request), with its requests and tokens as arguments. Else the requests at a
-    node overlap, and are asynchronous slices from admission to last token. Counters of each
-    node: busy, requests, those waiting, KV cache in bytes and as a share of capacity. Process
-    ``requests`` holds a slice per request from arrival to end (one that never ended: to the end
-    of the trace), with an instant at its first token.
+    - A tier is a process, and a node is a thread.
+    - If the visits were recorded, a slice is an iteration, with its requests and tokens as
+      arguments. At flow level a slice is a request. Otherwise the requests at a node overlap,
+      and are asynchronous slices from admission to last token.
+    - Counters of each node show busy, requests, waiting requests, and the KV cache in bytes and
+      as a share of its capacity.
+    - Process ``requests`` holds a slice per request from arrival to end, with an instant at its
+      first token. A request that never ended reaches to the end of the trace.
 
-    Times are counted from the first arrival, in microseconds, to the nanosecond. The file is
-    written piece by piece: memory does not grow with its size. It is written beside `path` and
-    renamed, so that `path` is never half a file. An iteration that a failure cut short is in no
-    visit, and so not in the file.
+    Times are in microseconds since the first arrival, with nanosecond digits. The file is
+    written in pieces, so that memory does not grow with its size; it is written beside `path`
+    and renamed, so that `path` is never half a file. An iteration that a failure cut short has
+    no visit, and is not in the file.
 
     Parameters
     ----------
     trace : Trace
     path : str or path
-        Ends in ``.json`` or ``.json.gz`` (gzip-compressed; ui.perfetto.dev opens it as well).
-        Overwritten if it is there.
+        Must end in ``.json`` or ``.json.gz``; an existing file is replaced. ui.perfetto.dev
+        opens both.
 
     Raises
     ------
     ValueError, TypeError
-        If `path` ends otherwise or is no path, or `trace` is not a Trace.
+        If `path` has another ending or is no path, or if `trace` is not a Trace.
     OSError
         If `path` cannot be written.
+
+    Examples
+    --------
+    >>> import json
+    >>> import hypsolve as hs
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> instance = hs.Instance.from_tables([[[1, 2]]], [0, 0], [[(0, 0)], [(0, 0)]])
+    >>> trace = hs.simulate(instance, hs.Partition((0, 1, 2)))
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "trace.json")
+    ...     hs.write_perfetto(trace, path)
+    ...     written = json.loads(path.read_text())
+    >>> written["otherData"]["level"]
+    'flow'
     """
     valid.of_type("write_perfetto", "trace", trace, Trace)
     path = checked_path("write_perfetto", path)
@@ -89,7 +104,7 @@ def _json(value: Any) -> str:
 
 
 def _events(trace: Trace) -> Iterator[list[str]]:
-    """Yield the events as lines of JSON, some thousands at a time."""
+    """Yield the events as lines of JSON, some thousand at a time."""
     yield _names(trace)
     if trace.level == "token" and trace.visits is not None:
         yield from _iterations(trace, trace.visits)
@@ -104,12 +119,12 @@ def _pid(tier: int) -> int:
 
 
 def _tid(trace: Trace, node: int) -> int:
-    """Never that of a process, so that no node is taken for a main thread."""
+    """Return the thread of a node; no process has its number, so it is no main thread."""
     return len(trace.tier_names) + 2 + node
 
 
 def _names(trace: Trace) -> list[str]:
-    """Metadata: names of processes and threads, and their order."""
+    """Return the metadata: names and order of processes and threads."""
     lines = []
     processes = [(REQUESTS_PID, "requests")]
     processes += [(_pid(k), name) for k, name in enumerate(trace.tier_names)]
@@ -126,7 +141,7 @@ def _names(trace: Trace) -> list[str]:
 
 
 def _nanoseconds(trace: Trace, times_s: Array) -> list[int]:
-    """Whole nanoseconds since the first arrival, 0 before it."""
+    """Return whole nanoseconds since the first arrival, 0 before it."""
     since_s = np.maximum(times_s - trace.arrival_s.min(), 0.0)
     return np.rint(since_s * 1e9).astype(np.int64).tolist()
 
@@ -136,9 +151,10 @@ def _us(nanoseconds: int) -> str:
 
 
 def _ts(nanoseconds: int) -> str:
-    """Microseconds of a moment; .0002 more, for Perfetto cuts at whole nanoseconds.
+    """Return the microseconds of a moment, plus .0002.
 
-    So 1.001 * 1000 would become 1000 ns, and a slice overlap the one before it.
+    Perfetto rounds down to whole nanoseconds: 1.001 * 1000 would become 1000 ns, and a slice
+    would overlap the one before it.
     """
     return f"{_us(nanoseconds)}2"
 
@@ -151,7 +167,7 @@ def _slice(where: str, name: str, start_ns: int, end_ns: int, args: str) -> str:
 
 
 def _iterations(trace: Trace, visits: Visits) -> Iterator[list[str]]:
-    """Complete events, one per iteration."""
+    """Yield a complete event per iteration."""
     where = [
         f'"cat":"iteration","pid":{_pid(int(k))},"tid":{_tid(trace, n)}'
         for n, k in enumerate(trace.node_tier)
@@ -185,7 +201,7 @@ def _iterations(trace: Trace, visits: Visits) -> Iterator[list[str]]:
 
 
 def _stays(trace: Trace) -> Iterator[list[str]]:
-    """What a node served: complete events at flow level, else asynchronous ones."""
+    """Yield requests at nodes: complete events at flow level, asynchronous ones else."""
     left_s = np.where(np.isnan(trace.left_s), trace.end_of_run_s, trace.left_s)
     request, tier = np.nonzero((trace.node >= 0) & ~np.isnan(trace.admitted_s))
     node = trace.network_node()[request, tier]
@@ -218,7 +234,7 @@ def _async(phase: str, name: str, where: str, at_ns: int, args: str) -> str:
 
 
 def _counters(trace: Trace) -> Iterator[list[str]]:
-    """Counter events: the mean over a bin, at its start; at the end of all bins 0."""
+    """Yield counters: the mean over a bin, at its start; 0 at the end of the last bin."""
     series = trace.series
     n_bins = series.busy.shape[1]
     edges_s = series.start_s + series.bin_s * np.arange(n_bins + 1)
@@ -237,7 +253,7 @@ def _counters(trace: Trace) -> Iterator[list[str]]:
 
 
 def _lifelines(trace: Trace) -> Iterator[list[str]]:
-    """Asynchronous events from arrival to end, with an instant at the first token."""
+    """Yield requests from arrival to end, with an instant at the first token."""
     ended = np.isfinite(trace.end_s)
     ends = np.where(ended, trace.end_s, trace.end_of_run_s)
     first_token = np.where(np.isnan(trace.first_token_s), -1.0, trace.first_token_s)

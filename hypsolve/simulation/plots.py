@@ -1,4 +1,4 @@
-"""Figures of a `Trace`: what each node did, and how busy, full and queued it was."""
+"""Figures of a `Trace`: a Gantt chart of the nodes, and quantities over time."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ QUANTITIES = {  # label and unit of a series
     "kv_share": ("KV cache reserved (share of capacity)", 1.0),
 }
 SHARES = ("busy", "kv_share")  # the colours run from 0 to 1
-ROW = 0.86  # of the distance between two nodes is drawn on
-MIN_HEIGHT = 0.1  # of a row: a batch of one must be seen
+ROW = 0.86  # height of a row; the distance between two nodes is 1
+MIN_HEIGHT = 0.1  # share of a row, so that a batch of one is visible
 
 
 def plot_gantt(
     trace: Trace, ax: Axes | None, start_s: float | None, end_s: float | None
 ) -> Axes:
-    """See `Trace.plot_gantt`."""
+    """Draw a Gantt chart; see `Trace.plot_gantt`."""
     start_s, end_s = _window(trace, start_s, end_s)
     ax = _axes(trace, ax)
     by_iteration = trace.level == "token" and trace.visits is not None
@@ -47,7 +47,7 @@ def plot_gantt(
 
 
 def plot_series(trace: Trace, quantity: str, ax: Axes | None) -> Axes:
-    """See `Trace.plot_series`."""
+    """Draw a quantity over time; see `Trace.plot_series`."""
     label, scale = QUANTITIES[valid.known("quantity", quantity, QUANTITIES)]
     ax = _axes(trace, ax)
     series = trace.series
@@ -71,7 +71,7 @@ def _window(trace: Trace, start_s: float | None, end_s: float | None) -> tuple[f
     end = trace.end_of_run_s if end_s is None else valid.real("plot_gantt", "end_s", end_s)
     if end <= start:
         if end_s is None and start_s is None:
-            return start, start + 1.0  # nothing took any time
+            return start, start + 1.0  # the run took no time
         raise ValueError(f"plot_gantt: end_s must be above start_s = {start:g}, got {end:g}")
     return start, end
 
@@ -104,7 +104,7 @@ def _title(trace: Trace, ax: Axes, words: str) -> None:
 
 
 def _draw_iterations(trace: Trace, ax: Axes, start_s: float, end_s: float) -> str:
-    """Draw bars of iterations; return what the title is to say of them."""
+    """Draw a bar per iteration; return what the title says about bars."""
     visits = trace.visits
     assert visits is not None
     first = visits.first_of_iterations()
@@ -132,7 +132,7 @@ def _draw_iterations(trace: Trace, ax: Axes, start_s: float, end_s: float) -> st
 
 
 def _draw_requests(trace: Trace, ax: Axes, start_s: float, end_s: float) -> str:
-    """Draw bars from admission to last token; return what the title is to say of them."""
+    """Draw a bar per request, from admission to last token; return a text for the title."""
     left_s = np.where(np.isnan(trace.left_s), trace.end_of_run_s, trace.left_s)
     shown = (trace.node >= 0) & (left_s > start_s) & (trace.admitted_s < end_s)
     request, tier = np.nonzero(shown)
@@ -152,7 +152,7 @@ def _draw_requests(trace: Trace, ax: Axes, start_s: float, end_s: float) -> str:
 
 
 def _bars(ax: Axes, left: Array, right: Array, bottom: Array, top: Array, **style: Any) -> Any:
-    """Add rectangles as one collection, quick for 10^5 of them."""
+    """Add rectangles as one collection, which is fast for 10^5 of them."""
     corners = np.stack(
         [
             np.stack([x, y], axis=-1)
@@ -160,7 +160,7 @@ def _bars(ax: Axes, left: Array, right: Array, bottom: Array, top: Array, **styl
         ],
         axis=1,
     )
-    style = {"linewidth": 0, "snap": False} | style  # a bar below a pixel: a pale pixel
+    style = {"linewidth": 0, "snap": False} | style  # a bar below a pixel is pale
     bars = optional("matplotlib.collections").PolyCollection(corners, **style)
     ax.add_collection(bars, autolim=False)
     return bars
@@ -173,8 +173,8 @@ def _sums(values: IntArray, first: IntArray) -> NDArray[np.int64]:
 def _lanes(
     starts: Array, ends: Array, node: IntArray, n_nodes: int
 ) -> tuple[IntArray, IntArray]:
-    """Lowest free lane of each bar's node, and how many lanes each node needs (at least 1)."""
-    free: list[list[int]] = [[] for _ in range(n_nodes)]  # lanes left
+    """Return the lowest free lane for each bar, and the number of lanes of each node."""
+    free: list[list[int]] = [[] for _ in range(n_nodes)]  # free lanes
     open_bars: list[list[tuple[float, int]]] = [[] for _ in range(n_nodes)]  # (end, lane)
     n_lanes = np.zeros(n_nodes, np.int64)
     lane = np.zeros(len(starts), np.int64)

@@ -1,4 +1,4 @@
-"""The token level: lets the kernel serve a `System`, and makes a trace of what came of it."""
+"""Token level of `simulate`: run the kernel on a `System`, and turn its state into a trace."""
 
 from __future__ import annotations
 
@@ -7,82 +7,85 @@ from typing import Any
 
 import numpy as np
 
-from hypsolve.dispatch.policies import Choose, TierState
+from hypsolve.dispatch.policies import TierState
 from hypsolve.dispatch.schedule import place_of
-from hypsolve.problem.solution import Schedule
+from hypsolve.simulation.options import policy_name
 from hypsolve.simulation.token_setup import Records, System
 from hypsolve.simulation.trace import Series, Trace, Visits
 
-_EVENTS_AT_A_TIME = 5_000_000  # between two looks at Ctrl-C
+_EVENTS_AT_A_TIME = 5_000_000  # after them Ctrl-C is handled
 
 
 def serve(system: System) -> Trace:
-    """Simulate to the end."""
+    """Run a simulation to its end."""
     from hypsolve.kernels import token_level as kernel
     from hypsolve.kernels.warm_up import warm
 
     warm("token_level")
     n_nodes, state = system.instance.n_nodes, system.state
-    most = min(system.options.max_batch, system.instance.n_requests) + n_nodes + 4
-    heap = kernel.records(4 * most + 64, kernel.EVENT)
+    max_pushed = min(system.options.max_batch, system.instance.n_requests) + n_nodes + 4
+    heap = kernel.records(4 * max_pushed + 64, kernel.EVENT)
     log = kernel.records(10_000 if system.options.record_visits else 0, kernel.VISIT)
     while True:
         state.counts[kernel.BUDGET] = _EVENTS_AT_A_TIME
-        why = kernel.run(system.plan, state, heap, log)
+        why = kernel.run(system.setup, state, heap, log)
         if why == kernel.DONE:
             break
-        if why == kernel.ASK:
-            state.counts[kernel.ANSWER] = _ask(system, kernel, int(state.counts[kernel.ASKING]))
+        if why == kernel.CHOOSE:
+            at = int(state.counts[kernel.CHOICE_FOR])
+            state.counts[kernel.CHOICE] = _choose(system, kernel, at)
         elif why == kernel.GROW:
             n_events, n_logged = state.counts[[kernel.N_EVENTS, kernel.N_LOGGED]].tolist()
-            if system.options.record_visits and n_logged + most > len(log):
-                log = _grown(log, n_logged + most)
+            if system.options.record_visits and n_logged + max_pushed > len(log):
+                log = _grown(log, n_logged + max_pushed)
             else:
-                heap = _grown(heap, n_events + most)
+                heap = _grown(heap, n_events + max_pushed)
     kernel.settle(state)
     return _trace(system, kernel, log[: int(state.counts[kernel.N_LOGGED])])
 
 
-def _ask(system: System, kernel: Any, at: int) -> int:
-    """Let a policy in Python choose a node."""
+def _choose(system: System, kernel: Any, at: int) -> int:
+    """Return the node that a policy in Python chooses for request * n_stages + stage."""
     assert callable(system.policy)
     r, stage = divmod(at, len(system.tiers))
     k, state = system.tiers[stage], system.state
     nodes = np.array([n for n in system.nodes[stage] if state.nodes[n]["up"]])
-    there, first = state.nodes[nodes], system.instance.nodes_of(k).start
+    records, first = state.nodes[nodes], system.instance.nodes_of(k).start
     now_s = float(state.clock[kernel.NOW])
     row = r if len(system.expected_s) > 1 else 0
     request = state.requests[r]
     local = nodes - first
     local.setflags(write=False)
+    free_tokens = records["capacity"] - records["held"] - records["queued"]
     tier_state = TierState(
         tier=k,
         time_s=now_s,
         nodes=local,
-        n_jobs=there["n_jobs"].copy(),
-        outstanding_s=there["outstanding_s"].copy(),
+        n_jobs=records["n_jobs"].copy(),
+        outstanding_s=records["outstanding_s"].copy(),
         remaining_s=np.array(
             [
                 kernel.remaining_s(
-                    system.plan, state.requests, state.places, state.nodes, int(n), now_s
+                    system.setup, state.requests, state.places, state.nodes, int(n), now_s
                 )
                 for n in nodes
             ]
         ),
-        own_s=system.expected_s[row, stage][there["kind"]],
-        slowdown=np.array([kernel.factor(float(s)) for s in there["slowdown"]]),
+        own_s=system.expected_s[row, stage][records["kind"]],
+        slowdown=np.array([kernel.factor(float(s)) for s in records["slowdown"]]),
         n_dispatched=int(state.dispatched[stage]),
-        kv_free_tokens=(there["capacity"] - there["held"] - there["queued"]).astype(float),
+        kv_free_tokens=free_tokens.astype(float),
         kv_own_tokens=float(request["prompt"] + request["believed"]),
-        uniforms=system.plan.uniforms[stage, r].copy(),
+        uniforms=system.setup.uniforms[stage, r].copy(),
         rng=system.rng,
     )
-    place = {int(n): at for at, n in enumerate(local)}
-    answer = system.policy(tier_state, r)
-    return int(nodes[place_of(system.instance, k, system.policy, answer, place)])
+    position = {int(n): i for i, n in enumerate(local)}
+    chosen = system.policy(tier_state, r)
+    return int(nodes[place_of(system.instance, k, system.policy, chosen, position)])
 
 
 def _trace(system: System, kernel: Any, log: Records) -> Trace:
+    """Turn the state at the end of a run into a trace."""
     state, instance = system.state, system.instance
     shape = (instance.n_requests, instance.n_tiers)
     places = state.places.reshape(instance.n_requests, len(system.tiers))
@@ -149,15 +152,8 @@ def _trace(system: System, kernel: Any, log: Records) -> Trace:
     )
 
 
-def policy_name(policy: str | Choose | Schedule) -> str:
-    """How a trace calls its policy."""
-    if isinstance(policy, Schedule):
-        return "replayed schedule"
-    return policy if isinstance(policy, str) else getattr(policy, "__name__", repr(policy))
-
-
-def _grown(records: Records, least: int) -> Records:
-    """A copy with twice the room, or more."""
-    new = np.zeros(max(2 * len(records), least), records.dtype).view(np.recarray)
+def _grown(records: Records, minimum: int) -> Records:
+    """Return a copy with twice the room, or with `minimum` if that is more."""
+    new = np.zeros(max(2 * len(records), minimum), records.dtype).view(np.recarray)
     new[: len(records)] = records
     return new

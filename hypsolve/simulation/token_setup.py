@@ -1,11 +1,11 @@
-"""From a deployment and a partition to the arrays of `hypsolve.kernels.token_level`."""
+"""Set-up of the token level: a deployment and a partition as arrays of the kernel."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,25 +19,28 @@ from hypsolve.problem.deployment import Block, CostModel, Deployment, Link, Requ
 from hypsolve.problem.evaluation import stage_service_s
 from hypsolve.problem.solution import Partition, Schedule
 from hypsolve.simulation.events import Event, EventKind
+from hypsolve.simulation.options import Options
 
 _UNLIMITED = 2**62
 Records = NDArray[np.void]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """Of `hypsolve.simulate`, checked."""
-
-    max_batch: int
-    chunk_tokens: int | None
-    link_contention: bool
-    events: tuple[Event, ...]
-    record_visits: bool
-    expected_output_tokens: int | None
-
-
 class System:
-    """Nodes, links, requests and a policy, ready to be simulated once."""
+    """Network, requests and policy as arrays, ready for one simulation.
+
+    Attributes
+    ----------
+    instance : Instance
+        Flow-level instance of the deployment.
+    tiers : list of int
+        Tiers that have a stage: the active stages.
+    nodes : list of ndarray of int
+        Nodes that can hold each active stage, numbered over the whole network.
+    expected_s : ndarray, shape (n_requests or 1, n_stages, n_classes)
+        Service times of whole requests, as policies see them.
+    setup, state
+        See `hypsolve.kernels.token_level.layout`.
+    """
 
     def __init__(
         self,
@@ -72,19 +75,19 @@ class System:
                 )
         self.rng = np.random.default_rng(seed)
         self.expected_s = self._expected_s()
-        self.plan = self._plan(kernel)
+        self.setup = self._setup(kernel)
         self.state = self._state(kernel)
 
     @property
     def blocks(self) -> list[list[Block]]:
-        """Of each active stage."""
+        """Return the blocks of each active stage."""
         all_blocks = self.deployment.model.blocks
         return [[all_blocks[b] for b in self.partition.stage(k)] for k in self.tiers]
 
     def _expected_s(self) -> Array:
-        """Seconds of whole requests, as policies take them to be.
+        """Return the service times of whole requests that policies see.
 
-        Shape (n_requests or 1, n_stages, n_classes).
+        Shape (n_requests or 1, n_stages, n_classes); one row if all requests are equal.
         """
         instance, cuts, n_requests = (
             self.instance,
@@ -102,7 +105,7 @@ class System:
         return np.stack([exact_sums(s, n_requests) for s in stages], axis=1)
 
     def _prefill_s(self) -> Array:
-        """The same, of the prefill alone; for policies that look at what remains."""
+        """Return the prefill part of `expected_s`, for policies that use remaining work."""
         names = ("least_work_left", "earliest_completion")
         shape = self.expected_s.shape
         if not callable(self.policy) and self.policy not in names:
@@ -120,13 +123,14 @@ class System:
         return np.minimum(prefill_s, self.expected_s)
 
     def _uniforms(self) -> Array:
+        """Draw two uniforms per stage and request, for policies that draw."""
         policy = self.policy
         draws = callable(policy) or (isinstance(policy, str) and POLICIES[policy].draws)
         n_requests = self.instance.n_requests if draws else 0
         return np.stack([self.rng.random((n_requests, 2)) for _ in self.tiers])
 
     def _assigned(self) -> IntArray:
-        """Nodes of a schedule that is replayed, shape (n_requests or 0, n_stages)."""
+        """Return the nodes of a replayed schedule, shape (n_requests or 0, n_stages)."""
         if not isinstance(self.policy, Schedule):
             return np.zeros((0, len(self.tiers)), np.int64)
         assigned = np.empty((self.instance.n_requests, len(self.tiers)), np.int64)
@@ -143,13 +147,15 @@ class System:
         return assigned
 
     def _code(self, kernel: Any) -> int:
+        """Return the number of the policy in the kernel."""
         if isinstance(self.policy, Schedule):
             return int(kernel.ASSIGNED)
         if callable(self.policy):
-            return int(kernel.ASKED)
+            return int(kernel.PYTHON)
         return int(getattr(kernel, POLICIES[self.policy].kernel))
 
-    def _plan(self, kernel: Any) -> Any:
+    def _setup(self, kernel: Any) -> Any:
+        """Return the inputs of the kernel, which do not change."""
         network, options = self.deployment.network, self.options
         cuts, links = self.partition.cuts, [tier.link for tier in network.tiers[:-1]]
         crossed = [k for k in range(len(links)) if cuts[k + 1] < self.instance.n_blocks]
@@ -169,7 +175,7 @@ class System:
         arrival_s = np.array(self.instance.arrival_s)
         hop_end = np.array(self.tiers)  # links before tier k are 0..k - 1
         chunk_tokens = _UNLIMITED if options.chunk_tokens is None else options.chunk_tokens
-        return kernel.Plan(
+        return kernel.Setup(
             policy=self._code(kernel),
             max_batch=min(options.max_batch, _UNLIMITED),
             chunk_tokens=min(chunk_tokens, _UNLIMITED),
@@ -200,6 +206,7 @@ class System:
         )
 
     def _churn(self, kernel: Any) -> Records:
+        """Return the failures, recoveries and joins, sorted by time."""
         kinds = {
             EventKind.FAILURE: kernel.FAILURE,
             EventKind.RECOVERY: kernel.RECOVERY,
@@ -214,6 +221,7 @@ class System:
         return _records(rows, kernel.CHURNED)
 
     def _state(self, kernel: Any) -> Any:
+        """Return the variables of the kernel at the start."""
         n_requests, n_nodes = self.instance.n_requests, self.instance.n_nodes
         n_stages, given = len(self.tiers), self.deployment.requests
         requests = kernel.records(n_requests, kernel.REQUEST)
@@ -236,7 +244,7 @@ class System:
         origin_s, span_s = float(times_s.min()), float(np.ptp(times_s))
         clock = np.array([origin_s, origin_s, max(span_s / 128, 1e-6, 1e-12 * origin_s)])
         counts = np.zeros(kernel.N_COUNTS, np.int64)
-        counts[kernel.ANSWER] = kernel.NIL
+        counts[kernel.CHOICE] = kernel.NIL
         return kernel.State(
             requests=requests,
             places=places,
@@ -248,19 +256,21 @@ class System:
             dispatched=np.zeros(n_stages, np.int64),
             touched=np.zeros(n_nodes, np.int64),
             gone=np.zeros(n_requests, np.bool_),
-            sums=np.zeros((len(self.plan.windows), 2)),
+            sums=np.zeros((len(self.setup.windows), 2)),
             bins=np.zeros((kernel.N_ROWS, n_nodes + n_stages, kernel.N_BINS)),
             counts=counts,
             clock=clock,
         )
 
     def _token_bytes(self, cut: int) -> float:
+        """Return the bytes per token that cross a link after `cut` blocks."""
         model = self.deployment.model
         if cut == 0:
             return float(model.input_bytes_per_token)
         return float(model.blocks[cut - 1].output_bytes_per_token)
 
     def _nodes(self, kernel: Any, origin_s: float) -> Records:
+        """Return the records of the nodes at the start."""
         nodes = kernel.records(self.instance.n_nodes, kernel.NODE)
         nodes["stage"] = kernel.NIL
         nodes["kind"] = self.instance.node_class
@@ -281,19 +291,20 @@ class System:
                 nodes[n]["stage"] = stage
                 free = self.instance.node_bytes[n] - weights
                 tokens = _UNLIMITED if kv_bytes == 0 else free // kv_bytes
-                # a node within rounding of holding the longest request holds it
-                least = self.deployment.max_resident_tokens or 0
-                nodes[n]["capacity"] = int(min(max(tokens, least), _UNLIMITED))
+                # rounding must not keep the longest request from a node that can hold it
+                longest = self.deployment.max_resident_tokens or 0
+                nodes[n]["capacity"] = int(min(max(tokens, longest), _UNLIMITED))
         return nodes
 
 
 def _return_s(link: Link | None) -> float:
+    """Return the latency of a link on the way back."""
     assert link is not None
     return link.round_trip_s - link.latency_s
 
 
 def _parts(kernel: Any, stages: list[list[Block]]) -> tuple[Records, IntArray, Array]:
-    """Blocks by stage and kind; where stages start; the attention windows they refer to."""
+    """Return the blocks by stage and kind, where each stage starts, and attention windows."""
     windows = list(dict.fromkeys(b.window_tokens for blocks in stages for b in blocks))
     rows, starts = [], [0]
     for blocks in stages:
@@ -322,7 +333,7 @@ def _parts(kernel: Any, stages: list[list[Block]]) -> tuple[Records, IntArray, A
 def _pieces(
     names: list[str], values: Array, events: tuple[Event, ...], kind: EventKind
 ) -> tuple[Array, Array, IntArray]:
-    """Piecewise constant values: from when, how much, and where those of each name start."""
+    """Return piecewise constant values: begins, values, and the first piece of each name."""
     changes: dict[str, list[Event]] = {name: [] for name in names}
     for event in events:
         if event.kind is kind:
@@ -338,5 +349,5 @@ def _pieces(
 
 
 def _records(rows: Sequence[tuple[float, ...]], dtype: Any) -> Records:
-    """Records whose fields are attributes, for kernels that are not compiled too."""
+    """Return records whose fields are attributes, which kernels without the JIT need."""
     return np.array(rows, dtype).view(np.recarray)

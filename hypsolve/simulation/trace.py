@@ -1,7 +1,8 @@
-"""What a simulation saw: `Trace`, with a row per request, node averages over time, visits."""
+"""`Trace`: the record of a simulation, by request, by node over time, and by visit."""
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -29,28 +30,30 @@ def _freeze(record: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Series:
-    """Averages per node over bins of equal length; arrays have shape (n_nodes, n_bins).
+    """Time averages of each node over bins of equal length; shape (n_nodes, n_bins).
 
-    Exact time averages, not samples: a bin's mean times its length is the integral over it.
+    The averages are exact, not sampled: a bin's average times its length is the integral over
+    the bin.
 
     Attributes
     ----------
     start_s, bin_s : float
-        Bin i is from ``start_s + i * bin_s`` to ``start_s + (i + 1) * bin_s``; the last one
-        ends at or after the last event, averages over its whole length, and counts nothing
-        after that event.
+        Bin i is from ``start_s + i * bin_s`` to ``start_s + (i + 1) * bin_s``. The last bin
+        ends at or after the last event; after that event it counts zero, but it averages over
+        its whole length.
     busy : ndarray
-        Share of the time in which the node computed.
+        Share of the time in which the node computes.
     n_requests : ndarray
-        Requests dispatched to the node whose work there was not complete.
+        Number of requests that were dispatched to the node and whose work there is not
+        complete.
     n_waiting : ndarray
-        Of these, those that had arrived and waited to be admitted: for KV cache (at flow
-        level: to be started).
+        Number of those that have arrived and wait for KV cache (at flow level: for their
+        start).
     kv_bytes : ndarray
-        KV cache reserved.
+        Reserved KV cache.
     n_stranded : ndarray, shape (n_tiers, n_bins)
-        Requests that have reached the tier and are at no node, for none that can hold its stage
-        is up.
+        Number of requests that have reached the tier and are at no node, because none that can
+        hold its stage is up.
     """
 
     start_s: float
@@ -73,18 +76,20 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Visits:
-    """One row per (tokens of a request, stage): arrays of shape (n_visits,), as they ended.
+    """Table with one row per (tokens of a request, stage), in the order in which they ended.
+
+    All arrays have shape (n_visits,).
 
     Attributes
     ----------
     request, node : ndarray of int
-        `node` counts over the whole network.
+        Indices; nodes are numbered over the whole network.
     start_s, end_s : ndarray
-        Of the iteration. Visits of one iteration share node, start and end.
+        Start and end of the iteration. Visits of one iteration share node, start and end.
     tokens : ndarray of int
-        Computed: 1 in a decode, a chunk of the prompt in a prefill.
+        Tokens computed: 1 in a decode, a chunk of the prompt in a prefill.
     context_tokens : ndarray of int
-        Of the request, in the KV cache before.
+        Tokens of the request that were in the KV cache before.
     """
 
     request: IntArray
@@ -98,9 +103,9 @@ class Visits:
         _freeze(self)
 
     def first_of_iterations(self) -> IntArray:
-        """Row of the first visit of each iteration, rising.
+        """Return the rows of the first visit of each iteration, in increasing order.
 
-        Iterations of one node that take no time, at the same moment, count as one.
+        Iterations of one node that take no time, at one moment, count as one.
         """
         new = np.zeros(len(self.request), dtype=bool)
         new[:1] = True
@@ -111,48 +116,65 @@ class Visits:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Trace:
-    """What `hypsolve.simulate` saw.
+    """Record of a simulation, as `hypsolve.simulate` returns it.
 
-    Arrays of requests have shape (n_requests,), of visits to tiers (n_requests, n_tiers), of
-    nodes (n_nodes,), over the whole network, tier by tier. Times are nan where nothing
-    happened.
+    Shapes: (n_requests,) for an array of requests, (n_requests, n_tiers) for one of requests at
+    tiers, and (n_nodes,) for one of nodes, numbered over the whole network, tier by tier. A
+    time is nan if it never came.
 
     Attributes
     ----------
     level : str
         ``flow`` or ``token``.
     name, policy, seed, partition
-        What was simulated.
+        Inputs of the simulation.
     tier_names, node_names, node_tier
-        Of the network.
+        The network; `node_tier` holds the tier of each node.
     arrival_s, end_s : ndarray
-        A request ends when its last token is back at the request side; nan: it never ended,
+        A request ends when its last token is back at the request side. nan: it never ended,
         because no node was left to serve it.
     first_token_s : ndarray
         When the first token is back; nan at flow level.
     prompt_tokens, output_tokens : ndarray of int
         0 if the problem was an `Instance`.
     restarts, lost_tokens : ndarray of int
-        Because of failures; tokens computed in vain, summed over stages.
+        How often failures restarted the request, and how many tokens were computed in vain,
+        summed over stages.
     node : ndarray of int
-        Node of the tier that served the request (the last one, after a restart); -1: none.
+        Node of the tier that served the request (after a restart, the last one); -1: none.
     reached_s, admitted_s, left_s : ndarray
-        When the request reached the tier; when it got KV cache (at flow level: was started);
-        when its last token was computed there. Of the last attempt, after a restart.
+        When the request reached the tier, when it got KV cache (at flow level: when it was
+        started), and when its last token was computed there. After a restart, the times of the
+        last attempt.
     busy_s : ndarray
         Seconds in which the node computed.
     n_iterations, n_tokens : ndarray of int
-        Batches and tokens a node computed.
+        Iterations that the node ran, and tokens that it computed.
     n_visits : int
-        (Tokens of a request, stage) pairs: the events of the simulation.
+        Number of (tokens of a request, stage) pairs: the events of the simulation.
     kv_capacity_bytes : ndarray
-        What a node has for KV cache, beside the weights of its stage; 0 where it holds no
-        stage, inf where the stage keeps no KV cache, and at flow level.
+        Memory for KV cache, beside the weights of the stage. 0 where a node holds no stage; inf
+        where the stage keeps no KV cache, and at flow level.
     end_of_run_s : float
-        The last end; if a request never ended, the moment after which nothing happened.
+        When the last request ended; if one never ended, when the last event happened.
     series : Series
     visits : Visits or None
-        None unless asked for.
+        None unless recorded.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> edge = hs.Tier(name="edge", nodes=(hs.Node(name="a", gpu=hs.gpu("a100-80gb")),))
+    >>> deployment = hs.Deployment(
+    ...     model=hs.model("llama-3-8b"),
+    ...     network=hs.Network(name="one", tiers=(edge,)),
+    ...     requests=hs.Requests([0.0, 0.1], [512, 128], [16, 64]),
+    ... )
+    >>> trace = hs.simulate(deployment, hs.Partition((0, 34)))
+    >>> trace
+    <Trace of llama-3-8b @ one at token level: hypsched_rt, 2 requests, 2 ended, 80 visits>
+    >>> bool(trace.ttft_s[1] < trace.latency_s[1])
+    True
     """
 
     level: str
@@ -189,37 +211,42 @@ class Trace:
 
     @property
     def latency_s(self) -> Array:
-        """From arrival to end."""
+        """Return the seconds from arrival to end, shape (n_requests,)."""
         return self.end_s - self.arrival_s
 
     @property
     def ttft_s(self) -> Array:
-        """From arrival to first token."""
+        """Return the seconds from arrival to first token (TTFT), shape (n_requests,)."""
         return self.first_token_s - self.arrival_s
 
     @property
     def tpot_s(self) -> Array:
-        """Mean seconds per token after the first; nan for requests of one token."""
+        """Return the mean seconds per token after the first (TPOT); nan for one token."""
         later = np.where(self.output_tokens > 1, self.output_tokens - 1.0, np.nan)
         return (self.end_s - self.first_token_s) / later
 
     @property
     def kv_share(self) -> Array:
-        """`series.kv_bytes` as a share of `kv_capacity_bytes`; 0 where that is 0 or inf."""
+        """Return `series.kv_bytes` over `kv_capacity_bytes`; 0 where that is 0 or inf."""
         capacity = self.kv_capacity_bytes[:, None]
         limited = np.isfinite(capacity) & (capacity > 0)
         return np.where(limited, self.series.kv_bytes / np.where(limited, capacity, 1.0), 0.0)
 
     def network_node(self) -> IntArray:
-        """`node`, counted over the whole network; shape (n_requests, n_tiers), -1: none."""
+        """Return `node` numbered over the whole network; -1: none."""
         first = np.searchsorted(self.node_tier, np.arange(len(self.tier_names)))
         return np.where(self.node >= 0, self.node + first, -1)
 
     def is_decode(self) -> NDArray[np.bool_]:
-        """Which of `visits` are decodes, shape (n_visits,).
+        """Return which of `visits` are decodes, shape (n_visits,).
 
-        A single token that a restarted request computes again, as the remainder of a chunk,
-        counts as one too.
+        If a restarted request computes a single token again, as the remainder of a chunk, that
+        visit counts as a decode, too.
+
+        Raises
+        ------
+        ValueError
+            If the visits were not recorded.
         """
         visits = self._recorded("is_decode")
         later = visits.context_tokens >= self.prompt_tokens[visits.request]
@@ -232,7 +259,7 @@ class Trace:
         tpot_slo_s: float | None = None,
         latency_slo_s: float | None = None,
     ) -> Metrics:
-        """Sum it up; see `hypsolve.metrics`."""
+        """Summarise the trace; see `hypsolve.metrics`."""
         from hypsolve.simulation.metrics import metrics
 
         return metrics(
@@ -240,11 +267,11 @@ class Trace:
         )
 
     def to_frame(self) -> pandas.DataFrame:
-        """One row per request.
+        """Return a table with one row per request.
 
         Columns: request, arrival_s, ttft_s, tpot_s, latency_s, end_s, prompt_tokens,
-        output_tokens, restarts, lost_tokens, a column ``node_<tier>`` with the name of the node
-        (None: none) per tier, extrapolated.
+        output_tokens, restarts, lost_tokens; for each tier ``node_<tier>``, the name of the
+        node or None; extrapolated.
         """
         pd = optional("pandas")
         names = np.array([*self.node_names, None], dtype=object)  # -1: the last one
@@ -267,11 +294,11 @@ class Trace:
         )
 
     def visits_frame(self) -> pandas.DataFrame:
-        """One row per visit.
+        """Return a table with one row per visit.
 
         Columns: request, tier, node, start_s, end_s, tokens, context_tokens, phase (prefill or
-        decode). At flow level, where a request visits each stage once and as a whole, the
-        phase is request, and there are no columns of tokens.
+        decode). At flow level a request visits each stage once and as a whole: the phase is
+        ``request``, and the columns tokens and context_tokens are left out.
 
         Raises
         ------
@@ -302,7 +329,7 @@ class Trace:
         return pd.DataFrame(columns)
 
     def series_frame(self) -> pandas.DataFrame:
-        """One row per node and bin.
+        """Return a table with one row per node and bin.
 
         Columns: node, tier, mid_s, busy, n_requests, n_waiting, kv_bytes, kv_share.
         """
@@ -329,32 +356,43 @@ class Trace:
         start_s: float | None = None,
         end_s: float | None = None,
     ) -> Axes:
-        """Draw what each node did, a row per node.
+        """Draw a Gantt chart with one row per node.
 
-        With visits: a bar per iteration, in the colour of its phase, its height the square root
-        of its batch (most batches are small); pale where bars are narrower than a pixel. Else,
-        and at flow level: a bar per request that the node served, from admission to its last
-        token there, in lanes where they overlap; a colour per request.
+        If the visits were recorded, a bar is an iteration. Its colour shows the phase, and its
+        height the square root of the batch size, because most batches are small. Bars that are
+        narrower than a pixel look pale. Otherwise, and at flow level, a bar is a request at the
+        node, from admission to its last token there. Bars that overlap lie in lanes, and each
+        request has a colour.
 
         Parameters
         ----------
         ax : Axes, optional
+            Default: a new figure.
         start_s, end_s : float, optional
-            The window to draw; default: all.
+            Window to draw; default: the whole run.
+
+        Returns
+        -------
+        Axes
         """
         from hypsolve.simulation.plots import plot_gantt
 
         return plot_gantt(self, ax, start_s, end_s)
 
     def plot_series(self, quantity: str = "busy", ax: Axes | None = None) -> Axes:
-        """Draw a quantity over time, a row per node.
+        """Draw a quantity over time as colours, with one row per node.
 
         Parameters
         ----------
         quantity : str
-            One of `Series`: ``busy``, ``n_requests``, ``n_waiting``, ``kv_bytes``; or
-            ``kv_share``, the share of its capacity that a node has reserved.
+            ``busy``, ``n_requests``, ``n_waiting`` or ``kv_bytes`` of `Series`; or
+            ``kv_share``, the reserved share of the KV cache.
         ax : Axes, optional
+            Default: a new figure.
+
+        Returns
+        -------
+        Axes
         """
         from hypsolve.simulation.plots import plot_series
 
@@ -369,22 +407,40 @@ class Trace:
         return self.visits
 
     def __repr__(self) -> str:
+        n_ended = int(np.isfinite(self.end_s).sum())
         return (
-            f"<Trace of {self.name or 'instance'} at {self.level} level,"
-            f" {len(self.arrival_s)} requests, {self.n_visits} visits>"
+            f"<Trace of {self.name or 'instance'} at {self.level} level: {self.policy},"
+            f" {len(self.arrival_s)} requests, {n_ended} ended, {self.n_visits} visits>"
         )
 
     def __str__(self) -> str:
+        return "\n".join(
+            [self._title(), *(f"  {name:<9}  {text}" for name, text in self._summary().items())]
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
+            f'<td style="text-align:left">{html.escape(text)}</td></tr>'
+            for name, text in self._summary().items()
+        )
+        return f"<table><caption>{html.escape(self._title())}</caption>{rows}</table>"
+
+    def _title(self) -> str:
         mark = ", extrapolated" if self.extrapolated else ""
+        return f"{self.name or 'instance'} at {self.level} level{mark}"
+
+    def _summary(self) -> dict[str, str]:
+        """Return what `str` and notebooks show: a text for each name."""
         ended = np.isfinite(self.end_s)
-        lines = [
-            f"{self.name or 'instance'} at {self.level} level{mark}",
-            f"  partition  {self.partition}",
-            f"  policy     {self.policy}, seed {self.seed}",
-            f"  requests   {len(ended)}, ended {ended.sum()}, restarts {self.restarts.sum()}",
-            f"  visits     {self.n_visits} in {self.n_iterations.sum()} iterations",
-        ]
-        if ended.any():
-            mean_s = float(self.latency_s[ended].mean())
-            lines.append(f"  latency    mean {show_seconds(mean_s)}")
-        return "\n".join(lines)
+        summary = {
+            "partition": str(self.partition),
+            "policy": f"{self.policy}, seed {self.seed}",
+            "requests": f"{len(ended)}, ended {ended.sum()}, restarts {self.restarts.sum()}",
+            "visits": f"{self.n_visits} in {self.n_iterations.sum()} iterations",
+        }
+        for name, seconds in (("latency", self.latency_s), ("TTFT", self.ttft_s)):
+            known = seconds[ended & ~np.isnan(seconds)]
+            if known.size:
+                summary[name] = f"mean {show_seconds(float(known.mean()))}"
+        return summary

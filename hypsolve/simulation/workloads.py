@@ -1,27 +1,27 @@
-"""Requests drawn at random: a synthetic workload, and two fitted to traces of 2023.
+"""Random requests: a synthetic workload, and two fitted to traces of 2023.
 
 `workload` is the front door. Every sampler of `WORKLOADS` is ``(n, rate, rng, *, max_tokens) ->
-Requests``: `n` requests, `rate` per second on average. A rate only stretches time, so arrivals
-of rate 1 divided by r have rate r.
+Requests`` and draws `n` requests that arrive at `rate` per second on average. A rate only
+stretches time: arrivals of rate 1, divided by r, have rate r.
 
-The fits (`AZURE_CONVERSATION`, `AZURE_CODE`) are made by `experiments.fit_traces` in the
-repository, from the Azure LLM inference traces (P. Patel et al., "Splitwise", ISCA 2024;
-Azure/AzurePublicDataset, CC-BY 4.0; the first two thirds of each by time).
+`experiments.fit_traces` in the repository makes the fits `AZURE_CONVERSATION` and `AZURE_CODE`
+from the Azure LLM inference traces (P. Patel et al., "Splitwise", ISCA 2024;
+Azure/AzurePublicDataset, CC-BY 4.0), using the first two thirds of each by time.
 
 - *Lengths*: a mixture of bivariate normals of (ln prompt, ln output) by EM, rounded to whole
-  tokens; draws beyond the longest prompt or output of the trace, or of more than `max_tokens`
+  tokens. Draws beyond the longest prompt or output of the trace, or of more than `max_tokens`
   together, are drawn again. The ranks of prompt and output hardly correlate (Spearman 0.03 and
-  -0.01), yet in the conversations they depend strongly: prompts of 1,000 to 1,200 tokens have
-  outputs near 400, others near 100. A mixture of both together keeps that.
-- *Arrivals*: independent gaps, hyperexponential (a mixture of exponentials by EM; zero gaps
-  fall to its fastest phase). Their coefficient of variation is 1.08 in conversations, near
-  Poisson, and 12.7 in code, bursts between minutes of silence (fits: 1.09, 11.8).
-  The drift of the rate over the hour is not modelled.
+  -0.01). Yet in conversations they depend strongly: prompts of 1,000 to 1,200 tokens have
+  outputs near 400, and others near 100. A joint mixture keeps this dependence.
+- *Arrivals*: independent hyperexponential gaps, a mixture of exponentials by EM; zero gaps fall
+  to its fastest phase. The coefficient of variation is 1.08 in conversations, near Poisson, and
+  12.7 in code, with bursts between minutes of silence (fits: 1.09 and 11.8). The fit does not
+  model how the rate drifts over the hour.
 
-Goodness (`ks` of each fit): Kolmogorov-Smirnov distance between the trace and 200,000 draws of
-at most `MAX_TOKENS`: prompts, outputs, gaps scaled to a mean of 1, and the worst distance of
-the outputs within the four quarters of the prompts, which tests the dependence. Conversations:
-0.04, 0.03, 0.01, 0.12; code: 0.06, 0.03, 0.10 (a spike of gaps at 0.1 s is smoothed), 0.04.
+Goodness of fit (`ks`): Kolmogorov-Smirnov distances between the trace and 200,000 draws of at
+most `MAX_TOKENS`, for prompts, outputs, gaps scaled to a mean of 1, and outputs within each
+quarter of the prompts (the worst one, which tests the dependence). Conversations: 0.04, 0.03,
+0.01, 0.12. Code: 0.06, 0.03, 0.10 (a spike of gaps at 0.1 s is smoothed), 0.04.
 """
 
 from collections.abc import Callable
@@ -35,26 +35,27 @@ from hypsolve.problem.deployment import Requests
 
 MAX_TOKENS = 8192  # prompt + output: the context window of Llama-3-8B
 SYNTHETIC_MAX_TOKENS = 2560
-MAX_REQUESTS = 10**7  # drawn at once: some seconds, and up to 2 GB
+MAX_REQUESTS = 10**7  # takes some seconds and up to 2 GB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """Fitted distribution of lengths and gaps of one trace.
+    """Distribution of lengths and gaps fitted to one trace.
 
     Parameters
     ----------
     n : int
-        Requests in the trace.
+        Number of requests in the trace.
     weights : tuple, length k
+        Weights of the k normals.
     means : tuple of (ln prompt, ln output), length k
     covariances : tuple of (var ln prompt, covariance, var ln output), length k
     max_prompt, max_output : int
-        Longest of the trace.
+        Longest prompt and output of the trace, in tokens.
     gap_weights, gap_means : tuple
         Phases of the gaps between arrivals, scaled to a mean of 1.
     ks : dict
-        Kolmogorov-Smirnov distances.
+        Kolmogorov-Smirnov distances; see the docstring of the module.
     """
 
     n: int
@@ -117,7 +118,7 @@ def workload(
     seed: int = 0,
     max_tokens: int | None = None,
 ) -> Requests:
-    """Draw requests from a distribution that comes with the package: no file is needed.
+    """Draw requests from a distribution that comes with hypsolve.
 
     Parameters
     ----------
@@ -127,10 +128,11 @@ def workload(
     n_requests : int
         At most `MAX_REQUESTS`.
     rate_per_s : float
-        Mean arrival rate. It only stretches time: with one seed, the same requests arrive.
+        Mean arrival rate. It only stretches time: with one seed, the requests are equal at
+        every rate.
     seed : int
     max_tokens : int, optional
-        The most that a request has, prompt and output together. Default: 2,560 for
+        Maximum length of a request, prompt and output together. Default: 2,560 for
         ``synthetic``, 8,192 for the others.
 
     Returns
@@ -140,11 +142,11 @@ def workload(
     Raises
     ------
     ValueError, TypeError
-        Naming the argument.
+        If an argument breaks its rule; the message names the argument.
 
     See Also
     --------
-    hypsolve.read_requests : requests from a file.
+    hypsolve.read_requests : Read requests from a file.
 
     Examples
     --------
@@ -152,6 +154,8 @@ def workload(
     >>> requests = workload("azure_code", n_requests=100, rate_per_s=2.0, seed=1)
     >>> len(requests)
     100
+    >>> int(requests.output_tokens.max()) < 8192
+    True
     """
     sampler = WORKLOADS[valid.known("workload", name, WORKLOADS)]
     _number("workload", "n_requests", n_requests)
@@ -165,10 +169,11 @@ def workload(
 def synthetic(
     n: int, rate: float, rng: np.random.Generator, *, max_tokens: int = SYNTHETIC_MAX_TOKENS
 ) -> Requests:
-    """Poisson arrivals; log-normal prompts (median 256) and outputs (median 64), independent.
+    """Draw Poisson arrivals, and independent log-normal prompts and outputs.
 
-    ln prompt has a standard deviation of 0.8, clipped to 16..2048 tokens; ln output of 0.7,
-    clipped to 4..512; then the prompt is cut to `max_tokens` less the output.
+    Prompts have median 256 and a standard deviation of 0.8 in the logarithm, and are clipped to
+    16..2048 tokens; outputs have median 64 and 0.7, and are clipped to 4..512. Then the prompt
+    is cut to `max_tokens` less the output.
     """
     _check("synthetic", n, rate, rng, max_tokens, 516)
     gaps = rng.standard_exponential(n)
@@ -180,7 +185,7 @@ def synthetic(
 def azure_conversation(
     n: int, rate: float, rng: np.random.Generator, *, max_tokens: int = MAX_TOKENS
 ) -> Requests:
-    """Sample requests as in the Azure conversation trace; see the module for the fit."""
+    """Draw requests as in the Azure conversation trace; the module describes the fit."""
     _check("azure_conversation", n, rate, rng, max_tokens, 64)
     return sample(AZURE_CONVERSATION, n, rate, rng, max_tokens)
 
@@ -188,7 +193,7 @@ def azure_conversation(
 def azure_code(
     n: int, rate: float, rng: np.random.Generator, *, max_tokens: int = MAX_TOKENS
 ) -> Requests:
-    """Sample requests as in the Azure code trace (short outputs, bursts); see the module."""
+    """Draw requests as in the Azure code trace: short outputs, in bursts."""
     _check("azure_code", n, rate, rng, max_tokens, 64)
     return sample(AZURE_CODE, n, rate, rng, max_tokens)
 
@@ -203,16 +208,16 @@ WORKLOAD_MAX_TOKENS = {
     "azure_conversation": MAX_TOKENS,
     "azure_code": MAX_TOKENS,
 }
-"""What a node reserves KV cache for by default: the longest request that can be drawn."""
+"""Longest request that each workload draws; nodes reserve KV cache for it by default."""
 
 
 def _check(
-    owner: str, n: int, rate: float, rng: np.random.Generator, max_tokens: int, least: int
+    owner: str, n: int, rate: float, rng: np.random.Generator, max_tokens: int, minimum: int
 ) -> None:
     _number(owner, "n", n)
     valid.real(owner, "rate", rate, strict=True)
     valid.of_type(owner, "rng", rng, np.random.Generator)
-    valid.whole(owner, "max_tokens", max_tokens, minimum=least)
+    valid.whole(owner, "max_tokens", max_tokens, minimum=minimum)
 
 
 def _number(owner: str, field: str, n: int) -> None:
@@ -221,14 +226,14 @@ def _number(owner: str, field: str, n: int) -> None:
 
 
 def _arrivals(gaps: Array, rate: float) -> Array:
-    with np.errstate(over="ignore"):  # beyond what `Requests` takes, which says so
+    with np.errstate(over="ignore"):  # `Requests` refuses inf
         return np.asarray(np.cumsum(gaps) / rate)
 
 
 def sample(
     fit: Fit, n: int, rate: float, rng: np.random.Generator, max_tokens: int
 ) -> Requests:
-    """Sample requests from a fit; draws beyond its limits or `max_tokens` are drawn again."""
+    """Draw requests from a fit; draws beyond its limits or `max_tokens` are drawn again."""
     phase = rng.choice(len(fit.gap_weights), n, p=_normalised(fit.gap_weights))
     gaps = rng.standard_exponential(n) * np.array(fit.gap_means)[phase]
     tokens = np.empty((0, 2))
@@ -242,7 +247,7 @@ def sample(
 
 
 def _draw_lengths(fit: Fit, n: int, rng: np.random.Generator) -> Array:
-    """Whole tokens (prompt, output), shape (n, 2), limits not yet applied."""
+    """Draw whole tokens (prompt, output), shape (n, 2), without limits."""
     part = rng.choice(len(fit.weights), n, p=_normalised(fit.weights))
     a, b, c = np.array(fit.covariances).T
     u, v = rng.standard_normal((2, n))
@@ -255,5 +260,5 @@ def _draw_lengths(fit: Fit, n: int, rng: np.random.Generator) -> Array:
 
 
 def _normalised(weights: tuple[float, ...]) -> Array:
-    """Stored weights are rounded: make them sum to 1 again."""
+    """Scale weights to a sum of 1; stored ones are rounded."""
     return np.array(weights) / sum(weights)

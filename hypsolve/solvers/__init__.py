@@ -1,1 +1,1 @@
-"""Methods, one file per family."""
+"""Methods that solve an `Instance`, a package per family, and the drivers of solvers."""

@@ -1,4 +1,4 @@
-"""Turn what a solver found into an `Outcome`; read warm starts and callbacks."""
+"""Make the `Outcome` of a solver; validate warm starts and callbacks."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,7 +8,9 @@ from hypsolve.problem.evaluation import check, evaluate
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Outcome, Partition, Schedule, Status
 
-OPTIMAL_GAP = 1e-6  # re-evaluated relative gap up to which an answer is OPTIMAL
+# Relative gap, by the exact costs, up to which an answer is OPTIMAL. It is part of the meaning
+# of OPTIMAL and equal for all methods, so it is not an option.
+OPTIMAL_GAP = 1e-6
 
 OnImprove = Callable[[float, float, Partition, Schedule | None], None]  # objective_s, bound_s
 OnBound = Callable[[float], None]  # bound_s
@@ -16,7 +18,7 @@ WarmStart = Any  # bool, Outcome, Result, Partition or (Partition, Schedule): se
 
 
 def require_callable(method: str, callback: Any, name: str = "on_improve") -> None:
-    """Raise TypeError unless the callback can be called, or is not there."""
+    """Raise TypeError unless `callback` is callable or None."""
     if callback is not None and not callable(callback):
         raise TypeError(
             f"method {method!r}: {name} must be callable or None, got {callback!r:.60}"
@@ -26,12 +28,22 @@ def require_callable(method: str, callback: Any, name: str = "on_improve") -> No
 def given_start(
     instance: Instance, method: str, warm_start: WarmStart, own: Callable[[], Outcome]
 ) -> tuple[Partition | None, Schedule | None]:
-    """Decision to start from: none (False), Hyperion's `own` (True), or the caller's.
+    """Return the partition and the schedule from which a solver starts.
+
+    Parameters
+    ----------
+    warm_start : bool, Outcome, Result, Partition or (Partition, Schedule)
+        False: none. True: the outcome of `own`. Otherwise the decision of the caller.
+    own : callable
+        Makes the default warm start.
 
     Raises
     ------
-    TypeError, ValueError
-        If the caller's is no decision, lacks what the objective needs, or breaks a rule.
+    TypeError
+        If the caller's `warm_start` is not a decision, or lacks the schedule that the objective
+        needs.
+    ValueError
+        If it breaks a rule of the instance.
     """
     owner = f"method {method!r}"
     scheduled = instance.objective.is_scheduled
@@ -82,17 +94,29 @@ def to_outcome(
     upper_s: float = math.inf,
     statistics: Mapping[str, Any],
 ) -> Outcome:
-    """Make the Outcome: OPTIMAL iff the decision, scored by definition, meets the bound.
+    """Make an Outcome from the answer of a solver.
+
+    The decision is scored by the exact costs. It is OPTIMAL if the score meets the bound within
+    `OPTIMAL_GAP`. The bound is dropped if the solver contradicts facts that are known without
+    it, as floating-point solvers may.
 
     Parameters
     ----------
+    solver : str
+        Name of the solver in messages.
     stopped : str
-        Why the solver stopped; empty if it ended its search.
+        Why the solver stopped, as in "at the time limit"; empty if it completed its search.
+    infeasible : bool
+        Whether the solver reports that there is no solution.
+    bound_s : float
+        Lower bound that the solver proved.
     min_s, upper_s : float
-        What is known without the solver: bounds on the optimum.
+        Bounds on the optimum that are known without the solver.
     claimed_s : float, optional
-        The decision's objective in the solver's eyes. A floating-point solver that sees less
-        than there is, or bounds the optimum by more than is known, is not believed.
+        Objective of the decision according to the solver. If it is too low, the solver worked
+        with wrong costs and its bound is dropped.
+    statistics : mapping
+        Passed on to the Outcome.
     """
     if infeasible and math.isinf(upper_s):
         return Outcome(
@@ -104,25 +128,25 @@ def to_outcome(
     message = f"{solver} stopped {stopped}" if stopped else f"proved by {solver}"
     objective_s = math.inf if partition is None else evaluate(instance, partition, schedule)
     max_s = min(upper_s, objective_s) * (1 + OPTIMAL_GAP)
-    less = claimed_s is not None and objective_s > claimed_s + OPTIMAL_GAP * objective_s
-    if infeasible or bound_s > max_s or (partition is not None and less):
+    too_low = claimed_s is not None and objective_s > claimed_s + OPTIMAL_GAP * objective_s
+    if infeasible or bound_s > max_s or (partition is not None and too_low):
         bound_s = 0.0
-        message = f"{solver} lost its way in rounding: the bound is not its own"
+        message = f"{solver} contradicts the exact costs (rounding): its bound is not used"
     bound_s = min(max(0.0, bound_s, min_s), objective_s)
     status = Status.UNKNOWN
     if partition is not None:
         proven = objective_s - bound_s <= OPTIMAL_GAP * objective_s
         status = Status.OPTIMAL if proven else Status.FEASIBLE
     if status is not Status.OPTIMAL and message.startswith("proved"):
-        message = f"{solver} ended its search with a gap that rounding left"
+        message = f"{solver} completed its search, but rounding left a gap"
     return Outcome(
         status, partition, schedule, bound_s=bound_s, message=message, statistics=statistics
     )
 
 
-def better(
+def cheaper_partition(
     instance: Instance, found: Partition | None, warm: Partition | None
 ) -> Partition | None:
-    """The cheaper of a solver's partition and the one it started from."""
-    given = [partition for partition in (found, warm) if partition is not None]
-    return min(given, key=lambda partition: evaluate(instance, partition), default=None)
+    """Return the cheaper of the partition that a solver found and its warm start."""
+    known = [partition for partition in (found, warm) if partition is not None]
+    return min(known, key=lambda partition: evaluate(instance, partition), default=None)

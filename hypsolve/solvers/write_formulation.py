@@ -1,4 +1,4 @@
-"""Exact formulations written to a file, for a solver of the user's own."""
+"""Write exact formulations to files, for other solvers."""
 
 from collections.abc import Callable
 from os import PathLike
@@ -15,41 +15,55 @@ from hypsolve.solvers.partition import cpsat, mathopt_mip, pulp_milp
 
 
 class Units(NamedTuple):
-    """What a written objective means: ``objective_s = scale_s * value + offset_s``."""
+    """Units of the objective in a file: ``objective_s = scale_s * value + offset_s``."""
 
     scale_s: float
     offset_s: float
 
 
 def write_formulation(instance: Instance, method: str, path: str | PathLike[str]) -> Units:
-    """Write the formulation that an exact method solves.
+    """Write the formulation that an exact method solves to a file.
 
-    MILPs go to ``.lp`` or ``.mps`` files (12 significant digits), constraint programs to
-    CP-SAT's text format (``.pbtxt`` or ``.txt``). The first line is a comment with the units.
+    MILPs are written as ``.lp`` or ``.mps`` with 12 significant digits, constraint programs in
+    the text format of CP-SAT as ``.pbtxt`` or ``.txt``. The first line of the file is a comment
+    with the units of the objective.
 
     Parameters
     ----------
     instance : Instance
     method : str
-        ``partition_cbc``, ``partition_highs``, ``partition_scip``, ``joint_milp`` (all MILPs),
-        ``partition_cpsat`` or ``joint_cpsat``.
+        ``partition_cbc``, ``partition_highs``, ``partition_scip`` or ``joint_milp`` (MILPs);
+        ``partition_cpsat`` or ``joint_cpsat`` (constraint programs).
     path : path-like
-        Its suffix chooses the format; an existing file is replaced.
+        The suffix determines the format. An existing file is replaced.
 
     Returns
     -------
     Units
-        How to turn the file's objective into seconds.
+        Converts the objective in the file to seconds.
 
     Raises
     ------
     ValueError
-        If the method is unknown, cannot be written with that suffix, or cannot solve the
-        instance's objective.
+        If the method is unknown, its formulation cannot be written with this suffix, or it
+        cannot minimise the objective of the instance.
+    OSError
+        If the file cannot be written.
 
     Examples
     --------
-    >>> units = write_formulation(instance, "partition_highs", "my.mps")  # doctest: +SKIP
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import hypsolve as hs
+    >>> instance = hs.Instance.from_tables([[[1.0] * 4]], [1] * 4, [[(0, 9)], [(0, 9)]])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "partition.mps")
+    ...     units = hs.write_formulation(instance, "partition_highs", path)
+    ...     first_line = path.read_text().splitlines()[0]
+    >>> print(first_line)
+    * partition_highs: objective in seconds = 0.001953125 * value + 0.0
+    >>> units.scale_s, units.offset_s
+    (0.001953125, 0.0)
     """
     build, write, suffixes, comment = _FORMULATIONS[
         valid.known("formulation", method, _FORMULATIONS)
@@ -69,6 +83,7 @@ def write_formulation(instance: Instance, method: str, path: str | PathLike[str]
 
 
 def _written_as(suffix: str) -> list[str]:
+    """Return the methods whose formulation can be written with a suffix."""
     return [method for method, row in _FORMULATIONS.items() if suffix in row[2]]
 
 
@@ -80,7 +95,7 @@ def _write_pulp(problem: Any, path: Path) -> None:
 
 
 def _write_cpsat(model: Any, path: Path) -> None:
-    path.touch()  # raises what a missing or read-only folder should; CP-SAT only returns False
+    path.touch()  # raises OSError for a bad folder; CP-SAT would only return False
     if not model.export_to_file(str(path)):
         raise OSError(f"CP-SAT could not write {path}")
 
@@ -99,7 +114,7 @@ def _scip_partition(instance: Instance) -> tuple[Any, Units]:
 
 
 def _as_pulp(model: Any) -> Any:
-    """A MathOpt model in PuLP: OR-Tools' own writer keeps 6 digits only."""
+    """Convert a MathOpt model to PuLP, because the writer of OR-Tools keeps only 6 digits."""
     pulp = load_backend(mathopt_mip.METHOD, "pulp", "pulp>=3.3,<4")
     problem = pulp.LpProblem(model.name)
     variables = {
@@ -146,7 +161,7 @@ def _cpsat_joint(instance: Instance) -> tuple[Any, Units]:
     return model.model, _joint_units(model.tables, instance)
 
 
-_MILP = {".lp": "\\", ".mps": "*"}  # and how a comment starts
+_MILP = {".lp": "\\", ".mps": "*"}  # suffix: start of a comment
 _PROGRAM = {".pbtxt": "#", ".txt": "#"}
 _FORMULATIONS: dict[str, tuple[Any, Any, tuple[str, ...], dict[str, str]]] = {
     "partition_cbc": (_pulp_partition("partition_cbc"), _write_pulp, tuple(_MILP), _MILP),

@@ -1,4 +1,4 @@
-"""The compiled router against the plain rule, O(n_nodes) per request, and its errors."""
+"""`BatchDispatcher` against a plain O(n_nodes) version and `Dispatcher`, and its errors."""
 
 import math
 
@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypsolve import BatchDispatcher, Dispatcher
+from hypsolve import BatchDispatcher, Dispatcher, DispatcherParams
 from hypsolve.dispatch.dispatcher import MAX_S, TICKS_PER_S
 
 
-class Plain:
-    """The definition, in whole ticks."""
+class PlainDispatcher:
+    """HypSched-RT by its definition, in whole ticks."""
 
     def __init__(self, node_class):
         self.node_class = np.array(node_class)
@@ -34,7 +34,7 @@ class Plain:
         self.factor[node] = 2.0 ** (round(16 * math.log2(self.ratio[node])) / 16)
 
 
-def same(ours, plain):
+def assert_same_state(ours, plain):
     assert (ours.outstanding_s == plain.backlog / TICKS_PER_S).all()
     assert (ours.slowdown == plain.factor).all()
 
@@ -44,9 +44,9 @@ def same(ours, plain):
     node_class=st.lists(st.integers(0, 2), min_size=1, max_size=12),
     n_rounds=st.integers(1, 8),
 )
-def test_equals_the_plain_rule(data, node_class, n_rounds):
-    ours, plain = BatchDispatcher(node_class), Plain(node_class)
-    seconds = st.sampled_from([1.0, 2.0, 3.0, 0.5])  # so that there are ties
+def test_makes_the_choices_of_the_plain_version(data, node_class, n_rounds):
+    ours, plain = BatchDispatcher(node_class), PlainDispatcher(node_class)
+    seconds = st.sampled_from([1.0, 2.0, 3.0, 0.5])  # few values, so that ties occur
     jobs = []
     for _ in range(n_rounds):
         rows = st.lists(seconds, min_size=max(node_class) + 1, max_size=max(node_class) + 1)
@@ -61,18 +61,18 @@ def test_equals_the_plain_rule(data, node_class, n_rounds):
         ours.complete([n for n, _ in done], [s for _, s in done], busy_s)
         for (n, s), b in zip(done, busy_s, strict=True):
             plain.complete(n, s, b)
-        same(ours, plain)
+        assert_same_state(ours, plain)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_equals_the_plain_rule_in_a_large_tier_with_live_estimates(seed):
-    """Jittered times and one node in twenty throttled; in flight: two jobs a node."""
+def test_makes_the_choices_of_the_plain_version_in_a_large_tier(seed):
+    """Measured times are noisy, one node in twenty is throttled; two jobs a node in flight."""
     rng = np.random.default_rng(seed)
     n_nodes, n_requests = 300, 60
     node_class = rng.integers(0, 6, n_nodes)
     node_class[:6] = range(6)
     pace = np.where(rng.random(n_nodes) < 0.05, 3.0, 1.0)
-    ours, plain = BatchDispatcher(node_class), Plain(node_class)
+    ours, plain = BatchDispatcher(node_class), PlainDispatcher(node_class)
     flights = []
     for turn in range(30):
         expected_s = rng.lognormal(0, 0.5, (n_requests, 1)) * [1, 1.5, 2, 3, 4, 6]
@@ -85,13 +85,15 @@ def test_equals_the_plain_rule_in_a_large_tier_with_live_estimates(seed):
             ours.complete(node, own_s, busy_s)
             for job in zip(node, own_s, busy_s, strict=True):
                 plain.complete(*job)
-    same(ours, plain)
+    assert_same_state(ours, plain)
     assert len(set(ours.slowdown)) > 8
 
 
-def test_equals_the_dispatcher():
+@pytest.mark.parametrize("params", [DispatcherParams(), DispatcherParams(0.5, 3)])
+def test_makes_the_choices_of_the_dispatcher(params):
     classes = [0, 1, 1, 0, 2]
-    ours, router = BatchDispatcher(classes), Dispatcher(dict(enumerate(classes)))
+    ours = BatchDispatcher(classes, params=params)
+    router = Dispatcher(dict(enumerate(classes)), params=params)
     rng = np.random.default_rng(0)
     for _ in range(300):
         row = rng.lognormal(0, 1, 3)
@@ -104,13 +106,13 @@ def test_equals_the_dispatcher():
             assert ours.slowdown[node] == router.slowdown(node)
 
 
-def test_nothing_to_do_is_no_error():
+def test_empty_calls_are_allowed():
     router = BatchDispatcher([0])
     assert router.dispatch(np.zeros((0, 1))).tolist() == []
     router.complete([], [], [])
 
 
-def test_outstanding_seconds_stay_within_whole_numbers():
+def test_refuses_requests_that_would_overflow_the_backlogs():
     router = BatchDispatcher([0])
     for _ in range(8):
         router.dispatch(np.full((1000, 1), MAX_S))
@@ -131,6 +133,7 @@ def test_outstanding_seconds_stay_within_whole_numbers():
         (lambda d: BatchDispatcher(np.array([2**63], np.uint64)), ValueError, "got 9223372036"),
         (lambda d: BatchDispatcher([[0], [0, 1]]), ValueError, "must be a rectangular array"),
         (lambda d: BatchDispatcher([True]), TypeError, "whole numbers, got dtype bool"),
+        (lambda d: BatchDispatcher([0], params=0.2), TypeError, "params must be a Dispatch"),
         (lambda d: d.dispatch([[1.0]]), ValueError, r"expected_s must have shape \(any, 2\)"),
         (lambda d: d.dispatch([[1.0, 0.0]]), ValueError, "positive and at most 1048576, got 0"),
         (lambda d: d.dispatch([[1.0, 2e6]]), ValueError, "positive and at most .*, got 2e"),
@@ -145,7 +148,7 @@ def test_outstanding_seconds_stay_within_whole_numbers():
          r"expected_s\[1\] must be at most what node 0 has outstanding, 1 s less the .* got 3"),
     ],
 )  # fmt: skip
-def test_bad_input(call, error, message):
+def test_bad_input_names_the_argument_and_changes_nothing(call, error, message):
     router = BatchDispatcher([0, 1])
     router.dispatch([[1.0, 2.0]])
     with pytest.raises(error, match=f"^batch dispatcher: .*{message}"):

@@ -1,4 +1,4 @@
-"""The router: against a plain version and the kernel; nodes slow down, leave and join."""
+"""`Dispatcher` against a plain version and the kernel; nodes slow down, leave and join."""
 
 import math
 from collections import Counter, deque
@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypsolve.dispatch.dispatcher import Dispatcher
+from hypsolve.dispatch.dispatcher import Dispatcher, DispatcherParams
 from hypsolve.dispatch.schedule import schedule
 from hypsolve.problem.deployment import GpuProfile, Node, Tier
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Partition
 
 
-class Plain:
-    """The definition, O(n_nodes), seconds as they come (whole ones in the tests, so exact)."""
+class PlainDispatcher:
+    """HypSched-RT by its definition, O(n_nodes); exact, for the tests use whole seconds."""
 
     def __init__(self) -> None:
         self.kind, self.outstanding, self.ratio = {}, {}, {}
@@ -45,12 +45,12 @@ class Plain:
         self.ratio[node] = 0.8 * self.ratio[node] + 0.2 * busy_s / expected_s
 
 
-EVENTS = ["dispatch", "dispatch", "dispatch", "complete", "complete", "add", "remove"]
+EVENTS = ["dispatch"] * 3 + ["complete"] * 2 + ["add", "remove"]
 
 
 @given(data=st.data(), n_start=st.integers(1, 8))
-def test_equals_the_plain_version(data, n_start):
-    ours, plain = Dispatcher(), Plain()
+def test_makes_the_choices_of_the_plain_version(data, n_start):
+    ours, plain = Dispatcher(), PlainDispatcher()
     jobs: list[tuple[str, float]] = []
     joined = 0
 
@@ -64,9 +64,7 @@ def test_equals_the_plain_version(data, n_start):
     for _ in range(n_start):
         add()
     for _ in range(40):
-        event = data.draw(
-            st.sampled_from(["dispatch"] * 3 + ["complete"] * 2 + ["add", "remove"])
-        )
+        event = data.draw(st.sampled_from(EVENTS))
         if event == "dispatch" and plain.kind:
             expected = {kind: float(data.draw(st.integers(1, 4))) for kind in "AB"}
             among = None
@@ -98,7 +96,9 @@ def test_equals_the_plain_version(data, n_start):
     n_nodes=st.integers(1, 6),
     n_requests=st.integers(1, 30),
 )
-def test_same_choices_as_the_kernel_when_speeds_are_as_expected(seed, n_nodes, n_requests):
+def test_makes_the_choices_of_the_kernel_when_jobs_take_as_long_as_expected(
+    seed, n_nodes, n_requests
+):
     rng = np.random.default_rng(seed)
     service_s = rng.integers(1, 5, (n_requests, 2)).astype(float)
     classes = rng.integers(0, 2, n_nodes).tolist()
@@ -121,7 +121,7 @@ def test_same_choices_as_the_kernel_when_speeds_are_as_expected(seed, n_nodes, n
 
 
 def serve(router: Dispatcher, speed: dict[str, float], n_requests: int) -> Counter:
-    """Requests of 1 s, three in flight; the node that would end first completes. Counts."""
+    """Serve requests of 1 s, three of them in flight; return the requests of each node."""
     counts: Counter = Counter()
     queues = {node: deque() for node in speed}
     free_s = dict.fromkeys(speed, 0.0)
@@ -149,7 +149,7 @@ def test_a_node_that_slows_down_loses_load_and_gains_it_back():
     throttled = serve(router, {"a": 1.0, "b": 0.25}, 400)
     assert router.slowdown("b") == pytest.approx(4.0, rel=0.05)
     assert throttled["b"] < 0.3 * throttled["a"]
-    # under enough load it is still asked now and then, and so is found healthy again
+    # under load a slow node still gets some jobs, which show that it is healthy again
     for _ in range(8):
         for _ in range(40):
             router.dispatch(1.0)
@@ -167,20 +167,18 @@ def test_nodes_leave_and_join():
     assert router.remove("b") == 6.0
     assert [router.dispatch(2.0) for _ in range(3)] == ["a"] * 3
     router.add("c")
-    assert [router.dispatch(2.0) for _ in range(6)] == ["c"] * 6  # until its backlog is equal
+    assert [router.dispatch(2.0) for _ in range(6)] == ["c"] * 6  # until the backlogs are equal
     assert router.outstanding_s("a") == router.outstanding_s("c") == 12.0
-    router.add("b")  # under an old name, but new
-    assert (router.outstanding_s("b"), router.slowdown("b"), router.n_jobs("b")) == (
-        0.0,
-        1.0,
-        0,
-    )
+    router.add("b")  # the name is known, the node is new
+    assert router.outstanding_s("b") == 0.0
+    assert router.slowdown("b") == 1.0
+    assert router.n_jobs("b") == 0
     with pytest.raises(ValueError, match="node 'b' must have a job of expected_s = 2"):
         router.complete("b", 2.0, 2.0)
     assert router.nodes == ("a", "c", "b")
 
 
-def test_slowdown_is_rounded_to_a_sixteenth_octave():
+def test_slowdown_is_a_moving_average_rounded_to_a_sixteenth_octave():
     router = Dispatcher(["a"])
     router.dispatch(1.0)
     router.complete("a", 1.0, 1.05)  # average 1.01, 0.23 of a step
@@ -188,13 +186,13 @@ def test_slowdown_is_rounded_to_a_sixteenth_octave():
     router.dispatch(1.0)
     router.complete("a", 1.0, 2.0)  # 0.8 * 1.01 + 0.4 = 1.208, 4.36 steps
     assert router.slowdown("a") == pytest.approx(2 ** (4 / 16))
-    for _ in range(5000):  # no underflow, whatever clocks report
+    for _ in range(5000):  # no underflow, even if a clock reports no time at all
         router.dispatch(1.0)
         router.complete("a", 1.0, 5e-324)
     assert 0 < router.slowdown("a") < 1e-9
 
 
-def test_a_tier_is_read_by_gpu():
+def test_the_class_of_a_node_of_a_tier_is_its_gpu():
     fast, slow = (
         GpuProfile(name=n, t0_s=0, flops_per_s=f, bytes_per_s=f, memory_bytes=1e9)
         for n, f in (("fast", 2e9), ("slow", 1e9))
@@ -209,7 +207,7 @@ def test_a_tier_is_read_by_gpu():
     assert choices == ["y", "x", "y", "z"]
 
 
-def test_backlogs_do_not_drift():
+def test_a_backlog_returns_to_exactly_zero():
     router = Dispatcher(["a"])
     rng = np.random.default_rng(0)
     jobs = [0.1]
@@ -223,16 +221,44 @@ def test_backlogs_do_not_drift():
     assert router.outstanding_s("a") == 0.0
 
 
-def test_memory_stays_in_proportion():
+def test_stale_heap_entries_are_dropped():
     router = Dispatcher(["a", "b"])
     for _ in range(2000):
         router.complete(router.dispatch(1.0), 1.0, 1.0)
     assert sum(map(len, router._groups.values())) < 100
 
 
+def test_params_set_the_weight_and_the_rounding():
+    router = Dispatcher(["a"], params=DispatcherParams(slowdown_weight=1, steps_per_octave=1))
+    router.dispatch(1.0)
+    router.complete("a", 1.0, 3.0)  # log2(3) = 1.58 is rounded to 2
+    assert router.slowdown("a") == 4.0
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"slowdown_weight": 0}, ValueError, "slowdown_weight must be positive and finite"),
+        ({"slowdown_weight": 1.5}, ValueError, "slowdown_weight must be at most 1, got 1.5"),
+        ({"slowdown_weight": "1"}, TypeError, "slowdown_weight must be a number, got '1'"),
+        ({"steps_per_octave": 0}, ValueError, "steps_per_octave must be at least 1, got 0"),
+        (
+            {"steps_per_octave": 257},
+            ValueError,
+            "steps_per_octave must be at most 256, got 257",
+        ),
+        ({"steps_per_octave": 2.0}, TypeError, "steps_per_octave must be a whole number"),
+    ],
+)
+def test_params_are_validated(values, error, message):
+    with pytest.raises(error, match=f"^DispatcherParams: {message}"):
+        DispatcherParams(**values)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (lambda d: Dispatcher(["a"], params=1), TypeError, "params must be a DispatcherParams"),
         (lambda d: d.dispatch(0.0), ValueError, "expected seconds must be positive"),
         (lambda d: d.dispatch(math.nan), ValueError, "must be positive and finite, got nan"),
         (lambda d: d.dispatch(2e6), ValueError, "must be at most 1048576, got 2000000"),
@@ -260,7 +286,7 @@ def test_memory_stays_in_proportion():
         (lambda d: Dispatcher({"a": [1]}), TypeError, "node_class must be hashable"),
     ],
 )  # fmt: skip
-def test_bad_input(call, error, message):
+def test_bad_input_names_the_argument_and_changes_nothing(call, error, message):
     router = Dispatcher({"a": "A", "b": "B"})
     with pytest.raises(error, match=message):
         call(router)

@@ -1,4 +1,4 @@
-"""Policies: kernel against plain Python, closed forms, legality, users' own functions."""
+"""`schedule`: compiled policies against plain Python, closed forms, a user's own policy."""
 
 import math
 import os
@@ -22,7 +22,10 @@ NAMES = sorted(POLICIES)
 
 @st.composite
 def cases(draw, max_requests: int = 12, max_nodes: int = 5) -> tuple[Instance, Partition]:
-    """Small integers, so that ties abound, or thirds of them, which do not sum exactly."""
+    """Draw an instance and a partition.
+
+    Times are small integers, so that ties abound, or their thirds, whose sums are not exact.
+    """
     n_tiers, n_classes = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     n_blocks = draw(st.integers(n_tiers, 5))
     n_requests = draw(st.integers(1, max_requests))
@@ -65,7 +68,7 @@ def assert_equal(a: Schedule, b: Schedule) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @given(case=cases(), seed=st.integers(0, 9))
-def test_kernel_equals_plain_python_and_is_legal(name, case, seed):
+def test_a_compiled_policy_makes_the_choices_of_its_python_twin(name, case, seed):
     instance, partition = case
     found = schedule(instance, partition, name, seed=seed)
     assert check(instance, partition, found) == []
@@ -73,15 +76,15 @@ def test_kernel_equals_plain_python_and_is_legal(name, case, seed):
 
 
 @given(case=cases(max_requests=60, max_nodes=12))
-def test_grouped_hypsched_rt_makes_the_same_choices(case):
+def test_grouped_hypsched_rt_makes_the_choices_of_the_plain_kernel(case):
     plain = schedule(*case)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule_module, "UNGROUPED_NODES", 0)
+        patch.setattr(schedule_module, "MAX_UNGROUPED_NODES", 0)
         assert_equal(schedule(*case), plain)
 
 
 @pytest.mark.parametrize("rows", [1, 3000])
-def test_grouped_hypsched_rt_under_load(rows):
+def test_grouped_hypsched_rt_makes_the_choices_of_the_plain_kernel_under_load(rows):
     rng = np.random.default_rng(5)
     block_s = rng.random((rows, 3, 1))
     tier = [(int(c), 1.0) for c in rng.integers(0, 3, 100)]
@@ -90,17 +93,17 @@ def test_grouped_hypsched_rt_under_load(rows):
     )
     grouped = schedule(instance, Partition((0, 1)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule_module, "UNGROUPED_NODES", 1000)
+        patch.setattr(schedule_module, "MAX_UNGROUPED_NODES", 1000)
         assert_equal(grouped, schedule(instance, Partition((0, 1))))
     assert len(set(grouped.node[:, 0])) == 100
 
 
-def test_a_tier_of_many_nodes_is_served_by_groups_of_those_that_hold_the_stage(monkeypatch):
+def test_a_large_tier_groups_only_the_nodes_that_hold_the_stage(monkeypatch):
     rng = np.random.default_rng(7)
     n_nodes = 100
     kinds, holds = rng.integers(0, 3, n_nodes), rng.random(n_nodes) < 0.8
-    holds[[0, -1]] = False  # so that places among those that hold it are not places in the tier
-    assert schedule_module.UNGROUPED_NODES < holds.sum() < n_nodes
+    holds[[0, -1]] = False  # so that a position among eligible nodes differs from the node
+    assert schedule_module.MAX_UNGROUPED_NODES < holds.sum() < n_nodes
     tier = [(int(c), 2.0 if h else 1.0) for c, h in zip(kinds, holds, strict=True)]
     instance = Instance.from_tables(
         rng.random((800, 3, 2)), [1.0, 1.0], [tier],
@@ -143,7 +146,7 @@ def test_least_work_left_is_blind_to_speed():
     assert schedule(instance, Partition((0, 1)), "earliest_completion").node[0, 0] == 1
 
 
-def test_round_robin_deals_over_the_nodes_that_hold_the_stage():
+def test_round_robin_skips_nodes_that_cannot_hold_the_stage():
     instance = one_tier([[[1.0]]], [(0, 1.0), (0, 0.0), (0, 1.0)], np.zeros(5))
     found = schedule(instance, Partition((0, 1)), "round_robin")
     assert found.node[:, 0].tolist() == [0, 2, 0, 2, 0]
@@ -152,7 +155,10 @@ def test_round_robin_deals_over_the_nodes_that_hold_the_stage():
 def test_random_and_power_of_two_spread_over_all_nodes():
     n = 4000
     instance = one_tier([[[1e-9]]], [(0, 1.0)] * 4, np.arange(n, dtype=float))
-    for name in ("random", "power_of_two"):  # all idle: the second falls back on its first draw
+    for name in (
+        "random",
+        "power_of_two",
+    ):  # all nodes are idle: power_of_two takes its first draw
         share = np.bincount(schedule(instance, Partition((0, 1)), name).node[:, 0]) / n
         assert share == pytest.approx(0.25, abs=0.03)
     other = schedule(instance, Partition((0, 1)), "random", seed=1)
@@ -165,7 +171,7 @@ def test_power_of_two_prefers_the_shorter_queue():
     assert np.bincount(found.node[:, 0]).tolist() == [100, 100]
 
 
-def test_empty_stages_pay_their_links():
+def test_an_empty_stage_still_pays_for_its_links():
     transfer_s = np.array([[[0.0, 0, 0], [3, 4, 5]], [[0, 0, 0], [3, 4, 5]]])
     transfer_s[:, 0] = [7.0, 8.0, 9.0]
     instance = Instance.from_tables(
@@ -209,7 +215,7 @@ def test_a_users_policy_sees_the_tier():
         (0.0, TypeError, r"must be a whole number, got 0.0"),
     ],
 )
-def test_a_users_policy_is_held_to_its_word(answer, error, message):
+def test_a_users_policy_must_return_an_eligible_node(answer, error, message):
     def mine(state, request):
         return answer
 
@@ -218,7 +224,7 @@ def test_a_users_policy_is_held_to_its_word(answer, error, message):
         schedule(instance, Partition((0, 1)), mine)
 
 
-def test_bad_input():
+def test_bad_input_names_the_argument():
     instance = one_tier([[[1.0]]], [(0, 1.0)], [0.0])
     with pytest.raises(ValueError, match=r"unknown policy 'fifo'; choose one of hypsched_rt, "):
         schedule(instance, Partition((0, 1)), "fifo")
@@ -244,7 +250,7 @@ def test_extreme_seconds(scale):
 
 
 @pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="the JIT is off")
-def test_kernels_are_compiled_once():
+def test_warm_up_compiles_every_signature_in_use():
     kernels.warm_up()
     instance = one_tier([[[1.0]]], [(0, 1.0)] * 70, np.zeros(3))
     for name in NAMES:

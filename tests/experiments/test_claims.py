@@ -17,11 +17,14 @@ import matplotlib.pyplot as plt
 
 from experiments import claims, figure_style, presentation, report, runner, sweep
 from experiments.claims import (
+    claim_figures,
     definitions,
     figures,
+    judging,
     runs,
     scenes,
     series,
+    statements,
     statistics,
     tables,
     trends,
@@ -32,13 +35,20 @@ from experiments.record import as_text
 from hypsolve import Event, evaluate, simulate, solve, to_instance
 from instances import network, networks
 
+
+@pytest.fixture(autouse=True)
+def fewer_resamples(monkeypatch):
+    """Bootstrap intervals need not be precise here, and take most of the time."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 499)
+
+
 HYPERION, GPIPE, HEFT = (("hyperion", "{}"), ("gpipe", "{}"), ("heft", "{}"))
 
 
 # plans and definitions
 
 
-@pytest.mark.parametrize("name", definitions.QUESTIONS)
+@pytest.mark.parametrize("name", definitions.EXPERIMENTS)
 def test_every_method_of_a_setting_is_given_the_same_requests(name):
     runs = definitions.plan(name, "default", version="0")
     runner.by_identity(runs, claims.IDENTITY)  # raises for runs that are the same
@@ -336,7 +346,7 @@ def test_wrong_profiles_are_constant_factors():
 def quick(tmp_path_factory):
     """Folder with the rows of all experiments at size quick."""
     folder = tmp_path_factory.mktemp("quick")
-    for name in definitions.QUESTIONS:
+    for name in definitions.EXPERIMENTS:
         with (folder / f"{name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(claims.COLUMNS)
@@ -346,7 +356,7 @@ def quick(tmp_path_factory):
                 assert sorted(before | after) == sorted(claims.COLUMNS)
                 row = before | after
                 assert run.seconds(row) >= 0
-                assert row["status"] in run.words(row)
+                assert row["status"] in run.describe(row)
                 writer.writerow([as_text(row[column]) for column in claims.COLUMNS])
     return folder
 
@@ -367,19 +377,19 @@ def test_a_run_repeats_itself(quick, name):
 
 
 def test_no_cuts_are_better_in_simulation_than_the_best(quick):
-    frame = statistics.labelled(report.load(quick / "transfer_of_optimality.csv"))
+    frame = report.labelled(report.load(quick / "transfer_of_optimality.csv"))
     under_hypsched_rt = frame[frame["method"].isin(["hyperion", "best_cuts"])]
     latencies = under_hypsched_rt.pivot(index="seed", columns="label", values="latency_s")
     assert latencies.shape == (2, 4)
-    assert (latencies.min(axis=1) == latencies[tables.BEST_CUTS]).all()
+    assert (latencies.min(axis=1) == latencies[statements.BEST_CUTS]).all()
     assert (latencies.nunique(axis=1) > 1).all()
 
 
 def test_quick_claims_end_to_end(quick):
     table = tables.write(quick)
     read = pd.read_csv(quick / "claims.csv")
-    assert tuple(read) == tables.COLUMNS
-    assert len(read) == len(table) == len(tables.CLAIMS)
+    assert tuple(read) == judging.COLUMNS
+    assert len(read) == len(table) == len(statements.CLAIMS)
     judged = table[table["runs"] > 0]
     assert (judged["settings_planned"] > 0).all()
     assert (judged["settings"] > 0).any()
@@ -399,11 +409,11 @@ def test_quick_claims_end_to_end(quick):
     assert not words.isna().any(axis=None)
 
 
-@pytest.mark.parametrize("name", definitions.QUESTIONS)
+@pytest.mark.parametrize("name", definitions.EXPERIMENTS)
 def test_tables_and_figures_of_every_experiment(quick, tmp_path, name):
     frame = report.load(quick / f"{name}.csv")
     (table,) = presentation.tables_of(name, frame).values()
-    assert set(table.index) == set(statistics.labelled(frame)["label"])
+    assert set(table.index) == set(report.labelled(frame)["label"])
     paths = presentation.save_figures(name, frame, tmp_path)
     assert sorted(paths) == sorted(tmp_path.iterdir())
     assert all(plt.imread(path).shape[0] > 200 for path in paths)
@@ -411,14 +421,14 @@ def test_tables_and_figures_of_every_experiment(quick, tmp_path, name):
 
 def test_every_method_of_the_claims_has_a_name_and_a_style(quick):
     frame = tables.load_all(quick)
-    labels = set(statistics.labelled(frame)["label"])
+    labels = set(report.labelled(frame)["label"])
     assert not any("_" in label for label in labels)
-    assert labels <= set(figure_style._STYLE)
-    rivals = {claim.against for claim in tables.CLAIMS}
-    assert rivals | {claim.reference for claim in tables.CLAIMS} <= labels
+    assert labels <= set(figure_style.STYLE)
+    rivals = {claim.against for claim in statements.CLAIMS}
+    assert rivals | {claim.reference for claim in statements.CLAIMS} <= labels
     limits = tables.sensitivity(frame, (1.5, math.inf))
     assert len(limits) == sum(
-        claim.measure.steady and claim.rows(frame).any() for claim in tables.CLAIMS
+        claim.measure.steady and claim.rows(frame).any() for claim in statements.CLAIMS
     )
 
 
@@ -428,8 +438,10 @@ def test_conclude_prints_the_table_and_writes_it(quick, tmp_path, capsys):
     conclude(quick)
     printed = " ".join(capsys.readouterr().out.split())
     assert "against GPipe" in printed
-    assert "the largest of as many settings as are judged" in printed
-    assert (quick / "claims.png").exists()
+    assert "the largest of all judged settings" in printed
+    assert "| paper |" in (quick / "claims.md").read_text()
+    topics = {path.stem.removeprefix("claim_") for path in quick.glob("claim_*.png")}
+    assert topics and topics <= set(statements.TOPICS)
 
 
 def test_a_sweep_writes_the_rows(tmp_path):
@@ -508,8 +520,10 @@ def test_infeasible_runs_are_counted(frame):
     heft = change_of(frame, "HEFT", 64)
     assert (heft["n"], heft["pairs"], heft["infeasible"]) == (3, 0, 3)
     assert math.isnan(heft["change"])
-    claim = tables.Claim(text="x", rows=lambda f: f["value"] > 0, against="HEFT")
-    judged = tables.judge(claim, frame)
+    claim = statements.Claim(
+        text="x", topic="rate", rows=lambda f: f["value"] > 0, against="HEFT"
+    )
+    judged = judging.judge(claim, frame)
     assert (judged["runs"], judged["infeasible_runs"]) == (6, 3)
     assert (judged["settings"], judged["holds"], judged["fails"]) == (1, 0, 1)
     assert (judged["settings_planned"], judged["no_pair"], judged["best_pairs"]) == (2, 1, 3)
@@ -536,8 +550,10 @@ def test_a_setting_without_the_reference_is_left_alone(frame):
 def test_saturated_settings_are_counted_apart(frame):
     late = (frame["method"] == "gpipe") & (frame["value"] == 2048)
     frame.loc[late, ["latency_s", "growth"]] = 50.0, 2.2
-    claim = tables.Claim(text="x", rows=lambda f: f["value"] > 0, against="GPipe", paper=0.5)
-    judged = tables.judge(claim, frame)
+    claim = statements.Claim(
+        text="x", topic="rate", rows=lambda f: f["value"] > 0, against="GPipe", paper=0.5
+    )
+    judged = judging.judge(claim, frame)
     assert judged["settings"] == judged["holds"] == judged["reaches_paper"] == 1
     assert (judged["rival_saturated"], judged["reference_saturated"]) == (1, 0)
     assert (judged["best"], judged["median"]) == pytest.approx((0.5, 0.5))
@@ -546,11 +562,11 @@ def test_saturated_settings_are_counted_apart(frame):
     assert judged["reference_saturated_at"] == ""
     assert judged["best_at"] == "output_length: net, output tokens 64"
     frame.loc[late, "latency_s"] = 0.6  # grows, but nobody waits: a burst of arrivals
-    assert tables.judge(claim, frame)["rival_saturated"] == 0
+    assert judging.judge(claim, frame)["rival_saturated"] == 0
     frame["growth"] = math.inf  # all arrive at once
-    assert tables.judge(claim, frame)["both_saturated"] == 2
+    assert judging.judge(claim, frame)["both_saturated"] == 2
     busy = dataclasses.replace(claim, measure=UTILISATION)
-    assert tables.judge(busy, frame)["settings"] == 2
+    assert judging.judge(busy, frame)["settings"] == 2
 
 
 SETTING_STATES = {  # growth of the rival and of the reference, which answers: column
@@ -578,8 +594,10 @@ def test_every_planned_setting_and_run_is_counted_once():
                     row(value, seed, call, math.nan if missing else 5.0, growth=growth,
                         status="infeasible" if who in (absent, "neither") else "feasible")
                 )  # fmt: skip
-    claim = tables.Claim(text="x", rows=lambda f: f["value"] > 0, against="GPipe")
-    judged = tables.judge(claim, pd.DataFrame(rows))
+    claim = statements.Claim(
+        text="x", topic="rate", rows=lambda f: f["value"] > 0, against="GPipe"
+    )
+    judged = judging.judge(claim, pd.DataFrame(rows))
     assert_counts_add_up(pd.DataFrame([judged]))
     wanted = list(SETTING_STATES.values())
     assert {name: judged[name] for name in wanted} == {n: wanted.count(n) for n in wanted}
@@ -589,15 +607,19 @@ def test_every_planned_setting_and_run_is_counted_once():
 
 def test_the_same_requests_do_not_count_twice(frame):
     twice = pd.concat([frame, frame.assign(experiment="bandwidth")])
-    claim = tables.Claim(text="x", rows=lambda f: f["value"] > 0, against="GPipe")
-    assert tables.judge(claim, twice) == tables.judge(claim, frame)
+    claim = statements.Claim(
+        text="x", topic="rate", rows=lambda f: f["value"] > 0, against="GPipe"
+    )
+    assert judging.judge(claim, twice) == judging.judge(claim, frame)
 
 
 def test_a_setting_that_was_cut_short_takes_no_pair_away(frame):
     begun = frame[(frame["method"] == "hyperion") & (frame["seed"] == 0)]
     rows = pd.concat([begun.assign(experiment="bandwidth"), frame], ignore_index=True)
-    claim = tables.Claim(text="x", rows=lambda f: f["value"] > 0, against="GPipe")
-    assert tables.judge(claim, rows) == tables.judge(claim, frame)
+    claim = statements.Claim(
+        text="x", topic="rate", rows=lambda f: f["value"] > 0, against="GPipe"
+    )
+    assert judging.judge(claim, rows) == judging.judge(claim, frame)
 
 
 def test_rows_without_a_pair_are_judged_too(frame):
@@ -608,17 +630,24 @@ def test_rows_without_a_pair_are_judged_too(frame):
         ],
         ignore_index=True,
     )
-    claim = tables.Claim(text="x", rows=lambda f: f["value"] > 0, against="GPipe")
-    assert tables.judge(claim, rows)["settings_planned"] == 0
+    claim = statements.Claim(
+        text="x", topic="rate", rows=lambda f: f["value"] > 0, against="GPipe"
+    )
+    assert judging.judge(claim, rows)["settings_planned"] == 0
 
 
 def test_only_proved_answers_are_optima(frame):
     frame = frame.assign(status=frame["status"].mask(frame["method"] == "hyperion", "optimal"))
     first = (frame["method"] == "hyperion") & (frame["value"] == 64) & (frame["seed"] == 0)
     frame.loc[first, "status"] = "feasible"
-    claim = tables.Claim(text="x", rows=lambda f: f["value"] > 0, against="GPipe",
-                               runs=partial(trends.proved, label="Hyperion"))  # fmt: skip
-    judged = tables.judge(claim, frame)
+    claim = statements.Claim(
+        text="x",
+        topic="rate",
+        rows=lambda f: f["value"] > 0,
+        against="GPipe",
+        runs=partial(trends.proved, label="Hyperion"),
+    )
+    judged = judging.judge(claim, frame)
     assert (judged["paired_runs"], judged["unfinished_runs"]) == (5, 1)
     assert (judged["settings"], judged["few_pairs"]) == (1, 1)
 
@@ -666,10 +695,10 @@ def test_a_lead_that_grows_is_a_claim_that_holds(frame):
     lead = (frame["method"] == "gpipe") * frame["value"].map(doubles).sub(1)
     growing = frame.assign(latency_s=frame["latency_s"] * (1 + lead))
     (claim,) = (
-        c for c in tables.CLAIMS
+        c for c in statements.CLAIMS
         if "length of the output, phi" in c.text and c.against == "GPipe"
     )  # fmt: skip
-    judged = tables.judge(claim, growing)
+    judged = judging.judge(claim, growing)
     assert judged["median"] == pytest.approx(1 - 0.5 ** (1 / 5))  # five doublings
     assert (judged["cases"], judged["holds"], judged["settings"]) == (1, 1, 2)
     assert judged["measure"] == "reduction per doubling"
@@ -686,9 +715,9 @@ def test_who_saturates_first():
     at = loads.groupby("label")["saturated_at"].unique().map(list).to_dict()
     assert at == {"Hyperion": [12], "GPipe": [3], "HEFT": [1]}
     (claim,) = (
-        c for c in tables.CLAIMS if c.measure is trends.KEEPS_UP and c.against == "HEFT"
+        c for c in statements.CLAIMS if c.measure is trends.KEEPS_UP and c.against == "HEFT"
     )
-    judged = tables.judge(claim, pd.DataFrame(rows))
+    judged = judging.judge(claim, pd.DataFrame(rows))
     assert (judged["settings_planned"], judged["holds"]) == (1, 1)
     assert judged["median"] == pytest.approx(11)  # twelve times the load
 
@@ -705,16 +734,18 @@ def test_a_burst_at_a_small_load_is_not_where_a_method_saturates():
 
 
 def test_a_claim_without_rows_says_so(frame):
-    claim = tables.Claim(text="x", rows=lambda f: f["value"] > 9999, against="GPipe")
-    judged = tables.judge(claim, frame)
+    claim = statements.Claim(
+        text="x", topic="rate", rows=lambda f: f["value"] > 9999, against="GPipe"
+    )
+    judged = judging.judge(claim, frame)
     assert (judged["settings"], judged["runs"]) == (0, 0)
     assert math.isnan(judged["median"])
 
 
 def test_long_outputs_are_those_of_the_definition(frame):
-    long = tables._long("phi-3-medium")(frame)
+    long = statements._long("phi-3-medium")(frame)
     assert set(frame[long]["value"]) == {2048}
-    assert not tables._long("llama-3-8b")(frame).any()
+    assert not statements._long("llama-3-8b")(frame).any()
 
 
 def test_intervals_of_known_cases():
@@ -780,11 +811,12 @@ def test_reduction_draws_changes_and_marks_what_is_not_comparable(frame, ax):
     frame.loc[(frame["method"] == "gpipe") & (frame["value"] == 2048), "growth"] = 2.0
     figures.reduction(frame, ax)
     lines = {container.get_label(): container[0] for container in ax.containers}
-    assert lines["GPipe"].get_xydata().tolist() == [[64, 50], [2048, 50]]
-    assert lines["HEFT"].get_xdata().tolist() == [2048]
+    assert lines["GPipe"].get_ydata().tolist() == [50, 50]
+    assert lines["GPipe"].get_xdata() == pytest.approx([64, 2048], rel=0.05)  # side by side
+    assert lines["HEFT"].get_xdata() == pytest.approx([2048], rel=0.05)
     hollow = [line for line in ax.get_lines() if line.get_markerfacecolor() == "white"]
-    assert [line.get_xdata().tolist() for line in hollow] == [[2048], []]
-    assert "infeasible: HEFT 3/6" in ax.texts[0].get_text()
+    assert [len(line.get_xdata()) for line in hollow] == [1, 0, 0]  # the second explains it
+    assert "does not fit: HEFT 3/6" in ax.texts[0].get_text()
 
 
 def test_latency_draws_geometric_means(frame, ax):
@@ -793,7 +825,7 @@ def test_latency_draws_geometric_means(frame, ax):
     mean = (0.9 * 1.0 * 1.1) ** (1 / 3)
     assert lines["Hyperion"].get_ydata() == pytest.approx([mean, mean])
     assert lines["GPipe"].get_ydata() == pytest.approx([2 * mean, 2 * mean])
-    assert "infeasible: HEFT 3/6" in ax.texts[0].get_text()
+    assert "does not fit: HEFT 3/6" in ax.texts[0].get_text()
 
 
 def test_parts_add_up_to_the_latency(frame, ax):
@@ -819,21 +851,33 @@ def test_transfer_draws_ratios_to_the_joint_optimum(ax):
     assert lines["Hyperion"].get_xydata().tolist() == [[4.0, 1.5]]
 
 
-def test_utilisation_draws_a_bar_or_a_cross_per_method(frame, ax):
-    figures.utilisation(frame[frame["value"] == 64], ax)
-    widths = [bar.get_width() for bar in ax.patches]
-    assert widths == pytest.approx([50, 25, 50])
+def test_utilisation_draws_a_point_per_method_and_names_what_does_not_fit(frame, ax):
     frame.loc[frame["method"] == "heft", "utilisation"] = math.nan
-    ax.clear()
     figures.utilisation(frame[frame["value"] == 64], ax)
-    assert len(ax.patches) == 2
-    assert any(line.get_marker() == "x" for line in ax.get_lines())
+    lines = {container.get_label(): container[0] for container in ax.containers}
+    assert lines["Hyperion"].get_xdata() == pytest.approx([50])
+    assert lines["GPipe"].get_xdata() == pytest.approx([25])
+    assert not len(lines["HEFT"].get_xdata())
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["net\ndoes not fit: HEFT"]
 
 
-def test_forest_draws_what_could_be_judged(frame, ax):
-    table = tables.claims(frame)
-    figures.forest(table, ax)
-    names = [label.get_text() for label in ax.get_yticklabels()]
-    on_scale = table["measure"].isin(["reduction", "difference"])
-    assert len(names) == ((table["settings"] > 0) & on_scale).sum() > 0
-    assert any("Hyperion against GPipe (2 of 2; 2 of 2)" in name for name in names)
+def test_a_topic_has_a_panel_per_claim_and_a_point_per_judged_setting(frame):
+    claim = statements.Claim(
+        text="faster", topic="rate", rows=lambda f: f["value"] > 0, against="GPipe", paper=0.5
+    )
+    figure = claim_figures.topic_figure("rate", frame, (claim,))
+    (panel,) = figure.axes
+    assert panel.get_title(loc="left").split() == ["faster:", "Hyperion", "against", "GPipe"]
+    assert "holds in 2 of 2, fails in 0; median 50.0" in " ".join(
+        t.get_text() for t in panel.texts
+    ).replace("\n", " ")
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["net"]
+    assert "2" in [text.get_text() for text in panel.texts]
+    points = [line for line in panel.get_lines() if line.get_marker() == "o"]
+    assert sorted(x for line in points for x in line.get_xdata()) == pytest.approx([50, 50])
+    assert claim_figures.topic_figure("stage_1", frame, (claim,)) is None
+    plt.close("all")
+
+
+def test_every_topic_has_claims():
+    assert {claim.topic for claim in statements.CLAIMS} == set(statements.TOPICS)

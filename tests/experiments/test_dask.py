@@ -20,7 +20,7 @@ import pytest
 
 pytest.importorskip("distributed", reason="needs hypsolve[dask]")
 
-from experiments import claims, cluster, record, solving, sweep
+from experiments import claims, cluster, record, registry, solving, sweep
 from experiments.claims import definitions
 from experiments.definitions import Call
 from hypsolve import Instance
@@ -131,7 +131,7 @@ def wait_until(true, what, seconds=30.0):
 @pytest.fixture
 def square(monkeypatch, tmp_path):
     """Plan toy runs: deeds by number."""
-    monkeypatch.setattr(sweep, "FAMILIES", {"toys": toy_runs, "solving": solving})
+    monkeypatch.setattr(registry, "FAMILIES", {"toys": toy_runs, "solving": solving})
     monkeypatch.setattr(sweep, "_show", lambda name, out, rows=None: None)
 
     def plan(deeds: dict[int, str]) -> None:
@@ -193,7 +193,6 @@ def test_every_backend_answers_in_a_workers_thread_as_in_a_process(
 ):
     backends = toy((3,), tuple(map(Call, BACKENDS)), time_limit_s=20.0, build=small)
     monkeypatch.setattr(solving, "EXPERIMENTS", {"toy": backends})
-    monkeypatch.setattr(solving, "QUESTIONS", {"toy": "?"})
     for name, options in (("dask", ["--dask", dask.address]), ("here", ["--jobs", "2"])):
         out = ["--seeds", "1", "--out", str(tmp_path / name)]
         assert sweep.main(["toy", *options, *out]) == 0
@@ -277,13 +276,13 @@ def test_ctrl_c_leaves_the_rows_and_a_cluster_that_can_be_used(dask, square, tmp
             """
             import sys
             from pathlib import Path
-            from experiments import sweep
+            from experiments import registry, sweep
             from tests.helpers import toy_runs
 
             folder = Path(sys.argv[1])
             deeds = {1: "", 2: "wait", 3: "wait", 4: "wait", 5: ""}
             toy_runs.PLANS["square"] = [(n, deed, folder) for n, deed in deeds.items()]
-            sweep.FAMILIES = {"toys": toy_runs}
+            registry.FAMILIES = {"toys": toy_runs}
             sweep._show = lambda name, out, rows=None: None
             sys.exit(sweep.main(["square", "--out", str(folder), *sys.argv[2:]]))
             """
@@ -318,7 +317,7 @@ def test_a_run_that_kills_every_worker_is_named(square, tmp_path, capsys):
     with started(tmp_path, 2) as dask:
         assert sweep.main(["square", "--dask", dask.address, "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert "sweep: square/2 die: 2 workers died of it; " in error
+    assert "sweep: square/2 die: 2 workers died while running it; " in error
 
 
 def test_a_scheduler_that_is_lost(square, tmp_path, capsys):
@@ -405,5 +404,5 @@ def test_what_a_worker_must_share():
         f"numpy 1.0, here {ours['software']['numpy']};"
         f" ortools is missing, here {ours['software']['ortools']}"
     )
-    assert cluster.misfit({**ours, "sources": "?"}, 1).startswith("other files of hypsolve")
+    assert cluster.misfit({**ours, "sources": "?"}, 1).startswith("its files of hypsolve")
     assert "4 threads" in cluster.misfit(ours, 4)

@@ -78,13 +78,25 @@ def ax():
     plt.close("all")
 
 
+def lines_of(ax):
+    """Label -> points of each line with bars."""
+    return {
+        str(container.get_label()): list(zip(*container[0].get_data(), strict=True))
+        for container in ax.containers
+    }
+
+
 def drawn(ax):
-    """Label -> points of each line with a legend entry."""
+    """Label -> points of each plain line with a legend entry."""
     return {
         str(line.get_label()): list(zip(*line.get_data(), strict=True))
         for line in ax.get_lines()
         if not str(line.get_label()).startswith("_")
     }
+
+
+def heights(points):
+    return [y for _, y in points]
 
 
 def test_gaps_are_to_the_best_bound_of_any_method(frame):
@@ -171,50 +183,78 @@ def test_tables_mark_extrapolated_costs(frame, experiment):
         assert "(3 of 10 runs with extrapolated costs)" in title
 
 
+def texts_of(figure):
+    """All texts above the panels, and above the axes of each."""
+    legends = [legend.get_title().get_text() for legend in figure.legends]
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    titles = [ax.get_title(loc="left") for ax in shown]
+    notes = [text.get_text() for ax in shown for text in ax.texts]
+    return " ".join("; ".join([*legends, *titles, *notes]).split())
+
+
 @pytest.mark.parametrize("name", ["gap", "solve_time", "latency"])
 def test_figures_mark_extrapolated_costs_and_say_what_a_point_is(frame, name):
-    def titles():
-        drawn = figures.FIGURES[name](frame)
-        found = [ax.get_title() for f in drawn.values() for ax in f.axes if ax.get_visible()]
+    def texts():
+        drawn = presentation.figures_of(name, frame).values()
+        found = [texts_of(figure) for figure in drawn]
         plt.close("all")
         return found
 
-    assert not any("extrapolated" in title for title in titles())
-    assert all(re.search(r"\d (instances?|runs)", title) for title in titles())
-    assert name == "latency" or any("mean latency" in title for title in titles())
+    assert not any("extrapolated" in text for text in texts())
+    assert all(re.search(r"\d (instances?|runs)", text) for text in texts())
+    assert all("?" in text for text in texts())  # the question that the figure answers
     frame["extrapolated"] = True
-    assert all("runs with extrapolated costs" in title for title in titles())
+    assert all("runs with extrapolated costs" in text for text in texts())
 
 
-def test_a_panel_says_how_many_instances_a_point_is_of(frame):
+def test_a_figure_says_how_many_instances_a_point_is_of(frame):
     twice = pd.concat([frame, frame.assign(digest=frame["digest"] + "'", seed=1)])
     for rows, words in ((frame, "1 instance a point"), (twice, "median of 2 instances")):
-        figure = figures.panels(rows, figures.gap_against_size)
-        assert figure.axes[0].get_title().startswith(f"mean latency, blocks; {words}")
-        assert figure.axes[1].get_title().startswith(f"bottleneck, partition: blocks; {words}")
+        figure = figures.panels(rows, figures.gap_against_size, "How far?")
+        assert f"How far? mean latency, bottleneck; {words}" in texts_of(figure)
+        titles = [ax.get_title(loc="left") for ax in figure.axes]
+        assert titles == ["blocks", "blocks"]
     plt.close("all")
 
 
-def test_equal_lines_do_not_hide_each_other(frame, ax):
+@pytest.mark.parametrize("name", ["gap", "solve_time", "latency"])
+def test_figures_are_as_wide_as_a_page_and_no_text_is_small(frame, name):
+    for figure in presentation.figures_of(name, frame).values():
+        assert figure.get_figwidth() == pytest.approx(16 / 2.54)
+        for text in figure.findobj(matplotlib.text.Text):
+            assert text.get_fontsize() >= 8 or not text.get_text(), text
+    plt.close("all")
+
+
+def test_methods_without_a_gap_are_counted_instead_of_drawn_over_each_other(frame, ax):
     figures.gap_against_size(frame[frame["series"] == "partition: blocks"], ax)
-    first, second = ax.get_lines()
-    assert first.get_linewidth() > second.get_linewidth()
-    assert first.get_markersize() > second.get_markersize()
+    assert not lines_of(ax)
+    assert "no gap, not drawn: HypSplit-DP 2/2, MILP HiGHS 1/2" in ax.texts[0].get_text()
+
+
+def test_two_models_are_not_joined_by_a_line(frame, ax):
+    models = frame["value"].map({8: "llama-3-8b @ campus", 16: "phi-3-medium @ campus"})
+    rows = frame.assign(instance=models)[frame["series"] == "blocks"]
+    figures.gap_against_size(rows, ax)
+    assert [label.get_text() for label in ax.get_xticklabels()] == [
+        "llama-3-8b",
+        "phi-3-medium",
+    ]
+    assert all(line.get_linestyle() == "None" for line in ax.get_lines())
 
 
 def test_methods_are_drawn_in_one_order_whichever_ended_first(frame, ax):
     figures.gap_against_size(frame[frame["series"] == "blocks"].iloc[::-1], ax)
-    assert list(drawn(ax)) == ["Hyperion", "GPipe", "joint CP-SAT"]
+    assert list(lines_of(ax)) == ["Hyperion", "GPipe"]
 
 
-def test_points_at_the_limit_are_hollow(limited, ax):
+def test_points_at_the_limit_are_hollow_and_the_legend_explains_them(limited, ax):
     figures.time_ratio(limited, ax)
     hollow = [line for line in ax.get_lines() if line.get_markerfacecolor() == "white"]
-    assert [line.get_ydata().tolist() for line in hollow] == [[pytest.approx(1010)]]
-    assert [text.get_text() for text in ax.texts] == [
-        "without answer: MILP HiGHS 1/3\n"
-        "hollow: at least, runs at the limit: MILP HiGHS 2/3, MILP CBC 1/3"
-    ]
+    drawn = [y for line in hollow for y in line.get_ydata()]
+    assert drawn == [pytest.approx(1010)]
+    assert "hollow: at least, runs at the limit" in ax.get_legend_handles_labels()[1]
+    assert "no answer: MILP HiGHS 1/3" in ax.texts[0].get_text()
 
 
 def test_summary_counts_infeasible_runs(frame):
@@ -230,53 +270,90 @@ def test_labels_tell_options_apart():
 
 def test_gap_against_size_draws_medians_and_counts_missing_answers(frame, ax):
     figures.gap_against_size(frame[frame["series"] == "blocks"], ax)
-    lines = drawn(ax)
-    assert lines["Hyperion"] == [(8, pytest.approx(20)), (16, pytest.approx(25))]
-    assert [text.get_text() for text in ax.texts] == [
-        "without answer: GPipe 1/2, joint CP-SAT 1/2"
-    ]
+    assert heights(lines_of(ax)["Hyperion"]) == [pytest.approx(20), pytest.approx(25)]
+    words = " ".join(ax.texts[0].get_text().split())
+    assert "no answer: GPipe 1/2, joint CP-SAT 1/2" in words
+    assert "no gap, not drawn: joint CP-SAT 1/2" in words
     assert ax.get_xlabel() == "blocks"
     assert "%" in ax.get_ylabel()
 
 
-def test_gap_distribution_draws_every_answer(frame, ax):
+def test_bounds_of_methods_that_are_not_drawn_count(frame):
+    milp = row("blocks", 16, "b", "joint_milp", math.inf, 7.0)
+    figure = presentation.figures_of("gap", pd.concat([frame, pd.DataFrame([milp])]))
+    (panel,) = figure["gap_joint"].axes
+    assert "joint MILP" not in lines_of(panel)
+    assert heights(lines_of(panel)["Hyperion"]) == [pytest.approx(20), pytest.approx(12.5)]
+    plt.close("all")
+
+
+def test_lines_have_bars_from_quartile_to_quartile(frame, ax):
+    rows = frame[(frame["series"] == "blocks") & (frame["value"] == 8)]
+    more = [rows.assign(objective_s=rows["objective_s"] * x, digest=f"a{x}") for x in (2, 4)]
+    figures.gap_against_size(pd.concat([rows, *more]), ax)
+    (bars,) = next(c for c in ax.containers if c.get_label() == "Hyperion")[2]
+    (bar,) = bars.get_segments()
+    gaps = [20, 60, 80]  # (5 - 4) / 5, (10 - 4) / 10, (20 - 4) / 20: bounds of the others
+    assert bar[0][1] <= bar[1][1]
+    assert bar[0][1] >= 0 and bar[1][1] <= max(gaps)
+
+
+def test_gap_distribution_draws_every_gap_and_counts_the_others(frame, ax):
     figures.gap_distribution(frame[frame["series"] == "blocks"], ax)
     names = [label.get_text() for label in ax.get_yticklabels()]
-    assert names[0] == "Hyperion"
-    assert names[1] == "GPipe\n1 of 2 without answer"
+    assert names == [
+        "Hyperion\nno gap 0 of 2",
+        "GPipe\nno gap 0 of 2, no answer 1",
+        "joint CP-SAT\nno gap 1 of 2, no answer 1",
+    ]
     points = [line for line in ax.get_lines() if line.get_linestyle() == "None"]
-    assert sum(len(line.get_xdata()) for line in points) == 4
+    assert sum(len(line.get_xdata()) for line in points) == 3
 
 
 def test_solve_time_is_on_a_log_axis_in_seconds(frame, ax):
     figures.solve_time_against_size(frame[frame["series"] == "blocks"], ax)
     assert ax.get_yscale() == "log"
-    assert drawn(ax)["Hyperion"] == [(8, 1e-3), (16, 2e-3)]
+    assert heights(lines_of(ax)["Hyperion"]) == [1e-3, 2e-3]
     assert "(s)" in ax.get_ylabel()
 
 
 def test_time_ratio_is_relative_to_hypsplit_dp(frame, ax):
     figures.time_ratio(frame[frame["series"] == "partition: blocks"], ax)
-    ratios = dict(drawn(ax)["MILP HiGHS"])
-    assert ratios == {8: pytest.approx(2000), 16: pytest.approx(5000)}
+    assert heights(lines_of(ax)["MILP HiGHS"]) == [pytest.approx(2000), pytest.approx(5000)]
 
 
-def test_latency_ratio_tells_how_many_are_infeasible(frame, ax):
+def test_latency_ratio_tells_how_many_have_no_answer(frame, ax):
     figures.latency_ratio(frame[frame["series"] == "blocks"], ax)
-    lines = drawn(ax)
-    assert lines["GPipe"][0][0] == pytest.approx(2)
-    assert lines["Hyperion"][0][0] == pytest.approx(1)
-    (note,) = (text.get_text() for text in ax.texts)
-    assert "GPipe 1/2" in note
+    assert lines_of(ax)["GPipe"][0][0] == pytest.approx(2)
+    (name,) = (label.get_text() for label in ax.get_yticklabels())
+    assert "GPipe 1/2" in name
 
 
-def test_speed_table_draws_a_row_per_measurement(ax):
+def test_the_gap_over_time_is_a_step_function_of_the_seeds(ax):
+    points = [(0.1, 50.0), (1.0, 10.0), (2.0, 0.0)]
+    frame = pd.DataFrame(
+        [
+            {"label": "joint exact", "series": "s", "seed": seed, "elapsed_s": at, "gap": gap}
+            for seed in range(3)
+            for at, gap in points
+        ]
+    )
+    figures.gap_over_time(frame, ax)
+    ((x, y),) = [line.get_data() for line in ax.get_lines() if len(line.get_xdata()) > 2]
+    assert y[0] == 100 and y[-1] == 0
+    assert set(y[(x > 0.1) & (x < 1)]) == {50.0}
+    assert "proved: joint exact 3/3" in ax.texts[-1].get_text()
+
+
+def test_speed_is_a_table_with_a_row_per_measurement(tmp_path):
     rows = [speed.row("a", [1.0, 2.0, 4.0], "ms", 3), speed.row("b", [7.0], "times")]
     assert [row["met"] for row in rows] == ["yes", ""]
     assert speed.row("a", [4.0], "ms", 3)["met"] == "no"
-    figures.speed_table(pd.DataFrame(rows), ax)
-    texts = [cell.get_text().get_text() for cell in ax.tables[0].get_celld().values()]
-    assert {"< 3 ms", "1 ms", "2 ms", "7 times", "repeats", "3"} <= set(texts)
+    frame = pd.DataFrame(rows)
+    tables = presentation.tables_of("speed", frame)
+    (path,) = presentation.save_tables("speed", tables, tmp_path)
+    assert "| a | < 3 ms | 1 | 2 | ms | 3 | yes |" in path.read_text().splitlines()
+    assert presentation.figures_of("speed", frame) == {}
 
 
 def test_a_ratio_of_imports_below_1_explains_itself(monkeypatch):
@@ -329,9 +406,9 @@ def test_calibration_table_has_a_row_per_gpu(calibration):
 
 
 def test_every_method_has_a_style_of_its_own():
-    looks = {tuple(look) for look in figure_style._STYLE.values()}
+    looks = {tuple(look) for look in figure_style.STYLE.values()}
     joint = [
-        figure_style._STYLE[label] for label in ("Hyperion", "GPipe", "HEFT", "joint CP-SAT")
+        figure_style.STYLE[label] for label in ("Hyperion", "GPipe", "HEFT", "joint CP-SAT")
     ]
     assert len(set(joint)) == 4
     assert all(len(look) == 3 for look in looks)

@@ -5,9 +5,16 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-QUESTIONS = {"square": "What is the square of a number?"}
+from experiments.definitions import Shown
+
+EXPERIMENTS = {
+    "square": SimpleNamespace(
+        question="What is the square of a number?", shown=Shown(None, None)
+    )
+}
 COLUMNS = ("number", "deed", "version", "square", "run_time_s")
 IDENTITY = ("number", "deed", "version")
 WAIT_S = 40.0
@@ -55,7 +62,7 @@ class ToyRun:
                 raise TimeoutError(f"no {path.name}")
             time.sleep(0.02)
 
-    def words(self, row: Any) -> str:
+    def describe(self, row: Any) -> str:
         return f"it is {row['square']}"
 
     def seconds(self, row: Any) -> float:

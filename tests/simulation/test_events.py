@@ -126,13 +126,16 @@ def test_events_are_sorted_by_time_and_keep_their_order_within_an_instant():
         ),
         (
             [Event(7, "failure", "fog-0"), Event(2, "failure", "fog-0")],
-            r"events\[0\] \(failure of 'fog-0' at 7 s\): the node must be up, got one down"
+            r"events\[0\] \(failure of 'fog-0' at 7 s\): the node must be up, got a node down"
             " since 2 s",
         ),
-        ([Event(0, "recovery", "fog-0")], "the node must be down by a failure, got one that"),
+        (
+            [Event(0, "recovery", "fog-0")],
+            "the node must be down after a failure, got a node that",
+        ),
         (
             [Event(1, "join", "fog-0"), Event(2, "recovery", "fog-0")],
-            r"events\[1\] .* the node must be down by a failure",
+            r"events\[1\] .* the node must be down after a failure",
         ),
         (
             [Event(1, "join", "fog-0"), Event(2, "join", "fog-0")],
@@ -432,7 +435,7 @@ def test_a_file_may_be_packed(tmp_path):
         ),
         (
             LISTED + LISTED,
-            r"mine\.toml: events\[3\] .*: the node must be up, got one down since",
+            r"mine\.toml: events\[3\] .*: the node must be up, got a node down since",
         ),
         ("churn = 3", r"mine\.toml: churn: must be a table, got 3"),
         ("[[churn]]\nhorizon_s = 3", "churn: must be a table, got"),
@@ -475,16 +478,16 @@ def test_what_cannot_be_among_the_events_drawn_is_refused_too(tmp_path):
     with pytest.raises(
         ValueError,
         match=r"toml: events\[0\] \(failure of 'edge-0' at 9000 s\): the node must be up, got"
-        r" one down since [\d.]+ s by what churn drew$",
+        r" a node down since [\d.]+ s by a drawn event$",
     ):
         read(tmp_path, failures + listed)
     with pytest.raises(
         ValueError,
-        match=r"toml: churn drew \(failure of 'edge-0' at [\d.]+ s\): the node must be up, got"
-        r" one down since 0 s$",
+        match=r"toml: a drawn event \(failure of 'edge-0' at [\d.]+ s\): the node must be up,"
+        r" got a node down since 0 s$",
     ):
         read(tmp_path, failures + listed.replace("9e3", "0"))
     twice = listed + listed
-    with pytest.raises(ValueError, match=r"events\[1\] .*, got one down since 9000 s$"):
+    with pytest.raises(ValueError, match=r"events\[1\] .*, got a node down since 9000 s$"):
         read(tmp_path, failures.replace("1.0", "1e9") + twice)
     assert events_module.MAX_EVENTS == 10**6

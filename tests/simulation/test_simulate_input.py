@@ -236,7 +236,7 @@ def test_a_schedule_says_nothing_of_empty_stages():
         ([hs.Event(1, "slowdown", "a", 2.0)], ValueError, r"events\[0\].*unknown node 'a'"),
         ([hs.Event(1, "bandwidth", "a0", 2.0)], ValueError, r"unknown tier 'a0'.*a, b"),
         ([hs.Event(1, "bandwidth", "b", 2.0)], ValueError, "got the last tier"),
-        ([hs.Event(1, "recovery", "a0")], ValueError, "the node must be down by a failure"),
+        ([hs.Event(1, "recovery", "a0")], ValueError, "the node must be down after a failure"),
         (
             [hs.Event(2, "failure", "a0"), hs.Event(1, "failure", "a0")],
             ValueError,

@@ -173,7 +173,7 @@ def test_every_iteration_is_found(trace):
     assert (frame["phase"] == "decode").sum() == (trace.visits.context_tokens > 0).sum()
 
 
-def test_text_is_short():
+def test_texts_are_short():
     text = str(traces.small())
     assert text.splitlines() == [
         "small at token level, extrapolated",
@@ -182,9 +182,20 @@ def test_text_is_short():
         "  requests   4, ended 3, restarts 3",
         "  visits     8 in 5 iterations",
         "  latency    mean 5 s",
+        "  TTFT       mean 2.667 s",
     ]
-    assert repr(traces.small()) == "<Trace of small at token level, 4 requests, 8 visits>"
+    assert repr(traces.small()) == (
+        "<Trace of small at token level: round_robin, 4 requests, 3 ended, 8 visits>"
+    )
     assert "latency" not in str(traces.small(end_s=np.full(4, NAN)))
+
+
+def test_a_notebook_shows_a_table():
+    table = traces.small(name="<small>")._repr_html_()
+    assert table.startswith("<table><caption>&lt;small&gt; at token level, extrapolated<")
+    assert table.count("<tr>") == 6
+    assert "round_robin, seed 7" in table
+    assert "TTFT" not in traces.flow()._repr_html_()
 
 
 def test_metrics_are_a_method_too():

@@ -46,7 +46,7 @@ def searched(shop, multipliers, makespan, target, width, stopped=lambda: False, 
     if makespan:
         target = min(target, 2 * span_of(shop))
         shop = shop._replace(deadline=target)
-    return search_schedules(shop, multipliers, target, width, stopped, seed)
+    return search_schedules(shop, multipliers, target, width, stopped, seed, 200)
 
 
 @given(strategies.scheduled(), st.integers(1, 40), st.integers(0, 99))

@@ -1,4 +1,4 @@
-"""HypSplit-DP on chains too long to enumerate, its messages, and the heuristic splits."""
+"""HypSplit-DP on chains too long to enumerate, its messages, and the heuristics."""
 
 import itertools
 import math
@@ -23,12 +23,13 @@ from hypsolve import (
 from hypsolve.kernels.warm_up import warm
 from hypsolve.problem.evaluation import bottleneck_s, node_stage_s, path_s, stage_s
 from hypsolve.solvers.partition.heuristics import block_partition, min_spread
-from hypsolve.solvers.partition.stage_tables import chain_of, stage_table
+from hypsolve.solvers.partition.infeasibility import explain_infeasible
+from hypsolve.solvers.partition.stage_tables import stage_table, to_chain
 from tests.helpers import oracles, strategies
 
 
 def long_chain(seed, n_blocks=150, n_tiers=5, **options):
-    """Unlike blocks, nodes, capacities and links, so that reachable cuts have holes."""
+    """Return a chain of unequal blocks, nodes and links, so that reachable cuts have gaps."""
     rng = np.random.default_rng(seed)
     block_s = rng.lognormal(0, 1, (1, 3, n_blocks))
     block_bytes = rng.integers(1, 20, n_blocks).astype(float)
@@ -42,7 +43,7 @@ def long_chain(seed, n_blocks=150, n_tiers=5, **options):
 
 
 def quadratic(instance, combine, add_link):
-    """Best value over all cuts from a stage table: O(n_tiers * n_blocks**2), in numpy."""
+    """Minimise over all partitions by a plain recurrence in O(n_tiers * n_blocks**2)."""
     table = stage_table(instance, None if combine is np.maximum else StageRule.FASTEST)
     best = np.full(instance.n_blocks + 1, np.inf)
     best[0] = 0
@@ -56,7 +57,7 @@ def quadratic(instance, combine, add_link):
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("rule", ["pooled", "fastest", "slowest"])
-def test_the_least_bottleneck_of_a_long_chain(seed, rule):
+def test_bottleneck_of_a_long_chain_is_that_of_the_recurrence(seed, rule):
     instance = long_chain(seed, stage_rule=rule, allow_empty=seed % 2 == 1, overlap=seed > 3)
     link_s = instance.reference_link_s
 
@@ -69,7 +70,7 @@ def test_the_least_bottleneck_of_a_long_chain(seed, rule):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_least_path_of_a_long_chain(seed):
+def test_path_of_a_long_chain_is_that_of_the_recurrence(seed):
     instance = long_chain(seed, objective="path", allow_empty=seed % 2 == 1)
     transfer_s = instance.reference_transfer_s
     best_s = quadratic(instance, np.add, lambda cost, k: cost + transfer_s[k])
@@ -77,8 +78,8 @@ def test_the_least_path_of_a_long_chain(seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_p0_of_a_long_chain_is_the_best_over_largest_stages(seed):
-    """For every value that a stage can take: least transfers with no stage above it."""
+def test_p0_of_a_long_chain_is_the_minimum_over_all_largest_stages(seed):
+    """For every possible largest stage, minimise the transfers with no stage above it."""
     instance = long_chain(seed, n_blocks=24, n_tiers=3, objective="p0")
     table, transfer_s = stage_table(instance, StageRule.FASTEST), instance.reference_transfer_s
     best_s = math.inf
@@ -93,7 +94,7 @@ def test_p0_of_a_long_chain_is_the_best_over_largest_stages(seed):
     assert solve(instance, "hypsplit_dp").objective_s == pytest.approx(best_s, rel=1e-12)
 
 
-def test_the_frontier_of_a_long_chain_has_both_optima_at_its_ends():
+def test_the_pareto_frontier_ends_at_both_optima():
     instance = long_chain(3)
     points = pareto_frontier(instance)
     for objective, value in (
@@ -111,12 +112,12 @@ def test_the_frontier_of_a_long_chain_has_both_optima_at_its_ends():
 
 
 @pytest.mark.parametrize("rule", ["pooled", "fastest", "slowest"])
-def test_the_kernel_and_the_table_take_stages_as_evaluation_does(rule):
+def test_the_kernel_and_the_table_agree_with_evaluation(rule):
     from hypsolve.kernels import hypsplit
 
     warm("hypsplit")
     instance = long_chain(5, n_blocks=30, stage_rule=rule)
-    table, chain = stage_table(instance), chain_of(instance)
+    table, chain = stage_table(instance), to_chain(instance)
     rng = np.random.default_rng(0)
     for _ in range(200):
         k = int(rng.integers(instance.n_tiers))
@@ -136,42 +137,43 @@ def test_the_kernel_and_the_table_take_stages_as_evaluation_does(rule):
 
 
 class Trials:
-    """The trials of the kernel, greedy and full, in the windows of a limit."""
+    """Greedy and full trials of an instance, in the windows of a limit."""
 
     def __init__(self, instance, limit):
         from hypsolve.kernels import hypsplit
 
         warm("hypsplit")
-        self.split, self.chain = hypsplit, chain_of(instance)
+        self.split, self.chain = hypsplit, to_chain(instance)
         self.low, self.high, self.start, self.cuts = np.zeros((4, instance.n_tiers + 1), int)
         self.min_link = np.zeros(instance.n_tiers)
-        self.any_left = hypsplit.windows(self.chain, limit, self.low, self.high)
-        if self.any_left:
+        self.is_open = hypsplit.cut_windows(self.chain, limit, self.low, self.high)
+        if self.is_open:
             hypsplit.min_links(self.chain, self.low, self.high, self.min_link)
             self.reached = np.zeros(
-                hypsplit.lay_out(self.low, self.high, self.start), dtype=np.int32
+                hypsplit.window_offsets(self.low, self.high, self.start), dtype=np.int32
             )
 
     def full(self, tau):
-        """Whether some cuts stay within `tau`, and their bottleneck or what was rejected."""
+        """Run a full trial: (True, bottleneck) or (False, smallest rejected cost)."""
         window = self.low, self.high, self.start, self.reached
-        return self.split.trial(self.chain, tau, *window, self.cuts)
+        return self.split.full_trial(self.chain, tau, *window, self.cuts)
 
     def greedy(self, tau):
+        """Run a greedy trial: (outcome, bottleneck or smallest rejected cost)."""
         window = self.low, self.high, self.min_link
         return self.split.greedy_trial(self.chain, tau, *window, self.cuts)
 
     def check(self, tau):
-        """The greedy trial decides as the full one does, or leaves it open."""
+        """Assert that the greedy trial agrees with the full one, unless it is undecided."""
         state, value = self.greedy(tau)
-        if state == self.split.FOUND:
+        if state == self.split.FEASIBLE:
             assert value <= tau
             assert self.split.bottleneck_s(self.chain, self.cuts) == value
             assert self.full(tau)[0]
-        elif state == self.split.NONE:
+        elif state == self.split.INFEASIBLE:
             assert value > tau
             assert not self.full(tau)[0]
-            assert not self.full(math.nextafter(value, 0))[0]  # all up to it fail alike
+            assert not self.full(math.nextafter(value, 0))[0]  # every smaller tau fails, too
         return state
 
 
@@ -180,22 +182,22 @@ class Trials:
     eighths=st.lists(st.integers(0, 40), min_size=1, max_size=4),
     limit=st.sampled_from([5.0, 1e300]),
 )
-def test_a_greedy_trial_decides_as_a_full_one(instance, eighths, limit):
+def test_a_greedy_trial_agrees_with_a_full_one(instance, eighths, limit):
     trials = Trials(instance, limit)
-    if trials.any_left:
+    if trials.is_open:
         for tau in eighths:
             trials.check(tau / 8)
 
 
 def min_bottlenecks(instance):
-    """By either search: as a short chain is searched, and as a long one."""
+    """Yield the minimum bottleneck by a bisection from wide and from narrow windows."""
     from hypsolve.kernels import hypsplit
 
     warm("hypsplit")
-    chain = chain_of(instance)
+    chain = to_chain(instance)
     for narrow in (False, True):
         cuts = np.zeros(instance.n_tiers + 1, int)
-        found_s, _ = hypsplit.search(chain, narrow, cuts)
+        found_s, _ = hypsplit.bisect_bottleneck(chain, narrow, cuts)
         if found_s < math.inf:
             assert not check(instance, Partition(tuple(cuts.tolist())))
             assert hypsplit.bottleneck_s(chain, cuts) == found_s
@@ -203,7 +205,7 @@ def min_bottlenecks(instance):
 
 
 @given(strategies.instances(max_blocks=14, max_tiers=6, limits="always", wide=True))
-def test_either_search_is_the_quadratic_recurrence(instance):
+def test_both_starts_of_the_bisection_reach_the_optimum(instance):
     best_s = float(oracles.best_by_recurrence(instance))
     for found_s in min_bottlenecks(instance):
         assert found_s == pytest.approx(best_s, rel=1e-12, abs=0)
@@ -217,8 +219,10 @@ def test_either_search_is_the_quadratic_recurrence(instance):
     rule=st.sampled_from(strategies.RULES),
     steep=st.sampled_from([0.0, 0.1, 1.0, 10.0, 1e4]),
 )
-def test_either_search_is_one_by_full_trials(seed, n_blocks, allow_empty, overlap, rule, steep):
-    """Bisection by full trials in windows as wide as can be; links from none to most."""
+def test_both_starts_of_the_bisection_agree_with_full_trials(
+    seed, n_blocks, allow_empty, overlap, rule, steep
+):
+    """The oracle bisects by full trials in the widest windows, with no to dominant links."""
     instance = long_chain(
         seed,
         n_blocks,
@@ -231,23 +235,23 @@ def test_either_search_is_one_by_full_trials(seed, n_blocks, allow_empty, overla
         reference_occupancy_kind_s=instance.reference_occupancy_kind_s * steep
     )
     trials = Trials(instance, 1e300)
-    least, most = 0.0, 1e300
-    while trials.any_left and least < most:
-        middle = least + (most - least) / 2
+    below, above = 0.0, 1e300
+    while trials.is_open and below < above:
+        middle = below + (above - below) / 2
         trials.check(middle)
-        success, value = trials.full(min(middle, math.nextafter(most, 0)))
-        least, most = (least, value) if success else (value, most)
-    best_s = math.inf if most == 1e300 else most
+        success, value = trials.full(min(middle, math.nextafter(above, 0)))
+        below, above = (below, value) if success else (value, above)
+    best_s = math.inf if above == 1e300 else above
     for found_s in min_bottlenecks(instance):
         assert found_s == pytest.approx(best_s, rel=1e-12)
 
 
 @pytest.mark.parametrize("steep", [0.0, 1.0, 1e3])
-def test_a_chain_that_is_long_by_itself_is_the_quadratic_recurrence(steep):
+def test_a_chain_long_enough_for_narrow_windows_reaches_the_optimum(steep):
     from hypsolve.kernels import hypsplit
 
     instance = long_chain(7, n_blocks=1100, n_tiers=4, allow_empty=steep > 1)
-    assert instance.n_tiers * (instance.n_blocks + 1) > hypsplit.LONG
+    assert instance.n_tiers * (instance.n_blocks + 1) > hypsplit.LONG_CHAIN
     instance = instance.replace(
         reference_occupancy_kind_s=instance.reference_occupancy_kind_s * steep
     )
@@ -256,9 +260,9 @@ def test_a_chain_that_is_long_by_itself_is_the_quadratic_recurrence(steep):
     assert solve(instance, "hypsplit_dp").objective_s == pytest.approx(best_s, rel=1e-12)
 
 
-def test_the_optimum_of_thousands_of_blocks_holds_in_fractions():
-    """The certificate's checker is the plain trial, in exact numbers."""
-    instance = long_chain(11, n_blocks=4000, n_tiers=12)
+def test_the_certificate_for_thousands_of_blocks_holds_in_exact_arithmetic():
+    """The verifier repeats the plain trial in exact arithmetic."""
+    instance = long_chain(11, n_blocks=2000, n_tiers=12)
     certificate = solve(instance, "hypsplit_dp").certificate
     assert verify_certificate(instance, certificate) == []
 
@@ -267,7 +271,7 @@ def test_the_optimum_of_thousands_of_blocks_holds_in_fractions():
     values=st.lists(st.sampled_from([0.0, 1e-9, 0.1, 1 / 3, 1.0, 1e9, 1e18]), max_size=80),
     same=st.booleans(),
 )
-def test_prefix_sums_hold_twice_the_precision(values, same):
+def test_prefix_sums_have_twice_the_precision_of_a_float(values, same):
     from hypsolve.kernels import hypsplit
 
     warm("hypsplit")
@@ -276,7 +280,7 @@ def test_prefix_sums_hold_twice_the_precision(values, same):
     for array in (table, kind):
         array.setflags(write=False)
     sums = np.full((2, len(values) + 1, 2), np.nan)
-    hypsplit.add_up(table, kind, sums)
+    hypsplit.fill_prefix_sums(table, kind, sums)
     exact = Fraction(0)
     for c in range(len(values) + 1):
         found = Fraction(sums[0, c, 0]) + Fraction(sums[0, c, 1])
@@ -286,8 +290,8 @@ def test_prefix_sums_hold_twice_the_precision(values, same):
     assert sums[1, -1].tolist() == [len(values), 0]
 
 
-def test_a_stage_of_a_million_kinds_of_block_is_scored_from_its_own():
-    """Its sum is of its own blocks' seconds, whatever kinds they are and however often."""
+def test_stage_times_are_exact_when_kinds_of_blocks_repeat():
+    """A stage sums up its own blocks, whatever their kinds and however often they occur."""
     instance = long_chain(0, n_blocks=40)
     kinds = np.random.default_rng(0).integers(5, 30, 40)
     repeated = Instance.from_kinds(
@@ -304,7 +308,7 @@ def test_a_stage_of_a_million_kinds_of_block_is_scored_from_its_own():
         assert node_stage_s(repeated, 1, i, j) == pytest.approx(exact, rel=1e-15)
 
 
-def test_infeasible_names_need_capacity_and_shortfall_of_each_tier():
+def test_infeasible_reports_need_capacity_and_shortfall_of_each_tier():
     instance = Instance.from_tables(np.ones((1, 1, 4)), [5, 5, 5, 5], [[(0, 7)], [(0, 11)]])
     result = solve(instance, "hypsplit_dp")
     assert result.status is Status.INFEASIBLE
@@ -317,7 +321,18 @@ def test_infeasible_names_need_capacity_and_shortfall_of_each_tier():
     assert "block 3 would make it 15 bytes, 4 bytes too many" in result.message
 
 
-def test_infeasible_by_rules_alone_says_so():
+def test_the_explanation_of_an_infeasible_instance_has_a_sentence_per_tier():
+    instance = Instance.from_tables(np.ones((1, 1, 4)), [5, 5, 5, 5], [[(0, 7)], [(0, 11)]])
+    reason = explain_infeasible(instance)
+    assert reason.verdict == "the tiers together reach block 3 of 4"
+    assert [sentence.partition(":")[0] for sentence in reason.tiers] == [
+        "tier 'tier-0'",
+        "tier 'tier-1'",
+    ]
+    assert str(reason) == f"{reason.verdict}. {'; '.join(reason.tiers)}"
+
+
+def test_infeasible_reports_contradicting_rules():
     instance = Instance.from_tables(np.ones((1, 1, 2)), [0, 0], [[(0, 1)]] * 3)
     result = solve(instance, "hypsplit_dp")
     assert result.status is Status.INFEASIBLE
@@ -331,7 +346,7 @@ def test_even_split_gives_the_remainder_to_the_later_tiers():
     assert solve(instance, "even_split").partition == Partition((0, 2, 5, 8, 11))
 
 
-def test_a_split_that_does_not_fit_is_counted_not_repaired():
+def test_a_heuristic_does_not_repair_a_partition_that_does_not_fit():
     instance = Instance.from_tables(np.ones((1, 1, 4)), np.ones(4), [[(0, 1)], [(0, 9)]])
     result = solve(instance, "gpipe")
     assert result.status is Status.INFEASIBLE
@@ -349,7 +364,7 @@ def test_proportional_splits_follow_memory_and_speed():
     assert solve(roomy, "speed_proportional").partition == Partition((0, 9, 12))
 
 
-def test_the_largest_node_of_a_tier_counts_for_memory_proportional():
+def test_memory_proportional_uses_the_largest_node_of_a_tier():
     instance = Instance.from_tables(
         np.ones((1, 1, 12)), np.ones(12), [[(0, 1), (0, 12)], [(0, 12)]]
     )
@@ -365,7 +380,7 @@ def test_proportional_splits_leave_a_block_for_every_tier():
 
 @pytest.mark.parametrize(
     ("weights", "n_parts", "cuts"),
-    [  # by hand, as torchgpipe's solve() goes through them
+    [  # worked out by hand from the rule of torchgpipe
         ([5] * 12, 3, [0, 4, 8, 12]),
         ([5] * 14, 4, [0, 3, 6, 9, 14]),
         ([1] * 7 + [1.001], 3, [0, 2, 4, 8]),
@@ -374,13 +389,13 @@ def test_proportional_splits_leave_a_block_for_every_tier():
         ([3, 1], 3, [0, 1, 2, 2]),
     ],
 )
-def test_block_partition_is_torchgpipes(weights, n_parts, cuts):
+def test_block_partition_is_that_of_torchgpipe(weights, n_parts, cuts):
     assert block_partition(np.array(weights, float), n_parts) == cuts
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_block_partition_keeps_its_theorem(seed):
-    """Barany and Grinberg: sums differ by at most the spread, each scaled weight below 1."""
+def test_block_partition_satisfies_its_theorem(seed):
+    """Barany and Grinberg: with weights scaled to 0..1, the sums differ by at most 1."""
     rng = np.random.default_rng(seed)
     weights = rng.uniform(1, 4, rng.integers(4, 40))
     n_parts = int(rng.integers(1, 5))
@@ -393,7 +408,10 @@ def test_block_partition_keeps_its_theorem(seed):
 
 
 def kept_split(weights, n_parts):
-    """DeepSpeed's rule in plain words: (difference, largest, smallest, cuts) of each prefix."""
+    """Apply the rule of DeepSpeed by a plain recurrence; return its cuts.
+
+    Of each prefix and number of parts it keeps (difference, largest, smallest, cuts).
+    """
     kept = {(0, 0): (0, 0, math.inf, (0,))}
     for parts in range(1, n_parts + 1):
         for end in range(parts, len(weights) + 1):
@@ -411,7 +429,7 @@ def kept_split(weights, n_parts):
 
 
 @given(weights=st.lists(st.integers(0, 9), min_size=1, max_size=12), n_parts=st.integers(1, 5))
-def test_least_spread_keeps_the_split_that_deepspeed_keeps(weights, n_parts):
+def test_min_spread_is_the_rule_of_deepspeed(weights, n_parts):
     cuts = min_spread(np.array(weights, float), n_parts)
     if len(weights) <= n_parts:
         assert cuts == [min(part, len(weights)) for part in range(n_parts + 1)]
@@ -419,16 +437,16 @@ def test_least_spread_keeps_the_split_that_deepspeed_keeps(weights, n_parts):
         assert cuts == kept_split(weights, n_parts)
 
 
-def test_deepspeeds_rule_may_miss_its_own_optimum():
-    """Parts of 1 and 6 are left, for of the first four blocks 2 | 2 | 5, 1 is not kept."""
+def test_the_rule_of_deepspeed_may_miss_its_own_optimum():
+    """The split 2 | 2 | 5, 1 of the first four blocks, which the optimum needs, is not kept."""
     assert min_spread(np.array([2.0, 2, 5, 1, 6]), 4) == [0, 2, 3, 4, 5]
     sums = [2, 2, 5 + 1, 6]
     assert max(sums) - min(sums) == 4
 
 
 @given(strategies.instances(max_blocks=7, max_tiers=4, memory=False, limits=False))
-def test_pipedream_has_the_least_bottleneck_of_its_own_model(instance):
-    """One speed, stages shared by a tier's nodes, one bandwidth: over all cuts."""
+def test_pipedream_minimises_the_bottleneck_of_its_own_model(instance):
+    """The oracle enumerates all cuts with one speed, shared stages and one bandwidth."""
     n_tiers, n_blocks = instance.n_tiers, instance.n_blocks
     block_s = instance.reference_s[instance.node_class].mean(axis=0)
     link_s = instance.reference_link_s.mean(axis=0) if n_tiers > 1 else np.zeros(n_blocks + 1)
@@ -443,14 +461,16 @@ def test_pipedream_has_the_least_bottleneck_of_its_own_model(instance):
         (0, *inner, n_blocks)
         for inner in itertools.combinations_with_replacement(range(n_blocks + 1), n_tiers - 1)
     ]
-    legal = [cuts for cuts in every if not check(instance, Partition(cuts))]
+    feasible = [cuts for cuts in every if not check(instance, Partition(cuts))]
     result = solve(instance, "pipedream")
-    assert (result.status is Status.INFEASIBLE) == (not legal)
-    if legal:
-        assert bottleneck(result.partition.cuts) == pytest.approx(min(map(bottleneck, legal)))
+    assert (result.status is Status.INFEASIBLE) == (not feasible)
+    if feasible:
+        assert bottleneck(result.partition.cuts) == pytest.approx(
+            min(map(bottleneck, feasible))
+        )
 
 
-def test_hypsplit_refuses_what_it_does_not_minimise():
+def test_hypsplit_rejects_scheduled_objectives():
     from hypsolve.solvers.partition.hypsplit import hypsplit_dp
 
     instance = Instance.from_tables(

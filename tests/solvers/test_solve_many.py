@@ -1,4 +1,4 @@
-"""`solve_many` against `solve`, network by network, and its errors."""
+"""`solve_many` against `hypsplit_dp`, network by network, and its errors."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.helpers import strategies
 
 
 def instance_of(given, network, **rules):
-    """One network of a batch as an instance of its own."""
+    """Return the instance of one network of a batch."""
     classes, room = given["node_class"][network], given["node_bytes"][network]
     tiers = [
         [(int(c), float(size)) for c, size in zip(*tier, strict=True) if c >= 0]
@@ -26,7 +26,7 @@ def instance_of(given, network, **rules):
 
 
 def assert_same_one_by_one(given, n_threads=None, **rules):
-    """To the last bit: what is proved is the same number, not only a close one."""
+    """Assert that every row equals the result of `hypsplit_dp`, to the last bit."""
     plans = solve_many(**given, n_threads=n_threads, **rules)
     assert len(plans) == len(given["node_class"])
     for network in range(len(plans)):
@@ -47,8 +47,9 @@ def assert_same_one_by_one(given, n_threads=None, **rules):
 
 @st.composite
 def batches(draw):
+    """Draw the arguments of `solve_many`."""
     n_classes, n_blocks = draw(st.integers(1, 3)), draw(st.integers(1, 7))
-    n_networks, n_tiers, n_nodes = (draw(st.integers(1, most)) for most in (3, 4, 3))
+    n_networks, n_tiers, n_nodes = (draw(st.integers(1, size)) for size in (3, 4, 3))
     used = draw(strategies.table(st.integers(1, n_tiers), n_networks))
     node_class = np.array(
         draw(strategies.table(st.integers(-1, n_classes - 1), n_networks, n_tiers, n_nodes))
@@ -75,13 +76,13 @@ def batches(draw):
     allow_empty=st.booleans(),
     overlap=st.booleans(),
 )
-def test_answers_are_those_of_solve(given, rule, allow_empty, overlap):
+def test_results_equal_those_of_hypsplit_dp(given, rule, allow_empty, overlap):
     assert_same_one_by_one(given, stage_rule=rule, allow_empty=allow_empty, overlap=overlap)
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
-def test_answers_are_those_of_solve_on_a_long_model_and_many_threads(n_threads):
-    """A chain of five tiers is long here, one of three is not."""
+def test_results_equal_those_of_hypsplit_dp_on_a_long_model_in_threads(n_threads):
+    """With 1000 blocks, chains of five tiers start from narrow windows, of three do not."""
     rng = np.random.default_rng(0)
     n_networks, n_blocks = 20, 1000
     node_class = rng.integers(-1, 4, (n_networks, 5, 3))
@@ -89,7 +90,7 @@ def test_answers_are_those_of_solve_on_a_long_model_and_many_threads(n_threads):
     node_class[::2, 3:] = -1
     given = {
         "block_s": rng.lognormal(0, 1, (4, n_blocks)),
-        "block_bytes": rng.uniform(1, 4, n_blocks),  # do not add up exactly
+        "block_bytes": rng.uniform(1, 4, n_blocks),  # their sums are not exact
         "node_class": node_class,
         "node_bytes": rng.uniform(300, 1300, (n_networks, 5, 3)),
         "transfer_s": rng.exponential(40, (n_networks, 4, n_blocks + 1)),
@@ -106,7 +107,7 @@ GOOD = {
 }
 
 
-def test_one_size_fits_all_nodes_and_no_size_is_asked_for_where_there_is_none():
+def test_node_bytes_broadcasts_and_is_ignored_where_there_is_no_node():
     assert solve_many(**GOOD).bottleneck_s.tolist() == [2.0] * 3
     classes, sizes = [[[0, -1], [-1, -1]]], [[[2, np.nan], [-1, np.inf]]]
     alone = solve_many(**GOOD | {"node_class": classes, "node_bytes": sizes})
@@ -114,7 +115,7 @@ def test_one_size_fits_all_nodes_and_no_size_is_asked_for_where_there_is_none():
 
 
 @pytest.mark.parametrize("n_threads", [None, 1, 2, 10**6])
-def test_no_network_is_no_error_and_threads_may_be_many(n_threads):
+def test_zero_networks_and_any_number_of_threads_are_allowed(n_threads):
     empty = solve_many(**GOOD | {"node_class": np.zeros((0, 2, 1), int)}, n_threads=n_threads)
     assert empty.cuts.shape == (0, 3)
     assert solve_many(**GOOD, n_threads=n_threads).bottleneck_s.tolist() == [2.0] * 3
@@ -150,6 +151,6 @@ def test_no_network_is_no_error_and_threads_may_be_many(n_threads):
         ({"n_threads": 0}, ValueError, "n_threads must be at least 1, got 0"),
     ],
 )  # fmt: skip
-def test_bad_input(wrong, error, message):
+def test_bad_input_names_the_argument(wrong, error, message):
     with pytest.raises(error, match=f"^solve_many: .*{message}"):
         solve_many(**GOOD | wrong)

@@ -1,1 +1,1 @@
-"""Drivers of HiGHS, CBC, CP-SAT and MathOpt."""
+"""Drivers of the exact solvers: HiGHS and CBC by PuLP, CP-SAT and SCIP by OR-Tools."""

@@ -1,4 +1,4 @@
-"""Run OR-Tools' CP-SAT on a model."""
+"""Run OR-Tools' CP-SAT."""
 
 import time
 from collections.abc import Callable
@@ -12,11 +12,17 @@ from hypsolve.problem.evaluation import RELATIVE_ERROR
 from hypsolve.solvers.backends.loading import interruptible, load_backend
 
 PACKAGE = "ortools>=9.15"
-MAX_WORKERS = 10_000  # CP-SAT's own limit
+MAX_WORKERS = 10_000  # limit of CP-SAT
 
 
 def new_solver(method: str, seed: int, workers: int) -> Any:
-    """CP-SAT with our parameters."""
+    """Return a CP-SAT solver for a seed and a number of threads.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `workers` is out of range, or OR-Tools cannot be imported; `method` is named.
+    """
     owner = f"method {method!r}"
     workers = valid.whole(owner, "workers", workers, minimum=1)
     if workers > MAX_WORKERS:
@@ -31,9 +37,17 @@ def new_solver(method: str, seed: int, workers: int) -> Any:
 def run(
     solver: Any, model: Any, time_limit_s: float, report: Callable[[Any], None] | None
 ) -> tuple[Any, float]:
-    """Solve; its status, and the seconds that it spent on its own copy of the model.
+    """Solve a model.
 
-    `report` is called for each solution, with what to read it from.
+    Parameters
+    ----------
+    report : callable, optional
+        Called for each improving solution with the callback object that holds its values.
+
+    Returns
+    -------
+    tuple of status and float
+        The status code, and the seconds that CP-SAT spent on copying the model.
     """
     from ortools.sat.python import cp_model
 
@@ -43,7 +57,7 @@ def run(
             report(self)
 
     solver.parameters.max_time_in_seconds = max(time_limit_s, 0.0)
-    solver.parameters.catch_sigint_signal = False  # it would pass for a time limit
+    solver.parameters.catch_sigint_signal = False  # else Ctrl-C looks like the time limit
     started = time.perf_counter()
     code = interruptible(
         lambda: solver.solve(model, None if report is None else Report()), solver.stop_search
@@ -52,7 +66,13 @@ def run(
 
 
 def stopped(solver: Any, code: Any) -> str:
-    """Why CP-SAT stopped; empty if its search was complete."""
+    """Return why CP-SAT stopped; empty if it completed its search.
+
+    Raises
+    ------
+    RuntimeError
+        If CP-SAT rejects the model.
+    """
     if solver.status_name(code) in ("OPTIMAL", "INFEASIBLE"):
         return ""
     if solver.status_name(code) == "MODEL_INVALID":
@@ -61,11 +81,11 @@ def stopped(solver: Any, code: Any) -> str:
 
 
 def size(model: Any) -> dict[str, Any]:
-    """Size of a CP-SAT model."""
+    """Return the numbers of variables and constraints of a CP-SAT model."""
     proto = model.proto
     return {"n_variables": len(proto.variables), "n_constraints": len(proto.constraints)}
 
 
 def floor_ticks(seconds: np.ndarray, tick_s: float) -> IntArray:
-    """Whole ticks, rounded down so far that rounding in `seconds` cannot lift them."""
+    """Convert to whole ticks, rounded down even if rounding has increased `seconds`."""
     return np.floor(seconds / tick_s * (1 - RELATIVE_ERROR)).astype(np.int64)

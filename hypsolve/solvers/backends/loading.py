@@ -1,4 +1,4 @@
-"""Import a solver back end when it is needed, and run it so that Ctrl-C stops it."""
+"""Import a solver when it is needed, and run it so that Ctrl-C stops it."""
 
 import importlib
 from collections.abc import Callable
@@ -7,7 +7,13 @@ from typing import Any
 
 
 def load_backend(method: str, module: str, package: str) -> Any:
-    """Import a solver backend, or say which package the method lacks."""
+    """Import the module of a solver.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be imported; the message names the method and the package to install.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -18,7 +24,7 @@ def load_backend(method: str, module: str, package: str) -> Any:
 
 
 def interruptible(solve: Callable[[], Any], stop: Callable[[], Any]) -> Any:
-    """Let a solver run in a thread, so that Ctrl-C stops it soon and is raised here."""
+    """Run `solve` in a thread; at Ctrl-C, call `stop` and raise KeyboardInterrupt here."""
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(solve)
         try:

@@ -13,24 +13,25 @@ import numpy as np
 from hypsolve.problem.arrays import Array
 from hypsolve.solvers.backends.loading import interruptible, load_backend
 
-LOWER_BOUND = r"^Lower bound:"  # in CBC's log
+# Labels in the final report of the log of CBC.
+LOWER_BOUND = r"^Lower bound:"
 WALL_CLOCK = r"^Total time .*\(Wallclock seconds\):"
 SOLVERS = {"highs": "HiGHS", "cbc": "CBC"}
 
 
 class Answer(NamedTuple):
-    """What a MILP solver said, in the problem's units."""
+    """Answer of a MILP solver, in the units of the problem."""
 
-    found: bool
+    found: bool  # whether the variables hold a solution
     infeasible: bool
-    value: float  # of the solution found
+    value: float  # objective of the solution
     bound: float
-    stopped: str  # why; empty: the search was complete
-    build_s: float  # of the solver's own copy of the model
+    stopped: str  # why the solver stopped; empty if it completed its search
+    build_s: float  # seconds that the solver spent on copying the model
 
 
 def size(problem: Any) -> dict[str, Any]:
-    """Size of a PuLP problem."""
+    """Return the numbers of variables and constraints of a PuLP problem."""
     return {"n_variables": problem.numVariables(), "n_constraints": problem.numConstraints()}
 
 
@@ -50,10 +51,28 @@ def solve_pulp(
     ----------
     backend : str
         ``highs`` or ``cbc``.
+    method : str
+        Named in errors.
     warm_start : bool
-        Start from the variables' initial values.
+        Start from the initial values of the variables.
     on_solution : callable, optional
-        HiGHS only: called with the column values, and the bound, of each better solution.
+        HiGHS only: called as ``on_solution(column_values, bound)`` for each improving solution.
+
+    Returns
+    -------
+    Answer
+        If it has a solution, the variables of `problem` hold it.
+
+    Raises
+    ------
+    ValueError
+        If the solver cannot be imported or run.
+
+    Notes
+    -----
+    Both solvers run on one thread, with all gaps 0 and tolerances of 1e-9, because the bound
+    that they report must hold to 1e-7 (`hypsolve.solvers.partition.arcs.MIP_ERROR`). These
+    settings are part of the proof, so they are not options.
     """
     if backend == "highs":
         return _solve_highs(problem, method, time_limit_s, seed, warm_start, on_solution)
@@ -68,6 +87,7 @@ def _solve_highs(
     warm_start: bool,
     on_solution: Callable[[Any, float], None] | None,
 ) -> Answer:
+    """Pass the problem to HiGHS, run it, and store the solution in the variables."""
     highspy = load_backend(method, "highspy", "highspy>=1.14,<1.15")
     started = time.perf_counter()
     highs = highspy.Highs()
@@ -89,7 +109,7 @@ def _solve_highs(
         "mip_feasibility_tolerance": 1e-9,
     }
     if highs.version().startswith("1.14."):
-        # its presolve can lose the optimum of a MIP (ERGO-Code/HiGHS issues 3043, 3073, 3094)
+        # presolve can cut off the optimum of a MIP (ERGO-Code/HiGHS issues 3043, 3073, 3094)
         options |= {"presolve": "off", "mip_allow_restart": False}
     for option, value in options.items():
         highs.setOptionValue(option, value)
@@ -101,7 +121,7 @@ def _solve_highs(
     interruptible(highs.run, highs.cancelSolve)
     status, info = highs.getModelStatus(), highs.getInfo()
     states = highspy.HighsModelStatus
-    # without any variable no row that asks for a path can be met
+    # a model without variables cannot satisfy the rows that require a path
     infeasible = status in (states.kInfeasible, states.kModelEmpty)
     feasible = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     columns = highs.getSolution().col_value
@@ -120,7 +140,7 @@ def _solve_highs(
 
 
 def _as_highs(problem: Any, highspy: Any) -> Any:
-    """The problem in one piece; PuLP's own interface hands it over row by row."""
+    """Convert a problem to a HiGHS model at once; PuLP's interface adds it row by row."""
     variables = problem.variables()
     for column, variable in enumerate(variables):
         variable.index = column
@@ -147,12 +167,14 @@ def _as_highs(problem: Any, highspy: Any) -> Any:
 
 
 def _limits(limits: Iterable[float | None], unlimited: float) -> Array:
+    """Convert limits to an array, with None as `unlimited`."""
     return np.array([unlimited if limit is None else limit for limit in limits], float)
 
 
 def _solve_cbc(
     problem: Any, method: str, time_limit_s: float, seed: int, warm_start: bool
 ) -> Answer:
+    """Run CBC on files in a temporary folder; read its bound from its log."""
     import pulp
 
     with tempfile.TemporaryDirectory() as folder:
@@ -187,22 +209,22 @@ def _solve_cbc(
             return Answer(False, False, math.inf, -math.inf, f"with an error: {error}", 0.0)
         took_s = time.perf_counter() - started
         text = log.read_text(errors="replace")
-    build_s = max(0.0, took_s - _logged(text, WALL_CLOCK, took_s))  # files, mostly
+    build_s = max(0.0, took_s - _logged(text, WALL_CLOCK, took_s))  # mostly for files
     value = problem.objective.value() or 0.0
-    # at the limit its preprocessing calls feasible problems infeasible, without a word on time
+    # if the limit expires during preprocessing, CBC may report a feasible problem as
+    # infeasible, without mentioning the limit
     timed_out = "on time" in text or took_s - build_s > 0.9 * time_limit_s
     if problem.sol_status == pulp.LpSolutionOptimal:
         return Answer(True, False, value, value, "", build_s)
     if problem.status == pulp.LpStatusInfeasible and not timed_out:
         return Answer(False, True, math.inf, math.inf, "", build_s)
     found = problem.sol_status == pulp.LpSolutionIntegerFeasible
-    # the log has three decimals
-    bound = _logged(text, LOWER_BOUND, -math.inf) - 1e-3
+    bound = _logged(text, LOWER_BOUND, -math.inf) - 1e-3  # the log has three decimals
     return Answer(found, False, value, bound, "at the time limit", build_s)
 
 
 def _logged(log: str, label: str, absent: float) -> float:
-    """Number behind a label in CBC's final report."""
+    """Return the number after a label in the log of CBC; `absent` if there is none."""
     match = re.search(label + r"\s+(\S+)", log, re.MULTILINE)
     try:
         return float(match[1].rstrip(")")) if match else absent

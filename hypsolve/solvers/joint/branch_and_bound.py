@@ -72,7 +72,7 @@ class BranchAndBound:
     number: "itertools.count[int]" = field(default_factory=itertools.count)  # breaks ties
     start: Node | None = None  # the partition of the warm start, worked on before all others
     closed: list[Node] = field(default_factory=list)  # leaves with a bound below the cutoff
-    pruned: list[Node] = field(default_factory=list)  # empty if they take too much memory
+    pruned: list[Node] = field(default_factory=list)  # for the certificate, while they fit
     infeasible: list[PartitionBox] = field(default_factory=list)
     proof_bytes: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -81,7 +81,11 @@ class BranchAndBound:
         self.n_ticks = self.params.min_ticks
 
     def run(self) -> float:
-        """Run the search until the queue is empty or the time is up; return a lower bound."""
+        """Run the search until no node is open or the time is up; return a lower bound.
+
+        Best-first branch and bound (Land and Doig, 1960): select the open node with the
+        smallest bound; prune it, search it if it is a leaf, or branch.
+        """
         self._choose_ticks()
         self._work_on_start()
         for box in self._roots():
@@ -93,7 +97,7 @@ class BranchAndBound:
                 self._prune(node)
             elif node.box.is_single:
                 self._work_on_leaf(node)
-                self._push(node)
+                self._enqueue(node)
             else:
                 for box in node.box.branch():
                     self._add(box, node)
@@ -163,9 +167,11 @@ class BranchAndBound:
         return min(bounds)
 
     def _bound_s(self) -> float:
+        """Return the lower bound on the objective, in seconds."""
         return max(self.min_s, proven_s(self.instance, self.tables, self._bound(), 0.0))
 
     def _report_bound(self) -> None:
+        """Call `on_bound` if the bound is better than the last one reported."""
         bound_s = self._bound_s()
         if bound_s > self.reported_s:
             self.reported_s = bound_s
@@ -209,9 +215,10 @@ class BranchAndBound:
         if node is None:
             self.infeasible.append(box)
         else:
-            self._push(node)
+            self._enqueue(node)
 
-    def _push(self, node: Node) -> None:
+    def _enqueue(self, node: Node) -> None:
+        """Queue a node unless it is closed or pruned."""
         if node.is_closed:
             return
         if node.bound >= self.cutoff:
@@ -239,6 +246,7 @@ class BranchAndBound:
             self.pruned.clear()
 
     def _is_proof_kept(self) -> bool:
+        """Return True if the proofs fit into their share of the memory."""
         return self.proof_bytes <= self.memory_bytes * self.params.max_proof_share
 
     def _node(self, box: PartitionBox, parent: Node | None) -> Node | None:

@@ -1,4 +1,4 @@
-"""HEFT [1]_: for any task graph, and adapted to a chain of blocks over tiers, a baseline.
+"""HEFT [1]_ for task graphs, and as a baseline for a chain of blocks over tiers.
 
 References
 ----------
@@ -16,40 +16,44 @@ from numpy.typing import ArrayLike
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
-from hypsolve.problem.instance import (
-    Instance,
-    Objective,
-    StageRule,
-)
+from hypsolve.problem.instance import Instance, Objective, StageRule
 from hypsolve.problem.solution import Outcome, Partition, Schedule, Status
-from hypsolve.solvers.partition.heuristics import _as_is
+from hypsolve.solvers.partition.heuristics import unrepaired_outcome
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DagSchedule:
-    """Where and when each task of a graph runs; arrays of shape (n_tasks,)."""
+    """Schedule of a task graph.
+
+    Attributes
+    ----------
+    processor, start_s, end_s : ndarray, shape (n_tasks,)
+    rank_s : ndarray, shape (n_tasks,)
+        Upward rank: mean length of the longest path from the start of the task to the end.
+    makespan_s : float
+    """
 
     processor: IntArray
     start_s: Array
     end_s: Array
-    rank_s: Array  # upward rank
+    rank_s: Array
     makespan_s: float
 
 
 def heft_dag(costs: ArrayLike, comm: ArrayLike, edges: ArrayLike) -> DagSchedule:
-    """Schedule a task graph: decreasing upward rank, insertion-based earliest finish [1]_.
+    """Schedule a task graph by decreasing upward rank and earliest finish with insertion [1]_.
 
-    Ties in rank keep the order in which tasks become ready, ties in finish go to the lowest
-    processor.
+    Tasks of equal rank keep the order in which they become ready. Of processors with an equal
+    finish, the lowest is used.
 
     Parameters
     ----------
     costs : array_like, shape (n_tasks, n_processors)
         Seconds of each task on each processor.
     comm : array_like, shape (n_edges,)
-        Seconds along each edge between different processors; nothing on the same one.
+        Seconds along each edge between different processors; 0 on one processor.
     edges : array_like of int, shape (n_edges, 2)
-        (from, to), tasks counted from 0.
+        Source and target task of each edge, counted from 0.
 
     Returns
     -------
@@ -59,6 +63,13 @@ def heft_dag(costs: ArrayLike, comm: ArrayLike, edges: ArrayLike) -> DagSchedule
     ------
     ValueError
         If an array has the wrong shape or values, or the edges form a cycle.
+
+    Examples
+    --------
+    >>> from hypsolve.solvers.joint.heft import heft_dag
+    >>> schedule = heft_dag([[2, 9], [30, 4], [9, 3]], [5], [(0, 1)])
+    >>> schedule.processor.tolist(), schedule.makespan_s
+    ([0, 1, 1], 11.0)
     """
     from hypsolve.kernels import heft as kernels
 
@@ -78,7 +89,7 @@ def heft_dag(costs: ArrayLike, comm: ArrayLike, edges: ArrayLike) -> DagSchedule
     for task in reversed(topological):
         later = comm_s[out[task]] + rank_s[target[out[task]]]
         rank_s[task] += later.max(initial=0.0)
-    # costs of 0 make ranks equal along an edge, hence stable, from a topological order
+    # A cost of 0 gives both ends of an edge one rank: a stable sort keeps them in sequence.
     order = np.array(topological)[np.argsort(-rank_s[topological], kind="stable")]
     by_target = np.argsort(target, kind="stable")
     first_in = np.searchsorted(target[by_target], np.arange(n_tasks + 1))
@@ -92,12 +103,13 @@ def heft_dag(costs: ArrayLike, comm: ArrayLike, edges: ArrayLike) -> DagSchedule
 
 
 def _topological(n_tasks: int, source: IntArray, target: IntArray) -> list[int]:
+    """Return the tasks in topological order (Kahn's algorithm)."""
     waiting = np.bincount(target, minlength=n_tasks)
     after: list[list[int]] = [[] for _ in range(n_tasks)]
     for i, j in zip(source.tolist(), target.tolist(), strict=True):
         after[i].append(j)
     ready = np.flatnonzero(waiting == 0).tolist()
-    for task in ready:  # grows while it is read
+    for task in ready:  # the list grows during the loop
         for later in after[task]:
             waiting[later] -= 1
             if not waiting[later]:
@@ -110,25 +122,35 @@ def _topological(n_tasks: int, source: IntArray, target: IntArray) -> list[int]:
 
 
 def heft(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
-    """Place and schedule with HEFT, adapted to chains of blocks over tiers.
+    """Place and schedule with HEFT, adapted to a chain of blocks over tiers.
 
-    The first request in HEFT's order, the one of the highest upward rank, is served on the idle
-    network, each block where it finishes earliest, and so fixes which tier hosts which blocks
-    (`heft_cuts`). Then all (request, stage) tasks follow in order of decreasing upward rank,
-    each on the node where it finishes earliest, in a gap if one is long enough. Unlike a
-    dispatch policy it knows all arrivals beforehand. ``bound_s`` is 0.
+    The request of the highest upward rank is served first, on the idle network, each block on
+    the node where it finishes earliest. This fixes which tier hosts which blocks (`heft_cuts`).
+    Then all (request, stage) tasks are placed in order of decreasing upward rank, each on the
+    node where it finishes earliest, in a gap if one is long enough. Unlike a dispatch policy,
+    the method knows all arrivals in advance.
 
     Parameters
     ----------
     instance : Instance
     time_limit_s, seed : float, int
-        Common to all methods; unused, for this one is deterministic and polynomial.
+        Unused: the method is deterministic and takes polynomial time.
 
     Returns
     -------
     Outcome
-        FEASIBLE with a partition and a schedule, or INFEASIBLE: for this baseline only, which
-        never takes back a choice, so ``bound_s`` is 0 then too.
+        FEASIBLE with a partition and a schedule, or INFEASIBLE. ``bound_s`` is 0 in both cases:
+        the greedy placement never revises a choice, so a dead end proves nothing.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> instance = hs.Instance.from_tables(
+    ...     [[[1.0, 1.0], [2.0, 2.0]]], [1, 1], [[(0, 2)], [(1, 2)]],
+    ...     arrival_s=[0, 0], objective="makespan",
+    ... )
+    >>> hs.solve(instance, "heft").objective_s
+    5.0
     """
     cuts, dead_end = _greedy_cuts(instance)
     if dead_end:
@@ -138,13 +160,13 @@ def heft(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
 
 
 def heft_cuts(instance: Instance) -> Partition | None:
-    """Return the partition that HEFT's first request makes; None if it meets a dead end."""
+    """Return the partition that HEFT's first request fixes; None if it meets a dead end."""
     cuts, dead_end = _greedy_cuts(instance)
     return None if dead_end else Partition(tuple(cuts))
 
 
 def _first_request(instance: Instance) -> int:
-    """Request of the highest upward rank, with means over all nodes and over all links."""
+    """Return the request of the highest upward rank, by means over all nodes and links."""
     n_kinds = instance.kind_s.shape[2]
     blocks = np.bincount(instance.block_kind, minlength=n_kinds).astype(np.float64)
     nodes = np.bincount(instance.node_class, minlength=instance.n_classes) / instance.n_nodes
@@ -157,12 +179,15 @@ def _first_request(instance: Instance) -> int:
 
 
 def _greedy_cuts(instance: Instance) -> tuple[list[int], str]:
-    """Cuts, or where the greedy placement of the first request came to a dead end."""
+    """Place the first request block by block; return its cuts and a message for a dead end.
+
+    The message is empty if all blocks are placed.
+    """
     r = _first_request(instance)
     block_s = instance.kind_s[r if len(instance.kind_s) > 1 else 0][:, instance.block_kind]
     transfer_s = instance.transfer_kind_s[r if len(instance.transfer_kind_s) > 1 else 0]
     capacity = _capacity_bytes(instance)
-    cuts = [0]  # of the tiers up to the current one
+    cuts = [0]  # first block of every tier up to the current one
     node, now_s, used_bytes = -1, 0.0, 0.0
     for b in range(instance.n_blocks):
         need = float(instance.block_bytes[b])
@@ -193,7 +218,7 @@ def _greedy_cuts(instance: Instance) -> tuple[list[int], str]:
 
 
 def _capacity_bytes(instance: Instance) -> Array:
-    """What each node may hold, with the slack for rounding that `evaluation.can_hold` gives."""
+    """Return the memory of each node, with the rounding slack of `evaluation.can_hold`."""
     capacity = instance.node_bytes.copy()
     all_must_hold = instance.stage_rule is StageRule.SLOWEST and (
         instance.objective is Objective.BOTTLENECK
@@ -206,10 +231,11 @@ def _capacity_bytes(instance: Instance) -> Array:
 
 
 def _tiers_open_to(instance: Instance, cuts: list[int], b: int) -> Iterator[int]:
-    """Tiers that may host block b when `cuts` are made: the current one, and later ones.
+    """Yield the tiers that may host block b, from the current tier on.
 
-    Moving on ends the current stage at b and leaves the tiers between empty; every later tier
-    must still get its least number of blocks, and pinned blocks must stay within reach.
+    A later tier ends the current stage at b and leaves the tiers in between empty. Enough
+    blocks must be left for the minimum of every later tier, and pinned blocks must stay within
+    reach.
     """
     least, most = instance.min_blocks, instance.max_blocks
     current = len(cuts) - 1
@@ -220,14 +246,18 @@ def _tiers_open_to(instance: Instance, cuts: list[int], b: int) -> Iterator[int]
             fits = least[tier - 1] <= length <= most[tier - 1]
             if not (fits and instance.cut_min[tier] <= b <= instance.cut_max[tier]):
                 return
-        # the earliest that cuts tier + 1, tier + 2, ... can be
+        # lower bounds on the cuts behind this tier
         earliest = max(b + 1, first + least[tier]) + np.cumsum([0, *least[tier + 1 :]])
         if b + 1 - first <= most[tier] and (earliest <= instance.cut_max[tier + 1 :]).all():
             yield tier
 
 
 def heft_schedule(instance: Instance, partition: Partition) -> Schedule:
-    """Schedule (request, stage) tasks by decreasing upward rank, where they finish earliest."""
+    """Schedule the requests on a given partition by HEFT.
+
+    Tasks (request, stage) are placed in order of decreasing upward rank, each on the node where
+    it finishes earliest.
+    """
     from hypsolve.kernels import heft as kernels
 
     stages = [k for k in range(instance.n_tiers) if partition.stage(k)]
@@ -240,7 +270,7 @@ def heft_schedule(instance: Instance, partition: Partition) -> Schedule:
         for k, nodes in zip(stages, holds, strict=True)
     ]
     service_s = np.ascontiguousarray(evaluation.service_s(instance, partition)[:, stages])
-    links = evaluation.transfer_s(instance, partition)  # empty stages pay theirs too
+    links = evaluation.transfer_s(instance, partition)  # links of empty stages count
     before = [0, *stages[:-1]]
     ways = [links[:, i:k].sum(axis=1) for i, k in zip(before, stages, strict=True)]
     delay_s = np.stack(ways, axis=1)
@@ -262,7 +292,7 @@ def heft_schedule(instance: Instance, partition: Partition) -> Schedule:
 def _by_rank(
     service_s: Array, delay_s: Array, classes: list[IntArray], n_requests: int
 ) -> IntArray:
-    """Tasks r * n_stages + k by decreasing upward rank; those of one request stay in order."""
+    """Return tasks r * n_stages + k by decreasing upward rank, stages of a request in order."""
     n_stages = service_s.shape[1]
     rank_s = np.zeros((n_requests, n_stages))
     later_s = np.zeros(n_requests)
@@ -273,10 +303,23 @@ def _by_rank(
 
 
 def heft_split(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
-    """The cuts that HEFT's first request makes; see `hypsolve.solvers.joint.heft.heft`."""
+    """Place the blocks where HEFT's first request puts them; see `heft`.
+
+    Parameters
+    ----------
+    instance : Instance
+    time_limit_s, seed : float, int
+        Unused: the method is deterministic and takes polynomial time.
+
+    Returns
+    -------
+    Outcome
+        FEASIBLE with a partition, or INFEASIBLE if the greedy placement meets a dead end;
+        ``bound_s`` is 0.
+    """
     partition = heft_cuts(instance)
     if partition is None:
         return Outcome(
             Status.INFEASIBLE, message="this baseline's greedy placement meets a dead end"
         )
-    return _as_is(instance, list(partition.cuts))
+    return unrepaired_outcome(instance, list(partition.cuts))

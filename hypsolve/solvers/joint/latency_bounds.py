@@ -1,4 +1,4 @@
-"""Bounds on the mean latency (or makespan) of thousands of requests over all partitions."""
+"""Lower bounds on the mean latency or makespan over all partitions and schedules."""
 
 import heapq
 import itertools
@@ -10,330 +10,379 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hypsolve.kernels.flow_shop import Line
+from hypsolve.kernels.flow_shop import ROUND_DOWN, FlowShop
 from hypsolve.problem.arrays import Array, IntArray
-from hypsolve.problem.instance import (
-    Instance,
-    Objective,
-)
+from hypsolve.problem.instance import Instance, Objective
 from hypsolve.solvers.joint.decision import rounding_s
-from hypsolve.solvers.joint.flow_shop import Lines, Stages
+from hypsolve.solvers.joint.flow_shop import BoxRelaxation, Relaxer, fastest_s, remaining_s
+from hypsolve.solvers.joint.hyperion_plus_params import AscentParams
 from hypsolve.solvers.joint.partition_boxes import PartitionBox
 
 if TYPE_CHECKING:
-    from hypsolve.kernels.relaxations import Climb, Ticks
+    from hypsolve.kernels.relaxations import AscentState, StepRule, TimeGrid
 
-LEVELS = (60, 180, 540)  # ticks in the mean latency, one level after the other
-STEPS, TRIAL_STEPS = 100, 30  # of the prices, on each level; from each of two starts
-MORE_STEPS = 300  # where as many lead to little
-FIRST_STEP, FINER_STEP, LAST_STEP = 0.15, 0.1, 0.002  # of the way to the best known objective
-NARROW, BEYOND = 0.5, 4.0  # windows: mean latencies beyond the delay known; times the longest
-WIDER = 1.5  # and times what a request pays
-STEPS_AT_ONCE = 10  # between two looks at that
-FEWEST_TICKS = 8  # of a window
-LOWER = (0.9, 0.7, 0.0)  # of prices, to go on from, one after the other: where they are best,
-# hardly a step is better
-LITTLE = 0.01  # of the gap: by less, more steps are in vain
-MAX_PRICES = 5e6  # groups x ticks from the first release on, or there is no finer level
-CALL_S, CELL_S = 0.2, 3e-9  # about the longest time between two looks at the clock
+MAX_CALL_S = 0.2  # estimated time of a kernel call, so that the clock is read often enough
+CELL_S = 3e-9  # estimated time of an evaluation for one group and tick of one window
 
 
 @dataclass(slots=True)
-class _Node:
-    """A box of partitions and its bound; not its line, for many boxes wait at a time."""
+class _BoxNode:
+    """A partition box and its bound; its flow shop is made anew, for many boxes wait."""
 
     box: PartitionBox
     bound_s: float
-    level: int = -1  # of its prices
-    price: Array | None = None  # (n_groups, n_ticks), per second
-    wide_s: Array | None = None  # (n_requests,), width of windows
-    n_in_vain: int = 0  # times that steps on its level raised it little
+    level: int = -1  # of its multipliers
+    multipliers: Array | None = None  # (n_groups, n_ticks), seconds per second
+    window_s: Array | None = None  # (n_requests,), width of the windows
+    n_stalled: int = 0  # ascents in a row with little gain
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of a good schedule, to lay ticks by."""
+class Incumbent:
+    """Objective and latencies of the best known schedule; they scale grids and steps."""
 
     objective_s: float
     latency_s: Array  # (n_requests,)
 
 
-class Bounds:
-    """All partitions in boxes, the one with the least bound first.
+class PartitionBounds:
+    """Best-first branching on partition boxes, each with a lower bound on the objective.
 
-    A box is bounded by one machine in place of each stage (see `hypsolve.kernels.relaxations`),
-    a single partition also by prices.
+    A box is bounded by the preemptive single-machine relaxation of its flow shop, and a single
+    partition also by a Lagrangian bound (see `hypsolve.kernels.relaxations`).
 
     Attributes
     ----------
-    lines : Lines
+    relaxer : Relaxer
     n_boxes : int
-        Bounded so far.
+        Number of boxes bounded so far.
     """
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: Instance, params: AscentParams | None = None) -> None:
         self.instance = instance
-        self.lines = Lines(instance)
+        self.params = params or AscentParams()
+        self.relaxer = Relaxer(instance)
         self.n_boxes = 0
-        self._makespan = instance.objective is Objective.MAKESPAN
-        self._number = itertools.count()
-        self._queue: list[tuple[float, int, _Node]] = []
-        self._seen: list[_Node] = []
-        self._push_box(self.lines.whole(), 0.0)
+        self._is_makespan = instance.objective is Objective.MAKESPAN
+        self._count = itertools.count()  # breaks ties in the heap
+        # Every feasible partition is in exactly one box of `_heap` or `_visited`. `_push`
+        # inserts into the heap. `partitions` and `raise_bound` pop a box and put back its
+        # halves; `partitions` moves a single partition to `_visited`, `raise_bound` moves all
+        # of these to the heap and puts a partition back with its raised bound.
+        self._heap: list[tuple[float, int, _BoxNode]] = []
+        self._visited: list[_BoxNode] = []  # single partitions that `partitions` has yielded
+        self._push_box(self.relaxer.root(), 0.0)
 
     @property
-    def min_s(self) -> float:
-        """No partition is better; inf if there is none, or none is left."""
-        seen = (node.bound_s for node in self._seen)
-        queued = self._queue[0][0] if self._queue else math.inf
-        return min(queued, *seen, math.inf)
+    def bound_s(self) -> float:
+        """Lower bound over all partitions; inf if none is feasible."""
+        visited = (node.bound_s for node in self._visited)
+        queued = self._heap[0][0] if self._heap else math.inf
+        return min(queued, *visited, math.inf)
 
-    def partitions(self, is_enough: Callable[[], bool]) -> Iterator[tuple[float, Stages]]:
-        """Single partitions with their bounds, the least bound first, until it is enough."""
-        while self._queue and not is_enough():
-            bound_s, _, node = heapq.heappop(self._queue)
+    def partitions(
+        self, should_stop: Callable[[], bool]
+    ) -> Iterator[tuple[float, BoxRelaxation]]:
+        """Yield single partitions with their bounds, in ascending order of the bound."""
+        while self._heap and not should_stop():
+            bound_s, _, node = heapq.heappop(self._heap)
             if node.box.is_single:
-                self._seen.append(node)
-                stages = self.lines.of(node.box)
-                assert stages is not None  # as it was when it was bounded
-                yield bound_s, stages
+                self._visited.append(node)
+                yield bound_s, self._relaxation(node)
             else:
-                self._push_halves(node)
+                self._branch(node)
 
-    def machine_bound_s(self, stages: Stages) -> float:
-        """Bound of each stage as one machine, and of each request alone, on the objective."""
+    def single_machine_bound_s(self, relaxation: BoxRelaxation) -> float:
+        """Return the bound of the preemptive single-machine relaxation on the objective."""
         from hypsolve.kernels import relaxations as kernels
 
-        if stages.line is None:
-            return self._seconds(stages, 0.0, float(stages.release_s.max()))
-        work, _ = machine_of(stages.line)
-        return self._seconds(stages, *kernels.machine_bound(stages.line, work))
+        if relaxation.shop is None:
+            return self._objective_s(relaxation, 0.0, float(relaxation.release_s.max()))
+        work, _ = aggregate_work(relaxation.shop)
+        sums = kernels.single_machine_bound(relaxation.shop, work)
+        return self._objective_s(relaxation, *sums)
 
-    def raise_by_prices(self, known: Known, deadline: float) -> bool:
-        """Raise the least bound, until nothing does or the deadline; whether that stopped it.
+    def raise_bound(self, incumbent: Incumbent, deadline: float) -> bool:
+        """Raise the lowest bound by subgradient ascent as far as possible.
 
-        It ends where the least bound reaches the known objective, too.
+        The ascent ends when the lowest bound reaches the incumbent, or when the partition with
+        the lowest bound has no multipliers left to try.
+
+        Returns
+        -------
+        bool
+            True if the deadline (of `time.perf_counter`) ended it.
         """
-        for node in self._seen:
+        for node in self._visited:
             self._push(node)
-        self._seen = []
-        while self._queue and self._queue[0][0] < known.objective_s:
+        self._visited = []
+        while self._heap and self._heap[0][0] < incumbent.objective_s:
             if time.perf_counter() >= deadline:
                 return True
-            _, _, node = heapq.heappop(self._queue)
+            _, _, node = heapq.heappop(self._heap)
             if not node.box.is_single:
-                self._push_halves(node)
+                self._branch(node)
                 continue
-            is_raised = self._raise(node, known, deadline)
+            has_tried = self._ascend(node, incumbent, deadline)
             self._push(node)
-            if not is_raised:
+            if not has_tried:
                 break
         return False
 
-    def _push(self, node: _Node) -> None:
-        heapq.heappush(self._queue, (node.bound_s, next(self._number), node))
+    def first_ascent_s(self, relaxation: BoxRelaxation, incumbent: Incumbent) -> float:
+        """Estimate the seconds of a partition's first ascent; inf if it has too many ticks."""
+        ascent = self._ascent(relaxation, incumbent, 0, math.inf)
+        if ascent is None:
+            return math.inf
+        return (self.params.evaluations + self.params.trial_evaluations) * ascent.evaluation_s
 
-    def _push_halves(self, node: _Node) -> None:
+    def _push(self, node: _BoxNode) -> None:
+        heapq.heappush(self._heap, (node.bound_s, next(self._count), node))
+
+    def _push_box(self, box: PartitionBox, parent_bound_s: float) -> None:
+        relaxation = self.relaxer.relax(box)
+        if relaxation is not None:
+            self.n_boxes += 1
+            bound_s = self.single_machine_bound_s(relaxation)
+            self._push(_BoxNode(box, max(parent_bound_s, bound_s)))
+
+    def _branch(self, node: _BoxNode) -> None:
         for half in node.box.branch():
             self._push_box(half, node.bound_s)
 
-    def _push_box(self, box: PartitionBox, at_least_s: float) -> None:
-        stages = self.lines.of(box)
-        if stages is not None:
-            self.n_boxes += 1
-            self._push(_Node(box, max(at_least_s, self.machine_bound_s(stages))))
+    def _relaxation(self, node: _BoxNode) -> BoxRelaxation:
+        relaxation = self.relaxer.relax(node.box)
+        assert relaxation is not None  # it was feasible when it was bounded
+        return relaxation
 
-    def _seconds(self, stages: Stages, late_s: float, last_s: float) -> float:
-        """Bound on the objective, from the sum of completion - release and the last one."""
-        bound_s = last_s
-        if not self._makespan:
-            bound_s = late_s / self.instance.n_requests
-            bound_s += float((stages.release_s - self.instance.arrival_s).mean())
+    def _objective_s(
+        self, relaxation: BoxRelaxation, latency_sum: float, makespan: float
+    ) -> float:
+        """Turn bounds on the sum of (completion - release) and the makespan into seconds."""
+        bound_s = makespan
+        if not self._is_makespan:
+            bound_s = latency_sum / self.instance.n_requests
+            bound_s += float((relaxation.release_s - self.instance.arrival_s).mean())
         return max(0.0, bound_s - rounding_s(self.instance, bound_s))
 
-    def price_round_s(self, stages: Stages, known: Known) -> float:
-        """Seconds, about, of the first steps of a single partition's prices; inf: none."""
-        way = self._way(stages, known, 0, math.inf)
-        return math.inf if way is None else (STEPS + TRIAL_STEPS) * way.step_s
-
-    def _raise(self, node: _Node, known: Known, deadline: float) -> bool:
-        """Raise a partition's bound by finer prices, or more steps; False: none are left."""
-        if node.n_in_vain == len(LOWER):
+    def _ascend(self, node: _BoxNode, incumbent: Incumbent, deadline: float) -> bool:
+        """Raise a partition's bound on a finer level or by a restart; False if none is left."""
+        params = self.params
+        if node.n_stalled == len(params.restart_scales):
             return False
-        stages = self.lines.of(node.box)
-        assert stages is not None  # as it was when it was bounded
-        way = self._way(stages, known, node.level + 1, deadline, node.wide_s)
-        is_finer = way is not None
-        way = way or self._way(stages, known, node.level, deadline, node.wide_s)
-        if way is None:
+        relaxation = self._relaxation(node)
+        ascent = self._ascent(relaxation, incumbent, node.level + 1, deadline, node.window_s)
+        is_finer = ascent is not None
+        if ascent is None:
+            ascent = self._ascent(relaxation, incumbent, node.level, deadline, node.window_s)
+        if ascent is None:
             return False
-        if node.price is None:
-            late, price = way.up_from((way.no_prices(), way.machine_prices()), FIRST_STEP)
+        if node.multipliers is None:
+            starts = [ascent.zeros(), ascent.single_machine_multipliers()]
+            latency_sum, best = ascent.run(starts, params.first_step, params.evaluations)
         else:
-            begun = node.price
-            if is_finer:
-                begun = np.repeat(begun, LEVELS[node.level + 1] // LEVELS[node.level], axis=1)
-            start = way.no_prices()
-            begun = begun[:, : start.shape[1]]
-            part = LOWER[node.n_in_vain]
-            start[:, : begun.shape[1]] = begun * way.ticks.step * part
-            length = FINER_STEP if part > 0 else FIRST_STEP
-            late, price = way.up_from((start,), length, MORE_STEPS if node.n_in_vain else STEPS)
-        was_s = node.bound_s
-        node.bound_s = max(was_s, self._seconds(stages, late, 0.0))
-        if is_finer or node.bound_s > was_s + LITTLE * (known.objective_s - was_s):
+            scale = params.restart_scales[node.n_stalled]
+            refine = (
+                params.levels[node.level + 1] // params.levels[node.level] if is_finer else 1
+            )
+            start = ascent.resample(node.multipliers, refine, scale)
+            latency_sum, best = ascent.run(
+                [start],
+                params.refined_step if scale > 0 else params.first_step,
+                params.stalled_evaluations if node.n_stalled else params.evaluations,
+            )
+        before_s = node.bound_s
+        node.bound_s = max(before_s, self._objective_s(relaxation, latency_sum, 0.0))
+        gain_s = params.min_gain * (incumbent.objective_s - before_s)
+        if is_finer or node.bound_s > before_s + gain_s:
             node.level += is_finer
-            node.price, node.n_in_vain = price / way.ticks.step, 0
-            node.wide_s = way.ticks.width * way.ticks.step
+            node.multipliers, node.n_stalled = best / ascent.grid.tick, 0
+            node.window_s = ascent.grid.width * ascent.grid.tick
         else:
-            node.n_in_vain += 1
+            node.n_stalled += 1
         return True
 
-    def _way(
+    def _ascent(
         self,
-        stages: Stages,
-        known: Known,
+        relaxation: BoxRelaxation,
+        incumbent: Incumbent,
         level: int,
         deadline: float,
-        wide_s: Array | None = None,
-    ) -> "_Way | None":
-        """Lay ticks of a level; None if there are none, or too many.
+        window_s: Array | None = None,
+    ) -> "_Ascent | None":
+        """Lay the time grid of a level; return None if there is none or it has too many ticks.
 
-        Windows are as wide as `wide_s` at least, where that is known from a coarser level.
+        Windows have at least the width `window_s`, where a coarser level has found one.
         """
-        line = stages.line
-        if self._makespan or line is None or not 0 <= level < len(LEVELS):
+        params, shop = self.params, relaxation.shop
+        if self._is_makespan or shop is None or not 0 <= level < len(params.levels):
             return None
-        mean_s = float(known.latency_s.mean())
-        step_s = mean_s / LEVELS[level]
-        if step_s <= 0:
+        mean_s = float(incumbent.latency_s.mean())
+        tick_s = mean_s / params.levels[level]
+        if tick_s <= 0:
             return None
-        extra_s = stages.release_s - self.instance.arrival_s  # before the first stage
-        delay_s = np.maximum(known.latency_s - extra_s - min_left_s(line)[:, 0], 0.0)
-        widest = max(FEWEST_TICKS, math.ceil(float(delay_s.max()) * BEYOND / step_s))
-        first_s = delay_s + NARROW * mean_s
-        narrow = np.clip(_up(first_s / step_s), FEWEST_TICKS, widest)
-        lasts_s = float(np.ptp(line.release) + min_left_s(line).max() + line.service.max())
-        if line.service.shape[1] * (lasts_s / step_s + widest + 4) > MAX_PRICES:
+        before_s = (
+            relaxation.release_s - self.instance.arrival_s
+        )  # on the way to the first stage
+        no_delay_s = remaining_s(shop)[:, 0]
+        delay_s = np.maximum(incumbent.latency_s - before_s - no_delay_s, 0.0)
+        min_ticks = params.min_window_ticks
+        max_width = max(
+            min_ticks, math.ceil(float(delay_s.max()) * params.max_window_delays / tick_s)
+        )
+        margin_s = delay_s + params.window_margin * mean_s
+        min_width = np.clip(_ceil(margin_s / tick_s), min_ticks, max_width)
+        duration_s = float(np.ptp(shop.release) + no_delay_s.max() + shop.service.max())
+        n_multipliers = shop.service.shape[1] * (duration_s / tick_s + max_width + 4)
+        if n_multipliers > params.max_multipliers:
             return None
-        ticks, n_ticks = ticks_of(line, step_s, np.full(len(narrow), widest))
-        width = narrow if wide_s is None else np.clip(_up(wide_s / step_s), narrow, widest)
-        upper = known.objective_s * self.instance.n_requests - float(extra_s.sum())
-        return _Way(line, ticks._replace(width=width), n_ticks, narrow, widest, upper, deadline)
+        grid, n_ticks = time_grid(shop, tick_s, np.full(len(min_width), max_width))
+        width = min_width
+        if window_s is not None:
+            width = np.clip(_ceil(window_s / tick_s), min_width, max_width)
+        upper = incumbent.objective_s * self.instance.n_requests - float(before_s.sum())
+        return _Ascent(
+            params,
+            shop,
+            grid._replace(width=width),
+            n_ticks,
+            min_width,
+            max_width,
+            upper,
+            deadline,
+        )
 
 
 @dataclass(slots=True)
-class _Way:
-    """The way up to better prices of a line, with windows as wide as they must be."""
+class _Ascent:
+    """Subgradient ascent of one partition's Lagrangian bound, with windows that adapt."""
 
-    line: Line
-    ticks: "Ticks"
+    params: AscentParams
+    shop: FlowShop
+    grid: "TimeGrid"
     n_ticks: int
-    narrow: IntArray  # no window is narrower
-    widest: int  # nor wider
-    upper: float  # sum of completion - release that is known to be possible, or more
+    min_width: IntArray  # (n_requests,), of windows
+    max_width: int
+    upper: float  # sum of (completion - release) that is possible
     deadline: float
 
     @property
-    def step_s(self) -> float:
-        """Seconds, about, that a step takes."""
-        return CELL_S * self.line.service.shape[1] * float(self.ticks.width.sum())
+    def evaluation_s(self) -> float:
+        """Estimated seconds of an evaluation."""
+        return CELL_S * self.shop.service.shape[1] * float(self.grid.width.sum())
 
-    def no_prices(self) -> Array:
-        """Prices of 0, shape (n_groups, n_ticks)."""
-        return np.zeros((self.line.service.shape[1], self.n_ticks))
+    @property
+    def rule(self) -> "StepRule":
+        """Rule of the subgradient steps."""
+        from hypsolve.kernels.relaxations import StepRule
 
-    def up_from(
-        self, starts: Sequence[Array], length: float, n_steps: int = STEPS
+        params = self.params
+        return StepRule(
+            params.subgradient_weight, params.patience, params.step_shrink, params.min_step
+        )
+
+    def zeros(self) -> Array:
+        """Return multipliers of 0, shape (n_groups, n_ticks)."""
+        return np.zeros((self.shop.service.shape[1], self.n_ticks))
+
+    def resample(self, multipliers: Array, refine: int, scale: float) -> Array:
+        """Return scaled multipliers of a grid that is `refine` times as coarse, on this grid.
+
+        `multipliers` are per second, and the result is per tick.
+        """
+        start = self.zeros()
+        fine = np.repeat(multipliers, refine, axis=1)[:, : self.n_ticks]
+        start[:, : fine.shape[1]] = fine * self.grid.tick * scale
+        return start
+
+    def run(
+        self, starts: Sequence[Array], step: float, evaluations: int
     ) -> tuple[float, Array]:
-        """Go up from each of some prices, from the best of them all the steps.
+        """Ascend from every start for a trial, then go on from the best one.
 
-        Returns the bound on the sum of completion - release, and its prices.
+        Returns the bound on the sum of (completion - release), and its multipliers.
         """
         from hypsolve.kernels import relaxations as kernels
 
-        climbs = [kernels.new_climb(self.line, price, length) for price in starts]
-        late = [self._climb(climb, TRIAL_STEPS) for climb in climbs]
-        best = climbs[int(np.argmax(late))]
-        return self._climb(best, n_steps - TRIAL_STEPS), best.price
+        n_trial = self.params.trial_evaluations
+        states = [kernels.new_ascent(self.shop, start, step) for start in starts]
+        bounds = [self._advance(state, n_trial) for state in states]
+        best = states[int(np.argmax(bounds))]
+        return self._advance(best, evaluations - n_trial), best.best
 
-    def _climb(self, climb: "Climb", n_steps: int) -> float:
-        """Take steps, between which windows are laid anew; the best bound so far.
+    def _advance(self, state: "AscentState", evaluations: int) -> float:
+        """Evaluate and step, laying windows anew in between; return the best bound so far.
 
-        A window wider than all that its request pays, delay and prices, would change nothing.
+        A window that is wider than the delay and the multipliers of its request together would
+        give the same bound.
         """
         from hypsolve.kernels import relaxations as kernels
 
-        alone_s = min_left_s(self.line)[:, 0]
+        no_delay_s = remaining_s(self.shop)[:, 0]
         while True:
-            at_once = min(n_steps, STEPS_AT_ONCE, max(1, int(CALL_S / self.step_s)))
-            late, is_done = kernels.raise_bound(
-                self.line, self.ticks, climb, self.upper, at_once, LAST_STEP
+            n_now = min(
+                evaluations,
+                self.params.evaluations_per_window,
+                max(1, int(MAX_CALL_S / self.evaluation_s)),
             )
-            n_steps -= at_once
-            width = _up(WIDER * (climb.paid - alone_s) / self.ticks.step)
-            self.ticks = self.ticks._replace(width=np.clip(width, self.narrow, self.widest))
-            if is_done or n_steps <= 0 or time.perf_counter() >= self.deadline:
-                return float(late)
+            bound, is_done = kernels.subgradient_ascent(
+                self.shop, self.grid, state, self.upper, n_now, self.rule
+            )
+            evaluations -= n_now
+            excess_s = state.path_cost - no_delay_s
+            width = _ceil(self.params.window_growth * excess_s / self.grid.tick)
+            self.grid = self.grid._replace(width=np.clip(width, self.min_width, self.max_width))
+            if is_done or evaluations <= 0 or time.perf_counter() >= self.deadline:
+                return float(bound)
 
-    def machine_prices(self) -> Array:
-        """What the nodes of one stage are worth to one machine: the best of the stages."""
+    def single_machine_multipliers(self) -> Array:
+        """Return the multipliers of the stage whose single machine gives the best bound."""
         from hypsolve.kernels import relaxations as kernels
 
-        work, share = machine_of(self.line)
-        best, most = self.no_prices(), -math.inf
+        work, share = aggregate_work(self.shop)
+        best, best_bound = self.zeros(), -math.inf
         for k in range(work.shape[1]):
-            price = self.no_prices()
-            kernels.machine_prices(self.line, self.ticks, work, share, k, price)
-            late = self._climb(kernels.new_climb(self.line, price, FIRST_STEP), 1)
-            if late > most:
-                best, most = price, late
+            multiplier = self.zeros()
+            kernels.single_machine_multipliers(self.shop, self.grid, work, share, k, multiplier)
+            state = kernels.new_ascent(self.shop, multiplier, self.params.first_step)
+            bound = self._advance(state, 1)
+            if bound > best_bound:
+                best, best_bound = multiplier, bound
         return best
 
 
-def machine_of(line: Line) -> tuple[Array, Array]:
-    """Work by request and stage on one machine per stage; each group's share of its speed."""
+def aggregate_work(shop: FlowShop) -> tuple[Array, Array]:
+    """Return work (n_requests, n_stages) on one machine per stage, and shares of its speed."""
     from hypsolve.kernels import relaxations as kernels
 
-    work, share = np.empty(line.lag.shape), np.empty(line.service.shape[1])
-    kernels.machine_work(line, work, share)
+    work, share = np.empty(shop.travel.shape), np.empty(shop.service.shape[1])
+    kernels.aggregate_work(shop, work, share)
     return work, share
 
 
-def _up(ticks: Array) -> IntArray:
-    return np.asarray(np.ceil(ticks), np.int64)
+def time_grid(shop: FlowShop, tick_s: float, width: IntArray) -> tuple["TimeGrid", int]:
+    """Return a flow shop's times in ticks, and how many ticks cover every window."""
+    from hypsolve.kernels.relaxations import TimeGrid
 
+    def floor(times_s: Array) -> IntArray:
+        return np.ascontiguousarray(np.floor(times_s / tick_s * ROUND_DOWN), np.int64)
 
-def fastest_s(line: Line) -> Array:
-    """Service on the quickest node of each stage, shape (n_requests, n_stages)."""
-    return np.minimum.reduceat(line.service, line.first[:-1], axis=1)
-
-
-def min_left_s(line: Line) -> Array:
-    """From the start of a stage to the completion without delay, (n_requests, n_stages)."""
-    whole_s = fastest_s(line) + line.lag
-    return np.ascontiguousarray(whole_s[:, ::-1].cumsum(axis=1)[:, ::-1])
-
-
-def ticks_of(line: Line, step_s: float, width: IntArray) -> tuple["Ticks", int]:
-    """Times in ticks, and how many ticks prices need so that no window ends behind them."""
-    from hypsolve.kernels.relaxations import ROUND_DOWN, Ticks
-
-    def down(times_s: Array) -> IntArray:
-        return np.ascontiguousarray(np.floor(times_s / step_s * ROUND_DOWN), np.int64)
-
-    ahead_s = (fastest_s(line) + line.lag).cumsum(axis=1)
-    head_s = line.release[:, None] - line.release.min() + np.zeros(line.lag.shape)
-    head_s[:, 1:] += ahead_s[:, :-1]
-    stage = np.repeat(np.arange(len(line.first) - 1), np.diff(line.first))
-    whole = np.floor(line.service / step_s).astype(np.int64)
-    ticks = Ticks(
-        step=step_s,
+    step_s = (fastest_s(shop) + shop.travel).cumsum(axis=1)
+    head_s = shop.release[:, None] - shop.release.min() + np.zeros(shop.travel.shape)
+    head_s[:, 1:] += step_s[:, :-1]
+    stage = np.repeat(np.arange(len(shop.first) - 1), np.diff(shop.first))
+    whole = np.floor(shop.service / tick_s).astype(np.int64)
+    grid = TimeGrid(
+        tick=tick_s,
         width=width,
-        begin=down(head_s),
+        begin=floor(head_s),
         whole=whole,
-        part=line.service / step_s - whole,
-        ahead=down(line.service + line.lag[:, stage]),
-        lag=down(line.lag),
+        part=shop.service / tick_s - whole,
+        ahead=floor(shop.service + shop.travel[:, stage]),
+        travel=floor(shop.travel),
     )
-    return ticks, int((ticks.begin.max(axis=1) + whole.max(axis=1) + width).max()) + 3
+    return grid, int((grid.begin.max(axis=1) + whole.max(axis=1) + width).max()) + 3
+
+
+def _ceil(ticks: Array) -> IntArray:
+    return np.asarray(np.ceil(ticks), np.int64)

@@ -1,4 +1,4 @@
-"""The two-stage methods: a partition, then online dispatch on it."""
+"""Two-stage methods: a partition method, then online dispatch on its partition."""
 
 import math
 from collections.abc import Callable
@@ -22,14 +22,37 @@ def hyperion(
     seed: int,
     partition_objective: Objective | str = Objective.BOTTLENECK,
 ) -> Outcome:
-    """Hyperion [1]_: HypSplit-DP places the blocks, HypSched-RT dispatches the requests.
+    """Run Hyperion [1]_: HypSplit-DP places the blocks, HypSched-RT dispatches the requests.
 
-    On a partition objective it is `hypsplit_dp` with a schedule; on a scheduled one, stage 1
-    minimises `partition_objective` and nothing is proved (``bound_s`` 0).
+    Parameters
+    ----------
+    instance : Instance
+        On a partition objective the answer is that of `hypsplit_dp`, with a schedule.
+    time_limit_s, seed : float, int
+        Handed to HypSplit-DP and to HypSched-RT.
+    partition_objective : Objective or str
+        ``bottleneck``, ``path`` or ``p0``: minimised by the first stage if the objective of the
+        instance is ``mean_latency`` or ``makespan``.
+
+    Returns
+    -------
+    Outcome
+        On ``mean_latency`` and ``makespan`` it is FEASIBLE at best, with ``bound_s`` 0: an
+        optimal partition does not make the schedule optimal.
 
     References
     ----------
     .. [1] M. Ma et al., "Hyperion", arXiv:2511.14450.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> instance = hs.Instance.from_tables(
+    ...     [[[1.0, 1.0], [2.0, 2.0]]], [1, 1], [[(0, 2)], [(1, 2)]],
+    ...     arrival_s=[0, 0], objective="makespan",
+    ... )
+    >>> hs.solve(instance, "hyperion").objective_s
+    5.0
     """
     return two_stage(
         hypsplit_dp,
@@ -42,12 +65,12 @@ def hyperion(
 
 
 def gpipe(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
-    """The paper's GPipe baseline: equal block counts, requests dealt round robin."""
+    """Run the paper's GPipe baseline: equal block counts, requests dispatched round robin."""
     return two_stage(even_split, "round_robin", instance, time_limit_s=time_limit_s, seed=seed)
 
 
-def _asks_more(instance: Instance, stage_1: Instance) -> bool:
-    """Whether stage 1 asks more than the instance: that every node can hold the stage."""
+def _requires_more(instance: Instance, stage_1: Instance) -> bool:
+    """Return True if stage 1 alone requires every node of a tier to hold the tier's stage."""
     return (
         instance.objective.is_scheduled
         and stage_1.objective is Objective.BOTTLENECK
@@ -65,7 +88,29 @@ def two_stage(
     partition_objective: Objective | str = Objective.BOTTLENECK,
     **options: object,
 ) -> Outcome:
-    """Complete a partition method by a dispatch policy."""
+    """Run a partition method, then dispatch the requests on its partition by a policy.
+
+    Parameters
+    ----------
+    method : callable
+        A partition method, called with `options`.
+    policy : str or callable
+        A name in `POLICIES`, or a policy function.
+    instance : Instance
+    time_limit_s, seed : float, int
+    partition_objective : Objective or str
+        Objective of the partition method if that of the instance is a scheduled one.
+
+    Returns
+    -------
+    Outcome
+        With a schedule if there is a partition. On a scheduled objective ``bound_s`` is 0.
+
+    Raises
+    ------
+    ValueError
+        If `partition_objective` is a scheduled objective.
+    """
     stage_1 = instance
     if instance.objective.is_scheduled:
         wanted = valid.one_of("method", "partition_objective", partition_objective, Objective)
@@ -76,22 +121,21 @@ def two_stage(
         stage_1 = instance.replace(objective=wanted)
     outcome = method(stage_1, time_limit_s=time_limit_s, seed=seed, **options)
     if outcome.partition is None:
-        proved_here = math.isinf(outcome.bound_s)  # a baseline that does not fit proves nothing
-        if proved_here and _asks_more(instance, stage_1):
+        is_proof = math.isinf(outcome.bound_s)  # a baseline that finds none proves nothing
+        if is_proof and _requires_more(instance, stage_1):
             return Outcome(
                 Status.UNKNOWN,
-                message=f"stage 1 has no answer, its rule is slowest; {outcome.message}",
+                message=f"stage 1 requires every node to hold its stage; {outcome.message}",
             )
         return outcome
-    done = schedule(instance, outcome.partition, policy, seed=seed)
+    dispatched = schedule(instance, outcome.partition, policy, seed=seed)
     if not instance.objective.is_scheduled:
-        return replace(outcome, schedule=done)
-    # optimal for stage 1 says nothing of the schedule
+        return replace(outcome, schedule=dispatched)
     note = f"stage 1: {outcome.status} for {stage_1.objective}; {outcome.message}".rstrip("; ")
     return replace(
         outcome,
         status=Status.FEASIBLE,
-        schedule=done,
+        schedule=dispatched,
         bound_s=0.0,
         certificate=None,
         message=note,

@@ -1,4 +1,8 @@
-"""What the exact formulations share: arcs, units, options, and what an answer means."""
+"""The partition problem as a shortest path with a bottleneck term: arcs, units and bounds.
+
+The exact formulations share this file. An arc is a stage: a tier, its first block and its end.
+A partition is a path of one arc per tier from cut 0 to cut n_blocks.
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,11 +13,7 @@ from numpy.typing import NDArray
 
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.evaluation import RELATIVE_ERROR, memory_slack
-from hypsolve.problem.instance import (
-    Instance,
-    Objective,
-    StageRule,
-)
+from hypsolve.problem.instance import Instance, Objective, StageRule
 from hypsolve.problem.solution import Partition
 from hypsolve.solvers.partition.stage_tables import (
     feasible_stages,
@@ -23,48 +23,59 @@ from hypsolve.solvers.partition.stage_tables import (
     stage_table,
 )
 
-MIP_ERROR = 1e-7  # what the tolerances of a floating-point MIP solver may add to its bound
-MIP_SCALE = 1000.0  # the order of the objective, in the units of a MIP
-MIP_STEP = 2.0**-20  # times in those units are rounded down to this: solvers fail on tiny ones
+# The constants below keep bounds valid in floating-point solvers; they are not options.
+MIP_ERROR = 1e-7  # relative error of a bound that the tolerances of a MIP solver may cause
+MIP_SCALE = 1000.0  # order of magnitude of the objective in the units of a MIP
+MIP_STEP = 2.0**-20  # costs are rounded down to multiples of it: solvers fail on tiny costs
 
 
 @dataclass(frozen=True, slots=True)
 class Arcs:
-    """Stages a partition may use; a partition is a path of one arc per tier.
+    """Stages that a partition may use, as arrays of shape (n_arcs,).
 
-    The objective is ``worst + sum of added_s over the path``, where ``worst`` is the largest
-    ``worst_s`` on the path. In `p0` an arc also chooses a node (identical nodes count once).
+    The objective of a path is the largest ``worst_s`` plus the sum of ``added_s`` of its arcs.
+    For the objective `p0` an arc also chooses a node; identical nodes count once.
+
+    Attributes
+    ----------
+    tier, first, end : ndarray of int
+        The stage ``first:end`` of the tier.
+    choice : ndarray of int
+        For `p0` the group of identical nodes, counted over all tiers; otherwise the tier.
+    worst_s, added_s : ndarray
+        Contributions to the maximum and to the sum of the objective.
     """
 
     tier: IntArray
     first: IntArray
     end: IntArray
-    choice: IntArray  # the node, counted over all tiers; the tier where no node is chosen
+    choice: IntArray
     worst_s: Array
     added_s: Array
 
     def __len__(self) -> int:
+        """Return the number of arcs."""
         return len(self.tier)
 
-    def within(self, max_s: float) -> "Arcs":
-        """Those that cost no more than that by themselves."""
+    def keep_affordable(self, max_s: float) -> "Arcs":
+        """Return the arcs that by themselves cost at most `max_s`."""
         kept = self.worst_s + self.added_s <= max_s
         worst_s, added_s = self.worst_s[kept], self.added_s[kept]
         first, end, choice = self.first[kept], self.end[kept], self.choice[kept]
         return Arcs(self.tier[kept], first, end, choice, worst_s, added_s)
 
-    def named(self, a: int) -> str:
-        """Tier, node, first block and end block of an arc, as part of a variable's name."""
+    def label(self, a: int) -> str:
+        """Return tier, choice, first block and end of arc a, for the name of its variable."""
         return f"{self.tier[a]}_{self.choice[a]}_{self.first[a]}_{self.end[a]}"
 
 
 def partition_arcs(instance: Instance, method: str) -> Arcs:
-    """Tabulate the arcs of the instance's partition problem.
+    """Tabulate the arcs of the partition problem of an instance.
 
     Raises
     ------
     ValueError
-        If the objective is one of a schedule.
+        If the objective is a property of the schedule.
     """
     objective = instance.objective
     if objective.is_scheduled:
@@ -79,59 +90,60 @@ def partition_arcs(instance: Instance, method: str) -> Arcs:
     tier, first, end = np.nonzero(np.isfinite(stage_s))
     cost_s = stage_s[tier, first, end]
     if objective is Objective.PATH:
-        cost_s = cost_s + _outgoing(instance.reference_transfer_s)[tier, end]
+        cost_s = cost_s + _outgoing_s(instance.reference_transfer_s)[tier, end]
         return Arcs(tier, first, end, tier, np.zeros(len(tier)), cost_s)
-    link_s = _outgoing(instance.reference_link_s)[tier, end]
+    link_s = _outgoing_s(instance.reference_link_s)[tier, end]
     cost_s = np.maximum(cost_s, link_s) if instance.overlap else cost_s + link_s
     return Arcs(tier, first, end, tier, cost_s, np.zeros(len(tier)))
 
 
-def _outgoing(link_s: Array) -> Array:
-    """Seconds per tier and cut; the last tier has no link."""
+def _outgoing_s(link_s: Array) -> Array:
+    """Append a row of zeros to the seconds of the links: the last tier has no link."""
     return np.vstack([link_s, np.zeros((1, link_s.shape[1]))])
 
 
 def _node_arcs(instance: Instance) -> Arcs:
-    legal = feasible_stages(instance)
+    """Tabulate the arcs of `p0`: a stage on one node of its tier."""
+    feasible = feasible_stages(instance)
     groups = node_groups(instance)
-    all_sums = prefix_seconds(instance)
+    prefix_s = prefix_seconds(instance)
     parts = []
     for k in range(instance.n_tiers):
-        first, end = np.nonzero(legal[k])
+        first, end = np.nonzero(feasible[k])
         for g in range(groups.start[k], groups.start[k + 1]):
-            held = holds(instance, groups.node_bytes[g], first, end)
-            sums = all_sums[groups.node_class[g]]
-            spent = (sums[end] - sums[first]).sum(axis=-1)
-            same = np.ones(int(held.sum()), np.int64)
-            parts.append((k * same, first[held], end[held], g * same, spent[held]))
+            fits = holds(instance, groups.node_bytes[g], first, end)
+            prefix = prefix_s[groups.node_class[g]]
+            node_s = (prefix[end] - prefix[first]).sum(axis=-1)
+            ones = np.ones(int(fits.sum()), np.int64)
+            parts.append((k * ones, first[fits], end[fits], g * ones, node_s[fits]))
     tier, first, end, choice, worst_s = (np.concatenate(c) for c in zip(*parts, strict=True))
-    added_s = _outgoing(instance.reference_transfer_s)[tier, end]
+    added_s = _outgoing_s(instance.reference_transfer_s)[tier, end]
     return Arcs(tier, first, end, choice, worst_s, added_s)
 
 
 def holds(
     instance: Instance, capacity: float, first: IntArray, end: IntArray
 ) -> NDArray[np.bool_]:
-    """Whether a node of `capacity` bytes can hold blocks first:end, elementwise."""
-    sums = prefix_bytes(instance)
-    need = (sums[end] - sums[first]).sum(axis=-1)
+    """Return, elementwise, whether a node of `capacity` bytes can hold blocks first:end."""
+    prefix = prefix_bytes(instance)
+    need = (prefix[end] - prefix[first]).sum(axis=-1)
     need -= instance.tied_bytes * ((first == 0) & (end == instance.n_blocks))
     return (need <= capacity * (1 + memory_slack(instance))) | (first == end)
 
 
-class Scale(NamedTuple):
-    """The order of an objective: ``upper_s / n_tiers <= optimum <= upper_s``."""
+class Limits(NamedTuple):
+    """Bounds on the optimum without a solver: ``upper_s / n_tiers <= optimum <= upper_s``."""
 
     min_s: float  # lower bound, from the cheapest arc of each tier alone
-    upper_s: float  # upper bound, from a known path; inf: there is none
+    upper_s: float  # upper bound, from a known path; inf: there is no path
 
 
-def usable_arcs(instance: Instance, method: str) -> tuple[Arcs, Scale]:
-    """Arcs that a best partition may use, and the order of its objective.
+def usable_arcs(instance: Instance, method: str) -> tuple[Arcs, Limits]:
+    """Return the arcs that an optimal partition may use, and bounds on the optimum.
 
-    The path with the least sum of all its costs has no more than `n_tiers` times the optimum;
-    an arc that alone exceeds that sum is on no best path. With those left out, the costs span
-    no more than a solver's tolerances can tell apart.
+    The path that minimises the sum of all its costs costs at most `n_tiers` times the optimum.
+    An arc that by itself costs more than this path is on no optimal path. Without such arcs,
+    costs span a range that the tolerances of a solver can resolve.
     """
     arcs = partition_arcs(instance, method)
     n_tiers = instance.n_tiers
@@ -151,19 +163,28 @@ def usable_arcs(instance: Instance, method: str) -> tuple[Arcs, Scale]:
         np.minimum.at(worst, arcs.tier, arcs.worst_s)
         np.minimum.at(added, arcs.tier, arcs.added_s)
         min_s = float(worst.max() + added.sum()) * (1 - RELATIVE_ERROR)
-    return arcs.within(upper_s), Scale(min_s, upper_s)
+    return arcs.keep_affordable(upper_s), Limits(min_s, upper_s)
 
 
 def mip_unit_s(size_s: float) -> float:
-    """Seconds in one unit of a MIP: a power of two, `MIP_SCALE` of them or more in `size_s`."""
+    """Return the seconds of a MIP unit: a power of two of which `size_s` holds `MIP_SCALE`."""
     in_range = math.isfinite(size_s) and size_s / MIP_SCALE > 0
     return 2.0 ** math.floor(math.log2(size_s / MIP_SCALE)) if in_range else 1.0
 
 
-def in_units(arcs: Arcs, scale: Scale, n_tiers: int) -> tuple[list[float], list[float], float]:
-    """Costs `worst`, `added` in MIP units; seconds per unit."""
-    unit_s = mip_unit_s(scale.upper_s / n_tiers)
-    if math.isinf(scale.upper_s):  # whatever they cost, the arcs make no path
+def scale_costs(
+    arcs: Arcs, limits: Limits, n_tiers: int
+) -> tuple[list[float], list[float], float]:
+    """Scale the costs of the arcs to MIP units.
+
+    Returns
+    -------
+    tuple of list of float, list of float, float
+        ``worst_s`` and ``added_s`` in units, rounded down to multiples of `MIP_STEP`, and the
+        seconds of a unit.
+    """
+    unit_s = mip_unit_s(limits.upper_s / n_tiers)
+    if math.isinf(limits.upper_s):  # there is no path, whatever the arcs cost
         return [0.0] * len(arcs), [0.0] * len(arcs), unit_s
     costs = (np.floor(c / unit_s / MIP_STEP) * MIP_STEP for c in (arcs.worst_s, arcs.added_s))
     worst, added = (cost.tolist() for cost in costs)
@@ -171,12 +192,18 @@ def in_units(arcs: Arcs, scale: Scale, n_tiers: int) -> tuple[list[float], list[
 
 
 def mip_bound_s(bound_s: float) -> float:
-    """Bound that a floating-point solver's tolerances cannot have pushed over the optimum."""
+    """Lower a bound by what the tolerances of a MIP solver may have added to it."""
     return max(0.0, bound_s - MIP_ERROR * abs(bound_s)) if math.isfinite(bound_s) else 0.0
 
 
-def chosen(arcs: Arcs, used: NDArray[np.bool_], n_tiers: int) -> Partition:
-    """Partition whose path uses the arcs marked."""
+def to_partition(arcs: Arcs, used: NDArray[np.bool_], n_tiers: int) -> Partition:
+    """Convert the arcs of a path, marked in `used`, to a partition.
+
+    Raises
+    ------
+    RuntimeError
+        If the number of arcs is not `n_tiers`.
+    """
     order = np.argsort(arcs.tier[used], kind="stable")
     ends = arcs.end[used][order].tolist()
     if len(ends) != n_tiers:
@@ -185,12 +212,12 @@ def chosen(arcs: Arcs, used: NDArray[np.bool_], n_tiers: int) -> Partition:
 
 
 def arcs_on(arcs: Arcs, partition: Partition) -> list[int] | None:
-    """The arc of each tier, on the best of its nodes; None if one was left out."""
+    """Return the arc of each tier, on its fastest node; None if an arc is not in `arcs`."""
     path = []
     for k in range(partition.n_tiers):
         first, end = partition.cuts[k], partition.cuts[k + 1]
-        same = (arcs.tier == k) & (arcs.first == first) & (arcs.end == end)
-        at = np.flatnonzero(same)
+        is_stage = (arcs.tier == k) & (arcs.first == first) & (arcs.end == end)
+        at = np.flatnonzero(is_stage)
         if not len(at):
             return None
         path.append(int(at[np.argmin(arcs.worst_s[at])]))

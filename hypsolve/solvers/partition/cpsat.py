@@ -1,4 +1,4 @@
-"""The partition as a constraint program for OR-Tools' CP-SAT."""
+"""The partition problem as a constraint program, solved by OR-Tools' CP-SAT."""
 
 import math
 import time
@@ -16,26 +16,26 @@ from hypsolve.solvers.backends.loading import load_backend
 from hypsolve.solvers.outcomes import (
     OnImprove,
     WarmStart,
-    better,
+    cheaper_partition,
     given_start,
     require_callable,
     to_outcome,
 )
-from hypsolve.solvers.partition.arcs import Arcs, Scale, arcs_on, chosen, usable_arcs
+from hypsolve.solvers.partition.arcs import Arcs, Limits, arcs_on, to_partition, usable_arcs
 from hypsolve.solvers.partition.hypsplit import hypsplit_dp
 
 METHOD = "partition_cpsat"
-RESOLUTION = 1e-7  # of the objective: what rounding down may hide on a path
+RESOLUTION = 1e-7  # relative error of an objective that rounding to ticks may cause
 
 
 class PartitionCp(NamedTuple):
-    """The formulation: `use` says which arcs are on the path; the objective counts `tick_s`."""
+    """The constraint program and its meaning."""
 
     model: Any  # cp_model.CpModel
-    use: list[Any]
+    use: list[Any]  # a literal per arc: whether the arc is on the path
     arcs: Arcs
-    tick_s: float
-    scale: Scale
+    tick_s: float  # seconds of a unit of the objective
+    limits: Limits
 
 
 def partition_cpsat(
@@ -47,31 +47,37 @@ def partition_cpsat(
     workers: int = 1,
     on_improve: OnImprove | None = None,
 ) -> Outcome:
-    """Partition exactly, by CP-SAT.
+    """Find an optimal partition by a constraint program, with CP-SAT.
 
-    Stage times are counted in ticks of 2**-q s and rounded down, so that the bound holds for
-    the true ones; the answer is scored with those.
+    Stage times are rounded down to ticks of 2**-q s, so that the bound is valid for the exact
+    times. The partition is scored with the exact times.
 
     Parameters
     ----------
     instance : Instance
         Its objective must be ``bottleneck``, ``path`` or ``p0``.
     time_limit_s : float
-        For the solver; building the model comes on top.
+        Limit for the solver; the time to build the model is extra.
     seed : int
-        CP-SAT's ``random_seed``.
+        ``random_seed`` of CP-SAT.
     warm_start : bool, Partition, Outcome or Result
-        Partition to start from; True: Hyperion's, which answers the question by itself.
+        Partition to start from. True: that of `hypsplit_dp`, which is optimal by itself.
     workers : int
-        Threads, at most 10000.
+        Number of threads, at most 10000.
     on_improve : callable, optional
-        Called as ``on_improve(objective_s, bound_s, partition, None)`` for each better one,
-        from the solver's thread.
+        Called as ``on_improve(objective_s, bound_s, partition, None)`` for each improving
+        partition, in the thread of the solver.
 
     Returns
     -------
     Outcome
-        With a valid ``bound_s`` also at the time limit.
+        With a valid ``bound_s``, also at the time limit.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the objective is a property of the schedule, OR-Tools cannot be imported, or an
+        option is wrong.
     """
     require_callable(METHOD, on_improve)
     solver = new_solver(METHOD, seed, workers)
@@ -81,16 +87,16 @@ def partition_cpsat(
     left_s = time_limit_s - (time.perf_counter() - started)
     started = time.perf_counter()
     formulation = build(instance)
-    model, use, arcs, tick_s, scale = formulation
+    model, use, arcs, tick_s, limits = formulation
     if warm is not None:
         _add_hint(formulation, warm)
     build_s = time.perf_counter() - started
 
     def bound_s(ticks: float) -> float:
-        return max(scale.min_s, ticks * tick_s * (1 - RELATIVE_ERROR))
+        return max(limits.min_s, ticks * tick_s * (1 - RELATIVE_ERROR))
 
     def partition_of(value: Callable[[Any], bool]) -> Partition:
-        return chosen(arcs, np.array([value(v) for v in use]), instance.n_tiers)
+        return to_partition(arcs, np.array([value(v) for v in use]), instance.n_tiers)
 
     def report(callback: Any) -> None:
         partition = partition_of(callback.boolean_value)
@@ -104,29 +110,29 @@ def partition_cpsat(
         found = partition_of(solver.boolean_value)
     return to_outcome(
         instance,
-        better(instance, found, warm),
+        cheaper_partition(instance, found, warm),
         solver="CP-SAT",
         stopped=stopped(solver, code),
         infeasible=solver.status_name(code) == "INFEASIBLE",
         bound_s=bound_s(solver.best_objective_bound),
-        min_s=scale.min_s,
-        upper_s=scale.upper_s,
+        min_s=limits.min_s,
+        upper_s=limits.upper_s,
         statistics={**size(model), "build_s": build_s + copy_s},
     )
 
 
 def build(instance: Instance) -> PartitionCp:
-    """Build the formulation."""
+    """Build the constraint program of an instance."""
     cp_model = load_backend(METHOD, "ortools.sat.python.cp_model", PACKAGE)
-    arcs, scale = usable_arcs(instance, METHOD)
+    arcs, limits = usable_arcs(instance, METHOD)
     n_tiers = instance.n_tiers
-    size_s, tick_s = scale.upper_s / n_tiers * RESOLUTION / (n_tiers + 1), math.inf
-    if math.isfinite(size_s):  # else: whatever they cost, the arcs make no path
+    size_s, tick_s = limits.upper_s / n_tiers * RESOLUTION / (n_tiers + 1), math.inf
+    if math.isfinite(size_s):  # else there is no path, whatever the arcs cost
         tick_s = 2.0 ** math.floor(math.log2(max(size_s, 2.0**-1000)))
     worst, added = (floor_ticks(c, tick_s).tolist() for c in (arcs.worst_s, arcs.added_s))
     model = cp_model.CpModel()
     model.name = f"partition_{instance.objective}"
-    use = [model.new_bool_var(f"use_{arcs.named(a)}") for a in range(len(arcs))]
+    use = [model.new_bool_var(f"use_{arcs.label(a)}") for a in range(len(arcs))]
     objective = cp_model.LinearExpr.weighted_sum(use, added)
     if instance.objective is not Objective.PATH:
         objective += _add_worst_stage(model, arcs, use, worst)
@@ -134,11 +140,11 @@ def build(instance: Instance) -> PartitionCp:
     _add_cuts(model, instance, arcs, use)
     if instance.objective is Objective.P0:
         _add_node_choice(model, arcs, use)
-    return PartitionCp(model, use, arcs, tick_s, scale)
+    return PartitionCp(model, use, arcs, tick_s, limits)
 
 
 def _add_cuts(model: Any, instance: Instance, arcs: Arcs, use: list[Any]) -> None:
-    """A path: one arc per tier, each from the cut where the one before ended."""
+    """Use one arc per tier, each from the cut at which the previous arc ends."""
     leaving: dict[tuple[int, int], list[Any]] = {}
     entering: dict[tuple[int, int], list[Any]] = {}
     for a, literal in enumerate(use):
@@ -153,7 +159,7 @@ def _add_cuts(model: Any, instance: Instance, arcs: Arcs, use: list[Any]) -> Non
 
 
 def _add_worst_stage(model: Any, arcs: Arcs, use: list[Any], worst: list[int]) -> Any:
-    """A variable at least as large as every stage time."""
+    """Add a variable that is at least as large as every stage time."""
     largest = model.new_int_var(0, max(worst, default=0), "worst_stage")
     for k in np.unique(arcs.tier):
         on_tier = np.flatnonzero(arcs.tier == k)
@@ -162,14 +168,14 @@ def _add_worst_stage(model: Any, arcs: Arcs, use: list[Any], worst: list[int]) -
 
 
 def _add_node_choice(model: Any, arcs: Arcs, use: list[Any]) -> None:
-    """One literal per node (identical ones count once): where the tier's stage runs."""
+    """Add a literal per group of identical nodes: whether it runs the stage of its tier."""
     for n in np.unique(arcs.choice):
         node = model.new_bool_var(f"node_{n}")
         model.add(sum(use[a] for a in np.flatnonzero(arcs.choice == n)) == node)
 
 
 def _add_hint(formulation: PartitionCp, warm: Partition) -> None:
-    """Start from a partition, unless it is too far off."""
+    """Hint the arcs of a partition, unless one of them was left out as too costly."""
     path = arcs_on(formulation.arcs, warm)
     for a, literal in enumerate(formulation.use if path is not None else ()):
         formulation.model.add_hint(literal, a in (path or ()))

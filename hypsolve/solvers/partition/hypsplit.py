@@ -1,4 +1,4 @@
-"""HypSplit-DP: exact partitions for every partition objective, and the Pareto frontier."""
+"""HypSplit-DP: optimal partitions for every partition objective, and the Pareto frontier."""
 
 import math
 from dataclasses import dataclass
@@ -9,38 +9,42 @@ import numpy as np
 from hypsolve.kernels.warm_up import warm
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
-from hypsolve.problem.instance import Instance, Objective, StageRule
+from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.solution import Certificate, Outcome, Partition, Status
-from hypsolve.problem.units import show_bytes
-from hypsolve.solvers.partition.stage_tables import chain_of, prefix_bytes
+from hypsolve.solvers.partition.infeasibility import explain_infeasible
+from hypsolve.solvers.partition.stage_tables import to_chain
 
 if TYPE_CHECKING:
     from hypsolve.kernels.hypsplit import Chain
 
-MARGIN = 1e-9  # below the optimum by so much, to be safe from rounding, lies the bound
+# Relative distance from the optimum to the bound that is reported: the rounding of stage times
+# must not lift the bound above the optimum. It is part of the proof, so it is not an option.
+MARGIN = 1e-9
 
 
 def hypsplit_dp(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
-    """Partition the blocks at the least bottleneck, path latency or P0 cost, exactly.
+    """Partition the blocks to minimise the bottleneck, the path latency or the P0 cost.
 
-    HypSplit-DP of [1]_, made exact: a bisection on the bottleneck whose every trial, at most
-    O(n_tiers * n_blocks), moves a bound to a stage time that occurs. ``path`` is an additive
-    recurrence with a range minimum per node group, O(n_tiers * n_blocks * log(n_blocks));
-    ``p0`` sweeps it over the largest stage time.
+    HypSplit-DP of [1]_, made exact. The bottleneck is found by bisection. A trial asks whether
+    some partition has a bottleneck of at most tau. It costs O(n_tiers * n_blocks) at most, and
+    moves the upper or the lower limit to a stage time that occurs, so the bisection ends at the
+    optimum. The path latency is minimised by an additive recurrence with a range minimum for
+    each group of like nodes, in O(n_tiers * n_blocks * log(n_blocks)). The P0 cost is minimised
+    by that recurrence for each of a decreasing sequence of limits on the largest stage.
 
     Parameters
     ----------
     instance : Instance
         A chain of ``n_blocks`` blocks over ``n_tiers`` tiers.
     time_limit_s, seed : float, int
-        Common to all methods; unused, for this one is deterministic and polynomial.
+        Common to all methods. Not used: the method is deterministic and polynomial.
 
     Returns
     -------
     Outcome
-        OPTIMAL, with ``bound_s`` a billionth below the optimum (rounding), or INFEASIBLE with
-        need and capacity of each tier as its message. Both carry a certificate where the
-        objective is the bottleneck (infeasible: always).
+        OPTIMAL, with ``bound_s`` a factor of 1 - 1e-9 below the optimum to allow for rounding;
+        or INFEASIBLE, with the need and the capacity of each tier as its message. Both carry a
+        certificate if the objective is the bottleneck; INFEASIBLE always does.
 
     Raises
     ------
@@ -53,7 +57,7 @@ def hypsplit_dp(instance: Instance, *, time_limit_s: float, seed: int) -> Outcom
     """
     from hypsolve.kernels import hypsplit
 
-    chain = chain_of(instance)
+    chain = to_chain(instance)
     cuts = np.zeros(instance.n_tiers + 1, np.int64)
     if instance.objective is Objective.BOTTLENECK:
         value_s, trials = hypsplit.min_bottleneck(chain, cuts)
@@ -73,7 +77,7 @@ def hypsplit_dp(instance: Instance, *, time_limit_s: float, seed: int) -> Outcom
             Status.INFEASIBLE,
             bound_s=math.inf,
             certificate=Certificate(kind="infeasible", value_s=math.inf, bound_s=math.inf),
-            message=explain_infeasible(instance),
+            message=str(explain_infeasible(instance)),
         )
     partition = Partition(tuple(cuts.tolist()))
     bound_s = value_s * (1 - MARGIN)
@@ -88,10 +92,17 @@ def hypsplit_dp(instance: Instance, *, time_limit_s: float, seed: int) -> Outcom
 
 
 def _min_p0(chain: "Chain", cuts: np.ndarray) -> tuple[float, int]:
-    """Sweep: least transfers with every stage below theta; theta is then the largest stage got.
+    """Fill `cuts` with a partition that minimises largest stage plus sum of transfers.
 
-    Each step's transfers are least for its theta, so the optimum is among the steps; none can
-    be better once the least largest stage of all plus its transfers is not.
+    Each step minimises the transfers subject to every stage being below theta, and then lowers
+    theta to the largest stage of its partition. The transfers of a step are minimal for its
+    theta, so one of the steps is optimal. The sweep ends when even the smallest possible
+    largest stage, with the transfers of the step, is no better than the best step.
+
+    Returns
+    -------
+    tuple of float and int
+        The minimum (inf: infeasible) and the number of steps.
     """
     from hypsolve.kernels import hypsplit
 
@@ -113,7 +124,16 @@ def _min_p0(chain: "Chain", cuts: np.ndarray) -> tuple[float, int]:
 
 @dataclass(frozen=True, slots=True)
 class ParetoPoint:
-    """A partition that no other beats in both the bottleneck and the path latency."""
+    """A partition whose bottleneck and path latency no other partition dominates.
+
+    Attributes
+    ----------
+    bottleneck_s : float
+        Bottleneck under the stage rule of the instance.
+    path_s : float
+        Latency of one request on the fastest node of every tier.
+    partition : Partition
+    """
 
     bottleneck_s: float
     path_s: float
@@ -121,28 +141,42 @@ class ParetoPoint:
 
 
 def pareto_frontier(instance: Instance) -> list[ParetoPoint]:
-    """All non-dominated pairs of bottleneck (under the instance's rule) and path latency.
+    """Return all non-dominated pairs of bottleneck and path latency.
 
     Parameters
     ----------
     instance : Instance
-        Its objective is not looked at.
+        Its objective is ignored. The bottleneck follows its stage rule.
 
     Returns
     -------
     list of ParetoPoint
-        Rising in the bottleneck, falling in the path latency; empty if infeasible.
+        By increasing bottleneck and decreasing path latency; empty if infeasible.
 
     Notes
     -----
-    A sweep: the least path latency among partitions of a bottleneck below theta, then theta is
-    the bottleneck realised. One additive recurrence per step.
+    Each step minimises the path latency subject to a bottleneck below theta, by one additive
+    recurrence, and then lowers theta to the bottleneck of its partition.
+
+    Examples
+    --------
+    A tier of two slow nodes before a tier of one fast node: balancing the tiers minimises the
+    bottleneck, and giving most blocks to the fast node minimises the latency.
+
+    >>> import hypsolve as hs
+    >>> block_s = [[[2.0] * 6, [1.0] * 6]]
+    >>> instance = hs.Instance.from_tables(block_s, [1.0] * 6, [[(0, 9), (0, 9)], [(1, 9)]])
+    >>> for point in hs.pareto_frontier(instance):
+    ...     print(point.partition, point.bottleneck_s, point.path_s)
+    0:3 | 3:6 3.0 9.0
+    0:2 | 2:6 4.0 8.0
+    0:1 | 1:6 5.0 7.0
     """
     from hypsolve.kernels import hypsplit
 
     valid.of_type("pareto_frontier", "instance", instance, Instance)
     warm("hypsplit")
-    chain = chain_of(instance)
+    chain = to_chain(instance)
     cuts = np.zeros(instance.n_tiers + 1, np.int64)
     theta = math.inf
     points: list[ParetoPoint] = []
@@ -150,56 +184,10 @@ def pareto_frontier(instance: Instance) -> list[ParetoPoint]:
         theta = hypsplit.bottleneck_s(chain, cuts)
         partition = Partition(tuple(cuts.tolist()))
         path_s = evaluation.path_s(instance, partition)
-        # a smaller bottleneck at the same path, to rounding, dominates the points before
+        # with the path latency equal to rounding, the smaller bottleneck dominates
         while points and points[-1].path_s >= path_s * (1 - evaluation.RELATIVE_ERROR):
             points.pop()
         points.append(
             ParetoPoint(evaluation.bottleneck_s(instance, partition), path_s, partition)
         )
     return points[::-1]
-
-
-def explain_infeasible(instance: Instance) -> str:
-    """Need against capacity: the furthest cut that each tier's bytes allow, and the shortfall.
-
-    Every earlier tier is filled as far as its memory and the rules on blocks allow.
-    """
-    n_tiers, n_blocks = instance.n_tiers, instance.n_blocks
-    held = prefix_bytes(instance)
-    for k, (low, high) in enumerate(zip(instance.cut_min, instance.cut_max, strict=True)):
-        if low > high:
-            return (
-                f"the pinned blocks contradict each other, cut {k} must be at least"
-                f" {low} and at most {high}"
-            )
-    lines, reach = [], 0
-    every = instance.stage_rule is StageRule.SLOWEST and (
-        instance.objective is Objective.BOTTLENECK
-    )
-    for k in range(n_tiers):
-        capacity = instance.node_bytes[instance.nodes_of(k)]
-        usable = float(capacity.min() if every else capacity.max())
-        limit = min(reach + int(instance.max_blocks[k]), int(instance.cut_max[k + 1]))
-        need = (held[reach : limit + 1] - held[reach]).sum(axis=-1)
-        if reach == 0 and limit == n_blocks:
-            need[-1] -= instance.tied_bytes
-        end = max(reach + int(np.searchsorted(need, usable, side="right")) - 1, reach)
-        tier = f"tier {instance.tier_names[k]!r}"
-        if end < min(limit, n_blocks):
-            held_here, with_next = need[end - reach], need[end - reach + 1]
-            lines.append(
-                f"{tier}: blocks {reach}:{end} need {show_bytes(held_here)} of the"
-                f" {show_bytes(usable)} of its {'smallest' if every else 'largest'} node; block"
-                f" {end} would make it {show_bytes(with_next)},"
-                f" {show_bytes(with_next - usable)} too many"
-            )
-        else:
-            lines.append(f"{tier}: blocks {reach}:{end}, its rules allow no more")
-        reach = end
-    if int(instance.min_blocks.sum()) > n_blocks:
-        verdict = f"{n_blocks} blocks are fewer than the tiers must host, {instance.min_blocks}"
-    elif reach < n_blocks:
-        verdict = f"the tiers together reach block {reach} of {n_blocks}"
-    else:
-        verdict = "memory would do, but not with the least and most blocks and the pins"
-    return f"{verdict}. " + "; ".join(lines)

@@ -1,6 +1,6 @@
-"""The partition as a MIP in OR-Tools' MathOpt, solved by SCIP.
+"""The partition problem as a MIP in OR-Tools' MathOpt, solved by SCIP.
 
-MathOpt also offers HiGHS, but that one crashes the process once `highspy` is loaded.
+MathOpt also offers HiGHS, but its HiGHS crashes the process once `highspy` is loaded.
 """
 
 import datetime
@@ -15,10 +15,10 @@ from hypsolve.solvers.backends.loading import interruptible, load_backend
 from hypsolve.solvers.outcomes import to_outcome
 from hypsolve.solvers.partition.arcs import (
     Arcs,
-    Scale,
-    chosen,
-    in_units,
+    Limits,
     mip_bound_s,
+    scale_costs,
+    to_partition,
     usable_arcs,
 )
 
@@ -28,40 +28,46 @@ INTERRUPTER = "ortools.util.python.solve_interrupter"
 
 
 class PartitionMip(NamedTuple):
-    """The formulation: `use` says which arcs are on the path; the objective counts `unit_s`."""
+    """The MIP and its meaning."""
 
     model: Any  # mathopt.Model
-    use: list[Any]
+    use: list[Any]  # a binary per arc: whether the arc is on the path
     arcs: Arcs
-    unit_s: float
-    scale: Scale
+    unit_s: float  # seconds of a unit of the objective
+    limits: Limits
 
 
 def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
-    """Partition exactly: the MILP of `partition_highs`, through OR-Tools, by SCIP (one thread).
+    """Find an optimal partition by the MILP of `partition_highs`, with SCIP on one thread.
 
     Parameters
     ----------
     instance : Instance
         Its objective must be ``bottleneck``, ``path`` or ``p0``.
     time_limit_s : float
-        For the solver; building the model comes on top.
+        Limit for the solver; the time to build the model is extra.
     seed : int
-        SCIP's random seed.
+        Random seed of SCIP.
 
     Returns
     -------
     Outcome
-        With a valid ``bound_s`` also at the time limit.
+        With a valid ``bound_s``, also at the time limit.
+
+    Raises
+    ------
+    ValueError
+        If the objective is a property of the schedule, or OR-Tools cannot be imported.
 
     Notes
     -----
-    OR-Tools 9.15 writes two lines to stderr that say ERROR (``SCIPcatchEvent does not support``
-    and ``gscip_event_handler.cc``) whenever a solve may be interrupted. They mean nothing.
+    OR-Tools 9.15 prints two spurious ERROR lines (``SCIPcatchEvent does not support`` and
+    ``gscip_event_handler.cc``) when SCIP is used; they can be ignored.
+    `hypsolve.solvers.backends.scip.hide_spurious_scip_errors` filters them.
     """
     mathopt = load_backend(METHOD, "ortools.math_opt.python.mathopt", PACKAGE)
     started = time.perf_counter()
-    model, use, arcs, unit_s, scale = build(instance)
+    model, use, arcs, unit_s, limits = build(instance)
     build_s = time.perf_counter() - started
     parameters = mathopt.SolveParameters(
         time_limit=datetime.timedelta(seconds=max(time_limit_s, 1e-6)),
@@ -80,25 +86,26 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
         interrupter.interrupt,
     )
     took_s = time.perf_counter() - started
-    build_s += max(0.0, took_s - answer.solve_stats.solve_time.total_seconds())  # its own copy
+    solver_s = answer.solve_stats.solve_time.total_seconds()
+    build_s += max(0.0, took_s - solver_s)  # the rest went into a copy of the model
     reason = answer.termination.reason
     partition = None
     if answer.has_primal_feasible_solution():
         used = np.array(answer.variable_values(use)) > 0.5
-        partition = chosen(arcs, used, instance.n_tiers)
+        partition = to_partition(arcs, used, instance.n_tiers)
     infeasible = reason is mathopt.TerminationReason.INFEASIBLE
     complete = infeasible or reason is mathopt.TerminationReason.OPTIMAL
-    limits = answer.termination.objective_bounds
+    bounds = answer.termination.objective_bounds
     return to_outcome(
         instance,
         partition,
         solver="SCIP",
         stopped="" if complete else "at the time limit",
         infeasible=infeasible,
-        bound_s=mip_bound_s(limits.dual_bound * unit_s),
-        claimed_s=limits.primal_bound * unit_s,
-        min_s=scale.min_s,
-        upper_s=scale.upper_s,
+        bound_s=mip_bound_s(bounds.dual_bound * unit_s),
+        claimed_s=bounds.primal_bound * unit_s,
+        min_s=limits.min_s,
+        upper_s=limits.upper_s,
         statistics={
             "n_variables": model.get_num_variables(),
             "n_constraints": model.get_num_linear_constraints(),
@@ -108,12 +115,12 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
 
 
 def build(instance: Instance) -> PartitionMip:
-    """Build the formulation."""
+    """Build the MIP of an instance."""
     mathopt = load_backend(METHOD, "ortools.math_opt.python.mathopt", PACKAGE)
-    arcs, scale = usable_arcs(instance, METHOD)
-    worst, added, unit_s = in_units(arcs, scale, instance.n_tiers)
+    arcs, limits = usable_arcs(instance, METHOD)
+    worst, added, unit_s = scale_costs(arcs, limits, instance.n_tiers)
     model = mathopt.Model(name=f"partition_{instance.objective}")
-    use = [model.add_binary_variable(name=f"use_{arcs.named(a)}") for a in range(len(arcs))]
+    use = [model.add_binary_variable(name=f"use_{arcs.label(a)}") for a in range(len(arcs))]
     for variable, cost in zip(use, added, strict=True):
         model.objective.set_linear_coefficient(variable, cost)
     if instance.objective is not Objective.PATH:
@@ -121,11 +128,11 @@ def build(instance: Instance) -> PartitionMip:
     _add_cuts(model, instance, arcs, use)
     if instance.objective is Objective.P0:
         _add_node_choice(model, arcs, use)
-    return PartitionMip(model, use, arcs, unit_s, scale)
+    return PartitionMip(model, use, arcs, unit_s, limits)
 
 
 def _add_cuts(model: Any, instance: Instance, arcs: Arcs, use: list[Any]) -> None:
-    """A path: one arc per tier, each from the cut where the one before ended."""
+    """Use one arc per tier, each from the cut at which the previous arc ends."""
     balance: dict[tuple[int, int], Any] = {}
 
     def row(k: int, c: int) -> Any:
@@ -143,7 +150,7 @@ def _add_cuts(model: Any, instance: Instance, arcs: Arcs, use: list[Any]) -> Non
 
 
 def _add_worst_stage(model: Any, arcs: Arcs, use: list[Any], worst: list[float]) -> Any:
-    """A variable at least as large as every stage time."""
+    """Add a variable that is at least as large as every stage time."""
     largest = model.add_variable(lb=0.0, name="worst_stage")
     for k in np.unique(arcs.tier):
         row = model.add_linear_constraint(ub=0.0, name=f"stage_{k}")
@@ -154,7 +161,7 @@ def _add_worst_stage(model: Any, arcs: Arcs, use: list[Any], worst: list[float])
 
 
 def _add_node_choice(model: Any, arcs: Arcs, use: list[Any]) -> None:
-    """One binary per node (identical ones count once): where the tier's stage runs."""
+    """Add a binary per group of identical nodes: whether it runs the stage of its tier."""
     for n in np.unique(arcs.choice):
         row = model.add_linear_constraint(lb=0.0, ub=0.0, name=f"node_choice_{n}")
         for a in np.flatnonzero(arcs.choice == n):

@@ -1,4 +1,4 @@
-"""The partition as a MILP in PuLP, solved by CBC and by HiGHS."""
+"""The partition problem as a MILP in PuLP, solved by HiGHS or CBC."""
 
 import time
 from collections.abc import Callable
@@ -15,31 +15,31 @@ from hypsolve.solvers.backends.pulp import SOLVERS, size, solve_pulp
 from hypsolve.solvers.outcomes import (
     OnImprove,
     WarmStart,
-    better,
+    cheaper_partition,
     given_start,
     require_callable,
     to_outcome,
 )
 from hypsolve.solvers.partition.arcs import (
     Arcs,
-    Scale,
+    Limits,
     arcs_on,
-    chosen,
-    in_units,
     mip_bound_s,
+    scale_costs,
+    to_partition,
     usable_arcs,
 )
 from hypsolve.solvers.partition.hypsplit import hypsplit_dp
 
 
 class PartitionMilp(NamedTuple):
-    """The formulation: `use` says which arcs are on the path; the objective counts `unit_s`."""
+    """The MILP and its meaning."""
 
     problem: Any  # pulp.LpProblem
-    use: list[Any]
+    use: list[Any]  # a binary per arc: whether the arc is on the path
     arcs: Arcs
-    unit_s: float
-    scale: Scale
+    unit_s: float  # seconds of a unit of the objective
+    limits: Limits
 
 
 def partition_highs(
@@ -50,44 +50,45 @@ def partition_highs(
     warm_start: WarmStart = False,
     on_improve: OnImprove | None = None,
 ) -> Outcome:
-    """Partition exactly: a MILP, through PuLP, by HiGHS (one thread).
+    """Find an optimal partition by a MILP, with HiGHS on one thread.
 
-    The variables choose one arc (tier, first block, end) per tier, on a path from cut 0 to cut
-    n_blocks; about ``n_tiers * n_blocks**2 / 2`` of them.
+    About ``n_tiers * n_blocks**2 / 2`` binaries choose one arc (tier, first block, end) per
+    tier, on a path from cut 0 to cut n_blocks.
 
     Parameters
     ----------
     instance : Instance
-        Its objective must be ``bottleneck``, ``path`` or ``p0``; the last also has one binary
-        per node, for P0's choice of one node per tier.
+        Its objective must be ``bottleneck``, ``path`` or ``p0``. The model of ``p0`` has
+        another binary per node, for the choice of one node per tier.
     time_limit_s : float
-        For the solver; building the model comes on top.
+        Limit for the solver; the time to build the model is extra.
     seed : int
-        HiGHS' ``random_seed``.
+        ``random_seed`` of HiGHS.
     warm_start : bool, Partition, Outcome or Result
-        Partition to start from; True: Hyperion's, which answers the question by itself.
+        Partition to start from. True: that of `hypsplit_dp`, which is optimal by itself.
     on_improve : callable, optional
-        Called as ``on_improve(objective_s, bound_s, partition, None)`` for each better one.
+        Called as ``on_improve(objective_s, bound_s, partition, None)`` for each improving
+        partition.
 
     Returns
     -------
     Outcome
-        With a valid ``bound_s`` also at the time limit.
+        With a valid ``bound_s``, also at the time limit.
 
     Raises
     ------
     ValueError, TypeError
-        If the objective is one of a schedule, the backend cannot be imported, or an option is
-        wrong.
+        If the objective is a property of the schedule, a package cannot be imported, or an
+        option is wrong.
     """
     options = (warm_start, on_improve)
     return _partition(instance, "highs", "partition_highs", time_limit_s, seed, *options)
 
 
 def partition_cbc(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
-    """Partition exactly: the MILP of `partition_highs`, by CBC (one thread).
+    """Find an optimal partition by the MILP of `partition_highs`, with CBC on one thread.
 
-    PuLP does not return CBC's bound; at the time limit it is read from CBC's log.
+    PuLP does not return the bound of CBC. At the time limit, the bound is read from its log.
     """
     return _partition(instance, "cbc", "partition_cbc", time_limit_s, seed)
 
@@ -101,6 +102,7 @@ def _partition(
     warm_start: WarmStart = False,
     on_improve: OnImprove | None = None,
 ) -> Outcome:
+    """Build the MILP, solve it by a backend, and convert the answer."""
     require_callable(method, on_improve)
     started = time.perf_counter()
     own = partial(hypsplit_dp, instance, time_limit_s=time_limit_s, seed=seed)
@@ -113,7 +115,7 @@ def _partition(
 
     def partition_of(value: Callable[[Any], float]) -> Partition:
         used = np.array([value(variable) > 0.5 for variable in model.use])
-        return chosen(model.arcs, used, instance.n_tiers)
+        return to_partition(model.arcs, used, instance.n_tiers)
 
     def bound_s(bound: float) -> float:
         return mip_bound_s(bound * model.unit_s)
@@ -121,7 +123,7 @@ def _partition(
     def report(columns: Any, bound: float) -> None:
         partition = partition_of(lambda variable: columns[variable.index])
         assert on_improve is not None
-        known_s = max(bound_s(bound), model.scale.min_s)
+        known_s = max(bound_s(bound), model.limits.min_s)
         on_improve(evaluate(instance, partition), known_s, partition, None)
 
     answer = solve_pulp(
@@ -134,7 +136,7 @@ def _partition(
         on_solution=None if on_improve is None else report,
     )
     found = partition_of(lambda variable: variable.value()) if answer.found else None
-    best = better(instance, found, warm)
+    best = cheaper_partition(instance, found, warm)
     return to_outcome(
         instance,
         best,
@@ -143,19 +145,19 @@ def _partition(
         infeasible=answer.infeasible,
         bound_s=bound_s(answer.bound),
         claimed_s=answer.value * model.unit_s if best is found else None,
-        min_s=model.scale.min_s,
-        upper_s=model.scale.upper_s,
+        min_s=model.limits.min_s,
+        upper_s=model.limits.upper_s,
         statistics={**size(model.problem), "build_s": build_s + answer.build_s},
     )
 
 
 def build(instance: Instance, method: str = "partition_highs") -> PartitionMilp:
-    """Build the formulation."""
+    """Build the MILP of an instance; `method` is named in errors."""
     pulp = load_backend(method, "pulp", "pulp>=3.3,<4")
-    arcs, scale = usable_arcs(instance, method)
-    worst, added, unit_s = in_units(arcs, scale, instance.n_tiers)
+    arcs, limits = usable_arcs(instance, method)
+    worst, added, unit_s = scale_costs(arcs, limits, instance.n_tiers)
     problem = pulp.LpProblem(f"partition_{instance.objective}")
-    use = [problem.add_variable(f"use_{arcs.named(a)}", cat="Binary") for a in range(len(arcs))]
+    use = [problem.add_variable(f"use_{arcs.label(a)}", cat="Binary") for a in range(len(arcs))]
     objective = list(zip(use, added, strict=True))
     if instance.objective is not Objective.PATH:
         objective.append((_add_worst_stage(problem, arcs, use, worst), 1.0))
@@ -163,11 +165,11 @@ def build(instance: Instance, method: str = "partition_highs") -> PartitionMilp:
     _add_cuts(problem, instance, arcs, use)
     if instance.objective is Objective.P0:
         _add_node_choice(problem, arcs, use)
-    return PartitionMilp(problem, use, arcs, unit_s, scale)
+    return PartitionMilp(problem, use, arcs, unit_s, limits)
 
 
 def _add_cuts(problem: Any, instance: Instance, arcs: Arcs, use: list[Any]) -> None:
-    """A path: one arc per tier, each from the cut where the one before ended."""
+    """Use one arc per tier, each from the cut at which the previous arc ends."""
     import pulp
 
     balance: dict[tuple[int, int], list[tuple[Any, float]]] = {(0, 0): []}
@@ -182,7 +184,7 @@ def _add_cuts(problem: Any, instance: Instance, arcs: Arcs, use: list[Any]) -> N
 
 
 def _add_worst_stage(problem: Any, arcs: Arcs, use: list[Any], worst: list[float]) -> Any:
-    """A variable at least as large as every stage time."""
+    """Add a variable that is at least as large as every stage time."""
     import pulp
 
     largest = problem.add_variable("worst_stage", lowBound=0)
@@ -194,7 +196,7 @@ def _add_worst_stage(problem: Any, arcs: Arcs, use: list[Any], worst: list[float
 
 
 def _add_node_choice(problem: Any, arcs: Arcs, use: list[Any]) -> None:
-    """One binary per node (identical ones count once): where the tier's stage runs."""
+    """Add a binary per group of identical nodes: whether it runs the stage of its tier."""
     import pulp
 
     for n in np.unique(arcs.choice):
@@ -205,11 +207,14 @@ def _add_node_choice(problem: Any, arcs: Arcs, use: list[Any]) -> None:
 
 
 def _add_hint(model: PartitionMilp, warm: Partition) -> bool:
-    """Start from a partition, with a value for every variable; False if it is too far off."""
+    """Give every variable the initial value of a partition.
+
+    Return False if an arc of the partition was left out as too costly.
+    """
     path = arcs_on(model.arcs, warm)
     if path is None:
         return False
-    values = {f"use_{model.arcs.named(a)}": 1.0 for a in path}
+    values = {f"use_{model.arcs.label(a)}": 1.0 for a in path}
     values |= {f"node_{model.arcs.choice[a]}": 1.0 for a in path}
     values["worst_stage"] = float(model.arcs.worst_s[path].max()) / model.unit_s
     for variable in model.problem.variables():

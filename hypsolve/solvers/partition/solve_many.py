@@ -1,4 +1,4 @@
-"""One model on many networks at once: `solve_many`."""
+"""`solve_many`: optimal partitions of one model over many networks."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -14,27 +14,32 @@ from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.instance import StageRule
 from hypsolve.solvers.partition.stage_tables import compensated_prefix_sums
 
-PARTS_PER_THREAD = 8  # so that the slowest thread is waited for less long
-NETWORKS_PER_THREAD = 250  # fewer take less time than a thread takes to start
+# Both affect speed only. Several parts per thread even out the load. Fewer networks than
+# NETWORKS_PER_THREAD are solved before another thread has started.
+PARTS_PER_THREAD = 8
+NETWORKS_PER_THREAD = 250
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plans:
-    """A model's optimal partitions, one row per network.
+    """Optimal partitions of one model over many networks, as arrays with a row per network.
+
+    `solve_many` returns it. It holds cuts and bottlenecks alone; `hypsolve.Plan` is the
+    complete plan of one deployment.
 
     Attributes
     ----------
     cuts : ndarray of int, shape (n_networks, n_tiers + 1)
-        Tier k hosts blocks ``cuts[:, k]:cuts[:, k + 1]``; -1 throughout where nothing fits.
+        Tier k hosts blocks ``cuts[:, k]:cuts[:, k + 1]``. A row of -1 means infeasible.
     bottleneck_s : ndarray, shape (n_networks,)
-        The least bottleneck, proven so to rounding; inf where nothing fits.
+        The minimum bottleneck, optimal up to rounding; inf means infeasible.
     """
 
     cuts: IntArray
     bottleneck_s: Array
 
     def __len__(self) -> int:
-        """Number of networks."""
+        """Return the number of networks."""
         return len(self.bottleneck_s)
 
 
@@ -50,30 +55,32 @@ def solve_many(
     overlap: bool = False,
     n_threads: int | None = None,
 ) -> Plans:
-    """Partition one model over each of many networks at the least bottleneck, exactly.
+    """Partition one model over each of many networks so that the bottleneck is minimal.
 
-    The answers are those of ``solve(instance, "hypsplit_dp")`` for each network's instance; a
-    hundred thousand and more a second. For other objectives, pins, tied weights and proofs take
-    `solve`. Safe to call from several threads at once.
+    The result is that of ``solve(instance, "hypsplit_dp")`` for the instance of each network,
+    at more than 100,000 networks a second. Use `solve` for other objectives, pinned blocks,
+    tied weights and certificates. The function is thread-safe.
 
     Parameters
     ----------
     block_s : array_like, shape (n_classes, n_blocks)
-        Seconds of each block on each node class, for the reference request: as
-        ``instance.reference_s`` of `hypsolve.to_instance`, or your own.
+        Seconds of each block on each node class for the reference request: measured values, or
+        ``reference_s`` of an instance that `hypsolve.to_instance` returns.
     block_bytes : array_like, shape (n_blocks,)
-        Memory of each block on a node.
+        Memory that each block needs on a node.
     node_class : array_like of int, shape (n_networks, n_tiers, n_nodes)
-        Class of each node of each tier, -1 where there is none: networks may differ in tiers
-        and nodes. Request side first; tiers without a node come last, and host nothing.
-    node_bytes : array_like, the same shape, or one that broadcasts to it
-        Memory of each node; not looked at where there is none.
-    transfer_s : array_like, shape (n_networks or 1, n_tiers - 1, n_blocks + 1)
-        Seconds that tier k's outgoing link is busy when its stage ends at a cut. Default: 0.
+        Class of each node of each tier, or -1 if there is no node, so that networks may differ
+        in their numbers of tiers and nodes. The first tier is the request side. Tiers without
+        nodes must come last; they host no blocks.
+    node_bytes : array_like that broadcasts to the shape of `node_class`
+        Memory of each node; ignored where there is no node.
+    transfer_s : array_like, shape (n_networks or 1, n_tiers - 1, n_blocks + 1), optional
+        Seconds that the outgoing link of each tier is busy if its stage ends at each cut.
+        Default: 0.
     stage_rule, allow_empty, overlap
         As in `Instance.from_tables`.
-    n_threads : int
-        Default: one per core, and no more than there is work for.
+    n_threads : int, optional
+        Number of threads. Default: one per core, or fewer for a small number of networks.
 
     Returns
     -------
@@ -82,14 +89,21 @@ def solve_many(
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, the rule and the value.
+        If an argument is of the wrong shape or type or out of range; the message names the
+        argument, the rule and the value.
 
     Examples
     --------
-    Four blocks on two networks: two tiers of a node each, and one tier of two nodes.
+    Four blocks over two networks: one has two tiers of a node each, of different classes; the
+    other has a single tier of two nodes.
 
-    >>> plans = solve_many([[1.0, 1.0, 1.0, 1.0], [3.0, 3.0, 3.0, 3.0]], [1, 1, 1, 1],
-    ...                    [[[0, -1], [1, -1]], [[0, 0], [-1, -1]]], 8)
+    >>> import hypsolve as hs
+    >>> plans = hs.solve_many(
+    ...     block_s=[[1.0, 1.0, 1.0, 1.0], [3.0, 3.0, 3.0, 3.0]],
+    ...     block_bytes=[1, 1, 1, 1],
+    ...     node_class=[[[0, -1], [1, -1]], [[0, 0], [-1, -1]]],
+    ...     node_bytes=8,
+    ... )
     >>> plans.cuts.tolist()
     [[0, 3, 4], [0, 4, 4]]
     >>> plans.bottleneck_s.tolist()
@@ -107,7 +121,9 @@ def solve_many(
     sizes = valid.reals("solve_many", "block_bytes", block_bytes, (n_blocks,))
     classes = _node_classes(node_class, n_classes)
     n_networks, n_tiers, _ = classes.shape
-    room = valid.reals("solve_many", "node_bytes", _room(node_bytes, classes), classes.shape)
+    capacity = valid.reals(
+        "solve_many", "node_bytes", _capacity(node_bytes, classes), classes.shape
+    )
     links = np.zeros((1, n_tiers - 1, n_blocks + 1)) if transfer_s is None else transfer_s
     links_s = valid.reals("solve_many", "transfer_s", links, (None, n_tiers - 1, n_blocks + 1))
     if len(links_s) not in (1, n_networks):
@@ -116,7 +132,7 @@ def solve_many(
             f" {len(links_s)}"
         )
     rule = valid.one_of("solve_many", "stage_rule", stage_rule, StageRule)
-    least = 0 if valid.flag("solve_many", "allow_empty", allow_empty) else 1
+    min_blocks = 0 if valid.flag("solve_many", "allow_empty", allow_empty) else 1
     overlap = valid.flag("solve_many", "overlap", overlap)
     if n_threads is None:
         n_threads = min(_n_cores(), n_networks // NETWORKS_PER_THREAD + 1)
@@ -129,32 +145,32 @@ def solve_many(
         compensated_prefix_sums(sizes[None])[0],
         evaluation.bytes_slack(sizes),
     )
-    rules = least, getattr(hypsplit, rule.name), overlap
+    rules = min_blocks, getattr(hypsplit, rule.name), overlap
 
-    def part(first: int, end: int) -> None:
-        hypsplit.min_bottlenecks(
-            *model, classes, room, links_s, *rules, first, end, cuts, bottleneck_s
+    def solve_part(first: int, end: int) -> None:
+        hypsplit.min_bottleneck_many(
+            *model, classes, capacity, links_s, *rules, first, end, cuts, bottleneck_s
         )
 
     if n_threads == 1:
-        part(0, n_networks)
+        solve_part(0, n_networks)
     else:
         n_parts = max(min(n_threads * PARTS_PER_THREAD, n_networks), 1)
         ends = [n_networks * p // n_parts for p in range(n_parts + 1)]
         with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(part, ends[:-1], ends[1:]))
+            list(pool.map(solve_part, ends[:-1], ends[1:]))
     return Plans(cuts, bottleneck_s)
 
 
 def _n_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _node_classes(node_class: ArrayLike, n_classes: int) -> IntArray:
-    """Check shape, classes, and that tiers without a node come last."""
+    """Check the shape and the classes, and that tiers without nodes come last."""
     classes = valid.wholes(
         "solve_many",
         "node_class",
@@ -180,8 +196,11 @@ def _node_classes(node_class: ArrayLike, n_classes: int) -> IntArray:
     return classes
 
 
-def _room(node_bytes: ArrayLike, classes: IntArray) -> ArrayLike:
-    """Bytes of each node, 0 where there is none; another shape is left to the check."""
+def _capacity(node_bytes: ArrayLike, classes: IntArray) -> ArrayLike:
+    """Return the memory of each node, 0 where there is none.
+
+    A value that does not broadcast is returned as it is; the check of its shape rejects it.
+    """
     try:
         given = np.asarray(node_bytes)
         return np.where(classes >= 0, given, np.zeros((), given.dtype))

@@ -1,4 +1,8 @@
-"""What the partition methods read: prefix sums, the nodes of a tier in groups, stage tables."""
+"""Tables that the partition methods read: prefix sums, groups of like nodes, stage times.
+
+Cut c lies before block c, so a chain has n_cuts = n_blocks + 1 cuts and the stage i:j holds
+blocks i..j - 1.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,22 +15,33 @@ from hypsolve.problem import evaluation
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
 
-if TYPE_CHECKING:  # numba takes longer to import than all of hypsolve: not before it is needed
+if TYPE_CHECKING:  # importing numba takes longer than importing all of hypsolve
     from hypsolve.kernels.hypsplit import Chain
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Nodes of a tier that share class and memory; tier k has groups start[k]:start[k + 1]."""
+    """Groups of nodes that share tier, class and memory, in this order.
 
-    start: IntArray  # (n_tiers + 1,)
-    node_class: IntArray  # (n_groups,)
-    node_bytes: Array  # (n_groups,)
-    size: Array  # (n_groups,) nodes in the group
+    Attributes
+    ----------
+    start : ndarray of int, shape (n_tiers + 1,)
+        Tier k has the groups ``start[k]:start[k + 1]``.
+    node_class : ndarray of int, shape (n_groups,)
+    node_bytes : ndarray, shape (n_groups,)
+        Memory of one node of the group.
+    size : ndarray, shape (n_groups,)
+        Number of nodes in the group.
+    """
+
+    start: IntArray
+    node_class: IntArray
+    node_bytes: Array
+    size: Array
 
 
 def node_groups(instance: Instance) -> Groups:
-    """Group the nodes, in order of (tier, class, memory)."""
+    """Group the nodes of an instance by tier, class and memory."""
     keys = sorted(
         zip(
             instance.node_tier.tolist(),
@@ -49,57 +64,79 @@ def node_groups(instance: Instance) -> Groups:
 
 
 def prefix_seconds(instance: Instance) -> Array:
-    """Reference seconds before each cut, as sum and rest: shape (n_classes, n_cuts, 2)."""
+    """Return compensated prefix sums of the reference seconds, shape (n_classes, n_cuts, 2)."""
     return compensated_prefix_sums(instance.reference_kind_s, instance.block_kind)
 
 
 def prefix_bytes(instance: Instance) -> Array:
-    """Bytes before each cut, as sum and rest: shape (n_cuts, 2)."""
+    """Return compensated prefix sums of the bytes of the blocks, shape (n_cuts, 2)."""
     return compensated_prefix_sums(instance.block_bytes[None, :])[0]
 
 
 def compensated_prefix_sums(values: Array, kind: IntArray | None = None) -> Array:
-    """Sums before each cut of ``values[:, kind]``, as sum and rest: (n_rows, n_cuts, 2).
+    """Return compensated prefix sums of ``values[:, kind]``, shape (n_rows, n_cuts, 2).
 
-    Both are as an instance holds them, contiguous and read-only; kind: all, in order.
+    Entry ``[row, c]`` holds the sum of the values before cut c and its rounding error. Their
+    sum has twice the precision of a float, so that the difference of two entries is exact even
+    for quick blocks behind slow ones.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n_rows, n_kinds)
+        Contiguous and read-only, as in an `Instance`.
+    kind : ndarray of int, shape (n_blocks,), optional
+        Contiguous and read-only. Default: one block of each kind, in order.
     """
     from hypsolve.kernels import hypsplit
 
     if kind is None:
         kind = np.arange(values.shape[1])
         kind.setflags(write=False)
-    sums = np.empty((values.shape[0], len(kind) + 1, 2))  # numpy asks for huge pages
-    hypsplit.add_up(values, kind, sums)
+    sums = np.empty(
+        (values.shape[0], len(kind) + 1, 2)
+    )  # NumPy uses huge pages for a large array; numba does not
+    hypsplit.fill_prefix_sums(values, kind, sums)
     return sums
 
 
 def feasible_stages(instance: Instance) -> NDArray[np.bool_]:
-    """Which blocks i:j may be tier k's stage on some node, shape (n_tiers, n_cuts, n_cuts)."""
+    """Return which stages i:j fit some node of tier k, shape (n_tiers, n_cuts, n_cuts).
+
+    A stage must also keep the instance's rules on empty stages, numbers of blocks and pins.
+    """
     need = _need_bytes(instance)
     slack = evaluation.memory_slack(instance)
-    legal = np.empty((instance.n_tiers, *need.shape), bool)
+    feasible = np.empty((instance.n_tiers, *need.shape), bool)
     for k in range(instance.n_tiers):
-        most = instance.node_bytes[instance.nodes_of(k)].max() * (1 + slack)
-        legal[k] = (need <= most) & _keeps_rules(instance, k)
-    return legal
+        capacity = instance.node_bytes[instance.nodes_of(k)].max() * (1 + slack)
+        feasible[k] = (need <= capacity) & _keeps_rules(instance, k)
+    return feasible
 
 
 def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
-    """Stage seconds of blocks i:j on tier k, without links: shape (n_tiers, n_cuts, n_cuts).
+    """Return the seconds of stage i:j on tier k, without links.
 
-    inf where j < i, where the blocks do not fit, or where a rule of the instance (empty stages,
-    least and most blocks, pinned blocks) forbids the stage.
+    Parameters
+    ----------
+    rule : StageRule, optional
+        Default: the stage rule of the instance.
+
+    Returns
+    -------
+    ndarray, shape (n_tiers, n_cuts, n_cuts)
+        inf if j < i, if the blocks do not fit, or if a rule of the instance (on empty stages,
+        minimum and maximum numbers of blocks, pinned blocks) forbids the stage.
     """
     rule = instance.stage_rule if rule is None else rule
     n_cuts = instance.n_blocks + 1
-    spent = prefix_seconds(instance)
+    prefix_s = prefix_seconds(instance)
     need = _need_bytes(instance)
     slack = evaluation.memory_slack(instance)
     table = np.full((instance.n_tiers, n_cuts, n_cuts), np.inf)
     for k in range(instance.n_tiers):
         nodes = instance.nodes_of(k)
         capacity = instance.node_bytes[nodes]
-        sums = spent[instance.node_class[nodes]]
+        sums = prefix_s[instance.node_class[nodes]]
         times = (sums[:, None, :] - sums[:, :, None]).sum(axis=-1)  # (n_nodes, i, j)
         holds = need <= (capacity * (1 + slack))[:, None, None]
         if rule is StageRule.SLOWEST:
@@ -115,28 +152,35 @@ def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
 
 
 def _need_bytes(instance: Instance) -> Array:
-    """Bytes of blocks i:j, shape (n_cuts, n_cuts)."""
-    held = prefix_bytes(instance)
-    need = held[None, :, 0] - held[:, None, 0]
-    need += held[None, :, 1] - held[:, None, 1]
+    """Return the bytes of blocks i:j, shape (n_cuts, n_cuts)."""
+    prefix = prefix_bytes(instance)
+    need = prefix[None, :, 0] - prefix[:, None, 0]
+    need += prefix[None, :, 1] - prefix[:, None, 1]
     need[0, -1] -= instance.tied_bytes
     return need
 
 
 def _keeps_rules(instance: Instance, tier: int) -> NDArray[np.bool_]:
-    """Which stages i:j on a tier keep the rules on cuts and numbers of blocks."""
+    """Return which stages i:j of a tier keep the rules on cuts and numbers of blocks."""
     cuts = np.arange(instance.n_blocks + 1)
     length = cuts[None, :] - cuts[:, None]
-    least, most = instance.min_blocks[tier], instance.max_blocks[tier]  # least: 0 or more
+    enough = length >= instance.min_blocks[tier]  # min_blocks >= 0 excludes j < i
+    few_enough = length <= instance.max_blocks[tier]
     first = (cuts >= instance.cut_min[tier]) & (cuts <= instance.cut_max[tier])
     end = (cuts >= instance.cut_min[tier + 1]) & (cuts <= instance.cut_max[tier + 1])
-    return np.asarray((length >= least) & (length <= most) & first[:, None] & end[None, :])
+    return np.asarray(enough & few_enough & first[:, None] & end[None, :])
 
 
 def cost_table(instance: Instance) -> Array:
-    """What blocks i:j cost on tier k with the link behind: shape (n_tiers, n_cuts, n_cuts).
+    """Return the cost of stage i:j on tier k with its outgoing link.
 
-    Its largest entry is the bottleneck, its sum the path latency, as the objective is.
+    The largest cost of a partition's stages is its bottleneck. If the objective is ``path``,
+    their sum is its path latency instead.
+
+    Returns
+    -------
+    ndarray, shape (n_tiers, n_cuts, n_cuts)
+        inf for infeasible stages.
     """
     if instance.objective is Objective.PATH:
         stages = stage_table(instance, StageRule.FASTEST)
@@ -152,23 +196,26 @@ def cost_table(instance: Instance) -> Array:
     return cost_s
 
 
-def chain_of(instance: Instance) -> "Chain":
-    """What the kernels of `hypsolve.kernels.hypsplit` read, each of one dtype and layout."""
+def to_chain(instance: Instance) -> "Chain":
+    """Convert an instance to the arrays that `hypsolve.kernels.hypsplit` reads."""
     from hypsolve.kernels import hypsplit
 
     groups = node_groups(instance)
     transfer = instance.reference_transfer_kind_s
-    full = instance.link_cost is LinkCost.FULL
+    if instance.link_cost is LinkCost.FULL:
+        link = transfer
+    else:
+        link = instance.reference_occupancy_kind_s
     return hypsplit.Chain(
-        spent=prefix_seconds(instance),
-        held=prefix_bytes(instance),
-        tied=float(instance.tied_bytes),
+        prefix_s=prefix_seconds(instance),
+        prefix_bytes=prefix_bytes(instance),
+        tied_bytes=float(instance.tied_bytes),
         group_start=groups.start,
         group_class=groups.node_class,
         group_bytes=groups.node_bytes * (1 + evaluation.memory_slack(instance)),
         group_size=groups.size,
-        link_kind=_and_none(transfer if full else instance.reference_occupancy_kind_s),
-        transfer_kind=_and_none(transfer),
+        link_kind=_with_zero_row(link),
+        transfer_kind=_with_zero_row(transfer),
         cut_kind=np.array(instance.cut_kind),
         cut_min=np.array(instance.cut_min),
         cut_max=np.array(instance.cut_max),
@@ -179,8 +226,8 @@ def chain_of(instance: Instance) -> "Chain":
     )
 
 
-def _and_none(links: Array) -> Array:
-    """A row of zeros behind the links' rows: the last tier has no outgoing link."""
+def _with_zero_row(links: Array) -> Array:
+    """Append a row of zeros: the last tier has no outgoing link."""
     rows = np.zeros((len(links) + 1, links.shape[1]))
     rows[:-1] = links
     return rows

@@ -1,0 +1,134 @@
+"""How requests reach a node, get their KV cache, and leave.
+
+A request joins the list of residents of its node in `_pin`, and leaves it in `leave`. The
+admission queue is first come, first served; only `admit` takes its head.
+"""
+
+import numpy as np
+
+from hypsolve.kernels.jit import bare_kernel as kernel
+from hypsolve.kernels.token_level.bins import record_node, record_stranded
+from hypsolve.kernels.token_level.layout import NIL, NOW, STRANDED
+from hypsolve.kernels.token_level.queues import enqueue_prompt, mark_touched
+
+
+@kernel
+def admit(requests, places, nodes, bins, touched, counts, clock, n_stages, n):
+    """Reserve KV cache for the head of a node's admission queue, as long as there is room."""
+    node = nodes[n]
+    while node.admission_head != NIL:
+        r = node.admission_head
+        v = r * n_stages + node.stage
+        need = requests[r].prompt + requests[r].output
+        if node.held + need > node.capacity:
+            break
+        record_node(nodes, bins, clock, n)
+        node.held += need
+        node.queued -= need
+        node.n_waiting -= 1
+        node.admission_head = places[v].behind
+        places[v].admitted_s = clock[NOW]
+        enqueue_prompt(places, node, n_stages, r, clock[NOW])
+        mark_touched(nodes, touched, counts, n)
+
+
+@kernel
+def _pin(setup, state, r, stage, n):
+    """Pin a request to a node: add it to the residents and to the admission queue."""
+    requests, places, nodes = state.requests, state.places, state.nodes
+    v = r * setup.n_stages + stage
+    place, node = places[v], nodes[n]
+    record_node(nodes, state.bins, state.clock, n)
+    row = r if len(setup.expected_s) > 1 else 0
+    node.n_jobs += 1
+    node.outstanding_s += setup.expected_s[row, stage, node.kind]
+    place.node = n
+    place.resident = 1
+    place.resident_before = NIL
+    place.resident_next = node.resident_head
+    if node.resident_head != NIL:
+        places[node.resident_head * setup.n_stages + stage].resident_before = r
+    node.resident_head = r
+    node.queued += requests[r].prompt + requests[r].output
+    node.n_waiting += 1
+    place.behind = NIL
+    if node.admission_head == NIL:
+        node.admission_head = r
+    else:
+        places[node.admission_tail * setup.n_stages + stage].behind = r
+    node.admission_tail = r
+    state.dispatched[stage] += 1
+    admit(
+        requests, places, nodes, state.bins, state.touched, state.counts, state.clock,
+        setup.n_stages, n,
+    )  # fmt: skip
+
+
+@kernel
+def complete(setup, state, r, stage, n):
+    """Record that a request's work at a stage is complete.
+
+    Its KV cache stays reserved until the request ends.
+    """
+    node = state.nodes[n]
+    record_node(state.nodes, state.bins, state.clock, n)
+    row = r if len(setup.expected_s) > 1 else 0
+    node.n_jobs -= 1
+    node.outstanding_s -= setup.expected_s[row, stage, node.kind]  # exact, see `exact_sums`
+
+
+@kernel
+def leave(setup, state, r, stage):
+    """Free the KV cache of a request at a stage, and remove it from the node's residents."""
+    places, nodes = state.places, state.nodes
+    place = places[r * setup.n_stages + stage]
+    if place.resident == 0:
+        return
+    n = place.node
+    node = nodes[n]
+    record_node(nodes, state.bins, state.clock, n)
+    need = state.requests[r].prompt + state.requests[r].output
+    if np.isnan(place.admitted_s):
+        node.queued -= need
+        node.n_waiting -= 1
+    else:
+        node.held -= need
+    place.resident = 0
+    if place.resident_before == NIL:
+        node.resident_head = place.resident_next
+    else:
+        before = place.resident_before * setup.n_stages + stage
+        places[before].resident_next = place.resident_next
+    if place.resident_next != NIL:
+        after = place.resident_next * setup.n_stages + stage
+        places[after].resident_before = place.resident_before
+
+
+@kernel
+def reach(setup, state, r, stage, n):
+    """Pin a request that reaches a stage to node `n`; if `n` is NIL, strand it.
+
+    A stranded request waits in the list `State.stranded` until a node of the stage recovers.
+    """
+    place = state.places[r * setup.n_stages + stage]
+    if np.isnan(place.reached_s):  # else it was stranded
+        place.reached_s = state.clock[NOW]
+    if n == NIL:
+        place.node = STRANDED
+        place.behind = state.stranded[stage]
+        state.stranded[stage] = r
+        record_stranded(state, stage, np.int64(1))
+    else:
+        _pin(setup, state, r, stage, n)
+
+
+@kernel
+def arrive(setup, state, r, stage, n_tokens):
+    """Record prompt tokens that arrive at a stage which their request has reached before."""
+    place = state.places[r * setup.n_stages + stage]
+    waiting = place.arrived - place.computed - place.taken
+    place.arrived += n_tokens
+    if waiting == 0 and place.node >= 0 and not np.isnan(place.admitted_s):
+        node = state.nodes[place.node]
+        enqueue_prompt(state.places, node, setup.n_stages, r, state.clock[NOW])
+        mark_touched(state.nodes, state.touched, state.counts, place.node)

@@ -1,0 +1,292 @@
+"""Iterations of a node: which tokens one takes, how long it lasts, where its tokens go."""
+
+import numpy as np
+
+from hypsolve.kernels.jit import bare_kernel as kernel
+from hypsolve.kernels.jit import inlined
+from hypsolve.kernels.token_level.admission import admit, complete, leave
+from hypsolve.kernels.token_level.bins import add_to_bins
+from hypsolve.kernels.token_level.event_heap import push
+from hypsolve.kernels.token_level.layout import (
+    BUSY,
+    DECODE,
+    ITERATION_END,
+    N_ENDED,
+    N_LOGGED,
+    N_VISITS,
+    NIL,
+    NOW,
+    RETURN,
+    SHIFT,
+)
+from hypsolve.kernels.token_level.links import finish_s, send_over_links, send_prompt
+from hypsolve.kernels.token_level.queues import enqueue_token, mark_touched
+
+
+@kernel
+def _capped_sum(n, window):
+    """Return the sum of min(x, window) over x = 1..n."""
+    if n <= window:
+        return n * (n + 1) / 2
+    return window * (window + 1) / 2 + (n - window) * window
+
+
+@inlined
+def _iteration_s(setup, stage, kind, sums, n_tokens, n_passes):
+    """Return the seconds of an iteration at speed 1.
+
+    `n_tokens` are computed, `n_passes` of them yield an output token. `sums` holds, for each
+    attention window, the (token, context) pairs and the KV-cache tokens that are read.
+    """
+    gpu = setup.gpu[kind]
+    total_s = 0.0
+    for at in range(setup.part_start[stage], setup.part_start[stage + 1]):
+        part = setup.part[at]
+        computed = n_passes if part.last_token_only == 1 else n_tokens
+        if computed == 0.0:
+            continue
+        pairs, reach = sums[part.window, 0], sums[part.window, 1]
+        flops = part.flops_per_token * computed + part.flops_per_pair * pairs
+        seconds = flops / gpu.flops_per_s
+        if setup.bandwidth_bound:
+            moved = part.always_read_bytes + part.gathered_bytes * computed
+            if part.experts_bytes > 0.0:
+                moved += part.experts_bytes * (1.0 - part.idle_share**computed)
+            moved += part.kv_bytes * reach + part.activation_bytes * computed
+            seconds = gpu.t0_s + max(seconds, moved / gpu.bytes_per_s)
+        total_s += part.count * seconds
+    return total_s
+
+
+@inlined
+def start(setup, state, heap, n):
+    """Start an iteration on an idle node.
+
+    It takes requests in the order in which their tokens began to wait: at most `max_batch` of
+    them, and at most `chunk_tokens` prompt tokens. Once the prompt tokens are spent, decode
+    tokens are still taken.
+    """
+    requests, places, sums = state.requests, state.places, state.sums
+    node, now_s, n_stages = state.nodes[n], state.clock[NOW], setup.n_stages
+    stage = node.stage
+    n_windows = len(setup.windows)
+    for w in range(n_windows):
+        sums[w, 0] = 0.0
+        sums[w, 1] = 0.0
+    slots, budget = setup.max_batch, setup.chunk_tokens
+    n_tokens, n_passes = 0.0, 0.0
+    decode, prompt = node.decode_head, node.prefill_head
+    last_decode, last_prompt = NIL, NIL
+    node.batch_decode, node.batch_prefill = decode, NIL
+    while slots > 0 and (decode != NIL or prompt != NIL):
+        take_prompt = decode == NIL
+        if prompt != NIL and decode != NIL:
+            waits_s, other_s = (
+                places[prompt * n_stages + stage].ready_s,
+                requests[decode].ready_s,
+            )
+            take_prompt = waits_s < other_s or (waits_s == other_s and prompt < decode)
+        if take_prompt:
+            if budget == 0:
+                prompt = NIL
+                continue
+            place = places[prompt * n_stages + stage]
+            available = place.arrived - place.computed
+            place.taken = min(available, budget)
+            budget -= place.taken
+            q, c = float(place.taken), float(place.computed)
+            for w in range(n_windows):
+                window = setup.windows[w]
+                sums[w, 0] += _capped_sum(c + q, window) - _capped_sum(c, window)
+                sums[w, 1] += min(c, window - 1) + q
+            n_tokens += q
+            if place.computed + place.taken == requests[prompt].prefill:
+                n_passes += 1.0
+            place.batch_behind = NIL
+            if last_prompt == NIL:
+                node.batch_prefill = prompt
+            else:
+                places[last_prompt * n_stages + stage].batch_behind = prompt
+            last_prompt = prompt
+            if place.taken == available:
+                node.prefill_head = place.behind
+                prompt = node.prefill_head
+            else:
+                prompt = NIL  # the budget is spent
+        else:
+            place = places[decode * n_stages + stage]
+            place.taken = 1
+            context = float(place.computed + 1)
+            for w in range(n_windows):
+                reach = min(context, setup.windows[w])
+                sums[w, 0] += reach
+                sums[w, 1] += reach
+            n_tokens += 1.0
+            n_passes += 1.0
+            last_decode = decode
+            if decode == node.decode_mark:
+                node.decode_mark = NIL
+            decode = requests[decode].next
+        slots -= 1
+    node.decode_head = decode
+    if last_decode == NIL:
+        node.batch_decode = NIL
+    else:
+        requests[last_decode].next = NIL
+    node.batch_size = setup.max_batch - slots
+    if node.batch_size == 0:
+        return
+    node.running = 1
+    node.start_s = now_s
+    node.nominal_s = _iteration_s(setup, stage, node.kind, sums, n_tokens, n_passes)
+    while node.speed_at + 1 < node.speed_end and setup.speed_s[node.speed_at + 1] <= now_s:
+        node.speed_at += 1
+    end_s = finish_s(
+        setup.speed_s, setup.speed, node.speed_at, node.speed_end, now_s, node.nominal_s
+    )
+    push(heap, state.counts, end_s, ITERATION_END * SHIFT + n, n, stage, node.run_id)
+
+
+@kernel
+def _log_visit(log, counts, r, n, node, end_s, tokens, context):
+    """Write a visit to the log, which must have room for it."""
+    visit = log[counts[N_LOGGED]]
+    visit.request = r
+    visit.node = n
+    visit.start_s = node.start_s
+    visit.end_s = end_s
+    visit.tokens = tokens
+    visit.context = context
+    counts[N_LOGGED] += 1
+
+
+@inlined
+def end_iteration(setup, state, heap, log, n):
+    """End the iteration of a node and send its tokens on.
+
+    The decode tokens move on as one message, and each chunk of a prompt as another.
+    """
+    requests, places, counts, clock = state.requests, state.places, state.counts, state.clock
+    node, now_s, n_stages = state.nodes[n], clock[NOW], setup.n_stages
+    stage, logging = node.stage, setup.record_visits
+    is_last = stage == n_stages - 1
+    node.running = 0
+    node.busy_s += now_s - node.start_s
+    add_to_bins(state.bins, clock, BUSY, n, node.start_s, now_s, 1.0)
+    node.n_iterations += 1
+    if node.nominal_s > 0:
+        ratio = (now_s - node.start_s) / node.nominal_s
+        node.slowdown += 0.2 * (ratio - node.slowdown)
+    mark_touched(state.nodes, state.touched, counts, n)
+    chain = node.batch_decode
+    tail, r, n_decodes = NIL, chain, 0
+    while r != NIL:
+        place, request = places[r * n_stages + stage], requests[r]
+        if logging:
+            _log_visit(log, counts, r, n, node, now_s, place.taken, place.computed)
+        place.taken = 0
+        place.computed += 1
+        if place.computed == request.prompt + request.output - 1:
+            place.left_s = now_s
+            complete(setup, state, r, stage, n)
+        n_decodes += 1
+        tail = r
+        r = request.next
+    node.batch_decode = NIL
+    node.n_tokens += n_decodes
+    counts[N_VISITS] += n_decodes
+    if chain != NIL and not is_last:
+        on_link = n_decodes if setup.contention else 1
+        time_s = send_over_links(setup, state.links, stage + 1, now_s, on_link)
+        push(heap, counts, time_s, DECODE * SHIFT + n, chain, stage + 1, np.int64(0))
+    r = node.batch_prefill
+    node.batch_prefill = NIL
+    while r != NIL:
+        place, request = places[r * n_stages + stage], requests[r]
+        behind, tokens = place.batch_behind, place.taken
+        if logging:
+            _log_visit(log, counts, r, n, node, now_s, tokens, place.computed)
+        place.taken = 0
+        place.computed += tokens
+        node.n_tokens += tokens
+        counts[N_VISITS] += 1
+        if place.computed == request.prompt + request.output - 1:
+            place.left_s = now_s
+            complete(setup, state, r, stage, n)
+        if not is_last:
+            send_prompt(setup, state, heap, r, stage + 1, tokens)
+        elif place.computed == request.prefill:
+            request.next = NIL
+            if tail == NIL:
+                chain = r
+            else:
+                requests[tail].next = r
+            tail = r
+        r = behind
+    if is_last and chain != NIL:
+        time_s = now_s + setup.return_s
+        push(heap, counts, time_s, RETURN * SHIFT + n, chain, stage, np.int64(0))
+
+
+@kernel
+def _end_request(setup, state, r):
+    """End a request whose last token was delivered, and free its KV cache on all nodes."""
+    state.requests[r].end_s = state.clock[NOW]
+    state.counts[N_ENDED] += 1
+    for stage in range(setup.n_stages):
+        if state.places[r * setup.n_stages + stage].resident == 1:
+            leave(setup, state, r, stage)
+            n = state.places[r * setup.n_stages + stage].node
+            admit(
+                state.requests, state.places, state.nodes, state.bins, state.touched,
+                state.counts, state.clock, setup.n_stages, n,
+            )  # fmt: skip
+
+
+@inlined
+def deliver(setup, state, heap, head, n):
+    """Deliver a chain of tokens at the request side.
+
+    Requests that got their last token end; the others send their next decode token.
+    """
+    requests, now_s = state.requests, state.clock[NOW]
+    r, chain, tail, n_tokens = head, NIL, NIL, 0
+    has_links = setup.hop_end[0] > setup.hop_first[0]
+    while r != NIL:
+        request = requests[r]
+        after = request.next
+        request.delivered += 1
+        if request.delivered == 1:
+            request.first_token_s = now_s
+        if request.delivered == request.output:
+            _end_request(setup, state, r)
+        elif has_links:
+            request.next = NIL
+            if tail == NIL:
+                chain = r
+            else:
+                requests[tail].next = r
+            tail = r
+            n_tokens += 1
+        else:
+            at = state.places[r * setup.n_stages].node
+            enqueue_token(requests, state.nodes[at], r, now_s)
+            mark_touched(state.nodes, state.touched, state.counts, at)
+        r = after
+    if chain != NIL:
+        on_link = n_tokens if setup.contention else 1
+        time_s = send_over_links(setup, state.links, 0, now_s, on_link)
+        push(heap, state.counts, time_s, DECODE * SHIFT + n, chain, np.int64(0), np.int64(0))
+
+
+@inlined
+def receive(setup, state, head, stage):
+    """Enqueue a chain of decode tokens at the nodes of a stage that hold their KV cache."""
+    requests, now_s = state.requests, state.clock[NOW]
+    r = head
+    while r != NIL:
+        after = requests[r].next
+        n = state.places[r * setup.n_stages + stage].node
+        enqueue_token(requests, state.nodes[n], r, now_s)
+        mark_touched(state.nodes, state.touched, state.counts, n)
+        r = after

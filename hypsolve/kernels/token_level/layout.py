@@ -1,0 +1,206 @@
+"""Arrays of the token-level simulator: records, `Setup`, `State`, and the constants in them."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+NIL = -1  # end of a list; no node; no choice
+STRANDED = -2  # node of a request that waits for one to be up
+
+DONE, GROW, CHOOSE, PAUSE = 0, 1, 2, 3  # why `run` returns
+ITERATION_END, CHURN, RETURN, DECODE, REACH = 0, 1, 2, 3, 4  # kinds of events, in this order
+SHIFT = 1 << 48  # code of an event: kind * SHIFT + node or request
+FAILURE, RECOVERY = 0, 1  # kinds of churn
+
+N_BINS = 256
+BUSY, JOBS, WAITING, HELD = np.int64(0), np.int64(1), np.int64(2), np.int64(3)  # rows of bins
+N_ROWS = 4
+
+HYPSCHED_RT = 0
+RANDOM = 1
+ROUND_ROBIN = 2
+JOIN_SHORTEST_QUEUE = 3
+POWER_OF_TWO = 4
+LEAST_WORK_LEFT = 5
+EARLIEST_COMPLETION = 6
+ASSIGNED = 7  # replays `Setup.assigned`
+PYTHON = 8  # a function in Python chooses
+
+# places in `State.counts` and `State.clock`
+N_EVENTS, NEXT_ARRIVAL, NEXT_CHURN, N_TOUCHED, N_LOGGED, N_VISITS = range(6)
+CHOICE_FOR, CHOICE, BUDGET, N_ENDED = range(6, 10)
+N_COUNTS = 10
+NOW, ORIGIN, WIDTH = 0, 1, 2
+
+REQUEST = np.dtype(
+    [
+        ("next", "i8"),  # request whose decode token is next in the chain
+        ("attempt", "i8"),
+        ("restarts", "i8"),
+        ("prompt", "i8"),
+        ("output", "i8"),
+        ("believed", "i8"),  # output tokens that policies assume
+        ("delivered", "i8"),
+        ("prefill", "i8"),  # tokens of the first pass of this attempt
+        ("lost", "i8"),  # tokens computed in vain
+        ("ready_s", "f8"),  # when its decode token began to wait
+        ("first_token_s", "f8"),
+        ("end_s", "f8"),
+    ],
+    align=True,
+)
+PLACE = np.dtype(  # one request at one active stage
+    [
+        ("node", "i8"),
+        ("resident", "i8"),  # 1: it is in the list of residents of its node
+        ("behind", "i8"),  # next in the admission queue, then in the prefill queue
+        ("batch_behind", "i8"),  # next prompt of the running iteration
+        ("resident_next", "i8"),
+        ("resident_before", "i8"),
+        ("arrived", "i8"),  # prompt tokens
+        ("computed", "i8"),  # tokens in the KV cache
+        ("taken", "i8"),  # tokens in the running iteration
+        ("ready_s", "f8"),  # when its prompt tokens began to wait
+        ("sent_s", "f8"),  # when the last chunk sent to it arrives
+        ("reached_s", "f8"),
+        ("admitted_s", "f8"),
+        ("left_s", "f8"),
+    ],
+    align=True,
+)
+NODE = np.dtype(
+    [
+        ("stage", "i8"),  # active stage; NIL: the node cannot hold it
+        ("kind", "i8"),  # GPU class
+        ("up", "i8"),
+        ("capacity", "i8"),  # KV tokens
+        ("held", "i8"),  # KV tokens reserved
+        ("queued", "i8"),  # KV tokens that the admission queue needs
+        ("n_jobs", "i8"),  # residents whose work here is not complete
+        ("n_waiting", "i8"),  # residents that wait for KV cache
+        ("admission_head", "i8"),
+        ("admission_tail", "i8"),
+        ("prefill_head", "i8"),
+        ("prefill_tail", "i8"),
+        ("decode_head", "i8"),
+        ("decode_tail", "i8"),
+        ("decode_mark", "i8"),  # last queued one that has waited for longer than the tail
+        ("batch_decode", "i8"),  # heads of the running iteration
+        ("batch_prefill", "i8"),
+        ("batch_size", "i8"),
+        ("running", "i8"),
+        ("run_id", "i8"),  # a failure raises it, and so voids the end of an iteration
+        ("touched", "i8"),  # 1: to be looked at when this instant is over
+        ("resident_head", "i8"),
+        ("n_iterations", "i8"),
+        ("n_tokens", "i8"),
+        ("speed_at", "i8"),  # its current piece of `Setup.speed`
+        ("speed_end", "i8"),
+        ("outstanding_s", "f8"),
+        ("slowdown", "f8"),  # measured, a moving average
+        ("start_s", "f8"),
+        ("nominal_s", "f8"),  # length of the iteration at speed 1
+        ("busy_s", "f8"),
+        ("seen_s", "f8"),  # its bins are filled up to here
+    ],
+    align=True,
+)
+LINK = np.dtype(
+    [
+        ("token_bytes", "f8"),
+        ("latency_s", "f8"),
+        ("free_s", "f8"),
+        ("rate_at", "i8"),
+        ("rate_end", "i8"),
+    ],
+    align=True,
+)
+EVENT = np.dtype(
+    [("time_s", "f8"), ("code", "i8"), ("head", "i8"), ("stage", "i8"), ("detail", "i8")],
+    align=True,
+)
+PART = np.dtype(  # the blocks of one kind in a stage
+    [
+        ("count", "f8"),
+        ("flops_per_token", "f8"),
+        ("flops_per_pair", "f8"),
+        ("always_read_bytes", "f8"),
+        ("gathered_bytes", "f8"),
+        ("experts_bytes", "f8"),
+        ("idle_share", "f8"),  # of the experts, in a pass of one token
+        ("kv_bytes", "f8"),
+        ("activation_bytes", "f8"),
+        ("window", "i8"),  # its place in `Setup.windows`
+        ("last_token_only", "i8"),
+    ],
+    align=True,
+)
+GPU = np.dtype([("t0_s", "f8"), ("flops_per_s", "f8"), ("bytes_per_s", "f8")], align=True)
+CHURNED = np.dtype([("time_s", "f8"), ("kind", "i8"), ("node", "i8")], align=True)
+VISIT = np.dtype(
+    [
+        ("request", "i8"),
+        ("node", "i8"),
+        ("start_s", "f8"),
+        ("end_s", "f8"),
+        ("tokens", "i8"),
+        ("context", "i8"),
+    ],
+    align=True,
+)
+
+
+class Setup(NamedTuple):
+    """Inputs of a simulation, which do not change."""
+
+    policy: int
+    max_batch: int
+    chunk_tokens: int
+    contention: bool
+    bandwidth_bound: bool  # roofline; False: cost model ``flops``
+    record_visits: bool
+    n_stages: int
+    return_s: float
+    order: np.ndarray  # (n_requests,) requests by arrival
+    arrival_s: np.ndarray  # (n_requests,)
+    part: np.ndarray  # PART of all active stages
+    part_start: np.ndarray  # (n_stages + 1,)
+    windows: np.ndarray  # distinct attention windows; inf: no window
+    gpu: np.ndarray  # GPU by class
+    hop_first: np.ndarray  # (n_stages,) links before each active stage
+    hop_end: np.ndarray
+    eligible: np.ndarray  # nodes of all active stages
+    eligible_start: np.ndarray  # (n_stages + 1,)
+    speed_s: np.ndarray  # pieces of all nodes: when each begins
+    speed: np.ndarray  # and its speed
+    rate_s: np.ndarray  # pieces of all links: when each begins
+    rate: np.ndarray  # and its bytes per second
+    churn: np.ndarray  # CHURNED by time
+    expected_s: np.ndarray  # (n_requests or 1, n_stages, n_classes), sums are exact
+    prefill_s: np.ndarray  # part of `expected_s` in the prefill
+    uniforms: np.ndarray  # (n_stages, n_requests or 0, 2)
+    assigned: np.ndarray  # (n_requests or 0, n_stages)
+
+
+class State(NamedTuple):
+    """Variables of a simulation."""
+
+    requests: np.ndarray  # REQUEST
+    places: np.ndarray  # PLACE, at request * n_stages + stage
+    nodes: np.ndarray  # NODE
+    links: np.ndarray  # LINK
+    stranded: np.ndarray  # (n_stages,) heads of lists through `behind`
+    n_stranded: np.ndarray  # (n_stages,) lengths of these lists
+    stranded_seen_s: np.ndarray  # (n_stages,) their bins are filled up to here
+    dispatched: np.ndarray  # (n_stages,) requests dispatched so far
+    touched: np.ndarray  # (n_nodes,) nodes to be looked at, the first N_TOUCHED
+    gone: np.ndarray  # (n_requests,) bool, scratch
+    sums: np.ndarray  # (n_windows, 2) scratch
+    bins: np.ndarray  # (N_ROWS, n_nodes + n_stages, N_BINS); of a stage: stranded, in WAITING
+    counts: np.ndarray  # (N_COUNTS,)
+    clock: np.ndarray  # (3,) seconds
+
+
+def records(n, dtype):
+    """Return `n` records of zeros; their fields are attributes, compiled or not."""
+    return np.zeros(n, dtype).view(np.recarray)

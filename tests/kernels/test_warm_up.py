@@ -1,0 +1,81 @@
+"""Families of kernels are compiled once per process, and the user sees which ones."""
+
+import logging
+import threading
+import types
+
+import pytest
+
+from hypsolve.kernels import warm_up
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Families of which `warm_up` was called; none is really compiled."""
+    seen = []
+
+    def import_module(name):
+        family = name.rpartition(".")[2]
+        return types.SimpleNamespace(warm_up=lambda: seen.append(family))
+
+    monkeypatch.setattr(warm_up.importlib, "import_module", import_module)
+    monkeypatch.setattr(warm_up, "_warm", set())
+    return seen
+
+
+def test_each_family_is_compiled_once(compiled):
+    warm_up.warm("heft", "dispatch", "heft")
+    warm_up.warm("dispatch")
+    assert compiled == ["heft", "dispatch"]
+    warm_up.warm()
+    assert sorted(compiled) == sorted(warm_up.FAMILIES)
+
+
+def test_progress_counts_the_families_that_are_not_warm(compiled):
+    warm_up.warm("heft")
+    reported = []
+    warm_up.warm("heft", "dispatch", "hypsplit", progress=lambda *args: reported.append(args))
+    assert reported == [(0, 2, "dispatch"), (1, 2, "hypsplit"), (2, 2, "hypsplit")]
+    warm_up.warm("heft", progress=lambda *args: reported.append(args))
+    assert len(reported) == 3
+
+
+def test_a_family_that_fails_to_compile_is_tried_again(compiled, monkeypatch):
+    def fail(name):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(warm_up.importlib, "import_module", fail)
+        with pytest.raises(KeyboardInterrupt):
+            warm_up.warm("heft")
+    warm_up.warm("heft")
+    assert compiled == ["heft"]
+
+
+def test_two_threads_compile_a_family_once(compiled):
+    inside, go = threading.Event(), threading.Event()
+
+    def hold(done, total, family):
+        inside.set()
+        assert go.wait(60)
+
+    first = threading.Thread(target=warm_up.warm, args=("heft",), kwargs={"progress": hold})
+    second = threading.Thread(target=warm_up.warm, args=("heft", "dispatch"))
+    first.start()
+    assert inside.wait(60)
+    second.start()
+    go.set()
+    first.join(60)
+    second.join(60)
+    assert compiled == ["heft", "dispatch"]
+
+
+def test_the_notice_names_the_family_the_count_and_the_folder(caplog):
+    from hypsolve.kernels.cache import folders
+
+    with caplog.at_level(logging.WARNING, "hypsolve"):
+        warm_up._announce("heft", "2 of 9")
+    if caplog.messages:  # none without the JIT
+        (message,) = caplog.messages
+        assert "heft kernels (family 2 of 9)" in message
+        assert str(folders().write) in message
