@@ -108,7 +108,7 @@ def model(name: str, weights: str = "fp16") -> Model:
     --------
     >>> import hypsolve as hs
     >>> hs.model("llama-3-8b")
-    <Model llama-3-8b, 34 blocks, 16.06 GB>
+    <Model llama-3-8b, 34 blocks (32 layers), 16.060 GB>
     >>> hs.model("llama-3-8b", weights="int4").extrapolated
     True
     """

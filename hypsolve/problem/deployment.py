@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve.problem import validation as valid
+from hypsolve.problem.units import count, show_bytes
 
 MAX_TOKENS = 2**40  # in one prompt or output
 
@@ -162,7 +163,9 @@ class Model:
                 )
 
     def __repr__(self) -> str:
-        return f"<Model {self.name}, {self.n_blocks} blocks, {self.weight_bytes / 1e9:.4g} GB>"
+        layers = f" ({count(self.n_layers, 'layer')})" if self.n_layers else ""
+        blocks = count(self.n_blocks, "block") + layers
+        return f"<Model {self.name}, {blocks}, {show_bytes(self.weight_bytes)}>"
 
     @property
     def n_blocks(self) -> int:
@@ -514,5 +517,5 @@ class Deployment:
     def __repr__(self) -> str:
         return (
             f"<Deployment of {self.model.name} on {self.network.name},"
-            f" {len(self.requests)} requests, cost model {self.cost_model}>"
+            f" {count(len(self.requests), 'request')}, cost model {self.cost_model}>"
         )
