@@ -52,6 +52,7 @@ from hypsolve.simulation.simulate import simulate
 from hypsolve.simulation.trace import Series, Trace, Visits
 from hypsolve.simulation.workloads import WORKLOADS, workload
 from hypsolve.solve import METHODS, Method, solve
+from hypsolve.solvers.joint.hyperion_plus_params import AscentParams, HyperionPlusParams
 from hypsolve.solvers.joint.joint_exact_params import JointExactParams
 from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
 from hypsolve.solvers.partition.solve_many import Plans, solve_many
@@ -63,6 +64,7 @@ __all__ = [
     "POLICIES",
     "RUNTIMES",
     "WORKLOADS",
+    "AscentParams",
     "BatchDispatcher",
     "Block",
     "Certificate",
@@ -73,6 +75,7 @@ __all__ = [
     "Event",
     "EventKind",
     "GpuProfile",
+    "HyperionPlusParams",
     "Instance",
     "JointExactParams",
     "Link",

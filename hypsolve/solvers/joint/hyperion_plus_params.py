@@ -49,6 +49,15 @@ class AscentParams:
         Evaluations after which windows are laid anew and the clock is read.
     max_multipliers : float
         Groups x ticks; levels with more are skipped.
+
+    Examples
+    --------
+    A quick bound, from the coarsest time grid alone:
+
+    >>> import hypsolve as hs
+    >>> ascent = hs.AscentParams(levels=(60,), restart_scales=(0.0,))
+    >>> hs.HyperionPlusParams(ascent=ascent).ascent.levels
+    (60,)
     """
 
     levels: tuple[int, ...] = (60, 180, 540)
@@ -129,10 +138,10 @@ class HyperionPlusParams:
 
     Examples
     --------
-    >>> from hypsolve.solvers.joint.hyperion_plus_params import HyperionPlusParams
-    >>> HyperionPlusParams(max_partitions=8).max_partitions
+    >>> import hypsolve as hs
+    >>> hs.HyperionPlusParams(max_partitions=8).max_partitions
     8
-    >>> HyperionPlusParams(max_partitions=0)
+    >>> hs.HyperionPlusParams(max_partitions=0)
     Traceback (most recent call last):
         ...
     ValueError: HyperionPlusParams: max_partitions must be at least 1, got 0

@@ -212,7 +212,7 @@ class PartitionBounds:
     ) -> "_Ascent | None":
         """Lay the time grid of a level; return None if there is none or it has too many ticks.
 
-        Windows have at least the width `window_s`, where a coarser level has found one.
+        Windows have at least the width `window_s`, where a coarser level has determined it.
         """
         params, shop = self.params, relaxation.shop
         if self._is_makespan or shop is None or not 0 <= level < len(params.levels):

@@ -27,7 +27,7 @@ def hyperion(
     Parameters
     ----------
     instance : Instance
-        On a partition objective the answer is that of `hypsplit_dp`, with a schedule.
+        On a partition objective, `hypsplit_dp` gives the answer, and a schedule is added.
     time_limit_s, seed : float, int
         Handed to HypSplit-DP and to HypSched-RT.
     partition_objective : Objective or str
@@ -99,7 +99,7 @@ def two_stage(
     instance : Instance
     time_limit_s, seed : float, int
     partition_objective : Objective or str
-        Objective of the partition method if that of the instance is a scheduled one.
+        Objective of the partition method if the instance has a scheduled objective.
 
     Returns
     -------
