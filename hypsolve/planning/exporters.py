@@ -113,9 +113,9 @@ def export(plan: Plan, runtime: str, *, model_type: str = "llama") -> str:
     >>> network = hs.Network(name="home", tiers=tiers)
     >>> plan = hs.plan("llama-3-8b", network, with_upgrades=False)
     >>> print(hs.export(plan, "megatron"), end="")
-    # layers of each stage: desk 21, rack 11
+    # layers of each stage: desk 23, rack 9
     --pipeline-model-parallel-size 2
-    --pipeline-model-parallel-layout "Et*21|t*11L"
+    --pipeline-model-parallel-layout "Et*23|t*9L"
     """
     valid.of_type("export", "plan", plan, Plan)
     valid.known("runtime", runtime, RUNTIMES)
