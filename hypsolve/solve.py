@@ -13,10 +13,10 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.result import Result
 from hypsolve.problem.solution import Outcome, Partition, Schedule, Status
-from hypsolve.solvers.joint.branch_and_bound import joint_exact
 from hypsolve.solvers.joint.cpsat import joint_cpsat
 from hypsolve.solvers.joint.heft import heft, heft_split
 from hypsolve.solvers.joint.hyperion_plus import hyperion_plus
+from hypsolve.solvers.joint.joint_exact import joint_exact
 from hypsolve.solvers.joint.milp import joint_milp
 from hypsolve.solvers.joint.two_stage import gpipe, hyperion, two_stage
 from hypsolve.solvers.partition.cpsat import partition_cpsat
@@ -203,12 +203,14 @@ def solve(
     seed = valid.whole("solve", "seed", seed)
     name, entry = _look_up(method)
     function, kernels = entry.function, entry.kernels
-    said: list[tuple[Instance, Outcome]] = []  # claims of a user's function on the partition
+    claims: list[tuple[Instance, Outcome]] = []  # claims of a user's function on the partition
     completed = entry.decides == "partition" and instance.objective.is_scheduled
     if completed:
         policy = options.pop("policy", "hypsched_rt")
         kept = (
-            entry.function if isinstance(method, str) else _keeping(name, entry.function, said)
+            entry.function
+            if isinstance(method, str)
+            else _recorded(name, entry.function, claims)
         )
         function, kernels = _completed(kept, policy), (*kernels, "dispatch")
     elif instance.objective not in entry.objectives:
@@ -220,12 +222,12 @@ def solve(
     if kernels:
         warm(*kernels)
     started = time.perf_counter()
-    outcome = _an_outcome(
+    outcome = _checked_outcome(
         name, function(instance, time_limit_s=time_limit_s, seed=seed, **options)
     )
     solve_time_s = time.perf_counter() - started
-    for stage_1, of_stage_1 in said:
-        _certify(stage_1, f"{name}, stage 1", of_stage_1, 0.0)
+    for partition_instance, claim in claims:
+        _certify(partition_instance, f"{name}, stage 1", claim, 0.0)
     return _certify(instance, name, outcome, solve_time_s, entry.score)
 
 
@@ -237,20 +239,20 @@ def _look_up(method: str | Method | Callable[..., Outcome]) -> tuple[str, Method
     return method, METHODS[valid.known("method", method, METHODS)]
 
 
-def _keeping(
-    name: str, function: Callable[..., Outcome], said: list[tuple[Instance, Outcome]]
+def _recorded(
+    name: str, function: Callable[..., Outcome], claims: list[tuple[Instance, Outcome]]
 ) -> Callable[..., Outcome]:
     """Record the outcomes of a function, to check them after the clock has stopped."""
 
     def run(instance: Instance, **options: Any) -> Outcome:
-        outcome = _an_outcome(name, function(instance, **options))
-        said.append((instance, outcome))
+        outcome = _checked_outcome(name, function(instance, **options))
+        claims.append((instance, outcome))
         return outcome
 
     return run
 
 
-def _an_outcome(name: str, outcome: Any) -> Outcome:
+def _checked_outcome(name: str, outcome: Any) -> Outcome:
     if not isinstance(outcome, Outcome):
         raise TypeError(f"{name}: must return an Outcome, got {outcome!r:.60}")
     return outcome

@@ -7,9 +7,11 @@ pytest, and ``tests/experiments`` tests the first command of README.md.
 import contextlib
 import importlib
 import io
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -46,6 +48,9 @@ def run_command(line, page):
     elif words[:2] == [".venv/bin/python", "-m"]:
         name = words[2] if not words[2].endswith("verify") else f"{words[2]}.__main__"
         status = importlib.import_module(name).main(words[3:])
+    elif words[0] == ".venv/bin/python":  # a file of this page
+        paths = {"PYTHONPATH": str(ROOT)}
+        status = subprocess.run([sys.executable, *words[1:]], env=os.environ | paths).returncode
     else:
         pytest.fail(f"{page}: cannot run {line!r}")
     assert not status, f"{page}: {line}: status {status}"
@@ -63,6 +68,8 @@ def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
         if language == "bash":
             for line in text.splitlines():
                 run_command(line, page)
+        elif mark.endswith(".py"):
+            Path(mark).write_text(text)
         elif language == "python" and mark != "cluster":
             stdout = io.StringIO()
             with contextlib.redirect_stdout(stdout):
