@@ -1,4 +1,4 @@
-"""A plan as the flags or the file of a runtime: `export`, to one of `RUNTIMES`."""
+"""`export`: write a plan as flags or as a file of one of the `RUNTIMES`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_BFLOAT16 = ("T4", "V100")  # of the catalogue's GPUs
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What a Hugging Face implementation calls its modules."""
+    """Names of the modules in a Hugging Face implementation."""
 
     embedding: tuple[str, ...]
     layers: str
@@ -46,49 +46,51 @@ MODULES: dict[str, Names] = {
         "model.decoder.layers", "model.decoder.final_layer_norm", "lm_head",
     ),
 }  # fmt: skip
-"""By ``model_type``, as in transformers 5.14 (before it, the head of gpt_neox: embed_out)."""
+"""By ``model_type``, as in transformers 5.14 (earlier, the head of gpt_neox was embed_out)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """What runtimes need to know of a plan: one stage per tier, in order."""
+class Pipeline:
+    """The stages of a plan that have blocks, in order: all that a runtime needs."""
 
     cuts: tuple[int, ...]
     tiers: tuple[str, ...]
-    nodes: tuple[tuple[str, ...], ...]  # of each tier, that hold its stage
+    nodes: tuple[tuple[str, ...], ...]  # of each stage, all that hold it
     names: Names
-    tied: bool  # the head is the table of the embedding
+    tied: bool  # the head uses the table of the embedding
 
     @property
     def n_layers(self) -> int:
-        """Without embedding and head."""
+        """Number of layers, without embedding and head."""
         return self.cuts[-1] - 2
 
     @property
     def first_layers(self) -> tuple[int, ...]:
-        """Of each stage, and at the end the number of all."""
+        """First layer of each stage, then the number of all layers."""
         inner = (min(max(cut - 1, 0), self.n_layers) for cut in self.cuts[1:-1])
         return (0, *inner, self.n_layers)
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """How many each stage has."""
+        """Number of layers of each stage."""
         first = self.first_layers
         return tuple(b - a for a, b in itertools.pairwise(first))
 
 
+@valid.suggest_keywords("export")
 def export(plan: Plan, runtime: str, *, model_type: str = "llama") -> str:
-    """Write a plan for a runtime, as text.
+    """Return a plan as text for a runtime.
 
     Parameters
     ----------
     plan : Plan
     runtime : str
-        One of `RUNTIMES`.
+        A name in `RUNTIMES`.
     model_type : str
-        One of `MODULES`; only `NAMES_MODULES` need it. A device number of ``accelerate`` is
-        that of a stage, and all of them must be in one machine; a head that is the embedding's
-        table stays with that, on the first, which the plan does not count.
+        A name in `hypsolve.planning.exporters.MODULES`; only ``accelerate`` and ``torch`` need
+        it. For ``accelerate``, a device is the number of a stage, so all stages must be in one
+        machine. If head and embedding share one table, the head stays on the first device,
+        which the plan does not account for.
 
     Returns
     -------
@@ -98,6 +100,22 @@ def export(plan: Plan, runtime: str, *, model_type: str = "llama") -> str:
     ------
     ValueError
         If there is no plan, or the runtime cannot express it; see `hypsolve.nearest_plan`.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> link = hs.Link(bytes_per_s=1.25e9, latency_s=1e-3)
+    >>> desk, rack = (hs.Node(name=gpu, gpu=hs.gpu(gpu)) for gpu in ("rtx-4090", "a10"))
+    >>> tiers = (
+    ...     hs.Tier(name="desk", nodes=(desk,), link=link),
+    ...     hs.Tier(name="rack", nodes=(rack,)),
+    ... )
+    >>> network = hs.Network(name="home", tiers=tiers)
+    >>> plan = hs.plan("llama-3-8b", network, with_upgrades=False)
+    >>> print(hs.export(plan, "megatron"), end="")
+    # layers of each stage: desk 23, rack 9
+    --pipeline-model-parallel-size 2
+    --pipeline-model-parallel-layout "Et*23|t*9L"
     """
     valid.of_type("export", "plan", plan, Plan)
     valid.known("runtime", runtime, RUNTIMES)
@@ -108,8 +126,8 @@ def export(plan: Plan, runtime: str, *, model_type: str = "llama") -> str:
     why = not_expressible(plan, runtime)
     if why:
         raise ValueError(f"export: {runtime} cannot express this plan: {why}")
-    stages = [stage for stage in plan.stages if stage.blocks]  # of others nothing is started
-    split = Split(
+    stages = [stage for stage in plan.stages if stage.blocks]  # empty stages start nothing
+    pipeline = Pipeline(
         cuts=(0, *(stage.blocks.stop for stage in stages)),
         tiers=tuple(stage.tier for stage in stages),
         nodes=tuple(
@@ -119,11 +137,11 @@ def export(plan: Plan, runtime: str, *, model_type: str = "llama") -> str:
         names=MODULES[model_type],
         tied=plan.model.tied_bytes > 0,
     )
-    return RUNTIMES[runtime](split, plan).rstrip("\n") + "\n"
+    return RUNTIMES[runtime](pipeline, plan).rstrip("\n") + "\n"
 
 
 def not_expressible(plan: Plan, runtime: str) -> str:
-    """Why a runtime cannot have a plan; empty if it can."""
+    """Return why a runtime cannot express a plan; empty if it can."""
     partition = plan.result.partition
     assert partition is not None
     why = []
@@ -144,53 +162,53 @@ def not_expressible(plan: Plan, runtime: str) -> str:
 
 
 def cautions(plan: Plan, runtime: str) -> list[str]:
-    """What to know of a plan in a runtime that the export does not say.
+    """Return what a user must know that the exported text does not say.
 
     Parameters
     ----------
     plan : Plan
     runtime : str
-        One of `RUNTIMES`.
+        A name in `RUNTIMES`.
     """
     valid.known("runtime", runtime, RUNTIMES)
     n_stages = sum(bool(stage.blocks) for stage in plan.stages)
     lines = []
     if runtime not in PLAIN and plan.model.extrapolated:
-        lines.append(f"planned as {plan.model.name}: load weights that are so quantised")
+        lines.append(f"planned as {plan.model.name}: load weights of this format")
     if runtime == "accelerate" and n_stages > 1:
-        lines.append("a device_map is of one machine: device k must be the GPU of stage k")
+        lines.append("a device_map is for one machine: device k must be the GPU of stage k")
     if runtime == "accelerate" and n_stages > 1 and plan.model.tied_bytes:
         lines.append(
-            "the head is the embedding's table, and stays on device 0, which is not planned for"
+            "the head shares the embedding's table and stays on device 0: not in the plan"
         )
     if runtime == "petals":
         lines.append("Petals serves Llama, Mixtral, Falcon and BLOOM models")
     apple = [n.node for n in plan.nodes if n.is_used and n.gpu.startswith("Apple")]
     if runtime in NEEDS_CUDA and apple:
-        lines.append(f"{runtime} needs CUDA or ROCm; not so: {', '.join(apple)}")
+        lines.append(f"{runtime} needs CUDA or ROCm, but has Apple GPUs on {', '.join(apple)}")
     return lines
 
 
-def _vllm(split: Split, plan: Plan) -> str:
+def _vllm(pipeline: Pipeline, plan: Plan) -> str:
     return "\n".join(
         [
-            _of_stages(split),
-            "# the nodes in a Ray cluster: ray start --head on the first, then on the others",
-            "# ray start --address=FIRST:6379; see that rank k runs on the k-th stage's node",
-            f"export VLLM_PP_LAYER_PARTITION={','.join(map(str, split.layers))}",
-            f"vllm serve MODEL --pipeline-parallel-size {len(split.tiers)}"
+            _of_stages(pipeline),
+            "# start a Ray cluster: ray start --head on the first node, then on the others",
+            "# ray start --address=FIRST:6379; make sure that rank k is on the node of stage k",
+            f"export VLLM_PP_LAYER_PARTITION={','.join(map(str, pipeline.layers))}",
+            f"vllm serve MODEL --pipeline-parallel-size {len(pipeline.tiers)}"
             f" --distributed-executor-backend ray --max-num-seqs {_sequences(plan)}"
             f" --max-model-len {_tokens(plan)}{_half(plan)}",
         ]
     )
 
 
-def _sglang(split: Split, plan: Plan) -> str:
-    n = len(split.tiers)
-    first = split.nodes[0][0]
-    lines = [_of_stages(split)]
-    lines.append(f"export SGLANG_PP_LAYER_PARTITION={','.join(map(str, split.layers))}")
-    for rank, nodes in enumerate(split.nodes):
+def _sglang(pipeline: Pipeline, plan: Plan) -> str:
+    n = len(pipeline.tiers)
+    first = pipeline.nodes[0][0]
+    lines = [_of_stages(pipeline)]
+    lines.append(f"export SGLANG_PP_LAYER_PARTITION={','.join(map(str, pipeline.layers))}")
+    for rank, nodes in enumerate(pipeline.nodes):
         several = ""
         if n > 1:
             address = shlex.quote(f"{first}:50000")
@@ -208,26 +226,30 @@ def _tokens(plan: Plan) -> int:
 
 
 def _sequences(plan: Plan) -> int:
-    """As many at once as were simulated and have room; those asked for have."""
+    """Return the maximum number of concurrent sequences.
+
+    It is limited by KV-cache memory and by the simulated batch size, and is at least
+    `concurrency`.
+    """
     room = plan.forecast.max_sequences if plan.forecast is not None else 0
     return max(plan.query.concurrency, min(room, MAX_BATCH))
 
 
 def _half(plan: Plan) -> str:
-    """GPUs without bfloat16 take float16."""
+    """Return the flag for float16 if a GPU lacks bfloat16."""
     old = any(node.is_used and node.gpu.startswith(NO_BFLOAT16) for node in plan.nodes)
     return " --weights half" if old else ""
 
 
-def _llama_cpp(split: Split, plan: Plan) -> str:
-    """The head is one more slot, behind the last layer; the embedding stays with the host."""
-    counts = [*split.layers[:-1], split.layers[-1] + 1]
-    servers = shlex.quote(",".join(f"{nodes[0]}:50052" for nodes in split.nodes))
+def _llama_cpp(pipeline: Pipeline, plan: Plan) -> str:
+    """Write flags in which the head counts as one more layer; the host keeps the embedding."""
+    counts = [*pipeline.layers[:-1], pipeline.layers[-1] + 1]
+    servers = shlex.quote(",".join(f"{nodes[0]}:50052" for nodes in pipeline.nodes))
     return "\n".join(
         [
-            _of_stages(split),
+            _of_stages(pipeline),
             "# on each node: rpc-server --host 0.0.0.0 --port 50052",
-            f"# on {split.nodes[0][0]}, for llama-server keeps the table of the embedding:",
+            f"# on {pipeline.nodes[0][0]}, since llama-server keeps the embedding table:",
             f"llama-server -m MODEL.gguf -ngl 999 --rpc {servers}"
             f" -ts {','.join(map(str, counts))}"
             f" -np {plan.query.concurrency} -c {plan.query.concurrency * _tokens(plan)}",
@@ -235,34 +257,34 @@ def _llama_cpp(split: Split, plan: Plan) -> str:
     )
 
 
-def _accelerate(split: Split, plan: Plan) -> str:
-    return json.dumps(device_map(split), indent=2)
+def _accelerate(pipeline: Pipeline, plan: Plan) -> str:
+    return json.dumps(device_map(pipeline), indent=2)
 
 
-def device_map(split: Split) -> dict[str, int]:
-    """Device, that is the number of the stage, by module.
+def device_map(pipeline: Pipeline) -> dict[str, int]:
+    """Return the device of each module, which is the number of its stage.
 
-    A head that is the embedding's table stays beside it: accelerate holds one of the two.
+    If head and embedding share one table, both are on device 0: accelerate holds it once.
     """
-    names, last = split.names, len(split.tiers) - 1
+    names, last = pipeline.names, len(pipeline.tiers) - 1
     stages = {module: 0 for module in names.embedding}
     for k, (first, end) in enumerate(
-        zip(split.first_layers, split.first_layers[1:], strict=False)
+        zip(pipeline.first_layers, pipeline.first_layers[1:], strict=False)
     ):
         stages |= {f"{names.layers}.{layer}": k for layer in range(first, end)}
-    return stages | {names.norm: last, names.head: 0 if split.tied else last}
+    return stages | {names.norm: last, names.head: 0 if pipeline.tied else last}
 
 
-def _torch(split: Split, plan: Plan) -> str:
+def _torch(pipeline: Pipeline, plan: Plan) -> str:
     entries = (
-        f'    "{split.names.layers}.{first}": SplitPoint.BEGINNING,'
-        for first in split.first_layers[1:-1]
+        f'    "{pipeline.names.layers}.{first}": SplitPoint.BEGINNING,'
+        for first in pipeline.first_layers[1:-1]
     )
     return "\n".join(
         [
             "from torch.distributed.pipelining import SplitPoint",
             "",
-            _of_stages(split),
+            _of_stages(pipeline),
             "split_spec = {",
             *entries,
             "}",
@@ -270,13 +292,13 @@ def _torch(split: Split, plan: Plan) -> str:
     )
 
 
-def _deepspeed(split: Split, plan: Plan) -> str:
+def _deepspeed(pipeline: Pipeline, plan: Plan) -> str:
     return "\n".join(
         [
             "from deepspeed.pipe import PipelineModule",
             "",
-            _of_stages(split),
-            f"PARTS = {list(split.cuts)}  # embedding, layers, head",
+            _of_stages(pipeline),
+            f"PARTS = {list(pipeline.cuts)}  # embedding, layers, head",
             "",
             "",
             "class Planned(PipelineModule):",
@@ -288,27 +310,27 @@ def _deepspeed(split: Split, plan: Plan) -> str:
     )
 
 
-def _megatron(split: Split, plan: Plan) -> str:
-    stages = split.layers
+def _megatron(pipeline: Pipeline, plan: Plan) -> str:
+    stages = pipeline.layers
     layout = f"E{'|'.join(f't*{n}' for n in stages)}L"  # E embedding, t layer, L head
     return "\n".join(
         [
-            _of_stages(split),
+            _of_stages(pipeline),
             f"--pipeline-model-parallel-size {len(stages)}",
             f'--pipeline-model-parallel-layout "{layout}"',
         ]
     )
 
 
-def _petals(split: Split, plan: Plan) -> str:
+def _petals(pipeline: Pipeline, plan: Plan) -> str:
     lines = [
-        _of_stages(split),
-        "# the client keeps the embedding and the head; the first server makes a private",
-        "# swarm, and prints the address that the others take as PEERS",
+        _of_stages(pipeline),
+        "# the client keeps embedding and head; the first server starts a private",
+        "# swarm and prints the address that the others take as PEERS",
     ]
     swarm = "--new_swarm"
     for first, end, nodes in zip(
-        split.first_layers, split.first_layers[1:], split.nodes, strict=False
+        pipeline.first_layers, pipeline.first_layers[1:], pipeline.nodes, strict=False
     ):
         for node in nodes:
             lines.append(
@@ -319,30 +341,30 @@ def _petals(split: Split, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _json(split: Split, plan: Plan) -> str:
-    return json.dumps(_plain(split, plan), indent=2)
+def _json(pipeline: Pipeline, plan: Plan) -> str:
+    return json.dumps(_plain(pipeline, plan), indent=2)
 
 
-def _yaml(split: Split, plan: Plan) -> str:
-    return str(optional("yaml").safe_dump(_plain(split, plan), sort_keys=False))
+def _yaml(pipeline: Pipeline, plan: Plan) -> str:
+    return str(optional("yaml").safe_dump(_plain(pipeline, plan), sort_keys=False))
 
 
-def _plain(split: Split, plan: Plan) -> dict[str, Any]:
+def _plain(pipeline: Pipeline, plan: Plan) -> dict[str, Any]:
     stages = [
         {"tier": tier, "nodes": list(nodes), "blocks": [first, end]}
         for tier, nodes, first, end in zip(
-            split.tiers, split.nodes, split.cuts, split.cuts[1:], strict=False
+            pipeline.tiers, pipeline.nodes, pipeline.cuts, pipeline.cuts[1:], strict=False
         )
     ]
-    return {"model": plan.model.name, "n_blocks": split.cuts[-1], "stages": stages}
+    return {"model": plan.model.name, "n_blocks": pipeline.cuts[-1], "stages": stages}
 
 
-def _of_stages(split: Split) -> str:
-    stages = (f"{tier} {n}" for tier, n in zip(split.tiers, split.layers, strict=True))
+def _of_stages(pipeline: Pipeline) -> str:
+    stages = (f"{tier} {n}" for tier, n in zip(pipeline.tiers, pipeline.layers, strict=True))
     return f"# layers of each stage: {', '.join(stages)}"
 
 
-Writer = Callable[[Split, Plan], str]
+Writer = Callable[[Pipeline, Plan], str]
 RUNTIMES: Mapping[str, Writer] = {
     "vllm": _vllm,
     "sglang": _sglang,
@@ -356,11 +378,11 @@ RUNTIMES: Mapping[str, Writer] = {
     "yaml": _yaml,
 }
 PLAIN = ("json", "yaml")
-"""Those of no runtime in particular."""
+"""Formats for no particular runtime."""
 BY_LAYER = tuple(name for name in RUNTIMES if name not in (*PLAIN, "deepspeed"))
-"""Those that can have a stage only where it has a layer."""
+"""Runtimes in which every stage needs a layer."""
 ONE_PIPELINE = tuple(name for name in RUNTIMES if name not in (*PLAIN, "petals"))
-"""Those that run one node of each tier."""
+"""Runtimes that use one node of each tier."""
 NAMES_MODULES = ("accelerate", "torch")
-"""Those that take the names of the model's modules."""
+"""Runtimes that take the names of the modules of the model."""
 NEEDS_CUDA = ("vllm", "sglang", "deepspeed", "megatron")

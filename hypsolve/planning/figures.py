@@ -222,8 +222,8 @@ FIGURES: Mapping[str, Figure] = {
     "network": Figure(
         draw_network,
         network_height,
-        "Tiers with their nodes. Each card is one kind of node: number and GPU, names, layers,"
-        " and how its memory is used. Memory bars are to scale. The strip under the name of a"
+        "Tiers with their nodes. Each card is one kind of node: layers, number and GPU, names,"
+        " and use of memory. Memory bars are to scale. The strip under the name of a"
         " tier shows where its blocks are in the model.",
     ),
     "stages": Figure(

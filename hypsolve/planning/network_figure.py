@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # in inches
 COLUMN = 1.62  # least width of a tier in a row of tiers
-LINK = 0.66  # between two columns
+LINK = 0.56  # between two columns
 HEADER, CARD, GAP, LEGEND = 0.46, 0.98, 0.1, 0.28
 ARROW = 0.42  # between two rows
 LETTER = 0.062  # mean width of a letter of 8 pt
@@ -121,13 +121,15 @@ def _card(
     _box(ax, x, y, width, CARD, facecolor="none", edgecolor=GREY, linewidth=0.8)
     count = f"{len(card.nodes)} x " if len(card.nodes) > 1 else ""
     layers = plan.describe_blocks(node.blocks) if node.is_used else "unused"
+    names = _names([each.node for each in card.nodes], letters)
     lines: list[tuple[str, dict[str, Any]]] = [
-        (f"{count}{node.gpu}", {"size": NORMAL - 0.5, "weight": "bold"}),
-        (_names([each.node for each in card.nodes], letters), {"size": SMALL, "color": MUTED}),
-        (layers, {"size": NORMAL - 0.5}),
+        (short_name(layers, int(letters * 0.9)), {"weight": "bold"}),
+        (f"{count}{node.gpu}", {}),
+        (names, {"color": MUTED}),
     ]
     for at, (text, style) in enumerate(lines):
-        ax.text(x + 0.07, y + 0.17 + 0.165 * at, short_name(text, letters), **style)
+        text = short_name(text, letters)
+        ax.text(x + 0.07, y + 0.17 + 0.165 * at, text, size=SMALL, **style)
     left, top, scale = x + 0.07, y + 0.58, (width - 0.14) / largest
     for n_bytes, colour in ((node.weight_bytes, BLUE), (node.kv_bytes, ORANGE)):
         _box(ax, left, top, n_bytes * scale, 0.13, facecolor=colour)
@@ -145,7 +147,8 @@ def _names(names: Sequence[str], letters: int) -> str:
         return joined
     pairs = zip(names[0], names[-1], strict=False)
     common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return f"{names[0]} to {names[-1][common:]}"
+    last = f" to {names[-1][common:]}"
+    return short_name(names[0], letters - len(last)) + last
 
 
 def _link(ax: Axes, tier: Tier, start: tuple[float, float], end: tuple[float, float]) -> None:

@@ -71,6 +71,16 @@ def test_plan_as_json_is_the_plan(capsys, example):
     assert document == json.loads(json.dumps(same))
 
 
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [("plan", "--dtype", "--weights"), ("replan", "--from", "--before")],
+)
+def test_an_old_option_suggests_the_new_one(capsys, command, old, new):
+    code, out, err = run(capsys, command, old, "x")
+    message = f"hypsolve: unknown option {old}; did you mean {new}?\n"
+    assert (code, out, err) == (2, "", message)
+
+
 def test_infeasible_is_exit_code_1_with_a_reason(capsys, example):
     arguments = ("plan", "--model", "llama-3-70b", "--network", example, "--concurrency", 300)
     code, out, _ = run(capsys, *arguments)

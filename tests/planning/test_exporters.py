@@ -480,19 +480,19 @@ def test_cautions_say_what_an_export_does_not(capsys, tmp_path):
     plain = planned((0, 12, 34))
     assert [cautions(plain, each) for each in ("vllm", "json", "torch")] == [[], [], []]
     assert cautions(plain, "accelerate") == [
-        "a device_map is of one machine: device k must be the GPU of stage k"
+        "a device_map is for one machine: device k must be the GPU of stage k"
     ]
     assert cautions(planned((0, 34)), "accelerate") == []
     mac = hs.Network(name="n", tiers=(tier("mac", "apple-m2-ultra"),))
     small = plan("phi-3-mini", mac, weights="int4")
     assert cautions(small, "vllm") == [
-        "planned as phi-3-mini-int4: load weights that are so quantised",
-        "vllm needs CUDA or ROCm; not so: mac-0",
+        "planned as phi-3-mini-int4: load weights of this format",
+        "vllm needs CUDA or ROCm, but has Apple GPUs on mac-0",
     ]
     assert cautions(small, "json") == []
     model = replace(plain.model, tied_bytes=10)
     tied = replace(plain, query=replace(plain.query, model=model))
-    assert "the head is the embedding's table" in cautions(tied, "accelerate")[1]
+    assert "the head shares the embedding's table" in cautions(tied, "accelerate")[1]
     assert cautions(plain, "petals") == [
         "Petals serves Llama, Mixtral, Falcon and BLOOM models"
     ]
@@ -501,7 +501,7 @@ def test_cautions_say_what_an_export_does_not(capsys, tmp_path):
     command = ("plan", "--model", "phi-3-mini", "--network", path, "--weights", "int8")
     err = run(capsys, *command, "--export", "petals")[2].splitlines()
     assert [line for line in err if line.startswith("note: ")] == [
-        "note: planned as phi-3-mini-int8: load weights that are so quantised",
+        "note: planned as phi-3-mini-int8: load weights of this format",
         "note: Petals serves Llama, Mixtral, Falcon and BLOOM models",
     ]
 

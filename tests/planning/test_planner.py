@@ -450,6 +450,25 @@ def test_pins_and_limits_of_the_file_hold(unsimulated):
         hs.plan("llama-3-8b", replace(site, pins={32: "desk"}))
 
 
+def test_a_plan_is_readable_in_a_console_and_in_a_notebook(found, too_small):
+    assert repr(found).startswith("<Plan of llama-3-8b on small: optimal, bottleneck ")
+    assert "; rack " in repr(found) and len(repr(found)) < 200
+    assert repr(too_small) == "<Plan of llama-3-8b on tight: infeasible>"
+    html = found._repr_html_()
+    assert "<table>" in html and "proved optimal" in html.lower()
+    assert "<li>tier &#x27;a&#x27;" in too_small._repr_html_()
+
+
+def test_old_names_suggest_the_new_ones():
+    for old, new in (
+        ("dtype", "weights"),
+        ("tell", "progress"),
+        ("time_limit", "time_limit_s"),
+    ):
+        with pytest.raises(TypeError, match=f"unknown option '{old}'; did you mean {new}"):
+            hs.plan("llama-3-8b", SMALL, **{old: 1})
+
+
 def test_everything_is_plain_in_a_dictionary(found, too_small):
     document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert document["result"]["cuts"] == list(found.result.partition.cuts)

@@ -205,6 +205,24 @@ def test_what_was_asked_is_asked_again(tmp_path):
         replan("llama-3-8b", NEW, path, max_moves=4, weights="int8")
 
 
+def test_plan_files_of_version_1_are_read_and_other_versions_refused(before, tmp_path):
+    """Version 1 stated neither format nor version, and had other names for the forecast."""
+    path, document = tmp_path / "plan.json", before.to_dict()
+    assert (document["format"], document["version"]) == ("hypsolve-plan", 2)
+    first = {name: document[name] for name in document if name not in ("format", "version")}
+    first["service"], first["changes"] = first.pop("forecast"), first.pop("upgrades")
+    path.write_text(json.dumps(first))
+    stay = replan("llama-3-8b", NEW, path, max_moves=0)
+    assert stay.partition == before.result.partition
+    for wrong, message in (
+        ({"version": 3}, "version must be 1 or 2, got 3"),
+        ({"format": "hypsolve-instance"}, "format must be 'hypsolve-plan', got 'hyps"),
+    ):
+        path.write_text(json.dumps(document | wrong))
+        with pytest.raises(ValueError, match=message):
+            replan("llama-3-8b", NEW, path, max_moves=0)
+
+
 def test_a_plan_of_another_model_or_format_is_refused(before):
     for model, weights in (("mistral-7b", None), ("llama-3-8b", "int4")):
         with pytest.raises(ValueError, match=r"must be for '[\w-]+', got one for 'llama-3-8b'"):

@@ -148,13 +148,14 @@ def test_the_limit_holds_where_very_many_splits_are_as_good(monkeypatch):
         return float(readings[-1])
 
     monkeypatch.setattr(simulation_search, "perf_counter", clock)
-    found = minimise_mean_latency(Splits(deployment, rules), time_limit_s=300)
-    assert len(readings) == 302  # it ends at the first reading beyond the limit
+    monkeypatch.setattr(simulation_search, "MAX_EVALUATIONS", 1000)
+    found = minimise_mean_latency(Splits(deployment, rules), time_limit_s=60)
+    assert len(readings) == 62  # it ends at the first reading beyond the limit
     assert 0 < found.bound_s < found.objective_s and str(found.status) == "feasible"
     splits = Splits(deployment, rules)
     min_s = splits.min_bound_s()
     assert 0 < min_s <= splits.bound_s(found.partition.cuts)
-    evaluations = list(itertools.islice(splits.by_bound(), 2000))
+    evaluations = list(itertools.islice(splits.by_bound(), 500))
     bounds = np.array([bound_s for bound_s, _ in evaluations])
     assert (np.diff(bounds) >= -1e-12 * bounds[-1]).all()
 
