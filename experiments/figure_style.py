@@ -159,7 +159,10 @@ def title(ax: Axes, *lines: str, width: int | None = None) -> None:
     width = width or _characters(ax)
     n_notes = sum(len(t.get_text().splitlines()) for t in ax.texts if t.get_gid() == NOTE)
     together = (_UNIT.sub("\u00a0", line) for line in lines if line)
-    wrapped = [textwrap.fill(line, width) for line in together]
+    wrapped = [  # bold letters are wider
+        textwrap.fill(line, width if number else int(0.87 * width))
+        for number, line in enumerate(together)
+    ]
     n_rest = sum(line.count("\n") + 1 for line in wrapped[1:])
     pad = 3 + 1.25 * TEXT_PT * n_notes
     if n_rest:

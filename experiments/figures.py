@@ -136,7 +136,7 @@ def gap_against_size(frame: pd.DataFrame, ax: Axes) -> Axes:
     focus = ("Hyperion+", "Hyperion", "joint exact", "speed-proportional", "even split")
     answer = _medians(table["best_gap"], table["label"], focus, percent)
     style.title(ax, _place(frame), f"median: {answer}" if answer else "", extrapolation(frame))
-    ax.set_ylabel("gap to best bound (%)")
+    ax.set_ylabel("gap to bound (%)")
     ax.set_ylim(-0.02 * max(1.0, ax.get_ylim()[1]))
     return style.clean(ax)
 

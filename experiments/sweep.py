@@ -306,7 +306,7 @@ def _show(name: str, out: Path, rows: Collection[int] | None = None) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from experiments import presentation, report
+    from experiments import markdown, presentation, report
     from experiments.progress import print_table
 
     path = out / f"{name}.csv"
@@ -317,7 +317,7 @@ def _show(name: str, out: Path, rows: Collection[int] | None = None) -> None:
     for title, table in tables.items():
         print_table(title, table)
     print(f"  {path}")
-    for written in presentation.save_tables(name, tables, out):
+    for written in markdown.save_tables(name, tables, out):
         print(f"  {written}")
     for written in presentation.save_figures(name, frame, out):
         print(f"  {written}", flush=True)

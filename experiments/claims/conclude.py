@@ -14,7 +14,7 @@ def conclude(out: Path, rows: Mapping[str, Collection[int]] | None = None) -> No
         Numbers of the rows that count, for the experiments that were just run.
     """
     from experiments.claims import claim_figures, statistics, tables
-    from experiments.presentation import save_tables
+    from experiments.markdown import save_tables
     from experiments.progress import print_table
 
     table = tables.write(out, rows)

@@ -3,39 +3,43 @@
 M. Ma et al., "Hyperion: Hierarchical Scheduling for Parallel LLM Acceleration in Multi-tier
 Networks", arXiv:2511.14450 (v1 of 18 November, v2 of 1 December 2025).
 
-*Known* of its experiments, from the two abstracts and public summaries of the problem it
-states: models Llama-3-8B and Phi-3-medium; baselines GPipe and HEFT; edge, fog and cloud tiers
-with nodes of different speed; latency "up to" 52.1 % below GPipe's and 31.2 % below HEFT's with
-Phi-3-medium, 44.5 % below GPipe's when long sequences are generated, more use of the GPUs, and
-better scaling with the length of the output and the number of tiers. Its model: a block takes
-FLOPs / (FLOP/s) seconds, a partition costs its slowest stage plus the sum of all transfers.
+*Known*, from the two abstracts and from public summaries of the problem. The models are
+Llama-3-8B and Phi-3-medium, the baselines GPipe and HEFT, and the tiers (edge, fog, cloud) have
+nodes of different speed. Latency is "up to" 52.1 % below GPipe's and 31.2 % below HEFT's with
+Phi-3-medium, and 44.5 % below GPipe's for long sequences. GPUs are used more, and Hyperion
+scales better with the length of the output and the number of tiers. A block takes FLOPs /
+(FLOP/s) seconds; a partition costs its slowest stage plus the sum of all transfers.
 
-*Not known* to us, for its text was not at hand: devices, nodes per tier, link rates and
-latencies, lengths, request rates, batching, number of repetitions, which setting gives "up to".
+*Not known*, because the full text was not available: devices, nodes per tier, rates and
+latencies of links, lengths, request rates, batching, repetitions, and the settings behind "up
+to".
 
-*Ours*, chosen by what the paper describes and not by what comes out: the networks that come
-with this repository, every number in them with its source, or networks drawn from the same GPU
-table; measured block times (cost model ``roofline``), and the paper's (``flops``) in series
-named so, these also at a load at which requests hardly meet, for the paper's model has no
-queues; continuous batching (64 requests, chunks of 512 prompt tokens); requests as in
-`hypsolve.simulation.workloads`, some with the lengths and gaps fitted to Azure's traces
-("drawn as"), and windows of Azure's and Mooncake's traces themselves ("replayed") where those
-files are at hand; arrivals at 0.7 of what the best partition serves one request at a time,
-unless the load is the axis (up to where everything saturates); 10 seeds; 32 to 4,096 output
-tokens; 2 to 8 tiers. Links are pure delay as in the paper's model, but in series named "shared
-links".
+*Our choices* follow the paper's description, not the outcome.
 
-Methods: ``hyperion``, which balances the tiers' pooled stage times, and with ``p0`` cuts, the
-paper's own objective; ``gpipe`` (even cuts, round robin); ``heft``, which knows all arrivals
-beforehand: its cuts, and its assignment replayed; and Hyperion with one part changed: the cuts,
-the dispatch policy, the rule for a stage's time, the cost of links, or the costs it plans with
-(``cost_model``: what the planner believes; the simulation stays as it is).
+- Networks are those of this repository, every number with its source, or are drawn from its GPU
+  table.
+- Block times are measured (cost model ``roofline``). Series named ``flops`` use the paper's
+  model, also at a load at which requests hardly meet, because that model has no queues.
+- Nodes batch continuously (64 requests, chunks of 512 prompt tokens).
+- Requests come from `hypsolve.simulation.workloads`. Series "drawn as" use lengths and gaps
+  fitted to Azure's traces; series "replayed" use windows of Azure's and Mooncake's traces
+  themselves, if the files are on this machine.
+- The load is 0.7 of the rate at which the best partition serves one request at a time, unless
+  it is the axis (then up to saturation). There are 10 seeds, 32 to 4,096 output tokens, 2 to 8
+  tiers.
+- Links are pure delays as in the paper's model, except in series named "shared links".
 
-*Kinder than the world*, to all methods: who dispatches knows the true output length of every
-request, and planners the lengths of all (a best case; ``believes``: dispatch takes every output
-to have the mean length instead), and nodes take the seconds that profiles say, so without
-events the estimate of effective capacity has nothing to correct (``error`` in `churn`: constant
-errors per node). Means are over all requests, those of warm-up and drain too.
+*Methods.* ``hyperion`` balances the pooled stage times of the tiers; with ``p0`` cuts it
+minimises the paper's own objective. ``gpipe`` has even cuts and round robin. ``heft`` knows all
+arrivals beforehand; its cuts are used and its assignment is replayed. Variants change one part
+of Hyperion: the cuts, the dispatch policy, the rule for a stage's time, the cost of links, or
+the costs of the planner (``cost_model``, which does not change the simulation).
+
+*Kinder than the world*, to all methods. Dispatchers know the true output length of every
+request, and planners know all lengths (``believes``: dispatch assumes the mean output length).
+Nodes take the seconds of their profiles, so without events the estimate of effective capacity
+has nothing to correct (``error`` in `churn`: constant errors per node). Means include the
+requests of warm-up and drain.
 """
 
 import math

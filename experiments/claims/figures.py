@@ -53,7 +53,7 @@ def _plain_ticks(axis: Axis) -> None:
     low, high = axis.get_view_interval()
     ratio = high / low
     subs = (1, 2, 3, 5, 7) if ratio < 8 else (1, 2, 5) if ratio < 200 else (1,)
-    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 

@@ -10,7 +10,16 @@ import pytest
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from experiments import figure_style, figures, labels, presentation, report, solving, speed
+from experiments import (
+    figure_style,
+    figures,
+    labels,
+    markdown,
+    presentation,
+    report,
+    solving,
+    speed,
+)
 
 NONE, ROUND_ROBIN = "{}", '{"policy": "round_robin"}'
 
@@ -351,7 +360,7 @@ def test_speed_is_a_table_with_a_row_per_measurement(tmp_path):
     assert speed.row("a", [4.0], "ms", 3)["met"] == "no"
     frame = pd.DataFrame(rows)
     tables = presentation.tables_of("speed", frame)
-    (path,) = presentation.save_tables("speed", tables, tmp_path)
+    (path,) = markdown.save_tables("speed", tables, tmp_path)
     assert "| a | < 3 ms | 1 | 2 | ms | 3 | yes |" in path.read_text().splitlines()
     assert presentation.figures_of("speed", frame) == {}
 

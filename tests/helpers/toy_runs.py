@@ -1,4 +1,4 @@
-"""A family of runs that do as they are told, for tests of what executes them."""
+"""A family of toy runs that crash, wait or answer as told, for tests of the runners."""
 
 import os
 import signal
@@ -17,13 +17,13 @@ EXPERIMENTS = {
 }
 COLUMNS = ("number", "deed", "version", "square", "run_time_s")
 IDENTITY = ("number", "deed", "version")
-WAIT_S = 40.0
+WAIT_S = 600.0  # for tests that hang
 PLANS: dict[str, list[tuple[int, str, Path]]] = {}  # set by the test
 
 
 @dataclass(frozen=True, slots=True)
 class ToyRun:
-    """Squares a number, but first does a deed; `folder` is where it leaves word and waits."""
+    """A run that squares a number after a deed; it marks its begin, and waits, in `folder`."""
 
     number: int
     deed: str
