@@ -25,6 +25,7 @@ TEXT_PT = 8
 DPI = 150
 HOLLOW = {"color": "#555555", "marker": "o", "linestyle": "none", "markerfacecolor": "white"}
 _UNIT = re.compile(r"(?<=\d) (?=%|(s|ms|us|times)\b)")  # a number stays with its unit
+_EXPLAINED = ("hollow", "the paper")  # entries of a legend that explain
 NOTE = "note"  # mark of the texts that `notes` writes
 _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 _MARKERS = "osDv^<>Pd"
@@ -243,6 +244,8 @@ def above(figure: Figure, entries: Mapping[str, Any], question: str, note: str =
     words = textwrap.fill(question, 88) + (f"\n{textwrap.fill(note, 95)}" if note else "")
     if not words and not entries:
         return
+    lines = {name: line for name, line in entries.items() if not name.startswith(_EXPLAINED)}
+    entries = lines | entries  # explanations come last
     n_columns = 3 if max(map(len, entries), default=0) < 27 else 2
     box = figure.legend(
         list(entries.values()), list(entries), loc="outside upper left", ncols=n_columns,

@@ -60,13 +60,13 @@ class Progress:
         if self._bar is not None:
             self._bar.start()
         else:
-            self._said_s = time.perf_counter()
             self._quiet.enter_context(every(QUIET_S, self._still))
         return self
 
     def _still(self) -> str:
         """Name the current run if nothing was printed for a while."""
-        if not self.current or time.perf_counter() - self._said_s < QUIET_S:
+        last_s = max(self._said_s, self._began_s)
+        if not self.current or time.perf_counter() - last_s < QUIET_S:
             return ""
         return f"[{self.n_done}/{self.n_runs}] still at {self.current}"
 

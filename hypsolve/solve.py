@@ -13,10 +13,10 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.result import Result
 from hypsolve.problem.solution import Outcome, Partition, Schedule, Status
-from hypsolve.solvers.joint.branch_and_bound import joint_exact
 from hypsolve.solvers.joint.cpsat import joint_cpsat
 from hypsolve.solvers.joint.heft import heft, heft_split
 from hypsolve.solvers.joint.hyperion_plus import hyperion_plus
+from hypsolve.solvers.joint.joint_exact import joint_exact
 from hypsolve.solvers.joint.milp import joint_milp
 from hypsolve.solvers.joint.two_stage import gpipe, hyperion, two_stage
 from hypsolve.solvers.partition.cpsat import partition_cpsat
@@ -53,6 +53,9 @@ class Method:
         dispatch policy for the objectives ``mean_latency`` and ``makespan``.
     kernels : tuple of str
         Families of kernels that `solve` compiles before the clock starts.
+    score : callable, optional
+        ``(partition) -> seconds``, in place of `hypsolve.evaluate`: for a method that scores
+        partitions by simulation and makes no schedule.
 
     Examples
     --------
@@ -73,6 +76,7 @@ class Method:
     exact: bool = False
     objectives: tuple[Objective, ...] = PARTITION
     kernels: tuple[str, ...] = ()
+    score: Callable[[Partition], float] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -199,12 +203,14 @@ def solve(
     seed = valid.whole("solve", "seed", seed)
     name, entry = _look_up(method)
     function, kernels = entry.function, entry.kernels
-    said: list[tuple[Instance, Outcome]] = []  # claims of a user's function on the partition
+    claims: list[tuple[Instance, Outcome]] = []  # claims of a user's function on the partition
     completed = entry.decides == "partition" and instance.objective.is_scheduled
     if completed:
         policy = options.pop("policy", "hypsched_rt")
         kept = (
-            entry.function if isinstance(method, str) else _keeping(name, entry.function, said)
+            entry.function
+            if isinstance(method, str)
+            else _recorded(name, entry.function, claims)
         )
         function, kernels = _completed(kept, policy), (*kernels, "dispatch")
     elif instance.objective not in entry.objectives:
@@ -216,13 +222,13 @@ def solve(
     if kernels:
         warm(*kernels)
     started = time.perf_counter()
-    outcome = _an_outcome(
+    outcome = _checked_outcome(
         name, function(instance, time_limit_s=time_limit_s, seed=seed, **options)
     )
     solve_time_s = time.perf_counter() - started
-    for stage_1, of_stage_1 in said:
-        _certify(stage_1, f"{name}, stage 1", of_stage_1, 0.0)
-    return _certify(instance, name, outcome, solve_time_s)
+    for partition_instance, claim in claims:
+        _certify(partition_instance, f"{name}, stage 1", claim, 0.0)
+    return _certify(instance, name, outcome, solve_time_s, entry.score)
 
 
 def _look_up(method: str | Method | Callable[..., Outcome]) -> tuple[str, Method]:
@@ -233,20 +239,20 @@ def _look_up(method: str | Method | Callable[..., Outcome]) -> tuple[str, Method
     return method, METHODS[valid.known("method", method, METHODS)]
 
 
-def _keeping(
-    name: str, function: Callable[..., Outcome], said: list[tuple[Instance, Outcome]]
+def _recorded(
+    name: str, function: Callable[..., Outcome], claims: list[tuple[Instance, Outcome]]
 ) -> Callable[..., Outcome]:
     """Record the outcomes of a function, to check them after the clock has stopped."""
 
     def run(instance: Instance, **options: Any) -> Outcome:
-        outcome = _an_outcome(name, function(instance, **options))
-        said.append((instance, outcome))
+        outcome = _checked_outcome(name, function(instance, **options))
+        claims.append((instance, outcome))
         return outcome
 
     return run
 
 
-def _an_outcome(name: str, outcome: Any) -> Outcome:
+def _checked_outcome(name: str, outcome: Any) -> Outcome:
     if not isinstance(outcome, Outcome):
         raise TypeError(f"{name}: must return an Outcome, got {outcome!r:.60}")
     return outcome
@@ -289,17 +295,23 @@ def _check_options(
             raise TypeError(f"{name}: unknown option {option!r}; {meant}it takes {listed}{why}")
 
 
-def _certify(instance: Instance, name: str, outcome: Outcome, solve_time_s: float) -> Result:
-    """Return the result of an outcome, scored and checked by `evaluation` alone."""
+def _certify(
+    instance: Instance,
+    name: str,
+    outcome: Outcome,
+    solve_time_s: float,
+    score: Callable[[Partition], float] | None = None,
+) -> Result:
+    """Return the result of an outcome, checked, and scored by `evaluate` or by `score`."""
     objective_s, gap, status = math.inf, math.nan, outcome.status
     bound_s = float(outcome.bound_s)
     if outcome.partition is not None:
-        if outcome.schedule is None and instance.objective.is_scheduled:
+        if score is None and outcome.schedule is None and instance.objective.is_scheduled:
             raise ValueError(
                 f"{name}: returned no schedule for objective {instance.objective}; a method"
                 ' that decides the partition alone is hypsolve.Method(function, "partition")'
             )
-        objective_s = _checked_score(instance, name, outcome.partition, outcome.schedule)
+        objective_s = _checked_score(instance, name, outcome.partition, outcome.schedule, score)
         if objective_s < bound_s * (1 - 1e-6):
             raise RuntimeError(
                 f"{name}: its answer of {objective_s!r} s is below its own bound {bound_s!r} s"
@@ -328,9 +340,15 @@ def _certify(instance: Instance, name: str, outcome: Outcome, solve_time_s: floa
 
 
 def _checked_score(
-    instance: Instance, name: str, partition: Partition, schedule: Schedule | None
+    instance: Instance,
+    name: str,
+    partition: Partition,
+    schedule: Schedule | None,
+    score: Callable[[Partition], float] | None,
 ) -> float:
     violations = evaluation.check(instance, partition, schedule)
     if violations:
         raise RuntimeError(f"{name}: its answer breaks a rule: {violations[0]}")
+    if score is not None:
+        return score(partition)
     return evaluation.evaluate(instance, partition, schedule)

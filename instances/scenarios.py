@@ -206,9 +206,9 @@ def check_options(owner: str, options: Iterable[str]) -> None:
     known = list(inspect.signature(to_instance).parameters)[1:]
     for option in options:
         if option not in known:
+            hint = valid.did_you_mean(option, [*inspect.signature(scenario).parameters, *known])
             raise TypeError(
-                f"{owner}: unknown option {option!r}; {valid.did_you_mean(option, known)}"
-                f"it also takes {', '.join(known)}"
+                f"{owner}: unknown option {option!r}; {hint}it also takes {', '.join(known)}"
             )
 
 

@@ -1,5 +1,6 @@
 """`solve`: claims that it refuses, options that it passes on, and views of a Result."""
 
+import functools
 import json
 import math
 import re
@@ -20,6 +21,8 @@ from hypsolve import (
     solve,
 )
 from hypsolve.problem import validation as valid
+from hypsolve.verify import verify
+from instances.scenarios import scenario
 
 mpl.use("Agg")
 
@@ -191,6 +194,21 @@ def test_an_old_option_suggests_its_successor(instance, option, successor):
         TypeError, match=rf"mine: unknown option '{option}'; did you mean {successor}\?"
     ):
         solve(instance, mine, **{option: 3})
+
+
+@pytest.mark.parametrize(
+    ("call", "old", "successor"),
+    [
+        (hypsolve.model, "dtype", "weights"),
+        (hypsolve.read_model, "dtype", "weights"),
+        (verify, "tell", "progress"),
+        (functools.partial(scenario, "campus"), "dtype", "weights"),
+        (functools.partial(scenario, "campus"), "least_blocks", "min_blocks"),
+    ],
+)
+def test_an_old_keyword_suggests_its_successor(call, old, successor):
+    with pytest.raises(TypeError, match=rf"unknown \w+ '{old}'; did you mean {successor}\?"):
+        call(**{old: "int4"})
 
 
 @pytest.mark.parametrize(

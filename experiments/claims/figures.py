@@ -49,9 +49,11 @@ _PART_NAMES = {
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """Put ticks at 1, 2, 5, 10, ... of a logarithmic axis; at more values of a short one."""
+    """Put as many ticks on a logarithmic axis as its range has room for."""
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 8 * low else (1, 2, 3, 5, 7)))
+    ratio = high / low
+    subs = (1, 2, 3, 5, 7) if ratio < 8 else (1, 2, 5) if ratio < 200 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 

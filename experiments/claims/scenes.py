@@ -1,4 +1,4 @@
-"""What the claims are simulated on: networks, requests, churn; all drawn from a seed."""
+"""Scenes of the claims: networks, requests and churn, all drawn from a seed."""
 
 import os
 from collections.abc import Mapping
@@ -32,20 +32,20 @@ DRAWS = 1000  # of networks, until one holds the model
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scene:
-    """What every method of a comparison is given: the same requests, the same events.
+    """Deployment and events of a comparison, identical for every method.
 
     Attributes
     ----------
     deployment : Deployment
     workload : str
-        Where the lengths and gaps come from.
+        Source of the token lengths and the gaps between arrivals.
     load : float
-        Requests per second over `instances.scenarios.capacity_per_s`; inf: all at time 0.
-        Batches let a network serve more than that capacity, so that queues need not grow at 1;
-        it leaves out what KV caches have room for, so that a plan may not keep up at 0.1.
+        Requests per second over `instances.scenarios.capacity_per_s`; inf: all at time 0. The
+        capacity ignores batches, so queues need not grow at load 1. It also ignores the room of
+        KV caches, so a plan may not keep up even at 0.1.
     events : tuple of Event
     options : dict
-        Of `hypsolve.simulate`.
+        Options of `hypsolve.simulate`.
     """
 
     deployment: Deployment
@@ -55,7 +55,7 @@ class Scene:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """Digest of costs, arrivals, tokens, events and options; 16 hexadecimal digits."""
+        """Return the digest of costs, arrivals, tokens, events and options: 16 hex digits."""
         requests = self.deployment.requests
         sha = sha256(to_instance(self.deployment).digest().encode())
         for tokens in (requests.prompt_tokens, requests.output_tokens):
@@ -78,9 +78,9 @@ def serve(
     """Put requests on a network.
 
     Lengths, and gaps up to a factor, depend on `workload`, `seed` and `n_requests` alone. The
-    factor makes the rate `load` times what the network can serve of them: every method is given
-    the same requests, but they come slower along an axis that makes their work longer.
-    `output_tokens` gives every one the same output.
+    factor makes the rate `load` times the capacity of the network for these requests. So all
+    methods get identical requests, which arrive slower along an axis that makes their work
+    longer. `output_tokens` sets all output lengths to one value.
     """
     rng = np.random.default_rng(seed)
     max_tokens = WORKLOAD_MAX_TOKENS.get(workload, MAX_TOKENS)
@@ -107,7 +107,7 @@ def serve(
 
 
 CONVERSATIONS = "azure_conversation_replayed"
-REPLAYED = {  # workloads that are read, not drawn; their files
+REPLAYED = {  # files of the workloads that are read, not drawn
     CONVERSATIONS: "azure_llm_2023_conv.csv",
     "azure_code_replayed": "azure_llm_2023_code.csv",
     "mooncake_replayed": "mooncake_conversation.csv",
@@ -115,26 +115,26 @@ REPLAYED = {  # workloads that are read, not drawn; their files
 
 
 def trace_file(workload: str) -> Path:
-    """Where the file of a workload of `REPLAYED` should be, for `hypsolve.read_requests`."""
+    """Return the path of the file of a workload of `REPLAYED`; it need not exist."""
     shared = os.environ.get("HYPSOLVE_SHARED")
     beside = Path(__file__).resolve().parents[3] / "shared"
     return (Path(shared) if shared else beside) / "data/traces" / REPLAYED[workload]
 
 
 def can_draw(workload: str) -> bool:
-    """Whether the requests can be had here: some come from a file."""
+    """Return True unless the workload comes from a file that is missing."""
     return workload not in REPLAYED or trace_file(workload).is_file()
 
 
 def replayed(workload: str, n_requests: int, rng: np.random.Generator) -> Requests:
-    """So many requests of a file from a time drawn at random, one a second on average.
+    """Read requests of a file from a random time on, and scale them to one a second.
 
-    Prompts are cut where a request has more tokens than ``MAX_TOKENS``, as in those drawn.
+    Prompts are cut where a request has more tokens than ``MAX_TOKENS``, as in drawn workloads.
 
     Raises
     ------
     OSError
-        If the file cannot be read, or holds too few; naming what is wrong.
+        If the file cannot be read, or holds too few requests.
     """
     path = trace_file(workload)
     try:
@@ -161,7 +161,7 @@ def _arrivals(path: Path) -> np.ndarray:
 
 
 def with_bandwidth(name: str, gbps: float) -> Network:
-    """A named network whose links all have this rate, and the latencies they had."""
+    """Return a named network with all links at one rate and unchanged latencies."""
     rate = gbps_to_bytes_per_s(gbps)
     tiers = tuple(
         replace(tier, link=tier.link and replace(tier.link, bytes_per_s=rate))
@@ -171,10 +171,9 @@ def with_bandwidth(name: str, gbps: float) -> Network:
 
 
 def drawn_network(model: str, n_tiers: int, seed: int) -> Network:
-    """Tiers of two nodes from edge to cloud, GPUs and LAN links drawn, that hold the model.
+    """Draw tiers of two nodes from edge to cloud, with LAN links, that can hold the model.
 
-    As `instances.generate.generate` draws them, with the memory the GPUs have; drawn again
-    until some partition fits.
+    `instances.generate` draws the GPUs, with their own memory, again until a partition fits.
     """
     rng = np.random.default_rng([n_tiers, seed])
     for _ in range(DRAWS):
@@ -188,11 +187,11 @@ def drawn_network(model: str, n_tiers: int, seed: int) -> Network:
 
 
 def spread_network(spread: float, seed: int) -> Network:
-    """Three tiers of four nodes whose speeds differ by up to a factor of `spread` squared.
+    """Draw three tiers of four nodes whose speeds differ by up to `spread` squared.
 
-    GPUs, links and memory of ``campus``. Within a tier a node's speed (FLOP/s, bytes/s, and
-    1 / t0) is `spread` to a power drawn from U(-1, 1), scaled so that the tier's speeds add up
-    to what they were: more spread, same capacity.
+    GPUs, links and memory are those of ``campus``. The speed of a node (FLOP/s, bytes/s and
+    1 / t0) is `spread` to a power drawn from U(-1, 1), scaled so that the speeds of a tier add
+    up to one capacity for every `spread`.
     """
     rng = np.random.default_rng([4, seed])
     tiers = []
@@ -229,11 +228,11 @@ BAD_SHARE = 0.1  # mean length of a slowdown or an outage, as a share of the arr
 def with_churn(scene: Scene, kind: str, per_node: float, seed: int) -> Scene:
     """Let nodes slow down or fail, `per_node` times on average while requests arrive.
 
-    ``error``: nodes take a constant factor longer or shorter than their profiles say,
-    log-normal, with `per_node` as the standard deviation of its logarithm.
+    ``slowdowns``: iterations take `SLOW_FACTOR` times as long. ``failures``: the node is lost
+    and returns empty. Both last `BAD_SHARE` of the time of the arrivals on average.
 
-    ``slowdowns``: iterations take `SLOW_FACTOR` times as long; ``failures``: the node is lost
-    and comes back empty. Both last `BAD_SHARE` of the arrivals' time on average.
+    ``error``: the times of a node differ from its profile by a constant log-normal factor;
+    `per_node` is the standard deviation of its logarithm.
     """
     if per_node == 0:
         return scene

@@ -1,4 +1,4 @@
-"""What the experiments of the claims are made of: methods, and scenes along an axis."""
+"""Building blocks of the claims' experiments: methods, and scenes along an axis."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,12 +13,12 @@ from instances import network
 
 MODELS = ("phi-3-medium", "llama-3-8b")
 PHI, LLAMA = MODELS
-LONG_TOKENS = 1024  # outputs of at least so many count as long
+LONG_TOKENS = 1024  # an output of so many tokens or more is long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneSeries:
-    """Scenes along an axis, each served by the same methods.
+    """Scenes along an axis, all served by one list of methods.
 
     ``build`` takes a value of the axis, a seed, and a number of requests.
     """
@@ -31,7 +31,7 @@ class SceneSeries:
 
 
 def by_size(quick: Any, default: Any, full: Any) -> dict[str, Any]:
-    """One of something for each size."""
+    """Map each size to its value."""
     return dict(zip(SIZES, (quick, default, full), strict=True))
 
 
@@ -41,7 +41,9 @@ HEFT_CUTS = Call("heft_split", {"policy": "hypsched_rt"})
 ROUND_ROBIN = Call("hypsplit_dp", {"policy": "round_robin"})
 SHORTEST_QUEUE = Call("hypsplit_dp", {"policy": "join_shortest_queue"})
 LEAST_WORK = Call("hypsplit_dp", {"policy": "least_work_left"})
-EARLIEST = Call("hypsplit_dp", {"policy": "earliest_completion"})  # HEFT's choice, made online
+EARLIEST = Call(
+    "hypsplit_dp", {"policy": "earliest_completion"}
+)  # the choice of HEFT, made online
 NO_ESTIMATE = Call("hypsplit_dp", {"policy": "without_estimate"})
 PATH_CUTS = Call("hyperion", {"partition_objective": "path"})
 P0_CUTS = Call("hyperion", {"partition_objective": "p0"})
@@ -73,10 +75,10 @@ def _scene(
     seed: int,
     n_requests: int,
 ) -> Scene:
-    """A network, by name or made for the value and seed; `value` as an argument of `serve`."""
+    """Make the scene of a value: a named network, or one made for the value and the seed."""
     options = {"n_requests": n_requests, **fixed, **({keyword: value} if keyword else {})}
     made = network(tiers) if isinstance(tiers, str) else tiers(value, seed)
-    if 1 < options.get("load", 1.0) < math.inf:  # let them come for as long as at load 1
+    if 1 < options.get("load", 1.0) < math.inf:  # requests then arrive for as long as at load 1
         options["n_requests"] = round(options["load"] * n_requests)
     scene = serve(made, model, seed=seed, **options)
     return replace(scene, options={"link_contention": True}) if shared_links else scene
@@ -93,7 +95,7 @@ def along(
     shared_links: bool = False,
     **fixed: Any,
 ) -> SceneSeries:
-    """A series on a network; `keyword` is what the axis is in `serve`, `fixed` the rest."""
+    """Make a series; `keyword` is the argument of `serve` that varies, `fixed` the others."""
     build = partial(_scene, tiers, model, keyword, fixed, shared_links)
     return SceneSeries(
         axis=axis, build=build, values=values, calls=calls,
@@ -102,7 +104,7 @@ def along(
 
 
 def bandwidth_series(name: str, model: str, *, at: str = "full", **fixed: Any) -> SceneSeries:
-    """All links of a network at one rate, from slow to fast."""
+    """Make a series along the rate of all links of a network."""
     return along(
         "Gbit/s", lambda gbps, _: with_bandwidth(name, gbps), model, (*SWEEP, FULL_LINKS),
         from_size(at, (0.1,), (0.01, 0.1, 1.0), (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)), **fixed,
@@ -112,7 +114,7 @@ def bandwidth_series(name: str, model: str, *, at: str = "full", **fixed: Any) -
 def output_length_series(
     name: str, model: str, calls: tuple[Call, ...] = SWEEP, *, at: str = "full", **fixed: Any
 ) -> SceneSeries:
-    """All outputs of one length, from 32 to 4,096 tokens."""
+    """Make a series along the output length, from 32 to 4,096 tokens."""
     return along(
         "output tokens", name, model, calls,
         from_size(at, (64,), (32, 256, 1024), (32, 64, 128, 256, 512, 1024, 2048, 4096)),
@@ -123,7 +125,7 @@ def output_length_series(
 def arrival_rate_series(
     name: str, model: str, *, at: str = "full", max_load: float = 50, **fixed: Any
 ) -> SceneSeries:
-    """From requests that hardly meet to more than the network can serve, or to `max_load`."""
+    """Make a series along the load, from idle to saturated networks, or to `max_load`."""
     loads = tuple(x for x in (0.1, 0.3, 0.7, 1.5, 3, 6, 12, 25, 50) if x <= max_load)
     return along(
         "load", name, model, SWEEP, from_size(at, (0.7,), (0.3, 1.5, 6), loads), keyword="load",
@@ -132,13 +134,13 @@ def arrival_rate_series(
 
 
 def from_size(smallest: str, quick: Any, default: Any, full: Any) -> dict[str, Any]:
-    """Values by size; none at sizes below `smallest`."""
+    """Map sizes to values; sizes below `smallest` have none."""
     values = by_size(quick, default, full)
     below = SIZES[: SIZES.index(smallest)]
     return {size: () if size in below else values[size] for size in SIZES}
 
 
 def churn_scene(kind: str, model: str, value: float, seed: int, n_requests: int) -> Scene:
-    """Three tiers of four equal nodes with a kind of churn, `value` times per node."""
+    """Make a scene of three tiers of four equal nodes with churn, `value` times per node."""
     scene = serve(spread_network(1.0, seed), model, seed=seed, n_requests=n_requests)
     return with_churn(scene, kind, value, seed)

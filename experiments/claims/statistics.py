@@ -1,18 +1,20 @@
 """Paired comparisons with bootstrap intervals; DataFrame -> DataFrame.
 
-A *setting* is a value of an axis of a series. In each, every method is given the same requests
-seed by seed, so methods are compared seed by seed: the log ratio of their latencies, or the
-difference of their utilisations. One setting: mean over seeds, 95 % interval by the
-bias-corrected and accelerated bootstrap (`scipy.stats.bootstrap`). Many settings: the median of
-their means, interval by the percentile bootstrap over seeds, drawn once for all settings: what
-is drawn from one seed (arrivals above all) is alike in many of them, so settings do not count
-as independent. Such an interval says how much the luck of the draw matters on this grid of
-settings, not what another grid would give; with ten seeds it is somewhat too short, and with
-two or three, as at the sizes quick and default, it is none.
+A *setting* is a value of the axis of a series. In a setting, all methods get identical requests
+for each seed, so methods are compared seed by seed, by the log ratio of their latencies or the
+difference of their utilisations.
 
-Latencies of a network that cannot keep up grow as long as requests come, so a ratio of two says
-how long the run was. Such settings are counted apart, and so are plans that do not fit
-(`comparisons`, ``state``); none is dropped silently, whichever method it speaks against.
+One setting is summarised by the mean over seeds, with a 95 % interval by the bias-corrected and
+accelerated bootstrap (`scipy.stats.bootstrap`). Many settings are summarised by the median of
+their means, with an interval by the percentile bootstrap over seeds. The seeds are drawn once
+for all settings, because draws of one seed (above all arrivals) are alike in many settings,
+which are therefore not independent. The interval shows the luck of the draw on this grid of
+settings; another grid can give another median. With ten seeds it is somewhat too short; with
+two or three seeds (sizes quick and default) it is meaningless.
+
+If a network cannot keep up, latencies grow as long as requests arrive, and their ratio depends
+on the length of the run. `comparisons` counts such settings apart, and also plans that do not
+fit (``state``). No setting is dropped silently.
 """
 
 import math
@@ -30,10 +32,10 @@ SETTING = ["experiment", "series", "value"]
 HYPERION = "Hyperion"
 CONFIDENCE = 0.95
 RESAMPLES = 9999
-GROWTH_LIMIT, STRETCH_LIMIT = 1.5, 2.0  # of what cannot keep up; see `saturated`
+GROWTH_LIMIT, STRETCH_LIMIT = 1.5, 2.0  # beyond both, a method cannot keep up: `saturated`
 
 
-FEW = 6  # pairs: an interval from fewer says nothing
+FEW = 6  # an interval from fewer pairs is meaningless
 STATES = (
     "judged", "rival saturated", "reference saturated", "both saturated", "few pairs", "no pair"
 )  # fmt: skip
@@ -41,11 +43,16 @@ STATES = (
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What is compared: a column, and in which way.
+    """A column to compare, and how.
 
-    ``kind`` is ``reduction`` or ``gain``, by a ratio, or ``difference``; positive means that
-    the reference's value is lower, higher, or higher. ``steady``: whether it means something
-    only where both keep up with the arrivals.
+    Attributes
+    ----------
+    column : str
+    kind : str
+        ``reduction`` (positive: the reference is lower) or ``gain`` (positive: it is higher),
+        both from a ratio, or ``difference`` (positive: it is higher).
+    steady : bool
+        The measure is meaningful only if both methods keep up with the arrivals.
     """
 
     column: str
@@ -53,11 +60,11 @@ class Measure:
     steady: bool = False
 
     def paired(self, ours: pd.Series, theirs: pd.Series) -> pd.Series:
-        """Log ratio or difference, row by row."""
+        """Return the log ratio or the difference of each row."""
         return ours - theirs if self.kind == "difference" else np.log(ours / theirs)
 
     def change(self, mean: Array | float) -> Array:
-        """From the mean of the paired values: relative reduction or gain, or difference."""
+        """Convert the mean of paired values to a reduction, a gain, or a difference."""
         return np.asarray(
             {"reduction": lambda x: -np.expm1(x), "gain": np.expm1, "difference": np.positive}[
                 self.kind
@@ -70,11 +77,11 @@ UTILISATION = Measure("utilisation", "difference")
 
 
 def interval(values: Sequence[float] | Array) -> tuple[float, float]:
-    """95 % interval of the mean by the BCa bootstrap; nan for fewer than two values."""
+    """Return the 95 % interval of the mean by the BCa bootstrap; nan below two values."""
     return _interval(tuple(np.asarray(values, dtype=np.float64).tolist()))
 
 
-@lru_cache(maxsize=1 << 16)  # a setting is part of several claims, tables and figures
+@lru_cache(maxsize=1 << 16)  # several claims, tables and figures use a setting
 def _interval(values: tuple[float, ...]) -> tuple[float, float]:
     from scipy.stats import bootstrap
 
@@ -93,19 +100,19 @@ def _interval(values: tuple[float, ...]) -> tuple[float, float]:
 def pairs(
     frame: pd.DataFrame, measure: Measure = LATENCY, reference: str = HYPERION
 ) -> pd.DataFrame:
-    """Every run of a rival beside the reference's run on the same requests.
+    """Pair every run of a rival with the reference's run on its requests.
 
     Returns
     -------
     DataFrame
-        A row per run of another method where the reference was run too: `SETTING`, seed, label,
-        status, ``reference_status``, and ``paired``: log ratio or difference, reference to
-        rival, nan unless both have an answer.
+        A row per run of another method, if the reference was run too: `SETTING`, seed, label,
+        status, ``reference_status``, and ``paired``, the log ratio or difference of reference
+        and rival; nan unless both have an answer.
 
     Raises
     ------
     ValueError
-        If a rival was given other requests than the reference.
+        If a rival and the reference had different requests.
     """
     table = labelled(frame)
     keys = [*SETTING, "seed"]
@@ -127,24 +134,24 @@ def pairs(
 
 
 def stretch(table: pd.DataFrame) -> pd.Series:
-    """How many times as long as alone on its nodes a request takes, on average; per run."""
+    """Return mean latency over the time of a request alone on its nodes, per run."""
     return table["latency_s"] / (table["compute_s"] + table["link_s"])
 
 
 def cannot_keep_up(
     growth: pd.Series, stretched: pd.Series, growth_limit: float = GROWTH_LIMIT
 ) -> pd.Series:
-    """Whether queues grow and requests wait, or all come at once; see `saturated`."""
+    """Return True where queues grow and requests wait, or all arrive at once."""
     return np.isinf(growth) | (growth > growth_limit) & (stretched > STRETCH_LIMIT)
 
 
 def saturated(frame: pd.DataFrame, growth_limit: float = GROWTH_LIMIT) -> pd.Series:
-    """Which (setting, label) cannot keep up with the arrivals; index `SETTING` and label.
+    """Mark the (setting, label) that cannot keep up with the arrivals.
 
-    In the median over seeds the requests under way grow by `growth_limit` between the second
-    and the last quarter of the arrivals (`experiments.claims.runs.growth`), and a request takes
-    `STRETCH_LIMIT` times as long as alone on its nodes: arrivals that come in bursts make the
-    first alone. A burst (growth inf) is over any capacity.
+    In the median over seeds, the requests under way grow by `growth_limit` between the second
+    and the last quarter of the arrivals (`hypsolve.simulation.metrics.growth`), and a request
+    takes `STRETCH_LIMIT` times as long as alone on its nodes. The second condition excludes
+    arrivals in bursts. If all requests arrive at once (growth inf), no method keeps up.
     """
     table = labelled(frame)
     groups = table.assign(stretch=stretch(table)).groupby([*SETTING, "label"], sort=False)
@@ -165,17 +172,17 @@ def comparisons(
     reference: str = HYPERION,
     growth_limit: float = GROWTH_LIMIT,
 ) -> pd.DataFrame:
-    """A row per setting and rival: by how much the reference is better, with its interval.
+    """Compare the reference with each rival in each setting.
 
     Returns
     -------
     DataFrame
-        `SETTING`, axis, model, costs, label; ``n`` pairs planned, which are ``pairs`` with two
-        answers, those in which the rival alone is ``infeasible``, ``reference_infeasible``,
-        ``both_infeasible``, and ``unfinished``: no plan in time, or requests that never end;
-        ``change`` with ``low`` and ``high``: reduction of the latency relative to the rival
-        (0.2: 20 % lower), or another `Measure`; ``saturated`` and ``reference_saturated``;
-        ``state``, one of `STATES`.
+        A row per setting and rival: `SETTING`, axis, model, costs, label. Of ``n`` planned
+        pairs, ``pairs`` have two answers; in the others the rival alone is ``infeasible``, or
+        ``reference_infeasible``, or ``both_infeasible``, or a run is ``unfinished`` (no plan in
+        time, or requests that never end). ``change``, ``low`` and ``high``: the reduction of
+        the latency relative to the rival (0.2: 20 % lower), or another `Measure`.
+        ``saturated``, ``reference_saturated``. ``state``, one of `STATES`.
     """
     late = saturated(frame, growth_limit)
     rows = []
@@ -204,7 +211,7 @@ def comparisons(
 
 
 def mean_change(paired: pd.Series, measure: Measure) -> dict[str, float]:
-    """``pairs``, ``change``, ``low`` and ``high`` of the paired values of one setting."""
+    """Return ``pairs``, ``change``, ``low`` and ``high`` of the paired values of a setting."""
     values = paired.dropna().to_numpy()
     low, high = sorted(measure.change(np.array(interval(values))).tolist())
     change = float(measure.change(values.mean())) if len(values) else math.nan
@@ -212,7 +219,7 @@ def mean_change(paired: pd.Series, measure: Measure) -> dict[str, float]:
 
 
 def _states(table: pd.DataFrame, measure: Measure) -> pd.Series:
-    """One of `STATES` for each setting."""
+    """Return one of `STATES` for each setting."""
     state = pd.Series("judged", index=table.index)
     if measure.steady:
         theirs, ours = table["saturated"], table["reference_saturated"]
@@ -225,12 +232,12 @@ def _states(table: pd.DataFrame, measure: Measure) -> pd.Series:
 def median_over_settings(
     found: pd.DataFrame, measure: Measure = LATENCY
 ) -> tuple[float, float, float]:
-    """Median over settings of the mean change, and its 95 % interval by resampled seeds.
+    """Return the median over settings of the mean change, and its 95 % interval.
 
     Parameters
     ----------
     found : DataFrame
-        Of `pairs`, one rival. A resample in which a setting has no pair leaves it out.
+        Pairs with one rival. A resample leaves out a setting that has no pair in it.
     """
     found = found.dropna(subset="paired")
     if found.duplicated([*SETTING, "seed"]).any():

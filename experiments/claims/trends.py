@@ -1,4 +1,4 @@
-"""Trends along an axis, in the form of the comparisons: a value per series and seed."""
+"""Trends along an axis, as pairs or runs with one value per series and seed."""
 
 import numpy as np
 import pandas as pd
@@ -10,20 +10,20 @@ KEEPS_UP = Measure("saturated_at", "gain")
 
 
 def slopes(found: pd.DataFrame, *, doubling: bool) -> pd.DataFrame:
-    """Slope of the paired values along the axis: least squares, for each series and seed.
+    """Fit the slope of the paired values along the axis, for each series and seed.
 
     Parameters
     ----------
     found : DataFrame
-        Of `experiments.claims.statistics.pairs`, one rival.
+        `experiments.claims.statistics.pairs` with one rival.
     doubling : bool
-        Whether per doubling of the axis, or per unit of it.
+        Slope per doubling of the axis instead of per unit.
 
     Returns
     -------
     DataFrame
-        As given, with one row per series and seed: ``paired`` is the slope, ``value`` 0. A
-        series with fewer than two values in a seed has none there.
+        As `found`, with one row per series and seed: ``paired`` is the least-squares slope,
+        ``value`` is 0. A series with fewer than two values for a seed has no row for it.
     """
     known = found.dropna(subset="paired")
     x = np.log2(known["value"]) if doubling else known["value"].astype(float)
@@ -38,20 +38,20 @@ def slopes(found: pd.DataFrame, *, doubling: bool) -> pd.DataFrame:
 
 
 def saturation_loads(frame: pd.DataFrame) -> pd.DataFrame:
-    """Load from which on a method cannot keep up, in place of the runs along the load.
+    """Replace the runs along the load by the load at which a method saturates.
 
     Returns
     -------
     DataFrame
-        As `experiments.report.load` gives it, one row per series, method and seed: ``value`` 0
-        and ``saturated_at``, the smallest load with which, and with all larger ones, it cannot
-        keep up. A method that keeps up with the largest has that: a ratio with it is
-        nearer to 1 than the truth. nan if it never fits.
+        As `experiments.report.load`, with one row per series, method and seed: ``value`` is 0;
+        ``saturated_at`` is the smallest load from which on the method never keeps up, and nan
+        if its plan never fits. A method that keeps up with the largest load gets that load, so
+        that its ratio is nearer to 1 than the truth.
     """
     table = labelled(frame).sort_values("value", kind="stable", ignore_index=True)
     late = cannot_keep_up(table["growth"], stretch(table))
     groups = [*_SERIES, "label", "seed"]
-    # late there and with all larger loads: arrivals in bursts make single smaller ones late
+    # late at all larger loads, too: arrivals in bursts make single smaller loads late
     backward = table.assign(late=late.astype(int))[::-1]
     onward = backward.groupby(groups, sort=False)["late"].cummin().astype(bool)
     most = table.groupby(_SERIES)["value"].transform("max")
@@ -65,7 +65,7 @@ def saturation_loads(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def proved(frame: pd.DataFrame, label: str) -> pd.DataFrame:
-    """Runs of an exact method count only where it proved its answer; others are unfinished."""
+    """Drop the latencies of an exact method where it did not prove its answer."""
     table = labelled(frame)
     guessed = (table["label"] == label) & ~table["status"].isin(["optimal", "infeasible"])
     return table.assign(latency_s=table["latency_s"].mask(guessed))

@@ -86,6 +86,7 @@ def models() -> tuple[str, ...]:
     return tuple(_table("models.toml"))
 
 
+@valid.suggest_keywords("model")
 def model(name: str, weights: str = "fp16") -> Model:
     """Return an LLM of the catalogue as a chain of blocks: embedding, layers, head.
 

@@ -1,4 +1,4 @@
-"""The command `hypsolve`: what is known, and a plan for a network of one's own."""
+"""The command `hypsolve`: plan for your own network, and list what is known."""
 
 import logging
 
@@ -18,10 +18,10 @@ def main() -> None:
     """Place one LLM on a network of unequal GPUs, and prove that no split is better.
 
     \b
-    hypsolve init                    writes network.toml: edit it
+    hypsolve init      writes an example network.toml to edit
     hypsolve plan --model llama-3-8b --network network.toml
     """  # noqa: D301
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)  # what is compiling
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)  # which kernels compile
 
 
 for command in (init, plan, compare, pareto, simulate, replan, gpus, models, methods, schema):

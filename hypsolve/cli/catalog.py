@@ -1,4 +1,4 @@
-"""Commands that say what is known: `init`, `gpus`, `models`, `methods`, `schema`."""
+"""The commands `init`, `gpus`, `models`, `methods` and `schema`."""
 
 import inspect
 import json
@@ -13,34 +13,34 @@ from hypsolve.planning.json_schema import schema as schema_of
 from hypsolve.solve import METHODS
 
 EXAMPLE = """\
-# A network for `hypsolve plan`. Tiers in the order in which requests pass them; edit to taste.
-# `hypsolve gpus` lists the GPUs. Lines that begin with # are optional.
-# Editors with Taplo (as Even Better TOML) check and explain the file where the first line is
+# A network for `hypsolve plan`: tiers in the order in which requests pass them.
+# `hypsolve gpus` lists the GPUs. Lines that begin with # are optional settings.
+# Editors with Taplo (such as Even Better TOML) check and explain the file if its first line is
 #     #:schema ./network.schema.json
-# which `hypsolve schema network > network.schema.json` writes.
+# Write that schema with `hypsolve schema network > network.schema.json`.
 
 [[tiers]]
 name = "desk"
-# pin = ["embedding"]        # these blocks must be here: embedding, head, numbers of layers
-# min_blocks = 0           # embedding and head counted; 0: it may stay empty; else 1
+# pin = ["embedding"]        # blocks that must be here: embedding, head, layers by number
+# min_blocks = 0             # blocks, of which embedding and head are two; 0: may be empty
 # max_blocks = 12
 
 [[tiers.nodes]]
 gpu = "jetson-agx-orin"
-reserved_gib = 8.0           # for the system, the runtime, activations
-# memory_gib = 64.0          # if it is not what the GPU has
-# names = ["orin"]           # else desk-jetson-agx-orin-0, ...
-# slowdown = 2.0             # half as fast as the GPU, say throttled
+reserved_gib = 8.0           # for system, runtime and activations
+# memory_gib = 64.0          # if not all of the GPU's memory
+# names = ["orin"]           # default: desk-jetson-agx-orin-0, ...
+# slowdown = 2.0             # half as fast as the GPU, for example throttled
 
 [tiers.link]                 # to the next tier
 gbps = 0.94
 latency_ms = 0.3             # one way
-# return_latency_ms = 0.3    # if the way back is not alike
+# return_latency_ms = 0.3    # if the way back differs
 
 [[tiers]]
 name = "box"
 
-# inner = {gbps = 50.0, latency_ms = 0.05}  # among its nodes: runtimes of one pipeline use it
+# inner = {gbps = 50.0, latency_ms = 0.05}  # between its nodes: lets them be stages in a row
 
 [[tiers.nodes]]
 gpu = "rtx-4090"
@@ -59,33 +59,33 @@ gpu = "a100-80gb"
 reserved_gib = 8.0
 price_per_hour = 1.8         # in your currency
 
-# A GPU of one's own, by what it reaches (not what its datasheet says): a block of a step takes
-# t0 + max(FLOPs / tflops, bytes / gb_per_s)
+# Your own GPU, by the rates that it reaches (not those of its datasheet). In one step, a block
+# takes t0 + max(FLOPs / tflops, bytes / gb_per_s).
 # [gpus.my-gpu]
 # t0_us = 20.0
 # tflops = 60.0
 # gb_per_s = 500.0
 # memory_gib = 16.0
-# power_w = 200.0            # optional, for the energy
+# power_w = 200.0            # optional, for the energy forecast
 """
 
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), default="network.toml")
 def init(path: Path) -> None:
-    """Write an example network to edit, unless the file is there."""
+    """Write an example network file to edit; an existing file is kept."""
     try:
         with path.open("x") as file:
             file.write(EXAMPLE)
     except FileExistsError:
-        raise click.ClickException(f"{path} is there already; name another file") from None
+        raise click.ClickException(f"{path} exists already; give another name") from None
     print(f"{path}: edit it, then hypsolve plan --model llama-3-8b --network {path}")
 
 
 @click.command()
 @as_json_option
 def gpus(as_json: bool) -> None:
-    """List the GPUs that are known, each with the source of its numbers."""
+    """List the GPUs of the catalogue with the sources of their numbers."""
     rows = [
         {
             "gpu": name,
@@ -104,7 +104,7 @@ def gpus(as_json: bool) -> None:
 @click.command()
 @as_json_option
 def models(as_json: bool) -> None:
-    """List the LLMs that are known, each with the source of its shape."""
+    """List the LLMs of the catalogue with the sources of their shapes."""
     rows = []
     for name in catalog.models():
         model = catalog.model(name)
@@ -113,6 +113,7 @@ def models(as_json: bool) -> None:
             {
                 "model": name,
                 "layers": model.n_blocks - 2,
+                "blocks": model.n_blocks,
                 "weights_gb": round(held / 1e9, 1),
                 "kv_kb_per_token": round(
                     sum(block.kv_bytes_per_token for block in model.blocks) / 1e3, 1
@@ -147,7 +148,7 @@ def methods(as_json: bool) -> None:
 @click.command()
 @click.argument("kind", type=click.Choice(tuple(SCHEMAS)))
 def schema(kind: str) -> None:
-    """Print the JSON Schema of network files, or of what `plan --json` prints.
+    """Print the JSON Schema of network files, or of the output of `plan --json`.
 
     \b
     hypsolve schema network > network.schema.json

@@ -1,4 +1,4 @@
-"""Commands around a plan: `compare`, `pareto`, `simulate`, `replan`."""
+"""The commands `compare`, `pareto`, `simulate` and `replan`."""
 
 import contextlib
 import json
@@ -9,14 +9,14 @@ from typing import Any
 import click
 import numpy as np
 
-from hypsolve.cli.options import asking, progress, show, to_write
+from hypsolve.cli.options import query_options, show, show_progress, to_write
 from hypsolve.dispatch.policies import POLICIES
 from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning import planner
 from hypsolve.planning.figures import draw_pareto
 from hypsolve.planning.forecast import arriving
-from hypsolve.planning.plan import describe_blocks
-from hypsolve.planning.replan import OBJECTIVES, partition_in
+from hypsolve.planning.layers import describe_blocks, describe_cuts
+from hypsolve.planning.replan import OBJECTIVES, Replan, partition_in
 from hypsolve.planning.replan import replan as plan_anew
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment
@@ -32,10 +32,15 @@ from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
 
 
 @click.command()
-@asking()
-@click.option("--method", "methods", multiple=True, help="Repeat it; default: all.")
+@query_options()
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    help="Method to compare; may be repeated.  [default: all]",
+)
 def compare(
-    ask: dict[str, Any], model: str, network: str, methods: tuple[str, ...], as_json: bool
+    arguments: dict[str, Any], model: str, network: str, methods: tuple[str, ...], as_json: bool
 ) -> int:
     """Split a model by several methods, side by side.
 
@@ -45,15 +50,17 @@ def compare(
     results: list[Result] = []
     with (
         contextlib.suppress(KeyboardInterrupt),
-        progress() as tell,
+        show_progress() as progress,
         hide_spurious_scip_errors(),
     ):
-        for result in planner.compare(model, network, methods or None, tell=tell, **ask):
+        for result in planner.compare(
+            model, network, methods or None, progress=progress, **arguments
+        ):
             results.append(result)
-            tell(f"{result.method}: {result.status}")
-    n_asked = len(methods) or len(planner.comparable(ask["objective"]))
-    if len(results) < n_asked:
-        print(f"stopped: {len(results)} methods have answered", file=sys.stderr)
+            progress(f"{result.method}: {result.status}")
+    n_methods = len(methods) or len(planner.comparable(arguments["objective"]))
+    if len(results) < n_methods:
+        print(f"stopped: {len(results)} of {n_methods} methods are finished", file=sys.stderr)
     if as_json:
         print(json.dumps([result.to_dict() for result in results], indent=2, allow_nan=False))
     elif results:
@@ -70,29 +77,33 @@ def _row(result: Result) -> dict[str, str]:
         str(result.instance.objective): show_seconds(result.objective_s) if fits else "-",
         "gap": f"{result.gap:.2%}" if proved else "-",
         "solved in": show_seconds(result.solve_time_s),
-        "cuts": str(result.partition) if fits else result.message,
+        "layers": describe_cuts(result.partition.cuts) if result.partition else result.message,
     }
 
 
 @click.command()
-@asking(objectives=(), rate=False)
-@click.option("--png", type=click.Path(path_type=Path), help="Draw it, too.")
+@query_options(objectives=(), rate=False)
+@click.option(
+    "--png",
+    type=click.Path(path_type=Path),
+    help="Also draw the frontier to this .png, .svg or .pdf file.",
+)
 def pareto(
-    ask: dict[str, Any], model: str, network: str, png: Path | None, as_json: bool
+    arguments: dict[str, Any], model: str, network: str, png: Path | None, as_json: bool
 ) -> int:
-    """List the splits that no other beats in both throughput and latency.
+    """List the Pareto frontier: splits that no other beats in both throughput and latency.
 
     \b
     hypsolve pareto --model llama-3-8b --network network.toml --png pareto.png
     """  # noqa: D301
     to_write(png, ".png", ".svg", ".pdf")
-    _, result = planner.split(model, network, **ask)
-    points = pareto_frontier(result.instance)
+    solution = planner.split(model, network, **arguments)
+    points = pareto_frontier(solution.instance)
     rows = [
         {
             "requests/s": f"{1 / point.bottleneck_s:.4g}" if point.bottleneck_s else "inf",
             "latency": show_seconds(point.path_s),
-            "cuts": str(point.partition),
+            "layers": describe_cuts(point.partition.cuts),
         }
         for point in points
     ]
@@ -103,12 +114,12 @@ def pareto(
         ]
         print(json.dumps(plain, indent=2, allow_nan=False))
     elif points:
-        print("one request at a time: throughput of a stage's nodes together, latency alone")
+        print("throughput of the slowest stage, requests one at a time; latency of one alone")
         show(rows, as_json=False)
     else:
-        print(f"{result.status}: {result.message}")
+        print(f"{solution.result.status}: {solution.result.message}")
     if png is not None and points:
-        _draw(points, result.instance.name, png)
+        _draw(points, solution.instance.name, png)
     return 0 if points else 1
 
 
@@ -121,41 +132,43 @@ def _draw(points: list[ParetoPoint], name: str, path: Path) -> None:
 
 
 @click.command()
-@asking()
-@click.option("--method", help="Of the split; default as in hypsolve plan.")
-@click.option("--plan", "of_plan", type=click.Path(), help="Split as there; a plan's JSON.")
+@query_options()
+@click.option("--method", help="Method of the split.  [default: as in hypsolve plan]")
+@click.option("--plan", "plan", type=click.Path(), help="Take the split from this plan (JSON).")
 @click.option(
     "--workload",
     "source",
     type=click.Choice(tuple(WORKLOADS)),
-    help="Lengths and gaps of the requests; default: all of --prompt and --output.",
+    help="Lengths and gaps of the requests.  [default: --prompt and --output for all]",
 )
-@click.option("--requests", default=300, show_default=True, help="How many.")
-@click.option("--trace", type=click.Path(), help="A file of requests instead; its own rate.")
+@click.option("--requests", default=300, show_default=True, help="Number of requests.")
+@click.option("--trace", type=click.Path(), help="Take the requests from this file.")
 @click.option(
-    "--policy", type=click.Choice(tuple(POLICIES)), default="hypsched_rt", show_default=True
+    "--policy",
+    type=click.Choice(tuple(POLICIES)),
+    default="hypsched_rt",
+    show_default=True,
+    help="Policy that chooses the node of each request.",
 )
-@click.option("--seed", default=0, show_default=True)
-@click.option("--ttft-slo", type=float, help="Seconds to the first token, at most.")
-@click.option("--tpot-slo", type=float, help="Seconds per later token, at most.")
+@click.option("--ttft-slo", type=float, help="Target for the first token, in seconds.")
+@click.option("--tpot-slo", type=float, help="Target for each later token, in seconds.")
 @click.option("--perfetto", type=click.Path(), help="Write a trace for ui.perfetto.dev.")
 def simulate(
-    ask: dict[str, Any],
+    arguments: dict[str, Any],
     model: str,
     network: str,
     method: str | None,
-    of_plan: str | None,
+    plan: str | None,
     source: str | None,
     requests: int,
     trace: str | None,
     policy: str,
-    seed: int,
     ttft_slo: float | None,
     tpot_slo: float | None,
     perfetto: str | None,
     as_json: bool,
 ) -> int:
-    """Serve requests with the best split, or that of a plan, token by token.
+    """Simulate requests token by token over the best split, or over the split of a plan.
 
     \b
     hypsolve simulate --model llama-3-8b --network network.toml --rate 2
@@ -163,28 +176,30 @@ def simulate(
     hypsolve simulate --model llama-3-8b --network network.toml --plan plan.json
     """  # noqa: D301
     to_write(perfetto)
-    if of_plan is not None and (method is not None or ask["objective"] != "bottleneck"):
-        raise click.UsageError("--plan is a split: leave --method and --objective out")
-    with progress() as tell:
-        deployment, result = planner.split(model, network, method=method, tell=tell, **ask)
-    if of_plan is not None:
-        partition: Partition | None = partition_in(of_plan, result.instance)
-    else:
-        partition = result.partition
+    if plan is not None and (method is not None or arguments["objective"] != "bottleneck"):
+        raise click.UsageError("--plan excludes --method and --objective")
+    with show_progress() as progress:
+        solution = planner.split(model, network, method=method, progress=progress, **arguments)
+    deployment, result, seed = solution.deployment, solution.result, arguments["seed"]
+    partition = result.partition
+    if plan is not None:
+        partition = partition_in(plan, result.instance)
     if partition is None:
         plain = json.dumps(result.to_dict(), indent=2, allow_nan=False)
         print(plain if as_json else f"{result.status}: {result.message}")
         return 1
-    if result.statistics.get("stopped"):
+    if solution.interrupted:
         print("stopped: the split is the best so far", file=sys.stderr)
     if trace is not None:
         given = read_requests(trace)
     elif source is not None:
-        given = workload(source, n_requests=requests, rate_per_s=ask["rate_per_s"], seed=seed)
+        given = workload(
+            source, n_requests=requests, rate_per_s=arguments["rate_per_s"], seed=seed
+        )
     else:
         valid.whole("simulate", "requests", requests, minimum=1)
-        rng = np.random.default_rng(valid.whole("simulate", "seed", seed))
-        given = arriving(deployment, ask["rate_per_s"], requests, rng).requests
+        rng = np.random.default_rng(seed)
+        given = arriving(deployment, arguments["rate_per_s"], requests, rng).requests
     longest = int((given.prompt_tokens + given.output_tokens).max())
     served = simulate_requests(
         Deployment(
@@ -204,11 +219,12 @@ def simulate(
         print(json.dumps(numbers.to_dict(), indent=2, allow_nan=False))
     else:
         span_s = float(np.ptp(given.arrival_s))
-        offered = f"{(len(given) - 1) / span_s:.3g} a second" if span_s else "all at once"
+        offered = f"{(len(given) - 1) / span_s:.3g} per second" if span_s else "all at once"
         lengths = (given.prompt_tokens.mean(), given.output_tokens.mean())
         print(
-            f"{partition}: {len(given)} requests, {offered}, of {lengths[0]:.4g} +"
-            f" {lengths[1]:.4g} tokens in the mean; links send one message at a time"
+            f"layers {describe_cuts(partition.cuts)}: {len(given)} requests, {offered}, of"
+            f" {lengths[0]:.4g} + {lengths[1]:.4g} tokens on average; links send one message"
+            " at a time"
         )
         print(numbers)
     if perfetto is not None:
@@ -217,49 +233,63 @@ def simulate(
 
 
 @click.command()
-@asking(objectives=OBJECTIVES, rate=False, inherits=True)
+@query_options(objectives=OBJECTIVES, rate=False, inherits=True)
 @click.option(
-    "--from",
-    "before",
+    "--before",
     required=True,
     type=click.Path(),
-    help="The plan so far, as hypsolve plan --json prints it.",
+    help="The earlier plan: output of hypsolve plan --json or hypsolve replan --json.",
 )
-@click.option("--max-moves", required=True, type=int, help="Blocks that may change tier.")
+@click.option(
+    "--max-moves",
+    required=True,
+    type=int,
+    help="Largest number of blocks that may change tier.",
+)
 def replan(
-    ask: dict[str, Any], model: str, network: str, before: str, max_moves: int, as_json: bool
+    arguments: dict[str, Any],
+    model: str,
+    network: str,
+    before: str,
+    max_moves: int,
+    as_json: bool,
 ) -> int:
-    """Split anew after the network has changed, moving few blocks: the best with so many moves.
+    """Split a model anew after the network has changed, and move few blocks.
 
     \b
     hypsolve plan --model llama-3-8b --network network.toml --json > plan.json
-    hypsolve replan --model llama-3-8b --network new.toml --from plan.json --max-moves 4
+    hypsolve replan --model llama-3-8b --network new.toml --before plan.json --max-moves 4
     """  # noqa: D301
-    ask = {name: value for name, value in ask.items() if value is not None}
-    found = plan_anew(model, network, before, max_moves=max_moves, **ask)
+    given = {name: value for name, value in arguments.items() if value is not None}
+    plan = plan_anew(model, network, before, max_moves=max_moves, **given)
     if as_json:
-        print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
-    elif found.partition is None:
-        print(f"infeasible with at most {max_moves} blocks moved: {found.reason}")
+        print(json.dumps(plan.to_dict(), indent=2, allow_nan=False))
+    elif plan.partition is None:
+        print(f"infeasible with at most {max_moves} blocks moved: {plan.reason}")
     else:
-        what, least = found.instance.objective, show_seconds(found.objective_s)
-        print(f"{found.n_moved} blocks moved")
-        rows = []
-        for k, tier in enumerate(found.deployment.network.tiers):
-            blocks = describe_blocks(found.partition.stage(k), found.instance.n_blocks)
-            loads = [found.moved_bytes.get(node.name, 0) for node in tier.nodes]
-            rows.append(
-                {
-                    "tier": tier.name,
-                    "blocks": blocks,
-                    "nodes that load": f"{sum(n > 0 for n in loads)} of {len(loads)}",
-                    "each at most": show_bytes(max(loads)),
-                }
-            )
-        show(rows, as_json=False)
-        print(f"proved: with at most {max_moves} moved, no split has a {what} below {least}")
-        show(
-            [{"moves": str(m), "at best": show_seconds(s)} for m, s in found.frontier],
-            as_json=False,
+        _print_replan(plan, plan.partition)
+    return 0 if plan.partition is not None else 1
+
+
+def _print_replan(plan: Replan, partition: Partition) -> None:
+    objective, min_s = plan.instance.objective, show_seconds(plan.objective_s)
+    rows = []
+    for k, tier in enumerate(plan.deployment.network.tiers):
+        loads = [plan.moved_bytes.get(node.name, 0) for node in tier.nodes]
+        rows.append(
+            {
+                "tier": tier.name,
+                "holds": describe_blocks(partition.stage(k), plan.instance.n_blocks),
+                "nodes that load": f"{sum(n > 0 for n in loads)} of {len(loads)}",
+                "at most each": show_bytes(max(loads)),
+            }
         )
-    return 0 if found.partition is not None else 1
+    print(f"{plan.n_moved} blocks moved")
+    show(rows, as_json=False)
+    print(
+        f"proved: with at most {plan.max_moves} moved, no split has a {objective} below {min_s}"
+    )
+    show(
+        [{"moves": str(m), f"least {objective}": show_seconds(s)} for m, s in plan.frontier],
+        as_json=False,
+    )

@@ -1,4 +1,4 @@
-"""What the commands share: options, tables, errors in one line."""
+"""Parts that the commands share: options, progress, tables, errors in one line."""
 
 import contextlib
 import errno
@@ -17,16 +17,28 @@ from hypsolve import catalog
 from hypsolve.planning.query import OBJECTIVES
 from hypsolve.planning.text import table
 
+RENAMED = {"--dtype": "--weights", "--from": "--before"}  # old options and their successors
+
 
 class OneLine(click.Group):
-    """Errors in one line; exit codes 0 done, 1 infeasible, 2 bad input, 130 stopped."""
+    """A group of commands that reports an error in one line.
+
+    Exit codes: 0 success, 1 nothing fits, 2 bad input, 130 interrupted.
+    """
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **kwargs: Any) -> Any:
-        """Run a command, and exit; its context's object is the command line."""
+        """Run a command and exit; the object of its context is the command line."""
         given = sys.argv[1:] if args is None else list(args)
         kwargs |= {"standalone_mode": False, "obj": shlex.join(["hypsolve", *given])}
         try:
             sys.exit(super().main(given, "hypsolve", **kwargs) or 0)
+        except click.NoSuchOption as error:
+            successor = RENAMED.get(error.option_name)
+            _fail(
+                f"unknown option {error.option_name}; did you mean {successor}?"
+                if successor
+                else error.format_message()
+            )
         except click.ClickException as error:
             _fail(error.format_message())
         except OSError as error:
@@ -39,7 +51,7 @@ class OneLine(click.Group):
             sys.exit(130)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; nobody may read on, as after `| head`."""
+        """Run a command; exit quietly if the output is closed, as by `| head`."""
         try:
             code = super().invoke(ctx)
             sys.stdout.flush()
@@ -57,35 +69,60 @@ def _fail(message: str) -> None:
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def asking(
+def query_options(
     *, objectives: Sequence[str] = OBJECTIVES, rate: bool = True, inherits: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Options that say what is wanted; the command gets them as `ask`, for `hypsolve.plan`.
+    """Decorate a command with the options of a query.
 
-    If it inherits what an earlier plan was asked for, numbers that are not given are None.
+    The command gets their values as `arguments` of `hypsolve.plan`, besides model and network.
+
+    Parameters
+    ----------
+    objectives : sequence of str
+        Choices of ``--objective``; empty: no such option.
+    rate : bool
+        Whether there is an option ``--rate``.
+    inherits : bool
+        Whether an earlier plan provides defaults: numbers that are not given are None.
     """
 
     def number(name: str, default: int, words: str) -> Callable[..., Any]:
         if inherits:
-            return click.option(name, type=int, help=f"{words} Default: as in the plan so far.")
+            words = f"{words}  [default: as in the earlier plan]"
+            return click.option(name, type=int, help=words)
         return click.option(name, default=default, show_default=True, help=words)
 
     options = [
-        click.option("--model", required=True, help="A name, a config.json, or a folder."),
-        click.option("--network", required=True, type=click.Path(), help="A TOML file."),
-        number("--prompt", 512, "Tokens of a prompt."),
-        number("--output", 256, "Tokens of an output."),
-        number("--concurrency", 16, "Sequences that every node must have room for at once."),
         click.option(
-            "--dtype",
+            "--model",
+            required=True,
+            help="A name (see hypsolve models), a config.json, or a folder of a model.",
+        ),
+        click.option(
+            "--network",
+            required=True,
+            type=click.Path(),
+            help="A TOML file (see hypsolve init), or an .ini file of Helix.",
+        ),
+        number("--prompt", 512, "Prompt tokens of every request."),
+        number("--output", 256, "Output tokens of every request."),
+        number("--concurrency", 16, "Sequences for which every node must have KV cache."),
+        click.option(
+            "--weights",
             type=click.Choice(tuple(catalog.GROUP_BYTES)),
-            help="Format of all weights; default: as stored, fp16 for a name.",
+            help="Format of all weights.  [default: as stored; fp16 for a name]",
         ),
         click.option(
             "--time-limit",
             default=60.0,
             show_default=True,
-            help="Seconds of a search; of those for changes, 1 each.",
+            help="Seconds for the search; each what-if scenario gets at most 1.",
+        ),
+        click.option(
+            "--seed",
+            default=0,
+            show_default=True,
+            help="Seed of the method and of the simulated arrivals.",
         ),
         as_json_option,
     ]
@@ -100,34 +137,41 @@ def asking(
                 type=click.Choice(tuple(objectives)),
                 default="bottleneck",
                 show_default=True,
-                help="What to minimise; see README.",
+                help="bottleneck: throughput, requests one at a time. path: latency of one"
+                " request. p0: the objective of the Hyperion paper. mean_latency: simulated"
+                " at --rate.",
             )
         )
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
-        def asked(**given: Any) -> Any:
-            ask = {
-                name: given.pop(option) for option, name in _ASKED.items() if option in given
+        def with_arguments(**given: Any) -> Any:
+            arguments = {
+                name: given.pop(option)
+                for option, name in _ARGUMENTS.items()
+                if option in given
             }
-            return command(ask=ask, **given)
+            return command(arguments=arguments, **given)
 
         for option in reversed(options):
-            asked = option(asked)
-        return asked
+            with_arguments = option(with_arguments)
+        return with_arguments
 
     return decorate
 
 
-_ASKED = {
+_ARGUMENTS = {
     "prompt": "prompt_tokens", "output": "output_tokens", "concurrency": "concurrency",
-    "dtype": "weights", "objective": "objective", "time_limit": "time_limit_s",
-    "rate": "rate_per_s",
+    "weights": "weights", "objective": "objective", "time_limit": "time_limit_s",
+    "rate": "rate_per_s", "seed": "seed",
 }  # fmt: skip
 
 
 def to_write(path: str | Path | None, *endings: str) -> None:
-    """Refuse a file that cannot be written, before the work; `endings`: of its name."""
+    """Raise unless a file can be written there and its name has one of `endings`.
+
+    Commands call this before the work starts.
+    """
     if path is None:
         return
     if endings and not str(path).endswith(endings):
@@ -137,10 +181,10 @@ def to_write(path: str | Path | None, *endings: str) -> None:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """A function that shows a line of what is being done, in place of the one before.
+def show_progress() -> Iterator[Callable[[str], None]]:
+    """Provide a function that shows a line of progress in place of the previous line.
 
-    Nothing is shown where errors do not go to a terminal.
+    It shows nothing unless stderr is a terminal.
     """
     if not sys.stderr.isatty():
         yield lambda line: None
@@ -152,5 +196,5 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 
 def show(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
-    """Print a table, or the same as JSON."""
+    """Print rows as a table or as JSON."""
     print(json.dumps(rows, indent=2, allow_nan=False) if as_json else table(rows))

@@ -1,4 +1,4 @@
-"""The command `plan`."""
+"""The command `hypsolve plan`."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hypsolve.cli.options import asking, progress
+from hypsolve.cli.options import query_options, show_progress
 from hypsolve.formats.huggingface import model_type_of
 from hypsolve.planning import planner
 from hypsolve.planning.exporters import (
@@ -26,25 +26,30 @@ from hypsolve.solve import METHODS
 
 
 @click.command()
-@asking()
+@query_options()
 @click.option(
     "--method",
     type=click.Choice([n for n, m in METHODS.items() if m.decides == "partition"]),
     metavar="NAME",
-    help="See hypsolve methods; default: hypsplit_dp, for mean_latency a search by simulation.",
+    help="See hypsolve methods.  [default: hypsplit_dp; a search for mean_latency]",
 )
 @click.option(
-    "--report", type=click.Path(), help="Write pictures, tables and proof to this .html, too."
+    "--report",
+    type=click.Path(),
+    help="Also write figures, tables and proof to this .html file.",
 )
 @click.option(
-    "--export", "runtime", type=click.Choice(tuple(RUNTIMES)), help="Print flags of a runtime."
+    "--export",
+    "runtime",
+    type=click.Choice(tuple(RUNTIMES)),
+    help="Print the plan as flags or file of a runtime.",
 )
 @click.option(
     "--model-type", type=click.Choice(tuple(MODULES)),
-    help="Whose names of modules --export takes; default: as config.json says.",
+    help="Architecture whose module names --export writes.  [default: as in config.json]",
 )  # fmt: skip
 def plan(
-    ask: dict[str, Any],
+    arguments: dict[str, Any],
     model: str,
     network: str,
     method: str | None,
@@ -53,86 +58,95 @@ def plan(
     model_type: str | None,
     as_json: bool,
 ) -> int:
-    """Split a model over a network: best split, its proof, what it serves, what would help.
+    """Plan how to serve a model: split, proof, forecast, and upgrades that would help.
 
     \b
     hypsolve plan --model llama-3-8b --network network.toml --rate 2
-    hypsolve plan --model ~/models/Qwen2.5-7B --network network.toml --dtype int8 --json
+    hypsolve plan --model ~/models/Qwen2.5-7B --network network.toml --weights int8 --json
     hypsolve plan --model llama-3-8b --network network.toml --export vllm
     hypsolve plan --model llama-3-8b --network network.toml --report plan.html
 
-    Exit code: 0 a plan, 1 none (nothing fits, or none was found in time), 2 bad input.
+    Exit code: 0 a plan; 1 no plan, since nothing fits or the time ran out; 2 bad input.
     """  # noqa: D301
     if runtime is not None and as_json:
-        raise click.UsageError("--export writes no JSON of the plan: leave --json out")
+        raise click.UsageError("--export and --json exclude each other")
     if report is not None:
         report_path(report)  # before the work
     if model_type is None:
         model_type = model_type_of(model) if runtime in NAMES_MODULES else "llama"
-    ask |= {"method": method}
-    in_full = runtime is None or report is not None  # else the flags alone are printed
-    with progress() as tell:
-        found = planner.plan(model, network, with_changes=in_full, tell=tell, **ask)
-    if runtime is not None and found.stopped:
-        print(f"stopped: {found.stopped}", file=sys.stderr)
-    if runtime is not None and (found.fits or runtime in ONE_PIPELINE):
-        why = not_expressible(found, runtime) if found.fits else "nothing fits as it is"
-        if why and found.stopped:
+    in_full = runtime is None or report is not None  # else only the flags are printed
+    arguments |= {"method": method}
+    with show_progress() as progress:
+        plan = planner.plan(
+            model, network, with_upgrades=in_full, progress=progress, **arguments
+        )
+    if runtime is not None and plan.stopped:
+        print(f"stopped: {plan.stopped}", file=sys.stderr)
+    if runtime is not None and (plan.fits or runtime in ONE_PIPELINE):
+        why = not_expressible(plan, runtime) if plan.fits else "nothing fits as it is"
+        if why and plan.stopped:
             print(f"{runtime} cannot express it: {why}", file=sys.stderr)
             return 130
         if why:
             print(f"{runtime} cannot express the best plan: {why}", file=sys.stderr)
-            near = _for_runtime(found, runtime, ask["time_limit_s"], in_full)
-            if found.fits and not near.fits:
+            near = _for_runtime(plan, runtime, in_full)
+            if plan.fits and not near.fits:
                 return 1
-            found = near if near.fits else found
-    if not found.fits and not in_full:
-        with progress() as tell:  # to say what would make it fit
-            found = planner.plan(model, network, tell=tell, **ask)
-    if runtime is not None and found.fits:
-        for line in cautions(found, runtime):
+            plan = near if near.fits else plan
+    if not plan.fits and not in_full:
+        with show_progress() as progress:  # to find what would make it fit
+            plan = planner.plan(model, network, progress=progress, **arguments)
+    if runtime is not None and plan.fits:
+        for line in cautions(plan, runtime):
             print(f"note: {line}", file=sys.stderr)
-        print(export(found, runtime, model_type=model_type), end="")
+        print(export(plan, runtime, model_type=model_type), end="")
     elif as_json:
-        print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
+        print(json.dumps(plan.to_dict(), indent=2, allow_nan=False))
     else:
-        print(found)
+        print(plan)
     if report is not None:
-        write_report(found, report, command=click.get_current_context().obj)
+        write_report(plan, report, command=click.get_current_context().obj)
         print(f"{report}: written", file=sys.stderr)
-    return 0 if found.fits else 1
+    return 0 if plan.fits else 1
 
 
-def _for_runtime(best: Plan, runtime: str, time_limit_s: float, in_full: bool) -> Plan:
-    """A plan that the runtime can express, and a word on it."""
-    with progress() as tell:
-        found = nearest_plan(
-            best, runtime, time_limit_s=time_limit_s, with_changes=in_full, tell=tell
+def _for_runtime(best: Plan, runtime: str, in_full: bool) -> Plan:
+    """Return a plan that the runtime can express, and report how it differs."""
+    with show_progress() as progress:
+        plan = nearest_plan(
+            best,
+            runtime,
+            time_limit_s=best.query.time_limit_s,
+            with_upgrades=in_full,
+            progress=progress,
         )
-    if not found.fits:
-        print(f"nor does anything fit that it can: {found.result.message}", file=sys.stderr)
-        return found
+    if not plan.fits:
+        verdict, *details = plan.reasons
+        print(f"nor does a plan fit that it can express: {verdict}", file=sys.stderr)
+        for line in details:
+            print(f"  {line}", file=sys.stderr)
+        return plan
     more = ""
     if best.fits:
-        more = f" ({found.result.objective_s / best.result.objective_s - 1:.1%} more)"
-    used = [node.node for node in found.nodes if node.is_used]
-    row = f"on {', '.join(used)}{more}: {describe_proof(found)}"
+        more = f" ({plan.result.objective_s / best.result.objective_s - 1:.1%} more)"
+    used = [node.node for node in plan.nodes if node.is_used]
+    row = f"on {', '.join(used)}{more}: {describe_proof(plan)}"
     print(f"planned for it instead, {row}", file=sys.stderr)
-    _tell_unused(best, found)
-    return found
+    _report_unused(best, plan)
+    return plan
 
 
-def _tell_unused(best: Plan, found: Plan) -> None:
-    """Which nodes a plan for a runtime leaves out, and what would let them in."""
-    kept = {node.node for node in found.nodes if node.is_used}
+def _report_unused(best: Plan, plan: Plan) -> None:
+    """Report which nodes a plan for a runtime leaves out, and what would let them in."""
+    kept = {node.node for node in plan.nodes if node.is_used}
     left = [node for node in best.nodes if node.is_used and node.node not in kept]
     if not left:
         return
-    site, tiers = best.network, {node.tier for node in left}
+    network, tiers = best.network, {node.tier for node in left}
     unknown = [
         tier.name
-        for k, tier in enumerate(site.network.tiers)
-        if tier.name in tiers and site.inner_link(k) is None
+        for k, tier in enumerate(network.network.tiers)
+        if tier.name in tiers and network.inner_link(k) is None
     ]
     hint = ""
     if unknown:

@@ -91,6 +91,7 @@ FAMILIES: dict[str, Family] = {
 """Families that `read_model` knows, by ``model_type``."""
 
 
+@valid.suggest_keywords("read_model")
 def read_model(
     path: str | os.PathLike[str], *, weights: str | None = None, name: str | None = None
 ) -> Model:

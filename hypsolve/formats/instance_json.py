@@ -141,7 +141,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Instanc
             if not isinstance(fields[field], list):
                 raise TypeError(f"{field} must be a list of strings, got {fields[field]!r:.60}")
             fields[field] = tuple(fields[field])
-        return Instance(**fields)
+        return Instance.from_arrays(**fields)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -1,8 +1,8 @@
-"""What the kernels of joint methods read: the stages of one partition as a flow shop."""
+"""The flow shops that the kernels of joint methods schedule and bound."""
 
 from typing import Any, NamedTuple
 
-ROUND_DOWN = 1 - 1e-12  # before a time becomes a tick: not one too late
+ROUND_DOWN = 1 - 1e-12  # factor before a time is rounded down to ticks: never a tick too late
 
 
 class FlowShop(NamedTuple):

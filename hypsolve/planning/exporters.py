@@ -77,12 +77,12 @@ class Split:
         return tuple(b - a for a, b in itertools.pairwise(first))
 
 
-def export(found: Plan, runtime: str, *, model_type: str = "llama") -> str:
+def export(plan: Plan, runtime: str, *, model_type: str = "llama") -> str:
     """Write a plan for a runtime, as text.
 
     Parameters
     ----------
-    found : Plan
+    plan : Plan
     runtime : str
         One of `RUNTIMES`.
     model_type : str
@@ -99,37 +99,37 @@ def export(found: Plan, runtime: str, *, model_type: str = "llama") -> str:
     ValueError
         If there is no plan, or the runtime cannot express it; see `hypsolve.nearest_plan`.
     """
-    valid.of_type("export", "found", found, Plan)
+    valid.of_type("export", "plan", plan, Plan)
     valid.known("runtime", runtime, RUNTIMES)
     valid.known("model_type", model_type, MODULES)
-    partition = found.result.partition
+    partition = plan.result.partition
     if partition is None:
-        raise ValueError(f"export: no plan to write, {found.result.status}")
-    why = not_expressible(found, runtime)
+        raise ValueError(f"export: no plan to write, {plan.result.status}")
+    why = not_expressible(plan, runtime)
     if why:
         raise ValueError(f"export: {runtime} cannot express this plan: {why}")
-    stages = [stage for stage in found.stages if stage.blocks]  # of others nothing is started
+    stages = [stage for stage in plan.stages if stage.blocks]  # of others nothing is started
     split = Split(
         cuts=(0, *(stage.blocks.stop for stage in stages)),
         tiers=tuple(stage.tier for stage in stages),
         nodes=tuple(
-            tuple(n.node for n in found.nodes if n.tier == stage.tier and n.is_used)
+            tuple(n.node for n in plan.nodes if n.tier == stage.tier and n.is_used)
             for stage in stages
         ),
         names=MODULES[model_type],
-        tied=found.model.tied_bytes > 0,
+        tied=plan.model.tied_bytes > 0,
     )
-    return RUNTIMES[runtime](split, found).rstrip("\n") + "\n"
+    return RUNTIMES[runtime](split, plan).rstrip("\n") + "\n"
 
 
-def not_expressible(found: Plan, runtime: str) -> str:
+def not_expressible(plan: Plan, runtime: str) -> str:
     """Why a runtime cannot have a plan; empty if it can."""
-    partition = found.result.partition
+    partition = plan.result.partition
     assert partition is not None
     why = []
     if runtime in ONE_PIPELINE:
-        counts = {stage.tier: 0 for stage in found.stages}
-        for node in found.nodes:
+        counts = {stage.tier: 0 for stage in plan.stages}
+        for node in plan.nodes:
             counts[node.tier] += node.is_used
         wide = [f"tier {tier!r} has {n} nodes" for tier, n in counts.items() if n > 1]
         why += [f"it runs one pipeline, and {', '.join(wide)}"] if wide else []
@@ -143,35 +143,35 @@ def not_expressible(found: Plan, runtime: str) -> str:
     return "; ".join(why)
 
 
-def cautions(found: Plan, runtime: str) -> list[str]:
+def cautions(plan: Plan, runtime: str) -> list[str]:
     """What to know of a plan in a runtime that the export does not say.
 
     Parameters
     ----------
-    found : Plan
+    plan : Plan
     runtime : str
         One of `RUNTIMES`.
     """
     valid.known("runtime", runtime, RUNTIMES)
-    n_stages = sum(bool(stage.blocks) for stage in found.stages)
+    n_stages = sum(bool(stage.blocks) for stage in plan.stages)
     lines = []
-    if runtime not in PLAIN and found.model.extrapolated:
-        lines.append(f"planned as {found.model.name}: load weights that are so quantised")
+    if runtime not in PLAIN and plan.model.extrapolated:
+        lines.append(f"planned as {plan.model.name}: load weights that are so quantised")
     if runtime == "accelerate" and n_stages > 1:
         lines.append("a device_map is of one machine: device k must be the GPU of stage k")
-    if runtime == "accelerate" and n_stages > 1 and found.model.tied_bytes:
+    if runtime == "accelerate" and n_stages > 1 and plan.model.tied_bytes:
         lines.append(
             "the head is the embedding's table, and stays on device 0, which is not planned for"
         )
     if runtime == "petals":
         lines.append("Petals serves Llama, Mixtral, Falcon and BLOOM models")
-    apple = [n.node for n in found.nodes if n.is_used and n.gpu.startswith("Apple")]
+    apple = [n.node for n in plan.nodes if n.is_used and n.gpu.startswith("Apple")]
     if runtime in NEEDS_CUDA and apple:
         lines.append(f"{runtime} needs CUDA or ROCm; not so: {', '.join(apple)}")
     return lines
 
 
-def _vllm(split: Split, found: Plan) -> str:
+def _vllm(split: Split, plan: Plan) -> str:
     return "\n".join(
         [
             _of_stages(split),
@@ -179,13 +179,13 @@ def _vllm(split: Split, found: Plan) -> str:
             "# ray start --address=FIRST:6379; see that rank k runs on the k-th stage's node",
             f"export VLLM_PP_LAYER_PARTITION={','.join(map(str, split.layers))}",
             f"vllm serve MODEL --pipeline-parallel-size {len(split.tiers)}"
-            f" --distributed-executor-backend ray --max-num-seqs {_sequences(found)}"
-            f" --max-model-len {_tokens(found)}{_half(found)}",
+            f" --distributed-executor-backend ray --max-num-seqs {_sequences(plan)}"
+            f" --max-model-len {_tokens(plan)}{_half(plan)}",
         ]
     )
 
 
-def _sglang(split: Split, found: Plan) -> str:
+def _sglang(split: Split, plan: Plan) -> str:
     n = len(split.tiers)
     first = split.nodes[0][0]
     lines = [_of_stages(split)]
@@ -197,29 +197,29 @@ def _sglang(split: Split, found: Plan) -> str:
             several = f" --nnodes {n} --node-rank {rank} --dist-init-addr {address}"
         lines.append(
             f"python -m sglang.launch_server --model-path MODEL --pp-size {n}{several}"
-            f" --context-length {_tokens(found)} --max-running-requests {_sequences(found)}"
-            f"{_half(found)}  # on {nodes[0]}"
+            f" --context-length {_tokens(plan)} --max-running-requests {_sequences(plan)}"
+            f"{_half(plan)}  # on {nodes[0]}"
         )
     return "\n".join(lines)
 
 
-def _tokens(found: Plan) -> int:
-    return found.prompt_tokens + found.output_tokens
+def _tokens(plan: Plan) -> int:
+    return plan.query.prompt_tokens + plan.query.output_tokens
 
 
-def _sequences(found: Plan) -> int:
+def _sequences(plan: Plan) -> int:
     """As many at once as were simulated and have room; those asked for have."""
-    room = found.service.max_sequences if found.service is not None else 0
-    return max(found.concurrency, min(room, MAX_BATCH))
+    room = plan.forecast.max_sequences if plan.forecast is not None else 0
+    return max(plan.query.concurrency, min(room, MAX_BATCH))
 
 
-def _half(found: Plan) -> str:
+def _half(plan: Plan) -> str:
     """GPUs without bfloat16 take float16."""
-    old = any(node.is_used and node.gpu.startswith(NO_BFLOAT16) for node in found.nodes)
-    return " --dtype half" if old else ""
+    old = any(node.is_used and node.gpu.startswith(NO_BFLOAT16) for node in plan.nodes)
+    return " --weights half" if old else ""
 
 
-def _llama_cpp(split: Split, found: Plan) -> str:
+def _llama_cpp(split: Split, plan: Plan) -> str:
     """The head is one more slot, behind the last layer; the embedding stays with the host."""
     counts = [*split.layers[:-1], split.layers[-1] + 1]
     servers = shlex.quote(",".join(f"{nodes[0]}:50052" for nodes in split.nodes))
@@ -230,12 +230,12 @@ def _llama_cpp(split: Split, found: Plan) -> str:
             f"# on {split.nodes[0][0]}, for llama-server keeps the table of the embedding:",
             f"llama-server -m MODEL.gguf -ngl 999 --rpc {servers}"
             f" -ts {','.join(map(str, counts))}"
-            f" -np {found.concurrency} -c {found.concurrency * _tokens(found)}",
+            f" -np {plan.query.concurrency} -c {plan.query.concurrency * _tokens(plan)}",
         ]
     )
 
 
-def _accelerate(split: Split, found: Plan) -> str:
+def _accelerate(split: Split, plan: Plan) -> str:
     return json.dumps(device_map(split), indent=2)
 
 
@@ -253,7 +253,7 @@ def device_map(split: Split) -> dict[str, int]:
     return stages | {names.norm: last, names.head: 0 if split.tied else last}
 
 
-def _torch(split: Split, found: Plan) -> str:
+def _torch(split: Split, plan: Plan) -> str:
     entries = (
         f'    "{split.names.layers}.{first}": SplitPoint.BEGINNING,'
         for first in split.first_layers[1:-1]
@@ -270,7 +270,7 @@ def _torch(split: Split, found: Plan) -> str:
     )
 
 
-def _deepspeed(split: Split, found: Plan) -> str:
+def _deepspeed(split: Split, plan: Plan) -> str:
     return "\n".join(
         [
             "from deepspeed.pipe import PipelineModule",
@@ -288,7 +288,7 @@ def _deepspeed(split: Split, found: Plan) -> str:
     )
 
 
-def _megatron(split: Split, found: Plan) -> str:
+def _megatron(split: Split, plan: Plan) -> str:
     stages = split.layers
     layout = f"E{'|'.join(f't*{n}' for n in stages)}L"  # E embedding, t layer, L head
     return "\n".join(
@@ -300,7 +300,7 @@ def _megatron(split: Split, found: Plan) -> str:
     )
 
 
-def _petals(split: Split, found: Plan) -> str:
+def _petals(split: Split, plan: Plan) -> str:
     lines = [
         _of_stages(split),
         "# the client keeps the embedding and the head; the first server makes a private",
@@ -319,22 +319,22 @@ def _petals(split: Split, found: Plan) -> str:
     return "\n".join(lines)
 
 
-def _json(split: Split, found: Plan) -> str:
-    return json.dumps(_plain(split, found), indent=2)
+def _json(split: Split, plan: Plan) -> str:
+    return json.dumps(_plain(split, plan), indent=2)
 
 
-def _yaml(split: Split, found: Plan) -> str:
-    return str(optional("yaml").safe_dump(_plain(split, found), sort_keys=False))
+def _yaml(split: Split, plan: Plan) -> str:
+    return str(optional("yaml").safe_dump(_plain(split, plan), sort_keys=False))
 
 
-def _plain(split: Split, found: Plan) -> dict[str, Any]:
+def _plain(split: Split, plan: Plan) -> dict[str, Any]:
     stages = [
         {"tier": tier, "nodes": list(nodes), "blocks": [first, end]}
         for tier, nodes, first, end in zip(
             split.tiers, split.nodes, split.cuts, split.cuts[1:], strict=False
         )
     ]
-    return {"model": found.model.name, "n_blocks": split.cuts[-1], "stages": stages}
+    return {"model": plan.model.name, "n_blocks": split.cuts[-1], "stages": stages}
 
 
 def _of_stages(split: Split) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hypsolve.planning.network_figure import draw_network, network_height
+from hypsolve.planning.palette import BLUE, GREY, ORANGE, RC, VERMILION, short_name
+from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.optional import optional
 from hypsolve.problem.units import show_seconds
@@ -15,174 +20,116 @@ from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hypsolve.planning.plan import NodePlan, Plan
+    from hypsolve.planning.plan import Plan
 
-WEIGHTS, KV, LINK, MARK = "#0072B2", "#E69F00", "#999999", "#D55E00"
-TIERS = ("#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#E69F00", "#0072B2")  # in turn
-MAX_NODES = 6  # of a tier, drawn
-BAR = 0.16  # above the bar of a node's memory, for its name
-MAX_LETTERS = 48  # of a name
-MAX_BARS = 20  # of changes
-PASSES = 6.0  # of a decode token, in the window of the Gantt chart
-Draw = Callable[["Plan", "Axes"], None]
+PAGE_WIDTH = 6.3  # inches: 16 cm, the text width of a page
+MAX_BARS = 20  # upgrades
+MAX_LETTERS, MAX_NAME = 48, 68  # of the name of a tier or node, and of a bar
+PASSES = 6.0  # decode passes in the window of the Gantt chart
 
 
-def plot(found: Plan, kind: str, ax: Axes | None) -> Axes:
-    """See `Plan.plot`."""
-    draw, size, can_draw = FIGURES[valid.known("figure of a plan", kind, FIGURES)]
-    if not can_draw(found):
-        raise ValueError(f"plan: nothing to draw as {kind!r}, {found.result.status}")
-    if ax is None:
-        _, ax = optional("matplotlib.pyplot").subplots(
-            figsize=size(found), layout="constrained"
-        )
-    else:
-        valid.of_type("plot", "ax", ax, optional("matplotlib.axes").Axes)
-    draw(found, ax)
-    rows = [label.get_text() for label in ax.get_yticklabels()]
-    if any(len(name) > MAX_LETTERS for name in rows):
-        ax.set_yticks(ax.get_yticks(), labels=[_short(name) for name in rows])
-    for text in ax.figure.findobj(optional("matplotlib.text").Text):
-        text.set_parse_math(False)  # names are names, dollars too
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """How one kind of figure is drawn.
+
+    Attributes
+    ----------
+    draw : callable
+        ``draw(plan, ax, width)``; the width of the axes is in inches.
+    height : callable
+        ``height(plan, width)`` in inches.
+    caption : str
+    can_draw : callable
+        Whether a plan has something to draw.
+    """
+
+    draw: Callable[[Plan, Axes, float], None]
+    height: Callable[[Plan, float], float]
+    caption: str
+    can_draw: Callable[[Plan], bool] = lambda plan: plan.fits
+
+
+def plot(plan: Plan, kind: str, ax: Axes | None, width: float = PAGE_WIDTH) -> Axes:
+    """Draw a figure of a plan, `width` inches wide unless `ax` is given; see `Plan.plot`."""
+    figure = FIGURES[valid.known("figure of a plan", kind, FIGURES)]
+    if not figure.can_draw(plan):
+        raise ValueError(f"plan: nothing to draw as {kind!r}, {plan.result.status}")
+    with optional("matplotlib").rc_context(RC):
+        if ax is None:
+            _, ax = optional("matplotlib.pyplot").subplots(
+                figsize=(width, figure.height(plan, width)), layout="constrained"
+            )
+        else:
+            valid.of_type("plot", "ax", ax, optional("matplotlib.axes").Axes)
+            width = ax.get_window_extent().width / ax.figure.dpi
+        draw(plan, kind, ax, width)
     return ax
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}…"
+def draw(plan: Plan, kind: str, ax: Axes, width: float) -> None:
+    """Draw a figure of a plan into axes that are `width` inches wide."""
+    FIGURES[kind].draw(plan, ax, width)
+    rows = [label.get_text() for label in ax.get_yticklabels()]
+    letters = min(MAX_LETTERS, max(int(width / 0.15), 8))  # at most some 40 % of the width
+    if any(len(name) > letters for name in rows):
+        ax.set_yticks(ax.get_yticks(), labels=[short_name(name, letters) for name in rows])
+    for text in ax.figure.findobj(optional("matplotlib.text").Text):
+        text.set_parse_math(False)  # a dollar sign in a name is no formula
 
 
-def _network(found: Plan, ax: Axes) -> None:
-    """A column for each tier: its nodes, and in each how its memory is used."""
-    patches = optional("matplotlib.patches")
-    tiers = found.network.network.tiers
-    largest = max(node.usable_bytes for tier in tiers for node in tier.nodes)
-    rows = 0
-    for k, tier in enumerate(tiers):
-        nodes = [node for node in found.nodes if node.tier == tier.name]
-        shown = nodes if len(nodes) <= MAX_NODES else nodes[: MAX_NODES - 1]
-        rows = max(rows, len(shown) + (len(shown) < len(nodes)))
-        stage = found.stages[k]
-        colour = TIERS[k % len(TIERS)]
-        ax.add_patch(
-            patches.Rectangle((k + 0.08, -0.98), 0.74, 0.56, facecolor=colour, alpha=0.45)
-        )
-        ax.text(
-            k + 0.45, -0.82, _short(tier.name), ha="center", va="center", weight="bold", size=10
-        )
-        words = found.describe_blocks(stage.blocks)
-        ax.text(k + 0.45, -0.66, words, ha="center", va="center", size=8)
-        width = 0.74 / found.model.n_blocks
-        for at in stage.blocks:  # in the model's whole chain
-            left = k + 0.08 + at * width
-            ax.add_patch(
-                patches.Rectangle((left, -0.54), 0.8 * width, 0.08, color="#333333", lw=0)
-            )
-        for row, (node, plan) in enumerate(zip(tier.nodes, shown, strict=False)):
-            _node(ax, patches, k, row, node.usable_bytes, largest, plan)
-        if len(shown) < len(nodes):
-            more = f"and {len(nodes) - len(shown)} more"
-            ax.text(
-                k + 0.45, len(shown) + BAR - 0.06, more, ha="center", size=8, style="italic"
-            )
-        if tier.link is not None:
-            ax.annotate(
-                "", (k + 1.08, -0.7), (k + 0.82, -0.7), arrowprops={"arrowstyle": "-|>"}
-            )
-            rate = f"{tier.link.bytes_per_s * 8 / 1e9:.3g} Gbit/s"
-            delay = show_seconds(tier.link.latency_s)
-            if tier.link.round_trip_s != 2 * tier.link.latency_s:
-                back_s = tier.link.round_trip_s - tier.link.latency_s
-                delay += f"\n{show_seconds(back_s)} back"
-            ax.text(k + 0.95, -1.06, rate, ha="center", va="bottom", size=7)
-            ax.text(k + 0.95, -0.36, delay, ha="center", va="top", size=7)
-    handles = [
-        patches.Patch(color=colour, label=label)
-        for colour, label in ((WEIGHTS, "weights"), (KV, "KV cache"), ("white", "free"))
-    ]
-    for handle in handles:
-        handle.set_edgecolor("#444444")
-    ax.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=3,
-        frameon=False,
-        fontsize=8,
-    )
-    ax.set_xlim(0, len(tiers) - 0.1)
-    ax.set_ylim(rows + 0.02, -1.25)
-    ax.set_axis_off()
-
-
-def _node(
-    ax: Axes, patches: Any, k: int, row: int, usable: float, largest: float, plan: NodePlan
-) -> None:
-    """A bar as long as the node's memory, in it weights and KV cache."""
-    left, width = k + 0.08, 0.74 * usable / largest
-    x = left
-    for n_bytes, colour in ((plan.weight_bytes, WEIGHTS), (plan.kv_bytes, KV)):
-        length = 0.74 * n_bytes / largest
-        ax.add_patch(patches.Rectangle((x, row + BAR), length, 0.34, color=colour, lw=0))
-        x += length
-    edge = {"fill": False, "edgecolor": "#444444", "lw": 0.8}
-    ax.add_patch(patches.Rectangle((left, row + BAR), width, 0.34, **edge))
-    used = "" if plan.is_used else " (unused)"
-    ax.text(left, row + BAR - 0.06, f"{_short(plan.node)}{used}", va="bottom", size=7.5)
-    gb = f"{plan.gpu}, {plan.free_bytes / 1e9:.1f} of {usable / 1e9:.1f} GB free"
-    ax.text(left, row + BAR + 0.4, gb, va="top", size=6.5, color="#444444")
-
-
-def _stages(found: Plan, ax: Axes) -> None:
-    """What each stage takes with its link; what binds, marked."""
-    stages = found.stages
+def _stages(plan: Plan, ax: Axes, width: float) -> None:
+    """Seconds of each stage and its link; the bottleneck is marked."""
+    stages = plan.stages
     rows = np.arange(len(stages))
     times_s = np.array([stage.time_s for stage in stages])
     links_s = np.array([stage.link_s for stage in stages])
-    ax.barh(rows, times_s, color=WEIGHTS, label="blocks")
-    ax.barh(rows, links_s, left=times_s, color=LINK, label="link to the next tier")
+    is_bottleneck = plan.query.objective == "bottleneck"
+    of = "all its nodes together" if is_bottleneck else "its fastest node"
+    ax.barh(rows, times_s, 0.4, color=BLUE, label=f"stage: {of}")
+    ax.barh(rows, links_s, 0.4, left=times_s, color=GREY, label="link to the next tier")
     longest_s = float((times_s + links_s).max())
-    for row, stage in enumerate(stages):
-        words = f"{show_seconds(stage.time_s + stage.link_s)}, {stage.share:.0%}"
-        _beside(ax, longest_s, row, words)
-    if found.objective == "bottleneck":
-        ax.axvline(longest_s, color=MARK, lw=1.2, ls="--", label="bottleneck")
-    ax.set_yticks(rows, labels=[stage.tier for stage in stages])
-    ax.invert_yaxis()
-    ax.set_xlim(0, 1.25 * longest_s or 1.0)
-    of = "its nodes together" if found.objective == "bottleneck" else "its quickest node"
-    ax.set_xlabel(f"seconds of one request on each tier, {of}")
-    _finish(ax, legend=True)
+    values = [
+        f"{show_seconds(stage.time_s + stage.link_s)}, {stage.share:.0%}" for stage in stages
+    ]
+    names = [
+        f"{short_name(stage.tier, MAX_LETTERS // 2)}: {plan.describe_blocks(stage.blocks)}"
+        for stage in stages
+    ]
+    _label_bars(ax, names, times_s + links_s, values, width)
+    if is_bottleneck:
+        ax.axvline(longest_s, color=VERMILION, lw=1.2, ls="--", zorder=0, label="bottleneck")
+    _set_range(ax, longest_s, width, 1.1)
+    ax.set_xlabel("seconds for one request")
+    _finish(ax, legend=True, n_columns=3 if width > 5 else 1)
 
 
-def _pareto(found: Plan, ax: Axes) -> None:
-    """The frontier, and where this plan is."""
-    from hypsolve.problem import evaluation
-
-    result = found.result
+def _pareto(plan: Plan, ax: Axes, width: float) -> None:
+    """The Pareto frontier, and this plan."""
+    result = plan.result
     assert result.partition is not None
     draw_pareto(pareto_frontier(result.instance), ax)
     here_s = evaluation.bottleneck_s(result.instance, result.partition)
     path_s = evaluation.path_s(result.instance, result.partition)
-    ax.plot(1 / here_s if here_s else np.inf, path_s, "D", color=MARK, label="this plan")
+    ax.plot(1 / here_s if here_s else np.inf, path_s, "D", color=VERMILION, label="this plan")
     _finish(ax, legend=True)
 
 
 def draw_pareto(points: list[ParetoPoint], ax: Axes) -> None:
-    """Throughput against latency of splits that no other beats in both."""
+    """Draw throughput against latency of the splits on the Pareto frontier."""
     rates = [1 / p.bottleneck_s if p.bottleneck_s else np.inf for p in points]
     paths_s = [p.path_s for p in points]
-    ax.plot(rates, paths_s, "o-", drawstyle="steps-post", color=WEIGHTS, label="best splits")
-    ax.set_xlabel("requests per second that the slowest stage serves one at a time")
+    ax.plot(rates, paths_s, "o-", drawstyle="steps-post", color=BLUE, label="best splits")
+    ax.set_xlabel("throughput of the slowest stage (requests/s)")
     ax.set_ylabel("latency of one request alone (s)")
     _finish(ax)
 
 
-def _latency(found: Plan, ax: Axes) -> None:
-    """How latencies and times to the first token are distributed, in the simulation."""
-    trace = found.simulate()
+def _latency(plan: Plan, ax: Axes, width: float) -> None:
+    """Distribution of latencies and times to the first token in the simulation."""
+    trace = plan.simulate()
     for values_s, label, colour in (
-        (trace.ttft_s, "to the first token", KV),
-        (trace.latency_s, "to the last token", WEIGHTS),
+        (trace.ttft_s, "to the first token", ORANGE),
+        (trace.latency_s, "to the last token", BLUE),
     ):
         ordered = np.sort(values_s[~np.isnan(values_s)])
         shares = np.arange(1, len(ordered) + 1) / len(ordered)
@@ -193,86 +140,118 @@ def _latency(found: Plan, ax: Axes) -> None:
     ax.set_xlabel("seconds from arrival")
     ax.set_ylabel("share of the requests (%)")
     ax.set_ylim(0, 101)
-    n = len(trace.arrival_s)
-    _finish(ax, legend=True)
-    words = f"{n} requests simulated at {found.rate_per_s:g} a second; dots: p50, p95"
-    ax.set_title(words, loc="left", fontsize=9, pad=20)
+    _finish(ax, legend=True, n_columns=2)
+    rate = plan.query.rate_per_s
+    title = f"{len(trace.arrival_s)} requests simulated at {rate:g} per second; dots: p50, p95"
+    _set_title(ax, title, width)
     ticker = optional("matplotlib.ticker")
     ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def _gantt(found: Plan, ax: Axes) -> None:
+def _gantt(plan: Plan, ax: Axes, width: float) -> None:
     """Iterations of each node over a few decode passes, in the middle of the simulation."""
-    trace = found.simulate(record_visits=True)
+    trace = plan.simulate(record_visits=True)
     tpot_s = float(trace.metrics().tpot_s.mean)
     middle_s = float(np.median(trace.arrival_s))
-    width_s = PASSES * tpot_s if tpot_s > 0 else float(trace.latency_s.mean())
-    end_s = max(min(middle_s + width_s, trace.end_of_run_s), middle_s * (1 + 1e-9) + 1e-12)
+    span_s = PASSES * tpot_s if tpot_s > 0 else float(trace.latency_s.mean())
+    end_s = max(min(middle_s + span_s, trace.end_of_run_s), middle_s * (1 + 1e-9) + 1e-12)
     trace.plot_gantt(ax, start_s=middle_s, end_s=end_s)
+    ax.set_title("", loc="left")
 
 
-def _changes(found: Plan, ax: Axes) -> None:
-    """What the objective comes to with each change."""
-    shown = found.changes[:MAX_BARS]
-    rows = np.arange(len(shown))
-    values_s = [change.objective_s for change in shown]
-    ax.barh(rows, values_s, color=WEIGHTS)
-    whole_s = found.result.objective_s if found.fits else max(values_s)
-    for row, change in enumerate(shown):
-        saves = f", {change.gain:.1%} less" if found.fits else ""
-        _beside(ax, whole_s, row, f"{show_seconds(change.objective_s)}{saves}")
-    if found.fits:
-        ax.axvline(whole_s, color=MARK, lw=1.2, ls="--", label="as it is")
-    ax.set_yticks(rows, labels=[change.what for change in shown], fontsize=8)
-    ax.invert_yaxis()
-    ax.set_xlim(0, 1.3 * whole_s or 1.0)
-    ax.set_xlabel(f"{found.objective.replace('_', ' ')} (s)")
-    _finish(ax, legend=found.fits)
+def _upgrades(plan: Plan, ax: Axes, width: float) -> None:
+    """Objective with each upgrade."""
+    shown = plan.upgrades[:MAX_BARS]
+    values_s = np.array([upgrade.objective_s for upgrade in shown])
+    ax.barh(np.arange(len(shown)), values_s, 0.4, color=BLUE)
+    whole_s = plan.result.objective_s if plan.fits else float(values_s.max())
+    values = [
+        show_seconds(upgrade.objective_s) + (f", {upgrade.gain:.1%} less" if plan.fits else "")
+        for upgrade in shown
+    ]
+    _label_bars(ax, [upgrade.what for upgrade in shown], values_s, values, width)
+    if plan.fits:
+        ax.axvline(whole_s, color=VERMILION, lw=1.2, ls="--", zorder=0, label="this plan")
+    _set_range(ax, whole_s, width, 1.5)
+    ax.set_xlabel(f"{plan.objective_name} (s)")
+    _finish(ax, legend=plan.fits)
 
 
-def _finish(ax: Axes, *, legend: bool = False) -> None:
+def _label_bars(
+    ax: Axes, names: list[str], ends: np.ndarray, values: list[str], width: float
+) -> None:
+    """Write each name above its bar, and the value beside it."""
+    for row, (name, end, value) in enumerate(zip(names, ends, values, strict=True)):
+        above = short_name(name, min(int(width / 0.066), MAX_NAME))
+        ax.annotate(above, (0, row - 0.22), (2, 1), textcoords="offset points", va="bottom")
+        ax.annotate(value, (end, row), (4, 0), textcoords="offset points", va="center")
+    ax.set_yticks([])
+    ax.set_ylim(len(names) - 0.6, -0.75)
+
+
+def _set_range(ax: Axes, longest: float, width: float, value_width: float) -> None:
+    """Leave `value_width` inches to the right of the longest bar."""
+    share = max(1 - value_width / width, 0.3)
+    ax.set_xlim(0, longest / share or 1.0)
+
+
+def _set_title(ax: Axes, title: str, width: float) -> None:
+    lines = textwrap.fill(title, max(int(width / 0.075), 20))
+    ax.set_title(lines, loc="left", fontsize=RC["font.size"], pad=20)
+
+
+def _finish(ax: Axes, *, legend: bool = False, n_columns: int = 3) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     if legend:
-        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3}
-        ax.legend(frameon=False, fontsize=8, **place)
+        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
+        ax.legend(frameon=False, ncols=n_columns, borderaxespad=0.2, **place)
 
 
-def _beside(ax: Axes, x: float, row: int, words: str) -> None:
-    ax.annotate(words, (x, row), (5, 0), textcoords="offset points", va="center", size=8)
+def _bars_height(n_bars: int) -> float:
+    return 1.1 + 0.47 * n_bars
 
 
-def _network_size(found: Plan) -> tuple[float, float]:
-    tiers = found.network.network.tiers
-    rows = max(min(len(tier.nodes), MAX_NODES) for tier in tiers)
-    return max(10.0, 2.6 * len(tiers)), 1.5 + 0.85 * rows
+def _gantt_height(plan: Plan, width: float) -> float:
+    n_nodes = sum(len(tier.nodes) for tier in plan.network.network.tiers)
+    return 1.4 + 0.3 * min(n_nodes, 40)
 
 
-def _rows_size(found: Plan) -> tuple[float, float]:
-    n_nodes = sum(len(tier.nodes) for tier in found.network.network.tiers)
-    return 10.0, min(1.4 + 0.5 * n_nodes, 12.0)
-
-
-def _changes_size(found: Plan) -> tuple[float, float]:
-    return 10.0, 1.2 + 0.35 * min(len(found.changes), MAX_BARS)
-
-
-def _has_plan(found: Plan) -> bool:
-    return found.fits
-
-
-def _has_changes(found: Plan) -> bool:
-    return bool(found.changes)
-
-
-Size = Callable[["Plan"], tuple[float, float]]
-FIGURES: Mapping[str, tuple[Draw, Size, Callable[[Plan], bool]]] = {
-    "network": (_network, _network_size, _has_plan),
-    "stages": (_stages, lambda found: (8.0, 1.4 + 0.5 * len(found.stages)), _has_plan),
-    "pareto": (_pareto, lambda found: (6.0, 4.0), _has_plan),
-    "latency": (_latency, lambda found: (6.0, 4.0), _has_plan),
-    "gantt": (_gantt, _rows_size, _has_plan),
-    "changes": (_changes, _changes_size, _has_changes),
+FIGURES: Mapping[str, Figure] = {
+    "network": Figure(
+        draw_network,
+        network_height,
+        "Tiers with their nodes. Each card is one kind of node: number and GPU, names, layers,"
+        " and how its memory is used. Memory bars are to scale. The strip under the name of a"
+        " tier shows where its blocks are in the model.",
+    ),
+    "stages": Figure(
+        _stages,
+        lambda plan, width: _bars_height(len(plan.stages)) + 0.35 * (width < 5),
+        "Time of one request on each tier, and on the link behind it.",
+    ),
+    "pareto": Figure(
+        _pareto,
+        lambda plan, width: min(3.4, 0.85 * width),
+        "Splits that no other beats in both throughput and latency, requests one at a time.",
+    ),
+    "latency": Figure(
+        _latency,
+        lambda plan, width: min(3.4, 0.85 * width),
+        "Simulated token by token: share of the requests with at most this latency.",
+    ),
+    "gantt": Figure(
+        _gantt,
+        _gantt_height,
+        "Simulated iterations of the nodes during a few decode passes. The height of a bar is"
+        " the square root of the batch size.",
+    ),
+    "upgrades": Figure(
+        _upgrades,
+        lambda plan, width: _bars_height(min(len(plan.upgrades), MAX_BARS)),
+        "The objective with each upgrade.",
+        lambda plan: bool(plan.upgrades),
+    ),
 }
-"""By name: how it is drawn, its size in inches, whether a plan has something to draw."""
+"""Kinds of figures, by name."""

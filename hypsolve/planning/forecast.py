@@ -1,4 +1,4 @@
-"""What a partition will serve: simulated token by token, and bounds that no schedule beats."""
+"""`Forecast`: latency and throughput of a partition, simulated and bounded."""
 
 from __future__ import annotations
 
@@ -25,47 +25,49 @@ from hypsolve.simulation.metrics import growth
 from hypsolve.simulation.simulate import MAX_BATCH, simulate
 from hypsolve.simulation.trace import Trace
 
-N_REQUESTS, MIN_REQUESTS, MAX_REQUESTS = 400, 20, 64_000  # simulated at a time
-WINDOW = 8.0  # of arrivals, in latencies
-TRIES = 3  # with more requests each, to tell whether a rate is kept up with
-STEADY, SURELY = 1.1, 1.8  # growth of the requests under way: none, and without doubt
-MAX_VISITS = 2e7  # so many (token, stage) visits take some seconds
-STEPS = 5  # of the bisection: the rate is found to 1/32 of its bound
+N_REQUESTS, MIN_REQUESTS, MAX_REQUESTS = 400, 20, 64_000  # in one simulation
+WINDOW = 8.0  # arrivals are simulated for this many latencies
+TRIES = 3  # simulations, each with more requests, before a rate is judged
+STEADY, SURELY = 1.1, 1.8  # growth of the requests in progress: none, and beyond doubt
+MAX_VISITS = 2e7  # (token, stage) visits in one simulation, which take some seconds
+STEPS = 5  # of the bisection: the largest rate is found to 1/32 of its bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
-    """What to expect under Poisson arrivals of equal requests and HypSched-RT.
+class Forecast:
+    """Latency and throughput under Poisson arrivals of equal requests and HypSched-RT.
 
-    Batches are of at most `MAX_BATCH` requests, and links send one message at a time.
+    Batches hold at most `hypsolve.simulation.simulate.MAX_BATCH` requests. A link sends one
+    message at a time.
 
     Attributes
     ----------
     rate_per_s : float
-        Of the requests.
+        Arrival rate.
     ttft_s, tpot_s, latency_mean_s, latency_p50_s, latency_p95_s : float
-        Simulated; ``ttft_s`` and ``tpot_s`` are means.
+        Simulated. ``ttft_s`` and ``tpot_s`` are means.
     keeps_up : bool or None
-        Whether the network serves requests as fast as they come; if not, the latencies above
-        say how long the simulation was. None: that takes too many requests to tell.
+        Whether requests are served as fast as they arrive. If not, the latencies above only
+        reflect the length of the simulation. None: too many requests are needed to tell.
     output_tokens_per_s : float
-        At the rate, or at `max_requests_per_s` where that is less.
+        Tokens per second at this rate, or at `max_requests_per_s` if that is less.
     utilisation : float
-        Busy share of the GPUs that are used, at this rate.
+        Mean busy share of the used GPUs at this rate.
     max_requests_per_s : float
-        About the largest rate that it keeps up with, by bisection of simulations; nan where
-        requests take too long to tell, 0 where it is below 1/32 of the bound. No less than
-        `rate_per_s` if it keeps up with that.
+        Approximate largest sustainable rate, by bisection over simulations. It is nan if too
+        many requests are needed to tell, and 0 if it is below 1/32 of the bound. It is at least
+        `rate_per_s` if that rate is sustained.
     bound_requests_per_s : float
-        What no schedule can exceed with this partition.
+        Upper bound on the rate of every schedule of this partition.
     max_sequences : int
-        That have room in the KV caches at once, over all tiers; 0 if no stage keeps any.
+        Sequences with room in the KV caches of every tier at once; 0 if no block has a cache.
     max_context_tokens : int
-        Of one sequence alone, as far as memory goes, and the model was made for; 0 if no
-        stage keeps any.
-    joules_per_token, price_per_million_tokens : float
-        Of output at this rate: energy of the busy time of GPUs at their board power; prices of
-        all nodes that have one, nan if none has.
+        Longest single sequence, limited by memory and by the model; 0 if no block has a cache.
+    joules_per_token : float
+        Energy per output token at this rate: busy time of GPUs times their board power; nan if
+        a used GPU has no ``power_w``.
+    price_per_million_tokens : float
+        Prices of all nodes that have one, per 10^6 output tokens at this rate; nan if none has.
     """
 
     rate_per_s: float
@@ -92,8 +94,9 @@ def predict(
     price_per_hour: Mapping[str, float] | None = None,
     *,
     seed: int = 0,
-) -> Service:
-    """Simulate a partition under requests like the deployment's first one.
+    instance: Instance | None = None,
+) -> Forecast:
+    """Forecast how a partition serves requests like the first one of a deployment.
 
     Parameters
     ----------
@@ -101,44 +104,46 @@ def predict(
     partition : Partition
         Every stage must fit on some node of its tier.
     rate_per_s : float
-        Of Poisson arrivals.
+        Rate of the Poisson arrivals.
     price_per_hour : mapping, optional
         By name of the node.
     seed : int
-        Of the arrivals.
+        Seed of the arrivals.
+    instance : Instance, optional
+        The deployment, if it is compiled already.
 
     Returns
     -------
-    Service
+    Forecast
     """
     rng = np.random.default_rng(seed)
     prompt, output = _lengths(deployment)
-    instance = costs.to_instance(deployment)
+    instance = costs.to_instance(deployment) if instance is None else instance
     rooms = _rooms(deployment, instance, partition)
     sequences = [sum(int(r // (prompt + output)) for r in each) for each in rooms.values()]
     served = under_load(deployment, rate_per_s, rng)
     trace = serve(served, partition)
     n = len(served.requests)
-    found = trace.metrics()
+    metrics = trace.metrics()
     bound = _bound(deployment, instance, partition, rooms)
-    most, keeps_up = _sustained(deployment, partition, bound, rate_per_s)
+    max_rate, keeps_up = _sustained(deployment, partition, bound, rate_per_s)
     power_w = np.array([n.gpu.power_w for tier in deployment.network.tiers for n in tier.nodes])
     used = trace.busy_s > 0
-    steady = min(rate_per_s, most) if most > 0 else rate_per_s  # nan: the rate
+    steady = min(rate_per_s, max_rate) if max_rate > 0 else rate_per_s  # also if it is nan
     prices = price_per_hour or {}
     price = sum(prices.values()) / 3600 / (steady * output) * 1e6
     busy = np.minimum(trace.busy_s[used] / n * steady, 1.0)
-    return Service(
+    return Forecast(
         rate_per_s=rate_per_s,
-        ttft_s=found.ttft_s.mean,
-        tpot_s=found.tpot_s.mean,
-        latency_mean_s=found.latency_s.mean,
-        latency_p50_s=found.latency_s.p50,
-        latency_p95_s=found.latency_s.p95,
+        ttft_s=metrics.ttft_s.mean,
+        tpot_s=metrics.tpot_s.mean,
+        latency_mean_s=metrics.latency_s.mean,
+        latency_p50_s=metrics.latency_s.p50,
+        latency_p95_s=metrics.latency_s.p95,
         keeps_up=keeps_up,
         output_tokens_per_s=steady * output,
         utilisation=float(busy.mean()) if used.any() else 0.0,
-        max_requests_per_s=most,
+        max_requests_per_s=max_rate,
         bound_requests_per_s=bound,
         max_sequences=min(sequences, default=0),
         max_context_tokens=_max_context(deployment.model, rooms),
@@ -154,7 +159,7 @@ def predict(
 def under_load(
     deployment: Deployment, rate_per_s: float, rng: np.random.Generator
 ) -> Deployment:
-    """The deployment with so many requests like its first one as `predict` simulates."""
+    """Return a deployment with the requests that `predict` simulates."""
     n = min(max(MIN_REQUESTS, _max_requests(deployment)), N_REQUESTS)
     return arriving(deployment, rate_per_s, n, rng)
 
@@ -162,12 +167,12 @@ def under_load(
 def serve(
     deployment: Deployment, partition: Partition, *, record_visits: bool = False
 ) -> Trace:
-    """Simulate as `predict` does."""
+    """Simulate a partition as `predict` does: links send one message at a time."""
     return simulate(deployment, partition, link_contention=True, record_visits=record_visits)
 
 
 def _max_requests(deployment: Deployment) -> int:
-    """Most requests to simulate at a time."""
+    """Return the largest number of requests for one simulation."""
     n_passes = int(deployment.requests.output_tokens[0])
     return int(MAX_VISITS / (n_passes * len(deployment.network.tiers)))
 
@@ -175,8 +180,8 @@ def _max_requests(deployment: Deployment) -> int:
 def arriving(
     deployment: Deployment, rate_per_s: float, n: int, rng: np.random.Generator
 ) -> Deployment:
-    """The deployment with n requests like its first one, Poisson arrivals."""
-    with np.errstate(over="ignore"):  # beyond what `Requests` takes, which says so
+    """Return a deployment with `n` requests like its first one, in Poisson arrivals."""
+    with np.errstate(over="ignore"):  # `Requests` refuses infinite times
         arrival_s = rng.exponential(1.0, n).cumsum() / rate_per_s
     return _like_the_first(deployment, arrival_s)
 
@@ -195,11 +200,13 @@ def _lengths(deployment: Deployment) -> tuple[int, int]:
 def _sustained(
     deployment: Deployment, partition: Partition, bound: float, rate_per_s: float
 ) -> tuple[float, bool | None]:
-    """About the largest rate at which the requests under way do not grow; whether this one is.
+    """Return about the largest sustainable rate, and whether `rate_per_s` is sustained.
 
-    Requests come evenly, so that no burst looks like a queue that grows, for `WINDOW` times as
-    long as one takes alone; and where that does not tell a queue from latencies that settle,
-    more of them, `WINDOW` times as long as they took. nan, None: that takes too many requests.
+    A rate is sustained if the number of requests in progress does not grow. Requests arrive
+    evenly, so that no burst is mistaken for a growing queue, during `WINDOW` times the latency
+    of one request alone. If that cannot tell a growing queue from latencies that settle, more
+    requests are simulated, during `WINDOW` times their mean latency. Returns nan and None if
+    that takes too many requests.
     """
     if math.isinf(bound):
         return math.inf, True
@@ -215,21 +222,21 @@ def _sustained(
             grows = growth(trace)
             if grows <= STEADY or grows > SURELY or n == max_requests:
                 break
-            under_way = rate * float(trace.latency_s.mean())
-            n = min(max(4 * n, math.ceil(WINDOW * under_way)), max_requests)
+            in_progress = rate * float(trace.latency_s.mean())  # Little's law
+            n = min(max(4 * n, math.ceil(WINDOW * in_progress)), max_requests)
         return grows <= STEADY
 
-    asked = rate_per_s < bound and keeps_up(rate_per_s)
-    if asked is None:
+    is_sustained = rate_per_s < bound and keeps_up(rate_per_s)
+    if is_sustained is None:
         return math.nan, None
-    low, high = (rate_per_s, bound) if asked else (0.0, min(rate_per_s, bound))
+    low, high = (rate_per_s, bound) if is_sustained else (0.0, min(rate_per_s, bound))
     for _ in range(STEPS):
         rate = (low + high) / 2
-        does = keeps_up(rate)
-        if does is None:
-            return math.nan, asked
-        low, high = (rate, high) if does else (low, rate)
-    return low, asked
+        does_keep_up = keeps_up(rate)
+        if does_keep_up is None:
+            return math.nan, is_sustained
+        low, high = (rate, high) if does_keep_up else (low, rate)
+    return low, is_sustained
 
 
 def _evenly(deployment: Deployment, rate_per_s: float, n: int) -> Deployment:
@@ -239,7 +246,7 @@ def _evenly(deployment: Deployment, rate_per_s: float, n: int) -> Deployment:
 def _rooms(
     deployment: Deployment, instance: Instance, partition: Partition
 ) -> dict[int, list[float]]:
-    """Tokens of KV cache on each node that holds its tier's stage, by tier that keeps any."""
+    """Return KV room in tokens of each node that holds its stage, by tier with a KV cache."""
     model, rooms = deployment.model, {}
     for k, tier in enumerate(deployment.network.tiers):
         blocks = [model.blocks[b] for b in partition.stage(k)]
@@ -267,22 +274,22 @@ def _bound(
     partition: Partition,
     rooms: Mapping[int, list[float]],
 ) -> float:
-    """Requests per second that no schedule can exceed: the fluid limit.
+    """Return the fluid limit: requests per second that no schedule can exceed.
 
-    A node spends on a request at least what `_min_s` says, so a tier serves at most the sum
-    of the inverses over its nodes. That is the optimum of the fluid linear program, which falls
-    apart by tiers where all requests are alike. A link carries at most one request in the time
-    that its bytes take. And a sequence holds its KV cache for as long as its decode passes take
-    at least, on the fastest nodes.
+    A node spends at least `_min_s` on a request, so a tier serves at most the sum of the
+    inverses over its nodes. Since all requests are alike, that is the optimum of the fluid
+    linear program, which separates by tiers. A link carries at most one request in the time
+    that its bytes take. A sequence holds its KV cache at least as long as its decode passes
+    take on the fastest nodes.
     """
     prompt, output = _lengths(deployment)
-    least = math.inf
+    bound = math.inf
     hold_s = 0.0
     for k, tier in enumerate(deployment.network.tiers[:-1]):
         cut = partition.cuts[k + 1]
         if cut < instance.n_blocks:
             busy_s = float(instance.reference_link_s[k, cut])
-            least = min(least, 1 / busy_s if busy_s else math.inf)
+            bound = min(bound, 1 / busy_s if busy_s else math.inf)
             assert tier.link is not None
             hold_s += (output - 1) * tier.link.round_trip_s
     for k, tier in enumerate(deployment.network.tiers):
@@ -296,7 +303,7 @@ def _bound(
         rate = 0.0
         for number, node in enumerate(nodes):
             batch = MAX_BATCH
-            if of_tier is not None:  # no more of them are on the node at once
+            if of_tier is not None:  # KV room limits the batch
                 batch = min(batch, int(of_tier[number] // (prompt + output)))
             if batch:
                 min_s = sum(
@@ -304,15 +311,15 @@ def _bound(
                     for block, count in Counter(blocks).items()
                 )
                 rate += 1 / min_s if min_s else math.inf
-        least = min(least, rate)
+        bound = min(bound, rate)
     for of_tier in rooms.values():
         n_at_once = sum(int(room // (prompt + output)) for room in of_tier)
-        least = min(least, n_at_once / hold_s if hold_s else math.inf)
-    return least
+        bound = min(bound, n_at_once / hold_s if hold_s else math.inf)
+    return bound
 
 
 def _decodes_s(blocks: list[Block], gpu: GpuProfile, deployment: Deployment) -> float:
-    """Seconds of all decode passes of one request, alone."""
+    """Return seconds of all decode passes of one request alone."""
     prompt, output = _lengths(deployment)
     return sum(
         count
@@ -325,11 +332,11 @@ def _decodes_s(blocks: list[Block], gpu: GpuProfile, deployment: Deployment) -> 
 
 
 def _min_s(block: Block, gpu: GpuProfile, deployment: Deployment, batch: int) -> float:
-    """Least seconds of a node that a request costs, by a block, in batches of at most `batch`.
+    """Return the least time of a node that one request costs in one block.
 
-    An iteration takes ``t0 + max(flops / F, bytes / B)``: at least t0 and either arm. FLOPs, KV
-    reads and activations add up over requests; t0 and the weights are shared by at most `batch`
-    of them, in each of the `output` iterations that a request is in at least.
+    An iteration takes ``t0 + max(flops / F, bytes / B)``: at least t0 plus either term. FLOPs,
+    KV reads and activations add up over requests. Up to `batch` requests share t0 and the
+    weights in each iteration, and a request takes part in at least `output` iterations.
     """
     prompt, output = _lengths(deployment)
     first = costs.step_work(block, float(prompt), 0.0)
@@ -338,7 +345,7 @@ def _min_s(block: Block, gpu: GpuProfile, deployment: Deployment, batch: int) ->
     flops = float(first[0]) + float(np.sum(np.broadcast_to(later[0], contexts.shape)))
     moved = float(first[1]) + float(np.sum(np.broadcast_to(later[1], contexts.shape)))
     shared = float(block.always_read_bytes)
-    if block.n_experts:  # of the experts, those that a batch reads are shared by it
+    if block.n_experts:  # a batch shares the experts that it reads
         one = float(costs.weight_read_bytes(block, 1.0)) - block.gathered_bytes_per_token
         shared_prompt = float(costs.weight_read_bytes(block, float(prompt)))
         moved -= shared_prompt - block.gathered_bytes_per_token * prompt

@@ -1,4 +1,4 @@
-"""JSON Schemas of network files and of plans, made from the types that read and write them."""
+"""JSON Schemas of network files and plans, derived from the types that read and write them."""
 
 import dataclasses
 import inspect
@@ -21,7 +21,8 @@ from typing import (
 
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.formats.network_toml_types import Key, NetworkTable
-from hypsolve.planning.plan import Plan
+from hypsolve.planning.plan import FORMAT, VERSION, Plan
+from hypsolve.planning.query import PlanQuery
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment, Model
 from hypsolve.problem.instance import Objective
@@ -33,7 +34,7 @@ BlockNumber = Annotated[int, Key("Number of a block, counted from 0.")]
 
 
 class ScheduleTable(TypedDict):
-    """Requests to nodes over time: a row per request, an entry per tier."""
+    """Node and times of each request: a row per request, an entry per tier."""
 
     node: Annotated[list[list[int]], "Number of the node within its tier; -1: none."]
     start_s: Annotated[list[list[float | None]], "Seconds; null: none."]
@@ -41,38 +42,38 @@ class ScheduleTable(TypedDict):
 
 
 class BoxTable(TypedDict):
-    """Why no partition with cuts in these ranges is better; see `hypsolve.verify`."""
+    """Proof about the partitions with cuts in these ranges; see `hypsolve.verify`."""
 
-    low: Annotated[list[BlockNumber], "Least of each cut."]
-    high: Annotated[list[BlockNumber], "Largest of each cut."]
+    low: Annotated[list[BlockNumber], "Smallest value of each cut."]
+    high: Annotated[list[BlockNumber], "Largest value of each cut."]
     how: Annotated[str, "`lagrangian_bound`, or `search`: all schedules of one partition."]
     tick_s: Annotated[float, "Seconds."]
-    n_ticks: Annotated[int, "From the first arrival on."]
+    n_ticks: Annotated[int, "Number of ticks from the first arrival on."]
     multipliers: Annotated[
         list[Any], "First node of a group, first tick, multipliers in 2**-24 ticks."
     ]
 
 
 class CertificateTable(TypedDict):
-    """A proof that can be repeated; see `hypsolve.verify`."""
+    """A proof that can be checked; see `hypsolve.verify`."""
 
     kind: Annotated[str, "`bottleneck`, `joint` or `infeasible`."]
     value_s: Annotated[float | None, "Objective of the cuts in seconds; null: infinite."]
-    bound_s: Annotated[float | None, "No partition is below; in seconds; null: infinite."]
-    cuts: Annotated[list[BlockNumber] | None, "Those of the partition."]
-    boxes: Annotated[list[BoxTable], "Make up all partitions, where the kind is `joint`."]
+    bound_s: Annotated[float | None, "Proven lower bound in seconds; null: infinite."]
+    cuts: Annotated[list[BlockNumber] | None, "Cuts of the partition."]
+    boxes: Annotated[list[BoxTable], "Cover all partitions, if the kind is `joint`."]
 
 
 class ResultTable(TypedDict):
-    """What was solved and what is known of the answer, as `Result.to_dict` writes it."""
+    """The certified solution, as `Result.to_dict` writes it."""
 
     version: Annotated[int, "Version of the format."]
     instance: Annotated[str, "Name of the instance."]
     digest: Annotated[str, "SHA-256 of the instance."]
-    extrapolated: Annotated[bool, "Whether costs go beyond what was measured."]
-    objective: Annotated[Objective, "What is minimised."]
-    method: Annotated[str, "A name of `hypsolve methods`, or of a method of one's own."]
-    status: Annotated[Status, "What is known of the answer."]
+    extrapolated: Annotated[bool, "Whether costs are extrapolated from measured ones."]
+    objective: Annotated[Objective, "Objective that is minimised."]
+    method: Annotated[str, "Name in `hypsolve methods`, or of your own method."]
+    status: Annotated[Status, "What is proved."]
     objective_s: Annotated[float | None, "In seconds; null: no solution."]
     bound_s: Annotated[float | None, "Proven lower bound in seconds; null: infinite."]
     gap: Annotated[float | None, "(objective_s - bound_s) / objective_s; null: no solution."]
@@ -81,42 +82,51 @@ class ResultTable(TypedDict):
         list[BlockNumber] | None,
         "Tier k hosts blocks cuts[k] to cuts[k + 1] - 1; null: no solution.",
     ]
-    schedule: Annotated[ScheduleTable | None, "null: none was asked for."]
-    certificate: Annotated[CertificateTable | None, "null: none was given."]
-    message: Annotated[str, "Why, in words."]
-    statistics: Annotated[dict[str, Any], "As the method gave them."]
+    schedule: Annotated[ScheduleTable | None, "null: the method made none."]
+    certificate: Annotated[CertificateTable | None, "null: the method gave none."]
+    message: Annotated[str, "Explanation in words."]
+    statistics: Annotated[dict[str, Any], "Counts and times of the method."]
 
 
 SCHEMAS: dict[str, tuple[str, type]] = {
     "network": ("Network file of hypsolve", NetworkTable),
     "plan": ("Plan of hypsolve", Plan),
 }
-_WRITTEN_AS: dict[Any, Any] = {  # of what `Plan.to_dict` does not write field by field
-    Model: str,
-    NetworkFile: str,
+_WRITTEN_AS: dict[Any, Any] = {  # types that `Plan.to_dict` does not write field by field
+    Model: Annotated[str, "Name of the model."],
+    NetworkFile: Annotated[str, "Name of the network."],
     Result: ResultTable,
-    range: Annotated[tuple[BlockNumber, BlockNumber], "The first, and the one after the last."],
+    range: Annotated[
+        tuple[BlockNumber, BlockNumber], "First block, and the one after the last."
+    ],
 }
-_NOT_WRITTEN = {Deployment}
+_INLINED = {PlanQuery}  # its fields are written as fields of the plan
+_NOT_WRITTEN = {Deployment, Mapping[str, Any]}
+_STATED: dict[type, Schema] = {  # fields that a file states beside those of its type
+    Plan: {
+        "format": {"const": FORMAT, "description": "Kind of the file."},
+        "version": {"const": VERSION, "description": "Version of the format."},
+    }
+}
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _UNITS = {"_s": "seconds", "_bytes": "bytes", "_tokens": "tokens"}
 
 
 def schema(kind: str) -> Schema:
-    """JSON Schema (draft 2020-12) of a kind of file.
+    """Return the JSON Schema (draft 2020-12) of a kind of file.
 
-    What a schema cannot say is left to the reader: that names are distinct, that a GPU is
-    known, which tiers have a link.
+    A schema cannot express every rule. The readers also check that names are distinct, that
+    GPUs are known, and which tiers have a link.
 
     Parameters
     ----------
     kind : {"network", "plan"}
-        The TOML file of `hypsolve.read_network_file`, or what `Plan.to_dict` gives.
+        The TOML file of `hypsolve.read_network_file`, or the JSON of `Plan.to_dict`.
 
     Returns
     -------
     dict
-        JSON takes it.
+        Plain data, for JSON.
 
     Examples
     --------
@@ -130,7 +140,7 @@ def schema(kind: str) -> Schema:
 
 
 def _of(hint: Any) -> Schema:
-    """Schema of a type; what is in it stands in its place, for editors follow no references."""
+    """Return the schema of a type, without references, which editors do not follow."""
     hint = _WRITTEN_AS.get(hint, hint)
     origin, args = get_origin(hint), get_args(hint)
     if origin is NotRequired:
@@ -163,40 +173,42 @@ def _of(hint: Any) -> Schema:
 
 
 def _said(rule: Key | str, kind: Any) -> Schema:
-    """Keywords of what an annotation says."""
+    """Return the keywords that an annotation adds."""
     if isinstance(rule, str):
         return {"description": rule}
-    found: Schema = {"description": rule.about}
+    keywords: Schema = {"description": rule.about}
     if kind in (int, float):
-        found["exclusiveMinimum" if rule.strict else "minimum"] = rule.minimum
-        found["maximum"] = rule.maximum
+        keywords["exclusiveMinimum" if rule.strict else "minimum"] = rule.minimum
+        keywords["maximum"] = rule.maximum
     elif kind is str:
-        found["minLength"] = 1
-        if rule.known is not None:  # an editor proposes them, and takes any other
-            found["anyOf"] = [{"enum": list(rule.known())}, {}]
+        keywords["minLength"] = 1
+        if rule.known is not None:  # an editor proposes them, and accepts others
+            keywords["anyOf"] = [{"enum": list(rule.known())}, {}]
         if rule.taken is not None:
-            found["not"] = {"enum": list(rule.taken())}
+            keywords["not"] = {"enum": list(rule.taken())}
     elif get_origin(kind) is list:
-        found |= {"minItems": rule.minimum} if rule.minimum else {}
-        found |= {"uniqueItems": True} if rule.distinct else {}
-    return found
+        keywords |= {"minItems": rule.minimum} if rule.minimum else {}
+        keywords |= {"uniqueItems": True} if rule.distinct else {}
+    return keywords
 
 
 def _record(kind: Any) -> Schema:
-    """Schema of a TypedDict, or of a dataclass written field by field, inf and nan as null."""
+    """Return the schema of a TypedDict or a dataclass; inf and nan are null."""
     hints = get_type_hints(kind, include_extras=True)
     text, of_fields = _documented(kind)
     if is_typeddict(kind):
         properties = {name: _of(hint) for name, hint in hints.items()}
         required = [name for name in hints if name in kind.__required_keys__]
     else:
-        names = [field.name for field in dataclasses.fields(kind)]
-        required = [name for name in names if hints[name] not in _NOT_WRITTEN]
-        properties = {}
-        for name in required:
-            hint = float | None if hints[name] is float else hints[name]
-            about = " ".join(filter(None, (of_fields.get(name), _unit(name))))
-            properties[name] = _of(hint) | ({"description": about} if about else {})
+        properties = dict(_STATED.get(kind, {}))
+        for name in (each.name for each in dataclasses.fields(kind)):
+            if hints[name] in _INLINED:
+                properties |= _record(hints[name])["properties"]
+            elif hints[name] not in _NOT_WRITTEN:
+                hint = float | None if hints[name] is float else hints[name]
+                about = " ".join(filter(None, (of_fields.get(name), _unit(name))))
+                properties[name] = _of(hint) | ({"description": about} if about else {})
+        required = list(properties)
     return {
         "type": "object",
         "description": text,
@@ -207,22 +219,23 @@ def _record(kind: Any) -> Schema:
 
 
 def _documented(kind: Any) -> tuple[str, dict[str, str]]:
-    """What a docstring says of the whole, and under Attributes, of each field."""
+    """Return the text of a docstring, and the text of each field under Attributes."""
     text = (inspect.getdoc(kind) or "").replace("``", "`")
     text = re.sub(r"\b(None|nan|inf)\b", "null", text)  # as JSON has it
     whole, _, rest = text.partition("\n\nAttributes\n----------\n")
-    found: dict[str, str] = {}
+    of_fields: dict[str, str] = {}
     names: list[str] = []
     for line in rest.splitlines():
         if line.startswith(" "):
-            found |= {name: f"{found.get(name, '')} {line.strip()}".strip() for name in names}
+            more = line.strip()
+            of_fields |= {n: f"{of_fields.get(n, '')} {more}".strip() for n in names}
         else:
             names = [name.strip() for name in line.partition(" : ")[0].split(",")]
-    return " ".join(whole.split()), found
+    return " ".join(whole.split()), of_fields
 
 
 def _unit(name: str) -> str:
-    """The unit that a name ends in, as a sentence."""
+    """Return the unit in which a name ends, as a sentence."""
     if name.endswith("_per_s"):
         return "Per second."
     units = (unit for end, unit in _UNITS.items() if name.endswith(end) and "_per_" not in name)

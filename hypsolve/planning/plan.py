@@ -1,4 +1,4 @@
-"""A plan as data: what each node and stage does, the proof, the forecast."""
+"""`Plan`: the split of a query as data, with nodes, stages, forecast and upgrades."""
 
 from __future__ import annotations
 
@@ -8,34 +8,39 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hypsolve.formats.network_toml import NetworkFile
-from hypsolve.planning.forecast import Service, serve, under_load
-from hypsolve.planning.what_if import Change
+from hypsolve.planning.forecast import Forecast, serve, under_load
+from hypsolve.planning.layers import describe_blocks
+from hypsolve.planning.query import PlanQuery
+from hypsolve.planning.what_if import Upgrade
 from hypsolve.problem.deployment import Deployment, Model
 from hypsolve.problem.result import Result
-from hypsolve.problem.units import finite_or_none
+from hypsolve.problem.units import finite_or_none, show_seconds
 from hypsolve.simulation.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+FORMAT, VERSION = "hypsolve-plan", 2  # of `Plan.to_dict`; version 1 stated neither
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePlan:
-    """What one node holds.
+    """Blocks, memory and time of one node.
 
     Attributes
     ----------
     tier, node, gpu : str
+        Names.
     blocks : range
-        Empty if the node is not used.
+        Blocks that the node holds; empty if the node is unused.
     weight_bytes, kv_bytes : float
-        Of its blocks; KV cache for the sequences asked for.
+        Weights of its blocks, and KV cache for `PlanQuery.concurrency` sequences.
     free_bytes : float
-        What is left of its memory.
+        Memory that is left.
     time_s : float
-        Seconds of the blocks for one request, alone on this node.
+        Time of its blocks for one request, alone on the node.
     is_used : bool
-        Whether the blocks of its tier fit.
+        Whether the node can hold the blocks of its tier.
     """
 
     tier: str
@@ -51,19 +56,21 @@ class NodePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
-    """What a tier does: blocks, seconds, and how near it is to what binds.
+    """Blocks of one tier, and their share of the objective.
 
     Attributes
     ----------
     tier : str
     blocks : range
     time_s : float
-        Of all its nodes together under ``bottleneck``, else of the quickest one.
+        Under ``bottleneck``, time of the nodes of the tier together; else of the fastest node.
     link_s : float
-        To the next tier: the bytes under ``bottleneck``, else with all round trips.
+        Time of the link to the next tier: of the bytes under ``bottleneck``, else with all
+        round trips.
     share : float
-        Under ``bottleneck`` of the stage that binds, the sum of both over its sum. Else of the
-        objective (under ``mean_latency``: of one request alone), so that shares sum to 1.
+        Under ``bottleneck``, (time_s + link_s) divided by that of the bottleneck stage. Under
+        other objectives, the share of the objective (under ``mean_latency``, of the latency of
+        one request alone): shares then sum to 1.
     """
 
     tier: str
@@ -75,14 +82,14 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternative:
-    """The best split for another objective, simulated like this one.
+    """The best split for another objective, simulated with the requests of the plan.
 
     Attributes
     ----------
     objective : str
     cuts : tuple of int
     latency_mean_s, max_requests_per_s : float
-        As in `Service`.
+        As in `Forecast`.
     """
 
     objective: str
@@ -91,66 +98,92 @@ class Alternative:
     max_requests_per_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Plan:
-    """What `plan` returns.
+    """A plan for serving one model on one network, made by `hypsolve.plan`.
 
     Attributes
     ----------
-    model, network, prompt_tokens, output_tokens, rate_per_s, concurrency, objective, seed
-        What was asked.
+    query : PlanQuery
+        Model, network, requests, objective, method and limits.
     result : Result
-        The partition and the proof; see `hypsolve.solve`.
+        The partition and its proof; see `hypsolve.solve`.
+    reasons : tuple of str
+        Why nothing fits: a verdict, then one reason per tier; empty if the plan fits.
     nodes : tuple of NodePlan
         Every node of the network; empty if nothing fits.
     stages : tuple of StagePlan
         Every tier; empty if nothing fits.
-    service : Service or None
-        What it will serve; None if nothing fits.
+    forecast : Forecast or None
+        Expected latency and throughput; None if nothing fits.
     alternatives : tuple of Alternative
-        Other splits: those for the bottleneck, the path and P0.
-    changes : tuple of Change
-        What would help, or what would make it fit, each solved; the best first.
+        The best splits for the objectives bottleneck, path and P0, if they are others.
+    upgrades : tuple of Upgrade
+        Scenarios that improve the objective, or make the model fit; the best is first.
     stopped : str
-        What is missing or not finished because of a KeyboardInterrupt; empty if nothing is.
+        What a KeyboardInterrupt left unfinished; empty if the plan is complete.
     deployment : Deployment
-        What was split: model, network, one request, and the KV cache to leave room for.
+        Model and network with one request, and the KV cache to leave room for.
     """
 
-    model: Model
-    network: NetworkFile
-    prompt_tokens: int
-    output_tokens: int
-    rate_per_s: float
-    concurrency: int
-    objective: str
-    seed: int
+    query: PlanQuery
     result: Result
+    reasons: tuple[str, ...]
     nodes: tuple[NodePlan, ...]
     stages: tuple[StagePlan, ...]
-    service: Service | None
+    forecast: Forecast | None
     alternatives: tuple[Alternative, ...]
-    changes: tuple[Change, ...]
+    upgrades: tuple[Upgrade, ...]
     stopped: str
     deployment: Deployment
+
+    def __repr__(self) -> str:
+        facts = [str(self.result.status)]
+        if self.fits:
+            facts.append(f"{self.objective_name} {show_seconds(self.result.objective_s)}")
+        stages = (f"{s.tier} {self.describe_blocks(s.blocks)}" for s in self.stages)
+        facts += ["; ".join(stages)] if self.stages else []
+        facts += [f"stopped: {self.stopped}"] if self.stopped else []
+        return f"<Plan of {self.model.name} on {self.network.network.name}: {', '.join(facts)}>"
 
     def __str__(self) -> str:
         from hypsolve.planning.text import text
 
         return text(self)
 
+    def _repr_html_(self) -> str:
+        """Return the title, the proof and the table of nodes, which Jupyter shows."""
+        from hypsolve.planning.html_parts import fragment
+
+        return fragment(self)
+
+    @property
+    def model(self) -> Model:
+        """The model that is served."""
+        return self.query.model
+
+    @property
+    def network(self) -> NetworkFile:
+        """The network, with prices and rules on blocks."""
+        return self.query.network
+
+    @property
+    def objective_name(self) -> str:
+        """The objective in words, as in ``mean latency``."""
+        return self.query.objective.replace("_", " ")
+
     @property
     def fits(self) -> bool:
-        """Whether there is a plan."""
+        """Whether the model fits on the network."""
         return self.result.partition is not None
 
     @property
-    def binding(self) -> StagePlan:
-        """The stage that binds, or has the largest share, with its link."""
+    def bottleneck_stage(self) -> StagePlan:
+        """The stage with the largest share: under ``bottleneck``, the one that limits it."""
         return max(self.stages, key=lambda stage: stage.share)
 
     def simulate(self, *, record_visits: bool = False) -> Trace:
-        """Serve the requests again that `service` is about.
+        """Simulate the requests of the forecast again.
 
         Raises
         ------
@@ -159,26 +192,28 @@ class Plan:
         """
         if self.result.partition is None:
             raise ValueError(f"plan: no split to simulate, {self.result.status}")
-        rng = np.random.default_rng(self.seed)
-        served = under_load(self.deployment, self.rate_per_s, rng)
+        rng = np.random.default_rng(self.query.seed)
+        served = under_load(self.deployment, self.query.rate_per_s, rng)
         return serve(served, self.result.partition, record_visits=record_visits)
 
     def plot(self, kind: str, ax: Axes | None = None) -> Axes:
-        """Draw the plan; needs matplotlib.
+        """Draw one figure of the plan; needs matplotlib.
 
         Parameters
         ----------
-        kind : {"network", "stages", "pareto", "latency", "gantt", "changes"}
-            Layers and memory of each node; seconds of each stage; this split among those that
-            no other beats in both throughput and latency; simulated latencies; simulated
-            iterations of the nodes; what would help.
+        kind : {"network", "stages", "pareto", "latency", "gantt", "upgrades"}
+            ``network``: layers and memory of each node. ``stages``: seconds of each stage and
+            link. ``pareto``: throughput and latency of this split and of all splits that no
+            other beats in both. ``latency``: distribution of the simulated latencies.
+            ``gantt``: simulated iterations of the nodes. ``upgrades``: objective with each
+            upgrade.
         ax : matplotlib Axes, optional
-            Default: of a new figure.
+            Default: axes of a new figure, 16 cm wide.
 
         Returns
         -------
         matplotlib Axes
-            ``plot(kind).figure.savefig("plan.png", dpi=200)`` writes it.
+            ``plot(kind).figure.savefig("plan.png", dpi=200)`` writes a file.
 
         Raises
         ------
@@ -190,58 +225,46 @@ class Plan:
         return plot(self, kind, ax)
 
     def describe_blocks(self, blocks: range) -> str:
-        """As in ``embedding, layers 0-12``; layers are counted from 0."""
+        """Name blocks as in ``embedding, layers 0-12``; layers are counted from 0."""
         return describe_blocks(blocks, self.model.n_blocks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers, strings, lists and dictionaries (JSON takes it)."""
+        """Return the plan as plain numbers, strings, lists and dicts, for JSON.
+
+        None stands for inf and nan, which JSON lacks.
+        """
+        query = self.query
         return {
-            "model": self.model.name,
-            "network": self.network.network.name,
-            "prompt_tokens": self.prompt_tokens,
-            "output_tokens": self.output_tokens,
-            "rate_per_s": self.rate_per_s,
-            "concurrency": self.concurrency,
-            "objective": self.objective,
-            "seed": self.seed,
+            "format": FORMAT,
+            "version": VERSION,
+            "model": query.model.name,
+            "network": query.network.network.name,
+            "prompt_tokens": query.prompt_tokens,
+            "output_tokens": query.output_tokens,
+            "rate_per_s": query.rate_per_s,
+            "concurrency": query.concurrency,
+            "objective": query.objective,
+            "method": query.method,
+            "time_limit_s": float(query.time_limit_s),
+            "seed": query.seed,
             "result": self.result.to_dict(),
-            "nodes": [
-                {**_fields(node), "blocks": [node.blocks.start, node.blocks.stop]}
-                for node in self.nodes
-            ],
-            "stages": [
-                {**_fields(stage), "blocks": [stage.blocks.start, stage.blocks.stop]}
-                for stage in self.stages
-            ],
-            "service": None if self.service is None else _fields(self.service),
-            "alternatives": [
-                {**_fields(other), "cuts": list(other.cuts)} for other in self.alternatives
-            ],
-            "changes": [_fields(change) for change in self.changes],
+            "reasons": list(self.reasons),
+            "nodes": [_fields(node) for node in self.nodes],
+            "stages": [_fields(stage) for stage in self.stages],
+            "forecast": None if self.forecast is None else _fields(self.forecast),
+            "alternatives": [_fields(other) for other in self.alternatives],
+            "upgrades": [_fields(upgrade) for upgrade in self.upgrades],
             "stopped": self.stopped,
         }
 
 
-def describe_blocks(blocks: range, n_blocks: int) -> str:
-    """As in ``embedding, layers 0-12``; layers are counted from 0."""
-    words = []
-    if not blocks:
-        return "none"
-    if blocks.start == 0:
-        words.append("embedding")
-    first, last = max(blocks.start, 1) - 1, min(blocks.stop, n_blocks - 1) - 2
-    if first == last:
-        words.append(f"layer {first}")
-    elif first < last:
-        words.append(f"layers {first}-{last}")
-    if blocks.stop == n_blocks:
-        words.append("head")
-    return ", ".join(words)
-
-
 def _fields(record: Any) -> dict[str, Any]:
-    values = {name: getattr(record, name) for name in record.__slots__}
-    return {
-        name: finite_or_none(value) if isinstance(value, float) else value
-        for name, value in values.items()
-    }
+    return {name: _plain(getattr(record, name)) for name in record.__slots__}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, range):
+        return [value.start, value.stop]
+    if isinstance(value, tuple):
+        return list(value)
+    return finite_or_none(value) if isinstance(value, float) else value

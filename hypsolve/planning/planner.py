@@ -1,93 +1,85 @@
-"""`plan`: which node holds which layers, what binds, what it will serve, what would help."""
+"""`plan`: split a model over a network, forecast how it serves, and find upgrades."""
 
 from __future__ import annotations
 
-import difflib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning.forecast import predict
-from hypsolve.planning.query import Ask, answer, model_of, site_of
+from hypsolve.planning.plan import Alternative, NodePlan, Plan, StagePlan
+from hypsolve.planning.query import (
+    ModelSource,
+    NetworkSource,
+    PlanQuery,
+    Solution,
+    solve_query,
+)
 from hypsolve.planning.simulation_search import METHOD as SIMULATED
-from hypsolve.planning.simulation_search import Tell, with_bound
-from hypsolve.planning.what_if import Case, Change, what_would_help
+from hypsolve.planning.simulation_search import Progress, raise_bound
+from hypsolve.planning.what_if import Upgrade, find_upgrades, lighter_models
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
-from hypsolve.problem.deployment import Deployment, Model, Network
+from hypsolve.problem.deployment import Model
 from hypsolve.problem.instance import Objective
 from hypsolve.problem.result import Result
-from hypsolve.solve import METHODS, options_of
-
-if TYPE_CHECKING:
-    pass
-
-from hypsolve.planning.plan import Alternative, NodePlan, Plan, StagePlan
+from hypsolve.problem.solution import Status
+from hypsolve.solve import METHODS, solve
+from hypsolve.solvers.partition.infeasibility import explain_infeasible
 
 
 def plan(
-    model: str | os.PathLike[str] | Model,
-    network: str | os.PathLike[str] | Network | NetworkFile,
+    model: ModelSource,
+    network: NetworkSource,
     *,
-    prompt_tokens: int = 512,
-    output_tokens: int = 256,
-    rate_per_s: float = 1.0,
-    concurrency: int = 16,
     weights: str | None = None,
-    objective: str = "bottleneck",
-    method: str | None = None,
-    time_limit_s: float = 60.0,
-    seed: int = 0,
-    with_changes: bool = True,
-    tell: Tell | None = None,
-    **options: Any,
+    with_upgrades: bool = True,
+    progress: Progress | None = None,
+    **arguments: Any,
 ) -> Plan:
-    """Place a model on a network: the best split, its proof, what it serves, what would help.
+    """Plan how to serve a model on a network: split, proof, forecast and upgrades.
 
     Parameters
     ----------
     model : str, path or Model
-        A name of `hypsolve.models`; or a ``config.json``, or a folder, for
+        A name in `hypsolve.models`; or a ``config.json`` or a folder, for
         `hypsolve.read_model`.
     network : path, Network or NetworkFile
-        A TOML file for `hypsolve.read_network_file`, or an .ini for `hypsolve.read_helix`.
-    prompt_tokens, output_tokens : int
-        Of every request.
-    rate_per_s : float
-        Requests per second, for what is predicted, and for ``mean_latency``.
-    concurrency : int
-        Sequences that every node must have room for at once in its KV cache.
+        A TOML file for `hypsolve.read_network_file`, or an .ini file for `hypsolve.read_helix`.
     weights : {"fp16", "int8", "int4"}, optional
-        Format of the weights; default: as the model has them, fp16 for a name.
-    objective : {"bottleneck", "path", "mean_latency", "p0"}
-        See `hypsolve.solve`. ``mean_latency`` is that of requests at this rate, simulated token
-        by token; the proof is then about these very requests.
-    method : str, optional
-        One of `hypsolve.METHODS` that decides a partition. Default: the exact ``hypsplit_dp``;
-        for ``mean_latency`` a search by simulation. With a method there, its split for the
-        bottleneck is simulated.
-    time_limit_s, seed, **options
-        As in `hypsolve.solve`.
-    with_changes : bool
-        Whether to try changes, and to simulate the splits for other objectives.
-    tell : callable, optional
-        Gets a line on what is being done, from time to time.
+        Format of the weights. Default: as stored in the model's files; fp16 for a name.
+    with_upgrades : bool
+        Whether to solve what-if scenarios, and to simulate the splits for other objectives.
+    progress : callable, optional
+        Called with a line of text about the work in progress.
+    **arguments
+        Attributes of `hypsolve.planning.query.PlanQuery`, with these defaults:
+
+        - ``prompt_tokens=512``, ``output_tokens=256``: lengths of every request;
+        - ``rate_per_s=1.0``: requests per second, for the forecast and ``mean_latency``;
+        - ``concurrency=16``: sequences for which every node must have KV cache at once;
+        - ``objective="bottleneck"``: or ``path``, ``p0``, or ``mean_latency``, which is the
+          mean latency of requests at this rate, simulated token by token. The proof then holds
+          for these very requests;
+        - ``method=None``: a name in `hypsolve.METHODS` that decides a partition. Default:
+          ``hypsplit_dp``, which is exact; for ``mean_latency`` a search by simulation. With a
+          method, ``mean_latency`` simulates its split for the bottleneck;
+        - ``time_limit_s=60.0``, ``seed=0``: as in `hypsolve.solve`.
+
+        All others are options of the method.
 
     Returns
     -------
     Plan
-        KeyboardInterrupt ends what is under way: the plan then has what there is, and says so
-        in ``stopped``.
+        A KeyboardInterrupt ends the work in progress. The plan then holds what was finished,
+        and ``stopped`` names what is missing.
 
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, or the file and what is wrong in it.
+        Naming the argument, or the file and the entry that is wrong.
     OSError
-        If a file is not there, or cannot be read.
+        If a file does not exist or cannot be read.
     KeyboardInterrupt
         If it comes before there is a split.
 
@@ -95,180 +87,197 @@ def plan(
     --------
     >>> import hypsolve as hs
     >>> box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("rtx-4090")),))
-    >>> found = hs.plan("llama-3-8b", hs.Network(name="mine", tiers=(box,)), concurrency=8)
-    >>> found.fits, found.stages[0].blocks
+    >>> home = hs.Network(name="home", tiers=(box,))
+    >>> plan = hs.plan("llama-3-8b", home, concurrency=8, with_upgrades=False)
+    >>> plan.fits, plan.stages[0].blocks
     (True, range(0, 34))
+    >>> plan.forecast.keeps_up
+    True
     """
-    takes = options_of(METHODS[method].function) if method in METHODS else set()
-    mine = [name for name, p in signature(plan).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    for option in options:
-        meant = difflib.get_close_matches(option, mine, 1, 0.5)
-        if meant and takes is not None and option not in takes:
-            raise TypeError(f"plan: unknown option {option!r}; did you mean {meant[0]}?")
-    ask = Ask(
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        rate_per_s=rate_per_s,
-        concurrency=concurrency,
-        objective=objective,
-        method=method,
-        time_limit_s=time_limit_s,
-        seed=seed,
-        options=options,
-    )
-    tell = tell or (lambda line: None)
-    case = Case(what="as it is", model=model_of(model, weights), site=site_of(network), ask=ask)
-    stopped = ""
-    try:
-        deployment, result = answer(case.model, case.site, ask, tell)
-        if result.statistics.get("stopped"):
-            stopped = "the search was stopped: this is the best so far"
-    except KeyboardInterrupt:
-        if method is None or not METHODS[method].exact:
-            raise
-        stopped = f"{method} was stopped: this is hypsplit_dp's split"
-        quick = replace(ask, method="hypsplit_dp", options={})
-        deployment, result = answer(case.model, case.site, quick)
-    service = None
+    query = PlanQuery.of(model, network, weights=weights, **arguments)
+    lighter = lighter_models(model, weights) if with_upgrades else {}
+    return plan_query(query, with_upgrades=with_upgrades, lighter=lighter, progress=progress)
+
+
+def plan_query(
+    query: PlanQuery,
+    *,
+    with_upgrades: bool = True,
+    lighter: Mapping[str, Model] | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Answer a query as `plan` does.
+
+    Parameters
+    ----------
+    query : PlanQuery
+    with_upgrades, progress
+        As in `plan`.
+    lighter : mapping, optional
+        As in `hypsolve.planning.what_if.find_upgrades`.
+    """
+    progress = progress or (lambda line: None)
+    solution, stopped = _solve_or_fall_back(query, progress)
+    result = solution.result
+    forecast = None
     alternatives: list[Alternative] = []
-    changes: list[Change] = []
+    upgrades: list[Upgrade] = []
     try:
         if result.partition is not None:
-            tell("simulating requests")
-            prices = case.site.price_per_hour
-            service = predict(deployment, result.partition, rate_per_s, prices, seed=seed)
-        if with_changes and not stopped:
+            progress("simulating requests")
+            forecast = predict(
+                solution.deployment,
+                result.partition,
+                query.rate_per_s,
+                query.network.price_per_hour,
+                seed=query.seed,
+                instance=solution.instance,
+            )
+        if with_upgrades and not stopped:
             if result.partition is not None:
-                for alternative in _alternatives(case, result):
-                    tell(f"simulated: the split for {alternative.objective}")
+                for alternative in _alternatives(query, solution):
+                    progress(f"simulated: the split for {alternative.objective}")
                     alternatives.append(alternative)
-            for other, change in what_would_help(model, weights, case, result):
-                tell(f"tried: {other.what}")
-                changes += [change] if change else []
+            for scenario, upgrade in find_upgrades(query, result, lighter):
+                progress(f"tried: {scenario.what}")
+                upgrades += [upgrade] if upgrade else []
     except KeyboardInterrupt:
-        stopped = stopped or "not all changes were tried"
-    if stopped and service is None and result.partition is not None:
-        stopped += "; what it serves was not simulated"
+        stopped = stopped or "not all upgrades were tried"
+    if stopped and forecast is None and result.partition is not None:
+        stopped += "; the forecast was not simulated"
     return Plan(
-        model=case.model,
-        network=case.site,
-        prompt_tokens=ask.prompt_tokens,
-        output_tokens=ask.output_tokens,
-        rate_per_s=float(rate_per_s),
-        concurrency=ask.concurrency,
-        objective=objective,
-        seed=seed,
+        query=query,
         result=result,
-        nodes=tuple(_nodes(deployment, result)) if result.partition else (),
+        reasons=_reasons(solution),
+        nodes=tuple(_nodes(solution)) if result.partition else (),
         stages=tuple(_stages(result)) if result.partition else (),
-        service=service,
+        forecast=forecast,
         alternatives=tuple(alternatives),
-        changes=tuple(sorted(changes, key=lambda change: change.objective_s)),
+        upgrades=tuple(sorted(upgrades, key=lambda upgrade: upgrade.objective_s)),
         stopped=stopped,
-        deployment=deployment,
+        deployment=solution.deployment,
     )
+
+
+def _solve_or_fall_back(query: PlanQuery, progress: Progress) -> tuple[Solution, str]:
+    """Return the solution and what is unfinished; an interrupted exact method is replaced."""
+    try:
+        solution = solve_query(query, progress)
+    except KeyboardInterrupt:
+        if query.method is None or not METHODS[query.method].exact:
+            raise
+        quick = replace(query, method="hypsplit_dp", options={})
+        return solve_query(quick), f"{query.method} was stopped: this is hypsplit_dp's split"
+    if solution.interrupted:
+        return solution, "the search was stopped: this is the best split so far"
+    return solution, ""
 
 
 def split(
-    model: str | os.PathLike[str] | Model,
-    network: str | os.PathLike[str] | Network | NetworkFile,
+    model: ModelSource,
+    network: NetworkSource,
     *,
-    prompt_tokens: int = 512,
-    output_tokens: int = 256,
-    rate_per_s: float = 1.0,
-    concurrency: int = 16,
-    weights: str | None = None,
-    objective: str = "bottleneck",
-    method: str | None = None,
-    time_limit_s: float = 60.0,
-    seed: int = 0,
-    tell: Tell | None = None,
-    **options: Any,
-) -> tuple[Deployment, Result]:
-    """Split a model as `plan` does, and no more: what was solved, and the answer.
+    progress: Progress | None = None,
+    **arguments: Any,
+) -> Solution:
+    """Split a model as `plan` does, without forecast and upgrades.
 
-    Parameters, Raises
+    Parameters
+    ----------
+    model, network, progress, **arguments
         As in `plan`.
+
+    Returns
+    -------
+    Solution
     """
-    ask = Ask(
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        rate_per_s=rate_per_s,
-        concurrency=concurrency,
-        objective=objective,
-        method=method,
-        time_limit_s=time_limit_s,
-        seed=seed,
-        options=options,
-    )
-    return answer(model_of(model, weights), site_of(network), ask, tell)
+    return solve_query(PlanQuery.of(model, network, **arguments), progress)
 
 
 def compare(
-    model: str | os.PathLike[str] | Model,
-    network: str | os.PathLike[str] | Network | NetworkFile,
+    model: ModelSource,
+    network: NetworkSource,
     methods: Sequence[str] | None = None,
-    **options: Any,
+    *,
+    progress: Progress | None = None,
+    **arguments: Any,
 ) -> Iterator[Result]:
     """Split a model by several methods, one after the other.
 
     Parameters
     ----------
-    model, network, **options
+    model, network, progress, **arguments
         As in `plan`.
     methods : sequence of str, optional
-        Names in `hypsolve.METHODS` that decide a partition; default: all, for ``mean_latency``
-        the search by simulation before them.
+        Names in `hypsolve.METHODS` that decide a partition. Default: all of them; for
+        ``mean_latency``, the search by simulation comes first.
 
     Yields
     ------
     Result
-        In the order of the methods; a search that KeyboardInterrupt ended is the last. A bound
-        on the mean latency that one has proved holds for those after it.
+        In the order of `methods`. A search that a KeyboardInterrupt ended is the last. A bound
+        on the mean latency that one method proved is used for all later methods.
     """
-    known = comparable(options.get("objective", ""))
+    known = comparable(arguments.get("objective", ""))
     for name in methods or ():
         valid.known("method that decides a partition", name, known)
+    query = PlanQuery.of(model, network, **arguments)
     bound_s = 0.0
     for name in methods or known:
         method = None if name == SIMULATED else name
-        _, result = split(model, network, method=method, **options)
-        if SIMULATED in known and result.partition is not None:
+        solution = solve_query(replace(query, method=method), progress)
+        result = solution.result
+        if query.is_simulated and result.partition is not None:
             bound_s = max(bound_s, result.bound_s)
-            result = with_bound(result, bound_s)
+            result = raise_bound(result, bound_s)
         yield result
-        if result.statistics.get("stopped"):
+        if solution.interrupted:
             return
 
 
 def comparable(objective: str) -> list[str]:
-    """Names that `compare` takes, in its order."""
+    """Return the names that `compare` takes, in its order."""
     first = [SIMULATED] if objective == Objective.MEAN_LATENCY else []
     return first + [n for n, method in METHODS.items() if method.decides == "partition"]
 
 
-def _alternatives(case: Case, result: Result) -> Iterator[Alternative]:
-    ask, seen = case.ask, [result.partition]
-    for objective in ("bottleneck", "path", "p0"):
-        knows_no_empty_tier = objective == "p0" and 0 in case.site.min_blocks
-        if objective == ask.objective or knows_no_empty_tier:
+def _alternatives(query: PlanQuery, solution: Solution) -> Iterator[Alternative]:
+    """Yield the best splits for other objectives, if they differ, with their forecast."""
+    deployment, seen = solution.deployment, [solution.result.partition]
+    for objective in (Objective.BOTTLENECK, Objective.PATH, Objective.P0):
+        has_empty_tier = objective is Objective.P0 and 0 in query.network.min_blocks
+        if objective == query.objective or has_empty_tier:
             continue
-        asked = replace(ask, objective=objective, method=None, options={})
-        deployment, other = answer(case.model, case.site, asked)
-        if other.partition in seen or other.partition is None:
+        instance = solution.instance.replace(objective=objective)
+        partition = solve(instance, "hypsplit_dp").partition
+        if partition in seen or partition is None:
             continue
-        seen.append(other.partition)
-        service = predict(deployment, other.partition, ask.rate_per_s, seed=ask.seed)
+        seen.append(partition)
+        forecast = predict(
+            deployment, partition, query.rate_per_s, seed=query.seed, instance=instance
+        )
         yield Alternative(
-            objective=objective,
-            cuts=other.partition.cuts,
-            latency_mean_s=service.latency_mean_s,
-            max_requests_per_s=service.max_requests_per_s,
+            objective=str(objective),
+            cuts=partition.cuts,
+            latency_mean_s=forecast.latency_mean_s,
+            max_requests_per_s=forecast.max_requests_per_s,
         )
 
 
-def _nodes(deployment: Deployment, result: Result) -> Iterator[NodePlan]:
-    instance, partition = result.instance, result.partition
+def _reasons(solution: Solution) -> tuple[str, ...]:
+    """Return why nothing fits, or why no split was found."""
+    result = solution.result
+    if result.partition is not None:
+        return ()
+    if result.status is not Status.INFEASIBLE:
+        return (result.message,)
+    reasons = explain_infeasible(solution.instance)
+    return (reasons.verdict, *reasons.tiers)
+
+
+def _nodes(solution: Solution) -> Iterator[NodePlan]:
+    deployment, instance = solution.deployment, solution.result.instance
+    partition = solution.result.partition
     assert partition is not None and deployment.max_resident_tokens is not None
     model = deployment.model
     for k, tier in enumerate(deployment.network.tiers):
@@ -308,7 +317,7 @@ def _stages(result: Result) -> Iterator[StagePlan]:
             link_s = float(instance.reference_transfer_kind_s[k, instance.cut_kind[j]])
         parts.append((time_s, link_s))
     counted = [time_s + link_s for time_s, link_s in parts]
-    if instance.objective is Objective.P0:  # of the stages the largest alone
+    if instance.objective is Objective.P0:  # only the largest stage counts
         largest = max(range(len(parts)), key=lambda k: parts[k][0])
         counted = [link_s + (k == largest) * time_s for k, (time_s, link_s) in enumerate(parts)]
     whole = max(counted) if is_bottleneck else sum(counted)

@@ -1,10 +1,11 @@
-"""What is asked of the planner, and the split that answers it."""
+"""The query that a user puts to the planner, and `solve_query`, which splits the model."""
 
 from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,62 +16,214 @@ from hypsolve.formats.helix_pipeedge import read_helix
 from hypsolve.formats.huggingface import read_model
 from hypsolve.formats.network_toml import NetworkFile, read_network_file
 from hypsolve.planning.forecast import under_load
-from hypsolve.planning.simulation_search import Tell, as_simulated, minimise_mean_latency
+from hypsolve.planning.simulation_search import (
+    Progress,
+    Splits,
+    minimise_mean_latency,
+    solve_simulated,
+)
 from hypsolve.problem import validation as valid
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.deployment import Deployment, Model, Network, Requests
-from hypsolve.problem.instance import Objective
+from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.result import Result
-from hypsolve.solve import solve
+from hypsolve.solve import METHODS, options_of, solve
 
 OBJECTIVES = ("bottleneck", "path", "mean_latency", "p0")
 MIN_RATE = 1e-6  # requests per second: one in 12 days
-MAX_TOKENS = 2**31  # of one sequence, and of all that a node is to hold
+MAX_TOKENS = 2**31  # of one sequence, and of all sequences that a node must hold
+ModelSource = str | os.PathLike[str] | Model
+NetworkSource = str | os.PathLike[str] | Network | NetworkFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """What is wanted, whatever the model and the network; see `hypsolve.plan`."""
+class PlanQuery:
+    """A query to the planner: model, network, requests, objective, method and limits.
 
-    prompt_tokens: int
-    output_tokens: int
-    rate_per_s: float
-    concurrency: int
-    objective: str
-    method: str | None
-    time_limit_s: float
-    seed: int
-    options: dict[str, Any]
+    Attributes
+    ----------
+    model : Model
+    network : NetworkFile
+        Tiers, nodes and links, and the rules on the blocks of each tier.
+    prompt_tokens, output_tokens : int
+        Lengths of every request.
+    rate_per_s : float
+        Requests per second, for the forecast and for the objective ``mean_latency``.
+    concurrency : int
+        Sequences for which every node must have room in its KV cache at once.
+    objective : {"bottleneck", "path", "mean_latency", "p0"}
+        Objective to minimise.
+    method : str or None
+        Name in `hypsolve.METHODS`. None: ``hypsplit_dp``, which is exact; for ``mean_latency``
+        a search by simulation.
+    time_limit_s : float
+        Limit on the search for the split.
+    seed : int
+        Seed of the method and of the simulated arrivals.
+    options : mapping
+        Further options of the method.
+    """
+
+    model: Model
+    network: NetworkFile
+    prompt_tokens: int = 512
+    output_tokens: int = 256
+    rate_per_s: float = 1.0
+    concurrency: int = 16
+    objective: str = "bottleneck"
+    method: str | None = None
+    time_limit_s: float = 60.0
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in ("prompt_tokens", "output_tokens"):
-            value = getattr(self, field)
-            if valid.whole("plan", field, value, minimum=1) > MAX_TOKENS:
+        for name in ("prompt_tokens", "output_tokens"):
+            value = getattr(self, name)
+            if valid.whole("plan", name, value, minimum=1) > MAX_TOKENS:
                 raise ValueError(
-                    f"plan: {field} must be at most {MAX_TOKENS}, got {value!r:.60}"
+                    f"plan: {name} must be at most {MAX_TOKENS}, got {value!r:.60}"
                 )
-        valid.real("plan", "rate_per_s", self.rate_per_s, minimum=MIN_RATE)
+        rate_per_s = valid.real("plan", "rate_per_s", self.rate_per_s, minimum=MIN_RATE)
+        object.__setattr__(self, "rate_per_s", rate_per_s)
         valid.whole("plan", "concurrency", self.concurrency, minimum=1)
         valid.known("objective", self.objective, OBJECTIVES)
+        if self.method is not None:
+            valid.known("method", self.method, METHODS)
+        valid.real("plan", "time_limit_s", self.time_limit_s, strict=True)
+        valid.whole("plan", "seed", self.seed)
         if self.concurrency * self.tokens > MAX_TOKENS:
             raise ValueError(
                 "plan: concurrency * (prompt_tokens + output_tokens) must be at most"
                 f" {MAX_TOKENS}, got {self.concurrency * self.tokens}"
             )
+        if self.objective == Objective.P0 and 0 in self.network.min_blocks:
+            tier = self.network.network.tiers[self.network.min_blocks.index(0)].name
+            raise ValueError(
+                f"plan: min_blocks of tier {tier!r} must be at least 1 under objective p0,"
+                " which has no empty stages, got 0"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelSource,
+        network: NetworkSource,
+        *,
+        weights: str | None = None,
+        **arguments: Any,
+    ) -> PlanQuery:
+        """Read model and network, and make a query of them.
+
+        Parameters
+        ----------
+        model, network, weights
+            As in `hypsolve.plan`.
+        **arguments
+            Attributes of `PlanQuery`. All others are options of the method.
+
+        Raises
+        ------
+        TypeError
+            If the method takes no such option, and an argument of `hypsolve.plan` has a
+            similar name.
+        """
+        own = {each.name for each in fields(cls)} - {"model", "network", "options"}
+        options = {name: value for name, value in arguments.items() if name not in own}
+        method = arguments.get("method")
+        known = options_of(METHODS[method].function) if method in METHODS else set()
+        for option in options:
+            meant = _meant(option, ("weights", "with_upgrades", "progress", *own))
+            if meant and known is not None and option not in known:
+                raise TypeError(f"plan: unknown option {option!r}; {meant}")
+        return cls(
+            model=to_model(model, weights),
+            network=to_network_file(network),
+            options=options,
+            **{name: value for name, value in arguments.items() if name in own},
+        )
 
     @property
     def tokens(self) -> int:
-        """Of one sequence."""
+        """Tokens of one sequence."""
         return self.prompt_tokens + self.output_tokens
 
     @property
     def is_simulated(self) -> bool:
-        """Whether splits are judged by simulation."""
+        """Whether splits are scored by simulation."""
         return self.objective == Objective.MEAN_LATENCY
 
+    def deployment(self) -> Deployment:
+        """Return model and network with one request, and the KV cache to leave room for."""
+        prompt, output = np.array([self.prompt_tokens]), np.array([self.output_tokens])
+        return Deployment(
+            model=self.model,
+            network=self.network.network,
+            requests=Requests(np.zeros(1), prompt, output),
+            max_resident_tokens=self.concurrency * self.tokens,
+        )
 
-def model_of(model: str | os.PathLike[str] | Model, weights: str | None) -> Model:
-    """The model by name, from its files, or as it is."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """The certified split of a query.
+
+    Attributes
+    ----------
+    deployment : Deployment
+        See `PlanQuery.deployment`.
+    instance : Instance
+        The deployment, compiled once. Its objective is ``path`` if splits are simulated.
+    result : Result
+        See `hypsolve.solve`.
+    interrupted : bool
+        Whether a KeyboardInterrupt ended the search: the result is the best split so far.
+    """
+
+    deployment: Deployment
+    instance: Instance
+    result: Result
+    interrupted: bool = False
+
+
+def solve_query(query: PlanQuery, progress: Progress | None = None) -> Solution:
+    """Split the model of a query.
+
+    A KeyboardInterrupt ends a search by simulation, which then returns the best split so far.
+    Other methods raise it.
+    """
+    deployment, rules = query.deployment(), query.network.rules(query.model)
+    method = query.method or "hypsplit_dp"
+    limits: dict[str, Any] = {"time_limit_s": query.time_limit_s, "seed": query.seed}
+    if not query.is_simulated:
+        instance = to_instance(deployment, objective=query.objective, **rules)
+        result = solve(instance, method, **limits, **query.options)
+        return Solution(deployment=deployment, instance=instance, result=result)
+    rng = np.random.default_rng(query.seed)
+    splits = Splits(under_load(deployment, query.rate_per_s, rng), rules)
+    if query.method is None:
+        result = minimise_mean_latency(splits, progress=progress, **limits, **query.options)
+    else:
+        result = solve_simulated(splits, method, **limits, **query.options)
+    return Solution(
+        deployment=deployment,
+        instance=splits.alone,
+        result=result,
+        interrupted=splits.interrupted,
+    )
+
+
+def _meant(option: str, names: Collection[str]) -> str:
+    """Suggest a name; a part of it is enough, as ``rate`` for ``rate_per_s``."""
+    if option not in names:
+        part = [name for name in names if name.startswith(f"{option}_")]
+        return (
+            f"did you mean {part[0]}?" if part else valid.did_you_mean(option, names).rstrip()
+        )
+    return ""
+
+
+def to_model(model: ModelSource, weights: str | None) -> Model:
+    """Return a model by name, from its files, or as it is."""
     if isinstance(model, Model):
         if weights is not None:
             raise ValueError(
@@ -91,8 +244,8 @@ def model_of(model: str | os.PathLike[str] | Model, weights: str | None) -> Mode
     return read_model(model, weights=weights)
 
 
-def site_of(network: str | os.PathLike[str] | Network | NetworkFile) -> NetworkFile:
-    """The network from its file (TOML, or Helix's .ini), or as it is."""
+def to_network_file(network: NetworkSource) -> NetworkFile:
+    """Return a network from its file (TOML, or Helix's .ini), or as it is."""
     if isinstance(network, NetworkFile):
         return network
     if isinstance(network, Network):
@@ -102,44 +255,8 @@ def site_of(network: str | os.PathLike[str] | Network | NetworkFile) -> NetworkF
     return read_network_file(network)
 
 
-def answer(
-    model: Model, site: NetworkFile, ask: Ask, tell: Tell | None = None
-) -> tuple[Deployment, Result]:
-    """Split the model as asked: one request of it, and the answer.
-
-    KeyboardInterrupt ends a search by simulation, which then returns the best so far.
-    """
-    deployment = Deployment(
-        model=model,
-        network=site.network,
-        requests=Requests(
-            np.zeros(1), np.array([ask.prompt_tokens]), np.array([ask.output_tokens])
-        ),
-        max_resident_tokens=ask.concurrency * ask.tokens,
-    )
-    rules = site.rules(model)
-    if ask.objective == Objective.P0 and 0 in site.min_blocks:
-        tier = site.network.tiers[site.min_blocks.index(0)].name
-        raise ValueError(
-            f"plan: min_blocks of tier {tier!r} must be at least 1 under objective p0, which"
-            " knows no empty stage, got 0"
-        )
-    served = deployment
-    if ask.is_simulated:
-        rng = np.random.default_rng(valid.whole("plan", "seed", ask.seed))
-        served = under_load(deployment, ask.rate_per_s, rng)
-        limit_s = valid.real("plan", "time_limit_s", ask.time_limit_s, strict=True)
-        if ask.method is None:
-            for option in ask.options:
-                raise TypeError(f"plan: unknown option {option!r} of the search by simulation")
-            found = minimise_mean_latency(served, rules, time_limit_s=limit_s, tell=tell)
-            return deployment, found
-    objective = Objective.BOTTLENECK if ask.is_simulated else ask.objective
-    result = solve(
-        to_instance(deployment, objective=objective, **rules),
-        ask.method or "hypsplit_dp",
-        time_limit_s=ask.time_limit_s,
-        seed=ask.seed,
-        **ask.options,
-    )
-    return deployment, as_simulated(served, rules, result) if ask.is_simulated else result
+def with_tier(network: NetworkFile, k: int, **changes: Any) -> NetworkFile:
+    """Return a copy of a network in which tier `k` has other nodes or another link."""
+    tiers = list(network.network.tiers)
+    tiers[k] = replace(tiers[k], **changes)
+    return replace(network, network=replace(network.network, tiers=tuple(tiers)))

@@ -1,4 +1,4 @@
-"""`replan`: the best split that moves at most so many blocks of an earlier plan."""
+"""`replan`: the best split that moves at most a given number of blocks of an earlier plan."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hypsolve.formats.network_toml import NetworkFile
-from hypsolve.planning.plan import Plan
-from hypsolve.planning.planner import split
+from hypsolve.planning.plan import FORMAT, VERSION, Plan
+from hypsolve.planning.query import ModelSource, NetworkSource, PlanQuery, solve_query
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
-from hypsolve.problem.deployment import Deployment, Model, Network
+from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.files import MAX_BYTES, checked_path, parse_json, read_bytes
 from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.solution import Partition
@@ -24,48 +24,58 @@ from hypsolve.problem.units import finite_or_none
 from hypsolve.solvers.partition.stage_tables import cost_table
 
 OBJECTIVES = ("bottleneck", "path")
-ASKED = ("prompt_tokens", "output_tokens", "concurrency")  # of a plan, asked again
+KEPT = ("prompt_tokens", "output_tokens", "concurrency")  # of the query of an earlier plan
 MAX_BLOCKS = 10**6  # of a model in a file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Before:
-    """Where blocks are: tier of each by its name, and the blocks of each node.
+class Placement:
+    """Where the blocks are before a new plan is made.
 
-    ``model`` is the name of the model, ``asked`` what the plan was made for, as options of
-    `hypsolve.plan`; empty: not known.
+    Attributes
+    ----------
+    tier_of_block : tuple of str
+        Name of the tier of each block.
+    blocks_of_node : mapping
+        Blocks of each node, by name of the node.
+    model : str
+        Name of the model; empty if it is not known.
+    query : mapping
+        Arguments of `hypsolve.plan` that made the plan; empty if they are not known.
     """
 
     tier_of_block: tuple[str, ...]
     blocks_of_node: Mapping[str, range]
     model: str = ""
-    asked: Mapping[str, int] = field(default_factory=dict)
+    query: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replan:
-    """What `replan` returns.
+    """A split that moves at most a given number of blocks, made by `replan`.
 
     Attributes
     ----------
     instance : Instance
     partition : Partition or None
-        The best with at most `max_moves` blocks moved, and with the fewest of those as good;
-        None: nothing fits with so few.
+        The best partition with at most `max_moves` moved blocks; of several, one with the
+        fewest moves. None if nothing fits with so few moves.
     objective_s : float
-        Its objective; inf without one.
+        Objective of the partition; inf without one.
     n_moved, max_moves : int
+        Moved blocks, and their limit.
     moved_bytes : dict
-        Weights that each node must load, by name; those that load nothing are not in it.
+        Weights that each node must load, by name; nodes that load nothing are left out.
     frontier : tuple of (int, float)
-        Every number of moves that lets the objective fall, with the least that it can be.
+        Each number of moves at which the least objective falls, with that objective.
     min_moves : int or None
-        The fewest with which anything fits; None: nothing does, whatever moves.
+        The fewest moves with which anything fits; None if nothing fits with any.
     reason : str
         Why there is no partition; empty if there is one.
     deployment : Deployment
-        What was split.
+        Model and network with one request, and the KV cache to leave room for.
     concurrency : int
+        As in `PlanQuery`.
     """
 
     instance: Instance
@@ -81,9 +91,9 @@ class Replan:
     concurrency: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the instance, as plain numbers and lists (JSON takes it).
+        """Return all but the instance as plain numbers, strings, lists and dicts, for JSON.
 
-        With stages and nodes as a plan has them: `replan` can go on from it.
+        Stages and nodes have the form of `Plan.to_dict`, so that `replan` can go on from them.
         """
         stages, nodes = [], []
         if self.partition is not None:
@@ -97,6 +107,8 @@ class Replan:
                     nodes += [{"node": node.name, "blocks": at} for node, has in held if has]
         requests = self.deployment.requests
         return {
+            "format": FORMAT,
+            "version": VERSION,
             "instance": self.instance.name,
             "model": self.deployment.model.name,
             "prompt_tokens": int(requests.prompt_tokens[0]),
@@ -117,31 +129,32 @@ class Replan:
 
 
 def replan(
-    model: str | os.PathLike[str] | Model,
-    network: str | os.PathLike[str] | Network | NetworkFile,
-    before: str | os.PathLike[str] | Plan | Before,
+    model: ModelSource,
+    network: NetworkSource,
+    before: str | os.PathLike[str] | Plan | Placement,
     *,
     max_moves: int,
     objective: str = "bottleneck",
-    **options: Any,
+    **arguments: Any,
 ) -> Replan:
-    """Split a model anew after the network has changed, moving few blocks; exact.
+    """Split a model anew after the network has changed, and move few blocks.
 
-    A block moves if the tier of its name in the new network is not the one it was in. The
-    minimum is exact: dynamic programming over tiers, cuts and moves, O(n_tiers * n_blocks**2 *
-    max_moves).
+    A block moves if its tier has another name than before. The minimum is exact: dynamic
+    programming over tiers, cuts and moves takes O(n_tiers * n_blocks**2 * max_moves) steps.
 
     Parameters
     ----------
     model, network
         As in `hypsolve.plan`.
-    before : path, Plan or Before
-        The plan so far; a file is what ``hypsolve plan --json`` printed, or ``replan --json``.
+    before : path, Plan or Placement
+        The earlier plan. A file holds the output of ``hypsolve plan --json`` or ``hypsolve
+        replan --json``, of this version or of version 1.
     max_moves : int
+        Largest number of blocks that may move.
     objective : {"bottleneck", "path"}
-    **options
-        As in `hypsolve.plan`, without rate and method. Default: prompt, output and concurrency
-        as in the plan so far.
+    **arguments
+        As in `hypsolve.plan`, except rate and method. Prompt and output tokens and the
+        concurrency default to those of the earlier plan.
 
     Returns
     -------
@@ -150,26 +163,41 @@ def replan(
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, or the file and what is wrong in it; or if the plan is of another
-        model, or of other formats of its weights.
+        Naming the argument, or the file and the entry that is wrong; or if the earlier plan is
+        for another model, or for other formats of its weights.
     OSError
-        If a file is not there, or cannot be read.
+        If a file does not exist or cannot be read.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> link = hs.Link(bytes_per_s=1.25e9, latency_s=1e-3)
+    >>> desk = hs.Tier(name="desk", nodes=(hs.Node(name="d", gpu=hs.gpu("l4")),), link=link)
+    >>> rack = [hs.Node(name=f"r{j}", gpu=hs.gpu("a10")) for j in range(2)]
+    >>> small, large = (
+    ...     hs.Network(name="n", tiers=(desk, hs.Tier(name="rack", nodes=tuple(nodes))))
+    ...     for nodes in (rack[:1], rack)
+    ... )
+    >>> before = hs.plan("llama-3-8b", small, with_upgrades=False)
+    >>> again = hs.replan("llama-3-8b", large, before, max_moves=3)
+    >>> again.n_moved, list(again.moved_bytes)
+    (3, ['r0', 'r1'])
     """
     max_moves = valid.whole("replan", "max_moves", max_moves)
     valid.known("objective", objective, OBJECTIVES)
-    old = _before(before)
-    asked = {**old.asked, **options}
-    deployment, result = split(model, network, objective=objective, **asked)
-    instance = result.instance
+    old = _placement(before)
+    query = PlanQuery.of(model, network, objective=objective, **{**old.query, **arguments})
+    solution = solve_query(query)
+    deployment, instance = solution.deployment, solution.instance
     if old.model and old.model != deployment.model.name:
         raise ValueError(
-            f"replan: the plan so far must be of {deployment.model.name!r}, got one of"
+            f"replan: the earlier plan must be for {deployment.model.name!r}, got one for"
             f" {old.model!r}"
         )
     if len(old.tier_of_block) != instance.n_blocks:
         raise ValueError(
-            f"replan: the plan must be of {instance.n_blocks} blocks as the model has, got"
-            f" {len(old.tier_of_block)}"
+            f"replan: the earlier plan must have {instance.n_blocks} blocks as the model has,"
+            f" got {len(old.tier_of_block)}"
         )
     moves = _moves(instance, old)
     best, cuts = _search(instance, moves, min(max_moves, instance.n_blocks))
@@ -182,7 +210,7 @@ def replan(
     min_moves, reason = frontier[0][0] if frontier else None, ""
     if not frontier:
         enough = np.flatnonzero(np.isfinite(_search(instance, moves, instance.n_blocks)[0]))
-        reason = result.message
+        reason = solution.result.message
         if enough.size:
             min_moves = int(enough[0])
             reason = f"at least {min_moves} blocks must move, not {max_moves}"
@@ -197,19 +225,19 @@ def replan(
         min_moves=min_moves,
         reason=reason,
         deployment=deployment,
-        concurrency=asked.get("concurrency", 16),
+        concurrency=query.concurrency,
     )
 
 
 def partition_in(plan: str | os.PathLike[str], instance: Instance) -> Partition:
-    """The split of a plan in a file, for an instance whose tiers have the same names.
+    """Read the partition of a plan file, for an instance whose tiers have the same names.
 
     Raises
     ------
     ValueError
-        If the file holds no plan, or the instance does not allow the split.
+        If the file holds no plan, or the split breaks a rule of the instance.
     """
-    old, tiers = _before(plan), instance.tier_names
+    old, tiers = _placement(plan), instance.tier_names
     of_block = [tiers.index(name) if name in tiers else -1 for name in old.tier_of_block]
     if -1 in of_block or len(of_block) != instance.n_blocks:
         raise ValueError(
@@ -226,34 +254,34 @@ def partition_in(plan: str | os.PathLike[str], instance: Instance) -> Partition:
     return partition
 
 
-def _moves(instance: Instance, old: Before) -> IntArray:
-    """How many of blocks i:j were not in tier k: shape (n_tiers, n_cuts, n_cuts), j >= i."""
+def _moves(instance: Instance, old: Placement) -> IntArray:
+    """Count the blocks of i:j that were not in tier k; shape (n_tiers, n_cuts, n_cuts)."""
     names = np.array(old.tier_of_block)
     away = np.array([names != tier for tier in instance.tier_names]).astype(np.int64)
     sums = np.concatenate([np.zeros((len(away), 1), np.int64), away.cumsum(axis=1)], axis=1)
     return sums[:, None, :] - sums[:, :, None]
 
 
-def _search(instance: Instance, moves: IntArray, most: int) -> tuple[Array, IntArray]:
-    """Least objective, and its cuts, with exactly m moves counted, for m = 0..most."""
+def _search(instance: Instance, moves: IntArray, max_moves: int) -> tuple[Array, IntArray]:
+    """Return the least objective with exactly m moves, and its cuts, for m = 0..max_moves."""
     n_tiers, n_cuts = instance.n_tiers, instance.n_blocks + 1
     cost_s = cost_table(instance)
     is_sum = instance.objective is Objective.PATH
-    best = np.full((n_tiers + 1, n_cuts, most + 1), math.inf)
-    last = np.zeros((n_tiers + 1, n_cuts, most + 1), np.int64)
+    best = np.full((n_tiers + 1, n_cuts, max_moves + 1), math.inf)
+    last = np.zeros((n_tiers + 1, n_cuts, max_moves + 1), np.int64)
     best[0, 0, 0] = 0.0
     for k in range(n_tiers):
         for i, j in np.argwhere(np.isfinite(cost_s[k])).tolist():
             moved = int(moves[k, i, j])
-            if moved > most:
+            if moved > max_moves:
                 continue
-            before = best[k, i, : most + 1 - moved]
+            before = best[k, i, : max_moves + 1 - moved]
             value = before + cost_s[k, i, j] if is_sum else np.maximum(before, cost_s[k, i, j])
             better = value < best[k + 1, j, moved:]
             best[k + 1, j, moved:][better] = value[better]
             last[k + 1, j, moved:][better] = i
-    cuts = np.zeros((most + 1, n_tiers + 1), np.int64)
-    for m in range(most + 1):
+    cuts = np.zeros((max_moves + 1, n_tiers + 1), np.int64)
+    for m in range(max_moves + 1):
         left, cuts[m, n_tiers] = m, instance.n_blocks
         if math.isinf(best[n_tiers, -1, m]):
             continue
@@ -265,7 +293,7 @@ def _search(instance: Instance, moves: IntArray, most: int) -> tuple[Array, IntA
 
 
 def _falling(best: Array) -> tuple[tuple[int, float], ...]:
-    """(moves, objective) wherever one more move lets it fall."""
+    """Return (moves, objective) wherever one more move lets the objective fall."""
     points: list[tuple[int, float]] = []
     for m, value in enumerate(best.tolist()):
         if math.isfinite(value) and (not points or value < points[-1][1] * (1 - 1e-12)):
@@ -274,9 +302,9 @@ def _falling(best: Array) -> tuple[tuple[int, float], ...]:
 
 
 def _loads(
-    deployment: Deployment, instance: Instance, partition: Partition, old: Before
+    deployment: Deployment, instance: Instance, partition: Partition, old: Placement
 ) -> dict[str, int]:
-    """Weights of the blocks that each node holds now and did not before."""
+    """Return the weights of the blocks that each node holds now and did not hold before."""
     loads = {}
     for k, tier in enumerate(deployment.network.tiers):
         stage = partition.stage(k)
@@ -290,21 +318,31 @@ def _loads(
     return loads
 
 
-def _before(given: str | os.PathLike[str] | Plan | Before) -> Before:
-    if isinstance(given, Before):
+def _placement(given: str | os.PathLike[str] | Plan | Placement) -> Placement:
+    if isinstance(given, Placement):
         return given
     if isinstance(given, Plan):
         if not given.fits:
-            raise ValueError("replan: the plan before must have a partition, got one without")
+            raise ValueError("replan: the earlier plan must have a partition, got one without")
         return _of(given.to_dict(), "replan")
     path = checked_path("replan", given)
     document = parse_json(path, read_bytes(path, MAX_BYTES))
     if not isinstance(document, dict):
-        raise ValueError(f"{path}: must be what `hypsolve plan --json` prints")
+        raise ValueError(f"{path}: must be the output of `hypsolve plan --json`")
+    _check_version(path, document)
     return _of(document, str(path))
 
 
-def _of(document: Mapping[str, Any], owner: str) -> Before:
+def _check_version(path: Path, document: Mapping[str, Any]) -> None:
+    """Refuse other formats; a document of version 1 states neither format nor version."""
+    kind, version = document.get("format", FORMAT), document.get("version", 1)
+    if kind != FORMAT:
+        raise ValueError(f"{path}: format must be {FORMAT!r}, got {kind!r:.60}")
+    if version not in (1, VERSION):
+        raise ValueError(f"{path}: version must be 1 or {VERSION}, got {version!r:.60}")
+
+
+def _of(document: Mapping[str, Any], owner: str) -> Placement:
     stages, nodes = document.get("stages"), document.get("nodes")
     tiers: list[str] = []
     try:
@@ -318,22 +356,22 @@ def _of(document: Mapping[str, Any], owner: str) -> Before:
         blocks_of_node = {str(node["node"]): range(*_range(node)) for node in _list(nodes)}
     except (TypeError, KeyError, ValueError):
         raise ValueError(
-            f"{owner}: must have the stages and nodes of a plan, as `hypsolve plan --json`"
-            " prints them"
+            f"{owner}: must have the stages and nodes of a plan, as in the output of"
+            " `hypsolve plan --json`"
         ) from None
     if not tiers:
-        raise ValueError(f"{owner}: the plan before must have a partition, got one without")
-    answer = document.get("result", document)
-    cuts = answer.get("cuts") if isinstance(answer, dict) else None
+        raise ValueError(f"{owner}: the earlier plan must have a partition, got one without")
+    result = document.get("result", document)
+    cuts = result.get("cuts") if isinstance(result, dict) else None
     ends = [0, *(stage["blocks"][1] for stage in _list(stages))]
     if cuts not in (None, ends):
-        raise ValueError(f"{owner}: cuts must be those of stages, {ends}, got {cuts!r:.60}")
+        raise ValueError(f"{owner}: cuts must agree with the stages, {ends}, got {cuts!r:.60}")
     model = document.get("model", "")
-    return Before(
+    return Placement(
         tier_of_block=tuple(tiers),
         blocks_of_node=blocks_of_node,
         model=valid.text(owner, "model", model) if model else "",
-        asked={key: document[key] for key in ASKED if key in document},
+        query={key: document[key] for key in KEPT if key in document},
     )
 
 

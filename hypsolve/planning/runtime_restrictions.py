@@ -6,117 +6,132 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning.exporters import BY_LAYER, ONE_PIPELINE, RUNTIMES, not_expressible
 from hypsolve.planning.plan import Plan
-from hypsolve.planning.planner import plan, split
-from hypsolve.planning.simulation_search import METHOD as SIMULATED
-from hypsolve.planning.simulation_search import Tell
+from hypsolve.planning.planner import plan_query
+from hypsolve.planning.query import PlanQuery, solve_query
+from hypsolve.planning.simulation_search import Progress
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import GpuProfile, Node
 
-MAX_PIPELINES = 256  # to choose from
+MAX_PIPELINES = 256  # networks of one pipeline that are solved
 
 
+@valid.suggest_keywords("nearest_plan")
 def nearest_plan(
-    found: Plan,
+    plan: Plan,
     runtime: str,
     *,
     time_limit_s: float = 60.0,
-    with_changes: bool = True,
-    tell: Tell | None = None,
+    with_upgrades: bool = True,
+    progress: Progress | None = None,
 ) -> Plan:
-    """The best plan that a runtime can express, solved under its restrictions.
+    """Return the best plan that a runtime can express, solved under its restrictions.
 
-    For one pipeline, a tier keeps one node; or, where the network says how its nodes are linked
-    among each other (``inner``), and neither pins nor limits blocks there, several of them as
-    stages one after another, if that is better. Where stages need a layer, the first has the
-    first, the last the last; tiers that may be empty are, if that is better. All such networks
-    are solved, up to `MAX_PIPELINES`; of more, some.
+    For a runtime of one pipeline, each tier keeps one node. If the network states how the nodes
+    of a tier are linked (``inner``), and neither pins nor limits its blocks, several of its
+    nodes may instead become stages one after another. If every stage of the runtime needs a
+    layer, the first stage gets the first layer and the last stage the last one; a tier that may
+    be empty is left out where that is better. All networks that these rules allow are solved,
+    but at most `MAX_PIPELINES` of them.
 
     Parameters
     ----------
-    found : Plan
+    plan : Plan
     runtime : str
-        One of `RUNTIMES`.
-    time_limit_s, with_changes, tell
+        A name in `RUNTIMES`.
+    time_limit_s, with_upgrades, progress
         As in `hypsolve.plan`.
 
     Returns
     -------
     Plan
-        `found` itself if the runtime can express it. It may be of another network, and may fit
-        where `found` does not: nodes in a row hold more than each alone.
+        `plan` itself if the runtime can express it. Otherwise its network may be another one.
+        The new plan may fit where `plan` does not: nodes in a row hold more than each alone.
 
     Raises
     ------
     ValueError
         If there is no plan to start from, or the network pins one of those layers elsewhere.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> link = hs.Link(bytes_per_s=1.25e9, latency_s=1e-3)
+    >>> desk = hs.Node(name="desk", gpu=hs.gpu("rtx-4090"))
+    >>> rack = [hs.Node(name=f"rack-{j}", gpu=hs.gpu("a10")) for j in range(2)]
+    >>> tiers = (
+    ...     hs.Tier(name="desk", nodes=(desk,), link=link),
+    ...     hs.Tier(name="rack", nodes=tuple(rack)),
+    ... )
+    >>> network = hs.Network(name="home", tiers=tiers)
+    >>> plan = hs.plan("llama-3-8b", network, with_upgrades=False)
+    >>> near = hs.nearest_plan(plan, "vllm", with_upgrades=False)
+    >>> [node.node for node in plan.nodes], [node.node for node in near.nodes]
+    (['desk', 'rack-0', 'rack-1'], ['desk', 'rack-0'])
     """
-    valid.of_type("nearest_plan", "found", found, Plan)
+    valid.of_type("nearest_plan", "plan", plan, Plan)
     valid.known("runtime", runtime, RUNTIMES)
-    if not found.fits and runtime not in ONE_PIPELINE:
-        raise ValueError(f"nearest_plan: no plan to start from, {found.result.status}")
-    if found.fits and not not_expressible(found, runtime):
-        return found
-    method = None if found.result.method == SIMULATED else found.result.method
-    ask: dict[str, Any] = {
-        "prompt_tokens": found.prompt_tokens,
-        "output_tokens": found.output_tokens,
-        "rate_per_s": found.rate_per_s,
-        "concurrency": found.concurrency,
-        "objective": found.objective,
-        "method": method,
-        "seed": found.seed,
-        "tell": tell,
-    }
-    pipelines = _pipelines(found.network, runtime)
-    sites = [
-        restricted
-        for site in pipelines
-        for restricted in _by_layer(found, site, runtime, MAX_PIPELINES // len(pipelines))
+    if not plan.fits and runtime not in ONE_PIPELINE:
+        raise ValueError(f"nearest_plan: no plan to start from, {plan.result.status}")
+    if plan.fits and not not_expressible(plan, runtime):
+        return plan
+    query = replace(plan.query, time_limit_s=time_limit_s)
+    pipelines = _pipelines(plan.network, runtime)
+    queries = [
+        replace(query, network=restricted)
+        for network in pipelines
+        for restricted in _by_layer(plan, network, runtime, MAX_PIPELINES // len(pipelines))
     ]
-    best = sites[0]
-    if len(sites) > 1:
-        limit_s = time_limit_s / len(sites)
-        values = []
-        for site in sites:
-            _, result = split(found.model, site, time_limit_s=limit_s, **ask)
-            if result.statistics.get("stopped"):
-                raise KeyboardInterrupt
-            values.append(result.objective_s)
-        best = sites[values.index(min(values))]
-    ask |= {"time_limit_s": time_limit_s, "with_changes": with_changes}
-    return plan(found.model, best, **ask)
+    best = queries[0] if len(queries) == 1 else _best_of(queries, time_limit_s, progress)
+    return plan_query(best, with_upgrades=with_upgrades, progress=progress)
 
 
-def _pipelines(site: NetworkFile, runtime: str) -> list[NetworkFile]:
-    """Networks of one node a tier, if the runtime runs one pipeline.
+def _best_of(
+    queries: list[PlanQuery], time_limit_s: float, progress: Progress | None
+) -> PlanQuery:
+    """Return the query with the least objective; all share the time limit."""
+    values = []
+    for query in queries:
+        quick = replace(query, time_limit_s=time_limit_s / len(queries))
+        solution = solve_query(quick, progress)
+        if solution.interrupted:
+            raise KeyboardInterrupt
+        values.append(solution.result.objective_s)
+    return queries[values.index(min(values))]
 
-    Of more than `MAX_PIPELINES` some: a tier is its quickest node, its largest, or all.
+
+def _pipelines(network: NetworkFile, runtime: str) -> list[NetworkFile]:
+    """Return the networks of one node per tier, if the runtime runs one pipeline.
+
+    If there are more than `MAX_PIPELINES`, a tier is only its fastest node, its largest node,
+    or all nodes in a row.
     """
     if runtime not in ONE_PIPELINE:
-        return [site]
-    options = [list(_rows(site, k)) for k in range(len(site.network.tiers))]
+        return [network]
+    options = [list(_rows(network, k)) for k in range(len(network.network.tiers))]
     if math.prod(map(len, options)) > MAX_PIPELINES:
-        options = [_some(site, k) for k in range(len(options))]
+        options = [_some(network, k) for k in range(len(options))]
     if math.prod(map(len, options)) > MAX_PIPELINES:
         options = [rows[-1:] for rows in options]
-    found = []
+    networks = []
     for chosen in itertools.product(*options):
-        each = site
-        for k in reversed(range(len(chosen))):  # from the end: the numbers of others stay
+        each = network
+        for k in reversed(range(len(chosen))):  # so that indices of earlier tiers stay valid
             each = each.in_a_row(k, chosen[k])
-        found.append(each)
-    return found
+        networks.append(each)
+    return networks
 
 
-def _rows(site: NetworkFile, k: int) -> Iterator[tuple[Node, ...]]:
-    """What a tier can be in one pipeline: a node, or several in any order; alike ones once."""
+def _rows(network: NetworkFile, k: int) -> Iterator[tuple[Node, ...]]:
+    """Yield the rows that a tier can be in a pipeline: a node, or several in any order.
+
+    Rows that differ only by nodes of one kind are yielded once.
+    """
     alike: dict[tuple[GpuProfile, float], list[Node]] = {}
-    for node in site.network.tiers[k].nodes:
+    for node in network.network.tiers[k].nodes:
         alike.setdefault((node.gpu, node.usable_bytes), []).append(node)
     kinds = list(alike.values())
 
@@ -130,59 +145,60 @@ def _rows(site: NetworkFile, k: int) -> Iterator[tuple[Node, ...]]:
                 yield from ((at, *rest) for rest in rows(left, length - 1))
 
     counts = tuple(map(len, kinds))
-    longest = sum(counts) if site.may_be_stages(k) else 1
+    longest = sum(counts) if network.may_be_stages(k) else 1
     every = (row for length in range(1, longest + 1) for row in rows(counts, length))
     for row in itertools.islice(every, MAX_PIPELINES + 1):
         taken = [iter(nodes) for nodes in kinds]
         yield tuple(next(taken[at]) for at in row)
 
 
-def _some(site: NetworkFile, k: int) -> list[tuple[Node, ...]]:
-    nodes = site.network.tiers[k].nodes
-    quickest = max(nodes, key=lambda node: node.gpu.bytes_per_s)
+def _some(network: NetworkFile, k: int) -> list[tuple[Node, ...]]:
+    nodes = network.network.tiers[k].nodes
+    fastest = max(nodes, key=lambda node: node.gpu.bytes_per_s)
     largest = max(nodes, key=lambda node: node.usable_bytes)
-    rows: list[tuple[Node, ...]] = list(dict.fromkeys([(largest,), (quickest,)]))
-    return [*rows, nodes] if site.may_be_stages(k) and len(nodes) > 1 else rows
+    rows: list[tuple[Node, ...]] = list(dict.fromkeys([(largest,), (fastest,)]))
+    return [*rows, nodes] if network.may_be_stages(k) and len(nodes) > 1 else rows
 
 
 def _by_layer(
-    found: Plan, site: NetworkFile, runtime: str, max_choices: int
+    plan: Plan, network: NetworkFile, runtime: str, max_choices: int
 ) -> list[NetworkFile]:
-    """With a layer in every stage, if the runtime needs that, for each choice of empty tiers.
+    """Return a network with a layer in every stage for each choice of empty tiers.
 
-    Of more choices than `max_choices` two: none is empty, and those that are in this plan.
+    If there are more than `max_choices`, only two are made: no tier is empty, or the tiers that
+    are empty in the plan. A runtime that needs no layer in a stage gets the network itself.
     """
     if runtime not in BY_LAYER:
-        return [site]
-    tiers = range(len(site.network.tiers))
-    optional = [k for k in tiers if site.min_blocks and site.min_blocks[k] == 0]
-    of_site = [tier.name for tier in site.network.tiers]
-    unused = {stage.tier for stage in found.stages if not stage.blocks}
-    as_found = tuple(k for k in optional if of_site[k] in unused)
-    choices: list[tuple[int, ...]] = list(dict.fromkeys([(), as_found]))
+        return [network]
+    tiers = range(len(network.network.tiers))
+    optional = [k for k in tiers if network.min_blocks and network.min_blocks[k] == 0]
+    tier_names = [tier.name for tier in network.network.tiers]
+    unused = {stage.tier for stage in plan.stages if not stage.blocks}
+    as_planned = tuple(k for k in optional if tier_names[k] in unused)
+    choices: list[tuple[int, ...]] = list(dict.fromkeys([(), as_planned]))
     if 2 ** len(optional) <= max_choices:
         sizes = range(len(optional) + 1)
         choices = [each for n in sizes for each in itertools.combinations(optional, n)]
-    sites, errors = [], []
+    networks, errors = [], []
     for choice in choices:
         if len(choice) < len(tiers):
             try:
-                sites.append(_with_layers(found, site, runtime, choice))
+                networks.append(_with_layers(plan, network, runtime, choice))
             except ValueError as error:
                 errors.append(error)
-    if not sites:
+    if not networks:
         raise errors[0]
-    return sites
+    return networks
 
 
 def _with_layers(
-    found: Plan, site: NetworkFile, runtime: str, empty: tuple[int, ...]
+    plan: Plan, network: NetworkFile, runtime: str, empty: tuple[int, ...]
 ) -> NetworkFile:
-    """Some tiers empty, all others with a layer."""
-    names = [tier.name for tier in site.network.tiers]
+    """Return a copy of a network with some tiers empty, and a layer in each of the others."""
+    names = [tier.name for tier in network.network.tiers]
     used = [name for k, name in enumerate(names) if k not in empty]
-    pins = dict(site.pins)
-    for layer, tier_name in ((0, used[0]), (found.model.n_blocks - 3, used[-1])):
+    pins = dict(network.pins)
+    for layer, tier_name in ((0, used[0]), (plan.model.n_blocks - 3, used[-1])):
         if pins.setdefault(layer, tier_name) != tier_name:
             raise ValueError(
                 f"{runtime} needs layer {layer} in tier {tier_name!r}, but it is pinned to"
@@ -191,11 +207,11 @@ def _with_layers(
     for block, tier_name in pins.items():
         if tier_name not in used:
             raise ValueError(f"block {block!r} is pinned to {tier_name!r}, left empty")
-    least = site.min_blocks or (None,) * len(names)
-    most = site.max_blocks or (None,) * len(names)
+    lowest = network.min_blocks or (None,) * len(names)
+    highest = network.max_blocks or (None,) * len(names)
     return replace(
-        site,
+        network,
         pins=pins,
-        min_blocks=tuple(0 if k in empty else least[k] or None for k in range(len(names))),
-        max_blocks=tuple(0 if k in empty else most[k] for k in range(len(names))),
+        min_blocks=tuple(0 if k in empty else lowest[k] or None for k in range(len(names))),
+        max_blocks=tuple(0 if k in empty else highest[k] for k in range(len(names))),
     )

@@ -1,4 +1,4 @@
-"""The split of least mean latency, as the simulator has it: searched, with a proven bound."""
+"""Search for the split with the least simulated mean latency, with a proven bound."""
 
 from __future__ import annotations
 
@@ -6,67 +6,72 @@ import functools
 import heapq
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from hypsolve.planning.forecast import serve
-from hypsolve.problem import evaluation
 from hypsolve.problem.arrays import Array
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.deployment import Deployment, Requests
 from hypsolve.problem.instance import Instance, Objective, StageRule
 from hypsolve.problem.result import Result
-from hypsolve.problem.solution import Partition, Status
+from hypsolve.problem.solution import Outcome, Partition, Status
 from hypsolve.problem.units import show_seconds
-from hypsolve.solve import solve
+from hypsolve.solve import METHODS, Method, solve
 from hypsolve.solvers.partition.hypsplit import MARGIN, pareto_frontier
 from hypsolve.solvers.partition.stage_tables import cost_table, stage_table
 
 METHOD = "simulated"  # name of the search in a `Result`
 FASTEST = StageRule.FASTEST
-STEPS = (1, 2, 4, 8)  # blocks by which a cut is moved at a time
-MAX_LOOKS = 20_000  # at partial splits, where only the least bound is asked for
+STEPS = (1, 2, 4, 8)  # blocks by which the local search moves a cut
+MAX_EVALUATIONS = 20_000  # of bounds of partial splits, where only the least bound is wanted
 Cuts = tuple[int, ...]
-Tell = Callable[[str], None]
+Progress = Callable[[str], None]  # gets a line on the work in progress
 
 
 class Splits:
-    """Partitions with the mean latency of a deployment's requests: simulated, and bounded.
+    """Partitions of a deployment, with their simulated mean latency and a lower bound on it.
 
-    A prompt is computed in chunks of at least one token, which follow each other through the
-    stages. So before a stage can work on it, a token has passed all stages before; the stage
-    computes the whole prompt; then a token passes all stages behind. The same holds for links.
-    (A block that computes the last token alone is passed by, unless all behind it do the same,
-    as the head.) Decode passes follow one another. Each takes at least what it takes alone, on
-    the quickest node of its tier: batches, queues and contended links only add to that. Hence,
-    for one request and for the mean of all ::
+    The bound rests on four facts. A prompt is computed in chunks of at least one token, which
+    follow each other through the stages. Before a stage can start on a prompt, one token must
+    have passed every earlier stage. The stage then computes the whole prompt, and afterwards
+    one token must pass every later stage. Links behave likewise. (The first chunk skips a block
+    that computes only the last token, unless all blocks after it do so too, as the head does.)
+    Decode passes follow one another. Each pass takes at least its time alone on the fastest
+    node of each tier; batches, queues and contended links only add to it. For one request,
+    and hence for the mean over all ::
 
-        bound = sum of stages and links (one prompt token, all decode passes)
-              + max over stages and links (whole prompt - one prompt token)
+        bound = sum over stages and links of (one prompt token, all decode passes)
+              + max over stages and links of (whole prompt - one prompt token)
 
     Parameters
     ----------
     deployment : Deployment
-        Its requests are alike, but for the arrivals.
+        Its requests have equal lengths; their arrivals may differ.
     rules : mapping
-        Arguments of `hypsolve.to_instance` that say where blocks may be.
+        Arguments of `hypsolve.to_instance` that restrict the blocks of each tier.
 
     Attributes
     ----------
-    instance, alone : Instance
-        Of the requests; of one of them, objective ``path``.
+    instance : Instance
+        All requests, objective ``mean_latency``.
+    alone : Instance
+        One request, objective ``path``.
     mean_s : dict
-        Mean latency by cuts, of those simulated.
+        Mean latency in seconds by cuts, for every partition simulated so far.
+    interrupted : bool
+        Whether a KeyboardInterrupt ended the search.
     """
 
     def __init__(self, deployment: Deployment, rules: Mapping[str, Any]) -> None:
         self.deployment = deployment
         self.instance = to_instance(deployment, objective=Objective.MEAN_LATENCY, **rules)
         self.mean_s: dict[Cuts, float] = {}
+        self.interrupted = False
 
         def alone(prompt: int, output: int) -> Instance:
             request = Requests(np.zeros(1), np.array([prompt]), np.array([output]))
@@ -80,11 +85,14 @@ class Splits:
 
     @functools.cached_property
     def tables_s(self) -> tuple[Array, Array]:
-        """What blocks i:j on tier k, with their link, add to the sum and to the largest."""
+        """Seconds that blocks i:j on tier k, with their link, add to the sum and to the max.
+
+        Two arrays of shape (n_tiers, n_blocks + 1, n_blocks + 1).
+        """
         blocks = [np.array(p.reference_s) for p in (self.alone, self._first, self._token)]
         last_only = np.array([b.last_token_only for b in self.deployment.model.blocks])
         is_behind = np.logical_and.accumulate(last_only[::-1])[::-1]
-        blocks[2][:, last_only & ~is_behind] = 0.0  # the first chunk passes these by
+        blocks[2][:, last_only & ~is_behind] = 0.0  # the first chunk skips these
         links = [
             part.reference_transfer_kind_s[:, part.cut_kind]
             for part in (self.alone, self._first, self._token)
@@ -99,11 +107,17 @@ class Splits:
 
     @property
     def best(self) -> tuple[float, Cuts]:
-        """The least mean latency so far, and its cuts."""
+        """The incumbent: least mean latency so far, and its cuts."""
         return min((value_s, cuts) for cuts, value_s in self.mean_s.items())
 
     def simulate(self, cuts: Cuts) -> float:
-        """Mean latency of a partition."""
+        """Return the simulated mean latency of a partition in seconds.
+
+        Raises
+        ------
+        RuntimeError
+            If it is below the bound, which would be a bug.
+        """
         if cuts not in self.mean_s:
             trace = serve(self.deployment, Partition(cuts))
             value_s, bound_s = float(trace.latency_s.mean()), self.bound_s(cuts)
@@ -112,29 +126,35 @@ class Splits:
             self.mean_s[cuts] = value_s
         return self.mean_s[cuts]
 
+    def score(self, partition: Partition) -> float:
+        """Return `simulate` of a partition, for `hypsolve.solve`."""
+        return self.simulate(partition.cuts)
+
     def bound_s(self, cuts: Cuts) -> float:
-        """Of a partition; inf where a rule forbids it."""
+        """Return the lower bound on the mean latency; inf if a rule forbids the partition."""
         added_s, largest_s = self.tables_s
         at = (np.arange(len(cuts) - 1), np.array(cuts[:-1]), np.array(cuts[1:]))
         return float(added_s[at].sum() + largest_s[at].max()) * (1 - MARGIN)
 
     def in_order_of_bound(self) -> Iterator[tuple[float, Cuts]]:
-        """Every partition that is allowed with its bound, the least bound first."""
-        return ((bound_s, cuts) for bound_s, cuts in self.looks() if cuts is not None)
+        """Yield every feasible partition with its bound, the least bound first."""
+        return ((bound_s, cuts) for bound_s, cuts in self.by_bound() if cuts is not None)
 
     def min_bound_s(self) -> float:
-        """Of all partitions: the least of their bounds, or less where that takes long."""
+        """Lower bound on the mean latency of every partition (weaker if cut off)."""
         bound_s = 0.0
-        for look_s, cuts in itertools.islice(self.looks(), MAX_LOOKS):
-            bound_s = look_s
+        for next_s, cuts in itertools.islice(self.by_bound(), MAX_EVALUATIONS):
+            bound_s = next_s
             if cuts is not None:
                 break
         return bound_s
 
-    def looks(self) -> Iterator[tuple[float, Cuts | None]]:
-        """The same, and between them bounds of all that follows: there can be very many.
+    def by_bound(self) -> Iterator[tuple[float, Cuts | None]]:
+        """Yield partitions as `in_order_of_bound` does, and (bound, None) in between.
 
-        Best-first search over the tiers: the least that can be left to pay is known beforehand.
+        The extra bounds hold for all partitions still to come, of which there can be very many.
+        This is a best-first search over the tiers. Its estimate of the remaining tiers is exact
+        for the sum and for the max apart, so bounds never decrease.
         """
         added_s, largest_s = self.tables_s
         n_tiers, n_cuts, _ = added_s.shape
@@ -165,115 +185,155 @@ class Splits:
 
 
 def minimise_mean_latency(
-    deployment: Deployment,
-    rules: Mapping[str, Any],
+    splits: Splits,
     *,
     time_limit_s: float,
-    tell: Tell | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Result:
-    """Search the partition whose simulated mean latency is least, and prove a bound.
+    """Search for the partition with the least simulated mean latency, and prove a bound.
 
-    Local search from the Pareto frontier of throughput and latency; then partitions in the
-    order of their bounds, until the next bound is no better than the best found: none is then.
+    A local search starts from the Pareto frontier of throughput and latency. Then partitions
+    are simulated in the order of their bounds. The search ends when the next bound is no better
+    than the incumbent: no other partition can be better.
 
     Parameters
     ----------
-    deployment, rules
-        As in `Splits`.
-    time_limit_s : float
-    tell : callable, optional
-        Gets a line on what is known, after each simulation.
+    splits : Splits
+    time_limit_s, seed, **options
+        As in `hypsolve.solve`; the search takes no options, and draws nothing.
+    progress : callable, optional
+        Called with a line on incumbent and gap before each simulation.
 
     Returns
     -------
     Result
-        OPTIMAL for these very requests if the search came to its end. KeyboardInterrupt ends it
-        as the time limit does; ``statistics["stopped"]`` says so.
+        OPTIMAL for the very requests of `splits` if the search was completed. A
+        KeyboardInterrupt ends the search as the time limit does, and sets `splits.interrupted`.
     """
-    started = time.perf_counter()
-    splits = Splits(deployment, rules)
+
+    def simulated(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
+        return _search(splits, time_limit_s, progress or (lambda line: None))
+
+    method = Method(
+        simulated,
+        "both",
+        objectives=(Objective.MEAN_LATENCY,),
+        kernels=("hypsplit",),
+        score=splits.score,
+    )
+    return solve(splits.instance, method, time_limit_s=time_limit_s, seed=seed, **options)
+
+
+def _search(splits: Splits, time_limit_s: float, progress: Progress) -> Outcome:
+    deadline_s = perf_counter() + time_limit_s
     first = solve(splits.alone, "hypsplit_dp")
     if first.partition is None:
-        return replace(first, method=METHOD, instance=splits.instance)
+        return Outcome(first.status, bound_s=first.bound_s, message=first.message)
     splits.simulate(first.partition.cuts)
-    looks = splits.looks()
-    bound_s, _ = next(looks)
-    stopped = is_whole = False
+    by_bound = splits.by_bound()
+    bound_s, _ = next(by_bound)
+    is_complete = False
     try:
         for bound_s, cuts in itertools.chain(
             ((bound_s, point.partition.cuts) for point in pareto_frontier(splits.alone)),
             ((bound_s, cuts) for cuts in _descent(splits)),
-            looks,
+            by_bound,
         ):
             value_s, _ = splits.best
             if bound_s >= value_s:
-                is_whole = True
+                is_complete = True
                 break
-            if cuts is None:
-                if time.perf_counter() - started > time_limit_s:
-                    break
-                continue
-            if tell is not None:
-                tell(
+            if cuts is not None:
+                progress(
                     f"{len(splits.mean_s)} splits simulated, least mean latency"
                     f" {show_seconds(value_s)}, gap {1 - bound_s / value_s:.1%}"
                 )
-            if time.perf_counter() - started > time_limit_s:
+            if perf_counter() > deadline_s:
                 break
-            splits.simulate(cuts)
+            if cuts is not None:
+                splits.simulate(cuts)
         else:
-            is_whole = True
+            is_complete = True
     except KeyboardInterrupt:
-        stopped = True
+        splits.interrupted = True
     value_s, cuts = splits.best
-    n = len(splits.mean_s)
-    words = [f"{n} splits simulated"]
-    words += ["no other can be better"] * is_whole + ["stopped"] * stopped
-    return _checked(
-        splits,
-        Result(
-            method=METHOD,
-            status=Status.FEASIBLE,
-            objective_s=value_s,
-            bound_s=value_s if is_whole else bound_s,
-            gap=math.nan,
-            solve_time_s=time.perf_counter() - started,
-            instance=splits.instance,
-            partition=Partition(cuts),
-            message=", ".join(words),
-            statistics={"n_simulated": n, "stopped": stopped},
-        ),
+    message = f"{len(splits.mean_s)} splits simulated"
+    if is_complete:
+        message += ", no other can be better"
+    elif splits.interrupted:
+        message += ", interrupted"
+    return Outcome(
+        Status.OPTIMAL if is_complete or value_s <= bound_s else Status.FEASIBLE,
+        Partition(cuts),
+        bound_s=value_s if is_complete else bound_s,
+        message=message,
+        statistics={"n_simulated": len(splits.mean_s)},
     )
 
 
-def as_simulated(deployment: Deployment, rules: Mapping[str, Any], result: Result) -> Result:
-    """The answer of a method that decides the partition alone, by its simulated mean latency.
+def solve_simulated(
+    splits: Splits, name: str, *, time_limit_s: float, seed: int, **options: Any
+) -> Result:
+    """Split with a method that minimises the bottleneck, and score the split by simulation.
 
     Parameters
     ----------
-    deployment, rules
-        As in `Splits`.
-    result : Result
-        Under another objective.
+    splits : Splits
+    name : str
+        Name in `hypsolve.METHODS`.
+    time_limit_s, seed, **options
+        As in `hypsolve.solve`.
+
+    Returns
+    -------
+    Result
+        Its bound holds for every partition of `splits`.
     """
-    splits = Splits(deployment, rules)
-    if result.partition is None:
-        return replace(result, instance=splits.instance)
-    return _checked(
-        splits,
-        replace(
-            result,
-            objective_s=splits.simulate(result.partition.cuts),
-            bound_s=splits.min_bound_s(),
-            instance=splits.instance,
-            certificate=None,
-            message=f"split for the least {result.instance.objective}, then simulated",
-        ),
+    bottleneck = splits.alone.replace(objective=Objective.BOTTLENECK)
+    bound_s = splits.min_bound_s()
+
+    def run(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
+        result = solve(bottleneck, name, time_limit_s=time_limit_s, seed=seed, **options)
+        if result.partition is None:
+            return Outcome(result.status, bound_s=result.bound_s, message=result.message)
+        return Outcome(
+            Status.FEASIBLE,
+            result.partition,
+            bound_s=bound_s,
+            message="split for the least bottleneck, then simulated",
+            statistics=result.statistics,
+        )
+
+    run.__name__ = name  # the method that the result states
+    method = Method(
+        run,
+        "both",
+        objectives=(Objective.MEAN_LATENCY,),
+        kernels=METHODS[name].kernels,
+        score=splits.score,
+    )
+    result = solve(splits.instance, method, time_limit_s=time_limit_s, seed=seed)
+    return result if result.partition is None else raise_bound(result, bound_s)
+
+
+def raise_bound(result: Result, bound_s: float) -> Result:
+    """Return a result with a larger bound, which another method proved for these requests."""
+    value_s = result.objective_s
+    return replace(
+        result,
+        bound_s=bound_s,
+        gap=(value_s - bound_s) / value_s if value_s else 0.0,
+        status=Status.OPTIMAL if value_s <= bound_s else Status.FEASIBLE,
     )
 
 
 def _with_times(instance: Instance, block_s: Array, link_s: Array) -> Instance:
-    """The same with other seconds: blocks (n_classes, n_blocks), links (n_links, n_cuts)."""
+    """Return a copy of an instance with other times in seconds.
+
+    Blocks have shape (n_classes, n_blocks), links (n_links, n_cuts).
+    """
     return instance.replace(
         kind_s=block_s[None],
         reference_kind_s=block_s,
@@ -287,7 +347,7 @@ def _with_times(instance: Instance, block_s: Array, link_s: Array) -> Instance:
 
 
 def _descent(splits: Splits) -> Iterator[Cuts]:
-    """Neighbours of the best partition, and of the better ones that are found on the way."""
+    """Yield neighbours of the incumbent, and of each better one that the caller simulates."""
     is_better = True
     while is_better:
         is_better = False
@@ -301,7 +361,7 @@ def _descent(splits: Splits) -> Iterator[Cuts]:
 
 
 def _neighbours(cuts: Cuts) -> Iterator[Cuts]:
-    """Cuts moved, one or several neighbours together."""
+    """Yield cuts in which one cut, or several adjacent cuts together, are moved."""
     inner = range(1, len(cuts) - 1)
     for step in STEPS:
         for first, last in itertools.combinations_with_replacement(inner, 2):
@@ -311,25 +371,3 @@ def _neighbours(cuts: Cuts) -> Iterator[Cuts]:
                 )
                 if all(a <= b for a, b in itertools.pairwise(moved)):
                     yield moved
-
-
-def _checked(splits: Splits, result: Result) -> Result:
-    assert result.partition is not None
-    broken = evaluation.check(splits.instance, result.partition)
-    if broken or result.objective_s < result.bound_s:
-        raise RuntimeError(
-            f"{result.method}: its answer breaks {broken or 'its bound'}: {result.partition} of"
-            f" {result.objective_s!r} s, bound {result.bound_s!r} s"
-        )
-    return with_bound(result, result.bound_s)
-
-
-def with_bound(result: Result, bound_s: float) -> Result:
-    """The same answer with another bound on these requests, and the gap to it."""
-    value_s = result.objective_s
-    return replace(
-        result,
-        bound_s=bound_s,
-        gap=1 - bound_s / value_s if value_s else 0.0,
-        status=Status.OPTIMAL if value_s <= bound_s else Status.FEASIBLE,
-    )

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -16,49 +15,23 @@ from hypsolve.problem import instance_tables
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.html_table import html_table
+from hypsolve.problem.instance_records import (
+    USER_NAME,
+    BlockCosts,
+    Limits,
+    LinkTimes,
+    Names,
+    NodeTable,
+    check_below,
+    set_reals,
+)
+from hypsolve.problem.rules import LinkCost, Objective, Rules, StageRule
 from hypsolve.problem.units import count, show_bytes
 
-
-class Objective(StrEnum):
-    """Objective to minimise, in seconds.
-
-    ``BOTTLENECK``: largest stage time, with its link. ``PATH``: latency of the reference
-    request on an idle network. ``P0``: largest stage time plus all transfers, as in the paper.
-    ``MEAN_LATENCY``: mean of completion minus arrival. ``MAKESPAN``: last completion.
-    `hypsolve.problem.evaluation` has the formulas.
-    """
-
-    BOTTLENECK = "bottleneck"
-    PATH = "path"
-    P0 = "p0"
-    MEAN_LATENCY = "mean_latency"
-    MAKESPAN = "makespan"
-
-    @property
-    def is_scheduled(self) -> bool:
-        """Whether the objective depends on the schedule, not on the partition alone."""
-        return self in (Objective.MEAN_LATENCY, Objective.MAKESPAN)
+__all__ = ["ARRAY_FIELDS", "Instance", "LinkCost", "Objective", "StageRule"]
 
 
-class StageRule(StrEnum):
-    """Rule that combines the nodes of a tier into one stage time; see `evaluation.stage_s`."""
-
-    POOLED = "pooled"
-    FASTEST = "fastest"
-    SLOWEST = "slowest"
-
-
-class LinkCost(StrEnum):
-    """Part of the outgoing transfer that counts in the bottleneck.
-
-    ``OCCUPANCY``: the time that the link is busy. ``FULL``: the whole transfer.
-    """
-
-    OCCUPANCY = "occupancy"
-    FULL = "full"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Instance:
     """A problem as canonical arrays.
 
@@ -98,6 +71,9 @@ class Instance:
         As in `from_tables`.
     name, extrapolated, tier_names, node_names, class_names
         For people, and not part of the digest. `extrapolated` marks costs beyond measurements.
+    costs, links, nodes, limits, rules, names
+        Records that hold the attributes above, except `arrival_s`; see
+        `hypsolve.problem.instance_records`.
 
     Raises
     ------
@@ -105,134 +81,60 @@ class Instance:
         Naming the field, the rule and the value.
     """
 
-    kind_s: Array
-    reference_kind_s: Array
-    block_kind: IntArray
-    block_bytes: Array
-    tied_bytes: float
-    transfer_kind_s: Array
-    occupancy_kind_s: Array
-    reference_transfer_kind_s: Array
-    reference_occupancy_kind_s: Array
-    cut_kind: IntArray
-    node_tier: IntArray
-    node_class: IntArray
-    node_bytes: Array
+    costs: BlockCosts
+    links: LinkTimes
+    nodes: NodeTable
+    limits: Limits
     arrival_s: Array
-    cut_min: IntArray
-    cut_max: IntArray
-    min_blocks_given: IntArray
-    max_blocks: IntArray
-    objective: Objective = Objective.BOTTLENECK
-    stage_rule: StageRule = StageRule.POOLED
-    allow_empty: bool = False
-    overlap: bool = False
-    link_cost: LinkCost = LinkCost.OCCUPANCY
-    name: str = ""
-    extrapolated: bool = False
-    tier_names: tuple[str, ...] = ()
-    node_names: tuple[str, ...] = ()
-    class_names: tuple[str, ...] = ()
+    rules: Rules
+    names: Names
 
     def __post_init__(self) -> None:
-        kind_s = self._reals("kind_s", (None, None, None))
-        n_rows, n_classes, n_kinds = kind_s.shape
-        if not kind_s.size:
+        n_tiers, n_nodes = int(self.nodes.node_tier[-1]) + 1, len(self.nodes.node_tier)
+        n_classes, n_blocks = self.costs.kind_s.shape[1], len(self.costs.block_kind)
+        check_below("node_class", self.nodes.node_class, n_classes)
+        if self.links.transfer_kind_s.shape[1] != n_tiers - 1:
             raise ValueError(
-                "instance: block_s must hold at least one request, class and block, got shape"
-                f" {kind_s.shape}"
+                f"instance: transfer_s must have shape (any, {n_tiers - 1}, any),"
+                f" got {self.links.transfer_kind_s.shape}"
             )
-        self._reals("reference_kind_s", (n_classes, n_kinds))
-        n_blocks = len(self._indices("block_kind", (None,), n_kinds))
-        self._reals("block_bytes", (n_blocks,))
-        self._set("tied_bytes", valid.real("instance", "tied_bytes", self.tied_bytes))
-        tier = self._indices("node_tier", (None,), np.size(self.node_tier))
-        if not tier.size:
-            raise ValueError("instance: tiers must hold at least one tier, got none")
-        if tier[0] != 0 or not np.isin(np.diff(tier), (0, 1)).all():
+        if len(self.links.cut_kind) != n_blocks + 1:
             raise ValueError(
-                "instance: node_tier must start at 0 and rise by 0 or 1 from node to node, got"
-                f" {tier.tolist()!s:.60}"
+                f"instance: cut_kind must have shape ({n_blocks + 1}),"
+                f" got {self.links.cut_kind.shape}"
             )
-        n_tiers = int(tier[-1]) + 1
-        self._indices("node_class", tier.shape, n_classes)
-        self._reals("node_bytes", tier.shape)
-        transfer_s = self._reals("transfer_kind_s", (None, n_tiers - 1, None))
-        n_cut_kinds = transfer_s.shape[2]
-        occupancy_s = self._reals("occupancy_kind_s", (None, n_tiers - 1, n_cut_kinds))
-        self._reals("reference_transfer_kind_s", (n_tiers - 1, n_cut_kinds))
-        self._reals("reference_occupancy_kind_s", (n_tiers - 1, n_cut_kinds))
-        self._indices("cut_kind", (n_blocks + 1,), n_cut_kinds)
-        arrival_s = self._reals("arrival_s", (None,))
-        for field, length in (
-            ("block_s", n_rows),
-            ("transfer_s", len(transfer_s)),
-            ("occupancy_s", len(occupancy_s)),
+        self.limits.check(n_tiers, n_blocks)
+        self._check_rows()
+        names = self.names.for_sizes(n_tiers, n_nodes, n_classes)
+        object.__setattr__(self, "names", names)
+
+    def _check_rows(self) -> None:
+        n_requests = len(set_reals(self, "arrival_s", (None,)))
+        for field, table in (
+            ("block_s", self.costs.kind_s),
+            ("transfer_s", self.links.transfer_kind_s),
+            ("occupancy_s", self.links.occupancy_kind_s),
         ):
-            if length not in (1, len(arrival_s)):
+            if len(table) not in (1, n_requests):
                 raise ValueError(
-                    f"instance: {field} must have 1 or n_requests = {len(arrival_s)} rows,"
-                    f" got {length}"
+                    f"instance: {field} must have 1 or n_requests = {n_requests} rows,"
+                    f" got {len(table)}"
                 )
-        if not len(arrival_s):
+        if not n_requests:
             raise ValueError("instance: arrival_s must hold at least one request, got none")
-        for field in ("cut_min", "cut_max"):
-            self._indices(field, (n_tiers + 1,), n_blocks + 1)
-        self._indices("min_blocks_given", (n_tiers,), n_blocks + 2)
-        self._indices("max_blocks", (n_tiers,), n_blocks + 1)
-        for field, kind in (
-            ("objective", Objective),
-            ("stage_rule", StageRule),
-            ("link_cost", LinkCost),
-        ):
-            self._set(field, valid.one_of("instance", field, getattr(self, field), kind))
-        for field in ("allow_empty", "overlap", "extrapolated"):
-            self._set(field, valid.flag("instance", field, getattr(self, field)))
-        self._check_rules()
-        self._name_parts(n_tiers, len(tier), n_classes)
 
-    def _check_rules(self) -> None:
-        if self.objective is Objective.P0 and self.allow_empty:
-            raise ValueError("instance: allow_empty must be False for objective p0, got True")
-        for k, (least, most) in enumerate(
-            zip(self.min_blocks_given.tolist(), self.max_blocks.tolist(), strict=True)
-        ):
-            if least > most:
-                raise ValueError(
-                    f"instance: min_blocks[{k}] must be at most max_blocks[{k}] = {most},"
-                    f" got {least}"
-                )
-        if self.transfer_kind_s.size:
-            instance_tables.check_occupancy(self.transfer_kind_s, self.occupancy_kind_s)
-        ends = [self.cut_min[0], self.cut_max[0], self.cut_min[-1], self.cut_max[-1]]
-        if ends != [0, 0, self.n_blocks, self.n_blocks]:
-            raise ValueError(
-                f"instance: cut_min and cut_max must start at 0 and end at {self.n_blocks},"
-                f" got {[int(end) for end in ends]}"
-            )
-        # memory must be monotone: all blocks together need no less than all but one
-        shared = min(self.block_bytes[0], self.block_bytes[-1])
-        if self.tied_bytes > shared:
-            raise ValueError(
-                "instance: tied_bytes must be at most the bytes of the first and of the last"
-                f" block, {shared:g}, got {self.tied_bytes:g}"
-            )
+    @classmethod
+    def from_arrays(cls, *, arrival_s: Array, **fields: Any) -> Instance:
+        """Make an instance from its attributes, without merging kinds or rows.
 
-    def _name_parts(self, n_tiers: int, n_nodes: int, n_classes: int) -> None:
-        defaults = {
-            "tier_names": tuple(f"tier-{k}" for k in range(n_tiers)),
-            "node_names": tuple(f"node-{n}" for n in range(n_nodes)),
-            "class_names": tuple(f"class-{c}" for c in range(n_classes)),
-        }
-        for field, default in defaults.items():
-            names = tuple(getattr(self, field)) or default
-            if len(names) != len(default) or not all(isinstance(name, str) for name in names):
-                raise ValueError(
-                    f"instance: {field} must be {len(default)} strings, got {names!r:.80}"
-                )
-            self._set(field, names)
-        if not isinstance(self.name, str):
-            raise TypeError(f"instance: name must be a string, got {self.name!r}")
+        Raises
+        ------
+        ValueError, TypeError
+            Naming the field, the rule and the value; an unknown name suggests the likeliest.
+        """
+        parts = _by_record(fields)
+        records = {record: kind(**parts.get(record, {})) for record, kind in RECORDS.items()}
+        return cls(arrival_s=arrival_s, **records)
 
     def __repr__(self) -> str:
         sizes = ", ".join(
@@ -269,27 +171,140 @@ class Instance:
     def __hash__(self) -> int:
         return hash(self.digest())
 
-    def _set(self, field: str, value: Any) -> None:
-        object.__setattr__(self, field, value)
+    @property
+    def kind_s(self) -> Array:
+        """Seconds by kind of block, shape (n_requests or 1, n_classes, n_block_kinds)."""
+        return self.costs.kind_s
 
-    def _reals(self, field: str, shape: tuple[int | None, ...]) -> Array:
-        array = valid.reals(
-            "instance", _USER_NAME.get(field, field), getattr(self, field), shape
-        )
-        self._set(field, array)
-        return array
+    @property
+    def reference_kind_s(self) -> Array:
+        """Seconds of the reference request, shape (n_classes, n_block_kinds)."""
+        return self.costs.reference_kind_s
 
-    def _indices(self, field: str, shape: tuple[int | None, ...], end: int) -> IntArray:
-        """Return a field as whole numbers in 0..end - 1."""
-        real = valid.reals("instance", field, getattr(self, field), shape)
-        if (real % 1).any() or (real.size and real.max() >= end):
-            raise ValueError(
-                f"instance: {field} must hold whole numbers below {end}, got {real.max():g}"
-            )
-        array = real.astype(np.int64)
-        array.setflags(write=False)
-        self._set(field, array)
-        return array
+    @property
+    def block_kind(self) -> IntArray:
+        """Kind of each block, shape (n_blocks,)."""
+        return self.costs.block_kind
+
+    @property
+    def block_bytes(self) -> Array:
+        """Memory of each block on a node, shape (n_blocks,)."""
+        return self.costs.block_bytes
+
+    @property
+    def tied_bytes(self) -> float:
+        """Memory that is saved if one stage holds all blocks."""
+        return self.costs.tied_bytes
+
+    @property
+    def transfer_kind_s(self) -> Array:
+        """Seconds by kind of cut, shape (n_requests or 1, n_tiers - 1, n_cut_kinds)."""
+        return self.links.transfer_kind_s
+
+    @property
+    def occupancy_kind_s(self) -> Array:
+        """Part of `transfer_kind_s` that keeps the link busy."""
+        return self.links.occupancy_kind_s
+
+    @property
+    def reference_transfer_kind_s(self) -> Array:
+        """Transfers of the reference request, shape (n_tiers - 1, n_cut_kinds)."""
+        return self.links.reference_transfer_kind_s
+
+    @property
+    def reference_occupancy_kind_s(self) -> Array:
+        """Part of the reference transfers that keeps the link busy."""
+        return self.links.reference_occupancy_kind_s
+
+    @property
+    def cut_kind(self) -> IntArray:
+        """Kind of each cut, shape (n_blocks + 1,)."""
+        return self.links.cut_kind
+
+    @property
+    def node_tier(self) -> IntArray:
+        """Tier of each node, ascending, shape (n_nodes,)."""
+        return self.nodes.node_tier
+
+    @property
+    def node_class(self) -> IntArray:
+        """Class of each node, shape (n_nodes,)."""
+        return self.nodes.node_class
+
+    @property
+    def node_bytes(self) -> Array:
+        """Usable memory of each node, shape (n_nodes,)."""
+        return self.nodes.node_bytes
+
+    @property
+    def cut_min(self) -> IntArray:
+        """Smallest value of each cut, shape (n_tiers + 1,)."""
+        return self.limits.cut_min
+
+    @property
+    def cut_max(self) -> IntArray:
+        """Largest value of each cut, shape (n_tiers + 1,)."""
+        return self.limits.cut_max
+
+    @property
+    def min_blocks_given(self) -> IntArray:
+        """Minimum number of blocks per tier as given, shape (n_tiers,)."""
+        return self.limits.min_blocks_given
+
+    @property
+    def max_blocks(self) -> IntArray:
+        """Maximum number of blocks per tier, shape (n_tiers,)."""
+        return self.limits.max_blocks
+
+    @property
+    def objective(self) -> Objective:
+        """Objective to minimise."""
+        return self.rules.objective
+
+    @property
+    def stage_rule(self) -> StageRule:
+        """Rule that combines the nodes of a tier into one stage time."""
+        return self.rules.stage_rule
+
+    @property
+    def allow_empty(self) -> bool:
+        """Whether a tier may host no block."""
+        return self.rules.allow_empty
+
+    @property
+    def overlap(self) -> bool:
+        """Whether a stage computes while its link sends."""
+        return self.rules.overlap
+
+    @property
+    def link_cost(self) -> LinkCost:
+        """Part of the outgoing transfer that counts in the bottleneck."""
+        return self.rules.link_cost
+
+    @property
+    def name(self) -> str:
+        """Name of the instance, for people."""
+        return self.names.name
+
+    @property
+    def extrapolated(self) -> bool:
+        """Whether costs go beyond measurements."""
+        return self.names.extrapolated
+
+    @property
+    def tier_names(self) -> tuple[str, ...]:
+        """Name of each tier."""
+        return self.names.tier_names
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """Name of each node."""
+        return self.names.node_names
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each node class."""
+        return self.names.class_names
 
     @property
     def n_requests(self) -> int:
@@ -391,14 +406,12 @@ class Instance:
                 changes[field] = instance_tables.limits(
                     limit, changes.pop(limit), *size, default
                 )
-        takes = ("pinned", "min_blocks", *(field.name for field in dataclasses.fields(self)))
-        for name in changes:
-            if name not in takes:
-                hint = valid.did_you_mean(_FIELD_OF.get(name, name), takes)
-                raise TypeError(
-                    f"instance: unknown field {name!r}; {hint}choose one of {', '.join(takes)}"
-                )
-        return dataclasses.replace(self, **changes)
+        arrival_s = changes.pop("arrival_s", self.arrival_s)
+        records = {
+            record: dataclasses.replace(getattr(self, record), **fields)
+            for record, fields in _by_record(changes, "pinned", "min_blocks").items()
+        }
+        return dataclasses.replace(self, arrival_s=arrival_s, **records)
 
     def digest(self) -> str:
         """Return the SHA-256 digest of the problem, in hexadecimal.
@@ -627,7 +640,7 @@ class Instance:
         least = instance_tables.limits("min_blocks", min_blocks, n_tiers, n_blocks, 0)
         most = instance_tables.limits("max_blocks", max_blocks, n_tiers, n_blocks, n_blocks)
         cut_min, cut_max = instance_tables.cut_limits(pinned, n_tiers, n_blocks)
-        return cls(
+        return cls.from_arrays(
             kind_s=kind_s[..., kinds],
             reference_kind_s=instance_tables.mean_or_given(kind_s, reference)[..., kinds],
             block_kind=block_kind,
@@ -663,16 +676,34 @@ class Instance:
         )
 
 
-_USER_NAME = {  # names of the tables in `from_tables`, for messages
-    "kind_s": "block_s",
-    "reference_kind_s": "reference_s",
-    "transfer_kind_s": "transfer_s",
-    "occupancy_kind_s": "occupancy_s",
-    "reference_transfer_kind_s": "reference_transfer_s",
-    "reference_occupancy_kind_s": "reference_occupancy_s",
-    "node_bytes": "tiers' memory_bytes",
+RECORDS: dict[str, Any] = {
+    "costs": BlockCosts,
+    "links": LinkTimes,
+    "nodes": NodeTable,
+    "limits": Limits,
+    "rules": Rules,
+    "names": Names,
 }
-_FIELD_OF = {user_name: field for field, user_name in _USER_NAME.items()}
+_RECORD_OF = {
+    field.name: record for record, kind in RECORDS.items() for field in dataclasses.fields(kind)
+}
+_FIELD_OF = {user_name: field for field, user_name in USER_NAME.items()}
+
+
+def _by_record(fields: Mapping[str, Any], *also: str) -> dict[str, dict[str, Any]]:
+    """Return fields of an instance by the record that holds them; TypeError for others."""
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in fields.items():
+        if name not in _RECORD_OF:
+            takes = (*also, "arrival_s", *_RECORD_OF)
+            hint = valid.did_you_mean(_FIELD_OF.get(name, name), takes)
+            raise TypeError(
+                f"instance: unknown field {name!r}; {hint}choose one of {', '.join(takes)}"
+            )
+        parts.setdefault(_RECORD_OF[name], {})[name] = value
+    return parts
+
+
 # Labels in the digest that differ from the field's name: digests outlive a rename.
 _DIGEST_LABEL = {"min_blocks_given": "least_given", "max_blocks": "most_blocks"}
 ARRAY_FIELDS = (  # in the order of the digest

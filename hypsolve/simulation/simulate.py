@@ -43,27 +43,21 @@ request, then to the lower node. Equal input gives equal traces.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
-
-from hypsolve.dispatch.policies import POLICIES, Choose
-from hypsolve.dispatch.schedule import schedule
-from hypsolve.problem import costs, evaluation
+from hypsolve.dispatch.policies import Choose
 from hypsolve.problem import validation as valid
-from hypsolve.problem.deployment import MAX_TOKENS, Deployment
+from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Partition, Schedule
+from hypsolve.simulation import flow_level, token_level
 from hypsolve.simulation.events import Event, check_events, early
-from hypsolve.simulation.time_series import bin_intervals
-from hypsolve.simulation.token_level import policy_name, serve
-from hypsolve.simulation.token_setup import Options, System
-from hypsolve.simulation.trace import Series, Trace, Visits
+from hypsolve.simulation.options import CHUNK_TOKENS, MAX_BATCH, Options, check_policy
+from hypsolve.simulation.token_setup import System
+from hypsolve.simulation.trace import Trace
 
 LEVELS = ("flow", "token")
-MAX_BATCH, CHUNK_TOKENS = 64, 512  # default options
 
 
 def simulate(
@@ -153,144 +147,28 @@ def simulate(
         )
     finest = "token" if isinstance(problem, Deployment) else "flow"
     level = finest if level is None else valid.known("level", level, LEVELS)
-    max_batch = valid.whole("simulate", "max_batch", max_batch, minimum=1)
-    if chunk_tokens is not None:
-        chunk_tokens = valid.whole("simulate", "chunk_tokens", chunk_tokens, minimum=1)
-    if expected_output_tokens is not None:
-        expected_output_tokens = valid.whole(
-            "simulate", "expected_output_tokens", expected_output_tokens, minimum=1
-        )
-        if expected_output_tokens > MAX_TOKENS:
-            raise ValueError(
-                f"simulate: expected_output_tokens must be at most 2**40,"
-                f" got {expected_output_tokens!r:.60}"
-            )
-    valid.flag("simulate", "link_contention", link_contention)
-    valid.flag("simulate", "record_visits", record_visits)
+    options = Options(
+        max_batch=max_batch,
+        chunk_tokens=chunk_tokens,
+        link_contention=link_contention,
+        events=events,  # type: ignore[arg-type]  # becomes a tuple
+        record_visits=record_visits,
+        expected_output_tokens=expected_output_tokens,
+    )
     seed = valid.whole("simulate", "seed", seed)
-    if not isinstance(events, Iterable):
-        raise TypeError(f"simulate: events must be Events in a list, got {events!r:.60}")
-    events = tuple(events)
-    if isinstance(policy, str):
-        valid.known("policy", policy, POLICIES)
-    elif not callable(policy) and not isinstance(policy, Schedule):
-        raise TypeError(
-            "simulate: policy must be a name, a function, or a Schedule (of a Result: its"
-            f" schedule), got {policy!r:.60}"
-        )
+    check_policy(policy)
     if level == "flow":
-        given = {
-            "max_batch": max_batch != MAX_BATCH,
-            "chunk_tokens": chunk_tokens != CHUNK_TOKENS,
-            "link_contention": link_contention,
-            "events": bool(events),
-            "expected_output_tokens": expected_output_tokens is not None,
-            "policy, a Schedule,": isinstance(policy, Schedule),
-        }
-        for option, is_given in given.items():
-            if is_given:
-                raise ValueError(f"simulate: {option} needs level 'token', got level 'flow'")
+        unfit = options.token_level_only()
+        unfit += ["policy, a Schedule,"] if isinstance(policy, Schedule) else []
+        if unfit:
+            raise ValueError(f"simulate: {unfit[0]} needs level 'token', got level 'flow'")
         assert not isinstance(policy, Schedule)
-        return _flow(problem, partition, policy, seed, record_visits)
+        return flow_level.serve(problem, partition, policy, seed, options.record_visits)
     if not isinstance(problem, Deployment):
         raise ValueError(
             "simulate: level 'token' needs a Deployment (an Instance knows no tokens), got an"
             " Instance"
         )
     early("simulate", "arrival_s", float(problem.requests.arrival_s.max()))
-    options = Options(
-        max_batch=max_batch,
-        chunk_tokens=chunk_tokens,
-        link_contention=bool(link_contention),
-        events=check_events(events, problem.network),
-        record_visits=bool(record_visits),
-        expected_output_tokens=expected_output_tokens,
-    )
-    return serve(System(problem, partition, policy, seed, options))
-
-
-def _flow(
-    problem: Deployment | Instance,
-    partition: Partition,
-    policy: str | Choose,
-    seed: int,
-    record_visits: bool,
-) -> Trace:
-    """Return what `schedule` does as a trace."""
-    if isinstance(problem, Deployment):
-        instance, requests = costs.to_instance(problem), problem.requests
-        prompt_tokens, output_tokens = requests.prompt_tokens, requests.output_tokens
-    else:
-        instance = problem
-        prompt_tokens = output_tokens = np.zeros(instance.n_requests, np.int64)
-    served = schedule(instance, partition, policy, seed=seed)
-    shape = (instance.n_requests, instance.n_tiers)
-    links_s = evaluation.transfer_s(instance, partition)
-    reached_s = np.full(shape, math.nan)
-    ready_s = instance.arrival_s
-    for k in range(instance.n_tiers):
-        if partition.stage(k):
-            reached_s[:, k] = ready_s
-            ready_s = served.end_s[:, k]
-        if k < instance.n_tiers - 1:
-            ready_s = ready_s + links_s[:, k]
-    request, tier = np.nonzero(served.node >= 0)
-    first = np.searchsorted(instance.node_tier, np.arange(instance.n_tiers))
-    node = served.node[request, tier] + first[tier]
-    start_s, end_s = served.start_s[request, tier], served.end_s[request, tier]
-    busy_s = np.zeros(instance.n_nodes)
-    np.add.at(busy_s, node, end_s - start_s)
-    visits = None
-    if record_visits:
-        order = np.lexsort((node, end_s))
-        zeros = np.zeros(len(order), np.int64)
-        visits = Visits(
-            request=request[order], node=node[order], start_s=start_s[order],
-            end_s=end_s[order], tokens=zeros, context_tokens=zeros,
-        )  # fmt: skip
-    first_s, last_s = float(instance.arrival_s.min()), float(end_s.max())
-    bin_s = (last_s - first_s) / 128 or 1.0
-    grid: dict[str, Any] = {
-        "row": node, "n_rows": instance.n_nodes, "first_s": first_s, "bin_s": bin_s,
-        "n_bins": 128,
-    }  # fmt: skip
-    ones = np.ones(len(node))
-    at_node_s = bin_intervals(reached_s[request, tier], end_s, ones, **grid)
-    return Trace(
-        level="flow",
-        name=instance.name,
-        policy=policy_name(policy),
-        seed=seed,
-        partition=partition,
-        tier_names=instance.tier_names,
-        node_names=instance.node_names,
-        node_tier=instance.node_tier,
-        arrival_s=instance.arrival_s,
-        end_s=evaluation.completion_s(served),
-        first_token_s=np.full(instance.n_requests, math.nan),
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        restarts=np.zeros(instance.n_requests, np.int64),
-        lost_tokens=np.zeros(instance.n_requests, np.int64),
-        node=served.node,
-        reached_s=reached_s,
-        admitted_s=served.start_s,
-        left_s=served.end_s,
-        busy_s=busy_s,
-        n_iterations=np.bincount(node, minlength=instance.n_nodes),
-        n_tokens=np.zeros(instance.n_nodes, np.int64),
-        n_visits=len(node),
-        series=Series(
-            start_s=first_s,
-            bin_s=bin_s,
-            busy=bin_intervals(start_s, end_s, ones, **grid),
-            n_requests=at_node_s,
-            n_waiting=bin_intervals(reached_s[request, tier], start_s, ones, **grid),
-            kv_bytes=np.zeros_like(at_node_s),
-            n_stranded=np.zeros((instance.n_tiers, at_node_s.shape[1])),
-        ),
-        kv_capacity_bytes=np.full(instance.n_nodes, math.inf),
-        end_of_run_s=float(evaluation.completion_s(served).max()),
-        extrapolated=instance.extrapolated,
-        visits=visits,
-    )
+    options = replace(options, events=check_events(options.events, problem.network))
+    return token_level.serve(System(problem, partition, policy, seed, options))

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hypsolve.dispatch.policies import Choose, TierState
+from hypsolve.dispatch.policies import TierState
 from hypsolve.dispatch.schedule import place_of
-from hypsolve.problem.solution import Schedule
+from hypsolve.simulation.options import policy_name
 from hypsolve.simulation.token_setup import Records, System
 from hypsolve.simulation.trace import Series, Trace, Visits
 
@@ -150,13 +150,6 @@ def _trace(system: System, kernel: Any, log: Records) -> Trace:
         extrapolated=instance.extrapolated,
         visits=visits,
     )
-
-
-def policy_name(policy: str | Choose | Schedule) -> str:
-    """Return the name of a policy for a trace."""
-    if isinstance(policy, Schedule):
-        return "replayed schedule"
-    return policy if isinstance(policy, str) else getattr(policy, "__name__", repr(policy))
 
 
 def _grown(records: Records, minimum: int) -> Records:

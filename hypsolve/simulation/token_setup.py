@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,21 +19,10 @@ from hypsolve.problem.deployment import Block, CostModel, Deployment, Link, Requ
 from hypsolve.problem.evaluation import stage_service_s
 from hypsolve.problem.solution import Partition, Schedule
 from hypsolve.simulation.events import Event, EventKind
+from hypsolve.simulation.options import Options
 
 _UNLIMITED = 2**62
 Records = NDArray[np.void]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """Checked options of `hypsolve.simulate` at token level."""
-
-    max_batch: int
-    chunk_tokens: int | None
-    link_contention: bool
-    events: tuple[Event, ...]
-    record_visits: bool
-    expected_output_tokens: int | None
 
 
 class System:

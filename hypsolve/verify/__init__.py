@@ -18,6 +18,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+from hypsolve.problem import validation as valid
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Certificate
 from hypsolve.verify.bottleneck import verify_certificate
@@ -29,6 +30,7 @@ __all__ = ["Refuted", "verify"]
 OPTIMAL = Fraction(101, 10**8)  # largest gap of an optimal result: 1e-6, with rounding
 
 
+@valid.suggest_keywords("verify")
 def verify(
     instance: Instance, result: dict[str, Any], progress: Callable[[str], None] | None = None
 ) -> str:

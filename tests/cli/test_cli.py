@@ -15,6 +15,7 @@ from hypsolve import cli
 from hypsolve.cli import commands
 from hypsolve.cli.catalog import EXAMPLE
 from hypsolve.planning import forecast, planner, simulation_search
+from hypsolve.planning.layers import describe_cuts
 
 
 def run(capsys, *arguments):
@@ -39,7 +40,8 @@ def test_plan_of_the_example(capsys, example):
         "llama-3-8b on network: 512 + 256 tokens, room for 16 sequences",
         "2 x RTX 4090", "embedding, layer", ", head",
         "proved optimal: no split over all tiers has a bottlen",
-        "binds: ", "slack of the others: ", "at 1 requests/s (simulated token by token)",
+        "bottleneck stage: ", "slack of the others: ",
+        "at 1 requests/s (simulated token by token)",
         "no schedule of this split serves more", "per million output tokens", "what would help",
         "weights in int4: ",
     ):  # fmt: skip
@@ -54,7 +56,7 @@ def test_plan_as_json_is_the_plan(capsys, example):
         "phi-3-mini",
         "--network",
         example,
-        "--dtype",
+        "--weights",
         "int8",
         "--json",
     )
@@ -86,7 +88,7 @@ def test_outputs_of_one_token_have_no_later_ones(capsys, example):
 
 
 def test_extrapolated_costs_are_marked(capsys, example):
-    arguments = ("plan", "--model", "llama-3-8b", "--network", example, "--dtype", "int4")
+    arguments = ("plan", "--model", "llama-3-8b", "--network", example, "--weights", "int4")
     out = run(capsys, *arguments, "--output", 16)[1]
     assert "extrapolated: no times of such weights were measured" in out
 
@@ -156,7 +158,7 @@ def test_an_interrupted_search_prints_the_best_so_far(example):
         "not proved optimal: no split over all tiers has a mean latency" in out
         and "(gap " in out
     )
-    assert "stopped: the search was stopped: this is the best so far" in out
+    assert "stopped: the search was stopped: this is the best split so far" in out
     assert "what would help" not in out
 
 
@@ -166,9 +168,9 @@ def test_pareto_lists_and_draws(capsys, example, tmp_path):
     assert code == 0 and (tmp_path / "pareto.png").stat().st_size > 5000
     points = json.loads(run(capsys, *arguments, "--json")[1])
     assert len(out.splitlines()) == len(points) + 2
-    _, best = planner.split("llama-3-8b", example)
+    best = planner.split("llama-3-8b", example).result
     assert points[0]["bottleneck_s"] == best.objective_s
-    _, path = planner.split("llama-3-8b", example, objective="path")
+    path = planner.split("llama-3-8b", example, objective="path").result
     assert points[-1]["path_s"] == pytest.approx(path.objective_s, rel=1e-12)
     assert [p["path_s"] for p in points] == sorted((p["path_s"] for p in points), reverse=True)
 
@@ -196,11 +198,12 @@ def test_simulate_serves_what_plan_is_asked_for(capsys, example):
     asked = (*base, "--prompt", 90, "--output", 7, "--requests", 40, "--seed", 4)
     out = run(capsys, *asked)[1]
     line = out.splitlines()[0]
-    assert "40 requests, " in line and "of 90 + 7 tokens in the mean" in line
+    assert "40 requests, " in line and "of 90 + 7 tokens on average" in line
     served = json.loads(run(capsys, *asked, "--json")[1])
-    deployment, result = planner.split(
+    solution = planner.split(
         "llama-3-8b", example, prompt_tokens=90, output_tokens=7, rate_per_s=3
     )
+    deployment, result = solution.deployment, solution.result
     given = forecast.arriving(deployment, 3, 40, np.random.default_rng(4))
     trace = forecast.serve(given, result.partition)
     assert served["latency_s"]["mean"] == trace.latency_s.mean()
@@ -222,10 +225,10 @@ def test_simulate_takes_the_split_of_a_plan(capsys, example, tmp_path):
     cuts = json.loads(path.read_text())["result"]["cuts"]
     asked = ("simulate", *base, "--requests", 20)
     out = run(capsys, *asked, "--plan", path)[1]
-    assert out.startswith(f"{hs.Partition(tuple(cuts))}: 20 requests")
-    assert not run(capsys, *asked)[1].startswith(f"{hs.Partition(tuple(cuts))}: ")
+    assert out.startswith(f"layers {describe_cuts(cuts)}: 20 requests")
+    assert not run(capsys, *asked)[1].startswith(f"layers {describe_cuts(cuts)}: ")
     for options, message in (
-        (("--objective", "path"), "--plan is a split: leave --method and --objective out"),
+        (("--objective", "path"), "--plan excludes --method and --objective"),
         (("--model", "phi-3-medium"), "must split 42 blocks over desk, box, rented, got 34"),
         (("--concurrency", 10_000), "the split does not fit: memory: tier 'box'"),
     ):
@@ -268,28 +271,28 @@ def test_a_comparison_ends_with_the_search_that_was_stopped(example, monkeypatch
 
     monkeypatch.setattr(simulation_search, "serve", serve)
     (found,) = planner.compare("llama-3-8b", example, objective="mean_latency", output_tokens=4)
-    assert found.statistics["stopped"] and len(calls) == 2
+    assert found.message.endswith("interrupted") and len(calls) == 2
 
 
 def test_an_interrupted_comparison_says_so(capsys, example, monkeypatch):
-    real = planner.answer
+    real = planner.solve_query
 
-    def answer(model, site, ask, *others):
-        if ask.method == "memory_proportional":
+    def solve_query(query, *others):
+        if query.method == "memory_proportional":
             raise KeyboardInterrupt
-        return real(model, site, ask, *others)
+        return real(query, *others)
 
-    monkeypatch.setattr(planner, "answer", answer)
+    monkeypatch.setattr(planner, "solve_query", solve_query)
     code, out, err = run(capsys, "compare", "--model", "llama-3-8b", "--network", example)
-    assert (code, err) == (0, "stopped: 2 methods have answered\n")
+    assert (code, err) == (0, "stopped: 2 of 12 methods are finished\n")
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["hypsplit_dp", "even_split"]
 
 
 def test_an_interrupt_before_there_is_a_split_is_exit_code_130(capsys, example, monkeypatch):
-    def answer(*arguments):
+    def solve_query(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(planner, "answer", answer)
+    monkeypatch.setattr(planner, "solve_query", solve_query)
     code, out, err = run(capsys, "plan", "--model", "llama-3-8b", "--network", example)
     assert (code, out, err.strip()) == (130, "", "hypsolve: stopped")
 
@@ -308,7 +311,7 @@ def test_an_interrupted_search_is_not_followed_by_another(capsys, example, monke
     command = ("plan", "--model", "llama-3-8b", "--network", example, "--output", 8)
     code, out, err = run(capsys, *command, "--objective", "mean_latency", "--export", "vllm")
     assert (code, out) == (130, "") and len(calls) == 3
-    assert err.startswith("stopped: the search was stopped: this is the best so far\n")
+    assert err.startswith("stopped: the search was stopped: this is the best split so far\n")
     assert "vllm cannot express it: it runs one pipeline, and tier 'box' has 2 nodes" in err
 
 
@@ -334,7 +337,7 @@ def test_nobody_reads_on(example):
 def test_files_that_cannot_be_written_are_refused_before_the_work(
     command, message, capsys, example, monkeypatch
 ):
-    monkeypatch.setattr(planner, "answer", None)  # would be an error if called
+    monkeypatch.setattr(planner, "solve_query", None)  # would be an error if called
     base = ("--model", "llama-3-8b", "--network", example)
     code, out, err = run(capsys, command[0], *base, *command[1:])
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
@@ -348,10 +351,10 @@ def test_a_model_that_is_not_there(model, capsys, example, tmp_path, monkeypatch
 
 
 def test_a_model_by_its_repository(example):
-    named = hs.plan("llama-3-8b", example, with_changes=False)
-    found = hs.plan("meta-llama/Meta-Llama-3-8B", example, with_changes=False)
+    named = hs.plan("llama-3-8b", example, with_upgrades=False)
+    found = hs.plan("meta-llama/Meta-Llama-3-8B", example, with_upgrades=False)
     assert found.model == named.model and found.result.objective_s == named.result.objective_s
-    assert named.changes == () == named.alternatives and named.service is not None
+    assert named.upgrades == () == named.alternatives and named.forecast is not None
 
 
 @pytest.mark.parametrize("command", ["plan", "compare", "pareto", "simulate"])
@@ -378,7 +381,7 @@ def test_lists(capsys, command):
 def test_init_leaves_a_file_alone(capsys, example):
     example.write_text("mine")
     code, _, err = run(capsys, "init", example)
-    assert (code, err) == (2, f"hypsolve: {example} is there already; name another file\n")
+    assert (code, err) == (2, f"hypsolve: {example} exists already; give another name\n")
     assert example.read_text() == "mine"
 
 

@@ -108,11 +108,11 @@ def test_the_longest_context_is_told(config, key, tmp_path):
     box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("h200")),))
     network = hs.Network(name="net", tiers=(box,))
     fits = hs.plan(model, network, prompt_tokens=490, output_tokens=10)
-    assert fits.service.max_context_tokens == 500 and "made for" not in str(fits)
+    assert fits.forecast.max_context_tokens == 500 and "made for" not in str(fits)
     longer = hs.plan(model, network, prompt_tokens=490, output_tokens=11)
     assert "longer than the 500 tokens the model was made for" in str(longer)
     unknown = replace(model, context_tokens=0)
-    assert hs.plan(unknown, network).service.max_context_tokens > 500
+    assert hs.plan(unknown, network).forecast.max_context_tokens > 500
 
 
 def test_the_name_is_that_of_the_folder(tmp_path):

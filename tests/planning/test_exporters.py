@@ -27,8 +27,8 @@ from hypsolve.planning.exporters import (
 from hypsolve.planning.runtime_restrictions import nearest_plan
 from tests.cli.test_cli import run
 
-plan = functools.partial(hs.plan, with_changes=False, output_tokens=16)
-near_plan = functools.partial(nearest_plan, with_changes=False)
+plan = functools.partial(hs.plan, with_upgrades=False, output_tokens=16)
+near_plan = functools.partial(nearest_plan, with_upgrades=False)
 WIRE = hs.Link(bytes_per_s=1e9, latency_s=1e-4)
 
 
@@ -241,7 +241,7 @@ def test_linked_nodes_of_a_tier_become_stages(memory_gib, objective, tmp_path):
             ]
             network = hs.Network(name="n", tiers=(*tiers, tier("one", "a100-80gb")))
             site = hs.NetworkFile(network=network, pins={0: row[0], 31: "one"})
-            values[row] = planner.split("llama-3-8b", site, **asked)[1].objective_s
+            values[row] = planner.split("llama-3-8b", site, **asked).result.objective_s
     assert len(values) == 15 and near.result.objective_s == pytest.approx(
         min(values.values()), rel=1e-12
     )
@@ -263,7 +263,7 @@ nodes = [{gpu = "rtx-4090", count = 2}]
 inner = {gbps = 50, latency_ms = 0.05}
 """
     )
-    asked = ("plan", "--model", "llama-3-70b", "--dtype", "int4", "--concurrency", 4)
+    asked = ("plan", "--model", "llama-3-70b", "--weights", "int4", "--concurrency", 4)
     code, out, _ = run(capsys, *asked, "--network", path)
     assert code == 1 and "nodes of 'box' as stages in a row: " in out
     code, out, err = run(capsys, *asked, "--network", path, "--export", "vllm")
@@ -274,7 +274,9 @@ inner = {gbps = 50, latency_ms = 0.05}
     assert (code, err) == (1, "") and out.startswith("llama-3-70b-int4 on box")
     path.write_text(path.read_text().replace("inner", "# inner"))
     code, out, err = run(capsys, *asked, "--network", path, "--export", "vllm")
-    assert code == 1 and "nor does anything fit that it can: the tiers together reach" in err
+    assert (
+        code == 1 and "nor does a plan fit that it can express: the tiers together reach" in err
+    )
     assert "with a link `inner` in the network file (box), they can be stages in a row" in out
 
 
@@ -286,9 +288,9 @@ def test_what_fits_may_not_fit_in_one_pipeline(tmp_path, capsys):
     assert run(capsys, *asked)[0] == 0
     code, out, err = run(capsys, *asked, "--export", "vllm")
     assert (code, out) == (1, "")
-    why, nor = err.splitlines()
+    why, nor, *details = err.splitlines()
     assert why.startswith("vllm cannot express the best plan: stage 0 has only the embedding")
-    assert nor.startswith("nor does anything fit that it can: ")
+    assert nor.startswith("nor does a plan fit that it can express: ") and details
 
 
 def test_of_too_many_pipelines_some_are_tried(monkeypatch):
@@ -459,11 +461,11 @@ def test_commands_serve_what_was_planned():
         "phi-3-mini", hs.Network(name="n", tiers=(tier("a", "t4", 1, WIRE), tier("b", "l4"))),
         concurrency=2, prompt_tokens=100, output_tokens=20,
     )  # fmt: skip
-    assert found.service.max_sequences > 64
-    assert "--max-num-seqs 64 --max-model-len 120 --dtype half\n" in export(found, "vllm")
-    few = replace(found, service=replace(found.service, max_sequences=7))
+    assert found.forecast.max_sequences > 64
+    assert "--max-num-seqs 64 --max-model-len 120 --weights half\n" in export(found, "vllm")
+    few = replace(found, forecast=replace(found.forecast, max_sequences=7))
     assert "--max-num-seqs 7 " in export(few, "vllm")
-    assert "--max-num-seqs 2 " in export(replace(found, service=None), "vllm")
+    assert "--max-num-seqs 2 " in export(replace(found, forecast=None), "vllm")
     lines = export(found, "sglang").splitlines()[2:]
     for rank, (line, node) in enumerate(zip(lines, ("a-0", "b-0"), strict=True)):
         assert f"--nnodes 2 --node-rank {rank} --dist-init-addr a-0:50000 " in line
@@ -471,7 +473,7 @@ def test_commands_serve_what_was_planned():
         assert line.endswith(f"  # on {node}")
     text = export(found, "llama.cpp")
     assert "-np 2 -c 240\n" in text and "# on a-0, for llama-server keeps the table" in text
-    assert "--dtype" not in export(planned((0, 12, 34)), "vllm")
+    assert "--weights" not in export(planned((0, 12, 34)), "vllm")
 
 
 def test_cautions_say_what_an_export_does_not(capsys, tmp_path):
@@ -488,14 +490,15 @@ def test_cautions_say_what_an_export_does_not(capsys, tmp_path):
         "vllm needs CUDA or ROCm; not so: mac-0",
     ]
     assert cautions(small, "json") == []
-    tied = replace(plain, model=replace(plain.model, tied_bytes=10))
+    model = replace(plain.model, tied_bytes=10)
+    tied = replace(plain, query=replace(plain.query, model=model))
     assert "the head is the embedding's table" in cautions(tied, "accelerate")[1]
     assert cautions(plain, "petals") == [
         "Petals serves Llama, Mixtral, Falcon and BLOOM models"
     ]
     path = tmp_path / "net.toml"
     path.write_text(SLOW_FIRST)
-    command = ("plan", "--model", "phi-3-mini", "--network", path, "--dtype", "int8")
+    command = ("plan", "--model", "phi-3-mini", "--network", path, "--weights", "int8")
     err = run(capsys, *command, "--export", "petals")[2].splitlines()
     assert [line for line in err if line.startswith("note: ")] == [
         "note: planned as phi-3-mini-int8: load weights that are so quantised",

@@ -8,11 +8,13 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import matplotlib
+import matplotlib.pyplot
 import numpy as np
 import pytest
 
 import hypsolve as hs
 from hypsolve.cli.catalog import EXAMPLE
+from hypsolve.planning import figures
 from hypsolve.planning.figures import FIGURES
 from hypsolve.problem import evaluation
 from hypsolve.problem.units import show_seconds
@@ -20,7 +22,7 @@ from tests.cli.test_cli import run
 from tests.planning.test_planner import SMALL, TIGHT, tier
 
 matplotlib.use("Agg")
-SHORT = {"concurrency": 8, "output_tokens": 8, "with_changes": False}
+SHORT = {"concurrency": 8, "output_tokens": 8, "with_upgrades": False}
 
 
 @pytest.fixture(scope="module")
@@ -59,38 +61,52 @@ def test_network_shows_every_node_tier_and_link(found):
     ax = found.plot("network")
     shown = " | ".join(texts(ax))
     for node in found.nodes:
-        assert node.node in shown and f"{node.free_bytes / 1e9:.1f} of" in shown
+        assert node.gpu in shown and f"{node.free_bytes / 1e9:.1f} of" in shown
     for stage, each in zip(found.stages, found.network.network.tiers, strict=True):
         assert stage.tier in shown and found.describe_blocks(stage.blocks) in shown
         if each.link is not None:
-            assert f"{each.link.bytes_per_s * 8e-9:.3g} Gbit/s" in shown
-    cells = [p.get_x() for p in ax.patches if math.isclose(p.get_height(), 0.08)]
-    assert len(cells) == found.model.n_blocks and len(set(cells)) == len(cells)
+            assert f"{each.link.bytes_per_s * 8e-9:.3g}\nGbit/s" in shown
 
 
 def test_memory_is_to_scale(found):
-    ax = found.plot("network")
-    bars = {}
-    for patch in ax.patches:
-        if math.isclose(patch.get_height(), 0.34):
-            bars.setdefault((round(patch.get_x(), 6), patch.get_y()), []).append(patch)
-    nodes = {n.name: n for each in found.network.network.tiers for n in each.nodes}
-    per_byte = 0.74 / max(node.usable_bytes for node in nodes.values())
-    widths = sorted(round(p.get_width(), 9) for each in bars.values() for p in each)
-    expected = sorted(
-        round(n_bytes * per_byte, 9)
-        for node in found.nodes
-        for n_bytes in (node.weight_bytes, node.kv_bytes, nodes[node.node].usable_bytes)
-    )
-    assert widths == pytest.approx(expected)
+    """One bar of weights, KV cache and memory for each kind of node."""
+    bars = [p for p in found.plot("network").patches if math.isclose(p.get_height(), 0.13)]
+    usable = {
+        n.name: n.usable_bytes for each in found.network.network.tiers for n in each.nodes
+    }
+    kinds = {(node.tier, node.gpu): node for node in found.nodes}.values()
+    n_bytes = [
+        n_bytes
+        for node in kinds
+        for n_bytes in (node.weight_bytes, node.kv_bytes, usable[node.node])
+    ]
+    scale = max(bar.get_width() for bar in bars) / max(n_bytes)
+    assert [bar.get_width() for bar in bars] == pytest.approx([n * scale for n in n_bytes])
 
 
-def test_many_nodes_are_counted_not_drawn():
-    wide = replace(
-        SMALL, tiers=(tier("desk", "rtx-3090", 9, SMALL.tiers[0].link), SMALL.tiers[1])
-    )
-    shown = texts(hs.plan("llama-3-8b", wide, **SHORT).plot("network"))
-    assert "and 4 more" in shown and "desk-4" in shown and "desk-5" not in shown
+@pytest.mark.parametrize("width", [3.8, 6.3, 9.4])
+def test_every_kind_of_node_is_drawn_once(width):
+    mixed = replace(tier("desk", "rtx-3090", 9), link=SMALL.tiers[0].link)
+    others = [hs.Node(name=f"x{n}", gpu=hs.gpu(gpu)) for n, gpu in enumerate(("l4", "a10"))]
+    mixed = replace(mixed, nodes=(others[0], *mixed.nodes, others[1]))
+    wide = replace(SMALL, tiers=(mixed, *SMALL.tiers[1:]))
+    plan = hs.plan("llama-3-8b", wide, **SHORT)
+    shown = texts(figures.plot(plan, "network", None, width))
+    assert "9 x RTX 3090" in shown and "L4" in shown and "A10" in shown
+    assert any(text.startswith("desk-0") and text.endswith("8") for text in shown)
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_text_is_at_least_8_points_and_inside_the_figure(kind, found):
+    for width in (3.8, 6.3, 9.4):
+        figure = figures.plot(found, kind, None, width).figure
+        figure.canvas.draw()
+        edge = figure.bbox.width + 2
+        assert all(text.get_size() >= 8 for text in figure.findobj(matplotlib.text.Text))
+        (ax,) = figure.axes
+        for text in (*ax.texts, ax.xaxis.label, ax.yaxis.label, ax.title):
+            box = text.get_window_extent()
+            assert box.x0 >= -2 and box.x1 <= edge, (kind, width, text.get_text())
 
 
 def test_a_link_back_of_another_latency_is_told():
@@ -108,7 +124,7 @@ def test_stages_are_as_long_as_they_take(objective):
     times_s = [stage.time_s for stage in found.stages]
     expected = times_s + [stage.link_s for stage in found.stages]
     assert widths == pytest.approx(expected, rel=1e-12)
-    assert texts(ax)[0].endswith(f"{found.stages[0].share:.0%}")
+    assert texts(ax)[1].endswith(f"{found.stages[0].share:.0%}")
 
 
 def test_pareto_marks_this_plan(found):
@@ -128,7 +144,7 @@ def test_latencies_are_those_simulated(found):
     np.testing.assert_array_equal(last.get_xdata(), np.sort(trace.latency_s))
     assert last.get_ydata()[-1] == 100
     marks = [line.get_xdata()[0] for line in found.plot("latency").lines[-2:]]
-    assert marks == [found.service.latency_p50_s, found.service.latency_p95_s]
+    assert marks == [found.forecast.latency_p50_s, found.forecast.latency_p95_s]
 
 
 def test_gantt_shows_work_of_the_nodes(found):
@@ -136,17 +152,17 @@ def test_gantt_shows_work_of_the_nodes(found):
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == [node.node for node in found.nodes] and ax.collections
     low, high = ax.get_xlim()
-    assert high - low == pytest.approx(6 * found.service.tpot_s)
+    assert high - low == pytest.approx(6 * found.forecast.tpot_s)
     assert low == np.median(found.simulate().arrival_s)
 
 
 def test_changes_are_in_order(found):
-    ax = found.plot("changes")
-    shown = found.changes[:20]
+    ax = found.plot("upgrades")
+    shown = found.upgrades[:20]
     assert [bar.get_width() for bar in ax.patches] == [change.objective_s for change in shown]
-    labels = [label.get_text() for label in ax.get_yticklabels()]
-    assert labels == [change.what for change in shown]
-    assert texts(ax)[0] == f"{show_seconds(shown[0].objective_s)}, {shown[0].gain:.1%} less"
+    names, values = texts(ax)[::2], texts(ax)[1::2]
+    assert names == [upgrade.what for upgrade in shown]
+    assert values[0] == f"{show_seconds(shown[0].objective_s)}, {shown[0].gain:.1%} less"
 
 
 def test_outputs_of_one_token_and_one_node_are_drawn():
@@ -166,7 +182,7 @@ def test_figures_go_where_they_are_told(found):
         found.plot("stages", figure)
     nothing = hs.plan("llama-3-8b", TIGHT, concurrency=64)
     for kind in FIGURES:
-        if kind == "changes":
+        if kind == "upgrades":
             nothing.plot(kind)
             continue
         with pytest.raises(ValueError, match=f"nothing to draw as '{kind}', infeasible"):
@@ -267,12 +283,12 @@ def test_what_does_not_fit_has_a_report(tmp_path):
     hs.write_report(found, tmp_path / "x.html")
     text = (tmp_path / "x.html").read_text()
     assert "<strong>Infeasible: the tiers together reach" in text
-    assert text.count("<li>tier &#x27;") == 2 and 'id="changes"' in text
+    assert text.count("<li>tier &#x27;") == 2 and 'id="upgrades"' in text
     assert 'id="network"' not in text and "What would make it fit, each solved" in text
 
 
 def test_an_interrupted_plan_has_a_report(tmp_path, found):
-    some = replace(found, service=None, changes=(), stopped="in the middle")
+    some = replace(found, forecast=None, upgrades=(), stopped="in the middle")
     hs.write_report(some, tmp_path / "x.html")
     text = (tmp_path / "x.html").read_text()
     assert "Stopped: in the middle." in text and 'id="latency"' not in text
@@ -298,7 +314,7 @@ def test_bad_paths(tmp_path, found):
         hs.write_report(found, tmp_path / "plan.pdf")
     with pytest.raises(OSError, match="cannot write a report here: no such folder"):
         hs.write_report(found, tmp_path / "nowhere" / "plan.html")
-    with pytest.raises(TypeError, match="found must be a Plan, got 3"):
+    with pytest.raises(TypeError, match="plan must be a Plan, got 3"):
         hs.write_report(3, tmp_path / "plan.html")
 
 
@@ -309,7 +325,7 @@ def test_the_command_writes_it(capsys, site, tmp_path):
     )  # fmt: skip
     code, out, err = run(capsys, *command)
     assert code == 0 and err == f"{path}: written\n" and "proved optimal" in out
-    assert f"<td>hypsolve plan --model phi-3-mini --network {site}" in path.read_text()
+    assert f">hypsolve plan --model phi-3-mini --network {site}" in path.read_text()
     assert run(capsys, *command, "--json")[0] == 0
     code, out, err = run(capsys, *command[:-1], tmp_path / "plan.pdf")
     assert (code, out) == (2, "") and "must end in .html" in err
@@ -341,9 +357,12 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-def opened(browser, path, width=1100):
+def opened(browser, path, width=1100, scheme="light"):
     """Open a file; nothing may be complained of, or asked of a network."""
-    browser.set_window_size(width, 900)
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.get("about:blank")
     browser.get_log("performance")
     browser.get(path.as_uri())
@@ -364,20 +383,20 @@ def test_a_browser_shows_the_report(browser, report, found):
     body = browser.find_element("css selector", "body").text
     assert "Proved optimal: no split over all tiers has a bottleneck below" in body
     assert "Its certificate was verified in exact fractions." in body
-    assert f"{found.service.max_sequences} sequences" in body
+    assert f"{found.forecast.max_sequences} sequences" in body
     for kind in FIGURES:
-        figure = browser.find_element("css selector", f"figure#{kind} svg")
+        figure = browser.find_element("css selector", f"figure#{kind} .wide svg")
         size = figure.size
         assert size["width"] > 400 and size["height"] > 100, kind
         assert figure.accessible_name or figure.get_attribute("aria-label")
-    network = browser.find_element("css selector", "figure#network").text
+    network = browser.find_element("css selector", "figure#network .wide").text
     for node in found.nodes:
-        assert node.node in network
+        assert node.gpu in network
     rows = browser.find_elements("css selector", "table tr")
     assert [row.text for row in rows if row.text.startswith("rented 1 x A100-80GB")]
-    for change in found.changes:
+    for change in found.upgrades:
         assert change.what in body
-    assert show_seconds(found.changes[0].objective_s) in body
+    assert show_seconds(found.upgrades[0].objective_s) in body
     details = browser.find_element("css selector", "details")
     assert not details.find_element("css selector", "pre").is_displayed()
     details.find_element("css selector", "summary").click()
@@ -385,23 +404,49 @@ def test_a_browser_shows_the_report(browser, report, found):
     assert browser.get_log("browser") == []
 
 
-@pytest.mark.parametrize("width", [1100, 420])
-def test_the_page_is_as_wide_as_the_window(browser, report, width):
-    opened(browser, report, width)
-    inner, scrolled = browser.execute_script(
-        "return [window.innerWidth, document.documentElement.scrollWidth]"
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1100, 700, 400])
+def test_the_page_fits_the_window(browser, report, width, scheme):
+    """No table is cut, text of figures is at least 9 px high, colours follow the scheme."""
+    opened(browser, report, width, scheme)
+    sizes = browser.execute_script(
+        """const root = document.documentElement;
+        const cut = [...document.querySelectorAll('table')].filter(
+          table => table.getBoundingClientRect().right > root.clientWidth);
+        const shown = [...document.querySelectorAll('svg')].filter(
+          svg => svg.getBoundingClientRect().width > 0);
+        const texts = shown.flatMap(svg => [...svg.querySelectorAll('text')].map(text => {
+          const box = svg.getBoundingClientRect(), at = text.getBoundingClientRect();
+          const scale = box.width / svg.viewBox.baseVal.width;
+          return {text: text.textContent, is_out: at.left < box.left - 2 ||
+            at.right > box.right + 2, px: parseFloat(getComputedStyle(text).fontSize) * scale,
+            colour: getComputedStyle(text).fill};
+        }));
+        const tiles = [...document.querySelectorAll('.numbers > div')].map(
+          tile => tile.getBoundingClientRect().top);
+        return {scroll: root.scrollWidth, inner: root.clientWidth, cut: cut.length, texts,
+          n_figures: shown.length, in_row: tiles.filter(top => top === tiles[0]).length,
+          page: getComputedStyle(document.body).backgroundColor};"""
     )
-    assert scrolled <= inner
-    texts_outside = browser.execute_script(
-        """return [...document.querySelectorAll('svg')].flatMap(svg => {
-          const box = svg.getBoundingClientRect();
-          return [...svg.querySelectorAll('text')].filter(text => {
-            const at = text.getBoundingClientRect();
-            return at.left < box.left - 2 || at.right > box.right + 2;
-          }).map(text => text.textContent);
-        })"""
-    )
-    assert texts_outside == []
+    assert sizes["scroll"] <= sizes["inner"] and sizes["cut"] == 0
+    assert sizes["n_figures"] == len(FIGURES)
+    assert [each["text"] for each in sizes["texts"] if each["is_out"]] == []
+    assert [each["text"] for each in sizes["texts"] if each["px"] < 9] == []
+    assert sizes["in_row"] >= 2
+    is_light = scheme == "light"
+    assert sizes["page"] == ("rgb(255, 255, 255)" if is_light else "rgb(20, 24, 29)")
+    for each in sizes["texts"]:
+        brightness = np.mean([int(n) for n in re.findall(r"\d+", each["colour"])[:3]])
+        assert bool(brightness < 128) is is_light, each
+
+
+def test_heads_of_columns_are_explained(browser, report):
+    opened(browser, report)
+    heads = browser.find_elements("css selector", "th abbr")
+    assert "KV GB" in [head.text for head in heads]
+    assert all(len(head.get_attribute("title")) > 10 for head in heads)
+    below = browser.find_element("css selector", "dl.heads").text
+    assert "KV cache on each node for the sequences of the query" in below
 
 
 def test_a_browser_shows_why_nothing_fits(browser, tmp_path):
@@ -410,4 +455,4 @@ def test_a_browser_shows_why_nothing_fits(browser, tmp_path):
     opened(browser, path)
     verdict = browser.find_element("css selector", ".verdict").text
     assert verdict.startswith("Infeasible: the tiers together reach block")
-    assert browser.find_element("css selector", "figure#changes svg").size["width"] > 400
+    assert browser.find_element("css selector", "figure#upgrades .wide svg").size["width"] > 400

@@ -275,7 +275,7 @@ def test_plans_are_accepted(plans, plan_schema):
     assert {"optimal", "feasible", "infeasible"} <= set(of_kind)
     nodes = [node for document in plans for node in document["nodes"]]
     assert {node["is_used"] for node in nodes} == {True, False}
-    services = [document["service"] for document in plans]
+    services = [document["forecast"] for document in plans]
     assert None in services and any(s and s["tpot_s"] is None for s in services)
     prices = [s["price_per_million_tokens"] for s in services if s]
     assert None in prices and any(prices)
@@ -290,7 +290,7 @@ def test_results_with_a_schedule_are_accepted(plan_schema):
 
 def test_wrong_plans_are_refused(plans, plan_schema):
     """Every key of a plan dropped, one added to every table, every value of a wrong type."""
-    document = next(d for d in plans if d["service"] and d["changes"])
+    document = next(d for d in plans if d["forecast"] and d["upgrades"])
     n = 0
     for path, value in [((), document), *walk(document)]:
         if "statistics" in path:
@@ -301,7 +301,8 @@ def test_wrong_plans_are_refused(plans, plan_schema):
         if path and isinstance(path[-1], str):
             wrong.append((path, MISSING))
         if path:
-            wrong.append((path, [] if isinstance(value, str | dict) else "x"))
+            may_be_text = isinstance(value, str | dict) or path == ("method",)
+            wrong.append((path, [] if may_be_text else "x"))
         for where, what in wrong:
             assert not plan_schema.is_valid(changed(document, where, what)), where
             n += 1
@@ -309,7 +310,7 @@ def test_wrong_plans_are_refused(plans, plan_schema):
     for path, value in {
         ("result", "status"): "done", ("result", "objective"): "cost",
         ("nodes", 0, "blocks"): [0], ("stages", 0, "blocks"): [-1, 3], ("nodes",): None,
-        ("result", "cuts"): [0.5], ("service", "keeps_up"): 1, ("prompt_tokens",): 1.5,
+        ("result", "cuts"): [0.5], ("forecast", "keeps_up"): 1, ("prompt_tokens",): 1.5,
     }.items():  # fmt: skip
         assert not plan_schema.is_valid(changed(document, path, value)), path
 

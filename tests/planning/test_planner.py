@@ -10,10 +10,10 @@ import pytest
 import hypsolve as hs
 from hypsolve.planning import forecast, planner, query, what_if
 from hypsolve.planning.forecast import predict
-from hypsolve.planning.plan import describe_blocks
-from hypsolve.planning.query import Ask, answer
+from hypsolve.planning.layers import describe_blocks, describe_cuts
+from hypsolve.planning.query import solve_query
 from hypsolve.planning.text import describe_bottleneck, describe_proof
-from hypsolve.planning.what_if import Case, _cases
+from hypsolve.planning.what_if import lighter_models, scenarios
 from hypsolve.problem import evaluation
 from hypsolve.problem.units import GIB
 from hypsolve.simulation.metrics import growth
@@ -49,15 +49,15 @@ def too_small():
 @pytest.fixture
 def unsimulated(monkeypatch, found):
     """Plans that say of any split that it serves the same: for what is solved alone."""
-    monkeypatch.setattr(planner, "predict", lambda *arguments, **options: found.service)
+    monkeypatch.setattr(planner, "predict", lambda *arguments, **options: found.forecast)
 
 
 def best_s(*arguments, **options):
-    return planner.split(*arguments, **options)[1].objective_s
+    return planner.split(*arguments, **options).result.objective_s
 
 
 def fits(*arguments, **options):
-    return planner.split(*arguments, **options)[1].partition is not None
+    return planner.split(*arguments, **options).result.partition is not None
 
 
 def test_a_plan_is_what_solve_proves(found):
@@ -89,15 +89,15 @@ def test_stages_are_the_objective_and_one_binds(found):
     instance, partition = found.result.instance, found.result.partition
     sums = [stage.time_s + stage.link_s for stage in found.stages]
     assert max(sums) == pytest.approx(evaluation.bottleneck_s(instance, partition), rel=1e-12)
-    assert found.binding.share == 1.0
-    assert found.binding is found.stages[int(np.argmax(sums))]
+    assert found.bottleneck_stage.share == 1.0
+    assert found.bottleneck_stage is found.stages[int(np.argmax(sums))]
 
 
 def test_every_change_is_what_solving_again_says(found):
-    assert found.changes
-    values = [change.objective_s for change in found.changes]
+    assert found.upgrades
+    values = [change.objective_s for change in found.upgrades]
     assert values == sorted(values) and values[-1] < found.result.objective_s
-    by_name = {change.what: change for change in found.changes}
+    by_name = {change.what: change for change in found.upgrades}
     again_s = best_s("llama-3-8b", SMALL, concurrency=8, weights="int8")
     int8 = by_name["weights in int8"]
     assert int8.objective_s == again_s
@@ -109,34 +109,30 @@ def test_every_change_is_what_solving_again_says(found):
     )
     behind = tier("new", "a100-40gb")
     longer = replace(SMALL, tiers=(SMALL.tiers[0], replace(SMALL.tiers[1], link=WIRE), behind))
-    cases = {case.what: case for case in _cases("llama-3-8b", None, case_of(found), fits=True)}
-    own_tier = cases["one more A100-40GB as a tier of its own behind 'rack'"]
-    _, again = answer(own_tier.model, own_tier.site, own_tier.ask)
-    assert again.objective_s == pytest.approx(
+    own_tier = tried(found)["one more A100-40GB as a tier of its own behind 'rack'"]
+    assert solve_query(own_tier.query).result.objective_s == pytest.approx(
         best_s("llama-3-8b", longer, concurrency=8), rel=1e-12
     )
 
 
-def case_of(found, **options):
-    asked = Ask(
-        prompt_tokens=512, output_tokens=256, rate_per_s=2.0, concurrency=8,
-        objective=found.objective, method=None, time_limit_s=60.0, seed=0, options={},
-    )  # fmt: skip
-    return Case(what="", model=found.model, site=found.network, ask=replace(asked, **options))
+def tried(found):
+    """Scenarios that are tried for a plan, by their description."""
+    lighter = lighter_models("llama-3-8b", None)
+    return {each.what: each for each in scenarios(found.query, fits=True, lighter=lighter)}
 
 
-def test_a_change_is_told_where_it_helps_more_than_a_smaller_one(unsimulated):
-    """As 4 GiB more than 1 GiB, or a tier of its own than a node in the tier."""
+def test_an_upgrade_is_reported_if_it_is_better_than_the_smaller_ones(unsimulated):
+    """For example 4 GiB after 1 GiB, or a tier of its own after a node in the tier."""
     tight = replace(
         SMALL, tiers=(tier("desk", "rtx-3090", 2, WIRE, memory_bytes=3 * GIB), SMALL.tiers[1])
     )
     found = hs.plan("llama-3-8b", tight, concurrency=8)
-    by_name = {change.what: change.objective_s for change in found.changes}
+    by_name = {change.what: change.objective_s for change in found.upgrades}
     groups = {}
-    for case in _cases("llama-3-8b", None, case_of(found), fits=True):
-        _, again = answer(case.model, case.site, case.ask)
-        if case.instead_of:
-            groups.setdefault(case.instead_of, []).append((case.what, again.objective_s))
+    for what, scenario in tried(found).items():
+        value_s = solve_query(scenario.query).result.objective_s
+        if scenario.group:
+            groups.setdefault(scenario.group, []).append((what, value_s))
     dropped = 0
     for members in groups.values():
         least = found.result.objective_s
@@ -158,7 +154,7 @@ def test_nodes_of_two_sizes_are_both_offered_whatever_their_order(unsimulated):
             SMALL, tiers=(hs.Tier(name="desk", nodes=nodes, link=WIRE), SMALL.tiers[1])
         )
         found = hs.plan("llama-3-8b", network, concurrency=8)
-        names = {case.what for case in _cases("llama-3-8b", None, case_of(found), fits=True)}
+        names = tried(found)
         assert "one more RTX 3090 with 24 GiB free in 'desk'" in names
         assert "one more RTX 3090 with 6 GiB free in 'desk'" in names
 
@@ -167,7 +163,7 @@ def test_a_limit_that_is_in_the_way_is_told():
     site = hs.NetworkFile(network=SMALL, max_blocks=(3, 4))
     found = hs.plan("llama-3-8b", site, concurrency=1)
     assert not found.fits
-    texts = {change.what: change.objective_s for change in found.changes}
+    texts = {change.what: change.objective_s for change in found.upgrades}
     free_s = best_s("llama-3-8b", replace(site, max_blocks=(3, None)), concurrency=1)
     assert texts["no max_blocks on 'rack'"] == free_s
 
@@ -175,15 +171,13 @@ def test_a_limit_that_is_in_the_way_is_told():
 def test_nodes_in_a_row_are_tried_where_they_are_linked(unsimulated):
     site = hs.NetworkFile(network=SMALL, inner_links=(WIRE, None))
     found = hs.plan("llama-3-8b", site, concurrency=8)
-    cases = {case.what: case for case in _cases("llama-3-8b", None, case_of(found), fits=True)}
-    row = cases["nodes of 'desk' as stages in a row"].site.network
+    row = tried(found)["nodes of 'desk' as stages in a row"].query.network.network
     assert [(t.name, t.link, len(t.nodes)) for t in row.tiers] == [
         ("desk/desk-0", WIRE, 1), ("desk/desk-1", WIRE, 1), ("rack", None, 1),
     ]  # fmt: skip
     limited = replace(site, max_blocks=(20, None))
     found = hs.plan("llama-3-8b", limited, concurrency=8)
-    names = {case.what for case in _cases("llama-3-8b", None, case_of(found), fits=True)}
-    assert not any("in a row" in name for name in names)
+    assert not any("in a row" in what for what in tried(found))
 
 
 TIGHT = hs.Network(
@@ -193,11 +187,11 @@ TIGHT = hs.Network(
 
 def test_what_does_not_fit_says_why_and_what_would(too_small):
     found = too_small
-    assert not found.fits and found.service is None and not found.nodes
+    assert not found.fits and found.forecast is None and not found.nodes
     assert "too many" in found.result.message
-    texts = {change.what for change in found.changes}
+    texts = {change.what for change in found.upgrades}
     assert "weights in int4" in texts
-    for change in found.changes:
+    for change in found.upgrades:
         assert math.isfinite(change.objective_s) and math.isnan(change.gain)
     (shorter,) = (text for text in texts if text.startswith("sequences of"))
     longest = int(shorter.split()[2])
@@ -220,7 +214,7 @@ def test_what_does_not_fit_says_why_and_what_would(too_small):
 def test_what_cannot_be_mended_by_fewer_sequences_does_not_say_so():
     tiny = hs.Network(name="tiny", tiers=(tier("a", "t4", memory_bytes=GIB),))
     found = hs.plan("llama-3-8b", tiny)
-    assert not any(change.what.startswith("room for") for change in found.changes)
+    assert not any(change.what.startswith("room for") for change in found.upgrades)
 
 
 @pytest.mark.parametrize("objective", ["bottleneck", "path", "p0"])
@@ -238,22 +232,23 @@ def test_objectives(objective, unsimulated):
     stages_s = sum(times_s) if objective == "path" else max(times_s)
     assert stages_s + links_s == pytest.approx(found.result.objective_s, rel=1e-12)
     assert sum(shares) == pytest.approx(1.0)
-    assert found.binding.share == max(shares)
+    assert found.bottleneck_stage.share == max(shares)
 
 
 def test_mean_latency_is_searched_by_simulation():
     asked = {"objective": "mean_latency", "rate_per_s": 3.0, "seed": 5, "output_tokens": 24}
     found = hs.plan("phi-3-mini", SMALL, **asked)
     assert found.result.method == "simulated" and str(found.result.status) == "optimal"
-    assert found.result.objective_s == found.service.latency_mean_s
-    assert found.simulate().latency_s.mean() == found.service.latency_mean_s
-    assert "each searched" in str(found) and "requests simulated at 3 a second" in str(found)
+    assert found.result.objective_s == found.forecast.latency_mean_s
+    assert found.simulate().latency_s.mean() == found.forecast.latency_mean_s
+    assert "each searched" in str(found) and "requests simulated at 3 per second" in str(found)
     assert sum(stage.share for stage in found.stages) == pytest.approx(1.0)
-    for change in found.changes:
+    for change in found.upgrades:
         assert change.objective_s < found.result.objective_s
     for name in ("hypsplit_dp", "even_split", "partition_cpsat"):
-        deployment, other = planner.split("phi-3-mini", SMALL, method=name, **asked)
-        again = predict(deployment, other.partition, 3.0, seed=5)
+        solution = planner.split("phi-3-mini", SMALL, method=name, **asked)
+        other = solution.result
+        again = predict(solution.deployment, other.partition, 3.0, seed=5)
         assert other.objective_s == again.latency_mean_s and other.method == name
         assert other.objective_s >= found.result.objective_s >= other.bound_s
 
@@ -273,7 +268,7 @@ def test_splits_for_other_objectives_are_simulated_too(found):
     [(1.5, 1.0, "more"), (1.0, 0.5, "sooner"), (1.5, 0.5, "more and sooner"), (1.01, 0.99, "")],
 )
 def test_a_split_that_serves_better_is_told(rate, latency, words, found):
-    forecast, other = found.service, found.alternatives[0]
+    forecast, other = found.forecast, found.alternatives[0]
     other = replace(
         other,
         latency_mean_s=latency * forecast.latency_mean_s,
@@ -288,7 +283,8 @@ def test_a_split_that_serves_better_is_told(rate, latency, words, found):
         assert told == []
         return
     (line,) = told
-    start = f"simulated, the split for path ({hs.Partition(other.cuts)}) serves {words}: about "
+    layers = describe_cuts(other.cuts)
+    start = f"simulated, the split for path (layers {layers}) serves {words}: about "
     assert line.startswith(start) and line.endswith("see --objective")
 
 
@@ -300,7 +296,7 @@ def test_one_split_for_all_objectives_has_no_alternatives():
 
 @pytest.mark.parametrize("factor", [0.3, 0.6, 0.9, 1.5])
 def test_the_rate_asked_for_and_the_largest_agree(factor, found):
-    most = found.service.max_requests_per_s
+    most = found.forecast.max_requests_per_s
     partition = found.result.partition
     forecast = predict(found.deployment, partition, factor * most)
     assert forecast.keeps_up is (factor < 1)
@@ -312,7 +308,7 @@ def test_a_rate_that_takes_too_long_to_tell_is_said_to(found, monkeypatch):
     monkeypatch.setattr(forecast, "MAX_REQUESTS", 10)
     short = predict(found.deployment, found.result.partition, 2.0)
     assert short.keeps_up is None and math.isnan(short.max_requests_per_s)
-    text = str(replace(found, service=short))
+    text = str(replace(found, forecast=short))
     assert "whether it keeps up with this rate takes too long to simulate" in text
     assert "cannot keep up" not in text
 
@@ -324,10 +320,11 @@ def test_latencies_that_settle_are_told_from_queues():
         tier("a", "jetson-agx-orin", 1, wire), tier("b", "jetson-agx-orin", 1, wire),
         tier("c", "a10", 1, wire), tier("d", "jetson-agx-orin", 2),
     )  # fmt: skip
-    deployment, result = planner.split(
+    solution = planner.split(
         "llama-3-8b", hs.Network(name="net", tiers=tiers), prompt_tokens=4000,
         output_tokens=1500, concurrency=1,
     )  # fmt: skip
+    deployment, result = solution.deployment, solution.result
     most = predict(deployment, result.partition, 0.01).max_requests_per_s
     n = 1500
     means = []
@@ -346,7 +343,7 @@ def test_queues_stay_or_grow_at_the_largest_rate(found):
     means = []
     for factor in rates:
         n = 6000
-        arrival_s = np.arange(n) / (factor * found.service.max_requests_per_s)
+        arrival_s = np.arange(n) / (factor * found.forecast.max_requests_per_s)
         requests = hs.Requests(arrival_s, np.full(n, 512), np.full(n, 256))
         served = hs.simulate(
             replace(found.deployment, requests=requests),
@@ -359,10 +356,10 @@ def test_queues_stay_or_grow_at_the_largest_rate(found):
 
 def test_a_plan_says_what_it_is_doing(unsimulated):
     told = []
-    found = hs.plan("phi-3-mini", SMALL, tell=told.append)
+    found = hs.plan("phi-3-mini", SMALL, progress=told.append)
     assert told[0] == "simulating requests"
-    assert {f"tried: {change.what}" for change in found.changes} <= set(told)
-    planner.split("phi-3-mini", SMALL, objective="mean_latency", tell=told.append)
+    assert {f"tried: {change.what}" for change in found.upgrades} <= set(told)
+    planner.split("phi-3-mini", SMALL, objective="mean_latency", progress=told.append)
     assert any("splits simulated, least mean latency" in line for line in told)
 
 
@@ -380,16 +377,16 @@ def interrupt_at(monkeypatch, module, name, call=1):
 
 def test_an_interrupt_leaves_what_there_is(monkeypatch, found):
     with monkeypatch.context() as patch:
-        interrupt_at(patch, what_if, "answer", call=3)
+        interrupt_at(patch, what_if, "solve_query", call=3)
         some = hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
-    assert some.stopped == "not all changes were tried" and some.service == found.service
-    assert len(some.changes) == 2 and set(some.changes) < set(found.changes)
-    assert "stopped: not all changes were tried" in str(some)
+    assert some.stopped == "not all upgrades were tried" and some.forecast == found.forecast
+    assert len(some.upgrades) == 2 and set(some.upgrades) < set(found.upgrades)
+    assert "stopped: not all upgrades were tried" in str(some)
     with monkeypatch.context() as patch:
         interrupt_at(patch, planner, "predict")
         less = hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
-    assert less.stopped == "not all changes were tried; what it serves was not simulated"
-    assert less.service is None and less.stages == found.stages and less.nodes == found.nodes
+    assert less.stopped == "not all upgrades were tried; the forecast was not simulated"
+    assert less.forecast is None and less.stages == found.stages and less.nodes == found.nodes
     assert "proved optimal" in str(less) and "what would help" not in str(less)
     json.dumps(less.to_dict(), allow_nan=False)
 
@@ -397,16 +394,14 @@ def test_an_interrupt_leaves_what_there_is(monkeypatch, found):
 def test_a_searched_change_that_is_interrupted_ends_the_plan(monkeypatch):
     real, searches = query.minimise_mean_latency, []
 
-    def search(*arguments, **options):
+    def search(splits, **options):
         searches.append(options["time_limit_s"])
-        found = real(*arguments, **options)
-        if len(searches) == 3:
-            return replace(found, statistics={"stopped": True})
-        return found
+        splits.interrupted = len(searches) == 3
+        return real(splits, **options)
 
     monkeypatch.setattr(query, "minimise_mean_latency", search)
     found = hs.plan("phi-3-mini", SMALL, objective="mean_latency", output_tokens=4)
-    assert found.stopped == "not all changes were tried"
+    assert found.stopped == "not all upgrades were tried"
     assert searches == [60.0, 1.0, 1.0]  # of changes a second each
 
 
@@ -437,7 +432,7 @@ def test_an_exact_method_that_is_interrupted_is_replaced(monkeypatch, found):
     interrupt_at(monkeypatch, query, "solve")
     other = hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8, method="partition_cbc")
     assert other.stopped == "partition_cbc was stopped: this is hypsplit_dp's split"
-    assert other.result.partition == found.result.partition and other.service == found.service
+    assert other.result.partition == found.result.partition and other.forecast == found.forecast
     interrupt_at(monkeypatch, query, "solve")
     with pytest.raises(KeyboardInterrupt):  # nothing to show
         hs.plan("llama-3-8b", SMALL)
@@ -459,17 +454,17 @@ def test_everything_is_plain_in_a_dictionary(found, too_small):
     document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert document["result"]["cuts"] == list(found.result.partition.cuts)
     assert document["nodes"][0]["blocks"] == [0, found.result.partition.cuts[1]]
-    assert document["service"]["price_per_million_tokens"] is None
+    assert document["forecast"]["price_per_million_tokens"] is None
     nothing = json.loads(json.dumps(too_small.to_dict(), allow_nan=False))
-    assert nothing["service"] is None and nothing["changes"][0]["gain"] is None
+    assert nothing["forecast"] is None and nothing["upgrades"][0]["gain"] is None
 
 
 def test_the_nearest_to_binding_are_named(found):
     stages = [replace(found.stages[0], tier=f"t{n}", share=1 - n / 20) for n in range(10)]
     words = describe_bottleneck(replace(found, stages=(stages[0], *stages[:0:-1])))
     assert words == (
-        "binds: t0; slack of the others: t1 5%, t2 10%, t3 15%, t4 20%, t5 25%, t6 30%,"
-        " and 3 with more"
+        "bottleneck stage: t0; slack of the others: t1 5%, t2 10%, t3 15%, t4 20%, t5 25%,"
+        " t6 30%, and 3 with more"
     )
 
 
@@ -510,14 +505,14 @@ def test_a_misspelt_argument_of_plan_is_not_blamed_on_the_method(monkeypatch):
         return hs.METHODS["hypsplit_dp"].function(instance, time_limit_s=rate, seed=seed)
 
     monkeypatch.setitem(hs.METHODS, "mine", hs.Method(mine, "partition", kernels=("hypsplit",)))
-    assert hs.plan("llama-3-8b", SMALL, method="mine", rate=2.0, with_changes=False).fits
+    assert hs.plan("llama-3-8b", SMALL, method="mine", rate=2.0, with_upgrades=False).fits
 
     def any_option(instance, *, time_limit_s, seed, **options):
         return mine(instance, time_limit_s=time_limit_s, seed=seed, **options)
 
     given = hs.Method(any_option, "partition", kernels=("hypsplit",))
     monkeypatch.setitem(hs.METHODS, "any_option", given)
-    assert hs.plan("llama-3-8b", SMALL, method="any_option", rate=2.0, with_changes=False).fits
+    assert hs.plan("llama-3-8b", SMALL, method="any_option", rate=2.0, with_upgrades=False).fits
 
 
 @pytest.mark.parametrize(
@@ -549,7 +544,7 @@ def test_limits_that_leave_no_block_for_another_tier(unsimulated):
     site = hs.NetworkFile(network=SMALL, min_blocks=(10, 24))
     found = hs.plan("llama-3-8b", site, concurrency=1)
     assert found.result.partition.cuts == (0, 10, 34)
-    assert not any("tier of its own" in change.what for change in found.changes)
+    assert not any("tier of its own" in change.what for change in found.upgrades)
 
 
 def test_p0_knows_no_empty_tier():
@@ -569,19 +564,19 @@ def test_a_model_from_a_file(tmp_path, found, unsimulated):
     for path in (tmp_path, tmp_path / "config.json", str(tmp_path)):
         read = hs.plan(path, SMALL, concurrency=8)
         assert read.result.objective_s == found.result.objective_s
-        assert [c.objective_s for c in read.changes] == [c.objective_s for c in found.changes]
+        assert [c.objective_s for c in read.upgrades] == [c.objective_s for c in found.upgrades]
 
 
 def test_an_exact_method_proves_the_same_and_changes_are_quick(found, unsimulated):
     slow = hs.plan("llama-3-8b", SMALL, concurrency=8, method="partition_cpsat")
     assert slow.result.method == "partition_cpsat"
     assert slow.result.objective_s == pytest.approx(found.result.objective_s, rel=1e-6)
-    assert [c.what for c in slow.changes] == [c.what for c in found.changes]
+    assert [c.what for c in slow.upgrades] == [c.what for c in found.upgrades]
 
 
 def test_a_model_of_ones_own(unsimulated):
     own = hs.plan(hs.model("phi-3-mini"), SMALL, concurrency=1)
-    assert not any(change.what.startswith("weights") for change in own.changes)
+    assert not any(change.what.startswith("weights") for change in own.upgrades)
     with pytest.raises(ValueError, match="weights must be None where the model is a Model"):
         hs.plan(hs.model("phi-3-mini"), SMALL, weights="int8")
 
@@ -595,21 +590,23 @@ def test_the_room_is_that_of_the_tier_with_the_least():
     site = hs.NetworkFile(
         network=hs.Network(name="net", tiers=tiers), price_per_hour={"b-0": 3.6}
     )
-    found = hs.plan("llama-3-8b", site, concurrency=2, with_changes=False)
+    found = hs.plan("llama-3-8b", site, concurrency=2, with_upgrades=False)
     rooms = []
     for stage, each in zip(found.stages, tiers, strict=True):
         blocks = [found.model.blocks[b] for b in stage.blocks]
         kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
         held = sum(block.weight_bytes for block in blocks)
         rooms.append(sum(int((n.usable_bytes - held) // kv_bytes // 768) for n in each.nodes))
-    assert found.service.max_sequences == min(rooms) < max(rooms)
-    most = found.service.max_requests_per_s
-    beyond = hs.plan("llama-3-8b", site, concurrency=2, rate_per_s=4 * most, with_changes=False)
-    assert not beyond.service.keeps_up
-    steady = beyond.service.max_requests_per_s
-    assert beyond.service.output_tokens_per_s == pytest.approx(steady * 256)
+    assert found.forecast.max_sequences == min(rooms) < max(rooms)
+    most = found.forecast.max_requests_per_s
+    beyond = hs.plan(
+        "llama-3-8b", site, concurrency=2, rate_per_s=4 * most, with_upgrades=False
+    )
+    assert not beyond.forecast.keeps_up
+    steady = beyond.forecast.max_requests_per_s
+    assert beyond.forecast.output_tokens_per_s == pytest.approx(steady * 256)
     price = 3.6 / 3600 / (steady * 256) * 1e6
-    assert beyond.service.price_per_million_tokens == pytest.approx(price)
+    assert beyond.forecast.price_per_million_tokens == pytest.approx(price)
 
 
 @pytest.mark.parametrize("name", networks())
@@ -617,9 +614,9 @@ def test_the_room_is_that_of_the_tier_with_the_least():
 def test_what_is_predicted_is_below_the_bound(name, lengths):
     found = hs.plan(
         "phi-3-mini", network(name), prompt_tokens=lengths[0], output_tokens=lengths[1],
-        concurrency=1, rate_per_s=0.5, with_changes=False,
+        concurrency=1, rate_per_s=0.5, with_upgrades=False,
     )  # fmt: skip
-    forecast = found.service
+    forecast = found.forecast
     assert forecast.bound_requests_per_s > 0
     assert not forecast.max_requests_per_s > forecast.bound_requests_per_s
     assert forecast.max_sequences >= 1
@@ -720,25 +717,25 @@ def test_the_longest_context_is_that_of_the_roomiest_node():
         )),
     )  # fmt: skip
     model = replace(hs.model("llama-3-8b"), context_tokens=0)
-    found = hs.plan(model, hs.Network(name="net", tiers=tiers), with_changes=False)
+    found = hs.plan(model, hs.Network(name="net", tiers=tiers), with_upgrades=False)
     kv_bytes = sum(block.kv_bytes_per_token for block in found.model.blocks)
     free = 60 * GIB - found.model.weight_bytes
-    assert found.service.max_context_tokens == free // kv_bytes
-    named = hs.plan("llama-3-8b", hs.Network(name="net", tiers=tiers), with_changes=False)
-    assert named.service.max_context_tokens == 8192  # what it was made for
+    assert found.forecast.max_context_tokens == free // kv_bytes
+    named = hs.plan("llama-3-8b", hs.Network(name="net", tiers=tiers), with_upgrades=False)
+    assert named.forecast.max_context_tokens == 8192  # what it was made for
 
 
 def test_a_tier_that_may_stay_empty_is_left_out_where_that_is_better():
     slow = hs.Link(bytes_per_s=2.5e6, latency_s=1e-3)
     tiers = (tier("home", "jetson-orin-nano", 1, slow), tier("dc", "h200"))
     full = hs.plan("phi-3-mini", hs.Network(name="net", tiers=tiers), concurrency=1)
-    by_name = {change.what: change for change in full.changes}
+    by_name = {change.what: change for change in full.upgrades}
     without = by_name["no block on 'home' (min_blocks = 0), if that is better"]
     site = hs.NetworkFile(network=full.network.network, min_blocks=(0, None))
     found = hs.plan("phi-3-mini", site, concurrency=1)
     assert found.result.partition.cuts == (0, 0, 34)
     assert found.result.objective_s == without.objective_s < full.result.objective_s
-    assert not any("home" in c.what and "no block" in c.what for c in found.changes)
+    assert not any("home" in c.what and "no block" in c.what for c in found.upgrades)
     with pytest.raises(ValueError, match="min_blocks of all tiers must be at most the 34 bl"):
         hs.plan("phi-3-mini", replace(site, min_blocks=(40, None)))
 
@@ -755,7 +752,7 @@ def test_changes_of_memory_and_links_are_what_solving_says(unsimulated):
     ):
         now, then = (hs.Network(name="net", tiers=tiers) for tiers in (before, after))
         found = hs.plan("llama-3-8b", now, concurrency=1)
-        by_name = {change.what: change.objective_s for change in found.changes}
+        by_name = {change.what: change.objective_s for change in found.upgrades}
         assert by_name[what] == best_s("llama-3-8b", then, concurrency=1)
 
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import hypsolve as hs
 from hypsolve.planning.planner import split
-from hypsolve.planning.replan import Before, _falling, _moves, _search, replan
+from hypsolve.planning.replan import Placement, _falling, _moves, _search, replan
 from hypsolve.solvers.partition.stage_tables import cost_table
 from tests.cli.test_cli import run
 
-plan = functools.partial(hs.plan, with_changes=False)
+plan = functools.partial(hs.plan, with_upgrades=False)
 WIRE = hs.Link(bytes_per_s=1e9, latency_s=1e-4)
 
 
@@ -62,7 +62,7 @@ def test_every_number_of_moves_is_enumeration(seed, objective, allow_empty):
     names = [*instance.tier_names, "gone"]
     before = tuple(names[int(n)] for n in rng.integers(0, len(names), n_blocks))
     most = int(rng.integers(0, n_blocks + 1))
-    old = Before(tier_of_block=before, blocks_of_node={})
+    old = Placement(tier_of_block=before, blocks_of_node={})
     best, cuts = _search(instance, _moves(instance, old), most)
     least = {}
     for inner in itertools.combinations_with_replacement(range(n_blocks + 1), n_tiers - 1):
@@ -85,7 +85,7 @@ def test_every_number_of_moves_is_enumeration(seed, objective, allow_empty):
 
 
 def test_more_moves_are_never_worse_and_enough_are_the_optimum(before):
-    _, best = split("llama-3-8b", NEW, concurrency=4)
+    best = split("llama-3-8b", NEW, concurrency=4).result
     found = [
         replan("llama-3-8b", NEW, before, max_moves=m, concurrency=4) for m in (0, 2, 5, 34)
     ]
@@ -123,7 +123,7 @@ def test_the_command(capsys, tmp_path):
     arguments = ("--model", "llama-3-8b", "--network")
     before.write_text(run(capsys, "plan", *arguments, path, "--json")[1])
     new.write_text(path.read_text().replace("count = 2", "count = 1"))
-    command = ("replan", *arguments, new, "--from", before, "--max-moves")
+    command = ("replan", *arguments, new, "--before", before, "--max-moves")
     code, out, err = run(capsys, *command, 4)
     assert (code, err) == (0, "")
     assert out.startswith("4 blocks moved\ntier ")
@@ -149,14 +149,14 @@ def test_the_command(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("3", "must be what `hypsolve plan --json` prints"),
+        ("3", "must be the output of `hypsolve plan --json`"),
         ("{}", "must have the stages and nodes of a plan"),
         ('{"stages": [{"tier": "a", "blocks": [1, 3]}], "nodes": []}', "must have the stages"),
         (
             '{"stages": [{"tier": "a", "blocks": [0, "3"]}], "nodes": []}',
             "must have the stages",
         ),
-        ('{"stages": [], "nodes": []}', "the plan before must have a partition"),
+        ('{"stages": [], "nodes": []}', "the earlier plan must have a partition"),
         ('{"stages": [{"tier": "a", "blocks": [0, 3]}], "nodes": []}', "34 blocks .* got 3"),
         ("{", "truncated JSON"),
         (
@@ -170,11 +170,11 @@ def test_the_command(capsys, tmp_path):
         (
             '{"stages": [{"tier": "a", "blocks": [0, 34]}], "nodes": [],'
             ' "result": {"cuts": [0, 20]}}',
-            r"cuts must be those of stages, \[0, 34\], got \[0, 20\]",
+            r"cuts must agree with the stages, \[0, 34\], got \[0, 20\]",
         ),
         (
             '{"stages": [{"tier": "a", "blocks": [0, 34]}], "nodes": [], "cuts": "all"}',
-            r"cuts must be those of stages, \[0, 34\], got 'all'",
+            r"cuts must agree with the stages, \[0, 34\], got 'all'",
         ),
     ],
 )
@@ -193,10 +193,10 @@ def test_what_was_asked_is_asked_again(tmp_path):
     path.write_text(json.dumps(found.to_dict()))
     for before in (found, path):
         again = replan("llama-3-8b", NEW, before, max_moves=40, weights="int8")
-        _, best = split(
+        best = split(
             "llama-3-8b", NEW, prompt_tokens=4000, output_tokens=100, concurrency=3,
             weights="int8",
-        )  # fmt: skip
+        ).result  # fmt: skip
         assert again.objective_s == pytest.approx(best.objective_s, rel=1e-12)
         other = replan("llama-3-8b", NEW, before, max_moves=40, weights="int8", prompt_tokens=9)
         assert other.objective_s < again.objective_s
@@ -207,7 +207,7 @@ def test_what_was_asked_is_asked_again(tmp_path):
 
 def test_a_plan_of_another_model_or_format_is_refused(before):
     for model, weights in (("mistral-7b", None), ("llama-3-8b", "int4")):
-        with pytest.raises(ValueError, match=r"must be of '[\w-]+', got one of 'llama-3-8b'"):
+        with pytest.raises(ValueError, match=r"must be for '[\w-]+', got one for 'llama-3-8b'"):
             replan(model, NEW, before, max_moves=0, weights=weights)
 
 
@@ -236,5 +236,5 @@ def test_bad_arguments(before):
     ):
         replan("llama-3-8b", OLD, before, max_moves=1, objective="p0")
     tiny = hs.Network(name="tiny", tiers=(tier("a", "t4", 1, None),))
-    with pytest.raises(ValueError, match="the plan before must have a partition"):
+    with pytest.raises(ValueError, match="the earlier plan must have a partition"):
         replan("llama-3-8b", OLD, plan("llama-3-70b", tiny), max_moves=1)

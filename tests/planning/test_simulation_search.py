@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 import hypsolve as hs
 from hypsolve.planning import simulation_search
-from hypsolve.planning.simulation_search import Splits, as_simulated, minimise_mean_latency
+from hypsolve.planning.simulation_search import Splits, minimise_mean_latency, solve_simulated
 from tests.helpers import token_toys as toys
 from tests.helpers.scenarios_token import random_scenario
 
@@ -52,7 +51,7 @@ def test_the_search_is_enumeration_and_bounds_hold(seed):
     for bound_s, cuts in ordered:
         assert bound_s == pytest.approx(splits.bound_s(cuts), rel=1e-12)
         assert bound_s <= every[cuts]
-    found = minimise_mean_latency(deployment, rules, time_limit_s=60)
+    found = minimise_mean_latency(Splits(deployment, rules), time_limit_s=60)
     if not every:
         assert found.partition is None and str(found.status) == "infeasible"
         return
@@ -126,8 +125,8 @@ def test_chunks_that_overlap_are_not_below_the_bound(prompt, n_tiers, rate_per_s
         assert min(shares) < 1  # faster than alone and whole, which is therefore no bound
 
 
-def test_the_limit_holds_where_very_many_splits_are_as_good():
-    """Twenty tiers that may all be empty: bounds are told before the first whole split."""
+def test_the_limit_holds_where_very_many_splits_are_as_good(monkeypatch):
+    """Twenty tiers that may all be empty: bounds come before the first whole split."""
     gpus = [*hs.gpus()][:20]
     wire = hs.Link(bytes_per_s=1e9, latency_s=1e-4)
     tiers = tuple(
@@ -142,15 +141,21 @@ def test_the_limit_holds_where_very_many_splits_are_as_good():
         requests=hs.Requests(np.arange(20.0), 4096 * ones, 8 * ones),
     )
     rules = {"allow_empty": True}
-    started = time.perf_counter()
-    found = minimise_mean_latency(deployment, rules, time_limit_s=1)
-    assert time.perf_counter() - started < 10  # a second, and building the tables
+    readings = []
+
+    def clock():
+        readings.append(len(readings))
+        return float(readings[-1])
+
+    monkeypatch.setattr(simulation_search, "perf_counter", clock)
+    found = minimise_mean_latency(Splits(deployment, rules), time_limit_s=300)
+    assert len(readings) == 302  # it ends at the first reading beyond the limit
     assert 0 < found.bound_s < found.objective_s and str(found.status) == "feasible"
     splits = Splits(deployment, rules)
     min_s = splits.min_bound_s()
     assert 0 < min_s <= splits.bound_s(found.partition.cuts)
-    looks = list(itertools.islice(splits.looks(), 2000))
-    bounds = np.array([bound_s for bound_s, _ in looks])
+    evaluations = list(itertools.islice(splits.by_bound(), 2000))
+    bounds = np.array([bound_s for bound_s, _ in evaluations])
     assert (np.diff(bounds) >= -1e-12 * bounds[-1]).all()
 
 
@@ -195,17 +200,17 @@ def two_tiers(n_requests=3, n_blocks=6):
 
 
 def test_one_that_can_be_worked_out():
-    found = minimise_mean_latency(two_tiers(1), {}, time_limit_s=60)
+    found = minimise_mean_latency(Splits(two_tiers(1), {}), time_limit_s=60)
     assert found.partition.cuts == (0, 5, 6)
     assert found.objective_s == pytest.approx(2 * (5 * 1.0 + 2.0))
 
 
 def test_a_time_limit_leaves_a_valid_bound(monkeypatch):
     deployment = two_tiers(20, 12)
-    whole = minimise_mean_latency(deployment, {}, time_limit_s=60)
+    whole = minimise_mean_latency(Splits(deployment, {}), time_limit_s=60)
     assert str(whole.status) == "optimal"
-    found = minimise_mean_latency(deployment, {}, time_limit_s=1e-9)
-    assert found.statistics == {"n_simulated": 1, "stopped": False}
+    found = minimise_mean_latency(Splits(deployment, {}), time_limit_s=1e-9)
+    assert found.statistics == {"n_simulated": 1}
     assert found.bound_s <= whole.objective_s <= found.objective_s
     assert str(found.status) == "feasible"
     assert found.gap == pytest.approx(1 - found.bound_s / found.objective_s) and found.gap > 0
@@ -214,7 +219,7 @@ def test_a_time_limit_leaves_a_valid_bound(monkeypatch):
 @pytest.mark.parametrize("n_before", [1, 2, 3])
 def test_an_interrupt_keeps_the_best_so_far(monkeypatch, n_before):
     deployment = two_tiers(20, 12)
-    whole = minimise_mean_latency(deployment, {}, time_limit_s=60)
+    whole = minimise_mean_latency(Splits(deployment, {}), time_limit_s=60)
     real, calls = simulation_search.serve, []
 
     def serve(*arguments):
@@ -225,9 +230,10 @@ def test_an_interrupt_keeps_the_best_so_far(monkeypatch, n_before):
 
     monkeypatch.setattr(simulation_search, "serve", serve)
     told = []
-    found = minimise_mean_latency(deployment, {}, time_limit_s=60, tell=told.append)
-    assert found.statistics == {"n_simulated": n_before, "stopped": True}
-    assert found.message.endswith("stopped") and str(found.status) == "feasible"
+    splits = Splits(deployment, {})
+    found = minimise_mean_latency(splits, time_limit_s=60, progress=told.append)
+    assert splits.interrupted and found.statistics == {"n_simulated": n_before}
+    assert found.message.endswith("interrupted") and str(found.status) == "feasible"
     assert found.bound_s <= whole.objective_s <= found.objective_s
     assert len(told) >= n_before and f"{n_before} splits simulated" in told[-1]
     assert found.objective_s == min(real(*given).latency_s.mean() for given in calls[:n_before])
@@ -237,8 +243,8 @@ def test_another_method_is_judged_by_simulation():
     deployment = two_tiers(4)
     rules = {"max_blocks": [4, 6]}
     even = hs.solve(hs.to_instance(deployment, **rules), "even_split")
-    found = as_simulated(deployment, rules, even)
-    best = minimise_mean_latency(deployment, rules, time_limit_s=60)
+    found = solve_simulated(Splits(deployment, rules), "even_split", time_limit_s=60, seed=0)
+    best = minimise_mean_latency(Splits(deployment, rules), time_limit_s=60)
     trace = hs.simulate(deployment, even.partition, link_contention=True)
     assert found.partition == even.partition and found.method == "even_split"
     assert found.objective_s == trace.latency_s.mean()
@@ -255,8 +261,9 @@ def test_what_fits_nowhere_says_why():
     deployment = toys.deployment(
         NETWORK, toys.burst(2, 9, 9), kept, memory_bytes=150.0, max_resident_tokens=18
     )
-    found = minimise_mean_latency(deployment, {}, time_limit_s=60)
+    found = minimise_mean_latency(Splits(deployment, {}), time_limit_s=60)
     assert str(found.status) == "infeasible" and math.isinf(found.objective_s)
     assert "the tiers together reach block 2 of 4" in found.message
-    nothing = hs.solve(hs.to_instance(deployment), "even_split")
-    assert as_simulated(deployment, {}, nothing).partition is None
+    splits = Splits(deployment, {})
+    nothing = solve_simulated(splits, "even_split", time_limit_s=60, seed=0)
+    assert nothing.partition is None

@@ -22,6 +22,7 @@ from hypsolve.problem.deployment import (
     Requests,
     Tier,
 )
+from hypsolve.problem.instance import ARRAY_FIELDS
 from hypsolve.problem.solution import Partition
 
 GPU = GpuProfile(name="g", t0_s=3e-5, flops_per_s=2e14, bytes_per_s=1e12, memory_bytes=80e9)
@@ -328,8 +329,7 @@ def test_many_requests_are_stored_by_kind():
         Deployment(model=catalog.model("llama-3-70b"), network=network, requests=requests)
     )
     assert instance.n_blocks == 82
-    values = (getattr(instance, field.name) for field in dataclasses.fields(instance))
-    tables = [value for value in values if isinstance(value, np.ndarray)]
+    tables = [getattr(instance, field) for field in ARRAY_FIELDS]
     # 3 kinds x 3 classes + 2 x (2 links x 3 cut kinds) + arrivals; by block it would be 4,600 B
     assert sum(table.nbytes for table in tables) < 200 * n
 

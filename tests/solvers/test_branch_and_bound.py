@@ -1,8 +1,7 @@
-"""`joint_exact`: its bounds hold, its parts agree, and it stops as it should."""
+"""`joint_exact`: bounds hold, parts agree, and the search stops as it should."""
 
 import itertools
 import math
-import time
 
 import numpy as np
 import pytest
@@ -13,7 +12,8 @@ from hypsolve import Instance, Partition, Status, check, solve
 from hypsolve.kernels.subgradient import subgradient_ascent as ascend
 from hypsolve.solvers.joint import beam_search
 from hypsolve.solvers.joint.beam_search import beam_search as search_schedules
-from hypsolve.solvers.joint.branch_and_bound import PARTS
+from hypsolve.solvers.joint.joint_exact import PARTS
+from hypsolve.solvers.joint.joint_exact_params import JointExactParams
 from hypsolve.solvers.joint.lagrangian_bound import Multipliers, to_ticks
 from hypsolve.solvers.joint.partition_boxes import (
     PartitionBox,
@@ -22,12 +22,13 @@ from hypsolve.solvers.joint.partition_boxes import (
     relax,
 )
 from hypsolve.solvers.joint.tables import joint_tables
+from hypsolve.verify import verify
 from instances.frontier import frontier, profiled
 from tests.helpers import oracles, strategies
 
 
 def value_of(instance, tables, objective_s):
-    """The tables' value of an objective: the last completion, or the sum of them."""
+    """Convert an objective to the sum of the completions (makespan: to the last one)."""
     if instance.objective == "makespan":
         return float(objective_s) - float(tables.origin_s.max())
     offset_s = float((tables.origin_s - instance.arrival_s).mean())
@@ -35,7 +36,7 @@ def value_of(instance, tables, objective_s):
 
 
 def span_of(shop):
-    """A time within which everything can be done."""
+    """Return a time within which all requests can be served."""
     least = shop.release.max() + shop.travel.sum()
     return float(least + shop.service[np.isfinite(shop.service)].sum()) + 1
 
@@ -45,11 +46,11 @@ def searched(shop, multipliers, makespan, target, width, stopped=lambda: False, 
     if makespan:
         target = min(target, 2 * span_of(shop))
         shop = shop._replace(deadline=target)
-    return search_schedules(shop, multipliers, target, width, stopped, seed)
+    return search_schedules(shop, multipliers, target, width, stopped, seed, 200)
 
 
 @given(strategies.scheduled(), st.integers(1, 40), st.integers(0, 99))
-def test_any_prices_bound_every_partition(instance, n_ticks, seed):
+def test_any_multipliers_bound_every_partition(instance, n_ticks, seed):
     best_s = oracles.best_joint(instance)
     tables = joint_tables(instance, "joint_exact")
     if math.isinf(best_s):
@@ -64,17 +65,19 @@ def test_any_prices_bound_every_partition(instance, n_ticks, seed):
     best = value_of(instance, tables, best_s)
     aim, most = 1.1 * best + 1, best
     if instance.objective == "makespan":
-        shop = shop._replace(deadline=best * (1 + 1e-9) + 1e-9)  # there is a schedule
+        shop = shop._replace(deadline=best * (1 + 1e-9) + 1e-9)  # a schedule keeps it
         aim, most = 0.1 * shop.deadline, 0.0
     for n_steps in (1, 8):
         bound = ascend(shop, ticks, values, aim, math.inf, n_steps, 0.3, 0.01)
         assert bound <= most * (1 + 1e-9) + 1e-9
         assert (values >= 0).all()
         again = ascend(shop, ticks, values, aim, math.inf, 1, 0.3, 0.01)
-        assert again == pytest.approx(bound, rel=1e-12, abs=1e-12)  # what is left behind has it
+        assert again == pytest.approx(
+            bound, rel=1e-12, abs=1e-12
+        )  # the multipliers left behind have it
 
 
-def test_a_makespan_whose_completions_nearly_agree_is_not_pruned():
+def test_a_makespan_whose_completions_nearly_agree_is_not_refuted():
     instance = Instance.from_tables(
         block_s=[[[8, 5, 1, 1], [2, 3, 3, 0.25], [2, 4, 4, 1]]],
         block_bytes=[1, 1, 1, 1],
@@ -92,7 +95,7 @@ def test_a_makespan_whose_completions_nearly_agree_is_not_pruned():
 
 
 @given(strategies.scheduled(max_tiers=2), st.integers(1, 4), st.integers(0, 99))
-def test_a_search_however_narrow_bounds_its_partition(instance, width, seed):
+def test_a_beam_search_of_any_width_bounds_its_partition(instance, width, seed):
     tables = joint_tables(instance, "joint_exact")
     rng = np.random.default_rng(seed)
     for first, end in zip(tables.first[0].tolist(), tables.end[0].tolist(), strict=True):
@@ -121,22 +124,22 @@ def test_a_search_however_narrow_bounds_its_partition(instance, width, seed):
 
 @pytest.mark.parametrize("family", [frontier, profiled])
 @pytest.mark.parametrize("burst", [False, True])
-def test_the_parts_agree(family, burst):
-    instance = family(5, (2, 1, 2), seed=3, burst=burst, n_blocks=12)
-    whole_s = solve(instance, "joint_exact")
-    assert whole_s.status is Status.OPTIMAL
-    assert whole_s.objective_s < solve(instance, "hyperion").objective_s * (1 + 1e-9)
+def test_the_optimum_does_not_need_any_part(family, burst):
+    instance = family(4, (2, 1, 2), seed=3, burst=burst, n_blocks=10)
+    full = solve(instance, "joint_exact")
+    assert full.status is Status.OPTIMAL
+    assert full.objective_s < solve(instance, "hyperion").objective_s * (1 + 1e-9)
     for part in PARTS:
         result = solve(
             instance, "joint_exact", disable=[part], warm_start=part == "partition_boxes"
         )
         assert result.status is Status.OPTIMAL, part
-        assert result.objective_s == pytest.approx(whole_s.objective_s, rel=1e-6), part
+        assert result.objective_s == pytest.approx(full.objective_s, rel=1e-6), part
 
 
 @pytest.mark.parametrize("objective", ["mean_latency", "makespan"])
 def test_twins_of_nodes_and_requests(objective):
-    """Identical nodes and requests, where it prunes most, against CP-SAT."""
+    """Identical nodes and requests, where dominance prunes most, against CP-SAT."""
     instance = Instance.from_tables(
         [[[2, 3, 1, 2], [3, 4, 2, 2]]],
         [1, 1, 1, 1],
@@ -178,12 +181,12 @@ def test_bounds_rise_and_answers_improve():
 
 
 def test_at_the_time_limit_the_bound_holds():
+    """With the last limits, a fast machine may complete the proof."""
     instance = frontier(8, seed=1)
     best_s = solve(instance, "joint_exact").objective_s
     for limit_s in (1e-3, 0.1, 0.2):
-        started = time.perf_counter()
         result = solve(instance, "joint_exact", time_limit_s=limit_s)
-        assert time.perf_counter() - started < limit_s + 5  # not a timing: it does stop
+        assert limit_s > 1e-3 or "at the time limit" in result.message
         assert result.bound_s <= best_s * (1 + 1e-9) <= result.objective_s * (1 + 2e-9)
 
 
@@ -224,9 +227,56 @@ def test_wrong_options_are_named():
         ),
         ({"disable": ["dominate"]}, ValueError, "unknown part 'dominate'; did you mean"),
         ({"without": ["dominance"]}, TypeError, "unknown option 'without'"),
+        ({"params": {}}, TypeError, "params must be a JointExactParams"),
     ):
         with pytest.raises(error, match=rule):
             solve(instance, "joint_exact", **options)
+
+
+@pytest.mark.parametrize("objective", ["mean_latency", "makespan"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"min_ticks": 1, "max_ticks": 16, "fine_factor": 1},
+        {"box_steps": 1, "rough_steps": 1, "fine_steps": 1, "max_deadlines": 1},
+        {"first_width": 1, "width_factor": 2, "max_compared": 1},
+        {"ticks_per_stage": 0.5, "first_step": 1.5, "last_step": 1.0, "deadline_aim": 1.0},
+    ],
+    ids=["ticks", "steps", "width", "lengths"],
+)
+def test_the_optimum_does_not_depend_on_params(changes, objective):
+    instance = frontier(4, (2, 1, 2), seed=3, n_blocks=8, objective=objective)
+    plain = solve(instance, "joint_exact")
+    result = solve(instance, "joint_exact", params=JointExactParams(**changes))
+    assert plain.status is result.status is Status.OPTIMAL
+    assert result.objective_s == pytest.approx(plain.objective_s, rel=1e-6)
+    verify(instance, result.to_dict())
+
+
+def test_a_certificate_keeps_to_its_share_of_the_memory():
+    instance = frontier(4, (2, 1, 2), seed=3, n_blocks=8)
+    params = JointExactParams(max_proof_share=1e-9)
+    result = solve(instance, "joint_exact", params=params)
+    assert result.status is Status.OPTIMAL and result.certificate is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "rule"),
+    [
+        ({"fine_steps": 0}, ValueError, "fine_steps must be at least 1, got 0"),
+        ({"fine_steps": 2.0}, TypeError, "fine_steps must be a whole number"),
+        ({"width_factor": 1}, ValueError, "width_factor must be at least 2, got 1"),
+        ({"first_step": 3}, ValueError, "first_step must be at most 2, got 3"),
+        ({"last_step": 0}, ValueError, "last_step must be positive"),
+        ({"min_improvement": 1e-6}, ValueError, "min_improvement must be below 1e-06"),
+        ({"min_ticks": 2000}, ValueError, "max_ticks must be at least min_ticks, 2000"),
+        ({"fine_factor": 32}, ValueError, r"max_ticks \* fine_factor must be at most 16384"),
+        ({"max_proof_share": 1.5}, ValueError, "max_proof_share must be at most 1"),
+    ],
+)
+def test_wrong_params_are_named(changes, error, rule):
+    with pytest.raises(error, match=f"joint_exact params: {rule}"):
+        JointExactParams(**changes)
 
 
 @given(strategies.scheduled(limits=True))
@@ -246,8 +296,8 @@ def test_partitions_are_counted(instance):
 
 
 @pytest.mark.parametrize("objective", ["mean_latency", "makespan"])
-def test_a_search_that_is_stopped_anywhere_bounds_its_partition(monkeypatch, objective):
-    """After each single expansion: what came of those before it counts as well."""
+def test_a_beam_search_stopped_anywhere_bounds_its_partition(monkeypatch, objective):
+    """Stop after each expansion: the children of earlier entries count, too."""
     monkeypatch.setattr(beam_search, "PARENTS", 1)
     instance = frontier(4, seed=5, n_blocks=8, objective=objective)
     proven = solve(instance, "joint_exact")

@@ -4,9 +4,9 @@ import ast
 import inspect
 import itertools
 import math
+import os
 import subprocess
 import sys
-import time
 from functools import cache
 
 import numpy as np
@@ -25,11 +25,11 @@ from hypsolve.problem.solution import Outcome, Partition, Schedule, Status
 from hypsolve.solve import solve
 from hypsolve.solvers.backends import cpsat as cpsat_backend
 from hypsolve.solvers.backends import pulp as pulp_backend
-from hypsolve.solvers.joint import branch_and_bound
 from hypsolve.solvers.joint import cpsat as joint_cpsat
+from hypsolve.solvers.joint import joint_exact
 from hypsolve.solvers.joint import milp as joint_milp
 from hypsolve.solvers.joint.tables import joint_tables
-from hypsolve.solvers.joint.time_windows import drop_dominated, one_by_one, windows
+from hypsolve.solvers.joint.time_windows import drop_dominated, serial_latencies, windows
 from hypsolve.solvers.outcomes import to_outcome
 from hypsolve.solvers.partition import cpsat, mathopt_mip, pulp_milp
 from hypsolve.solvers.partition.arcs import arcs_on, holds, partition_arcs, usable_arcs
@@ -44,7 +44,7 @@ PARTITION = {
 }
 JOINT = {
     "cpsat": joint_cpsat.joint_cpsat,
-    "exact": branch_and_bound.joint_exact,
+    "exact": joint_exact.joint_exact,
     "highs": joint_milp.joint_milp,
     "cbc": lambda instance, **options: joint_milp.joint_milp(
         instance, backend="cbc", **options
@@ -52,11 +52,11 @@ JOINT = {
 }
 OBJECTIVES = strategies.PARTITION_OBJECTIVES
 FEW = settings(max_examples=max(settings.default.max_examples // 4, 8))
-LONG = {"time_limit_s": 30, "seed": 0}
+LONG = {"time_limit_s": 300, "seed": 0}  # not reached, on a busy machine either
 
 
 def chain(rng, n_blocks=24, n_tiers=3, n_requests=1, n_nodes=2, **fields):
-    """Random chain with real-valued times and memory that binds."""
+    """Draw a chain with real-valued times and tight memory."""
     work = rng.uniform(0.01, 0.1, (1, 3, n_blocks)) * rng.uniform(0.5, 2, (n_requests, 1, 1))
     capacity = 2.0 * n_blocks / n_tiers
     return Instance.from_tables(
@@ -70,7 +70,7 @@ def chain(rng, n_blocks=24, n_tiers=3, n_requests=1, n_nodes=2, **fields):
 
 
 def best_partition_s(instance):
-    """Best score over all cuts that `check` accepts."""
+    """Return the best score over all cuts that `check` accepts."""
     inner = itertools.combinations_with_replacement(
         range(instance.n_blocks + 1), instance.n_tiers - 1
     )
@@ -139,7 +139,7 @@ def test_an_optimum_of_zero_has_no_gap(method):
 
 @cache
 def long_chain(seed, objective):
-    """A chain that takes a while, and its optimum."""
+    """Return a chain that takes solvers a while, and its optimum."""
     instance = chain(np.random.default_rng(seed), 40, 4, objective=objective)
     proven = cpsat.partition_cpsat(instance, **LONG)
     assert proven.status is Status.OPTIMAL
@@ -151,9 +151,9 @@ def long_chain(seed, objective):
 def test_a_partition_bound_holds_at_the_time_limit(method, time_limit_s):
     for seed, objective in enumerate(OBJECTIVES):
         instance, best_s = long_chain(seed, objective)
-        started = time.perf_counter()
+        begun_s = sum(os.times()[:4])  # processor time, with that of child processes
         outcome = PARTITION[method](instance, time_limit_s=time_limit_s, seed=0)
-        assert time.perf_counter() - started < 10  # it does stop
+        assert sum(os.times()[:4]) - begun_s < 10  # it does stop
         assert 0 <= outcome.bound_s <= best_s * (1 + 1e-9)
         assert (outcome.partition is None) == (outcome.status is Status.UNKNOWN)
         assert outcome.message
@@ -287,7 +287,7 @@ WITH_START = {m: PARTITION[m] for m in ("partition_highs", "partition_cpsat")}
 
 @cache
 def min_path_s():
-    """Of the chain below, whatever the objective that it is given there."""
+    """Return the smallest path time of the chain below, whichever objective it has there."""
     return best_partition_s(chain(np.random.default_rng(5), 40, 4, objective="path"))
 
 
@@ -458,14 +458,14 @@ def test_requests_that_never_meet_need_no_order():
 
 
 @given(strategies.scheduled(), st.lists(st.sampled_from([0, 9, 4096]), min_size=3, max_size=3))
-def test_a_condensed_problem_keeps_a_best_schedule(instance, pauses):
+def test_what_is_dropped_leaves_a_best_schedule(instance, pauses):
     pauses = np.array(pauses[: instance.n_requests])
     instance = instance.replace(arrival_s=instance.arrival_s + pauses)
     best_s = float(oracles.best_joint(instance))
     if math.isinf(best_s):
         return
     tables = joint_tables(instance, "joint_milp")
-    some = one_by_one(tables) + instance.arrival_s
+    some = serial_latencies(tables) + instance.arrival_s
     mean = instance.objective == "mean_latency"
     some_s = (some - instance.arrival_s).mean() if mean else some.max()
     assert best_s <= some_s * (1 + 1e-12)  # a schedule has it
@@ -641,13 +641,11 @@ def test_cbc_cannot_report_improvements():
 
 @given(strategies.scheduled())
 def test_windows_hold_for_every_schedule(instance):
-    best_s = oracles.best_joint(instance)
     tables = joint_tables(instance, "joint_milp")
     window = windows(tables)
-    if math.isinf(best_s):
-        assert np.isinf(window.min_completion).any()
-        return
-    for partition in legal_partitions(instance):
+    partitions = legal_partitions(instance)
+    assert np.isinf(window.min_completion).any() == (not partitions)
+    for partition in partitions:
         made = schedule(instance, partition)
         start, end = (t - tables.origin_s[:, None] for t in (made.start_s, made.end_s))
         used = made.node >= 0
@@ -683,7 +681,7 @@ def test_a_written_joint_milp_has_the_same_optimum(objective, tmp_path):
 
 
 def read_and_solve(path):
-    """Optimum of a file: PuLP and CBC read .mps, HiGHS .lp."""
+    """Return the optimum of a file: PuLP and CBC read .mps, HiGHS reads .lp."""
     if path.suffix == ".mps":
         _, problem = pulp.LpProblem.fromMPS(str(path))
         options = {"msg": False, "gapRel": 0.0}
@@ -788,10 +786,10 @@ one = Instance.from_tables(np.ones((1, 1, 4)), np.ones(4), [[(0, 3)], [(0, 3)]])
 for _ in range(2):
     for method in (milp.partition_highs, mip.partition_scip, cpsat.partition_cpsat,
                    milp.partition_cbc):
-        assert method(one, time_limit_s=30, seed=0).partition.cuts == (0, 2, 4), method
+        assert method(one, time_limit_s=300, seed=0).partition.cuts == (0, 2, 4), method
 both = one.replace(objective="makespan")
 for method in (joint_milp.joint_milp, joint_cpsat.joint_cpsat):
-    assert method(both, time_limit_s=30, seed=0, warm_start=False).bound_s > 3.9
+    assert method(both, time_limit_s=300, seed=0, warm_start=False).bound_s > 3.9
 print("all solved")
 """
 

@@ -1,4 +1,4 @@
-"""HEFT: the published example, small cases by hand, a plain version; legality."""
+"""HEFT: the published example, small cases by hand, and an independent implementation."""
 
 import math
 import os
@@ -28,38 +28,28 @@ EDGES = [
 
 
 def test_published_example():
+    """Makespan and ranks as published; no task starts early, or runs across another."""
     edges = [(i - 1, j - 1) for i, j, _ in EDGES]
-    found = heft_dag(COSTS, [c for *_, c in EDGES], edges)
-    assert found.makespan_s == 80
-    published = [
-        108.000,
-        77.000,
-        80.000,
-        80.000,
-        69.000,
-        63.333,
-        42.667,
-        35.667,
-        44.333,
-        14.667,
-    ]
-    assert found.rank_s == pytest.approx(published, abs=1e-3)
+    schedule = heft_dag(COSTS, [c for *_, c in EDGES], edges)
+    assert schedule.makespan_s == 80
+    published = [108, 77, 80, 80, 69, 63.333, 42.667, 35.667, 44.333, 14.667]
+    assert schedule.rank_s == pytest.approx(published, abs=1e-3)
     for (i, j), (*_, c) in zip(edges, EDGES, strict=True):
-        apart = found.processor[i] != found.processor[j]
-        assert found.start_s[j] >= found.end_s[i] + c * apart
+        apart = schedule.processor[i] != schedule.processor[j]
+        assert schedule.start_s[j] >= schedule.end_s[i] + c * apart
     for p in range(3):
-        mine = np.flatnonzero(found.processor == p)
-        mine = mine[np.argsort(found.start_s[mine])]
-        assert (found.start_s[mine][1:] >= found.end_s[mine][:-1]).all()
-        assert (found.end_s - found.start_s)[mine].tolist() == [COSTS[t][p] for t in mine]
+        mine = np.flatnonzero(schedule.processor == p)
+        mine = mine[np.argsort(schedule.start_s[mine])]
+        assert (schedule.start_s[mine][1:] >= schedule.end_s[mine][:-1]).all()
+        assert (schedule.end_s - schedule.start_s)[mine].tolist() == [COSTS[t][p] for t in mine]
 
 
 def test_a_short_task_goes_into_a_gap():
-    # 0 -> 1 leaves processor 1 idle until 2 + 5; task 2 is last by rank and fits before it
-    found = heft_dag([[2, 9], [30, 4], [9, 3]], [5], [(0, 1)])
-    assert found.processor.tolist() == [0, 1, 1]
-    assert found.start_s.tolist() == [0, 7, 0]
-    assert found.makespan_s == 11
+    """Edge 0 -> 1 leaves processor 1 idle until 2 + 5; task 2, last by rank, fits there."""
+    schedule = heft_dag([[2, 9], [30, 4], [9, 3]], [5], [(0, 1)])
+    assert schedule.processor.tolist() == [0, 1, 1]
+    assert schedule.start_s.tolist() == [0, 7, 0]
+    assert schedule.makespan_s == 11
 
 
 @pytest.mark.parametrize(
@@ -118,7 +108,7 @@ def instances(draw) -> Instance:
 
 
 @given(instance=instances())
-def test_legal_or_a_dead_end(instance):
+def test_an_answer_is_legal_or_a_dead_end(instance):
     outcome = heft(instance, time_limit_s=1.0, seed=0)
     assert outcome.bound_s == 0
     if outcome.status is Status.INFEASIBLE:
@@ -131,7 +121,7 @@ def test_legal_or_a_dead_end(instance):
 
 
 def plain_schedule(instance: Instance, partition: Partition):
-    """Straight from the definition, O(n**2): every start that touches a job or the release."""
+    """Completions by definition, in O(n**2): tries every end of a job as a start."""
     service, links = service_s(instance, partition), transfer_s(instance, partition)
     n, n_tiers = instance.n_requests, instance.n_tiers
     service = np.broadcast_to(service, (n, *service.shape[1:]))
@@ -170,7 +160,7 @@ def plain_schedule(instance: Instance, partition: Partition):
 
 
 @given(seed=st.integers(0, 2**32 - 1), n_requests=st.integers(1, 25))
-def test_schedule_equals_a_plain_version(seed, n_requests):
+def test_schedule_equals_an_independent_implementation(seed, n_requests):
     rng = np.random.default_rng(seed)  # whole seconds >= 1; dyadic means over 1, 2 or 4 nodes
     instance = Instance.from_tables(
         rng.integers(1, 6, (rng.choice([1, n_requests]), 2, 4)).astype(float),
@@ -184,57 +174,67 @@ def test_schedule_equals_a_plain_version(seed, n_requests):
     for cuts in [(0, 2, 3, 4), (0, 0, 2, 4), (0, 2, 2, 4)]:
         partition = Partition(cuts)
         if not check(instance, partition):
-            found = heft_schedule(instance, partition)
-            assert check(instance, partition, found) == []
-            np.testing.assert_allclose(found.end_s, plain_schedule(instance, partition), 1e-12)
+            schedule = heft_schedule(instance, partition)
+            assert check(instance, partition, schedule) == []
+            np.testing.assert_allclose(
+                schedule.end_s, plain_schedule(instance, partition), 1e-12
+            )
 
 
 def test_nothing_runs_across_a_task_of_no_length():
-    # task 0 ends and starts at 5, placed first; the longer task 1 would lie across it
+    """Request 0 starts and ends at 5 and is placed first; request 1 may not run across it."""
     instance = Instance.from_tables(
         [[[0.0, 9.0]], [[4.0, 1.0]]], [1, 1], [[(0, 1.0)], [(0, 1.0)]], arrival_s=[5, 3]
     )
-    found = heft_schedule(instance, Partition((0, 1, 2)))
-    assert check(instance, Partition((0, 1, 2)), found) == []
-    assert found.start_s[:, 0].tolist() == [5, 5]
+    schedule = heft_schedule(instance, Partition((0, 1, 2)))
+    assert check(instance, Partition((0, 1, 2)), schedule) == []
+    assert schedule.start_s[:, 0].tolist() == [5, 5]
 
 
 def test_many_gaps_on_one_node():
-    # short jobs of low rank fill the gaps that long ones leave; one that touches is merged
+    """Short jobs of low rank fill the gaps between long ones; spans that touch are merged."""
     arrival_s = np.concatenate([np.arange(40) * 10.0, np.arange(40) * 10.0 + 6.0])
     block_s = np.concatenate([np.full(40, 5.0), np.full(40, 2.0)])[:, None, None]
     instance = Instance.from_tables(block_s, [1.0], [[(0, 1.0)]], arrival_s=arrival_s)
-    found = heft_schedule(instance, Partition((0, 1)))
-    np.testing.assert_array_equal(found.start_s[:, 0], arrival_s)
+    schedule = heft_schedule(instance, Partition((0, 1)))
+    np.testing.assert_array_equal(schedule.start_s[:, 0], arrival_s)
 
 
 def cuts_of(block_s, block_bytes, tiers, **fields) -> tuple[int, ...]:
     return heft_cuts(Instance.from_tables([block_s], block_bytes, tiers, **fields)).cuts
 
 
-def test_cuts_by_hand():
-    edge, cloud = (0, 3.0), (1, 9.0)
-    slow_fast = [[2.0] * 5, [1.0] * 5]
-    # strict: one block on the edge, then the cloud is faster whatever follows
-    assert cuts_of(slow_fast, [1] * 5, [[edge], [cloud]]) == (0, 1, 5)
-    assert cuts_of(slow_fast, [1] * 5, [[edge], [cloud]], allow_empty=True) == (0, 0, 5)
-    # greedy: the way out never pays for one block, so the edge is filled to its memory
-    far = np.full((1, 1, 6), 1.5)
-    assert cuts_of(slow_fast, [1] * 5, [[edge], [cloud]], transfer_s=far) == (0, 3, 5)
-    # a slow last tier gets the one block it must have, and only if it must
-    tiers = [[cloud], [edge]]
-    assert cuts_of(slow_fast, [1] * 5, tiers, transfer_s=far) == (0, 4, 5)
-    assert cuts_of(slow_fast, [1] * 5, tiers, transfer_s=far, allow_empty=True) == (0, 5, 5)
-    assert cuts_of(slow_fast, [1] * 5, tiers, transfer_s=far, pinned={2: 1}) == (0, 2, 5)
-    assert cuts_of(slow_fast, [1] * 5, tiers, transfer_s=far, max_blocks=[3, 9]) == (0, 3, 5)
-    assert cuts_of(slow_fast, [1] * 5, tiers, transfer_s=far, min_blocks=[1, 3]) == (0, 2, 5)
-    # tied weights are held once if one stage holds all
-    one = {"allow_empty": True, "transfer_s": far[..., :4]}
-    assert cuts_of([[1.0] * 3, [9.0] * 3], [2] * 3, [[(0, 5.0)], [(1, 9.0)]], **one)[1] == 2
-    tied = cuts_of(
-        [[1.0] * 3, [9.0] * 3], [2] * 3, [[(0, 5.0)], [(1, 9.0)]], **one, tied_bytes=1
-    )
-    assert tied[1] == 3
+EDGE, CLOUD = (0, 3.0), (1, 9.0)  # class, memory
+FAR = np.full((1, 1, 6), 1.5)  # seconds over the link behind each cut
+
+
+@pytest.mark.parametrize(
+    ("tiers", "fields", "cuts"),
+    [
+        # a tier must have a block, and behind it the cloud is faster for every block
+        ([[EDGE], [CLOUD]], {}, (0, 1, 5)),
+        ([[EDGE], [CLOUD]], {"allow_empty": True}, (0, 0, 5)),
+        # a transfer never pays for one block, so the greedy choice fills the edge
+        ([[EDGE], [CLOUD]], {"transfer_s": FAR}, (0, 3, 5)),
+        # a slow last tier gets as few blocks as the limits allow
+        ([[CLOUD], [EDGE]], {"transfer_s": FAR}, (0, 4, 5)),
+        ([[CLOUD], [EDGE]], {"transfer_s": FAR, "allow_empty": True}, (0, 5, 5)),
+        ([[CLOUD], [EDGE]], {"transfer_s": FAR, "pinned": {2: 1}}, (0, 2, 5)),
+        ([[CLOUD], [EDGE]], {"transfer_s": FAR, "max_blocks": [3, 9]}, (0, 3, 5)),
+        ([[CLOUD], [EDGE]], {"transfer_s": FAR, "min_blocks": [1, 3]}, (0, 2, 5)),
+    ],
+)
+def test_cuts_by_hand(tiers, fields, cuts):
+    """Five blocks, each twice as fast in the cloud as on the edge."""
+    assert cuts_of([[2.0] * 5, [1.0] * 5], [1] * 5, tiers, **fields) == cuts
+
+
+@pytest.mark.parametrize(("tied_bytes", "cut"), [(0, 2), (1, 3)])
+def test_tied_weights_are_held_once_by_one_stage(tied_bytes, cut):
+    """Three blocks of 2 bytes fit into 5 bytes only if the first and last share one byte."""
+    fields = {"allow_empty": True, "transfer_s": FAR[..., :4], "tied_bytes": tied_bytes}
+    tiers = [[(0, 5.0)], [(1, 9.0)]]
+    assert cuts_of([[1.0] * 3, [9.0] * 3], [2] * 3, tiers, **fields)[1] == cut
 
 
 def test_the_request_of_highest_rank_decides():
@@ -245,8 +245,8 @@ def test_the_request_of_highest_rank_decides():
     assert cuts_of(short, [1, 1], [[(0, 9)], [(1, 9)]], **fields) == (0, 2, 2)
 
 
-def test_dead_end_is_named():
-    # the edge is faster and takes two blocks; the third fits nowhere
+def test_a_dead_end_is_named():
+    """The edge is faster and takes two blocks; the third block fits nowhere."""
     instance = Instance.from_tables(
         [[[1.0] * 3, [3.0] * 3]], [1, 1, 3], [[(0, 2.0)], [(1, 2.0)]], name="x"
     )

@@ -23,6 +23,7 @@ from hypsolve import (
 from hypsolve.kernels.warm_up import warm
 from hypsolve.problem.evaluation import bottleneck_s, node_stage_s, path_s, stage_s
 from hypsolve.solvers.partition.heuristics import block_partition, min_spread
+from hypsolve.solvers.partition.infeasibility import explain_infeasible
 from hypsolve.solvers.partition.stage_tables import stage_table, to_chain
 from tests.helpers import oracles, strategies
 
@@ -318,6 +319,17 @@ def test_infeasible_reports_need_capacity_and_shortfall_of_each_tier():
     assert "block 1 would make it 10 bytes, 3 bytes too many" in result.message
     assert "'tier-1': blocks 1:3 need 10 bytes of the 11 bytes" in result.message
     assert "block 3 would make it 15 bytes, 4 bytes too many" in result.message
+
+
+def test_the_explanation_of_an_infeasible_instance_has_a_sentence_per_tier():
+    instance = Instance.from_tables(np.ones((1, 1, 4)), [5, 5, 5, 5], [[(0, 7)], [(0, 11)]])
+    reason = explain_infeasible(instance)
+    assert reason.verdict == "the tiers together reach block 3 of 4"
+    assert [sentence.partition(":")[0] for sentence in reason.tiers] == [
+        "tier 'tier-0'",
+        "tier 'tier-1'",
+    ]
+    assert str(reason) == f"{reason.verdict}. {'; '.join(reason.tiers)}"
 
 
 def test_infeasible_reports_contradicting_rules():

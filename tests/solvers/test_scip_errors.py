@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from hypsolve import Instance, solve
+from hypsolve import Instance, cli, solve
 from hypsolve.solvers.backends.scip import _without_spurious, hide_spurious_scip_errors
 
 SPURIOUS = (
@@ -34,6 +34,15 @@ def test_the_descriptor_is_restored_after_an_exception(capfd):
         raise KeyboardInterrupt
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "unfinished [after\n"
+
+
+def test_compare_prints_no_error(tmp_path, capfd):
+    network = str(tmp_path / "network.toml")
+    question = ["--model", "llama-3-8b", "--network", network, "--method", "partition_scip"]
+    for arguments in (["init", network], ["compare", *question]):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            cli.main(arguments)
+    assert "ERROR" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 50, 1000])

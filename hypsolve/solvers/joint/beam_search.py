@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from hypsolve.kernels.beam_search import Level
     from hypsolve.kernels.flow_shop import DeadlineFlowShop
 
-MAX_COMPARED = 200  # entries with the same stages begun that a new one is compared with
 PARENTS = 256  # entries expanded between two looks at the clock
 
 
@@ -49,7 +48,7 @@ def beam_search(
     width: int,
     is_stopped: Callable[[], bool],
     seed: int,
-    max_compared: int = MAX_COMPARED,
+    max_compared: int,
 ) -> BeamSearchResult:
     """Search for a schedule better than the target, and bound all schedules from below.
 
@@ -166,7 +165,7 @@ def _trace_back(
     return operations[::-1]
 
 
-def to_decision(
+def replay_operations(
     tables: JointTables,
     cuts: tuple[int, ...],
     relaxation: BoxRelaxation,

@@ -1,32 +1,27 @@
-"""`joint_exact`: partition and schedule together, by branch and bound over partitions."""
+"""Branch and bound over partition boxes, the search of `joint_exact`."""
 
 import heapq
 import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from hypsolve.problem import validation as valid
 from hypsolve.problem.evaluation import evaluate
 from hypsolve.problem.instance import Instance, Objective
-from hypsolve.problem.solution import Certificate, Outcome
-from hypsolve.solvers.joint.beam_search import beam_search, max_width, to_decision
+from hypsolve.problem.solution import Certificate
+from hypsolve.solvers.joint.beam_search import beam_search, max_width, replay_operations
 from hypsolve.solvers.joint.certificate import joint_certificate
 from hypsolve.solvers.joint.decision import (
     Decision,
-    decision,
-    no_partition,
-    offers,
+    is_tabulated,
     proven_s,
-    tell,
-    timed,
-    times_in_units,
-    to_joint_outcome,
-    warm_decision,
+    report_decision,
+    table_times,
+    to_decision,
+    to_schedule,
 )
 from hypsolve.solvers.joint.joint_exact_params import JointExactParams
 from hypsolve.solvers.joint.lagrangian_bound import (
@@ -42,116 +37,11 @@ from hypsolve.solvers.joint.partition_boxes import (
     relax,
 )
 from hypsolve.solvers.joint.search_node import LeafPhase, Node
-from hypsolve.solvers.joint.tables import JointTables, joint_tables
-from hypsolve.solvers.joint.time_windows import drop_dominated, idle_bound_s, shortest
-from hypsolve.solvers.outcomes import OnBound, OnImprove, WarmStart, require_callable
+from hypsolve.solvers.joint.tables import JointTables
+from hypsolve.solvers.joint.time_windows import fastest_partition
+from hypsolve.solvers.outcomes import OnBound, OnImprove, WarmStart
 
-METHOD = "joint_exact"
-PARTS = ("lagrangian_bound", "partition_boxes", "dominance", "beam_search")
 HORIZON_MARGIN = 1.1  # end of the ticks, as a multiple of the first decision's last completion
-
-
-def joint_exact(
-    instance: Instance,
-    *,
-    time_limit_s: float,
-    seed: int,
-    warm_start: WarmStart = True,
-    upper_bound: float = math.inf,
-    on_improve: OnImprove | None = None,
-    on_bound: OnBound | None = None,
-    memory_bytes: float = 1e9,
-    disable: Sequence[str] = (),
-    params: JointExactParams | None = None,
-) -> Outcome:
-    """Decide partition and schedule together, exactly, by branch and bound.
-
-    The search tree branches on boxes of partitions, the smallest lower bound first. A box is
-    bounded by a Lagrangian relaxation of the nodes' capacity, raised by subgradient ascent (see
-    `hypsolve.kernels.subgradient`), and split until it is pruned or holds a single partition.
-    Beam search then goes through the schedules of that partition, pruned by the Lagrangian
-    bound and by dominance. It widens until it is complete, or fills the memory; the smallest
-    bound that it dropped still counts, so the bound is valid whenever the search stops.
-
-    Parameters
-    ----------
-    instance : Instance
-        Its objective must be ``mean_latency`` or ``makespan``.
-    time_limit_s : float
-        For warm start and search together.
-    seed : int
-        Seed of the hash of partial schedules; no answer depends on it.
-    warm_start : bool, Outcome, Result or (Partition, Schedule)
-        First incumbent; True: Hyperion's decision.
-    upper_bound : float
-        Only decisions with an objective below this (in seconds) are looked for. If there is
-        none, the answer is the warm start, and the bound is `upper_bound`.
-    on_improve : callable, optional
-        Called as ``on_improve(objective_s, bound_s, partition, schedule)`` for each new
-        incumbent, the warm start included.
-    on_bound : callable, optional
-        Called as ``on_bound(bound_s)`` for each better bound.
-    memory_bytes : float
-        Memory for the levels of a beam search.
-    disable : sequence of str
-        Parts to switch off, for ablations: ``lagrangian_bound`` (all multipliers stay 0),
-        ``partition_boxes`` (every partition is a box of its own), ``dominance``,
-        ``beam_search`` (CP-SAT decides single partitions).
-    params : JointExactParams, optional
-        Tunable constants.
-
-    Returns
-    -------
-    Outcome
-        Its ``bound_s`` is valid at the time limit, too. `hypsolve.verify` repeats its
-        certificate. There is no certificate if long pauses between arrivals were cut out of the
-        search, if CP-SAT decided partitions, or if the certificate would take more than
-        ``params.max_proof_share`` of `memory_bytes`. The message counts the partitions that
-        each part pruned.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If the objective does not score a schedule, or an option is wrong.
-    """
-    started = time.perf_counter()
-    owner = f"method {METHOD!r}"
-    require_callable(METHOD, on_improve)
-    require_callable(METHOD, on_bound, "on_bound")
-    if upper_bound != math.inf:
-        upper_bound = valid.real(owner, "upper_bound", upper_bound)
-    memory_bytes = valid.real(owner, "memory_bytes", memory_bytes, strict=True)
-    if isinstance(disable, str) or not isinstance(disable, Sequence):
-        raise TypeError(f"{owner}: disable must be a sequence of names, got {disable!r:.60}")
-    for part in disable:
-        valid.known("part", part, PARTS)
-    params = valid.of_type(owner, "params", params or JointExactParams(), JointExactParams)
-    tables = joint_tables(instance, METHOD)
-    warm = warm_decision(instance, tables, METHOD, warm_start, time_limit_s, seed)
-    min_s = idle_bound_s(instance, tables)
-    if math.isinf(min_s):
-        nothing = Certificate(kind="infeasible", value_s=math.inf, bound_s=math.inf)
-        return replace(no_partition(instance), certificate=nothing)
-    completion = None if warm is None else times_in_units(tables, warm)[1][:, -1]
-    tables, last = drop_dominated(tables, instance.objective, completion)
-    search = BranchAndBound(
-        instance, tables, params, seed=seed, memory_bytes=memory_bytes,
-        disable=frozenset(disable), deadline=started + time_limit_s, min_s=min_s,
-        on_improve=on_improve, on_bound=on_bound, horizon=float(last.max()),
-    )  # fmt: skip
-    search.find_incumbent(warm)
-    search.upper = min(search.upper, search.value_of(upper_bound))
-    bound = search.run()
-    outcome = to_joint_outcome(
-        instance, search.incumbent, warm, solver=METHOD,
-        stopped=search.stop_reason(bound, upper_bound),
-        bound_s=proven_s(instance, tables, bound, 0.0), min_s=min_s,
-        statistics=dict(search.counts),
-    )  # fmt: skip
-    outcome = replace(outcome, message=f"{outcome.message}; {search.account()}")
-    if np.ptp(tables.origin_s) > 1e-12 * search.horizon:  # pauses were cut out
-        return outcome
-    return replace(outcome, certificate=search.certificate())
 
 
 @dataclass(slots=True)
@@ -182,7 +72,7 @@ class BranchAndBound:
     number: "itertools.count[int]" = field(default_factory=itertools.count)  # breaks ties
     start: Node | None = None  # the partition of the warm start, worked on before all others
     closed: list[Node] = field(default_factory=list)  # leaves with a bound below the cutoff
-    pruned: list[Node] = field(default_factory=list)  # empty if they take too much memory
+    pruned: list[Node] = field(default_factory=list)  # for the certificate, while they fit
     infeasible: list[PartitionBox] = field(default_factory=list)
     proof_bytes: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -191,7 +81,11 @@ class BranchAndBound:
         self.n_ticks = self.params.min_ticks
 
     def run(self) -> float:
-        """Run the search until the queue is empty or the time is up; return a lower bound."""
+        """Run the search until no node is open or the time is up; return a lower bound.
+
+        Best-first branch and bound (Land and Doig, 1960): select the open node with the
+        smallest bound; prune it, search it if it is a leaf, or branch.
+        """
         self._choose_ticks()
         self._work_on_start()
         for box in self._roots():
@@ -203,7 +97,7 @@ class BranchAndBound:
                 self._prune(node)
             elif node.box.is_single:
                 self._work_on_leaf(node)
-                self._push(node)
+                self._enqueue(node)
             else:
                 for box in node.box.branch():
                     self._add(box, node)
@@ -240,7 +134,7 @@ class BranchAndBound:
         if warm is not None:
             self._accept(warm)
             return
-        arcs = shortest(self.tables)
+        arcs = fastest_partition(self.tables)
         cuts = (
             *(int(self.tables.first[k][a]) for k, a in enumerate(arcs)),
             self.tables.n_blocks,
@@ -252,16 +146,18 @@ class BranchAndBound:
         if width > 0:
             self._search_schedules(node, width)
 
-    def _accept(self, made: Decision) -> None:
+    def _accept(self, decision: Decision) -> None:
         """Make a decision the incumbent if `evaluate` scores it better."""
-        schedule = timed(self.instance, made)
-        objective_s = evaluate(self.instance, made.partition, schedule)
+        schedule = to_schedule(self.instance, decision)
+        objective_s = evaluate(self.instance, decision.partition, schedule)
         if objective_s >= self.incumbent_s:
             return
-        self.incumbent, self.incumbent_s = made, objective_s
+        self.incumbent, self.incumbent_s = decision, objective_s
         self.upper = min(self.upper, self.value_of(objective_s))
         if self.on_improve is not None:
-            tell(self.on_improve, self.instance, made, min(self.reported_s, objective_s))
+            report_decision(
+                self.on_improve, self.instance, decision, min(self.reported_s, objective_s)
+            )
 
     def _bound(self) -> float:
         """Return the lower bound that the open and the closed nodes leave."""
@@ -271,9 +167,11 @@ class BranchAndBound:
         return min(bounds)
 
     def _bound_s(self) -> float:
+        """Return the lower bound on the objective, in seconds."""
         return max(self.min_s, proven_s(self.instance, self.tables, self._bound(), 0.0))
 
     def _report_bound(self) -> None:
+        """Call `on_bound` if the bound is better than the last one reported."""
         bound_s = self._bound_s()
         if bound_s > self.reported_s:
             self.reported_s = bound_s
@@ -284,14 +182,14 @@ class BranchAndBound:
 
     def _choose_ticks(self) -> None:
         """Cut the time into ticks, as long as the incumbent shows that a schedule takes."""
-        if self.incumbent is not None and offers(self.tables, self.incumbent):
-            last = float(times_in_units(self.tables, self.incumbent)[1].max())
+        if self.incumbent is not None and is_tabulated(self.tables, self.incumbent):
+            last = float(table_times(self.tables, self.incumbent)[1].max())
             self.horizon = last * HORIZON_MARGIN
         self.n_ticks = choose_n_ticks(self.tables, self.horizon, self.memory_bytes, self.params)
 
     def _work_on_start(self) -> None:
         """Work on the incumbent's partition first, up to a first search of its schedules."""
-        if self.incumbent is None or not offers(self.tables, self.incumbent):
+        if self.incumbent is None or not is_tabulated(self.tables, self.incumbent):
             return
         cuts = self.incumbent.partition.cuts
         node = self._node(PartitionBox(cuts, cuts), None)
@@ -317,9 +215,10 @@ class BranchAndBound:
         if node is None:
             self.infeasible.append(box)
         else:
-            self._push(node)
+            self._enqueue(node)
 
-    def _push(self, node: Node) -> None:
+    def _enqueue(self, node: Node) -> None:
+        """Queue a node unless it is closed or pruned."""
         if node.is_closed:
             return
         if node.bound >= self.cutoff:
@@ -347,6 +246,7 @@ class BranchAndBound:
             self.pruned.clear()
 
     def _is_proof_kept(self) -> bool:
+        """Return True if the proofs fit into their share of the memory."""
         return self.proof_bytes <= self.memory_bytes * self.params.max_proof_share
 
     def _node(self, box: PartitionBox, parent: Node | None) -> Node | None:
@@ -445,7 +345,7 @@ class BranchAndBound:
             node.bound, node.is_bound_searched = found.bound, True
         if math.isfinite(found.value):
             self._accept(
-                to_decision(self.tables, node.box.low, node.relaxation, found.operations)
+                replay_operations(self.tables, node.box.low, node.relaxation, found.operations)
             )
         return found.is_complete
 
@@ -457,12 +357,12 @@ class BranchAndBound:
         pinned = self.instance.replace(cut_min=cuts, cut_max=cuts)
         start: WarmStart = True
         if self.incumbent is not None and self.incumbent.partition.cuts == node.box.low:
-            start = (self.incumbent.partition, timed(self.instance, self.incumbent))
+            start = (self.incumbent.partition, to_schedule(self.instance, self.incumbent))
         left_s = max(1e-3, self.deadline - time.perf_counter())
         answer = joint_cpsat(pinned, time_limit_s=left_s, seed=self.seed, warm_start=start)
         if answer.partition is not None and answer.schedule is not None:
             self._accept(
-                decision(self.instance, self.tables, answer.partition, answer.schedule)
+                to_decision(self.instance, self.tables, answer.partition, answer.schedule)
             )
         node.bound = max(node.bound, self.value_of(answer.bound_s))
 

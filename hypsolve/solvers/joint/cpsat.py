@@ -1,4 +1,4 @@
-"""Partition and schedule together as a constraint program for OR-Tools' CP-SAT."""
+"""`joint_cpsat`: partition and schedule together, as a constraint program for CP-SAT."""
 
 import math
 import time
@@ -17,12 +17,12 @@ from hypsolve.solvers.backends.loading import load_backend
 from hypsolve.solvers.joint.decision import (
     Decision,
     arcs_of,
+    is_tabulated,
     no_partition,
-    offers,
     proven_s,
+    report_decision,
     starting_order,
-    tell,
-    times_in_units,
+    table_times,
     to_joint_outcome,
     warm_decision,
 )
@@ -32,24 +32,24 @@ from hypsolve.solvers.joint.time_windows import (
     Windows,
     drop_dominated,
     idle_bound_s,
+    min_objective_s,
     require_partition,
-    size_s,
     windows,
 )
 from hypsolve.solvers.outcomes import OnBound, OnImprove, WarmStart, require_callable
 
 METHOD = "joint_cpsat"
-RESOLUTION = 2e-7  # of the least objective: what rounding down may hide on the longest chain
+RESOLUTION = 2e-7  # share of the objective that rounding the longest chain down may hide
 MAX_TICKS = 2.0**56  # sums of completions stay below, far from 2**62
 
 
 class JointCp(NamedTuple):
-    """The formulation. The objective counts `tables.unit_s`; arrivals are part of it."""
+    """The model and its variables. The objective is in `tables.unit_s`, arrivals included."""
 
     model: Any  # cp_model.CpModel
     tables: JointTables
-    use: list[list[Any]]  # [tier][arc]: the tier's stage
-    on: dict[tuple[int, int], Any]  # [request, node]: who serves the request on its tier
+    use: list[list[Any]]  # [tier][arc]: the tier has this stage
+    on: dict[tuple[int, int], Any]  # [request, node]: the node serves the request
     start: list[list[Any]]  # [request][tier]
     end: list[list[Any]]
 
@@ -64,22 +64,23 @@ def joint_cpsat(
     on_improve: OnImprove | None = None,
     on_bound: OnBound | None = None,
 ) -> Outcome:
-    """Decide partition and schedule together, exactly, by CP-SAT.
+    """Decide partition and schedule together, exactly, by OR-Tools' CP-SAT.
 
-    One literal per tier and stage, one optional interval per request and node. Times are
-    counted in ticks of 2**-q s: arrivals, transfers and each summed stage duration are rounded
-    down, so that the bound holds for the true ones; the schedule found is timed with those.
+    The model has one literal per tier and arc, and one optional interval per request and node.
+    Times are whole ticks of 2**-q s. Arrivals, transfers and service times are rounded down,
+    so the bound holds for the exact times; the schedule found is scheduled again with those.
+    `joint_milp` states the same rules, each in a function of the same name.
 
     Parameters
     ----------
     instance : Instance
         Its objective must be ``mean_latency`` or ``makespan``.
     time_limit_s : float
-        For warm start and solver together; building the model comes on top.
+        For warm start and solver together; building the model is not counted.
     seed : int
         CP-SAT's ``random_seed``.
     warm_start : bool, Outcome, Result or (Partition, Schedule)
-        Decision to start from; True: Hyperion's.
+        Decision to start from; True: Hyperion's decision.
     workers : int
         Threads, at most 10000.
     on_improve : callable, optional
@@ -91,7 +92,7 @@ def joint_cpsat(
     Returns
     -------
     Outcome
-        With a valid ``bound_s`` also at the time limit.
+        Its ``bound_s`` is valid at the time limit, too.
     """
     require_callable(METHOD, on_improve)
     require_callable(METHOD, on_bound, "on_bound")
@@ -105,14 +106,14 @@ def joint_cpsat(
         return no_partition(instance)
     started = time.perf_counter()
     formulation = build(instance, warm)
-    if warm is not None and offers(formulation.tables, warm):
+    if warm is not None and is_tabulated(formulation.tables, warm):
         _add_hint(formulation, warm)
     build_s = time.perf_counter() - started
 
     def report(callback: Any) -> None:
-        made = _decision(formulation, callback.value)
+        decision = _decision(formulation, callback.value)
         assert on_improve is not None
-        tell(on_improve, instance, made, bound_of(callback.best_objective_bound))
+        report_decision(on_improve, instance, decision, bound_of(callback.best_objective_bound))
 
     def bound_of(value: float) -> float:
         return max(min_s, proven_s(instance, formulation.tables, value, 0.0))
@@ -122,12 +123,12 @@ def joint_cpsat(
     code, copy_s = run(
         solver, formulation.model, left_s, None if on_improve is None else report
     )
-    found = None
+    solved = None
     if solver.status_name(code) in ("OPTIMAL", "FEASIBLE"):
-        found = _decision(formulation, solver.value)
+        solved = _decision(formulation, solver.value)
     return to_joint_outcome(
         instance,
-        found,
+        solved,
         warm,
         solver="CP-SAT",
         stopped=stopped(solver, code),
@@ -154,22 +155,22 @@ def _decision(formulation: JointCp, value: Any) -> Decision:
 
 
 def _tick_s(tables: JointTables, objective: Objective, last: Array) -> float:
-    """Seconds of a tick: a power of two, fine for the objective unless sums get too long."""
+    """Return the seconds of a tick: a power of two, fine unless sums would get too large."""
     steps = 2 * tables.n_tiers * tables.n_requests
-    fine = size_s(tables, objective) * RESOLUTION / steps
+    fine = min_objective_s(tables, objective) * RESOLUTION / steps
     n_terms = max(tables.n_requests, max(map(len, tables.first)))
     coarse = float(last.max()) * n_terms / MAX_TICKS
     return 2.0 ** math.ceil(math.log2(max(fine, coarse, 2.0**-900)))
 
 
 def build(instance: Instance, warm: Decision | None = None) -> JointCp:
-    """Build the formulation; with a decision, only what is at least as good stays feasible."""
+    """Build the model; with a warm start, only decisions at least as good are feasible."""
     cp_model = load_backend(METHOD, "ortools.sat.python.cp_model", PACKAGE)
     tables = joint_tables(instance, METHOD)
     require_partition(windows(tables), METHOD)
-    incumbent = None if warm is None else times_in_units(tables, warm)[1][:, -1]
+    incumbent = None if warm is None else table_times(tables, warm)[1][:, -1]
     tables, last = drop_dominated(tables, instance.objective, incumbent)
-    tables = tables.in_units(_tick_s(tables, instance.objective, last)).rounded_down(1.0)
+    tables = tables.scale(_tick_s(tables, instance.objective, last)).rounded_down(1.0)
     last = np.floor(last / tables.unit_s * (1 + SLACK)) + 1
     window = windows(tables)
     model = cp_model.CpModel()
@@ -186,7 +187,7 @@ def build(instance: Instance, warm: Decision | None = None) -> JointCp:
 
 
 def _add_cuts(model: Any, tables: JointTables) -> list[list[Any]]:
-    """One stage per tier, each from the cut where the one before ended."""
+    """Use one arc per tier, from the cut where the arc of the tier before ends."""
     use = [
         [
             model.new_bool_var(f"use_{k}_{i}_{j}")
@@ -207,7 +208,7 @@ def _add_cuts(model: Any, tables: JointTables) -> list[list[Any]]:
 def _add_release(
     model: Any, tables: JointTables, window: Windows, last: Array
 ) -> tuple[list[list[Any]], list[list[Any]]]:
-    """Start and end of each request's stages, not before it can have come that far."""
+    """Start and end each stage within the time window of the request."""
     start, end = [], []
     for r in range(tables.n_requests):
         spans = [
@@ -228,7 +229,10 @@ def _add_assignment(
     start: list[list[Any]],
     end: list[list[Any]],
 ) -> tuple[dict[tuple[int, int], Any], dict[int, list[Any]]]:
-    """One node that can hold the stage, unless it is empty, for as long as that node takes."""
+    """Assign each request to one node that can hold the stage, for its service time there.
+
+    An empty stage has no node.
+    """
     on: dict[tuple[int, int], Any] = {}
     intervals: dict[int, list[Any]] = {}
     took: dict[tuple[int, int], Any] = {}
@@ -261,9 +265,9 @@ def _add_assignment(
 
 
 def _table_var(model: Any, use: list[Any], values: Array, name: str) -> Any:
-    """Integer of at least the value of the arc in use (0 where that is infinite).
+    """Return an integer variable of at least the value of the arc in use (0 for inf).
 
-    Not equal to it: longer helps nobody, and CP-SAT would encode every value by a literal.
+    An equation would make CP-SAT encode every value by a literal; longer times never help.
     """
     ticks = [int(v) if math.isfinite(v) else 0 for v in values]
     variable = model.new_int_var(min(ticks), max(ticks), name)
@@ -279,7 +283,7 @@ def _add_precedence(
     start: list[list[Any]],
     end: list[list[Any]],
 ) -> None:
-    """A stage starts when the one before has ended and its output has crossed the link."""
+    """Start a stage after the stage before has ended and its output is transferred."""
     for k in range(tables.n_tiers - 1):
         crossing = [
             _table_var(model, use[k], row[tables.end[k]], f"transfer_{k}_{r}")
@@ -291,25 +295,28 @@ def _add_precedence(
 
 
 def _add_no_overlap(model: Any, intervals: dict[int, list[Any]]) -> None:
-    """A node serves one request at a time."""
+    """Let a node serve one request at a time."""
     for runs in intervals.values():
         model.add_no_overlap(runs)
 
 
 def _add_symmetry(model: Any, tables: JointTables, on: dict[tuple[int, int], Any]) -> None:
-    """Of identical nodes, one is used only after the one before it (by request number)."""
+    """Break the symmetry of identical nodes.
+
+    A request uses a node only if a request with a smaller number uses the node before it.
+    """
     for n, twin in tables.twins():
         for r in range(tables.n_requests):
             model.add_bool_or([*(on[q, n] for q in range(r)), on[r, twin].negated()])
 
 
 def _add_latency(model: Any, end: list[list[Any]], window: Windows, last: Array) -> None:
-    """Minimise the sum of the completions."""
+    """Minimise the sum of the completions, for the mean latency."""
     model.minimize(sum(stages[-1] for stages in end))
 
 
 def _add_makespan(model: Any, end: list[list[Any]], window: Windows, last: Array) -> None:
-    """Minimise the last completion."""
+    """Minimise the last completion, the makespan."""
     makespan = model.new_int_var(int(window.min_completion.max()), int(last.max()), "makespan")
     for stages in end:
         model.add(makespan >= stages[-1])
@@ -317,7 +324,7 @@ def _add_makespan(model: Any, end: list[list[Any]], window: Windows, last: Array
 
 
 def _add_hint(formulation: JointCp, warm: Decision) -> None:
-    """Start from a decision; every variable it fixes is a hint."""
+    """Hint a decision to the solver: a value for every variable that it fixes."""
     model, tables, use, on, start, end = formulation
     arcs = arcs_of(tables, warm.partition)
     for k, literals in enumerate(use):
@@ -325,6 +332,6 @@ def _add_hint(formulation: JointCp, warm: Decision) -> None:
             model.add_hint(literal, a == arcs[k])
     for (r, n), literal in on.items():
         model.add_hint(literal, bool(warm.node[r, tables.node_tier[n]] == n))
-    for variables, times in zip((start, end), times_in_units(tables, warm), strict=True):
+    for variables, times in zip((start, end), table_times(tables, warm), strict=True):
         for r, k in np.ndindex(times.shape):
             model.add_hint(variables[r][k], int(times[r, k]))

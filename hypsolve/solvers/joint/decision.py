@@ -1,4 +1,4 @@
-"""Decisions without times, their schedules, and the outcome of a joint solver."""
+"""Decisions without times, their schedules, and the outcome of a joint method."""
 
 import math
 from functools import partial
@@ -24,17 +24,17 @@ from hypsolve.solvers.outcomes import (
 
 
 class Decision(NamedTuple):
-    """A decision without its times: they follow."""
+    """A partition and a schedule without its times, which follow from the orders."""
 
     partition: Partition
-    node: IntArray  # (n_requests, n_tiers), counted over all tiers; -1 on an empty stage
-    order: IntArray  # (n_tiers, n_requests), requests as their stages start
+    node: IntArray  # (n_requests, n_tiers), counted over all tiers; -1: empty stage
+    order: IntArray  # (n_tiers, n_requests), requests in the order of their starts
 
 
-def decision(
+def to_decision(
     instance: Instance, tables: JointTables, partition: Partition, schedule: Schedule
 ) -> Decision:
-    """Forget a schedule's times; rename identical nodes in the order of their first request."""
+    """Drop the times of a schedule, and number identical nodes by their first request."""
     firsts = np.searchsorted(instance.node_tier, np.arange(instance.n_tiers))
     node = np.where(schedule.node >= 0, schedule.node + firsts, -1)
     name: dict[int, int] = {}
@@ -47,17 +47,26 @@ def decision(
 
 
 def starting_order(start: Array, end: Array) -> IntArray:
-    """Requests of each tier as they start, shape (n_tiers, n_requests)."""
+    """Return the requests of each tier in the order of their starts, (n_tiers, n_requests)."""
     return np.lexsort((end.T, start.T), axis=-1)
 
 
-def earliest(
+def earliest_times(
     release: Array, service: Array, transfer: Array, node: IntArray, order: IntArray
 ) -> tuple[Array, Array]:
-    """Start and end each stage as early as its node's order allows, each (n_requests, n_tiers).
+    """Start and end each stage as early as the order on its node allows.
 
-    `service` has that shape too, `transfer` one column less; an empty stage serves 0 on node
-    -1.
+    Parameters
+    ----------
+    release : ndarray, shape (n_requests,)
+    service, node : ndarray, shape (n_requests, n_tiers)
+        An empty stage has node -1 and service 0.
+    transfer : ndarray, shape (n_requests, n_tiers - 1)
+    order : ndarray, shape (n_tiers, n_requests)
+
+    Returns
+    -------
+    start, end : ndarray, shape (n_requests, n_tiers)
     """
     start, end = np.empty(service.shape), np.empty(service.shape)
     ready = release.astype(np.float64)
@@ -73,7 +82,7 @@ def earliest(
 
 
 def arcs_of(tables: JointTables, partition: Partition) -> list[int]:
-    """Arc of each tier that the partition uses."""
+    """Return the arc of each tier that the partition uses."""
     cuts = partition.cuts
     return [
         int(np.flatnonzero((tables.first[k] == cuts[k]) & (tables.end[k] == cuts[k + 1]))[0])
@@ -81,54 +90,56 @@ def arcs_of(tables: JointTables, partition: Partition) -> list[int]:
     ]
 
 
-def offers(tables: JointTables, made: Decision) -> bool:
-    """Whether the tables still have the decision's stages and nodes."""
+def is_tabulated(tables: JointTables, decision: Decision) -> bool:
+    """Return True if the tables still have the stages and nodes of a decision."""
     for k, arcs in enumerate(zip(tables.first, tables.end, strict=True)):
-        at = [i for i, arc in enumerate(zip(*arcs, strict=True)) if arc == _stage(made, k)]
+        at = [i for i, arc in enumerate(zip(*arcs, strict=True)) if arc == _stage(decision, k)]
         if not at:
             return False
-        for r, n in enumerate(made.node[:, k].tolist()):
+        for r, n in enumerate(decision.node[:, k].tolist()):
             table = tables.service[tables.group[n]]
             if n >= 0 and math.isinf(table[tables.row(table, r), at[0]]):
                 return False
     return True
 
 
-def _stage(made: Decision, tier: int) -> tuple[int, int]:
-    return made.partition.cuts[tier], made.partition.cuts[tier + 1]
+def _stage(decision: Decision, tier: int) -> tuple[int, int]:
+    return decision.partition.cuts[tier], decision.partition.cuts[tier + 1]
 
 
-def times_in_units(tables: JointTables, made: Decision) -> tuple[Array, Array]:
-    """Start and end of every stage in the tables' unit, by the tables' own durations."""
-    arcs = arcs_of(tables, made.partition)
-    service = np.zeros(made.node.shape)
-    for (r, k), n in np.ndenumerate(made.node):
+def table_times(tables: JointTables, decision: Decision) -> tuple[Array, Array]:
+    """Return start and end of every stage by the durations of the tables, in their unit."""
+    arcs = arcs_of(tables, decision.partition)
+    service = np.zeros(decision.node.shape)
+    for (r, k), n in np.ndenumerate(decision.node):
         if n >= 0:
             table = tables.service[tables.group[n]]
             service[r, k] = table[tables.row(table, r), arcs[k]]
-    cuts = list(made.partition.cuts[1:-1])
+    cuts = list(decision.partition.cuts[1:-1])
     transfer = tables.transfer[:, np.arange(tables.n_tiers - 1), cuts]
     transfer = np.broadcast_to(transfer, (tables.n_requests, tables.n_tiers - 1))
-    return earliest(tables.release, service, transfer, made.node, made.order)
+    return earliest_times(tables.release, service, transfer, decision.node, decision.order)
 
 
-def timed(instance: Instance, made: Decision) -> Schedule:
-    """Schedule with the true durations, as early as each node's order allows."""
-    shape = made.node.shape
-    classes = instance.node_class[np.maximum(made.node, 0)]
+def to_schedule(instance: Instance, decision: Decision) -> Schedule:
+    """Schedule a decision with exact durations, as early as the orders allow."""
+    shape = decision.node.shape
+    classes = instance.node_class[np.maximum(decision.node, 0)]
     service = np.broadcast_to(
-        evaluation.service_s(instance, made.partition), (*shape, instance.n_classes)
+        evaluation.service_s(instance, decision.partition), (*shape, instance.n_classes)
     )
     service_s = np.take_along_axis(service, classes[:, :, None], axis=2)[:, :, 0]
-    used = made.node >= 0
+    used = decision.node >= 0
     service_s = np.where(used, service_s, 0.0)
     transfer_s = np.broadcast_to(
-        evaluation.transfer_s(instance, made.partition), (shape[0], shape[1] - 1)
+        evaluation.transfer_s(instance, decision.partition), (shape[0], shape[1] - 1)
     )
-    start_s, end_s = earliest(instance.arrival_s, service_s, transfer_s, made.node, made.order)
+    start_s, end_s = earliest_times(
+        instance.arrival_s, service_s, transfer_s, decision.node, decision.order
+    )
     firsts = np.searchsorted(instance.node_tier, np.arange(instance.n_tiers))
     return Schedule(
-        np.where(used, made.node - firsts, -1),
+        np.where(used, decision.node - firsts, -1),
         np.where(used, start_s, np.nan),
         np.where(used, end_s, np.nan),
     )
@@ -142,18 +153,18 @@ def warm_decision(
     time_limit_s: float,
     seed: int,
 ) -> Decision | None:
-    """Decision to start from: none, Hyperion's own answer or the caller's."""
+    """Return the decision to start from: Hyperion's, the caller's, or None."""
     own = partial(hyperion, instance, time_limit_s=time_limit_s, seed=seed)
     partition, schedule = given_start(instance, method, warm_start, own)
     if partition is None or schedule is None:
         return None
-    return decision(instance, tables, partition, schedule)
+    return to_decision(instance, tables, partition, schedule)
 
 
 def proven_s(
     instance: Instance, tables: JointTables, value: float, relative_error: float
 ) -> float:
-    """Seconds from a proven bound in the tables' unit, less what arithmetic may add."""
+    """Convert a proven bound to seconds, less what rounding may have added to it."""
     if not math.isfinite(value):
         return 0.0
     bound_s = tables.objective_s(value, instance.objective, instance.arrival_s)
@@ -161,20 +172,22 @@ def proven_s(
 
 
 def rounding_s(instance: Instance, bound_s: float) -> float:
-    """What rounding may take from a latency: late arrivals leave few digits for it."""
-    n_sums = instance.n_tiers * (instance.n_requests + 2)  # on the longest chain of work
+    """Bound the rounding error of a latency: late arrivals leave it few digits."""
+    n_sums = instance.n_tiers * (instance.n_requests + 2)  # on the longest chain of operations
     return RELATIVE_ERROR * abs(bound_s) + n_sums * 2.0**-52 * float(instance.arrival_s.max())
 
 
-def tell(on_improve: OnImprove, instance: Instance, made: Decision, bound_s: float) -> None:
-    """Report a decision that a solver found on its way, timed and scored by definition."""
-    schedule = timed(instance, made)
-    objective_s = evaluation.evaluate(instance, made.partition, schedule)
-    on_improve(objective_s, bound_s, made.partition, schedule)
+def report_decision(
+    on_improve: OnImprove, instance: Instance, decision: Decision, bound_s: float
+) -> None:
+    """Report a new incumbent, scheduled and scored by `evaluate`."""
+    schedule = to_schedule(instance, decision)
+    objective_s = evaluation.evaluate(instance, decision.partition, schedule)
+    on_improve(objective_s, bound_s, decision.partition, schedule)
 
 
 def no_partition(instance: Instance) -> Outcome:
-    """Outcome where not even one request by itself has a path: no solver is asked."""
+    """Return the outcome if not even a single request has a path; no solver is needed."""
     return to_outcome(
         instance,
         None,
@@ -187,23 +200,30 @@ def no_partition(instance: Instance) -> Outcome:
 
 def to_joint_outcome(
     instance: Instance,
-    found: Decision | None,
+    solved: Decision | None,
     warm: Decision | None,
     *,
     claimed_s: float | None = None,
     **answer: Any,
 ) -> Outcome:
-    """Outcome of the better of the solver's decision and the one it started from.
+    """Return the outcome with the better of the solver's decision and the warm start.
 
-    `claimed_s`: the solver's own value of `found`. The rest as `conclude` takes it.
+    Parameters
+    ----------
+    instance : Instance
+    solved, warm : Decision or None
+    claimed_s : float, optional
+        Objective of `solved` by the solver's own account.
+    **answer
+        As for `hypsolve.solvers.outcomes.to_outcome`.
     """
     best: tuple[Partition | None, Schedule | None] = (None, None)
     best_s = math.inf
-    for made in (found, warm):
-        if made is not None:
-            schedule = timed(instance, made)
-            objective_s = evaluation.evaluate(instance, made.partition, schedule)
+    for decision in (solved, warm):
+        if decision is not None:
+            schedule = to_schedule(instance, decision)
+            objective_s = evaluation.evaluate(instance, decision.partition, schedule)
             if objective_s < best_s:
-                best, best_s = (made.partition, schedule), objective_s
-                claimed_s = claimed_s if made is found else None
+                best, best_s = (decision.partition, schedule), objective_s
+                claimed_s = claimed_s if decision is solved else None
     return to_outcome(instance, *best, claimed_s=claimed_s, **answer)

@@ -20,10 +20,10 @@ class AscentParams:
     trial_evaluations : int
         Evaluations from each of several starts, before the best start goes on.
     stalled_evaluations : int
-        Evaluations of a restart, in place of `evaluations`.
+        Evaluations after an ascent has stalled, in place of `evaluations`.
     first_step, refined_step, min_step : float
-        Polyak step length of a first level, of a start from known multipliers, and the length
-        at which an ascent ends.
+        Polyak step length of the first level (and of a restart at 0), of a start from known
+        multipliers, and the length at which an ascent ends.
     subgradient_weight : float
         Weight of the latest subgradient in the direction, in (0, 1].
     patience : int
@@ -31,10 +31,12 @@ class AscentParams:
     step_shrink : float
         Factor of the step length then, in (0, 1).
     restart_scales : tuple of float
-        Factors of the multipliers in restarts after the finest level: at the best multipliers,
-        hardly a step gains anything. The ascent of a partition ends after the last one.
+        Factors of the best multipliers where the next ascent starts; at the best multipliers
+        themselves, hardly a step gains anything. The first factor holds until an ascent of the
+        finest level stalls, then the second, and so on. A partition is given up after the last.
     min_gain : float
-        Part of the gap that a restart must close; less counts as stalled.
+        Part of the gap to the incumbent that an ascent of the finest level must close, or it
+        counts as stalled.
     min_window_ticks : int
         Width of the narrowest window.
     window_margin : float
@@ -94,7 +96,7 @@ class HyperionPlusParams:
     max_partitions : int
         Partitions that are scheduled in the order of their bounds.
     max_boxes : int
-        Partition boxes that are bounded for it.
+        Partition boxes that are bounded to find these partitions.
     first_leads, leads : tuple of float
         Leads (see `ScheduleSearch`) tried for all stages of every partition, and stage by stage
         for the finalists.

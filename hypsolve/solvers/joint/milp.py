@@ -1,4 +1,4 @@
-"""Partition and schedule together as a MILP in PuLP, solved by HiGHS or CBC."""
+"""`joint_milp`: partition and schedule together, as a MILP in PuLP for HiGHS or CBC."""
 
 import math
 import time
@@ -18,11 +18,11 @@ from hypsolve.solvers.backends.pulp import SOLVERS, size, solve_pulp
 from hypsolve.solvers.joint.decision import (
     Decision,
     arcs_of,
+    is_tabulated,
     no_partition,
-    offers,
     proven_s,
-    tell,
-    times_in_units,
+    report_decision,
+    table_times,
     to_joint_outcome,
     warm_decision,
 )
@@ -32,8 +32,8 @@ from hypsolve.solvers.joint.time_windows import (
     Windows,
     drop_dominated,
     idle_bound_s,
+    min_objective_s,
     require_partition,
-    size_s,
     windows,
 )
 from hypsolve.solvers.outcomes import OnImprove, WarmStart, require_callable
@@ -43,14 +43,14 @@ METHOD = "joint_milp"
 
 
 class JointMilp(NamedTuple):
-    """The formulation. The objective counts `tables.unit_s`; arrivals are part of it."""
+    """The model and its variables. The objective is in `tables.unit_s`, arrivals included."""
 
     problem: Any  # pulp.LpProblem
     tables: JointTables
-    use: list[list[Any]]  # [tier][arc]: the tier's stage
-    on: dict[tuple[int, int], Any]  # [request, node]: who serves the request on its tier
-    before: dict[tuple[int, int, int], Any]  # [request, other, tier]: who goes first
-    apart: list[tuple[int, int, int]]  # the same where the one is done before the other comes
+    use: list[list[Any]]  # [tier][arc]: the tier has this stage
+    on: dict[tuple[int, int], Any]  # [request, node]: the node serves the request
+    before: dict[tuple[int, int, int], Any]  # [request, other, tier]: request ends first
+    apart: list[tuple[int, int, int]]  # known: request ends before other can start
     start: list[list[Any]]  # [request][tier]
     end: list[list[Any]]
 
@@ -64,38 +64,39 @@ def joint_milp(
     warm_start: WarmStart = True,
     on_improve: OnImprove | None = None,
 ) -> Outcome:
-    """Decide partition and schedule together, exactly: a MILP, through PuLP (one thread).
+    """Decide partition and schedule together, exactly, by a MILP through PuLP (one thread).
 
-    One binary per tier and stage, per request and node, and two per tier and pair of requests
-    that can be there at the same time: who goes first where they share a node. Each big-M is
-    the least that the requests' windows allow.
+    The model has one binary per tier and arc, and one per request and node. Two requests that
+    can be on a tier at the same time have two more, for their order on a shared node. Each
+    big-M is the smallest that the time windows of the requests allow. `joint_cpsat` states the
+    same rules, each in a function of the same name.
 
     Parameters
     ----------
     instance : Instance
         Its objective must be ``mean_latency`` or ``makespan``.
     time_limit_s : float
-        For warm start and solver together; building the model comes on top.
+        For warm start and solver together; building the model is not counted.
     seed : int
         The solver's random seed.
     backend : str
         ``highs`` or ``cbc``.
     warm_start : bool, Outcome, Result or (Partition, Schedule)
-        Decision to start from; True: Hyperion's.
+        Decision to start from; True: Hyperion's decision.
     on_improve : callable, optional
-        HiGHS only: called as ``on_improve(objective_s, bound_s, partition, schedule)`` for each
+        HiGHS only. Called as ``on_improve(objective_s, bound_s, partition, schedule)`` for each
         better decision.
 
     Returns
     -------
     Outcome
-        With a valid ``bound_s`` also at the time limit.
+        Its ``bound_s`` is valid at the time limit, too.
 
     Raises
     ------
     ValueError, TypeError
-        If the objective is not one of a schedule, the backend is unknown or cannot be imported,
-        an option is wrong, or CBC is given `on_improve`.
+        If the objective does not score a schedule, the backend is unknown or cannot be
+        imported, an option is wrong, or CBC is given `on_improve`.
     """
     valid.known("backend", backend, tuple(SOLVERS))
     require_callable(METHOD, on_improve)
@@ -111,16 +112,16 @@ def joint_milp(
         return no_partition(instance)
     started = time.perf_counter()
     formulation = build(instance, warm)
-    hinted = warm is not None and offers(formulation.tables, warm)
+    hinted = warm is not None and is_tabulated(formulation.tables, warm)
     if warm is not None and hinted:
         _add_hint(formulation, warm)
     build_s = time.perf_counter() - started
 
     def report(columns: Any, bound: float) -> None:
-        made = _decision(formulation, lambda variable: columns[variable.index])
+        decision = _decision(formulation, lambda variable: columns[variable.index])
         proven = proven_s(instance, formulation.tables, bound, MIP_ERROR)
         assert on_improve is not None
-        tell(on_improve, instance, made, max(min_s, proven))
+        report_decision(on_improve, instance, decision, max(min_s, proven))
 
     answer = solve_pulp(
         formulation.problem,
@@ -131,13 +132,13 @@ def joint_milp(
         warm_start=hinted,
         on_solution=None if on_improve is None else report,
     )
-    found = _decision(formulation, lambda variable: variable.value()) if answer.found else None
+    solved = _decision(formulation, lambda variable: variable.value()) if answer.found else None
     proven = proven_s(instance, formulation.tables, answer.bound, MIP_ERROR)
-    # there is a decision: each request by itself has one
+    # infeasibility is always false here: each request by itself has a feasible path
     false_claim = "with a false claim of infeasibility"
     return to_joint_outcome(
         instance,
-        found,
+        solved,
         warm,
         solver=SOLVERS[backend],
         stopped=false_claim if answer.infeasible else answer.stopped,
@@ -159,8 +160,10 @@ def _decision(formulation: JointMilp, value: Any) -> Decision:
     for (r, n), variable in formulation.on.items():
         if value(variable) > 0.5:
             node[r, tables.node_tier[n]] = n
-    # not by the start times: tolerances may swap a stage of no length with the one beside it
-    ahead = np.zeros((tables.n_tiers, tables.n_requests))  # of the requests on the same node
+    # not by start times: tolerances may swap a stage of zero length with its neighbour
+    ahead = np.zeros(
+        (tables.n_tiers, tables.n_requests)
+    )  # number of requests before it on its node
     for (p, q, k), variable in formulation.before.items():
         if value(variable) > 0.5 and node[p, k] == node[q, k]:
             ahead[k, q] += 1
@@ -170,14 +173,14 @@ def _decision(formulation: JointMilp, value: Any) -> Decision:
 
 
 def build(instance: Instance, warm: Decision | None = None) -> JointMilp:
-    """Build the formulation; with a decision, only what is at least as good stays feasible."""
+    """Build the model; with a warm start, only decisions at least as good are feasible."""
     pulp = load_backend(METHOD, "pulp", "pulp>=3.3,<4")
     tables = joint_tables(instance, METHOD)
     require_partition(windows(tables), METHOD)
-    incumbent = None if warm is None else times_in_units(tables, warm)[1][:, -1]
+    incumbent = None if warm is None else table_times(tables, warm)[1][:, -1]
     tables, last = drop_dominated(tables, instance.objective, incumbent)
-    unit_s = mip_unit_s(size_s(tables, instance.objective))
-    tables = tables.in_units(unit_s).rounded_down(MIP_STEP)
+    unit_s = mip_unit_s(min_objective_s(tables, instance.objective))
+    tables = tables.scale(unit_s).rounded_down(MIP_STEP)
     last = last / tables.unit_s * (1 + SLACK)
     window = windows(tables)
     problem = pulp.LpProblem(f"joint_{instance.objective}")
@@ -199,7 +202,7 @@ def _sum(terms: Any) -> Any:
 
 
 def _add_cuts(problem: Any, tables: JointTables) -> list[list[Any]]:
-    """One stage per tier, each from the cut where the one before ended."""
+    """Use one arc per tier, from the cut where the arc of the tier before ends."""
     use = [
         [
             problem.add_variable(f"use_{k}_{i}_{j}", cat="Binary")
@@ -221,7 +224,7 @@ def _add_cuts(problem: Any, tables: JointTables) -> list[list[Any]]:
 def _add_release(
     problem: Any, tables: JointTables, window: Windows, last: Array
 ) -> tuple[list[list[Any]], list[list[Any]]]:
-    """Start and end of each request's stages, not before it can have come that far."""
+    """Start and end each stage within the time window of the request."""
     start: list[list[Any]] = []
     end: list[list[Any]] = []
     for r in range(tables.n_requests):
@@ -243,7 +246,10 @@ def _add_assignment(
     start: list[list[Any]],
     end: list[list[Any]],
 ) -> dict[tuple[int, int], Any]:
-    """One node that can hold the stage, unless it is empty, for as long as that node takes."""
+    """Assign each request to one node that can hold the stage, for its service time there.
+
+    An empty stage has no node.
+    """
     on: dict[tuple[int, int], Any] = {}
     for k in range(tables.n_tiers):
         fastest = tables.fastest(k)
@@ -263,7 +269,7 @@ def _add_assignment(
                     fits = [(use[k][a], 1.0) for a in np.flatnonzero(misfit)]
                     problem.addConstraint(_sum([(on[r, n], 1.0), *fits]) <= 1, f"fit_{r}_{n}")
                 service = np.where(misfit, least, row)
-                big = float((service - least).max())  # more than that no other node undercuts
+                big = float((service - least).max())  # no other node is faster by more
                 if big > 0:
                     own = [(v, -t) for v, t in zip(use[k], service.tolist(), strict=True)]
                     rule = _sum([*took, *own, (on[r, n], -big)]) >= -big
@@ -279,7 +285,7 @@ def _add_precedence(
     start: list[list[Any]],
     end: list[list[Any]],
 ) -> None:
-    """A stage starts when the one before has ended and its output has crossed the link."""
+    """Start a stage after the stage before has ended and its output is transferred."""
     for k in range(tables.n_tiers - 1):
         for r in range(tables.n_requests):
             row = tables.transfer[tables.row(tables.transfer, r), k][tables.end[k]]
@@ -295,7 +301,7 @@ def _add_no_overlap(
     start: list[list[Any]],
     end: list[list[Any]],
 ) -> tuple[dict[tuple[int, int, int], Any], list[tuple[int, int, int]]]:
-    """A node serves one request at a time: of two that share it, one ends before the other."""
+    """Let a node serve one request at a time: one of two ends before the other starts."""
     before: dict[tuple[int, int, int], Any] = {}
     apart = []
     for k in range(tables.n_tiers):
@@ -322,7 +328,10 @@ def _add_no_overlap(
 
 
 def _add_symmetry(problem: Any, tables: JointTables, on: dict[tuple[int, int], Any]) -> None:
-    """Of identical nodes, one is used only after the one before it (by request number)."""
+    """Break the symmetry of identical nodes.
+
+    A request uses a node only if a request with a smaller number uses the node before it.
+    """
     for n, twin in tables.twins():
         for r in range(tables.n_requests):
             first = _sum([*((on[q, n], 1.0) for q in range(r)), (on[r, twin], -1.0)])
@@ -330,12 +339,12 @@ def _add_symmetry(problem: Any, tables: JointTables, on: dict[tuple[int, int], A
 
 
 def _add_latency(problem: Any, end: list[list[Any]], window: Windows, last: Array) -> None:
-    """Minimise the sum of the completions."""
+    """Minimise the sum of the completions, for the mean latency."""
     problem += _sum((stages[-1], 1.0) for stages in end)
 
 
 def _add_makespan(problem: Any, end: list[list[Any]], window: Windows, last: Array) -> None:
-    """Minimise the last completion."""
+    """Minimise the last completion, the makespan."""
     makespan = problem.add_variable(
         "makespan", float(window.min_completion.max()), float(last.max())
     )
@@ -345,10 +354,10 @@ def _add_makespan(problem: Any, end: list[list[Any]], window: Windows, last: Arr
 
 
 def _add_hint(formulation: JointMilp, warm: Decision) -> None:
-    """Start from a decision, with a value for every variable."""
+    """Hint a decision to the solver: a value for every variable."""
     problem, tables, use, on, before, _, start, end = formulation
     arcs = arcs_of(tables, warm.partition)
-    starts, ends = times_in_units(tables, warm)
+    starts, ends = table_times(tables, warm)
     for k, variables in enumerate(use):
         for a, variable in enumerate(variables):
             variable.setInitialValue(int(a == arcs[k]))

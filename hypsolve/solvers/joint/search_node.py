@@ -9,7 +9,7 @@ from hypsolve.solvers.joint.partition_boxes import BoxRelaxation, PartitionBox
 
 
 class LeafPhase(Enum):
-    """What is tried next on a leaf, a box that holds a single partition."""
+    """The next step on a leaf, a box that holds a single partition."""
 
     ROUGH_ASCENT = auto()  # subgradient ascent with the ticks of boxes
     FINE_ASCENT = auto()  # with fine ticks
@@ -20,8 +20,9 @@ class LeafPhase(Enum):
 class Node:
     """A partition box in the search tree, with its lower bound and the proof of the bound.
 
-    `bound` is proven by `proof`, unless `is_bound_searched`: then a complete enumeration of the
-    schedules proves it, with the help of the multipliers `fine`.
+    The multipliers `proof` prove `bound`, unless `is_bound_searched`: then it comes from a
+    search of the schedules, and a certificate asks for their enumeration, with the multipliers
+    `fine`.
     """
 
     box: PartitionBox

@@ -1,4 +1,4 @@
-"""What the joint formulations share: tables, decisions, and how to time and score an answer."""
+"""The joint problem as tables: arcs of cuts, service times, transfers and releases."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -17,11 +17,11 @@ from hypsolve.solvers.partition.stage_tables import feasible_stages, node_groups
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JointTables:
-    """A joint problem in one unit of time, counted from each request's origin.
+    """A joint problem in one unit of time, counted from an origin for each request.
 
-    Tier k chooses one of its arcs, the stage ``first[k][a]:end[k][a]``. Nodes are counted over
-    all tiers; identical nodes of a tier share a group. Tables that are the same for every
-    request have one row.
+    Tier k chooses one arc a, which is the stage ``first[k][a]:end[k][a]``. Nodes are counted
+    over all tiers. Identical nodes of a tier form a group. A table has one row if its values do
+    not depend on the request.
     """
 
     first: list[IntArray]  # per tier, (n_arcs,)
@@ -32,7 +32,7 @@ class JointTables:
     service: list[Array]  # per group, (n_requests or 1, n_arcs); inf: does not fit
     transfer: Array  # (n_requests or 1, n_tiers - 1, n_blocks + 1)
     release: Array  # (n_requests,)
-    origin_s: Array  # (n_requests,), where the unit's 0 is, for each request
+    origin_s: Array  # (n_requests,), the time that is 0 in the tables
     unit_s: float = 1.0
 
     @property
@@ -51,24 +51,27 @@ class JointTables:
         return self.transfer.shape[2] - 1
 
     def nodes(self, tier: int) -> list[int]:
-        """Nodes of a tier."""
+        """Return the nodes of a tier."""
         return [int(n) for n in np.flatnonzero(self.node_tier == tier)]
 
     def empty(self, tier: int) -> list[int]:
-        """Arcs of a tier that leave it empty."""
+        """Return the arcs of a tier that leave it empty."""
         return [int(a) for a in np.flatnonzero(self.first[tier] == self.end[tier])]
 
     def row(self, table: Array, request: int) -> int:
-        """Row of a request in a table that may have one for all."""
+        """Return the row of a request in a table that may have a single row."""
         return request if len(table) > 1 else 0
 
     def fastest(self, tier: int) -> Array:
-        """Service on the quickest node that can hold the stage, (n_requests or 1, n_arcs)."""
+        """Return the shortest service times of a tier, shape (n_requests or 1, n_arcs).
+
+        An arc that no node of the tier can hold takes inf.
+        """
         groups = np.flatnonzero(self.group_tier == tier)
         return np.min([self.service[g] for g in groups], axis=0)
 
     def twins(self) -> list[tuple[int, int]]:
-        """Pairs of nodes of which the second is the first one's next identical twin."""
+        """Return the pairs of consecutive nodes of a group."""
         order = np.argsort(self.group, kind="stable").tolist()
         return [
             (n, twin)
@@ -76,8 +79,8 @@ class JointTables:
             if self.group[n] == self.group[twin]
         ]
 
-    def in_units(self, unit_s: float) -> "JointTables":
-        """The same in units of `unit_s`, a power of two."""
+    def scale(self, unit_s: float) -> "JointTables":
+        """Convert tables in seconds to units of `unit_s`, a power of two."""
         return replace(
             self,
             service=[table / unit_s for table in self.service],
@@ -87,7 +90,7 @@ class JointTables:
         )
 
     def rounded_down(self, step: float) -> "JointTables":
-        """The same with each stage's, link's and release's time a multiple of `step`."""
+        """Round all service, transfer and release times down to multiples of `step`."""
 
         def whole(times: Array) -> Array:
             return np.floor(times / step * (1 - RELATIVE_ERROR)) * step
@@ -100,15 +103,15 @@ class JointTables:
         )
 
     def objective_s(self, value: float, objective: Objective, arrival_s: Array) -> float:
-        """Seconds of the objective from the sum (or the last) of the completions."""
+        """Convert the sum of the completions (makespan: the last one) to the objective."""
         if objective is Objective.MAKESPAN:
             return float(self.origin_s.max()) + value * self.unit_s
-        # the true arrivals, not rounded ones
+        # by the exact arrivals; releases may be rounded
         offset_s = float((self.origin_s - arrival_s).mean())
         return value * self.unit_s / self.n_requests + offset_s
 
     def value(self, objective_s: float, objective: Objective, arrival_s: Array) -> float:
-        """Sum (or the last) of the completions in the unit, from the objective in seconds."""
+        """Convert an objective in seconds to the sum (or the last) of the completions."""
         if objective is Objective.MAKESPAN:
             return (objective_s - float(self.origin_s.max())) / self.unit_s
         offset_s = float((self.origin_s - arrival_s).mean())
@@ -121,7 +124,7 @@ def joint_tables(instance: Instance, method: str) -> JointTables:
     Raises
     ------
     ValueError
-        If the objective is not one of a schedule.
+        If the objective does not score a schedule.
     """
     if not instance.objective.is_scheduled:
         raise ValueError(
@@ -133,7 +136,7 @@ def joint_tables(instance: Instance, method: str) -> JointTables:
     n_kinds = instance.kind_s.shape[2]
     before = np.zeros((instance.n_blocks + 1, n_kinds))
     before[np.arange(1, instance.n_blocks + 1), instance.block_kind] = 1
-    before = before.cumsum(axis=0)  # blocks of each kind before each cut: whole numbers
+    before = before.cumsum(axis=0)  # exact: numbers of blocks of each kind before each cut
     group_tier = np.repeat(np.arange(instance.n_tiers), np.diff(groups.start))
     service = []
     for g, k in enumerate(group_tier):
@@ -159,7 +162,7 @@ def joint_tables(instance: Instance, method: str) -> JointTables:
         strict=True,
     )
     transfer = instance.transfer_s.copy()
-    transfer[:, :, -1] = 0.0  # beyond it all stages are empty: nothing waits for this link
+    transfer[:, :, -1] = 0.0  # all further stages are empty: nothing waits for this transfer
     origin_s = float(instance.arrival_s.min())
     return JointTables(
         first=[first for first, _ in arcs],

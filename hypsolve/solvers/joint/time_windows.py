@@ -1,4 +1,4 @@
-"""When each request can start and must be done, in the joint formulations."""
+"""Time windows of requests, and what no best schedule of a joint problem needs."""
 
 import math
 from dataclasses import replace
@@ -14,19 +14,19 @@ from hypsolve.problem.instance import (
 from hypsolve.solvers.joint.decision import rounding_s
 from hypsolve.solvers.joint.tables import JointTables
 
-SLACK = 1e-6  # by which limits from an incumbent are relaxed, for rounding and tolerances
+SLACK = 1e-6  # relative; relaxes limits from an incumbent, for rounding and tolerances
 
 
 class Windows(NamedTuple):
-    """When a stage may start and end; `min_completion` on an idle network, per request."""
+    """Earliest starts and shortest remaining times of requests on an idle network."""
 
     head: Array  # (n_requests, n_tiers), earliest start
-    tail: Array  # (n_requests, n_tiers), least time from the stage's end to completion
+    tail: Array  # (n_requests, n_tiers), shortest time from the end of the stage to completion
     min_completion: Array  # (n_requests,)
 
 
 def windows(tables: JointTables) -> Windows:
-    """Earliest starts and least remaining times over all partitions, for each request alone."""
+    """Compute the time windows of each request alone, over all partitions."""
     shape = (tables.n_requests, tables.n_tiers)
     head, tail = np.zeros(shape), np.zeros(shape)
     n_cuts = tables.n_blocks + 1
@@ -43,7 +43,7 @@ def windows(tables: JointTables) -> Windows:
         if k < tables.n_tiers - 1:
             reach = reach + tables.transfer[:, k]
     rest = np.full((1, n_cuts), np.inf)
-    rest[:, -1] = 0.0  # from each cut after the stage to the completion
+    rest[:, -1] = 0.0  # shortest time from each cut to completion
     for k in range(tables.n_tiers - 1, -1, -1):
         if k < tables.n_tiers - 1:
             rest = rest + tables.transfer[:, k]
@@ -53,16 +53,19 @@ def windows(tables: JointTables) -> Windows:
 
 
 def require_partition(window: Windows, method: str) -> None:
-    """Raise ValueError if no partition keeps the rules: there is nothing to formulate."""
+    """Raise ValueError if no partition is feasible: there is nothing to formulate."""
     if np.isinf(window.min_completion).any():
         raise ValueError(
             f"method {method!r}: no partition keeps the rules, nothing to formulate"
         )
 
 
-def shortest(tables: JointTables) -> list[int]:
-    """Arc of each tier on the partition with the least total time of service and travel."""
-    alone = travelled(tables, [tables.fastest(k) for k in range(tables.n_tiers)])
+def fastest_partition(tables: JointTables) -> list[int]:
+    """Return the arcs of the partition with the shortest total service and transfer time.
+
+    Each request is on the fastest node of each tier; the total is over all requests.
+    """
+    alone = _stage_and_link(tables, [tables.fastest(k) for k in range(tables.n_tiers)])
     reach = np.full(tables.n_blocks + 1, np.inf)
     reach[0] = 0.0
     came_by: list[dict[int, int]] = []
@@ -80,11 +83,11 @@ def shortest(tables: JointTables) -> list[int]:
     return arcs
 
 
-def one_by_one(tables: JointTables) -> Array:
-    """Latency when one request is served at a time on `shortest`, shape (n_requests,)."""
-    alone = travelled(tables, [tables.fastest(k) for k in range(tables.n_tiers)])
+def serial_latencies(tables: JointTables) -> Array:
+    """Return latencies on `fastest_partition`, one request at a time; shape (n_requests,)."""
+    alone = _stage_and_link(tables, [tables.fastest(k) for k in range(tables.n_tiers)])
     took = np.zeros(tables.n_requests)
-    for k, arc in enumerate(shortest(tables)):
+    for k, arc in enumerate(fastest_partition(tables)):
         took += alone[k][:, arc]
     latency = np.zeros(tables.n_requests)
     free = 0.0
@@ -94,8 +97,8 @@ def one_by_one(tables: JointTables) -> Array:
     return latency
 
 
-def travelled(tables: JointTables, service: list[Array]) -> list[Array]:
-    """Service of each tier's arcs and the transfer behind, each (n_requests, n_arcs)."""
+def _stage_and_link(tables: JointTables, service: list[Array]) -> list[Array]:
+    """Add to the service of each arc the transfer behind it, each (n_requests, n_arcs)."""
     whole = []
     for k, took in enumerate(service):
         link = tables.transfer[:, k, tables.end[k]] if k < tables.n_tiers - 1 else 0.0
@@ -103,24 +106,27 @@ def travelled(tables: JointTables, service: list[Array]) -> list[Array]:
     return whole
 
 
-def max_latency(tables: JointTables, objective: Objective, known: list[Array]) -> Array:
-    """Latency that no request exceeds in a schedule as good as the `known` latencies."""
+def latency_limits(tables: JointTables, objective: Objective, known: list[Array]) -> Array:
+    """Return latencies that no request exceeds in a schedule as good as the known ones.
+
+    `known` has the latencies of known schedules, each of shape (n_requests,).
+    """
     if objective is Objective.MAKESPAN:
         later = tables.release[None, :] - tables.release[:, None]  # few digits lost here
         return np.min([(each[None, :] + later).max(axis=1) for each in known], axis=0)
-    least = windows(replace(tables, release=np.zeros(tables.n_requests))).min_completion
-    return least + max(0.0, min(float((each - least).sum()) for each in known))
+    idle = windows(replace(tables, release=np.zeros(tables.n_requests))).min_completion
+    return idle + max(0.0, min(float((each - idle).sum()) for each in known))
 
 
-def within(tables: JointTables, most: Array) -> JointTables:
-    """Leave out stages and nodes that alone take longer than the most latency of a request."""
+def drop_slow_arcs(tables: JointTables, limit: Array) -> JointTables:
+    """Drop arcs and nodes that alone take longer than the latency limit of a request."""
     service = [
-        np.where(table <= (most.max() if len(table) == 1 else most[:, None]), table, np.inf)
+        np.where(table <= (limit.max() if len(table) == 1 else limit[:, None]), table, np.inf)
         for table in tables.service
     ]
     tables = replace(tables, service=service)
-    alone = travelled(tables, [tables.fastest(k) for k in range(tables.n_tiers)])
-    kept = [(took <= most[:, None]).all(axis=0) for took in alone]
+    alone = _stage_and_link(tables, [tables.fastest(k) for k in range(tables.n_tiers)])
+    kept = [(took <= limit[:, None]).all(axis=0) for took in alone]
     return replace(
         tables,
         first=[first[keep] for first, keep in zip(tables.first, kept, strict=True)],
@@ -134,53 +140,57 @@ def within(tables: JointTables, most: Array) -> JointTables:
 def drop_dominated(
     tables: JointTables, objective: Objective, incumbent: Array | None = None
 ) -> tuple[JointTables, Array]:
-    """The joint problem without what no best schedule needs: long stages, long silences.
+    """Drop what no best schedule needs: slow arcs and nodes, and long pauses.
 
     Parameters
     ----------
-    incumbent : array of shape (n_requests,), optional
+    tables : JointTables
+    objective : Objective
+    incumbent : ndarray, shape (n_requests,), optional
         Completions of a known decision.
 
     Returns
     -------
     tables : JointTables
-        Where all earlier requests must be done before the next arrives, the time until then is
-        cut short: latencies stay, and numbers stay in a range that solvers can handle.
-    last : array of shape (n_requests,)
-        Completion that no request exceeds in some best schedule.
+        A pause before an arrival, at which all earlier requests must be done, is cut short.
+        Latencies do not change, and numbers stay in a range that solvers can handle.
+    last : ndarray, shape (n_requests,)
+        Completions that no request exceeds in some best schedule.
     """
-    known = [one_by_one(tables)]
+    known = [serial_latencies(tables)]
     if incumbent is not None:
         known.append(incumbent - tables.release)
-    most = max_latency(tables, objective, known) * (1 + SLACK)
-    most += 2.0**-50 * tables.release.max()  # what rounding may take from an incumbent's
-    tables = within(tables, most)
+    max_latency = latency_limits(tables, objective, known) * (1 + SLACK)
+    max_latency += (
+        2.0**-50 * tables.release.max()
+    )  # rounding may have lowered an incumbent's latency by this
+    tables = drop_slow_arcs(tables, max_latency)
     longest = longest_alone(tables)
     release, last = np.zeros(tables.n_requests), np.zeros(tables.n_requests)
     order = np.argsort(tables.release, kind="stable").tolist()
-    busy: list[int] = []  # requests that may still compete with the next
+    busy: list[int] = []  # requests that may still wait for each other
     now = before = done = limit = 0.0
     for r in order:
         now += float(tables.release[r]) - before
         before = float(tables.release[r])
         if busy and now >= done:
-            last[busy] = np.minimum(release[busy] + most[busy], done)
+            last[busy] = np.minimum(release[busy] + max_latency[busy], done)
             busy, limit = [], 0.0
-            pause = longest.max()  # short, but long enough to tell one from the other
+            pause = longest.max()  # short, but long enough to tell the requests apart
             now = min(now, done + pause) if pause > 0 else now
         release[r] = now
         busy.append(r)
-        # from the last release on nobody waits but for work: in a row it takes as long; and
-        # nobody exceeds the limit
-        limit = max(limit, now + float(most[r]))
+        # after the last release, requests wait for work alone, at longest all of it in a row;
+        # and no completion exceeds the limit
+        limit = max(limit, now + float(max_latency[r]))
         done = min(now + float(longest[busy].sum()), limit)
-    last[busy] = np.minimum(release[busy] + most[busy], done)
+    last[busy] = np.minimum(release[busy] + max_latency[busy], done)
     origin_s = tables.origin_s + (tables.release - release) * tables.unit_s
     return replace(tables, release=release, origin_s=origin_s), last
 
 
 def longest_alone(tables: JointTables) -> Array:
-    """Most service and travel of each request, over all partitions and nodes."""
+    """Return the longest service and transfer time of each request, over all partitions."""
     slowest = []
     for k in range(tables.n_tiers):
         groups = np.flatnonzero(tables.group_tier == k)
@@ -188,21 +198,21 @@ def longest_alone(tables: JointTables) -> Array:
             np.where(np.isfinite(t), t, 0.0) for t in map(tables.service.__getitem__, groups)
         ]
         slowest.append(np.max(finite, axis=0))
-    return np.sum([took.max(axis=1) for took in travelled(tables, slowest)], axis=0)
+    return np.sum([took.max(axis=1) for took in _stage_and_link(tables, slowest)], axis=0)
 
 
-def size_s(tables: JointTables, objective: Objective) -> float:
-    """Least value of the objective, after `drop_dominated`: the order of what matters."""
-    least = windows(tables).min_completion
+def min_objective_s(tables: JointTables, objective: Objective) -> float:
+    """Return a lower bound on the objective in seconds, which sets the scale of a model."""
+    completion = windows(tables).min_completion
     if objective is Objective.MAKESPAN:
-        return float(least.max()) * tables.unit_s
-    return float((least - tables.release).mean()) * tables.unit_s
+        return float(completion.max()) * tables.unit_s
+    return float((completion - tables.release).mean()) * tables.unit_s
 
 
 def idle_bound_s(instance: Instance, tables: JointTables) -> float:
-    """Bound of every request served alone; inf if no partition keeps the rules."""
-    least = windows(tables).min_completion
-    value = least.max() if instance.objective is Objective.MAKESPAN else least.sum()
+    """Return the bound of an idle network, in seconds; inf if no partition is feasible."""
+    completion = windows(tables).min_completion
+    value = completion.max() if instance.objective is Objective.MAKESPAN else completion.sum()
     if math.isinf(value):
         return math.inf
     bound_s = tables.objective_s(float(value), instance.objective, instance.arrival_s)
