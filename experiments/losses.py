@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from experiments import report
-from experiments.claims.statistics import HYPERION, SETTING, labelled, saturated
+from experiments.claims.statistics import HYPERION, SETTING, saturated
 
 _RESULTS = Path(__file__).parent.parent / "results"
 _BASELINES = ("GPipe", "HEFT")
@@ -89,7 +89,7 @@ def variants_token_level(results: Path = _RESULTS) -> pd.DataFrame:
         rows = pd.read_csv(results / f"{name}.csv")
         rows = rows[rows["costs"] == "roofline"]
         late = saturated(rows)
-        table = labelled(rows).set_index([*SETTING, "seed"])
+        table = report.labelled(rows).set_index([*SETTING, "seed"])
         ours = table.loc[table["label"] == HYPERION, "latency_s"].rename("reference_s")
         table = table[table["label"].isin(_VARIANTS)].join(ours, how="inner").reset_index()
         table["ratio"] = np.log(table["latency_s"] / table["reference_s"])
