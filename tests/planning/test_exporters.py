@@ -472,7 +472,7 @@ def test_commands_serve_what_was_planned():
         assert "--context-length 120 --max-running-requests 64 " in line
         assert line.endswith(f"  # on {node}")
     text = export(found, "llama.cpp")
-    assert "-np 2 -c 240\n" in text and "# on a-0, for llama-server keeps the table" in text
+    assert "-np 2 -c 240\n" in text and "# on a-0, since llama-server keeps the embedding table" in text
     assert "--weights" not in export(planned((0, 12, 34)), "vllm")
 
 
