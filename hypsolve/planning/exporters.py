@@ -238,7 +238,7 @@ def _sequences(plan: Plan) -> int:
 def _half(plan: Plan) -> str:
     """Return the flag for float16 if a GPU lacks bfloat16."""
     old = any(node.is_used and node.gpu.startswith(NO_BFLOAT16) for node in plan.nodes)
-    return " --weights half" if old else ""
+    return " --dtype half" if old else ""
 
 
 def _llama_cpp(pipeline: Pipeline, plan: Plan) -> str:

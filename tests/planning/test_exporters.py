@@ -462,7 +462,7 @@ def test_commands_serve_what_was_planned():
         concurrency=2, prompt_tokens=100, output_tokens=20,
     )  # fmt: skip
     assert found.forecast.max_sequences > 64
-    assert "--max-num-seqs 64 --max-model-len 120 --weights half\n" in export(found, "vllm")
+    assert "--max-num-seqs 64 --max-model-len 120 --dtype half\n" in export(found, "vllm")
     few = replace(found, forecast=replace(found.forecast, max_sequences=7))
     assert "--max-num-seqs 7 " in export(few, "vllm")
     assert "--max-num-seqs 2 " in export(replace(found, forecast=None), "vllm")
@@ -472,8 +472,9 @@ def test_commands_serve_what_was_planned():
         assert "--context-length 120 --max-running-requests 64 " in line
         assert line.endswith(f"  # on {node}")
     text = export(found, "llama.cpp")
-    assert "-np 2 -c 240\n" in text and "# on a-0, for llama-server keeps the table" in text
-    assert "--weights" not in export(planned((0, 12, 34)), "vllm")
+    assert "-np 2 -c 240\n" in text
+    assert "# on a-0, since llama-server keeps the embedding table" in text
+    assert "--dtype" not in export(planned((0, 12, 34)), "vllm")
 
 
 def test_cautions_say_what_an_export_does_not(capsys, tmp_path):
