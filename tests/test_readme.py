@@ -119,13 +119,14 @@ def test_readme_is_a_front_page():
 
 
 def test_table_of_files_is_complete():
-    """hypsolve/README.md names every file, once, in the row of its package."""
+    """hypsolve/README.md names every file in the list of its package."""
     table = (ROOT / "hypsolve/README.md").read_text()
-    table = table[table.index("| package | file: contents |") : table.index("## Glossary")]
+    table = table[table.index("**`hypsolve/`**") : table.index("## Glossary")]
+    packages = re.split(r"^\*\*`([\w/]+/)`\*\*", table, flags=re.M)[1:]
     named = {
         f"{package.removeprefix('hypsolve/')}{name}"
-        for package, contents in re.findall(r"^\| `([\w/]+/)` \| (.*) \|$", table, re.M)
-        for name in re.findall(r"`(\w[\w/]*\.py|__\w+__\.py)`", contents)
+        for package, contents in zip(packages[::2], packages[1::2], strict=True)
+        for name in re.findall(r"^- `(\w+\.py)`", contents, re.M)
     }
     files = {
         str(path.relative_to(ROOT / "hypsolve"))

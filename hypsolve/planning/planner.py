@@ -14,6 +14,7 @@ from hypsolve.planning.query import (
     PlanQuery,
     Solution,
     solve_query,
+    takes_query,
 )
 from hypsolve.planning.simulation_search import METHOD as SIMULATED
 from hypsolve.planning.simulation_search import Progress, raise_bound
@@ -28,6 +29,7 @@ from hypsolve.solve import METHODS, solve
 from hypsolve.solvers.partition.infeasibility import explain_infeasible
 
 
+@takes_query
 def plan(
     model: ModelSource,
     network: NetworkSource,
@@ -52,21 +54,23 @@ def plan(
         Whether to solve what-if scenarios, and to simulate the splits for other objectives.
     progress : callable, optional
         Called with a line of text about the work in progress.
-    **arguments
-        Attributes of `hypsolve.planning.query.PlanQuery`, with these defaults:
-
-        - ``prompt_tokens=512``, ``output_tokens=256``: lengths of every request;
-        - ``rate_per_s=1.0``: requests per second, for the forecast and ``mean_latency``;
-        - ``concurrency=16``: sequences for which every node must have KV cache at once;
-        - ``objective="bottleneck"``: or ``path``, ``p0``, or ``mean_latency``, which is the
-          mean latency of requests at this rate, simulated token by token. The proof then holds
-          for these very requests;
-        - ``method=None``: a name in `hypsolve.METHODS` that decides a partition. Default:
-          ``hypsplit_dp``, which is exact; for ``mean_latency`` a search by simulation. With a
-          method, ``mean_latency`` simulates its split for the bottleneck;
-        - ``time_limit_s=60.0``, ``seed=0``: as in `hypsolve.solve`.
-
-        All others are options of the method.
+    prompt_tokens, output_tokens : int
+        Lengths of every request.
+    rate_per_s : float
+        Requests per second, for the forecast and for ``mean_latency``.
+    concurrency : int
+        Sequences for which every node must have KV cache at once.
+    objective : {"bottleneck", "path", "p0", "mean_latency"}
+        ``mean_latency`` is the mean latency of requests at this rate, simulated token by token.
+        Its proof holds for these very requests.
+    method : str, optional
+        A name in `hypsolve.METHODS` that decides a partition. Default: ``hypsplit_dp``, which
+        is exact; for ``mean_latency`` a search by simulation. With a method, ``mean_latency``
+        simulates its split for the bottleneck.
+    time_limit_s, seed
+        As in `hypsolve.solve`.
+    **options
+        Options of the method.
 
     Returns
     -------

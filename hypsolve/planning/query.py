@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -161,6 +162,33 @@ class PlanQuery:
             requests=Requests(np.zeros(1), prompt, output),
             max_resident_tokens=self.concurrency * self.tokens,
         )
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def takes_query(function: Function) -> Function:
+    """Show the attributes of `PlanQuery` in the signature of a function of ``**arguments``.
+
+    `help`, notebooks and the API reference then list them with their defaults.
+    """
+    signature = inspect.signature(function)
+    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    named = {each.name for each in own} | {"model", "network", "options"}
+    keywords = [
+        inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=each.default,
+            annotation=each.type,
+        )
+        for each in fields(PlanQuery)
+        if each.name not in named
+    ]
+    options = inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD, annotation="Any")
+    shown = signature.replace(parameters=[*own, *keywords, options])
+    function.__signature__ = shown  # type: ignore[attr-defined]
+    return function
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,7 @@
 """`plan`: what it says against the definitions, and against solving again."""
 
+import dataclasses
+import inspect
 import json
 import math
 from dataclasses import replace
@@ -11,7 +13,7 @@ import hypsolve as hs
 from hypsolve.planning import forecast, planner, query, what_if
 from hypsolve.planning.forecast import predict
 from hypsolve.planning.layers import describe_blocks, describe_cuts
-from hypsolve.planning.query import solve_query
+from hypsolve.planning.query import PlanQuery, solve_query
 from hypsolve.planning.text import describe_bottleneck, describe_proof
 from hypsolve.planning.what_if import lighter_models, scenarios
 from hypsolve.problem import evaluation
@@ -783,3 +785,12 @@ def test_prices_and_energy_of_a_busy_node():
     assert forecast.joules_per_token == pytest.approx(100, rel=0.05)
     assert forecast.price_per_million_tokens == pytest.approx(1e6, rel=0.2)  # 1000 s a token
     assert math.isnan(predict(problem, toys.even(1), 1.0).price_per_million_tokens)
+
+
+def test_the_signature_shows_every_attribute_of_a_query():
+    """Editors and `help` list what `plan` takes, though it is written once, in `PlanQuery`."""
+    shown = inspect.signature(hs.plan).parameters
+    for each in dataclasses.fields(PlanQuery):
+        if each.name not in ("model", "network", "options"):
+            assert shown[each.name].default == each.default
+    assert shown["options"].kind is inspect.Parameter.VAR_KEYWORD
