@@ -196,7 +196,7 @@ def panels(
     frame: pd.DataFrame,
     draw: Callable[[pd.DataFrame, Axes], Axes],
     question: str = "",
-    height_in: float = 1.75,
+    height_in: float = 2.2,
     note: str = "",
 ) -> Figure:
     """Draw each series of a frame in a panel of its own, with one legend above them."""

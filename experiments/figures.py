@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from experiments import figure_style as style
 from experiments import report
 from experiments.figure_style import panels, single
-from experiments.labels import at_limit, extrapolation, percent, seconds
+from experiments.labels import at_limit, extrapolation, seconds
 
 JOINT_METHODS = (
     "Hyperion", "Hyperion + path cuts", "Hyperion+", "GPipe", "HEFT", "joint CP-SAT"
@@ -119,6 +119,13 @@ def _medians(values: pd.Series, names: pd.Series, order: Sequence[str], show: ob
     return ", ".join(f"{name} {show(medians[name])}" for name in named)  # type: ignore[operator]
 
 
+def _short_percent(share: float) -> str:
+    """Write a share in percent with the digits that a figure can show."""
+    if share < 1e-4:
+        return "0 %"
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
 def gap_against_size(frame: pd.DataFrame, ax: Axes) -> Axes:
     """Draw gaps to the best proven bound against instance size, of one series.
 
@@ -134,7 +141,7 @@ def gap_against_size(frame: pd.DataFrame, ax: Axes) -> Axes:
     none = [f"{name} {counts.get(name, 0)}/{sizes[name]}" for name in exact]
     style.notes(ax, {"no gap, not drawn": none} | _missing(table))
     focus = ("Hyperion+", "Hyperion", "joint exact", "speed-proportional", "even split")
-    answer = _medians(table["best_gap"], table["label"], focus, percent)
+    answer = _medians(table["best_gap"], table["label"], focus, _short_percent)
     style.title(ax, _place(frame), f"median: {answer}" if answer else "", extrapolation(frame))
     ax.set_ylabel("gap to bound (%)")
     ax.set_ylim(-0.02 * max(1.0, ax.get_ylim()[1]))

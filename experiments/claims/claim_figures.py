@@ -23,7 +23,7 @@ _MEANING = {
     "open": "hollow: open, interval includes 0",
     "fails": "fails: whole interval below 0",
 }
-ROW_IN = 0.17
+ROW_IN = 0.19
 
 
 def verdicts(table: pd.DataFrame) -> pd.Series:
@@ -33,8 +33,9 @@ def verdicts(table: pd.DataFrame) -> pd.Series:
 
 
 def changes(table: pd.DataFrame, ax: Axes, claim: Claim, networks: Sequence[str]) -> Axes:
-    """Draw the cases of a claim, a row per network; bars are medians."""
+    """Draw the cases of a claim, a row per network that has any; bars are medians."""
     verdict = verdicts(table)
+    networks = [name for name in networks if (table["network"] == name).any()]
     for row, network in enumerate(networks):
         here = table["network"] == network
         n = int(here.sum())
@@ -85,10 +86,11 @@ def topic_figure(
     networks = list(dict.fromkeys(pd.concat([table["network"] for _, table in judged])))
     with style.page():
         n_columns = min(len(judged), 2)
+        max_networks = max(table["network"].nunique() for _, table in judged)
         n_rows = -(-len(judged) // n_columns)
         figure, axes = plt.subplots(
-            n_rows, n_columns, squeeze=False, sharey=True, layout="constrained",
-            figsize=(style.WIDTH_IN, (1.1 + ROW_IN * len(networks)) * n_rows + 0.9),
+            n_rows, n_columns, squeeze=False, layout="constrained",
+            figsize=(style.WIDTH_IN, (1.3 + ROW_IN * max_networks) * n_rows + 0.9),
         )  # fmt: skip
         for ax in axes.flat[len(judged) :]:
             ax.set_visible(False)
