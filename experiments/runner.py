@@ -142,7 +142,7 @@ class Processes:
 
     def execute(self, runs: Sequence[Run], *, started: Callable[[Run], None]) -> Rows:
         """Yield each run with its row when it ends; see `Workers`."""
-        warm_alone()  # compile here, once: several workers at a time can spoil the cache
+        warm_alone()  # compile here, once, and not in every worker
         return _execute(runs, self.jobs, started)
 
 
@@ -186,22 +186,18 @@ def _execute(runs: Sequence[Run], jobs: int, started: Callable[[Run], None]) -> 
 
 @functools.cache
 def warm_alone() -> None:
-    """Compile the kernels, or load them, while no other process does so in the same folder.
+    """Compile the kernels, or load them, while no other sweep does so in the same folder.
 
-    numba numbers the files of its cache by an index that supports one writer. Two writers with
-    different CPUs could end up with each other's code.
+    A second sweep would compile them, too; it waits and loads them instead.
     """
-    from hypsolve.kernels import hypsplit
+    from hypsolve.kernels.cache import folders
 
-    of_kernels = (getattr(value, "stats", None) for value in vars(hypsplit).values())
-    folder = next(
-        (stats.cache_path for stats in of_kernels if stats and stats.cache_path), None
-    )
+    folder = folders().write
     with record.waiting_for(Path(folder) / "hypsolve.lock") if folder else nullcontext():
         _warm_families(folder)
 
 
-def _warm_families(folder: str | None) -> None:
+def _warm_families(folder: str | Path | None) -> None:
     """Prepare the kernels family by family, and print how far that is."""
     from hypsolve.kernels.warm_up import FAMILIES, warm
 
@@ -216,7 +212,7 @@ def _warm_families(folder: str | None) -> None:
         started_s = time.perf_counter()
         say = f"kernels: {number} of {len(FAMILIES)}, {family}"
         with every(NOTICE_S, f"{say}: compiling"):
-            warm(family)
+            warm(family, progress=lambda done, total, name: None)  # the lines here suffice
         took_s = time.perf_counter() - started_s
         if took_s > 1 or number == len(FAMILIES):
             print(

@@ -17,7 +17,7 @@ MIN_SLOWDOWN, MAX_SLOWDOWN = 2.0**-MAX_OCTAVES, 2.0**MAX_OCTAVES  # whatever is 
 
 @dataclass(frozen=True, slots=True)
 class DispatcherParams:
-    """How `Dispatcher` and `BatchDispatcher` measure the slowdown of a node.
+    """Parameters of the measured slowdown in `Dispatcher` and `BatchDispatcher`.
 
     Attributes
     ----------

@@ -30,7 +30,7 @@ PASSES = 6.0  # decode passes in the window of the Gantt chart
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """How one kind of figure is drawn.
+    """One kind of figure: its drawing function, its size, and whether it applies.
 
     Attributes
     ----------

@@ -1,1 +1,1 @@
-"""What is given, what is decided, what a decision costs, and whether it is legal."""
+"""The problem: instances, solutions, their objectives, and the rules they must keep."""

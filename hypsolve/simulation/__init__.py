@@ -1,1 +1,1 @@
-"""What happens to requests: token-level simulation, events, workloads, traces."""
+"""Simulation of requests: token level and flow level, events, workloads, traces."""

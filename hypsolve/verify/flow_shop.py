@@ -41,7 +41,8 @@ class ExactFlowShop:
                         multiplier[first : first + len(run)] = [MULTIPLIER * x for x in run]
                 self.sums[-1].append(list(accumulate(multiplier, initial=0)))
         rows = [
-            [lag[r] for _, lag in stages] + [s[r] for groups, _ in stages for _, s in groups]
+            [travel[r] for _, travel in stages]
+            + [s[r] for groups, _ in stages for _, s in groups]
             for r in range(len(release))
         ]
         self.alike = [[q for q, x in enumerate(rows) if x == y and x is not y] for y in rows]
@@ -63,14 +64,16 @@ class ExactFlowShop:
         """
         ways: list[list[list[int]]] = []
         onward: list[int] = []
-        for (groups, lag), sums in zip(reversed(self.stages), reversed(self.sums), strict=True):
+        for (groups, travel), sums in zip(
+            reversed(self.stages), reversed(self.sums), strict=True
+        ):
             ways.insert(0, [])
             for (_, service), spent in zip(groups, sums, strict=True):
                 took = service[r]
                 if took is None:
                     ways[0].append([FORBIDDEN] * (self.end + 1))
                     continue
-                busy, ahead = self.at(took), self.at(took + lag[r])
+                busy, ahead = self.at(took), self.at(took + travel[r])
                 until = spent[busy:] + [spent[-1]] * busy
                 cost = [b - a for a, b in zip(spent, until, strict=True)]
                 if onward:

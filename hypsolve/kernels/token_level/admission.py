@@ -1,4 +1,4 @@
-"""How requests reach a node, get their KV cache, and leave.
+"""Admission of requests: they reach a node, reserve KV cache, and leave.
 
 A request joins the list of residents of its node in `_pin`, and leaves it in `leave`. The
 admission queue is first come, first served; only `admit` takes its head.
