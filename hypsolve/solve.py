@@ -143,8 +143,8 @@ def solve(
     """Solve an instance with a method, and certify the solution.
 
     The method runs against the clock. Its solution is then scored by `hypsolve.evaluate` and
-    checked by `hypsolve.check`, whatever the method claims. That no solution exists is a
-    result, not an error.
+    checked by `hypsolve.check`, whatever the method claims. Infeasibility is reported as a
+    result, not raised as an error.
 
     Parameters
     ----------
@@ -155,8 +155,8 @@ def solve(
         partition and schedule. Wrap a function that decides the partition alone:
         ``Method(function, "partition")``.
     time_limit_s : float
-        Time limit for the search of an exact method, in seconds. Building the model comes on
-        top.
+        Time limit for the search of an exact method, in seconds. The time to build the model is
+        not included.
     seed : int
     **options
         Options of the method; see ``help(METHODS[name].function)``. A method that decides the
@@ -176,10 +176,10 @@ def solve(
     ValueError, TypeError
         For a wrong name, option or value; the message names it and suggests the likeliest.
     RuntimeError
-        If the solution breaks a rule or beats the method's own bound by more than 10^-6, which
-        is a bug of the method.
+        If the solution breaks a rule or beats the method's own bound by more than 10^-6 of it.
+        Either is a bug in the method.
     KeyboardInterrupt
-        About a second after Ctrl-C. The incumbent is lost unless ``on_improve`` of
+        Raised about a second after Ctrl-C. The incumbent is lost unless ``on_improve`` of
         `joint_exact`, `joint_cpsat` or `joint_milp` has kept it.
 
     Examples

@@ -37,8 +37,8 @@ class BatchDispatcher:
     >>> router.dispatch([[1.0, 4.0]] * 4).tolist()
     [0, 1, 0, 1]
 
-    Node 1 needs 4 s for a request of 1 s. With slowdown 1.6 it is the worse choice even for the
-    second of the next two requests: (1 + 1) * 1.6 > (2 + 1) * 1.
+    Node 1 took 4 s for a request that was expected to take 1 s. With slowdown 1.6 it is the
+    worse choice even for the second of the next two requests: (1 + 1) * 1.6 > (2 + 1) * 1.
 
     >>> router.complete([0, 1], expected_s=[1.0, 1.0], busy_s=[1.0, 4.0])
     >>> router.slowdown.round(1).tolist()

@@ -83,10 +83,11 @@ class Dispatcher:
     """Send each request to the node of a tier that is expected to complete it first.
 
     HypSched-RT [1]_ chooses the node that minimises (outstanding + own) expected seconds times
-    the node's slowdown. Outstanding are all jobs dispatched to the node and not yet complete; a
-    running job counts in full. The slowdown starts at 1 and is a moving average of busy over
-    expected seconds, rounded to 1/16 octave (see `DispatcherParams`). A node that is throttled
-    or shared therefore loses load by itself. Ties go to the node that joined first.
+    the node's slowdown. Outstanding jobs are all jobs that were dispatched to the node and are
+    not yet complete; a running job counts in full. The slowdown starts at 1 and is a moving
+    average of busy over expected seconds, rounded to 1/16 octave (see `DispatcherParams`). A
+    node that is throttled or shared therefore automatically receives less load. Ties go to the
+    node that joined first.
 
     A choice costs O(n_groups + log n_nodes), where a group holds the nodes of one class and one
     rounded slowdown. A dispatcher must not be shared between threads without a lock.

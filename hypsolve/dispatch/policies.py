@@ -33,7 +33,7 @@ class TierState:
         Expected seconds of this request on each node. They are rounded, by less than one part
         in 10**9 of the longest job of the tier, so that their sums are exact.
     slowdown : ndarray
-        Moving average of measured over expected seconds; always 1 at flow level.
+        Moving average of the ratio of measured to expected time; always 1 at flow level.
     n_dispatched : int
         Requests dispatched on this tier before this one.
     kv_free_tokens : ndarray

@@ -28,11 +28,12 @@ def schedule(
 ) -> Schedule:
     """Serve every request on every non-empty stage of a partition, at flow level.
 
-    A request is ready for a tier when its previous stage has ended and all links in between are
-    crossed. Links never queue, and an empty stage still pays for its links. Requests are
-    dispatched in the order in which they become ready, ties by request index. For each of them
-    `policy` chooses a node that can hold the tier's stage. Every node serves its requests first
-    come, first served, one at a time. Ties between nodes go to the lowest index.
+    A request is ready for a tier when it has completed the previous stage and crossed all links
+    in between. Transfers never queue, and a request still crosses the links of an empty stage.
+    Requests are dispatched in the order in which they become ready; ties are broken by request
+    index. For each of them `policy` chooses a node that can hold the tier's stage. Every node
+    serves its requests first come, first served, one at a time. Ties between nodes go to the
+    lowest index.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ def schedule(
         `TierState` and the index of the request and returns one of ``tier_state.nodes``. A
         function runs in plain Python, about 100 times slower than a named policy.
     seed : int
-        Seed of the policies that draw. Every tier has draws of its own.
+        Seed of the policies that draw. Every tier has its own random stream.
 
     Returns
     -------
@@ -58,8 +59,8 @@ def schedule(
 
     Examples
     --------
-    One tier of two nodes, on which each request takes 4 s and 6 s. HypSched-RT counts a running
-    job in full, so at 3.9 s it prefers the idle node.
+    One tier of two nodes. A request takes 4 s on the first and 6 s on the second. HypSched-RT
+    counts a running job in full, so at 3.9 s it prefers the idle node.
 
     >>> import hypsolve as hs
     >>> instance = hs.Instance.from_tables(

@@ -33,7 +33,7 @@ def read_chains(
     lines of images) are columns of task weights. A line has one to three numbers, separated by
     blanks, tabs or commas: the weight of a task; the seconds of communication if the chain is
     cut after it (default 0; the number of the last task is not used); the memory of the task.
-    All lines have equally many numbers. ``#`` starts a comment.
+    All lines have the same number of columns. ``#`` starts a comment.
 
     Parameters
     ----------
@@ -179,14 +179,14 @@ def read_hybrid_flow_shop(
 
     ``jobs``
         ``n_jobs n_stages`` (on one line or two); machines per stage; a line per job with its
-        processing time at each stage. Old sets such as that of Carlier and Neron [1]_ circulate
-        in several layouts, of which this is the most common.
+        processing time at each stage. Old benchmark sets, such as the Carlier-Neron set [1]_,
+        circulate in several layouts; this is the most common one.
     ``stages``
         As ``jobs``, but with a line per stage that holds the time of each job: the testbed of
         Fernandez-Viagas and Framinan [2]_.
     ``taillard``
         ``n_jobs n_machines ...``, then a line per machine, as in Taillard's flow shops [3]_.
-        Every stage has one machine, and lines of words are skipped. A file holds one problem.
+        Every stage has one machine. Lines of text are skipped. A file holds one problem.
     ``auto``
         ``jobs`` or ``stages``, whichever fits the lines. If both fit, the file is refused.
 

@@ -70,7 +70,7 @@ def read_pipeedge(
     reserved_bytes : float
         Memory that is kept free on every host.
     allow_empty : bool
-        Whether a host may get no layer.
+        Whether a host may be left without layers.
     overlap : bool
         Whether a stage computes while its link sends, as in PipeEdge.
     objective : Objective or str
@@ -251,15 +251,16 @@ def read_helix(
 
     The file has the sections ``NodeNames``, ``SourceNode``, ``SinkNode``, ``ComputeNode-i`` and
     ``Link-i-j`` (both ways) that Helix's cluster generators write. A ``simulator_cluster.ini``
-    is refused: it has only the links of one placement. A rate is a number, or a number times
-    kbps, mbps or gbps: 10^3, 10^6, 10^9 *bytes*/s, because Helix divides bytes by them.
+    is refused: it has only the links of one placement. A rate is a number, optionally times
+    kbps, mbps or gbps. These stand for 10^3, 10^6 and 10^9 *bytes*/s, because Helix divides
+    bytes by the rate.
 
-    Helix has no tiers, and its files name no region: `tiers` groups the nodes. All nodes of a
-    tier hold equal blocks, and each may send to any node of the next tier. All these pairs must
-    therefore be linked; the tier's link gets their lowest bandwidth and their highest latency.
-    Other links (of the coordinator, inside a tier, past the next tier) are left out, and
-    ``connected_nodes``, which repeats the links, is not read. The file states no memory: it
-    comes from the catalogue.
+    Helix has no tiers, and its files do not name regions, so the argument `tiers` groups the
+    nodes. All nodes of a tier hold equal blocks, and each may send to any node of the next
+    tier. All these pairs must therefore be linked; the tier's link gets their lowest bandwidth
+    and their highest latency. Other links (of the coordinator, inside a tier, past the next
+    tier) are left out, and ``connected_nodes``, which repeats the links, is not read. The file
+    states no memory: it comes from the catalogue.
 
     Parameters
     ----------
@@ -270,7 +271,7 @@ def read_helix(
         nodes.
     gpus : dict of str to str or GpuProfile, optional
         GPU of each ``type``, in addition to A100 (a100-40gb), L4, T4 and V100 (v100-16gb). A
-        node of several GPUs (L4x2) is refused unless its type is given here.
+        node with several GPUs (L4x2) is refused unless its type is given here.
 
     Returns
     -------

@@ -95,7 +95,7 @@ FAMILIES: dict[str, Family] = {
 def read_model(
     path: str | os.PathLike[str], *, weights: str | None = None, name: str | None = None
 ) -> Model:
-    """Read the shape of an LLM from Hugging Face files, without its weights.
+    """Read the architecture of an LLM from Hugging Face files, without loading its weights.
 
     Parameters
     ----------

@@ -192,8 +192,9 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
     A file lists the tiers in the order that a request visits them. Each tier has ``nodes`` and,
     unless it is the last, a ``link`` to the next tier.
 
-    - A group of nodes has a ``gpu``: a name of the catalogue, or of a table ``[gpus.NAME]`` in
-      the file with ``t0_us``, ``tflops``, ``gb_per_s`` and ``memory_gib``. Optional keys:
+    - Each group of nodes has a ``gpu``: a name in the catalogue, or the NAME of a table
+      ``[gpus.NAME]`` in the file, which has the keys ``t0_us``, ``tflops``, ``gb_per_s`` and
+      ``memory_gib``. Optional keys:
       ``count`` or ``names``, ``memory_gib`` (default: memory of the GPU), ``reserved_gib`` for
       runtime and activations, ``slowdown`` (2 means half as fast), ``price_per_hour``.
     - A link has ``gbps`` and the one-way ``latency_ms``. Optional: ``return_latency_ms``.

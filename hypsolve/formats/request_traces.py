@@ -42,7 +42,7 @@ def read_requests(
         The Azure LLM inference traces of 2023 [1]_ and 2024: CSV with the columns ``TIMESTAMP,
         ContextTokens, GeneratedTokens``. Times look like ``2023-11-16 18:17:03.9799600``, may
         have ``T`` for the blank and a zone (``Z``, ``+00:00``), and are exact to 1 ns. Time 0
-        is the earliest time in the file, even if that request is dropped.
+        is the earliest timestamp in the file, even if its request is dropped.
     ``mooncake``
         The Mooncake traces [2]_: a JSON object per line, with ``timestamp`` in ms,
         ``input_length`` and ``output_length``. Shared prefixes (``hash_ids``) are ignored.
@@ -67,27 +67,27 @@ def read_requests(
     max_tokens : int, optional
         Maximum number of tokens of a request, prompt and output together.
     longer : str
-        Treatment of longer requests: ``error``, ``drop``, or ``clip``. Clipping shortens the
-        prompt, and first the output to at most `max_tokens` - 1.
+        Treatment of longer requests: ``error``, ``drop``, or ``clip``. Clipping first shortens
+        the output to at most `max_tokens` - 1, then the prompt.
     sample : float, optional
-        Share of the requests to keep, in (0, 1]. Each request is drawn on its own, so the rate
-        falls. With equal seeds, a smaller sample is part of a larger one.
+        Share of the requests to keep, in (0, 1]. Each request is drawn independently, so the
+        request rate falls. With the same seed, a smaller sample is a subset of a larger one.
     n_requests : int, optional
-        Number of requests to keep, from the first on.
+        Keep only the first `n_requests` requests.
     rate_per_s : float, optional
         Stretch time so that (requests - 1) / (last arrival - first arrival) is this rate.
     speedup : float, optional
-        Divide times by this factor. Excludes `rate_per_s`.
+        Divide times by this factor. Cannot be combined with `rate_per_s`.
     seed : int
         Seed of `sample`.
     max_bytes : int
-        Larger files are refused, by compressed and by unpacked size.
+        Larger files are refused. The limit holds for the compressed and for the unpacked size.
 
     Returns
     -------
     Requests
-        In order of arrival. The logger ``hypsolve`` counts dropped and changed requests at
-        level INFO.
+        In order of arrival. The numbers of dropped and changed requests are logged to
+        ``hypsolve`` at level INFO.
 
     Raises
     ------

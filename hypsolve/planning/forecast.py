@@ -35,7 +35,7 @@ STEPS = 5  # of the bisection: the largest rate is found to 1/32 of its bound
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """Latency and throughput under Poisson arrivals of equal requests and HypSched-RT.
+    """Forecast of latency and throughput, for Poisson arrivals under HypSched-RT.
 
     Batches hold at most `hypsolve.simulation.simulate.MAX_BATCH` requests. A link sends one
     message at a time.
@@ -48,11 +48,12 @@ class Forecast:
         Simulated. ``ttft_s`` and ``tpot_s`` are means.
     keeps_up : bool or None
         Whether requests are served as fast as they arrive. If not, the latencies above only
-        reflect the length of the simulation. None: too many requests are needed to tell.
+        reflect the length of the simulation. None if too many requests would have to be
+        simulated to decide.
     output_tokens_per_s : float
         Tokens per second at this rate, or at `max_requests_per_s` if that is less.
     utilisation : float
-        Mean busy share of the used GPUs at this rate.
+        Mean utilisation, at this rate, of the GPUs in use.
     max_requests_per_s : float
         Approximate largest sustainable rate, by bisection over simulations. It is nan if too
         many requests are needed to tell, and 0 if it is below 1/32 of the bound. It is at least
@@ -60,7 +61,8 @@ class Forecast:
     bound_requests_per_s : float
         Upper bound on the rate of every schedule of this partition.
     max_sequences : int
-        Sequences with room in the KV caches of every tier at once; 0 if no block has a cache.
+        Number of sequences that fit into the KV caches of every tier at the same time; 0 if no
+        block has a cache.
     max_context_tokens : int
         Longest single sequence, limited by memory and by the model; 0 if no block has a cache.
     joules_per_token : float

@@ -49,7 +49,8 @@ def plan(
     network : path, Network or NetworkFile
         A TOML file for `hypsolve.read_network_file`, or an .ini file for `hypsolve.read_helix`.
     weights : {"fp16", "int8", "int4"}, optional
-        Format of the weights. Default: as stored in the model's files; fp16 for a name.
+        Format of the weights. Default: the format in the model's files, or fp16 if `model` is a
+        name.
     with_upgrades : bool
         Whether to solve what-if scenarios, and to simulate the splits for other objectives.
     progress : callable, optional
@@ -62,11 +63,11 @@ def plan(
         Sequences for which every node must have KV cache at once.
     objective : {"bottleneck", "path", "p0", "mean_latency"}
         ``mean_latency`` is the mean latency of requests at this rate, simulated token by token.
-        Its proof holds for these very requests.
+        The proof then holds for the simulated requests only.
     method : str, optional
         A name in `hypsolve.METHODS` that decides a partition. Default: ``hypsplit_dp``, which
-        is exact; for ``mean_latency`` a search by simulation. With a method, ``mean_latency``
-        simulates its split for the bottleneck.
+        is exact; for ``mean_latency`` a search by simulation. If `method` is given with
+        ``mean_latency``, the method minimises the bottleneck, and its split is then simulated.
     time_limit_s, seed
         As in `hypsolve.solve`.
     **options
@@ -75,8 +76,8 @@ def plan(
     Returns
     -------
     Plan
-        A KeyboardInterrupt ends the work in progress. The plan then holds what was finished,
-        and ``stopped`` names what is missing.
+        A KeyboardInterrupt ends the work in progress. The plan then holds the finished parts,
+        and ``stopped`` names the missing ones.
 
     Raises
     ------
@@ -85,7 +86,7 @@ def plan(
     OSError
         If a file does not exist or cannot be read.
     KeyboardInterrupt
-        If it comes before there is a split.
+        If the interrupt comes before a split has been found.
 
     Examples
     --------

@@ -137,10 +137,11 @@ def replan(
     objective: str = "bottleneck",
     **arguments: Any,
 ) -> Replan:
-    """Split a model anew after the network has changed, and move few blocks.
+    """Repartition a model after the network has changed, moving at most `max_moves` blocks.
 
-    A block moves if its tier has another name than before. The minimum is exact: dynamic
-    programming over tiers, cuts and moves takes O(n_tiers * n_blocks**2 * max_moves) steps.
+    A block counts as moved if the name of its tier differs from the name before. The objective
+    is minimised exactly: dynamic programming over tiers, cuts and moves takes O(n_tiers *
+    n_blocks**2 * max_moves) steps.
 
     Parameters
     ----------
@@ -153,8 +154,8 @@ def replan(
         Largest number of blocks that may move.
     objective : {"bottleneck", "path"}
     **arguments
-        As in `hypsolve.plan`, except rate and method. Prompt and output tokens and the
-        concurrency default to those of the earlier plan.
+        As in `hypsolve.plan`, except rate and method. Prompt tokens, output tokens and
+        concurrency default to the values of the earlier plan.
 
     Returns
     -------

@@ -34,8 +34,8 @@ def nearest_plan(
     of a tier are linked (``inner``), and neither pins nor limits its blocks, several of its
     nodes may instead become stages one after another. If every stage of the runtime needs a
     layer, the first stage gets the first layer and the last stage the last one; a tier that may
-    be empty is left out where that is better. All networks that these rules allow are solved,
-    but at most `MAX_PIPELINES` of them.
+    be empty is left out where that is better. Up to `MAX_PIPELINES` of the networks that these
+    rules allow are tried.
 
     Parameters
     ----------
@@ -48,8 +48,9 @@ def nearest_plan(
     Returns
     -------
     Plan
-        `plan` itself if the runtime can express it. Otherwise its network may be another one.
-        The new plan may fit where `plan` does not: nodes in a row hold more than each alone.
+        `plan` itself if the runtime can express it. Otherwise a new plan, whose network may
+        differ from that of `plan`. The new plan may fit where `plan` does not: nodes in a row
+        hold more than each alone.
 
     Raises
     ------

@@ -42,8 +42,8 @@ class Splits:
     one token must pass every later stage. Links behave likewise. (The first chunk skips a block
     that computes only the last token, unless all blocks after it do so too, as the head does.)
     Decode passes follow one another. Each pass takes at least its time alone on the fastest
-    node of each tier; batches, queues and contended links only add to it. For one request,
-    and hence for the mean over all ::
+    node of each tier; batches, queues and contended links only add to it. For one request, and
+    hence for the mean over all requests, the bound is::
 
         bound = sum over stages and links of (one prompt token, all decode passes)
               + max over stages and links of (whole prompt - one prompt token)
@@ -62,7 +62,7 @@ class Splits:
     alone : Instance
         One request, objective ``path``.
     mean_s : dict
-        Mean latency in seconds by cuts, for every partition simulated so far.
+        Maps the cuts of every partition simulated so far to its mean latency in seconds.
     interrupted : bool
         Whether a KeyboardInterrupt ended the search.
     """

@@ -33,7 +33,7 @@ __all__ = ["ARRAY_FIELDS", "Instance", "LinkCost", "Objective", "StageRule"]
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Instance:
-    """A problem as canonical arrays.
+    """A problem in canonical form, as arrays.
 
     Make one with `from_tables`, `hypsolve.to_instance` or `hypsolve.load`. Two instances are
     equal if their digests are.
@@ -52,7 +52,7 @@ class Instance:
     block_bytes : ndarray, shape (n_blocks,)
         Memory that a node needs for a block; all 0 means no memory limit.
     tied_bytes : float
-        Memory that is saved if one stage holds all blocks.
+        Memory that tied weights save if a single stage holds all blocks.
     transfer_kind_s, occupancy_kind_s : ndarray, (n_requests or 1, n_tiers - 1, n_cut_kinds)
         Seconds from tier k to k + 1 at a cut, and the part that keeps the link busy.
     reference_transfer_kind_s, reference_occupancy_kind_s : ndarray, (n_tiers - 1, n_cut_kinds)
@@ -64,13 +64,15 @@ class Instance:
         Usable memory.
     arrival_s : ndarray, shape (n_requests,)
     cut_min, cut_max : ndarray of int, shape (n_tiers + 1,)
-        Limits of each cut, which pinned blocks impose.
+        Smallest and largest position of each cut, as imposed by pinned blocks.
     min_blocks_given, max_blocks : ndarray of int, shape (n_tiers,)
-        Limits of each stage as given; `min_blocks` is at least 1 where no stage may be empty.
+        Limits on the number of blocks of each stage, as given. The effective lower limit,
+        `min_blocks`, is at least 1 unless `allow_empty`.
     objective, stage_rule, allow_empty, overlap, link_cost
         As in `from_tables`.
     name, extrapolated, tier_names, node_names, class_names
-        For people, and not part of the digest. `extrapolated` marks costs beyond measurements.
+        Descriptive only, and not part of the digest. `extrapolated` marks costs that are
+        extrapolated from measurements.
     costs, links, nodes, limits, rules, names
         Records that hold the attributes above, except `arrival_s`; see
         `hypsolve.problem.instance_records`.
@@ -459,7 +461,7 @@ class Instance:
         tied_bytes: float = 0.0,
         name: str = "",
     ) -> Instance:
-        """Make an instance from a user's own numbers.
+        """Make an instance from user-supplied tables.
 
         The tables `block_s`, `transfer_s`, `occupancy_s` and `arrival_s` have a row per
         request, or a single row for all requests.
@@ -474,8 +476,8 @@ class Instance:
         tiers : sequence of sequences of (class, memory_bytes)
             Nodes of each tier, in the order that a request visits the tiers.
         transfer_s, occupancy_s : array_like, shape (n_requests or 1, n_tiers - 1, n_blocks + 1)
-            Seconds from tier k to k + 1 if stage k ends at a cut (default 0), and the part
-            that keeps the link busy (default: all).
+            Transfer time from tier k to k + 1 if stage k ends at each cut (default: 0), and the
+            part of it during which the link is busy (default: all of it).
         arrival_s : array_like, shape (n_requests,) or (1,)
             Default: every request arrives at 0.
         reference_s : array_like, shape (n_classes, n_blocks)

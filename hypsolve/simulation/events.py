@@ -200,7 +200,8 @@ def draw_events(
     normal state. Durations are exponential and independent. A bad state that begins before
     `horizon_s` also ends, possibly after it: each failure has its recovery. Failures, slowdowns
     and changes of bandwidth have random streams of their own for each node or link. So the
-    failures do not depend on whether there are slowdowns, and a mean only stretches durations.
+    failures do not depend on whether slowdowns are drawn, and changing a mean only scales the
+    durations.
 
     Parameters
     ----------
@@ -226,7 +227,7 @@ def draw_events(
     Raises
     ------
     ValueError, TypeError
-        If an argument breaks its rule, or if more than `MAX_EVENTS` are expected; the message
+        If an argument is invalid, or if more than `MAX_EVENTS` events are expected. The message
         names the argument.
 
     Examples
@@ -309,7 +310,7 @@ def read_events(
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[Event, ...]:
-    r"""Read events from a TOML file, which lists them, gives rates to draw them from, or both.
+    r"""Read events from a TOML file that lists them, or gives parameters to draw them.
 
     A table ``[[events]]`` has the fields of `Event`. The table ``[churn]`` has the arguments of
     `draw_events`, without the seed::

@@ -51,14 +51,14 @@ class Metrics:
     ttft_s : Summary
         Seconds from arrival to first token of the requests that got one; empty at flow level.
     tpot_s : Summary
-        Seconds per token after the first of the requests that ended and have more than one
-        token. Each request counts once, whatever its length. Empty at flow level.
+        Seconds per output token after the first one, over the requests that ended and have more
+        than one. Each request counts once, whatever its length. Empty at flow level.
     observed_s : float
         Seconds from the first arrival to the last end; if a request never ended, to the end of
         the run.
     requests_per_s, output_tokens_per_s : float
-        Requests that ended, and their output tokens, per observed second. The tokens are nan
-        for an `Instance`.
+        Requests that ended, and their output tokens, per observed second. `output_tokens_per_s`
+        is nan for an `Instance`.
     ttft_slo_s, tpot_slo_s, latency_slo_s : float or None
         Limits as given.
     slo_attainment : float
@@ -78,10 +78,11 @@ class Metrics:
         passes. A request counts at each node that it was sent to and where its work is not
         complete; at token level it can count on several tiers at once.
     mean_waiting : float
-        Part of `mean_at_nodes` that waits for KV cache (at flow level: for its start).
+        The part of `mean_at_nodes` due to requests that wait for KV cache (at flow level: to be
+        started).
     mean_stranded : float
-        Time average of the number of requests that are at no node, because none of a tier is
-        up.
+        Time average of the number of requests that are at no node, because every node of the
+        tier that they need is down.
     restarts, lost_tokens : int
         Sums over all requests.
     """

@@ -35,15 +35,15 @@ def write_perfetto(trace: Trace, path: str | os.PathLike[str]) -> None:
     - If the visits were recorded, a slice is an iteration, with its requests and tokens as
       arguments. At flow level a slice is a request. Otherwise the requests at a node overlap,
       and are asynchronous slices from admission to last token.
-    - Counters of each node show busy, requests, waiting requests, and the KV cache in bytes and
-      as a share of its capacity.
+    - Counters of each node show whether it is busy, its requests, its waiting requests, and its
+      KV cache in bytes and as a share of its capacity.
     - Process ``requests`` holds a slice per request from arrival to end, with an instant at its
       first token. A request that never ended reaches to the end of the trace.
 
-    Times are in microseconds since the first arrival, with nanosecond digits. The file is
-    written in pieces, so that memory does not grow with its size; it is written beside `path`
-    and renamed, so that `path` is never half a file. An iteration that a failure cut short has
-    no visit, and is not in the file.
+    Times are in microseconds since the first arrival, with nanosecond resolution. The file is
+    streamed, so that memory does not grow with its size. It is written to a temporary file next
+    to `path` and then renamed, so that `path` never holds a partial file. An iteration that a
+    failure cut short has no visit, and is not in the file.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
 """Simulation of requests under a partition and a policy: `simulate`, at two levels.
 
 **Flow level**: a request visits each stage once, a node serves one request at a time, and links
-never queue. It is `hypsolve.schedule`, seen as a `Trace`.
+never queue. This level runs `hypsolve.schedule` and returns the result as a `Trace`.
 
-**Token level**: how LLM inference runs.
+**Token level**: requests are served token by token, as in LLM inference.
 
 *Passes.* A request has p prompt and o output tokens. Its prefill yields the first output token.
 Each of o - 1 decode passes, with one token of input, yields the next. Every pass goes through
@@ -11,13 +11,14 @@ all non-empty stages. Then the id of the token returns to the request side over 
 latencies of the links, where it is delivered: the request ends, or its next pass begins.
 
 *Pinning.* When a request first reaches a stage, the policy picks one node that can hold the
-stage and is up. This node keeps the request's KV cache until the request ends. There the
-request queues, first come, first served, until p + o tokens of KV cache are free, which it then
-holds. `hypsolve.dispatch.policies.TierState` lists what a policy sees. HypSched-RT prefers
-nodes with room. A policy knows the output length of a request, unless `expected_output_tokens`
-gives the length that it assumes instead; admission always reserves for the true one. The
-measured slowdown of a node is a moving average over its iterations: the time that one took over
-the time that its batch takes at speed 1. It restarts at 1 when the node recovers.
+stage and is up. This node keeps the request's KV cache until the request ends. The request
+queues at that node, first come, first served, until p + o tokens of KV cache are free, and then
+reserves them. `hypsolve.dispatch.policies.TierState` lists what a policy sees. The policy
+HypSched-RT prefers nodes with enough free KV cache for the request. A policy knows the true
+output length of a request. If `expected_output_tokens` is given, it assumes that length
+instead. Admission always reserves KV cache for the true length. The measured slowdown of a node
+is a moving average, over its iterations, of the ratio of the time that an iteration took to the
+time that its batch takes at speed 1. It restarts at 1 when the node recovers.
 
 *Batching.* A node that is idle and has waiting tokens of admitted requests starts an iteration
 at once. It takes requests in the order in which their tokens began to wait: at most `max_batch`
@@ -38,7 +39,8 @@ one; if none ever comes up, the request never ends.
 
 *Order within one instant*: ends of iterations, failures and recoveries, returned tokens, tokens
 that arrive, requests that reach a stage (by index), starts of iterations. Ties go to the lower
-request, then to the lower node. Equal input gives equal traces.
+request index, then to the lower node index. The simulation is deterministic: equal inputs give
+equal traces.
 """
 
 from __future__ import annotations
@@ -90,7 +92,7 @@ def simulate(
     level : str, optional
         ``flow`` or ``token``; default: the finest level that the problem allows.
     seed : int
-        Seed of policies that draw.
+        Seed of policies that use random numbers.
     max_batch : int
         Maximum number of requests in one iteration of a node.
     chunk_tokens : int, optional
@@ -103,10 +105,10 @@ def simulate(
     record_visits : bool
         If True, the trace has a row per visit; memory grows with the tokens.
     expected_output_tokens : int, optional
-        Output length that policies assume for every request, such as a mean of the past, when
-        they add up work and KV cache. Default: the true length, which no real router knows; it
-        is the best case for policies that use it. The KV cache that nodes have reserved is
-        always visible as it is.
+        Output length that policies assume for every request when they add up work and KV cache;
+        for example, the mean of past requests. Default: the true length. No real router knows
+        it, so the results are a best case for policies that use it. Policies always see the KV
+        cache that nodes have actually reserved.
 
     Returns
     -------

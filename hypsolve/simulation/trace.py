@@ -120,7 +120,7 @@ class Trace:
 
     Shapes: (n_requests,) for an array of requests, (n_requests, n_tiers) for one of requests at
     tiers, and (n_nodes,) for one of nodes, numbered over the whole network, tier by tier. A
-    time is nan if it never came.
+    time is nan if the event never happened.
 
     Attributes
     ----------
@@ -134,12 +134,12 @@ class Trace:
         A request ends when its last token is back at the request side. nan: it never ended,
         because no node was left to serve it.
     first_token_s : ndarray
-        When the first token is back; nan at flow level.
+        Time at which the first token is delivered; nan at flow level.
     prompt_tokens, output_tokens : ndarray of int
         0 if the problem was an `Instance`.
     restarts, lost_tokens : ndarray of int
-        How often failures restarted the request, and how many tokens were computed in vain,
-        summed over stages.
+        Number of restarts of the request after failures, and number of tokens whose computation
+        was lost, summed over stages.
     node : ndarray of int
         Node of the tier that served the request (after a restart, the last one); -1: none.
     reached_s, admitted_s, left_s : ndarray
@@ -147,14 +147,14 @@ class Trace:
         started), and when its last token was computed there. After a restart, the times of the
         last attempt.
     busy_s : ndarray
-        Seconds in which the node computed.
+        Seconds that the node spent computing.
     n_iterations, n_tokens : ndarray of int
         Iterations that the node ran, and tokens that it computed.
     n_visits : int
         Number of (tokens of a request, stage) pairs: the events of the simulation.
     kv_capacity_bytes : ndarray
-        Memory for KV cache, beside the weights of the stage. 0 where a node holds no stage; inf
-        where the stage keeps no KV cache, and at flow level.
+        Memory left for KV cache after the weights of the stage. 0 where a node holds no stage;
+        inf where the stage keeps no KV cache, and at flow level.
     end_of_run_s : float
         When the last request ended; if one never ended, when the last event happened.
     series : Series

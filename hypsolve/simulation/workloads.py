@@ -1,22 +1,24 @@
 """Random requests: a synthetic workload, and two fitted to traces of 2023.
 
-`workload` is the front door. Every sampler of `WORKLOADS` is ``(n, rate, rng, *, max_tokens) ->
-Requests`` and draws `n` requests that arrive at `rate` per second on average. A rate only
-stretches time: arrivals of rate 1, divided by r, have rate r.
+`workload` is the main entry point. Every sampler of `WORKLOADS` is ``(n, rate, rng, *,
+max_tokens) -> Requests`` and draws `n` requests that arrive at `rate` per second on average. A
+rate only stretches time: arrivals of rate 1, divided by r, have rate r.
 
 `experiments.fit_traces` in the repository makes the fits `AZURE_CONVERSATION` and `AZURE_CODE`
 from the Azure LLM inference traces (P. Patel et al., "Splitwise", ISCA 2024;
 Azure/AzurePublicDataset, CC-BY 4.0), using the first two thirds of each by time.
 
-- *Lengths*: a mixture of bivariate normals of (ln prompt, ln output) by EM, rounded to whole
-  tokens. Draws beyond the longest prompt or output of the trace, or of more than `max_tokens`
-  together, are drawn again. The ranks of prompt and output hardly correlate (Spearman 0.03 and
-  -0.01). Yet in conversations they depend strongly: prompts of 1,000 to 1,200 tokens have
-  outputs near 400, and others near 100. A joint mixture keeps this dependence.
-- *Arrivals*: independent hyperexponential gaps, a mixture of exponentials by EM; zero gaps fall
-  to its fastest phase. The coefficient of variation is 1.08 in conversations, near Poisson, and
-  12.7 in code, with bursts between minutes of silence (fits: 1.09 and 11.8). The fit does not
-  model how the rate drifts over the hour.
+- *Lengths*: (ln prompt, ln output) follows a mixture of bivariate normals fitted by EM; lengths
+  are rounded to whole tokens. Draws beyond the longest prompt or output of the trace, or of
+  more than `max_tokens` together, are drawn again. Prompt and output lengths show almost no
+  rank correlation (Spearman 0.03 and -0.01). Yet in conversations they are strongly dependent:
+  prompts of 1,000 to 1,200 tokens have outputs near 400, and others near 100. A joint mixture
+  keeps this dependence.
+- *Arrivals*: independent interarrival times from a hyperexponential distribution (a mixture of
+  exponentials) fitted by EM. Gaps of zero are assigned to its fastest phase. The coefficient of
+  variation is 1.08 in conversations, near Poisson, and 12.7 in code, with bursts between
+  minutes of silence (fits: 1.09 and 11.8). The fit does not model how the rate drifts over the
+  hour.
 
 Goodness of fit (`ks`): Kolmogorov-Smirnov distances between the trace and 200,000 draws of at
 most `MAX_TOKENS`, for prompts, outputs, gaps scaled to a mean of 1, and outputs within each

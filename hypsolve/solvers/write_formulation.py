@@ -22,7 +22,7 @@ class Units(NamedTuple):
 
 
 def write_formulation(instance: Instance, method: str, path: str | PathLike[str]) -> Units:
-    """Write the formulation that an exact method solves to a file.
+    """Write to a file the formulation that an exact method solves.
 
     MILPs are written as ``.lp`` or ``.mps`` with 12 significant digits, constraint programs in
     the text format of CP-SAT as ``.pbtxt`` or ``.txt``. The first line of the file is a comment

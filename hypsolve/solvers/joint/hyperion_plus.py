@@ -37,8 +37,9 @@ def hyperion_plus(
     3. Improve the schedules of the best partitions by local search in windows of time.
     4. If asked to, raise the lower bound by subgradient ascent.
 
-    Like HEFT, and unlike a dispatch policy, the method knows all arrivals in advance. So it
-    plans a known workload, or shows how much a policy could gain.
+    Like HEFT, and unlike a dispatch policy, the method knows all arrivals in advance. It is
+    therefore meant for planning a known workload, or for measuring how much a dispatch policy
+    could still gain.
 
     Parameters
     ----------
@@ -46,7 +47,7 @@ def hyperion_plus(
         Its objective must be ``mean_latency`` or ``makespan``.
     time_limit_s : float
         The search is limited by its number of trials, and takes about a second per 1,000
-        requests. The time limit ends it sooner.
+        requests. It stops earlier if the time limit is reached.
     seed : int
         Seed of the perturbations in restarts. The answer is reproducible unless the time limit
         ends the search.

@@ -13,12 +13,13 @@ class AscentParams:
     Attributes
     ----------
     levels : tuple of int
-        Ticks in the mean latency of the incumbent, one time grid after the other. Each is a
-        multiple of the one before it.
+        Successive time grids, each given as the number of ticks per mean latency of the
+        incumbent. Each number is a multiple of the previous one.
     evaluations : int
         Evaluations of the bound on each level, the trial of its start included.
     trial_evaluations : int
-        Evaluations from each of several starts, before the best start goes on.
+        Evaluations from each candidate starting point, before the ascent continues from the
+        best one.
     stalled_evaluations : int
         Evaluations after an ascent has stalled, in place of `evaluations`.
     first_step, refined_step, min_step : float
@@ -29,18 +30,20 @@ class AscentParams:
     patience : int
         Evaluations with little gain before steps get shorter.
     step_shrink : float
-        Factor of the step length then, in (0, 1).
+        Factor by which steps are shortened after `patience` evaluations with little gain, in
+        (0, 1).
     restart_scales : tuple of float
         Factors of the best multipliers where the next ascent starts; at the best multipliers
         themselves, hardly a step gains anything. The first factor holds until an ascent of the
         finest level stalls, then the second, and so on. A partition is given up after the last.
     min_gain : float
-        Part of the gap to the incumbent that an ascent of the finest level must close, or it
-        counts as stalled.
+        Fraction of the gap to the incumbent that an ascent on the finest level must close in
+        order not to count as stalled.
     min_window_ticks : int
         Width of the narrowest window.
     window_margin : float
-        Mean latencies by which a window exceeds the delay of its request in the incumbent.
+        Margin by which a window exceeds the delay of its request in the incumbent, in units of
+        the mean latency.
     max_window_delays : float
         Width of the widest window, as a multiple of the longest delay.
     window_growth : float
@@ -48,7 +51,7 @@ class AscentParams:
     evaluations_per_window : int
         Evaluations after which windows are laid anew and the clock is read.
     max_multipliers : float
-        Groups x ticks; levels with more are skipped.
+        Maximum number of multipliers (groups x ticks); levels with more are skipped.
 
     Examples
     --------
@@ -105,7 +108,8 @@ class HyperionPlusParams:
     max_partitions : int
         Partitions that are scheduled in the order of their bounds.
     max_boxes : int
-        Partition boxes that are bounded to find these partitions.
+        Maximum number of partition boxes for which a lower bound is computed to find these
+        partitions.
     first_leads, leads : tuple of float
         Leads (see `ScheduleSearch`) tried for all stages of every partition, and stage by stage
         for the finalists.
@@ -115,7 +119,7 @@ class HyperionPlusParams:
     n_finalists : int
         Candidates that share the trials that are left.
     max_finalist_ratio : float
-        Value of a finalist relative to the best candidate, at least 1.
+        Maximum objective of a finalist relative to the best candidate, at least 1.
     window, lookahead, stride : int
         Operations in a window, behind it, and from one window to the next.
     max_window_trials : int
@@ -126,13 +130,14 @@ class HyperionPlusParams:
     windows_per_check : int
         Windows after which the trials are counted and the clock is read.
     min_gain : float
-        Relative gain of a pass; less ends the search of a candidate.
+        Minimum relative gain of a pass. A smaller gain ends the search on a candidate.
     max_restarts : int
         Restarts from a perturbed order.
     perturbation : float
         Standard deviation of the perturbation of starts, in mean fastest service times.
     search_share : float
-        Part of the time limit for the search if the bound is raised with the rest, in (0, 1).
+        Fraction of the time limit that the search gets if the rest is used to raise the bound,
+        in (0, 1).
     ascent : AscentParams
         Constants of the Lagrangian bound.
 

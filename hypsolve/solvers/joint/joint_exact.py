@@ -40,14 +40,15 @@ def joint_exact(
     disable: Sequence[str] = (),
     params: JointExactParams | None = None,
 ) -> Outcome:
-    """Decide partition and schedule together, exactly, by branch and bound.
+    """Find an optimal partition and schedule together, by branch and bound.
 
-    The search tree branches on boxes of partitions, the smallest lower bound first. A box is
-    bounded by a Lagrangian relaxation of the nodes' capacity, raised by subgradient ascent (see
-    `hypsolve.kernels.subgradient`), and split until it is pruned or holds a single partition.
-    Beam search then goes through the schedules of that partition, pruned by the Lagrangian
-    bound and by dominance. It widens until it is complete, or fills the memory; the smallest
-    bound that it dropped still counts, so the bound is valid whenever the search stops.
+    The search tree branches on boxes of partitions, the smallest lower bound first. The lower
+    bound of a box comes from a Lagrangian relaxation of the nodes' capacity and is raised by
+    subgradient ascent (see `hypsolve.kernels.subgradient`). Boxes are split until they are
+    pruned or hold a single partition. Beam search then goes through the schedules of that
+    partition, pruned by the Lagrangian bound and by dominance. It widens until it is complete,
+    or fills the memory; the smallest bound that it dropped still counts, so the bound is valid
+    whenever the search stops.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ def joint_exact(
     seed : int
         Seed of the hash of partial schedules; no answer depends on it.
     warm_start : bool, Outcome, Result or (Partition, Schedule)
-        First incumbent; True: Hyperion's decision.
+        Initial incumbent. True: the solution of the method ``hyperion``.
     upper_bound : float
         Only decisions with an objective below this (in seconds) are looked for. If there is
         none, the answer is the warm start, and the bound is `upper_bound`.
@@ -79,7 +80,7 @@ def joint_exact(
     Returns
     -------
     Outcome
-        Its ``bound_s`` is valid at the time limit, too. `hypsolve.verify` repeats its
+        Its ``bound_s`` is valid at the time limit, too. `hypsolve.verify` checks its
         certificate. There is no certificate if long pauses between arrivals were cut out of the
         search, if CP-SAT decided partitions, or if the certificate would take more than
         ``params.max_proof_share`` of `memory_bytes`. The message counts the partitions that
@@ -88,7 +89,7 @@ def joint_exact(
     Raises
     ------
     ValueError, TypeError
-        If the objective does not score a schedule, or an option is wrong.
+        If the objective does not depend on the schedule, or an option is invalid.
     """
     started = time.perf_counter()
     owner = f"method {METHOD!r}"

@@ -10,12 +10,13 @@ OWNER = "joint_exact params"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JointExactParams:
-    """Tunable constants of `joint_exact`; no bound or optimum depends on them, only the effort.
+    """Tunable constants of `joint_exact`; bounds and optimum are valid for all values.
 
     Attributes
     ----------
     ticks_per_stage : float
-        Ticks of the multipliers per mean service time of a stage.
+        Resolution of the time grid of the multipliers: number of ticks per mean service time of
+        a stage.
     min_ticks, max_ticks : int
         Limits of the number of ticks.
     fine_factor : int
@@ -32,8 +33,8 @@ class JointExactParams:
     max_compared : int
         Number of partial schedules with which a new one is compared for dominance.
     min_improvement : float
-        Relative improvement of the objective below which a decision is not looked for; smaller
-        than 1e-6, the gap of a result that may call itself optimal.
+        Smallest relative improvement of the objective that is searched for. It must be below
+        1e-6, the largest gap at which a result counts as optimal.
     max_deadlines : int
         Makespan: maximum number of deadlines tried on a box in a bisection.
     deadline_aim : float

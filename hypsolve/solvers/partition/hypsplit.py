@@ -25,12 +25,13 @@ MARGIN = 1e-9
 def hypsplit_dp(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
     """Partition the blocks to minimise the bottleneck, the path latency or the P0 cost.
 
-    HypSplit-DP of [1]_, made exact. The bottleneck is found by bisection. A trial asks whether
-    some partition has a bottleneck of at most tau. It costs O(n_tiers * n_blocks) at most, and
-    moves the upper or the lower limit to a stage time that occurs, so the bisection ends at the
-    optimum. The path latency is minimised by an additive recurrence with a range minimum for
-    each group of like nodes, in O(n_tiers * n_blocks * log(n_blocks)). The P0 cost is minimised
-    by that recurrence for each of a decreasing sequence of limits on the largest stage.
+    This is an exact version of HypSplit-DP [1]_. The bottleneck is found by bisection. A trial
+    asks whether some partition has a bottleneck of at most tau. It costs O(n_tiers * n_blocks)
+    at most, and moves the upper or the lower limit to a stage time that occurs, so the
+    bisection ends at the optimum. The path latency is minimised by an additive recurrence with
+    a range minimum for each group of like nodes, in O(n_tiers * n_blocks * log(n_blocks)). The
+    P0 cost is minimised by that recurrence for each of a decreasing sequence of limits on the
+    largest stage.
 
     Parameters
     ----------
@@ -42,9 +43,9 @@ def hypsplit_dp(instance: Instance, *, time_limit_s: float, seed: int) -> Outcom
     Returns
     -------
     Outcome
-        OPTIMAL, with ``bound_s`` a factor of 1 - 1e-9 below the optimum to allow for rounding;
-        or INFEASIBLE, with the need and the capacity of each tier as its message. Both carry a
-        certificate if the objective is the bottleneck; INFEASIBLE always does.
+        OPTIMAL, with ``bound_s`` equal to (1 - 1e-9) times the optimum to allow for rounding;
+        or INFEASIBLE, with the need and the capacity of each tier as its message. INFEASIBLE
+        always carries a certificate; OPTIMAL does if the objective is the bottleneck.
 
     Raises
     ------
