@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -456,3 +458,24 @@ def test_a_browser_shows_why_nothing_fits(browser, tmp_path):
     verdict = browser.find_element("css selector", ".verdict").text
     assert verdict.startswith("Infeasible: the tiers together reach block")
     assert browser.find_element("css selector", "figure#upgrades .wide svg").size["width"] > 400
+
+
+def test_drawing_leaves_interactive_mode_as_importing_pyplot_sets_it():
+    """The back end of notebooks does so with its first figure; all figures must be shown."""
+    code = (
+        "import matplotlib\n"
+        "import hypsolve as hs\n"
+        "box = hs.Tier(name='box', nodes=(hs.Node(name='box', gpu=hs.gpu('rtx-4090')),))\n"
+        "network = hs.Network(name='home', tiers=(box,))\n"
+        "plan = hs.plan('llama-3-8b', network, concurrency=8, with_upgrades=False)\n"
+        "matplotlib.use('Agg')\n"
+        "import importlib.abc, sys\n"
+        "class Notebook(importlib.abc.MetaPathFinder):\n"  # as the inline back end does
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'matplotlib.pyplot':\n"
+        "            matplotlib.rcParams['interactive'] = True\n"
+        "sys.meta_path.insert(0, Notebook())\n"
+        "plan.plot('network')\n"
+        "assert matplotlib.is_interactive()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
