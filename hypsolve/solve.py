@@ -142,17 +142,17 @@ def solve(
 ) -> Result:
     """Solve an instance with a method, and certify the solution.
 
-    The method runs against the clock. Its solution is then scored by `hypsolve.evaluate` and
-    checked by `hypsolve.check`, whatever the method claims. Infeasibility is reported as a
-    result, not raised as an error.
+    The run of the method is timed, without the compilation of its kernels. Its solution is then
+    scored by `hypsolve.evaluate` and checked by `hypsolve.check`, whatever the method claims.
+    Infeasibility is reported as a result, not raised as an error.
 
     Parameters
     ----------
     instance : Instance
     method : str, callable or Method
         A name in ``METHODS``, or a function
-        ``(instance, *, time_limit_s, seed, **options) -> Outcome`` of your own, which decides
-        partition and schedule. Wrap a function that decides the partition alone:
+        ``(instance, *, time_limit_s, seed, **options) -> Outcome`` of your own that returns a
+        partition and a schedule. Wrap a function that returns a partition alone:
         ``Method(function, "partition")``.
     time_limit_s : float
         Time limit for the search of an exact method, in seconds. The time to build the model is
@@ -174,7 +174,8 @@ def solve(
     Raises
     ------
     ValueError, TypeError
-        For a wrong name, option or value; the message names it and suggests the likeliest.
+        For an invalid name, option or value; the message names it and suggests the closest
+        valid one.
     RuntimeError
         If the solution breaks a rule or beats the method's own bound by more than 10^-6 of it.
         Either is a bug in the method.

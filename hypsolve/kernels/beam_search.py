@@ -169,17 +169,17 @@ def expand_level(
     shop, ticks, prefix, path_cost, level, i, until, after, n_after, buckets, salt, target,
     max_compared,
 ):  # fmt: skip
-    """Append to `after` the children of entries i:until that a best schedule may need.
+    """Append to `after` the children of entries i:until that may lead to an optimal schedule.
 
     A child has one more operation. Operations come in the order of their starts, and each
     starts as early as its node allows. A child is pruned if its bound is `target` or more, or
     if another schedule is at least as good:
 
-    - the operation could start before the last one, or starts when another request, served
-      now, would already be done: in both cases some operation can start earlier;
+    - the operation could start before the one added last, or a stage of another request could
+      be completed before it starts: in both cases some operation could start earlier;
     - the operation is on a node that is not the first of its group to be free;
     - of identical requests, the request is not the first to be ready;
-    - on the last stage (without a deadline), the request follows directly a longer one that it
+    - on the last stage (without a deadline), the request directly follows a longer one that it
       could have preceded;
     - another entry that has begun the same stages dominates the child.
 
@@ -188,15 +188,19 @@ def expand_level(
     shop : DeadlineFlowShop
     ticks : Ticks
     prefix, path_cost : ndarray
-        Of the multipliers; see `hypsolve.kernels.subgradient.lagrangian_bound`.
+        Prefix sums of the multipliers, and costs of paths; see
+        `hypsolve.kernels.subgradient.lagrangian_bound`.
     level, after : Level
-        `after` has `n_after` entries already.
+    i, until : int
+        Entries i to until - 1 of `level` are expanded.
+    n_after : int
+        Number of entries that `after` has already.
     buckets : ndarray of int32
         First entry of `after` for each hash; -1: none. The length is a power of two.
     salt : ndarray of uint64, shape (n_requests, n_stages + 1)
         Random numbers of the hash (Zobrist hashing).
     target : float
-        Only completions below it are wanted.
+        Children with a bound of `target` or more are pruned.
     max_compared : int
         Number of entries with which a child is compared for dominance.
 

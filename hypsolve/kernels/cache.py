@@ -8,10 +8,11 @@ write at once. hypsolve therefore stores its kernels itself:
 - *One folder per version.* The name of the folder is a digest of every source file of
   `hypsolve.kernels`, of the versions of Python, numba and llvmlite, of the CPU, and of those
   settings of numba that change machine code. An edit of any kernel leads to another folder.
-- *One file per kernel and signature*, written beside its place and renamed, with a checksum.
-  Processes and machines that share the folder cannot mix up each other's files.
-- *Old folders are removed* when a new one is filled: those that were unused for 30 days, or for
-  one day if `KEPT` others were used since.
+- *One file per kernel and signature*, with a checksum. It is written to a temporary file next
+  to its final path and then renamed. Processes and machines that share the folder
+  cannot mix up each other's files.
+- *Old folders are removed* when a new one is filled: those unused for 30 days, or for one day
+  if at least `KEPT` other folders have been used since then.
 
 The folder lies in ``HYPSOLVE_CACHE_DIR`` if that is set, else in the user's cache directory:
 ``XDG_CACHE_HOME`` or ``~/.cache`` (on macOS ``~/Library/Caches``, on Windows ``LOCALAPPDATA``).

@@ -6,7 +6,7 @@ ROUND_DOWN = 1 - 1e-12  # factor before a time is rounded down to ticks: never a
 
 
 class FlowShop(NamedTuple):
-    """A hybrid flow shop: stages in a row, each with groups of identical nodes; seconds.
+    """A hybrid flow shop: stages in series, each with groups of identical nodes; seconds.
 
     Stage k has groups ``first[k]:first[k + 1]``. Group g has nodes ``slot[g]:slot[g + 1]``.
     """

@@ -200,7 +200,7 @@ def improve(search, workspace, makespan, width, stride, at, until, max_trials):
     """Improve the order and the bars by local search, one window of operations at a time.
 
     Operations before the window are fixed. A trial places the window and the lookahead behind
-    it anew. It is judged by the sum of the completions, or by the last completion for the
+    it anew. It is judged by the sum of completion times, or by the last one for the
     makespan, as if stages that are not placed yet had no delay. A trial moves an operation
     before another one of the same stage, alone or with the later stages of its request, or bars
     its request from a group, or lifts a bar. Every improvement is accepted. The window moves on
@@ -213,7 +213,7 @@ def improve(search, workspace, makespan, width, stride, at, until, max_trials):
     workspace : Workspace
         As the call that ended at `at` left it.
     makespan : bool
-        Minimise the last completion, and the sum of the delays among equals.
+        Minimise the last completion time, and the sum of the delays among equals.
     width, stride : int
         In operations.
     at, until : int

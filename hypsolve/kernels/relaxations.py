@@ -4,20 +4,21 @@
 ``min over nodes (s * service)`` units of work. A node that serves r for t seconds completes at
 most s * t units of it. So a preemptive machine whose speed is the sum of the nodes' speeds does
 at least as much as they do together. On this machine, shortest remaining processing time (SRPT)
-minimises the k-th completion for every k.
+minimises the k-th completion time for every k.
 
 **Lagrangian bound.** A multiplier >= 0 relaxes, for each group and each tick of time, the rule
 that no more nodes are busy than the group has. The Lagrangian bound is the sum over the
-requests of their cheapest path (completion plus the multipliers along the busy time) minus the
-sum of multipliers x nodes. By weak duality it is at most the minimum sum of completions.
+requests of their cheapest path (completion time plus the multipliers along the busy time) minus
+the sum of multipliers x nodes. By weak duality it is at most the minimum sum of completion
+times.
 
-Ticks have one length. The cost of a path is exact for every start; only the moment at which a
-later stage becomes possible is rounded down. A stage of a request is evaluated in a window of
-ticks, from its earliest start on. A later start pays no multipliers, so its cost is not
-overestimated either. An evaluation thus takes time and memory in proportion to the requests,
-not to requests x duration. A window should be wider than the delay and the multipliers of its
-request together: a request that pays more starts behind its window, which costs it no more
-than the window's width.
+All ticks have the same length. The cost of a path is exact for every start time; only the
+earliest start of the following stage is rounded down to a tick. A stage of a request is
+evaluated in a window of ticks, from its earliest start on. A start after the end of the window
+is charged no multipliers for that stage, so its cost is not overestimated. An evaluation thus
+takes time and memory in proportion to the requests, not to requests x duration. A window should
+be wider than the delay of its request plus the multipliers charged to it. Otherwise it is
+cheaper for the request to start after its window, which costs at most the width of the window.
 """
 
 import heapq
@@ -173,8 +174,9 @@ def aggregate_work(shop, work, share):
 def single_machine_bound(shop, work):
     """Bound the sum of (completion - release) and the last completion from below.
 
-    Every k-th completion is at least the k-th completion of a request without delay, and at
-    least the k-th SRPT completion of each stage's machine plus the remaining time behind it.
+    Every k-th completion time is at least the k-th completion time without delay, and at
+    least the k-th SRPT completion time of each stage's machine plus the remaining time after
+    it.
 
     Parameters
     ----------
@@ -211,7 +213,7 @@ def single_machine_bound(shop, work):
 class TimeGrid(NamedTuple):
     """A flow shop's times in ticks, counted from the first release on.
 
-    Only `width` changes: the caller lays windows anew between two calls of
+    Only `width` changes: the caller recomputes the windows between two calls of
     `subgradient_ascent`. No window ends behind the last tick of the multipliers.
     """
 

@@ -1,22 +1,22 @@
 """Lagrangian bound on the schedules of a flow shop, raised by subgradient ascent.
 
-The flow shop (`DeadlineFlowShop`) has stages in a row, each with groups of identical nodes. The
-objective is the sum of the completions. With a deadline, the question is instead whether all
-requests can be completed before it.
+The flow shop (`DeadlineFlowShop`) has stages in series, each with groups of identical nodes.
+The objective is the sum of the completion times. With a deadline, the question is instead
+whether all requests can be completed before it.
 
 The bound relaxes the capacity of the nodes. Time is cut into ticks of ``step``, and
 ``multiplier[g, t] >= 0`` is charged for each tick that a request spends on a node of group g.
 Each request then takes its cheapest path through the stages by itself. For any multipliers,
 
-    sum over requests of the cost of their cheapest path (completion + charges)
+    sum over requests of the cost of their cheapest path (completion time + charges)
     - sum over groups and ticks of multiplier x number of nodes
 
-is at most the smallest sum of completions, because a schedule never uses more node time than
-there is. With a deadline, only paths that keep it are allowed and completions cost nothing; a
-bound above 0 then proves that no schedule keeps the deadline.
+is at most the smallest sum of completion times, because a schedule never uses more node time
+than there is. With a deadline, only paths that meet it are allowed, and completion times cost
+nothing; a bound above 0 then proves that no schedule meets the deadline.
 
-Start times and busy times are rounded down to whole ticks. Rounding keeps nodes free of overlap
-and every path possible, so the bound stays valid.
+Start times and busy times are rounded down to whole ticks. After rounding, operations on a
+node still do not overlap, and every path remains feasible, so the bound stays valid.
 
 Subgradient ascent moves the multipliers along the excess of the demand over the capacity, by
 Polyak's step towards a known upper bound. The direction is an exponential average, as in the

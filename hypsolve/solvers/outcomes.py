@@ -33,14 +33,14 @@ def given_start(
     Parameters
     ----------
     warm_start : bool, Outcome, Result, Partition or (Partition, Schedule)
-        False: none. True: the outcome of `own`. Otherwise the decision of the caller.
+        False: none. True: the outcome of `own`. Otherwise the solution of the caller.
     own : callable
         Makes the default warm start.
 
     Raises
     ------
     TypeError
-        If the caller's `warm_start` is not a decision, or lacks the schedule that the objective
+        If the caller's `warm_start` is not a solution, or lacks the schedule that the objective
         needs.
     ValueError
         If it breaks a rule of the instance.
@@ -96,7 +96,7 @@ def to_outcome(
 ) -> Outcome:
     """Make an Outcome from the answer of a solver.
 
-    The decision is scored by the exact costs. It is OPTIMAL if the score meets the bound within
+    The solution is scored by the exact costs. It is OPTIMAL if the score meets the bound within
     `OPTIMAL_GAP`. The bound is dropped if the solver contradicts facts that are known without
     it, as floating-point solvers may.
 
@@ -113,7 +113,7 @@ def to_outcome(
     min_s, upper_s : float
         Bounds on the optimum that are known without the solver.
     claimed_s : float, optional
-        Objective of the decision according to the solver. If it is too low, the solver worked
+        Objective of the solution according to the solver. If it is too low, the solver worked
         with wrong costs and its bound is dropped.
     statistics : mapping
         Passed on to the Outcome.

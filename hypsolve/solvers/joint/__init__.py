@@ -1,1 +1,1 @@
-"""Methods that decide the partition and the schedule of the requests."""
+"""Methods that find a partition and a schedule of the requests jointly."""

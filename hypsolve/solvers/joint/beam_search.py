@@ -61,8 +61,8 @@ def beam_search(
     shop : DeadlineFlowShop
     multipliers : Multipliers
     target : float
-        Only schedules with a smaller sum of completions are wanted. With a deadline, `target`
-        is the deadline.
+        Only schedules with a smaller sum of completion times are of interest. With a deadline,
+        `target` is the deadline.
     width : int
         Partial schedules kept of each level. The smallest bound that is dropped bounds the
         rest; with a deadline, nothing does.

@@ -48,8 +48,8 @@ HORIZON_MARGIN = 1.1  # end of the ticks, as a multiple of the first decision's 
 class BranchAndBound:
     """Best-first branch and bound over partition boxes.
 
-    Bounds, `upper` and `cutoff` are in the tables' unit: the sum of the completions or, for a
-    makespan, the last completion.
+    Bounds, `upper` and `cutoff` are in the tables' unit: the sum of completion times or, for
+    a makespan, the last one.
     """
 
     instance: Instance
@@ -108,7 +108,7 @@ class BranchAndBound:
 
     @property
     def is_makespan(self) -> bool:
-        """Whether the objective is the last completion."""
+        """Whether the objective is the last completion time."""
         return self.instance.objective is Objective.MAKESPAN
 
     @property
@@ -350,7 +350,7 @@ class BranchAndBound:
         return found.is_complete
 
     def _ask_cpsat(self, node: Node) -> None:
-        """Let CP-SAT decide a single partition, from the incumbent if it has that partition."""
+        """Schedule one partition by CP-SAT, from the incumbent if it has that partition."""
         from hypsolve.solvers.joint.cpsat import joint_cpsat
 
         cuts = np.array(node.box.low)

@@ -56,7 +56,7 @@ def joint_certificate(
 
 
 def _box_proof(node: Node, first_node: list[int]) -> BoxProof:
-    """State why a box has no better decision."""
+    """State why a box has no better solution."""
     multipliers, groups = node.proof, node.proof_groups
     if node.is_bound_searched:
         multipliers, groups = node.fine, node.relaxation.groups

@@ -64,7 +64,7 @@ def joint_cpsat(
     on_improve: OnImprove | None = None,
     on_bound: OnBound | None = None,
 ) -> Outcome:
-    """Decide partition and schedule together, exactly, by OR-Tools' CP-SAT.
+    """Find an optimal partition and schedule jointly, by OR-Tools' CP-SAT.
 
     The model has one literal per tier and arc, and one optional interval per request and node.
     Times are whole ticks of 2**-q s. Arrivals, transfers and service times are rounded down,
@@ -80,12 +80,12 @@ def joint_cpsat(
     seed : int
         CP-SAT's ``random_seed``.
     warm_start : bool, Outcome, Result or (Partition, Schedule)
-        Decision to start from; True: Hyperion's decision.
+        Solution to start from. True: the solution of the method ``hyperion``.
     workers : int
         Threads, at most 10000.
     on_improve : callable, optional
         Called as ``on_improve(objective_s, bound_s, partition, schedule)`` for each better
-        decision, from the solver's thread.
+        solution, from the solver's thread.
     on_bound : callable, optional
         Called as ``on_bound(bound_s)`` for each better bound, from the solver's thread.
 
@@ -164,7 +164,7 @@ def _tick_s(tables: JointTables, objective: Objective, last: Array) -> float:
 
 
 def build(instance: Instance, warm: Decision | None = None) -> JointCp:
-    """Build the model; with a warm start, only decisions at least as good are feasible."""
+    """Build the model; with a warm start, only solutions at least as good are feasible."""
     cp_model = load_backend(METHOD, "ortools.sat.python.cp_model", PACKAGE)
     tables = joint_tables(instance, METHOD)
     require_partition(windows(tables), METHOD)
@@ -311,12 +311,12 @@ def _add_symmetry(model: Any, tables: JointTables, on: dict[tuple[int, int], Any
 
 
 def _add_latency(model: Any, end: list[list[Any]], window: Windows, last: Array) -> None:
-    """Minimise the sum of the completions, for the mean latency."""
+    """Minimise the sum of the completion times, for the mean latency."""
     model.minimize(sum(stages[-1] for stages in end))
 
 
 def _add_makespan(model: Any, end: list[list[Any]], window: Windows, last: Array) -> None:
-    """Minimise the last completion, the makespan."""
+    """Minimise the last completion time, the makespan."""
     makespan = model.new_int_var(int(window.min_completion.max()), int(last.max()), "makespan")
     for stages in end:
         model.add(makespan >= stages[-1])
@@ -324,7 +324,7 @@ def _add_makespan(model: Any, end: list[list[Any]], window: Windows, last: Array
 
 
 def _add_hint(formulation: JointCp, warm: Decision) -> None:
-    """Hint a decision to the solver: a value for every variable that it fixes."""
+    """Hint a solution to the solver: a value for every variable that it fixes."""
     model, tables, use, on, start, end = formulation
     arcs = arcs_of(tables, warm.partition)
     for k, literals in enumerate(use):

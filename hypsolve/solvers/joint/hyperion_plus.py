@@ -29,9 +29,10 @@ def hyperion_plus(
     prove: bool = False,
     params: HyperionPlusParams | None = None,
 ) -> Outcome:
-    """Decide partition and schedule for thousands of requests, never worse than Hyperion.
+    """Find a partition and a schedule for thousands of requests, never worse than Hyperion.
 
-    1. Start from the answers of Hyperion, with its bottleneck and its path cuts, and of HEFT.
+    1. Start from the solutions of HEFT and of Hyperion [1]_, the latter with the partition of
+       minimal bottleneck and with that of minimal path latency.
     2. Take partitions in ascending order of a lower bound, and schedule each one by list
        scheduling in SRPT order, until no partition left can be better than the incumbent.
     3. Improve the schedules of the best partitions by local search in windows of time.
@@ -54,8 +55,9 @@ def hyperion_plus(
     prove : bool
         Raise ``bound_s`` by subgradient ascent of the Lagrangian bound (mean latency only).
         This takes a second for tens of requests, and all of `time_limit_s` for 1,000 or more.
-        Half of the time limit is kept for it. If its first steps would not fit, or if the
-        arrivals are too far apart for its time grid, it is left out and ``message`` says so.
+        Half of the time limit is kept for it. If the first ascent would not fit into this half,
+        or if the arrivals are too far apart for its time grid, the ascent is skipped and
+        ``message`` says so.
     params : HyperionPlusParams, optional
         Tunable constants.
 
@@ -64,6 +66,10 @@ def hyperion_plus(
     Outcome
         FEASIBLE, or OPTIMAL if the bound is reached. ``bound_s`` is a lower bound over all
         partitions and schedules, even if the time limit ends the search.
+
+    References
+    ----------
+    .. [1] M. Ma et al., "Hyperion", arXiv:2511.14450.
 
     Examples
     --------
@@ -110,7 +116,7 @@ def hyperion_plus(
 def _warm_starts(
     instance: Instance, time_limit_s: float, seed: int
 ) -> Iterator[tuple[Partition, Schedule]]:
-    """Yield the decisions of Hyperion, of Hyperion with path cuts, and of HEFT."""
+    """Yield the solutions of Hyperion, of Hyperion for the path latency, and of HEFT."""
     for outcome in (
         hyperion(instance, time_limit_s=time_limit_s, seed=seed),
         hyperion(instance, time_limit_s=time_limit_s, seed=seed, partition_objective="path"),

@@ -16,15 +16,16 @@ class AscentParams:
         Successive time grids, each given as the number of ticks per mean latency of the
         incumbent. Each number is a multiple of the previous one.
     evaluations : int
-        Evaluations of the bound on each level, the trial of its start included.
+        Bound evaluations on each level, including the trial evaluations of the starting point
+        that is chosen.
     trial_evaluations : int
         Evaluations from each candidate starting point, before the ascent continues from the
         best one.
     stalled_evaluations : int
         Evaluations after an ascent has stalled, in place of `evaluations`.
     first_step, refined_step, min_step : float
-        Polyak step length of the first level (and of a restart at 0), of a start from known
-        multipliers, and the length at which an ascent ends.
+        Polyak step length on the first level and after a restart from 0; step length when
+        starting from known multipliers; and step length at which an ascent ends.
     subgradient_weight : float
         Weight of the latest subgradient in the direction, in (0, 1].
     patience : int
@@ -33,9 +34,10 @@ class AscentParams:
         Factor by which steps are shortened after `patience` evaluations with little gain, in
         (0, 1).
     restart_scales : tuple of float
-        Factors of the best multipliers where the next ascent starts; at the best multipliers
-        themselves, hardly a step gains anything. The first factor holds until an ascent of the
-        finest level stalls, then the second, and so on. A partition is given up after the last.
+        Factors by which the best multipliers are scaled to start the next ascent; from the
+        unscaled best multipliers, steps gain hardly anything. The first factor is used until an
+        ascent on the finest level stalls, then the second, and so on. After the last factor,
+        the partition is abandoned.
     min_gain : float
         Fraction of the gap to the incumbent that an ascent on the finest level must close in
         order not to count as stalled.
@@ -47,9 +49,11 @@ class AscentParams:
     max_window_delays : float
         Width of the widest window, as a multiple of the longest delay.
     window_growth : float
-        Factor of the cost of a request's path when its window is laid anew.
+        When windows are recomputed, the width of a window is this factor times the excess of
+        the cost of its request's path over the latency without delay.
     evaluations_per_window : int
-        Evaluations after which windows are laid anew and the clock is read.
+        Maximum number of evaluations between updates of the windows and checks of the time
+        limit.
     max_multipliers : float
         Maximum number of multipliers (groups x ticks); levels with more are skipped.
 
@@ -111,17 +115,19 @@ class HyperionPlusParams:
         Maximum number of partition boxes for which a lower bound is computed to find these
         partitions.
     first_leads, leads : tuple of float
-        Leads (see `ScheduleSearch`) tried for all stages of every partition, and stage by stage
-        for the finalists.
+        Leads tried for all stages of every partition, and stage by stage for the finalists. A
+        request is placed by its SRPT completion time minus the lead times its work (see
+        `ScheduleSearch`).
     passes : tuple of (int, int)
-        First passes of the search: how many of the best candidates, and the maximum number of
-        trials per window.
+        First passes of the search. For each pass: the number of best candidates that are
+        searched, and the maximum number of trials per window.
     n_finalists : int
         Candidates that share the trials that are left.
     max_finalist_ratio : float
         Maximum objective of a finalist relative to the best candidate, at least 1.
     window, lookahead, stride : int
-        Operations in a window, behind it, and from one window to the next.
+        Number of operations in a window, number of operations after it that a trial also
+        places anew, and step from one window to the next, in operations.
     max_window_trials : int
         Maximum number of trials per window of a finalist.
     min_trials, trials_per_request : int
@@ -134,7 +140,8 @@ class HyperionPlusParams:
     max_restarts : int
         Restarts from a perturbed order.
     perturbation : float
-        Standard deviation of the perturbation of starts, in mean fastest service times.
+        Standard deviation of the perturbation of start times, in units of the mean service time
+        on the fastest node of a stage.
     search_share : float
         Fraction of the time limit that the search gets if the rest is used to raise the bound,
         in (0, 1).

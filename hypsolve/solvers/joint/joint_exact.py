@@ -40,14 +40,15 @@ def joint_exact(
     disable: Sequence[str] = (),
     params: JointExactParams | None = None,
 ) -> Outcome:
-    """Find an optimal partition and schedule together, by branch and bound.
+    """Find an optimal partition and schedule jointly, by branch and bound.
 
-    The search tree branches on boxes of partitions, the smallest lower bound first. The lower
-    bound of a box comes from a Lagrangian relaxation of the nodes' capacity and is raised by
-    subgradient ascent (see `hypsolve.kernels.subgradient`). Boxes are split until they are
-    pruned or hold a single partition. Beam search then goes through the schedules of that
-    partition, pruned by the Lagrangian bound and by dominance. It widens until it is complete,
-    or fills the memory; the smallest bound that it dropped still counts, so the bound is valid
+    The search tree branches on boxes of partitions, the smallest lower bound first. A box is a
+    set of partitions, given by a range for each cut. Its lower bound comes from a Lagrangian
+    relaxation of the nodes' capacity and is raised by subgradient ascent (see
+    `hypsolve.kernels.subgradient`). Boxes are split until they are pruned or hold a single
+    partition. Beam search then enumerates the schedules of that partition, with pruning by the
+    Lagrangian bound and by dominance. The beam is widened until the search is complete or the
+    memory is full. The lower bound accounts for the schedules that were dropped, so it is valid
     whenever the search stops.
 
     Parameters
@@ -61,8 +62,8 @@ def joint_exact(
     warm_start : bool, Outcome, Result or (Partition, Schedule)
         Initial incumbent. True: the solution of the method ``hyperion``.
     upper_bound : float
-        Only decisions with an objective below this (in seconds) are looked for. If there is
-        none, the answer is the warm start, and the bound is `upper_bound`.
+        Only solutions with an objective below this value (in seconds) are searched for. If none
+        exists, the warm start is returned, with `upper_bound` as the bound.
     on_improve : callable, optional
         Called as ``on_improve(objective_s, bound_s, partition, schedule)`` for each new
         incumbent, the warm start included.
@@ -73,7 +74,7 @@ def joint_exact(
     disable : sequence of str
         Parts to switch off, for ablations: ``lagrangian_bound`` (all multipliers stay 0),
         ``partition_boxes`` (every partition is a box of its own), ``dominance``,
-        ``beam_search`` (CP-SAT decides single partitions).
+        ``beam_search`` (CP-SAT schedules each single partition instead).
     params : JointExactParams, optional
         Tunable constants.
 
@@ -81,8 +82,8 @@ def joint_exact(
     -------
     Outcome
         Its ``bound_s`` is valid at the time limit, too. `hypsolve.verify` checks its
-        certificate. There is no certificate if long pauses between arrivals were cut out of the
-        search, if CP-SAT decided partitions, or if the certificate would take more than
+        certificate. There is no certificate if long gaps between arrivals were removed before
+        the search, if ``beam_search`` is disabled, or if the certificate would take more than
         ``params.max_proof_share`` of `memory_bytes`. The message counts the partitions that
         each part pruned.
 

@@ -22,8 +22,8 @@ class JointExactParams:
     fine_factor : int
         Number of fine ticks per tick, for the last ascent on a single partition.
     box_steps, rough_steps, fine_steps : int
-        Maximum number of bounds evaluated in an ascent: on a new box, and on a single partition
-        with the ticks of boxes and with fine ticks.
+        Maximum number of bound evaluations in an ascent: on a new box; on a single partition
+        with the same ticks as for boxes; and on a single partition with fine ticks.
     first_step, last_step : float
         Length of the first steps of an ascent as a share of the distance to the incumbent, and
         the length at which the ascent stops.

@@ -70,7 +70,7 @@ class LagrangianBound:
     ----------
     params : JointExactParams
     is_makespan : bool
-        Whether the objective is the last completion; else it is the sum of the completions.
+        Whether the objective is the last completion time; else it is the sum of them all.
     is_stopped : callable
         Returns True once the deadline of the search has passed.
     """

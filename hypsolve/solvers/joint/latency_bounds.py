@@ -311,7 +311,7 @@ class _Ascent:
         return self._advance(best, evaluations - n_trial), best.best
 
     def _advance(self, state: "AscentState", evaluations: int) -> float:
-        """Evaluate and step, laying windows anew in between; return the best bound so far.
+        """Evaluate and step, with updates of the windows in between; return the best bound.
 
         A window that is wider than the delay and the multipliers of its request together would
         give the same bound.

@@ -64,7 +64,7 @@ def joint_milp(
     warm_start: WarmStart = True,
     on_improve: OnImprove | None = None,
 ) -> Outcome:
-    """Decide partition and schedule together, exactly, by a MILP through PuLP (one thread).
+    """Find an optimal partition and schedule jointly, by a MILP through PuLP (one thread).
 
     The model has one binary per tier and arc, and one per request and node. Two requests that
     can be on a tier at the same time have two more, for their order on a shared node. Each
@@ -82,10 +82,10 @@ def joint_milp(
     backend : str
         ``highs`` or ``cbc``.
     warm_start : bool, Outcome, Result or (Partition, Schedule)
-        Decision to start from; True: Hyperion's decision.
+        Solution to start from. True: the solution of the method ``hyperion``.
     on_improve : callable, optional
         HiGHS only. Called as ``on_improve(objective_s, bound_s, partition, schedule)`` for each
-        better decision.
+        better solution.
 
     Returns
     -------
@@ -95,8 +95,8 @@ def joint_milp(
     Raises
     ------
     ValueError, TypeError
-        If the objective does not score a schedule, the backend is unknown or cannot be
-        imported, an option is wrong, or CBC is given `on_improve`.
+        If the objective does not depend on the schedule, the backend is unknown or cannot be
+        imported, an option is invalid, or CBC is given `on_improve`.
     """
     valid.known("backend", backend, tuple(SOLVERS))
     require_callable(METHOD, on_improve)
@@ -173,7 +173,7 @@ def _decision(formulation: JointMilp, value: Any) -> Decision:
 
 
 def build(instance: Instance, warm: Decision | None = None) -> JointMilp:
-    """Build the model; with a warm start, only decisions at least as good are feasible."""
+    """Build the model; with a warm start, only solutions at least as good are feasible."""
     pulp = load_backend(METHOD, "pulp", "pulp>=3.3,<4")
     tables = joint_tables(instance, METHOD)
     require_partition(windows(tables), METHOD)
@@ -339,12 +339,12 @@ def _add_symmetry(problem: Any, tables: JointTables, on: dict[tuple[int, int], A
 
 
 def _add_latency(problem: Any, end: list[list[Any]], window: Windows, last: Array) -> None:
-    """Minimise the sum of the completions, for the mean latency."""
+    """Minimise the sum of the completion times, for the mean latency."""
     problem += _sum((stages[-1], 1.0) for stages in end)
 
 
 def _add_makespan(problem: Any, end: list[list[Any]], window: Windows, last: Array) -> None:
-    """Minimise the last completion, the makespan."""
+    """Minimise the last completion time, the makespan."""
     makespan = problem.add_variable(
         "makespan", float(window.min_completion.max()), float(last.max())
     )
@@ -354,7 +354,7 @@ def _add_makespan(problem: Any, end: list[list[Any]], window: Windows, last: Arr
 
 
 def _add_hint(formulation: JointMilp, warm: Decision) -> None:
-    """Hint a decision to the solver: a value for every variable."""
+    """Hint a solution to the solver: a value for every variable."""
     problem, tables, use, on, before, _, start, end = formulation
     arcs = arcs_of(tables, warm.partition)
     starts, ends = table_times(tables, warm)

@@ -50,10 +50,10 @@ class ScheduleSearch:
     """The incumbent, and the candidates from which better schedules may come.
 
     A candidate's first list follows the preemptive single-machine relaxation: stage by stage,
-    requests are placed in order of their SRPT completion minus `lead` times their work, which
-    is about when the machine would start them. For the makespan, requests that are ready early
-    and have a long remaining time go first. Local search then improves the lists of the best
-    candidates (see `hypsolve.kernels.list_scheduling`).
+    requests are placed in order of their SRPT completion time minus `lead` times their work,
+    which is about when the machine would start them. For the makespan, requests that are ready
+    early and have a long remaining time go first. Local search then improves the lists of the
+    best candidates (see `hypsolve.kernels.list_scheduling`).
 
     Attributes
     ----------
@@ -97,7 +97,7 @@ class ScheduleSearch:
         return Incumbent(self.objective_s, evaluation.latency_s(self.instance, self.schedule))
 
     def start_from(self, partition: Partition, schedule: Schedule) -> None:
-        """Offer a decision as the incumbent, and make its partition a candidate."""
+        """Offer a solution as the incumbent, and make its partition a candidate."""
         self._offer(partition, schedule)
         self._add(self.bounds.relaxer.relax(PartitionBox(partition.cuts, partition.cuts)))
 
@@ -159,7 +159,7 @@ class ScheduleSearch:
         return sorted(self.candidates, key=lambda candidate: candidate.value_s)[:n]
 
     def _offer(self, partition: Partition, schedule: Schedule) -> None:
-        """Make a decision the incumbent if it is better."""
+        """Make a solution the incumbent if it is better."""
         objective_s = evaluation.evaluate(self.instance, partition, schedule)
         if objective_s < self.objective_s:
             self.objective_s, self.partition, self.schedule = objective_s, partition, schedule

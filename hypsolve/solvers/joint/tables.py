@@ -103,7 +103,7 @@ class JointTables:
         )
 
     def objective_s(self, value: float, objective: Objective, arrival_s: Array) -> float:
-        """Convert the sum of the completions (makespan: the last one) to the objective."""
+        """Convert the sum of completion times (makespan: the last one) to the objective."""
         if objective is Objective.MAKESPAN:
             return float(self.origin_s.max()) + value * self.unit_s
         # by the exact arrivals; releases may be rounded
@@ -111,7 +111,7 @@ class JointTables:
         return value * self.unit_s / self.n_requests + offset_s
 
     def value(self, objective_s: float, objective: Objective, arrival_s: Array) -> float:
-        """Convert an objective in seconds to the sum (or the last) of the completions."""
+        """Convert an objective in seconds to the sum (or the last) of completion times."""
         if objective is Objective.MAKESPAN:
             return (objective_s - float(self.origin_s.max())) / self.unit_s
         offset_s = float((self.origin_s - arrival_s).mean())
@@ -124,7 +124,7 @@ def joint_tables(instance: Instance, method: str) -> JointTables:
     Raises
     ------
     ValueError
-        If the objective does not score a schedule.
+        If the objective does not depend on the schedule.
     """
     if not instance.objective.is_scheduled:
         raise ValueError(

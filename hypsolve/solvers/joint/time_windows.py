@@ -147,7 +147,7 @@ def drop_dominated(
     tables : JointTables
     objective : Objective
     incumbent : ndarray, shape (n_requests,), optional
-        Completions of a known decision.
+        Completion times of a known solution.
 
     Returns
     -------
@@ -155,7 +155,7 @@ def drop_dominated(
         A pause before an arrival, at which all earlier requests must be done, is cut short.
         Latencies do not change, and numbers stay in a range that solvers can handle.
     last : ndarray, shape (n_requests,)
-        Completions that no request exceeds in some best schedule.
+        Completion times that no request exceeds in some optimal schedule.
     """
     known = [serial_latencies(tables)]
     if incumbent is not None:

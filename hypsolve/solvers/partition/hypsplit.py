@@ -26,12 +26,13 @@ def hypsplit_dp(instance: Instance, *, time_limit_s: float, seed: int) -> Outcom
     """Partition the blocks to minimise the bottleneck, the path latency or the P0 cost.
 
     This is an exact version of HypSplit-DP [1]_. The bottleneck is found by bisection. A trial
-    asks whether some partition has a bottleneck of at most tau. It costs O(n_tiers * n_blocks)
-    at most, and moves the upper or the lower limit to a stage time that occurs, so the
-    bisection ends at the optimum. The path latency is minimised by an additive recurrence with
-    a range minimum for each group of like nodes, in O(n_tiers * n_blocks * log(n_blocks)). The
-    P0 cost is minimised by that recurrence for each of a decreasing sequence of limits on the
-    largest stage.
+    asks whether some partition has a bottleneck of at most tau. It costs at most
+    O(n_tiers * n_blocks) and moves the upper or the lower limit to the time of an actual stage,
+    so the bisection ends at the exact optimum. The path latency is minimised by an additive
+    recurrence with a range-minimum query for each group of identical nodes, in
+    O(n_tiers * n_blocks * log(n_blocks)). The P0 cost, the largest stage time plus the sum of
+    the transfer times, is minimised by running that recurrence repeatedly, with decreasing
+    limits on the largest stage time.
 
     Parameters
     ----------
@@ -44,8 +45,9 @@ def hypsplit_dp(instance: Instance, *, time_limit_s: float, seed: int) -> Outcom
     -------
     Outcome
         OPTIMAL, with ``bound_s`` equal to (1 - 1e-9) times the optimum to allow for rounding;
-        or INFEASIBLE, with the need and the capacity of each tier as its message. INFEASIBLE
-        always carries a certificate; OPTIMAL does if the objective is the bottleneck.
+        or INFEASIBLE, with a message that states, tier by tier, how far memory and the rules of
+        the instance allow to place blocks. INFEASIBLE always carries a certificate; OPTIMAL
+        does if the objective is the bottleneck.
 
     Raises
     ------

@@ -64,19 +64,19 @@ def solve_many(
     Parameters
     ----------
     block_s : array_like, shape (n_classes, n_blocks)
-        Seconds of each block on each node class for the reference request: measured values, or
-        ``reference_s`` of an instance that `hypsolve.to_instance` returns.
+        Compute time of each block on each node class for the reference request, in seconds:
+        measured values, or ``reference_s`` of an instance that `hypsolve.to_instance` returns.
     block_bytes : array_like, shape (n_blocks,)
         Memory that each block needs on a node.
     node_class : array_like of int, shape (n_networks, n_tiers, n_nodes)
         Class of each node of each tier, or -1 if there is no node, so that networks may differ
-        in their numbers of tiers and nodes. The first tier is the request side. Tiers without
+        in their numbers of tiers and nodes. Requests enter at the first tier. Tiers without
         nodes must come last; they host no blocks.
     node_bytes : array_like that broadcasts to the shape of `node_class`
         Memory of each node; ignored where there is no node.
     transfer_s : array_like, shape (n_networks or 1, n_tiers - 1, n_blocks + 1), optional
-        Seconds that the outgoing link of each tier is busy if its stage ends at each cut.
-        Default: 0.
+        Time for which the outgoing link of each tier is busy if its stage ends at each cut, in
+        seconds. Default: 0.
     stage_rule, allow_empty, overlap
         As in `Instance.from_tables`.
     n_threads : int, optional

@@ -1,4 +1,4 @@
-"""Tables that the partition methods read: prefix sums, groups of like nodes, stage times.
+"""Tables that the partition methods read: prefix sums, groups of identical nodes, stage times.
 
 Cut c lies before block c, so a chain has n_cuts = n_blocks + 1 cuts and the stage i:j holds
 blocks i..j - 1.
