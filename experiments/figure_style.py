@@ -7,11 +7,10 @@ one colour (of Okabe and Ito's palette), marker and line in every figure.
 import re
 import textwrap
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from experiments import labels
+from hypsolve.planning.palette import drawing
 
 WIDTH_IN = 16 / 2.54
 TEXT_PT = 8
@@ -80,17 +80,11 @@ _AXIS = {
 }
 
 
-@contextmanager
-def page() -> Iterator[None]:
-    """Give figures the text sizes of a page of 16 cm."""
+def page() -> AbstractContextManager[None]:
+    """Return a context in which figures have the text sizes of a page of 16 cm."""
     sizes = ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize",
              "ytick.labelsize", "legend.fontsize", "figure.titlesize")  # fmt: skip
-    with plt.rc_context(dict.fromkeys(sizes, TEXT_PT) | {"lines.markersize": 4.5}):
-        yield
-        is_interactive = plt.isinteractive()
-    # A notebook's back end turns interactive drawing on with the first figure; leaving the
-    # context would turn it off again, and later figures would not be shown.
-    matplotlib.interactive(is_interactive)
+    return drawing(dict.fromkeys(sizes, TEXT_PT) | {"lines.markersize": 4.5})
 
 
 def style_of(label: str) -> dict[str, Any]:

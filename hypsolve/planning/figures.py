@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hypsolve.planning.network_figure import draw_network, network_height
-from hypsolve.planning.palette import BLUE, GREY, ORANGE, RC, VERMILION, short_name
+from hypsolve.planning.palette import (
+    BLUE,
+    GREY,
+    ORANGE,
+    RC,
+    VERMILION,
+    drawing,
+    short_name,
+)
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.optional import optional
@@ -54,20 +62,15 @@ def plot(plan: Plan, kind: str, ax: Axes | None, width: float = PAGE_WIDTH) -> A
     figure = FIGURES[valid.known("figure of a plan", kind, FIGURES)]
     if not figure.can_draw(plan):
         raise ValueError(f"plan: nothing to draw as {kind!r}, {plan.result.status}")
-    pyplot = optional("matplotlib.pyplot")
-    with pyplot.rc_context(RC):
+    with drawing(RC):
         if ax is None:
-            _, ax = pyplot.subplots(
+            _, ax = optional("matplotlib.pyplot").subplots(
                 figsize=(width, figure.height(plan, width)), layout="constrained"
             )
         else:
             valid.of_type("plot", "ax", ax, optional("matplotlib.axes").Axes)
             width = ax.get_window_extent().width / ax.figure.dpi
         draw(plan, kind, ax, width)
-        is_interactive = pyplot.isinteractive()
-    # A notebook's back end, loaded with the first figure, turns interactive drawing on. Leaving
-    # the context would turn it off again, and later figures would not be shown.
-    optional("matplotlib").interactive(is_interactive)
     return ax
 
 

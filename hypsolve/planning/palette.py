@@ -1,5 +1,11 @@
 """Colours and text sizes of the figures of a plan."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from hypsolve.problem.optional import optional
+
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # Okabe-Ito
 INK, MUTED, FAINT, GREY = "#000000", "#4a5460", "#d5dae0", "#8c959f"
 RC = {
@@ -11,6 +17,21 @@ RC = {
     "legend.fontsize": 8.0,
 }
 """Matplotlib settings: no text is smaller than 8 pt."""
+
+
+@contextmanager
+def drawing(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Apply Matplotlib settings while figures are drawn through pyplot.
+
+    The back end of a notebook is loaded with the first figure, and turns interactive drawing
+    on. Leaving Matplotlib's own context would turn it off again, and later figures would not
+    be shown. Interactive drawing therefore stays as it was at the end of the context.
+    """
+    pyplot = optional("matplotlib.pyplot")
+    with pyplot.rc_context(settings):
+        yield
+        is_interactive = pyplot.isinteractive()
+    optional("matplotlib").interactive(is_interactive)
 
 
 def short_name(name: str, n_letters: int) -> str:
