@@ -15,6 +15,15 @@ The kernels are compiled without reference counts, which took four fifths of the
 
 import numpy as np
 
+from hypsolve.kernels.dispatch import (
+    EARLIEST_COMPLETION,
+    HYPSCHED_RT,
+    JOIN_SHORTEST_QUEUE,
+    LEAST_WORK_LEFT,
+    POWER_OF_TWO,
+    RANDOM,
+    ROUND_ROBIN,
+)
 from hypsolve.kernels.token_level.layout import (
     ASSIGNED,
     BUDGET,
@@ -24,16 +33,12 @@ from hypsolve.kernels.token_level.layout import (
     CHOOSE,
     CHURNED,
     DONE,
-    EARLIEST_COMPLETION,
     EVENT,
     FAILURE,
     GPU,
     GROW,
     HELD,
-    HYPSCHED_RT,
     JOBS,
-    JOIN_SHORTEST_QUEUE,
-    LEAST_WORK_LEFT,
     LINK,
     N_BINS,
     N_COUNTS,
@@ -48,12 +53,9 @@ from hypsolve.kernels.token_level.layout import (
     PART,
     PAUSE,
     PLACE,
-    POWER_OF_TWO,
     PYTHON,
-    RANDOM,
     RECOVERY,
     REQUEST,
-    ROUND_ROBIN,
     VISIT,
     WAITING,
     WIDTH,

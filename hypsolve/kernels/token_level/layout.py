@@ -16,13 +16,7 @@ N_BINS = 256
 BUSY, JOBS, WAITING, HELD = np.int64(0), np.int64(1), np.int64(2), np.int64(3)  # rows of bins
 N_ROWS = 4
 
-HYPSCHED_RT = 0
-RANDOM = 1
-ROUND_ROBIN = 2
-JOIN_SHORTEST_QUEUE = 3
-POWER_OF_TWO = 4
-LEAST_WORK_LEFT = 5
-EARLIEST_COMPLETION = 6
+# policies, besides those of `hypsolve.kernels.dispatch`
 ASSIGNED = 7  # replays `Setup.assigned`
 PYTHON = 8  # a function in Python chooses
 

@@ -2,6 +2,10 @@
 
 import numpy as np
 
+from hypsolve.kernels.dispatch import (
+    EARLIEST_COMPLETION,
+    LEAST_WORK_LEFT,
+)
 from hypsolve.kernels.jit import bare_kernel as kernel
 from hypsolve.kernels.jit import inlined
 from hypsolve.kernels.token_level.admission import arrive, reach
@@ -23,11 +27,9 @@ from hypsolve.kernels.token_level.layout import (
     CHURN,
     DECODE,
     DONE,
-    EARLIEST_COMPLETION,
     FAILURE,
     GROW,
     ITERATION_END,
-    LEAST_WORK_LEFT,
     N_BINS,
     N_ENDED,
     N_EVENTS,

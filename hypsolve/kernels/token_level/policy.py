@@ -2,18 +2,20 @@
 
 import numpy as np
 
-from hypsolve.kernels.jit import bare_kernel as kernel
-from hypsolve.kernels.token_level.layout import (
-    ASSIGNED,
+from hypsolve.kernels.dispatch import (
     EARLIEST_COMPLETION,
     HYPSCHED_RT,
     JOIN_SHORTEST_QUEUE,
-    NIL,
-    NOW,
     POWER_OF_TWO,
-    PYTHON,
     RANDOM,
     ROUND_ROBIN,
+)
+from hypsolve.kernels.jit import bare_kernel as kernel
+from hypsolve.kernels.token_level.layout import (
+    ASSIGNED,
+    NIL,
+    NOW,
+    PYTHON,
 )
 
 
