@@ -66,11 +66,21 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
+_OBJECTIVE_HELP = {
+    "bottleneck": "bottleneck: throughput, requests one at a time.",
+    "path": "path: latency of one request.",
+    "p0": "p0: the objective of the Hyperion paper.",
+    "mean_latency": "mean_latency: simulated at --rate.",
+}
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def query_options(
-    *, objectives: Sequence[str] = OBJECTIVES, rate: bool = True, inherits: bool = False
+    *,
+    objectives: Sequence[str] = OBJECTIVES,
+    rate: bool = True,
+    inherits: bool = False,
+    scenarios: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a command with the options of a query.
 
@@ -84,7 +94,10 @@ def query_options(
         Whether there is an option ``--rate``.
     inherits : bool
         Whether an earlier plan provides defaults: numbers that are not given are None.
+    scenarios : bool
+        Whether the command solves what-if scenarios.
     """
+    of_scenarios = "; each what-if scenario gets at most 1" if scenarios else ""
 
     def number(name: str, default: int, words: str) -> Callable[..., Any]:
         if inherits:
@@ -116,13 +129,13 @@ def query_options(
             "--time-limit",
             default=60.0,
             show_default=True,
-            help="Seconds for the search; each what-if scenario gets at most 1.",
+            help=f"Seconds for the search{of_scenarios}.",
         ),
         click.option(
             "--seed",
             default=0,
             show_default=True,
-            help="Seed of the method and of the simulated arrivals.",
+            help="Seed of the method" + (" and of the simulated arrivals." if rate else "."),
         ),
         as_json_option,
     ]
@@ -137,9 +150,7 @@ def query_options(
                 type=click.Choice(tuple(objectives)),
                 default="bottleneck",
                 show_default=True,
-                help="bottleneck: throughput, requests one at a time. path: latency of one"
-                " request. p0: the objective of the Hyperion paper. mean_latency: simulated"
-                " at --rate.",
+                help=" ".join(_OBJECTIVE_HELP[name] for name in objectives),
             )
         )
 

@@ -26,7 +26,7 @@ from hypsolve.solve import METHODS
 
 
 @click.command()
-@query_options()
+@query_options(scenarios=True)
 @click.option(
     "--method",
     type=click.Choice([n for n, m in METHODS.items() if m.decides == "partition"]),
