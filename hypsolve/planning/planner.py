@@ -17,7 +17,7 @@ from hypsolve.planning.query import (
     takes_query,
 )
 from hypsolve.planning.simulation_search import METHOD as SIMULATED
-from hypsolve.planning.simulation_search import Progress, raise_bound
+from hypsolve.planning.simulation_search import Progress, with_bound
 from hypsolve.planning.what_if import Upgrade, find_upgrades, lighter_models
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
@@ -234,7 +234,7 @@ def compare(
         result = solution.result
         if query.is_simulated and result.partition is not None:
             bound_s = max(bound_s, result.bound_s)
-            result = raise_bound(result, bound_s)
+            result = with_bound(result, bound_s)
         yield result
         if solution.interrupted:
             return

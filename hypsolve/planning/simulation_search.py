@@ -315,10 +315,10 @@ def solve_simulated(
         score=splits.score,
     )
     result = solve(splits.instance, method, time_limit_s=time_limit_s, seed=seed)
-    return result if result.partition is None else raise_bound(result, bound_s)
+    return result if result.partition is None else with_bound(result, bound_s)
 
 
-def raise_bound(result: Result, bound_s: float) -> Result:
+def with_bound(result: Result, bound_s: float) -> Result:
     """Return a result with a larger bound, which another method proved for these requests."""
     value_s = result.objective_s
     return replace(
