@@ -583,7 +583,7 @@ def test_no_run_by_scip_writes_its_false_errors(capfd):
 
 
 def test_the_example_of_an_experiment_of_ones_own_runs_as_documented(tmp_path):
-    """Of the docstring of `experiments`: 20 lines, a method of one's own, no figure."""
+    """The docstring of `experiments` holds it: 20 lines, a method of one's own, no figure."""
     _, _, rest = experiments_package.__doc__.partition("::\n\n")
     code, _, _ = rest.partition("\nTables and figures")
     assert len([line for line in code.splitlines() if line.strip()]) <= 20

@@ -155,7 +155,7 @@ def test_without_any_folder_kernels_are_compiled_with_one_line(kernels, tmp_path
 
 @needs_jit
 def test_a_folder_that_cannot_be_written_is_still_read(kernels, tmp_path):
-    """As in a container image: its kernels were compiled when it was built."""
+    """A container image is such a case: its kernels were compiled when it was built."""
     folder = Path(run(kernels)[0][2])
     code = (
         "import hypsolve.kernels.cache as c, pathlib\n"

@@ -181,7 +181,7 @@ def test_bounds_rise_and_answers_improve():
 
 
 def test_at_the_time_limit_the_bound_holds():
-    """With the last limits, a fast machine may complete the proof."""
+    """A fast machine may complete the proof within the last limits."""
     instance = frontier(8, seed=1)
     best_s = solve(instance, "joint_exact").objective_s
     for limit_s in (1e-3, 0.1, 0.2):

@@ -428,7 +428,7 @@ def test_a_stalled_ascent_gains_from_restarts_at_scaled_multipliers():
 
 
 def test_a_finer_level_starts_as_good_as_the_level_before(monkeypatch):
-    """With a single evaluation on the finer level, which makes no step."""
+    """The finer level gets a single evaluation, which makes no step."""
     instance = frontier(20, seed=1)
     start = solve(instance, params=QUICK)
     known = Incumbent(start.objective_s, evaluation.latency_s(instance, start.schedule))

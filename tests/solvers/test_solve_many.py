@@ -82,7 +82,7 @@ def test_results_equal_those_of_hypsplit_dp(given, rule, allow_empty, overlap):
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_results_equal_those_of_hypsplit_dp_on_a_long_model_in_threads(n_threads):
-    """With 1000 blocks, chains of five tiers start from narrow windows, of three do not."""
+    """Five tiers of 1000 blocks start from narrow windows; three tiers do not."""
     rng = np.random.default_rng(0)
     n_networks, n_blocks = 20, 1000
     node_class = rng.integers(-1, 4, (n_networks, 5, 3))
