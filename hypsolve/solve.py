@@ -232,6 +232,18 @@ def solve(
     return _certify(instance, name, outcome, solve_time_s, entry.score)
 
 
+def warm_methods(*methods: str, simulates: bool = False) -> None:
+    """Compile or load all kernels of several methods at once.
+
+    Notices of a compilation then count all families of kernels, and not those of one method.
+    `simulates` adds the kernels of simulations at token level.
+    """
+    families = [family for name in methods for family in METHODS[name].kernels]
+    families += ["token_level"] if simulates else []
+    if families:
+        warm(*families)
+
+
 def _look_up(method: str | Method | Callable[..., Outcome]) -> tuple[str, Method]:
     if isinstance(method, Method):
         return getattr(method.function, "__name__", "method"), method

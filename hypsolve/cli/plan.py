@@ -126,11 +126,12 @@ def _for_runtime(best: Plan, runtime: str, in_full: bool) -> Plan:
         for line in details:
             print(f"  {line}", file=sys.stderr)
         return plan
-    more = ""
+    words = ""
     if best.fits:
-        more = f" ({plan.result.objective_s / best.result.objective_s - 1:.1%} more)"
+        more = plan.result.objective_s / best.result.objective_s - 1
+        words = f" ({plan.objective_name} {more:.1%} above the best plan's)"
     used = [node.node for node in plan.nodes if node.is_used]
-    row = f"on {', '.join(used)}{more}: {describe_proof(plan)}"
+    row = f"on {', '.join(used)}{words}: {describe_proof(plan)}"
     print(f"planned for it instead, {row}", file=sys.stderr)
     _report_unused(best, plan)
     return plan

@@ -9,6 +9,7 @@ from typing import Any
 from hypsolve.planning.forecast import predict
 from hypsolve.planning.plan import Alternative, NodePlan, Plan, StagePlan
 from hypsolve.planning.query import (
+    DEFAULT_METHOD,
     ModelSource,
     NetworkSource,
     PlanQuery,
@@ -25,7 +26,7 @@ from hypsolve.problem.deployment import Model
 from hypsolve.problem.instance import Objective
 from hypsolve.problem.result import Result
 from hypsolve.problem.solution import Status
-from hypsolve.solve import METHODS, solve
+from hypsolve.solve import METHODS, solve, warm_methods
 from hypsolve.solvers.partition.infeasibility import explain_infeasible
 
 
@@ -122,6 +123,7 @@ def plan_query(
         As in `hypsolve.planning.what_if.find_upgrades`.
     """
     progress = progress or (lambda line: None)
+    warm_methods(query.method or DEFAULT_METHOD, simulates=True)
     solution, stopped = _solve_or_fall_back(query, progress)
     result = solution.result
     forecast = None
@@ -171,8 +173,10 @@ def _solve_or_fall_back(query: PlanQuery, progress: Progress) -> tuple[Solution,
     except KeyboardInterrupt:
         if query.method is None or not METHODS[query.method].exact:
             raise
-        quick = replace(query, method="hypsplit_dp", options={})
-        return solve_query(quick), f"{query.method} was stopped: this is hypsplit_dp's split"
+        quick = replace(query, method=DEFAULT_METHOD, options={})
+        return solve_query(
+            quick
+        ), f"{query.method} was stopped: this is {DEFAULT_METHOD}'s split"
     if solution.interrupted:
         return solution, "the search was stopped: this is the best split so far"
     return solution, ""
@@ -182,6 +186,7 @@ def split(
     model: ModelSource,
     network: NetworkSource,
     *,
+    simulates: bool = False,
     progress: Progress | None = None,
     **arguments: Any,
 ) -> Solution:
@@ -191,12 +196,16 @@ def split(
     ----------
     model, network, progress, **arguments
         As in `plan`.
+    simulates : bool
+        Whether the caller simulates the split next, so that those kernels are compiled, too.
 
     Returns
     -------
     Solution
     """
-    return solve_query(PlanQuery.of(model, network, **arguments), progress)
+    query = PlanQuery.of(model, network, **arguments)
+    warm_methods(query.method or DEFAULT_METHOD, simulates=simulates or query.is_simulated)
+    return solve_query(query, progress)
 
 
 def compare(
@@ -228,8 +237,9 @@ def compare(
         valid.known("method that decides a partition", name, known)
     query = PlanQuery.of(model, network, **arguments)
     bound_s = 0.0
-    for name in methods or known:
-        method = None if name == SIMULATED else name
+    compared = [None if name == SIMULATED else name for name in methods or known]
+    warm_methods(*[m or DEFAULT_METHOD for m in compared], simulates=query.is_simulated)
+    for method in compared:
         solution = solve_query(replace(query, method=method), progress)
         result = solution.result
         if query.is_simulated and result.partition is not None:

@@ -31,6 +31,7 @@ from hypsolve.problem.result import Result
 from hypsolve.solve import METHODS, options_of, solve
 
 OBJECTIVES = ("bottleneck", "path", "mean_latency", "p0")
+DEFAULT_METHOD = "hypsplit_dp"  # for `mean_latency`, its split is where the search starts
 MIN_RATE = 1e-6  # requests per second: one in 12 days
 MAX_TOKENS = 2**31  # of one sequence, and of all sequences that a node must hold
 ModelSource = str | os.PathLike[str] | Model
@@ -220,7 +221,7 @@ def solve_query(query: PlanQuery, progress: Progress | None = None) -> Solution:
     Other methods raise it.
     """
     deployment, rules = query.deployment(), query.network.rules(query.model)
-    method = query.method or "hypsplit_dp"
+    method = query.method or DEFAULT_METHOD
     limits: dict[str, Any] = {"time_limit_s": query.time_limit_s, "seed": query.seed}
     if not query.is_simulated:
         instance = to_instance(deployment, objective=query.objective, **rules)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.what_if import SEARCH_S
 from hypsolve.problem.units import show_seconds
+from hypsolve.simulation.simulate import MAX_BATCH
 
 if TYPE_CHECKING:
     from hypsolve.planning.plan import NodePlan, Plan
 
 MAX_UPGRADES = 8  # printed
 MAX_STAGES = 6  # whose slack is printed
+EQUAL = 5e-4  # slack of a stage that is called a bottleneck beside the largest one
 CLEARLY = 1.02  # ratio of simulated values from which a split is called better
 SHARE_OF = {
     "bottleneck": "of bottleneck", "path": "of path", "p0": "of p0",
@@ -123,10 +125,15 @@ def rows_of_nodes(plan: Plan) -> list[dict[str, str]]:
                 "node alone": show_seconds(node.time_s) if node.is_used else "-",
                 "stage": show_seconds(stage.time_s),
                 "link": show_seconds(stage.link_s),
-                SHARE_OF[plan.query.objective]: f"{stage.share:.0%}",
+                SHARE_OF[plan.query.objective]: _share(stage.share),
             }
         )
     return rows
+
+
+def _share(share: float) -> str:
+    """Format a share; only the whole is 100%."""
+    return f"{share:.1%}" if 0.995 <= share < 0.9995 else f"{share:.0%}"
 
 
 def describe_proof(plan: Plan) -> str:
@@ -153,15 +160,14 @@ def describe_bottleneck(plan: Plan) -> str:
     critical = plan.bottleneck_stage
     if plan.query.objective != "bottleneck":
         return f"largest share: {critical.tier} {critical.share:.0%}"
-    slack = sorted(
-        ((1 - stage.share, stage.tier) for stage in plan.stages if stage is not critical),
-        key=lambda each: each[0],
-    )
+    slack = sorted((1 - stage.share, stage.tier) for stage in plan.stages)
+    full = [tier for share, tier in slack if share < EQUAL or tier == critical.tier]
+    slack = [(share, tier) for share, tier in slack if tier not in full]
     others = ", ".join(f"{tier} {_slack(share)}" for share, tier in slack[:MAX_STAGES])
     if len(slack) > MAX_STAGES:
         others += f", and {len(slack) - MAX_STAGES} with more"
     words = f"; slack of the others: {others}" if others else ""
-    return f"bottleneck stage: {critical.tier}{words}"
+    return f"bottleneck stage{'s' * (len(full) > 1)}: {', '.join(full)}{words}"
 
 
 def _slack(share: float) -> str:
@@ -177,14 +183,15 @@ def forecast_lines(plan: Plan) -> list[str]:
         then = f", then {show_seconds(forecast.tpot_s)} per token"
     rate = "rates that take too long to simulate"
     if not math.isnan(forecast.max_requests_per_s):
-        rate = f"about {forecast.max_requests_per_s:.3g} requests/s (simulated)"
+        rate = f"about {forecast.max_requests_per_s:.3g} requests/s in batches (simulated)"
     lines = [
-        f"at {forecast.rate_per_s:g} requests/s (simulated token by token): first token after"
+        f"in batches, at {forecast.rate_per_s:g} requests/s (simulated token by token):"
+        " first token after"
         f" {show_seconds(forecast.ttft_s)}{then};"
         f" latency p50 {show_seconds(forecast.latency_p50_s)},"
         f" p95 {show_seconds(forecast.latency_p95_s)}",
-        f"it keeps up with {rate}; no schedule of this split"
-        f" serves more than {forecast.bound_requests_per_s:.3g}",
+        f"it keeps up with {rate}; with at most {MAX_BATCH} requests in a batch, no schedule"
+        f" of this split serves more than {forecast.bound_requests_per_s:.3g}",
         f"room for {forecast.max_sequences} sequences at once, or one of"
         f" {forecast.max_context_tokens} tokens; GPUs are busy"
         f" {forecast.utilisation:.0%} of the time",
@@ -213,13 +220,19 @@ def alternatives_lines(plan: Plan) -> list[str]:
         more = other.max_requests_per_s > forecast.max_requests_per_s * CLEARLY
         sooner = other.latency_mean_s * CLEARLY < forecast.latency_mean_s
         if more or sooner:
-            words = " and ".join(["more"] * more + ["sooner"] * sooner)
-            lines.append(
-                f"simulated, the split for {other.objective} (layers"
-                f" {describe_cuts(other.cuts)}) serves {words}: about"
-                f" {other.max_requests_per_s:.3g} requests/s, mean latency"
+            rate = (
+                f"keeps up with {'more requests: ' * more}about"
+                f" {other.max_requests_per_s:.3g} requests/s"
+            )
+            latency = (
+                f"has a {'lower ' * sooner}mean latency of"
                 f" {show_seconds(other.latency_mean_s)} instead of"
-                f" {show_seconds(forecast.latency_mean_s)}; see --objective"
+                f" {show_seconds(forecast.latency_mean_s)}"
+            )
+            facts = [rate, latency] if more else [latency, rate]
+            lines.append(
+                f"in simulation, the split of --objective {other.objective} (layers"
+                f" {describe_cuts(other.cuts)}) {' and '.join(facts)}"
             )
     return lines
 

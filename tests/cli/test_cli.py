@@ -107,7 +107,9 @@ def test_methods_side_by_side(capsys, example):
     arguments = ("compare", "--model", "llama-3-8b", "--network", example)
     code, out, err = run(capsys, *arguments)
     assert (code, err) == (0, "")
-    rows = {line.split()[0]: line for line in out.splitlines()[1:]}
+    table, _, note = out.strip().rpartition("\n")
+    assert note.startswith("gap: ")
+    rows = {line.split()[0]: line for line in table.splitlines()[1:]}
     assert set(rows) == {n for n, m in hs.METHODS.items() if m.decides == "partition"}
     exact = [rows[name].split()[2:4] for name, method in hs.METHODS.items()
              if name in rows and method.exact]  # fmt: skip
@@ -115,13 +117,16 @@ def test_methods_side_by_side(capsys, example):
     code, out, _ = run(capsys, *arguments, "--method", "even_split", "--json")
     (row,) = json.loads(out)
     assert code == 0 and row["method"] == "even_split"
+    best_s = hs.plan("llama-3-8b", example, with_upgrades=False).result.bound_s
+    gap = rows["even_split"].split()[4]  # to the bound that an exact method proved
+    assert gap == f"{1 - best_s / row['objective_s']:.2%}" and row["gap"] == 1.0
 
 
 def test_methods_by_simulated_mean_latency(capsys, example):
     arguments = ("compare", "--model", "llama-3-8b", "--network", example, "--output", 16)
     code, out, err = run(capsys, *arguments, "--objective", "mean_latency", "--rate", 3)
     assert (code, err) == (0, "")
-    rows = {line.split()[0]: line.split() for line in out.splitlines()[1:]}
+    rows = {line.split()[0]: line.split() for line in out.splitlines()[1:-1]}
     assert next(iter(rows)) == "simulated" and rows["simulated"][1] == "optimal"
     seconds = {name: in_seconds(row[2], row[3]) for name, row in rows.items()}
     assert seconds["simulated"] == min(seconds.values()) < seconds["even_split"]
@@ -295,7 +300,8 @@ def test_an_interrupted_comparison_says_so(capsys, example, monkeypatch):
     monkeypatch.setattr(planner, "solve_query", solve_query)
     code, out, err = run(capsys, "compare", "--model", "llama-3-8b", "--network", example)
     assert (code, err) == (0, "stopped: 2 of 12 methods are finished\n")
-    assert [line.split()[0] for line in out.splitlines()[1:]] == ["hypsplit_dp", "even_split"]
+    methods = [line.split()[0] for line in out.splitlines()[1:-1]]
+    assert methods == ["hypsplit_dp", "even_split"]
 
 
 def test_an_interrupt_before_there_is_a_split_is_exit_code_130(capsys, example, monkeypatch):

@@ -404,7 +404,7 @@ def test_the_command_solves_again_where_it_must(capsys, slow_first):
     assert code == 0 and "VLLM_PP_LAYER_PARTITION=1,31" in out
     why, best = err.splitlines()
     assert why.startswith("vllm cannot express the best plan: stage 0 has only")
-    pattern = r"planned for it instead, on slow-\S+, fast-\S+ \((.+)% more\): proved optimal"
+    pattern = r"planned for it instead, on slow-\S+, fast-\S+ \(bottleneck (.+)% above the best"
     value = float(re.match(pattern, best)[1])
     plain = plan("phi-3-mini", slow_first, concurrency=1)
     ratio = near_plan(plain, "vllm").result.objective_s / plain.result.objective_s

@@ -4,6 +4,8 @@ import dataclasses
 import inspect
 import json
 import math
+import re
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -267,7 +269,12 @@ def test_splits_for_other_objectives_are_simulated_too(found):
 
 @pytest.mark.parametrize(
     ("rate", "latency", "words"),
-    [(1.5, 1.0, "more"), (1.0, 0.5, "sooner"), (1.5, 0.5, "more and sooner"), (1.01, 0.99, "")],
+    [
+        (1.5, 1.0, "keeps up with more requests: about .* and has a mean latency of"),
+        (1.0, 0.5, "has a lower mean latency of .* and keeps up with about"),
+        (1.5, 0.5, "keeps up with more requests: about .* and has a lower mean latency of"),
+        (1.01, 0.99, ""),
+    ],
 )
 def test_a_split_that_serves_better_is_told(rate, latency, words, found):
     forecast, other = found.forecast, found.alternatives[0]
@@ -279,15 +286,15 @@ def test_a_split_that_serves_better_is_told(rate, latency, words, found):
     told = [
         line
         for line in str(replace(found, alternatives=(other,))).splitlines()
-        if line.startswith("simulated, the split for ")
+        if line.startswith("in simulation, the split of ")
     ]
     if not words:
         assert told == []
         return
     (line,) = told
     layers = describe_cuts(other.cuts)
-    start = f"simulated, the split for path (layers {layers}) serves {words}: about "
-    assert line.startswith(start) and line.endswith("see --objective")
+    start = f"in simulation, the split of --objective path (layers {layers}) "
+    assert re.match(f"{re.escape(start)}{words}", line)
 
 
 def test_one_split_for_all_objectives_has_no_alternatives():
@@ -487,6 +494,26 @@ def test_the_nearest_to_binding_are_named(found):
         "bottleneck stage: t0; slack of the others: t1 5%, t2 10%, t3 15%, t4 20%, t5 25%,"
         " t6 30%, and 3 with more"
     )
+
+
+def test_equal_stages_are_all_bottlenecks(found):
+    shares = {"t0": 1.0, "t1": 0.9999, "t2": 0.5}
+    stages = tuple(replace(found.stages[0], tier=t, share=s) for t, s in shares.items())
+    plan = replace(found, stages=stages)
+    assert describe_bottleneck(plan) == "bottleneck stages: t0, t1; slack of the others: t2 50%"
+
+
+def test_a_command_compiles_all_its_kernels_at_once(monkeypatch):
+    """A notice then says how many families there are in all."""
+    calls = []
+    module = sys.modules["hypsolve.solve"]
+    monkeypatch.setattr(module, "warm", lambda *families: calls.append(set(families)))
+    box = hs.Network(name="one", tiers=(tier("box", "a100-80gb"),))
+    hs.plan("phi-3-mini", box, concurrency=1, with_upgrades=False)
+    assert calls[0] == {"hypsplit", "token_level"}
+    calls.clear()
+    list(planner.compare("phi-3-mini", box, ("even_split", "hypsplit_dp")))
+    assert calls[0] == {"hypsplit"}
 
 
 def test_blocks_in_words():
