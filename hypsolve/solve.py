@@ -56,6 +56,9 @@ class Method:
     score : callable, optional
         ``(partition) -> seconds``, in place of `hypsolve.evaluate`: for a method that scores
         partitions by simulation and makes no schedule.
+    bound_s : float
+        A lower bound that was proved beforehand, in seconds. The bound of the result is at
+        least this, and a solution that reaches it is optimal.
 
     Examples
     --------
@@ -77,12 +80,14 @@ class Method:
     objectives: tuple[Objective, ...] = PARTITION
     kernels: tuple[str, ...] = ()
     score: Callable[[Partition], float] | None = None
+    bound_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise TypeError(f"Method: function must be callable, got {self.function!r:.60}")
         if self.decides not in ("partition", "both"):
             raise ValueError(f"Method: decides must be partition or both, got {self.decides!r}")
+        valid.real("Method", "bound_s", self.bound_s)
 
 
 def _exact(function: Callable[..., Outcome], decides: str = "partition") -> Method:
@@ -229,7 +234,7 @@ def solve(
     solve_time_s = time.perf_counter() - started
     for partition_instance, claim in claims:
         _certify(partition_instance, f"{name}, stage 1", claim, 0.0)
-    return _certify(instance, name, outcome, solve_time_s, entry.score)
+    return _certify(instance, name, outcome, solve_time_s, entry.score, entry.bound_s)
 
 
 def warm_methods(*methods: str, simulates: bool = False) -> None:
@@ -314,6 +319,7 @@ def _certify(
     outcome: Outcome,
     solve_time_s: float,
     score: Callable[[Partition], float] | None = None,
+    known_bound_s: float = 0.0,
 ) -> Result:
     """Return the result of an outcome, checked, and scored by `evaluate` or by `score`."""
     objective_s, gap, status = math.inf, math.nan, outcome.status
@@ -325,6 +331,9 @@ def _certify(
                 ' that decides the partition alone is hypsolve.Method(function, "partition")'
             )
         objective_s = _checked_score(instance, name, outcome.partition, outcome.schedule, score)
+        bound_s = max(bound_s, known_bound_s)
+        if known_bound_s and status is Status.FEASIBLE and objective_s <= bound_s:
+            status = Status.OPTIMAL
         if objective_s < bound_s * (1 - 1e-6):
             raise RuntimeError(
                 f"{name}: its answer of {objective_s!r} s is below its own bound {bound_s!r} s"

@@ -345,3 +345,19 @@ def test_the_gap_without_a_bound_is_one(instance):
 def test_an_unknown_attribute_of_the_package_suggests_a_name():
     with pytest.raises(AttributeError, match="no attribute 'solv'; did you mean solve"):
         _ = hypsolve.solv
+
+
+def test_a_bound_known_beforehand_is_kept_and_proves_what_reaches_it():
+    instance = Instance.from_tables([[[1.0, 2.0]]], [1, 1], [[(0, 2)], [(0, 2)]])
+
+    def half(instance, *, time_limit_s, seed):
+        return Outcome(Status.FEASIBLE, Partition((0, 1, 2)), bound_s=0.5)
+
+    for known_s, status in ((0.0, "feasible"), (1.0, "feasible"), (2.0, "optimal")):
+        result = solve(instance, hypsolve.Method(half, "partition", bound_s=known_s))
+        assert (str(result.status), result.bound_s) == (status, max(known_s, 0.5))
+        assert result.gap == (2.0 - max(known_s, 0.5)) / 2.0
+    with pytest.raises(RuntimeError, match="is below its own bound"):
+        solve(instance, hypsolve.Method(half, "partition", bound_s=2.1))
+    with pytest.raises(ValueError, match="Method: bound_s must be finite and not negative"):
+        hypsolve.Method(half, "partition", bound_s=-1.0)

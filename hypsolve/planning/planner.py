@@ -18,7 +18,7 @@ from hypsolve.planning.query import (
     takes_query,
 )
 from hypsolve.planning.simulation_search import METHOD as SIMULATED
-from hypsolve.planning.simulation_search import Progress, with_bound
+from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.what_if import Upgrade, find_upgrades, lighter_models
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
@@ -240,11 +240,10 @@ def compare(
     compared = [None if name == SIMULATED else name for name in methods or known]
     warm_methods(*[m or DEFAULT_METHOD for m in compared], simulates=query.is_simulated)
     for method in compared:
-        solution = solve_query(replace(query, method=method), progress)
+        solution = solve_query(replace(query, method=method), progress, bound_s=bound_s)
         result = solution.result
         if query.is_simulated and result.partition is not None:
-            bound_s = max(bound_s, result.bound_s)
-            result = with_bound(result, bound_s)
+            bound_s = result.bound_s
         yield result
         if solution.interrupted:
             return

@@ -214,8 +214,12 @@ class Solution:
     interrupted: bool = False
 
 
-def solve_query(query: PlanQuery, progress: Progress | None = None) -> Solution:
+def solve_query(
+    query: PlanQuery, progress: Progress | None = None, *, bound_s: float = 0.0
+) -> Solution:
     """Split the model of a query.
+
+    `bound_s` is a lower bound on the simulated mean latency that is proved already.
 
     A KeyboardInterrupt ends a search by simulation, which then returns the best split so far.
     Other methods raise it.
@@ -229,6 +233,7 @@ def solve_query(query: PlanQuery, progress: Progress | None = None) -> Solution:
         return Solution(deployment=deployment, instance=instance, result=result)
     rng = np.random.default_rng(query.seed)
     splits = Splits(under_load(deployment, query.rate_per_s, rng), rules)
+    limits["bound_s"] = bound_s
     if query.method is None:
         result = minimise_mean_latency(splits, progress=progress, **limits, **query.options)
     else:

@@ -189,6 +189,7 @@ def minimise_mean_latency(
     *,
     time_limit_s: float,
     seed: int = 0,
+    bound_s: float = 0.0,
     progress: Progress | None = None,
     **options: Any,
 ) -> Result:
@@ -203,6 +204,8 @@ def minimise_mean_latency(
     splits : Splits
     time_limit_s, seed, **options
         As in `hypsolve.solve`; the search takes no options, and draws nothing.
+    bound_s : float
+        A lower bound on the mean latency that is proved already.
     progress : callable, optional
         Called with a line on incumbent and gap before each simulation.
 
@@ -222,6 +225,7 @@ def minimise_mean_latency(
         objectives=(Objective.MEAN_LATENCY,),
         kernels=("hypsplit",),
         score=splits.score,
+        bound_s=bound_s,
     )
     return solve(splits.instance, method, time_limit_s=time_limit_s, seed=seed, **options)
 
@@ -274,7 +278,13 @@ def _search(splits: Splits, time_limit_s: float, progress: Progress) -> Outcome:
 
 
 def solve_simulated(
-    splits: Splits, name: str, *, time_limit_s: float, seed: int, **options: Any
+    splits: Splits,
+    name: str,
+    *,
+    time_limit_s: float,
+    seed: int,
+    bound_s: float = 0.0,
+    **options: Any,
 ) -> Result:
     """Split with a method that minimises the bottleneck, and score the split by simulation.
 
@@ -285,6 +295,8 @@ def solve_simulated(
         Name in `hypsolve.METHODS`.
     time_limit_s, seed, **options
         As in `hypsolve.solve`.
+    bound_s : float
+        A lower bound on the mean latency that is proved already.
 
     Returns
     -------
@@ -292,7 +304,6 @@ def solve_simulated(
         Its bound holds for every partition of `splits`.
     """
     bottleneck = splits.alone.replace(objective=Objective.BOTTLENECK)
-    bound_s = splits.min_bound_s()
 
     def run(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
         result = solve(bottleneck, name, time_limit_s=time_limit_s, seed=seed, **options)
@@ -301,7 +312,6 @@ def solve_simulated(
         return Outcome(
             Status.FEASIBLE,
             result.partition,
-            bound_s=bound_s,
             message="split for the least bottleneck, then simulated",
             statistics=result.statistics,
         )
@@ -313,20 +323,9 @@ def solve_simulated(
         objectives=(Objective.MEAN_LATENCY,),
         kernels=METHODS[name].kernels,
         score=splits.score,
+        bound_s=max(bound_s, splits.min_bound_s()),
     )
-    result = solve(splits.instance, method, time_limit_s=time_limit_s, seed=seed)
-    return result if result.partition is None else with_bound(result, bound_s)
-
-
-def with_bound(result: Result, bound_s: float) -> Result:
-    """Return a result with a larger bound, which another method proved for these requests."""
-    value_s = result.objective_s
-    return replace(
-        result,
-        bound_s=bound_s,
-        gap=(value_s - bound_s) / value_s if value_s else 0.0,
-        status=Status.OPTIMAL if value_s <= bound_s else Status.FEASIBLE,
-    )
+    return solve(splits.instance, method, time_limit_s=time_limit_s, seed=seed)
 
 
 def _with_times(instance: Instance, block_s: Array, link_s: Array) -> Instance:

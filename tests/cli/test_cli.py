@@ -292,10 +292,10 @@ def test_a_comparison_ends_with_the_search_that_was_stopped(example, monkeypatch
 def test_an_interrupted_comparison_says_so(capsys, example, monkeypatch):
     real = planner.solve_query
 
-    def solve_query(query, *others):
+    def solve_query(query, *others, **options):
         if query.method == "memory_proportional":
             raise KeyboardInterrupt
-        return real(query, *others)
+        return real(query, *others, **options)
 
     monkeypatch.setattr(planner, "solve_query", solve_query)
     code, out, err = run(capsys, "compare", "--model", "llama-3-8b", "--network", example)
