@@ -6,11 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve.problem import costs, evaluation
+from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import (
     Block,
     CostModel,
@@ -25,12 +27,12 @@ from hypsolve.simulation.metrics import growth
 from hypsolve.simulation.simulate import MAX_BATCH, simulate
 from hypsolve.simulation.trace import Trace
 
-N_REQUESTS, MIN_REQUESTS, MAX_REQUESTS = 400, 20, 64_000  # in one simulation
+N_REQUESTS, MIN_REQUESTS, MAX_SIMULATED = 400, 20, 64_000  # in one simulation
 WINDOW = 8.0  # arrivals are simulated for this many latencies
 TRIES = 3  # simulations, each with more requests, before a rate is judged
 STEADY, SURELY = 1.1, 1.8  # growth of the requests in progress: none, and beyond doubt
 MAX_VISITS = 2e7  # (token, stage) visits in one simulation, which take some seconds
-STEPS = 5  # of the bisection: the largest rate is found to 1/32 of its bound
+N_BISECTIONS = 5  # of the bisection: the largest rate is found to 1/32 of its bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,11 @@ class Forecast:
     max_context_tokens: int
     joules_per_token: float
     price_per_million_tokens: float
+
+    if not TYPE_CHECKING:  # type checkers would accept every name
+
+        def __getattr__(self, name):
+            raise valid.missing_attribute(self, name)
 
 
 def predict(
@@ -213,7 +220,7 @@ def _sustained(
     if math.isinf(bound):
         return math.inf, True
     alone_s = float(serve(_evenly(deployment, bound, 1), partition).latency_s[0])
-    max_requests = min(MAX_REQUESTS, _max_requests(deployment))
+    max_requests = min(MAX_SIMULATED, _max_requests(deployment))
 
     def keeps_up(rate: float) -> bool | None:
         n = max(N_REQUESTS, math.ceil(WINDOW * rate * alone_s))
@@ -232,7 +239,7 @@ def _sustained(
     if is_sustained is None:
         return math.nan, None
     low, high = (rate_per_s, bound) if is_sustained else (0.0, min(rate_per_s, bound))
-    for _ in range(STEPS):
+    for _ in range(N_BISECTIONS):
         rate = (low + high) / 2
         does_keep_up = keeps_up(rate)
         if does_keep_up is None:

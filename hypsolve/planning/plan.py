@@ -12,6 +12,7 @@ from hypsolve.planning.forecast import Forecast, serve, under_load
 from hypsolve.planning.layers import describe_blocks
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.what_if import Upgrade
+from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment, Model
 from hypsolve.problem.result import Result
 from hypsolve.problem.units import finite_or_none, show_seconds
@@ -136,6 +137,11 @@ class Plan:
     upgrades: tuple[Upgrade, ...]
     stopped: str
     deployment: Deployment
+
+    if not TYPE_CHECKING:  # type checkers would accept every name
+
+        def __getattr__(self, name):
+            raise valid.missing_attribute(self, name)
 
     def __repr__(self) -> str:
         facts = [str(self.result.status)]

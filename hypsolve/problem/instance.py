@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 from hypsolve.problem import instance_tables
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
-from hypsolve.problem.html_table import html_table
 from hypsolve.problem.instance_records import (
     USER_NAME,
     BlockCosts,
@@ -25,6 +24,7 @@ from hypsolve.problem.instance_records import (
     check_below,
     set_reals,
 )
+from hypsolve.problem.notebook_table import notebook_table
 from hypsolve.problem.rules import LinkCost, Objective, Rules, StageRule
 from hypsolve.problem.units import count, show_bytes
 
@@ -138,6 +138,11 @@ class Instance:
         records = {record: kind(**parts.get(record, {})) for record, kind in RECORDS.items()}
         return cls(arrival_s=arrival_s, **records)
 
+    if not TYPE_CHECKING:  # type checkers would accept every name
+
+        def __getattr__(self, name):
+            raise valid.missing_attribute(self, name)
+
     def __repr__(self) -> str:
         sizes = ", ".join(
             count(number, noun)
@@ -165,7 +170,9 @@ class Instance:
                     show_bytes(float(self.node_bytes[nodes].sum())),
                 )
             )
-        return html_table(repr(self)[1:-1], ("tier", "nodes", "node classes", "memory"), rows)
+        return notebook_table(
+            repr(self)[1:-1], ("tier", "nodes", "node classes", "memory"), rows
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Instance) and self.digest() == other.digest()

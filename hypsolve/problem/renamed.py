@@ -23,6 +23,9 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "service": ("forecast",),
     "changes": ("upgrades",),
     "what_would_help": ("find_upgrades",),
+    "with_changes": ("with_upgrades",),
+    "binding": ("bottleneck_stage",),
+    "blocks_in_words": ("describe_blocks",),
 }
 """Successors of each old name of an option, key, value or attribute."""
 

@@ -131,6 +131,22 @@ def did_you_mean(name: Any, choices: Iterable[str]) -> str:
     return "" if meant is None else f"did you mean {meant}? "
 
 
+def missing_attribute(thing: object, name: str) -> AttributeError:
+    """Return the error for an attribute that does not exist, with the likeliest name.
+
+    A class raises it in ``__getattr__``, so that the old name of an attribute is told apart.
+
+    Examples
+    --------
+    >>> missing_attribute(range(3), "strt")
+    AttributeError("'range' object has no attribute 'strt'; did you mean start?")
+    """
+    public = [known for known in dir(type(thing)) if not known.startswith("_")]
+    hint = "" if name.startswith("_") else did_you_mean(name, public).rstrip()
+    text = f"{type(thing).__name__!r} object has no attribute {name!r}"
+    return AttributeError(f"{text}{hint and '; ' + hint}")
+
+
 def known(what: str, name: Any, choices: Iterable[str]) -> str:
     """Return `name` if it is one of `choices`; the error suggests the likeliest choice."""
     choices = tuple(choices)

@@ -314,7 +314,7 @@ def test_the_rate_asked_for_and_the_largest_agree(factor, found):
 
 
 def test_a_rate_that_takes_too_long_to_tell_is_said_to(found, monkeypatch):
-    monkeypatch.setattr(forecast, "MAX_REQUESTS", 10)
+    monkeypatch.setattr(forecast, "MAX_SIMULATED", 10)
     short = predict(found.deployment, found.result.partition, 2.0)
     assert short.keeps_up is None and math.isnan(short.max_requests_per_s)
     text = str(replace(found, forecast=short))
@@ -494,6 +494,17 @@ def test_the_nearest_to_binding_are_named(found):
         "bottleneck stage: t0; slack of the others: t1 5%, t2 10%, t3 15%, t4 20%, t5 25%,"
         " t6 30%, and 3 with more"
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("service", "forecast"), ("changes", "upgrades"), ("binding", "bottleneck_stage")],
+)
+def test_an_old_attribute_of_a_plan_suggests_its_successor(old, new, found):
+    with pytest.raises(AttributeError, match=rf"'{old}'; did you mean {new}\?"):
+        getattr(found, old)
+    with pytest.raises(AttributeError, match=r"did you mean max_sequences\?"):
+        found.forecast.most_sequences  # noqa: B018
 
 
 def test_equal_stages_are_all_bottlenecks(found):

@@ -1,4 +1,6 @@
+import copy
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -358,6 +360,20 @@ def test_an_old_name_suggests_its_successor(call, old, new):
     }
     with pytest.raises(TypeError, match=rf"unknown \w+ '{old}'; did you mean {new}blocks\?"):
         calls[call](**{old: [1, 1]})
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("least_blocks", "; did you mean min_blocks?"), ("n_block", "; did you mean n_blocks?"),
+     ("_n_blocks", ""), ("xyz", "")],
+)  # fmt: skip
+def test_an_old_attribute_suggests_its_successor(name, hint):
+    instance = Instance.from_tables(**BASE)
+    with pytest.raises(AttributeError) as caught:
+        getattr(instance, name)
+    assert str(caught.value) == f"'Instance' object has no attribute {name!r}{hint}"
+    assert not hasattr(instance, "__array__")
+    assert copy.deepcopy(instance) == pickle.loads(pickle.dumps(instance)) == instance
 
 
 def test_an_instance_shows_its_tiers_in_a_notebook():
