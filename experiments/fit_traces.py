@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hypsolve.formats.request_traces import read_requests
 from hypsolve.problem.arrays import Array
-from hypsolve.simulation.workloads import MAX_TOKENS, Fit, sample
+from hypsolve.simulation.workloads import CONTEXT_TOKENS, Fit, sample
 
 TRACES = {  # file, normals of the lengths, exponentials of the gaps
     "AZURE_CONVERSATION": ("azure_llm_2023_conv.csv", 5, 4),
@@ -48,7 +48,7 @@ def _fit(trace: Array, n_parts: int, n_phases: int) -> Fit:
         "gap_weights": tuple(np.round(gap_weights, 5).tolist()),
         "gap_means": tuple(np.round(gap_means, 5).tolist()),
     }
-    drawn = sample(Fit(**fields, ks={}), 200_000, 1.0, np.random.default_rng(0), MAX_TOKENS)
+    drawn = sample(Fit(**fields, ks={}), 200_000, 1.0, np.random.default_rng(0), CONTEXT_TOKENS)
     prompt, output = drawn.prompt_tokens, drawn.output_tokens
     edges = np.quantile(tokens[:, 0], [0.25, 0.5, 0.75])
     quarter, drawn_quarter = (np.searchsorted(edges, x) for x in (tokens[:, 0], prompt))

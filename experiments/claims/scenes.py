@@ -22,7 +22,7 @@ from hypsolve import (
 )
 from hypsolve.problem.units import gbps_to_bytes_per_s
 from hypsolve.simulation.events import Event, draw_events
-from hypsolve.simulation.workloads import MAX_TOKENS, WORKLOAD_MAX_TOKENS, WORKLOADS
+from hypsolve.simulation.workloads import CONTEXT_TOKENS, WORKLOAD_MAX_TOKENS, WORKLOADS
 from instances import network
 from instances.generate import assemble, draw_gpus, draw_link, place
 from instances.scenarios import best_period_s, capacity_per_s, model_of
@@ -83,7 +83,7 @@ def serve(
     longer. `output_tokens` sets all output lengths to one value.
     """
     rng = np.random.default_rng(seed)
-    max_tokens = WORKLOAD_MAX_TOKENS.get(workload, MAX_TOKENS)
+    max_tokens = WORKLOAD_MAX_TOKENS.get(workload, CONTEXT_TOKENS)
     if workload in REPLAYED:
         drawn = replayed(workload, n_requests, rng)
     else:
@@ -129,7 +129,7 @@ def can_draw(workload: str) -> bool:
 def replayed(workload: str, n_requests: int, rng: np.random.Generator) -> Requests:
     """Read requests of a file from a random time on, and scale them to one a second.
 
-    Prompts are cut where a request has more tokens than ``MAX_TOKENS``, as in drawn workloads.
+    Prompts are cut where a request has more than `CONTEXT_TOKENS`, as in drawn workloads.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def replayed(workload: str, n_requests: int, rng: np.random.Generator) -> Reques
         return read_requests(
             path,
             start_s=float(rng.uniform(0.0, arrival_s[-n_requests])),
-            max_tokens=MAX_TOKENS,
+            max_tokens=CONTEXT_TOKENS,
             longer="clip",
             n_requests=n_requests,
             rate_per_s=1.0,

@@ -17,7 +17,7 @@ from hypsolve import catalog
 from hypsolve.planning.query import OBJECTIVES
 from hypsolve.planning.text import table
 
-RENAMED = {"--dtype": "--weights", "--from": "--before"}  # old options and their successors
+OLD_OPTIONS = {"--dtype": "--weights", "--from": "--before"}  # old options and their successors
 
 
 class OneLine(click.Group):
@@ -33,7 +33,7 @@ class OneLine(click.Group):
         try:
             sys.exit(super().main(given, "hypsolve", **kwargs) or 0)
         except click.NoSuchOption as error:
-            successor = RENAMED.get(error.option_name)
+            successor = OLD_OPTIONS.get(error.option_name)
             _fail(
                 f"unknown option {error.option_name}; did you mean {successor}?"
                 if successor

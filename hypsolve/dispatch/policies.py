@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
+from hypsolve.problem.instance import Instance
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +172,20 @@ POLICIES = {
     "least_work_left": Policy(least_work_left, "LEAST_WORK_LEFT"),
     "earliest_completion": Policy(earliest_completion, "EARLIEST_COMPLETION"),
 }
+
+
+def position_of(
+    instance: Instance, tier: int, choose: Choose, answer: object, place: dict[int, int]
+) -> int:
+    """Return the position of the node that a user's policy chose among the eligible ones.
+
+    `place` maps each eligible node to its position. Raises ValueError for any other node.
+    """
+    owner = f"policy {getattr(choose, '__name__', repr(choose))!r}"
+    node = valid.whole(owner, f"node for tier {instance.tier_names[tier]!r}", answer)
+    if node not in place:
+        raise ValueError(
+            f"{owner}: node for tier {instance.tier_names[tier]!r} must be one that is up"
+            f" and can hold the stage, {', '.join(map(str, place))}, got {node}"
+        )
+    return place[node]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hypsolve.dispatch.policies import POLICIES, Choose, Policy, TierState
+from hypsolve.dispatch.policies import POLICIES, Choose, Policy, TierState, position_of
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
@@ -216,27 +216,10 @@ def _serve_plainly(
             uniforms=uniforms[r],
             rng=rng,
         )
-        at = place_of(instance, tier, choose, choose(state, r), place)
+        at = position_of(instance, tier, choose, choose(state, r), place)
         queues[at].append(r)
         outstanding_s[at] += own_s[at]
         stage.node[r] = nodes[at]
         stage.start_s[r] = max(now_s, free_s[at])
         end_s[r] = stage.start_s[r] + stage.service_s[row[r], stage.node_class[at]]
         free_s[at] = end_s[r]
-
-
-def place_of(
-    instance: Instance, tier: int, choose: Choose, answer: object, place: dict[int, int]
-) -> int:
-    """Check the node that a policy function returned; return its position in `nodes`.
-
-    `place` maps each eligible node to its position. Raises ValueError for any other node.
-    """
-    owner = f"policy {getattr(choose, '__name__', repr(choose))!r}"
-    node = valid.whole(owner, f"node for tier {instance.tier_names[tier]!r}", answer)
-    if node not in place:
-        raise ValueError(
-            f"{owner}: node for tier {instance.tier_names[tier]!r} must be one that is up"
-            f" and can hold the stage, {', '.join(map(str, place))}, got {node}"
-        )
-    return place[node]

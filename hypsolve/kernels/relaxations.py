@@ -214,7 +214,7 @@ class TimeGrid(NamedTuple):
     """A flow shop's times in ticks, counted from the first release on.
 
     Only `width` changes: the caller recomputes the windows between two calls of
-    `subgradient_ascent`. No window ends behind the last tick of the multipliers.
+    `ascend_in_windows`. No window ends behind the last tick of the multipliers.
     """
 
     tick: Any  # seconds
@@ -311,9 +311,9 @@ def _add_cheapest_path(shop, grid, r, spent, cost, best, use):
 
 
 class AscentState(NamedTuple):
-    """Multipliers on their way up; `subgradient_ascent` goes on where the last call ended.
+    """Multipliers on their way up; `ascend_in_windows` goes on where the last call ended.
 
-    All entries are written by `subgradient_ascent` alone. `best` holds the multipliers of the
+    All entries are written by `ascend_in_windows` alone. `best` holds the multipliers of the
     best bound so far, and `trial` those that are evaluated next; neither is ever negative.
     """
 
@@ -367,7 +367,7 @@ def _take_step(state, use, size, gap, weight, is_first):
 
 
 @kernel
-def subgradient_ascent(shop, grid, state, upper, n_evaluations, rule):
+def ascend_in_windows(shop, grid, state, upper, n_evaluations, rule):
     """Raise the Lagrangian bound on the sum of (completion - release), in place.
 
     Parameters
@@ -447,4 +447,4 @@ def warm_up() -> None:
     grid = TimeGrid(0.5, zero[:, 0] + 2, zero, zero + 2, np.zeros((2, 1)), zero + 2, zero)
     single_machine_multipliers(shop, grid, work, share, 0, multiplier)
     rule = StepRule(0.5, 10, 0.7, 0.01)
-    subgradient_ascent(shop, grid, new_ascent(shop, multiplier, 0.3), 3.0, 2, rule)
+    ascend_in_windows(shop, grid, new_ascent(shop, multiplier, 0.3), 3.0, 2, rule)

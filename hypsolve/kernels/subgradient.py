@@ -165,7 +165,7 @@ def _normalise(multiplier, capacity, total, unit):
 
 
 @kernel
-def subgradient_ascent(shop, ticks, multiplier, upper, target, n_evaluations, length, floor):
+def ascend_in_ticks(shop, ticks, multiplier, upper, target, n_evaluations, length, floor):
     """Raise the Lagrangian bound by better multipliers, in place.
 
     Parameters
@@ -244,7 +244,7 @@ def warm_up():
     whole = np.ones((1, 1), np.int64)
     ticks = Ticks(whole, whole, np.zeros(1, np.int64), 0.5)
     multiplier = np.zeros((1, 4))
-    subgradient_ascent(shop, ticks, multiplier, 2.0, np.inf, 2, 0.3, 0.01)
+    ascend_in_ticks(shop, ticks, multiplier, 2.0, np.inf, 2, 0.3, 0.01)
     prefix, path_cost = np.empty((1, 5)), np.empty((1, 1, 5))
     prefix_sums(multiplier, prefix)
     lagrangian_bound(shop, ticks, prefix, path_cost, np.empty((1, 5)))

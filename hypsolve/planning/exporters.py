@@ -18,7 +18,7 @@ NO_BFLOAT16 = ("T4", "V100")  # of the catalogue's GPUs
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class ModuleNames:
     """Names of the modules in a Hugging Face implementation."""
 
     embedding: tuple[str, ...]
@@ -27,21 +27,21 @@ class Names:
     head: str
 
 
-_USUAL = Names(
+_USUAL = ModuleNames(
     ("model.embed_tokens", "model.rotary_emb"), "model.layers", "model.norm", "lm_head"
 )
-MODULES: dict[str, Names] = {
+MODULES: dict[str, ModuleNames] = {
     **dict.fromkeys(
         ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "mixtral"), _USUAL
     ),
-    "gpt2": Names(
+    "gpt2": ModuleNames(
         ("transformer.wte", "transformer.wpe"), "transformer.h", "transformer.ln_f", "lm_head"
     ),
-    "gpt_neox": Names(
+    "gpt_neox": ModuleNames(
         ("gpt_neox.embed_in", "gpt_neox.emb_dropout", "gpt_neox.rotary_emb"),
         "gpt_neox.layers", "gpt_neox.final_layer_norm", "lm_head",
     ),
-    "opt": Names(
+    "opt": ModuleNames(
         ("model.decoder.embed_tokens", "model.decoder.embed_positions"),
         "model.decoder.layers", "model.decoder.final_layer_norm", "lm_head",
     ),
@@ -56,7 +56,7 @@ class Pipeline:
     cuts: tuple[int, ...]
     tiers: tuple[str, ...]
     nodes: tuple[tuple[str, ...], ...]  # of each stage, all that hold it
-    names: Names
+    names: ModuleNames
     tied: bool  # the head uses the table of the embedding
 
     @property

@@ -33,7 +33,7 @@ from hypsolve.solve import METHODS, options_of, solve
 OBJECTIVES = ("bottleneck", "path", "mean_latency", "p0")
 DEFAULT_METHOD = "hypsplit_dp"  # for `mean_latency`, its split is where the search starts
 MIN_RATE = 1e-6  # requests per second: one in 12 days
-MAX_TOKENS = 2**31  # of one sequence, and of all sequences that a node must hold
+MAX_PLAN_TOKENS = 2**31  # of one sequence, and of all sequences that a node must hold
 ModelSource = str | os.PathLike[str] | Model
 NetworkSource = str | os.PathLike[str] | Network | NetworkFile
 
@@ -81,9 +81,9 @@ class PlanQuery:
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "output_tokens"):
             value = getattr(self, name)
-            if valid.whole("plan", name, value, minimum=1) > MAX_TOKENS:
+            if valid.whole("plan", name, value, minimum=1) > MAX_PLAN_TOKENS:
                 raise ValueError(
-                    f"plan: {name} must be at most {MAX_TOKENS}, got {value!r:.60}"
+                    f"plan: {name} must be at most {MAX_PLAN_TOKENS}, got {value!r:.60}"
                 )
         rate_per_s = valid.real("plan", "rate_per_s", self.rate_per_s, minimum=MIN_RATE)
         object.__setattr__(self, "rate_per_s", rate_per_s)
@@ -93,10 +93,10 @@ class PlanQuery:
             valid.known("method", self.method, METHODS)
         valid.real("plan", "time_limit_s", self.time_limit_s, strict=True)
         valid.whole("plan", "seed", self.seed)
-        if self.concurrency * self.tokens > MAX_TOKENS:
+        if self.concurrency * self.tokens > MAX_PLAN_TOKENS:
             raise ValueError(
                 "plan: concurrency * (prompt_tokens + output_tokens) must be at most"
-                f" {MAX_TOKENS}, got {self.concurrency * self.tokens}"
+                f" {MAX_PLAN_TOKENS}, got {self.concurrency * self.tokens}"
             )
         if self.objective == Objective.P0 and 0 in self.network.min_blocks:
             tier = self.network.network.tiers[self.network.min_blocks.index(0)].name

@@ -27,7 +27,7 @@ from hypsolve.solvers.partition.stage_tables import cost_table, stage_table
 
 METHOD = "simulated"  # name of the search in a `Result`
 FASTEST = StageRule.FASTEST
-STEPS = (1, 2, 4, 8)  # blocks by which the local search moves a cut
+CUT_STEPS = (1, 2, 4, 8)  # blocks by which the local search moves a cut
 MAX_EVALUATIONS = 20_000  # of bounds of partial splits, where only the least bound is wanted
 Cuts = tuple[int, ...]
 Progress = Callable[[str], None]  # gets a line on the work in progress
@@ -362,7 +362,7 @@ def _descent(splits: Splits) -> Iterator[Cuts]:
 def _neighbours(cuts: Cuts) -> Iterator[Cuts]:
     """Yield cuts in which one cut, or several adjacent cuts together, are moved."""
     inner = range(1, len(cuts) - 1)
-    for step in STEPS:
+    for step in CUT_STEPS:
         for first, last in itertools.combinations_with_replacement(inner, 2):
             for by in (-step, step):
                 moved = tuple(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 
-def html_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def notebook_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return an HTML table with a title above it; every text is escaped."""
     head = "".join(f"<th>{escape(each)}</th>" for each in heads)
     body = "".join(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hypsolve.problem import evaluation, files
-from hypsolve.problem.html_table import html_table
 from hypsolve.problem.instance import Instance
+from hypsolve.problem.notebook_table import notebook_table
 from hypsolve.problem.optional import optional
 from hypsolve.problem.solution import Certificate, Partition, Schedule, Status
 from hypsolve.problem.units import finite_or_none, show_bytes, show_seconds
@@ -84,7 +84,7 @@ class Result:
         if self.partition is not None:
             for k, name in enumerate(self.instance.tier_names):
                 rows.append((name, self._stage(k, self.partition.stage(k))))
-        return html_table(repr(self)[1:-1], ("tier", "stage"), rows)
+        return notebook_table(repr(self)[1:-1], ("tier", "stage"), rows)
 
     def __str__(self) -> str:
         inst = self.instance

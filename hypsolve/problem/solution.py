@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve.problem import validation as valid
-from hypsolve.problem.html_table import html_table
+from hypsolve.problem.notebook_table import notebook_table
 from hypsolve.problem.units import count, show_seconds
 
 MAX_ROWS = 20  # visits that a notebook shows
@@ -85,7 +85,7 @@ class Partition:
             (str(k), f"{i}:{j}", str(j - i))
             for k, (i, j) in enumerate(itertools.pairwise(self.cuts))
         ]
-        return html_table("Partition", ("tier", "blocks (first:end)", "number"), rows)
+        return notebook_table("Partition", ("tier", "blocks (first:end)", "number"), rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -149,7 +149,7 @@ class Schedule:
         ]
         more = f"; the first {MAX_ROWS} of {len(visits)} visits" * (len(visits) > MAX_ROWS)
         heads = ("request", "tier", "node", "start", "end")
-        return html_table(repr(self)[1:-1] + more, heads, rows)
+        return notebook_table(repr(self)[1:-1] + more, heads, rows)
 
 
 def _array(field_name: str, values: Any) -> NDArray[Any]:

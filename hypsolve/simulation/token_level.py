@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hypsolve.dispatch.policies import TierState
-from hypsolve.dispatch.schedule import place_of
+from hypsolve.dispatch.policies import TierState, position_of
 from hypsolve.simulation.options import policy_name
 from hypsolve.simulation.token_setup import Records, System
 from hypsolve.simulation.trace import Series, Trace, Visits
@@ -81,7 +80,7 @@ def _choose(system: System, kernel: Any, at: int) -> int:
     )
     position = {int(n): i for i, n in enumerate(local)}
     chosen = system.policy(tier_state, r)
-    return int(nodes[place_of(system.instance, k, system.policy, chosen, position)])
+    return int(nodes[position_of(system.instance, k, system.policy, chosen, position)])
 
 
 def _trace(system: System, kernel: Any, log: Records) -> Trace:

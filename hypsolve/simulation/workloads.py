@@ -21,7 +21,7 @@ Azure/AzurePublicDataset, CC-BY 4.0), using the first two thirds of each by time
   hour.
 
 Goodness of fit (`ks`): Kolmogorov-Smirnov distances between the trace and 200,000 draws of at
-most `MAX_TOKENS`, for prompts, outputs, gaps scaled to a mean of 1, and outputs within each
+most `CONTEXT_TOKENS`, for prompts, outputs, gaps scaled to a mean of 1, and outputs within each
 quarter of the prompts (the worst one, which tests the dependence). Conversations: 0.04, 0.03,
 0.01, 0.12. Code: 0.06, 0.03, 0.10 (a spike of gaps at 0.1 s is smoothed), 0.04.
 """
@@ -35,7 +35,7 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array
 from hypsolve.problem.deployment import Requests
 
-MAX_TOKENS = 8192  # prompt + output: the context window of Llama-3-8B
+CONTEXT_TOKENS = 8192  # prompt + output: the context window of Llama-3-8B
 SYNTHETIC_MAX_TOKENS = 2560
 MAX_REQUESTS = 10**7  # takes some seconds and up to 2 GB
 
@@ -185,7 +185,7 @@ def synthetic(
 
 
 def azure_conversation(
-    n: int, rate: float, rng: np.random.Generator, *, max_tokens: int = MAX_TOKENS
+    n: int, rate: float, rng: np.random.Generator, *, max_tokens: int = CONTEXT_TOKENS
 ) -> Requests:
     """Draw requests as in the Azure conversation trace; the module describes the fit."""
     _check("azure_conversation", n, rate, rng, max_tokens, 64)
@@ -193,7 +193,7 @@ def azure_conversation(
 
 
 def azure_code(
-    n: int, rate: float, rng: np.random.Generator, *, max_tokens: int = MAX_TOKENS
+    n: int, rate: float, rng: np.random.Generator, *, max_tokens: int = CONTEXT_TOKENS
 ) -> Requests:
     """Draw requests as in the Azure code trace: short outputs, in bursts."""
     _check("azure_code", n, rate, rng, max_tokens, 64)
@@ -207,8 +207,8 @@ WORKLOADS: dict[str, Callable[..., Requests]] = {
 }
 WORKLOAD_MAX_TOKENS = {
     "synthetic": SYNTHETIC_MAX_TOKENS,
-    "azure_conversation": MAX_TOKENS,
-    "azure_code": MAX_TOKENS,
+    "azure_conversation": CONTEXT_TOKENS,
+    "azure_code": CONTEXT_TOKENS,
 }
 """Longest request that each workload draws; nodes reserve KV cache for it by default."""
 

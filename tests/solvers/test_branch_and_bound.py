@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypsolve import Instance, Partition, Status, check, solve
-from hypsolve.kernels.subgradient import subgradient_ascent as ascend
+from hypsolve.kernels.subgradient import ascend_in_ticks as ascend
 from hypsolve.solvers.joint import beam_search
 from hypsolve.solvers.joint.beam_search import beam_search as search_schedules
 from hypsolve.solvers.joint.joint_exact import PARTS

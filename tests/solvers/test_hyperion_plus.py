@@ -25,7 +25,7 @@ from hypsolve.solvers.joint.hyperion_plus_params import AscentParams, HyperionPl
 from hypsolve.solvers.joint.latency_bounds import (
     Incumbent,
     PartitionBounds,
-    aggregate_work,
+    single_machine_work,
     time_grid,
 )
 from hypsolve.solvers.joint.partition_boxes import PartitionBox
@@ -86,7 +86,7 @@ def latency_sum(instance, relaxation, mean_s):
 def evaluate(shop, grid, multipliers, upper, n=1, state=None):
     """Return the best of n bounds from the given multipliers on, and the ascent's state."""
     state = state or kernels.new_ascent(shop, multipliers, 0.3)
-    bound, _ = kernels.subgradient_ascent(shop, grid, state, upper, n, RULE)
+    bound, _ = kernels.ascend_in_windows(shop, grid, state, upper, n, RULE)
     return bound, state
 
 
@@ -236,7 +236,7 @@ def test_a_single_machine_is_never_later_than_the_nodes(instance):
         relaxation = relaxed(instance, cuts)
         if relaxation is None or len(relaxation.tiers) != 1:
             continue
-        work, share = aggregate_work(relaxation.shop)
+        work, share = single_machine_work(relaxation.shop)
         assert (share >= 0).all()
         ends, _ = kernels.srpt(relaxation.shop.release, work[:, 0].copy())
         exact = oracles.Exact(instance)

@@ -36,7 +36,7 @@ from hypsolve.solvers.joint.partition_boxes import (
     count_partitions,
     relax,
 )
-from hypsolve.solvers.joint.search_node import LeafPhase, Node
+from hypsolve.solvers.joint.search_node import LeafPhase, SearchNode
 from hypsolve.solvers.joint.tables import JointTables
 from hypsolve.solvers.joint.time_windows import fastest_partition
 from hypsolve.solvers.outcomes import OnBound, OnImprove, WarmStart
@@ -68,11 +68,19 @@ class BranchAndBound:
     incumbent: Decision | None = None
     incumbent_s: float = math.inf
     reported_s: float = 0.0  # best bound reported so far, in seconds
-    queue: list[tuple[float, int, Node]] = field(default_factory=list)  # heap of open nodes
+    queue: list[tuple[float, int, SearchNode]] = field(
+        default_factory=list
+    )  # heap of open nodes
     number: "itertools.count[int]" = field(default_factory=itertools.count)  # breaks ties
-    start: Node | None = None  # the partition of the warm start, worked on before all others
-    closed: list[Node] = field(default_factory=list)  # leaves with a bound below the cutoff
-    pruned: list[Node] = field(default_factory=list)  # for the certificate, while they fit
+    start: SearchNode | None = (
+        None  # the partition of the warm start, worked on before all others
+    )
+    closed: list[SearchNode] = field(
+        default_factory=list
+    )  # leaves with a bound below the cutoff
+    pruned: list[SearchNode] = field(
+        default_factory=list
+    )  # for the certificate, while they fit
     infeasible: list[PartitionBox] = field(default_factory=list)
     proof_bytes: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -209,7 +217,7 @@ class BranchAndBound:
             self.infeasible += itertools.compress(parts, (not each for each in some))
         return boxes
 
-    def _add(self, box: PartitionBox, parent: Node | None) -> None:
+    def _add(self, box: PartitionBox, parent: SearchNode | None) -> None:
         """Bound a box, and queue it unless it is infeasible or pruned."""
         node = self._node(box, parent)
         if node is None:
@@ -217,7 +225,7 @@ class BranchAndBound:
         else:
             self._enqueue(node)
 
-    def _enqueue(self, node: Node) -> None:
+    def _enqueue(self, node: SearchNode) -> None:
         """Queue a node unless it is closed or pruned."""
         if node.is_closed:
             return
@@ -226,11 +234,11 @@ class BranchAndBound:
         else:
             heapq.heappush(self.queue, (node.bound, next(self.number), node))
 
-    def _select(self) -> Node:
+    def _select(self) -> SearchNode:
         """Take the open node with the smallest bound."""
         return heapq.heappop(self.queue)[2]
 
-    def _prune(self, node: Node) -> None:
+    def _prune(self, node: SearchNode) -> None:
         """Count the partitions of a pruned box; keep its proof while memory allows."""
         if node.n_searches > 0:
             part = "n_searched"
@@ -249,7 +257,7 @@ class BranchAndBound:
         """Return True if the proofs fit into their share of the memory."""
         return self.proof_bytes <= self.memory_bytes * self.params.max_proof_share
 
-    def _node(self, box: PartitionBox, parent: Node | None) -> Node | None:
+    def _node(self, box: PartitionBox, parent: SearchNode | None) -> SearchNode | None:
         """Bound a box, from its parent's multipliers on; None if no partition is feasible."""
         if self.start is not None and box == self.start.box:
             return self.start
@@ -257,13 +265,13 @@ class BranchAndBound:
         if relaxation is None:
             return None
         if parent is not None:
-            node = Node(
+            node = SearchNode(
                 box, relaxation, parent.multipliers.copy(), parent.bound,
                 parent.proof, parent.proof_groups,
             )  # fmt: skip
         else:
             zero = np.zeros((len(self.tables.group_tier), self.n_ticks))
-            node = Node(box, relaxation, zero, 0.0)
+            node = SearchNode(box, relaxation, zero, 0.0)
         if relaxation.shop is None:
             release = relaxation.release
             least = release.max() if self.is_makespan else release.sum()
@@ -273,7 +281,7 @@ class BranchAndBound:
         self.counts["n_boxes"] += 1
         return node
 
-    def _raise_bound(self, node: Node, n_steps: int, fine: bool = False) -> None:
+    def _raise_bound(self, node: SearchNode, n_steps: int, fine: bool = False) -> None:
         """Raise the Lagrangian bound of a node by subgradient ascent."""
         shop, groups = node.relaxation.shop, node.relaxation.groups
         assert shop is not None
@@ -299,7 +307,7 @@ class BranchAndBound:
 
     # --- leaves -------------------------------------------------------------------------------
 
-    def _work_on_leaf(self, node: Node) -> None:
+    def _work_on_leaf(self, node: SearchNode) -> None:
         """Try the next phase on a single partition."""
         match node.phase:
             case LeafPhase.ROUGH_ASCENT:
@@ -311,11 +319,11 @@ class BranchAndBound:
             case LeafPhase.SEARCH:
                 node.n_searches += 1
                 if "beam_search" in self.disable:
-                    self._ask_cpsat(node)
+                    self._solve_by_cpsat(node)
                 else:
                     self._widen_search(node)
 
-    def _widen_search(self, node: Node) -> None:
+    def _widen_search(self, node: SearchNode) -> None:
         """Search the schedules of a leaf; close it when solved or when the memory is full."""
         shop, params = node.relaxation.shop, self.params
         assert shop is not None
@@ -328,7 +336,7 @@ class BranchAndBound:
             node.is_closed = True
             self.closed.append(node)
 
-    def _search_schedules(self, node: Node, width: int) -> bool:
+    def _search_schedules(self, node: SearchNode, width: int) -> bool:
         """Run beam search on a single partition; return True if it was complete."""
         if node.fine is None:
             self._raise_bound(node, 1, fine=True)
@@ -349,7 +357,7 @@ class BranchAndBound:
             )
         return found.is_complete
 
-    def _ask_cpsat(self, node: Node) -> None:
+    def _solve_by_cpsat(self, node: SearchNode) -> None:
         """Schedule one partition by CP-SAT, from the incumbent if it has that partition."""
         from hypsolve.solvers.joint.cpsat import joint_cpsat
 

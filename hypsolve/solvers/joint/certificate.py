@@ -6,7 +6,7 @@ import numpy as np
 
 from hypsolve.problem.solution import BoxProof, Certificate, Partition
 from hypsolve.solvers.joint.partition_boxes import PartitionBox
-from hypsolve.solvers.joint.search_node import Node
+from hypsolve.solvers.joint.search_node import SearchNode
 from hypsolve.solvers.joint.tables import JointTables
 
 CERTAIN = 1 - 3e-10  # factor on the bound: floats may have rounded it up by less
@@ -17,7 +17,7 @@ def joint_certificate(
     partition: Partition,
     value_s: float,
     bound_s: float,
-    leaves: Iterable[Node],
+    leaves: Iterable[SearchNode],
     infeasible: Iterable[PartitionBox],
 ) -> Certificate:
     """Certify that no partition and schedule have an objective below the bound.
@@ -29,7 +29,7 @@ def joint_certificate(
         Of the incumbent.
     value_s, bound_s : float
         Objective of the incumbent, and the lower bound, in seconds.
-    leaves : iterable of Node
+    leaves : iterable of SearchNode
         Together with `infeasible`, their boxes make up all partitions.
     infeasible : iterable of PartitionBox
         Boxes without a feasible partition.
@@ -55,7 +55,7 @@ def joint_certificate(
     )
 
 
-def _box_proof(node: Node, first_node: list[int]) -> BoxProof:
+def _box_proof(node: SearchNode, first_node: list[int]) -> BoxProof:
     """State why a box has no better solution."""
     multipliers, groups = node.proof, node.proof_groups
     if node.is_bound_searched:

@@ -40,7 +40,7 @@ from hypsolve.solvers.outcomes import OnBound, OnImprove, WarmStart, require_cal
 
 METHOD = "joint_cpsat"
 RESOLUTION = 2e-7  # share of the objective that rounding the longest chain down may hide
-MAX_TICKS = 2.0**56  # sums of completions stay below, far from 2**62
+MAX_SUM_TICKS = 2.0**56  # sums of completions stay below, far from 2**62
 
 
 class JointCp(NamedTuple):
@@ -159,7 +159,7 @@ def _tick_s(tables: JointTables, objective: Objective, last: Array) -> float:
     steps = 2 * tables.n_tiers * tables.n_requests
     fine = min_objective_s(tables, objective) * RESOLUTION / steps
     n_terms = max(tables.n_requests, max(map(len, tables.first)))
-    coarse = float(last.max()) * n_terms / MAX_TICKS
+    coarse = float(last.max()) * n_terms / MAX_SUM_TICKS
     return 2.0 ** math.ceil(math.log2(max(fine, coarse, 2.0**-900)))
 
 

@@ -15,7 +15,7 @@ from hypsolve.solvers.partition.stage_tables import feasible_stages
 
 
 @dataclass(frozen=True, slots=True)
-class BoxRelaxation:
+class FlowShopRelaxation:
     """A flow shop that is nowhere slower than any partition of a box.
 
     Attributes
@@ -58,7 +58,7 @@ class Relaxer:
             high.append(int(begins[-1]) if begins.size else n_blocks)
         return PartitionBox((*low, n_blocks), (*high, n_blocks))
 
-    def relax(self, box: PartitionBox) -> BoxRelaxation | None:
+    def relax(self, box: PartitionBox) -> FlowShopRelaxation | None:
         """Relax a box to a flow shop; return None if no partition of the box is feasible.
 
         The stage of a tier holds the blocks that every partition of the box places there. If
@@ -96,7 +96,7 @@ class Relaxer:
                 else:
                     release = release + link_s
         if not tiers:
-            return BoxRelaxation(box, None, release, [], [], np.empty(0, np.int64))
+            return FlowShopRelaxation(box, None, release, [], [], np.empty(0, np.int64))
         shop = FlowShop(
             np.ascontiguousarray(np.array(service).T),
             np.ascontiguousarray(np.array(travel).T),
@@ -104,7 +104,7 @@ class Relaxer:
             np.array(first),
             np.concatenate([[0], np.cumsum(sizes)]),
         )
-        return BoxRelaxation(box, shop, release, tiers, groups, np.concatenate(nodes))
+        return FlowShopRelaxation(box, shop, release, tiers, groups, np.concatenate(nodes))
 
     def _stage(self, tier: int, first: int, end: int) -> tuple[Array, IntArray, IntArray]:
         """Return service by request and class, and class and number of the nodes with room."""
@@ -140,7 +140,11 @@ def remaining_s(shop: FlowShop) -> Array:
 
 
 def to_decision(
-    instance: Instance, relaxation: BoxRelaxation, node: IntArray, start_s: Array, end_s: Array
+    instance: Instance,
+    relaxation: FlowShopRelaxation,
+    node: IntArray,
+    start_s: Array,
+    end_s: Array,
 ) -> tuple[Partition, Schedule]:
     """Translate a schedule of the flow shop of a single partition to the instance.
 

@@ -153,7 +153,7 @@ class LagrangianBound:
         best = -math.inf
         while n_steps > 0:
             steps = min(n_steps, steps_per_call)
-            bound = subgradient.subgradient_ascent(
+            bound = subgradient.ascend_in_ticks(
                 shop, multipliers.ticks, values, aim, target, steps,
                 self.params.first_step, self.params.last_step,
             )  # fmt: skip

@@ -14,7 +14,7 @@ from hypsolve.kernels.flow_shop import ROUND_DOWN, FlowShop
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.instance import Instance, Objective
 from hypsolve.solvers.joint.decision import rounding_s
-from hypsolve.solvers.joint.flow_shop import BoxRelaxation, Relaxer, fastest_s, remaining_s
+from hypsolve.solvers.joint.flow_shop import FlowShopRelaxation, Relaxer, fastest_s, remaining_s
 from hypsolve.solvers.joint.hyperion_plus_params import AscentParams
 from hypsolve.solvers.joint.partition_boxes import PartitionBox
 
@@ -67,7 +67,7 @@ class PartitionBounds:
         self._count = itertools.count()  # breaks ties in the heap
         # Every feasible partition is in exactly one box of `_heap` or `_visited`. `_push`
         # inserts into the heap. `partitions` and `raise_bound` pop a box and put back its
-        # halves; `partitions` moves a single partition to `_visited`, `raise_bound` moves all
+        # branches; `partitions` moves a single partition to `_visited`, `raise_bound` moves all
         # of these to the heap and puts a partition back with its raised bound.
         self._heap: list[tuple[float, int, _BoxNode]] = []
         self._visited: list[_BoxNode] = []  # single partitions that `partitions` has yielded
@@ -82,7 +82,7 @@ class PartitionBounds:
 
     def partitions(
         self, should_stop: Callable[[], bool]
-    ) -> Iterator[tuple[float, BoxRelaxation]]:
+    ) -> Iterator[tuple[float, FlowShopRelaxation]]:
         """Yield single partitions with their bounds, in ascending order of the bound."""
         while self._heap and not should_stop():
             bound_s, _, node = heapq.heappop(self._heap)
@@ -92,13 +92,13 @@ class PartitionBounds:
             else:
                 self._branch(node)
 
-    def single_machine_bound_s(self, relaxation: BoxRelaxation) -> float:
+    def single_machine_bound_s(self, relaxation: FlowShopRelaxation) -> float:
         """Return the bound of the preemptive single-machine relaxation on the objective."""
         from hypsolve.kernels import relaxations as kernels
 
         if relaxation.shop is None:
             return self._objective_s(relaxation, 0.0, float(relaxation.release_s.max()))
-        work, _ = aggregate_work(relaxation.shop)
+        work, _ = single_machine_work(relaxation.shop)
         sums = kernels.single_machine_bound(relaxation.shop, work)
         return self._objective_s(relaxation, *sums)
 
@@ -129,9 +129,9 @@ class PartitionBounds:
                 break
         return False
 
-    def first_ascent_s(self, relaxation: BoxRelaxation, incumbent: Incumbent) -> float:
+    def first_ascent_s(self, relaxation: FlowShopRelaxation, incumbent: Incumbent) -> float:
         """Estimate the seconds of a partition's first ascent; inf if it has too many ticks."""
-        ascent = self._ascent(relaxation, incumbent, 0, math.inf)
+        ascent = self._ascent_on_grid(relaxation, incumbent, 0, math.inf)
         if ascent is None:
             return math.inf
         return (self.params.evaluations + self.params.trial_evaluations) * ascent.evaluation_s
@@ -147,16 +147,16 @@ class PartitionBounds:
             self._push(_BoxNode(box, max(parent_bound_s, bound_s)))
 
     def _branch(self, node: _BoxNode) -> None:
-        for half in node.box.branch():
-            self._push_box(half, node.bound_s)
+        for branch in node.box.branch():
+            self._push_box(branch, node.bound_s)
 
-    def _relaxation(self, node: _BoxNode) -> BoxRelaxation:
+    def _relaxation(self, node: _BoxNode) -> FlowShopRelaxation:
         relaxation = self.relaxer.relax(node.box)
         assert relaxation is not None  # it was feasible when it was bounded
         return relaxation
 
     def _objective_s(
-        self, relaxation: BoxRelaxation, latency_sum: float, makespan: float
+        self, relaxation: FlowShopRelaxation, latency_sum: float, makespan: float
     ) -> float:
         """Turn bounds on the sum of (completion - release) and the makespan into seconds."""
         bound_s = makespan
@@ -171,10 +171,14 @@ class PartitionBounds:
         if node.n_stalled == len(params.restart_scales):
             return False
         relaxation = self._relaxation(node)
-        ascent = self._ascent(relaxation, incumbent, node.level + 1, deadline, node.window_s)
+        ascent = self._ascent_on_grid(
+            relaxation, incumbent, node.level + 1, deadline, node.window_s
+        )
         is_finer = ascent is not None
         if ascent is None:
-            ascent = self._ascent(relaxation, incumbent, node.level, deadline, node.window_s)
+            ascent = self._ascent_on_grid(
+                relaxation, incumbent, node.level, deadline, node.window_s
+            )
         if ascent is None:
             return False
         if node.multipliers is None:
@@ -202,15 +206,15 @@ class PartitionBounds:
             node.n_stalled += 1
         return True
 
-    def _ascent(
+    def _ascent_on_grid(
         self,
-        relaxation: BoxRelaxation,
+        relaxation: FlowShopRelaxation,
         incumbent: Incumbent,
         level: int,
         deadline: float,
         window_s: Array | None = None,
-    ) -> "_Ascent | None":
-        """Lay the time grid of a level; return None if there is none or it has too many ticks.
+    ) -> "_WindowedAscent | None":
+        """Return an ascent on the time grid of a level; None if the grid has too many ticks.
 
         Windows have at least the width `window_s`, where a coarser level has determined it.
         """
@@ -241,7 +245,7 @@ class PartitionBounds:
         if window_s is not None:
             width = np.clip(_ceil(window_s / tick_s), min_width, max_width)
         upper = incumbent.objective_s * self.instance.n_requests - float(before_s.sum())
-        return _Ascent(
+        return _WindowedAscent(
             params,
             shop,
             grid._replace(width=width),
@@ -254,8 +258,11 @@ class PartitionBounds:
 
 
 @dataclass(slots=True)
-class _Ascent:
-    """Subgradient ascent of one partition's Lagrangian bound, with windows that adapt."""
+class _WindowedAscent:
+    """Subgradient ascent of one partition's Lagrangian bound, with windows that adapt.
+
+    `hyperion_plus` uses it; `joint_exact` has `lagrangian_bound.LagrangianBound`.
+    """
 
     params: AscentParams
     shop: FlowShop
@@ -306,12 +313,12 @@ class _Ascent:
 
         n_trial = self.params.trial_evaluations
         states = [kernels.new_ascent(self.shop, start, step) for start in starts]
-        bounds = [self._advance(state, n_trial) for state in states]
+        bounds = [self._ascend_and_fit_windows(state, n_trial) for state in states]
         best = states[int(np.argmax(bounds))]
-        return self._advance(best, evaluations - n_trial), best.best
+        return self._ascend_and_fit_windows(best, evaluations - n_trial), best.best
 
-    def _advance(self, state: "AscentState", evaluations: int) -> float:
-        """Evaluate and step, with updates of the windows in between; return the best bound.
+    def _ascend_and_fit_windows(self, state: "AscentState", evaluations: int) -> float:
+        """Step, and fit the time windows to each request in between; return the best bound.
 
         A window that is wider than the delay and the multipliers of its request together would
         give the same bound.
@@ -325,7 +332,7 @@ class _Ascent:
                 self.params.evaluations_per_window,
                 max(1, int(MAX_CALL_S / self.evaluation_s)),
             )
-            bound, is_done = kernels.subgradient_ascent(
+            bound, is_done = kernels.ascend_in_windows(
                 self.shop, self.grid, state, self.upper, n_now, self.rule
             )
             evaluations -= n_now
@@ -339,19 +346,19 @@ class _Ascent:
         """Return the multipliers of the stage whose single machine gives the best bound."""
         from hypsolve.kernels import relaxations as kernels
 
-        work, share = aggregate_work(self.shop)
+        work, share = single_machine_work(self.shop)
         best, best_bound = self.zeros(), -math.inf
         for k in range(work.shape[1]):
             multiplier = self.zeros()
             kernels.single_machine_multipliers(self.shop, self.grid, work, share, k, multiplier)
             state = kernels.new_ascent(self.shop, multiplier, self.params.first_step)
-            bound = self._advance(state, 1)
+            bound = self._ascend_and_fit_windows(state, 1)
             if bound > best_bound:
                 best, best_bound = multiplier, bound
         return best
 
 
-def aggregate_work(shop: FlowShop) -> tuple[Array, Array]:
+def single_machine_work(shop: FlowShop) -> tuple[Array, Array]:
     """Return work (n_requests, n_stages) on one machine per stage, and shares of its speed."""
     from hypsolve.kernels import relaxations as kernels
 

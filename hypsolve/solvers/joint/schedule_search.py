@@ -14,13 +14,17 @@ from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.instance import Objective
 from hypsolve.problem.solution import Partition, Schedule
 from hypsolve.solvers.joint.flow_shop import (
-    BoxRelaxation,
+    FlowShopRelaxation,
     fastest_s,
     remaining_s,
     to_decision,
 )
 from hypsolve.solvers.joint.hyperion_plus_params import HyperionPlusParams
-from hypsolve.solvers.joint.latency_bounds import Incumbent, PartitionBounds, aggregate_work
+from hypsolve.solvers.joint.latency_bounds import (
+    Incumbent,
+    PartitionBounds,
+    single_machine_work,
+)
 from hypsolve.solvers.joint.partition_boxes import PartitionBox
 
 
@@ -31,9 +35,9 @@ class Candidate:
     `value_s` is the objective of the list schedule of `order` under the bars of `shop`.
     """
 
-    relaxation: BoxRelaxation
+    relaxation: FlowShopRelaxation
     shop: FlowShop  # its service is inf where the search bars a request from a group
-    work_s: Array  # (n_requests, n_stages), see `aggregate_work`
+    work_s: Array  # (n_requests, n_stages), see `single_machine_work`
     remaining_s: Array  # (n_requests, n_stages), see `remaining_s`
     lead: Array = field(default_factory=lambda: np.empty(0))  # (n_stages,)
     order: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
@@ -165,7 +169,7 @@ class ScheduleSearch:
             self.objective_s, self.partition, self.schedule = objective_s, partition, schedule
 
     def _offer_times(
-        self, relaxation: BoxRelaxation, node: IntArray, start: Array, end: Array
+        self, relaxation: FlowShopRelaxation, node: IntArray, start: Array, end: Array
     ) -> float:
         """Return the objective of a flow-shop schedule; offer it if it seems to be better."""
         last_s = end[:, -1]
@@ -176,7 +180,7 @@ class ScheduleSearch:
             self._offer(*to_decision(self.instance, relaxation, node, start, end))
         return float(value_s)
 
-    def _add(self, relaxation: BoxRelaxation | None) -> None:
+    def _add(self, relaxation: FlowShopRelaxation | None) -> None:
         """Make a single partition a candidate with the best of the first leads, once."""
         if relaxation is None or relaxation.box.low in self._tried:
             return
@@ -186,7 +190,7 @@ class ScheduleSearch:
         candidate = Candidate(
             relaxation=relaxation,
             shop=shop._replace(service=shop.service.copy()),
-            work_s=aggregate_work(shop)[0],
+            work_s=single_machine_work(shop)[0],
             remaining_s=remaining_s(shop),
         )
         for lead in self.params.first_leads[: 1 if self._is_makespan else None]:

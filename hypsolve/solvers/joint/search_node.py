@@ -17,7 +17,7 @@ class LeafPhase(Enum):
 
 
 @dataclass(slots=True)
-class Node:
+class SearchNode:
     """A partition box in the search tree, with its lower bound and the proof of the bound.
 
     The multipliers `proof` prove `bound`, unless `is_bound_searched`: then it comes from a

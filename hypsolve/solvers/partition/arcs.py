@@ -131,14 +131,14 @@ def holds(
     return (need <= capacity * (1 + memory_slack(instance))) | (first == end)
 
 
-class Limits(NamedTuple):
+class CostLimits(NamedTuple):
     """Bounds on the optimum without a solver: ``upper_s / n_tiers <= optimum <= upper_s``."""
 
     min_s: float  # lower bound, from the cheapest arc of each tier alone
     upper_s: float  # upper bound, from a known path; inf: there is no path
 
 
-def usable_arcs(instance: Instance, method: str) -> tuple[Arcs, Limits]:
+def usable_arcs(instance: Instance, method: str) -> tuple[Arcs, CostLimits]:
     """Return the arcs that an optimal partition may use, and bounds on the optimum.
 
     The path that minimises the sum of all its costs costs at most `n_tiers` times the optimum.
@@ -163,7 +163,7 @@ def usable_arcs(instance: Instance, method: str) -> tuple[Arcs, Limits]:
         np.minimum.at(worst, arcs.tier, arcs.worst_s)
         np.minimum.at(added, arcs.tier, arcs.added_s)
         min_s = float(worst.max() + added.sum()) * (1 - RELATIVE_ERROR)
-    return arcs.keep_affordable(upper_s), Limits(min_s, upper_s)
+    return arcs.keep_affordable(upper_s), CostLimits(min_s, upper_s)
 
 
 def mip_unit_s(size_s: float) -> float:
@@ -173,7 +173,7 @@ def mip_unit_s(size_s: float) -> float:
 
 
 def scale_costs(
-    arcs: Arcs, limits: Limits, n_tiers: int
+    arcs: Arcs, limits: CostLimits, n_tiers: int
 ) -> tuple[list[float], list[float], float]:
     """Scale the costs of the arcs to MIP units.
 

@@ -21,7 +21,7 @@ from hypsolve.solvers.outcomes import (
     require_callable,
     to_outcome,
 )
-from hypsolve.solvers.partition.arcs import Arcs, Limits, arcs_on, to_partition, usable_arcs
+from hypsolve.solvers.partition.arcs import Arcs, CostLimits, arcs_on, to_partition, usable_arcs
 from hypsolve.solvers.partition.hypsplit import hypsplit_dp
 
 METHOD = "partition_cpsat"
@@ -35,7 +35,7 @@ class PartitionCp(NamedTuple):
     use: list[Any]  # a literal per arc: whether the arc is on the path
     arcs: Arcs
     tick_s: float  # seconds of a unit of the objective
-    limits: Limits
+    limits: CostLimits
 
 
 def partition_cpsat(

@@ -15,7 +15,7 @@ from hypsolve.solvers.backends.loading import interruptible, load_backend
 from hypsolve.solvers.outcomes import to_outcome
 from hypsolve.solvers.partition.arcs import (
     Arcs,
-    Limits,
+    CostLimits,
     mip_bound_s,
     scale_costs,
     to_partition,
@@ -34,7 +34,7 @@ class PartitionMip(NamedTuple):
     use: list[Any]  # a binary per arc: whether the arc is on the path
     arcs: Arcs
     unit_s: float  # seconds of a unit of the objective
-    limits: Limits
+    limits: CostLimits
 
 
 def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:

@@ -22,7 +22,7 @@ from hypsolve.solvers.outcomes import (
 )
 from hypsolve.solvers.partition.arcs import (
     Arcs,
-    Limits,
+    CostLimits,
     arcs_on,
     mip_bound_s,
     scale_costs,
@@ -39,7 +39,7 @@ class PartitionMilp(NamedTuple):
     use: list[Any]  # a binary per arc: whether the arc is on the path
     arcs: Arcs
     unit_s: float  # seconds of a unit of the objective
-    limits: Limits
+    limits: CostLimits
 
 
 def partition_highs(
