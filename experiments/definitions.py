@@ -14,6 +14,7 @@ from instances.scenarios import SCENARIOS, scenario
 SIZES = ("quick", "default", "full")
 AnyMethod = str | Method | Callable[..., Outcome]
 Show = str | Callable[..., Mapping[str, Any]] | None
+Answers = str | Callable[..., list[str]] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +27,14 @@ class Shown:
         A function ``(name, DataFrame) -> {title or file name: table or figure}``. A string
         ``"module:function"`` is imported when it is needed, so that this module loads without
         pandas and matplotlib. Default: one table that summarises every method, and no figure.
+    answers : callable or str, optional
+        A function ``(name, DataFrame) -> list of str``, or its place: the lines that a sweep
+        prints at its end.
     """
 
     tables: Show = "experiments.report:default_tables"
     figures: Show = None
+    answers: Answers = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +359,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         },
         n_seeds=_sizes(1, 1, 3),
         time_limit_s=_sizes(2.0, 4.0, 5.0),
-        shown=Shown("experiments.report:gap_tables", "experiments.figures:gap_figures"),
+        shown=Shown(
+            "experiments.report:gap_tables",
+            "experiments.figures:gap_figures",
+            "experiments.answers:gap",
+        ),
     ),
     "solve_time": Experiment(
         question="How much faster is HypSplit-DP than MILP and CP-SAT at the same optimum?",
@@ -371,7 +380,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         n_seeds=_sizes(1, 1, 2),
         time_limit_s=_sizes(5.0, 10.0, 20.0),
         shown=Shown(
-            "experiments.report:solve_time_tables", "experiments.figures:solve_time_figures"
+            "experiments.report:solve_time_tables",
+            "experiments.figures:solve_time_figures",
+            "experiments.answers:solve_time",
         ),
     ),
     "latency": Experiment(
@@ -384,7 +395,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         n_seeds=_sizes(1, 2, 5),
         time_limit_s=_sizes(60.0, 60.0, 60.0),
         shown=Shown(
-            "experiments.report:latency_tables", "experiments.figures:latency_figures"
+            "experiments.report:latency_tables",
+            "experiments.figures:latency_figures",
+            "experiments.answers:latency",
         ),
     ),
 }  # fmt: skip
@@ -461,7 +474,7 @@ ANYTIME: dict[str, Experiment] = {  # their rows also record the incumbents over
 MEASUREMENTS = {
     "speed": Measurement(
         question="Does the library reach its speed targets on this machine?",
-        shown=Shown("experiments.report:speed_tables"),
+        shown=Shown("experiments.report:speed_tables", answers="experiments.answers:speed"),
     ),
     "calibration": Measurement(
         question="How far are predicted block times from measured ones?",

@@ -1,7 +1,7 @@
-"""Tables and figures of an experiment, as its definition names them."""
+"""Tables, figures and answers of an experiment, as its definition names them."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,19 @@ def figures_of(experiment: str, frame: pd.DataFrame) -> dict[str, Figure]:
         return dict(_called(registry.shown(experiment).figures, experiment, frame))
 
 
-def _called(
-    show: str | Callable[..., Mapping[str, Any]] | None, experiment: str, frame: pd.DataFrame
-) -> Mapping[str, Any]:
+def answers_of(experiment: str, frame: pd.DataFrame) -> list[str]:
+    """Return the answers of an experiment in one line each, if it states any."""
+    return list(_called(registry.shown(experiment).answers, experiment, frame))
+
+
+def _called(show: str | Callable[..., Any] | None, experiment: str, frame: pd.DataFrame) -> Any:
     """Call a function, or import it by ``module:name`` first; without one, nothing is shown."""
     if show is None:
         return {}
     if isinstance(show, str):
         module, _, name = show.partition(":")
         show = getattr(importlib.import_module(module), name)
-    return show(experiment, frame)  # type: ignore[operator, no-any-return]
+    return show(experiment, frame)  # type: ignore[operator]
 
 
 def save_figures(experiment: str, frame: pd.DataFrame, out: str | Path) -> list[Path]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from experiments import claims, registry, runner, solving
 from experiments.definitions import MEASUREMENTS, SIZES
 from experiments.record import Record, machine, note_session, provenance, recording
+from experiments.waiting import duration
 
 if TYPE_CHECKING:
     from experiments.progress import Progress
@@ -161,6 +162,7 @@ def _sweep(options: argparse.Namespace, names: Sequence[str], command: str) -> i
         raise OSError(f"--out must be a folder, got {str(options.out)!r}") from None
     n_steps = len(names) + 1
     print(f"sweep: {n_steps} steps: {', '.join(names)}, tables; into {options.out}", flush=True)
+    began_s = time.perf_counter()
     session = provenance(command)
     rows: dict[str, list[int]] = {}  # of this plan: a file may hold other limits and versions
     with _workers(options) as workers:
@@ -174,7 +176,23 @@ def _sweep(options: argparse.Namespace, names: Sequence[str], command: str) -> i
                 rows[name] = _run_experiment(name, options, session, workers)
     print(f"step {n_steps} of {n_steps}: tables and figures", flush=True)
     _show_all(names, options.out, rows)
+    print(f"\ndone in {duration(time.perf_counter() - began_s)}", flush=True)
+    _conclude(names, options.out, rows)
     return 0
+
+
+def _conclude(names: Sequence[str], out: Path, rows: Mapping[str, Collection[int]]) -> None:
+    """Print the answers of the experiments, and where the first figure and all tables are."""
+    from experiments import presentation, report
+
+    for name in names:
+        path = out / f"{name}.csv"
+        if path.exists():
+            for line in presentation.answers_of(name, report.load(path, rows.get(name))):
+                print(f"  {name}: {line}")
+    pictures = [path for name in names for path in sorted(out.glob(f"{name}*.png"))]
+    picture = f"look at {pictures[0]}; " if pictures else ""
+    print(f"{picture}all figures, tables (.md) and rows (.csv) are in {out}")
 
 
 def _redraw(out: Path, names: Sequence[str]) -> int:
