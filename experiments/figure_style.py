@@ -245,7 +245,8 @@ def single(
 
 def above(figure: Figure, entries: Mapping[str, Any], question: str, note: str = "") -> None:
     """Write the question, a note and the legend above all panels."""
-    words = textwrap.fill(question, 88) + (f"\n{textwrap.fill(note, 95)}" if note else "")
+    notes = "".join(f"\n{textwrap.fill(line, 95)}" for line in note.splitlines())
+    words = textwrap.fill(question, 88) + notes
     if not words and not entries:
         return
     lines = {name: line for name, line in entries.items() if not name.startswith(_EXPLAINED)}

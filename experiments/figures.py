@@ -139,12 +139,12 @@ def gap_against_size(frame: pd.DataFrame, ax: Axes) -> Axes:
     sizes = table["label"].value_counts()
     _lines(table, ax, "best_gap", 100, skipped=exact)
     none = [f"{name} {counts.get(name, 0)}/{sizes[name]}" for name in exact]
-    style.notes(ax, {"no gap, not drawn": none} | _missing(table))
+    style.notes(ax, {"at 0 %, not drawn": none} | _missing(table))
     focus = ("Hyperion+", "Hyperion", "joint exact", "speed-proportional", "even split")
     answer = _medians(table["best_gap"], table["label"], focus, _short_percent)
-    style.title(ax, _place(frame), f"median: {answer}" if answer else "", extrapolation(frame))
+    style.title(ax, _place(frame), answer, extrapolation(frame))
     ax.set_ylabel("gap to bound (%)")
-    ax.set_ylim(-0.02 * max(1.0, ax.get_ylim()[1]))
+    ax.set_ylim(-0.06 * max(1.0, ax.get_ylim()[1]))
     return style.clean(ax)
 
 
@@ -345,9 +345,15 @@ def gap_figures(_: str, frame: pd.DataFrame) -> dict[str, Figure]:
         words, methods = what[kind]
         shown = only(rows, methods)
         gaps = shown[shown["options"] != PROVED] if kind == "scale" else shown
-        figures[f"gap_{kind}"] = panels(
-            gaps, gap_against_size, f"How far from the optimum is each method? ({words})"
+        medians = report.labelled(gaps).groupby("label")["best_gap"].median()
+        answer = ", ".join(
+            f"{name} {_short_percent(medians[name])}"
+            for name in medians.sort_values(kind="stable").index
         )
+        figures[f"gap_{kind}"] = panels(
+            gaps, gap_against_size, f"How far from the optimum is each method? ({words})",
+            note=f"Median gap over all panels: {answer}.\n{style.sample(gaps)}",
+        )  # fmt: skip
         timed = only(rows, EXACT_METHODS) if kind == "partition" else shown
         figures[f"gap_{kind}_time"] = panels(
             timed, solve_time_against_size, f"How long does each method take? ({words})"

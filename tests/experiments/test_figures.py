@@ -238,7 +238,7 @@ def test_figures_are_as_wide_as_a_page_and_no_text_is_small(frame, name):
 def test_methods_without_a_gap_are_counted_instead_of_drawn_over_each_other(frame, ax):
     figures.gap_against_size(frame[frame["series"] == "partition: blocks"], ax)
     assert not lines_of(ax)
-    assert "no gap, not drawn: HypSplit-DP 2/2, MILP HiGHS 1/2" in ax.texts[0].get_text()
+    assert "at 0 %, not drawn: HypSplit-DP 2/2, MILP HiGHS 1/2" in ax.texts[0].get_text()
 
 
 def test_two_models_are_not_joined_by_a_line(frame, ax):
@@ -282,7 +282,7 @@ def test_gap_against_size_draws_medians_and_counts_missing_answers(frame, ax):
     assert heights(lines_of(ax)["Hyperion"]) == [pytest.approx(20), pytest.approx(25)]
     words = " ".join(ax.texts[0].get_text().split())
     assert "no answer: GPipe 1/2, joint CP-SAT 1/2" in words
-    assert "no gap, not drawn: joint CP-SAT 1/2" in words
+    assert "at 0 %, not drawn: joint CP-SAT 1/2" in words
     assert ax.get_xlabel() == "blocks"
     assert "%" in ax.get_ylabel()
 
