@@ -13,6 +13,7 @@ from hypsolve.problem.files import checked_path, parse_json, read_bytes
 
 MAX_BYTES = 2**26  # of a config.json
 MAX_LAYERS = 10_000
+MAX_SIZE = 2**31  # of every other number of a shape
 SHAPE = "n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab"
 Config = Mapping[str, Any]
 _OTHER_NAMES = ("phi-2", "qwen-72b")  # models of the catalogue with unknown module names
@@ -373,7 +374,8 @@ def _quantised(model: Model, weights: str) -> Model:
 def _whole(config: Config, key: str, least: int = 1) -> int:
     if key not in config:
         raise ValueError(f"key {key!r} is missing; {config['model_type']} needs it")
-    return valid.whole(str(config["model_type"]), key, config[key], minimum=least)
+    owner = str(config["model_type"])
+    return valid.whole(owner, key, config[key], minimum=least, maximum=MAX_SIZE)
 
 
 def _flag(config: Config, key: str, default: bool) -> bool:

@@ -88,7 +88,7 @@ class Block:
             "activation_bytes_per_token",
             "output_bytes_per_token",
         ):
-            valid.whole(owner, field, getattr(self, field))
+            valid.whole(owner, field, getattr(self, field), maximum=valid.LARGEST)
         valid.real(owner, "flops_per_token", self.flops_per_token)
         valid.real(owner, "attention_flops_per_pair", self.attention_flops_per_pair)
         if self.window_tokens is not None:
@@ -151,8 +151,8 @@ class Model:
     def __post_init__(self) -> None:
         owner = f"model {valid.text('model', 'name', self.name)!r}"
         object.__setattr__(self, "blocks", valid.some(owner, "blocks", self.blocks, Block))
-        valid.whole(owner, "input_bytes_per_token", self.input_bytes_per_token)
-        valid.whole(owner, "tied_bytes", self.tied_bytes)
+        for field in ("input_bytes_per_token", "tied_bytes"):
+            valid.whole(owner, field, getattr(self, field), maximum=valid.LARGEST)
         valid.whole(owner, "context_tokens", self.context_tokens)
         valid.flag(owner, "extrapolated", self.extrapolated)
         first_kind: dict[str, Block] = {}

@@ -47,13 +47,19 @@ def _rule(minimum: float, strict: bool, number: float = 0.0) -> str:
     return f"finite and {'above' if strict else 'at least'} {minimum:g}"
 
 
-def whole(owner: str, field: str, value: Any, *, minimum: int = 0) -> int:
-    """Return `value` as an int of at least `minimum`; the float 3.0 is refused."""
+def whole(
+    owner: str, field: str, value: Any, *, minimum: int = 0, maximum: float = math.inf
+) -> int:
+    """Return `value` as an int from `minimum` to `maximum`; the float 3.0 is refused."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{owner}: {field} must be a whole number, got {value!r}")
-    if value < minimum:
-        raise ValueError(f"{owner}: {field} must be at least {minimum}, got {value!r}")
-    return int(value)
+    number = int(value)
+    if not minimum <= number <= maximum:
+        limit = f"at least {minimum}" if number < minimum else f"at most {maximum:.12g}"
+        n_digits = int(number.bit_length() * math.log10(2)) + 1
+        shown = str(number) if n_digits < 60 else f"a number of {n_digits} digits"
+        raise ValueError(f"{owner}: {field} must be {limit}, got {shown}")
+    return number
 
 
 def flag(owner: str, field: str, value: Any) -> bool:
