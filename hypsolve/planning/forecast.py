@@ -127,7 +127,8 @@ def predict(
     """
     rng = np.random.default_rng(seed)
     prompt, output = _lengths(deployment)
-    instance = costs.to_instance(deployment) if instance is None else instance
+    if instance is None:
+        instance = costs.to_instance(deployment, allow_empty=True)
     rooms = _rooms(deployment, instance, partition)
     sequences = [sum(int(r // (prompt + output)) for r in each) for each in rooms.values()]
     served = under_load(deployment, rate_per_s, rng)
@@ -300,7 +301,8 @@ def _bound(
             busy_s = float(instance.reference_link_s[k, cut])
             bound = min(bound, 1 / busy_s if busy_s else math.inf)
             assert tier.link is not None
-            hold_s += (output - 1) * tier.link.round_trip_s
+            if cut > 0:  # decode passes do not cross the links of empty leading tiers
+                hold_s += (output - 1) * tier.link.round_trip_s
     for k, tier in enumerate(deployment.network.tiers):
         blocks = [deployment.model.blocks[b] for b in partition.stage(k)]
         if not blocks:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hypsolve.problem import instance_tables
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array
 from hypsolve.problem.deployment import (
@@ -202,7 +203,9 @@ def to_instance(
     -------
     Instance
         Nodes with equal GPU profiles share a class. Blocks are stored by kind, so that a
-        million requests fit in memory.
+        million requests fit in memory. If the first tier may be empty, the transfers at cut 0,
+        which empty leading tiers pay, hold the ids of the prompt and one round trip. Otherwise
+        nothing reads them.
 
     Raises
     ------
@@ -236,16 +239,24 @@ def to_instance(
                 of_kind[kind], gpu, prompt, output, deployment.cost_model
             )
 
-    # the bytes across a cut depend on the block before it alone; none cross after the last
-    sent = [model.input_bytes_per_token, *(b.output_bytes_per_token for b in model.blocks[:-1])]
+    # The bytes across a cut depend on the block before it alone; none cross after the last.
+    # Behind empty leading tiers, only the prompt crosses, and one round trip is paid: decode
+    # passes start at the first stage. A request of one output token crosses a cut like that.
+    fewest = instance_tables.limits(
+        "min_blocks", min_blocks, len(network.tiers), model.n_blocks, 0
+    )
+    may_lead_empty = valid.flag("instance", "allow_empty", allow_empty) and fewest[0] == 0
+    sent = [(model.input_bytes_per_token, may_lead_empty)]
+    sent += [(block.output_bytes_per_token, False) for block in model.blocks[:-1]]
     sent_kinds = list(dict.fromkeys(sent))
     links = [tier.link for tier in network.tiers if tier.link is not None]
     occupancy_s = np.zeros((len(prompt), len(links), len(sent_kinds) + 1))
     transfer_s = np.zeros_like(occupancy_s)
     for k, link in enumerate(links):
-        for m, token_bytes in enumerate(sent_kinds):
-            occupancy_s[:, k, m] = link_occupancy_s(link, token_bytes, prompt, output)
-            transfer_s[:, k, m] = occupancy_s[:, k, m] + link_delay_s(link, output)
+        for m, (token_bytes, only_prompt) in enumerate(sent_kinds):
+            crossing = np.ones_like(output) if only_prompt else output
+            occupancy_s[:, k, m] = link_occupancy_s(link, token_bytes, prompt, crossing)
+            transfer_s[:, k, m] = occupancy_s[:, k, m] + link_delay_s(link, crossing)
 
     assert deployment.max_resident_tokens is not None  # Deployment sets it
     options: dict[str, Any] = {

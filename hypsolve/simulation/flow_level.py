@@ -29,7 +29,7 @@ def serve(
 ) -> Trace:
     """Schedule all requests and return a trace."""
     if isinstance(problem, Deployment):
-        instance, requests = costs.to_instance(problem), problem.requests
+        instance, requests = costs.to_instance(problem, allow_empty=True), problem.requests
         prompt_tokens, output_tokens = requests.prompt_tokens, requests.output_tokens
     else:
         instance = problem

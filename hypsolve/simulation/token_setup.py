@@ -54,7 +54,7 @@ class System:
 
         self.deployment, self.partition, self.policy = deployment, partition, policy
         self.seed, self.options = seed, options
-        self.instance = costs.to_instance(deployment)
+        self.instance = costs.to_instance(deployment, allow_empty=True)
         schedule = policy if isinstance(policy, Schedule) else None
         evaluation.require_shape(self.instance, partition, schedule)
         self.tiers = [k for k in range(partition.n_tiers) if partition.stage(k)]
@@ -157,8 +157,8 @@ class System:
     def _setup(self, kernel: Any) -> Any:
         """Return the inputs of the kernel, which do not change."""
         network, options = self.deployment.network, self.options
-        cuts, links = self.partition.cuts, [tier.link for tier in network.tiers[:-1]]
-        crossed = [k for k in range(len(links)) if cuts[k + 1] < self.instance.n_blocks]
+        links = [tier.link for tier in network.tiers[:-1]]
+        first, last = self.tiers[0], self.tiers[-1]
         parts, part_start, windows = _parts(kernel, self.blocks)
         gpu = _records(
             [(g.t0_s, g.flops_per_s, g.bytes_per_s) for g in costs.node_classes(network)],
@@ -183,7 +183,8 @@ class System:
             bandwidth_bound=self.deployment.cost_model is CostModel.ROOFLINE,
             record_visits=options.record_visits,
             n_stages=len(self.tiers),
-            return_s=math.fsum(_return_s(links[k]) for k in crossed),
+            return_s=math.fsum(map(_return_s, links[first:last])),
+            delivery_s=math.fsum(map(_return_s, links[:first])),
             order=np.argsort(arrival_s, kind="stable"),
             arrival_s=arrival_s,
             part=parts,
@@ -242,7 +243,8 @@ class System:
         links["rate_at"], links["rate_end"] = self.rate_start[:-1], self.rate_start[1:]
         times_s = self.instance.arrival_s
         origin_s, span_s = float(times_s.min()), float(np.ptp(times_s))
-        clock = np.array([origin_s, origin_s, max(span_s / 128, 1e-6, 1e-12 * origin_s)])
+        width_s = max(span_s / 128, 1e-6, 1e-12 * origin_s)
+        clock = np.array([origin_s, origin_s, width_s, origin_s])
         counts = np.zeros(kernel.N_COUNTS, np.int64)
         counts[kernel.CHOICE] = kernel.NIL
         return kernel.State(

@@ -30,8 +30,8 @@ class Stage:
     kv_bytes_per_token: int
     input_bytes_per_token: int
     is_last: bool
-    links: list  # to here from the stage before, or from the request side
-    return_s: float  # from here to the request side
+    links: list  # to here from the stage before; none before the first stage
+    return_s: float  # from here to the first stage
     nodes: list = field(default_factory=list)  # that can hold it
     router: Router | None = None
 
@@ -99,7 +99,8 @@ class System:
         model = self.deployment.model
         instance = to_instance(self.deployment, allow_empty=True)
         rng = np.random.default_rng(seed)
-        before = 0  # tier of the stage before, or the request side
+        before = next(k for k in range(partition.n_tiers) if partition.stage(k))
+        self.leading = self.links[:before]  # over empty tiers: each request crosses them once
         for tier in range(partition.n_tiers):
             first, end = partition.cuts[tier], partition.cuts[tier + 1]
             if first == end:
@@ -132,7 +133,9 @@ class System:
             ),
             is_last=end == model.n_blocks,
             links=links,
-            return_s=sum(link.return_latency_s for link in self.links[:tier]),
+            return_s=sum(
+                link.return_latency_s for link in self.links[len(self.leading) : tier]
+            ),
         )
 
     def next_starts(self):
@@ -152,18 +155,21 @@ class System:
     def request(self, r, arrival_s, prompt, output):
         """Serve a request, from arrival to end (a process)."""
         yield later(self.env, Phase.MESSAGE_ARRIVES, arrival_s, tie=r)
-        delivered = 0
+        delivery_s = sum(link.return_latency_s for link in self.leading)
+        delivered, attempt_before = 0, False
         while delivered < output:
             returned = simpy.Store(self.env)
             passes = output - delivered
             attempt = Attempt(r, prompt + delivered, passes, prompt + output, returned)
-            self.send([(attempt, attempt.prompt_tokens)], 0)
+            links = () if attempt_before else self.leading
+            self.send([(attempt, attempt.prompt_tokens)], 0, links=links)
+            attempt_before = True
             try:
                 while delivered < output:
                     yield attempt.returned.get()
                     delivered += 1
                     if delivered == 1:
-                        self.answer.first_token_s[r] = self.env.now
+                        self.answer.first_token_s[r] = self.env.now + delivery_s
             except simpy.Interrupt:  # a failure
                 self.answer.seen["restart after a token"] += delivered > 0
                 self.forget(attempt)
@@ -171,6 +177,7 @@ class System:
             for stay in attempt.stays.values():
                 if stay.node is not None:
                     stay.node.release(stay)
+        yield self.env.timeout(delivery_s)
         self.answer.end_s[r] = self.env.now
 
     def forget(self, attempt):
@@ -198,17 +205,19 @@ class System:
 
     # messages
 
-    def send(self, parts, number, before=None):
+    def send(self, parts, number, before=None, links=None):
         """Send (attempt, tokens) of several requests to a stage, in one message."""
-        return self.env.process(self.message(parts, self.stages[number], before))
+        stage = self.stages[number]
+        links = stage.links if links is None else links
+        return self.env.process(self.message(parts, stage, before, links))
 
-    def message(self, parts, stage, before):
+    def message(self, parts, stage, before, links):
         """Cross the links, and arrive after the message `before` (a process)."""
         message_bytes = sum(tokens for _, tokens in parts) * stage.input_bytes_per_token
-        for link in stage.links:
+        for link in links:
             self.answer.seen["queued for a link"] += link.lane.count >= link.lane.capacity
             yield from link.cross(message_bytes)
-        if not stage.links:
+        if not links:
             yield later(self.env, Phase.MESSAGE_ARRIVES)
         if before is not None and before.is_alive:
             self.answer.seen["held back behind a chunk"] += 1

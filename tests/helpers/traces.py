@@ -1,5 +1,7 @@
 """Traces made by hand and at random, for tests of metrics, tables and figures."""
 
+import math
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -199,3 +201,17 @@ def random_traces(draw, *, all_end=False, with_visits=True):
         end_of_run_s=last_s,
         visits=visits if with_visits else None,
     )  # fmt: skip
+
+
+def kv_free_s(deployment, partition, trace):
+    """Return when each request frees its KV cache; inf: it never ended.
+
+    Its last token is then back at the first stage. Delivery takes longer behind empty tiers.
+    """
+    tiers = [k for k in range(partition.n_tiers) if partition.stage(k)]
+    links = [tier.link for tier in deployment.network.tiers[tiers[0] : tiers[-1]]]
+    back_s = math.fsum(link.round_trip_s - link.latency_s for link in links)
+    visits, last_s = trace.visits, np.full(len(trace.end_s), -math.inf)
+    at_last = trace.node_tier[visits.node] == tiers[-1]
+    np.maximum.at(last_s, visits.request[at_last], visits.end_s[at_last])
+    return np.where(np.isnan(trace.end_s), math.inf, last_s + back_s)

@@ -268,3 +268,28 @@ def test_what_fits_nowhere_says_why():
     splits = Splits(deployment, {})
     nothing = solve_simulated(splits, "even_split", time_limit_s=60, seed=0)
     assert nothing.partition is None
+
+
+def test_a_cloud_behind_empty_tiers_pays_for_their_links_once(tmp_path):
+    """Passes that started at the request side took 28 s here: 100 ms of links per token."""
+    path = tmp_path / "network.toml"
+    tier = '[[tiers]]\nname = "{}"\nnodes = [{{gpu = "{}"}}]\nmin_blocks = 0\n'
+    link = "link = {{gbps = 1.0, latency_ms = {}}}\n"
+    path.write_text(
+        tier.format("edge", "jetson-agx-orin")
+        + link.format(10)
+        + tier.format("fog", "l4")
+        + link.format(40)
+        + tier.format("cloud", "h100")
+    )
+    tokens = {"prompt_tokens": 1024, "output_tokens": 256}
+    plan = hs.plan("llama-3-8b", path, objective="mean_latency", rate_per_s=5, **tokens)
+    assert str(plan.result.status) == "optimal"
+    cloud = hs.Partition((0, 0, 0, plan.result.instance.n_blocks))
+    assert plan.result.partition == cloud
+    alone_s = float(plan.result.instance.reference_s[-1].sum())
+    links_s = 2 * (0.01 + 0.04) + 2 * 4 * 1024 / 1.25e8
+    assert alone_s + links_s < 1.7
+    assert alone_s + links_s < plan.result.objective_s < 2.0
+    assert plan.forecast.ttft_s < 0.2 and plan.forecast.tpot_s < 0.01
+    assert plan.forecast.max_requests_per_s <= plan.forecast.bound_requests_per_s

@@ -18,6 +18,7 @@ from hypsolve.problem.deployment import CostModel
 from hypsolve.simulation.events import EventKind
 from tests.helpers import token_toys as toys
 from tests.helpers.scenarios_token import random_scenario
+from tests.helpers.traces import kv_free_s
 
 is_slow = os.environ.get("NUMBA_DISABLE_JIT") == "1"  # then a run takes 0.1 s
 quick = settings(max_examples=max(settings.default.max_examples // (20 if is_slow else 1), 3))
@@ -238,6 +239,7 @@ def test_policies_see_what_is_so(seed):
     assume((trace.visits.start_s < trace.visits.end_s).all())
     witness, first = Witness(scenario, trace), np.cumsum(np.bincount(trace.node_tier))
     first = np.append(0, first[:-1])
+    free_s = kv_free_s(scenario.deployment, scenario.partition, trace)
     pinned = {n: [] for n in range(len(trace.node_names))}
     for turn, (r, node, state) in enumerate(seen):
         k, now_s = state.tier, state.time_s
@@ -249,7 +251,8 @@ def test_policies_see_what_is_so(seed):
             assert state.n_jobs[at] == len(jobs)
             expected_s = math.fsum(witness.expected_s(n, q) for q in jobs)
             remaining_s = witness.remaining_s(n, now_s, jobs)
-            free = witness.kv_free_tokens(n, [q for q in pinned[n] if trace.end_s[q] > now_s])
+            held = [q for q in pinned[n] if free_s[q] > now_s]
+            free = witness.kv_free_tokens(n, held)
             close = {"rel": 1e-7, "abs": 1e-12}
             assert state.outstanding_s[at] == pytest.approx(expected_s, **close)
             assert state.own_s[at] == pytest.approx(witness.expected_s(n, r), **close)

@@ -17,6 +17,7 @@ from hypsolve.dispatch.policies import POLICIES
 from hypsolve.simulation.events import EventKind
 from tests.helpers import token_toys as toys
 from tests.helpers.scenarios_token import Scenario, random_scenario
+from tests.helpers.traces import kv_free_s
 
 SPEEDS = (EventKind.SLOWDOWN, EventKind.BANDWIDTH)
 slower = 20 if os.environ.get("NUMBA_DISABLE_JIT") == "1" else 1  # then a run takes 0.1 s
@@ -49,6 +50,10 @@ class Run:
         """Return (tier, node) pairs over the whole network."""
         tiers = self.scenario.deployment.network.tiers
         return [(k, node) for k, tier in enumerate(tiers) for node in tier.nodes]
+
+    @cached_property
+    def kv_free_s(self):
+        return kv_free_s(self.scenario.deployment, self.scenario.partition, self.trace)
 
     def blocks(self, k):
         return [
@@ -194,14 +199,15 @@ def test_no_node_holds_more_than_its_memory(run):
     for n, (k, _) in enumerate(run.nodes):
         here = np.flatnonzero((place[:, k] == n) & np.isfinite(trace.admitted_s[:, k]))
         came_s = trace.admitted_s[here, k]
-        # it keeps the cache until it ends, or is through and the node fails
-        went_s = np.where(np.isnan(trace.end_s[here]), math.inf, trace.end_s[here])
+        # it keeps the cache until its last token is back, or is through and the node fails
+        went_s = run.kv_free_s[here]
         for since, _ in run.down_s(n):
             went_s = np.where((came_s < since) & (since < went_s), since, went_s)
         for now_s in came_s:
             held = need[here][(came_s <= now_s) & (now_s < went_s)].sum()
             assert held <= run.capacity_tokens(n) * (1 + 1e-12)
-        held_byte_s[n] = (need[here] * (went_s - came_s)).sum() * run.kv_bytes(k)
+        if run.kv_bytes(k):  # else 0, even of a request that never ends
+            held_byte_s[n] = (need[here] * (went_s - came_s)).sum() * run.kv_bytes(k)
     series = trace.series
     room = [
         run.capacity_tokens(n) * run.kv_bytes(k) if run.kv_bytes(k) else 0
@@ -225,12 +231,12 @@ def test_memory_is_given_in_order_and_at_once(run):
         holders, now_s = [], 0.0
         for r in queue:
             now_s = max(now_s, trace.reached_s[r, k])
-            holders = [h for h in holders if trace.end_s[h] > now_s]
-            for end_s in sorted({trace.end_s[h] for h in holders}):
+            holders = [h for h in holders if run.kv_free_s[h] > now_s]
+            for free_s in sorted({run.kv_free_s[h] for h in holders}):
                 if need[holders].sum() + need[r] <= run.capacity_tokens(n) * (1 + 1e-12):
                     break
-                now_s = end_s
-                holders = [h for h in holders if trace.end_s[h] > now_s]
+                now_s = free_s
+                holders = [h for h in holders if run.kv_free_s[h] > now_s]
             assert trace.admitted_s[r, k] == now_s
             holders.append(r)
 
@@ -242,7 +248,10 @@ def availability(run):
     sent = [model.input_bytes_per_token, *(b.output_bytes_per_token for b in model.blocks)]
     cuts = run.scenario.partition.cuts
     hops = dict(zip(run.tiers, np.split(np.arange(run.tiers[-1]), run.tiers[:-1]), strict=True))
-    back_s = sum(links[k].round_trip_s - links[k].latency_s for k in range(run.tiers[-1]))
+    first = run.tiers[0]
+    back_s = sum(
+        links[k].round_trip_s - links[k].latency_s for k in range(first, run.tiers[-1])
+    )
 
     def cross(tier, now_s, n_tokens):
         for k in hops[tier]:
@@ -271,10 +280,10 @@ def availability(run):
                 np.testing.assert_allclose(trace.reached_s[r, k], arrived_s, rtol=1e-12)
             available_s[row] = max(arrived_s, trace.admitted_s[r, k])
         else:
-            begin_s = (
-                ends[r, at - 1][-1][0] if at else ends[r, len(run.tiers) - 1][-1][0] + back_s
-            )
-            available_s[row] = cross(k, begin_s, 1)
+            if at:
+                available_s[row] = cross(k, ends[r, at - 1][-1][0], 1)
+            else:
+                available_s[row] = ends[r, len(run.tiers) - 1][-1][0] + back_s
         ends[r, at].append(
             (visits.end_s[row], visits.tokens[row], context + visits.tokens[row])
         )

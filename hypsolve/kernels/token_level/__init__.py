@@ -137,7 +137,7 @@ def warm_up() -> None:
     part["count"] = gpu["flops_per_s"] = gpu["bytes_per_s"] = 1
     setup = Setup(
         policy=LEAST_WORK_LEFT, max_batch=1, chunk_tokens=1, contention=False,
-        bandwidth_bound=True, record_visits=False, n_stages=1, return_s=0.0,
+        bandwidth_bound=True, record_visits=False, n_stages=1, return_s=0.0, delivery_s=0.0,
         order=zero, arrival_s=np.zeros(1),
         part=part, part_start=np.array([0, 1]), windows=np.ones(1),
         gpu=gpu, hop_first=zero, hop_end=zero.copy(), eligible=zero.copy(),
@@ -153,7 +153,7 @@ def warm_up() -> None:
         stranded=-one, n_stranded=zero.copy(), stranded_seen_s=np.zeros(1),
         dispatched=zero.copy(), touched=zero.copy(),
         gone=np.zeros(1, np.bool_), sums=np.zeros((1, 2)),
-        bins=np.zeros((N_ROWS, 2, N_BINS)), counts=counts, clock=np.array([0.0, 0.0, 1.0]),
+        bins=np.zeros((N_ROWS, 2, N_BINS)), counts=counts, clock=np.array([0.0, 0.0, 1.0, 0.0]),
     )  # fmt: skip
     run(setup, state, records(64, EVENT), records(0, VISIT))
     settle(state)

@@ -17,7 +17,6 @@ from hypsolve.kernels.token_level.layout import (
     SHIFT,
     STRANDED,
 )
-from hypsolve.kernels.token_level.links import send_prompt
 from hypsolve.kernels.token_level.queues import keep_batch, keep_prompts, keep_tokens
 
 
@@ -112,7 +111,9 @@ def fail(setup, state, heap, n):
             )  # fmt: skip
     for r in range(len(gone)):
         if gone[r]:
-            send_prompt(setup, state, heap, r, np.int64(0), state.requests[r].prefill)
+            request = state.requests[r]  # its ids are at the first stage: they cross no link
+            code = REACH * SHIFT + r
+            push(heap, state.counts, now_s, code, request.prefill, np.int64(0), request.attempt)
             gone[r] = False
 
 

@@ -11,6 +11,7 @@ from hypsolve.kernels.token_level.layout import (
     BUSY,
     DECODE,
     ITERATION_END,
+    LAST_END,
     N_ENDED,
     N_LOGGED,
     N_VISITS,
@@ -230,8 +231,10 @@ def end_iteration(setup, state, heap, log, n):
 
 @kernel
 def _end_request(setup, state, r):
-    """End a request whose last token was delivered, and free its KV cache on all nodes."""
-    state.requests[r].end_s = state.clock[NOW]
+    """Free the KV cache of a request on all nodes; it ends when its last token is delivered."""
+    end_s = state.clock[NOW] + setup.delivery_s
+    state.requests[r].end_s = end_s
+    state.clock[LAST_END] = end_s
     state.counts[N_ENDED] += 1
     for stage in range(setup.n_stages):
         if state.places[r * setup.n_stages + stage].resident == 1:
@@ -244,39 +247,27 @@ def _end_request(setup, state, r):
 
 
 @inlined
-def deliver(setup, state, heap, head, n):
-    """Deliver a chain of tokens at the request side.
+def deliver(setup, state, head):
+    """Deliver a chain of tokens that are back at the first stage.
 
-    Requests that got their last token end; the others send their next decode token.
+    Requests that got their last token end; the others start their next decode pass at once,
+    while the token still travels on over the empty tiers before the first stage.
     """
     requests, now_s = state.requests, state.clock[NOW]
-    r, chain, tail, n_tokens = head, NIL, NIL, 0
-    has_links = setup.hop_end[0] > setup.hop_first[0]
+    r = head
     while r != NIL:
         request = requests[r]
         after = request.next
         request.delivered += 1
         if request.delivered == 1:
-            request.first_token_s = now_s
+            request.first_token_s = now_s + setup.delivery_s
         if request.delivered == request.output:
             _end_request(setup, state, r)
-        elif has_links:
-            request.next = NIL
-            if tail == NIL:
-                chain = r
-            else:
-                requests[tail].next = r
-            tail = r
-            n_tokens += 1
         else:
             at = state.places[r * setup.n_stages].node
             enqueue_token(requests, state.nodes[at], r, now_s)
             mark_touched(state.nodes, state.touched, state.counts, at)
         r = after
-    if chain != NIL:
-        on_link = n_tokens if setup.contention else 1
-        time_s = send_over_links(setup, state.links, 0, now_s, on_link)
-        push(heap, state.counts, time_s, DECODE * SHIFT + n, chain, np.int64(0), np.int64(0))
 
 
 @inlined

@@ -24,7 +24,7 @@ PYTHON = 8  # a function in Python chooses
 N_EVENTS, NEXT_ARRIVAL, NEXT_CHURN, N_TOUCHED, N_LOGGED, N_VISITS = range(6)
 CHOICE_FOR, CHOICE, BUDGET, N_ENDED = range(6, 10)
 N_COUNTS = 10
-NOW, ORIGIN, WIDTH = 0, 1, 2
+NOW, ORIGIN, WIDTH, LAST_END = range(4)
 
 REQUEST = np.dtype(
     [
@@ -154,7 +154,8 @@ class Setup(NamedTuple):
     bandwidth_bound: bool  # roofline; False: cost model ``flops``
     record_visits: bool
     n_stages: int
-    return_s: float
+    return_s: float  # from the last stage back to the first one
+    delivery_s: float  # from the first stage to the request side, over empty tiers
     order: np.ndarray  # (n_requests,) requests by arrival
     arrival_s: np.ndarray  # (n_requests,)
     part: np.ndarray  # PART of all active stages
@@ -192,7 +193,7 @@ class State(NamedTuple):
     sums: np.ndarray  # (n_windows, 2) scratch
     bins: np.ndarray  # (N_ROWS, n_nodes + n_stages, N_BINS); of a stage: stranded, in WAITING
     counts: np.ndarray  # (N_COUNTS,)
-    clock: np.ndarray  # (3,) seconds
+    clock: np.ndarray  # (4,) seconds
 
 
 def records(n, dtype):

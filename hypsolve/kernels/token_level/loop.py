@@ -30,6 +30,7 @@ from hypsolve.kernels.token_level.layout import (
     FAILURE,
     GROW,
     ITERATION_END,
+    LAST_END,
     N_BINS,
     N_ENDED,
     N_EVENTS,
@@ -109,8 +110,6 @@ def run(setup, state, heap, log):
     max_pushed = min(setup.max_batch, n_requests) + len(nodes) + 4  # by one event
     budget = counts[BUDGET]
     while True:
-        if counts[N_ENDED] == n_requests:  # iterations may still run, without requests
-            return DONE
         while counts[N_EVENTS] > 0 and _is_void(state, heap[0]):
             pop(heap, counts)  # a void event must not move the clock
 
@@ -132,12 +131,16 @@ def run(setup, state, heap, log):
             if arrival:
                 next_s = time_s
 
+        if counts[N_ENDED] == n_requests and next_s >= clock[LAST_END]:
+            _advance(state, clock[LAST_END])
+            return DONE  # iterations may still run, without requests
         if counts[N_TOUCHED] > 0 and next_s > clock[NOW]:
             if counts[N_EVENTS] + max_pushed > len(heap):
                 return GROW
             _start_touched(setup, state, heap)
             continue
         if next_s == np.inf:  # some requests never end
+            _advance(state, max(clock[NOW], clock[LAST_END]))
             return DONE
         if counts[N_EVENTS] + max_pushed > len(heap):
             return GROW
@@ -172,7 +175,7 @@ def run(setup, state, heap, log):
             end_iteration(setup, state, heap, log, head)
         elif kind == RETURN:
             pop(heap, counts)
-            deliver(setup, state, heap, head, code % SHIFT)
+            deliver(setup, state, head)
         elif kind == DECODE:
             pop(heap, counts)
             receive(setup, state, head, stage)
