@@ -397,6 +397,11 @@ class Instance:
         ValueError
             If the new instance breaks a rule.
 
+        Notes
+        -----
+        Transfers stay as they are. Those of a deployment depend on `allow_empty`: to change it,
+        call `hypsolve.to_instance` again.
+
         Examples
         --------
         >>> instance = Instance.from_tables([[[1.0, 2.0]]], [0, 0], [[(0, 0)], [(0, 0)]])

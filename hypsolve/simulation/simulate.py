@@ -6,14 +6,20 @@ never queue. This level runs `hypsolve.schedule` and returns the result as a `Tr
 **Token level**: requests are served token by token, as in LLM inference.
 
 *Passes.* A request has p prompt and o output tokens. Its prefill yields the first output token.
-Each of o - 1 decode passes, with one token of input, yields the next. Every pass goes through
-all non-empty stages. Then the id of the token returns to the request side over the return
-latencies of the links, where it is delivered: the request ends, or its next pass begins.
+Each of o - 1 decode passes, with one token of input, yields the next. Every pass starts at the
+first non-empty stage and goes through all others. Then the id of the token returns to the first
+stage over the return latencies of the links in between. The next pass begins there at once;
+after the last token, the request frees its KV cache.
+
+*Delivery.* Empty tiers before the first stage are crossed once, by the ids of the prompt, when
+the request arrives. Each token travels on over their return latencies to the request side,
+where it is delivered. The first delivery ends the time to first token, and the last delivery
+ends the request.
 
 *Pinning.* When a request first reaches a stage, the policy picks one node that can hold the
-stage and is up. This node keeps the request's KV cache until the request ends. The request
-queues at that node, first come, first served, until p + o tokens of KV cache are free, and then
-reserves them. `hypsolve.dispatch.policies.TierState` lists what a policy sees. The policy
+stage and is up. This node keeps the request's KV cache until the last token is back. The
+request queues there, first come, first served, until p + o tokens of KV cache are free, and
+then reserves them. `hypsolve.dispatch.policies.TierState` lists what a policy sees. The policy
 HypSched-RT prefers nodes with enough free KV cache for the request. A policy knows the true
 output length of a request. If `expected_output_tokens` is given, it assumes that length
 instead. Admission always reserves KV cache for the true length. The measured slowdown of a node
@@ -33,9 +39,9 @@ rate, then latency. Messages of one request keep their order. By default links n
 tokens of one iteration are one message, and each chunk of a prompt is another.
 
 *Events.* See `hypsolve.Event`. Work under way when a speed changes continues at the new speed.
-When a node fails, requests whose work there was not complete start again at the first stage:
-their prompts and delivered tokens are computed again. A request that finds no node up waits for
-one; if none ever comes up, the request never ends.
+When a node fails, requests whose work there was not complete start again at the first stage,
+which keeps their ids: their prompts and the tokens that came back are computed again. A request
+that finds no node up waits for one; if none ever comes up, the request never ends.
 
 *Order within one instant*: ends of iterations, failures and recoveries, returned tokens, tokens
 that arrive, requests that reach a stage (by index), starts of iterations. Ties go to the lower

@@ -131,8 +131,8 @@ class Trace:
     tier_names, node_names, node_tier
         The network; `node_tier` holds the tier of each node.
     arrival_s, end_s : ndarray
-        A request ends when its last token is back at the request side. nan: it never ended,
-        because no node was left to serve it.
+        A request ends when its last token is delivered at the request side. nan: it never
+        ended, because no node was left to serve it.
     first_token_s : ndarray
         Time at which the first token is delivered; nan at flow level.
     prompt_tokens, output_tokens : ndarray of int
