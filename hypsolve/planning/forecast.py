@@ -61,7 +61,10 @@ class Forecast:
         many requests are needed to tell, and 0 if it is below 1/32 of the bound. It is at least
         `rate_per_s` if that rate is sustained.
     bound_requests_per_s : float
-        Upper bound on the rate of every schedule of this partition.
+        Upper bound on the rate of every schedule of this partition in which a batch has at most
+        `hypsolve.simulation.simulate.MAX_BATCH` requests, KV cache is reserved at admission,
+        and a link sends one message at a time. The rate is the number of requests over the time
+        from the first arrival to the last completion.
     max_sequences : int
         Number of sequences that fit into the KV caches of every tier at the same time; 0 if no
         block has a cache.
@@ -286,6 +289,8 @@ def _bound(
 ) -> float:
     """Return the fluid limit: requests per second that no schedule can exceed.
 
+    It holds for n requests that are served in T seconds, without a steady state: busy seconds
+    of nodes and links, and the seconds for which KV cache is held, are at most T each.
     A node spends at least `_min_s` on a request, so a tier serves at most the sum of the
     inverses over its nodes. Since all requests are alike, that is the optimum of the fluid
     linear program, which separates by tiers. A link carries at most one request in the time

@@ -32,6 +32,7 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.files import checked_path, replacing
 from hypsolve.problem.optional import optional
 from hypsolve.problem.units import show_seconds
+from hypsolve.simulation.simulate import MAX_BATCH
 
 WIDTHS = {"wide": 9.4, "narrow": 3.8}  # of figures, in inches of 96 px
 PACKAGES = ("hypsolve", "numpy", "numba", "matplotlib")
@@ -220,7 +221,8 @@ def _numbers(plan: Plan) -> str:
             "latency p50": show_seconds(forecast.latency_p50_s),
             "latency p95": show_seconds(forecast.latency_p95_s),
             "keeps up with, about": f"{forecast.max_requests_per_s:.3g} requests/s",
-            "upper bound": f"{forecast.bound_requests_per_s:.3g} requests/s",
+            f"upper bound, batches of {MAX_BATCH}": f"{forecast.bound_requests_per_s:.3g}"
+            " requests/s",
             "room for": f"{forecast.max_sequences} sequences",
             "or one of": f"{forecast.max_context_tokens} tokens",
             "energy": f"{forecast.joules_per_token:.3g} J/token",
