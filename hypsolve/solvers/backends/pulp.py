@@ -146,7 +146,7 @@ def _silent_highs(highspy: Any) -> Any:
     Its constructor enables callbacks, which prints that line, before a user can set options.
     """
 
-    class SilentHighs(highspy.Highs):  # type: ignore[misc]
+    class SilentHighs(highspy.Highs):
         def enableCallbacks(self) -> Any:
             self.setOptionValue("output_flag", False)
             return super().enableCallbacks()
