@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypsolve.dispatch.policies import POLICIES
 from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning import planner
 from hypsolve.planning.figures import draw_pareto
-from hypsolve.planning.forecast import arriving
+from hypsolve.planning.forecast import arriving, at_rate
 from hypsolve.planning.layers import describe_blocks, describe_cuts
 from hypsolve.planning.replan import OBJECTIVES, Replan, partition_in
 from hypsolve.planning.replan import replan as plan_anew
@@ -201,9 +202,9 @@ def simulate(
     if trace is not None:
         given = read_requests(trace)
     elif source is not None:
-        given = workload(
-            source, n_requests=requests, rate_per_s=arguments["rate_per_s"], seed=seed
-        )
+        rate_per_s = arguments["rate_per_s"]
+        given = workload(source, n_requests=requests, rate_per_s=rate_per_s, seed=seed)
+        given = replace(given, arrival_s=at_rate(given.arrival_s, rate_per_s))
     else:
         valid.whole("simulate", "requests", requests, minimum=1)
         rng = np.random.default_rng(seed)
@@ -228,8 +229,6 @@ def simulate(
     else:
         span_s = float(np.ptp(given.arrival_s))
         offered = f"{(len(given) - 1) / span_s:.3g} per second" if span_s else "all at once"
-        if trace is None:  # arrivals are drawn at the rate of the query
-            offered += f" (drawn at {arguments['rate_per_s']:g})"
         lengths = (given.prompt_tokens.mean(), given.output_tokens.mean())
         print(
             f"layers {describe_cuts(partition.cuts)}: {len(given)} requests, {offered}, of"

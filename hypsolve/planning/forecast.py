@@ -193,10 +193,20 @@ def _max_requests(deployment: Deployment) -> int:
 def arriving(
     deployment: Deployment, rate_per_s: float, n: int, rng: np.random.Generator
 ) -> Deployment:
-    """Return a deployment with `n` requests like its first one, in Poisson arrivals."""
+    """Return a deployment with `n` requests like its first one, in Poisson arrivals.
+
+    The arrivals are scaled: ``(n - 1) / (last arrival - first arrival)`` is the rate.
+    """
+    return _like_the_first(deployment, at_rate(rng.exponential(1.0, n).cumsum(), rate_per_s))
+
+
+def at_rate(arrival_s: NDArray[np.float64], rate_per_s: float) -> NDArray[np.float64]:
+    """Scale arrivals to a rate; the first one becomes time 0."""
+    since_first = arrival_s - arrival_s[0]
+    if since_first[-1] > 0:
+        since_first /= since_first[-1]
     with np.errstate(over="ignore"):  # `Requests` refuses infinite times
-        arrival_s = rng.exponential(1.0, n).cumsum() / rate_per_s
-    return _like_the_first(deployment, arrival_s)
+        return since_first * (len(arrival_s) - 1) / rate_per_s
 
 
 def _like_the_first(deployment: Deployment, arrival_s: NDArray[np.float64]) -> Deployment:

@@ -213,7 +213,7 @@ def test_simulate_serves_what_plan_is_asked_for(capsys, example):
     asked = (*base, "--prompt", 90, "--output", 7, "--requests", 40, "--seed", 4)
     out = run(capsys, *asked)[1]
     line = out.splitlines()[0]
-    assert "40 requests, " in line and "of 90 + 7 tokens on average" in line
+    assert "40 requests, 3 per second, " in line and "of 90 + 7 tokens on average" in line
     served = json.loads(run(capsys, *asked, "--json")[1])
     solution = planner.split(
         "llama-3-8b", example, prompt_tokens=90, output_tokens=7, rate_per_s=3
@@ -224,6 +224,7 @@ def test_simulate_serves_what_plan_is_asked_for(capsys, example):
     assert served["latency_s"]["mean"] == trace.latency_s.mean()
     drawn = run(capsys, *base, "--workload", "azure_conversation", "--requests", 40)[1]
     assert "of 512 + 256 tokens" not in drawn.splitlines()[0]
+    assert "40 requests, 3 per second, " in drawn.splitlines()[0]
     random = [
         json.loads(
             run(capsys, *asked[:-1], seed, "--policy", "random", "--json")[1]

@@ -753,18 +753,20 @@ def test_what_is_told_of_a_run_is_what_the_metrics_say():
     problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1, 1, 3), toys.model(1))
     forecast = predict(problem, toys.even(1), 0.2, seed=3)
     rng = np.random.default_rng(3)
-    arrival_s = rng.exponential(1.0, 400).cumsum() / 0.2
+    arrival_s = rng.exponential(1.0, 400).cumsum()
+    arrival_s = np.interp(arrival_s, arrival_s[[0, -1]], [0.0, 399 / 0.2])  # at exactly 0.2
     ones = np.ones(400, np.int64)
     trace = hs.simulate(
         replace(problem, requests=hs.Requests(arrival_s, ones, 3 * ones)), toys.even(1),
         link_contention=True,
     )  # fmt: skip
     found = trace.metrics()
-    assert (forecast.latency_p50_s, forecast.latency_p95_s) == (
-        found.latency_s.p50, found.latency_s.p95
-    )  # fmt: skip
+    close = {"rel": 1e-9}
+    assert forecast.latency_p50_s == pytest.approx(found.latency_s.p50, **close)
+    assert forecast.latency_p95_s == pytest.approx(found.latency_s.p95, **close)
     assert forecast.latency_p50_s < forecast.latency_p95_s
-    assert forecast.ttft_s == found.ttft_s.mean and forecast.tpot_s == found.tpot_s.mean
+    assert forecast.ttft_s == pytest.approx(found.ttft_s.mean, **close)
+    assert forecast.tpot_s == pytest.approx(found.tpot_s.mean, **close)
     assert forecast.output_tokens_per_s == pytest.approx(0.6)
 
 
