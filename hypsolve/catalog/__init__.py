@@ -184,7 +184,8 @@ def transformer(
     Raises
     ------
     ValueError, TypeError
-        Naming the model, the argument, the rule and the value.
+        If an argument is invalid; the message names the model, the argument, the rule and the
+        value.
     """
     owner = f"model {valid.text('model', 'name', name)!r}"
     given = {

@@ -58,7 +58,7 @@ def read_chains(
     Raises
     ------
     ValueError, TypeError
-        Naming the line or the argument.
+        If a line or an argument is invalid; the message names it.
     OSError
         If the file does not exist or cannot be read.
 
@@ -209,7 +209,7 @@ def read_hybrid_flow_shop(
     Raises
     ------
     ValueError
-        Naming the line or the argument.
+        If a line or an argument is invalid; the message names it.
     OSError
         If the file does not exist or cannot be read.
 

@@ -83,7 +83,8 @@ def read_pipeedge(
     Raises
     ------
     ValueError, TypeError
-        Naming the file, the object, the field, the rule and the value.
+        If a file or an argument is invalid; the message names the file, the object, the field,
+        the rule and the value.
     OSError
         If a file does not exist or cannot be read.
 
@@ -281,7 +282,8 @@ def read_helix(
     Raises
     ------
     ValueError, TypeError
-        Naming the file, the section, the key, the rule and the value.
+        If the file is invalid; the message names the file, the section, the key, the rule and
+        the value.
     OSError
         If the file does not exist or cannot be read.
 

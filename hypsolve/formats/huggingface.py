@@ -119,7 +119,8 @@ def read_model(
     Raises
     ------
     ValueError, TypeError
-        Naming the file, the key or the tensor, the rule and the value.
+        If a file is invalid; the message names the file, the key or the tensor, the rule and
+        the value.
     OSError
         If the file does not exist or cannot be read.
 

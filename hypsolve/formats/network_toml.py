@@ -165,7 +165,7 @@ def read_network(path: str | os.PathLike[str]) -> Network:
     Raises
     ------
     ValueError, TypeError
-        Naming the file, the entry and the key.
+        If the file is invalid; the message names the file, the entry and the key.
     OSError
         If the file does not exist or cannot be read.
 
@@ -227,7 +227,8 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
     Raises
     ------
     ValueError, TypeError
-        Naming the file, the entry and the key; an unknown key suggests the likeliest one.
+        If the file is invalid; the message names the file, the entry and the key, and suggests
+        the likeliest key in place of an unknown one.
     OSError
         If the file does not exist or cannot be read.
 

@@ -92,7 +92,8 @@ def read_requests(
     Raises
     ------
     ValueError, TypeError
-        Naming the file, line, column, rule and value, or the argument.
+        If a row or an argument is invalid; the message names the file, line, column, rule and
+        value, or the argument.
     OSError
         If the file does not exist or cannot be read.
 

@@ -83,7 +83,8 @@ def plan(
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, or the file and the entry that is wrong.
+        If an argument or a file is invalid; the message names the argument, or the file and the
+        entry.
     OSError
         If a file does not exist or cannot be read.
     KeyboardInterrupt

@@ -164,7 +164,7 @@ def replan(
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, or the file and the entry that is wrong; or if the earlier plan is
+        If an argument or a file is invalid; the message names it; or if the earlier plan is
         for another model, or for other formats of its weights.
     OSError
         If a file does not exist or cannot be read.

@@ -210,7 +210,7 @@ def to_instance(
     Raises
     ------
     ValueError, TypeError
-        Naming the argument, the rule and the value.
+        If an argument is invalid; the message names it, the rule and the value.
 
     Examples
     --------

@@ -57,7 +57,7 @@ class Block:
     Raises
     ------
     ValueError, TypeError
-        Naming the block, the field, the rule and the value.
+        If a field is invalid; the message names the block, the field, the rule and the value.
     """
 
     kind: str
@@ -137,7 +137,7 @@ class Model:
     Raises
     ------
     ValueError, TypeError
-        Naming the model, the field, the rule and the value.
+        If a field is invalid; the message names the model, the field, the rule and the value.
     """
 
     name: str
@@ -216,7 +216,7 @@ class GpuProfile:
     Raises
     ------
     ValueError, TypeError
-        Naming the GPU, the field, the rule and the value.
+        If a field is invalid; the message names the GPU, the field, the rule and the value.
     """
 
     name: str
@@ -423,7 +423,7 @@ class Requests:
     Raises
     ------
     ValueError, TypeError
-        Naming the field, the rule and the value.
+        If a field is invalid; the message names it, the rule and the value.
 
     Examples
     --------
@@ -487,7 +487,7 @@ class Deployment:
     Raises
     ------
     ValueError, TypeError
-        Naming the field, the rule and the value.
+        If a field is invalid; the message names it, the rule and the value.
     """
 
     model: Model

@@ -85,7 +85,7 @@ def parse_json(path: Path, content: bytes) -> Any:
     Raises
     ------
     ValueError
-        Naming the path and the fault.
+        If the content is invalid; the message names the path and the fault.
     """
     try:
         return json.loads(

@@ -80,7 +80,7 @@ class Instance:
     Raises
     ------
     ValueError, TypeError
-        Naming the field, the rule and the value.
+        If a field is invalid; the message names it, the rule and the value.
     """
 
     costs: BlockCosts
@@ -132,7 +132,8 @@ class Instance:
         Raises
         ------
         ValueError, TypeError
-            Naming the field, the rule and the value; an unknown name suggests the likeliest.
+            If a field is invalid; the message names it, the rule and the value, and suggests
+            the likeliest name in place of an unknown one.
         """
         parts = _by_record(fields)
         records = {record: kind(**parts.get(record, {})) for record, kind in RECORDS.items()}
@@ -524,7 +525,7 @@ class Instance:
         Raises
         ------
         ValueError, TypeError
-            Naming the field, the rule and the value.
+            If a field is invalid; the message names it, the rule and the value.
 
         Examples
         --------

@@ -59,7 +59,7 @@ def read(instance: Instance, result: Any) -> Claims:
     ValueError
         If `result` is not a result, or has no certificate.
     Refuted
-        Naming the wrong field.
+        If a field is wrong; the message names it.
     """
     if not isinstance(result, dict) or "status" not in result:
         raise ValueError("not a result, as Result.save writes it")
