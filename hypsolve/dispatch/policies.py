@@ -14,7 +14,8 @@ from hypsolve.problem.instance import Instance
 class TierState:
     """State of a tier when a request arrives, as a policy sees it.
 
-    Arrays have shape (n_nodes,) and are aligned with `nodes`, unless stated otherwise.
+    A job is a request at a node that is not yet complete there. Arrays have shape (n_nodes,)
+    and are aligned with `nodes`, unless stated otherwise.
 
     Attributes
     ----------
@@ -26,14 +27,14 @@ class TierState:
         Indices of the nodes that can hold the stage, in increasing order. A policy returns one
         of them.
     n_jobs : ndarray of int
-        Jobs waiting or running.
+        Number of jobs, waiting or running.
     outstanding_s : ndarray
-        Expected seconds of the jobs waiting or running. A running job counts in full.
+        Sum of the expected service times of the jobs, in seconds. A running job counts in full.
     remaining_s : ndarray
-        Seconds until the node is idle if no further request is sent to it.
+        Time in seconds until the node is idle if no further request is sent to it.
     own_s : ndarray
-        Expected seconds of this request on each node. They are rounded, by less than one part
-        in 10**9 of the longest job of the tier, so that their sums are exact.
+        Expected service time of this request on each node, in seconds. It is rounded, by less
+        than one part in 10**9 of the longest job of the tier, so that sums are exact.
     slowdown : ndarray
         Moving average of the ratio of measured to expected time; always 1 at flow level.
     n_dispatched : int

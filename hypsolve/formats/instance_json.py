@@ -53,7 +53,7 @@ def save(instance: Instance, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     ValueError
-        If `path` has another ending.
+        If `path` does not end so.
     OSError
         If the folder does not exist or cannot be written to.
 

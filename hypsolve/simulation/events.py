@@ -59,7 +59,7 @@ class Event:
     Raises
     ------
     ValueError, TypeError
-        If a field breaks its rule; the message names the field, the rule and the value.
+        If a field is invalid; the message names the field, the rule and the value.
 
     Examples
     --------
@@ -210,14 +210,15 @@ def draw_events(
         No bad state begins at or after this time.
     seed : int
     mean_up_s, mean_down_s : float, optional
-        Mean seconds that a node is up before it fails, and down before it recovers. Give both,
-        or neither for no failures.
+        Mean time until a node fails, and until it recovers, in seconds. Give both, or neither
+        for no failures.
     mean_normal_s, mean_slow_s, slow_factor : float, optional
-        Mean seconds that a node is normal, and slow. While it is slow, because of heat or
-        another user, iterations take `slow_factor` times as long. Give all or none.
-    mean_full_s, mean_degraded_s, degraded_factor : float, optional
-        Mean seconds that a link has its full rate, and `degraded_factor` times that rate. Give
+        Mean durations in seconds of a node's normal and slow states. While a node is slow,
+        because of heat or another user, its iterations take `slow_factor` times as long. Give
         all or none.
+    mean_full_s, mean_degraded_s, degraded_factor : float, optional
+        Mean durations in seconds of a link's full rate, and of `degraded_factor` times that
+        rate. Give all or none.
 
     Returns
     -------
@@ -344,7 +345,7 @@ def read_events(
     Raises
     ------
     ValueError
-        If the file breaks a rule; the message names the file, the entry (from 0) and the key.
+        If the file is invalid; the message names the file, the entry (from 0) and the key.
     OSError
         If the file does not exist or cannot be read.
 

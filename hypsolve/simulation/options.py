@@ -21,7 +21,7 @@ class Options:
     Raises
     ------
     ValueError, TypeError
-        If an option breaks its rule; the message names the option.
+        If an option is invalid; the message names the option.
     """
 
     max_batch: int = MAX_BATCH

@@ -55,7 +55,7 @@ def write_perfetto(trace: Trace, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     ValueError, TypeError
-        If `path` has another ending or is no path, or if `trace` is not a Trace.
+        If `path` is not a path with one of these endings, or if `trace` is not a Trace.
     OSError
         If `path` cannot be written.
 

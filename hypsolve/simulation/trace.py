@@ -76,7 +76,9 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Visits:
-    """Table with one row per (tokens of a request, stage), in the order in which they ended.
+    """Table with one row per visit, in the order in which the visits ended.
+
+    A visit is a decode token, or a chunk of a prompt, at a stage.
 
     All arrays have shape (n_visits,).
 
@@ -128,8 +130,10 @@ class Trace:
         ``flow`` or ``token``.
     name, policy, seed, partition
         Inputs of the simulation.
-    tier_names, node_names, node_tier
-        The network; `node_tier` holds the tier of each node.
+    tier_names, node_names : tuple of str
+        Names of the tiers, and of all nodes, tier by tier.
+    node_tier : ndarray of int
+        Tier of each node.
     arrival_s, end_s : ndarray
         A request ends when its last token is delivered at the request side. nan: it never
         ended, because no node was left to serve it.
@@ -141,22 +145,23 @@ class Trace:
         Number of restarts of the request after failures, and number of tokens whose computation
         was lost, summed over stages.
     node : ndarray of int
-        Node of the tier that served the request (after a restart, the last one); -1: none.
+        Index within the tier of the node that served the request, -1 if none did. After a
+        restart it is the node of the last attempt.
     reached_s, admitted_s, left_s : ndarray
-        When the request reached the tier, when it got KV cache (at flow level: when it was
-        started), and when its last token was computed there. After a restart, the times of the
+        Times at which the request reached the tier, got KV cache there (at flow level: was
+        started), and had its last token computed there. After a restart they are those of the
         last attempt.
     busy_s : ndarray
-        Seconds that the node spent computing.
+        Time that the node spent computing, in seconds.
     n_iterations, n_tokens : ndarray of int
         Iterations that the node ran, and tokens that it computed.
     n_visits : int
-        Number of (tokens of a request, stage) pairs: the events of the simulation.
+        Number of visits: a decode token, or a chunk of a prompt, at a stage.
     kv_capacity_bytes : ndarray
         Memory left for KV cache after the weights of the stage. 0 where a node holds no stage;
         inf where the stage keeps no KV cache, and at flow level.
     end_of_run_s : float
-        When the last request ended; if one never ended, when the last event happened.
+        Time at which the last request ended; if one never ended, time of the last event.
     series : Series
     visits : Visits or None
         None unless recorded.

@@ -144,7 +144,7 @@ def workload(
     Raises
     ------
     ValueError, TypeError
-        If an argument breaks its rule; the message names the argument.
+        If an argument is invalid; the message names the argument.
 
     See Also
     --------
