@@ -5,12 +5,12 @@ without numba, solvers, or code of a method.
 
 A joint certificate divides the partitions into boxes: ranges of cuts. A box is relaxed to a
 flow shop that is nowhere slower than any partition in it. The Lagrangian bound then relaxes the
-capacity of the nodes. Every tick of a node's time has a multiplier, its price. The lowest cost
-of all requests (completions plus prices), less the prices of all ticks of all nodes, is a lower
-bound on the sum of completions. For a makespan, let every request end before the bound: if
-their lowest prices exceed the prices of all ticks, no such schedule exists. Where the bound
-does not suffice, the certificate says ``search``, and every schedule of that single partition
-is enumerated here, pruned by the bound.
+capacity of the nodes. Every tick of a node's time has a Lagrange multiplier. The lowest cost of
+all requests (completion times plus multipliers of the ticks they use), less the multipliers of
+all ticks of all nodes, is a lower bound on the sum of completion times. For a makespan, let
+every request end before the bound: if the lowest costs exceed the multipliers of all ticks, no
+such schedule exists. Where the bound does not suffice, the certificate says ``search``, and
+every schedule of that single partition is enumerated here, pruned by the bound.
 """
 
 import math
@@ -68,7 +68,7 @@ def verify(
     claims = read(instance, result)
     if claims.kind == "infeasible":
         _check_partition(instance, claims)
-        return "infeasible: no partition is legal"
+        return "infeasible: no partition keeps the rules"
     objective_s, proved_s = Fraction(claims.objective_s), Fraction(claims.proved_s)
     rounded = Fraction(1, 10**9) * proved_s
     need(claims.bound_s <= proved_s + rounded, "bound_s: above the bound of the certificate")

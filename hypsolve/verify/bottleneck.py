@@ -23,8 +23,9 @@ def verify_certificate(instance: Instance, certificate: Certificate) -> list[str
     instance : Instance
     certificate : Certificate
         A ``bottleneck`` certificate is confirmed if its cuts have the bottleneck `value_s` (up
-        to 10^-12), `bound_s` is at least (1 - 2 * 10^-9) `value_s`, and no legal cuts have all
-        stages below `bound_s`. An ``infeasible`` certificate is confirmed if no cuts are legal.
+        to 10^-12), `bound_s` is at least (1 - 2 * 10^-9) `value_s`, and no feasible cuts have
+        all stages below `bound_s`. An ``infeasible`` certificate is confirmed if no cuts are
+        feasible.
 
     Returns
     -------
@@ -33,9 +34,9 @@ def verify_certificate(instance: Instance, certificate: Certificate) -> list[str
 
     Notes
     -----
-    To decide whether legal cuts have every stage below a value, only the latest reachable start
-    that leaves the stage its minimum number of blocks is tried, for each tier and end of the
-    stage. A later start never takes more time or memory, and if the latest one gives the stage
+    To decide whether feasible cuts have every stage below a value, only the latest reachable
+    start that leaves the stage its minimum number of blocks is tried, for each tier and end of
+    the stage. A later start never takes more time or memory, and if the latest one gives the stage
     too many blocks, every earlier one does.
 
     Examples
@@ -57,23 +58,23 @@ def verify_certificate(instance: Instance, certificate: Certificate) -> list[str
     chain = _Chain(instance)
     if certificate.kind == "infeasible":
         if chain.can_stay_below(None):
-            return ["infeasible: refuted, some cuts are legal"]
+            return ["infeasible: refuted, some cuts are feasible"]
         return []
-    found = []
+    faults = []
     value, bound = certificate.value_s, certificate.bound_s
     if not (math.isfinite(value) and math.isfinite(bound)) or min(value, bound) < 0:
         return [f"bottleneck: value and bound must be finite, got {value!r} and {bound!r}"]
     exact_value, exact_bound = Fraction(value), Fraction(bound)
     realised = None if certificate.cuts is None else chain.bottleneck(certificate.cuts)
     if realised is None:
-        found.append(f"bottleneck: cuts {certificate.cuts} break a rule of the instance")
+        faults.append(f"bottleneck: cuts {certificate.cuts} break a rule of the instance")
     elif abs(realised - exact_value) > ROUNDING * max(realised, exact_value):
-        found.append(f"bottleneck: cuts have {float(realised)!r} s, not {value!r} s")
+        faults.append(f"bottleneck: cuts have {float(realised)!r} s, not {value!r} s")
     if exact_bound < exact_value * (1 - Fraction(2, 10**9)):
-        found.append(f"bottleneck: bound {bound!r} s is more than 1e-9 below {value!r} s")
+        faults.append(f"bottleneck: bound {bound!r} s is more than 1e-9 below {value!r} s")
     if exact_bound > 0 and chain.can_stay_below(exact_bound):
-        found.append(f"bottleneck: refuted, some cuts have every stage below {bound!r} s")
-    return found
+        faults.append(f"bottleneck: refuted, some cuts have every stage below {bound!r} s")
+    return faults
 
 
 class _Chain:
@@ -144,7 +145,7 @@ class _Chain:
         return max(time, link) if self.overlap else time + link
 
     def bottleneck(self, cuts: tuple[int, ...]) -> Fraction | None:
-        """Return the largest stage time of the cuts; None if they are not legal."""
+        """Return the largest stage time of the cuts; None if they are not feasible."""
         if len(cuts) != self.n_tiers + 1 or cuts[0] != 0 or cuts[-1] != self.n_blocks:
             return None
         worst = Fraction(0)
@@ -161,7 +162,7 @@ class _Chain:
         return worst
 
     def can_stay_below(self, limit: Fraction | None) -> bool:
-        """Return whether legal cuts have every stage below `limit`; None sets no limit."""
+        """Return whether feasible cuts have every stage below `limit`; None sets no limit."""
         reachable = [True] + [False] * self.n_blocks
         for k in range(self.n_tiers):
             largest = _largest_at_or_before(reachable)

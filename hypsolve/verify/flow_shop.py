@@ -59,8 +59,8 @@ class ExactFlowShop:
     def _ways(self, r: int) -> list[list[list[int]]]:
         """Return the minimum cost of request r from a start on, by [stage][group][tick].
 
-        A dynamic program over the stages, backwards: the cost of a start is the prices of the
-        stage's ticks plus the cost of the next stage, minimised over this and later starts.
+        A dynamic program over the stages, backwards: the cost of a start is the multipliers of
+        the stage's ticks plus the cost of the next stage, minimised over this and later starts.
         """
         ways: list[list[list[int]]] = []
         onward: list[int] = []

@@ -51,7 +51,7 @@ class Joint:
             for row in rows:
                 row[-1] = 0  # nothing crosses a link after the last block
         sizes = instance.block_bytes.tolist()
-        self.held = list(accumulate(map(Fraction, sizes), initial=Fraction(0)))
+        self.prefix_bytes = list(accumulate(map(Fraction, sizes), initial=Fraction(0)))
         exact = all(s.is_integer() for s in sizes) and sum(sizes) <= 2**53
         self.slack = 1 if exact else 1 + ROUNDING
         self.kinds: list[dict[tuple[int, float], list[int]]] = [{} for _ in range(self.n_tiers)]
@@ -64,17 +64,17 @@ class Joint:
 
     def is_proved_by_idle_nodes(self) -> bool:
         """Return whether the bound holds even if no request ever waits."""
-        least = map(self._least, range(len(self.release)))
-        done = [a + b for a, b in zip(self.release, least, strict=True)]
+        alone = map(self._min_latency, range(len(self.release)))
+        done = [a + b for a, b in zip(self.release, alone, strict=True)]
         return self.bound <= (max(done) if self.makespan else sum(done))
 
     def drop_slow_stages(self) -> None:
         """Drop stages that are too slow for any schedule below the bound."""
-        least = [self._least(r) for r in range(len(self.release))]
-        spare = self.bound - sum(least) - sum(self.release)
+        min_latency = [self._min_latency(r) for r in range(len(self.release))]
+        spare = self.bound - sum(min_latency) - sum(self.release)
         self.max_latency = [
             self.bound - at if self.makespan else alone + spare
-            for at, alone in zip(self.release, least, strict=True)
+            for at, alone in zip(self.release, min_latency, strict=True)
         ]
         self.arcs = [self._arcs(k) for k in range(self.n_tiers)]
 
@@ -88,33 +88,33 @@ class Joint:
 
     def service(self, r: int, k: int, kind: tuple[int, float], i: int, j: int) -> int | None:
         """Return the time of blocks i:j for request r on a kind of node; None if impossible."""
-        size = self.held[j] - self.held[i]
+        size = self.prefix_bytes[j] - self.prefix_bytes[i]
         if (i, j) == (0, self.n_blocks):
             size -= Fraction(self.instance.tied_bytes)
         took = self.work[r][kind[0]][j] - self.work[r][kind[0]][i]
-        most = self.max_latency[r]
+        limit = self.max_latency[r]
         fits = i == j or size <= Fraction(kind[1]) * self.slack
-        return took if fits and (most is None or took <= most) else None
+        return took if fits and (limit is None or took <= limit) else None
 
     def _arcs(self, k: int) -> list[tuple[int, int]]:
         """Return the feasible stages of a tier, as (first block, end)."""
-        inst, found = self.instance, []
+        inst, arcs = self.instance, []
         for i in range(int(inst.cut_min[k]), int(inst.cut_max[k]) + 1):
             for j in range(max(i, int(inst.cut_min[k + 1])), int(inst.cut_max[k + 1]) + 1):
-                legal = inst.min_blocks[k] <= j - i <= inst.max_blocks[k]
-                if legal and all(self._fits(r, k, i, j) for r in range(len(self.release))):
-                    found.append((i, j))
-        return found
+                allowed = inst.min_blocks[k] <= j - i <= inst.max_blocks[k]
+                if allowed and all(self._fits(r, k, i, j) for r in range(len(self.release))):
+                    arcs.append((i, j))
+        return arcs
 
     def _fits(self, r: int, k: int, i: int, j: int) -> bool:
         times = [self.service(r, k, kind, i, j) for kind in self.kinds[k]]
         took = min((t for t in times if t is not None), default=None)
         if took is None:
             return False
-        most = self.max_latency[r]
-        return most is None or took + self.link(r, k, j) <= most
+        limit = self.max_latency[r]
+        return limit is None or took + self.link(r, k, j) <= limit
 
-    def _least(self, r: int) -> int:
+    def _min_latency(self, r: int) -> int:
         """Return the latency of request r alone on its best partition."""
         reach: dict[int, int] = {0: 0}
         for k in range(self.n_tiers):
@@ -208,8 +208,8 @@ class Joint:
             return
         stages, release = shop
         if not stages:
-            least = max(release) if self.makespan else sum(release)
-            need(least >= self.bound, where, "no tier surely has a stage")
+            completed = max(release) if self.makespan else sum(release)
+            need(completed >= self.bound, where, "no tier surely has a stage")
             return
         shop_of_box = ExactFlowShop(stages, release, self.bound, self.per_s, self.makespan, box)
         if shop_of_box.value(shop_of_box.root()) >= shop_of_box.goal:
@@ -242,11 +242,11 @@ class Joint:
                 groups = []
                 for kind, nodes in self.kinds[k].items():
                     times = [[self.service(r, k, kind, i, j) for i, j in arcs] for r in n]
-                    least = [
+                    min_service = [
                         min((t for t in row if t is not None), default=None) for row in times
                     ]
-                    groups.append((nodes, least))
-                if any(all(least[r] is None for _, least in groups) for r in n):
+                    groups.append((nodes, min_service))
+                if any(all(service[r] is None for _, service in groups) for r in n):
                     return None
                 stages.append((groups, [0 for _ in n]))
             if k < self.n_tiers - 1:

@@ -159,11 +159,11 @@ def _number(where: str, value: Any) -> float:
     return float(value)
 
 
-def _wholes(where: str, values: Any, length: int | None, least: int, most: int) -> list[int]:
+def _wholes(where: str, values: Any, length: int | None, low: int, high: int) -> list[int]:
     need(isinstance(values, list), where, "must be a list")
     need(length in (None, len(values)), where, f"must have {length} entries")
-    need(all(type(x) is int and least <= x <= most for x in values), where,
-         f"must hold whole numbers of {least} to {most}")  # fmt: skip
+    need(all(type(x) is int and low <= x <= high for x in values), where,
+         f"must hold whole numbers of {low} to {high}")  # fmt: skip
     return list(values)
 
 

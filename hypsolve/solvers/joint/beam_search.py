@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hypsolve.kernels.beam_search import Level
     from hypsolve.kernels.flow_shop import DeadlineFlowShop
 
-PARENTS = 256  # entries expanded between two looks at the clock
+PARENTS = 256  # entries expanded between two checks of the deadline
 
 
 class BeamSearchResult(NamedTuple):

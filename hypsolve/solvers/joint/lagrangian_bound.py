@@ -14,7 +14,7 @@ from hypsolve.solvers.joint.tables import JointTables
 if TYPE_CHECKING:
     from hypsolve.kernels.flow_shop import DeadlineFlowShop, Ticks
 
-CALL_S = 0.2  # about the longest time between two looks at the clock
+CALL_S = 0.2  # about the longest time between two checks of the deadline
 EVALUATION_S = 4e-9  # seconds of one evaluation of the bound, per request, group and tick
 
 
