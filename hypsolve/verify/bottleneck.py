@@ -36,8 +36,8 @@ def verify_certificate(instance: Instance, certificate: Certificate) -> list[str
     -----
     To decide whether feasible cuts have every stage below a value, only the latest reachable
     start that leaves the stage its minimum number of blocks is tried, for each tier and end of
-    the stage. A later start never takes more time or memory, and if the latest one gives the stage
-    too many blocks, every earlier one does.
+    the stage. A later start never takes more time or memory, and if the latest one gives the
+    stage too many blocks, every earlier one does.
 
     Examples
     --------
