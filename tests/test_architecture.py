@@ -225,7 +225,10 @@ def kernels():
 
 @pytest.mark.skipif(numba.config.DISABLE_JIT, reason="the JIT is off")
 def test_a_kernel_is_compiled_for_one_set_of_types():
-    """Used as the product does: warmed up, then on instances of every sort."""
+    """Once warm, instances of every sort compile no kernel for a second set of types.
+
+    Tests that ran before in this process may have compiled some for types of their own.
+    """
     from hypsolve.dispatch.batch_dispatcher import BatchDispatcher
     from hypsolve.dispatch.policies import POLICIES
     from hypsolve.dispatch.schedule import schedule
@@ -235,6 +238,9 @@ def test_a_kernel_is_compiled_for_one_set_of_types():
     from hypsolve.solvers.partition.solve_many import solve_many
 
     warm()
+    # none: it is compiled on first use, or was loaded into its caller
+    warmed = {name: len(kernel.signatures) for name, kernel in kernels().items()}
+    assert warmed
     objectives = ("bottleneck", "path", "p0", "mean_latency")
     many = [[(0, 9)] * 70, [(1, 9.5)], [(0, 9)]]
     tables = [
@@ -271,11 +277,8 @@ def test_a_kernel_is_compiled_for_one_set_of_types():
     router = BatchDispatcher(np.array([0, 1], np.uint8))
     for _ in range(2):
         router.complete(router.dispatch([[1, 1]]), [1.0], [3.0])
-    found = kernels()
-    assert found
-    signatures = {name: len(kernel.signatures) for name, kernel in found.items()}
-    # 0: it was loaded into its caller, and never called from Python
-    assert {name: n for name, n in signatures.items() if n > 1} == {}
+    used = {name: len(kernel.signatures) for name, kernel in kernels().items()}
+    assert {name: n for name, n in used.items() if n > max(warmed[name], 1)} == {}
 
 
 # --- what is shipped --------------------------------------------------------------------------
