@@ -87,7 +87,7 @@ def schedule(
     shape = (instance.n_tiers, instance.n_requests)  # the kernels fill rows
     node = np.full(shape, -1, np.int64)
     start_s, end_s = np.full(shape, math.nan), np.full(shape, math.nan)
-    ready_s = instance.arrival_s.copy()
+    ready_s = instance.release_s.copy()
     for k in range(instance.n_tiers):
         if partition.stage(k):
             outputs = (node[k], start_s[k], end_s[k])

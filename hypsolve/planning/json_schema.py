@@ -69,7 +69,8 @@ class ResultTable(TypedDict):
 
     version: Annotated[int, "Version of the format."]
     instance: Annotated[str, "Name of the instance."]
-    digest: Annotated[str, "SHA-256 of the instance."]
+    digest: Annotated[str, "SHA-256 of the instance, without names."]
+    names_digest: Annotated[str, "SHA-256 of the names in the instance, and of `extrapolated`."]
     extrapolated: Annotated[bool, "Whether costs are extrapolated from measured ones."]
     objective: Annotated[Objective, "Objective that is minimised."]
     method: Annotated[str, "Name in `hypsolve methods`, or of your own method."]

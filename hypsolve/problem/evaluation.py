@@ -178,13 +178,16 @@ def transfer_s(instance: Instance, partition: Partition) -> Array:
 
 
 def completion_s(schedule: Schedule) -> Array:
-    """Return the end of each request's last stage in seconds, shape (n_requests,)."""
+    """Return the end of each request's last stage, in seconds from the first arrival.
+
+    Shape (n_requests,).
+    """
     return np.fmax.reduce(schedule.end_s, axis=1)
 
 
 def latency_s(instance: Instance, schedule: Schedule) -> Array:
     """Return completion minus arrival of each request in seconds, shape (n_requests,)."""
-    return completion_s(schedule) - instance.arrival_s
+    return completion_s(schedule) - instance.release_s
 
 
 def mean_latency_s(instance: Instance, schedule: Schedule) -> float:
@@ -193,7 +196,7 @@ def mean_latency_s(instance: Instance, schedule: Schedule) -> float:
 
 
 def makespan_s(schedule: Schedule) -> float:
-    """Return the last completion in seconds from time 0."""
+    """Return the last completion, in seconds from the first arrival."""
     return float(completion_s(schedule).max())
 
 
@@ -356,7 +359,7 @@ def _check_schedule(
     links = np.broadcast_to(
         transfer_s(instance, partition), (instance.n_requests, instance.n_tiers - 1)
     )
-    ready_s = instance.arrival_s.astype(np.float64)
+    ready_s = instance.release_s
     for k in range(instance.n_tiers):
         i, j = partition.cuts[k], partition.cuts[k + 1]
         if i == j:

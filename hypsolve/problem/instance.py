@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -316,6 +318,16 @@ class Instance:
         """Name of each node class."""
         return self.names.class_names
 
+    @cached_property
+    def release_s(self) -> Array:
+        """Arrivals counted from the first one, as schedules count; shape (n_requests,).
+
+        Far from time 0, differences of times keep digits that the times themselves lack.
+        """
+        release_s = self.arrival_s - self.arrival_s.min()
+        release_s.setflags(write=False)
+        return release_s
+
     @property
     def n_requests(self) -> int:
         """Number of requests."""
@@ -450,6 +462,15 @@ class Instance:
         )
         sha.update(f"{self.tied_bytes!r} {' '.join(map(str, rules))}".encode())
         return sha.hexdigest()
+
+    def names_digest(self) -> str:
+        """Return the SHA-256 digest of what `digest` leaves out, in hexadecimal.
+
+        It covers the names of tiers, nodes and classes, in order, and `extrapolated`.
+        """
+        names = (self.tier_names, self.node_names, self.class_names)
+        plain = json.dumps([*map(list, names), bool(self.extrapolated)])
+        return hashlib.sha256(plain.encode()).hexdigest()
 
     @classmethod
     @valid.suggest_keywords("Instance.from_tables")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
-VERSION = 2  # of `Result.to_dict`; files of version 1 do not state theirs
+VERSION = 3  # of `Result.to_dict`; files of version 1 do not state theirs
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -151,6 +151,7 @@ class Result:
             "version": VERSION,
             "instance": self.instance.name,
             "digest": self.instance.digest(),
+            "names_digest": self.instance.names_digest(),
             "extrapolated": self.instance.extrapolated,
             "objective": str(self.instance.objective),
             "method": self.method,
@@ -192,7 +193,8 @@ class Result:
 
         Columns: request, tier, node, arrival_s, start_s, end_s, extrapolated. Without a
         schedule a row is a tier: tier, first_block, end_block, stage_s, stage_bytes,
-        extrapolated. ``extrapolated`` is True if costs go beyond measurements.
+        extrapolated. ``extrapolated`` is True if costs go beyond measurements. All times count
+        from time 0, as arrivals do.
 
         Raises
         ------
@@ -227,14 +229,15 @@ class Result:
         first = np.searchsorted(inst.node_tier, np.arange(inst.n_tiers))
         node = self.schedule.node[request, tier]
         names = np.array(inst.node_names, dtype=object)
+        first_s = float(inst.arrival_s.min())
         return pd.DataFrame(
             {
                 "request": request,
                 "tier": np.array(inst.tier_names, dtype=object)[tier],
                 "node": names[first[tier] + node],
                 "arrival_s": inst.arrival_s[request],
-                "start_s": self.schedule.start_s[request, tier],
-                "end_s": self.schedule.end_s[request, tier],
+                "start_s": self.schedule.start_s[request, tier] + first_s,
+                "end_s": self.schedule.end_s[request, tier] + first_s,
                 "extrapolated": inst.extrapolated,
             }
         )

@@ -11,7 +11,8 @@ class Objective(StrEnum):
 
     ``BOTTLENECK``: largest stage time, with its link. ``PATH``: latency of the reference
     request on an idle network. ``P0``: largest stage time plus all transfers, as in the paper.
-    ``MEAN_LATENCY``: mean of completion minus arrival. ``MAKESPAN``: last completion.
+    ``MEAN_LATENCY``: mean of completion minus arrival. ``MAKESPAN``: last completion, counted
+    from the first arrival.
     `hypsolve.problem.evaluation` has the formulas.
     """
 

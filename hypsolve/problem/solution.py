@@ -97,7 +97,7 @@ class Schedule:
     node : ndarray of int, shape (n_requests, n_tiers)
         Number of the node within its tier; -1 where the stage is empty.
     start_s, end_s : ndarray, shape (n_requests, n_tiers)
-        Seconds from time 0; nan where the stage is empty.
+        Seconds from the first arrival; nan where the stage is empty.
     """
 
     node: NDArray[np.int64]

@@ -34,7 +34,7 @@ def serve(
     else:
         instance = problem
         prompt_tokens = output_tokens = np.zeros(instance.n_requests, np.int64)
-    served = schedule(instance, partition, policy, seed=seed)
+    served = _since_time_0(instance, schedule(instance, partition, policy, seed=seed))
     request, tier = np.nonzero(served.node >= 0)
     first = np.searchsorted(instance.node_tier, np.arange(instance.n_tiers))
     node = served.node[request, tier] + first[tier]
@@ -72,6 +72,12 @@ def serve(
         extrapolated=instance.extrapolated,
         visits=_visits(request, node, start_s, end_s) if record_visits else None,
     )
+
+
+def _since_time_0(instance: Instance, schedule: Schedule) -> Schedule:
+    """Return a schedule whose times count from time 0, as those of a trace."""
+    first_s = float(instance.arrival_s.min())
+    return Schedule(schedule.node, schedule.start_s + first_s, schedule.end_s + first_s)
 
 
 def _reached_s(instance: Instance, partition: Partition, served: Schedule) -> Array:

@@ -145,9 +145,9 @@ def _cpsat_partition(instance: Instance) -> tuple[Any, Units]:
 
 
 def _joint_units(tables: JointTables, instance: Instance) -> Units:
-    offset_s = tables.objective_s(0.0, instance.objective, instance.arrival_s)
+    offset_s = tables.objective_s(0.0, instance.objective, instance.release_s)
     return Units(
-        tables.objective_s(1.0, instance.objective, instance.arrival_s) - offset_s, offset_s
+        tables.objective_s(1.0, instance.objective, instance.release_s) - offset_s, offset_s
     )
 
 

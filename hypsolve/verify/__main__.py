@@ -6,13 +6,15 @@ from pathlib import Path
 from hypsolve.formats import instance_json
 from hypsolve.problem import files
 from hypsolve.verify import Refuted, verify
+from hypsolve.verify.reading import COVERED
 
 USAGE = """python -m hypsolve.verify INSTANCE.json RESULT.json
 
 Check a result (written by Result.save) against its instance (written by hypsolve.save), without
-a solver and without code of the method. Prints "verified" and exits with status 0, or prints
-"refuted" with the first claim that does not hold and exits with status 1. Status 2: a file
-cannot be read, or memory is too small. Status 130: Ctrl-C."""
+a solver and without code of the method. Prints "verified" and the fields that the check does
+not cover, and exits with status 0; or prints "refuted" with the first claim that does not hold,
+and exits with status 1. Status 2: a file cannot be read, or memory is too small. Status 130:
+Ctrl-C."""
 
 
 def main(arguments: list[str]) -> int:
@@ -47,6 +49,8 @@ def _answer(of_instance: str, path: Path) -> int:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     print(f"verified: {found}")
+    others = [str(field) for field in result if field not in COVERED]
+    print(f"not covered: {', '.join(sorted(others))}")
     return 0
 
 

@@ -69,9 +69,14 @@ def read(instance: Instance, result: Any) -> Claims:
             " certificate: joint_exact gives one for mean_latency and makespan, hypsplit_dp for"
             " bottleneck"
         )
-    result = _upgraded(result)
+    result = _upgraded(instance, result)
     certificate = result["certificate"]
     need(result.get("digest") == instance.digest(), "digest: of another instance")
+    if result.get("version") == VERSION:  # earlier ones have no digest of names
+        same = result.get("names_digest") == instance.names_digest()
+        need(same, "names_digest: of other names, or of another `extrapolated`")
+        same = result.get("extrapolated") is bool(instance.extrapolated)
+        need(same, "extrapolated: it is", bool(instance.extrapolated))
     need(result.get("objective") == str(instance.objective), "objective: not the instance's")
     kind, status = str(certificate.get("kind")), str(result.get("status"))
     if kind == "infeasible":
@@ -82,19 +87,24 @@ def read(instance: Instance, result: Any) -> Claims:
     return _read_answer(instance, result, certificate, status, kind)
 
 
-def _upgraded(result: dict[str, Any]) -> dict[str, Any]:
-    """Rename the fields of a result file of version 1, which states no version.
+def _upgraded(instance: Instance, result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result of an earlier version as one of today.
+
+    Version 1, which states no version, has other names of fields. Versions 1 and 2 count the
+    times of schedules, and makespans, from time 0 and not from the first arrival.
 
     Raises
     ------
     ValueError
-        If the version is another one.
+        If the version is unknown.
     """
     version = result.get("version", 1)
-    if version not in (1, VERSION) or isinstance(version, bool):
-        raise ValueError(f"result: version must be 1 or {VERSION}, got {version!r:.60}")
+    if version not in (1, 2, VERSION) or isinstance(version, bool):
+        raise ValueError(f"result: version must be 1, 2 or {VERSION}, got {version!r:.60}")
+    if version != VERSION:
+        result = _since_first_arrival(instance, result)
     boxes = result["certificate"].get("boxes")
-    if version == VERSION or not isinstance(boxes, list):
+    if version != 1 or not isinstance(boxes, list):
         return result
     renamed = [
         {_VERSION_1.get(key, key): _how(key, value) for key, value in box.items()}
@@ -105,6 +115,40 @@ def _upgraded(result: dict[str, Any]) -> dict[str, Any]:
     return result | {"certificate": result["certificate"] | {"boxes": renamed}}
 
 
+def _since_first_arrival(instance: Instance, result: dict[str, Any]) -> dict[str, Any]:
+    """Subtract the first arrival from schedule times and, of a makespan, from the objective."""
+    first_s = float(instance.arrival_s.min())
+    if first_s == 0:
+        return result
+
+    def less(value: Any) -> Any:
+        if isinstance(value, list):
+            return [less(each) for each in value]
+        return value - first_s if type(value) in (int, float) else value
+
+    changes: dict[str, Any] = {}
+    schedule = result.get("schedule")
+    if isinstance(schedule, dict):
+        times = {key: less(schedule.get(key)) for key in ("start_s", "end_s")}
+        changes["schedule"] = schedule | times
+    if result.get("objective") == "makespan":
+        certificate = result["certificate"]
+        changes |= {key: less(result.get(key)) for key in ("objective_s", "bound_s")}
+        objective_s, bound_s = changes["objective_s"], changes["bound_s"]
+        if type(objective_s) is float and type(bound_s) is float and objective_s > 0:
+            changes["gap"] = (objective_s - bound_s) / objective_s
+        moved = {key: less(certificate.get(key)) for key in ("value_s", "bound_s")}
+        changes["certificate"] = certificate | moved
+    return result | changes
+
+
+COVERED = frozenset(
+    {
+        "version", "digest", "names_digest", "extrapolated", "objective", "status",
+        "objective_s", "bound_s", "gap", "cuts", "schedule", "certificate",
+    }
+)  # fmt: skip
+"""Fields of a result that `hypsolve.verify.verify` confirms or refutes."""
 _VERSION_1 = {"price": "multipliers"}
 
 

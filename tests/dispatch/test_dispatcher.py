@@ -111,7 +111,7 @@ def test_makes_the_choices_of_the_kernel_when_jobs_take_as_long_as_expected(
     found = schedule(instance, Partition((0, 1)))
     router = Dispatcher(dict(enumerate(classes)))
     running: list[tuple[float, int, float]] = []  # end, node, seconds
-    for r, now_s in enumerate(instance.arrival_s):
+    for r, now_s in enumerate(instance.release_s):
         for job in [job for job in running if job[0] <= now_s]:
             router.complete(job[1], expected_s=job[2], busy_s=job[2])
             running.remove(job)

@@ -29,7 +29,8 @@ class Exact:
         self.transfer_s = _fractions(instance.reference_transfer_s)
         self.request_block_s = _all_rows(instance.block_s, self.n_requests)
         self.request_transfer_s = _all_rows(instance.transfer_s, self.n_requests)
-        self.arrival_s = _fractions(instance.arrival_s)
+        arrivals = _fractions(instance.arrival_s)
+        self.arrival_s = [each - min(arrivals) for each in arrivals]  # as schedules count
         self.min_blocks = instance.min_blocks.tolist()
         self.max_blocks = instance.max_blocks.tolist()
         self.cut_min, self.cut_max = instance.cut_min.tolist(), instance.cut_max.tolist()

@@ -78,7 +78,7 @@ def test_legal_schedules_are_accepted_and_scored(plan, objective):
     assert oracles.is_legal(instance, cuts, *timetable)
     assert check(instance, partition, schedule) == []
     ends = [max(e for e in row if not math.isnan(e)) for row in timetable[2]]
-    latencies = [e - a for e, a in zip(ends, instance.arrival_s.tolist(), strict=True)]
+    latencies = [e - a for e, a in zip(ends, instance.release_s.tolist(), strict=True)]
     want = max(ends) if objective == "makespan" else sum(latencies) / len(latencies)
     assert evaluate(instance, partition, schedule, objective) == pytest.approx(
         want, rel=1e-12, abs=0

@@ -409,7 +409,7 @@ def test_requests_may_be_days_apart(backend, objective):
 )
 def test_a_joint_method_is_enumeration_on_arrivals_far_apart(backend, instance, pauses):
     pauses = np.array(pauses[: instance.n_requests])
-    instance = instance.replace(arrival_s=instance.arrival_s + pauses)
+    instance = instance.replace(arrival_s=instance.release_s + pauses)
     outcome = JOINT[backend](instance, warm_start=False, **LONG)
     assert_proven(instance, outcome, oracles.best_joint(instance))
 
@@ -489,24 +489,24 @@ def test_requests_that_never_meet_need_no_order():
 @given(strategies.scheduled(), st.lists(st.sampled_from([0, 9, 4096]), min_size=3, max_size=3))
 def test_what_is_dropped_leaves_a_best_schedule(instance, pauses):
     pauses = np.array(pauses[: instance.n_requests])
-    instance = instance.replace(arrival_s=instance.arrival_s + pauses)
+    instance = instance.replace(arrival_s=instance.release_s + pauses)
     best_s = float(oracles.best_joint(instance))
     if math.isinf(best_s):
         return
     tables = joint_tables(instance, "joint_milp")
-    some = serial_latencies(tables) + instance.arrival_s
+    some = serial_latencies(tables) + instance.release_s
     mean = instance.objective == "mean_latency"
-    some_s = (some - instance.arrival_s).mean() if mean else some.max()
+    some_s = (some - instance.release_s).mean() if mean else some.max()
     assert best_s <= some_s * (1 + 1e-12)  # a schedule has it
     less, last = drop_dominated(tables, instance.objective)
     assert (
         np.argsort(less.release, kind="stable") == np.argsort(tables.release, kind="stable")
     ).all()
     assert (less.release <= tables.release).all()
-    assert np.allclose(less.origin_s + less.release, instance.arrival_s)
+    assert np.allclose(less.origin_s + less.release, instance.release_s)
     assert (last >= windows(less).min_completion * (1 - 1e-9)).all()
     most = last.sum() if mean else last.max()
-    assert less.objective_s(float(most), instance.objective, instance.arrival_s) >= best_s * (
+    assert less.objective_s(float(most), instance.objective, instance.release_s) >= best_s * (
         1 - 1e-9
     )
 

@@ -144,7 +144,7 @@ def plain_schedule(instance: Instance, partition: Partition):
     end, ends = {}, np.full((n, n_tiers), math.nan)
     for _, r, k in sorted(tasks):
         at = stages.index(k)
-        ready = end[r, stages[at - 1]] if at else instance.arrival_s[r]
+        ready = end[r, stages[at - 1]] if at else instance.release_s[r]
         ready += links[r, stages[at - 1] if at else 0 : k].sum()
         options = []
         for j, c in holds[k]:
@@ -182,13 +182,13 @@ def test_schedule_equals_an_independent_implementation(seed, n_requests):
 
 
 def test_nothing_runs_across_a_task_of_no_length():
-    """Request 0 starts and ends at 5 and is placed first; request 1 may not run across it."""
+    """Request 0 starts and ends at 2 and is placed first; request 1 may not run across it."""
     instance = Instance.from_tables(
-        [[[0.0, 9.0]], [[4.0, 1.0]]], [1, 1], [[(0, 1.0)], [(0, 1.0)]], arrival_s=[5, 3]
+        [[[0.0, 9.0]], [[4.0, 1.0]]], [1, 1], [[(0, 1.0)], [(0, 1.0)]], arrival_s=[2, 0]
     )
     schedule = heft_schedule(instance, Partition((0, 1, 2)))
     assert check(instance, Partition((0, 1, 2)), schedule) == []
-    assert schedule.start_s[:, 0].tolist() == [5, 5]
+    assert schedule.start_s[:, 0].tolist() == [2, 2]
 
 
 def test_many_gaps_on_one_node():

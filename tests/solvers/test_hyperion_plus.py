@@ -79,7 +79,7 @@ def relaxed(instance, cuts):
 
 def latency_sum(instance, relaxation, mean_s):
     """Sum of (completion - release in the flow shop), from a mean latency."""
-    before_s = relaxation.release_s - instance.arrival_s
+    before_s = relaxation.release_s - instance.release_s
     return float(mean_s) * instance.n_requests - float(before_s.sum())
 
 
@@ -301,7 +301,7 @@ def test_small_instances_are_solved_nearly_to_optimality(instance):
 @given(strategies.scheduled(max_tiers=2, min_requests=2))
 def test_bounds_hold_for_late_arrivals(instance):
     """Long after time 0, a completion has few digits left for a latency."""
-    late = instance.replace(arrival_s=instance.arrival_s + 2.0**20)
+    late = instance.replace(arrival_s=instance.release_s + 2.0**20)
     best_s = float(oracles.best_joint(late))
     assert solve(late, prove=True).bound_s <= best_s * (1 + 1e-12)
 

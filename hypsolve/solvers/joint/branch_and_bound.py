@@ -125,13 +125,13 @@ class BranchAndBound:
         if math.isinf(self.upper):
             return math.inf
         objective_s = self.tables.objective_s(
-            self.upper, self.instance.objective, self.instance.arrival_s
+            self.upper, self.instance.objective, self.instance.release_s
         )
         return self.value_of(objective_s * (1 - self.params.min_improvement))
 
     def value_of(self, objective_s: float) -> float:
         """Convert an objective from seconds to the tables' unit."""
-        return self.tables.value(objective_s, self.instance.objective, self.instance.arrival_s)
+        return self.tables.value(objective_s, self.instance.objective, self.instance.release_s)
 
     def is_stopped(self) -> bool:
         """Return True once the deadline has passed."""

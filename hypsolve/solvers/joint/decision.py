@@ -135,7 +135,7 @@ def to_schedule(instance: Instance, decision: Decision) -> Schedule:
         evaluation.transfer_s(instance, decision.partition), (shape[0], shape[1] - 1)
     )
     start_s, end_s = earliest_times(
-        instance.arrival_s, service_s, transfer_s, decision.node, decision.order
+        instance.release_s, service_s, transfer_s, decision.node, decision.order
     )
     firsts = np.searchsorted(instance.node_tier, np.arange(instance.n_tiers))
     return Schedule(
@@ -167,14 +167,14 @@ def proven_s(
     """Convert a proven bound to seconds, less what rounding may have added to it."""
     if not math.isfinite(value):
         return 0.0
-    bound_s = tables.objective_s(value, instance.objective, instance.arrival_s)
+    bound_s = tables.objective_s(value, instance.objective, instance.release_s)
     return max(0.0, bound_s * (1 - relative_error) - rounding_s(instance, bound_s))
 
 
 def rounding_s(instance: Instance, bound_s: float) -> float:
     """Bound the rounding error of a latency: late arrivals leave it few digits."""
     n_sums = instance.n_tiers * (instance.n_requests + 2)  # on the longest chain of operations
-    return RELATIVE_ERROR * abs(bound_s) + n_sums * 2.0**-52 * float(instance.arrival_s.max())
+    return RELATIVE_ERROR * abs(bound_s) + n_sums * 2.0**-52 * float(instance.release_s.max())
 
 
 def report_decision(

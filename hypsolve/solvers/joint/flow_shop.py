@@ -73,7 +73,7 @@ class Relaxer:
         nodes: list[IntArray] = []
         tiers: list[int] = []
         first = [0]
-        release = instance.arrival_s.astype(np.float64)
+        release = instance.release_s.copy()
         for k in range(instance.n_tiers):
             begin, end = box.high[k], box.low[k + 1]
             ranges = slice(box.low[k], begin + 1), slice(end, box.high[k + 1] + 1)

@@ -278,7 +278,7 @@ def heft_schedule(instance: Instance, partition: Partition) -> Schedule:
     shape = (len(stages), instance.n_requests)
     node, start_s, end_s = np.empty(shape, np.int64), np.empty(shape), np.empty(shape)
     kernels.schedule_chains(
-        service_s, delay_s, instance.arrival_s.copy(), order,
+        service_s, delay_s, instance.release_s.copy(), order,
         np.cumsum([0, *map(len, classes)]), np.concatenate(classes), node, start_s, end_s,
     )  # fmt: skip
     whole = (instance.n_tiers, instance.n_requests)

@@ -162,7 +162,7 @@ class PartitionBounds:
         bound_s = makespan
         if not self._is_makespan:
             bound_s = latency_sum / self.instance.n_requests
-            bound_s += float((relaxation.release_s - self.instance.arrival_s).mean())
+            bound_s += float((relaxation.release_s - self.instance.release_s).mean())
         return max(0.0, bound_s - rounding_s(self.instance, bound_s))
 
     def _ascend(self, node: _BoxNode, incumbent: Incumbent, deadline: float) -> bool:
@@ -226,7 +226,7 @@ class PartitionBounds:
         if tick_s <= 0:
             return None
         before_s = (
-            relaxation.release_s - self.instance.arrival_s
+            relaxation.release_s - self.instance.release_s
         )  # on the way to the first stage
         no_delay_s = remaining_s(shop)[:, 0]
         delay_s = np.maximum(incumbent.latency_s - before_s - no_delay_s, 0.0)

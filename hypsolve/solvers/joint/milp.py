@@ -145,7 +145,7 @@ def joint_milp(
         bound_s=0.0 if answer.infeasible else proven,
         min_s=min_s,
         claimed_s=formulation.tables.objective_s(
-            answer.value, instance.objective, instance.arrival_s
+            answer.value, instance.objective, instance.release_s
         ),
         statistics={**size(formulation.problem), "build_s": build_s + answer.build_s},
     )

@@ -174,7 +174,7 @@ class ScheduleSearch:
         """Return the objective of a flow-shop schedule; offer it if it seems to be better."""
         last_s = end[:, -1]
         value_s = (
-            last_s.max() if self._is_makespan else (last_s - self.instance.arrival_s).mean()
+            last_s.max() if self._is_makespan else (last_s - self.instance.release_s).mean()
         )
         if value_s < self.objective_s:
             self._offer(*to_decision(self.instance, relaxation, node, start, end))

@@ -32,7 +32,7 @@ class JointTables:
     service: list[Array]  # per group, (n_requests or 1, n_arcs); inf: does not fit
     transfer: Array  # (n_requests or 1, n_tiers - 1, n_blocks + 1)
     release: Array  # (n_requests,)
-    origin_s: Array  # (n_requests,), the time that is 0 in the tables
+    origin_s: Array  # (n_requests,), the time that is 0 here, counted from the first arrival
     unit_s: float = 1.0
 
     @property
@@ -102,19 +102,19 @@ class JointTables:
             release=whole(self.release),
         )
 
-    def objective_s(self, value: float, objective: Objective, arrival_s: Array) -> float:
+    def objective_s(self, value: float, objective: Objective, release_s: Array) -> float:
         """Convert the sum of completion times (makespan: the last one) to the objective."""
         if objective is Objective.MAKESPAN:
             return float(self.origin_s.max()) + value * self.unit_s
         # by the exact arrivals; releases may be rounded
-        offset_s = float((self.origin_s - arrival_s).mean())
+        offset_s = float((self.origin_s - release_s).mean())
         return value * self.unit_s / self.n_requests + offset_s
 
-    def value(self, objective_s: float, objective: Objective, arrival_s: Array) -> float:
+    def value(self, objective_s: float, objective: Objective, release_s: Array) -> float:
         """Convert an objective in seconds to the sum (or the last) of completion times."""
         if objective is Objective.MAKESPAN:
             return (objective_s - float(self.origin_s.max())) / self.unit_s
-        offset_s = float((self.origin_s - arrival_s).mean())
+        offset_s = float((self.origin_s - release_s).mean())
         return (objective_s - offset_s) / self.unit_s * self.n_requests
 
 
@@ -163,7 +163,6 @@ def joint_tables(instance: Instance, method: str) -> JointTables:
     )
     transfer = instance.transfer_s.copy()
     transfer[:, :, -1] = 0.0  # all further stages are empty: nothing waits for this transfer
-    origin_s = float(instance.arrival_s.min())
     return JointTables(
         first=[first for first, _ in arcs],
         end=[end for _, end in arcs],
@@ -172,6 +171,6 @@ def joint_tables(instance: Instance, method: str) -> JointTables:
         group_tier=group_tier,
         service=service,
         transfer=transfer,
-        release=instance.arrival_s - origin_s,
-        origin_s=np.full(instance.n_requests, origin_s),
+        release=instance.release_s,
+        origin_s=np.zeros(instance.n_requests),
     )

@@ -215,5 +215,5 @@ def idle_bound_s(instance: Instance, tables: JointTables) -> float:
     value = completion.max() if instance.objective is Objective.MAKESPAN else completion.sum()
     if math.isinf(value):
         return math.inf
-    bound_s = tables.objective_s(float(value), instance.objective, instance.arrival_s)
+    bound_s = tables.objective_s(float(value), instance.objective, instance.release_s)
     return max(0.0, bound_s - rounding_s(instance, bound_s))

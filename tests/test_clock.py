@@ -1,0 +1,103 @@
+"""Results at any clock: times of day of 1e12 s lose no digit of a latency or a makespan."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from hypsolve import METHODS, Instance, Partition, check, evaluate, schedule, solve
+from hypsolve.verify import Refuted, verify
+from tests.helpers import oracles, strategies
+
+ORIGINS_S = (0.0, 1e3, 1e6, 1.7e9, 1e12)
+FEW = settings(max_examples=max(settings.default.max_examples // 4, 8))
+
+
+def at(instance, origin_s):
+    """Shift the arrivals, which must be multiples of 2**-10 s so that no digit is lost."""
+    arrival_s = np.round(instance.arrival_s * 2**10) / 2**10
+    return instance.replace(arrival_s=arrival_s - arrival_s.min() + origin_s)
+
+
+@FEW
+@given(strategies.scheduled(), st.sampled_from(ORIGINS_S))
+def test_joint_answers_do_not_depend_on_the_clock(instance, origin_s):
+    near, far = at(instance, 0.0), at(instance, origin_s)
+    np.testing.assert_array_equal(far.release_s, near.release_s)
+    for method in ("joint_exact", "hyperion", "heft", "hyperion_plus"):
+        here, there = solve(near, method), solve(far, method)
+        assert (here.objective_s, here.bound_s) == (there.objective_s, there.bound_s)
+        assert here.partition == there.partition
+    exact_s = oracles.best_joint(far)
+    best = solve(far, "joint_exact")
+    if best.partition is not None:
+        assert best.objective_s == pytest.approx(float(exact_s), rel=1e-9)
+        assert best.bound_s <= exact_s
+
+
+@FEW
+@given(strategies.scheduled(), st.sampled_from(ORIGINS_S))
+def test_certificates_are_verified_at_any_clock(instance, origin_s):
+    far = at(instance, origin_s)
+    result = solve(far, "joint_exact")
+    assume(result.certificate is not None)
+    document = result.to_dict()
+    verify(far, document)
+    if result.partition is None or not result.objective_s:
+        return
+    claimed = document["objective_s"] * (1 - 1e-7)  # no rounding of late times excuses it
+    document["objective_s"] = document["certificate"]["value_s"] = claimed
+    document["gap"] = (claimed - document["bound_s"]) / claimed
+    with pytest.raises(Refuted):
+        verify(far, document)
+
+
+@pytest.mark.parametrize("origin_s", ORIGINS_S)
+def test_two_requests_of_one_block_at_any_clock(origin_s):
+    """At 1.7e9 s, a mean latency that was 1e-5 too small was verified."""
+    instance = Instance.from_tables(
+        [[[0.125]]], [1], [[(0, 1)]], arrival_s=[origin_s, origin_s + 0.0625],
+        objective="mean_latency",
+    )  # fmt: skip
+    result = solve(instance, "joint_exact")
+    assert result.objective_s == pytest.approx((0.125 + 0.1875) / 2, rel=1e-12)
+    verify(instance, result.to_dict())
+
+
+def test_a_makespan_counts_from_the_first_arrival():
+    """Gaps from time 0 called a makespan optimal that was 3 % too long."""
+    late = 1e6
+    instance = Instance.from_tables(
+        [[[3.0]], [[2.0]]], [1], [[(0, 1), (0, 1)]], arrival_s=[late, late + 1],
+        objective="makespan",
+    )  # fmt: skip
+    greedy = schedule(instance, Partition((0, 1)), lambda state, request: 0)
+    assert evaluate(instance, Partition((0, 1)), greedy) == 5.0
+    assert check(instance, Partition((0, 1)), greedy) == []
+    result = solve(instance, "joint_exact")
+    assert (str(result.status), result.objective_s) == ("optimal", 3.0)
+    assert result.gap < 1e-9
+    for method in ("joint_cpsat", "joint_milp"):
+        assert METHODS[method].exact
+        assert solve(instance, method).objective_s == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("extrapolated", lambda instance: instance.replace(extrapolated=True)),
+        ("names", lambda instance: instance.replace(tier_names=instance.tier_names[::-1])),
+        ("names", lambda instance: instance.replace(node_names=instance.node_names[::-1])),
+    ],
+)
+def test_names_and_extrapolated_are_covered(field, change):
+    """Both could be changed in the instance, and the result was still verified."""
+    instance = Instance.from_tables([[[1.0, 2.0]]], [1, 1], [[(0, 2)], [(0, 2)]])
+    document = solve(instance, "hypsplit_dp").to_dict()
+    verify(instance, document)
+    other = change(instance)
+    assert other.digest() == instance.digest()
+    with pytest.raises(Refuted, match="names_digest"):
+        verify(other, document)
+    with pytest.raises(Refuted, match="extrapolated"):
+        verify(instance, document | {"extrapolated": True})
