@@ -18,6 +18,7 @@ from hypsolve.planning.html_report import write_report
 from hypsolve.planning.json_schema import schema
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import plan
+from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.replan import Replan, replan
 from hypsolve.planning.runtime_restrictions import nearest_plan
 from hypsolve.problem.costs import to_instance
@@ -91,6 +92,7 @@ __all__ = [
     "ParetoPoint",
     "Partition",
     "Plan",
+    "PlanQuery",
     "Plans",
     "Replan",
     "Request",

@@ -42,6 +42,8 @@ NetworkSource = str | os.PathLike[str] | Network | NetworkFile
 class PlanQuery:
     """A query to the planner: model, network, requests, objective, method and limits.
 
+    `hypsolve.plan` makes a query of its arguments and keeps it as ``plan.query``.
+
     Attributes
     ----------
     model : Model
@@ -64,6 +66,17 @@ class PlanQuery:
         Seed of the method and of the simulated arrivals.
     options : mapping
         Further options of the method.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("rtx-4090")),))
+    >>> home = hs.Network(name="home", tiers=(box,))
+    >>> query = hs.PlanQuery.of("llama-3-8b", home, rate_per_s=2, output_tokens=100)
+    >>> query.model.name, query.rate_per_s, query.concurrency, query.tokens
+    ('llama-3-8b', 2.0, 16, 612)
+    >>> hs.plan("llama-3-8b", home, concurrency=8, with_upgrades=False).query.concurrency
+    8
     """
 
     model: Model
