@@ -38,7 +38,7 @@ PASSES = 6.0  # decode passes in the window of the Gantt chart
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One kind of figure: its drawing function, its size, and whether it applies.
+    """Describe one kind of figure: its drawing function, its size, and whether it applies.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ def draw(plan: Plan, kind: str, ax: Axes, width: float) -> None:
 
 
 def _stages(plan: Plan, ax: Axes, width: float) -> None:
-    """Seconds of each stage and its link; the bottleneck is marked."""
+    """Draw the seconds of each stage and its link, and mark the bottleneck."""
     stages = plan.stages
     rows = np.arange(len(stages))
     times_s = np.array([stage.time_s for stage in stages])
@@ -112,7 +112,7 @@ def _stages(plan: Plan, ax: Axes, width: float) -> None:
 
 
 def _pareto(plan: Plan, ax: Axes, width: float) -> None:
-    """The Pareto frontier, and this plan."""
+    """Draw the Pareto frontier, and this plan on it."""
     result = plan.result
     assert result.partition is not None
     draw_pareto(pareto_frontier(result.instance), ax)
@@ -133,7 +133,7 @@ def draw_pareto(points: list[ParetoPoint], ax: Axes) -> None:
 
 
 def _latency(plan: Plan, ax: Axes, width: float) -> None:
-    """Distribution of latencies and times to the first token in the simulation."""
+    """Draw the distributions of simulated latencies and times to the first token."""
     trace = plan.simulate()
     for values_s, label, colour in (
         (trace.ttft_s, "to the first token", ORANGE),
@@ -159,7 +159,7 @@ def _latency(plan: Plan, ax: Axes, width: float) -> None:
 
 
 def _gantt(plan: Plan, ax: Axes, width: float) -> None:
-    """Iterations of each node over a few decode passes, in the middle of the simulation."""
+    """Draw the iterations of each node over a few decode passes, in mid-simulation."""
     trace = plan.simulate(record_visits=True)
     tpot_s = float(trace.metrics().tpot_s.mean)
     middle_s = float(np.median(trace.arrival_s))
@@ -170,7 +170,7 @@ def _gantt(plan: Plan, ax: Axes, width: float) -> None:
 
 
 def _upgrades(plan: Plan, ax: Axes, width: float) -> None:
-    """Objective with each upgrade."""
+    """Draw the objective with each upgrade."""
     shown = plan.upgrades[:MAX_BARS]
     values_s = np.array([upgrade.objective_s for upgrade in shown])
     ax.barh(np.arange(len(shown)), values_s, 0.4, color=BLUE)

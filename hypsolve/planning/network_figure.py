@@ -86,7 +86,10 @@ def _is_in_columns(n_tiers: int, width: float) -> bool:
 
 
 def _per_row(cards: Sequence[Sequence[Card]], width: float) -> int:
-    """Cards side by side in a tier: all tiers have cards of one width, for one scale."""
+    """Return how many cards stand side by side in a tier.
+
+    All tiers have cards of one width, so that all are drawn to one scale.
+    """
     return max(1, min(int((width + GAP) / (COLUMN + GAP)), max(map(len, cards))))
 
 
@@ -102,7 +105,7 @@ def _cards(plan: Plan, tier: Tier) -> list[Card]:
 
 
 def _header(ax: Axes, plan: Plan, k: int, x: float, y: float, width: float) -> None:
-    """Name of the tier, and a strip with its blocks in the whole model."""
+    """Draw the name of the tier, and a strip with its blocks in the whole model."""
     stage = plan.stages[k]
     name = short_name(stage.tier, int(width / 0.078))
     ax.text(x, y + 0.2, name, weight="bold", size=NORMAL, va="baseline")
@@ -116,7 +119,7 @@ def _header(ax: Axes, plan: Plan, k: int, x: float, y: float, width: float) -> N
 def _card(
     ax: Axes, plan: Plan, card: Card, x: float, y: float, width: float, largest: float
 ) -> None:
-    """GPU, names, layers and memory of nodes that are alike."""
+    """Draw the GPU, names, layers and memory of nodes that are alike."""
     node, letters = card.nodes[0], int((width - 0.14) / LETTER)
     _box(ax, x, y, width, CARD, facecolor="none", edgecolor=GREY, linewidth=0.8)
     count = f"{len(card.nodes)} x " if len(card.nodes) > 1 else ""
@@ -152,7 +155,7 @@ def _names(names: Sequence[str], letters: int) -> str:
 
 
 def _link(ax: Axes, tier: Tier, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """An arrow to the next tier, with rate and latency."""
+    """Draw an arrow to the next tier, with the rate and latency of the link."""
     link = tier.link
     assert link is not None
     rate = f"{link.bytes_per_s * 8 / 1e9:.3g}"

@@ -30,12 +30,15 @@ def nearest_plan(
 ) -> Plan:
     """Return the best plan that a runtime can express, solved under its restrictions.
 
-    For a runtime of one pipeline, each tier keeps one node. If the network states how the nodes
-    of a tier are linked (``inner``), and neither pins nor limits its blocks, several of its
-    nodes may instead become stages one after another. If every stage of the runtime needs a
-    layer, the first stage gets the first layer and the last stage the last one; a tier that may
-    be empty is left out where that is better. Up to `MAX_PIPELINES` of the networks that these
-    rules allow are tried.
+    The restrictions are:
+
+    - For a runtime of one pipeline, each tier keeps one node. Several nodes of a tier may
+      instead become stages one after another. The network must then state how the nodes of
+      the tier are linked (``inner``), and neither pin nor limit the blocks of the tier.
+    - If every stage of the runtime needs a layer, the first stage gets the first layer, and the
+      last stage gets the last layer. A tier that may be empty is left out if the plan improves.
+
+    At most `MAX_PIPELINES` of the networks that these rules allow are tried.
 
     Parameters
     ----------
@@ -48,14 +51,15 @@ def nearest_plan(
     Returns
     -------
     Plan
-        `plan` itself if the runtime can express it. Otherwise a new plan, whose network may
-        differ from that of `plan`. The new plan may fit where `plan` does not: nodes in a row
-        hold more than each alone.
+        `plan` itself if the runtime can express `plan`; otherwise a new plan. The network of
+        the new plan may differ from the network of `plan`. The new plan may fit even if `plan`
+        does not, because nodes in a row hold more than each node alone.
 
     Raises
     ------
     ValueError
-        If there is no plan to start from, or the network pins one of those layers elsewhere.
+        If no plan exists to start from, or the network pins the first or the last layer to
+        another stage.
 
     Examples
     --------

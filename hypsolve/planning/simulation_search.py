@@ -36,14 +36,18 @@ Progress = Callable[[str], None]  # gets a line on the work in progress
 class Splits:
     """Partitions of a deployment, with their simulated mean latency and a lower bound on it.
 
-    The bound rests on four facts. A prompt is computed in chunks of at least one token, which
-    follow each other through the stages. Before a stage can start on a prompt, one token must
-    have passed every earlier stage. The stage then computes the whole prompt, and afterwards
-    one token must pass every later stage. Links behave likewise. (The first chunk skips a block
-    that computes only the last token, unless all blocks after it do so too, as the head does.)
-    Decode passes follow one another. Each pass takes at least its time alone on the fastest
-    node of each tier; batches, queues and contended links only add to it. For one request, and
-    hence for the mean over all requests, the bound is::
+    The bound rests on these properties of the simulation:
+
+    - A prompt is computed in chunks of at least one token, which follow each other through the
+      stages. One token must pass every earlier stage before a stage can start on the prompt.
+    - The stage then computes the whole prompt. One token must pass every later stage after
+      that. Links behave like stages. (The first chunk skips a block that computes only the
+      last token, unless all blocks after it do so too, as the head does.)
+    - Decode passes follow one another. Each pass takes at least its time alone on the fastest
+      node of each tier.
+    - Batches, queues and contended links only add to these times.
+
+    For one request, and hence for the mean over all requests, the bound is::
 
         bound = sum over stages and links of (one prompt token, all decode passes)
               + max over stages and links of (whole prompt - one prompt token)
@@ -87,7 +91,7 @@ class Splits:
     def tables_s(self) -> tuple[Array, Array]:
         """Seconds that blocks i:j on tier k, with their link, add to the sum and to the max.
 
-        Two arrays of shape (n_tiers, n_blocks + 1, n_blocks + 1).
+        Both arrays have the shape (n_tiers, n_blocks + 1, n_blocks + 1).
         """
         blocks = [np.array(p.reference_s) for p in (self.alone, self._first, self._token)]
         last_only = np.array([b.last_token_only for b in self.deployment.model.blocks])
