@@ -274,8 +274,8 @@ class BranchAndBound:
             node = SearchNode(box, relaxation, zero, 0.0)
         if relaxation.shop is None:
             release = relaxation.release
-            least = release.max() if self.is_makespan else release.sum()
-            node.bound = max(node.bound, float(least))
+            release_bound = release.max() if self.is_makespan else release.sum()
+            node.bound = max(node.bound, float(release_bound))
         else:
             self._raise_bound(node, self.params.box_steps)
         self.counts["n_boxes"] += 1

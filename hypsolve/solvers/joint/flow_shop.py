@@ -107,7 +107,7 @@ class Relaxer:
         return FlowShopRelaxation(box, shop, release, tiers, groups, np.concatenate(nodes))
 
     def _stage(self, tier: int, first: int, end: int) -> tuple[Array, IntArray, IntArray]:
-        """Return service by request and class, and class and number of the nodes with room."""
+        """Return service times by request and class, and the classes and numbers of nodes."""
         holders = np.flatnonzero(evaluation.can_hold(self.instance, tier, first, end))
         classes = self.instance.node_class[self.instance.nodes_of(tier)][holders]
         order = np.argsort(classes, kind="stable")

@@ -40,7 +40,7 @@ class JointExactParams:
     deadline_aim : float
         Makespan: upper bound that the steps of an ascent aim at, as a share of the deadline.
     max_proof_share : float
-        Share of `memory_bytes` that a certificate may take, at most 1.
+        Share of `memory_bytes` that a certificate can use, at most 1.
 
     Raises
     ------

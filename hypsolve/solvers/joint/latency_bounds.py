@@ -166,7 +166,11 @@ class PartitionBounds:
         return max(0.0, bound_s - rounding_s(self.instance, bound_s))
 
     def _ascend(self, node: _BoxNode, incumbent: Incumbent, deadline: float) -> bool:
-        """Raise a partition's bound on a finer level or by a restart; False if none is left."""
+        """Raise a partition's Lagrangian bound on a finer time grid or by a restart.
+
+        `PartitionBounds` calls it for the partition with the lowest bound. Returns False if
+        neither a finer grid nor a restart is left.
+        """
         params = self.params
         if node.n_stalled == len(params.restart_scales):
             return False
@@ -214,7 +218,7 @@ class PartitionBounds:
         deadline: float,
         window_s: Array | None = None,
     ) -> "_WindowedAscent | None":
-        """Return an ascent on the time grid of a level; None if the grid has too many ticks.
+        """Return a windowed ascent on the grid of a level; None if the grid has too many ticks.
 
         Windows have at least the width `window_s`, where a coarser level has determined it.
         """
