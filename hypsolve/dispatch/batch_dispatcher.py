@@ -80,12 +80,12 @@ class BatchDispatcher:
 
     @property
     def outstanding_s(self) -> Array:
-        """Expected seconds of the jobs dispatched and not yet complete, shape (n_nodes,)."""
+        """Expected time of the jobs of each node that are not complete, shape (n_nodes,)."""
         return self._nodes.backlog / TICKS_PER_S
 
     @property
     def slowdown(self) -> Array:
-        """Rounded moving average of busy over expected seconds, shape (n_nodes,)."""
+        """Rounded moving average of the ratio of busy to expected time, shape (n_nodes,)."""
         return np.asarray(self._factor[self._nodes.step + self._max_steps])
 
     def dispatch(self, expected_s: ArrayLike) -> IntArray:

@@ -84,10 +84,10 @@ class Dispatcher:
 
     HypSched-RT [1]_ chooses the node that minimises (outstanding + own) expected seconds times
     the node's slowdown. Outstanding jobs are all jobs that were dispatched to the node and are
-    not yet complete; a running job counts in full. The slowdown starts at 1 and is a moving
-    average of busy over expected seconds, rounded to 1/16 octave (see `DispatcherParams`). A
-    node that is throttled or shared therefore automatically receives less load. Ties go to the
-    node that joined first.
+    not yet complete; a running job counts in full. The slowdown starts at 1. It is a moving
+    average of the ratio of busy time to expected time, rounded to the nearest power of
+    2**(1/16) by default (see `DispatcherParams`). A node that is throttled or shared therefore
+    automatically receives less load. Ties go to the node that joined first.
 
     A choice costs O(n_groups + log n_nodes), where a group holds the nodes of one class and one
     rounded slowdown. A dispatcher must not be shared between threads without a lock.
@@ -154,15 +154,15 @@ class Dispatcher:
         return tuple(self._nodes)
 
     def n_jobs(self, node: Hashable) -> int:
-        """Number of jobs dispatched to a node and not yet complete."""
+        """Return the number of jobs that were dispatched to a node and are not complete."""
         return self._known(node).jobs.total()
 
     def outstanding_s(self, node: Hashable) -> float:
-        """Expected seconds of the jobs dispatched to a node and not yet complete."""
+        """Return the expected time of all jobs of a node that are not complete, in seconds."""
         return self._known(node).backlog / TICKS_PER_S
 
     def slowdown(self, node: Hashable) -> float:
-        """Rounded moving average of the busy over the expected seconds of a node."""
+        """Return the rounded moving average of a node's ratio of busy to expected time."""
         step: int = self._known(node).step
         return 2.0 ** (step / self._params.steps_per_octave)
 
@@ -204,7 +204,7 @@ class Dispatcher:
         Parameters
         ----------
         expected : float, or mapping of class to float
-            Seconds that the request should take on an idle, healthy node of each class; a
+            Time in seconds that the request takes on an idle, healthy node of each class; a
             single number holds for all classes. They must be positive and at most 2**20, and
             are rounded to ticks of 2**-30 s, at least one.
             `hypsolve.problem.evaluation.stage_service_s` computes them from an instance.
@@ -255,7 +255,7 @@ class Dispatcher:
         expected_s : float
             As given to `dispatch` for the class of the node.
         busy_s : float
-            Measured seconds that the node spent on the request, without queueing.
+            Measured time that the node spent on the request, without queueing.
 
         Raises
         ------

@@ -44,21 +44,24 @@ class Instance:
     The table over blocks is ``kind_table[..., block_kind]``, the table over cuts is
     ``kind_table[..., cut_kind]``.
 
+    The objectives that depend on the partition alone use the times of one *reference request*.
+    By default its times are the means over the requests.
+
     Attributes
     ----------
     kind_s : ndarray, shape (n_requests or 1, n_classes, n_block_kinds)
-        Seconds of a block for a request on a node class.
+        Time of a block in seconds, for a request on a node class.
     reference_kind_s : ndarray, shape (n_classes, n_block_kinds)
-        Seconds of a block for the reference request.
+        Time of a block in seconds, for the reference request.
     block_kind : ndarray of int, shape (n_blocks,)
     block_bytes : ndarray, shape (n_blocks,)
         Memory that a node needs for a block; all 0 means no memory limit.
     tied_bytes : float
         Memory that tied weights save if a single stage holds all blocks.
     transfer_kind_s, occupancy_kind_s : ndarray, (n_requests or 1, n_tiers - 1, n_cut_kinds)
-        Seconds from tier k to k + 1 at a cut, and the part that keeps the link busy.
+        Transfer time from tier k to k + 1 at a cut, and the part that keeps the link busy.
     reference_transfer_kind_s, reference_occupancy_kind_s : ndarray, (n_tiers - 1, n_cut_kinds)
-        Both for the reference request.
+        Both times for the reference request.
     cut_kind : ndarray of int, shape (n_blocks + 1,)
     node_tier, node_class : ndarray of int, shape (n_nodes,)
         Tier and class of each node; nodes are sorted by tier.
@@ -185,12 +188,12 @@ class Instance:
 
     @property
     def kind_s(self) -> Array:
-        """Seconds by kind of block, shape (n_requests or 1, n_classes, n_block_kinds)."""
+        """Time by kind of block, shape (n_requests or 1, n_classes, n_block_kinds)."""
         return self.costs.kind_s
 
     @property
     def reference_kind_s(self) -> Array:
-        """Seconds of the reference request, shape (n_classes, n_block_kinds)."""
+        """Reference request: time by kind of block, shape (n_classes, n_block_kinds)."""
         return self.costs.reference_kind_s
 
     @property
@@ -210,7 +213,7 @@ class Instance:
 
     @property
     def transfer_kind_s(self) -> Array:
-        """Seconds by kind of cut, shape (n_requests or 1, n_tiers - 1, n_cut_kinds)."""
+        """Transfer time by kind of cut, shape (n_requests or 1, n_tiers - 1, n_cut_kinds)."""
         return self.links.transfer_kind_s
 
     @property
@@ -220,7 +223,7 @@ class Instance:
 
     @property
     def reference_transfer_kind_s(self) -> Array:
-        """Transfers of the reference request, shape (n_tiers - 1, n_cut_kinds)."""
+        """Reference request: transfer time by kind of cut, shape (n_tiers - 1, n_cut_kinds)."""
         return self.links.reference_transfer_kind_s
 
     @property
@@ -355,27 +358,27 @@ class Instance:
 
     @property
     def reference_s(self) -> Array:
-        """Seconds of the reference request, shape (n_classes, n_blocks)."""
+        """Time of each block for the reference request, shape (n_classes, n_blocks)."""
         return self.reference_kind_s[:, self.block_kind]
 
     @property
     def block_s(self) -> Array:
-        """Seconds of blocks, shape (n_requests or 1, n_classes, n_blocks)."""
+        """Time of each block, shape (n_requests or 1, n_classes, n_blocks)."""
         return self.kind_s[:, :, self.block_kind]
 
     @property
     def transfer_s(self) -> Array:
-        """Seconds of transfers, shape (n_requests or 1, n_tiers - 1, n_blocks + 1)."""
+        """Transfer time at each cut, shape (n_requests or 1, n_tiers - 1, n_blocks + 1)."""
         return self.transfer_kind_s[:, :, self.cut_kind]
 
     @property
     def reference_transfer_s(self) -> Array:
-        """Transfers of the reference request, shape (n_tiers - 1, n_blocks + 1)."""
+        """Reference request: transfer time at each cut, shape (n_tiers - 1, n_blocks + 1)."""
         return self.reference_transfer_kind_s[:, self.cut_kind]
 
     @property
     def reference_link_s(self) -> Array:
-        """Seconds that links add to the bottleneck, shape (n_tiers - 1, n_blocks + 1)."""
+        """Time that links add to the bottleneck, shape (n_tiers - 1, n_blocks + 1)."""
         full = self.link_cost is LinkCost.FULL
         kinds = self.reference_transfer_kind_s if full else self.reference_occupancy_kind_s
         return kinds[:, self.cut_kind]
@@ -503,7 +506,7 @@ class Instance:
         Parameters
         ----------
         block_s : array_like, shape (n_requests or 1, n_classes, n_blocks)
-            Seconds of a block for a request on a node class, at least 0.
+            Time of a block in seconds, for a request on a node class; at least 0.
         block_bytes : array_like, shape (n_blocks,)
             Memory that a node needs for each block; all 0 means no memory limit. Whole numbers
             that sum to at most 2**53 are compared exactly, others up to rounding.
@@ -515,12 +518,13 @@ class Instance:
         arrival_s : array_like, shape (n_requests,) or (1,)
             Default: every request arrives at 0.
         reference_s : array_like, shape (n_classes, n_blocks)
-            Seconds of the reference request; default: the mean over the requests.
+            Times of the blocks for the reference request; default: the mean over the requests.
         reference_transfer_s : array_like, shape (n_tiers - 1, n_blocks + 1)
-            Transfers of the reference request; default: the mean over the requests. The part
-            that keeps a link busy is the mean of `occupancy_s`, or all without it.
+            Transfer times of the reference request; default: the mean over the requests. The
+            part that keeps a link busy is the mean of `occupancy_s`, or all without it.
         objective : Objective or str
-            ``bottleneck``, ``path``, ``p0``, ``mean_latency`` or ``makespan``.
+            ``bottleneck``, ``path``, ``p0`` (P0, the objective of the Hyperion paper),
+            ``mean_latency`` or ``makespan``.
         stage_rule : StageRule or str
             ``pooled``, ``fastest`` or ``slowest``.
         allow_empty : bool

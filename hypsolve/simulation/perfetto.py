@@ -32,9 +32,11 @@ def write_perfetto(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write a trace as a JSON file for ui.perfetto.dev or chrome://tracing.
 
     - A tier is a process, and a node is a thread.
-    - If the visits were recorded, a slice is an iteration, with its requests and tokens as
-      arguments. At flow level a slice is a request. Otherwise the requests at a node overlap,
-      and are asynchronous slices from admission to last token.
+    - At flow level, a slice on a node is a request.
+    - At token level with recorded visits, a slice on a node is an iteration, with its requests
+      and tokens as arguments.
+    - At token level without recorded visits, a slice on a node is a request, from its admission
+      to its last token there. These slices are asynchronous, because they overlap.
     - Counters of each node show whether it is busy, its requests, its waiting requests, and its
       KV cache in bytes and as a share of its capacity.
     - Process ``requests`` holds a slice per request from arrival to end, with an instant at its

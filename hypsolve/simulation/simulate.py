@@ -28,23 +28,27 @@ time that its batch takes at speed 1. It restarts at 1 when the node recovers.
 
 *Batching.* A node that is idle and has waiting tokens of admitted requests starts an iteration
 at once. It takes requests in the order in which their tokens began to wait: at most `max_batch`
-of them, and at most `chunk_tokens` tokens of prompts. Decode tokens behind prompts that must
-wait are still taken. A block takes ``t0_s + max(flops / flops_per_s, bytes / bytes_per_s)`` for
-the whole batch, and reads its weights once. The head computes only the positions that yield a
-token. A chunk of a prompt moves on to the next stage as soon as it is computed.
+of them, and at most `chunk_tokens` tokens of prompts. A prompt beyond that limit waits, but the
+node still takes decode tokens that stand behind the prompt in this order. A block takes
+``t0_s + max(flops / flops_per_s, bytes / bytes_per_s)`` for the whole batch, and reads its
+weights once. The LM head computes only the positions that yield a token. A chunk of a prompt
+moves on to the next stage as soon as it is computed.
 
-*Links.* Tokens cross all links up to the next non-empty stage, one after the other: bytes over
-rate, then latency. Messages of one request keep their order. By default links never queue. With
-`link_contention` each link sends one message at a time, first come, first served. The decode
-tokens of one iteration are one message, and each chunk of a prompt is another.
+*Links.* On the way to a non-empty stage a message crosses all links since the non-empty stage
+before (to the first one: since the first tier), one link after the other. A link takes the
+bytes over its rate, and then its latency. Messages of one request keep their order. By default
+links never queue. With `link_contention` each link sends one message at a time, first come,
+first served. The decode tokens of one iteration are one message, and each chunk of a prompt is
+another.
 
 *Events.* See `hypsolve.Event`. Work under way when a speed changes continues at the new speed.
 When a node fails, requests whose work there was not complete start again at the first stage,
 which keeps their ids: their prompts and the tokens that came back are computed again. A request
 that finds no node up waits for one; if none ever comes up, the request never ends.
 
-*Order within one instant*: ends of iterations, failures and recoveries, returned tokens, tokens
-that arrive, requests that reach a stage (by index), starts of iterations. Ties go to the lower
+*Order of simultaneous events*: first ends of iterations, then failures and recoveries, tokens
+delivered to the source of the requests, decode tokens that arrive at a stage, prompts or chunks
+that arrive at a stage (by request index), and last starts of iterations. Ties go to the lower
 request index, then to the lower node index. The simulation is deterministic: equal inputs give
 equal traces.
 """
@@ -123,9 +127,9 @@ def simulate(
     Raises
     ------
     ValueError, TypeError
-        If the partition has another shape, if no node of a tier can hold its stage, if an
-        option that the level does not have differs from its default, or if a policy returns
-        something other than a node of ``tier_state.nodes``.
+        If the partition does not fit the tiers and blocks of the problem, if no node of a tier
+        can hold its stage, if an option that the level does not have differs from its default,
+        or if a policy returns something other than a node of ``tier_state.nodes``.
 
     Examples
     --------

@@ -120,9 +120,10 @@ class Visits:
 class Trace:
     """Record of a simulation, as `hypsolve.simulate` returns it.
 
-    Shapes: (n_requests,) for an array of requests, (n_requests, n_tiers) for one of requests at
-    tiers, and (n_nodes,) for one of nodes, numbered over the whole network, tier by tier. A
-    time is nan if the event never happened.
+    An array with a value per request has shape (n_requests,). An array with a value per request
+    and tier has shape (n_requests, n_tiers). An array with a value per node has shape
+    (n_nodes,), and its nodes are numbered over the whole network, tier by tier. A time is nan
+    if the event never happened.
 
     Attributes
     ----------
