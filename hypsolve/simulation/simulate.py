@@ -11,10 +11,10 @@ first non-empty stage and goes through all others. Then the id of the token retu
 stage over the return latencies of the links in between. The next pass begins there at once;
 after the last token, the request frees its KV cache.
 
-*Delivery.* Empty tiers before the first stage are crossed once, by the ids of the prompt, when
-the request arrives. Each token travels on over their return latencies to the request side,
-where it is delivered. The first delivery ends the time to first token, and the last delivery
-ends the request.
+*Delivery.* Requests come from the request side, at the first tier. Empty tiers before the first
+stage are crossed once, by the ids of the prompt, when the request arrives. Each token travels
+on over their return latencies to the request side, where it is delivered. The first delivery
+ends the time to first token, and the last delivery ends the request.
 
 *Pinning.* When a request first reaches a stage, the policy picks one node that can hold the
 stage and is up. This node keeps the request's KV cache until the last token is back. The
@@ -47,7 +47,7 @@ which keeps their ids: their prompts and the tokens that came back are computed 
 that finds no node up waits for one; if none ever comes up, the request never ends.
 
 *Order of simultaneous events*: first ends of iterations, then failures and recoveries, tokens
-delivered to the source of the requests, decode tokens that arrive at a stage, prompts or chunks
+that come back to the first stage, decode tokens that arrive at a stage, prompts or chunks
 that arrive at a stage (by request index), and last starts of iterations. Ties go to the lower
 request index, then to the lower node index. The simulation is deterministic: equal inputs give
 equal traces.
