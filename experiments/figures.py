@@ -190,7 +190,7 @@ def solve_time_against_size(frame: pd.DataFrame, ax: Axes) -> Axes:
     _lines(table, ax, "solve_time_s", of_time=True)
     focus = ("HypSplit-DP", "Hyperion+", "joint exact", "joint CP-SAT", "CP-SAT")
     answer = _medians(table["solve_time_s"], table["label"], focus, seconds)
-    style.title(ax, _place(frame), f"median: {answer}" if answer else "", extrapolation(frame))
+    style.title(ax, _place(frame), answer, extrapolation(frame))
     style.plain_log(ax.yaxis)
     ax.set_ylabel("solve time (s)")
     return style.clean(ax)

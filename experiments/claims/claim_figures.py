@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from experiments import figure_style as style
 from experiments.claims.judging import cases
 from experiments.claims.statements import CLAIMS, TOPICS, Claim
+from experiments.claims.statistics import HYPERION
 
 _VERDICTS = {  # colour, marker, face
     "holds": ("#0072B2", "o", "#0072B2"),
@@ -67,12 +68,11 @@ def changes(table: pd.DataFrame, ax: Axes, claim: Claim, networks: Sequence[str]
         f"holds in {counts.get('holds', 0)} of {len(table)}, fails in"
         f" {counts.get('fails', 0)}; median {100 * table['change'].median():.1f}{points}"
     )
-    style.title(ax, _heading(claim), answer, width=34)
+    compared = f"against {claim.against}"
+    if claim.reference != HYPERION:
+        compared = f"{claim.reference} {compared}"
+    style.title(ax, claim.text, compared, answer, width=34)
     return style.clean(ax, "x")
-
-
-def _heading(claim: Claim) -> str:
-    return f"{claim.text}: {claim.reference} against {claim.against}"
 
 
 def topic_figure(

@@ -140,7 +140,7 @@ def reduction(
         if hollow.any():
             style.explain_hollow(ax, f"one of the two {CANNOT}")
         if (~hollow).any():
-            medians.append(f"{label} {change[~hollow].median():.0f} %")
+            medians.append(f"{label} {round(change[~hollow].median()) + 0} %")
         if label in PAPER and set(rivals) == set(PAPER):
             ax.axhline(
                 100 * PAPER[label], color=look["color"], lw=0.8, ls="--",
@@ -184,8 +184,12 @@ def gains(frame: pd.DataFrame, ax: Axes, reference: str = HYPERION) -> Axes:
     """
     found = comparisons(frame, LATENCY, reference)
     kept = found[found["state"] == "judged"]
+    medians = 100 * kept.groupby("label")["change"].median().dropna()
     names = []
-    for row, (label, runs) in enumerate(found.groupby("label", sort=False)):
+    in_order = medians.sort_values(ascending=False, kind="stable").index
+    in_order = [*in_order, *(set(found["label"]) - set(in_order))]
+    for row, label in enumerate(in_order):
+        runs = found[found["label"] == label]
         change = 100 * kept[kept["label"] == label]["change"].dropna()
         look = style.style_of(str(label))
         heights = np.full(len(change), row)
@@ -202,8 +206,15 @@ def gains(frame: pd.DataFrame, ax: Axes, reference: str = HYPERION) -> Axes:
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.6)
     ax.set_xlabel(f"{reference}'s latency lower by (%); left of 0 the other method is faster")
+    answer = ""
+    if len(medians):
+        best, worst = medians.idxmax(), medians.idxmin()
+        answer = (
+            f"median: {medians[best]:+.0f} % against {best},"
+            f" {medians[worst]:+.0f} % against {worst}"
+        )
     words = "a point per setting; bars: quartiles and median"
-    style.title(ax, words, extrapolation(frame), width=56)
+    style.title(ax, answer, words, extrapolation(frame), width=62)
     return style.clean(ax, "x")
 
 
@@ -232,7 +243,11 @@ def utilisation(frame: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_ylim(len(series) - 0.5, -0.5)
     ax.set_xlabel("busy share of all GPUs (%)")
     style.legend(ax)
-    style.title(ax, "mean over seeds, 95 % interval", extrapolation(frame), width=50)
+    means = table.groupby(["series", "label"])["utilisation"].mean().unstack()
+    busiest = means.idxmax(axis=1).value_counts()
+    counts = ", ".join(f"{label} {n}" for label, n in busiest.items())
+    answer = f"busiest, of {len(means)}: {counts}"
+    style.title(ax, answer, "mean over seeds, 95 % interval", extrapolation(frame), width=66)
     return style.clean(ax, "x")
 
 
@@ -303,7 +318,7 @@ def utilisation_figures(_: str, frame: pd.DataFrame) -> dict[str, Figure]:
     }
     return {
         f"utilisation{suffix}": single(
-            rows, utilisation, 1.4 + 0.4 * rows["series"].nunique(),
+            rows, utilisation, 1.6 + 0.46 * rows["series"].nunique(),
             f"Which method keeps the GPUs busier {words}?",
         )
         for (suffix, words), rows in loads.items()
