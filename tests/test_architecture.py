@@ -3,6 +3,7 @@
 import ast
 import fnmatch
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -328,3 +329,31 @@ def test_no_machine_path_is_in_the_repository():
             if match:
                 found.append(f"{name}:{number}: {match[0]}")
     assert found == []
+
+
+def test_no_file_is_both_tracked_and_ignored():
+    """An ignored file that is tracked misses from `git add` in a copy without history."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert listed.stdout.splitlines() == []
+
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_that_draw_hold_a_picture(path):
+    """A figure that a notebook's back end does not show leaves no output and no error."""
+    drawing = re.compile(r"\.plot\w*\(|figures_of\(|figures\.\w+\(|plt\.subplots\(")
+    cells = json.loads(path.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert any("image/png" in output.get("data", {}) for c in code for output in c["outputs"])
+    for cell in code:
+        source = "".join(cell["source"])
+        if drawing.search(source):
+            shown = [kind for output in cell["outputs"] for kind in output.get("data", {})]
+            assert "image/png" in shown, f"no picture below:\n{source}"

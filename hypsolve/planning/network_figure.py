@@ -124,11 +124,11 @@ def _card(
     _box(ax, x, y, width, CARD, facecolor="none", edgecolor=GREY, linewidth=0.8)
     count = f"{len(card.nodes)} x " if len(card.nodes) > 1 else ""
     layers = plan.describe_blocks(node.blocks) if node.is_used else "unused"
-    names = _names([each.node for each in card.nodes], letters)
+    names = [each.node.removeprefix(f"{node.tier}-") for each in card.nodes]  # it stands above
     lines: list[tuple[str, dict[str, Any]]] = [
         (short_name(layers, int(letters * 0.9)), {"weight": "bold"}),
         (f"{count}{node.gpu}", {}),
-        (names, {"color": MUTED}),
+        (_names(names, letters), {"color": MUTED}),
     ]
     for at, (text, style) in enumerate(lines):
         text = short_name(text, letters)

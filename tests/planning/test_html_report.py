@@ -16,10 +16,11 @@ import pytest
 
 import hypsolve as hs
 from hypsolve.cli.catalog import EXAMPLE
-from hypsolve.planning import figures
+from hypsolve.planning import figures, network_figure
 from hypsolve.planning.figures import FIGURES
 from hypsolve.problem import evaluation
 from hypsolve.problem.units import show_seconds
+from instances import network
 from tests.cli.test_cli import run
 from tests.planning.test_planner import SMALL, TIGHT, tier
 
@@ -95,7 +96,27 @@ def test_every_kind_of_node_is_drawn_once(width):
     plan = hs.plan("llama-3-8b", wide, **SHORT)
     shown = texts(figures.plot(plan, "network", None, width))
     assert "9 x RTX 3090" in shown and "L4" in shown and "A10" in shown
-    assert any(text.startswith("desk-0") and text.endswith("8") for text in shown)
+    assert any(text.startswith("0") and text.endswith("8") for text in shown)  # of tier desk
+
+
+@pytest.mark.parametrize("name", ["campus", "phone-edge-cloud-5g", "operator-5-tier"])
+@pytest.mark.parametrize("width", [3.8, 9.4])
+def test_text_of_the_network_lies_in_its_card(name, width):
+    plan = hs.plan("phi-3-medium", network(name), concurrency=1, with_upgrades=False)
+    ax = figures.plot(plan, "network", None, width)
+    renderer = ax.figure.canvas.get_renderer()
+    cards = [p.get_window_extent(renderer) for p in ax.patches if p.get_edgecolor()[3] > 0
+             and math.isclose(p.get_height(), network_figure.CARD)]  # fmt: skip
+    assert len(cards) >= len(plan.stages)
+    n_inside = 0
+    for text in ax.texts:
+        box = text.get_window_extent(renderer)
+        for card in cards:
+            if card.x0 <= box.x0 <= card.x1 - 4 and card.y0 <= box.y0 <= card.y1:
+                n_inside += 1
+                assert box.x1 <= card.x1 + 1 and box.y1 <= card.y1 + 1, text.get_text()
+    assert n_inside == 4 * len(cards)
+    matplotlib.pyplot.close(ax.figure)
 
 
 @pytest.mark.parametrize("kind", FIGURES)

@@ -835,7 +835,7 @@ print("all solved")
 )
 def test_all_backends_live_in_one_process(first):
     run = subprocess.run(
-        [sys.executable, "-c", ALL_IN_ONE, first], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", ALL_IN_ONE, first], capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "all solved"
