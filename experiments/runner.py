@@ -203,7 +203,7 @@ def _warm_families(folder: str | Path | None) -> None:
 
     cache = f"the cache is {folder}" if folder else "no folder to cache them is writable"
     print(
-        f"kernels: preparing {len(FAMILIES)} families; they compile once, for some minutes,"
+        f"kernels: preparing {len(FAMILIES)} families; they compile once, for about a minute,"
         f" and load in seconds afterwards; {cache}",
         flush=True,
     )

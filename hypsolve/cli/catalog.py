@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import click
@@ -131,8 +132,9 @@ def methods(as_json: bool) -> None:
     rows = []
     for name, method in METHODS.items():
         text = inspect.getdoc(method.function) or ""
-        words = text.replace(" [1]_", "").splitlines()
+        words = re.sub(r" \[\d+\]_", "", text).splitlines()
         _, _, source = text.partition(".. [1] ")
+        source = re.split(r"\n\s*\n|\n\.\. \[", source)[0]  # the first reference alone
         rows.append(
             {
                 "method": name,

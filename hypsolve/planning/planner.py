@@ -235,6 +235,11 @@ def compare(
     """
     known = comparable(arguments.get("objective", ""))
     for name in methods or ():
+        if name in METHODS and name not in known:
+            raise ValueError(
+                f"method {name!r} decides a schedule, too, for hypsolve.solve alone; choose one"
+                f" of {', '.join(known)}"
+            )
         valid.known("method that decides a partition", name, known)
     query = PlanQuery.of(model, network, **arguments)
     bound_s = 0.0

@@ -33,7 +33,8 @@ HEADS = {
     "node alone": "time of one request on one such node",
     "stage": "time of one request on the tier: of all its nodes together under the objective"
     " bottleneck, else of its fastest node",
-    "link": "time of one request on the link to the next tier",
+    "link": "time of one request on the link to the next tier: how long it keeps the link busy"
+    " under the objective bottleneck, else with all latencies, there and back",
     "of bottleneck": "stage and link, as a share of the bottleneck stage and its link",
     "of path": "stage and link, as a share of the path",
     "of p0": "stage and link, as a share of the objective p0",
@@ -59,8 +60,10 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield describe_proof(plan)
         yield describe_bottleneck(plan)
         if plan.forecast is not None:
+            yield from alternatives_lines(
+                plan
+            )  # beside the proof, which is of another quantity
             yield from forecast_lines(plan)
-            yield from alternatives_lines(plan)
     limit = plan.model.context_tokens
     if limit and plan.query.tokens > limit:
         yield f"longer than the {limit} tokens the model was made for: runtimes may refuse it"
@@ -85,7 +88,7 @@ def describe_query(plan: Plan) -> str:
     """Describe the requests of the query."""
     query = plan.query
     return (
-        f"{query.prompt_tokens} + {query.output_tokens} tokens, room for"
+        f"{query.prompt_tokens} + {query.output_tokens} tokens, KV cache for"
         f" {query.concurrency} sequences"
     )
 
@@ -192,7 +195,7 @@ def forecast_lines(plan: Plan) -> list[str]:
         f" p95 {show_seconds(forecast.latency_p95_s)}",
         f"it keeps up with {rate}; with at most {MAX_BATCH} requests in a batch, no schedule"
         f" of this split serves more than {forecast.bound_requests_per_s:.3g}",
-        f"room for {forecast.max_sequences} sequences at once, or one of"
+        f"memory has room for {forecast.max_sequences} sequences at once, or one of"
         f" {forecast.max_context_tokens} tokens; GPUs are busy"
         f" {forecast.utilisation:.0%} of the time",
     ]
@@ -205,10 +208,11 @@ def forecast_lines(plan: Plan) -> list[str]:
     if math.isfinite(forecast.price_per_million_tokens):
         price = forecast.price_per_million_tokens
         lines.append(f"price: {price:.4g} per million output tokens")
+    rate = f"{forecast.rate_per_s:g} requests/s"
     if forecast.keeps_up is None:
-        lines.append("whether it keeps up with this rate takes too long to simulate")
+        lines.insert(0, f"whether it keeps up with {rate} takes too long to simulate")
     elif not forecast.keeps_up:
-        lines.append("it cannot keep up with this rate: latencies grow without end")
+        lines.insert(0, f"it cannot keep up with {rate}: latencies grow without end")
     return lines
 
 
@@ -231,7 +235,7 @@ def alternatives_lines(plan: Plan) -> list[str]:
             )
             facts = [rate, latency] if more else [latency, rate]
             lines.append(
-                f"in simulation, the split of --objective {other.objective} (layers"
+                f"but in batches, simulated, the split of --objective {other.objective} (layers"
                 f" {describe_cuts(other.cuts)}) {' and '.join(facts)}"
             )
     return lines

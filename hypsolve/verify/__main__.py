@@ -50,6 +50,7 @@ def _answer(of_instance: str, path: Path) -> int:
         raise ValueError(f"{path}: {error}") from None
     print(f"verified: {found}")
     others = [str(field) for field in result if field not in COVERED]
+    others = ["instance (its name)" if each == "instance" else each for each in others]
     print(f"not covered: {', '.join(sorted(others))}")
     return 0
 

@@ -37,7 +37,7 @@ def test_plan_of_the_example(capsys, example):
     code, out, err = run(capsys, "plan", "--model", "llama-3-8b", "--network", example)
     assert (code, err) == (0, "")
     for words in (
-        "llama-3-8b on network: 512 + 256 tokens, room for 16 sequences",
+        "llama-3-8b on network: 512 + 256 tokens, KV cache for 16 sequences",
         "2 x RTX 4090", "embedding, layer", ", head",
         "proved optimal: no split over all tiers has a bottlen",
         "bottleneck stage: ", "slack of the others: ",
@@ -422,7 +422,7 @@ def test_init_leaves_a_file_alone(capsys, example):
         (("fly",), "No such command 'fly'"),
         (
             ("compare", "--model", "llama-3-8b", "--network", "NET", "--method", "heft"),
-            "unknown method that decides a partition 'heft'",
+            "method 'heft' decides a schedule, too",
         ),
         (
             ("simulate", "--model", "llama-3-8b", "--network", "NET", "--trace", "no.csv"),
@@ -456,3 +456,10 @@ def test_the_command_is_installed(tmp_path):
     done = subprocess.run([script, "init"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "network.toml").read_text() == EXAMPLE
+
+
+def test_methods_are_listed_in_their_own_words_alone(capsys):
+    rows = json.loads(run(capsys, "methods", "--json")[1])
+    assert [row["method"] for row in rows] == list(hs.METHODS)
+    for row in rows:
+        assert row["what"] and "]_" not in row["what"] and "Examples" not in row["source"]
