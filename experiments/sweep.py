@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.full and not options.out and (options.seeds or options.time_limit):
         parser.error("--full with --seeds or --time-limit needs --out: results has the whole")
     options.out = options.out or Path(FOLDERS[options.size])
-    command = shlex.join(["python", "-m", "experiments.sweep", *arguments])
+    command = _command(arguments)
     try:
         if options.redraw:
             return _redraw(options.out, names)
@@ -142,6 +142,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"sweep: stopped{stop}; the same command goes on from there", file=sys.stderr)
         return 130
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """Return the command that goes on with this sweep: of a script of one's own, its own."""
+    script = Path(sys.argv[0])
+    if script.suffix == ".py" and script.name not in ("sweep.py", "__main__.py"):
+        return shlex.join(["python", script.name, *sys.argv[1:]])
+    return shlex.join(["python", "-m", "experiments.sweep", *arguments])
 
 
 def _named(names: Sequence[str], parser: argparse.ArgumentParser) -> tuple[str, ...]:

@@ -597,5 +597,7 @@ def test_the_example_of_an_experiment_of_ones_own_runs_as_documented(tmp_path):
     assert {row["method"] for row in rows} == {"hypsplit_dp", "halves"}
     assert {row["status"] for row in rows} == {"optimal", "feasible"}
     assert "halves: gap to the best bound that any method proved" in done.stdout
+    session = json.loads((tmp_path / "rows/halves.json").read_text())
+    assert f"python halves.py --out {tmp_path / 'rows'}" in json.dumps(session)
     names = {path.name for path in (tmp_path / "rows").iterdir()}
     assert names == {"halves.csv", "halves.json", "halves.md"}
