@@ -57,8 +57,9 @@ class Method:
         ``(partition) -> seconds``, in place of `hypsolve.evaluate`: for a method that scores
         partitions by simulation and makes no schedule.
     bound_s : float
-        A lower bound that was proved beforehand, in seconds. The bound of the result is at
-        least this, and a solution that reaches it is optimal.
+        A lower bound on the objective of the instance that was proved beforehand, in seconds.
+        The bound of a result with a partition is at least this, and a solution that reaches it
+        is optimal.
 
     Examples
     --------
@@ -331,6 +332,8 @@ def _certify(
                 ' that decides the partition alone is hypsolve.Method(function, "partition")'
             )
         objective_s = _checked_score(instance, name, outcome.partition, outcome.schedule, score)
+        if objective_s >= known_bound_s * (1 - 1e-6):  # it may be above by rounding
+            known_bound_s = min(known_bound_s, objective_s)
         bound_s = max(bound_s, known_bound_s)
         if known_bound_s and status is Status.FEASIBLE and objective_s <= bound_s:
             status = Status.OPTIMAL

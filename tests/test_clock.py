@@ -1,5 +1,7 @@
 """Results at any clock: times of day of 1e12 s lose no digit of a latency or a makespan."""
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from hypsolve import METHODS, Instance, Partition, check, evaluate, schedule, solve
 from hypsolve.verify import Refuted, verify
+from hypsolve.verify.reading import not_covered
 from tests.helpers import oracles, strategies
 
 ORIGINS_S = (0.0, 1e3, 1e6, 1.7e9, 1e12)
@@ -101,3 +104,57 @@ def test_names_and_extrapolated_are_covered(field, change):
         verify(other, document)
     with pytest.raises(Refuted, match="extrapolated"):
         verify(instance, document | {"extrapolated": True})
+
+
+def of_version_2(document, first_s):
+    """Write a result as version 2 did: times of schedules, and a makespan, from time 0."""
+    old = copy.deepcopy(document) | {"version": 2}
+    del old["names_digest"]
+    for key in ("start_s", "end_s"):
+        old["schedule"][key] = [[x + first_s for x in row] for row in old["schedule"][key]]
+    if old["objective"] == "makespan":
+        for key in ("objective_s", "bound_s"):
+            old[key] += first_s
+        for key in ("value_s", "bound_s"):
+            old["certificate"][key] += first_s
+        old["gap"] = (old["objective_s"] - old["bound_s"]) / old["objective_s"]
+    return old
+
+
+@pytest.mark.parametrize("objective", ["mean_latency", "makespan"])
+@pytest.mark.parametrize("origin_s", ORIGINS_S[:4])
+def test_results_of_earlier_versions_are_read(objective, origin_s):
+    instance = Instance.from_tables(
+        [[[0.7, 0.3]], [[0.9, 0.4]], [[0.2, 0.6]]], [1, 1], [[(0, 1)], [(0, 1)]],
+        arrival_s=np.array([0.0, 0.1, 0.3]) + origin_s, objective=objective,
+    )  # fmt: skip
+    old = of_version_2(solve(instance, "joint_exact").to_dict(), origin_s)
+    verify(instance, old)
+    for key in ("start_s", "end_s"):
+        for value in (10**400, [[[[1.0]]]], None):
+            bad = copy.deepcopy(old)
+            bad["schedule"][key][0][0] = value
+            with pytest.raises(Refuted):
+                verify(instance, bad)
+    with pytest.raises(Refuted, match="names_digest"):
+        verify(instance, old | {"names_digest": "lies"})
+
+
+def test_what_a_check_does_not_cover_is_listed():
+    instance = Instance.from_tables([[[1.0, 2.0]]], [1, 1], [[(0, 2)], [(0, 2)]])
+    document = solve(instance, "hypsplit_dp").to_dict()
+    for field in ("method", "message", "instance (its name)"):
+        assert field in not_covered(document)
+    assert "extrapolated" not in not_covered(document)
+    old = {key: value for key, value in document.items() if key != "names_digest"}
+    assert "extrapolated" in not_covered(old | {"version": 2})
+    more = document | {"certificate": document["certificate"] | {"signed": "me"}}
+    assert "certificate.signed" in not_covered(more)
+    with pytest.raises(Refuted, match="schedule"):
+        verify(instance, document | {"schedule": {"node": "lies"}})
+    small = instance.replace(node_bytes=np.zeros(2))
+    nothing = solve(small, "hypsplit_dp").to_dict()
+    verify(small, nothing)
+    for field in ("bound_s", "gap", "schedule"):
+        with pytest.raises(Refuted, match=field):
+            verify(small, nothing | {field: 0.5})

@@ -68,8 +68,9 @@ def compare(
         bound_s = max(result.bound_s for result in results)
         show([_row(result, bound_s) for result in results], as_json=False)
         print(
-            "gap: the share by which a better split could be below, by the best bound proved"
-            " here; layers by tier: the embedding comes before layer 0, the head after the last"
+            "gap: the optimum is at most this share below, by the best bound that a method"
+            " here proved; layers by tier: the embedding comes before layer 0, the head after"
+            " the last"
         )
     return 0 if any(result.partition is not None for result in results) else 1
 

@@ -192,6 +192,7 @@ def _serve_plainly(
     for array in (nodes, slowdown, kv_free_tokens, uniforms):
         array.setflags(write=False)
     place = {int(n): at for at, n in enumerate(nodes)}
+    first_s = instance.arrival_s.min()
     queues: list[deque[int]] = [deque() for _ in nodes]
     outstanding_s, free_s = np.zeros(n_nodes), np.zeros(n_nodes)
     row = np.arange(n_requests) if len(expected_s) > 1 else np.zeros(n_requests, np.int64)
@@ -203,7 +204,7 @@ def _serve_plainly(
         own_s = expected_s[row[r], stage.node_class]
         state = TierState(
             tier=tier,
-            time_s=float(now_s),
+            time_s=float(now_s + first_s),
             nodes=nodes,
             n_jobs=np.array([len(queue) for queue in queues]),
             outstanding_s=outstanding_s.copy(),

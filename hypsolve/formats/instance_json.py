@@ -53,7 +53,7 @@ def save(instance: Instance, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     ValueError
-        If `path` does not end so.
+        If `path` ends in neither ``.json`` nor ``.json.gz``.
     OSError
         If the folder does not exist or cannot be written to.
 

@@ -32,7 +32,7 @@ WINDOW = 8.0  # arrivals are simulated for this many latencies
 TRIES = 3  # simulations, each with more requests, before a rate is judged
 STEADY, SURELY = 1.1, 1.8  # growth of the requests in progress: none, and beyond doubt
 MAX_VISITS = 2e7  # (token, stage) visits in one simulation, which take some seconds
-N_BISECTIONS = 5  # of the bisection: the largest rate is found to 1/32 of its bound
+N_BISECTIONS = 5  # the largest rate is found to 1/32 of its bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

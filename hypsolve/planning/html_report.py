@@ -221,8 +221,9 @@ def _numbers(plan: Plan) -> str:
             "latency p50": show_seconds(forecast.latency_p50_s),
             "latency p95": show_seconds(forecast.latency_p95_s),
             "keeps up with, about": f"{forecast.max_requests_per_s:.3g} requests/s",
-            f"upper bound, batches of {MAX_BATCH}": f"{forecast.bound_requests_per_s:.3g}"
-            " requests/s",
+            f"upper bound (batches of {MAX_BATCH}, KV reserved, links in turn)": (
+                f"{forecast.bound_requests_per_s:.3g} requests/s"
+            ),
             "room for": f"{forecast.max_sequences} sequences",
             "or one of": f"{forecast.max_context_tokens} tokens",
             "energy": f"{forecast.joules_per_token:.3g} J/token",

@@ -135,7 +135,7 @@ def rows_of_nodes(plan: Plan) -> list[dict[str, str]]:
 
 
 def _share(share: float) -> str:
-    """Format a share; only the whole is 100%."""
+    """Format a share; one that is close to the whole gets a digit more."""
     return f"{share:.1%}" if 0.995 <= share < 0.9995 else f"{share:.0%}"
 
 
@@ -184,17 +184,21 @@ def forecast_lines(plan: Plan) -> list[str]:
     then = ""
     if not math.isnan(forecast.tpot_s):
         then = f", then {show_seconds(forecast.tpot_s)} per token"
-    rate = "rates that take too long to simulate"
+    rate = "the largest rate that it keeps up with takes too long to simulate"
     if not math.isnan(forecast.max_requests_per_s):
-        rate = f"about {forecast.max_requests_per_s:.3g} requests/s in batches (simulated)"
+        rate = (
+            f"it keeps up with about {forecast.max_requests_per_s:.3g} requests/s in batches"
+            " (simulated)"
+        )
     lines = [
-        f"in batches, at {forecast.rate_per_s:g} requests/s (simulated token by token):"
-        " first token after"
+        f"at a rate of {forecast.rate_per_s:g} per second, in batches (simulated token by"
+        " token): first token after"
         f" {show_seconds(forecast.ttft_s)}{then};"
         f" latency p50 {show_seconds(forecast.latency_p50_s)},"
         f" p95 {show_seconds(forecast.latency_p95_s)}",
-        f"it keeps up with {rate}; with at most {MAX_BATCH} requests in a batch, no schedule"
-        f" of this split serves more than {forecast.bound_requests_per_s:.3g}",
+        f"{rate}; with at most {MAX_BATCH} requests in a batch, KV cache reserved at admission"
+        " and one message at a time on a link, no schedule of this split serves more than"
+        f" {forecast.bound_requests_per_s:.3g}",
         f"memory has room for {forecast.max_sequences} sequences at once, or one of"
         f" {forecast.max_context_tokens} tokens; GPUs are busy"
         f" {forecast.utilisation:.0%} of the time",

@@ -57,7 +57,7 @@ def whole(
     if not minimum <= number <= maximum:
         limit = f"at least {minimum}" if number < minimum else f"at most {maximum:.12g}"
         n_digits = int(number.bit_length() * math.log10(2)) + 1
-        shown = str(number) if n_digits < 60 else f"a number of {n_digits} digits"
+        shown = str(number) if n_digits < 60 else f"a number of about {n_digits} digits"
         raise ValueError(f"{owner}: {field} must be {limit}, got {shown}")
     return number
 
@@ -140,7 +140,7 @@ def did_you_mean(name: Any, choices: Iterable[str]) -> str:
 def missing_attribute(thing: object, name: str) -> AttributeError:
     """Return the error for an attribute that does not exist, with the likeliest name.
 
-    A class raises it in ``__getattr__``, so that the old name of an attribute is told apart.
+    A class raises it in ``__getattr__``, so that the old name of an attribute suggests the new.
 
     Examples
     --------

@@ -34,12 +34,13 @@ def serve(
     else:
         instance = problem
         prompt_tokens = output_tokens = np.zeros(instance.n_requests, np.int64)
-    served = _since_time_0(instance, schedule(instance, partition, policy, seed=seed))
+    since_first = schedule(instance, partition, policy, seed=seed)
+    served = _since_time_0(instance, since_first)
     request, tier = np.nonzero(served.node >= 0)
     first = np.searchsorted(instance.node_tier, np.arange(instance.n_tiers))
     node = served.node[request, tier] + first[tier]
     start_s, end_s = served.start_s[request, tier], served.end_s[request, tier]
-    reached_s = _reached_s(instance, partition, served)
+    reached_s = _since_arrival(instance, _reached_s(instance, partition, since_first))
     busy_s = np.zeros(instance.n_nodes)
     np.add.at(busy_s, node, end_s - start_s)
     return Trace(
@@ -76,15 +77,20 @@ def serve(
 
 def _since_time_0(instance: Instance, schedule: Schedule) -> Schedule:
     """Return a schedule whose times count from time 0, as those of a trace."""
-    first_s = float(instance.arrival_s.min())
-    return Schedule(schedule.node, schedule.start_s + first_s, schedule.end_s + first_s)
+    times = (_since_arrival(instance, each) for each in (schedule.start_s, schedule.end_s))
+    return Schedule(schedule.node, *times)
+
+
+def _since_arrival(instance: Instance, times_s: Array) -> Array:
+    """Count times of requests from time 0; rounding puts none before its arrival."""
+    return np.maximum(times_s + instance.arrival_s.min(), instance.arrival_s[:, None])
 
 
 def _reached_s(instance: Instance, partition: Partition, served: Schedule) -> Array:
     """Return when requests reach tiers, shape (n_requests, n_tiers); nan: no stage there."""
     links_s = evaluation.transfer_s(instance, partition)
     reached_s = np.full((instance.n_requests, instance.n_tiers), math.nan)
-    ready_s = instance.arrival_s
+    ready_s = instance.release_s
     for k in range(instance.n_tiers):
         if partition.stage(k):
             reached_s[:, k] = ready_s

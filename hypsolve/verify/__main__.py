@@ -6,7 +6,7 @@ from pathlib import Path
 from hypsolve.formats import instance_json
 from hypsolve.problem import files
 from hypsolve.verify import Refuted, verify
-from hypsolve.verify.reading import COVERED
+from hypsolve.verify.reading import not_covered
 
 USAGE = """python -m hypsolve.verify INSTANCE.json RESULT.json
 
@@ -49,9 +49,7 @@ def _answer(of_instance: str, path: Path) -> int:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     print(f"verified: {found}")
-    others = [str(field) for field in result if field not in COVERED]
-    others = ["instance (its name)" if each == "instance" else each for each in others]
-    print(f"not covered: {', '.join(sorted(others))}")
+    print(f"not covered: {', '.join(not_covered(result))}")
     return 0
 
 

@@ -1,5 +1,6 @@
 """Strict reading of a result's claims: a file may come from anywhere."""
 
+import dataclasses
 import math
 import sys
 from dataclasses import dataclass
@@ -37,7 +38,11 @@ class BoxClaim:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """Claims of a result; `proved_s` is the bound of its certificate."""
+    """Claims of a result; `proved_s` is the bound of its certificate.
+
+    Files of earlier versions count times from 0, with the rounding of `origin_s`, their first
+    arrival; later ones count from the first arrival, and have an origin of 0.
+    """
 
     status: str
     kind: str
@@ -49,6 +54,7 @@ class Claims:
     start_s: list[list[float]]
     end_s: list[list[float]]
     boxes: list[BoxClaim]
+    origin_s: float = 0.0
 
 
 def read(instance: Instance, result: Any) -> Claims:
@@ -72,7 +78,7 @@ def read(instance: Instance, result: Any) -> Claims:
     result = _upgraded(instance, result)
     certificate = result["certificate"]
     need(result.get("digest") == instance.digest(), "digest: of another instance")
-    if result.get("version") == VERSION:  # earlier ones have no digest of names
+    if "names_digest" in result or result.get("version") == VERSION:
         same = result.get("names_digest") == instance.names_digest()
         need(same, "names_digest: of other names, or of another `extrapolated`")
         same = result.get("extrapolated") is bool(instance.extrapolated)
@@ -81,10 +87,15 @@ def read(instance: Instance, result: Any) -> Claims:
     kind, status = str(certificate.get("kind")), str(result.get("status"))
     if kind == "infeasible":
         need(status == "infeasible", "status: must be infeasible")
-        nothing = (result.get("cuts"), result.get("objective_s"), certificate.get("cuts"))
-        need(nothing == (None, None, None), "cuts, objective_s: there must be none")
+        for where, table in (("", result), ("certificate: ", certificate)):
+            for key in ("cuts", "objective_s", "value_s", "bound_s", "gap", "schedule"):
+                need(table.get(key) is None, f"{where}{key}: there must be none")
+        need(not certificate.get("boxes"), "certificate: boxes: there must be none")
         return Claims(status, kind, math.inf, math.inf, math.inf, [], [], [], [], [])
-    return _read_answer(instance, result, certificate, status, kind)
+    claims = _read_answer(instance, result, certificate, status, kind)
+    if result.get("version", 1) == VERSION:
+        return claims
+    return dataclasses.replace(claims, origin_s=float(instance.arrival_s.min()))
 
 
 def _upgraded(instance: Instance, result: dict[str, Any]) -> dict[str, Any]:
@@ -122,14 +133,18 @@ def _since_first_arrival(instance: Instance, result: dict[str, Any]) -> dict[str
         return result
 
     def less(value: Any) -> Any:
-        if isinstance(value, list):
-            return [less(each) for each in value]
-        return value - first_s if type(value) in (int, float) else value
+        sound = type(value) in (int, float) and abs(value) <= LARGEST
+        return value - first_s if sound else value
+
+    def rows(table: Any) -> Any:
+        if not isinstance(table, list):
+            return table
+        return [[less(x) for x in row] if isinstance(row, list) else row for row in table]
 
     changes: dict[str, Any] = {}
     schedule = result.get("schedule")
     if isinstance(schedule, dict):
-        times = {key: less(schedule.get(key)) for key in ("start_s", "end_s")}
+        times = {key: rows(schedule.get(key)) for key in ("start_s", "end_s")}
         changes["schedule"] = schedule | times
     if result.get("objective") == "makespan":
         certificate = result["certificate"]
@@ -149,6 +164,19 @@ COVERED = frozenset(
     }
 )  # fmt: skip
 """Fields of a result that `hypsolve.verify.verify` confirms or refutes."""
+CERTIFICATE = frozenset({"kind", "value_s", "bound_s", "cuts", "boxes"})
+
+
+def not_covered(result: dict[str, Any]) -> list[str]:
+    """Return the fields of a verified result that the check does not cover."""
+    covered = COVERED if "names_digest" in result else COVERED - {"extrapolated"}
+    fields = {str(field) for field in result} - covered
+    inner = {f"certificate.{field}" for field in result["certificate"]}
+    inner -= {f"certificate.{field}" for field in CERTIFICATE}
+    named = {"instance (its name)" if field == "instance" else field for field in fields}
+    return sorted(named | inner)
+
+
 _VERSION_1 = {"price": "multipliers"}
 
 
@@ -178,6 +206,7 @@ def _read_answer(
     need(certificate.get("cuts") == cuts, "certificate: cuts must be those of the result")
     shape = (instance.n_requests, instance.n_tiers)
     node, start_s, end_s = [], [], []
+    need(scheduled or result.get("schedule") is None, "schedule: there must be none")
     if scheduled:
         schedule = result.get("schedule")
         need(isinstance(schedule, dict), "schedule: must be a table")

@@ -41,7 +41,7 @@ def test_plan_of_the_example(capsys, example):
         "2 x RTX 4090", "embedding, layer", ", head",
         "proved optimal: no split over all tiers has a bottlen",
         "bottleneck stage: ", "slack of the others: ",
-        "at 1 requests/s (simulated token by token)",
+        "at a rate of 1 per second, in batches (simulated token by token)",
         "no schedule of this split serves more", "per million output tokens", "what would help",
         "weights in int4: ",
     ):  # fmt: skip

@@ -749,6 +749,20 @@ def test_a_long_way_costs_no_rate_but_where_caches_are_few():
     assert forecast.keeps_up
 
 
+def test_links_before_the_first_stage_hold_no_cache():
+    """Decode passes do not cross them, so they do not lower the bound on the rate."""
+    far, near = (hs.Link(bytes_per_s=1e9, latency_s=latency_s) for latency_s in (5.0, 0.5))
+    fast, model = toys.gpu("gpu", t0_s=1e-3), toys.model(2, kv_bytes=1)
+    burst = toys.burst(40, 1, 5)
+    tiers, memory = [[fast], [fast], [fast]], {"memory_bytes": 60.0}
+    behind = toys.deployment(tiers, burst, model, [far, near], **memory)
+    bound = predict(behind, hs.Partition((0, 0, 1, 2)), 0.5).bound_requests_per_s
+    alone = toys.deployment(tiers[1:], burst, model, [near], **memory)
+    assert bound == predict(alone, toys.even(2), 0.5).bound_requests_per_s
+    trace = hs.simulate(behind, hs.Partition((0, 0, 1, 2)))
+    assert bound / 3 < len(trace.end_s) / trace.end_s.max() <= bound
+
+
 def test_what_is_told_of_a_run_is_what_the_metrics_say():
     problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1, 1, 3), toys.model(1))
     forecast = predict(problem, toys.even(1), 0.2, seed=3)

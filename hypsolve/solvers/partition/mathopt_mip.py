@@ -1,6 +1,6 @@
 """The partition problem as a MIP in OR-Tools' MathOpt, solved by SCIP.
 
-MathOpt also offers HiGHS, but its HiGHS crashes the process once `highspy` is loaded.
+MathOpt also offers HiGHS, which `partition_highs` runs through `highspy`.
 """
 
 import datetime
