@@ -305,15 +305,20 @@ MACHINE = re.compile(r"/work/|/tmp/w\b|/root/|/home/\w+/|[\w.-]+\.internal\b")
 WITHIN = ("/work/", "/tmp/w", "/root/", "/home/", ".internal")  # one is in all that it matches
 
 
-def test_no_machine_path_is_in_the_repository():
+def listed_by_git(*options):
+    """List files as git does; skip the test outside a checkout."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        ["git", "ls-files", *options, "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     if listed.returncode:
         pytest.skip("not a git checkout")
+    return listed.stdout.splitlines()
+
+
+def test_no_machine_path_is_in_the_repository():
     found = []
-    for name in listed.stdout.splitlines():
+    for name in listed_by_git("--cached", "--others"):
         path = ROOT / name
         if (
             path == Path(__file__).resolve()
@@ -333,13 +338,7 @@ def test_no_machine_path_is_in_the_repository():
 
 def test_no_file_is_both_tracked_and_ignored():
     """An ignored file that is tracked misses from `git add` in a copy without history."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    if listed.returncode:
-        pytest.skip("not a git checkout")
-    assert listed.stdout.splitlines() == []
+    assert listed_by_git("--cached", "--ignored") == []
 
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -187,7 +187,7 @@ def gains(frame: pd.DataFrame, ax: Axes, reference: str = HYPERION) -> Axes:
     medians = 100 * kept.groupby("label")["change"].median().dropna()
     names = []
     in_order = medians.sort_values(ascending=False, kind="stable").index
-    in_order = [*in_order, *(set(found["label"]) - set(in_order))]
+    in_order = list(dict.fromkeys([*in_order, *found["label"]]))  # last: those without a median
     for row, label in enumerate(in_order):
         runs = found[found["label"] == label]
         change = 100 * kept[kept["label"] == label]["change"].dropna()

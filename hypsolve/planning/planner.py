@@ -174,10 +174,8 @@ def _solve_or_fall_back(query: PlanQuery, progress: Progress) -> tuple[Solution,
     except KeyboardInterrupt:
         if query.method is None or not METHODS[query.method].exact:
             raise
-        quick = replace(query, method=DEFAULT_METHOD, options={})
-        return solve_query(
-            quick
-        ), f"{query.method} was stopped: this is {DEFAULT_METHOD}'s split"
+        quick = solve_query(replace(query, method=DEFAULT_METHOD, options={}))
+        return quick, f"{query.method} was stopped: this is {DEFAULT_METHOD}'s split"
     if solution.interrupted:
         return solution, "the search was stopped: this is the best split so far"
     return solution, ""

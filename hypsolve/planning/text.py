@@ -60,9 +60,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield describe_proof(plan)
         yield describe_bottleneck(plan)
         if plan.forecast is not None:
-            yield from alternatives_lines(
-                plan
-            )  # beside the proof, which is of another quantity
+            # the proof is of another quantity, so what it misses stands beside it
+            yield from alternatives_lines(plan)
             yield from forecast_lines(plan)
     limit = plan.model.context_tokens
     if limit and plan.query.tokens > limit:

@@ -35,12 +35,13 @@ def serve(
         instance = problem
         prompt_tokens = output_tokens = np.zeros(instance.n_requests, np.int64)
     since_first = schedule(instance, partition, policy, seed=seed)
-    served = _since_time_0(instance, since_first)
+    times = (_from_time_0(instance, each) for each in (since_first.start_s, since_first.end_s))
+    served = Schedule(since_first.node, *times)
     request, tier = np.nonzero(served.node >= 0)
     first = np.searchsorted(instance.node_tier, np.arange(instance.n_tiers))
     node = served.node[request, tier] + first[tier]
     start_s, end_s = served.start_s[request, tier], served.end_s[request, tier]
-    reached_s = _since_arrival(instance, _reached_s(instance, partition, since_first))
+    reached_s = _from_time_0(instance, _reached_s(instance, partition, since_first))
     busy_s = np.zeros(instance.n_nodes)
     np.add.at(busy_s, node, end_s - start_s)
     return Trace(
@@ -75,14 +76,8 @@ def serve(
     )
 
 
-def _since_time_0(instance: Instance, schedule: Schedule) -> Schedule:
-    """Return a schedule whose times count from time 0, as those of a trace."""
-    times = (_since_arrival(instance, each) for each in (schedule.start_s, schedule.end_s))
-    return Schedule(schedule.node, *times)
-
-
-def _since_arrival(instance: Instance, times_s: Array) -> Array:
-    """Count times of requests from time 0; rounding puts none before its arrival."""
+def _from_time_0(instance: Instance, times_s: Array) -> Array:
+    """Return times counted from time 0, as a trace counts; none is before its arrival."""
     return np.maximum(times_s + instance.arrival_s.min(), instance.arrival_s[:, None])
 
 

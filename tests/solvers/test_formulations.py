@@ -117,7 +117,7 @@ def test_backends_agree_where_enumeration_is_long(method, objective):
 
 @pytest.mark.parametrize("seed", [70, 115, 158, 189, 205, 487, 531, 532, 586, *range(20)])
 def test_highs_keeps_optima_of_a_machine_shop_that_its_probing_loses(seed):
-    """With probing, HiGHS 1.16 is wrong for the first nine of these."""
+    """Solve cases of which HiGHS 1.16 gets the first nine wrong if it probes."""
     rng = np.random.default_rng(seed)
     n_requests = int(rng.integers(2, 5))
     instance = Instance.from_tables(

@@ -18,7 +18,7 @@ LOWER_BOUND = r"^Lower bound:"
 WALL_CLOCK = r"^Total time .*\(Wallclock seconds\):"
 SOLVERS = {"highs": "HiGHS", "cbc": "CBC"}
 # A rule of the presolve of HiGHS, by its bit in the option `presolve_rule_off`. In version 1.16
-# probing cuts off optima: of 9 in 600 joint models of 2 to 4 requests on two nodes.
+# probing cuts off the optima of 9 in 600 joint models of 2 to 4 requests on two nodes.
 PROBING = 1 << 15
 
 

@@ -68,19 +68,15 @@ class BranchAndBound:
     incumbent: Decision | None = None
     incumbent_s: float = math.inf
     reported_s: float = 0.0  # best bound reported so far, in seconds
-    queue: list[tuple[float, int, SearchNode]] = field(
-        default_factory=list
-    )  # heap of open nodes
+    # heap of open nodes
+    queue: list[tuple[float, int, SearchNode]] = field(default_factory=list)
     number: "itertools.count[int]" = field(default_factory=itertools.count)  # breaks ties
-    start: SearchNode | None = (
-        None  # the partition of the warm start, worked on before all others
-    )
-    closed: list[SearchNode] = field(
-        default_factory=list
-    )  # leaves with a bound below the cutoff
-    pruned: list[SearchNode] = field(
-        default_factory=list
-    )  # for the certificate, while they fit
+    # the partition of the warm start, worked on before all others
+    start: SearchNode | None = None
+    # leaves with a bound below the cutoff
+    closed: list[SearchNode] = field(default_factory=list)
+    # for the certificate, while they fit
+    pruned: list[SearchNode] = field(default_factory=list)
     infeasible: list[PartitionBox] = field(default_factory=list)
     proof_bytes: int = 0
     counts: Counter[str] = field(default_factory=Counter)
