@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from hypsolve.catalog import gpu, gpus, model, models
+from hypsolve.catalog import gpu, gpus, model, models, runtime, runtimes
 from hypsolve.dispatch.batch_dispatcher import BatchDispatcher
 from hypsolve.dispatch.dispatcher import Dispatcher, DispatcherParams
 from hypsolve.dispatch.policies import POLICIES, TierState
@@ -38,6 +38,7 @@ from hypsolve.problem.deployment import (
 from hypsolve.problem.evaluation import check, evaluate
 from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
 from hypsolve.problem.result import Result
+from hypsolve.problem.runtime import Runtime
 from hypsolve.problem.solution import (
     Certificate,
     Outcome,
@@ -98,6 +99,7 @@ __all__ = [
     "Request",
     "Requests",
     "Result",
+    "Runtime",
     "Schedule",
     "Series",
     "StageRule",
@@ -131,6 +133,8 @@ __all__ = [
     "read_pipeedge",
     "read_requests",
     "replan",
+    "runtime",
+    "runtimes",
     "save",
     "schedule",
     "schema",

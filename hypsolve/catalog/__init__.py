@@ -9,11 +9,15 @@
 
 import functools
 import tomllib
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from importlib import resources
 from typing import Any
 
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Block, GpuProfile, Model
+from hypsolve.problem.runtime import Runtime
+from hypsolve.problem.units import GIB
 
 ACTIVATION_BYTES = 2  # activations and KV cache are fp16 for all weight formats
 _GROUP = 128  # weights that share a scale
@@ -115,6 +119,68 @@ def model(name: str, weights: str = "fp16") -> Model:
     shapes = _table("models.toml")
     shape = dict(shapes[valid.known("model", name, shapes)])
     return transformer(name, **shape, weights=weights)
+
+
+def runtimes() -> tuple[str, ...]:
+    """Return the names of all serving runtimes of the catalogue.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> hs.runtimes()
+    ('ideal', 'vllm', 'sglang', 'tensorrt-llm', 'llama.cpp')
+    """
+    return tuple(_table("runtimes.toml"))
+
+
+def runtime(
+    name: str | Runtime = "ideal", *, gpus: Iterable[GpuProfile] = (), **overrides: Any
+) -> Runtime:
+    """Return a serving runtime of the catalogue, with the defaults of its server.
+
+    Parameters
+    ----------
+    name : str or Runtime
+        A name in `runtimes`; or a record, of which single values are replaced.
+    gpus : iterable of GpuProfile
+        The GPUs that it will run on: some servers have larger defaults on large ones.
+    **overrides
+        Attributes of `Runtime` that replace the defaults.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an unknown name or an invalid value; the message names it.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> hs.runtime("vllm").max_num_batched_tokens
+    2048
+    >>> hs.runtime("vllm", gpus=[hs.gpu("h100")]).max_num_batched_tokens
+    8192
+    >>> hs.runtime("llama.cpp", max_num_seqs=3).describe()[:60]
+    'runtime llama.cpp: one batch at a time passes all stages; at'
+    """
+    own = [field.name for field in fields(Runtime) if field.name != "name"]
+    for key in overrides:
+        valid.known("attribute of a runtime", key, own)
+    if isinstance(name, Runtime):
+        return replace(name, **overrides)
+    table = _table("runtimes.toml")
+    entry = dict(table[valid.known("runtime", name, table)])
+    large = entry.pop("large", None)
+    on = list(gpus)
+    if large is not None:
+        at_least, excepted = large["min_memory_gib"] * GIB, tuple(large["except"])
+        is_large = [
+            gpu.memory_bytes >= at_least and not any(word in gpu.name for word in excepted)
+            for gpu in on
+        ]
+        if is_large and all(is_large):
+            entry |= {k: v for k, v in large.items() if k not in ("min_memory_gib", "except")}
+    entry = {key: None if value == "none" else value for key, value in entry.items()}
+    return Runtime(name=name, **{**entry, **overrides})
 
 
 def name_of(model: str) -> str:

@@ -278,7 +278,8 @@ def to_instance(
         occupancy_kind_s=occupancy_s,
         cut_kind=np.array([*(sent_kinds.index(s) for s in sent), len(sent_kinds)]),
         tiers=[
-            [(gpus.index(n.gpu), n.usable_bytes) for n in tier.nodes] for tier in network.tiers
+            [(gpus.index(n.gpu), deployment.usable_bytes(n)) for n in tier.nodes]
+            for tier in network.tiers
         ],
         arrival_s=requests.arrival_s,
         name=name or f"{model.name} @ {network.name}",

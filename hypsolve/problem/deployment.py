@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve.problem import validation as valid
+from hypsolve.problem.runtime import IDEAL, Runtime
 from hypsolve.problem.units import count, show_bytes
 
 MAX_TOKENS = 2**40  # in one prompt or output
@@ -281,9 +282,10 @@ class Node:
     memory_bytes : float or None
         Memory of the node; None means the memory of its GPU.
     reserved_bytes : float
-        Part of the memory that weights and KV cache cannot use: runtime, activations.
+        Part of the memory that others use: the system, other programs. The runtime's own use
+        is a matter of `Runtime`.
     usable_bytes : float
-        Memory for weights and KV cache.
+        The memory less the reserved part.
     """
 
     name: str
@@ -306,7 +308,7 @@ class Node:
 
     @property
     def usable_bytes(self) -> float:
-        """Memory for weights and KV cache: the memory less the reserved part."""
+        """The memory less the reserved part."""
         memory = self.gpu.memory_bytes if self.memory_bytes is None else self.memory_bytes
         return memory - self.reserved_bytes
 
@@ -483,6 +485,9 @@ class Deployment:
     max_resident_tokens : int
         Tokens for which a node reserves KV cache in every block that it holds. Default: the
         largest sum of prompt and output.
+    runtime : Runtime
+        The serving runtime: its own use of memory is not free for weights and KV cache, and its
+        limits are the defaults of `hypsolve.simulate`. Default: ``ideal``.
 
     Raises
     ------
@@ -495,12 +500,15 @@ class Deployment:
     requests: Requests
     cost_model: CostModel = CostModel.ROOFLINE
     max_resident_tokens: int | None = None
+    runtime: Runtime = IDEAL
 
     def __post_init__(self) -> None:
         by_name = " (hypsolve.model(name) gives one)"
         valid.of_type("deployment", "model", self.model, Model, by_name)
         valid.of_type("deployment", "network", self.network, Network)
         valid.of_type("deployment", "requests", self.requests, Requests)
+        by_name = " (hypsolve.runtime(name) gives one)"
+        valid.of_type("deployment", "runtime", self.runtime, Runtime, by_name)
         cost_model = valid.one_of("deployment", "cost_model", self.cost_model, CostModel)
         object.__setattr__(self, "cost_model", cost_model)
         longest = int((self.requests.prompt_tokens + self.requests.output_tokens).max())
@@ -513,6 +521,10 @@ class Deployment:
                 f"deployment: max_resident_tokens must be at least {longest}, the longest"
                 f" request's prompt + output, got {self.max_resident_tokens}"
             )
+
+    def usable_bytes(self, node: Node) -> float:
+        """Return a node's memory for weights and KV cache under the runtime."""
+        return self.runtime.usable_bytes(node, self.model)
 
     def __repr__(self) -> str:
         return (

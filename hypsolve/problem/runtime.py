@@ -1,0 +1,238 @@
+"""`Runtime`: the limits, the memory and the batching rules of a serving runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from hypsolve.problem import validation as valid
+from hypsolve.problem.units import GIB, count
+
+if TYPE_CHECKING:
+    from hypsolve.problem.deployment import Model, Node
+
+MAX_LIMIT = 2**31  # of sequences and tokens
+BYTES_PER_ACTIVATION = 2
+BYTES_PER_LOGIT = 4
+
+
+class Batching(StrEnum):
+    """How requests form batches in a pipeline; see `hypsolve.simulation.simulate`.
+
+    ``stage``: every node forms its own batches. ``pipeline``: a scheduler forms a batch that
+    passes all stages, with one batch under way for each stage. ``serial``: one batch holds all
+    running requests and passes the stages in turn.
+    """
+
+    STAGE = "stage"
+    PIPELINE = "pipeline"
+    SERIAL = "serial"
+
+
+class KvAdmission(StrEnum):
+    """When a request gets memory for its KV cache.
+
+    ``reserve``: for prompt and output, at admission. ``paged``: block by block; if memory runs
+    out, the request that arrived last is preempted and later computed again.
+    """
+
+    RESERVE = "reserve"
+    PAGED = "paged"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """Limits, memory and batching rules of a serving runtime.
+
+    `hypsolve.runtime` returns a profile of the catalogue, with single values replaced if asked.
+
+    Attributes
+    ----------
+    name : str
+    batching : Batching
+    kv_admission : KvAdmission
+    max_num_seqs : int
+        Requests that run at once: over all batches of a pipeline under the batching modes
+        ``pipeline`` and ``serial``, in one iteration of a node under ``stage``.
+    max_num_batched_tokens : int or None
+        Tokens of one iteration or batch: decode tokens first, then prompt tokens. None: no
+        limit.
+    chunk_tokens : int or None
+        Prompt tokens of one iteration or batch. None: no limit of its own.
+    micro_batch_tokens : int or None
+        Tokens of a part of a batch; the parts overlap over the stages under ``serial``. None:
+        batches are not cut.
+    kv_block_tokens : int
+        Tokens of one block of KV cache under ``paged``.
+    iteration_s : float
+        Seconds of work on the host that each iteration adds.
+    memory_fraction : float
+        Share of a node's memory that the server takes, with weights and KV cache; above 0, at
+        most 1. What others keep on the card (`Node.reserved_bytes`) lies in the remaining
+        share as far as it fits there.
+    fixed_gib : float
+        Memory for libraries, kernels, graphs and communication buffers, in GiB.
+    activation_widths : float
+        Activations that are alive at once per token of an iteration, in multiples of the
+        model's width.
+    logits_copies : float
+        Copies of the logits of `max_num_seqs` requests, in 4 bytes each.
+    platforms : tuple of str
+        What it runs on: ``cuda``, ``rocm``, ``metal``, ``jetson``, ``cpu``.
+    server : str
+        The command's runtime in `hypsolve.RUNTIMES`; empty if there is none.
+    source : str
+        Origin of the numbers.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a field is invalid; the message names the runtime, the field, the rule and the value.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> hs.runtime("vllm").batching
+    <Batching.PIPELINE: 'pipeline'>
+    >>> hs.runtime("vllm", max_num_seqs=64).max_num_seqs
+    64
+    """
+
+    name: str
+    batching: Batching = Batching.STAGE
+    kv_admission: KvAdmission = KvAdmission.RESERVE
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None
+    chunk_tokens: int | None = 512
+    micro_batch_tokens: int | None = None
+    kv_block_tokens: int = 16
+    iteration_s: float = 0.0
+    memory_fraction: float = 1.0
+    fixed_gib: float = 0.0
+    activation_widths: float = 0.0
+    logits_copies: float = 0.0
+    platforms: tuple[str, ...] = ()
+    server: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        owner = f"runtime {valid.name('runtime', self.name)!r}"
+        for field, kind in (("batching", Batching), ("kv_admission", KvAdmission)):
+            member = valid.one_of(owner, field, getattr(self, field), kind)
+            object.__setattr__(self, field, member)
+        for field in ("max_num_seqs", "kv_block_tokens"):
+            valid.whole(owner, field, getattr(self, field), minimum=1, maximum=MAX_LIMIT)
+        for field in ("max_num_batched_tokens", "chunk_tokens", "micro_batch_tokens"):
+            if (value := getattr(self, field)) is not None:
+                valid.whole(owner, field, value, minimum=1, maximum=MAX_LIMIT)
+        for field in ("iteration_s", "fixed_gib", "activation_widths", "logits_copies"):
+            object.__setattr__(self, field, valid.real(owner, field, getattr(self, field)))
+        share = valid.real(owner, "memory_fraction", self.memory_fraction, strict=True)
+        if share > 1:
+            raise ValueError(f"{owner}: memory_fraction must be at most 1, got {share!r}")
+        object.__setattr__(self, "memory_fraction", share)
+        if not isinstance(self.platforms, tuple | list) or not all(
+            isinstance(platform, str) for platform in self.platforms
+        ):
+            raise TypeError(
+                f"{owner}: platforms must be a tuple of strings, got {self.platforms!r:.60}"
+            )
+        object.__setattr__(self, "platforms", tuple(self.platforms))
+
+    @property
+    def prompt_limit(self) -> int | None:
+        """Prompt tokens of one iteration at most; None: no limit."""
+        limits = [n for n in (self.chunk_tokens, self.max_num_batched_tokens) if n is not None]
+        return min(limits, default=None)
+
+    def batch_limit(self) -> int:
+        """Return the most requests that one iteration or batch can hold."""
+        return min(self.max_num_seqs, self.max_num_batched_tokens or self.max_num_seqs)
+
+    def overhead_bytes(self, model: Model) -> float:
+        """Return the memory that the runtime uses besides weights and KV cache.
+
+        The activations of the largest iteration, the logits, and `fixed_gib`. Every node of a
+        pipeline is charged the logits, which only the last stage needs.
+        """
+        width_bytes = model.blocks[0].output_bytes_per_token
+        head = model.blocks[-1]
+        vocabulary = max(head.activation_bytes_per_token - width_bytes, 0) / 2
+        tokens = self.max_num_batched_tokens or self.prompt_limit or 0
+        if self.micro_batch_tokens is not None:
+            tokens = min(tokens or self.micro_batch_tokens, self.micro_batch_tokens)
+        return (
+            self.fixed_gib * GIB
+            + self.activation_widths * tokens * width_bytes
+            + self.logits_copies * self.max_num_seqs * vocabulary * BYTES_PER_LOGIT
+        )
+
+    def usable_bytes(self, node: Node, model: Model) -> float:
+        """Return a node's memory for weights and KV cache, at least 0.
+
+        The server takes its share of the memory, or what others leave if that is less. Its own
+        use is subtracted.
+        """
+        has = node.gpu.memory_bytes if node.memory_bytes is None else node.memory_bytes
+        budget = min(self.memory_fraction * has, node.usable_bytes)
+        return max(budget - self.overhead_bytes(model), 0.0)
+
+    def limits(self) -> dict[str, Any]:
+        """Return the options of `hypsolve.simulate` that this runtime sets."""
+        return {name: getattr(self, name) for name in SIMULATED}
+
+    def describe(self) -> str:
+        """Describe the limits in one sentence, as beside a forecast."""
+        batches = {
+            Batching.STAGE: "every node forms its own batches",
+            Batching.PIPELINE: "one batch passes all stages, one under way per stage",
+            Batching.SERIAL: "one batch at a time passes all stages",
+        }[self.batching]
+        where = {
+            Batching.STAGE: "in an iteration",
+            Batching.PIPELINE: "at once in a pipeline",
+            Batching.SERIAL: "at once",
+        }[self.batching]
+        words = [f"{count(self.max_num_seqs, 'request')} {where}"]
+        if self.max_num_batched_tokens is not None:
+            words.append(f"{count(self.max_num_batched_tokens, 'token')} in a batch")
+        if self.chunk_tokens is not None:
+            words.append(f"{count(self.chunk_tokens, 'prompt token')} in a batch")
+        kv = "reserved at admission" if self.kv_admission == "reserve" else "paged"
+        return (
+            f"runtime {self.name}: {batches}; at most {', '.join(words)}; KV cache {kv},"
+            f" in {self.memory_fraction:.0%} of the memory"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, for JSON and TOML."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: str(value)
+            if isinstance(value, StrEnum)
+            else list(value)
+            if isinstance(value, tuple)
+            else value
+            for name, value in plain.items()
+        }
+
+
+SIMULATED = (
+    "batching",
+    "kv_admission",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "chunk_tokens",
+    "micro_batch_tokens",
+    "kv_block_tokens",
+    "iteration_s",
+)
+"""Attributes that are options of `hypsolve.simulate`."""
+
+IDEAL = Runtime(
+    name="ideal",
+    source="hypsolve's own rules: every node batches by itself, and nothing but weights and KV"
+    " cache takes memory",
+)
+"""The runtime without losses: today's rules of the simulator."""
