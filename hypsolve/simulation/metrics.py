@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hypsolve.simulation.trace import Trace
 
 NAN = math.nan
+SETTLED = 1.25  # growth of the median latency up to which requests do not pile up
+MIN_TO_JUDGE = 20  # requests, of which the growth is judged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +58,21 @@ class Metrics:
     observed_s : float
         Seconds from the first arrival to the last end; if a request never ended, to the end of
         the run.
+    offered_s : float
+        Seconds for which load is offered: from the first arrival to the last, and one mean gap
+        more. If all requests arrive at once, `observed_s`.
     requests_per_s, output_tokens_per_s : float
-        Requests that ended, and their output tokens, per observed second. `output_tokens_per_s`
-        is nan for an `Instance`.
+        Requests that ended, and their output tokens, per second for which load is offered; the
+        time in which the last requests drain is not counted. If requests pile up, it is the
+        rate at which they end while others arrive; see `served_share`. If too few ended to
+        tell, or all arrived at once, they are counted per observed second.
+        `output_tokens_per_s` is nan for an `Instance`.
     ttft_slo_s, tpot_slo_s, latency_slo_s : float or None
         Limits as given.
     slo_attainment : float
         Share of all requests that ended within every limit; nan without a limit.
     goodput_requests_per_s : float
-        Requests within every limit per observed second.
+        Requests within every limit per second for which load is offered.
     node_utilisation, tier_utilisation : tuple of float
         Busy share of the observed time; for a tier, the mean over all of its nodes.
     utilisation : float
@@ -98,6 +106,7 @@ class Metrics:
     ttft_s: Summary
     tpot_s: Summary
     observed_s: float
+    offered_s: float
     requests_per_s: float
     output_tokens_per_s: float
     ttft_slo_s: float | None
@@ -132,7 +141,8 @@ class Metrics:
             f"  TTFT         {self.ttft_s}",
             f"  TPOT         {self.tpot_s}",
             f"  throughput   {self.requests_per_s:.4g} requests/s{tokens}"
-            f" over {show_seconds(self.observed_s)}",
+            f"; load offered for {show_seconds(self.offered_s)}, the last end after"
+            f" {show_seconds(self.observed_s)}",
         ]
         limits = self._limits()
         if limits:
@@ -224,6 +234,10 @@ def metrics(
             kept &= ~(times[name] > limit)  # nan keeps it: a request of one token has no TPOT
     first_s = float(trace.arrival_s.min())
     observed_s = trace.end_of_run_s - first_s
+    span_s, n = float(np.ptp(trace.arrival_s)), len(finished)
+    offered_s = span_s * n / (n - 1) if span_s else observed_s
+    share = served_share(trace)
+    counted_s = observed_s if math.isnan(share) else offered_s / share if share else math.inf
     n_finished, n_kept = int(finished.sum()), int(kept.sum())
     has_tokens = bool(trace.output_tokens.any())
     has_limit = any(limit is not None for limit in limits.values())
@@ -247,15 +261,16 @@ def metrics(
         ttft_s=_summary(times["ttft"]),
         tpot_s=_summary(times["tpot"]),
         observed_s=observed_s,
-        requests_per_s=_ratio(n_finished, observed_s),
+        offered_s=offered_s,
+        requests_per_s=_ratio(n_finished, counted_s),
         output_tokens_per_s=_ratio(
-            float(trace.output_tokens[finished].sum()) if has_tokens else NAN, observed_s
+            float(trace.output_tokens[finished].sum()) if has_tokens else NAN, counted_s
         ),
         ttft_slo_s=limits["ttft"],
         tpot_slo_s=limits["tpot"],
         latency_slo_s=limits["latency"],
         slo_attainment=_ratio(n_kept, len(finished)) if has_limit else NAN,
-        goodput_requests_per_s=_ratio(n_kept, observed_s) if has_limit else NAN,
+        goodput_requests_per_s=_ratio(n_kept, offered_s) if has_limit else NAN,
         node_utilisation=tuple(use),
         tier_utilisation=tuple(_mean([use[n] for n in nodes]) for nodes in of_tier),
         utilisation=_mean(use),
@@ -287,6 +302,29 @@ def growth(trace: Trace) -> float:
         for since, until in ((quarters[1], quarters[2]), (quarters[3], quarters[4]))
     ]
     return float(n_under_way[1] / n_under_way[0]) if n_under_way[0] else math.nan
+
+
+def served_share(trace: Trace) -> float:
+    """Return the rate at which requests end over the rate at which they arrive, at most 1.
+
+    Requests of the second and of the last quarter of the arrivals are compared by their median
+    latency. If it grows by more than `SETTLED`, a queue builds up: requests that arrive within
+    t seconds then end within t seconds plus that growth. Otherwise the share is 1. It is nan
+    if fewer than `MIN_TO_JUDGE` requests ended, or if all arrived at once.
+    """
+    order = np.argsort(trace.arrival_s, kind="stable")
+    quarters = np.array_split(order, 4)
+    arrival_s, latency_s = trace.arrival_s, trace.latency_s
+    known = ~np.isnan(latency_s)
+    early, late = (each[known[each]] for each in (quarters[1], quarters[3]))
+    is_one_burst = arrival_s.max() == arrival_s.min()
+    if known.sum() < MIN_TO_JUDGE or is_one_burst or not early.size or not late.size:
+        return NAN
+    before_s, after_s = (float(np.median(latency_s[each])) for each in (early, late))
+    if after_s <= SETTLED * before_s:
+        return 1.0
+    apart_s = float(np.median(arrival_s[late]) - np.median(arrival_s[early]))
+    return _ratio(apart_s, apart_s + after_s - before_s) if apart_s else 0.0
 
 
 def _summary(times_s: Array) -> Summary:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import hypsolve as hs
 from hypsolve.problem.solution import Partition
 from hypsolve.simulation.metrics import metrics
 from tests.helpers import traces
@@ -46,7 +47,9 @@ def test_times_of_the_small_trace():
 def test_service_levels_of_the_small_trace(limits, kept):
     found = metrics(traces.small(), **limits)
     assert found.slo_attainment == kept / 4
-    assert found.goodput_requests_per_s == kept / 10
+    span_s = float(np.ptp(traces.small().arrival_s))
+    assert found.offered_s == span_s * 4 / 3  # three gaps between four requests, and one more
+    assert found.goodput_requests_per_s == kept / found.offered_s
     assert {name: getattr(found, name) for name in limits} == limits
 
 
@@ -91,6 +94,40 @@ def test_an_instance_has_no_tokens_to_count():
     found = metrics(traces.flow(prompt_tokens=nothing, output_tokens=nothing))
     assert math.isnan(found.output_tokens_per_s)
     assert found.requests_per_s == 4 / 11
+
+
+def served_at(rate_per_s, n_requests=1_000, output_tokens=128, **options):
+    """Simulate Llama-3.1-8B on one H100 at a rate."""
+    box = hs.Tier(name="box", nodes=(hs.Node(name="h100", gpu=hs.gpu("h100")),))
+    ones = np.ones(n_requests, np.int64)
+    gaps_s = np.random.default_rng(0).exponential(1 / rate_per_s, n_requests)
+    requests = hs.Requests(gaps_s.cumsum(), 128 * ones, output_tokens * ones)
+    deployment = hs.Deployment(
+        model=hs.model("llama-3.1-8b"),
+        network=hs.Network(name="box", tiers=(box,)),
+        requests=requests,
+    )
+    trace = hs.simulate(deployment, hs.Partition((0, 34)), **options)
+    return metrics(trace, latency_slo_s=1e6), requests
+
+
+def test_the_time_in_which_the_last_requests_drain_is_not_counted():
+    """What keeps up serves the offered rate, however short the run is."""
+    for n_requests in (30, 1_000):
+        found, requests = served_at(5.0, n_requests)
+        offered_per_s = (n_requests - 1) / np.ptp(requests.arrival_s)
+        assert found.observed_s > found.offered_s - 1 / offered_per_s
+        assert found.slo_attainment == 1
+        assert found.goodput_requests_per_s == pytest.approx(offered_per_s)
+        assert found.requests_per_s == pytest.approx(offered_per_s)
+
+
+def test_the_rate_beyond_capacity_is_not_called_throughput():
+    """All requests end at last, but not as fast as they arrive."""
+    sustained, _ = served_at(500.0, 5_000)
+    drained_per_s = sustained.n_requests / sustained.observed_s
+    assert sustained.requests_per_s < 0.5 * 500
+    assert sustained.requests_per_s == pytest.approx(drained_per_s, rel=0.1)
 
 
 def test_nothing_ended():
@@ -160,8 +197,8 @@ def test_text_says_what_was_measured():
         "small, round_robin",
         "4, of which 1 never ended",
         "mean 5 s, p50 4 s, p95 8.5 s, p99 8.9 s",
-        "0.3 requests/s, 0.9 output tokens/s over 10 s",
-        "25.0% with TTFT <= 2 s, latency <= 3 s; goodput 0.1 requests/s",
+        "0.3 requests/s, 0.9 output tokens/s; load offered for",
+        "25.0% with TTFT <= 2 s, latency <= 3 s; goodput 0.375 requests/s",
         "edge 25.0%, cloud 20.0%",
         "2.4 requests at nodes, 0.6 of them waiting, 1.6 a batch; 0.3 without a node",
         "3, 34 tokens lost",
@@ -191,7 +228,8 @@ def test_invariants(trace, limits):
         assert attained[0] >= 0 and attained[-1] <= share
     loose = metrics(trace, ttft_slo_s=1e9, tpot_slo_s=1e9, latency_slo_s=1e9)
     assert loose.slo_attainment == share
-    assert loose.goodput_requests_per_s == pytest.approx(found.requests_per_s, nan_ok=True)
+    kept_per_s = found.n_finished / found.offered_s if found.offered_s else NAN
+    assert loose.goodput_requests_per_s == pytest.approx(kept_per_s, nan_ok=True)
 
 
 @given(trace=traces.random_traces())
@@ -238,7 +276,7 @@ def test_of_a_simulation(level):
     waiting_s = np.nansum(trace.admitted_s - trace.reached_s)
     assert found.mean_waiting * found.observed_s == pytest.approx(waiting_s, abs=1e-9)
     assert found.output_tokens_per_s == pytest.approx(
-        trace.output_tokens.sum() / (trace.end_s.max() - trace.arrival_s.min())
+        found.requests_per_s * trace.output_tokens.mean()
     )
     assert found.utilisation == pytest.approx(trace.busy_s.mean() / found.observed_s)
     assert 0 < found.utilisation < 1 and found.utilisation < found.active_utilisation
