@@ -11,7 +11,7 @@ from hypsolve.problem.deployment import MAX_TOKENS
 from hypsolve.problem.solution import Schedule
 from hypsolve.simulation.events import Event
 
-MAX_BATCH, CHUNK_TOKENS = 64, 512  # default options
+MAX_NUM_SEQS, CHUNK_TOKENS = 64, 512  # default options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class Options:
         If an option is invalid; the message names the option.
     """
 
-    max_batch: int = MAX_BATCH
+    max_num_seqs: int = MAX_NUM_SEQS
     chunk_tokens: int | None = CHUNK_TOKENS
     link_contention: bool = False
     events: tuple[Event, ...] = ()  # not yet checked against the network
@@ -32,9 +32,9 @@ class Options:
     expected_output_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "chunk_tokens", "expected_output_tokens"):
+        for name in ("max_num_seqs", "chunk_tokens", "expected_output_tokens"):
             value = getattr(self, name)
-            if value is not None or name == "max_batch":
+            if value is not None or name == "max_num_seqs":
                 value = valid.whole("simulate", name, value, minimum=1)
                 object.__setattr__(self, name, value)
         believed = self.expected_output_tokens

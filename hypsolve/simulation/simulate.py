@@ -27,12 +27,12 @@ is a moving average, over its iterations, of the ratio of the time that an itera
 time that its batch takes at speed 1. It restarts at 1 when the node recovers.
 
 *Batching.* A node that is idle and has waiting tokens of admitted requests starts an iteration
-at once. It takes requests in the order in which their tokens began to wait: at most `max_batch`
-of them, and at most `chunk_tokens` tokens of prompts. A prompt beyond that limit waits, but the
-node still takes decode tokens that stand behind the prompt in this order. A block takes
-``t0_s + max(flops / flops_per_s, bytes / bytes_per_s)`` for the whole batch, and reads its
-weights once. The LM head computes only the positions that yield a token. A chunk of a prompt
-moves on to the next stage as soon as it is computed.
+at once. It takes requests in the order in which their tokens began to wait: at most
+`max_num_seqs` of them, and at most `chunk_tokens` tokens of prompts. A prompt beyond that
+limit waits, but the node still takes decode tokens that stand behind the prompt in this order.
+A block takes ``t0_s + max(flops / flops_per_s, bytes / bytes_per_s)`` for the whole batch, and
+reads its weights once. The LM head computes only the positions that yield a token. A chunk of a
+prompt moves on to the next stage as soon as it is computed.
 
 *Links.* On the way to a non-empty stage a message crosses all links since the non-empty stage
 before (to the first one: since the first tier), one link after the other. A link takes the
@@ -65,13 +65,14 @@ from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Partition, Schedule
 from hypsolve.simulation import flow_level, token_level
 from hypsolve.simulation.events import Event, check_events, early
-from hypsolve.simulation.options import CHUNK_TOKENS, MAX_BATCH, Options, check_policy
+from hypsolve.simulation.options import CHUNK_TOKENS, MAX_NUM_SEQS, Options, check_policy
 from hypsolve.simulation.token_setup import System
 from hypsolve.simulation.trace import Trace
 
 LEVELS = ("flow", "token")
 
 
+@valid.suggest_keywords("simulate")
 def simulate(
     problem: Deployment | Instance,
     partition: Partition,
@@ -79,7 +80,7 @@ def simulate(
     *,
     level: str | None = None,
     seed: int = 0,
-    max_batch: int = MAX_BATCH,
+    max_num_seqs: int = MAX_NUM_SEQS,
     chunk_tokens: int | None = CHUNK_TOKENS,
     link_contention: bool = False,
     events: Iterable[Event] = (),
@@ -103,7 +104,7 @@ def simulate(
         ``flow`` or ``token``; default: the finest level that the problem allows.
     seed : int
         Seed of policies that use random numbers.
-    max_batch : int
+    max_num_seqs : int
         Maximum number of requests in one iteration of a node.
     chunk_tokens : int, optional
         Maximum number of prompt tokens in one iteration of a node; None: prompts are computed
@@ -160,7 +161,7 @@ def simulate(
     finest = "token" if isinstance(problem, Deployment) else "flow"
     level = finest if level is None else valid.known("level", level, LEVELS)
     options = Options(
-        max_batch=max_batch,
+        max_num_seqs=max_num_seqs,
         chunk_tokens=chunk_tokens,
         link_contention=link_contention,
         events=events,  # type: ignore[arg-type]  # becomes a tuple

@@ -22,7 +22,7 @@ def serve(system: System) -> Trace:
 
     warm("token_level")
     n_nodes, state = system.instance.n_nodes, system.state
-    max_pushed = min(system.options.max_batch, system.instance.n_requests) + n_nodes + 4
+    max_pushed = min(system.options.max_num_seqs, system.instance.n_requests) + n_nodes + 4
     heap = kernel.records(4 * max_pushed + 64, kernel.EVENT)
     log = kernel.records(10_000 if system.options.record_visits else 0, kernel.VISIT)
     while True:

@@ -177,7 +177,7 @@ class System:
         chunk_tokens = _UNLIMITED if options.chunk_tokens is None else options.chunk_tokens
         return kernel.Setup(
             policy=self._code(kernel),
-            max_batch=min(options.max_batch, _UNLIMITED),
+            max_num_seqs=min(options.max_num_seqs, _UNLIMITED),
             chunk_tokens=min(chunk_tokens, _UNLIMITED),
             contention=options.link_contention,
             bandwidth_bound=self.deployment.cost_model is CostModel.ROOFLINE,

@@ -249,7 +249,7 @@ def random_scenario(seed: int, simulate: Callable[..., Any]) -> Scenario:
     chunk_tokens = int(2 ** rng.integers(0, 5) if draw.is_round else rng.integers(1, 40))
     options = {
         "seed": int(rng.integers(1000)),
-        "max_batch": int(rng.integers(1, 9)),
+        "max_num_seqs": int(rng.integers(1, 9)),
         "chunk_tokens": None if draw.chance(0.3) else chunk_tokens,
         "link_contention": draw.chance(0.5),
     }

@@ -42,14 +42,14 @@ def simulate(
     policy="hypsched_rt",
     *,
     seed=0,
-    max_batch=64,
+    max_num_seqs=64,
     chunk_tokens=512,
     link_contention=False,
     events=(),
     expected_output_tokens=None,
 ) -> Answer:
     """Serve all requests; `policy` is a name, or a Schedule whose nodes are replayed."""
-    system = System(deployment, max_batch, chunk_tokens, link_contention)
+    system = System(deployment, max_num_seqs, chunk_tokens, link_contention)
     absent = {event.target for event in events if event.kind == "join"}
     system.add_nodes(absent)
     believed = deployment.requests.output_tokens
@@ -73,10 +73,10 @@ def simulate(
 class System:
     """System of nodes, links and stages, with requests, messages and events."""
 
-    def __init__(self, deployment, max_batch, chunk_tokens, contention):
+    def __init__(self, deployment, max_num_seqs, chunk_tokens, contention):
         tiers = deployment.network.tiers
         self.env = simpy.Environment()
-        self.deployment, self.max_batch = deployment, max_batch
+        self.deployment, self.max_num_seqs = deployment, max_num_seqs
         self.chunk_tokens = math.inf if chunk_tokens is None else chunk_tokens
         self.contention = contention
         self.links = [Link(self.env, tier.link, contention) for tier in tiers[:-1]]

@@ -139,7 +139,7 @@ class Node:
         budget = self.system.chunk_tokens
         batch = []
         for stay in waiting:
-            if len(batch) == self.system.max_batch:
+            if len(batch) == self.system.max_num_seqs:
                 self.answer.seen["batch full"] += 1
                 break
             tokens = 1

@@ -105,7 +105,7 @@ def test_model_without_batches_is_the_flow_level(policy):
         )
         deployment, partition = calm(seed, requests)
         got = simpy_model.simulate(
-            deployment, partition, policy, seed=seed, max_batch=1, chunk_tokens=None
+            deployment, partition, policy, seed=seed, max_num_seqs=1, chunk_tokens=None
         )
         flow = schedule(to_instance(deployment, allow_empty=True), partition, policy, seed=seed)
         np.testing.assert_array_equal(got.node, flow.node)
@@ -151,7 +151,7 @@ def test_model_keeps_its_limits():
             entries = batches[node, start_s, end_s]
             if end_s > start_s:  # those that take no time can look like one
                 assert len({request for request, _, _ in entries}) == len(entries)
-                assert len(entries) <= run.options["max_batch"]
+                assert len(entries) <= run.options["max_num_seqs"]
                 # a restart computes delivered tokens again, as a prompt
                 chunked = sum(t for r, t, c in entries if c < prompt[r])
                 assert chunked <= (run.options["chunk_tokens"] or math.inf)

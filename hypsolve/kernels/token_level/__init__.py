@@ -136,7 +136,7 @@ def warm_up() -> None:
     part, gpu = records(1, PART), records(1, GPU)
     part["count"] = gpu["flops_per_s"] = gpu["bytes_per_s"] = 1
     setup = Setup(
-        policy=LEAST_WORK_LEFT, max_batch=1, chunk_tokens=1, contention=False,
+        policy=LEAST_WORK_LEFT, max_num_seqs=1, chunk_tokens=1, contention=False,
         bandwidth_bound=True, record_visits=False, n_stages=1, return_s=0.0, delivery_s=0.0,
         order=zero, arrival_s=np.zeros(1),
         part=part, part_start=np.array([0, 1]), windows=np.ones(1),

@@ -63,8 +63,8 @@ def _iteration_s(setup, stage, kind, sums, n_tokens, n_passes):
 def start(setup, state, heap, n):
     """Start an iteration on an idle node.
 
-    It takes requests in the order in which their tokens began to wait: at most `max_batch` of
-    them, and at most `chunk_tokens` prompt tokens. Once the prompt tokens are spent, decode
+    It takes requests in the order in which their tokens began to wait: at most `max_num_seqs`
+    of them, and at most `chunk_tokens` prompt tokens. Once the prompt tokens are spent, decode
     tokens are still taken.
     """
     requests, places, sums = state.requests, state.places, state.sums
@@ -74,7 +74,7 @@ def start(setup, state, heap, n):
     for w in range(n_windows):
         sums[w, 0] = 0.0
         sums[w, 1] = 0.0
-    slots, budget = setup.max_batch, setup.chunk_tokens
+    slots, budget = setup.max_num_seqs, setup.chunk_tokens
     n_tokens, n_passes = 0.0, 0.0
     decode, prompt = node.decode_head, node.prefill_head
     last_decode, last_prompt = NIL, NIL
@@ -134,7 +134,7 @@ def start(setup, state, heap, n):
         node.batch_decode = NIL
     else:
         requests[last_decode].next = NIL
-    node.batch_size = setup.max_batch - slots
+    node.batch_size = setup.max_num_seqs - slots
     if node.batch_size == 0:
         return
     node.running = 1

@@ -148,7 +148,7 @@ class Setup(NamedTuple):
     """Inputs of a simulation, which do not change."""
 
     policy: int
-    max_batch: int
+    max_num_seqs: int
     chunk_tokens: int
     contention: bool
     bandwidth_bound: bool  # roofline; False: cost model ``flops``

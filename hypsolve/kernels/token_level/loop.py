@@ -107,7 +107,7 @@ def run(setup, state, heap, log):
     """
     requests, nodes, counts, clock = state.requests, state.nodes, state.counts, state.clock
     n_requests, n_churn = len(requests), len(setup.churn)
-    max_pushed = min(setup.max_batch, n_requests) + len(nodes) + 4  # by one event
+    max_pushed = min(setup.max_num_seqs, n_requests) + len(nodes) + 4  # by one event
     budget = counts[BUDGET]
     while True:
         while counts[N_EVENTS] > 0 and _is_void(state, heap[0]):
