@@ -38,11 +38,12 @@ def later(env, phase, delay_s=0.0, tie=0):
 class Answer:
     """Record of a run; -1 and nan where nothing happened. After a restart: the last attempt."""
 
-    arrival_s: np.ndarray  # (n_requests,), as the next four
+    arrival_s: np.ndarray  # (n_requests,), as the next five
     end_s: np.ndarray
     first_token_s: np.ndarray
     restarts: np.ndarray
     lost_tokens: np.ndarray
+    preemptions: np.ndarray
     node: np.ndarray  # (n_requests, n_tiers), as the next three
     reached_s: np.ndarray
     admitted_s: np.ndarray
@@ -66,7 +67,7 @@ def empty_answer(arrival_s, n_tiers, n_nodes):
     return Answer(
         arrival_s,
         *(np.full(n, math.nan) for _ in range(2)),
-        *(np.zeros(n, np.int64) for _ in range(2)),
+        *(np.zeros(n, np.int64) for _ in range(3)),
         np.full((n, n_tiers), -1),
         *(np.full((n, n_tiers), math.nan) for _ in range(3)),
         np.zeros(n_nodes),

@@ -11,12 +11,27 @@ from hypsolve.kernels.dispatch import (
     ROUND_ROBIN,
 )
 from hypsolve.kernels.jit import bare_kernel as kernel
+from hypsolve.kernels.jit import inlined
 from hypsolve.kernels.token_level.layout import (
     ASSIGNED,
     NIL,
     NOW,
     PYTHON,
 )
+
+
+@inlined
+def left_s(setup, request, place, row, stage, kind):
+    """Return the expected seconds of a request's work at a stage that has not started."""
+    prefill_s = setup.prefill_s[row, stage, kind]
+    decode_s = setup.expected_s[row, stage, kind] - prefill_s
+    started = place.computed + place.taken
+    seconds = prefill_s * max(1.0 - started / request.prefill, 0.0)
+    total = request.prompt + request.believed - 1
+    passes_left = total - max(started, request.prefill)
+    if passes_left > 0:
+        seconds += decode_s * (passes_left / (request.believed - 1))
+    return seconds
 
 
 @kernel
@@ -36,14 +51,7 @@ def remaining_s(setup, requests, places, nodes, n, now_s):
         r = place.resident_next
         if not np.isnan(place.left_s):  # its work here is complete
             continue
-        prefill_s = setup.prefill_s[row, node.stage, node.kind]
-        decode_s = setup.expected_s[row, node.stage, node.kind] - prefill_s
-        started = place.computed + place.taken
-        total_s += prefill_s * max(1.0 - started / request.prefill, 0.0)
-        total = request.prompt + request.believed - 1
-        passes_left = total - max(started, request.prefill)
-        if passes_left > 0:
-            total_s += decode_s * (passes_left / (request.believed - 1))
+        total_s += left_s(setup, request, place, row, node.stage, node.kind)
     return total_s
 
 
