@@ -60,10 +60,6 @@ class Options:
                 "simulate: micro_batch_tokens needs batching 'serial', got batching"
                 f" {str(self.batching)!r}"
             )
-        if self.kv_admission is KvAdmission.PAGED and self.batching is Batching.STAGE:
-            raise ValueError(
-                "simulate: kv_admission 'paged' needs another batching than 'stage'"
-            )
         if self.think_time_s > 0 and self.users is None:
             raise ValueError(
                 f"simulate: think_time_s needs users, got think_time_s {self.think_time_s:g}"

@@ -45,14 +45,15 @@ speed 1. It restarts at 1 when the node recovers.
 one less. Under ``paged``, KV cache is given in blocks of `kv_block_tokens` tokens; the last
 block of a request ends with its token p + o, so that a request that fits under ``reserve``
 fits here. Admission gives the blocks of all tokens of the first pass, before any of them is
-computed. A decode token gets the block that it needs, if any, when it begins to wait at a
-node. If there is none, the request that arrived last among those with KV cache at the node is
-preempted, then the next, until there is room; this may be the request that needs the block
-itself. A preempted request frees its KV cache on all nodes, its tokens that are waiting,
-computed or on their way are lost, and it starts again at the first stage, at once, as after a
-failure; its first pass then reads the prompt and the tokens that came back. Under ``paged``
-the queue for admission is sorted by arrival, not by when requests reached the node. Policies
-count the tokens of the first pass, in blocks, as the KV cache that a request needs.
+computed. When a node is about to start an iteration, every decode token that waits there gets
+the block that it needs, if any. As long as there is no room for all of them, the request that
+arrived last (ties: index) among those with KV cache at the node is preempted; it may be one of
+those that need a block. A preempted request frees its KV cache on all nodes. Its tokens that
+wait, are computed or are on their way are lost, and it starts again at the first stage, at
+once, as after a failure; its first pass then reads the prompt and the tokens that came back.
+Under ``paged`` the queue for admission is sorted by arrival, not by when requests reached the
+node. Policies count the tokens of the first pass, in blocks, as the KV cache that a request
+needs.
 
 *Iterations.* A node that is idle and has waiting tokens of admitted requests starts an
 iteration at once. It takes requests in the order in which their tokens began to wait: at most
@@ -79,10 +80,12 @@ request that finds no node up waits for one; if none ever comes up, the request 
 
 *Order of simultaneous events*: first ends of iterations, then failures and recoveries, tokens
 that come back to the first stage, decode tokens that arrive at a stage, prompts or chunks that
-arrive at a stage (by request index), and last starts of iterations. Ties go to the lower
-request index, then to the lower node index. An iteration that takes 0 s ends after all these
-starts, and the order begins again within the instant. The simulation is deterministic: equal
-inputs give equal traces.
+arrive at a stage (by request index). Ties go to the lower request index, then to the lower
+node index. Last are the starts of iterations; under ``paged``, blocks are given before, node
+by node, then requests are admitted where KV cache has become free, and those that were
+preempted reach the first stage. An iteration that takes 0 s ends after all these starts, and
+the order begins again within the instant. The simulation is deterministic: equal inputs give
+equal traces.
 
 **Batching modes ``pipeline`` and ``serial``**: a scheduler per pipeline forms batches that
 pass all stages. What is said above holds but for the rules below. ``pipeline`` follows vLLM

@@ -282,6 +282,7 @@ class System:
         requests["output"] = requests["believed"] = given.output_tokens
         if self.options.expected_output_tokens is not None:
             requests["believed"] = self.options.expected_output_tokens
+        requests["rank"][self.setup.order] = np.arange(n_requests)
         requests["next"] = kernel.NIL
         requests["first_token_s"] = requests["end_s"] = math.nan
         places = kernel.records(n_requests * n_stages, kernel.PLACE)

@@ -20,7 +20,8 @@ class Phase(IntEnum):
     TOKENS_RETURN = 3
     MESSAGE_ARRIVES = 4
     DISPATCH = 5
-    ITERATION_STARTS = 6
+    BLOCKS = 6
+    ITERATION_STARTS = 7
 
 
 TIES = 10**6  # in one phase of an instant, the lower tie comes first
@@ -86,7 +87,8 @@ class Attempt:
     request: int
     prompt_tokens: int  # with the tokens delivered before
     n_passes: int  # tokens still to come
-    kv_tokens: int
+    whole_tokens: int  # prompt and output
+    rank: int  # by arrival
     returned: simpy.Store  # tokens back at the request side
     n_returned: int = 0
     stays: dict = field(default_factory=dict)  # number of the stage -> Stay
@@ -102,6 +104,7 @@ class Stay:
     stranded_s: float = math.nan  # since when
     pinned_s: float = math.nan
     admitted_s: float = math.nan
+    held_since_s: float = math.nan  # as much KV memory as now
     waiting_tokens: int = 0  # arrived, not started
     waiting_since_s: float = math.nan
     started_tokens: int = 0

@@ -508,20 +508,6 @@ class PipelineRouter(Router):
     def expected_s(self, node, stay):
         return float(self.pipeline_s[node][stay.request])
 
-    def hypsched_rt(self, nodes, stay):
-        if not self.system.paged:
-            return super().hypsched_rt(nodes, stay)
-        roomy = [
-            node
-            for node in nodes
-            if node.unclaimed_tokens >= node.kv_tokens(stay, stay.prompt_tokens)
-        ]
-        self.answer.seen["no node with room"] += not roomy
-        return min(
-            roomy or nodes,
-            key=lambda n: (n.outstanding_s + self.expected_s(n, stay)) * self.slowdown(n),
-        )
-
     def remaining_s(self, node):
         seconds = []
         for number, each in enumerate(node.nodes):

@@ -324,7 +324,7 @@ def test_scenarios_cover_everything():
         "slowdown in an iteration",
         "iteration lost",
         "stranded",
-        "restart after a token",
+        "failure after a token",
         "complete at a failed node",
         "computed for a restarted request",
     } <= set(seen)

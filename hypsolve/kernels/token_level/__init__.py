@@ -4,7 +4,7 @@
 |---|---|
 | `layout` | the records, `Setup` and `State` |
 | `event_heap`, `queues`, `bins` | data structures, with their invariants |
-| `links`, `policy`, `admission`, `iteration`, `failure` | the rules |
+| `links`, `policy`, `admission`, `batch_cost`, `iteration`, `failure`, `preemption` | the rules |
 | `loop` | `run` and `settle` |
 
 Requests are linked through fields of their records, so that memory is linear in the requests,

@@ -213,10 +213,7 @@ def _end_request(setup, state, r):
         if state.places[r * setup.n_stages + stage].resident == 1:
             leave(setup, state, r, stage)
             n = state.places[r * setup.n_stages + stage].node
-            admit(
-                state.requests, state.places, state.nodes, state.bins, state.touched,
-                state.counts, state.clock, setup.n_stages, n,
-            )  # fmt: skip
+            admit(setup, state, n)
 
 
 @inlined

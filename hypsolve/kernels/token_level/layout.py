@@ -39,6 +39,7 @@ REQUEST = np.dtype(
         ("delivered", "i8"),
         ("prefill", "i8"),  # tokens of the first pass of this attempt
         ("lost", "i8"),  # tokens computed in vain
+        ("rank", "i8"),  # position by arrival
         ("ready_s", "f8"),  # when its decode token began to wait
         ("first_token_s", "f8"),
         ("end_s", "f8"),
@@ -56,6 +57,7 @@ PLACE = np.dtype(  # one request at one active stage
         ("arrived", "i8"),  # prompt tokens
         ("computed", "i8"),  # tokens in the KV cache
         ("taken", "i8"),  # tokens in the running iteration
+        ("held", "i8"),  # KV tokens
         ("ready_s", "f8"),  # when its prompt tokens began to wait
         ("sent_s", "f8"),  # when the last chunk sent to it arrives
         ("reached_s", "f8"),
@@ -70,7 +72,7 @@ NODE = np.dtype(
         ("kind", "i8"),  # GPU class
         ("up", "i8"),
         ("capacity", "i8"),  # KV tokens
-        ("held", "i8"),  # KV tokens reserved
+        ("held", "i8"),  # KV tokens that requests hold
         ("queued", "i8"),  # KV tokens that the admission queue needs
         ("n_jobs", "i8"),  # residents whose work here is not complete
         ("n_waiting", "i8"),  # residents that wait for KV cache

@@ -48,6 +48,7 @@ from hypsolve.kernels.token_level.layout import (
 )
 from hypsolve.kernels.token_level.links import send_prompt
 from hypsolve.kernels.token_level.policy import choose, n_unfinished
+from hypsolve.kernels.token_level.preemption import give_blocks
 
 
 @inlined
@@ -125,8 +126,13 @@ def run(setup, state, heap, log):
             advance(state, clock[LAST_END])
             return DONE  # iterations may still run, without requests
         if counts[N_TOUCHED] > 0 and next_s > clock[NOW]:
-            if counts[N_EVENTS] + max_pushed > len(heap):
+            n_preempted = (
+                counts[NEXT_ARRIVAL] - counts[N_ENDED] if setup.paged else 0
+            )  # at most
+            if counts[N_EVENTS] + max_pushed + n_preempted > len(heap):
                 return GROW
+            if setup.paged and give_blocks(setup, state, heap):
+                continue  # those that were preempted reach the first stage in this instant
             _start_touched(setup, state, heap)
             continue
         if next_s == np.inf:  # some requests never end

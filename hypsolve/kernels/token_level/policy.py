@@ -18,6 +18,7 @@ from hypsolve.kernels.token_level.layout import (
     NOW,
     PYTHON,
 )
+from hypsolve.kernels.token_level.queues import kv_tokens
 
 
 @inlined
@@ -88,6 +89,8 @@ def _best_node(setup, state, r, stage):
     requests, places, nodes, clock = state.requests, state.places, state.nodes, state.clock
     row = r if len(setup.expected_s) > 1 else 0
     need = requests[r].prompt + requests[r].believed
+    if setup.paged:
+        need = kv_tokens(setup, requests[r], requests[r].prefill)
     best, best_value, best_has_room = NIL, np.inf, False
     for at in range(setup.eligible_start[stage], setup.eligible_start[stage + 1]):
         n = setup.eligible[at]

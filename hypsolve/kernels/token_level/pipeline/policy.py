@@ -12,8 +12,8 @@ from hypsolve.kernels.dispatch import (
 )
 from hypsolve.kernels.jit import bare_kernel as kernel
 from hypsolve.kernels.token_level.layout import ASSIGNED, NIL, NOW, PYTHON
-from hypsolve.kernels.token_level.pipeline.queues import kv_tokens
 from hypsolve.kernels.token_level.policy import factor, left_s
+from hypsolve.kernels.token_level.queues import kv_tokens
 
 
 @kernel

@@ -86,16 +86,3 @@ def record_pipe(setup, state, p):
             record_node(state.nodes, state.bins, state.clock, n)
             node.held = pipe.held
             node.n_waiting = pipe.n_waiting
-
-
-@kernel
-def kv_tokens(setup, request, n_tokens):
-    """Return the KV tokens that a request holds when `n_tokens` of it are cached.
-
-    Under ``paged`` these are whole blocks; the last block ends with the request.
-    """
-    whole = request.prompt + request.output
-    if not setup.paged:
-        return whole
-    block = setup.kv_block_tokens
-    return min((n_tokens + block - 1) // block * block, whole)

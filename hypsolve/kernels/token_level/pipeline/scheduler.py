@@ -11,10 +11,10 @@ from hypsolve.kernels.token_level.pipeline.layout import AGAIN, FORMED, HANDOVER
 from hypsolve.kernels.token_level.pipeline.queues import (
     delist,
     enlist,
-    kv_tokens,
     mark_touched,
     record_pipe,
 )
+from hypsolve.kernels.token_level.queues import kv_tokens
 
 
 @kernel
