@@ -81,7 +81,7 @@ def at_token_level(seed, rate, draw, n_nodes=1, policy="hypsched_rt"):
         toys.model(1, flops_per_token=1.0), cost_model="flops",
     )  # fmt: skip
     trace = hs.simulate(
-        deployment, toys.even(1), policy, seed=seed, max_batch=1, chunk_tokens=None
+        deployment, toys.even(1), policy, seed=seed, max_num_seqs=1, chunk_tokens=None
     )
     return prompt_tokens / TOKENS_PER_S, trace
 
@@ -183,7 +183,7 @@ def test_decodes_share_a_node_in_turns():
                 rng.exponential(1 / rate, n).cumsum(), np.ones(n), rng.geometric(1 - again, n)
             ),
         )
-        trace = hs.simulate(deployment, toys.even(1), max_batch=1)
+        trace = hs.simulate(deployment, toys.even(1), max_num_seqs=1)
         latencies.append(trace.latency_s)
         turns = trace.output_tokens > 4
         assert (trace.ttft_s[turns] > 1).any()
@@ -204,7 +204,7 @@ def test_batches_of_all_who_wait():
         arrival_s = rng.exponential(1 / rate, N_REQUESTS).cumsum()
         ones = np.ones(N_REQUESTS)
         deployment = toys.deployment([[toys.gpu(t0_s=1.0)]], hs.Requests(arrival_s, ones, ones))
-        trace = hs.simulate(deployment, toys.even(1), max_batch=10**6, chunk_tokens=None)
+        trace = hs.simulate(deployment, toys.even(1), max_num_seqs=10**6, chunk_tokens=None)
         waits.append(trace.latency_s - 1.0)
         batches.append(np.full(1, N_REQUESTS / trace.n_iterations[0]))
     busy = rate * math.exp(rate) / (1 + rate * math.exp(rate))
@@ -327,7 +327,7 @@ def test_littles_law_in_the_whole_system(policy):
         )
         events = [event for event in churn if event.target != "a0"]
         trace = hs.simulate(
-            deployment, toys.even(1), policy, seed=seed, max_batch=4, events=events
+            deployment, toys.even(1), policy, seed=seed, max_num_seqs=4, events=events
         )
         assert trace.restarts.sum() > 0
         assert node_integrals_s(trace).sum() == pytest.approx(trace.latency_s.sum(), rel=1e-9)
@@ -343,7 +343,7 @@ def test_utilisation_law_of_batches(factor):
         [[toys.gpu(t0_s=0.25)] * 2] * 2, hs.Requests(np.arange(40.0), [5] * 40, [6] * 40)
     )
     events = [hs.Event(0.0, "slowdown", name, factor) for name in ("a0", "a1", "b0", "b1")]
-    trace = hs.simulate(deployment, toys.even(2), max_batch=3, events=events)
+    trace = hs.simulate(deployment, toys.even(2), max_num_seqs=3, events=events)
     np.testing.assert_allclose(trace.busy_s, factor * 0.25 * trace.n_iterations, rtol=1e-12)
     assert trace.metrics().mean_batch > 1.2
     share = trace.series.busy.sum(axis=1) * trace.series.bin_s

@@ -12,7 +12,7 @@ from typing import Any
 from hypsolve.planning.plan import Plan
 from hypsolve.problem import validation as valid
 from hypsolve.problem.optional import optional
-from hypsolve.simulation.simulate import MAX_BATCH
+from hypsolve.simulation.simulate import MAX_NUM_SEQS
 
 NO_BFLOAT16 = ("T4", "V100")  # of the catalogue's GPUs
 
@@ -232,7 +232,7 @@ def _sequences(plan: Plan) -> int:
     `concurrency`.
     """
     room = plan.forecast.max_sequences if plan.forecast is not None else 0
-    return max(plan.query.concurrency, min(room, MAX_BATCH))
+    return max(plan.query.concurrency, min(room, MAX_NUM_SEQS))
 
 
 def _half(plan: Plan) -> str:

@@ -24,7 +24,7 @@ from hypsolve.problem.deployment import (
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Partition
 from hypsolve.simulation.metrics import growth
-from hypsolve.simulation.simulate import MAX_BATCH, simulate
+from hypsolve.simulation.simulate import MAX_NUM_SEQS, simulate
 from hypsolve.simulation.trace import Trace
 
 N_REQUESTS, MIN_REQUESTS, MAX_SIMULATED = 400, 20, 64_000  # in one simulation
@@ -39,7 +39,7 @@ N_BISECTIONS = 5  # the largest rate is found to 1/32 of its bound
 class Forecast:
     """Forecast of latency and throughput, for Poisson arrivals under HypSched-RT.
 
-    Batches hold at most `hypsolve.simulation.simulate.MAX_BATCH` requests. A link sends one
+    Batches hold at most `hypsolve.simulation.simulate.MAX_NUM_SEQS` requests. A link sends one
     message at a time.
 
     Attributes
@@ -62,7 +62,7 @@ class Forecast:
         `rate_per_s` if that rate is sustained.
     bound_requests_per_s : float
         Upper bound on the rate of every schedule of this partition in which a batch has at most
-        `hypsolve.simulation.simulate.MAX_BATCH` requests, KV cache is reserved at admission,
+        `hypsolve.simulation.simulate.MAX_NUM_SEQS` requests, KV cache is reserved at admission,
         and a link sends one message at a time. The rate is the number of requests over the time
         from the first arrival to the last completion.
     max_sequences : int
@@ -328,7 +328,7 @@ def _bound(
         of_tier = rooms.get(k)
         rate = 0.0
         for number, node in enumerate(nodes):
-            batch = MAX_BATCH
+            batch = MAX_NUM_SEQS
             if of_tier is not None:  # KV room limits the batch
                 batch = min(batch, int(of_tier[number] // (prompt + output)))
             if batch:

@@ -32,7 +32,7 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.files import checked_path, replacing
 from hypsolve.problem.optional import optional
 from hypsolve.problem.units import show_seconds
-from hypsolve.simulation.simulate import MAX_BATCH
+from hypsolve.simulation.simulate import MAX_NUM_SEQS
 
 WIDTHS = {"wide": 9.4, "narrow": 3.8}  # of figures, in inches of 96 px
 PACKAGES = ("hypsolve", "numpy", "numba", "matplotlib")
@@ -221,7 +221,7 @@ def _numbers(plan: Plan) -> str:
             "latency p50": show_seconds(forecast.latency_p50_s),
             "latency p95": show_seconds(forecast.latency_p95_s),
             "keeps up with, about": f"{forecast.max_requests_per_s:.3g} requests/s",
-            f"upper bound (batches of {MAX_BATCH}, KV reserved, links in turn)": (
+            f"upper bound (batches of {MAX_NUM_SEQS}, KV reserved, links in turn)": (
                 f"{forecast.bound_requests_per_s:.3g} requests/s"
             ),
             "room for": f"{forecast.max_sequences} sequences",

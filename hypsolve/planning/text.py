@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.what_if import SEARCH_S
 from hypsolve.problem.units import show_seconds
-from hypsolve.simulation.simulate import MAX_BATCH
+from hypsolve.simulation.simulate import MAX_NUM_SEQS
 
 if TYPE_CHECKING:
     from hypsolve.planning.plan import NodePlan, Plan
@@ -195,9 +195,9 @@ def forecast_lines(plan: Plan) -> list[str]:
         f" {show_seconds(forecast.ttft_s)}{then};"
         f" latency p50 {show_seconds(forecast.latency_p50_s)},"
         f" p95 {show_seconds(forecast.latency_p95_s)}",
-        f"{rate}; with at most {MAX_BATCH} requests in a batch, KV cache reserved at admission"
-        " and one message at a time on a link, no schedule of this split serves more than"
-        f" {forecast.bound_requests_per_s:.3g}",
+        f"{rate}; with at most {MAX_NUM_SEQS} requests in a batch, KV cache reserved at"
+        " admission and one message at a time on a link, no schedule of this split serves more"
+        f" than {forecast.bound_requests_per_s:.3g}",
         f"memory has room for {forecast.max_sequences} sequences at once, or one of"
         f" {forecast.max_context_tokens} tokens; GPUs are busy"
         f" {forecast.utilisation:.0%} of the time",

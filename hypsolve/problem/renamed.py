@@ -10,6 +10,7 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "most_choices": ("max_choices",),
     "most_context_tokens": ("max_context_tokens",),
     "most_sequences": ("max_sequences",),
+    "max_batch": ("max_num_seqs",),
     "most_trials": ("max_trials",),
     "dtype": ("weights",),
     "time_limit": ("time_limit_s",),

@@ -60,6 +60,7 @@ def serve(
         output_tokens=output_tokens,
         restarts=np.zeros(instance.n_requests, np.int64),
         lost_tokens=np.zeros(instance.n_requests, np.int64),
+        preemptions=np.zeros(instance.n_requests, np.int64),
         node=served.node,
         reached_s=reached_s,
         admitted_s=served.start_s,

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 from hypsolve.dispatch.policies import POLICIES, Choose
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import MAX_TOKENS
+from hypsolve.problem.runtime import Batching, KvAdmission
 from hypsolve.problem.solution import Schedule
-from hypsolve.simulation.events import Event
+from hypsolve.simulation.events import Event, early
 
-MAX_BATCH, CHUNK_TOKENS = 64, 512  # default options
+MAX_NUM_SEQS, CHUNK_TOKENS, KV_BLOCK_TOKENS = 64, 512, 16  # default options
+_WHOLE = ("max_num_seqs", "kv_block_tokens")  # and, where they are not None:
+_WHOLE_OR_NONE = (
+    "max_num_batched_tokens", "chunk_tokens", "micro_batch_tokens", "users",
+    "expected_output_tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,32 +31,55 @@ class Options:
         If an option is invalid; the message names the option.
     """
 
-    max_batch: int = MAX_BATCH
+    batching: Batching = Batching.STAGE
+    max_num_seqs: int = MAX_NUM_SEQS
+    max_num_batched_tokens: int | None = None
     chunk_tokens: int | None = CHUNK_TOKENS
+    micro_batch_tokens: int | None = None
+    kv_admission: KvAdmission = KvAdmission.RESERVE
+    kv_block_tokens: int = KV_BLOCK_TOKENS
+    iteration_s: float = 0.0
+    users: int | None = None
+    think_time_s: float = 0.0
     link_contention: bool = False
     events: tuple[Event, ...] = ()  # not yet checked against the network
     record_visits: bool = False
     expected_output_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "chunk_tokens", "expected_output_tokens"):
+        for name, kind in (("batching", Batching), ("kv_admission", KvAdmission)):
+            self._set(name, valid.one_of("simulate", name, getattr(self, name), kind))
+        for name in (*_WHOLE, *_WHOLE_OR_NONE):
             value = getattr(self, name)
-            if value is not None or name == "max_batch":
-                value = valid.whole("simulate", name, value, minimum=1)
-                object.__setattr__(self, name, value)
+            if value is not None or name in _WHOLE:
+                self._set(name, valid.whole("simulate", name, value, minimum=1))
+        for name in ("iteration_s", "think_time_s"):
+            self._set(name, early("simulate", name, getattr(self, name)))
+        if self.micro_batch_tokens is not None and self.batching is not Batching.SERIAL:
+            raise ValueError(
+                "simulate: micro_batch_tokens needs batching 'serial', got batching"
+                f" {str(self.batching)!r}"
+            )
+        if self.think_time_s > 0 and self.users is None:
+            raise ValueError(
+                f"simulate: think_time_s needs users, got think_time_s {self.think_time_s:g}"
+                " and no users"
+            )
         believed = self.expected_output_tokens
         if believed is not None and believed > MAX_TOKENS:
             raise ValueError(
                 f"simulate: expected_output_tokens must be at most 2**40, got {believed!r:.60}"
             )
         for name in ("link_contention", "record_visits"):
-            valid.flag("simulate", name, getattr(self, name))
-            object.__setattr__(self, name, bool(getattr(self, name)))
+            self._set(name, valid.flag("simulate", name, getattr(self, name)))
         if not isinstance(self.events, Iterable):
             raise TypeError(
                 f"simulate: events must be Events in a list, got {self.events!r:.60}"
             )
-        object.__setattr__(self, "events", tuple(self.events))
+        self._set("events", tuple(self.events))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     def token_level_only(self) -> list[str]:
         """Return the names of options that differ from their defaults and need token level."""

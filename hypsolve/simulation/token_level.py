@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from hypsolve.dispatch.policies import TierState, position_of
+from hypsolve.problem.arrays import Array, IntArray
+from hypsolve.simulation import pipeline_level
 from hypsolve.simulation.options import policy_name
 from hypsolve.simulation.token_setup import Records, System
 from hypsolve.simulation.trace import Series, Trace, Visits
@@ -18,28 +20,33 @@ _EVENTS_AT_A_TIME = 5_000_000  # after them Ctrl-C is handled
 def serve(system: System) -> Trace:
     """Run a simulation to its end."""
     from hypsolve.kernels import token_level as kernel
+    from hypsolve.kernels.token_level import pipeline
     from hypsolve.kernels.warm_up import warm
 
-    warm("token_level")
-    n_nodes, state = system.instance.n_nodes, system.state
-    max_pushed = min(system.options.max_batch, system.instance.n_requests) + n_nodes + 4
+    in_pipelines = len(system.pipelines) > 0
+    warm("token_level.pipeline" if in_pipelines else "token_level")
+    loop: Any = pipeline if in_pipelines else kernel
+    state = system.state
+    max_pushed = min(system.options.max_num_seqs, system.instance.n_requests) + 4
+    max_pushed += system.instance.n_nodes
     heap = kernel.records(4 * max_pushed + 64, kernel.EVENT)
     log = kernel.records(10_000 if system.options.record_visits else 0, kernel.VISIT)
     while True:
         state.counts[kernel.BUDGET] = _EVENTS_AT_A_TIME
-        why = kernel.run(system.setup, state, heap, log)
+        why = loop.run(system.setup, state, heap, log)
         if why == kernel.DONE:
             break
         if why == kernel.CHOOSE:
             at = int(state.counts[kernel.CHOICE_FOR])
-            state.counts[kernel.CHOICE] = _choose(system, kernel, at)
+            choose = pipeline_level.choose_pipeline if in_pipelines else _choose
+            state.counts[kernel.CHOICE] = choose(system, kernel, at)
         elif why == kernel.GROW:
             n_events, n_logged = state.counts[[kernel.N_EVENTS, kernel.N_LOGGED]].tolist()
             if system.options.record_visits and n_logged + max_pushed > len(log):
                 log = _grown(log, n_logged + max_pushed)
             else:
                 heap = _grown(heap, n_events + max_pushed)
-    kernel.settle(state)
+    loop.settle(state)
     return _trace(system, kernel, log[: int(state.counts[kernel.N_LOGGED])])
 
 
@@ -74,7 +81,7 @@ def _choose(system: System, kernel: Any, at: int) -> int:
         slowdown=np.array([kernel.factor(float(s)) for s in records["slowdown"]]),
         n_dispatched=int(state.dispatched[stage]),
         kv_free_tokens=free_tokens.astype(float),
-        kv_own_tokens=float(request["prompt"] + request["believed"]),
+        kv_own_tokens=system.kv_own_tokens(request),
         uniforms=system.setup.uniforms[stage, r].copy(),
         rng=system.rng,
     )
@@ -83,19 +90,31 @@ def _choose(system: System, kernel: Any, at: int) -> int:
     return int(nodes[position_of(system.instance, k, system.policy, chosen, position)])
 
 
+def _stays(system: System) -> tuple[IntArray, dict[str, Array]]:
+    """Return the nodes of each request over the network, and the times at each stage.
+
+    Shape (n_requests, n_stages); negative: at no node.
+    """
+    places = system.state.places.reshape(system.instance.n_requests, len(system.tiers))
+    return places["node"], {
+        name: places[f"{name}_s"] for name in ("reached", "admitted", "left")
+    }
+
+
 def _trace(system: System, kernel: Any, log: Records) -> Trace:
     """Turn the state at the end of a run into a trace."""
     state, instance = system.state, system.instance
     shape = (instance.n_requests, instance.n_tiers)
-    places = state.places.reshape(instance.n_requests, len(system.tiers))
+    in_pipelines = len(system.pipelines) > 0
+    at_stage, at_times = (pipeline_level.stays if in_pipelines else _stays)(system)
     node = np.full(shape, -1, np.int64)
-    times = {name: np.full(shape, math.nan) for name in ("reached", "admitted", "left")}
+    times = {name: np.full(shape, math.nan) for name in at_times}
     kv_bytes = np.zeros(instance.n_nodes)
     for stage, k in enumerate(system.tiers):
         at_tier = instance.nodes_of(k)
-        node[:, k] = np.maximum(places["node"][:, stage] - at_tier.start, -1)
+        node[:, k] = np.maximum(at_stage[:, stage] - at_tier.start, -1)
         for name, array in times.items():
-            array[:, k] = places[f"{name}_s"][:, stage]
+            array[:, k] = at_times[name][:, stage]
         kv_bytes[at_tier] = sum(b.kv_bytes_per_token for b in system.blocks[stage])
     holds, nodes = state.nodes["stage"] != kernel.NIL, state.nodes
     limited = np.where(kv_bytes > 0, nodes["capacity"] * kv_bytes, math.inf)
@@ -120,13 +139,14 @@ def _trace(system: System, kernel: Any, log: Records) -> Trace:
         tier_names=instance.tier_names,
         node_names=instance.node_names,
         node_tier=instance.node_tier,
-        arrival_s=instance.arrival_s,
+        arrival_s=state.arrival_s.copy(),
         end_s=state.requests["end_s"].copy(),
         first_token_s=state.requests["first_token_s"].copy(),
         prompt_tokens=given.prompt_tokens,
         output_tokens=given.output_tokens,
         restarts=state.requests["restarts"].copy(),
         lost_tokens=state.requests["lost"].copy(),
+        preemptions=state.requests["preemptions"].copy(),
         node=node,
         reached_s=times["reached"],
         admitted_s=times["admitted"],

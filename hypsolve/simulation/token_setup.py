@@ -17,9 +17,11 @@ from hypsolve.problem import costs, evaluation
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.deployment import Block, CostModel, Deployment, Link, Requests
 from hypsolve.problem.evaluation import stage_service_s
+from hypsolve.problem.runtime import Batching, KvAdmission
 from hypsolve.problem.solution import Partition, Schedule
 from hypsolve.simulation.events import Event, EventKind
 from hypsolve.simulation.options import Options
+from hypsolve.simulation.pipeline_setup import pipeline_state
 
 _UNLIMITED = 2**62
 Records = NDArray[np.void]
@@ -38,8 +40,11 @@ class System:
         Nodes that can hold each active stage, numbered over the whole network.
     expected_s : ndarray, shape (n_requests or 1, n_stages, n_classes)
         Service times of whole requests, as policies see them.
+    pipelines : ndarray of int, shape (n_pipelines, n_stages)
+        Nodes of each pipeline; none under the batching mode ``stage``.
     setup, state
-        See `hypsolve.kernels.token_level.layout`.
+        See `hypsolve.kernels.token_level.layout` and, for pipelines,
+        `hypsolve.kernels.token_level.pipeline.layout`.
     """
 
     def __init__(
@@ -75,8 +80,31 @@ class System:
                 )
         self.rng = np.random.default_rng(seed)
         self.expected_s = self._expected_s()
+        self.pipelines = self._pipelines()
         self.setup = self._setup(kernel)
-        self.state = self._state(kernel)
+        self.state = pipeline_state(self) if len(self.pipelines) else self._state(kernel)
+
+    def _pipelines(self) -> IntArray:
+        """Return the nodes of each pipeline: the i-th node of every active stage."""
+        n_pipelines = 0
+        if self.options.batching is not Batching.STAGE:
+            n_pipelines = min(len(nodes) for nodes in self.nodes)
+        return np.stack([nodes[:n_pipelines] for nodes in self.nodes], axis=1)
+
+    def kv_own_tokens(self, request: Any) -> float:
+        """Return the KV cache that a request needs, as policies see it."""
+        if self.options.kv_admission is KvAdmission.RESERVE:
+            return float(request["prompt"] + request["believed"])
+        block = self.options.kv_block_tokens
+        whole = int(request["prompt"] + request["output"])
+        return float(min(-(-int(request["prefill"]) // block) * block, whole))
+
+    def _own_s(self) -> Array:
+        """Return the service times of whole requests in each pipeline, as policies see them."""
+        kinds = self.instance.node_class[self.pipelines]
+        by_stage = [self.expected_s[:, s, kinds[:, s]] for s in range(len(self.tiers))]
+        total_s = np.sum(by_stage, axis=0)
+        return exact_sums(total_s, self.instance.n_requests) if total_s.size else total_s
 
     @property
     def blocks(self) -> list[list[Block]]:
@@ -133,6 +161,8 @@ class System:
         """Return the nodes of a replayed schedule, shape (n_requests or 0, n_stages)."""
         if not isinstance(self.policy, Schedule):
             return np.zeros((0, len(self.tiers)), np.int64)
+        if len(self.pipelines):
+            return self._assigned_pipelines(self.policy)
         assigned = np.empty((self.instance.n_requests, len(self.tiers)), np.int64)
         for stage, k in enumerate(self.tiers):
             assigned[:, stage] = self.policy.node[:, k] + self.instance.nodes_of(k).start
@@ -145,6 +175,20 @@ class System:
                     f" got {int(self.policy.node[r, k])}"
                 )
         return assigned
+
+    def _assigned_pipelines(self, schedule: Schedule) -> IntArray:
+        """Return the pipeline of each request's node on the first tier that is not empty."""
+        k = self.tiers[0]
+        node = schedule.node[:, k] + self.instance.nodes_of(k).start
+        match = node[:, None] == self.pipelines[None, :, 0]
+        if not match.any(axis=1).all():
+            r = int(np.argmin(match.any(axis=1)))
+            raise ValueError(
+                f"simulate: the schedule's node of request {r} on tier"
+                f" {self.instance.tier_names[k]!r} must belong to a pipeline, got"
+                f" {int(schedule.node[r, k])}"
+            )
+        return np.argmax(match, axis=1)[:, None].astype(np.int64)
 
     def _code(self, kernel: Any) -> int:
         """Return the number of the policy in the kernel."""
@@ -172,21 +216,27 @@ class System:
         rates = np.array([link.bytes_per_s for link in links if link is not None])
         rate = _pieces(tier_names, rates, options.events, EventKind.BANDWIDTH)
         self.speed_start, self.rate_start = speed[2], rate[2]
-        arrival_s = np.array(self.instance.arrival_s)
+        order = np.argsort(self.instance.arrival_s, kind="stable")
         hop_end = np.array(self.tiers)  # links before tier k are 0..k - 1
-        chunk_tokens = _UNLIMITED if options.chunk_tokens is None else options.chunk_tokens
         return kernel.Setup(
             policy=self._code(kernel),
-            max_batch=min(options.max_batch, _UNLIMITED),
-            chunk_tokens=min(chunk_tokens, _UNLIMITED),
+            max_num_seqs=_limit(options.max_num_seqs),
+            max_num_batched_tokens=_limit(options.max_num_batched_tokens),
+            chunk_tokens=_limit(options.chunk_tokens),
+            micro_batch_tokens=_limit(options.micro_batch_tokens),
+            iteration_s=options.iteration_s,
+            paged=options.kv_admission is KvAdmission.PAGED,
+            kv_block_tokens=_limit(options.kv_block_tokens),
+            closed_loop=options.users is not None,
+            think_time_s=options.think_time_s,
+            n_slots=len(self.tiers) if options.batching is Batching.PIPELINE else 1,
             contention=options.link_contention,
             bandwidth_bound=self.deployment.cost_model is CostModel.ROOFLINE,
             record_visits=options.record_visits,
             n_stages=len(self.tiers),
             return_s=math.fsum(map(_return_s, links[first:last])),
             delivery_s=math.fsum(map(_return_s, links[:first])),
-            order=np.argsort(arrival_s, kind="stable"),
-            arrival_s=arrival_s,
+            order=np.arange(len(order)) if options.users is not None else order,
             part=parts,
             part_start=part_start,
             windows=windows,
@@ -204,6 +254,8 @@ class System:
             prefill_s=self._prefill_s(),
             uniforms=self._uniforms(),
             assigned=self._assigned(),
+            member=self.pipelines,
+            own_s=self._own_s(),
         )
 
     def _churn(self, kernel: Any) -> Records:
@@ -230,31 +282,21 @@ class System:
         requests["output"] = requests["believed"] = given.output_tokens
         if self.options.expected_output_tokens is not None:
             requests["believed"] = self.options.expected_output_tokens
+        requests["rank"][self.setup.order] = np.arange(n_requests)
         requests["next"] = kernel.NIL
         requests["first_token_s"] = requests["end_s"] = math.nan
         places = kernel.records(n_requests * n_stages, kernel.PLACE)
         places["node"] = kernel.NIL
         places["reached_s"] = places["admitted_s"] = places["left_s"] = math.nan
-        links = kernel.records(self.instance.n_tiers - 1, kernel.LINK)
-        for k, tier in enumerate(self.deployment.network.tiers[:-1]):
-            assert tier.link is not None
-            links[k]["latency_s"] = tier.link.latency_s
-            links[k]["token_bytes"] = self._token_bytes(self.partition.cuts[k + 1])
-        links["rate_at"], links["rate_end"] = self.rate_start[:-1], self.rate_start[1:]
-        times_s = self.instance.arrival_s
-        origin_s, span_s = float(times_s.min()), float(np.ptp(times_s))
-        width_s = max(span_s / 128, 1e-6, 1e-12 * origin_s)
-        clock = np.array([origin_s, origin_s, width_s, origin_s])
-        counts = np.zeros(kernel.N_COUNTS, np.int64)
-        counts[kernel.CHOICE] = kernel.NIL
+        clock, counts, arrival_s = self.start(kernel)
         return kernel.State(
             requests=requests,
             places=places,
-            nodes=self._nodes(kernel, origin_s),
-            links=links,
+            nodes=self._nodes(kernel, float(clock[kernel.ORIGIN])),
+            links=self.links(kernel),
             stranded=np.full(n_stages, kernel.NIL),
             n_stranded=np.zeros(n_stages, np.int64),
-            stranded_seen_s=np.full(n_stages, origin_s),
+            stranded_seen_s=np.full(n_stages, clock[kernel.ORIGIN]),
             dispatched=np.zeros(n_stages, np.int64),
             touched=np.zeros(n_nodes, np.int64),
             gone=np.zeros(n_requests, np.bool_),
@@ -262,7 +304,37 @@ class System:
             bins=np.zeros((kernel.N_ROWS, n_nodes + n_stages, kernel.N_BINS)),
             counts=counts,
             clock=clock,
+            arrival_s=arrival_s,
         )
+
+    def links(self, kernel: Any) -> Records:
+        """Return the records of the links at the start."""
+        links = kernel.records(self.instance.n_tiers - 1, kernel.LINK)
+        for k, tier in enumerate(self.deployment.network.tiers[:-1]):
+            assert tier.link is not None
+            links[k]["latency_s"] = tier.link.latency_s
+            links[k]["token_bytes"] = self._token_bytes(self.partition.cuts[k + 1])
+        links["rate_at"], links["rate_end"] = self.rate_start[:-1], self.rate_start[1:]
+        return links
+
+    def start(self, kernel: Any) -> tuple[Array, IntArray, Array]:
+        """Return the clock, the counts and the arrivals at the start.
+
+        With users, the first request of each arrives at the start, and the arrivals of the
+        others are not yet known: nan.
+        """
+        arrival_s = np.array(self.instance.arrival_s)
+        n_sent = len(arrival_s)
+        if self.options.users is not None:
+            n_sent = min(self.options.users, n_sent)
+            arrival_s[:n_sent] = arrival_s.min()
+            arrival_s[n_sent:] = math.nan
+        origin_s, span_s = float(np.nanmin(arrival_s)), float(np.ptp(arrival_s[:n_sent]))
+        width_s = max(span_s / 128, 1e-6, 1e-12 * origin_s)
+        clock = np.array([origin_s, origin_s, width_s, origin_s])
+        counts = np.zeros(kernel.N_COUNTS, np.int64)
+        counts[kernel.CHOICE], counts[kernel.N_SENT] = kernel.NIL, n_sent
+        return clock, counts, arrival_s
 
     def _token_bytes(self, cut: int) -> float:
         """Return the bytes per token that cross a link after `cut` blocks."""
@@ -271,15 +343,17 @@ class System:
             return float(model.input_bytes_per_token)
         return float(model.blocks[cut - 1].output_bytes_per_token)
 
+    def is_up(self) -> list[bool]:
+        """Return which nodes are up at the start; the others join later."""
+        joining = {e.target for e in self.options.events if e.kind is EventKind.JOIN}
+        return [name not in joining for name in self.node_names]
+
     def _nodes(self, kernel: Any, origin_s: float) -> Records:
         """Return the records of the nodes at the start."""
         nodes = kernel.records(self.instance.n_nodes, kernel.NODE)
         nodes["stage"] = kernel.NIL
         nodes["kind"] = self.instance.node_class
-        nodes["up"] = 1
-        joining = {e.target for e in self.options.events if e.kind is EventKind.JOIN}
-        for n, name in enumerate(self.node_names):
-            nodes[n]["up"] = name not in joining
+        nodes["up"] = self.is_up()
         heads = [name for name in nodes.dtype.names if name.endswith(("_head", "_tail"))]
         for field in (*heads, "decode_mark", "batch_decode", "batch_prefill"):
             nodes[field] = kernel.NIL
@@ -287,16 +361,26 @@ class System:
         nodes["seen_s"] = origin_s
         nodes["speed_at"], nodes["speed_end"] = self.speed_start[:-1], self.speed_start[1:]
         for stage, (at_tier, blocks) in enumerate(zip(self.nodes, self.blocks, strict=True)):
-            weights = self.deployment.model.stage_weight_bytes(blocks)
-            kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
             for n in at_tier:
                 nodes[n]["stage"] = stage
-                free = self.instance.node_bytes[n] - weights
-                tokens = _UNLIMITED if kv_bytes == 0 else free // kv_bytes
-                # rounding must not keep the longest request from a node that can hold it
-                longest = self.deployment.max_resident_tokens or 0
-                nodes[n]["capacity"] = int(min(max(tokens, longest), _UNLIMITED))
+                nodes[n]["capacity"] = self.capacity_tokens(blocks, n)
         return nodes
+
+    def capacity_tokens(self, blocks: list[Block], n: int) -> int:
+        """Return the KV tokens that fit on a node beside the weights of these blocks."""
+        kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
+        if kv_bytes == 0:
+            return _UNLIMITED
+        weights = self.deployment.model.stage_weight_bytes(blocks)
+        tokens = (self.instance.node_bytes[n] - weights) // kv_bytes
+        # rounding must not keep the longest request from a node that can hold it
+        longest = self.deployment.max_resident_tokens or 0
+        return int(min(max(tokens, longest), _UNLIMITED))
+
+
+def _limit(number: int | None) -> int:
+    """Return a limit for a kernel."""
+    return _UNLIMITED if number is None else min(number, _UNLIMITED)
 
 
 def _return_s(link: Link | None) -> float:

@@ -145,6 +145,9 @@ class Trace:
     restarts, lost_tokens : ndarray of int
         Number of restarts of the request after failures, and number of tokens whose computation
         was lost, summed over stages.
+    preemptions : ndarray of int
+        Number of times that the request was preempted because KV cache ran out. What was
+        computed in vain is counted in `lost_tokens`, too.
     node : ndarray of int
         Index within the tier of the node that served the request, -1 if none did. After a
         restart it is the node of the last attempt.
@@ -198,6 +201,7 @@ class Trace:
     output_tokens: IntArray
     restarts: IntArray
     lost_tokens: IntArray
+    preemptions: IntArray
     node: IntArray
     reached_s: Array
     admitted_s: Array
@@ -276,8 +280,8 @@ class Trace:
         """Return a table with one row per request.
 
         Columns: request, arrival_s, ttft_s, tpot_s, latency_s, end_s, prompt_tokens,
-        output_tokens, restarts, lost_tokens; for each tier ``node_<tier>``, the name of the
-        node or None; extrapolated.
+        output_tokens, restarts, lost_tokens, preemptions; for each tier ``node_<tier>``, the
+        name of the node or None; extrapolated.
         """
         pd = optional("pandas")
         names = np.array([*self.node_names, None], dtype=object)  # -1: the last one
@@ -294,6 +298,7 @@ class Trace:
                 "output_tokens": self.output_tokens,
                 "restarts": self.restarts,
                 "lost_tokens": self.lost_tokens,
+                "preemptions": self.preemptions,
                 **{f"node_{tier}": nodes[:, k] for k, tier in enumerate(self.tier_names)},
                 "extrapolated": self.extrapolated,
             }

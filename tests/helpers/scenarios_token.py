@@ -174,16 +174,27 @@ def random_network(draw: Draw, model: Model, partition: Partition, resident: int
 
 
 def random_schedule(
-    rng: np.random.Generator, deployment: Deployment, partition: Partition
+    rng: np.random.Generator,
+    deployment: Deployment,
+    partition: Partition,
+    *,
+    in_pipelines: bool = False,
 ) -> Schedule:
-    """Draw a schedule: any node that can hold the stage; its times are not used."""
+    """Draw a schedule: any node that can hold the stage; its times are not used.
+
+    In pipelines, the i-th node of a stage has a place only if every stage has so many.
+    """
     instance = to_instance(deployment, allow_empty=True)
     node = np.full((len(deployment.requests), partition.n_tiers), -1)
-    for k in range(partition.n_tiers):
-        first, end = partition.cuts[k], partition.cuts[k + 1]
-        if first < end:
-            holds = np.flatnonzero(can_hold(instance, k, first, end))
-            node[:, k] = rng.choice(holds, len(node))
+    holders = {
+        k: np.flatnonzero(can_hold(instance, k, *partition.cuts[k : k + 2]))
+        for k in range(partition.n_tiers)
+        if partition.stage(k)
+    }
+    n_pipelines = min(len(holds) for holds in holders.values())
+    for k, holds in holders.items():
+        choices = holds[:n_pipelines] if in_pipelines else holds
+        node[:, k] = rng.choice(choices, len(node))
     nothing = np.full(node.shape, np.nan)
     return Schedule(node, nothing, nothing)
 
@@ -229,8 +240,32 @@ def random_events(draw: Draw, deployment: Deployment, calm: Any) -> tuple[Event,
     return tuple(events)
 
 
-def random_scenario(seed: int, simulate: Callable[..., Any]) -> Scenario:
-    """Draw all options; `simulate` runs once to find the length of the run without events."""
+def random_mode(draw: Draw, batchings: tuple[str, ...]) -> dict[str, Any]:
+    """Draw the options that came with the batching modes."""
+    rng = draw.rng
+    options: dict[str, Any] = {"batching": batchings[rng.integers(len(batchings))]}
+    if draw.chance(0.6):
+        options["max_num_batched_tokens"] = int(rng.choice([2, 5, 16, 40]))
+    if options["batching"] == "serial" and draw.chance(0.7):
+        options["micro_batch_tokens"] = int(rng.choice([1, 3, 8, 16]))
+    if draw.chance(0.6):
+        options["kv_admission"] = "paged"
+        options["kv_block_tokens"] = int(rng.choice([1, 2, 8, 16]))
+    if draw.chance(0.4):
+        options["iteration_s"] = draw.number(2**-11, 2**-8, 2**-11)
+    if draw.chance(0.4):
+        options["users"] = int(rng.integers(1, 12))
+        options["think_time_s"] = draw.number(0, 2**-6, 2**-8) if draw.chance(0.5) else 0.0
+    return options
+
+
+def random_scenario(
+    seed: int, simulate: Callable[..., Any], batchings: tuple[str, ...] = ()
+) -> Scenario:
+    """Draw all options; `simulate` runs once to find the length of the run without events.
+
+    With `batchings`, the options that came with the batching modes are drawn, too.
+    """
     rng = np.random.default_rng(seed)
     draw = Draw(rng, is_round=seed % 2 == 1)
     model = random_model(draw)
@@ -238,6 +273,9 @@ def random_scenario(seed: int, simulate: Callable[..., Any]) -> Scenario:
     cuts = np.sort(rng.integers(0, model.n_blocks + 1, n_tiers - 1)).tolist()
     partition = Partition((0, *cuts, model.n_blocks))
     requests = random_requests(draw, int(rng.integers(1, 26)))
+    if batchings and seed % 5 < 3:  # KV cache that grows while tokens are decoded
+        outputs = np.minimum(requests.prompt_tokens, 30)
+        requests = Requests(requests.arrival_s, requests.output_tokens, outputs)
     longest = int((requests.prompt_tokens + requests.output_tokens).max())
     deployment = Deployment(
         model=model,
@@ -249,14 +287,20 @@ def random_scenario(seed: int, simulate: Callable[..., Any]) -> Scenario:
     chunk_tokens = int(2 ** rng.integers(0, 5) if draw.is_round else rng.integers(1, 40))
     options = {
         "seed": int(rng.integers(1000)),
-        "max_batch": int(rng.integers(1, 9)),
+        "max_num_seqs": int(rng.integers(1, 9)),
         "chunk_tokens": None if draw.chance(0.3) else chunk_tokens,
         "link_contention": draw.chance(0.5),
     }
     beliefs = np.random.default_rng([seed, 1])  # apart: what else is drawn stays as it was
     if beliefs.random() < 0.4:
         options["expected_output_tokens"] = int(beliefs.integers(1, 15))
-    policy = random_schedule(rng, deployment, partition) if kind == REPLAY else kind
+    if batchings:
+        modes = Draw(np.random.default_rng([seed, 2]), is_round=draw.is_round)
+        options |= random_mode(modes, batchings)
+    in_pipelines = options.get("batching", "stage") != "stage"
+    policy = kind
+    if kind == REPLAY:
+        policy = random_schedule(rng, deployment, partition, in_pipelines=in_pipelines)
     scenario = Scenario(deployment, partition, policy, options)
     if draw.is_round:
         scenario = with_a_latecomer(draw, scenario, scenario.run(simulate))

@@ -36,20 +36,32 @@ class Stage:
     router: Router | None = None
 
 
+DEFAULTS = {
+    "batching": "stage",
+    "max_num_seqs": 64,
+    "max_num_batched_tokens": None,
+    "chunk_tokens": 512,
+    "kv_admission": "reserve",
+    "kv_block_tokens": 16,
+    "iteration_s": 0.0,
+    "users": None,
+    "think_time_s": 0.0,
+    "link_contention": False,
+}
+
+
 def simulate(
     deployment,
     partition,
     policy="hypsched_rt",
     *,
     seed=0,
-    max_batch=64,
-    chunk_tokens=512,
-    link_contention=False,
     events=(),
     expected_output_tokens=None,
+    **options,
 ) -> Answer:
     """Serve all requests; `policy` is a name, or a Schedule whose nodes are replayed."""
-    system = System(deployment, max_batch, chunk_tokens, link_contention)
+    system = System(deployment, DEFAULTS | options)
     absent = {event.target for event in events if event.kind == "join"}
     system.add_nodes(absent)
     believed = deployment.requests.output_tokens
@@ -73,16 +85,25 @@ def simulate(
 class System:
     """System of nodes, links and stages, with requests, messages and events."""
 
-    def __init__(self, deployment, max_batch, chunk_tokens, contention):
+    def __init__(self, deployment, options):
         tiers = deployment.network.tiers
         self.env = simpy.Environment()
-        self.deployment, self.max_batch = deployment, max_batch
-        self.chunk_tokens = math.inf if chunk_tokens is None else chunk_tokens
-        self.contention = contention
-        self.links = [Link(self.env, tier.link, contention) for tier in tiers[:-1]]
+        limit = {name: math.inf if value is None else value for name, value in options.items()}
+        self.deployment, self.max_num_seqs = deployment, options["max_num_seqs"]
+        self.chunk_tokens = limit["chunk_tokens"]
+        self.max_num_batched_tokens = limit["max_num_batched_tokens"]
+        self.paged = options["kv_admission"] == "paged"
+        self.kv_block_tokens, self.iteration_s = (
+            options["kv_block_tokens"],
+            limit["iteration_s"],
+        )
+        self.users, self.think_time_s = options["users"], options["think_time_s"]
+        self.contention = options["link_contention"]
+        self.links = [Link(self.env, tier.link, self.contention) for tier in tiers[:-1]]
         self.link_of = dict(zip((tier.name for tier in tiers), self.links, strict=False))
         n_nodes = sum(len(tier.nodes) for tier in tiers)
-        self.answer = empty_answer(deployment.requests.arrival_s, len(tiers), n_nodes)
+        given_s = deployment.requests.arrival_s.copy()
+        self.answer = empty_answer(given_s, len(tiers), n_nodes)
         self.nodes, self.node_of, self.stages, self.requests = [], {}, [], []
         self.starts = None
 
@@ -142,25 +163,63 @@ class System:
         """Return the event that starts iterations on all nodes, last in this instant."""
         if self.starts is None or self.starts.processed:
             self.starts = later(self.env, Phase.ITERATION_STARTS)
+            if self.paged:
+                blocks = later(self.env, Phase.BLOCKS)
+                blocks.callbacks.append(lambda _: self.give_blocks())
         return self.starts
+
+    def give_blocks(self):
+        """Give blocks where iterations are about to start, then admit where memory is free."""
+        idle = [node for node in self.nodes if node.up and not node.running and node.stage]
+        if any([node.give_blocks() for node in idle]):
+            for node in self.nodes:
+                if node.up and node.stage:
+                    node.admit()
+
+    def preempt(self, attempt):
+        """Free the memory of a request, which starts again."""
+        attempt.over = True
+        for stay in attempt.stays.values():
+            if stay.node is not None:
+                stay.node.release(stay, admit=False)
+        self.requests[attempt.request].interrupt("preemption")
 
     # requests
 
     def add_requests(self):
         given = self.deployment.requests
         columns = given.arrival_s, given.prompt_tokens, given.output_tokens
+        self.rank = np.argsort(np.argsort(given.arrival_s, kind="stable")).tolist()
+        if self.users is not None:
+            self.rank = list(range(len(given)))
+            self.answer.arrival_s[:] = math.nan
+        self.sent = [self.env.event() for _ in range(len(given))]
+        self.n_sent = 0
         for r, row in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
             self.requests.append(self.env.process(self.request(r, *row)))
+        for _ in range(self.users or 0):
+            self.send_next(float(given.arrival_s.min()))
+
+    def send_next(self, at_s):
+        """Let a user send the next request at a time."""
+        if self.n_sent < len(self.sent):
+            self.answer.seen["sent by a user"] += 1
+            self.answer.arrival_s[self.n_sent] = at_s
+            self.sent[self.n_sent].succeed(at_s)
+            self.n_sent += 1
 
     def request(self, r, arrival_s, prompt, output):
         """Serve a request, from arrival to end (a process)."""
-        yield later(self.env, Phase.MESSAGE_ARRIVES, arrival_s, tie=r)
+        if self.users is not None:
+            arrival_s = yield self.sent[r]
+        yield later(self.env, Phase.MESSAGE_ARRIVES, arrival_s - self.env.now, tie=r)
         delivery_s = sum(link.return_latency_s for link in self.leading)
         delivered, attempt_before = 0, False
         while delivered < output:
             returned = simpy.Store(self.env)
             passes = output - delivered
-            attempt = Attempt(r, prompt + delivered, passes, prompt + output, returned)
+            whole = prompt + output
+            attempt = Attempt(r, prompt + delivered, passes, whole, self.rank[r], returned)
             links = () if attempt_before else self.leading
             self.send([(attempt, attempt.prompt_tokens)], 0, links=links)
             attempt_before = True
@@ -170,19 +229,22 @@ class System:
                     delivered += 1
                     if delivered == 1:
                         self.answer.first_token_s[r] = self.env.now + delivery_s
-            except simpy.Interrupt:  # a failure
-                self.answer.seen["restart after a token"] += delivered > 0
-                self.forget(attempt)
+            except simpy.Interrupt as interrupt:
+                self.answer.seen[f"{interrupt.cause} after a token"] += delivered > 0
+                self.forget(attempt, interrupt.cause)
             attempt.over = True
             for stay in attempt.stays.values():
                 if stay.node is not None:
                     stay.node.release(stay)
+        if self.users is not None:
+            self.send_next(self.env.now + delivery_s + self.think_time_s)
         yield self.env.timeout(delivery_s)
         self.answer.end_s[r] = self.env.now
 
-    def forget(self, attempt):
+    def forget(self, attempt, cause):
         r, answer = attempt.request, self.answer
-        answer.restarts[r] += 1
+        counts = answer.restarts if cause == "failure" else answer.preemptions
+        counts[r] += 1
         answer.lost_tokens[r] += sum(stay.ended_tokens for stay in attempt.stays.values())
         answer.node[r] = -1
         answer.reached_s[r] = answer.admitted_s[r] = answer.left_s[r] = math.nan

@@ -1,7 +1,7 @@
 """Node that admits requests to its KV memory and computes their tokens in batches."""
 
+import bisect
 import math
-from collections import deque
 from dataclasses import dataclass
 
 import simpy
@@ -32,7 +32,7 @@ class Node:
         self.ratio = 1.0  # what has been seen of the factor
         self.unfinished = {}  # stay pinned here, its work not complete -> expected seconds
         self.outstanding_s = 0.0  # their sum, exactly
-        self.queue = deque()  # stays waiting for KV memory
+        self.queue = []  # stays waiting for KV memory
         self.held_tokens = {}  # stay -> tokens of KV memory
         self.free_tokens = self.unclaimed_tokens = self.capacity_tokens()  # the queue claims
         self.available = {}  # stays with tokens that an iteration could take
@@ -51,23 +51,61 @@ class Node:
 
     # KV memory
 
+    def kv_tokens(self, attempt, n_tokens):
+        """Return the tokens of KV memory that an attempt has when so many are cached."""
+        if not self.system.paged:
+            return attempt.whole_tokens
+        block = self.system.kv_block_tokens
+        return min(math.ceil(n_tokens / block) * block, attempt.whole_tokens)
+
+    def first_tokens(self, stay):
+        return self.kv_tokens(stay.attempt, stay.attempt.prompt_tokens)
+
+    def needed_tokens(self):
+        """Return what the decode tokens that wait here need: stay -> tokens."""
+        return {
+            stay: self.kv_tokens(stay.attempt, stay.started_tokens + 1) - self.held_tokens[stay]
+            for stay in self.available
+            if stay.started_tokens >= stay.attempt.prompt_tokens
+        }
+
+    def give_blocks(self):
+        """Give blocks to decode tokens; preempt requests as long as there is no room."""
+        preempted = False
+        while sum(self.needed_tokens().values()) > self.free_tokens:
+            last = max(self.held_tokens, key=lambda stay: stay.attempt.rank)
+            self.answer.seen["preempted"] += 1
+            self.answer.seen["preempted itself"] += last in self.needed_tokens()
+            self.system.preempt(last.attempt)
+            preempted = True
+        for stay, tokens in self.needed_tokens().items():
+            if tokens:
+                self.note_kv(stay)
+                self.held_tokens[stay] += tokens
+                self.free_tokens -= tokens
+                self.unclaimed_tokens -= tokens
+        return preempted
+
     def pin(self, stay, expected_s):
         stay.node, stay.pinned_s = self, self.env.now
         self.answer.node[stay.attempt.request, self.tier] = self.position
         self.unfinished[stay] = expected_s
         self.outstanding_s += expected_s
-        self.queue.append(stay)
-        self.unclaimed_tokens -= stay.attempt.kv_tokens
+        if self.system.paged:
+            bisect.insort(self.queue, stay, key=lambda each: each.attempt.rank)
+        else:
+            self.queue.append(stay)
+        self.unclaimed_tokens -= self.first_tokens(stay)
         self.admit()
         self.answer.seen["waited for KV memory"] += math.isnan(stay.admitted_s)
 
     def admit(self):
         """Admit the head of the queue while there is room; nobody overtakes it."""
-        while self.queue and self.queue[0].attempt.kv_tokens <= self.free_tokens:
-            stay = self.queue.popleft()
-            self.held_tokens[stay] = stay.attempt.kv_tokens
-            self.free_tokens -= stay.attempt.kv_tokens
-            stay.admitted_s = stay.waiting_since_s = self.env.now
+        while self.queue and self.first_tokens(self.queue[0]) <= self.free_tokens:
+            stay = self.queue.pop(0)
+            self.held_tokens[stay] = self.first_tokens(stay)
+            self.free_tokens -= self.held_tokens[stay]
+            stay.admitted_s = stay.waiting_since_s = stay.held_since_s = self.env.now
             self.note("n_waiting", stay.pinned_s, 1)
             self.answer.admitted_s[stay.attempt.request, self.tier] = self.env.now
             self.offer(stay)
@@ -82,19 +120,20 @@ class Node:
         if not self.woken.triggered:
             self.woken.succeed()
 
-    def release(self, stay):
+    def release(self, stay, admit=True):
         """Free the memory of a request that ends or restarts."""
         if stay in self.unfinished:
             self.leave(stay)
         if stay in self.held_tokens:
+            self.unclaimed_tokens += self.held_tokens[stay]
             self.free(stay)
-            self.unclaimed_tokens += stay.attempt.kv_tokens
         elif stay in self.queue:
             self.queue.remove(stay)
             self.note("n_waiting", stay.pinned_s, 1)
-            self.unclaimed_tokens += stay.attempt.kv_tokens
+            self.unclaimed_tokens += self.first_tokens(stay)
         self.available.pop(stay, None)
-        self.admit()
+        if admit:
+            self.admit()
 
     def leave(self, stay):
         """Record that the work of a request here is complete, or lost."""
@@ -102,9 +141,14 @@ class Node:
         self.note("n_requests", stay.pinned_s, 1)
 
     def free(self, stay):
-        tokens = self.held_tokens.pop(stay)
-        self.free_tokens += tokens
-        self.note("kv_bytes", stay.admitted_s, tokens * self.stage.kv_bytes_per_token)
+        self.note_kv(stay)
+        self.free_tokens += self.held_tokens.pop(stay)
+
+    def note_kv(self, stay):
+        """Note how long a request has held as much KV memory as it does."""
+        held_bytes = self.held_tokens[stay] * self.stage.kv_bytes_per_token
+        self.note("kv_bytes", stay.held_since_s, held_bytes)
+        stay.held_since_s = self.env.now
 
     # iterations
 
@@ -120,11 +164,12 @@ class Node:
 
     def iterate(self):
         batch = self.take_batch()
-        nominal_s = iteration_s(
+        computing_s = iteration_s(
             self.stage.blocks, batch, self.gpu, self.system.deployment.cost_model
         )
+        nominal_s = self.system.iteration_s + computing_s
         iteration = self.running = Iteration(self.env.now, nominal_s, batch)
-        completed = yield from self.compute(nominal_s)
+        completed = yield from self.compute(self.system.iteration_s, computing_s)
         self.running = None
         took_s = self.env.now - iteration.start_s
         self.answer.busy_s[self.index] += took_s
@@ -136,17 +181,20 @@ class Node:
 
     def take_batch(self):
         waiting = sorted(self.available, key=lambda s: (s.waiting_since_s, s.attempt.request))
-        budget = self.system.chunk_tokens
+        left, budget = self.system.max_num_batched_tokens, self.system.chunk_tokens
+        if left < math.inf:  # decode tokens first
+            waiting.sort(key=lambda stay: stay.started_tokens < stay.attempt.prompt_tokens)
         batch = []
         for stay in waiting:
-            if len(batch) == self.system.max_batch:
+            if len(batch) == self.system.max_num_seqs:
                 self.answer.seen["batch full"] += 1
                 break
-            tokens = 1
+            tokens = min(1, left)
             if stay.started_tokens < stay.attempt.prompt_tokens:
-                tokens = min(stay.waiting_tokens, budget)
+                tokens = min(stay.waiting_tokens, budget, left)
                 budget -= tokens
                 self.answer.seen["chunk cut"] += tokens < stay.waiting_tokens
+            left -= tokens
             if tokens:
                 batch.append(Entry(stay, tokens, stay.started_tokens))
                 stay.start(tokens)
@@ -154,17 +202,21 @@ class Node:
                 del self.available[stay]
         return batch
 
-    def compute(self, left_s):
-        """Spend nominal seconds; return True if they were not cut short."""
+    def compute(self, host_s, left_s):
+        """Spend host seconds, then nominal ones; return True if they were not cut short."""
         while True:
             since_s, factor = self.env.now, self.factor
             try:
-                yield later(self.env, Phase.ITERATION_ENDS, left_s * factor, self.index)
+                yield later(
+                    self.env, Phase.ITERATION_ENDS, host_s + left_s * factor, self.index
+                )
                 return True
             except simpy.Interrupt as interrupt:
                 if interrupt.cause == "failure":
                     return False
-                left_s = max(0.0, left_s - (self.env.now - since_s) / factor)
+                spent_s = self.env.now - since_s
+                left_s = max(0.0, left_s - max(0.0, spent_s - host_s) / factor)
+                host_s = max(0.0, host_s - spent_s)
 
     def finish(self, iteration):
         answer, now_s = self.answer, self.env.now
@@ -239,4 +291,4 @@ class Node:
             self.note("n_requests", stay.pinned_s, 1, math.inf)
         for stay, tokens in self.held_tokens.items():
             kv_bytes = tokens * self.stage.kv_bytes_per_token
-            self.note("kv_bytes", stay.admitted_s, kv_bytes, math.inf)
+            self.note("kv_bytes", stay.held_since_s, kv_bytes, math.inf)

@@ -20,7 +20,8 @@ class Phase(IntEnum):
     TOKENS_RETURN = 3
     MESSAGE_ARRIVES = 4
     DISPATCH = 5
-    ITERATION_STARTS = 6
+    BLOCKS = 6
+    ITERATION_STARTS = 7
 
 
 TIES = 10**6  # in one phase of an instant, the lower tie comes first
@@ -38,11 +39,12 @@ def later(env, phase, delay_s=0.0, tie=0):
 class Answer:
     """Record of a run; -1 and nan where nothing happened. After a restart: the last attempt."""
 
-    arrival_s: np.ndarray  # (n_requests,), as the next four
+    arrival_s: np.ndarray  # (n_requests,), as the next five
     end_s: np.ndarray
     first_token_s: np.ndarray
     restarts: np.ndarray
     lost_tokens: np.ndarray
+    preemptions: np.ndarray
     node: np.ndarray  # (n_requests, n_tiers), as the next three
     reached_s: np.ndarray
     admitted_s: np.ndarray
@@ -66,7 +68,7 @@ def empty_answer(arrival_s, n_tiers, n_nodes):
     return Answer(
         arrival_s,
         *(np.full(n, math.nan) for _ in range(2)),
-        *(np.zeros(n, np.int64) for _ in range(2)),
+        *(np.zeros(n, np.int64) for _ in range(3)),
         np.full((n, n_tiers), -1),
         *(np.full((n, n_tiers), math.nan) for _ in range(3)),
         np.zeros(n_nodes),
@@ -85,7 +87,8 @@ class Attempt:
     request: int
     prompt_tokens: int  # with the tokens delivered before
     n_passes: int  # tokens still to come
-    kv_tokens: int
+    whole_tokens: int  # prompt and output
+    rank: int  # by arrival
     returned: simpy.Store  # tokens back at the request side
     n_returned: int = 0
     stays: dict = field(default_factory=dict)  # number of the stage -> Stay
@@ -101,6 +104,7 @@ class Stay:
     stranded_s: float = math.nan  # since when
     pinned_s: float = math.nan
     admitted_s: float = math.nan
+    held_since_s: float = math.nan  # as much KV memory as now
     waiting_tokens: int = 0  # arrived, not started
     waiting_since_s: float = math.nan
     started_tokens: int = 0

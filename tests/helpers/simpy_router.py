@@ -72,14 +72,18 @@ class Router:
         return getattr(self, self.policy)(nodes, stay)
 
     def hypsched_rt(self, nodes, stay):
-        r = stay.attempt.request
-        need_tokens = self.prompt_tokens[r] + self.output_tokens[r]
-        roomy = [node for node in nodes if node.unclaimed_tokens >= need_tokens]
+        roomy = [n for n in nodes if n.unclaimed_tokens >= self.need_tokens(n, stay)]
         self.answer.seen["no node with room"] += not roomy
         return min(
             roomy or nodes,
             key=lambda n: (n.outstanding_s + self.expected_s(n, stay)) * self.slowdown(n),
         )
+
+    def need_tokens(self, node, stay):
+        r = stay.attempt.request
+        if node.system.paged:
+            return node.kv_tokens(stay.attempt, stay.attempt.prompt_tokens)
+        return self.prompt_tokens[r] + self.output_tokens[r]
 
     def random(self, nodes, stay):
         return nodes[int(self.uniforms[stay.attempt.request][0] * len(nodes))]

@@ -69,8 +69,8 @@ def burst(n, prompt_tokens=1, output_tokens=1, at_s=0.0):
 
 ARRAYS = (
     "arrival_s", "end_s", "first_token_s", "prompt_tokens", "output_tokens", "restarts",
-    "lost_tokens", "node", "reached_s", "admitted_s", "left_s", "busy_s", "n_iterations",
-    "n_tokens", "kv_capacity_bytes",
+    "lost_tokens", "preemptions", "node", "reached_s", "admitted_s", "left_s", "busy_s",
+    "n_iterations", "n_tokens", "kv_capacity_bytes",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ def compiled(monkeypatch):
     seen = []
 
     def import_module(name):
-        family = name.rpartition(".")[2]
+        family = name.removeprefix("hypsolve.kernels.")
         return types.SimpleNamespace(warm_up=lambda: seen.append(family))
 
     monkeypatch.setattr(warm_up.importlib, "import_module", import_module)

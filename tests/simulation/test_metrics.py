@@ -250,10 +250,10 @@ def test_utilisation_is_busy_time_over_what_was_observed(trace):
         st.sampled_from([f"{tier}-{n}" for tier in ("bench", "rented") for n in range(2)]),
         unique=True,
     ),
-    max_batch=st.integers(1, 8),
+    max_num_seqs=st.integers(1, 8),
 )
-@example(fails_at_s=0.6, failing=["rented-0", "rented-1"], max_batch=4)
-@example(fails_at_s=0.0, failing=["bench-0", "bench-1"], max_batch=4)
+@example(fails_at_s=0.6, failing=["rented-0", "rented-1"], max_num_seqs=4)
+@example(fails_at_s=0.0, failing=["bench-0", "bench-1"], max_num_seqs=4)
 def test_no_node_of_a_simulation_is_busy_for_longer_than_it_lasts(**options):
     trace = traces.simulated(**options)
     found = metrics(trace)

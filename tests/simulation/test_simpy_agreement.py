@@ -105,7 +105,7 @@ def test_model_without_batches_is_the_flow_level(policy):
         )
         deployment, partition = calm(seed, requests)
         got = simpy_model.simulate(
-            deployment, partition, policy, seed=seed, max_batch=1, chunk_tokens=None
+            deployment, partition, policy, seed=seed, max_num_seqs=1, chunk_tokens=None
         )
         flow = schedule(to_instance(deployment, allow_empty=True), partition, policy, seed=seed)
         np.testing.assert_array_equal(got.node, flow.node)
@@ -151,7 +151,7 @@ def test_model_keeps_its_limits():
             entries = batches[node, start_s, end_s]
             if end_s > start_s:  # those that take no time can look like one
                 assert len({request for request, _, _ in entries}) == len(entries)
-                assert len(entries) <= run.options["max_batch"]
+                assert len(entries) <= run.options["max_num_seqs"]
                 # a restart computes delivered tokens again, as a prompt
                 chunked = sum(t for r, t, c in entries if c < prompt[r])
                 assert chunked <= (run.options["chunk_tokens"] or math.inf)
@@ -178,7 +178,14 @@ def test_model_keeps_its_limits():
 
 def assert_agree(ours: hypsolve.Trace, theirs: simpy_model.Answer) -> None:
     np.testing.assert_array_equal(ours.node, theirs.node)
-    for what in ("restarts", "lost_tokens", "n_iterations", "n_tokens", "n_visits"):
+    for what in (
+        "restarts",
+        "lost_tokens",
+        "preemptions",
+        "n_iterations",
+        "n_tokens",
+        "n_visits",
+    ):
         np.testing.assert_array_equal(getattr(ours, what), getattr(theirs, what), what)
     for what in ("arrival_s", "end_s", "first_token_s", "reached_s", "admitted_s", "left_s"):
         close(getattr(ours, what), getattr(theirs, what), what)
@@ -197,6 +204,21 @@ def assert_agree(ours: hypsolve.Trace, theirs: simpy_model.Answer) -> None:
     )
     for column, name in enumerate(VISIT):
         close(mine[:, column], judge[:, column], f"visits.{name}")
+
+
+def assert_series_agree(series: hypsolve.Series, theirs: simpy_model.Answer) -> None:
+    edges_s = series.start_s + series.bin_s * np.arange(series.busy.shape[1] + 1)
+    assert edges_s[-1] >= np.nanmax(theirs.end_s, initial=0.0) * (1 - 1e-12)
+    for what, intervals in theirs.intervals.items():
+        expected = np.zeros_like(getattr(series, what))
+        for node, start_s, end_s, weight in intervals:
+            within_s = np.minimum(end_s, edges_s[1:]) - np.maximum(start_s, edges_s[:-1])
+            expected[node] += weight * np.maximum(within_s, 0.0) / series.bin_s
+        got = getattr(series, what)
+        if np.isnan(theirs.end_s).any():  # what never ends is cut somewhere in the last bin
+            got, expected = got[:, :-1], expected[:, :-1]
+        scale = max(expected.max(initial=0.0), 1e-9)
+        np.testing.assert_allclose(got / scale, expected / scale, atol=1e-9, err_msg=what)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -248,20 +270,7 @@ def test_simulator_agrees_on_a_real_model_under_churn(policy):
 @pytest.mark.parametrize("seed", SEEDS[::4])
 def test_series_agree(seed):
     """Each bin's average, from the intervals in which something lasted."""
-    theirs = answer(seed)
-    series = scenario(seed).run(hypsolve.simulate).series
-    edges_s = series.start_s + series.bin_s * np.arange(series.busy.shape[1] + 1)
-    assert edges_s[-1] >= np.nanmax(theirs.end_s, initial=0.0) * (1 - 1e-12)
-    for what, intervals in theirs.intervals.items():
-        expected = np.zeros_like(getattr(series, what))
-        for node, start_s, end_s, weight in intervals:
-            within_s = np.minimum(end_s, edges_s[1:]) - np.maximum(start_s, edges_s[:-1])
-            expected[node] += weight * np.maximum(within_s, 0.0) / series.bin_s
-        got = getattr(series, what)
-        if np.isnan(theirs.end_s).any():  # what never ends is cut somewhere in the last bin
-            got, expected = got[:, :-1], expected[:, :-1]
-        scale = max(expected.max(initial=0.0), 1e-9)
-        np.testing.assert_allclose(got / scale, expected / scale, atol=1e-9, err_msg=what)
+    assert_series_agree(scenario(seed).run(hypsolve.simulate).series, answer(seed))
 
 
 def test_scenarios_cover_everything():
@@ -315,7 +324,7 @@ def test_scenarios_cover_everything():
         "slowdown in an iteration",
         "iteration lost",
         "stranded",
-        "restart after a token",
+        "failure after a token",
         "complete at a failed node",
         "computed for a restarted request",
     } <= set(seen)

@@ -192,7 +192,9 @@ def test_one_request_is_never_later_for_having_more(seed, factor):
     alone = hs.Requests(some.arrival_s[:1], some.prompt_tokens[:1], some.output_tokens[:1])
     deployment = replace(scenario.deployment, requests=alone)
     options = {
-        k: v for k, v in scenario.options.items() if k in ("seed", "max_batch", "chunk_tokens")
+        k: v
+        for k, v in scenario.options.items()
+        if k in ("seed", "max_num_seqs", "chunk_tokens")
     }
     names = [node.name for tier in deployment.network.tiers for node in tier.nodes]
 
@@ -218,12 +220,12 @@ def test_one_request_is_never_later_for_having_more(seed, factor):
 # a batch
 
 
-@pytest.mark.parametrize("max_batch", [1, 3, 7, 64])
-def test_a_burst_goes_through_in_waves(max_batch):
+@pytest.mark.parametrize("max_num_seqs", [1, 3, 7, 64])
+def test_a_burst_goes_through_in_waves(max_num_seqs):
     """Equal stages of one second, instant links: wave after wave, stage behind stage."""
     deployment = toys.deployment([[toys.gpu(t0_s=1.0)]] * 3, toys.burst(20))
-    trace = hs.simulate(deployment, toys.even(3), max_batch=max_batch)
-    wave = np.arange(20) // max_batch
+    trace = hs.simulate(deployment, toys.even(3), max_num_seqs=max_num_seqs)
+    wave = np.arange(20) // max_num_seqs
     np.testing.assert_array_equal(trace.left_s, wave[:, None] + np.array([1.0, 2.0, 3.0]))
     np.testing.assert_array_equal(trace.end_s, wave + 3.0)
     np.testing.assert_array_equal(trace.busy_s, np.ones(3) * (wave[-1] + 1))
@@ -258,7 +260,7 @@ def test_decodes_overtake_prompts_that_are_out_of_budget():
         (0, 1.0, 4), (0, 2.0, 1), (0, 3.0, 1),  # never held up
         (1, 2.0, 4), (1, 3.0, 4), (2, 4.0, 1),  # a remainder stays in front
     ]  # fmt: skip
-    alone = hs.simulate(deployment, toys.even(1), chunk_tokens=4, max_batch=1)
+    alone = hs.simulate(deployment, toys.even(1), chunk_tokens=4, max_num_seqs=1)
     assert alone.end_s.tolist() == [6.0, 3.0, 4.0]
 
 
@@ -292,7 +294,7 @@ def test_levels_agree_without_batches_and_with_one_output_token(policy):
         deployment, partition = one_token_case(seed)
         flow = hs.simulate(deployment, partition, policy, level="flow", seed=seed)
         token = hs.simulate(
-            deployment, partition, policy, seed=seed, max_batch=1, chunk_tokens=None
+            deployment, partition, policy, seed=seed, max_num_seqs=1, chunk_tokens=None
         )
         np.testing.assert_array_equal(token.node, flow.node)
         np.testing.assert_allclose(token.end_s, flow.end_s, rtol=1e-9, atol=0)
@@ -336,7 +338,7 @@ def test_a_flow_level_trace_is_the_schedule(policy):
 def test_a_replayed_schedule_serves_as_it_says():
     deployment, partition = one_token_case(7)
     plan = hs.schedule(to_instance(deployment), partition, "random", seed=1)
-    trace = hs.simulate(deployment, partition, plan, max_batch=1, chunk_tokens=None)
+    trace = hs.simulate(deployment, partition, plan, max_num_seqs=1, chunk_tokens=None)
     np.testing.assert_array_equal(trace.node, plan.node)
     end_s = trace.end_s - trace.arrival_s.min()
     np.testing.assert_allclose(end_s, evaluation.completion_s(plan), rtol=1e-9)

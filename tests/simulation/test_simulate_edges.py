@@ -15,8 +15,8 @@ SECOND = toys.gpu(t0_s=1.0)  # every iteration takes one
 OPTIONS = [
     {},
     {"link_contention": True},
-    {"max_batch": 1, "chunk_tokens": 1},
-    {"max_batch": 3, "chunk_tokens": 2, "link_contention": True},
+    {"max_num_seqs": 1, "chunk_tokens": 1},
+    {"max_num_seqs": 3, "chunk_tokens": 2, "link_contention": True},
 ]
 
 
@@ -59,14 +59,14 @@ def test_relays_that_take_no_time_change_nothing(options):
 
 def test_a_burst_of_equals_is_served_by_index():
     deployment = toys.deployment([[SECOND]], toys.burst(50, at_s=2.0))
-    trace = hs.simulate(deployment, toys.even(1), max_batch=8)
+    trace = hs.simulate(deployment, toys.even(1), max_num_seqs=8)
     np.testing.assert_array_equal(trace.end_s, 3.0 + np.arange(50) // 8)
 
 
 def test_arrivals_need_not_be_in_order():
     arrival_s = np.array([5.0, 1.0, 9.0, 1.0, 0.0])
     deployment = toys.deployment([[SECOND]], hs.Requests(arrival_s, [1] * 5, [1] * 5))
-    trace = hs.simulate(deployment, toys.even(1), max_batch=1)
+    trace = hs.simulate(deployment, toys.even(1), max_num_seqs=1)
     assert trace.end_s.tolist() == [6, 2, 10, 3, 1]
 
 
@@ -99,7 +99,7 @@ def test_huge_prompts(chunk_tokens):
         [[toys.gpu(seconds_per_flop=1e-15)]], hs.Requests([0.0], [p], [2]),
         hs.Model(name="huge", blocks=(block,)), memory_bytes=2.0**20 * (p + 2),
     )  # fmt: skip
-    trace = hs.simulate(deployment, toys.even(1), chunk_tokens=chunk_tokens, max_batch=2**70)
+    trace = hs.simulate(deployment, toys.even(1), chunk_tokens=chunk_tokens, max_num_seqs=2**70)
     prefill_s = (1e3 * p + p * (p + 1) / 2) * 1e-15
     assert trace.ttft_s[0] == pytest.approx(prefill_s, rel=1e-9)
     assert trace.tpot_s[0] == pytest.approx((1e3 + p + 1) * 1e-15, rel=1e-2)  # late in time
@@ -125,7 +125,12 @@ def test_a_node_with_room_for_one_serves_one_at_a_time():
 def one_stage(n_nodes, requests, *events):
     deployment = toys.deployment([[SECOND] * n_nodes], requests)
     return hs.simulate(
-        deployment, toys.even(1), "round_robin", max_batch=1, events=events, record_visits=True
+        deployment,
+        toys.even(1),
+        "round_robin",
+        max_num_seqs=1,
+        events=events,
+        record_visits=True,
     )
 
 
@@ -190,15 +195,17 @@ def test_a_failure_spares_the_requests_that_are_through():
     deployment = toys.deployment([[SECOND] * 2, [SECOND]], toys.burst(2))
     events = (hs.Event(1.5, "failure", "a0"),)
     trace = hs.simulate(
-        deployment, toys.even(2), "join_shortest_queue", max_batch=1, events=events
+        deployment, toys.even(2), "join_shortest_queue", max_num_seqs=1, events=events
     )
     assert trace.node.tolist() == [[0, 0], [1, 0]]
     assert trace.restarts.tolist() == [0, 0] and trace.end_s.tolist() == [2.0, 3.0]
-    alone = hs.simulate(deployment, toys.even(2), lambda *_: 0, max_batch=1, events=events[:0])
+    alone = hs.simulate(
+        deployment, toys.even(2), lambda *_: 0, max_num_seqs=1, events=events[:0]
+    )
     assert alone.end_s.tolist() == [2.0, 3.0]
     first = toys.deployment([[SECOND] * 2, [SECOND]], toys.burst(2), toys.model(2))
     plan = hs.Schedule(np.zeros((2, 2), int), np.zeros((2, 2)), np.zeros((2, 2)))
-    trace = hs.simulate(first, toys.even(2), plan, max_batch=1, events=events)
+    trace = hs.simulate(first, toys.even(2), plan, max_num_seqs=1, events=events)
     assert trace.restarts.tolist() == [0, 1]
     assert trace.node.tolist() == [[0, 0], [1, 0]]  # the next one up
     assert trace.end_s.tolist() == [2.0, 3.5]
@@ -251,7 +258,7 @@ def test_requests_wait_for_nodes_to_join():
         [[SECOND] * 2], hs.Requests([3.0, 1.0, 2.0, 6.0], [1] * 4, [1] * 4)
     )
     events = [hs.Event(5.0, "join", "a1"), hs.Event(5.0, "join", "a0")]
-    trace = hs.simulate(deployment, toys.even(1), "round_robin", max_batch=1, events=events)
+    trace = hs.simulate(deployment, toys.even(1), "round_robin", max_num_seqs=1, events=events)
     assert trace.node[:, 0].tolist() == [0, 1, 0, 1]  # by index, when all that join have
     assert trace.end_s.tolist() == [6.0, 6.0, 7.0, 7.0]
     assert trace.reached_s[:, 0].tolist() == [3, 1, 2, 6]
@@ -261,7 +268,7 @@ def test_requests_wait_for_nodes_to_join():
 def test_a_node_that_never_joins_serves_nobody():
     deployment = toys.deployment([[SECOND] * 2], toys.burst(4))
     events = [hs.Event(1e6, "join", "a0")]
-    trace = hs.simulate(deployment, toys.even(1), max_batch=1, events=events)
+    trace = hs.simulate(deployment, toys.even(1), max_num_seqs=1, events=events)
     assert (trace.node == 1).all() and trace.n_iterations.tolist() == [0, 4]
 
 

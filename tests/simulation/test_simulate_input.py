@@ -101,10 +101,10 @@ def test_level(level):
         ("seed", 0.5, TypeError, "seed must be a whole number, got 0.5"),
         ("seed", None, TypeError, "seed must be a whole number, got None"),
         ("seed", True, TypeError, "seed must be a whole number, got True"),
-        ("max_batch", 0, ValueError, "max_batch must be at least 1, got 0"),
-        ("max_batch", -5, ValueError, "max_batch must be at least 1, got -5"),
-        ("max_batch", 8.0, TypeError, "max_batch must be a whole number, got 8.0"),
-        ("max_batch", None, TypeError, "max_batch must be a whole number, got None"),
+        ("max_num_seqs", 0, ValueError, "max_num_seqs must be at least 1, got 0"),
+        ("max_num_seqs", -5, ValueError, "max_num_seqs must be at least 1, got -5"),
+        ("max_num_seqs", 8.0, TypeError, "max_num_seqs must be a whole number, got 8.0"),
+        ("max_num_seqs", None, TypeError, "max_num_seqs must be a whole number, got None"),
         ("expected_output_tokens", 0, ValueError, "expected_output_tokens must be at least 1"),
         (
             "expected_output_tokens",
@@ -113,7 +113,7 @@ def test_level(level):
             r"expected_output_tokens must be at most 2\*\*40, got 1099511627777$",
         ),
         ("expected_output_tokens", 10**100, ValueError, "expected_output_tokens must be at"),
-        ("max_batch", "8", TypeError, "max_batch must be a whole number, got '8'"),
+        ("max_num_seqs", "8", TypeError, "max_num_seqs must be a whole number, got '8'"),
         ("chunk_tokens", 0, ValueError, "chunk_tokens must be at least 1, got 0"),
         ("chunk_tokens", 51.2, TypeError, "chunk_tokens must be a whole number, got 51.2"),
         ("chunk_tokens", math.inf, TypeError, "chunk_tokens must be a whole number, got inf"),
@@ -129,10 +129,17 @@ def test_options(option, value, error, message, level):
     refuse(error, message, level=level, **{option: value})
 
 
+def test_the_old_name_of_an_option_suggests_the_new_one():
+    with pytest.raises(
+        TypeError, match=r"unknown argument 'max_batch'; did you mean max_num_s"
+    ):
+        hs.simulate(two_tiers(), HALVES, max_batch=8)
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"max_batch": 1},
+        {"max_num_seqs": 1},
         {"chunk_tokens": None},
         {"link_contention": True},
         {"events": [hs.Event(1.0, "failure", "a0")]},
@@ -319,10 +326,10 @@ def test_whole_numbers_of_numpy_are_whole_numbers():
     """They give equal traces, and nothing is compiled for them."""
     from hypsolve.kernels import token_level
 
-    plain = hs.simulate(two_tiers(), HALVES, "random", seed=3, max_batch=2, chunk_tokens=1)
+    plain = hs.simulate(two_tiers(), HALVES, "random", seed=3, max_num_seqs=2, chunk_tokens=1)
     n_compiled = len(getattr(token_level.run, "signatures", ()))
     for kind in (np.int64, np.int32, np.uint8):
-        options = {name: kind(n) for name, n in {"seed": 3, "max_batch": 2}.items()}
+        options = {name: kind(n) for name, n in {"seed": 3, "max_num_seqs": 2}.items()}
         trace = hs.simulate(two_tiers(), HALVES, "random", chunk_tokens=kind(1), **options)
         toys.assert_same(trace, plain)
         assert type(trace.seed) is int

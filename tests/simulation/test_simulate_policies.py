@@ -113,7 +113,7 @@ def test_what_a_policy_does_to_its_state_has_no_effect(seed):
 def test_seeds_matter_to_those_that_draw(name):
     deployment = toys.deployment([[toys.gpu(t0_s=1.0)] * 3] * 2, toys.burst(30))
     traces = [
-        hs.simulate(deployment, toys.even(2), name, seed=seed, max_batch=1)
+        hs.simulate(deployment, toys.even(2), name, seed=seed, max_num_seqs=1)
         for seed in (1, 1, 2)
     ]
     toys.assert_same(traces[0], traces[1])
@@ -341,7 +341,7 @@ def test_hypsched_rt_is_the_dispatcher_driven_by_hand(seed, capacity_tokens):
     lost = [hs.Event(2.0, "failure", "a4"), hs.Event(3.0, "recovery", "a4")]
     events = throttled + lost  # the last node: it is the last to join, too
     trace = hs.simulate(
-        deployment, toys.even(1), max_batch=1, chunk_tokens=None, events=events,
+        deployment, toys.even(1), max_num_seqs=1, chunk_tokens=None, events=events,
         record_visits=True,
     )  # fmt: skip
     nodes, n_rerouted = by_hand(deployment, trace, capacity_tokens, lost)
@@ -363,7 +363,7 @@ def test_a_throttled_node_loses_load_without_being_told():
     events = [hs.Event(500.0, "slowdown", "a1", 4.0), hs.Event(1000.0, "slowdown", "a1", 1)]
     share, late_s = {}, {}
     for policy in ("hypsched_rt", "round_robin"):
-        trace = hs.simulate(deployment, toys.even(1), policy, max_batch=1, events=events)
+        trace = hs.simulate(deployment, toys.even(1), policy, max_num_seqs=1, events=events)
         spans = [(100, 500), (600, 1000), (1200, 1500)]
         among = [(trace.arrival_s >= begin) & (trace.arrival_s < end) for begin, end in spans]
         share[policy] = [trace.node[mask, 0].mean() for mask in among]

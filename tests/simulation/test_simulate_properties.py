@@ -181,7 +181,7 @@ def test_no_batch_and_no_chunk_is_too_large(run):
             if start_s == end_s:
                 continue  # several that take no time look like one
             members = visits.request[rows]
-            assert len(set(members.tolist())) == len(members) <= options["max_batch"]
+            assert len(set(members.tolist())) == len(members) <= options["max_num_seqs"]
             # decodes are of one token, beyond the prompt; a restart's prompt can be too
             chunk = (visits.tokens[rows] > 1) | (
                 visits.context_tokens[rows] < prompt_tokens[members]
@@ -311,7 +311,7 @@ def test_no_node_idles_while_admitted_work_waits(run):
             before_s = end_s
             left = waiting[visits.start_s[waiting] > start_s]
             is_chunk = visits.context_tokens < prompt_tokens[visits.request]
-            is_full = len(rows) >= options["max_batch"]
+            is_full = len(rows) >= options["max_num_seqs"]
             is_spent = visits.tokens[rows][is_chunk[rows]].sum() == options["chunk_tokens"]
             assert is_full or not len(left) or (is_spent and is_chunk[left].all())
 

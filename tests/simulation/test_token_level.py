@@ -97,13 +97,13 @@ def test_those_without_a_node_are_counted():
     gpus = [toys.gpu("gpu", t0_s=1.0)]
     problem = toys.deployment([gpus, gpus], toys.burst(3), toys.model(2))
     back = [hs.Event(0.0, "failure", "b0"), hs.Event(11.0, "recovery", "b0")]
-    trace = hs.simulate(problem, toys.even(2), events=back, max_batch=1)
+    trace = hs.simulate(problem, toys.even(2), events=back, max_num_seqs=1)
     waits_s = (11.0 - trace.reached_s[:, 1]).sum()
     assert trace.series.n_stranded[0].max() == 0
     assert trace.series.n_stranded[1].sum() * trace.series.bin_s == pytest.approx(waits_s)
     found = trace.metrics()
     assert found.mean_stranded == pytest.approx(waits_s / found.observed_s)
-    never = hs.simulate(problem, toys.even(2), events=back[:1], max_batch=1)
+    never = hs.simulate(problem, toys.even(2), events=back[:1], max_num_seqs=1)
     assert never.metrics().requests_per_s == 0
     assert never.series.n_stranded[1, -1] > 0
 

@@ -33,7 +33,8 @@ def test_a_row_per_request():
     frame = traces.small().to_frame()
     assert list(frame) == [
         "request", "arrival_s", "ttft_s", "tpot_s", "latency_s", "end_s", "prompt_tokens",
-        "output_tokens", "restarts", "lost_tokens", "node_edge", "node_cloud", "extrapolated",
+        "output_tokens", "restarts", "lost_tokens", "preemptions", "node_edge", "node_cloud",
+        "extrapolated",
     ]  # fmt: skip
     assert frame["request"].tolist() == [0, 1, 2, 3]
     assert frame["ttft_s"].tolist() == [2, 2, 4, 4]

@@ -4,7 +4,7 @@
 |---|---|
 | `layout` | the records, `Setup` and `State` |
 | `event_heap`, `queues`, `bins` | data structures, with their invariants |
-| `links`, `policy`, `admission`, `iteration`, `failure` | the rules |
+| `links`, `policy`, `admission`, `batch_cost`, `iteration`, `failure`, `preemption` | the rules |
 | `loop` | `run` and `settle` |
 
 Requests are linked through fields of their records, so that memory is linear in the requests,
@@ -45,6 +45,7 @@ from hypsolve.kernels.token_level.layout import (
     N_EVENTS,
     N_LOGGED,
     N_ROWS,
+    N_SENT,
     N_VISITS,
     NIL,
     NODE,
@@ -94,6 +95,7 @@ __all__ = [
     "N_EVENTS",
     "N_LOGGED",
     "N_ROWS",
+    "N_SENT",
     "N_VISITS",
     "ORIGIN",
     "PART",
@@ -136,24 +138,27 @@ def warm_up() -> None:
     part, gpu = records(1, PART), records(1, GPU)
     part["count"] = gpu["flops_per_s"] = gpu["bytes_per_s"] = 1
     setup = Setup(
-        policy=LEAST_WORK_LEFT, max_batch=1, chunk_tokens=1, contention=False,
+        policy=LEAST_WORK_LEFT, max_num_seqs=1, chunk_tokens=1, contention=False,
         bandwidth_bound=True, record_visits=False, n_stages=1, return_s=0.0, delivery_s=0.0,
-        order=zero, arrival_s=np.zeros(1),
+        max_num_batched_tokens=1, micro_batch_tokens=1, iteration_s=0.0, paged=False,
+        kv_block_tokens=1, closed_loop=False, think_time_s=0.0, n_slots=1, order=zero,
         part=part, part_start=np.array([0, 1]), windows=np.ones(1),
         gpu=gpu, hop_first=zero, hop_end=zero.copy(), eligible=zero.copy(),
         eligible_start=np.array([0, 1]), speed_s=np.zeros(1), speed=np.ones(1),
         rate_s=np.zeros(0), rate=np.zeros(0), churn=records(0, CHURNED),
         expected_s=np.ones((1, 1, 1)), prefill_s=np.ones((1, 1, 1)),
         uniforms=np.zeros((1, 0, 2)), assigned=np.zeros((0, 1), np.int64),
+        member=np.zeros((0, 1), np.int64), own_s=np.ones((1, 0)),
     )  # fmt: skip
     counts = np.zeros(N_COUNTS, np.int64)
-    counts[CHOICE], counts[BUDGET] = NIL, 100
+    counts[CHOICE], counts[BUDGET], counts[N_SENT] = NIL, 100, 1
     state = State(
         requests=requests, places=places, nodes=nodes, links=records(0, LINK),
         stranded=-one, n_stranded=zero.copy(), stranded_seen_s=np.zeros(1),
         dispatched=zero.copy(), touched=zero.copy(),
         gone=np.zeros(1, np.bool_), sums=np.zeros((1, 2)),
         bins=np.zeros((N_ROWS, 2, N_BINS)), counts=counts, clock=np.array([0.0, 0.0, 1.0, 0.0]),
+        arrival_s=np.zeros(1),
     )  # fmt: skip
     run(setup, state, records(64, EVENT), records(0, VISIT))
     settle(state)

@@ -1,7 +1,8 @@
-"""Admission of requests: they reach a node, reserve KV cache, and leave.
+"""Admission of requests: they reach a node, get KV cache, and leave.
 
 A request joins the list of residents of its node in `_pin`, and leaves it in `leave`. The
-admission queue is first come, first served; only `admit` takes its head.
+admission queue is first come, first served; only `admit` takes its head. Under ``reserve`` a
+request holds `kv_tokens` from admission on; under ``paged``, `give_blocks` adds to them.
 """
 
 import numpy as np
@@ -9,27 +10,58 @@ import numpy as np
 from hypsolve.kernels.jit import bare_kernel as kernel
 from hypsolve.kernels.token_level.bins import record_node, record_stranded
 from hypsolve.kernels.token_level.layout import NIL, NOW, STRANDED
-from hypsolve.kernels.token_level.queues import enqueue_prompt, mark_touched
+from hypsolve.kernels.token_level.queues import enqueue_prompt, kv_tokens, mark_touched
 
 
 @kernel
-def admit(requests, places, nodes, bins, touched, counts, clock, n_stages, n):
-    """Reserve KV cache for the head of a node's admission queue, as long as there is room."""
-    node = nodes[n]
+def admit(setup, state, n):
+    """Give KV cache to the head of a node's admission queue, as long as there is room."""
+    requests, places, clock = state.requests, state.places, state.clock
+    node, n_stages = state.nodes[n], setup.n_stages
     while node.admission_head != NIL:
         r = node.admission_head
         v = r * n_stages + node.stage
-        need = requests[r].prompt + requests[r].output
+        need = kv_tokens(setup, requests[r], requests[r].prefill)
         if node.held + need > node.capacity:
             break
-        record_node(nodes, bins, clock, n)
+        record_node(state.nodes, state.bins, clock, n)
         node.held += need
         node.queued -= need
         node.n_waiting -= 1
         node.admission_head = places[v].behind
+        places[v].held = need
         places[v].admitted_s = clock[NOW]
         enqueue_prompt(places, node, n_stages, r, clock[NOW])
-        mark_touched(nodes, touched, counts, n)
+        mark_touched(state.nodes, state.touched, state.counts, n)
+
+
+@kernel
+def _enqueue(setup, state, node, r):
+    """Insert a request into the admission queue of a node.
+
+    Under ``paged`` the queue is always sorted by arrival (`rank`).
+    """
+    requests, places = state.requests, state.places
+    n_stages, stage = setup.n_stages, node.stage
+    tail = node.admission_tail
+    if node.admission_head == NIL:
+        node.admission_head = r
+        places[r * n_stages + stage].behind = NIL
+        node.admission_tail = r
+    elif not setup.paged or requests[tail].rank < requests[r].rank:
+        places[tail * n_stages + stage].behind = r
+        places[r * n_stages + stage].behind = NIL
+        node.admission_tail = r
+    else:
+        before, at = NIL, node.admission_head
+        while requests[at].rank < requests[r].rank:
+            before = at
+            at = places[at * n_stages + stage].behind
+        places[r * n_stages + stage].behind = at
+        if before == NIL:
+            node.admission_head = r
+        else:
+            places[before * n_stages + stage].behind = r
 
 
 @kernel
@@ -49,19 +81,11 @@ def _pin(setup, state, r, stage, n):
     if node.resident_head != NIL:
         places[node.resident_head * setup.n_stages + stage].resident_before = r
     node.resident_head = r
-    node.queued += requests[r].prompt + requests[r].output
+    node.queued += kv_tokens(setup, requests[r], requests[r].prefill)
     node.n_waiting += 1
-    place.behind = NIL
-    if node.admission_head == NIL:
-        node.admission_head = r
-    else:
-        places[node.admission_tail * setup.n_stages + stage].behind = r
-    node.admission_tail = r
+    _enqueue(setup, state, node, r)
     state.dispatched[stage] += 1
-    admit(
-        requests, places, nodes, state.bins, state.touched, state.counts, state.clock,
-        setup.n_stages, n,
-    )  # fmt: skip
+    admit(setup, state, n)
 
 
 @kernel
@@ -87,12 +111,11 @@ def leave(setup, state, r, stage):
     n = place.node
     node = nodes[n]
     record_node(nodes, state.bins, state.clock, n)
-    need = state.requests[r].prompt + state.requests[r].output
     if np.isnan(place.admitted_s):
-        node.queued -= need
+        node.queued -= kv_tokens(setup, state.requests[r], state.requests[r].prefill)
         node.n_waiting -= 1
     else:
-        node.held -= need
+        node.held -= place.held
     place.resident = 0
     if place.resident_before == NIL:
         node.resident_head = place.resident_next

@@ -59,3 +59,11 @@ def double_bin_width(bins, clock):
                 bins[row, n, i] = bins[row, n, 2 * i] + bins[row, n, 2 * i + 1]
             bins[row, n, N_BINS // 2 :] = 0.0
     clock[WIDTH] *= 2.0
+
+
+@kernel
+def advance(state, time_s):
+    """Move the clock to `time_s`, and widen the bins until they reach it."""
+    state.clock[NOW] = time_s
+    while time_s >= state.clock[ORIGIN] + N_BINS * state.clock[WIDTH]:
+        double_bin_width(state.bins, state.clock)

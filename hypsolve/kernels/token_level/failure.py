@@ -21,7 +21,7 @@ from hypsolve.kernels.token_level.queues import keep_batch, keep_prompts, keep_t
 
 
 @kernel
-def _remove_tokens(setup, state, heap, gone):
+def remove_tokens(setup, state, heap, gone):
     """Remove the tokens of requests that are `gone` from every queue, iteration and message."""
     requests, places, nodes = state.requests, state.places, state.nodes
     n_stages = setup.n_stages
@@ -51,7 +51,7 @@ def _remove_tokens(setup, state, heap, gone):
 
 
 @kernel
-def _restart(setup, state, r):
+def restart(setup, state, r):
     """Reset a request to the first stage; only the tokens that were delivered are kept."""
     request = state.requests[r]
     for stage in range(setup.n_stages):
@@ -67,12 +67,12 @@ def _restart(setup, state, r):
         place.arrived = 0
         place.computed = 0
         place.taken = 0
+        place.held = 0
         place.sent_s = 0.0
         place.reached_s = np.nan
         place.admitted_s = np.nan
         place.left_s = np.nan
     request.attempt += 1
-    request.restarts += 1
     request.prefill = request.prompt + request.delivered
 
 
@@ -99,16 +99,14 @@ def fail(setup, state, heap, n):
         else:
             leave(setup, state, r, node.stage)
         r = after
-    _remove_tokens(setup, state, heap, gone)
+    remove_tokens(setup, state, heap, gone)
     for r in range(len(gone)):
         if gone[r]:
-            _restart(setup, state, r)  # may have been stranded
+            restart(setup, state, r)  # may have been stranded
+            state.requests[r].restarts += 1
     for m in range(len(nodes)):
         if nodes[m].stage != NIL and nodes[m].up == 1:
-            admit(
-                state.requests, places, nodes, state.bins, state.touched, state.counts,
-                state.clock, n_stages, m,
-            )  # fmt: skip
+            admit(setup, state, m)
     for r in range(len(gone)):
         if gone[r]:
             request = state.requests[r]  # its ids are at the first stage: they cross no link

@@ -5,6 +5,7 @@ import numpy as np
 from hypsolve.kernels.jit import bare_kernel as kernel
 from hypsolve.kernels.jit import inlined
 from hypsolve.kernels.token_level.admission import admit, complete, leave
+from hypsolve.kernels.token_level.batch_cost import add_chunk, add_decode, batch_s, clear
 from hypsolve.kernels.token_level.bins import add_to_bins
 from hypsolve.kernels.token_level.event_heap import push
 from hypsolve.kernels.token_level.layout import (
@@ -14,74 +15,39 @@ from hypsolve.kernels.token_level.layout import (
     LAST_END,
     N_ENDED,
     N_LOGGED,
+    N_SENT,
     N_VISITS,
     NIL,
     NOW,
     RETURN,
     SHIFT,
+    UNLIMITED,
 )
 from hypsolve.kernels.token_level.links import finish_s, send_over_links, send_prompt
 from hypsolve.kernels.token_level.queues import enqueue_token, mark_touched
-
-
-@kernel
-def _capped_sum(n, window):
-    """Return the sum of min(x, window) over x = 1..n."""
-    if n <= window:
-        return n * (n + 1) / 2
-    return window * (window + 1) / 2 + (n - window) * window
-
-
-@inlined
-def _iteration_s(setup, stage, kind, sums, n_tokens, n_passes):
-    """Return the seconds of an iteration at speed 1.
-
-    `n_tokens` are computed, `n_passes` of them yield an output token. `sums` holds, for each
-    attention window, the (token, context) pairs and the KV-cache tokens that are read.
-    """
-    gpu = setup.gpu[kind]
-    total_s = 0.0
-    for at in range(setup.part_start[stage], setup.part_start[stage + 1]):
-        part = setup.part[at]
-        computed = n_passes if part.last_token_only == 1 else n_tokens
-        if computed == 0.0:
-            continue
-        pairs, reach = sums[part.window, 0], sums[part.window, 1]
-        flops = part.flops_per_token * computed + part.flops_per_pair * pairs
-        seconds = flops / gpu.flops_per_s
-        if setup.bandwidth_bound:
-            moved = part.always_read_bytes + part.gathered_bytes * computed
-            if part.experts_bytes > 0.0:
-                moved += part.experts_bytes * (1.0 - part.idle_share**computed)
-            moved += part.kv_bytes * reach + part.activation_bytes * computed
-            seconds = gpu.t0_s + max(seconds, moved / gpu.bytes_per_s)
-        total_s += part.count * seconds
-    return total_s
 
 
 @inlined
 def start(setup, state, heap, n):
     """Start an iteration on an idle node.
 
-    It takes requests in the order in which their tokens began to wait: at most `max_batch` of
-    them, and at most `chunk_tokens` prompt tokens. Once the prompt tokens are spent, decode
-    tokens are still taken.
+    It takes requests in the order in which their tokens began to wait: at most `max_num_seqs`
+    of them, and at most `chunk_tokens` prompt tokens. Once the prompt tokens are spent, decode
+    tokens are still taken. If `max_num_batched_tokens` is given, decode tokens come first.
     """
     requests, places, sums = state.requests, state.places, state.sums
     node, now_s, n_stages = state.nodes[n], state.clock[NOW], setup.n_stages
     stage = node.stage
-    n_windows = len(setup.windows)
-    for w in range(n_windows):
-        sums[w, 0] = 0.0
-        sums[w, 1] = 0.0
-    slots, budget = setup.max_batch, setup.chunk_tokens
+    clear(sums)
+    slots, budget, left = setup.max_num_seqs, setup.chunk_tokens, setup.max_num_batched_tokens
+    decodes_first = left < UNLIMITED
     n_tokens, n_passes = 0.0, 0.0
     decode, prompt = node.decode_head, node.prefill_head
     last_decode, last_prompt = NIL, NIL
     node.batch_decode, node.batch_prefill = decode, NIL
-    while slots > 0 and (decode != NIL or prompt != NIL):
+    while slots > 0 and left > 0 and (decode != NIL or prompt != NIL):
         take_prompt = decode == NIL
-        if prompt != NIL and decode != NIL:
+        if prompt != NIL and decode != NIL and not decodes_first:
             waits_s, other_s = (
                 places[prompt * n_stages + stage].ready_s,
                 requests[decode].ready_s,
@@ -93,13 +59,11 @@ def start(setup, state, heap, n):
                 continue
             place = places[prompt * n_stages + stage]
             available = place.arrived - place.computed
-            place.taken = min(available, budget)
+            place.taken = min(available, budget, left)
             budget -= place.taken
+            left -= place.taken
             q, c = float(place.taken), float(place.computed)
-            for w in range(n_windows):
-                window = setup.windows[w]
-                sums[w, 0] += _capped_sum(c + q, window) - _capped_sum(c, window)
-                sums[w, 1] += min(c, window - 1) + q
+            add_chunk(setup.windows, sums, c, q)
             n_tokens += q
             if place.computed + place.taken == requests[prompt].prefill:
                 n_passes += 1.0
@@ -117,11 +81,8 @@ def start(setup, state, heap, n):
         else:
             place = places[decode * n_stages + stage]
             place.taken = 1
-            context = float(place.computed + 1)
-            for w in range(n_windows):
-                reach = min(context, setup.windows[w])
-                sums[w, 0] += reach
-                sums[w, 1] += reach
+            left -= 1
+            add_decode(setup.windows, sums, float(place.computed))
             n_tokens += 1.0
             n_passes += 1.0
             last_decode = decode
@@ -134,22 +95,24 @@ def start(setup, state, heap, n):
         node.batch_decode = NIL
     else:
         requests[last_decode].next = NIL
-    node.batch_size = setup.max_batch - slots
+    node.batch_size = setup.max_num_seqs - slots
     if node.batch_size == 0:
         return
     node.running = 1
     node.start_s = now_s
-    node.nominal_s = _iteration_s(setup, stage, node.kind, sums, n_tokens, n_passes)
+    computing_s = batch_s(setup, stage, node.kind, sums, n_tokens, n_passes)
+    node.nominal_s = setup.iteration_s + computing_s
     while node.speed_at + 1 < node.speed_end and setup.speed_s[node.speed_at + 1] <= now_s:
         node.speed_at += 1
     end_s = finish_s(
-        setup.speed_s, setup.speed, node.speed_at, node.speed_end, now_s, node.nominal_s
-    )
+        setup.speed_s, setup.speed, node.speed_at, node.speed_end, now_s + setup.iteration_s,
+        computing_s,
+    )  # fmt: skip
     push(heap, state.counts, end_s, ITERATION_END * SHIFT + n, n, stage, node.run_id)
 
 
 @kernel
-def _log_visit(log, counts, r, n, node, end_s, tokens, context):
+def log_visit(log, counts, r, n, node, end_s, tokens, context):
     """Write a visit to the log, which must have room for it."""
     visit = log[counts[N_LOGGED]]
     visit.request = r
@@ -184,7 +147,7 @@ def end_iteration(setup, state, heap, log, n):
     while r != NIL:
         place, request = places[r * n_stages + stage], requests[r]
         if logging:
-            _log_visit(log, counts, r, n, node, now_s, place.taken, place.computed)
+            log_visit(log, counts, r, n, node, now_s, place.taken, place.computed)
         place.taken = 0
         place.computed += 1
         if place.computed == request.prompt + request.output - 1:
@@ -206,7 +169,7 @@ def end_iteration(setup, state, heap, log, n):
         place, request = places[r * n_stages + stage], requests[r]
         behind, tokens = place.batch_behind, place.taken
         if logging:
-            _log_visit(log, counts, r, n, node, now_s, tokens, place.computed)
+            log_visit(log, counts, r, n, node, now_s, tokens, place.computed)
         place.taken = 0
         place.computed += tokens
         node.n_tokens += tokens
@@ -229,6 +192,15 @@ def end_iteration(setup, state, heap, log, n):
         push(heap, counts, time_s, RETURN * SHIFT + n, chain, stage, np.int64(0))
 
 
+@inlined
+def send_next(setup, state, end_s):
+    """Let the user whose request ends send the next one, after the time to think."""
+    counts = state.counts
+    if setup.closed_loop and counts[N_SENT] < len(state.requests):
+        state.arrival_s[counts[N_SENT]] = end_s + setup.think_time_s
+        counts[N_SENT] += 1
+
+
 @kernel
 def _end_request(setup, state, r):
     """Free the KV cache of a request on all nodes; it ends when its last token is delivered."""
@@ -236,14 +208,12 @@ def _end_request(setup, state, r):
     state.requests[r].end_s = end_s
     state.clock[LAST_END] = end_s
     state.counts[N_ENDED] += 1
+    send_next(setup, state, end_s)
     for stage in range(setup.n_stages):
         if state.places[r * setup.n_stages + stage].resident == 1:
             leave(setup, state, r, stage)
             n = state.places[r * setup.n_stages + stage].node
-            admit(
-                state.requests, state.places, state.nodes, state.bins, state.touched,
-                state.counts, state.clock, setup.n_stages, n,
-            )  # fmt: skip
+            admit(setup, state, n)
 
 
 @inlined

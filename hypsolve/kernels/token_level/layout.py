@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 NIL = -1  # end of a list; no node; no choice
+UNLIMITED = 1 << 62  # a limit that is none
 STRANDED = -2  # node of a request that waits for one to be up
 
 DONE, GROW, CHOOSE, PAUSE = 0, 1, 2, 3  # why `run` returns
@@ -22,8 +23,8 @@ PYTHON = 8  # a function in Python chooses
 
 # places in `State.counts` and `State.clock`
 N_EVENTS, NEXT_ARRIVAL, NEXT_CHURN, N_TOUCHED, N_LOGGED, N_VISITS = range(6)
-CHOICE_FOR, CHOICE, BUDGET, N_ENDED = range(6, 10)
-N_COUNTS = 10
+CHOICE_FOR, CHOICE, BUDGET, N_ENDED, N_SENT = range(6, 11)
+N_COUNTS = 11
 NOW, ORIGIN, WIDTH, LAST_END = range(4)
 
 REQUEST = np.dtype(
@@ -31,12 +32,14 @@ REQUEST = np.dtype(
         ("next", "i8"),  # request whose decode token is next in the chain
         ("attempt", "i8"),
         ("restarts", "i8"),
+        ("preemptions", "i8"),
         ("prompt", "i8"),
         ("output", "i8"),
         ("believed", "i8"),  # output tokens that policies assume
         ("delivered", "i8"),
         ("prefill", "i8"),  # tokens of the first pass of this attempt
         ("lost", "i8"),  # tokens computed in vain
+        ("rank", "i8"),  # position by arrival
         ("ready_s", "f8"),  # when its decode token began to wait
         ("first_token_s", "f8"),
         ("end_s", "f8"),
@@ -54,6 +57,7 @@ PLACE = np.dtype(  # one request at one active stage
         ("arrived", "i8"),  # prompt tokens
         ("computed", "i8"),  # tokens in the KV cache
         ("taken", "i8"),  # tokens in the running iteration
+        ("held", "i8"),  # KV tokens
         ("ready_s", "f8"),  # when its prompt tokens began to wait
         ("sent_s", "f8"),  # when the last chunk sent to it arrives
         ("reached_s", "f8"),
@@ -68,7 +72,7 @@ NODE = np.dtype(
         ("kind", "i8"),  # GPU class
         ("up", "i8"),
         ("capacity", "i8"),  # KV tokens
-        ("held", "i8"),  # KV tokens reserved
+        ("held", "i8"),  # KV tokens that requests hold
         ("queued", "i8"),  # KV tokens that the admission queue needs
         ("n_jobs", "i8"),  # residents whose work here is not complete
         ("n_waiting", "i8"),  # residents that wait for KV cache
@@ -148,7 +152,7 @@ class Setup(NamedTuple):
     """Inputs of a simulation, which do not change."""
 
     policy: int
-    max_batch: int
+    max_num_seqs: int
     chunk_tokens: int
     contention: bool
     bandwidth_bound: bool  # roofline; False: cost model ``flops``
@@ -156,8 +160,15 @@ class Setup(NamedTuple):
     n_stages: int
     return_s: float  # from the last stage back to the first one
     delivery_s: float  # from the first stage to the request side, over empty tiers
+    max_num_batched_tokens: int
+    micro_batch_tokens: int
+    iteration_s: float  # on the host, per iteration or batch
+    paged: bool
+    kv_block_tokens: int
+    closed_loop: bool
+    think_time_s: float
+    n_slots: int  # batches that are in flight in a pipeline at most
     order: np.ndarray  # (n_requests,) requests by arrival
-    arrival_s: np.ndarray  # (n_requests,)
     part: np.ndarray  # PART of all active stages
     part_start: np.ndarray  # (n_stages + 1,)
     windows: np.ndarray  # distinct attention windows; inf: no window
@@ -174,7 +185,9 @@ class Setup(NamedTuple):
     expected_s: np.ndarray  # (n_requests or 1, n_stages, n_classes), sums are exact
     prefill_s: np.ndarray  # part of `expected_s` in the prefill
     uniforms: np.ndarray  # (n_stages, n_requests or 0, 2)
-    assigned: np.ndarray  # (n_requests or 0, n_stages)
+    assigned: np.ndarray  # (n_requests or 0, n_stages); pipelines: (n_requests or 0, 1)
+    member: np.ndarray  # (n_pipelines or 0, n_stages) nodes of the pipelines
+    own_s: np.ndarray  # (n_requests or 1, n_pipelines or 0) sums of `expected_s`
 
 
 class State(NamedTuple):
@@ -194,6 +207,7 @@ class State(NamedTuple):
     bins: np.ndarray  # (N_ROWS, n_nodes + n_stages, N_BINS); of a stage: stranded, in WAITING
     counts: np.ndarray  # (N_COUNTS,)
     clock: np.ndarray  # (4,) seconds
+    arrival_s: np.ndarray  # (n_requests,); with closed loop, the first N_SENT are known
 
 
 def records(n, dtype):

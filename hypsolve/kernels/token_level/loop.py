@@ -11,7 +11,7 @@ from hypsolve.kernels.jit import inlined
 from hypsolve.kernels.token_level.admission import arrive, reach
 from hypsolve.kernels.token_level.bins import (
     add_to_bins,
-    double_bin_width,
+    advance,
     record_node,
     record_stranded,
 )
@@ -31,33 +31,24 @@ from hypsolve.kernels.token_level.layout import (
     GROW,
     ITERATION_END,
     LAST_END,
-    N_BINS,
     N_ENDED,
     N_EVENTS,
     N_LOGGED,
+    N_SENT,
     N_TOUCHED,
     NEXT_ARRIVAL,
     NEXT_CHURN,
     NIL,
     NOW,
-    ORIGIN,
     PAUSE,
     PYTHON,
     REACH,
     RETURN,
     SHIFT,
-    WIDTH,
 )
 from hypsolve.kernels.token_level.links import send_prompt
 from hypsolve.kernels.token_level.policy import choose, n_unfinished
-
-
-@kernel
-def _advance(state, time_s):
-    """Move the clock to `time_s`, and widen the bins until they reach it."""
-    state.clock[NOW] = time_s
-    while time_s >= state.clock[ORIGIN] + N_BINS * state.clock[WIDTH]:
-        double_bin_width(state.bins, state.clock)
+from hypsolve.kernels.token_level.preemption import give_blocks
 
 
 @inlined
@@ -107,7 +98,7 @@ def run(setup, state, heap, log):
     """
     requests, nodes, counts, clock = state.requests, state.nodes, state.counts, state.clock
     n_requests, n_churn = len(requests), len(setup.churn)
-    max_pushed = min(setup.max_batch, n_requests) + len(nodes) + 4  # by one event
+    max_pushed = min(setup.max_num_seqs, n_requests) + len(nodes) + 4  # by one event
     budget = counts[BUDGET]
     while True:
         while counts[N_EVENTS] > 0 and _is_void(state, heap[0]):
@@ -124,23 +115,28 @@ def run(setup, state, heap, log):
             if churn:
                 next_s, code = time_s, np.int64(CHURN * SHIFT)
         arrival = False
-        if counts[NEXT_ARRIVAL] < n_requests:
+        if counts[NEXT_ARRIVAL] < counts[N_SENT]:
             r = setup.order[counts[NEXT_ARRIVAL]]
-            time_s = setup.arrival_s[r]
+            time_s = state.arrival_s[r]
             arrival = time_s < next_s or (time_s == next_s and code > REACH * SHIFT + r)
             if arrival:
                 next_s = time_s
 
         if counts[N_ENDED] == n_requests and next_s >= clock[LAST_END]:
-            _advance(state, clock[LAST_END])
+            advance(state, clock[LAST_END])
             return DONE  # iterations may still run, without requests
         if counts[N_TOUCHED] > 0 and next_s > clock[NOW]:
-            if counts[N_EVENTS] + max_pushed > len(heap):
+            n_preempted = (
+                counts[NEXT_ARRIVAL] - counts[N_ENDED] if setup.paged else 0
+            )  # at most
+            if counts[N_EVENTS] + max_pushed + n_preempted > len(heap):
                 return GROW
+            if setup.paged and give_blocks(setup, state, heap):
+                continue  # those that were preempted reach the first stage in this instant
             _start_touched(setup, state, heap)
             continue
         if next_s == np.inf:  # some requests never end
-            _advance(state, max(clock[NOW], clock[LAST_END]))
+            advance(state, max(clock[NOW], clock[LAST_END]))
             return DONE
         if counts[N_EVENTS] + max_pushed > len(heap):
             return GROW
@@ -148,7 +144,7 @@ def run(setup, state, heap, log):
             return PAUSE
         budget -= 1
         if next_s > clock[NOW]:
-            _advance(state, next_s)
+            advance(state, next_s)
 
         if arrival:
             counts[NEXT_ARRIVAL] += 1

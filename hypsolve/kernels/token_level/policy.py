@@ -11,12 +11,28 @@ from hypsolve.kernels.dispatch import (
     ROUND_ROBIN,
 )
 from hypsolve.kernels.jit import bare_kernel as kernel
+from hypsolve.kernels.jit import inlined
 from hypsolve.kernels.token_level.layout import (
     ASSIGNED,
     NIL,
     NOW,
     PYTHON,
 )
+from hypsolve.kernels.token_level.queues import kv_tokens
+
+
+@inlined
+def left_s(setup, request, place, row, stage, kind):
+    """Return the expected seconds of a request's work at a stage that has not started."""
+    prefill_s = setup.prefill_s[row, stage, kind]
+    decode_s = setup.expected_s[row, stage, kind] - prefill_s
+    started = place.computed + place.taken
+    seconds = prefill_s * max(1.0 - started / request.prefill, 0.0)
+    total = request.prompt + request.believed - 1
+    passes_left = total - max(started, request.prefill)
+    if passes_left > 0:
+        seconds += decode_s * (passes_left / (request.believed - 1))
+    return seconds
 
 
 @kernel
@@ -36,14 +52,7 @@ def remaining_s(setup, requests, places, nodes, n, now_s):
         r = place.resident_next
         if not np.isnan(place.left_s):  # its work here is complete
             continue
-        prefill_s = setup.prefill_s[row, node.stage, node.kind]
-        decode_s = setup.expected_s[row, node.stage, node.kind] - prefill_s
-        started = place.computed + place.taken
-        total_s += prefill_s * max(1.0 - started / request.prefill, 0.0)
-        total = request.prompt + request.believed - 1
-        passes_left = total - max(started, request.prefill)
-        if passes_left > 0:
-            total_s += decode_s * (passes_left / (request.believed - 1))
+        total_s += left_s(setup, request, place, row, node.stage, node.kind)
     return total_s
 
 
@@ -80,6 +89,8 @@ def _best_node(setup, state, r, stage):
     requests, places, nodes, clock = state.requests, state.places, state.nodes, state.clock
     row = r if len(setup.expected_s) > 1 else 0
     need = requests[r].prompt + requests[r].believed
+    if setup.paged:
+        need = kv_tokens(setup, requests[r], requests[r].prefill)
     best, best_value, best_has_room = NIL, np.inf, False
     for at in range(setup.eligible_start[stage], setup.eligible_start[stage + 1]):
         n = setup.eligible[at]

@@ -135,3 +135,16 @@ def keep_batch(places, n_stages, stage, head, gone):
             tail = r
         r = after
     return kept
+
+
+@kernel
+def kv_tokens(setup, request, n_tokens):
+    """Return the KV tokens that a request holds when `n_tokens` of it are cached.
+
+    Under ``paged`` these are whole blocks; the last block ends with the request.
+    """
+    whole = request.prompt + request.output
+    if not setup.paged:
+        return whole
+    block = setup.kv_block_tokens
+    return min((n_tokens + block - 1) // block * block, whole)

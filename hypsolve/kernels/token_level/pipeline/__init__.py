@@ -1,0 +1,106 @@
+"""Simulator of batches that pass a pipeline as one unit; rules: `hypsolve.simulation.simulate`.
+
+| file | holds |
+|---|---|
+| `layout` | the records and `PipelineState` |
+| `queues` | the lists of running and waiting requests, with their invariants |
+| `scheduler` | admission, preemption, and the formation of batches |
+| `passage` | parts of batches at nodes, on links, and back at the scheduler |
+| `failure`, `policy` | nodes that fail and recover; the choice of a pipeline |
+| `loop` | `run` and `settle` |
+
+A request is in at most one batch in flight, so its share of the batch lies in its record.
+"""
+
+import numpy as np
+
+from hypsolve.kernels.dispatch import LEAST_WORK_LEFT
+from hypsolve.kernels.token_level.layout import (
+    BUDGET,
+    CHOICE,
+    CHURNED,
+    EVENT,
+    GPU,
+    LINK,
+    N_BINS,
+    N_COUNTS,
+    N_ROWS,
+    N_SENT,
+    NIL,
+    PART,
+    VISIT,
+    Setup,
+    records,
+)
+from hypsolve.kernels.token_level.pipeline.layout import (
+    BATCH,
+    LEG,
+    NODE,
+    PIPE,
+    PLACE,
+    REQUEST,
+    PipelineState,
+)
+from hypsolve.kernels.token_level.pipeline.loop import run, settle
+from hypsolve.kernels.token_level.pipeline.policy import remaining_s, slowdown
+from hypsolve.kernels.token_level.policy import factor
+
+__all__ = [
+    "BATCH",
+    "LEG",
+    "NODE",
+    "PIPE",
+    "PLACE",
+    "REQUEST",
+    "PipelineState",
+    "factor",
+    "remaining_s",
+    "run",
+    "settle",
+    "slowdown",
+    "warm_up",
+]
+
+
+def warm_up() -> None:
+    """Compile every kernel of the simulator for the types that `simulate` calls it with."""
+    zero, one = np.zeros(1, np.int64), np.ones(1, np.int64)
+    nodes, pipes = records(1, NODE), records(1, PIPE)
+    nodes["up"] = nodes["speed_end"] = nodes["slowdown"] = 1
+    nodes["capacity"] = pipes["capacity"] = 2
+    for field in ("running_head", "running_tail", "waiting_head", "waiting_tail"):
+        pipes[field] = NIL
+    requests, places = records(1, REQUEST), records(1, PLACE)
+    requests["prompt"] = requests["output"] = requests["prefill"] = 1
+    requests["pipe"] = NIL
+    requests["reached_s"] = places["left_s"] = np.nan
+    part, gpu = records(1, PART), records(1, GPU)
+    part["count"] = gpu["flops_per_s"] = gpu["bytes_per_s"] = 1
+    setup = Setup(
+        policy=LEAST_WORK_LEFT, max_num_seqs=1, chunk_tokens=1, contention=False,
+        bandwidth_bound=True, record_visits=False, n_stages=1, return_s=0.0, delivery_s=0.0,
+        max_num_batched_tokens=1, micro_batch_tokens=1, iteration_s=0.0, paged=False,
+        kv_block_tokens=1, closed_loop=False, think_time_s=0.0, n_slots=1, order=zero,
+        part=part, part_start=np.array([0, 1]), windows=np.ones(1),
+        gpu=gpu, hop_first=zero, hop_end=zero.copy(), eligible=zero.copy(),
+        eligible_start=np.array([0, 1]), speed_s=np.zeros(1), speed=np.ones(1),
+        rate_s=np.zeros(0), rate=np.zeros(0), churn=records(0, CHURNED),
+        expected_s=np.ones((1, 1, 1)), prefill_s=np.ones((1, 1, 1)),
+        uniforms=np.zeros((1, 0, 2)), assigned=np.zeros((0, 1), np.int64),
+        member=np.zeros((1, 1), np.int64), own_s=np.ones((1, 1)),
+    )  # fmt: skip
+    counts = np.zeros(N_COUNTS, np.int64)
+    counts[CHOICE], counts[BUDGET], counts[N_SENT] = NIL, 100, 1
+    state = PipelineState(
+        requests=requests, places=places, nodes=nodes, pipes=pipes, batches=records(1, BATCH),
+        legs=records(1, LEG), links=records(0, LINK),
+        stranded=-one, n_stranded=zero.copy(), stranded_seen_s=np.zeros(1),
+        dispatched=zero.copy(), touched=zero.copy(), sums=np.zeros((1, 2)),
+        bins=np.zeros((N_ROWS, 2, N_BINS)), counts=counts, clock=np.array([0.0, 0.0, 1.0, 0.0]),
+        arrival_s=np.zeros(1),
+    )  # fmt: skip
+    run(setup, state, records(64, EVENT), records(0, VISIT))
+    settle(state)
+    remaining_s(setup, state, 0)
+    slowdown(setup, state, 0)
+    factor(1.0)
