@@ -201,9 +201,10 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
       runtime and activations, ``slowdown`` (2 means half as fast), ``price_per_hour``,
       ``host`` (the machine that the GPUs are in; default: every node is its own machine).
     - A link has ``gbps`` and the one-way ``latency_ms``. Optional: ``return_latency_ms``.
-    - Optional keys of a tier: ``host`` (of all its nodes), ``inner`` (a link among its nodes, for runtimes of one pipeline),
-      ``pin`` (``embedding``, ``head``, numbers of layers from 0), ``min_blocks`` (0 means that
-      the tier may stay empty) and ``max_blocks``. Both limits count embedding and head.
+    - Optional keys of a tier: ``host`` (of all its nodes), ``inner`` (a link among its nodes,
+      for runtimes of one pipeline), ``pin`` (``embedding``, ``head``, numbers of layers from
+      0), ``min_blocks`` (0 means that the tier may stay empty) and ``max_blocks``. Both limits
+      count embedding and head.
     - Keys that end in ``source`` tell where a number comes from.
 
     ::
