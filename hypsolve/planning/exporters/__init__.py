@@ -54,7 +54,7 @@ ONE_PIPELINE = tuple(name for name in RUNTIMES if name not in (*PLAIN, "petals")
 """Runtimes of whole pipelines: one node of each tier, or several such pipelines as replicas."""
 NAMES_MODULES = ("accelerate", "torch")
 """Runtimes that take the names of the modules of the model."""
-_REFUSALS: Mapping[str, Callable[[Layout, Load], list[str]]] = {
+_REFUSALS: Mapping[str, Callable[[Layout], list[str]]] = {
     "vllm": vllm.refusals,
     "sglang": sglang.refusals,
     "llama.cpp": llama_cpp.refusals,
@@ -121,7 +121,7 @@ def export(
     if plan.result.partition is None:
         raise ValueError(f"export: no plan to write, {plan.result.status}")
     layout, load = Layout.of(plan), Load.of(plan)
-    why = refusals(layout, load, runtime)
+    why = refusals(layout, runtime)
     if why:
         raise ValueError(f"export: {runtime} cannot express this plan: {'; '.join(why)}")
     text = RUNTIMES[runtime](
@@ -145,7 +145,7 @@ def not_expressible(plan: Plan, runtime: str) -> str:
     left out, since their stages have different numbers of nodes.
     """
     layout = Layout.of(plan)
-    why = refusals(layout, Load.of(plan), runtime)
+    why = refusals(layout, runtime)
     if runtime in ONE_PIPELINE and layout.left_out:
         counts = ", ".join(
             f"tier {tier!r} has {len(nodes)}"
@@ -158,7 +158,7 @@ def not_expressible(plan: Plan, runtime: str) -> str:
     return "; ".join(why)
 
 
-def refusals(layout: Layout, load: Load, runtime: str) -> list[str]:
+def refusals(layout: Layout, runtime: str) -> list[str]:
     """Return why a runtime cannot run a layout at all."""
     why = []
     last = layout.cuts[-1] - 1
@@ -179,7 +179,7 @@ def refusals(layout: Layout, load: Load, runtime: str) -> list[str]:
         names = (f"{card.node} ({platform_of(card.gpu)})" for card in cards)
         why.append(f"it runs on GPUs of one kind of platform, and has {', '.join(names)}")
     more = _REFUSALS.get(runtime)
-    return why + (more(layout, load) if more else [])
+    return why + (more(layout) if more else [])
 
 
 def cautions(plan: Plan, runtime: str) -> list[str]:

@@ -50,8 +50,12 @@ def write(export: Export) -> str:
         lines += [
             *servers,
             on(host),
-            command("llama-server", flags, _slots(layout, replica, load))
-            + f" --host 0.0.0.0 --port {port}",
+            command(
+                _order(replica.cards[0]),
+                "llama-server",
+                flags,
+                f"-np {layout.sequences(replica, load)} -fit off --host 0.0.0.0 --port {port}",
+            ),
         ]
         n_parallel = layout.sequences(replica, load)
         benches.append((flags, n_parallel))
@@ -62,7 +66,7 @@ def write(export: Export) -> str:
     return "\n".join([*lines, *benchmark.llama_cpp(load, address, *benches[0])])
 
 
-def refusals(layout: Layout, load: Load) -> list[str]:
+def refusals(layout: Layout) -> list[str]:
     """Return why llama.cpp cannot start a layout."""
     if layout.n_stages > MAX_DEVICES:
         return [f"it takes {MAX_DEVICES} devices, and there are {layout.n_stages} stages"]
@@ -114,7 +118,7 @@ def _device(card: Card) -> str:
 
 
 def _order(card: Card) -> str:
-    """Return the variable that numbers CUDA's GPUs as `nvidia-smi` does, if it matters."""
+    """Return the variable that numbers GPUs as `nvidia-smi` does, where CUDA has several."""
     return "CUDA_DEVICE_ORDER=PCI_BUS_ID" if card.is_shared and _device(card)[0] == "C" else ""
 
 
@@ -135,11 +139,6 @@ def _flags(layout: Layout, replica: Replica, load: Load, devices: Devices) -> st
         "" if batch is None else f"-b {batch}",
         "" if micro is None else f"-ub {micro if batch is None else min(micro, batch)}",
     )
-
-
-def _slots(layout: Layout, replica: Replica, load: Load) -> str:
-    """Return the flags of the slots; the sizes above are meant, so nothing is to be fitted."""
-    return f"-np {layout.sequences(replica, load)} -fit off"
 
 
 def _balancer(urls: list[tuple[str, int]]) -> list[str]:

@@ -39,7 +39,7 @@ def write(export: Export) -> str:
     return "\n".join([*lines, *benchmark.sglang(load, address)])
 
 
-def refusals(layout: Layout, load: Load) -> list[str]:
+def refusals(layout: Layout) -> list[str]:
     """Return why SGLang cannot start a layout: its machines share the stages evenly."""
     why = []
     for replica in layout.replicas:

@@ -34,11 +34,12 @@ def write(export: Export) -> str:
         urls.append(url(host, port))
         lines += [on(host), _data_parallel(layout, load, port)]
     else:
+        meeting_points = Ports(29500) if _against_ray(layout) else None
         for replica in layout.replicas:
             host = replica.hosts[0]
             port = ports.take(host)
             urls.append(url(host, port))
-            lines += _start(layout, replica, load, port)
+            lines += _start(layout, replica, load, port, meeting_points)
     address = urls[0]
     if len(urls) > 1:
         lines += balancer(layout, "vllm-router", urls)
@@ -46,11 +47,22 @@ def write(export: Export) -> str:
     return "\n".join([*lines, *benchmark.vllm(load, address)])
 
 
-def refusals(layout: Layout, load: Load) -> list[str]:
-    """Return why vLLM cannot start a layout; see `hypsolve.planning.exporters`.
+def refusals(layout: Layout) -> list[str]:
+    """Return why vLLM cannot start a layout; see `hypsolve.planning.exporters.refusals`."""
+    why = [] if _is_even(layout) else _against_ray(layout)
+    limit, sequences = layout.runtime.max_num_batched_tokens, layout.runtime.max_num_seqs
+    if limit is not None and limit < sequences:
+        why.append(
+            f"max_num_batched_tokens must be at least max_num_seqs = {sequences}, got {limit}"
+        )
+    return why
 
-    Ray's ranks follow the hosts: the driver's first, then those with fewer GPUs, then by
-    address (``RayDistributedExecutor``). The stages must come in this order.
+
+def _against_ray(layout: Layout) -> list[str]:
+    """Return why Ray cannot place the stages as planned.
+
+    Ranks follow the hosts: the driver's first, then those with fewer GPUs, then by address
+    (``RayDistributedExecutor``). The stages must come in this order.
     """
     why = []
     for replica in layout.replicas:
@@ -65,15 +77,21 @@ def refusals(layout: Layout, load: Load) -> list[str]:
     )
     several = [host for host, n in clusters.items() if n > 1]
     if several:
-        why.append(
-            f"a machine has one Ray cluster, and {', '.join(several)} would need several"
-        )
-    limit, sequences = layout.runtime.max_num_batched_tokens, layout.runtime.max_num_seqs
-    if limit is not None and limit < sequences:
-        why.append(
-            f"max_num_batched_tokens must be at least max_num_seqs = {sequences}, got {limit}"
-        )
+        names = ", ".join(several)
+        why.append(f"a machine has one Ray cluster, and {names} would need several")
     return list(dict.fromkeys(why))
+
+
+def _is_even(layout: Layout) -> bool:
+    """Return whether the machines of each replica have equally many stages, in a row.
+
+    vLLM's own processes (``--nnodes``) can then take the place of Ray.
+    """
+    return all(
+        len(replica.runs) == len(replica.hosts)
+        and len({len(cards) for _, cards in replica.runs}) == 1
+        for replica in layout.replicas
+    )
 
 
 def _is_data_parallel(layout: Layout) -> bool:
@@ -99,39 +117,61 @@ def _data_parallel(layout: Layout, load: Load, port: int) -> str:
     )
 
 
-def _start(layout: Layout, replica: Replica, load: Load, port: int) -> list[str]:
-    """Return the lines that start a replica: on one machine, or on a Ray cluster."""
-    head, *others = replica.runs
-    spread = bool(others)
-    lines = []
-    if spread:
-        ray = command(visible(head[1]), f"ray start --head --port={RAY_PORT}")
-        lines += [on(head[0]), f"{ray} --num-gpus={len(head[1])}"]
-        address = shlex.quote(f"--address={head[0]}:{RAY_PORT}")
-        for host, cards in others:
-            ray = command(visible(cards), f"ray start {address}")
-            lines += [on(host), f"{ray} --num-gpus={len(cards)}"]
-    if len(replica.runs) > 2:
+def _on_ray(replica: Replica) -> list[str]:
+    """Return the lines that start the Ray cluster of a replica."""
+    (head, cards), *others = replica.runs
+    ray = command(visible(cards), f"ray start --head --port={RAY_PORT}")
+    lines = [on(head), f"{ray} --num-gpus={len(cards)}"]
+    address = shlex.quote(f"--address={head}:{RAY_PORT}")
+    for host, of_host in others:
+        ray = command(visible(of_host), f"ray start {address}")
+        lines += [on(host), f"{ray} --num-gpus={len(of_host)}"]
+    if len(others) > 1:
         lines += [
             "# Ray sorts the machines after the first by their IP addresses: these must be in",
             "# the order of the stages",
         ]
-    then = f", once ray status shows {len(replica.cards)} GPUs" if spread else ""
-    stages = layout.n_stages > 1
-    counts = ",".join(map(str, layout.layers))
-    backend = "ray" if spread else "mp"
-    parallel = (
-        f"--pipeline-parallel-size {layout.n_stages} --distributed-executor-backend {backend}"
-    )
-    serve = command(
-        f"VLLM_PP_LAYER_PARTITION={counts}" if stages else "",
-        "" if spread else visible(replica.cards),
+    return lines
+
+
+def _start(
+    layout: Layout, replica: Replica, load: Load, port: int, meeting_points: Ports | None
+) -> list[str]:
+    """Return the lines that start a replica.
+
+    It is on one machine, or on a Ray cluster, or on several machines that meet at a port
+    (`meeting_points`).
+    """
+    n_hosts, head = len(replica.runs), replica.hosts[0]
+    if n_hosts == 1:
+        return [on(head), _serve(layout, replica, load, "mp", visible(replica.cards), port)]
+    if meeting_points is None:
+        then = f", once ray status shows {len(replica.cards)} GPUs"
+        serve = _serve(layout, replica, load, "ray", "", port)
+        return [*_on_ray(replica), on(head, then), serve]
+    lines = []
+    address = f"--master-addr {shlex.quote(head)} --master-port {meeting_points.take(head)}"
+    for rank, (host, cards) in enumerate(replica.runs):
+        nodes = f"--nnodes {n_hosts} --node-rank {rank} {address}"
+        headless = " --headless" if rank else ""
+        serve = _serve(layout, replica, load, "mp", visible(cards), None if rank else port)
+        lines += [on(host), f"{serve} {nodes}{headless}"]
+    return lines
+
+
+def _serve(
+    layout: Layout, replica: Replica, load: Load, backend: str, shown: str, port: int | None
+) -> str:
+    several, counts = layout.n_stages > 1, ",".join(map(str, layout.layers))
+    return command(
+        f"VLLM_PP_LAYER_PARTITION={counts}" if several else "",
+        shown,
         "vllm serve MODEL",
-        parallel if stages else "",
+        f"--pipeline-parallel-size {layout.n_stages}" if several else "",
+        f"--distributed-executor-backend {backend}" if several else "",
         _limits(layout, replica, load),
-        f"--host 0.0.0.0 --port {port}",
+        "" if port is None else f"--host 0.0.0.0 --port {port}",
     )
-    return [*lines, on(head[0], then), serve]
 
 
 def _limits(layout: Layout, replica: Replica, load: Load) -> str:
