@@ -84,18 +84,20 @@ class NetworkFile:
             and all(limit is None for limit in limits)
         )
 
-    def in_a_row(self, k: int, nodes: Sequence[Node]) -> "NetworkFile":
+    def in_a_row(self, k: int, stages: Sequence[Node | tuple[Node, ...]]) -> "NetworkFile":
         """Return a copy in which some nodes of tier k are tiers of their own, in a row.
 
-        A single node keeps the tier's name and limits. Several nodes need `may_be_stages`.
+        A stage is a node, or several nodes that hold equal blocks. A single stage keeps the
+        tier's name and limits. Several stages need `may_be_stages`.
         """
         tier, inner = self.network.tiers[k], self.inner_link(k)
-        made = [replace(tier, nodes=tuple(nodes))]
-        if len(nodes) > 1:
-            links = [*[inner] * (len(nodes) - 1), tier.link]
+        groups = [stage if isinstance(stage, tuple) else (stage,) for stage in stages]
+        made = [replace(tier, nodes=groups[0])]
+        if len(groups) > 1:
+            links = [*[inner] * (len(groups) - 1), tier.link]
             made = [
-                Tier(name=f"{tier.name}/{node.name}", nodes=(node,), link=link)
-                for node, link in zip(nodes, links, strict=True)
+                Tier(name=f"{tier.name}/{group[0].name}", nodes=group, link=link)
+                for group, link in zip(groups, links, strict=True)
             ]
 
         def spread(of_tiers: tuple[Kind, ...]) -> tuple[Kind, ...]:
@@ -196,11 +198,13 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
       ``[gpus.NAME]`` in the file, which has the keys ``t0_us``, ``tflops``, ``gb_per_s`` and
       ``memory_gib``. Optional keys:
       ``count`` or ``names``, ``memory_gib`` (default: memory of the GPU), ``reserved_gib`` for
-      runtime and activations, ``slowdown`` (2 means half as fast), ``price_per_hour``.
+      runtime and activations, ``slowdown`` (2 means half as fast), ``price_per_hour``,
+      ``host`` (the machine that the GPUs are in; default: every node is its own machine).
     - A link has ``gbps`` and the one-way ``latency_ms``. Optional: ``return_latency_ms``.
-    - Optional keys of a tier: ``inner`` (a link among its nodes, for runtimes of one pipeline),
-      ``pin`` (``embedding``, ``head``, numbers of layers from 0), ``min_blocks`` (0 means that
-      the tier may stay empty) and ``max_blocks``. Both limits count embedding and head.
+    - Optional keys of a tier: ``host`` (of all its nodes), ``inner`` (a link among its nodes,
+      for runtimes of one pipeline), ``pin`` (``embedding``, ``head``, numbers of layers from
+      0), ``min_blocks`` (0 means that the tier may stay empty) and ``max_blocks``. Both limits
+      count embedding and head.
     - Keys that end in ``source`` tell where a number comes from.
 
     ::
@@ -331,6 +335,7 @@ def _tier(
     for i, given in enumerate(entry["nodes"]):
         of_group = f"{owner} nodes {i}"
         group = _table(of_group, NodesTable, given)
+        group.setdefault("host", entry.get("host", ""))
         made = _nodes(of_group, entry["name"], group, gpus, nodes)
         nodes += made
         if "price_per_hour" in group:
@@ -363,6 +368,9 @@ def _nodes(
         raise ValueError(
             f"{owner}: count must be the number of names, {len(names)}, got {group['count']}"
         )
+    host = group.get("host", "")
+    if not host.isprintable():
+        raise ValueError(f"{owner}: host must be printable, got {host!r:.60}")
     memory_gib = group.get("memory_gib")
     has_gib = profile.memory_bytes / GIB if memory_gib is None else memory_gib
     if group.get("reserved_gib", 0.0) >= has_gib:
@@ -376,6 +384,7 @@ def _nodes(
             gpu=profile,
             memory_bytes=None if memory_gib is None else gib_to_bytes(memory_gib),
             reserved_bytes=gib_to_bytes(group.get("reserved_gib", 0.0)),
+            host=host,
         )
         for name in names
     ]

@@ -88,6 +88,15 @@ class NodesTable(TypedDict):
             ),
         ]
     ]
+    host: NotRequired[
+        Annotated[
+            str,
+            Key(
+                "Machine that these GPUs are in, as others reach it; default: the tier's host,"
+                " or every node is a machine of its own."
+            ),
+        ]
+    ]
     slowdown: NotRequired[
         Annotated[
             float, Key("Factor by which it is slower than its GPU; default: 1.", minimum=1)
@@ -127,6 +136,9 @@ class TierTable(TypedDict):
                 " of the tier as stages."
             ),
         ]
+    ]
+    host: NotRequired[
+        Annotated[str, Key("Machine that the tier's GPUs are in, as others reach it.")]
     ]
     pin: NotRequired[
         Annotated[

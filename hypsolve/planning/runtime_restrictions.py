@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from hypsolve.formats.network_toml import NetworkFile
-from hypsolve.planning.exporters import BY_LAYER, ONE_PIPELINE, RUNTIMES, not_expressible
+from hypsolve.planning.exporters import (
+    BY_LAYER,
+    ONE_PIPELINE,
+    RUNTIMES,
+    not_expressible,
+    refusals,
+)
+from hypsolve.planning.exporters.layout import Layout, numbered
+from hypsolve.planning.exporters.platforms import platforms_of, runs_on
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import plan_query
-from hypsolve.planning.query import PlanQuery, solve_query
+from hypsolve.planning.query import PlanQuery, Solution, solve_query
 from hypsolve.planning.simulation_search import Progress
+from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import GpuProfile, Node
+from hypsolve.problem.instance import Objective
 
-MAX_PIPELINES = 256  # networks of one pipeline that are solved
+MAX_PIPELINES = 256  # networks of whole pipelines that are solved
+MAX_REPLICAS = 4  # numbers of replicas up to this are all tried, then powers of 2
+SAME = 1e-9  # relative difference of objectives that are equal
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A restricted network, and the tiers that must be empty in it."""
+
+    network: NetworkFile
+    empty: frozenset[str]
 
 
 @valid.suggest_keywords("nearest_plan")
@@ -32,13 +53,18 @@ def nearest_plan(
 
     The restrictions are:
 
-    - For a runtime of one pipeline, each tier keeps one node. Several nodes of a tier may
-      instead become stages one after another. The network must then state how the nodes of
-      the tier are linked (``inner``), and neither pin nor limit the blocks of the tier.
+    - For a runtime of whole pipelines, each tier keeps equally many nodes: pipeline i takes the
+      i-th node of each stage. Several nodes of a tier may instead become stages one after
+      another. The network must then state how the nodes of the tier are linked (``inner``),
+      and neither pin nor limit the blocks of the tier.
     - If every stage of the runtime needs a layer, the first stage gets the first layer, and the
       last stage gets the last layer. A tier that may be empty is left out if the plan improves.
+    - Nodes on which the runtime does not run are left out; a tier of such nodes stays empty.
+    - The stages must be placed on the machines as the runtime places them.
 
-    At most `MAX_PIPELINES` of the networks that these rules allow are tried.
+    Of plans with equal objectives, the one with the fewest stages is returned, then the one
+    with the most replicas. At most `MAX_PIPELINES` of the networks that these rules allow are
+    tried.
 
     Parameters
     ----------
@@ -58,8 +84,8 @@ def nearest_plan(
     Raises
     ------
     ValueError
-        If no plan exists to start from, or the network pins the first or the last layer to
-        another stage.
+        If no plan exists to start from, the runtime runs on no node, the network pins the first
+        or the last layer to another stage, or no split fits the machines.
 
     Examples
     --------
@@ -79,116 +105,261 @@ def nearest_plan(
     """
     valid.of_type("nearest_plan", "plan", plan, Plan)
     valid.known("runtime", runtime, RUNTIMES)
-    if not plan.fits and runtime not in ONE_PIPELINE:
-        raise ValueError(f"nearest_plan: no plan to start from, {plan.result.status}")
     if plan.fits and not not_expressible(plan, runtime):
         return plan
+    candidates = _candidates(plan, runtime)
+    if not plan.fits and runtime not in ONE_PIPELINE:
+        raise ValueError(f"nearest_plan: no plan to start from, {plan.result.status}")
     query = replace(plan.query, time_limit_s=time_limit_s)
-    pipelines = _pipelines(plan.network, runtime)
     queries = [
         replace(query, network=restricted)
-        for network in pipelines
-        for restricted in _by_layer(plan, network, runtime, MAX_PIPELINES // len(pipelines))
+        for candidate in candidates
+        for restricted in _by_layer(plan, candidate, runtime, MAX_PIPELINES // len(candidates))
     ]
-    best = queries[0] if len(queries) == 1 else _best_of(queries, time_limit_s, progress)
+    best = queries[0]
+    if len(queries) > 1:
+        best = _best_of(queries, runtime, time_limit_s, progress)
     return plan_query(best, with_upgrades=with_upgrades, progress=progress)
 
 
 def _best_of(
-    queries: list[PlanQuery], time_limit_s: float, progress: Progress | None
+    queries: list[PlanQuery], runtime: str, time_limit_s: float, progress: Progress | None
 ) -> PlanQuery:
-    """Return the query with the least objective; all share the time limit."""
-    values = []
-    for query in queries:
-        quick = replace(query, time_limit_s=time_limit_s / len(queries))
-        solution = solve_query(quick, progress)
+    """Return the best query that the runtime can express; all share the time limit.
+
+    Among equal objectives, fewer stages go first, then more replicas. If nothing fits, the
+    first query is returned.
+    """
+    values: list[tuple[float, int, int, int]] = []
+    why: list[str] = []
+    for at, query in enumerate(queries):
+        solution = solve_query(
+            replace(query, time_limit_s=time_limit_s / len(queries)), progress
+        )
         if solution.interrupted:
             raise KeyboardInterrupt
-        values.append(solution.result.objective_s)
-    return queries[values.index(min(values))]
+        if solution.result.partition is None:
+            continue
+        layout = _layout(solution)
+        against = refusals(layout, runtime)
+        why += against
+        if not against:
+            objective_s = solution.result.objective_s
+            values.append((objective_s, layout.n_stages, -len(layout.replicas), at))
+    if not values and why:
+        raise ValueError(f"nearest_plan: {runtime} can express no plan: {why[0]}")
+    if not values:
+        return queries[0]
+    least = min(values)[0]
+    equal = [value for value in values if value[0] <= least * (1 + SAME)]
+    return queries[min(equal, key=lambda value: value[1:])[-1]]
 
 
-def _pipelines(network: NetworkFile, runtime: str) -> list[NetworkFile]:
-    """Return the networks of one node per tier, if the runtime runs one pipeline.
+def _layout(solution: Solution) -> Layout:
+    """Return the layout of a split, as `Layout.of` does for a plan."""
+    partition = solution.result.partition
+    assert partition is not None
+    used = {}
+    for k, tier in enumerate(solution.deployment.network.tiers):
+        holds = evaluation.can_hold(solution.instance, k, *partition.cuts[k : k + 2])
+        used[tier.name] = [n.name for n, held in zip(tier.nodes, holds, strict=True) if held]
+    return Layout.of_split(solution.deployment, partition.cuts, used)
 
-    If there are more than `MAX_PIPELINES`, a tier is only its fastest node, its largest node,
-    or all nodes in a row.
-    """
+
+def _candidates(plan: Plan, runtime: str) -> list[Candidate]:
+    """Return the networks that a runtime of whole pipelines allows, or the network itself."""
+    network, empty = _supported(plan, runtime)
     if runtime not in ONE_PIPELINE:
-        return [network]
-    options = [list(_rows(network, k)) for k in range(len(network.network.tiers))]
-    if math.prod(map(len, options)) > MAX_PIPELINES:
-        options = [_some(network, k) for k in range(len(options))]
-    if math.prod(map(len, options)) > MAX_PIPELINES:
+        return [Candidate(network, empty)]
+    counts = _replica_counts(network, empty)
+    found: list[Candidate] = []
+    for n_replicas in counts:
+        found += _pipelines(network, empty, n_replicas, max(MAX_PIPELINES // len(counts), 1))
+    return found
+
+
+def _supported(plan: Plan, runtime: str) -> tuple[NetworkFile, frozenset[str]]:
+    """Return the network without nodes that the runtime does not run on, GPUs numbered.
+
+    The tiers that have no other nodes keep them, and are named: they must be empty.
+    """
+    simulated, network = plan.deployment.runtime, plan.network
+    numbers = numbered(network.network)
+    tiers, empty = [], set()
+    for tier in network.network.tiers:
+        nodes = [n for n in tier.nodes if runs_on(runtime, simulated, n.gpu.name)]
+        if not nodes:
+            empty.add(tier.name)
+        kept = (replace(node, card=numbers[node.name]) for node in nodes or tier.nodes)
+        tiers.append(replace(tier, nodes=tuple(kept)))
+    platforms = ", ".join(platforms_of(runtime, simulated))
+    if len(empty) == len(tiers):
+        gpus = ", ".join(dict.fromkeys(n.gpu.name for tier in tiers for n in tier.nodes))
+        raise ValueError(
+            f"nearest_plan: {runtime} runs on {platforms}, and the network has only {gpus}"
+        )
+    for block, tier_name in network.pins.items():
+        if tier_name in empty:
+            raise ValueError(
+                f"nearest_plan: {runtime} runs on {platforms}, and block {block!r} is pinned to"
+                f" {tier_name!r}, which has no such node"
+            )
+    if empty and plan.query.objective == Objective.P0:
+        raise ValueError(
+            f"nearest_plan: {runtime} runs on {platforms}, so tier {min(empty)!r} would have to"
+            " be empty, but objective p0 has no empty stages"
+        )
+    network_left = replace(network.network, tiers=tuple(tiers))
+    return replace(network, network=network_left), frozenset(empty)
+
+
+def _replica_counts(network: NetworkFile, empty: frozenset[str]) -> list[int]:
+    """Return the numbers of replicas to try, the largest first.
+
+    Every tier that must hold blocks has a node for each replica.
+    """
+    tiers = network.network.tiers
+    sizes = [
+        len(tier.nodes)
+        for k, tier in enumerate(tiers)
+        if tier.name not in empty and not _may_be_empty(network, k)
+    ]
+    of_all = [len(tier.nodes) for tier in tiers if tier.name not in empty]
+    largest = min(sizes) if sizes else max(of_all)
+    counts = {n for n in range(1, largest + 1) if n <= MAX_REPLICAS or n & (n - 1) == 0}
+    return sorted(counts | {largest}, reverse=True)
+
+
+def _may_be_empty(network: NetworkFile, k: int) -> bool:
+    return bool(network.min_blocks) and network.min_blocks[k] == 0
+
+
+def _pipelines(
+    network: NetworkFile, empty: frozenset[str], n_replicas: int, max_networks: int
+) -> list[Candidate]:
+    """Return the networks in which every stage has one node for each replica.
+
+    If there are too many, a tier is only its fastest nodes, its largest nodes, or all nodes in
+    a row. A tier with fewer nodes than replicas is empty.
+    """
+    tiers = network.network.tiers
+    out = empty | {tier.name for tier in tiers if len(tier.nodes) < n_replicas}
+    used = [k for k, tier in enumerate(tiers) if tier.name not in out]
+    options = [list(_rows(network, k, n_replicas)) for k in used]
+    if math.prod(map(len, options)) > max_networks:
+        options = [_some(network, k, n_replicas) for k in used]
+    if math.prod(map(len, options)) > max_networks:
         options = [rows[-1:] for rows in options]
-    networks = []
+    found = []
     for chosen in itertools.product(*options):
         each = network
-        for k in reversed(range(len(chosen))):  # so that indices of earlier tiers stay valid
-            each = each.in_a_row(k, chosen[k])
-        networks.append(each)
-    return networks
+        for k, row in reversed(list(zip(used, chosen, strict=True))):  # indices stay valid
+            each = each.in_a_row(k, row)
+        found.append(Candidate(each, frozenset(out)))
+    return found
 
 
-def _rows(network: NetworkFile, k: int) -> Iterator[tuple[Node, ...]]:
-    """Yield the rows that a tier can be in a pipeline: a node, or several in any order.
+Row = tuple[tuple[Node, ...], ...]  # the nodes of each stage, one for each replica
 
-    Rows that differ only by nodes of one kind are yielded once.
+
+def _rows(network: NetworkFile, k: int, n_replicas: int) -> Iterator[Row]:
+    """Yield the stages that a tier can be in pipelines: one stage, or several in any order.
+
+    Rows that differ only by nodes of one kind are yielded once. The nodes of a stage in a row
+    are of one kind.
     """
+    kinds = _kinds(network.network.tiers[k].nodes)
+    numbers = tuple(map(len, kinds))
+    alone = (
+        Counter(kind)
+        for kind in itertools.combinations_with_replacement(range(len(kinds)), n_replicas)
+    )
+    single: Iterator[Row] = (
+        (tuple(node for kind in counts for node in kinds[kind][: counts[kind]]),)
+        for counts in alone
+        if all(counts[kind] <= numbers[kind] for kind in counts)
+    )
+    groups = tuple(number // n_replicas for number in numbers)
+    longest = sum(groups) if network.may_be_stages(k) else 1
+    several = (
+        _assigned(kinds, row, n_replicas)
+        for length in range(2, longest + 1)
+        for row in _sequences(groups, length)
+    )
+    return itertools.islice(itertools.chain(single, several), MAX_PIPELINES + 1)
+
+
+def _kinds(nodes: Sequence[Node]) -> list[list[Node]]:
+    """Return the nodes by kind, the fastest kind first."""
     alike: dict[tuple[GpuProfile, float], list[Node]] = {}
-    for node in network.network.tiers[k].nodes:
+    for node in nodes:
         alike.setdefault((node.gpu, node.usable_bytes), []).append(node)
-    kinds = list(alike.values())
-
-    def rows(counts: tuple[int, ...], length: int) -> Iterator[tuple[int, ...]]:
-        if length == 0:
-            yield ()
-            return
-        for at, count in enumerate(counts):
-            if count:
-                left = (*counts[:at], count - 1, *counts[at + 1 :])
-                yield from ((at, *rest) for rest in rows(left, length - 1))
-
-    counts = tuple(map(len, kinds))
-    longest = sum(counts) if network.may_be_stages(k) else 1
-    every = (row for length in range(1, longest + 1) for row in rows(counts, length))
-    for row in itertools.islice(every, MAX_PIPELINES + 1):
-        taken = [iter(nodes) for nodes in kinds]
-        yield tuple(next(taken[at]) for at in row)
+    return sorted(alike.values(), key=lambda of_kind: -of_kind[0].gpu.bytes_per_s)
 
 
-def _some(network: NetworkFile, k: int) -> list[tuple[Node, ...]]:
+def _sequences(counts: tuple[int, ...], length: int) -> Iterator[tuple[int, ...]]:
+    """Yield the sequences of kinds that take each kind at most as often as there are."""
+    if length == 0:
+        yield ()
+        return
+    for at, number in enumerate(counts):
+        if number:
+            left = (*counts[:at], number - 1, *counts[at + 1 :])
+            yield from ((at, *rest) for rest in _sequences(left, length - 1))
+
+
+def _assigned(kinds: list[list[Node]], row: tuple[int, ...], n_replicas: int) -> Row:
+    """Return the nodes of a row of kinds: a pipeline takes neighbours of each kind."""
+    n_uses = Counter(row)
+    seen: Counter[int] = Counter()
+    stages = []
+    for kind in row:
+        firsts = range(0, n_replicas * n_uses[kind], n_uses[kind])
+        stages.append(tuple(kinds[kind][first + seen[kind]] for first in firsts))
+        seen[kind] += 1
+    return tuple(stages)
+
+
+def _some(network: NetworkFile, k: int, n_replicas: int) -> list[Row]:
     nodes = network.network.tiers[k].nodes
-    fastest = max(nodes, key=lambda node: node.gpu.bytes_per_s)
-    largest = max(nodes, key=lambda node: node.usable_bytes)
-    rows: list[tuple[Node, ...]] = list(dict.fromkeys([(largest,), (fastest,)]))
-    return [*rows, nodes] if network.may_be_stages(k) and len(nodes) > 1 else rows
+    by_speed = sorted(nodes, key=lambda node: -node.gpu.bytes_per_s)
+    by_size = sorted(nodes, key=lambda node: -node.usable_bytes)
+    rows: list[Row] = [(tuple(by_size[:n_replicas]),), (tuple(by_speed[:n_replicas]),)]
+    if network.may_be_stages(k):
+        kinds = _kinds(nodes)
+        places = {id(node): at for at, node in enumerate(nodes)}
+        row = tuple(kind for kind, of in enumerate(kinds) for _ in range(len(of) // n_replicas))
+        stages = _assigned(kinds, row, n_replicas)
+        if len(stages) > 1:
+            rows.append(tuple(sorted(stages, key=lambda stage: places[id(stage[0])])))
+    return list(dict.fromkeys(rows))
 
 
 def _by_layer(
-    plan: Plan, network: NetworkFile, runtime: str, max_choices: int
+    plan: Plan, candidate: Candidate, runtime: str, max_choices: int
 ) -> list[NetworkFile]:
     """Return a network with a layer in every stage for each choice of empty tiers.
 
-    If there are more than `max_choices`, only two are made: no tier is empty, or the tiers that
-    are empty in the plan. A runtime that needs no layer in a stage gets the network itself.
+    If there are more than `max_choices`, only two are made: no tier is empty that need not be,
+    or the tiers that are empty in the plan. A runtime that needs no layer in a stage gets the
+    network itself.
     """
+    network, tiers = candidate.network, candidate.network.network.tiers
+    must = tuple(k for k, tier in enumerate(tiers) if tier.name in candidate.empty)
     if runtime not in BY_LAYER:
-        return [network]
-    tiers = range(len(network.network.tiers))
-    optional = [k for k in tiers if network.min_blocks and network.min_blocks[k] == 0]
-    tier_names = [tier.name for tier in network.network.tiers]
+        return [_limited(network, must)] if must else [network]
+    optional = [k for k in range(len(tiers)) if _may_be_empty(network, k) and k not in must]
     unused = {stage.tier for stage in plan.stages if not stage.blocks}
-    as_planned = tuple(k for k in optional if tier_names[k] in unused)
+    as_planned = tuple(k for k in optional if tiers[k].name in unused)
     choices: list[tuple[int, ...]] = list(dict.fromkeys([(), as_planned]))
     if 2 ** len(optional) <= max_choices:
         sizes = range(len(optional) + 1)
         choices = [each for n in sizes for each in itertools.combinations(optional, n)]
     networks, errors = [], []
     for choice in choices:
-        if len(choice) < len(tiers):
+        if len(must) + len(choice) < len(tiers):
             try:
-                networks.append(_with_layers(plan, network, runtime, choice))
+                networks.append(_with_layers(plan, network, runtime, (*must, *choice)))
             except ValueError as error:
                 errors.append(error)
     if not networks:
@@ -209,14 +380,20 @@ def _with_layers(
                 f"{runtime} needs layer {layer} in tier {tier_name!r}, but it is pinned to"
                 f" {pins[layer]!r}"
             )
-    for block, tier_name in pins.items():
-        if tier_name not in used:
+    return _limited(replace(network, pins=pins), empty)
+
+
+def _limited(network: NetworkFile, empty: tuple[int, ...]) -> NetworkFile:
+    """Return a copy of a network with some tiers empty, and a block in each of the others."""
+    names = [tier.name for tier in network.network.tiers]
+    left = {names[k] for k in empty}
+    for block, tier_name in network.pins.items():
+        if tier_name in left:
             raise ValueError(f"block {block!r} is pinned to {tier_name!r}, left empty")
     lowest = network.min_blocks or (None,) * len(names)
     highest = network.max_blocks or (None,) * len(names)
     return replace(
         network,
-        pins=pins,
         min_blocks=tuple(0 if k in empty else lowest[k] or None for k in range(len(names))),
         max_blocks=tuple(0 if k in empty else highest[k] for k in range(len(names))),
     )

@@ -284,6 +284,11 @@ class Node:
     reserved_bytes : float
         Part of the memory that others use: the system, other programs. The runtime's own use
         is a matter of `Runtime`.
+    host : str
+        Machine that the GPU is in, as other machines reach it. Nodes of one host share it.
+        Default: empty, which means that the node is a host of its own.
+    card : int or None
+        Number of the GPU in its host, from 0. None: its place among the nodes of the host.
     usable_bytes : float
         The memory less the reserved part.
     """
@@ -292,6 +297,8 @@ class Node:
     gpu: GpuProfile
     memory_bytes: float | None = None
     reserved_bytes: float = 0.0
+    host: str = ""
+    card: int | None = None
 
     def __post_init__(self) -> None:
         owner = f"node {valid.name('node', self.name)!r}"
@@ -299,6 +306,10 @@ class Node:
         if self.memory_bytes is not None:
             valid.real(owner, "memory_bytes", self.memory_bytes, strict=True)
         reserved = valid.real(owner, "reserved_bytes", self.reserved_bytes)
+        if self.host != "" and not valid.text(owner, "host", self.host).isprintable():
+            raise ValueError(f"{owner}: host must be printable, got {self.host!r:.60}")
+        if self.card is not None:
+            valid.whole(owner, "card", self.card)
         memory = self.gpu.memory_bytes if self.memory_bytes is None else self.memory_bytes
         if reserved >= memory:
             raise ValueError(

@@ -172,6 +172,10 @@ def test_networks_of_the_repository_give_their_sources():
             "tier 0: unknown key 'least_blocks'; did you mean min_blocks?",
         ),
         ('"mine"', '"yours"', "unknown gpu 'yours'"),
+        ('gpu = "l4"', 'gpu = "l4", host = 3', "tier 0 'desk' nodes 0: host must be a string"),
+        ('gpu = "l4"', 'gpu = "l4", host = ""', "nodes 0: host must not be empty"),
+        ('gpu = "l4"', 'gpu = "l4", host = "a\\nb"', "nodes 0: host must be printable, got"),
+        ("max_blocks = 12", "host = 3", "tier 0: host must be a string, got 3"),
         ("max_blocks = 12", f"max_blocks = {'9' * 5000}", "net.toml: not TOML: Exceeds"),
         ("tflops = 60", "tflops = 1e101", r"gpu 'mine': tflops must be at most 1e\+100, got"),
     ],
@@ -185,3 +189,49 @@ def test_bad_files(old, new, message, tmp_path):
 def test_gpus_are_tables(tmp_path):
     with pytest.raises(TypeError, match="gpus must be tables, got 3"):
         read(tmp_path, "gpus = 3\n" + SHORT[: SHORT.index("[gpus")])
+
+
+def test_nodes_say_which_machine_they_are_in(tmp_path):
+    """A group's host goes before the tier's; without one, a node is a machine of its own."""
+    text = """
+[[tiers]]
+name = "box"
+host = "box.lan"
+nodes = [{gpu = "rtx-3090", count = 2}, {gpu = "l4", host = "other.lan"}]
+link = {gbps = 1, latency_ms = 1}
+[[tiers]]
+name = "rest"
+nodes = [{gpu = "l4"}]
+"""
+    network = read(tmp_path, text).network
+    hosts = [[node.host for node in tier.nodes] for tier in network.tiers]
+    assert hosts == [["box.lan", "box.lan", "other.lan"], [""]]
+
+
+def test_hosts_leave_the_digest_of_an_instance_alone(tmp_path):
+    """Where a GPU sits changes the commands that start it, not its times."""
+
+    def digest(text):
+        network = read(tmp_path, text).network
+        requests = hs.Requests.of([hs.Request(arrival_s=0, prompt_tokens=8, output_tokens=2)])
+        deployment = hs.Deployment(
+            model=hs.model("phi-3-mini"), network=network, requests=requests
+        )
+        return hs.to_instance(deployment).digest()
+
+    text = '[[tiers]]\nname = "box"\nnodes = [{gpu = "l4", count = 2}]\n'
+    assert digest(text) == digest(text.replace('"l4",', '"l4", host = "box.lan",'))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"host": 3}, "node 'a': host must be a string, got 3"),
+        ({"host": "a\nb"}, "node 'a': host must be printable"),
+        ({"card": -1}, "node 'a': card must be at least 0, got -1"),
+        ({"card": 0.5}, "node 'a': card must be a whole number, got 0.5"),
+    ],
+)
+def test_bad_hosts_of_a_node_are_refused(fields, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        hs.Node(name="a", gpu=hs.gpu("l4"), **fields)

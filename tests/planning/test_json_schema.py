@@ -143,9 +143,9 @@ MISSING = object()
         *(((*path, key), value) for path, wrong in {
             (): {"tiers": [], "description": "", "gpus": {"l4": GOOD["gpus"]["mine"]}},
             TIER: {"name": "", "nodes": {}, "link": [], "pin": ["tail"], "min_blocks": -1,
-                   "max_blocks": 0.5},
+                   "max_blocks": 0.5, "host": 1},
             NODES: {"gpu": 3, "count": 0, "names": [], "memory_gib": 0, "reserved_gib": -1,
-                    "price_per_hour": "1", "source": ""},
+                    "price_per_hour": "1", "source": "", "host": ""},
             LINK: {"gbps": 0, "latency_ms": -1, "return_latency_ms": True, "gbps_source": 1},
             GPU: {"t0_us": -1, "tflops": 0, "gb_per_s": math.inf, "memory_gib": "16",
                   "power_w": -1},

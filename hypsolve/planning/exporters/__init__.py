@@ -1,0 +1,216 @@
+"""`export`: write a plan as commands or as a file of one of the `RUNTIMES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from hypsolve.planning.exporters import benchmark, libraries, llama_cpp, sglang, vllm
+from hypsolve.planning.exporters.layout import Export, Layout, Load
+from hypsolve.planning.exporters.left_out import left_out, summary
+from hypsolve.planning.exporters.modules import MODULES
+from hypsolve.planning.exporters.platforms import (
+    ONE_PLATFORM,
+    is_mixed,
+    platform_of,
+    platforms_of,
+    runs_on,
+)
+from hypsolve.planning.plan import Plan
+from hypsolve.problem import validation as valid
+
+__all__ = [
+    "BY_LAYER",
+    "MODULES",
+    "NAMES_MODULES",
+    "ONE_PIPELINE",
+    "PLAIN",
+    "RUNTIMES",
+    "cautions",
+    "export",
+    "not_expressible",
+    "refusals",
+]
+
+Writer = Callable[[Export], str]
+RUNTIMES: Mapping[str, Writer] = {
+    "vllm": vllm.write,
+    "sglang": sglang.write,
+    "llama.cpp": llama_cpp.write,
+    "accelerate": libraries.accelerate,
+    "torch": libraries.torch,
+    "deepspeed": libraries.deepspeed,
+    "megatron": libraries.megatron,
+    "petals": libraries.petals,
+    "json": libraries.plain_json,
+    "yaml": libraries.plain_yaml,
+}
+PLAIN = ("json", "yaml")
+"""Formats for no particular runtime."""
+SERVERS = ("vllm", "sglang", "llama.cpp")
+"""Runtimes that are told every simulated limit."""
+BY_LAYER = tuple(name for name in RUNTIMES if name not in (*PLAIN, "deepspeed"))
+"""Runtimes in which every stage needs a layer."""
+ONE_PIPELINE = tuple(name for name in RUNTIMES if name not in (*PLAIN, "petals"))
+"""Runtimes of whole pipelines: one node of each tier, or several such pipelines as replicas."""
+NAMES_MODULES = ("accelerate", "torch")
+"""Runtimes that take the names of the modules of the model."""
+_REFUSALS: Mapping[str, Callable[[Layout], list[str]]] = {
+    "vllm": vllm.refusals,
+    "sglang": sglang.refusals,
+    "llama.cpp": llama_cpp.refusals,
+}
+
+
+@valid.suggest_keywords("export")
+def export(
+    plan: Plan, runtime: str, *, model_type: str = "llama", instead_of: Plan | None = None
+) -> str:
+    """Return a plan as text for a runtime: commands that can be started as printed.
+
+    A tier of several nodes makes replicas: pipeline i has the i-th node of each stage. Servers
+    get one command per replica and a load balancer before them, every simulated limit as a
+    flag, and the benchmark of the simulated load. Nodes that no pipeline has are named with
+    their cost in requests/s.
+
+    Parameters
+    ----------
+    plan : Plan
+    runtime : str
+        A name in `RUNTIMES`.
+    model_type : str
+        A name in `hypsolve.planning.exporters.MODULES`; only ``accelerate`` and ``torch`` need
+        it. For ``accelerate``, a device is the number of a stage, so all stages must be in one
+        machine. If head and embedding share one table, the head stays on the first device,
+        which the plan does not account for.
+    instead_of : Plan, optional
+        The plan that `plan` replaces, if it is one of `hypsolve.nearest_plan`. Nodes that only
+        this plan uses are named, too.
+
+    Returns
+    -------
+    str
+        Replace MODEL by the model's name or folder before you start a command.
+
+    Raises
+    ------
+    ValueError
+        If there is no plan, or the runtime cannot express it; see `hypsolve.nearest_plan`.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> link = hs.Link(bytes_per_s=1.25e9, latency_s=1e-3)
+    >>> desk, rack = (hs.Node(name=gpu, gpu=hs.gpu(gpu)) for gpu in ("rtx-4090", "a10"))
+    >>> tiers = (
+    ...     hs.Tier(name="desk", nodes=(desk,), link=link),
+    ...     hs.Tier(name="rack", nodes=(rack,)),
+    ... )
+    >>> network = hs.Network(name="home", tiers=tiers)
+    >>> plan = hs.plan("llama-3-8b", network, with_upgrades=False)
+    >>> lines = hs.export(plan, "megatron").splitlines()
+    >>> lines[0]
+    '# layers of each stage: desk 23, rack 9'
+    >>> lines[-1]
+    '--pipeline-model-parallel-layout "Et*23|t*9L"'
+    """
+    valid.of_type("export", "plan", plan, Plan)
+    valid.known("runtime", runtime, RUNTIMES)
+    valid.known("model_type", model_type, MODULES)
+    if instead_of is not None:
+        valid.of_type("export", "instead_of", instead_of, Plan)
+    if plan.result.partition is None:
+        raise ValueError(f"export: no plan to write, {plan.result.status}")
+    layout, load = Layout.of(plan), Load.of(plan)
+    why = refusals(layout, runtime)
+    if why:
+        raise ValueError(f"export: {runtime} cannot express this plan: {'; '.join(why)}")
+    text = RUNTIMES[runtime](
+        Export(
+            layout=layout,
+            load=load,
+            model=plan.model.name,
+            modules=MODULES[model_type],
+            tied=plan.model.tied_bytes > 0,
+        )
+    )
+    if runtime in ONE_PIPELINE and runtime != "accelerate":
+        text = "\n".join([*left_out(plan, layout, instead_of), text])
+    return text.rstrip("\n") + "\n"
+
+
+def not_expressible(plan: Plan, runtime: str) -> str:
+    """Return why a runtime cannot express a plan as it is; empty if it can.
+
+    Besides the reasons for which `export` refuses a plan, this is the case if nodes would be
+    left out, since their stages have different numbers of nodes.
+    """
+    layout = Layout.of(plan)
+    why = refusals(layout, runtime)
+    if runtime in ONE_PIPELINE and layout.left_out:
+        counts = ", ".join(
+            f"tier {tier!r} has {len(nodes)}"
+            for tier, nodes in zip(layout.tiers, layout.nodes, strict=True)
+        )
+        why.append(
+            f"it runs whole pipelines, and {counts}: {summary(layout.left_out)} would be left"
+            " out"
+        )
+    return "; ".join(why)
+
+
+def refusals(layout: Layout, runtime: str) -> list[str]:
+    """Return why a runtime cannot run a layout at all."""
+    why = []
+    last = layout.cuts[-1] - 1
+    for tier, first, end in zip(layout.tiers, layout.cuts, layout.cuts[1:], strict=False):
+        if runtime in BY_LAYER and not any(0 < b < last for b in range(first, end)):
+            why.append(
+                f"the stage of tier {tier!r} has only the embedding or the head, and every"
+                " stage needs a layer"
+            )
+    cards = [card for replica in layout.replicas for card in replica.cards]
+    platforms = ", ".join(platforms_of(runtime, layout.runtime))
+    why += [
+        f"it runs on {platforms}, and {card.node} has {card.gpu} ({platform_of(card.gpu)})"
+        for card in cards
+        if not runs_on(runtime, layout.runtime, card.gpu)
+    ]
+    if runtime in ONE_PLATFORM and not why and is_mixed(card.gpu for card in cards):
+        names = (f"{card.node} ({platform_of(card.gpu)})" for card in cards)
+        why.append(f"it runs on GPUs of one kind of platform, and has {', '.join(names)}")
+    more = _REFUSALS.get(runtime)
+    return why + (more(layout) if more else [])
+
+
+def cautions(plan: Plan, runtime: str) -> list[str]:
+    """Return what a user must know that the exported text does not say.
+
+    Parameters
+    ----------
+    plan : Plan
+    runtime : str
+        A name in `RUNTIMES`.
+    """
+    valid.known("runtime", runtime, RUNTIMES)
+    n_stages = sum(bool(stage.blocks) for stage in plan.stages)
+    simulated = plan.deployment.runtime
+    lines = []
+    if runtime not in PLAIN and plan.model.extrapolated:
+        lines.append(f"planned as {plan.model.name}: load weights of this format")
+    if runtime in SERVERS and simulated.server != runtime:
+        lines.append(
+            f"simulated by the rules of runtime {simulated.name!r}, not of {runtime}: its"
+            " limits are passed on, but batches are formed otherwise"
+        )
+    if runtime == "accelerate" and n_stages > 1:
+        lines.append("a device_map is for one machine: device k must be the GPU of stage k")
+    if runtime == "accelerate" and n_stages > 1 and plan.model.tied_bytes:
+        lines.append(
+            "the head shares the embedding's table and stays on device 0: not in the plan"
+        )
+    if runtime == "accelerate" and plan.fits:
+        load = Load.of(plan)
+        lines.append(f"benchmark of the simulated load, {load}: {benchmark.genai_perf(load)}")
+    if runtime == "petals":
+        lines.append("Petals serves Llama, Mixtral, Falcon and BLOOM models")
+    return lines

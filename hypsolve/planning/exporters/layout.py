@@ -1,0 +1,317 @@
+"""What a server must be told of a plan: stages, replicas, machines, limits and load.
+
+All that exporters know of a `Plan` is read here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hypsolve.planning.exporters.modules import ModuleNames
+from hypsolve.planning.forecast import under_load
+from hypsolve.planning.plan import Plan
+from hypsolve.problem.deployment import Deployment, Network, Node
+from hypsolve.problem.runtime import KvAdmission, Runtime
+
+MAX_SHARE = 0.95  # of a GPU's memory, where a server's own profile does not say
+NO_BFLOAT16 = ("T4", "V100")  # of the catalogue's GPUs
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU in its machine: a node of the plan.
+
+    Attributes
+    ----------
+    node, gpu : str
+        Names.
+    host : str
+        Machine that the GPU is in; the node's name if the network says nothing.
+    number : int
+        Number of the GPU in its host.
+    is_shared : bool
+        Whether the host has, or may have, further GPUs.
+    memory_share : float
+        Share of its memory that the server may take.
+    room_tokens : float
+        Tokens of KV cache that fit beside the weights; inf if its blocks have no cache.
+    """
+
+    node: str
+    gpu: str
+    host: str
+    number: int
+    is_shared: bool
+    memory_share: float
+    room_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One pipeline: a GPU for each stage."""
+
+    cards: tuple[Card, ...]
+
+    @property
+    def runs(self) -> tuple[tuple[str, tuple[Card, ...]], ...]:
+        """Hosts in the order of the stages, each with its GPUs; a host may come again."""
+        grouped = itertools.groupby(self.cards, key=lambda card: card.host)
+        return tuple((host, tuple(cards)) for host, cards in grouped)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Hosts, each once, the first stage's first."""
+        return tuple(dict.fromkeys(card.host for card in self.cards))
+
+    @property
+    def memory_share(self) -> float:
+        """Share of the memory that a server may take on every GPU."""
+        return min(card.memory_share for card in self.cards)
+
+    @property
+    def needs_half(self) -> bool:
+        """Whether a GPU lacks bfloat16."""
+        return any(card.gpu.startswith(NO_BFLOAT16) for card in self.cards)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The simulated load.
+
+    Attributes
+    ----------
+    prompt_tokens, output_tokens, n_requests : int
+    rate_per_s : float
+        Rate of Poisson arrivals; not used if there are users.
+    users : int or None
+        Users who each wait for an answer before they ask again; None: requests arrive.
+    """
+
+    prompt_tokens: int
+    output_tokens: int
+    n_requests: int
+    rate_per_s: float
+    users: int | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one sequence."""
+        return self.prompt_tokens + self.output_tokens
+
+    def __str__(self) -> str:
+        load = (
+            f"{self.rate_per_s:g} requests/s" if self.users is None else f"{self.users} users"
+        )
+        return f"{load} of {self.prompt_tokens} + {self.output_tokens} tokens"
+
+    @classmethod
+    def of(cls, plan: Plan) -> Load:
+        """Read the load of a plan."""
+        query = plan.query
+        served = under_load(
+            plan.deployment, query.rate_per_s, np.random.default_rng(query.seed)
+        )
+        return cls(
+            prompt_tokens=query.prompt_tokens,
+            output_tokens=query.output_tokens,
+            n_requests=len(served.requests),
+            rate_per_s=query.rate_per_s,
+            users=getattr(query, "users", None),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Stages, replicas and machines of a plan; empty stages start nothing.
+
+    Attributes
+    ----------
+    cuts : tuple of int
+        First block of each stage, then the number of blocks.
+    tiers : tuple of str
+        Tier of each stage.
+    nodes : tuple of tuple of str
+        All nodes of each stage.
+    replicas : tuple of Replica
+        Pipeline i has the i-th node of each stage. There are as many as the smallest stage has
+        nodes.
+    left_out : tuple of str
+        Nodes that no pipeline has.
+    runtime : Runtime
+        The simulated runtime.
+    has_experts : bool
+        Whether the model is a mixture of experts.
+    """
+
+    cuts: tuple[int, ...]
+    tiers: tuple[str, ...]
+    nodes: tuple[tuple[str, ...], ...]
+    replicas: tuple[Replica, ...]
+    left_out: tuple[str, ...]
+    runtime: Runtime
+    has_experts: bool
+
+    @property
+    def n_stages(self) -> int:
+        """Number of stages."""
+        return len(self.tiers)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers, without embedding and head."""
+        return self.cuts[-1] - 2
+
+    @property
+    def first_layers(self) -> tuple[int, ...]:
+        """First layer of each stage, then the number of all layers."""
+        inner = (min(max(cut - 1, 0), self.n_layers) for cut in self.cuts[1:-1])
+        return (0, *inner, self.n_layers)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Number of layers of each stage."""
+        return tuple(b - a for a, b in itertools.pairwise(self.first_layers))
+
+    @property
+    def is_one_machine(self) -> bool:
+        """Whether all replicas are in one machine."""
+        return len({card.host for replica in self.replicas for card in replica.cards}) == 1
+
+    def sequences(self, replica: Replica, load: Load) -> int:
+        """Return the most requests that run at once in a replica, at least 1.
+
+        Under ``reserve`` the room for KV cache limits them, as in the simulation; a server of
+        paged caches would admit more.
+        """
+        limit = self.runtime.max_num_seqs
+        if self.runtime.kv_admission is KvAdmission.RESERVE:
+            room = min(card.room_tokens for card in replica.cards) // load.tokens
+            limit = int(min(limit, max(room, 1)))
+        return limit
+
+    def batched_tokens(self, replica: Replica, load: Load) -> int | None:
+        """Return the most tokens of an iteration, decode tokens included; None: no limit."""
+        runtime = self.runtime
+        limits = [runtime.max_num_batched_tokens]
+        if runtime.chunk_tokens is not None:
+            limits.append(runtime.chunk_tokens + self.sequences(replica, load))
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def memory_share(self, replica: Replica, server: str) -> float:
+        """Return the share of its GPUs' memory that a server may take, rounded down.
+
+        The rules of other runtimes may leave a server less than it needs to start; at most
+        `MAX_SHARE` is then asked for.
+        """
+        share = replica.memory_share
+        if self.runtime.server != server:
+            share = min(share, MAX_SHARE)
+        return math.floor(share * 1000 + 1e-6) / 1000
+
+    @classmethod
+    def of(cls, plan: Plan) -> Layout:
+        """Read the stages, replicas and machines of a plan that fits."""
+        assert plan.result.partition is not None
+        used: dict[str, list[str]] = defaultdict(list)
+        for node in plan.nodes:
+            used[node.tier] += [node.node] if node.is_used else []
+        return cls.of_split(plan.deployment, plan.result.partition.cuts, used)
+
+    @classmethod
+    def of_split(
+        cls, deployment: Deployment, cuts: Sequence[int], used: Mapping[str, Sequence[str]]
+    ) -> Layout:
+        """Lay out a split; `used` names the nodes of each tier that hold its stage."""
+        tiers = deployment.network.tiers
+        stages = [k for k in range(len(tiers)) if cuts[k] < cuts[k + 1]]
+        cards = _cards(deployment, cuts, used)
+        n_replicas = min((len(cards[k]) for k in stages), default=0)
+        taken = [cards[k][:n_replicas] for k in stages]
+        return cls(
+            cuts=(0, *(cuts[k + 1] for k in stages)),
+            tiers=tuple(tiers[k].name for k in stages),
+            nodes=tuple(tuple(card.node for card in cards[k]) for k in stages),
+            replicas=tuple(Replica(tuple(of)) for of in zip(*taken, strict=True)),
+            left_out=tuple(c.node for k in stages for c in cards[k][n_replicas:]),
+            runtime=deployment.runtime,
+            has_experts=any(block.n_experts for block in deployment.model.blocks),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A layout, the load, and what only single exporters need.
+
+    Attributes
+    ----------
+    layout : Layout
+    load : Load
+    model : str
+        Name of the model.
+    modules : ModuleNames
+    tied : bool
+        Whether the head uses the table of the embedding.
+    """
+
+    layout: Layout
+    load: Load
+    model: str
+    modules: ModuleNames
+    tied: bool
+
+
+def numbered(network: Network) -> dict[str, int]:
+    """Return the number of each node's GPU in its host, by the node's name.
+
+    Nodes without a number get the free ones, in the order of the network.
+    """
+    of_hosts: dict[str, list[Node]] = defaultdict(list)
+    for tier in network.tiers:
+        for node in tier.nodes:
+            of_hosts[node.host or node.name].append(node)
+    numbers: dict[str, int] = {}
+    for nodes in of_hosts.values():
+        taken = {node.card for node in nodes}
+        free = (number for number in itertools.count() if number not in taken)
+        for node in nodes:
+            numbers[node.name] = next(free) if node.card is None else node.card
+    return numbers
+
+
+def _cards(
+    deployment: Deployment, cuts: Sequence[int], used: Mapping[str, Sequence[str]]
+) -> list[list[Card]]:
+    """Return the used GPUs of each tier."""
+    network, model, runtime = deployment.network, deployment.model, deployment.runtime
+    numbers = numbered(network)
+    of_host = Counter(node.host for tier in network.tiers for node in tier.nodes)
+    found = []
+    for k, tier in enumerate(network.tiers):
+        blocks = model.blocks[cuts[k] : cuts[k + 1]]
+        kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
+        weights = model.stage_weight_bytes(blocks)
+        cards = []
+        for node in tier.nodes:
+            if node.name not in used.get(tier.name, ()):
+                continue
+            has = node.gpu.memory_bytes if node.memory_bytes is None else node.memory_bytes
+            free = deployment.usable_bytes(node) - weights
+            cards.append(
+                Card(
+                    node=node.name,
+                    gpu=node.gpu.name,
+                    host=node.host or node.name,
+                    number=numbers[node.name],
+                    is_shared=bool(node.host) and (of_host[node.host] > 1 or bool(node.card)),
+                    memory_share=min(runtime.memory_fraction, node.usable_bytes / has),
+                    room_tokens=free // kv_bytes if kv_bytes else math.inf,
+                )
+            )
+        found.append(cards)
+    return found

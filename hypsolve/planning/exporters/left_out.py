@@ -1,0 +1,75 @@
+"""What nodes that an export leaves out would have served, in requests/s."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hypsolve.planning.exporters.layout import Layout
+from hypsolve.planning.forecast import predict
+from hypsolve.planning.plan import Plan
+from hypsolve.problem.deployment import Deployment
+from hypsolve.problem.units import count
+
+
+def left_out(plan: Plan, layout: Layout, instead_of: Plan | None) -> list[str]:
+    """Return comments on the nodes that no pipeline has, with their cost in requests/s.
+
+    Parameters
+    ----------
+    plan : Plan
+        The exported plan.
+    layout : Layout
+        Its pipelines.
+    instead_of : Plan or None
+        The plan whose place it takes; its nodes are missed, too.
+    """
+    best = plan if instead_of is None or not instead_of.fits else instead_of
+    kept = {card.node for replica in layout.replicas for card in replica.cards}
+    missing = [node.node for node in best.nodes if node.is_used and node.node not in kept]
+    if not missing:
+        return []
+    before = math.nan if best.forecast is None else best.forecast.max_requests_per_s
+    return [f"# left out: {', '.join(missing)}; {describe(before, sustained(plan, layout))}"]
+
+
+def sustained(plan: Plan, layout: Layout) -> float:
+    """Return about the largest rate that the pipelines alone sustain, in requests/s.
+
+    It is simulated as the forecast of a plan is, on the network of the nodes in pipelines.
+    """
+    if not layout.left_out and plan.forecast is not None:
+        return plan.forecast.max_requests_per_s
+    assert plan.result.partition is not None
+    return predict(
+        _without(plan.deployment, layout.left_out),
+        plan.result.partition,
+        plan.query.rate_per_s,
+        seed=plan.query.seed,
+    ).max_requests_per_s
+
+
+def describe(before: float, after: float) -> str:
+    """Describe a change of the largest sustained rate."""
+    if math.isnan(before) or math.isnan(after):
+        return "what they would serve takes too many requests to simulate"
+    change = f"{abs(after - before):.3g} requests/s {'less' if after <= before else 'more'}"
+    return f"{change}: {after:.3g} instead of {before:.3g}, simulated"
+
+
+def summary(nodes: Sequence[str]) -> str:
+    """Name nodes, as in ``a, b and 3 more nodes``."""
+    more = len(nodes) - 4
+    first = ", ".join(nodes[:4])
+    return first if more <= 0 else f"{first} and {count(more, 'more node')}"
+
+
+def _without(deployment: Deployment, nodes: Sequence[str]) -> Deployment:
+    """Return a deployment without some nodes; a tier keeps at least one."""
+    tiers = []
+    for tier in deployment.network.tiers:
+        kept = tuple(node for node in tier.nodes if node.name not in nodes)
+        tiers.append(replace(tier, nodes=kept or tier.nodes))
+    network = replace(deployment.network, tiers=tuple(tiers))
+    return replace(deployment, network=network)

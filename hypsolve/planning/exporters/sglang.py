@@ -1,0 +1,94 @@
+"""SGLang: `sglang.launch_server` on every machine, `sglang_router` before several replicas."""
+
+from __future__ import annotations
+
+import shlex
+
+from hypsolve.planning.exporters import benchmark
+from hypsolve.planning.exporters.layout import Export, Layout, Load, Replica
+from hypsolve.planning.exporters.shell import (
+    ROUTER_PORT,
+    Ports,
+    balancer,
+    command,
+    of_replicas,
+    of_stages,
+    on,
+    url,
+    visible,
+)
+from hypsolve.problem.runtime import KvAdmission
+
+MAX_PREFILL_TOKENS = 16384  # the server's default
+
+
+def write(export: Export) -> str:
+    """Write one command per machine of each replica."""
+    layout, load = export.layout, export.load
+    lines, urls = [of_stages(layout), *of_replicas(layout)], []
+    ports, meeting_points = Ports(30000), Ports(50000)
+    for replica in layout.replicas:
+        host = replica.hosts[0]
+        port = ports.take(host)
+        urls.append(url(host, port))
+        lines += _start(layout, replica, load, port, meeting_points)
+    address = urls[0]
+    if len(urls) > 1:
+        lines += balancer(layout, "python -m sglang_router.launch_router", urls)
+        address = url(layout.replicas[0].hosts[0], ROUTER_PORT)
+    return "\n".join([*lines, *benchmark.sglang(load, address)])
+
+
+def refusals(layout: Layout) -> list[str]:
+    """Return why SGLang cannot start a layout: its machines share the stages evenly."""
+    why = []
+    for replica in layout.replicas:
+        counts = {len(cards) for _, cards in replica.runs}
+        if len(replica.runs) > len(replica.hosts):
+            why.append(f"its stages return to a machine ({', '.join(replica.hosts)})")
+        elif len(counts) > 1:
+            hosts = ", ".join(f"{host} {len(cards)}" for host, cards in replica.runs)
+            why.append(f"every machine must have as many stages, and they have {hosts}")
+    return list(dict.fromkeys(why))
+
+
+def _start(
+    layout: Layout, replica: Replica, load: Load, port: int, meeting_points: Ports
+) -> list[str]:
+    n_hosts, lines = len(replica.runs), []
+    several = ""
+    if n_hosts > 1:
+        head = replica.hosts[0]
+        address = shlex.quote(f"{head}:{meeting_points.take(head)}")
+        several = f"--nnodes {n_hosts} --dist-init-addr {address}"
+    counts = ",".join(map(str, layout.layers))
+    for rank, (host, cards) in enumerate(replica.runs):
+        lines += [
+            on(host),
+            command(
+                f"SGLANG_PP_LAYER_PARTITION={counts}" if layout.n_stages > 1 else "",
+                visible(cards),
+                "python -m sglang.launch_server --model-path MODEL",
+                f"--pp-size {layout.n_stages}" if layout.n_stages > 1 else "",
+                f"{several} --node-rank {rank}" if several else "",
+                _limits(layout, replica, load),
+                f"--host 0.0.0.0 --port {port}",
+            ),
+        ]
+    return lines
+
+
+def _limits(layout: Layout, replica: Replica, load: Load) -> str:
+    """Return the flags of the simulated limits; -1 turns chunks off."""
+    runtime = layout.runtime
+    chunk = runtime.prompt_limit or -1
+    paged = runtime.kv_admission is KvAdmission.PAGED
+    return command(
+        f"--context-length {load.tokens}",
+        f"--max-running-requests {layout.sequences(replica, load)}",
+        f"--chunked-prefill-size {chunk}",
+        f"--max-prefill-tokens {chunk}" if chunk > MAX_PREFILL_TOKENS else "",
+        f"--mem-fraction-static {layout.memory_share(replica, 'sglang'):g}",
+        f"--page-size {runtime.kv_block_tokens}" if paged else "",
+        "--dtype half" if replica.needs_half else "",
+    )

@@ -1,0 +1,92 @@
+"""Parts of commands that several servers share: GPUs of a process, ports, load balancers."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+
+from hypsolve.planning.exporters.layout import Card, Layout
+from hypsolve.planning.exporters.platforms import platform_of
+
+ROUTER_PORT = 9000
+VISIBLE = {"rocm": "HIP_VISIBLE_DEVICES"}
+
+
+class Ports:
+    """Hands out ports, each once per host."""
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+        self._n_taken: Counter[str] = Counter()
+
+    def take(self, host: str) -> int:
+        """Return the next free port of a host."""
+        self._n_taken[host] += 1
+        return self._first + self._n_taken[host] - 1
+
+
+def command(*words: object) -> str:
+    """Join the words of a command; empty ones are left out."""
+    return " ".join(str(word) for word in words if word not in ("", None))
+
+
+def visible(cards: Sequence[Card]) -> str:
+    """Return the variables that show a process only these GPUs of its host, in this order.
+
+    Empty if the host has no others. CUDA would count the fastest GPU first, so the order of
+    `nvidia-smi` is asked for.
+    """
+    if not any(card.is_shared for card in cards):
+        return ""
+    numbers = ",".join(str(card.number) for card in cards)
+    platform = platform_of(cards[0].gpu)
+    order = "" if platform == "rocm" else "CUDA_DEVICE_ORDER=PCI_BUS_ID "
+    return f"{order}{VISIBLE.get(platform, 'CUDA_VISIBLE_DEVICES')}={numbers}"
+
+
+def on(host: str, then: str = "") -> str:
+    """Return the comment that says where the next command runs."""
+    return f"# on {host}{then}:"
+
+
+def url(host: str, port: int) -> str:
+    """Return the address of a server."""
+    return f"http://{host}:{port}"
+
+
+def balancer(layout: Layout, program: str, urls: Sequence[str]) -> list[str]:
+    """Return the lines that start a router of vLLM or SGLang before several servers.
+
+    Equal replicas take turns. Among unequal ones the router sends each request to the server
+    with the fewest under way: `cache_aware` does, once loads differ by more than its
+    thresholds.
+    """
+    stages = zip(*(replica.cards for replica in layout.replicas), strict=True)
+    alike = all(len({card.gpu for card in cards}) == 1 for cards in stages)
+    least = "--policy cache_aware --balance-abs-threshold 1 --balance-rel-threshold 1.0"
+    host = layout.replicas[0].hosts[0]
+    return [
+        on(host, ", the load balancer before all replicas"),
+        command(
+            program,
+            "--worker-urls",
+            *map(shlex.quote, urls),
+            "--policy round_robin" if alike else least,
+            f"--host 0.0.0.0 --port {ROUTER_PORT}",
+        ),
+    ]
+
+
+def of_stages(layout: Layout) -> str:
+    """Return the comment that names the layers of each stage."""
+    stages = (f"{tier} {n}" for tier, n in zip(layout.tiers, layout.layers, strict=True))
+    return f"# layers of each stage: {', '.join(stages)}"
+
+
+def of_replicas(layout: Layout) -> list[str]:
+    """Return comments that name the replicas, if there are several."""
+    if len(layout.replicas) == 1:
+        return []
+    rows = [" -> ".join(card.node for card in replica.cards) for replica in layout.replicas]
+    return [f"# {len(rows)} replicas, data parallel:", *(f"#   {row}" for row in rows)]

@@ -1,0 +1,191 @@
+"""vLLM: `vllm serve`, Ray across machines, `vllm-router` before several replicas."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+
+from hypsolve.planning.exporters import benchmark
+from hypsolve.planning.exporters.layout import Export, Layout, Load, Replica
+from hypsolve.planning.exporters.shell import (
+    ROUTER_PORT,
+    Ports,
+    balancer,
+    command,
+    of_replicas,
+    of_stages,
+    on,
+    url,
+    visible,
+)
+from hypsolve.problem.runtime import KvAdmission
+
+RAY_PORT = 6379
+BLOCK_TOKENS = (1, 8, 16, 32, 64, 128)  # that --block-size takes
+
+
+def write(export: Export) -> str:
+    """Write one command per replica, or one for all if they are in one machine."""
+    layout, load = export.layout, export.load
+    ports, lines, urls = Ports(8000), [of_stages(layout), *of_replicas(layout)], []
+    if _is_data_parallel(layout):
+        host = layout.replicas[0].hosts[0]
+        port = ports.take(host)
+        urls.append(url(host, port))
+        lines += [on(host), _data_parallel(layout, load, port)]
+    else:
+        meeting_points = Ports(29500) if _against_ray(layout) else None
+        for replica in layout.replicas:
+            host = replica.hosts[0]
+            port = ports.take(host)
+            urls.append(url(host, port))
+            lines += _start(layout, replica, load, port, meeting_points)
+    address = urls[0]
+    if len(urls) > 1:
+        lines += balancer(layout, "vllm-router", urls)
+        address = url(layout.replicas[0].hosts[0], ROUTER_PORT)
+    return "\n".join([*lines, *benchmark.vllm(load, address)])
+
+
+def refusals(layout: Layout) -> list[str]:
+    """Return why vLLM cannot start a layout; see `hypsolve.planning.exporters.refusals`."""
+    why = [] if _is_even(layout) else _against_ray(layout)
+    limit, sequences = layout.runtime.max_num_batched_tokens, layout.runtime.max_num_seqs
+    if limit is not None and limit < sequences:
+        why.append(
+            f"max_num_batched_tokens must be at least max_num_seqs = {sequences}, got {limit}"
+        )
+    return why
+
+
+def _against_ray(layout: Layout) -> list[str]:
+    """Return why Ray cannot place the stages as planned.
+
+    Ranks follow the hosts: the driver's first, then those with fewer GPUs, then by address
+    (``RayDistributedExecutor``). The stages must come in this order.
+    """
+    why = []
+    for replica in layout.replicas:
+        counts = [len(cards) for _, cards in replica.runs]
+        if len(replica.runs) > len(replica.hosts):
+            why.append(f"its stages return to a machine ({', '.join(replica.hosts)})")
+        elif counts[1:] != sorted(counts[1:]):
+            hosts = ", ".join(f"{host} {len(cards)}" for host, cards in replica.runs[1:])
+            why.append(f"Ray puts machines with fewer GPUs first, and they come as {hosts}")
+    clusters = Counter(
+        host for replica in layout.replicas if len(replica.hosts) > 1 for host in replica.hosts
+    )
+    several = [host for host, n in clusters.items() if n > 1]
+    if several:
+        names = ", ".join(several)
+        why.append(f"a machine has one Ray cluster, and {names} would need several")
+    return list(dict.fromkeys(why))
+
+
+def _is_even(layout: Layout) -> bool:
+    """Return whether the machines of each replica have equally many stages, in a row.
+
+    vLLM's own processes (``--nnodes``) can then take the place of Ray.
+    """
+    return all(
+        len(replica.runs) == len(replica.hosts)
+        and len({len(cards) for _, cards in replica.runs}) == 1
+        for replica in layout.replicas
+    )
+
+
+def _is_data_parallel(layout: Layout) -> bool:
+    """Return whether one server can run all replicas.
+
+    They must be alike GPUs of one machine, and the model dense: the ranks of a mixture of
+    experts would share its experts.
+    """
+    cards = [card for replica in layout.replicas for card in replica.cards]
+    alike = {(card.gpu, card.memory_share) for card in cards}
+    several = len(layout.replicas) > 1 and layout.n_stages == 1
+    return several and layout.is_one_machine and len(alike) == 1 and not layout.has_experts
+
+
+def _data_parallel(layout: Layout, load: Load, port: int) -> str:
+    cards = [card for replica in layout.replicas for card in replica.cards]
+    return command(
+        visible(cards),
+        "vllm serve MODEL",
+        f"--data-parallel-size {len(cards)}",
+        _limits(layout, layout.replicas[0], load),
+        f"--host 0.0.0.0 --port {port}",
+    )
+
+
+def _on_ray(replica: Replica) -> list[str]:
+    """Return the lines that start the Ray cluster of a replica."""
+    (head, cards), *others = replica.runs
+    ray = command(visible(cards), f"ray start --head --port={RAY_PORT}")
+    lines = [on(head), f"{ray} --num-gpus={len(cards)}"]
+    address = shlex.quote(f"--address={head}:{RAY_PORT}")
+    for host, of_host in others:
+        ray = command(visible(of_host), f"ray start {address}")
+        lines += [on(host), f"{ray} --num-gpus={len(of_host)}"]
+    if len(others) > 1:
+        lines += [
+            "# Ray sorts the machines after the first by their IP addresses: these must be in",
+            "# the order of the stages",
+        ]
+    return lines
+
+
+def _start(
+    layout: Layout, replica: Replica, load: Load, port: int, meeting_points: Ports | None
+) -> list[str]:
+    """Return the lines that start a replica.
+
+    It is on one machine, or on a Ray cluster, or on several machines that meet at a port
+    (`meeting_points`).
+    """
+    n_hosts, head = len(replica.runs), replica.hosts[0]
+    if n_hosts == 1:
+        return [on(head), _serve(layout, replica, load, "mp", visible(replica.cards), port)]
+    if meeting_points is None:
+        then = f", once ray status shows {len(replica.cards)} GPUs"
+        serve = _serve(layout, replica, load, "ray", "", port)
+        return [*_on_ray(replica), on(head, then), serve]
+    lines = []
+    address = f"--master-addr {shlex.quote(head)} --master-port {meeting_points.take(head)}"
+    for rank, (host, cards) in enumerate(replica.runs):
+        nodes = f"--nnodes {n_hosts} --node-rank {rank} {address}"
+        headless = " --headless" if rank else ""
+        serve = _serve(layout, replica, load, "mp", visible(cards), None if rank else port)
+        lines += [on(host), f"{serve} {nodes}{headless}"]
+    return lines
+
+
+def _serve(
+    layout: Layout, replica: Replica, load: Load, backend: str, shown: str, port: int | None
+) -> str:
+    several, counts = layout.n_stages > 1, ",".join(map(str, layout.layers))
+    return command(
+        f"VLLM_PP_LAYER_PARTITION={counts}" if several else "",
+        shown,
+        "vllm serve MODEL",
+        f"--pipeline-parallel-size {layout.n_stages}" if several else "",
+        f"--distributed-executor-backend {backend}" if several else "",
+        _limits(layout, replica, load),
+        "" if port is None else f"--host 0.0.0.0 --port {port}",
+    )
+
+
+def _limits(layout: Layout, replica: Replica, load: Load) -> str:
+    """Return the flags of the simulated limits."""
+    runtime = layout.runtime
+    tokens = layout.batched_tokens(replica, load)
+    paged = (
+        runtime.kv_admission is KvAdmission.PAGED and runtime.kv_block_tokens in BLOCK_TOKENS
+    )
+    return command(
+        f"--max-num-seqs {layout.sequences(replica, load)}",
+        "" if tokens is None else f"--max-num-batched-tokens {tokens}",
+        f"--max-model-len {load.tokens}",
+        f"--gpu-memory-utilization {layout.memory_share(replica, 'vllm'):g}",
+        f"--block-size {runtime.kv_block_tokens}" if paged else "",
+        "--dtype half" if replica.needs_half else "",
+    )
