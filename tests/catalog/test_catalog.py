@@ -105,21 +105,23 @@ def test_windows_sit_on_the_layers_that_have_them():
     assert windows("llama-3-8b") == [None] * 32
 
 
-@pytest.mark.parametrize(("weights", "share"), [("int8", 1 / 2), ("int4", (4 + 16 / 128) / 16)])
+@pytest.mark.parametrize(("weights", "share"), [("int8", 1 / 2), ("q8_0", 34 / 64)])
 @pytest.mark.parametrize("name", ["phi-3-medium", "mixtral-8x7b", "llama-3.2-1b"])
 def test_quantised_weights_shrink_and_are_marked(name, weights, share):
     full, small = catalog.model(name), catalog.model(name, weights)
     assert small.extrapolated
     assert small.name == f"{name}-{weights}"
-    assert small.weight_bytes == pytest.approx(full.weight_bytes * share, rel=1e-9)
-    assert small.tied_bytes == pytest.approx(full.tied_bytes * share, rel=1e-9)
+    of_ends = share if weights == "q8_0" else 1  # embedding and head
+    assert small.tied_bytes == pytest.approx(full.tied_bytes * of_ends, rel=1e-9)
     for a, b in zip(full.blocks, small.blocks, strict=True):
+        of_block = share if a.kind.startswith("layer") else of_ends
+        assert b.weight_bytes == pytest.approx(a.weight_bytes * of_block, rel=1e-9)
         assert b.kv_bytes_per_token == a.kv_bytes_per_token
         assert b.activation_bytes_per_token == a.activation_bytes_per_token
         assert b.output_bytes_per_token == a.output_bytes_per_token
         assert b.flops_per_token == a.flops_per_token
         read, read_full = (costs.weight_read_bytes(block, 3) for block in (b, a))
-        assert read == pytest.approx(read_full * share, rel=1e-6)
+        assert read == pytest.approx(read_full * of_block, rel=1e-6)
 
 
 def test_transformer_takes_a_users_own_shape():
@@ -202,13 +204,13 @@ def test_transformer_counts_only_the_experts_a_token_visits():
     assert [b.window_tokens for b in model.blocks[1:-1]] == [5, None, 5]
 
 
-def test_odd_shapes_round_int4_up():
+def test_odd_shapes_round_up():
     shape = TINY | {"hidden": 9, "vocab": 7}
-    for block in catalog.transformer("odd", **shape, weights="int4").blocks:
+    for block in catalog.transformer("odd", **shape, weights="q4_0").blocks:
         assert block.weight_bytes >= block.always_read_bytes
     n_weights = 7 * 9
-    table = catalog.transformer("odd", **shape, weights="int4").blocks[0].weight_bytes
-    assert table == math.ceil(n_weights * 66 / 128)
+    table = catalog.transformer("odd", **shape, weights="q4_0").blocks[0].weight_bytes
+    assert table == math.ceil(n_weights * 18 / 32)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +223,8 @@ def test_odd_shapes_round_int4_up():
         ({"n_experts": 4}, ValueError, "experts_per_token must be at least 1, got 0"),
         ({"window_every": 0}, ValueError, "window_every must be at least 1, got 0"),
         ({"window_tokens": 0}, ValueError, "window_tokens must be at least 1, got 0"),
-        ({"weights": "fp8"}, ValueError, "unknown weights 'fp8'; choose one of fp16, int8"),
+        ({"fused_qkv": 1}, TypeError, "model 'mine': fused_qkv must be True or False, got 1"),
+        ({"weights": "fp4"}, ValueError, "unknown weights 'fp4'; .*choose one of fp16, bf16"),
     ],
 )
 def test_wrong_shapes_are_refused_by_name(changes, error, message):
