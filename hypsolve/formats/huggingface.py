@@ -1,11 +1,15 @@
-"""Models from Hugging Face files: a ``config.json``, and safetensors if there are any."""
+"""Models from files: a ``config.json``, with safetensors if there are any, or a GGUF file."""
 
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hypsolve import catalog
+from hypsolve.formats import gguf
+from hypsolve.formats.gguf_header import is_gguf
+from hypsolve.formats.gguf_header import model_name as gguf_model_name
 from hypsolve.formats.safetensors import read_weights
 from hypsolve.formats.stored_sizes import Weights, in_format, with_stored_sizes
 from hypsolve.problem import validation as valid
@@ -100,20 +104,23 @@ FAMILIES: dict[str, Family] = {
 def read_model(
     path: str | os.PathLike[str], *, weights: str | None = None, name: str | None = None
 ) -> Model:
-    """Read the architecture of an LLM from Hugging Face files, without loading its weights.
+    """Read the architecture of an LLM from its files, without loading its weights.
 
     Parameters
     ----------
     path : str or path
-        A ``config.json``, or a folder that holds one. If the folder also holds safetensors,
-        their headers give the size of each block.
+        A ``config.json`` of Hugging Face, or a folder that holds one. If the folder also holds
+        safetensors, their headers give the size of each block. Or a GGUF file of llama.cpp, any
+        of its shards (``NAME-00001-of-00003.gguf``), or a folder with one GGUF model: its
+        header gives the shape and the size of each block, and layers whose sizes differ, as in
+        Q4_K_M, are blocks of different kinds.
     weights : str, optional
         Format of the weights, whatever the files state: a key of `hypsolve.weight_formats`, or
         ``int4``. Sizes are scaled from stored 16-bit weights, or computed from the shape.
         Default: the stored formats. A config.json alone gives the format that its
         ``quantization_config`` describes, else fp16.
     name : str, optional
-        Default: name of the folder.
+        Default: name of the folder, or of the GGUF file.
 
     Returns
     -------
@@ -147,6 +154,8 @@ def read_model(
     path = checked_path("read_model", path)
     if weights is not None:
         weights = catalog.weight_format(weights).name
+    if (file := _gguf_file(path)) is not None:
+        return gguf.read_gguf(file, weights=weights, name=name)
     folder = path if path.is_dir() else path.parent
     config_path = path / "config.json" if path.is_dir() else path
     if name is None:
@@ -163,8 +172,23 @@ def read_model(
         raise type(error)(f"{config_path}: {error}") from None
 
 
+def _gguf_file(path: Path) -> Path | None:
+    """Return a GGUF file, the one in a folder without config.json, or None."""
+    if not path.is_dir():
+        return path if is_gguf(path) else None
+    if (path / "config.json").exists():
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len({gguf_model_name(file) for file in files}) > 1:
+        found = ", ".join(file.name for file in files[:10])
+        raise ValueError(f"{path}: name one of the GGUF files in this folder, such as {found}")
+    return files[0] if files else None
+
+
 def model_type_of(path: str | os.PathLike[str]) -> str:
-    """Return the ``model_type`` of a config.json; ``llama`` for a name of the catalogue.
+    """Return the ``model_type`` of a config.json or a GGUF file.
+
+    It is ``llama`` for a name of the catalogue.
 
     Raises
     ------
@@ -176,6 +200,9 @@ def model_type_of(path: str | os.PathLike[str]) -> str:
     where = checked_path("model_type_of", path)
     if str(path) in catalog.models() or not where.exists():
         return "llama"
+    if (file := _gguf_file(where)) is not None:
+        architecture = gguf.architecture_of(file)
+        return architecture if architecture in FAMILIES else "llama"
     config_path = where / "config.json" if where.is_dir() else where
     config = parse_json(config_path, read_bytes(config_path, MAX_BYTES))
     found = config.get("model_type") if isinstance(config, dict) else None

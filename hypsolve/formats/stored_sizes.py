@@ -24,7 +24,8 @@ class Part:
 class Weights:
     """Sizes of the blocks in a folder's files.
 
-    `is_16_bit`: most bytes are 16-bit floats. `is_all_16_bit`: all are.
+    `is_16_bit`: most bytes are 16-bit floats. `is_all_16_bit`: all are. `described_by`: what
+    states the shape of the model.
     """
 
     path: Path
@@ -33,6 +34,7 @@ class Weights:
     head: Part = field(default_factory=Part)
     is_16_bit: bool = True
     is_all_16_bit: bool = True
+    described_by: str = "config.json"
 
 
 def with_stored_sizes(model: Model, stored: Weights, tied: bool) -> Model:
@@ -48,15 +50,15 @@ def with_stored_sizes(model: Model, stored: Weights, tied: bool) -> Model:
     n_layers = model.n_blocks - 2
     if len(stored.layers) != n_layers:
         raise ValueError(
-            f"{stored.path}: must hold {n_layers} layers as config.json says,"
+            f"{stored.path}: must hold {n_layers} layers as {stored.described_by} says,"
             f" got {len(stored.layers)}"
         )
     embedding, *layers, head = model.blocks
     hidden = embedding.output_bytes_per_token // catalog.ACTIVATION_BYTES
     if stored.is_16_bit and stored.embedding.table_columns != hidden:
         raise ValueError(
-            f"{stored.path}: the embedding's table must have {hidden} columns as config.json"
-            f" says, got {stored.embedding.table_columns}"
+            f"{stored.path}: the embedding's table must have {hidden} columns as"
+            f" {stored.described_by} says, got {stored.embedding.table_columns}"
         )
     rows = stored.embedding.table_rows or 1
     table_bytes = stored.embedding.table_bytes
