@@ -16,6 +16,7 @@ from dataclasses import fields, replace
 from importlib import resources
 from typing import Any
 
+from hypsolve.catalog.nearest import unknown_gpu
 from hypsolve.catalog.weights import (
     WeightFormat,
     held_bytes,
@@ -63,7 +64,8 @@ def gpus() -> dict[str, GpuProfile]:
 
     The ``basis`` of a profile is ``fitted`` (to measured block times) or ``datasheet`` (values
     times measured shares). Its memory is the whole memory: on Jetson and Apple the system uses
-    a part of it, so reserve some.
+    a part of it, so reserve some. Chips of Apple come with several sizes of memory, which their
+    ``source`` lists; give a node the size that it has (``memory_gib`` in a network file).
 
     Returns
     -------
@@ -89,7 +91,8 @@ def gpu(name: str) -> GpuProfile:
     Raises
     ------
     ValueError
-        For an unknown name; the message suggests the likeliest and lists the choices.
+        For an unknown name; the message names the likeliest, and shows how to define a GPU in a
+        network file. In Python, give a `GpuProfile` its figures.
 
     Examples
     --------
@@ -97,7 +100,9 @@ def gpu(name: str) -> GpuProfile:
     >>> hs.gpu("rtx-4090").memory_bytes / 2**30
     24.0
     """
-    return _gpus()[valid.known("gpu", name, _gpus())]
+    if not isinstance(name, str) or name not in _gpus():
+        raise ValueError(unknown_gpu(name, _gpus()))
+    return _gpus()[name]
 
 
 def models() -> tuple[str, ...]:
