@@ -115,8 +115,9 @@ def weight_format(name: str) -> WeightFormat:
     Parameters
     ----------
     name : str
-        A key of `weight_formats`, or ``int4``, which means ``gptq-int4``: the 4-bit weights of
-        servers such as vLLM. The 4-bit weights of llama.cpp are ``q4_k_m`` and ``q4_0``.
+        A key of `weight_formats`, also in capitals (``Q4_K_M``); or ``int4``, which means
+        ``gptq-int4``: the 4-bit weights of servers such as vLLM. The 4-bit weights of llama.cpp
+        are ``q4_k_m`` and ``q4_0``.
 
     Raises
     ------
@@ -129,5 +130,7 @@ def weight_format(name: str) -> WeightFormat:
     >>> hs.weight_format("int4").name, hs.weight_format("int4").head_bits
     ('gptq-int4', 16.0)
     """
-    valid.known("weights", name, weights_choices())
-    return _formats()[OTHER_NAMES.get(name, name)]
+    key = name.lower() if isinstance(name, str) else name
+    if key not in weights_choices():
+        valid.known("weights", name, weights_choices())
+    return _formats()[OTHER_NAMES.get(key, key)]

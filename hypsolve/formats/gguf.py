@@ -26,9 +26,10 @@ MAX_SHAPES = 64  # of layers in a model
 # architecture: the period of its sliding windows. In a period of n layers, all but the last
 # have the window; 0: all layers have it; None: no layer has one (llama.cpp, set_swa_pattern).
 ARCHITECTURES: dict[str, int | None] = {
-    "llama": None, "qwen2": None, "qwen2moe": None, "qwen3": None, "qwen3moe": None,
-    "phi2": None, "phi3": 0, "gemma": None, "gemma2": 2, "gemma3": 6, "gpt2": None,
-    "gptneox": None, "internlm2": None, "stablelm": None,
+    "llama": None, "mistral3": None, "qwen2": None, "qwen2moe": None, "qwen3": None,
+    "qwen3moe": None, "gpt-oss": 2, "phi2": None, "phi3": 0, "gemma": None, "gemma2": 2,
+    "gemma3": 6, "command-r": None, "cohere2": 4, "glm4": None, "granite": None, "gpt2": None,
+    "gptneox": None, "internlm2": None, "smollm3": None, "stablelm": None, "starcoder2": None,
 }  # fmt: skip
 """Architectures that `read_gguf` knows, by ``general.architecture``."""
 

@@ -82,6 +82,12 @@ def test_int4_is_a_name_of_gptq_int4():
     assert "int4" in catalog.weights_choices()
 
 
+def test_formats_are_written_as_llama_cpp_writes_them():
+    """Files are named Q4_K_M; the model's name has the key of the table."""
+    assert hs.model("llama-3-8b", "Q4_K_M").name == "llama-3-8b-q4_k_m"
+    assert hs.weight_format("BF16") is hs.weight_format("bf16")
+
+
 @pytest.mark.parametrize(
     (
         "n_layers",
@@ -136,10 +142,10 @@ def test_sizes_stay_exact_where_floats_are_not():
     assert model.blocks[0].weight_bytes == 2**31 * (2**31 - 1) * 18 // 32
 
 
-@pytest.mark.parametrize("wrong", ["int3", "Q4_K_M", None, 4])
+@pytest.mark.parametrize("wrong", ["int3", "Q4-K-M", None, 4])
 def test_unknown_formats_name_the_choices(wrong):
     """A misspelt format must not be read as fp16."""
     with pytest.raises(ValueError, match=re.escape(f"unknown weights {wrong!r}")) as error:
         hs.model("llama-3-8b", wrong)
     assert all(name in str(error.value) for name in (*hs.weight_formats(), "int4"))
-    assert wrong != "Q4_K_M" or "did you mean q4_k_m?" in str(error.value)
+    assert wrong != "Q4-K-M" or "did you mean q4_k_m?" in str(error.value)

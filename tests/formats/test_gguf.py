@@ -107,6 +107,25 @@ def test_experts_are_read_in_part(tmp_path, one_by_one):
     assert layer.flops_per_token == 2 * (always + 2 * expert)
 
 
+def test_gpt_oss_has_mxfp4_experts_and_every_second_window(tmp_path):
+    """Its routers and experts have biases, and its heads have sinks."""
+    tensors = []
+    for name, shape, kind in llama_tensors("Q8_0", n_experts=4):
+        tensors.append((name, shape, "MXFP4" if "_exps" in name else kind))
+        if "_exps" in name or "_inp" in name:
+            bias = name.replace("weight", "bias")
+            tensors.append((bias, (shape[1], 4) if "_exps" in name else (4,), "F32"))
+        if "attn_output" in name:
+            tensors.append((name.replace("output.weight", "sinks.weight"), (4,), "F32"))
+    keys = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 512}
+    metadata = metadata_of("gpt-oss", attention__sliding_window=128, **keys)
+    model = hs.read_model(write(tmp_path / "oss.gguf", metadata, tensors))
+    assert [block.window_tokens for block in model.blocks[1:-1]] == [128, None, 128, None]
+    biases = (2 * 512 + 256) * 4
+    experts = 3 * n_bytes((256, 512), "MXFP4") + biases
+    assert [block.expert_bytes for block in model.blocks[1:-1]] == [experts] * 4
+
+
 def test_shared_experts_are_always_read(tmp_path):
     """Qwen2-MoE has experts that every token visits."""
     tensors = llama_tensors("Q8_0", n_experts=4, n_layers=1)
