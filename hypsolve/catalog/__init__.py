@@ -46,6 +46,8 @@ __all__ = [
 ]
 
 ACTIVATION_BYTES = 2  # activations and KV cache are fp16 for all weight formats
+MAX_LAYERS = 2**20
+MAX_SIZE = 2**40  # of every other number of a shape: FLOPs and bytes stay finite
 
 
 @functools.cache
@@ -301,8 +303,9 @@ def transformer(
         "window_every": window_every,
     }
     for field, value in given.items():
-        valid.whole(owner, field, value, minimum=1)
-    valid.whole(owner, "n_experts", n_experts)
+        most = MAX_LAYERS if field == "n_layers" else MAX_SIZE
+        valid.whole(owner, field, value, minimum=1, maximum=most)
+    valid.whole(owner, "n_experts", n_experts, maximum=MAX_SIZE)
     valid.whole(owner, "experts_per_token", experts_per_token, minimum=1 if n_experts else 0)
     for field, flag in (("gated_ffn", gated_ffn), ("fused_qkv", fused_qkv)):
         valid.flag(owner, field, flag)

@@ -217,6 +217,16 @@ def test_odd_shapes_round_up():
     ("changes", "error", "message"),
     [
         ({"n_layers": 0}, ValueError, "model 'mine': n_layers must be at least 1, got 0"),
+        (
+            {"hidden": 10**400},
+            ValueError,
+            "hidden must be at most .*, got a number of about 401 d",
+        ),
+        (
+            {"n_layers": 2**40},
+            ValueError,
+            "n_layers must be at most 1048576, got 1099511627776",
+        ),
         ({"hidden": 8.0}, TypeError, "model 'mine': hidden must be a whole number, got 8.0"),
         ({"n_kv_heads": 3}, ValueError, "n_heads must be a multiple of n_kv_heads = 3, got 4"),
         ({"gated_ffn": 1}, TypeError, "model 'mine': gated_ffn must be True or False, got 1"),
