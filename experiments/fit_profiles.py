@@ -2,7 +2,8 @@
 
 ``python -m experiments.fit_profiles [--data DIR] [--check]`` fits t0, FLOP/s and bytes/s of
 every GPU with block times. The other GPUs get their datasheet figures times measured shares.
-The raw data are not in the repository.
+The raw data are not in the repository. The GPUs of ``gpu_datasheets.csv`` come last. To add
+one, append a row with its source, and with shares if no GPU of its family was measured.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from hypsolve.problem.deployment import GpuProfile
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "hypsolve" / "catalog" / "gpus.toml"
+DATASHEETS = Path(__file__).with_name("gpu_datasheets.csv")
 
 # short name -> name in the data; edge to cloud
 NAMES = {
@@ -216,7 +218,9 @@ def _family(gpu: str) -> str:
         return "Apple"
     if gpu.startswith("RTX A") or gpu.endswith(" Ada"):
         return "RTX workstation"
-    return "GeForce" if gpu.startswith("RTX ") and gpu[4] in "34" else ""
+    geforce = gpu.startswith("RTX ") and gpu[4:6] in ("20", "30", "40", "50")
+    # Pascal has no tensor cores; its FP32 rate is reached as other GeForce cards reach theirs
+    return "GeForce" if geforce or gpu in ("GTX 1080 Ti", "Tesla P40") else ""
 
 
 def load_shares(data: Path, sheet: pd.DataFrame) -> pd.DataFrame:
@@ -281,14 +285,13 @@ def fitted_profile(
 
 
 def datasheet_profile(
-    slug: str, sheet: pd.DataFrame, shares: pd.DataFrame, fitted: dict[str, GpuProfile]
+    gpu: str, sheet: pd.DataFrame, shares: pd.DataFrame, fitted: dict[str, GpuProfile]
 ) -> GpuProfile:
     """Make the profile of a GPU without block times: datasheet peaks times measured shares.
 
     A share from whole-model throughput includes the t0 of the blocks, which then counts twice.
     No share exceeds the highest share that was fitted to block times.
     """
-    gpu = NAMES[slug]
     peaks = {"flops_share": _usable_flops_per_s(sheet), "bytes_share": sheet.mem_bw_gbs * 1e9}
     t0_s = float(np.median([p.t0_s for p in fitted.values()]))
     from_t0 = f"t0: median of {len(fitted)} fitted GPUs"
@@ -299,6 +302,8 @@ def datasheet_profile(
             twin = SAME_CHIP[gpu]
             share, how = fitted_shares[twin], f"as fitted on {twin}, same chip"
             t0_s, from_t0 = fitted[twin].t0_s, f"t0: {twin}"
+        elif column in sheet and not pd.isna(sheet[column][gpu]):
+            share, how = float(sheet[column][gpu]), sheet.share_source[gpu]
         else:
             share, how = median_share(shares, gpu, column)
             highest = max(fitted_shares.values())
@@ -340,9 +345,20 @@ def _profile(
     )
 
 
+def load_sheet(data: Path) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Read the datasheet figures of all GPUs, and the names of those in `DATASHEETS`."""
+    measured = pd.read_csv(data / "gpu_profiles" / "gpus.csv").set_index("gpu")
+    more = pd.read_csv(DATASHEETS).set_index("gpu")
+    names = {slug: gpu for gpu, slug in more.slug.items()}
+    twice = (more.index.intersection(measured.index), names.keys() & NAMES.keys())
+    if any(len(each) for each in twice):
+        raise ValueError(f"{DATASHEETS.name}: a GPU must have one row, got {twice} again")
+    return pd.concat([measured, more.drop(columns="slug")]), names
+
+
 def profiles(data: Path) -> dict[str, GpuProfile]:
     """Fit all GPU profiles; return them by short name."""
-    sheet = pd.read_csv(data / "gpu_profiles" / "gpus.csv").set_index("gpu")
+    sheet, more = load_sheet(data)
     times, shares = load_times(data), load_shares(data, sheet)
     fitted = {
         gpu: fitted_profile(slug, sheet, times, shares)
@@ -350,8 +366,8 @@ def profiles(data: Path) -> dict[str, GpuProfile]:
         if gpu in FITTED
     }
     return {
-        slug: fitted[gpu] if gpu in fitted else datasheet_profile(slug, sheet, shares, fitted)
-        for slug, gpu in NAMES.items()
+        slug: fitted[gpu] if gpu in fitted else datasheet_profile(gpu, sheet, shares, fitted)
+        for slug, gpu in (NAMES | more).items()
     }
 
 

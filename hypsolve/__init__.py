@@ -2,7 +2,17 @@
 
 from typing import TYPE_CHECKING
 
-from hypsolve.catalog import gpu, gpus, model, models, runtime, runtimes
+from hypsolve.catalog import (
+    WeightFormat,
+    gpu,
+    gpus,
+    model,
+    models,
+    runtime,
+    runtimes,
+    weight_format,
+    weight_formats,
+)
 from hypsolve.dispatch.batch_dispatcher import BatchDispatcher
 from hypsolve.dispatch.dispatcher import Dispatcher, DispatcherParams
 from hypsolve.dispatch.policies import POLICIES, TierState
@@ -110,6 +120,7 @@ __all__ = [
     "Trace",
     "Violation",
     "Visits",
+    "WeightFormat",
     "check",
     "draw_events",
     "evaluate",
@@ -143,6 +154,8 @@ __all__ = [
     "solve_many",
     "to_instance",
     "verify_certificate",
+    "weight_format",
+    "weight_formats",
     "workload",
     "write_formulation",
     "write_perfetto",

@@ -41,6 +41,16 @@ LINK_CLASSES = {  # (min, max) Gbit/s, (min, max) one-way ms
     "5g": ((0.01673, 0.20386), (33.0, 38.0)),  # driving median to static p90 (Raca, MMSys 2020)
 }
 PLACES = ("edge", "fog", "cloud")  # tiers of the catalogue
+DRAWN_GPUS = (
+    "a10", "a100-40gb", "a100-80gb", "a100-80gb-pcie", "a30", "a40", "apple-m1", "apple-m1-max",
+    "apple-m2-ultra", "apple-m3-max", "apple-m3-ultra", "apple-m4", "apple-m4-max", "b200",
+    "h100", "h100-pcie", "h200", "jetson-agx-orin", "jetson-orin-nano",
+    "jetson-orin-nano-super", "jetson-orin-nx", "l4", "l40s", "rtx-3060", "rtx-3070",
+    "rtx-3080", "rtx-3080-ti", "rtx-3090", "rtx-4000-ada", "rtx-4070", "rtx-4070-ti",
+    "rtx-4080", "rtx-4090", "rtx-5000-ada", "rtx-6000-ada", "rtx-a4000", "rtx-a6000",
+    "rtx-pro-6000", "t4", "v100-16gb",
+)  # fmt: skip
+"""GPUs that are drawn. They stay these, so that a seed gives one instance for good."""
 
 
 def generate(
@@ -177,7 +187,7 @@ def draw_gpus(
     rng: np.random.Generator, place: str, count: int, heterogeneity: float
 ) -> list[GpuProfile]:
     """Draw a GPU for a tier and, with probability `heterogeneity`, one for each node."""
-    choices = [gpu for _, gpu in sorted(catalog.gpus().items()) if gpu.tier == place]
+    choices = [gpu for gpu in map(catalog.gpu, DRAWN_GPUS) if gpu.tier == place]
     common, *own = (choices[i] for i in rng.integers(len(choices), size=count + 1))
     differs = rng.random(count) < heterogeneity
     return [gpu if other else common for gpu, other in zip(own, differs, strict=True)]

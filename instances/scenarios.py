@@ -52,7 +52,7 @@ def scenario(
         Distribution of token numbers: ``synthetic``, ``azure_conversation`` or ``azure_code``;
         see `hypsolve.simulation.workloads`.
     weights : str
-        Format of a catalogue model: ``fp16``, ``int8`` or ``int4``.
+        Format of a catalogue model: a key of `hypsolve.weight_formats`, or ``int4``.
     objective : Objective or str
     cost_model : CostModel or str
     max_resident_tokens : int, optional

@@ -1,4 +1,6 @@
-"""Catalogue of GPUs and LLMs (``gpus.toml``, ``models.toml``), each number with its source.
+"""Catalogue of GPUs, LLMs, runtimes and formats of weights, each number with its source.
+
+The tables are ``gpus.toml``, ``models.toml``, ``runtimes.toml`` and ``weights.toml``.
 
 >>> from hypsolve import catalog
 >>> catalog.gpu("a100-80gb").basis
@@ -14,15 +16,38 @@ from dataclasses import fields, replace
 from importlib import resources
 from typing import Any
 
+from hypsolve.catalog.nearest import unknown_gpu
+from hypsolve.catalog.weights import (
+    WeightFormat,
+    held_bytes,
+    weight_format,
+    weight_formats,
+    weights_choices,
+)
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Block, GpuProfile, Model
 from hypsolve.problem.runtime import Runtime
 from hypsolve.problem.units import GIB
 
+__all__ = [
+    "ACTIVATION_BYTES",
+    "WeightFormat",
+    "gpu",
+    "gpus",
+    "model",
+    "models",
+    "name_of",
+    "runtime",
+    "runtimes",
+    "transformer",
+    "weight_format",
+    "weight_formats",
+    "weights_choices",
+]
+
 ACTIVATION_BYTES = 2  # activations and KV cache are fp16 for all weight formats
-_GROUP = 128  # weights that share a scale
-GROUP_BYTES = {"fp16": 256, "int8": 128, "int4": 66}
-"""Bytes of 128 weights in each format; int4 has an fp16 scale per group of 128."""
+MAX_LAYERS = 2**20
+MAX_SIZE = 2**40  # of every other number of a shape: FLOPs and bytes stay finite
 
 
 @functools.cache
@@ -41,7 +66,8 @@ def gpus() -> dict[str, GpuProfile]:
 
     The ``basis`` of a profile is ``fitted`` (to measured block times) or ``datasheet`` (values
     times measured shares). Its memory is the whole memory: on Jetson and Apple the system uses
-    a part of it, so reserve some.
+    a part of it, so reserve some. Chips of Apple come with several sizes of memory, which their
+    ``source`` lists; give a node the size that it has (``memory_gib`` in a network file).
 
     Returns
     -------
@@ -67,7 +93,8 @@ def gpu(name: str) -> GpuProfile:
     Raises
     ------
     ValueError
-        For an unknown name; the message suggests the likeliest and lists the choices.
+        For an unknown name; the message names the likeliest, and shows how to define a GPU in a
+        network file. In Python, give a `GpuProfile` its figures.
 
     Examples
     --------
@@ -75,7 +102,9 @@ def gpu(name: str) -> GpuProfile:
     >>> hs.gpu("rtx-4090").memory_bytes / 2**30
     24.0
     """
-    return _gpus()[valid.known("gpu", name, _gpus())]
+    if not isinstance(name, str) or name not in _gpus():
+        raise ValueError(unknown_gpu(name, _gpus()))
+    return _gpus()[name]
 
 
 def models() -> tuple[str, ...]:
@@ -98,10 +127,11 @@ def model(name: str, weights: str = "fp16") -> Model:
     ----------
     name : str
         A name in `models`.
-    weights : {"fp16", "int8", "int4"}
-        Format of all weights, including embedding and head. Block times were measured with fp16
-        alone: the other formats give ``extrapolated=True`` and a name such as
-        ``phi-3-medium-int4``.
+    weights : str
+        Format of the weights: a key of `weight_formats`, or ``int4``, which means
+        ``gptq-int4``. Block times were measured with 16-bit weights alone: the other formats
+        give ``extrapolated=True``. The format is appended to the name, as in
+        ``phi-3-medium-q4_k_m``, unless it is fp16.
 
     Raises
     ------
@@ -113,7 +143,9 @@ def model(name: str, weights: str = "fp16") -> Model:
     >>> import hypsolve as hs
     >>> hs.model("llama-3-8b")
     <Model llama-3-8b, 34 blocks (32 layers), 16.060 GB>
-    >>> hs.model("llama-3-8b", weights="int4").extrapolated
+    >>> hs.model("llama-3-8b", weights="q4_k_m")
+    <Model llama-3-8b-q4_k_m, 34 blocks (32 layers), 4.912 GB>
+    >>> hs.model("llama-3-8b", weights="q4_k_m").extrapolated
     True
     """
     shapes = _table("models.toml")
@@ -205,6 +237,7 @@ def transformer(
     ffn: int,
     vocab: int,
     gated_ffn: bool = True,
+    fused_qkv: bool = False,
     tied_embeddings: bool = False,
     n_experts: int = 0,
     experts_per_token: int = 0,
@@ -228,6 +261,9 @@ def transformer(
         As in the config.json of the model. With experts, `ffn` is the size of one expert.
     gated_ffn : bool
         Whether the feed-forward part has three matrices, not two.
+    fused_qkv : bool
+        Whether query, key and value are one matrix, to which ``q4_k_m`` and ``q5_k_m`` give
+        bits of its own.
     tied_embeddings : bool
         Whether the head is the embedding table. A stage with both holds the table once.
     n_experts, experts_per_token : int
@@ -236,8 +272,10 @@ def transformer(
         Sliding attention window of layers 0, `window_every`, 2 `window_every`, ...
     window_every : int
         1 if all layers have the window, 2 if every second layer has it (Gemma 2).
-    weights : {"fp16", "int8", "int4"}
-        Format of all weights: 2, 1 or 0.5 bytes (int4 with a 2-byte scale per 128 weights).
+    weights : str
+        Format of the weights: a key of `hypsolve.weight_formats`, or ``int4``, which means
+        ``gptq-int4``. Where a format gives some layers more bits, these are blocks of a kind of
+        their own.
     context_tokens : int
         Longest sequence that the model was made for; 0 if unknown.
     source : str
@@ -265,34 +303,47 @@ def transformer(
         "window_every": window_every,
     }
     for field, value in given.items():
-        valid.whole(owner, field, value, minimum=1)
-    valid.whole(owner, "n_experts", n_experts)
+        most = MAX_LAYERS if field == "n_layers" else MAX_SIZE
+        valid.whole(owner, field, value, minimum=1, maximum=most)
+    valid.whole(owner, "n_experts", n_experts, maximum=MAX_SIZE)
     valid.whole(owner, "experts_per_token", experts_per_token, minimum=1 if n_experts else 0)
-    valid.flag(owner, "gated_ffn", gated_ffn)
+    for field, flag in (("gated_ffn", gated_ffn), ("fused_qkv", fused_qkv)):
+        valid.flag(owner, field, flag)
     valid.flag(owner, "tied_embeddings", tied_embeddings)
-    valid.known("weights", weights, GROUP_BYTES)
+    form = weight_format(weights)
     if n_heads % n_kv_heads:
         raise ValueError(
             f"{owner}: n_heads must be a multiple of n_kv_heads = {n_kv_heads}, got {n_heads}"
         )
 
-    def held(n_weights: int) -> int:
-        return -(-n_weights * GROUP_BYTES[weights] // _GROUP)  # rounded up
-
     state_bytes = hidden * ACTIVATION_BYTES
-    attention = 2 * hidden * n_heads * head_dim + 2 * hidden * n_kv_heads * head_dim
-    feed_forward = (3 if gated_ffn else 2) * hidden * ffn
+    query, value = hidden * n_heads * head_dim, hidden * n_kv_heads * head_dim
+    down = hidden * ffn
+    feed_forward = (3 if gated_ffn else 2) * down
     router = hidden * n_experts
-    always = attention + (router if n_experts else feed_forward)
+    always = 2 * query + 2 * value + (router if n_experts else feed_forward)
     expert = feed_forward if n_experts else 0
     table = vocab * hidden
+    embedding_bits, head_bits = form.embedding_bits, form.head_bits
+    if tied_embeddings:
+        embedding_bits = head_bits = form.tied_bits
+    head_bytes = held_bytes((table, head_bits))
 
-    def layer(kind: str, window: int | None) -> Block:
+    def layer(kind: str, window: int | None, raised: bool) -> Block:
+        bits = form.layer_bits
+        most = form.raised_bits if raised else bits
+        if fused_qkv:
+            attention = [(query + 2 * value, form.qkv_bits), (query, bits)]
+        else:
+            attention = [(2 * query + value, bits), (value, most)]
+        mlp = [(feed_forward - down, bits), (down, most)]
+        always_bytes = held_bytes(*attention, *([(router, bits)] if n_experts else mlp))
+        expert_bytes = held_bytes(*mlp) if n_experts else 0
         return Block(
-            kind=kind,
-            weight_bytes=held(always) + n_experts * held(expert),
-            always_read_bytes=held(always),
-            expert_bytes=held(expert),
+            kind=f"{kind}-raised" if raised else kind,
+            weight_bytes=always_bytes + n_experts * expert_bytes,
+            always_read_bytes=always_bytes,
+            expert_bytes=expert_bytes,
             n_experts=n_experts,
             experts_per_token=experts_per_token,
             kv_bytes_per_token=2 * n_kv_heads * head_dim * ACTIVATION_BYTES,
@@ -303,30 +354,38 @@ def transformer(
             window_tokens=window,
         )
 
+    @functools.cache
+    def layer_of(windowed: bool, raised: bool) -> Block:
+        if windowed:
+            return layer("layer-window", window_tokens, raised)
+        return layer("layer", None, raised)
+
     embedding = Block(
         kind="embedding",
-        weight_bytes=held(table),
-        gathered_bytes_per_token=held(hidden),
+        weight_bytes=held_bytes((table, embedding_bits)),
+        gathered_bytes_per_token=held_bytes((hidden, embedding_bits)),
         activation_bytes_per_token=state_bytes,
         output_bytes_per_token=state_bytes,
     )
     head = Block(
         kind="head",
-        weight_bytes=held(table),
-        always_read_bytes=held(table),
+        weight_bytes=head_bytes,
+        always_read_bytes=head_bytes,
         activation_bytes_per_token=state_bytes + vocab * ACTIVATION_BYTES,
         output_bytes_per_token=4,  # a token id
         flops_per_token=2.0 * table,
         last_token_only=True,
     )
-    full = layer("layer", None)
-    windowed = full if window_tokens is None else layer("layer-window", window_tokens)
-    layers = (full if i % window_every else windowed for i in range(n_layers))
+    has_window = window_tokens is not None
+    layers = (
+        layer_of(has_window and i % window_every == 0, form.raises(i, n_layers))
+        for i in range(n_layers)
+    )
     return Model(
-        name=name if weights == "fp16" else f"{name}-{weights}",
+        name=name if form.name == "fp16" else f"{name}-{form.name}",
         blocks=(embedding, *layers, head),
-        tied_bytes=held(table) if tied_embeddings else 0,
-        extrapolated=weights != "fp16",
+        tied_bytes=head_bytes if tied_embeddings else 0,
+        extrapolated=form.extrapolated,
         source=source,
         context_tokens=context_tokens,
     )

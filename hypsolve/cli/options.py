@@ -122,8 +122,8 @@ def query_options(
         number("--concurrency", 16, "Sequences for which every node must have KV cache."),
         click.option(
             "--weights",
-            type=click.Choice(tuple(catalog.GROUP_BYTES)),
-            help="Format of all weights.  [default: as stored; fp16 for a name]",
+            type=click.Choice(catalog.weights_choices(), case_sensitive=False),
+            help="Format of weights; int4: gptq-int4.  [default: as stored; fp16 for a name]",
         ),
         click.option(
             "--time-limit",

@@ -1,14 +1,19 @@
-"""Models from Hugging Face files: a ``config.json``, and safetensors if there are any."""
+"""Models from files: a ``config.json``, with safetensors if there are any, or a GGUF file."""
 
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hypsolve import catalog
-from hypsolve.formats.safetensors import Weights, read_weights
+from hypsolve.formats import gguf
+from hypsolve.formats.gguf_header import is_gguf
+from hypsolve.formats.gguf_header import model_name as gguf_model_name
+from hypsolve.formats.safetensors import read_weights
+from hypsolve.formats.stored_sizes import Weights, in_format, with_stored_sizes
 from hypsolve.problem import validation as valid
-from hypsolve.problem.deployment import Block, Model
+from hypsolve.problem.deployment import Model
 from hypsolve.problem.files import checked_path, parse_json, read_bytes
 
 MAX_BYTES = 2**26  # of a config.json
@@ -29,6 +34,8 @@ class Family:
         Key of each number of the shape.
     gated_ffn : bool
         Whether the feed-forward part has three matrices, not two.
+    fused_qkv : bool
+        Whether query, key and value are one matrix.
     tied_by_default : bool
         Whether the head is the embedding table unless the file denies it.
     head_dim : int or None
@@ -43,6 +50,7 @@ class Family:
 
     keys: Mapping[str, str]
     gated_ffn: bool = True
+    fused_qkv: bool = False
     tied_by_default: bool = False
     head_dim: int | None = None
     context_key: str = "max_position_embeddings"
@@ -72,7 +80,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(_USUAL, slides=_all_slide),
     "qwen2": Family(_USUAL, slides=_qwen2_slides),
     "qwen3": Family(_USUAL, head_dim=128, slides=_qwen2_slides),
-    "phi3": Family(_USUAL, slides=_all_slide),
+    "phi3": Family(_USUAL, fused_qkv=True, slides=_all_slide),
     "gemma2": Family(
         _USUAL, tied_by_default=True, head_dim=256, slides=lambda _, layer: layer % 2 == 0
     ),
@@ -80,10 +88,10 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         {"n_layers": "n_layer", "hidden": "n_embd", "n_heads": "n_head", "ffn": "n_inner",
          "vocab": "vocab_size"},
-        gated_ffn=False, tied_by_default=True, context_key="n_positions",
+        gated_ffn=False, fused_qkv=True, tied_by_default=True, context_key="n_positions",
         positions=(1024, 0),
     ),
-    "gpt_neox": Family(_USUAL, gated_ffn=False),
+    "gpt_neox": Family(_USUAL, gated_ffn=False, fused_qkv=True),
     "opt": Family(
         {**_USUAL, "ffn": "ffn_dim"}, gated_ffn=False, tied_by_default=True,
         positions=(2048, 2),
@@ -96,19 +104,23 @@ FAMILIES: dict[str, Family] = {
 def read_model(
     path: str | os.PathLike[str], *, weights: str | None = None, name: str | None = None
 ) -> Model:
-    """Read the architecture of an LLM from Hugging Face files, without loading its weights.
+    """Read the architecture of an LLM from its files, without loading its weights.
 
     Parameters
     ----------
     path : str or path
-        A ``config.json``, or a folder that holds one. If the folder also holds safetensors,
-        their headers give the size of each block.
-    weights : {"fp16", "int8", "int4"}, optional
-        Format of all weights, whatever the files state. Sizes are scaled from stored 16-bit
-        weights, or computed from the shape. Default: the stored formats. A config.json alone
-        gives layers in the format of its ``quantization_config``, and all else in fp16.
+        A ``config.json`` of Hugging Face, or a folder that holds one. If the folder also holds
+        safetensors, their headers give the size of each block. Or a GGUF file of llama.cpp, any
+        of its shards (``NAME-00001-of-00003.gguf``), or a folder with one GGUF model: its
+        header gives the shape and the size of each block, and layers whose sizes differ, as in
+        Q4_K_M, are blocks of different kinds.
+    weights : str, optional
+        Format of the weights, whatever the files state: a key of `hypsolve.weight_formats`, or
+        ``int4``. Sizes are scaled from stored 16-bit weights, or computed from the shape.
+        Default: the stored formats. A config.json alone gives the format that its
+        ``quantization_config`` describes, else fp16.
     name : str, optional
-        Default: name of the folder.
+        Default: name of the folder, or of the GGUF file.
 
     Returns
     -------
@@ -141,7 +153,9 @@ def read_model(
     """
     path = checked_path("read_model", path)
     if weights is not None:
-        valid.known("weights", weights, catalog.GROUP_BYTES)
+        weights = catalog.weight_format(weights).name
+    if (file := _gguf_file(path)) is not None:
+        return gguf.read_gguf(file, weights=weights, name=name)
     folder = path if path.is_dir() else path.parent
     config_path = path / "config.json" if path.is_dir() else path
     if name is None:
@@ -158,8 +172,23 @@ def read_model(
         raise type(error)(f"{config_path}: {error}") from None
 
 
+def _gguf_file(path: Path) -> Path | None:
+    """Return a GGUF file, the one in a folder without config.json, or None."""
+    if not path.is_dir():
+        return path if is_gguf(path) else None
+    if (path / "config.json").exists():
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len({gguf_model_name(file) for file in files}) > 1:
+        found = ", ".join(file.name for file in files[:10])
+        raise ValueError(f"{path}: name one of the GGUF files in this folder, such as {found}")
+    return files[0] if files else None
+
+
 def model_type_of(path: str | os.PathLike[str]) -> str:
-    """Return the ``model_type`` of a config.json; ``llama`` for a name of the catalogue.
+    """Return the ``model_type`` of a config.json or a GGUF file.
+
+    It is ``llama`` for a name of the catalogue.
 
     Raises
     ------
@@ -171,6 +200,9 @@ def model_type_of(path: str | os.PathLike[str]) -> str:
     where = checked_path("model_type_of", path)
     if str(path) in catalog.models() or not where.exists():
         return "llama"
+    if (file := _gguf_file(where)) is not None:
+        architecture = gguf.architecture_of(file)
+        return architecture if architecture in FAMILIES else "llama"
     config_path = where / "config.json" if where.is_dir() else where
     config = parse_json(config_path, read_bytes(config_path, MAX_BYTES))
     found = config.get("model_type") if isinstance(config, dict) else None
@@ -189,41 +221,44 @@ def _model(
     family = FAMILIES[kind]
     tied = _flag(config, "tie_word_embeddings", family.tied_by_default)
     shape = _shape(config, family)
-    quantised = "fp16" if stored else _format(config)
+    slides = _slides(config, family, shape["n_layers"])
+    window = _whole(config, "sliding_window") if any(slides) else None
     fixed: dict[str, Any] = {
         **shape,
         "gated_ffn": family.gated_ffn,
+        "fused_qkv": family.fused_qkv,
         "tied_embeddings": tied,
-        "weights": weights or quantised,
         "source": source,
     }
-    full = catalog.transformer(name, **fixed)
-    slides = _slides(config, family, shape["n_layers"])
-    blocks = full.blocks
-    if any(slides):
-        window = _whole(config, "sliding_window")
-        windowed = catalog.transformer(name, **fixed, window_tokens=window).blocks
-        of_layers = (windowed[i + 1] if s else blocks[i + 1] for i, s in enumerate(slides))
-        blocks = (blocks[0], *of_layers, blocks[-1])
-    if weights is None and quantised != "fp16":  # only the layers are quantised
-        ends = catalog.transformer(name, **{**fixed, "weights": "fp16"})
-        blocks = (ends.blocks[0], *blocks[1:-1], ends.blocks[-1])
-        full = replace(full, tied_bytes=ends.tied_bytes)
+
+    def of_shape(weights: str) -> Model:
+        full = catalog.transformer(name, **fixed, weights=weights)
+        if window is None:
+            return full
+        windowed = catalog.transformer(name, **fixed, weights=weights, window_tokens=window)
+        pairs = zip(full.blocks[1:-1], windowed.blocks[1:-1], slides, strict=True)
+        layers = (with_it if slid else without for without, with_it, slid in pairs)
+        return replace(full, blocks=(full.blocks[0], *layers, full.blocks[-1]))
+
+    form = weights or ("fp16" if stored else _format(config))
+    full = of_shape(form)
     context_tokens = 0
     if config.get(family.context_key) is not None:
         context_tokens = _whole(config, family.context_key)
+    blocks = full.blocks
     if family.positions:
         default, n_beyond = family.positions
         table, *rest = blocks
         n_rows = (context_tokens or default) + n_beyond
-        n_bytes = table.weight_bytes + n_rows * table.gathered_bytes_per_token
+        n_bytes = table.weight_bytes + n_rows * shape["hidden"] * catalog.ACTIVATION_BYTES
         blocks = (replace(table, weight_bytes=n_bytes), *rest)
     model = replace(full, blocks=blocks, context_tokens=context_tokens)
     if stored is None:
         return model
-    if weights in (None, "fp16"):
-        return _as_stored(model, stored, tied)
-    return _quantised(_as_stored(model, stored, tied), weights)
+    as_stored = with_stored_sizes(model, stored, tied)
+    if not catalog.weight_format(form).extrapolated:
+        return as_stored
+    return in_format(as_stored, of_shape("fp16"), full)
 
 
 def _shape(config: Config, family: Family) -> dict[str, int]:
@@ -278,7 +313,7 @@ def _slides(config: Config, family: Family, n_layers: int) -> list[bool]:
 
 
 def _format(config: Config) -> str:
-    """Return the format of the weights."""
+    """Return the format that a configuration describes."""
     quantised = config.get("quantization_config")
     if quantised is None:
         return "fp16"
@@ -287,88 +322,18 @@ def _format(config: Config) -> str:
     groups = quantised.get("config_groups")
     first: Any = next(iter(groups.values()), {}) if isinstance(groups, dict) else {}
     of_weights = first.get("weights") if isinstance(first, dict) else None
-    packed = of_weights.get("num_bits") if isinstance(of_weights, dict) else None
-    fp8 = 8 if quantised.get("quant_method") == "fp8" else None
-    bits = quantised.get("bits", quantised.get("w_bit", packed or fp8))
+    packed: Config = of_weights if isinstance(of_weights, dict) else {}
+    is_float = quantised.get("quant_method") == "fp8" or packed.get("type") == "float"
+    bits = quantised.get("bits", quantised.get("w_bit", packed.get("num_bits")))
+    if bits is None and is_float:
+        bits = 8
     if quantised.get("load_in_4bit") or bits == 4:
-        return "int4"
+        return "awq" if quantised.get("quant_method") == "awq" else "gptq-int4"
     if quantised.get("load_in_8bit") or bits == 8:
-        return "int8"
+        return "fp8" if is_float else "int8"
     raise ValueError(
         f"quantization_config must say 4 or 8 bits (or give the format of the weights),"
         f" got {quantised!r:.60}"
-    )
-
-
-def _as_stored(model: Model, stored: Weights, tied: bool) -> Model:
-    """Return the model with the sizes of its stored tensors."""
-    n_layers = model.n_blocks - 2
-    if len(stored.layers) != n_layers:
-        raise ValueError(
-            f"{stored.path}: must hold {n_layers} layers as config.json says,"
-            f" got {len(stored.layers)}"
-        )
-    embedding, *layers, head = model.blocks
-    hidden = embedding.output_bytes_per_token // catalog.ACTIVATION_BYTES
-    if stored.is_16_bit and stored.embedding.table_columns != hidden:
-        raise ValueError(
-            f"{stored.path}: the embedding's table must have {hidden} columns as config.json"
-            f" says, got {stored.embedding.table_columns}"
-        )
-    rows = stored.embedding.table_rows or 1
-    table_bytes = stored.embedding.table_bytes
-    head_bytes = stored.head.n_bytes
-    if tied:
-        head_bytes += table_bytes - stored.head.table_bytes  # a stored copy is shared
-    elif not stored.head.table_bytes:
-        raise ValueError(f"{stored.path}: no tensor of the head, and embeddings are not tied")
-    kinds: dict[Block, str] = {}
-    blocks = [
-        replace(
-            embedding,
-            weight_bytes=stored.embedding.n_bytes,
-            gathered_bytes_per_token=-(-table_bytes // rows),
-        )
-    ]
-    for block, of_layer in zip(layers, stored.layers, strict=True):
-        expert_bytes = of_layer.expert_bytes // block.n_experts if block.n_experts else 0
-        sized = replace(
-            block,
-            weight_bytes=of_layer.n_bytes,
-            expert_bytes=expert_bytes,
-            always_read_bytes=of_layer.n_bytes - expert_bytes * block.n_experts,
-        )
-        number = sum(kind.startswith(block.kind + "#") for kind in kinds.values())
-        kind = kinds.setdefault(sized, f"{block.kind}#{number}")
-        blocks.append(replace(sized, kind=kind.removesuffix("#0")))
-    blocks.append(replace(head, weight_bytes=head_bytes, always_read_bytes=head_bytes))
-    return replace(
-        model,
-        blocks=tuple(blocks),
-        tied_bytes=table_bytes if tied else 0,
-        extrapolated=not stored.is_16_bit,
-        source=f"{model.source}; bytes as in {stored.path.name}",
-    )
-
-
-def _quantised(model: Model, weights: str) -> Model:
-    """Return a model of 16-bit weights with its sizes in another format."""
-
-    def held(n_bytes: int) -> int:
-        return -(-n_bytes * catalog.GROUP_BYTES[weights] // catalog.GROUP_BYTES["fp16"])
-
-    blocks = (
-        replace(
-            block,
-            weight_bytes=held(block.weight_bytes),
-            always_read_bytes=held(block.always_read_bytes),
-            expert_bytes=held(block.expert_bytes),
-            gathered_bytes_per_token=held(block.gathered_bytes_per_token),
-        )
-        for block in model.blocks
-    )
-    return replace(
-        model, blocks=tuple(blocks), tied_bytes=held(model.tied_bytes), extrapolated=True
     )
 
 

@@ -20,6 +20,7 @@ from typing import (
 )
 
 from hypsolve import catalog
+from hypsolve.catalog import nearest
 from hypsolve.formats.network_toml_types import (
     End,
     GpuTable,
@@ -312,7 +313,12 @@ def _gpus(owner: str, tables: Mapping[str, GpuTable]) -> dict[str, GpuProfile]:
     found = {}
     for name, given in tables.items():
         of_gpu = f"{owner}: gpu {name!r}"
-        entry = _table(of_gpu, GpuTable, given)
+        try:
+            entry = _table(of_gpu, GpuTable, given)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}{nearest.hint_by_figures(given, catalog.gpus())}"
+            ) from None
         if name in catalog.gpus():
             raise ValueError(f"{of_gpu}: name must not be one of the catalogue's")
         found[name] = GpuProfile(
@@ -334,6 +340,11 @@ def _tier(
     prices: dict[str, float] = {}
     for i, given in enumerate(entry["nodes"]):
         of_group = f"{owner} nodes {i}"
+        if isinstance(given, dict) and isinstance(own := given.get("gpu"), dict):
+            hint = nearest.hint_by_figures(own, catalog.gpus())
+            raise TypeError(
+                f"{of_group}: gpu must be a name, got a table; define it as [gpus.NAME]{hint}"
+            )
         group = _table(of_group, NodesTable, given)
         group.setdefault("host", entry.get("host", ""))
         made = _nodes(of_group, entry["name"], group, gpus, nodes)
@@ -352,11 +363,11 @@ def _nodes(
     before: list[Node],
 ) -> list[Node]:
     gpu = group["gpu"]
-    try:
-        valid.known("gpu", gpu, [*catalog.gpus(), *gpus])
-    except ValueError as error:
-        raise ValueError(f"{owner}: {error}") from None
-    profile = gpus[gpu] if gpu in gpus else catalog.gpu(gpu)
+    known = catalog.gpus() | dict(gpus)
+    if gpu not in known:
+        message = nearest.unknown_gpu(gpu, known, nearest.usable_figures(group))
+        raise ValueError(f"{owner}: {message}")
+    profile = known[gpu]
     if (slowdown := group.get("slowdown", 1.0)) != 1:
         profile = _slower(profile, slowdown)
     names = group.get("names")
@@ -451,7 +462,8 @@ def _value(owner: str, key: str, value: Any, hint: Any) -> Any:
     if kind is str:
         return valid.text(owner, key, value)
     if get_origin(kind) is dict and not isinstance(value, dict):
-        raise TypeError(f"{owner}: {key} must be tables, got {value!r:.60}")
+        hint = f"; write [{key}.NAME], not [[{key}]]" if isinstance(value, list) else ""
+        raise TypeError(f"{owner}: {key} must be tables, got {value!r:.60}{hint}")
     if get_origin(kind) is list:
         if rule.minimum and (not isinstance(value, list) or len(value) < rule.minimum):
             raise ValueError(

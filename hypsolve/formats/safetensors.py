@@ -7,10 +7,10 @@ name of each tensor to its dtype, shape and place in the file. No weight is read
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hypsolve.formats.stored_sizes import Part, Weights
 from hypsolve.problem.files import parse_json, read_bytes
 
 INDEX = "model.safetensors.index.json"
@@ -22,32 +22,6 @@ _EMBEDDING = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 _POSITIONS = ("wpe", "embed_positions")
 _HEAD = ("lm_head", "embed_out")
 _LAST_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
-
-
-@dataclass(slots=True)
-class Part:
-    """Sizes of a block: all bytes, those of its experts, and its vocabulary table."""
-
-    n_bytes: int = 0
-    expert_bytes: int = 0
-    table_bytes: int = 0
-    table_rows: int = 0
-    table_columns: int = 0
-
-
-@dataclass(slots=True)
-class Weights:
-    """Sizes of the blocks in a folder's files.
-
-    `is_16_bit`: most bytes are 16-bit floats. `is_all_16_bit`: all are.
-    """
-
-    path: Path
-    embedding: Part = field(default_factory=Part)
-    layers: list[Part] = field(default_factory=list)
-    head: Part = field(default_factory=Part)
-    is_16_bit: bool = True
-    is_all_16_bit: bool = True
 
 
 def read_weights(folder: Path) -> Weights | None:

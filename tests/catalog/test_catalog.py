@@ -10,7 +10,7 @@ import pytest
 from experiments import calibration, fit_profiles
 from hypsolve import catalog
 from hypsolve.problem import costs
-from hypsolve.problem.deployment import Block, CostModel, GpuProfile
+from hypsolve.problem.deployment import Block, CostModel, GpuProfile, Node
 
 DATA = fit_profiles.data_dir()
 needs_data = pytest.mark.skipif(
@@ -105,21 +105,23 @@ def test_windows_sit_on_the_layers_that_have_them():
     assert windows("llama-3-8b") == [None] * 32
 
 
-@pytest.mark.parametrize(("weights", "share"), [("int8", 1 / 2), ("int4", (4 + 16 / 128) / 16)])
+@pytest.mark.parametrize(("weights", "share"), [("int8", 1 / 2), ("q8_0", 34 / 64)])
 @pytest.mark.parametrize("name", ["phi-3-medium", "mixtral-8x7b", "llama-3.2-1b"])
 def test_quantised_weights_shrink_and_are_marked(name, weights, share):
     full, small = catalog.model(name), catalog.model(name, weights)
     assert small.extrapolated
     assert small.name == f"{name}-{weights}"
-    assert small.weight_bytes == pytest.approx(full.weight_bytes * share, rel=1e-9)
-    assert small.tied_bytes == pytest.approx(full.tied_bytes * share, rel=1e-9)
+    of_ends = share if weights == "q8_0" else 1  # embedding and head
+    assert small.tied_bytes == pytest.approx(full.tied_bytes * of_ends, rel=1e-9)
     for a, b in zip(full.blocks, small.blocks, strict=True):
+        of_block = share if a.kind.startswith("layer") else of_ends
+        assert b.weight_bytes == pytest.approx(a.weight_bytes * of_block, rel=1e-9)
         assert b.kv_bytes_per_token == a.kv_bytes_per_token
         assert b.activation_bytes_per_token == a.activation_bytes_per_token
         assert b.output_bytes_per_token == a.output_bytes_per_token
         assert b.flops_per_token == a.flops_per_token
         read, read_full = (costs.weight_read_bytes(block, 3) for block in (b, a))
-        assert read == pytest.approx(read_full * share, rel=1e-6)
+        assert read == pytest.approx(read_full * of_block, rel=1e-6)
 
 
 def test_transformer_takes_a_users_own_shape():
@@ -202,26 +204,37 @@ def test_transformer_counts_only_the_experts_a_token_visits():
     assert [b.window_tokens for b in model.blocks[1:-1]] == [5, None, 5]
 
 
-def test_odd_shapes_round_int4_up():
+def test_odd_shapes_round_up():
     shape = TINY | {"hidden": 9, "vocab": 7}
-    for block in catalog.transformer("odd", **shape, weights="int4").blocks:
+    for block in catalog.transformer("odd", **shape, weights="q4_0").blocks:
         assert block.weight_bytes >= block.always_read_bytes
     n_weights = 7 * 9
-    table = catalog.transformer("odd", **shape, weights="int4").blocks[0].weight_bytes
-    assert table == math.ceil(n_weights * 66 / 128)
+    table = catalog.transformer("odd", **shape, weights="q4_0").blocks[0].weight_bytes
+    assert table == math.ceil(n_weights * 18 / 32)
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"n_layers": 0}, ValueError, "model 'mine': n_layers must be at least 1, got 0"),
+        (
+            {"hidden": 10**400},
+            ValueError,
+            "hidden must be at most .*, got a number of about 401 d",
+        ),
+        (
+            {"n_layers": 2**40},
+            ValueError,
+            "n_layers must be at most 1048576, got 1099511627776",
+        ),
         ({"hidden": 8.0}, TypeError, "model 'mine': hidden must be a whole number, got 8.0"),
         ({"n_kv_heads": 3}, ValueError, "n_heads must be a multiple of n_kv_heads = 3, got 4"),
         ({"gated_ffn": 1}, TypeError, "model 'mine': gated_ffn must be True or False, got 1"),
         ({"n_experts": 4}, ValueError, "experts_per_token must be at least 1, got 0"),
         ({"window_every": 0}, ValueError, "window_every must be at least 1, got 0"),
         ({"window_tokens": 0}, ValueError, "window_tokens must be at least 1, got 0"),
-        ({"weights": "fp8"}, ValueError, "unknown weights 'fp8'; choose one of fp16, int8"),
+        ({"fused_qkv": 1}, TypeError, "model 'mine': fused_qkv must be True or False, got 1"),
+        ({"weights": "fp4"}, ValueError, "unknown weights 'fp4'; .*choose one of fp16, bf16"),
     ],
 )
 def test_wrong_shapes_are_refused_by_name(changes, error, message):
@@ -232,7 +245,7 @@ def test_wrong_shapes_are_refused_by_name(changes, error, message):
 def test_unknown_names_list_the_choices():
     with pytest.raises(ValueError, match=r"unknown model 'gpt-5'; choose one of .*llama-3-8b"):
         catalog.model("gpt-5")
-    with pytest.raises(ValueError, match=r"unknown gpu 'a100'; .*choose one of .*a100-80gb"):
+    with pytest.raises(ValueError, match=r"unknown gpu 'a100'; did you mean a100-40gb\?"):
         catalog.gpu("a100")
     with pytest.raises(ValueError, match="unknown weights 'int3'"):
         catalog.model("llama-3-8b", "int3")
@@ -251,6 +264,53 @@ def test_at_least_25_gpus_in_three_tiers_with_every_one_named():
     named += " rtx-3090 rtx-4090 t4 l4 a10 a40 rtx-a6000"
     named += " l40s a100-40gb a100-80gb h100 h200 b200"
     assert set(named.split()) <= set(gpus)
+
+
+def test_users_cards_are_there():
+    """Users of Macs and of GeForce, Radeon and Arc cards found no row before."""
+    named = (
+        "apple-m1 apple-m1-pro apple-m1-max apple-m1-ultra apple-m2 apple-m2-pro apple-m2-max"
+    )
+    named += " apple-m2-ultra apple-m3 apple-m3-pro apple-m3-max apple-m3-ultra apple-m4"
+    named += " apple-m4-pro apple-m4-max gtx-1080-ti p40 rtx-2080-ti rtx-3060-ti rtx-3070"
+    named += " rtx-3070-ti rtx-3080-ti rtx-3090-ti rtx-4060 rtx-4060-ti-16gb rtx-4070-super"
+    named += (
+        " rtx-4070-ti rtx-4070-ti-super rtx-4080-super rtx-5060-ti-16gb rtx-5070 rtx-5070-ti"
+    )
+    named += " rtx-5080 rtx-5090 rx-7900-xt rx-7900-xtx arc-a770"
+    assert set(named.split()) <= set(catalog.gpus())
+    order = ["rtx-4060", "rtx-4070-super", "rtx-4080-super", "rtx-4090", "rtx-5090"]
+    for field in ("flops_per_s", "bytes_per_s"):
+        rates = [getattr(catalog.gpu(name), field) for name in order]
+        assert rates == sorted(rates)
+
+
+def test_sources_of_apple_rows_list_the_sizes_of_memory():
+    """One chip is sold with several sizes; a node may state its own."""
+    more = pd.read_csv(fit_profiles.DATASHEETS).set_index("slug")
+    for name in more.index[more.index.str.startswith("apple")]:
+        gpu = catalog.gpu(name)
+        sizes = re.search(r"unified memory ([\d/]+) GB", gpu.source)
+        assert sizes, name
+        assert max(map(int, sizes[1].split("/"))) == gpu.memory_bytes / 2**30
+    half = Node(name="mac", gpu=catalog.gpu("apple-m2-max"), memory_bytes=32 * 2**30)
+    assert half.usable_bytes == 32 * 2**30
+
+
+def test_own_shares_follow_from_what_was_measured():
+    """Radeon and Arc have no family in the data, so their shares come from published runs."""
+    more = pd.read_csv(fit_profiles.DATASHEETS).set_index("slug")
+    rx, arc = more.loc["rx-7900-xtx"], more.loc["arc-a770"]
+    llama = catalog.model("llama-3-8b", "q4_k_m")
+    linear_flops = sum(block.flops_per_token for block in llama.blocks[1:-1])
+    prompt = 3227 * linear_flops / (rx.fp16_dense_tflops * 1e12)
+    read = 105.8 * sum(b.always_read_bytes for b in llama.blocks) / (rx.mem_bw_gbs * 1e9)
+    assert (rx.flops_share, rx.bytes_share) == pytest.approx((prompt, read), abs=0.01)
+    int4 = catalog.model("llama-2-7b", "int4")
+    read = sum(b.always_read_bytes for b in int4.blocks) / 14.5e-3 / (arc.mem_bw_gbs * 1e9)
+    shares = (58.7 / arc.fp16_dense_tflops, read)
+    assert (arc.flops_share, arc.bytes_share) == pytest.approx(shares, abs=0.02)
+    assert more.source.notna().all() and more.share_source.notna().sum() == 3
 
 
 def test_gpus_returns_a_copy():

@@ -511,7 +511,7 @@ def test_a_file_that_is_not_text_and_one_without_nodes(tmp_path):
         ({"tiers": {"a": "01"}}, r"tiers\['a'\] must be a list, got '01'"),
         ({"tiers": {"a": [0], "b": []}}, "tier 'b': nodes must hold at least one node"),
         ({"gpus": ["L4"]}, r"read_helix: gpus must be a dict, got \['L4'\]"),
-        ({"gpus": {"L4": "l5"}}, "unknown gpu 'l5'; choose one of "),
+        ({"gpus": {"L4": "l5"}}, "unknown gpu 'l5'; did you mean l4"),
         ({"gpus": {"L4": 7}}, "gpu must be a GpuProfile, got 7"),
     ],
 )

@@ -1,7 +1,6 @@
 """Models from Hugging Face files: published configurations and artificial tensors."""
 
 import json
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -120,23 +119,32 @@ def test_the_name_is_that_of_the_folder(tmp_path):
     folder.mkdir()
     assert read_model(written(folder, LLAMA_3_8B)).name == "Meta-Llama-3-8B"
     assert read_model(folder).name == "Meta-Llama-3-8B"
-    assert read_model(folder, weights="int4").name == "Meta-Llama-3-8B-int4"
+    assert read_model(folder, weights="int4").name == "Meta-Llama-3-8B-gptq-int4"
 
 
 @pytest.mark.parametrize(
     ("quantised", "weights"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "int4"),
-        ({"quant_method": "awq", "bits": 4}, "int4"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq-int4"),
+        ({"quant_method": "gptq", "bits": 8}, "int8"),
+        ({"quant_method": "awq", "bits": 4}, "awq"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8"),
-        ({"quant_method": "fp8"}, "int8"),
-        ({"quant_method": "awq", "w_bit": 4}, "int4"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "gptq-int4"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "awq", "w_bit": 4}, "awq"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}},
+            },
+            "fp8",
+        ),
         (
             {
                 "quant_method": "compressed-tensors",
                 "config_groups": {"group_0": {"weights": {"num_bits": 4}}},
             },
-            "int4",
+            "gptq-int4",
         ),
     ],
 )
@@ -147,6 +155,7 @@ def test_quantised_configurations(quantised, weights, tmp_path):
     plain = hs.model("llama-3-8b").blocks
     assert (model.blocks[0], model.blocks[-1]) == (plain[0], plain[-1])  # not quantised
     assert model.extrapolated
+    assert model.name == f"llama-3-8b-{weights}"
     assert read_model(path, weights="fp16").blocks == hs.model("llama-3-8b").blocks
 
 
@@ -217,8 +226,8 @@ def test_bad_configurations(config, message, tmp_path):
 
 def test_bad_arguments(tmp_path):
     written(tmp_path, LLAMA_3_8B)
-    with pytest.raises(ValueError, match="unknown weights 'fp8'"):
-        read_model(tmp_path, weights="fp8")
+    with pytest.raises(ValueError, match="unknown weights 'fp4'"):
+        read_model(tmp_path, weights="fp4")
     with pytest.raises(TypeError, match="path must be a string or a path, got 3"):
         read_model(3)
     with pytest.raises(FileNotFoundError):
@@ -369,12 +378,26 @@ def test_formats_asked_for_follow_from_stored_16_bits(tmp_path):
     single(tmp_path, wide)
     stored = read_model(tmp_path)
     assert read_model(tmp_path, weights="fp16").blocks == stored.blocks
-    for weights, share in (("int8", 128 / 256), ("int4", 66 / 256)):
+    assert read_model(tmp_path, weights="bf16").blocks == stored.blocks
+    for weights, share, of_ends in (("int8", 1 / 2, 1), ("q8_0", 34 / 64, 34 / 64)):
         less = read_model(tmp_path, weights=weights)
         assert less.extrapolated and less.name.endswith(weights)
         for block, of_stored in zip(less.blocks, stored.blocks, strict=True):
-            assert block.weight_bytes == math.ceil(share * of_stored.weight_bytes)
+            of_block = share if block.kind.startswith("layer") else of_ends
+            assert block.weight_bytes == pytest.approx(of_block * of_stored.weight_bytes, abs=2)
             assert block.kv_bytes_per_token == of_stored.kv_bytes_per_token
+
+
+def test_stored_16_bits_in_a_format_of_unequal_layers(tmp_path):
+    """In q4_k_m, equal stored layers become two kinds, as llama.cpp would write them."""
+    written(tmp_path, TINY)
+    single(tmp_path, tensors())
+    shape = read_model(tmp_path / "config.json", weights="q4_k_m")
+    model = read_model(tmp_path, weights="q4_k_m")
+    assert [b.kind for b in model.blocks] == [b.kind for b in shape.blocks]
+    stored = read_model(tmp_path)
+    for block, of_shape, before in zip(model.blocks, shape.blocks, stored.blocks, strict=True):
+        assert of_shape.weight_bytes <= block.weight_bytes < before.weight_bytes / 2
 
 
 def test_another_format_asked_for_leaves_the_tensors_alone(tmp_path):

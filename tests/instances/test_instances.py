@@ -14,7 +14,7 @@ from hypsolve.problem.evaluation import can_hold, stage_s
 from hypsolve.problem.instance import Instance, Objective
 from instances import freeze
 from instances.frontier import TIER_SPEEDS, frontier, profiled
-from instances.generate import LINK_CLASSES, generate, place, stretched
+from instances.generate import DRAWN_GPUS, LINK_CLASSES, generate, place, stretched
 from instances.scenarios import (
     SCENARIOS,
     best_period_s,
@@ -142,7 +142,7 @@ def test_read_network(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"l4"', '"l5"', "unknown gpu 'l5'; choose one of"),
+        ('"l4"', '"l5"', "unknown gpu 'l5'; did you mean l4"),
         (
             "count = 2",
             "count = 0",
@@ -607,3 +607,13 @@ def test_a_deployment_refuses_what_a_scenario_refuses():
         deployment("camp")
     with pytest.raises(ValueError, match="scenario: rate must be positive, got 0"):
         deployment("campus", rate=0)
+
+
+def test_a_seed_draws_the_same_gpus_when_the_catalogue_grows(monkeypatch):
+    """Published instances are named by seed: 28 new cards must not change one of them."""
+    before = [generate(seed=seed).digest() for seed in range(3)]
+    gpus = catalog.gpus()
+    grown = {f"a-new-{name}": gpu for name, gpu in gpus.items()} | gpus
+    monkeypatch.setattr(catalog, "_gpus", lambda: grown)
+    assert [generate(seed=seed).digest() for seed in range(3)] == before
+    assert len(DRAWN_GPUS) == 40 and set(DRAWN_GPUS) <= set(gpus)

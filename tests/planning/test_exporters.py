@@ -271,7 +271,7 @@ inner = {gbps = 50, latency_ms = 0.05}
     assert "vllm cannot express the best plan: nothing fits as it is\n" in err
     assert "planned for it instead, on box-rtx-4090-0, box-rtx-4090-1: proved optimal" in err
     code, out, err = run(capsys, *asked, "--network", path, "--export", "petals")
-    assert (code, err) == (1, "") and out.startswith("llama-3-70b-int4 on box")
+    assert (code, err) == (1, "") and out.startswith("llama-3-70b-gptq-int4 on box")
     path.write_text(path.read_text().replace("inner", "# inner"))
     code, out, err = run(capsys, *asked, "--network", path, "--export", "vllm")
     assert (
@@ -487,7 +487,7 @@ def test_cautions_say_what_an_export_does_not(capsys, tmp_path):
     mac = hs.Network(name="n", tiers=(tier("mac", "apple-m2-ultra"),))
     small = plan("phi-3-mini", mac, weights="int4")
     assert cautions(small, "vllm") == [
-        "planned as phi-3-mini-int4: load weights of this format",
+        "planned as phi-3-mini-gptq-int4: load weights of this format",
         "vllm needs CUDA or ROCm, but has Apple GPUs on mac-0",
     ]
     assert cautions(small, "json") == []
