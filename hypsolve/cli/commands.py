@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,25 +16,28 @@ from hypsolve.dispatch.policies import POLICIES
 from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning import planner
 from hypsolve.planning.figures import draw_pareto
-from hypsolve.planning.forecast import arriving, at_rate
+from hypsolve.planning.forecast import Load, arriving, at_rate
 from hypsolve.planning.layers import describe_blocks, describe_cuts
-from hypsolve.planning.replan import OBJECTIVES, Replan, partition_in
+from hypsolve.planning.query import PlanQuery
+from hypsolve.planning.replan import OBJECTIVES, Replan, partition_in, query_in
 from hypsolve.planning.replan import replan as plan_anew
+from hypsolve.planning.serving_frontier import ServingPoint, serving_frontier
+from hypsolve.planning.split_forecasts import SplitForecasts
+from hypsolve.planning.text import describe_forecast
 from hypsolve.problem import validation as valid
-from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.optional import optional
 from hypsolve.problem.result import Result
 from hypsolve.problem.solution import Partition
 from hypsolve.problem.units import show_bytes, show_seconds
 from hypsolve.simulation.perfetto import write_perfetto
 from hypsolve.simulation.simulate import simulate as simulate_requests
+from hypsolve.simulation.trace import Trace
 from hypsolve.simulation.workloads import WORKLOADS, workload
 from hypsolve.solvers.backends.scip import hide_spurious_scip_errors
-from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
 
 
 @click.command()
-@query_options()
+@query_options(limits="each method; compiling and simulations come on top")
 @click.option(
     "--method",
     "methods",
@@ -43,12 +47,14 @@ from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
 def compare(
     arguments: dict[str, Any], model: str, network: str, methods: tuple[str, ...], as_json: bool
 ) -> int:
-    """Split a model by several methods, side by side.
+    """Split a model by several methods, side by side, and simulate each split.
 
     \b
     hypsolve compare --model llama-3-8b --network network.toml
     """  # noqa: D301
     results: list[Result] = []
+    query = PlanQuery.of(model, network, **arguments)
+    forecasts = SplitForecasts(query)
     with (
         contextlib.suppress(KeyboardInterrupt),
         show_progress() as progress,
@@ -57,25 +63,31 @@ def compare(
         for result in planner.compare(
             model, network, methods or None, progress=progress, **arguments
         ):
+            forecasts.add(result)
             results.append(result)
             progress(f"{result.method}: {result.status}")
-    n_methods = len(methods) or len(planner.comparable(arguments["objective"]))
+    n_methods = len(methods) or len(planner.comparable(query.objective))
     if len(results) < n_methods:
         print(f"stopped: {len(results)} of {n_methods} methods are finished", file=sys.stderr)
     if as_json:
-        print(json.dumps([result.to_dict() for result in results], indent=2, allow_nan=False))
+        plain = [result.to_dict() | forecasts.to_dict(result) for result in results]
+        print(json.dumps(plain, indent=2, allow_nan=False))
     elif results:
         bound_s = max(result.bound_s for result in results)
-        show([_row(result, bound_s) for result in results], as_json=False)
+        show([_row(result, bound_s, forecasts) for result in results], as_json=False)
         print(
             "gap: the optimum is at most this share below, by the best bound that a method"
             " here proved; layers by tier: the embedding comes before layer 0, the head after"
             " the last"
         )
+        print(
+            f"requests/s, TTFT and TPOT (mean, p50, p95, p99): simulated with"
+            f" {query.load.describe()}; {query.runtime.describe()}"
+        )
     return 0 if any(result.partition is not None for result in results) else 1
 
 
-def _row(result: Result, bound_s: float) -> dict[str, str]:
+def _row(result: Result, bound_s: float, forecasts: SplitForecasts) -> dict[str, str]:
     """Return a row of `compare`; no split is below `bound_s`, whichever method proved it."""
     fits = result.partition is not None
     gap = max(0.0, 1 - bound_s / result.objective_s) if fits and result.objective_s > 0 else 0.0
@@ -85,12 +97,13 @@ def _row(result: Result, bound_s: float) -> dict[str, str]:
         str(result.instance.objective): show_seconds(result.objective_s) if fits else "-",
         "gap": f"{gap:.2%}" if fits and bound_s > 0 else "-",
         "solved in": show_seconds(result.solve_time_s),
+        **forecasts.row(result),
         "layers": describe_cuts(result.partition.cuts) if result.partition else result.message,
     }
 
 
 @click.command()
-@query_options(objectives=(), rate=False)
+@query_options(objectives=())
 @click.option(
     "--png",
     type=click.Path(path_type=Path),
@@ -99,39 +112,52 @@ def _row(result: Result, bound_s: float) -> dict[str, str]:
 def pareto(
     arguments: dict[str, Any], model: str, network: str, png: Path | None, as_json: bool
 ) -> int:
-    """List the Pareto frontier: splits that no other beats in both throughput and latency.
+    """List the Pareto frontier: splits that no other beats in both rate and latency.
+
+    Both are simulated, as requests are served in batches.
 
     \b
     hypsolve pareto --model llama-3-8b --network network.toml --png pareto.png
     """  # noqa: D301
     to_write(png, ".png", ".svg", ".pdf")
-    solution = planner.split(model, network, **arguments)
-    points = pareto_frontier(solution.instance)
-    rows = [
-        {
-            "requests/s": f"{1 / point.bottleneck_s:.4g}" if point.bottleneck_s else "inf",
-            "latency": show_seconds(point.path_s),
-            "layers": describe_cuts(point.partition.cuts),
-        }
-        for point in points
-    ]
+    solution = planner.split(model, network, simulates=True, objective="path", **arguments)
+    if solution.result.partition is None:
+        print("[]" if as_json else f"{solution.result.status}: {solution.result.message}")
+        return 1
+    query = PlanQuery.of(model, network, objective="path", **arguments)
+    points = serving_frontier(
+        solution.deployment, solution.instance, query.load, query.time_limit_s
+    )
     if as_json:
         plain = [
-            {"bottleneck_s": p.bottleneck_s, "path_s": p.path_s, "cuts": list(p.partition.cuts)}
-            for p in points
+            {
+                "max_requests_per_s": point.max_requests_per_s,
+                "latency_mean_s": point.latency_mean_s,
+                "bottleneck_s": point.bottleneck_s,
+                "path_s": point.path_s,
+                "cuts": list(point.partition.cuts),
+            }
+            for point in points
         ]
         print(json.dumps(plain, indent=2, allow_nan=False))
-    elif points:
-        print("throughput of the slowest stage, requests one at a time; latency of one alone")
-        show(rows, as_json=False)
     else:
-        print(f"{solution.result.status}: {solution.result.message}")
-    if png is not None and points:
+        print(f"simulated with {query.load.describe()}; {query.runtime.describe()}")
+        rows = [
+            {
+                "keeps up with": f"{point.max_requests_per_s:.3g} requests/s",
+                "mean latency": show_seconds(point.latency_mean_s),
+                "alone": show_seconds(point.path_s),
+                "layers": describe_cuts(point.partition.cuts),
+            }
+            for point in points
+        ]
+        show(rows, as_json=False)
+    if png is not None:
         _draw(points, solution.instance.name, png)
-    return 0 if points else 1
+    return 0
 
 
-def _draw(points: list[ParetoPoint], name: str, path: Path) -> None:
+def _draw(points: Sequence[ServingPoint], name: str, path: Path) -> None:
     figure = optional("matplotlib.figure").Figure(figsize=(6, 4), layout="constrained")
     ax = figure.subplots()
     draw_pareto(points, ax)
@@ -158,8 +184,6 @@ def _draw(points: list[ParetoPoint], name: str, path: Path) -> None:
     show_default=True,
     help="Policy that chooses the node of each request.",
 )
-@click.option("--ttft-slo", type=float, help="Target for the first token, in seconds.")
-@click.option("--tpot-slo", type=float, help="Target for each later token, in seconds.")
 @click.option("--perfetto", type=click.Path(), help="Write a trace for ui.perfetto.dev.")
 def simulate(
     arguments: dict[str, Any],
@@ -171,8 +195,6 @@ def simulate(
     requests: int,
     trace: str | None,
     policy: str,
-    ttft_slo: float | None,
-    tpot_slo: float | None,
     perfetto: str | None,
     as_json: bool,
 ) -> int:
@@ -184,13 +206,16 @@ def simulate(
     hypsolve simulate --model llama-3-8b --network network.toml --plan plan.json
     """  # noqa: D301
     to_write(perfetto)
-    if plan is not None and (method is not None or arguments["objective"] != "bottleneck"):
+    if plan is not None and (method is not None or "objective" in arguments):
         raise click.UsageError("--plan excludes --method and --objective")
+    if plan is not None:
+        arguments = {**query_in(plan), **arguments}
     with show_progress() as progress:
         solution = planner.split(
             model, network, method=method, simulates=True, progress=progress, **arguments
         )
-    deployment, result, seed = solution.deployment, solution.result, arguments["seed"]
+    query = PlanQuery.of(model, network, **arguments)
+    deployment, result, load = solution.deployment, solution.result, query.load
     partition = result.partition
     if plan is not None:
         partition = partition_in(plan, result.instance)
@@ -203,47 +228,56 @@ def simulate(
     if trace is not None:
         given = read_requests(trace)
     elif source is not None:
-        rate_per_s = arguments["rate_per_s"]
-        given = workload(source, n_requests=requests, rate_per_s=rate_per_s, seed=seed)
-        given = replace(given, arrival_s=at_rate(given.arrival_s, rate_per_s))
+        given = workload(
+            source, n_requests=requests, rate_per_s=load.rate_per_s, seed=query.seed
+        )
+        given = replace(given, arrival_s=at_rate(given.arrival_s, load.rate_per_s))
     else:
         valid.whole("simulate", "requests", requests, minimum=1)
-        rng = np.random.default_rng(seed)
-        given = arriving(deployment, arguments["rate_per_s"], requests, rng).requests
+        rng = np.random.default_rng(query.seed)
+        given = arriving(deployment, load.rate_per_s, requests, rng).requests
     longest = int((given.prompt_tokens + given.output_tokens).max())
     served = simulate_requests(
-        Deployment(
-            model=deployment.model,
-            network=deployment.network,
+        replace(
+            deployment,
             requests=given,
             max_resident_tokens=max(longest, deployment.max_resident_tokens or 0),
         ),
         partition,
         policy,
-        seed=seed,
+        seed=query.seed,
+        users=load.users,
+        think_time_s=load.think_time_s,
         link_contention=True,
         record_visits=perfetto is not None,
     )
-    numbers = served.metrics(ttft_slo_s=ttft_slo, tpot_slo_s=tpot_slo)
+    numbers = served.metrics(ttft_slo_s=load.ttft_slo_s, tpot_slo_s=load.tpot_slo_s)
     if as_json:
         print(json.dumps(numbers.to_dict(), indent=2, allow_nan=False))
     else:
-        span_s = float(np.ptp(given.arrival_s))
-        offered = f"{(len(given) - 1) / span_s:.3g} per second" if span_s else "all at once"
         lengths = (given.prompt_tokens.mean(), given.output_tokens.mean())
         print(
-            f"layers {describe_cuts(partition.cuts)}: {len(given)} requests, {offered}, of"
-            f" {lengths[0]:.4g} + {lengths[1]:.4g} tokens on average; links send one message"
-            " at a time"
+            f"layers {describe_cuts(partition.cuts)}: {len(given)} requests,"
+            f" {_offered(served, load)}, of {lengths[0]:.4g} + {lengths[1]:.4g} tokens on"
+            " average; links send one message at a time"
         )
+        print(deployment.runtime.describe())
         print(numbers)
     if perfetto is not None:
         write_perfetto(served, perfetto)
     return 0
 
 
+def _offered(trace: Trace, load: Load) -> str:
+    """Describe the load: users, or the rate of the arrivals."""
+    if load.users is not None:
+        return load.describe()
+    span_s = float(np.ptp(trace.arrival_s))
+    return f"{(len(trace.arrival_s) - 1) / span_s:.3g} per second" if span_s else "all at once"
+
+
 @click.command()
-@query_options(objectives=OBJECTIVES, rate=False, inherits=True)
+@query_options(objectives=OBJECTIVES, inherits=True)
 @click.option(
     "--before",
     required=True,
@@ -270,8 +304,10 @@ def replan(
     hypsolve plan --model llama-3-8b --network network.toml --json > plan.json
     hypsolve replan --model llama-3-8b --network new.toml --before plan.json --max-moves 4
     """  # noqa: D301
-    given = {name: value for name, value in arguments.items() if value is not None}
-    plan = plan_anew(model, network, before, max_moves=max_moves, **given)
+    with show_progress() as progress:
+        plan = plan_anew(
+            model, network, before, max_moves=max_moves, progress=progress, **arguments
+        )
     if as_json:
         print(json.dumps(plan.to_dict(), indent=2, allow_nan=False))
     elif plan.partition is None:
@@ -303,3 +339,6 @@ def _print_replan(plan: Replan, partition: Partition) -> None:
         [{"moves": str(m), f"least {objective}": show_seconds(s)} for m, s in plan.frontier],
         as_json=False,
     )
+    if plan.forecast is not None:
+        for line in describe_forecast(plan.forecast):
+            print(line)

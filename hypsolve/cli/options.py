@@ -78,38 +78,38 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSO
 def query_options(
     *,
     objectives: Sequence[str] = OBJECTIVES,
-    rate: bool = True,
     inherits: bool = False,
-    scenarios: bool = False,
+    limits: str = "the whole command; compiling comes before",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a command with the options of a query.
 
     The command gets their values as `arguments` of `hypsolve.plan`, besides model and network.
+    Options without a default that are not given are left out.
 
     Parameters
     ----------
     objectives : sequence of str
         Choices of ``--objective``; empty: no such option.
-    rate : bool
-        Whether there is an option ``--rate``.
     inherits : bool
-        Whether an earlier plan provides defaults: numbers that are not given are None.
-    scenarios : bool
-        Whether the command solves what-if scenarios.
+        Whether an earlier plan provides defaults: options that are not given are left out.
+    limits : str
+        What the time limit is for.
     """
-    of_scenarios = "; each what-if scenario gets at most 1" if scenarios else ""
 
-    def number(name: str, default: int, words: str) -> Callable[..., Any]:
+    def number(name: str, default: Any, words: str, **more: Any) -> Callable[..., Any]:
         if inherits:
             words = f"{words}  [default: as in the earlier plan]"
-            return click.option(name, type=int, help=words)
-        return click.option(name, default=default, show_default=True, help=words)
+            return click.option(name, type=more.get("type", type(default)), help=words)
+        return click.option(name, default=default, show_default=True, help=words, **more)
+
+    def maybe(name: str, kind: Any, words: str) -> Callable[..., Any]:
+        return click.option(name, type=kind, help=words)
 
     options = [
         click.option(
             "--model",
             required=True,
-            help="A name (see hypsolve models), a config.json, or a folder of a model.",
+            help="A name (see hypsolve models), a config.json, a .gguf file, or a folder.",
         ),
         click.option(
             "--network",
@@ -119,49 +119,64 @@ def query_options(
         ),
         number("--prompt", 512, "Prompt tokens of every request."),
         number("--output", 256, "Output tokens of every request."),
+        number("--rate", 1.0, "Requests per second."),
+        maybe("--users", int, "Closed loop of so many users, in place of --rate."),
+        maybe("--think-time", float, "Seconds from a user's request to the next one."),
+        maybe("--ttft-slo", float, "Target for the first token, in seconds."),
+        maybe("--tpot-slo", float, "Target for each later token, in seconds."),
         number("--concurrency", 16, "Sequences for which every node must have KV cache."),
         click.option(
             "--weights",
             type=click.Choice(catalog.weights_choices(), case_sensitive=False),
-            help="Format of weights; int4: gptq-int4.  [default: as stored; fp16 for a name]",
+            help="Format of weights; int4: gptq-int4.  [default: "
+            + ("as in the earlier plan]" if inherits else "as stored; fp16 for a name]"),
+        ),
+        maybe(
+            "--runtime",
+            click.Choice(catalog.runtimes()),
+            "Server whose limits, memory and batches are simulated.  [default: "
+            + ("as in the earlier plan]" if inherits else "ideal]"),
+        ),
+        maybe("--max-num-seqs", int, "Requests that run at once.  [default: the runtime's]"),
+        maybe("--max-num-batched-tokens", int, "Tokens of a batch.  [default: the runtime's]"),
+        maybe(
+            "--memory-fraction",
+            float,
+            "Memory the server takes.  [default: the runtime's]",
         ),
         click.option(
             "--time-limit",
             default=60.0,
             show_default=True,
-            help=f"Seconds for the search{of_scenarios}.",
+            help=f"Seconds for {limits}.",
         ),
         click.option(
             "--seed",
             default=0,
             show_default=True,
-            help="Seed of the method" + (" and of the simulated arrivals." if rate else "."),
+            help="Seed of the method and of the simulated arrivals.",
         ),
         as_json_option,
     ]
-    if rate:
-        options.append(
-            click.option("--rate", default=1.0, show_default=True, help="Requests per second.")
-        )
     if objectives:
         options.append(
-            click.option(
+            maybe(
                 "--objective",
-                type=click.Choice(tuple(objectives)),
-                default="bottleneck",
-                show_default=True,
-                help=" ".join(_OBJECTIVE_HELP[name] for name in objectives),
+                click.Choice(tuple(objectives)),
+                " ".join(_OBJECTIVE_HELP[name] for name in objectives)
+                + "  [default: bottleneck; path for a runtime of one batch at a time]",
             )
         )
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def with_arguments(**given: Any) -> Any:
-            arguments = {
+            taken = {
                 name: given.pop(option)
                 for option, name in _ARGUMENTS.items()
                 if option in given
             }
+            arguments = {name: value for name, value in taken.items() if value is not None}
             return command(arguments=arguments, **given)
 
         for option in reversed(options):
@@ -174,7 +189,10 @@ def query_options(
 _ARGUMENTS = {
     "prompt": "prompt_tokens", "output": "output_tokens", "concurrency": "concurrency",
     "weights": "weights", "objective": "objective", "time_limit": "time_limit_s",
-    "rate": "rate_per_s", "seed": "seed",
+    "rate": "rate_per_s", "users": "users", "think_time": "think_time_s",
+    "ttft_slo": "ttft_slo_s", "tpot_slo": "tpot_slo_s", "runtime": "runtime",
+    "max_num_seqs": "max_num_seqs", "max_num_batched_tokens": "max_num_batched_tokens",
+    "memory_fraction": "memory_fraction", "seed": "seed",
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from hypsolve import catalog
 from hypsolve.cli.options import query_options, show_progress
 from hypsolve.formats.huggingface import model_type_of
 from hypsolve.planning import planner
@@ -26,7 +27,7 @@ from hypsolve.solve import METHODS
 
 
 @click.command()
-@query_options(scenarios=True)
+@query_options(limits="the whole command, upgrades included; compiling comes before")
 @click.option(
     "--method",
     type=click.Choice([n for n, m in METHODS.items() if m.decides == "partition"]),
@@ -40,7 +41,7 @@ from hypsolve.solve import METHODS
 )
 @click.option(
     "--export",
-    "runtime",
+    "server",
     type=click.Choice(tuple(RUNTIMES)),
     help="Print the plan as flags or file of a runtime.",
 )
@@ -54,7 +55,7 @@ def plan(
     network: str,
     method: str | None,
     report: str | None,
-    runtime: str | None,
+    server: str | None,
     model_type: str | None,
     as_json: bool,
 ) -> int:
@@ -68,38 +69,40 @@ def plan(
 
     Exit code: 0 a plan; 1 no plan, since nothing fits or the time ran out; 2 bad input.
     """  # noqa: D301
-    if runtime is not None and as_json:
+    if server is not None and as_json:
         raise click.UsageError("--export and --json exclude each other")
     if report is not None:
         report_path(report)  # before the work
     if model_type is None:
-        model_type = model_type_of(model) if runtime in NAMES_MODULES else "llama"
-    in_full = runtime is None or report is not None  # else only the flags are printed
+        model_type = model_type_of(model) if server in NAMES_MODULES else "llama"
+    in_full = server is None or report is not None  # else only the flags are printed
     arguments |= {"method": method}
+    if server in catalog.runtimes():  # what is exported is what is planned and simulated
+        arguments.setdefault("runtime", server)
     with show_progress() as progress:
         plan = planner.plan(
             model, network, with_upgrades=in_full, progress=progress, **arguments
         )
-    if runtime is not None and plan.stopped:
+    if server is not None and plan.stopped:
         print(f"stopped: {plan.stopped}", file=sys.stderr)
-    if runtime is not None and (plan.fits or runtime in ONE_PIPELINE):
-        why = not_expressible(plan, runtime) if plan.fits else "nothing fits as it is"
+    if server is not None and (plan.fits or server in ONE_PIPELINE):
+        why = not_expressible(plan, server) if plan.fits else "nothing fits as it is"
         if why and plan.stopped:
-            print(f"{runtime} cannot express it: {why}", file=sys.stderr)
+            print(f"{server} cannot express it: {why}", file=sys.stderr)
             return 130
         if why:
-            print(f"{runtime} cannot express the best plan: {why}", file=sys.stderr)
-            near = _for_runtime(plan, runtime, in_full)
+            print(f"{server} cannot express the best plan: {why}", file=sys.stderr)
+            near = _for_runtime(plan, server, in_full)
             if plan.fits and not near.fits:
                 return 1
             plan = near if near.fits else plan
     if not plan.fits and not in_full:
         with show_progress() as progress:  # to find what would make it fit
             plan = planner.plan(model, network, progress=progress, **arguments)
-    if runtime is not None and plan.fits:
-        for line in cautions(plan, runtime):
+    if server is not None and plan.fits:
+        for line in cautions(plan, server):
             print(f"note: {line}", file=sys.stderr)
-        print(export(plan, runtime, model_type=model_type), end="")
+        print(export(plan, server, model_type=model_type), end="")
     elif as_json:
         print(json.dumps(plan.to_dict(), indent=2, allow_nan=False))
     else:

@@ -57,6 +57,8 @@ class NetworkFile:
         least one block; with a minimum of 0 it may stay empty and only relay.
     price_per_hour : dict of str to float
         Price of each node that has one, by its name.
+    currency : str
+        Currency of the prices; empty if the file names none.
     inner_links : tuple of Link or None
         Link among the nodes of each tier; None if unknown.
     """
@@ -67,6 +69,7 @@ class NetworkFile:
     min_blocks: tuple[int | None, ...] = ()
     max_blocks: tuple[int | None, ...] = ()
     price_per_hour: Mapping[str, float] = field(default_factory=dict)
+    currency: str = ""
     inner_links: tuple[Link | None, ...] = ()
 
     def inner_link(self, k: int) -> Link | None:
@@ -291,6 +294,7 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
         min_blocks=tuple(entry.get("min_blocks") for entry in entries),
         max_blocks=tuple(entry.get("max_blocks") for entry in entries),
         price_per_hour=prices,
+        currency=table.get("currency", ""),
         inner_links=tuple(
             _link(f"{owner}: tier {k} inner", entry["inner"]) if "inner" in entry else None
             for k, entry in enumerate(entries)

@@ -103,7 +103,7 @@ class NodesTable(TypedDict):
         ]
     ]
     price_per_hour: NotRequired[
-        Annotated[float, Key("Price of each node per hour, in your currency.")]
+        Annotated[float, Key("Price of each node per hour, in `currency`.")]
     ]
     source: NotRequired[Source]
 
@@ -169,6 +169,7 @@ class NetworkTable(TypedDict):
     """A network of GPUs, for `hypsolve plan`."""
 
     description: NotRequired[Annotated[str, Key("Description of the network, for people.")]]
+    currency: NotRequired[Annotated[str, Key("Currency of all prices, such as USD.")]]
     tiers: Annotated[
         list[TierTable], Key("Tiers in the order that a request visits them.", minimum=1)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,11 @@ from hypsolve.planning.palette import (
     drawing,
     short_name,
 )
-from hypsolve.problem import evaluation
+from hypsolve.planning.serving_frontier import ServingPoint
+from hypsolve.planning.text import describe_upgrade
 from hypsolve.problem import validation as valid
 from hypsolve.problem.optional import optional
 from hypsolve.problem.units import show_seconds
-from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,23 +112,24 @@ def _stages(plan: Plan, ax: Axes, width: float) -> None:
 
 
 def _pareto(plan: Plan, ax: Axes, width: float) -> None:
-    """Draw the Pareto frontier, and this plan on it."""
-    result = plan.result
-    assert result.partition is not None
-    draw_pareto(pareto_frontier(result.instance), ax)
-    here_s = evaluation.bottleneck_s(result.instance, result.partition)
-    path_s = evaluation.path_s(result.instance, result.partition)
-    ax.plot(1 / here_s if here_s else np.inf, path_s, "D", color=VERMILION, label="this plan")
+    """Draw simulated rate and latency of the best splits, and of this plan."""
+    draw_pareto(plan.serving_frontier(), ax)
+    forecast = plan.forecast
+    if forecast is not None and not np.isnan(forecast.max_requests_per_s):
+        here = (forecast.max_requests_per_s, forecast.latency_s.mean)
+        ax.plot(*here, "D", color=VERMILION, label="this plan")
     _finish(ax, legend=True)
 
 
-def draw_pareto(points: list[ParetoPoint], ax: Axes) -> None:
-    """Draw throughput against latency of the splits on the Pareto frontier."""
-    rates = [1 / p.bottleneck_s if p.bottleneck_s else np.inf for p in points]
-    paths_s = [p.path_s for p in points]
-    ax.plot(rates, paths_s, "o-", drawstyle="steps-post", color=BLUE, label="best splits")
-    ax.set_xlabel("throughput of the slowest stage (requests/s)")
-    ax.set_ylabel("latency of one request alone (s)")
+def draw_pareto(points: Sequence[ServingPoint], ax: Axes) -> None:
+    """Draw the simulated rate against the mean latency of the best splits."""
+    rates = [point.max_requests_per_s for point in points]
+    latencies_s = [point.latency_mean_s for point in points]
+    ax.plot(rates, latencies_s, "o-", drawstyle="steps-post", color=BLUE, label="best splits")
+    ax.set_xlabel("largest sustained rate in batches (requests/s, simulated)")
+    ax.set_ylabel("mean latency (s)")
+    ax.set_xlim(left=0)
+    ax.set_ylim(bottom=0)
     _finish(ax)
 
 
@@ -149,8 +150,8 @@ def _latency(plan: Plan, ax: Axes, width: float) -> None:
     ax.set_ylabel("share of the requests (%)")
     ax.set_ylim(0, 101)
     _finish(ax, legend=True, n_columns=2)
-    rate = plan.query.rate_per_s
-    title = f"{len(trace.arrival_s)} requests simulated at {rate:g} per second; dots: p50, p95"
+    load = plan.query.load.describe()
+    title = f"{len(trace.arrival_s)} requests simulated with {load}; dots: p50, p95"
     _set_title(ax, title, width)
     ticker = optional("matplotlib.ticker")
     ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -170,21 +171,21 @@ def _gantt(plan: Plan, ax: Axes, width: float) -> None:
 
 
 def _upgrades(plan: Plan, ax: Axes, width: float) -> None:
-    """Draw the objective with each upgrade."""
+    """Draw what each upgrade reaches in simulation."""
     shown = plan.upgrades[:MAX_BARS]
-    values_s = np.array([upgrade.objective_s for upgrade in shown])
-    ax.barh(np.arange(len(shown)), values_s, 0.4, color=BLUE)
-    whole_s = plan.result.objective_s if plan.fits else float(values_s.max())
-    values = [
-        show_seconds(upgrade.objective_s) + (f", {upgrade.gain:.1%} less" if plan.fits else "")
-        for upgrade in shown
-    ]
-    _label_bars(ax, [upgrade.what for upgrade in shown], values_s, values, width)
-    if plan.fits:
-        ax.axvline(whole_s, color=VERMILION, lw=1.2, ls="--", zorder=0, label="this plan")
-    _set_range(ax, whole_s, width, 1.5)
-    ax.set_xlabel(f"{plan.objective_name} (s)")
-    _finish(ax, legend=plan.fits)
+    values = np.array([upgrade.after for upgrade in shown])
+    ax.barh(np.arange(len(shown)), values, 0.4, color=BLUE)
+    before = shown[0].before
+    names = [upgrade.what for upgrade in shown]
+    words = [describe_upgrade(upgrade, plan.network.currency) for upgrade in shown]
+    _label_bars(ax, names, values, words, width)
+    is_known = not np.isnan(before)
+    if is_known:
+        ax.axvline(before, color=VERMILION, lw=1.2, ls="--", zorder=0, label="without it")
+    _set_range(ax, max(float(values.max()), before if is_known else 0.0), width, 2.6)
+    is_rate = shown[0].quantity == "requests/s"
+    ax.set_xlabel("requests/s (simulated)" if is_rate else "mean latency (s, simulated)")
+    _finish(ax, legend=is_known)
 
 
 def _label_bars(
@@ -242,7 +243,7 @@ FIGURES: Mapping[str, Figure] = {
     "pareto": Figure(
         _pareto,
         lambda plan, width: min(3.4, 0.85 * width),
-        "Splits that no other beats in both throughput and latency, requests one at a time.",
+        "Splits that no other beats in both sustained rate and mean latency, simulated.",
     ),
     "latency": Figure(
         _latency,
@@ -258,7 +259,7 @@ FIGURES: Mapping[str, Figure] = {
     "upgrades": Figure(
         _upgrades,
         lambda plan, width: _bars_height(min(len(plan.upgrades), MAX_BARS)),
-        "The objective with each upgrade.",
+        "What was asked for with each upgrade, simulated.",
         lambda plan: bool(plan.upgrades),
     ),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -11,20 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hypsolve.problem import costs, evaluation
+from hypsolve.planning.deadline import Deadline
+from hypsolve.planning.limiting_resource import limiting_resource
+from hypsolve.planning.rate_bound import bound_on_rate, stages_of
+from hypsolve.problem import costs
 from hypsolve.problem import validation as valid
-from hypsolve.problem.deployment import (
-    Block,
-    CostModel,
-    Deployment,
-    GpuProfile,
-    Model,
-    Requests,
-)
+from hypsolve.problem.deployment import Deployment, Model, Requests
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Partition
-from hypsolve.simulation.metrics import growth
-from hypsolve.simulation.simulate import MAX_NUM_SEQS, simulate
+from hypsolve.simulation.metrics import Metrics, Summary, growth
+from hypsolve.simulation.simulate import simulate
 from hypsolve.simulation.trace import Trace
 
 N_REQUESTS, MIN_REQUESTS, MAX_SIMULATED = 400, 20, 64_000  # in one simulation
@@ -33,65 +28,124 @@ TRIES = 3  # simulations, each with more requests, before a rate is judged
 STEADY, SURELY = 1.1, 1.8  # growth of the requests in progress: none, and beyond doubt
 MAX_VISITS = 2e7  # (token, stage) visits in one simulation, which take some seconds
 N_BISECTIONS = 5  # the largest rate is found to 1/32 of its bound
+OVERLOAD = 1.2  # of the largest rate, where the limiting resource is looked for
+ROUNDS_OF_USERS = 20  # requests of each user in a closed loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast:
-    """Forecast of latency and throughput, for Poisson arrivals under HypSched-RT.
-
-    Batches hold at most `hypsolve.simulation.simulate.MAX_NUM_SEQS` requests. A link sends one
-    message at a time.
+class Load:
+    """The load that a forecast is for: Poisson arrivals, or users in a closed loop.
 
     Attributes
     ----------
     rate_per_s : float
-        Arrival rate.
-    ttft_s, tpot_s, latency_mean_s, latency_p50_s, latency_p95_s : float
-        Simulated. ``ttft_s`` and ``tpot_s`` are means.
+        Requests per second; not used if there are users.
+    users : int or None
+        Users, each with one request at a time.
+    think_time_s : float
+        Seconds from the end of a user's request to the next one.
+    ttft_slo_s, tpot_slo_s : float or None
+        Targets for the first token and for each later one.
+    seed : int
+        Seed of the arrivals.
+    max_visits : float
+        Visits, of a token at a stage, in one simulation at most.
+    """
+
+    rate_per_s: float = 1.0
+    users: int | None = None
+    think_time_s: float = 0.0
+    ttft_slo_s: float | None = None
+    tpot_slo_s: float | None = None
+    seed: int = 0
+    max_visits: float = MAX_VISITS
+
+    def describe(self) -> str:
+        """Describe the load in a few words."""
+        if self.users is None:
+            return f"a rate of {self.rate_per_s:g} per second"
+        think = f" who think for {self.think_time_s:g} s" if self.think_time_s else ""
+        return f"{self.users} user{'s' * (self.users != 1)}{think}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """Forecast of latency and throughput under HypSched-RT and the rules of a runtime.
+
+    A link sends one message at a time.
+
+    Attributes
+    ----------
+    load : Load
+        Rate or users, and targets.
+    runtime : str
+        The rules and limits that were simulated, in words.
+    ttft_s, tpot_s, latency_s : Summary
+        Simulated: mean, p50, p95 and p99 over the requests.
     keeps_up : bool or None
         Whether requests are served as fast as they arrive. If not, the latencies above only
         reflect the length of the simulation. None if too many requests would have to be
-        simulated to decide.
+        simulated to decide. True for users in a closed loop.
+    requests_per_s : float
+        Requests served per second at this load.
     output_tokens_per_s : float
-        Tokens per second at this rate, or at `max_requests_per_s` if that is less.
+        Their output tokens per second.
+    slo_attainment, goodput_requests_per_s : float
+        Share of the requests within the targets, and how many per second; nan without targets.
+    mean_under_way : float
+        Mean number of requests under way at this load, by Little's law: users at once.
     utilisation : float
-        Mean utilisation, at this rate, of the GPUs in use.
+        Load of the GPUs in use: mean share of the time in which they compute.
     max_requests_per_s : float
         Approximate largest sustainable rate, by bisection over simulations. It is nan if too
         many requests are needed to tell, and 0 if it is below 1/32 of the bound. It is at least
-        `rate_per_s` if that rate is sustained.
+        the rate of the load if that rate is sustained.
+    limited_by : str
+        Resource that limits the rate: ``compute``, ``memory bandwidth``, ``KV memory``, ``batch
+        limit``, ``link`` or ``latency``, and where; see
+        `hypsolve.planning.limiting_resource`. Empty if it is not known.
     bound_requests_per_s : float
-        Upper bound on the rate of every schedule of this partition in which a batch has at most
-        `hypsolve.simulation.simulate.MAX_NUM_SEQS` requests, KV cache is reserved at admission,
-        and a link sends one message at a time. The rate is the number of requests over the time
-        from the first arrival to the last completion.
+        Upper bound on the rate of every schedule of this partition under the limits of
+        `runtime`; see `hypsolve.planning.rate_bound`. The rate is the number of requests over
+        the time from the first arrival to the last completion.
     max_sequences : int
         Number of sequences that fit into the KV caches of every tier at the same time; 0 if no
         block has a cache.
     max_context_tokens : int
         Longest single sequence, limited by memory and by the model; 0 if no block has a cache.
     joules_per_token : float
-        Energy per output token at this rate: busy time of GPUs times their board power; nan if
-        a used GPU has no ``power_w``.
+        Energy per output token: busy time of the GPUs while load is offered, times their board
+        power, over the tokens served in that time; nan if a used GPU has no ``power_w``.
     price_per_million_tokens : float
-        Prices of all nodes that have one, per 10^6 output tokens at this rate; nan if none has.
+        Prices of the nodes that the partition uses, per 10^6 output tokens at this load; nan if
+        none has a price.
+    unused_price_per_hour : float
+        Prices of the other nodes, per hour; nan if no node has a price.
+    currency : str
+        Currency of the prices; empty if the network file names none.
     """
 
-    rate_per_s: float
-    ttft_s: float
-    tpot_s: float
-    latency_mean_s: float
-    latency_p50_s: float
-    latency_p95_s: float
+    load: Load
+    runtime: str
+    ttft_s: Summary
+    tpot_s: Summary
+    latency_s: Summary
     keeps_up: bool | None
+    requests_per_s: float
     output_tokens_per_s: float
+    slo_attainment: float
+    goodput_requests_per_s: float
+    mean_under_way: float
     utilisation: float
     max_requests_per_s: float
+    limited_by: str
     bound_requests_per_s: float
     max_sequences: int
     max_context_tokens: int
     joules_per_token: float
     price_per_million_tokens: float
+    unused_price_per_hour: float
+    currency: str
 
     if not TYPE_CHECKING:  # type checkers would accept every name
 
@@ -102,92 +156,195 @@ class Forecast:
 def predict(
     deployment: Deployment,
     partition: Partition,
-    rate_per_s: float,
+    load: Load | float,
     price_per_hour: Mapping[str, float] | None = None,
     *,
-    seed: int = 0,
+    currency: str = "",
     instance: Instance | None = None,
+    deadline: Deadline | None = None,
+    only: str = "",
 ) -> Forecast:
     """Forecast how a partition serves requests like the first one of a deployment.
 
     Parameters
     ----------
     deployment : Deployment
+        Its runtime gives batching mode and limits.
     partition : Partition
         Every stage must fit on some node of its tier.
-    rate_per_s : float
-        Rate of the Poisson arrivals.
+    load : Load or float
+        A number is the rate of Poisson arrivals.
     price_per_hour : mapping, optional
         By name of the node.
-    seed : int
-        Seed of the arrivals.
+    currency : str
+        Currency of the prices.
     instance : Instance, optional
         The deployment, if it is compiled already.
+    deadline : Deadline, optional
+        When it has passed, the largest sustainable rate is not searched for any more. A short
+        limit also shortens each simulation.
+    only : str
+        ``mean latency`` leaves out the search for the largest rate, ``requests/s`` what limits
+        it.
 
     Returns
     -------
     Forecast
     """
-    rng = np.random.default_rng(seed)
-    prompt, output = _lengths(deployment)
+    if not isinstance(load, Load):
+        load = Load(rate_per_s=load)
+    deadline = deadline or Deadline()
     if instance is None:
         instance = costs.to_instance(deployment, allow_empty=True)
-    rooms = _rooms(deployment, instance, partition)
-    sequences = [sum(int(r // (prompt + output)) for r in each) for each in rooms.values()]
-    served = under_load(deployment, rate_per_s, rng)
-    trace = serve(served, partition)
-    n = len(served.requests)
-    metrics = trace.metrics()
-    bound = _bound(deployment, instance, partition, rooms)
-    max_rate, keeps_up = _sustained(deployment, partition, bound, rate_per_s)
-    power_w = np.array([n.gpu.power_w for tier in deployment.network.tiers for n in tier.nodes])
-    used = trace.busy_s > 0
-    steady = min(rate_per_s, max_rate) if max_rate > 0 else rate_per_s  # also if it is nan
-    prices = price_per_hour or {}
-    price = sum(prices.values()) / 3600 / (steady * output) * 1e6
-    busy = np.minimum(trace.busy_s[used] / n * steady, 1.0)
+    trace = serve_load(deployment, partition, load)
+    found = trace.metrics(ttft_slo_s=load.ttft_slo_s, tpot_slo_s=load.tpot_slo_s)
+    bound = bound_on_rate(deployment, instance, partition)
+    max_rate, keeps_up, limited_by = math.nan, None, ""
+    if only != "mean latency" and not (only and load.users is not None):
+        max_rate, keeps_up = _sustained(deployment, partition, bound, load, deadline)
+    if 0 < max_rate < math.inf and not only and not deadline.has_passed():
+        n = min(N_REQUESTS * 2, _max_requests(deployment, load.max_visits))
+        beyond = serve(_evenly(deployment, OVERLOAD * max_rate, n), partition)
+        limited_by = limiting_resource(deployment, instance, partition, beyond)
+    served_per_s = found.requests_per_s
+    if load.users is None:
+        served_per_s = min(load.rate_per_s, max_rate) if max_rate > 0 else load.rate_per_s
+    output = _lengths(deployment)[1]
+    max_sequences, max_context_tokens = _room(deployment, instance, partition)
+    price, unused = _prices(trace, price_per_hour or {}, served_per_s * output)
     return Forecast(
-        rate_per_s=rate_per_s,
-        ttft_s=metrics.ttft_s.mean,
-        tpot_s=metrics.tpot_s.mean,
-        latency_mean_s=metrics.latency_s.mean,
-        latency_p50_s=metrics.latency_s.p50,
-        latency_p95_s=metrics.latency_s.p95,
+        load=load,
+        runtime=deployment.runtime.describe(),
+        ttft_s=found.ttft_s,
+        tpot_s=found.tpot_s,
+        latency_s=found.latency_s,
         keeps_up=keeps_up,
-        output_tokens_per_s=steady * output,
-        utilisation=float(busy.mean()) if used.any() else 0.0,
+        requests_per_s=served_per_s,
+        output_tokens_per_s=served_per_s * output,
+        slo_attainment=found.slo_attainment,
+        goodput_requests_per_s=found.goodput_requests_per_s,
+        mean_under_way=served_per_s * found.latency_s.mean,
+        utilisation=_utilisation(trace, found, served_per_s),
         max_requests_per_s=max_rate,
+        limited_by=limited_by,
         bound_requests_per_s=bound,
-        max_sequences=min(sequences, default=0),
-        max_context_tokens=_max_context(deployment.model, rooms),
-        joules_per_token=(
-            float(power_w @ trace.busy_s) / (n * output)
-            if (power_w[used] > 0).all()
-            else math.nan
-        ),
-        price_per_million_tokens=price if prices else math.nan,
+        max_sequences=max_sequences,
+        max_context_tokens=max_context_tokens,
+        joules_per_token=_joules_per_token(deployment, trace),
+        price_per_million_tokens=price,
+        unused_price_per_hour=unused,
+        currency=currency,
     )
 
 
+def serve_load(
+    deployment: Deployment, partition: Partition, load: Load, *, record_visits: bool = False
+) -> Trace:
+    """Simulate a partition under a load."""
+    if load.users is None:
+        rng = np.random.default_rng(load.seed)
+        served = under_load(deployment, load.rate_per_s, rng, load.max_visits)
+        return serve(served, partition, record_visits=record_visits)
+    n = max(N_REQUESTS, ROUNDS_OF_USERS * load.users)
+    n = max(min(n, _max_requests(deployment, load.max_visits)), load.users, MIN_REQUESTS)
+    at_once = _like_the_first(deployment, np.zeros(n))
+    return serve(
+        at_once,
+        partition,
+        record_visits=record_visits,
+        users=load.users,
+        think_time_s=load.think_time_s,
+    )
+
+
+def _utilisation(trace: Trace, found: Metrics, served_per_s: float) -> float:
+    """Return the mean load of the GPUs in use at a rate."""
+    used = trace.busy_s > 0
+    if not used.any() or not found.n_finished:
+        return 0.0
+    busy = np.minimum(trace.busy_s[used] / found.n_finished * served_per_s, 1.0)
+    return float(busy.mean())
+
+
+def _joules_per_token(deployment: Deployment, trace: Trace) -> float:
+    """Return the energy per output token, of busy time and tokens while load is offered.
+
+    The tokens of a request after the first are spread evenly up to its end.
+    """
+    power_w = np.array([n.gpu.power_w for tier in deployment.network.tiers for n in tier.nodes])
+    used = trace.busy_s > 0
+    if not (power_w[used] > 0).all():
+        return math.nan
+    first_s, last_s = float(trace.arrival_s.min()), float(trace.arrival_s.max())
+    series = trace.series
+    ends_s = series.start_s + series.bin_s * np.arange(1, series.busy.shape[1] + 1)
+    offered = ends_s <= last_s + series.bin_s / 2
+    n_after = trace.output_tokens - 1
+    spans_s = np.maximum(trace.end_s - trace.first_token_s, 1e-300)
+    share = np.clip((last_s - trace.first_token_s) / spans_s, 0.0, 1.0)
+    n_tokens = float(np.nansum((trace.first_token_s <= last_s) + n_after * share))
+    if last_s == first_s or n_tokens < trace.output_tokens.sum() / 4:  # too short to tell
+        return float(power_w @ trace.busy_s) / float(trace.output_tokens.sum())
+    return float(power_w @ series.busy[:, offered].sum(axis=1)) * series.bin_s / n_tokens
+
+
+def _prices(
+    trace: Trace, price_per_hour: Mapping[str, float], tokens_per_s: float
+) -> tuple[float, float]:
+    """Return the price per 10^6 tokens of the nodes in use, and the others' price per hour."""
+    price = np.array([price_per_hour.get(name, math.nan) for name in trace.node_names])
+    known, used = ~np.isnan(price), trace.busy_s > 0
+    if not known.any():
+        return math.nan, math.nan
+    per_hour = float(price[used & known].sum())
+    has_price = tokens_per_s > 0 and bool((used & known).any())
+    per_million = per_hour / 3600 / tokens_per_s * 1e6 if has_price else math.nan
+    return per_million, float(price[~used & known].sum())
+
+
+def _room(deployment: Deployment, instance: Instance, partition: Partition) -> tuple[int, int]:
+    """Return how many sequences fit at once, and how long a single one can be."""
+    stages = stages_of(deployment, instance, partition)
+    rooms = [s.room_tokens for s in stages if not math.isinf(s.room_tokens[0])]
+    tokens = sum(_lengths(deployment))
+    sequences = [sum(int(room // tokens) for room in each) for each in rooms]
+    return min(sequences, default=0), _max_context(deployment.model, rooms)
+
+
 def under_load(
-    deployment: Deployment, rate_per_s: float, rng: np.random.Generator
+    deployment: Deployment,
+    rate_per_s: float,
+    rng: np.random.Generator,
+    max_visits: float = MAX_VISITS,
 ) -> Deployment:
     """Return a deployment with the requests that `predict` simulates."""
-    n = min(max(MIN_REQUESTS, _max_requests(deployment)), N_REQUESTS)
+    n = min(max(MIN_REQUESTS, _max_requests(deployment, max_visits)), N_REQUESTS)
     return arriving(deployment, rate_per_s, n, rng)
 
 
 def serve(
-    deployment: Deployment, partition: Partition, *, record_visits: bool = False
+    deployment: Deployment,
+    partition: Partition,
+    *,
+    record_visits: bool = False,
+    users: int | None = None,
+    think_time_s: float = 0.0,
 ) -> Trace:
     """Simulate a partition as `predict` does: links send one message at a time."""
-    return simulate(deployment, partition, link_contention=True, record_visits=record_visits)
+    return simulate(
+        deployment,
+        partition,
+        link_contention=True,
+        record_visits=record_visits,
+        users=users,
+        think_time_s=think_time_s,
+    )
 
 
-def _max_requests(deployment: Deployment) -> int:
+def _max_requests(deployment: Deployment, max_visits: float) -> int:
     """Return the largest number of requests for one simulation."""
     n_passes = int(deployment.requests.output_tokens[0])
-    return int(MAX_VISITS / (n_passes * len(deployment.network.tiers)))
+    return int(max_visits / (n_passes * len(deployment.network.tiers)))
 
 
 def arriving(
@@ -221,24 +378,29 @@ def _lengths(deployment: Deployment) -> tuple[int, int]:
 
 
 def _sustained(
-    deployment: Deployment, partition: Partition, bound: float, rate_per_s: float
+    deployment: Deployment,
+    partition: Partition,
+    bound: float,
+    load: Load,
+    deadline: Deadline,
 ) -> tuple[float, bool | None]:
-    """Return about the largest sustainable rate, and whether `rate_per_s` is sustained.
+    """Return about the largest sustainable rate, and whether the load is sustained.
 
     A rate is sustained if the number of requests in progress does not grow. Requests arrive
     evenly, so that no burst is mistaken for a growing queue, during `WINDOW` times the latency
     of one request alone. If that cannot tell a growing queue from latencies that settle, more
     requests are simulated, during `WINDOW` times their mean latency. Returns nan and None if
-    that takes too many requests.
+    that takes too many requests or too long.
     """
+    rate_per_s = load.rate_per_s if load.users is None else 0.0
     if math.isinf(bound):
         return math.inf, True
     alone_s = float(serve(_evenly(deployment, bound, 1), partition).latency_s[0])
-    max_requests = min(MAX_SIMULATED, _max_requests(deployment))
+    max_requests = min(MAX_SIMULATED, _max_requests(deployment, load.max_visits))
 
     def keeps_up(rate: float) -> bool | None:
         n = max(N_REQUESTS, math.ceil(WINDOW * rate * alone_s))
-        if n > max_requests:
+        if n > max_requests or deadline.has_passed():
             return None
         for _ in range(TRIES):
             trace = serve(_evenly(deployment, rate, n), partition)
@@ -249,15 +411,15 @@ def _sustained(
             n = min(max(4 * n, math.ceil(WINDOW * in_progress)), max_requests)
         return grows <= STEADY
 
-    is_sustained = rate_per_s < bound and keeps_up(rate_per_s)
+    is_sustained = rate_per_s == 0 or (rate_per_s < bound and keeps_up(rate_per_s))
     if is_sustained is None:
         return math.nan, None
     low, high = (rate_per_s, bound) if is_sustained else (0.0, min(rate_per_s, bound))
     for _ in range(N_BISECTIONS):
         rate = (low + high) / 2
         does_keep_up = keeps_up(rate)
-        if does_keep_up is None:
-            return math.nan, is_sustained
+        if does_keep_up is None:  # `low` is sustained, larger rates are not known
+            return low if low > 0 else math.nan, is_sustained
         low, high = (rate, high) if does_keep_up else (low, rate)
     return low, is_sustained
 
@@ -266,120 +428,6 @@ def _evenly(deployment: Deployment, rate_per_s: float, n: int) -> Deployment:
     return _like_the_first(deployment, np.arange(n) / rate_per_s)
 
 
-def _rooms(
-    deployment: Deployment, instance: Instance, partition: Partition
-) -> dict[int, list[float]]:
-    """Return KV room in tokens of each node that holds its stage, by tier with a KV cache."""
-    model, rooms = deployment.model, {}
-    for k, tier in enumerate(deployment.network.tiers):
-        blocks = [model.blocks[b] for b in partition.stage(k)]
-        kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
-        if not kv_bytes:
-            continue
-        weights = model.stage_weight_bytes(blocks)
-        holds = evaluation.can_hold(instance, k, *partition.cuts[k : k + 2])
-        rooms[k] = [
-            (node.usable_bytes - weights) // kv_bytes
-            for node, held in zip(tier.nodes, holds, strict=True)
-            if held
-        ]
-    return rooms
-
-
-def _max_context(model: Model, rooms: Mapping[int, list[float]]) -> int:
+def _max_context(model: Model, rooms: list[list[float]]) -> int:
     limit = model.context_tokens or math.inf
-    return int(min(limit, *(max(each) for each in rooms.values()))) if rooms else 0
-
-
-def _bound(
-    deployment: Deployment,
-    instance: Instance,
-    partition: Partition,
-    rooms: Mapping[int, list[float]],
-) -> float:
-    """Return the fluid limit: requests per second that no schedule can exceed.
-
-    It holds for n requests that are served in T seconds, without a steady state: busy seconds
-    of nodes and links, and the seconds for which KV cache is held, are at most T each.
-    A node spends at least `_min_s` on a request, so a tier serves at most the sum of the
-    inverses over its nodes. Since all requests are alike, that is the optimum of the fluid
-    linear program, which separates by tiers. A link carries at most one request in the time
-    that its bytes take. A sequence holds its KV cache at least as long as its decode passes
-    take on the fastest nodes.
-    """
-    prompt, output = _lengths(deployment)
-    bound = math.inf
-    hold_s = 0.0
-    for k, tier in enumerate(deployment.network.tiers[:-1]):
-        cut = partition.cuts[k + 1]
-        if cut < instance.n_blocks:
-            busy_s = float(instance.reference_link_s[k, cut])
-            bound = min(bound, 1 / busy_s if busy_s else math.inf)
-            assert tier.link is not None
-            if cut > 0:  # decode passes do not cross the links of empty leading tiers
-                hold_s += (output - 1) * tier.link.round_trip_s
-    for k, tier in enumerate(deployment.network.tiers):
-        blocks = [deployment.model.blocks[b] for b in partition.stage(k)]
-        if not blocks:
-            continue
-        holds = evaluation.can_hold(instance, k, *partition.cuts[k : k + 2])
-        nodes = [node for node, held in zip(tier.nodes, holds, strict=True) if held]
-        hold_s += min(_decodes_s(blocks, node.gpu, deployment) for node in nodes)
-        of_tier = rooms.get(k)
-        rate = 0.0
-        for number, node in enumerate(nodes):
-            batch = MAX_NUM_SEQS
-            if of_tier is not None:  # KV room limits the batch
-                batch = min(batch, int(of_tier[number] // (prompt + output)))
-            if batch:
-                min_s = sum(
-                    count * _min_s(block, node.gpu, deployment, batch)
-                    for block, count in Counter(blocks).items()
-                )
-                rate += 1 / min_s if min_s else math.inf
-        bound = min(bound, rate)
-    for of_tier in rooms.values():
-        n_at_once = sum(int(room // (prompt + output)) for room in of_tier)
-        bound = min(bound, n_at_once / hold_s if hold_s else math.inf)
-    return bound
-
-
-def _decodes_s(blocks: list[Block], gpu: GpuProfile, deployment: Deployment) -> float:
-    """Return seconds of all decode passes of one request alone."""
-    prompt, output = _lengths(deployment)
-    return sum(
-        count
-        * float(
-            costs.service_s(block, gpu, prompt, output, deployment.cost_model)
-            - costs.service_s(block, gpu, prompt, 1, deployment.cost_model)
-        )
-        for block, count in Counter(blocks).items()
-    )
-
-
-def _min_s(block: Block, gpu: GpuProfile, deployment: Deployment, batch: int) -> float:
-    """Return the least time of a node that one request costs in one block.
-
-    An iteration takes ``t0 + max(flops / F, bytes / B)``: at least t0 plus either term. FLOPs,
-    KV reads and activations add up over requests. Up to `batch` requests share t0 and the
-    weights in each iteration, and a request takes part in at least `output` iterations.
-    """
-    prompt, output = _lengths(deployment)
-    first = costs.step_work(block, float(prompt), 0.0)
-    contexts = np.arange(prompt, prompt + output - 1, dtype=np.float64)
-    later = costs.step_work(block, 1.0, contexts)
-    flops = float(first[0]) + float(np.sum(np.broadcast_to(later[0], contexts.shape)))
-    moved = float(first[1]) + float(np.sum(np.broadcast_to(later[1], contexts.shape)))
-    shared = float(block.always_read_bytes)
-    if block.n_experts:  # a batch shares the experts that it reads
-        one = float(costs.weight_read_bytes(block, 1.0)) - block.gathered_bytes_per_token
-        shared_prompt = float(costs.weight_read_bytes(block, float(prompt)))
-        moved -= shared_prompt - block.gathered_bytes_per_token * prompt
-        moved -= one * (output - 1)
-        moved += one / batch * output
-    else:
-        moved -= shared * output * (1 - 1 / batch)
-    compute_s, memory_s = flops / gpu.flops_per_s, moved / gpu.bytes_per_s
-    if deployment.cost_model is CostModel.FLOPS:
-        return compute_s
-    return output * gpu.t0_s / batch + max(compute_s, memory_s)
+    return int(min(limit, *(max(each) for each in rooms))) if rooms else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import json
-import math
 import os
 import platform
 import warnings
@@ -24,6 +23,7 @@ from hypsolve.planning.text import (
     HEADS,
     describe_bottleneck,
     describe_query,
+    describe_upgrade,
     forecast_lines,
     rows_of_nodes,
     upgrade_title,
@@ -32,7 +32,7 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.files import checked_path, replacing
 from hypsolve.problem.optional import optional
 from hypsolve.problem.units import show_seconds
-from hypsolve.simulation.simulate import MAX_NUM_SEQS
+from hypsolve.simulation.metrics import Summary
 
 WIDTHS = {"wide": 9.4, "narrow": 3.8}  # of figures, in inches of 96 px
 PACKAGES = ("hypsolve", "numpy", "numba", "matplotlib")
@@ -44,7 +44,7 @@ SPLIT_HEADS = {
 }
 UPGRADE_HEADS = {
     "upgrade": "a scenario that was solved anew",
-    "less": "share of the objective that the upgrade saves",
+    "effect": "what was asked for with the upgrade, simulated, and its price if it is known",
 }
 VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", FAINT: "var(--line)",
              GREY: "var(--grey)", "#ffffff": "var(--page)"}  # fmt: skip
@@ -212,23 +212,24 @@ def _page(plan: Plan, command: str) -> Iterator[str]:
 
 def _numbers(plan: Plan) -> str:
     """Return the most important numbers as tiles."""
-    forecast = plan.forecast
-    numbers = {plan.objective_name: show_seconds(plan.result.objective_s)}
+    forecast, numbers = plan.forecast, {}
     if forecast is not None:
-        numbers |= {
-            "first token after": show_seconds(forecast.ttft_s),
-            "time per later token": show_seconds(forecast.tpot_s),
-            "latency p50": show_seconds(forecast.latency_p50_s),
-            "latency p95": show_seconds(forecast.latency_p95_s),
+        numbers = {
+            "TTFT": _mean_and_p95(forecast.ttft_s),
+            "TPOT": _mean_and_p95(forecast.tpot_s),
             "keeps up with, about": f"{forecast.max_requests_per_s:.3g} requests/s",
-            f"upper bound (batches of {MAX_NUM_SEQS}, KV reserved, links in turn)": (
-                f"{forecast.bound_requests_per_s:.3g} requests/s"
-            ),
+            "users at once": f"{forecast.mean_under_way:.3g} with {forecast.load.describe()}",
+            "latency": _mean_and_p95(forecast.latency_s),
+            "limited by": forecast.limited_by or "nan",
+            "upper bound": f"{forecast.bound_requests_per_s:.3g} requests/s",
             "room for": f"{forecast.max_sequences} sequences",
             "or one of": f"{forecast.max_context_tokens} tokens",
             "energy": f"{forecast.joules_per_token:.3g} J/token",
-            "price of 10^6 tokens": f"{forecast.price_per_million_tokens:.4g}",
+            "price of 10^6 tokens": (
+                f"{forecast.price_per_million_tokens:.4g} {forecast.currency}".rstrip()
+            ),
         }
+    numbers[plan.objective_name] = show_seconds(plan.result.objective_s)
     cells = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
         for name, value in numbers.items()
@@ -237,13 +238,17 @@ def _numbers(plan: Plan) -> str:
     return f'<dl class="numbers">{cells}</dl>'
 
 
+def _mean_and_p95(times: Summary) -> str:
+    return f"{show_seconds(times.mean)} (p95 {show_seconds(times.p95)})" if times.n else "nan"
+
+
 def _rows_of_splits(plan: Plan) -> list[dict[str, str]]:
     """Return a row for the split of the plan, and one for each alternative."""
     assert plan.result.partition is not None and plan.forecast is not None
     own = Alternative(
         objective=f"{plan.query.objective} (this plan)",
         cuts=plan.result.partition.cuts,
-        latency_mean_s=plan.forecast.latency_mean_s,
+        latency_mean_s=plan.forecast.latency_s.mean,
         max_requests_per_s=plan.forecast.max_requests_per_s,
     )
     return [
@@ -258,12 +263,9 @@ def _rows_of_splits(plan: Plan) -> list[dict[str, str]]:
 
 
 def _rows_of_upgrades(plan: Plan) -> list[dict[str, str]]:
+    currency = plan.network.currency
     return [
-        {
-            "upgrade": upgrade.what,
-            plan.objective_name: show_seconds(upgrade.objective_s),
-            **({} if math.isnan(upgrade.gain) else {"less": f"{upgrade.gain:.1%}"}),
-        }
+        {"upgrade": upgrade.what, "effect": describe_upgrade(upgrade, currency)}
         for upgrade in plan.upgrades
     ]
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hypsolve.formats.network_toml import NetworkFile
-from hypsolve.planning.forecast import Forecast, serve, under_load
+from hypsolve.planning.forecast import Forecast, serve_load
 from hypsolve.planning.layers import describe_blocks
 from hypsolve.planning.query import PlanQuery
+from hypsolve.planning.serving_frontier import ServingPoint, serving_frontier
 from hypsolve.planning.what_if import Upgrade
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment, Model
+from hypsolve.problem.instance import Objective
 from hypsolve.problem.result import Result
 from hypsolve.problem.units import finite_or_none, show_seconds
 from hypsolve.simulation.trace import Trace
@@ -21,7 +22,8 @@ from hypsolve.simulation.trace import Trace
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FORMAT, VERSION = "hypsolve-plan", 2  # of `Plan.to_dict`; version 1 stated neither
+FORMAT, VERSION = "hypsolve-plan", 3  # of `Plan.to_dict`; version 1 stated neither
+FRONTIER_SHARE = 0.1  # of the time limit, for the frontier that a figure shows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,9 @@ class StagePlan:
         Under ``bottleneck``, (time_s + link_s) divided by that of the bottleneck stage. Under
         other objectives, the share of the objective (under ``mean_latency``, of the latency of
         one request alone): shares then sum to 1.
+    binds : str
+        What takes most of this time: ``link``, ``compute`` or ``memory bandwidth`` of one
+        request alone; empty if it takes no time. `Forecast.limited_by` says it for batches.
     """
 
     tier: str
@@ -79,6 +84,14 @@ class StagePlan:
     time_s: float
     link_s: float
     share: float
+    binds: str
+
+    def describe_limit(self) -> str:
+        """Say what takes most of the time, as in ``82% link`` or ``memory bandwidth``."""
+        whole_s = self.time_s + self.link_s
+        if self.binds == "link" and whole_s > 0:
+            return f"{self.link_s / whole_s:.0%} link"
+        return self.binds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,9 +211,18 @@ class Plan:
         """
         if self.result.partition is None:
             raise ValueError(f"plan: no split to simulate, {self.result.status}")
-        rng = np.random.default_rng(self.query.seed)
-        served = under_load(self.deployment, self.query.rate_per_s, rng)
-        return serve(served, self.result.partition, record_visits=record_visits)
+        return serve_load(
+            self.deployment, self.result.partition, self.query.load, record_visits=record_visits
+        )
+
+    def serving_frontier(self) -> tuple[ServingPoint, ...]:
+        """Return splits that no other beats in both simulated rate and mean latency."""
+        return serving_frontier(
+            self.deployment,
+            self.result.instance.replace(objective=Objective.PATH),
+            self.query.load,
+            FRONTIER_SHARE * self.query.time_limit_s,
+        )
 
     def plot(self, kind: str, ax: Axes | None = None) -> Axes:
         """Draw one figure of the plan; needs matplotlib.
@@ -209,10 +231,10 @@ class Plan:
         ----------
         kind : {"network", "stages", "pareto", "latency", "gantt", "upgrades"}
             ``network``: layers and memory of each node. ``stages``: seconds of each stage and
-            link. ``pareto``: throughput and latency of this split and of all splits that no
-            other beats in both. ``latency``: distribution of the simulated latencies.
-            ``gantt``: simulated iterations of the nodes. ``upgrades``: objective with each
-            upgrade.
+            link. ``pareto``: simulated rate and mean latency of this split and of splits that
+            no other beats in both. ``latency``: distribution of the simulated latencies.
+            ``gantt``: simulated iterations of the nodes. ``upgrades``: what each upgrade
+            improves, simulated.
         ax : matplotlib Axes, optional
             Default: axes of a new figure, 16 cm wide.
 
@@ -247,7 +269,13 @@ class Plan:
             "network": query.network.network.name,
             "prompt_tokens": query.prompt_tokens,
             "output_tokens": query.output_tokens,
+            "weights": query.weights,
             "rate_per_s": query.rate_per_s,
+            "users": query.users,
+            "think_time_s": query.think_time_s,
+            "ttft_slo_s": query.ttft_slo_s,
+            "tpot_slo_s": query.tpot_slo_s,
+            "runtime": query.runtime.to_dict(),
             "concurrency": query.concurrency,
             "objective": query.objective,
             "method": query.method,
@@ -255,16 +283,17 @@ class Plan:
             "seed": query.seed,
             "result": self.result.to_dict(),
             "reasons": list(self.reasons),
-            "nodes": [_fields(node) for node in self.nodes],
-            "stages": [_fields(stage) for stage in self.stages],
-            "forecast": None if self.forecast is None else _fields(self.forecast),
-            "alternatives": [_fields(other) for other in self.alternatives],
-            "upgrades": [_fields(upgrade) for upgrade in self.upgrades],
+            "nodes": [record_to_dict(node) for node in self.nodes],
+            "stages": [record_to_dict(stage) for stage in self.stages],
+            "forecast": None if self.forecast is None else record_to_dict(self.forecast),
+            "alternatives": [record_to_dict(other) for other in self.alternatives],
+            "upgrades": [record_to_dict(upgrade) for upgrade in self.upgrades],
             "stopped": self.stopped,
         }
 
 
-def _fields(record: Any) -> dict[str, Any]:
+def record_to_dict(record: Any) -> dict[str, Any]:
+    """Return a record as plain numbers, strings, lists and dicts, for JSON."""
     return {name: _plain(getattr(record, name)) for name in record.__slots__}
 
 
@@ -273,4 +302,6 @@ def _plain(value: Any) -> Any:
         return [value.start, value.stop]
     if isinstance(value, tuple):
         return list(value)
+    if dataclasses.is_dataclass(value):
+        return record_to_dict(value)
     return finite_or_none(value) if isinstance(value, float) else value

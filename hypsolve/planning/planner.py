@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hypsolve.planning.forecast import predict
+from hypsolve.planning.deadline import Deadline
+from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.plan import Alternative, NodePlan, Plan, StagePlan
 from hypsolve.planning.query import (
     DEFAULT_METHOD,
@@ -19,15 +21,18 @@ from hypsolve.planning.query import (
 )
 from hypsolve.planning.simulation_search import METHOD as SIMULATED
 from hypsolve.planning.simulation_search import Progress
-from hypsolve.planning.what_if import Upgrade, find_upgrades, lighter_models
-from hypsolve.problem import evaluation
+from hypsolve.planning.what_if import Goal, Upgrade, find_upgrades, lighter_models
+from hypsolve.problem import costs, evaluation
 from hypsolve.problem import validation as valid
-from hypsolve.problem.deployment import Model
+from hypsolve.problem.deployment import CostModel, Deployment, Model
 from hypsolve.problem.instance import Objective
 from hypsolve.problem.result import Result
 from hypsolve.problem.solution import Status
 from hypsolve.solve import METHODS, solve, warm_methods
 from hypsolve.solvers.partition.infeasibility import explain_infeasible
+
+SEARCH_SHARE = 0.5  # of the time limit, for the search where upgrades are looked for, too
+RESERVED_SHARE = 0.2  # of the time limit, for the forecast
 
 
 @takes_query
@@ -125,7 +130,9 @@ def plan_query(
     """
     progress = progress or (lambda line: None)
     warm_methods(query.method or DEFAULT_METHOD, simulates=True)
-    solution, stopped = _solve_or_fall_back(query, progress)
+    deadline = Deadline(query.time_limit_s)
+    search_s = (SEARCH_SHARE if with_upgrades else 1 - RESERVED_SHARE) * query.time_limit_s
+    solution, stopped = _solve_or_fall_back(replace(query, time_limit_s=search_s), progress)
     result = solution.result
     forecast = None
     alternatives: list[Alternative] = []
@@ -136,35 +143,66 @@ def plan_query(
             forecast = predict(
                 solution.deployment,
                 result.partition,
-                query.rate_per_s,
+                query.load,
                 query.network.price_per_hour,
-                seed=query.seed,
+                currency=query.network.currency,
                 instance=solution.instance,
+                deadline=deadline,
             )
         if with_upgrades and not stopped:
             if result.partition is not None:
-                for alternative in _alternatives(query, solution):
+                for alternative in _alternatives(query, solution, deadline):
                     progress(f"simulated: the split for {alternative.objective}")
                     alternatives.append(alternative)
-            for scenario, upgrade in find_upgrades(query, result, lighter):
-                progress(f"tried: {scenario.what}")
-                upgrades += [upgrade] if upgrade else []
+            for upgrade in find_upgrades(
+                query,
+                solution,
+                lighter,
+                before=_best_known(query, forecast, alternatives),
+                splits=[other.cuts for other in alternatives],
+                deadline=deadline,
+                progress=progress,
+            ):
+                upgrades.append(upgrade)  # those before an interrupt stay
     except KeyboardInterrupt:
         stopped = stopped or "not all upgrades were tried"
+    except TimeoutError:
+        stopped = (
+            stopped or f"time limit of {query.time_limit_s:g} s: not all upgrades were tried"
+        )
     if stopped and forecast is None and result.partition is not None:
         stopped += "; the forecast was not simulated"
+    is_rate = Goal(query).is_rate
     return Plan(
         query=query,
         result=result,
         reasons=_reasons(solution),
         nodes=tuple(_nodes(solution)) if result.partition else (),
-        stages=tuple(_stages(result)) if result.partition else (),
+        stages=tuple(_stages(result, solution.deployment)) if result.partition else (),
         forecast=forecast,
         alternatives=tuple(alternatives),
-        upgrades=tuple(sorted(upgrades, key=lambda upgrade: upgrade.objective_s)),
+        upgrades=tuple(sorted(upgrades, key=lambda each: each.after, reverse=is_rate)),
         stopped=stopped,
         deployment=solution.deployment,
     )
+
+
+def _best_known(
+    query: PlanQuery, forecast: Forecast | None, alternatives: Sequence[Alternative]
+) -> float:
+    """Return the best simulated value of what the user asked for, over all known splits."""
+    if forecast is None:
+        return math.nan
+    goal = Goal(query)
+    values = [goal.of(forecast)]
+    if goal.is_rate and query.users is None:
+        values += [other.max_requests_per_s for other in alternatives]
+    elif not goal.is_rate:
+        values += [other.latency_mean_s for other in alternatives]
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return math.nan
+    return max(known) if goal.is_rate else min(known)
 
 
 def _solve_or_fall_back(query: PlanQuery, progress: Progress) -> tuple[Solution, str]:
@@ -259,25 +297,29 @@ def comparable(objective: str) -> list[str]:
     return first + [n for n, method in METHODS.items() if method.decides == "partition"]
 
 
-def _alternatives(query: PlanQuery, solution: Solution) -> Iterator[Alternative]:
+def _alternatives(
+    query: PlanQuery, solution: Solution, deadline: Deadline
+) -> Iterator[Alternative]:
     """Yield the best splits for other objectives, if they differ, with their forecast."""
     deployment, seen = solution.deployment, [solution.result.partition]
     for objective in (Objective.BOTTLENECK, Objective.PATH, Objective.P0):
         has_empty_tier = objective is Objective.P0 and 0 in query.network.min_blocks
         if objective == query.objective or has_empty_tier:
             continue
+        if deadline.has_passed():
+            raise TimeoutError
         instance = solution.instance.replace(objective=objective)
         partition = solve(instance, "hypsplit_dp").partition
         if partition in seen or partition is None:
             continue
         seen.append(partition)
         forecast = predict(
-            deployment, partition, query.rate_per_s, seed=query.seed, instance=instance
+            deployment, partition, query.load, instance=instance, deadline=deadline
         )
         yield Alternative(
             objective=str(objective),
             cuts=partition.cuts,
-            latency_mean_s=forecast.latency_mean_s,
+            latency_mean_s=forecast.latency_s.mean,
             max_requests_per_s=forecast.max_requests_per_s,
         )
 
@@ -314,13 +356,13 @@ def _nodes(solution: Solution) -> Iterator[NodePlan]:
                 blocks=blocks if used else range(0),
                 weight_bytes=float(weights) if used else 0.0,
                 kv_bytes=float(kv) if used else 0.0,
-                free_bytes=node.usable_bytes - (weights + kv if used else 0),
+                free_bytes=deployment.usable_bytes(node) - (weights + kv if used else 0),
                 time_s=float(time_s) if used else 0.0,
                 is_used=used,
             )
 
 
-def _stages(result: Result) -> Iterator[StagePlan]:
+def _stages(result: Result, deployment: Deployment) -> Iterator[StagePlan]:
     instance, partition = result.instance, result.partition
     assert partition is not None
     is_bottleneck = instance.objective is Objective.BOTTLENECK
@@ -346,4 +388,22 @@ def _stages(result: Result) -> Iterator[StagePlan]:
             time_s=time_s,
             link_s=link_s,
             share=counted[k] / whole if whole else 0.0,
+            binds=_binds(deployment, k, partition.stage(k), time_s, link_s),
         )
+
+
+def _binds(deployment: Deployment, k: int, blocks: range, time_s: float, link_s: float) -> str:
+    """Return what takes most of the time of one request alone on a tier and its link."""
+    if link_s >= time_s:
+        return "link" if link_s > 0 else ""
+    if deployment.cost_model is CostModel.FLOPS:
+        return "compute"
+    model, tier = deployment.model, deployment.network.tiers[k]
+    prompt = int(deployment.requests.prompt_tokens[0])
+    output = int(deployment.requests.output_tokens[0])
+    gpu = max((node.gpu for node in tier.nodes), key=lambda gpu: gpu.flops_per_s)
+    compute_s = sum(
+        float(costs.service_s(model.blocks[b], gpu, prompt, output, CostModel.FLOPS))
+        for b in blocks
+    )
+    return "compute" if compute_s > 0.5 * time_s else "memory bandwidth"

@@ -16,7 +16,7 @@ from hypsolve import catalog
 from hypsolve.formats.helix_pipeedge import read_helix
 from hypsolve.formats.huggingface import read_model
 from hypsolve.formats.network_toml import NetworkFile, read_network_file
-from hypsolve.planning.forecast import under_load
+from hypsolve.planning.forecast import MAX_VISITS, Load, under_load
 from hypsolve.planning.simulation_search import (
     Progress,
     Splits,
@@ -26,13 +26,21 @@ from hypsolve.planning.simulation_search import (
 from hypsolve.problem import validation as valid
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.deployment import Deployment, Model, Network, Requests
-from hypsolve.problem.instance import Instance, Objective
+from hypsolve.problem.instance import Instance, Objective, StageRule
 from hypsolve.problem.result import Result
+from hypsolve.problem.runtime import IDEAL, Batching, Runtime
 from hypsolve.solve import METHODS, options_of, solve
 
 OBJECTIVES = ("bottleneck", "path", "mean_latency", "p0")
 DEFAULT_METHOD = "hypsplit_dp"  # for `mean_latency`, its split is where the search starts
 MIN_RATE = 1e-6  # requests per second: one in 12 days
+MAX_USERS = 100_000
+VISITS_PER_S = 2e5  # in one simulation, per second of the time limit: a tenth of it at most
+OVERRIDES = (
+    "batching", "kv_admission", "max_num_seqs", "max_num_batched_tokens", "chunk_tokens",
+    "micro_batch_tokens", "kv_block_tokens", "iteration_s", "memory_fraction",
+)  # fmt: skip
+"""Attributes of `Runtime` that are arguments of `hypsolve.plan`, too."""
 MAX_PLAN_TOKENS = 2**31  # of one sequence, and of all sequences that a node must hold
 ModelSource = str | os.PathLike[str] | Model
 NetworkSource = str | os.PathLike[str] | Network | NetworkFile
@@ -53,17 +61,27 @@ class PlanQuery:
         Lengths of every request.
     rate_per_s : float
         Requests per second, for the forecast and for the objective ``mean_latency``.
+    users, think_time_s : int or None, float
+        Closed loop instead of a rate: users with one request at a time each, and the seconds
+        from the end of a request to the user's next one.
+    ttft_slo_s, tpot_slo_s : float or None
+        Targets for the first token and for each later one.
     concurrency : int
         Sequences for which every node must have room in its KV cache at once.
-    objective : {"bottleneck", "path", "mean_latency", "p0"}
-        Objective to minimise.
+    runtime : Runtime
+        The serving runtime: memory, limits and batching mode.
+    objective : {"bottleneck", "path", "mean_latency", "p0"} or None
+        Objective to minimise. None: ``bottleneck``, or ``path`` where the runtime computes one
+        batch at a time, since its throughput is then the inverse of the path.
     method : str or None
         Name in `hypsolve.METHODS`. None: ``hypsplit_dp``, which is exact; for ``mean_latency``
         a search by simulation.
     time_limit_s : float
-        Limit on the search for the split.
+        Limit on the whole command: search, forecast and what-if scenarios.
     seed : int
         Seed of the method and of the simulated arrivals.
+    weights : str or None
+        Format of the weights that was asked for; None: as stored, or `model` is a record.
     options : mapping
         Further options of the method.
 
@@ -84,11 +102,17 @@ class PlanQuery:
     prompt_tokens: int = 512
     output_tokens: int = 256
     rate_per_s: float = 1.0
+    users: int | None = None
+    think_time_s: float = 0.0
+    ttft_slo_s: float | None = None
+    tpot_slo_s: float | None = None
     concurrency: int = 16
-    objective: str = "bottleneck"
+    runtime: Runtime = IDEAL
+    objective: str = None  # type: ignore[assignment]  # becomes a name
     method: str | None = None
     time_limit_s: float = 60.0
     seed: int = 0
+    weights: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -100,8 +124,31 @@ class PlanQuery:
                 )
         rate_per_s = valid.real("plan", "rate_per_s", self.rate_per_s, minimum=MIN_RATE)
         object.__setattr__(self, "rate_per_s", rate_per_s)
+        if self.users is not None:
+            valid.whole("plan", "users", self.users, minimum=1, maximum=MAX_USERS)
+        think_time_s = valid.real("plan", "think_time_s", self.think_time_s)
+        if think_time_s and self.users is None:
+            raise ValueError(f"plan: think_time_s needs users, got {think_time_s:g} without")
+        for name in ("ttft_slo_s", "tpot_slo_s"):
+            if (value := getattr(self, name)) is not None:
+                valid.real("plan", name, value, strict=True)
         valid.whole("plan", "concurrency", self.concurrency, minimum=1)
+        valid.of_type("plan", "runtime", self.runtime, Runtime)
+        is_serial = self.runtime.batching is Batching.SERIAL
+        if self.objective is None:
+            object.__setattr__(self, "objective", "path" if is_serial else "bottleneck")
         valid.known("objective", self.objective, OBJECTIVES)
+        if is_serial and self.objective in (Objective.BOTTLENECK, Objective.P0):
+            raise ValueError(
+                f"plan: objective must be path or mean_latency under runtime"
+                f" {self.runtime.name!r}, which computes one batch at a time (its throughput is"
+                f" 1 / path), got {self.objective!r}"
+            )
+        if self.users is not None and self.objective == Objective.MEAN_LATENCY:
+            raise ValueError(
+                "plan: objective mean_latency needs a rate, got users (a closed loop has no"
+                " arrivals of its own)"
+            )
         if self.method is not None:
             valid.known("method", self.method, METHODS)
         valid.real("plan", "time_limit_s", self.time_limit_s, strict=True)
@@ -134,7 +181,8 @@ class PlanQuery:
         model, network, weights
             As in `hypsolve.plan`.
         **arguments
-            Attributes of `PlanQuery`. All others are options of the method.
+            Attributes of `PlanQuery`; `runtime` may be a name. Attributes of `Runtime` replace
+            its own: ``max_num_seqs=64``. All others are options of the method.
 
         Raises
         ------
@@ -142,17 +190,28 @@ class PlanQuery:
             If the method takes no such option, and an argument of `hypsolve.plan` has a
             similar name.
         """
-        own = {each.name for each in fields(cls)} - {"model", "network", "options"}
+        own = {each.name for each in fields(cls)} - {
+            "model", "network", "options", "weights",
+        }  # fmt: skip
+        file = to_network_file(network)
+        overrides = {name: arguments.pop(name) for name in OVERRIDES if name in arguments}
+        arguments["runtime"] = catalog.runtime(
+            "ideal" if arguments.get("runtime") is None else arguments["runtime"],
+            gpus=[node.gpu for tier in file.network.tiers for node in tier.nodes],
+            **overrides,
+        )
         options = {name: value for name, value in arguments.items() if name not in own}
         method = arguments.get("method")
         known = options_of(METHODS[method].function) if method in METHODS else set()
         for option in options:
-            meant = _meant(option, ("weights", "with_upgrades", "progress", *own))
+            takes = ("weights", "with_upgrades", "progress", *own, *OVERRIDES)
+            meant = _meant(option, takes)
             if meant and known is not None and option not in known:
                 raise TypeError(f"plan: unknown option {option!r}; {meant}")
         return cls(
             model=to_model(model, weights),
-            network=to_network_file(network),
+            network=file,
+            weights=weights,
             options=options,
             **{name: value for name, value in arguments.items() if name in own},
         )
@@ -175,7 +234,31 @@ class PlanQuery:
             network=self.network.network,
             requests=Requests(np.zeros(1), prompt, output),
             max_resident_tokens=self.concurrency * self.tokens,
+            runtime=self.runtime,
         )
+
+    @property
+    def load(self) -> Load:
+        """The load that a plan is simulated under."""
+        return Load(
+            rate_per_s=self.rate_per_s,
+            users=self.users,
+            think_time_s=self.think_time_s,
+            ttft_slo_s=self.ttft_slo_s,
+            tpot_slo_s=self.tpot_slo_s,
+            seed=self.seed,
+            max_visits=min(MAX_VISITS, self.time_limit_s * VISITS_PER_S),
+        )
+
+    def rules(self) -> dict[str, Any]:
+        """Return the keyword arguments of `hypsolve.to_instance` for this query.
+
+        Where batches pass whole pipelines, a stage is as slow as its slowest node.
+        """
+        rules = self.network.rules(self.model)
+        if self.runtime.batching is not Batching.STAGE:
+            rules["stage_rule"] = StageRule.SLOWEST
+        return rules
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -188,7 +271,7 @@ def takes_query(function: Function) -> Function:
     """
     signature = inspect.signature(function)
     own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    named = {each.name for each in own} | {"model", "network", "options"}
+    named = {each.name for each in own} | {"model", "network", "options", "weights"}
     keywords = [
         inspect.Parameter(
             each.name,
@@ -237,7 +320,7 @@ def solve_query(
     A KeyboardInterrupt ends a search by simulation, which then returns the best split so far.
     Other methods raise it.
     """
-    deployment, rules = query.deployment(), query.network.rules(query.model)
+    deployment, rules = query.deployment(), query.rules()
     method = query.method or DEFAULT_METHOD
     limits: dict[str, Any] = {"time_limit_s": query.time_limit_s, "seed": query.seed}
     if not query.is_simulated:
@@ -245,7 +328,8 @@ def solve_query(
         result = solve(instance, method, **limits, **query.options)
         return Solution(deployment=deployment, instance=instance, result=result)
     rng = np.random.default_rng(query.seed)
-    splits = Splits(under_load(deployment, query.rate_per_s, rng), rules)
+    load = query.load
+    splits = Splits(under_load(deployment, load.rate_per_s, rng, load.max_visits), rules)
     limits["bound_s"] = bound_s
     if query.method is None:
         result = minimise_mean_latency(splits, progress=progress, **limits, **query.options)

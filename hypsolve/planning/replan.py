@@ -11,20 +11,29 @@ from typing import Any
 
 import numpy as np
 
-from hypsolve.planning.plan import FORMAT, VERSION, Plan
+from hypsolve import catalog
+from hypsolve.planning.deadline import Deadline
+from hypsolve.planning.forecast import Forecast, predict
+from hypsolve.planning.plan import FORMAT, VERSION, Plan, record_to_dict
 from hypsolve.planning.query import ModelSource, NetworkSource, PlanQuery, solve_query
+from hypsolve.planning.simulation_search import Progress
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
-from hypsolve.problem.deployment import Deployment
+from hypsolve.problem.deployment import Deployment, Model
 from hypsolve.problem.files import MAX_BYTES, checked_path, parse_json, read_bytes
 from hypsolve.problem.instance import Instance, Objective
+from hypsolve.problem.runtime import runtime_from_dict
 from hypsolve.problem.solution import Partition
 from hypsolve.problem.units import finite_or_none
 from hypsolve.solvers.partition.stage_tables import cost_table
 
 OBJECTIVES = ("bottleneck", "path")
-KEPT = ("prompt_tokens", "output_tokens", "concurrency")  # of the query of an earlier plan
+KEPT = (
+    "prompt_tokens", "output_tokens", "concurrency", "rate_per_s", "users", "think_time_s",
+    "ttft_slo_s", "tpot_slo_s", "runtime", "weights",
+)  # fmt: skip
+"""Attributes of the query of an earlier plan that are kept."""
 MAX_BLOCKS = 10**6  # of a model in a file
 
 
@@ -47,7 +56,7 @@ class Placement:
     tier_of_block: tuple[str, ...]
     blocks_of_node: Mapping[str, range]
     model: str = ""
-    query: Mapping[str, int] = field(default_factory=dict)
+    query: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +85,10 @@ class Replan:
         Model and network with one request, and the KV cache to leave room for.
     concurrency : int
         As in `PlanQuery`.
+    forecast : Forecast or None
+        Expected latency and throughput of the partition; None without one.
+    query : PlanQuery
+        The query, with what the earlier plan left to it.
     """
 
     instance: Instance
@@ -89,6 +102,8 @@ class Replan:
     reason: str
     deployment: Deployment
     concurrency: int
+    forecast: Forecast | None
+    query: PlanQuery
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the instance as plain numbers, strings, lists and dicts, for JSON.
@@ -113,7 +128,13 @@ class Replan:
             "model": self.deployment.model.name,
             "prompt_tokens": int(requests.prompt_tokens[0]),
             "output_tokens": int(requests.output_tokens[0]),
-            "concurrency": self.concurrency,
+            **{
+                name: getattr(self.query, name)
+                for name in KEPT
+                if name not in ("prompt_tokens", "output_tokens", "runtime")
+            },
+            "runtime": self.query.runtime.to_dict(),
+            "forecast": None if self.forecast is None else record_to_dict(self.forecast),
             "objective": str(self.instance.objective),
             "cuts": None if self.partition is None else list(self.partition.cuts),
             "objective_s": finite_or_none(self.objective_s),
@@ -134,7 +155,9 @@ def replan(
     before: str | os.PathLike[str] | Plan | Placement,
     *,
     max_moves: int,
-    objective: str = "bottleneck",
+    objective: str | None = None,
+    weights: str | None = None,
+    progress: Progress | None = None,
     **arguments: Any,
 ) -> Replan:
     """Repartition a model after the network has changed, moving at most `max_moves` blocks.
@@ -152,10 +175,15 @@ def replan(
         replan --json``, of this version or of version 1.
     max_moves : int
         Largest number of blocks that may move.
-    objective : {"bottleneck", "path"}
+    objective : {"bottleneck", "path"}, optional
+        Default: as in `hypsolve.plan`.
+    weights : str, optional
+        As in `hypsolve.plan`. Default: the format of the earlier plan.
+    progress : callable, optional
+        Called with a line of text about the work in progress.
     **arguments
-        As in `hypsolve.plan`, except rate and method. Prompt tokens, output tokens and
-        concurrency default to the values of the earlier plan.
+        As in `hypsolve.plan`, except the method. Lengths, load, targets, concurrency and
+        runtime default to those of the earlier plan.
 
     Returns
     -------
@@ -185,9 +213,18 @@ def replan(
     (3, ['r0', 'r1'])
     """
     max_moves = valid.whole("replan", "max_moves", max_moves)
-    valid.known("objective", objective, OBJECTIVES)
+    if objective is not None:
+        valid.known("objective", objective, OBJECTIVES)
     old = _placement(before)
-    query = PlanQuery.of(model, network, objective=objective, **{**old.query, **arguments})
+    kept = {**old.query, **arguments}
+    if "users" in arguments or "rate_per_s" in arguments:  # one load replaces the other
+        for name in ("users", "think_time_s"):
+            kept[name] = arguments.get(name)
+        kept = {name: value for name, value in kept.items() if value is not None}
+    of_file = kept.pop("weights", None)
+    if weights is None and not isinstance(model, Model):
+        weights = of_file or _weights_in(old.model, model)
+    query = PlanQuery.of(model, network, weights=weights, objective=objective, **kept)
     solution = solve_query(query)
     deployment, instance = solution.deployment, solution.instance
     if old.model and old.model != deployment.model.name:
@@ -208,6 +245,19 @@ def replan(
         n_moved = frontier[-1][0]
         partition = Partition(tuple(int(c) for c in cuts[n_moved]))
         objective_s = evaluation.evaluate(instance, partition)
+    forecast = None
+    if partition is not None:
+        if progress is not None:
+            progress("simulating requests")
+        forecast = predict(
+            deployment,
+            partition,
+            query.load,
+            query.network.price_per_hour,
+            currency=query.network.currency,
+            instance=instance,
+            deadline=Deadline(query.time_limit_s),
+        )
     min_moves, reason = frontier[0][0] if frontier else None, ""
     if not frontier:
         enough = np.flatnonzero(np.isfinite(_search(instance, moves, instance.n_blocks)[0]))
@@ -227,7 +277,24 @@ def replan(
         reason=reason,
         deployment=deployment,
         concurrency=query.concurrency,
+        forecast=forecast,
+        query=query,
     )
+
+
+def query_in(plan: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the arguments of `hypsolve.plan` that made the plan in a file."""
+    return dict(_placement(plan).query)
+
+
+def _weights_in(planned: str, model: ModelSource) -> str | None:
+    """Return the format of weights in the name of a planned model of the catalogue.
+
+    Plans before version 3 state no format, but ``llama-3-8b-q4_k_m`` names one.
+    """
+    name = catalog.name_of(model) if isinstance(model, str) else ""
+    suffix = planned.removeprefix(f"{name}-") if planned.startswith(f"{name}-") else ""
+    return suffix if name and suffix in catalog.weights_choices() else None
 
 
 def partition_in(plan: str | os.PathLike[str], instance: Instance) -> Partition:
@@ -339,8 +406,8 @@ def _check_version(path: Path, document: Mapping[str, Any]) -> None:
     kind, version = document.get("format", FORMAT), document.get("version", 1)
     if kind != FORMAT:
         raise ValueError(f"{path}: format must be {FORMAT!r}, got {kind!r:.60}")
-    if version not in (1, VERSION):
-        raise ValueError(f"{path}: version must be 1 or {VERSION}, got {version!r:.60}")
+    if version not in range(1, VERSION + 1) or isinstance(version, bool):
+        raise ValueError(f"{path}: version must be from 1 to {VERSION}, got {version!r:.60}")
 
 
 def _of(document: Mapping[str, Any], owner: str) -> Placement:
@@ -372,8 +439,19 @@ def _of(document: Mapping[str, Any], owner: str) -> Placement:
         tier_of_block=tuple(tiers),
         blocks_of_node=blocks_of_node,
         model=valid.text(owner, "model", model) if model else "",
-        query={key: document[key] for key in KEPT if key in document},
+        query=_kept(owner, document),
     )
+
+
+def _kept(owner: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the earlier query that the document states."""
+    kept = {key: document[key] for key in KEPT if document.get(key) is not None}
+    runtime = kept.get("runtime")
+    if isinstance(runtime, dict):
+        kept["runtime"] = runtime_from_dict(owner, runtime)
+    elif runtime is not None:
+        raise TypeError(f"{owner}: runtime must be a table, got {runtime!r:.60}")
+    return kept
 
 
 def _list(value: Any) -> Sequence[Any]:

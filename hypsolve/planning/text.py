@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hypsolve.planning.layers import describe_cuts
-from hypsolve.planning.what_if import SEARCH_S
 from hypsolve.problem.units import show_seconds
-from hypsolve.simulation.simulate import MAX_NUM_SEQS
 
 if TYPE_CHECKING:
+    from hypsolve.planning.forecast import Forecast, Load
     from hypsolve.planning.plan import NodePlan, Plan
+    from hypsolve.planning.what_if import Upgrade
 
 MAX_UPGRADES = 8  # printed
 MAX_STAGES = 6  # whose slack is printed
@@ -160,8 +160,9 @@ def describe_proof(plan: Plan) -> str:
 def describe_bottleneck(plan: Plan) -> str:
     """Name the bottleneck stage and the slack of the others, or the largest share."""
     critical = plan.bottleneck_stage
+    binds = f" ({critical.describe_limit()})"
     if plan.query.objective != "bottleneck":
-        return f"largest share: {critical.tier} {critical.share:.0%}"
+        return f"largest share: {critical.tier} {critical.share:.0%}{binds}"
     slack = sorted((1 - stage.share, stage.tier) for stage in plan.stages)
     full = [tier for share, tier in slack if share < EQUAL or tier == critical.tier]
     slack = [(share, tier) for share, tier in slack if tier not in full]
@@ -169,7 +170,7 @@ def describe_bottleneck(plan: Plan) -> str:
     if len(slack) > MAX_STAGES:
         others += f", and {len(slack) - MAX_STAGES} with more"
     words = f"; slack of the others: {others}" if others else ""
-    return f"bottleneck stage{'s' * (len(full) > 1)}: {', '.join(full)}{words}"
+    return f"bottleneck stage{'s' * (len(full) > 1)}: {', '.join(full)}{binds}{words}"
 
 
 def _slack(share: float) -> str:
@@ -177,45 +178,79 @@ def _slack(share: float) -> str:
 
 
 def forecast_lines(plan: Plan) -> list[str]:
-    """Return the forecast in sentences."""
-    forecast = plan.forecast
-    assert forecast is not None
-    then = ""
-    if not math.isnan(forecast.tpot_s):
-        then = f", then {show_seconds(forecast.tpot_s)} per token"
+    """Return the forecast of a plan in sentences."""
+    assert plan.forecast is not None
+    return describe_forecast(plan.forecast)
+
+
+def describe_forecast(forecast: Forecast) -> list[str]:
+    """Return a forecast in sentences."""
+    load = forecast.load
+    lines = [f"with {load.describe()}, simulated token by token: {_served(forecast)}"]
+    times = {"TTFT": forecast.ttft_s, "TPOT": forecast.tpot_s, "latency": forecast.latency_s}
+    lines += [f"  {name:<8}{summary}" for name, summary in times.items() if summary.n]
+    if not math.isnan(forecast.slo_attainment):
+        lines.append(
+            f"  {forecast.slo_attainment:.1%} of the requests are within {describe_slos(load)}:"
+            f" {forecast.goodput_requests_per_s:.3g} requests/s"
+        )
     rate = "the largest rate that it keeps up with takes too long to simulate"
     if not math.isnan(forecast.max_requests_per_s):
-        rate = (
-            f"it keeps up with about {forecast.max_requests_per_s:.3g} requests/s in batches"
-            " (simulated)"
-        )
-    lines = [
-        f"at a rate of {forecast.rate_per_s:g} per second, in batches (simulated token by"
-        " token): first token after"
-        f" {show_seconds(forecast.ttft_s)}{then};"
-        f" latency p50 {show_seconds(forecast.latency_p50_s)},"
-        f" p95 {show_seconds(forecast.latency_p95_s)}",
-        f"{rate}; with at most {MAX_NUM_SEQS} requests in a batch, KV cache reserved at"
-        " admission and one message at a time on a link, no schedule of this split serves more"
-        f" than {forecast.bound_requests_per_s:.3g}",
+        limit = f", limited by {forecast.limited_by}" if forecast.limited_by else ""
+        rate = f"it keeps up with about {forecast.max_requests_per_s:.3g} requests/s{limit}"
+    lines += [
+        f"{rate}; under the limits of this runtime, with one message at a time on a link, no"
+        f" schedule of this split serves more than {forecast.bound_requests_per_s:.3g}",
         f"memory has room for {forecast.max_sequences} sequences at once, or one of"
-        f" {forecast.max_context_tokens} tokens; GPUs are busy"
-        f" {forecast.utilisation:.0%} of the time",
+        f" {forecast.max_context_tokens} tokens; GPUs in use have a load of"
+        f" {forecast.utilisation:.0%}",
+        forecast.runtime,
+        *_costs(forecast),
     ]
-    if math.isfinite(forecast.joules_per_token):
-        lines.append(
-            f"energy: {forecast.joules_per_token:.3g} J per output token (while GPUs are busy)"
-        )
-    else:
-        lines.append("energy: unknown, because a GPU has no power_w")
-    if math.isfinite(forecast.price_per_million_tokens):
-        price = forecast.price_per_million_tokens
-        lines.append(f"price: {price:.4g} per million output tokens")
-    rate = f"{forecast.rate_per_s:g} requests/s"
+    rate = f"{load.rate_per_s:g} requests/s"
     if forecast.keeps_up is None:
         lines.insert(0, f"whether it keeps up with {rate} takes too long to simulate")
     elif not forecast.keeps_up:
         lines.insert(0, f"it cannot keep up with {rate}: latencies grow without end")
+    return lines
+
+
+def _served(forecast: Forecast) -> str:
+    """Say what is served at the load, and how many requests are under way."""
+    return (
+        f"{forecast.requests_per_s:.3g} requests/s, {forecast.output_tokens_per_s:.4g} output"
+        f" tokens/s, {forecast.mean_under_way:.3g} requests under way"
+    )
+
+
+def describe_slos(load: Load) -> str:
+    """Name the targets of a load."""
+    targets = {"TTFT": load.ttft_slo_s, "TPOT": load.tpot_slo_s}
+    return " and ".join(
+        f"{name} <= {show_seconds(limit)}"
+        for name, limit in targets.items()
+        if limit is not None
+    )
+
+
+def _costs(forecast: Forecast) -> list[str]:
+    """Return energy and price in sentences."""
+    lines = ["energy: unknown, because a GPU has no power_w"]
+    if math.isfinite(forecast.joules_per_token):
+        lines = [
+            f"energy: {forecast.joules_per_token:.3g} J per output token (while GPUs are busy)"
+        ]
+    money = f" {forecast.currency}" if forecast.currency else ""
+    if math.isfinite(forecast.price_per_million_tokens):
+        unused = ""
+        if forecast.unused_price_per_hour:
+            unused = (
+                f"; unused nodes: {forecast.unused_price_per_hour:.4g}{money} per hour more"
+            )
+        lines.append(
+            f"price: {forecast.price_per_million_tokens:.4g}{money} per million output tokens"
+            f" at this load, for the nodes in use{unused}"
+        )
     return lines
 
 
@@ -225,7 +260,7 @@ def alternatives_lines(plan: Plan) -> list[str]:
     assert forecast is not None
     for other in plan.alternatives:
         more = other.max_requests_per_s > forecast.max_requests_per_s * CLEARLY
-        sooner = other.latency_mean_s * CLEARLY < forecast.latency_mean_s
+        sooner = other.latency_mean_s * CLEARLY < forecast.latency_s.mean
         if more or sooner:
             rate = (
                 f"keeps up with {'more requests: ' * more}about"
@@ -234,7 +269,7 @@ def alternatives_lines(plan: Plan) -> list[str]:
             latency = (
                 f"has a {'lower ' * sooner}mean latency of"
                 f" {show_seconds(other.latency_mean_s)} instead of"
-                f" {show_seconds(forecast.latency_mean_s)}"
+                f" {show_seconds(forecast.latency_s.mean)}"
             )
             facts = [rate, latency] if more else [latency, rate]
             lines.append(
@@ -246,20 +281,38 @@ def alternatives_lines(plan: Plan) -> list[str]:
 
 def upgrade_title(plan: Plan) -> str:
     """Return the title of the list of upgrades."""
-    how = f"searched for {SEARCH_S:g} s" if plan.query.is_simulated else "solved"
     what = "what would help" if plan.fits else "what would make it fit"
-    return f"{what}, each {how}" + ("" if plan.upgrades else ": nothing that was tried")
+    return f"{what}, simulated" + ("" if plan.upgrades else ": nothing that was tried")
 
 
 def upgrade_lines(plan: Plan) -> list[str]:
-    """Return the best upgrades, each with its objective and gain."""
-    lines = []
-    for upgrade in plan.upgrades[:MAX_UPGRADES]:
-        saves = "" if math.isnan(upgrade.gain) else f", {upgrade.gain:.1%} less"
-        lines.append(
-            f"{upgrade.what}: {plan.objective_name} {show_seconds(upgrade.objective_s)}{saves}"
-        )
-    return lines
+    """Return the best upgrades, each with what it improves, its gain and its price."""
+    return [
+        f"{upgrade.what}: {describe_upgrade(upgrade, plan.network.currency)}"
+        for upgrade in plan.upgrades[:MAX_UPGRADES]
+    ]
+
+
+def describe_upgrade(upgrade: Upgrade, currency: str = "") -> str:
+    """Say what an upgrade improves, by how much, and for what price."""
+    value, more = show_quantity(upgrade), ""
+    if not math.isnan(upgrade.gain):
+        more = f", {upgrade.gain:.0%} {'more' if upgrade.quantity == 'requests/s' else 'less'}"
+    price = ""
+    if upgrade.price_per_hour > 0:
+        money = f" {currency}" if currency else ""
+        price = f", for {upgrade.price_per_hour:.4g}{money} per hour"
+        if not math.isnan(upgrade.gain_per_price):
+            price += f" ({upgrade.gain_per_price:.0%} per{money or ' unit'} and hour)"
+    mark = " (extrapolated)" if upgrade.extrapolated else ""
+    return f"{value}{more}{price}{mark}"
+
+
+def show_quantity(upgrade: Upgrade) -> str:
+    """Write the value that an upgrade reaches with its unit."""
+    if upgrade.quantity == "requests/s":
+        return f"about {upgrade.after:.3g} requests/s"
+    return f"{upgrade.quantity} {show_seconds(upgrade.after)}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -3,41 +3,78 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from hypsolve.planning.query import ModelSource, PlanQuery, solve_query, to_model, with_tier
+from hypsolve import catalog
+from hypsolve.planning.deadline import Deadline
+from hypsolve.planning.forecast import Forecast, predict
+from hypsolve.planning.query import (
+    ModelSource,
+    PlanQuery,
+    Solution,
+    solve_query,
+    to_model,
+    with_tier,
+)
+from hypsolve.planning.rate_bound import bound_on_rate
+from hypsolve.planning.simulation_search import Progress
+from hypsolve.problem import evaluation
 from hypsolve.problem.deployment import Model, Node, Tier
-from hypsolve.problem.result import Result
+from hypsolve.problem.instance import Objective
+from hypsolve.problem.runtime import Batching
+from hypsolve.problem.solution import Partition
 from hypsolve.problem.units import GIB
-from hypsolve.solve import METHODS
 
-MIN_GAIN = 1e-3  # of an upgrade that is reported
-LIGHTER = {"fp16": ("int8", "int4"), "int8": ("int4",), "int4": ()}
+MIN_GAIN = 1e-3  # in the model, of a scenario that is simulated
+MIN_SIMULATED_GAIN = 0.04  # of an upgrade that is listed: the rate is found to 1/32 of a bound
+MAX_SIMULATED = 8  # scenarios
+LIGHTER = {"safetensors": ("fp8", "int8", "gptq-int4"), "gguf": ("q8_0", "q4_k_m")}
 Kind = TypeVar("Kind")
 MORE_GIB = (1, 4, 16)
 MAX_GIB = 1024  # added to a node so that a model fits
-SEARCH_S = 1.0  # for one scenario, where splits are simulated
+SEARCH_S = 1.0  # for one scenario, where splits are searched by simulation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upgrade:
-    """A what-if scenario that improves the plan, or makes the model fit.
+    """A what-if scenario that improves the plan in simulation, or makes the model fit.
 
     Attributes
     ----------
     what : str
         The scenario in words.
-    objective_s : float
-        Objective of the best split in the scenario.
+    quantity : str
+        What the user asked for: ``requests/s`` that it keeps up with (with users: that they
+        get), or ``mean latency``.
+    before, after : float
+        The quantity without and with the upgrade, simulated; before is nan if nothing fits.
     gain : float
-        Share of the objective that it saves; nan if nothing fits without it.
+        Share by which the quantity improves; nan if nothing fits without it.
+    price_per_hour : float
+        Price of the change; 0 if it needs no hardware, nan if unknown.
+    cuts : tuple of int
+        The simulated split.
+    extrapolated : bool
+        Whether no block times were measured with its weights.
     """
 
     what: str
-    objective_s: float
+    quantity: str
+    before: float
+    after: float
     gain: float
+    price_per_hour: float
+    cuts: tuple[int, ...]
+    extrapolated: bool
+
+    @property
+    def gain_per_price(self) -> float:
+        """Gain per unit of price and hour; nan without a price, inf if it costs nothing."""
+        if math.isnan(self.price_per_hour) or math.isnan(self.gain):
+            return math.nan
+        return self.gain / self.price_per_hour if self.price_per_hour else math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,57 +89,226 @@ class Scenario:
     group : str
         Scenarios of one group are ordered from the smallest to the largest. A larger one is
         reported only if it is better than all smaller ones. Empty: no group.
+    price_per_hour : float
+        See `Upgrade`.
     """
 
     what: str
     query: PlanQuery
     group: str = ""
+    price_per_hour: float = math.nan
 
 
-def find_upgrades(
-    query: PlanQuery, before: Result, lighter: Mapping[str, Model] | None = None
-) -> Iterator[tuple[Scenario, Upgrade | None]]:
-    """Solve what-if scenarios one by one.
+class Goal:
+    """The quantity that the user asked for, as a number to maximise.
 
     Parameters
     ----------
     query : PlanQuery
-    before : Result
+        With the objectives ``bottleneck`` and ``p0``, or where batches are computed one at a
+        time, the goal is the largest sustainable rate; with users, the rate that they get;
+        else the least mean latency.
+    """
+
+    def __init__(self, query: PlanQuery) -> None:
+        is_serial = query.runtime.batching is Batching.SERIAL
+        throughput = query.objective in (Objective.BOTTLENECK, Objective.P0)
+        self.is_rate = query.users is not None or throughput or is_serial
+        if query.is_simulated:
+            self.is_rate = False
+        self.quantity = "requests/s" if self.is_rate else "mean latency"
+
+    def of(self, forecast: Forecast) -> float:
+        """Return the quantity in a forecast."""
+        if not self.is_rate:
+            return forecast.latency_s.mean
+        if forecast.load.users is not None:
+            return forecast.requests_per_s
+        return forecast.max_requests_per_s
+
+    def model(self, solution: Solution, cuts: tuple[int, ...], query: PlanQuery) -> float:
+        """Return the model of the quantity by which scenarios are ranked."""
+        partition = Partition(cuts)
+        if self.is_rate:
+            return bound_on_rate(
+                solution.deployment,
+                solution.instance,
+                partition,
+                users=query.users,
+                think_time_s=query.think_time_s,
+            )
+        path = solution.instance.replace(objective=Objective.PATH)
+        return evaluation.evaluate(path, partition)
+
+    def gain(self, before: float, after: float) -> float:
+        """Return the share by which the quantity improves."""
+        if self.is_rate:
+            return after / before - 1 if before else math.inf
+        return 1 - after / before if before else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A scenario with the splits that are simulated, the best by the model first."""
+
+    scenario: Scenario
+    solution: Solution
+    splits: list[tuple[int, ...]]
+    modelled: float
+
+
+def find_upgrades(
+    query: PlanQuery,
+    solution: Solution,
+    lighter: Mapping[str, Model] | None = None,
+    *,
+    before: float = math.nan,
+    splits: Iterable[tuple[int, ...]] = (),
+    deadline: Deadline | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Upgrade]:
+    """Solve what-if scenarios, rank them by a model, and simulate the best.
+
+    A scenario that helps only the model is not an upgrade.
+
+    Parameters
+    ----------
+    query : PlanQuery
+    solution : Solution
         Its solution.
     lighter : mapping, optional
         The model in formats that take fewer bytes, by name of the format.
+    before : float
+        The quantity that the user asked for (`Goal`) without any change, simulated: the best
+        of all splits that are known.
+    splits : iterable of tuple of int
+        Cuts of splits that are known; they are tried in each scenario with as many tiers.
+    deadline : Deadline, optional
+        When it has passed, no further scenario is tried, and TimeoutError is raised.
+    progress : callable, optional
+        Called with a line for each scenario.
 
     Yields
     ------
-    Scenario, Upgrade or None
-        None: the scenario does not help.
+    Upgrade
 
     Raises
     ------
+    TimeoutError
+        If the deadline has passed before all were tried.
     KeyboardInterrupt
-        At Ctrl-C, also if it ended the search for one scenario.
+        At Ctrl-C.
     """
-    quick = query
-    if query.method is not None and METHODS[query.method].exact:  # same optimum, in no time
-        method = None if query.is_simulated else "hypsplit_dp"
-        quick = replace(query, method=method, options={})
-    if query.is_simulated:
-        quick = replace(quick, time_limit_s=min(query.time_limit_s, SEARCH_S))
-    before_s, best_s = before.objective_s, dict[str, float]()
-    fits = before.partition is not None
-    for scenario in scenarios(quick, fits=fits, lighter=lighter or {}):
-        solution = solve_query(scenario.query)
-        if solution.interrupted:
-            raise KeyboardInterrupt
-        value_s = solution.result.objective_s
-        to_beat_s = min(before_s, best_s.get(scenario.group, math.inf))
-        if solution.result.partition is None or value_s >= to_beat_s * (1 - MIN_GAIN):
-            yield scenario, None
+    goal, progress, deadline = (
+        Goal(query),
+        progress or (lambda line: None),
+        deadline or Deadline(),
+    )
+    known = [tuple(cuts) for cuts in splits]
+    partition = solution.result.partition
+    modelled = math.nan
+    if partition is not None:
+        known = [partition.cuts, *known]
+        values = [goal.model(solution, cuts, query) for cuts in known]
+        modelled = max(values) if goal.is_rate else min(values)
+    candidates: list[_Candidate] = []
+    best_of: dict[str, float] = {}
+    for scenario in scenarios(query, fits=partition is not None, lighter=lighter or {}):
+        _in_time(deadline)
+        progress(f"tried: {scenario.what}")
+        candidate = _modelled(scenario, goal, known)
+        if candidate is None:
+            continue
+        gain = goal.gain(modelled, candidate.modelled)
+        beaten = best_of.get(scenario.group, math.nan)
+        if gain < MIN_GAIN or goal.gain(beaten, candidate.modelled) < MIN_GAIN:
             continue
         if scenario.group:
-            best_s[scenario.group] = value_s
-        gain = 1 - value_s / before_s if math.isfinite(before_s) else math.nan
-        yield scenario, Upgrade(what=scenario.what, objective_s=value_s, gain=gain)
+            best_of[scenario.group] = candidate.modelled
+        candidates.append(candidate)
+    candidates.sort(key=lambda each: each.modelled, reverse=goal.is_rate)
+    for candidate in candidates[:MAX_SIMULATED]:
+        _in_time(deadline)
+        scenario = candidate.scenario
+        progress(f"simulating: {scenario.what}")
+        after, cuts = _simulated(candidate, goal, deadline)
+        gain = goal.gain(before, after)
+        if math.isnan(after) or gain < MIN_SIMULATED_GAIN:
+            continue
+        yield Upgrade(
+            what=scenario.what,
+            quantity=goal.quantity,
+            before=before,
+            after=after,
+            gain=gain,
+            price_per_hour=scenario.price_per_hour,
+            cuts=cuts,
+            extrapolated=scenario.query.model.extrapolated,
+        )
+
+
+def _in_time(deadline: Deadline) -> None:
+    if deadline.has_passed():
+        raise TimeoutError
+
+
+def _modelled(
+    scenario: Scenario, goal: Goal, known: Sequence[tuple[int, ...]]
+) -> _Candidate | None:
+    """Solve a scenario for several objectives, and rank the splits by the model."""
+    query = replace(scenario.query, method=None, options={})
+    objectives = (
+        [Objective.PATH] if not goal.is_rate else [Objective.BOTTLENECK, Objective.PATH]
+    )
+    solution, splits = None, list[tuple[int, ...]]()
+    for objective in objectives:
+        if query.runtime.batching is Batching.SERIAL and objective is not Objective.PATH:
+            continue
+        found = solve_query(replace(query, objective=str(objective)))
+        if found.result.partition is None:
+            return None
+        solution = solution or found
+        splits.append(found.result.partition.cuts)
+    assert solution is not None
+    n_tiers = solution.instance.n_tiers
+    splits += [
+        cuts
+        for cuts in known
+        if len(cuts) == n_tiers + 1 and not evaluation.check(solution.instance, Partition(cuts))
+    ]
+    splits = list(dict.fromkeys(splits))
+    values = {cuts: goal.model(solution, cuts, query) for cuts in splits}
+    splits.sort(key=values.__getitem__, reverse=goal.is_rate)
+    return _Candidate(scenario, solution, splits[:2], values[splits[0]])
+
+
+def _simulated(
+    candidate: _Candidate, goal: Goal, deadline: Deadline
+) -> tuple[float, tuple[int, ...]]:
+    """Return the best simulated quantity of a candidate's splits, and its cuts."""
+    query, solution = candidate.scenario.query, candidate.solution
+    if query.is_simulated:
+        limited = replace(query, time_limit_s=min(SEARCH_S, max(deadline.left_s(), 1e-3)))
+        searched = solve_query(limited)
+        if searched.interrupted:
+            raise KeyboardInterrupt
+        assert searched.result.partition is not None
+        return searched.result.objective_s, searched.result.partition.cuts
+    found = []
+    for cuts in candidate.splits:
+        forecast = predict(
+            solution.deployment,
+            Partition(cuts),
+            query.load,
+            instance=solution.instance,
+            deadline=deadline,
+            only=goal.quantity,
+        )
+        found.append((goal.of(forecast), cuts))
+    known = [each for each in found if not math.isnan(each[0])]
+    if not known:
+        return math.nan, candidate.splits[0]
+    return max(known) if goal.is_rate else min(known)
 
 
 def lighter_models(source: ModelSource, weights: str | None) -> dict[str, Model]:
@@ -110,7 +316,12 @@ def lighter_models(source: ModelSource, weights: str | None) -> dict[str, Model]
     if isinstance(source, Model):
         return {}
     n_bytes = to_model(source, weights).weight_bytes
-    models = {name: to_model(source, name) for name in LIGHTER[weights or "fp16"]}
+    models = {}
+    for name in LIGHTER[catalog.weight_format(weights or "fp16").file]:
+        try:
+            models[name] = to_model(source, name)
+        except ValueError:  # the file states a format of its own
+            continue
     # a file may already store its weights in such a format
     return {name: each for name, each in models.items() if each.weight_bytes < 0.99 * n_bytes}
 
@@ -120,7 +331,9 @@ def scenarios(
 ) -> Iterator[Scenario]:
     """Yield the scenarios that may improve a query, or make it fit."""
     for name, model in lighter.items():
-        yield Scenario(what=f"weights in {name}", query=replace(query, model=model))
+        yield Scenario(
+            what=f"weights in {name}", query=replace(query, model=model), price_per_hour=0.0
+        )
     if not fits:
         yield from _smaller_requests(query)
     for k in range(len(query.network.network.tiers)):
@@ -146,6 +359,7 @@ def _of_tier(query: PlanQuery, k: int, *, fits: bool) -> Iterator[Scenario]:
     if len(tier.nodes) > 1 and network.may_be_stages(k):
         yield Scenario(
             what=f"nodes of {tier.name!r} as stages in a row",
+            price_per_hour=0.0,
             query=replace(query, network=network.in_a_row(k, tier.nodes)),
         )
     if network.max_blocks and network.max_blocks[k] is not None:
@@ -158,13 +372,15 @@ def _of_tier(query: PlanQuery, k: int, *, fits: bool) -> Iterator[Scenario]:
     has_room = taken < query.model.n_blocks  # a new tier hosts at least one block
     for what, node in _kinds(tier).items():
         more = replace(node, name=_new_name(query, "more"))
+        price = network.price_per_hour.get(node.name, math.nan)
         yield Scenario(
             what=f"one more {what} in {tier.name!r}",
             group=f"{what} {k}",
+            price_per_hour=price,
             query=replace(query, network=with_tier(network, k, nodes=(*tier.nodes, more))),
         )
         if has_room and (len(tiers) > 1 or network.inner_link(k) is not None):
-            yield _with_stage(query, k, more, what)
+            yield replace(_with_stage(query, k, more, what), price_per_hour=price)
     if tier.link is not None:
         link = replace(tier.link, bytes_per_s=2 * tier.link.bytes_per_s)
         yield Scenario(
@@ -217,12 +433,13 @@ def _largest(at: Callable[[int], Scenario], low: int, end: int) -> Iterator[Scen
 
 
 def _fits(scenario: Scenario) -> bool:
-    quick = replace(scenario.query, objective="bottleneck", method="hypsplit_dp", options={})
+    quick = replace(scenario.query, objective="path", method="hypsplit_dp", options={})
     return solve_query(quick).result.partition is not None
 
 
 def _on_network(query: PlanQuery, what: str, **changes: Any) -> Scenario:
-    return Scenario(what=what, query=replace(query, network=replace(query.network, **changes)))
+    changed = replace(query, network=replace(query.network, **changes))
+    return Scenario(what=what, query=changed, price_per_hour=0.0)
 
 
 def _with_memory(query: PlanQuery, k: int, gib: int) -> Scenario:
@@ -254,7 +471,7 @@ def _with_stage(query: PlanQuery, k: int, node: Node, what: str) -> Scenario:
         max_blocks=_with_gap(network.max_blocks, k + 1),
         inner_links=_with_gap(network.inner_links, k + 1),
     )
-    return replace(scenario, group=f"{what} {k}")
+    return replace(scenario, group=f"{what} {k}", price_per_hour=math.nan)
 
 
 def _with_gap(of_tiers: tuple[Kind | None, ...], at: int) -> tuple[Kind | None, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -178,9 +179,15 @@ class Runtime:
         budget = min(self.memory_fraction * has, node.usable_bytes)
         return max(budget - self.overhead_bytes(model), 0.0)
 
-    def limits(self) -> dict[str, Any]:
-        """Return the options of `hypsolve.simulate` that this runtime sets."""
-        return {name: getattr(self, name) for name in SIMULATED}
+    def limits(self, **overrides: Any) -> dict[str, Any]:
+        """Return the options of `hypsolve.simulate` that this runtime sets.
+
+        Parts of batches belong to the batching mode ``serial``: other modes drop them.
+        """
+        options = {name: getattr(self, name) for name in SIMULATED} | overrides
+        if options["batching"] != Batching.SERIAL and "micro_batch_tokens" not in overrides:
+            options["micro_batch_tokens"] = None
+        return options
 
     def describe(self) -> str:
         """Describe the limits in one sentence, as beside a forecast."""
@@ -216,6 +223,22 @@ class Runtime:
             else value
             for name, value in plain.items()
         }
+
+
+def runtime_from_dict(owner: str, table: Mapping[str, Any]) -> Runtime:
+    """Return the runtime of a table that `Runtime.to_dict` made.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a key or a value is invalid; the message begins with `owner`.
+    """
+    known = [field.name for field in fields(Runtime)]
+    for key in table:
+        valid.known(f"key of the runtime in {owner}", key, known)
+    if "name" not in table:
+        raise ValueError(f"{owner}: runtime must have a name")
+    return Runtime(**table)
 
 
 SIMULATED = (

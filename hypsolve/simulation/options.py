@@ -14,6 +14,15 @@ from hypsolve.problem.solution import Schedule
 from hypsolve.simulation.events import Event, early
 
 MAX_NUM_SEQS, CHUNK_TOKENS, KV_BLOCK_TOKENS = 64, 512, 16  # default options
+
+
+class _FromRuntime:
+    def __repr__(self) -> str:
+        return "<from the runtime>"
+
+
+FROM_RUNTIME: Any = _FromRuntime()
+"""Default of an option of `hypsolve.simulate` that the runtime decides; None has a meaning."""
 _WHOLE = ("max_num_seqs", "kv_block_tokens")  # and, where they are not None:
 _WHOLE_OR_NONE = (
     "max_num_batched_tokens", "chunk_tokens", "micro_batch_tokens", "users",

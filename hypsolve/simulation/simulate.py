@@ -154,22 +154,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
+from hypsolve import catalog
 from hypsolve.dispatch.policies import Choose
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.instance import Instance
-from hypsolve.problem.runtime import Batching, KvAdmission
+from hypsolve.problem.runtime import Batching, KvAdmission, Runtime
 from hypsolve.problem.solution import Partition, Schedule
 from hypsolve.simulation import flow_level, token_level
 from hypsolve.simulation.events import Event, check_events, early
-from hypsolve.simulation.options import (
-    CHUNK_TOKENS,
-    KV_BLOCK_TOKENS,
-    MAX_NUM_SEQS,
-    Options,
-    check_policy,
-)
+from hypsolve.simulation.options import FROM_RUNTIME, Options, check_policy
 from hypsolve.simulation.token_setup import System
 from hypsolve.simulation.trace import Trace
 
@@ -184,14 +180,15 @@ def simulate(
     *,
     level: str | None = None,
     seed: int = 0,
-    batching: Batching | str = Batching.STAGE,
-    max_num_seqs: int = MAX_NUM_SEQS,
-    max_num_batched_tokens: int | None = None,
-    chunk_tokens: int | None = CHUNK_TOKENS,
-    micro_batch_tokens: int | None = None,
-    kv_admission: KvAdmission | str = KvAdmission.RESERVE,
-    kv_block_tokens: int = KV_BLOCK_TOKENS,
-    iteration_s: float = 0.0,
+    runtime: str | Runtime | None = None,
+    batching: Batching | str = FROM_RUNTIME,
+    max_num_seqs: int = FROM_RUNTIME,
+    max_num_batched_tokens: int | None = FROM_RUNTIME,
+    chunk_tokens: int | None = FROM_RUNTIME,
+    micro_batch_tokens: int | None = FROM_RUNTIME,
+    kv_admission: KvAdmission | str = FROM_RUNTIME,
+    kv_block_tokens: int = FROM_RUNTIME,
+    iteration_s: float = FROM_RUNTIME,
     users: int | None = None,
     think_time_s: float = 0.0,
     link_contention: bool = False,
@@ -216,6 +213,10 @@ def simulate(
         ``flow`` or ``token``; default: the finest level that the problem allows.
     seed : int
         Seed of policies that use random numbers.
+    runtime : str or Runtime, optional
+        A name in `hypsolve.runtimes`, or a record: its memory, and the defaults of all options
+        from `batching` to `iteration_s`. Default: the runtime of the deployment, which is
+        ``ideal`` unless it names another.
     batching : Batching or str
         ``stage``: every node forms its own batches. ``pipeline``: a batch passes all stages,
         with one batch in flight for each non-empty stage. ``serial``: one batch is in flight.
@@ -295,15 +296,24 @@ def simulate(
         )
     finest = "token" if isinstance(problem, Deployment) else "flow"
     level = finest if level is None else valid.known("level", level, LEVELS)
+    if runtime is not None and isinstance(problem, Deployment):
+        gpus = [node.gpu for tier in problem.network.tiers for node in tier.nodes]
+        problem = replace(problem, runtime=catalog.runtime(runtime, gpus=gpus))
+    of_runtime: dict[str, Any] = {
+        "batching": batching,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "chunk_tokens": chunk_tokens,
+        "micro_batch_tokens": micro_batch_tokens,
+        "kv_admission": kv_admission,
+        "kv_block_tokens": kv_block_tokens,
+        "iteration_s": iteration_s,
+    }
+    given = {name: value for name, value in of_runtime.items() if value is not FROM_RUNTIME}
+    if level == "token" and isinstance(problem, Deployment):
+        given = problem.runtime.limits(**given)
     options = Options(
-        batching=batching,  # type: ignore[arg-type]  # becomes a member
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        chunk_tokens=chunk_tokens,
-        micro_batch_tokens=micro_batch_tokens,
-        kv_admission=kv_admission,  # type: ignore[arg-type]
-        kv_block_tokens=kv_block_tokens,
-        iteration_s=iteration_s,
+        **given,
         users=users,
         think_time_s=think_time_s,
         link_contention=link_contention,

@@ -4,7 +4,8 @@
 |---|---|
 | `layout` | the records, `Setup` and `State` |
 | `event_heap`, `queues`, `bins` | data structures, with their invariants |
-| `links`, `policy`, `admission`, `batch_cost`, `iteration`, `failure`, `preemption` | the rules |
+| `links`, `policy`, `admission`, `batch_cost`, `iteration` | the rules of service |
+| `failure`, `preemption` | the rules of what is computed again |
 | `loop` | `run` and `settle` |
 
 Requests are linked through fields of their records, so that memory is linear in the requests,

@@ -45,8 +45,8 @@ def sustained(plan: Plan, layout: Layout) -> float:
     return predict(
         _without(plan.deployment, layout.left_out),
         plan.result.partition,
-        plan.query.rate_per_s,
-        seed=plan.query.seed,
+        plan.query.load,
+        only="requests/s",
     ).max_requests_per_s
 
 

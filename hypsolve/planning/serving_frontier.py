@@ -1,0 +1,105 @@
+"""`serving_frontier`: splits that no other beats in both simulated rate and latency."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hypsolve.planning.deadline import Deadline
+from hypsolve.planning.forecast import Load, predict
+from hypsolve.problem.deployment import Deployment
+from hypsolve.problem.instance import Instance
+from hypsolve.problem.solution import Partition
+from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
+
+MAX_POINTS = 12  # splits that are simulated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingPoint:
+    """A split with what it serves, simulated, and its times for requests one at a time.
+
+    Attributes
+    ----------
+    partition : Partition
+    max_requests_per_s : float
+        Approximate largest sustainable rate in batches, simulated.
+    latency_mean_s : float
+        Mean latency at the load, simulated.
+    bottleneck_s, path_s : float
+        As in `ParetoPoint`: of requests one at a time.
+    """
+
+    partition: Partition
+    max_requests_per_s: float
+    latency_mean_s: float
+    bottleneck_s: float
+    path_s: float
+
+
+@functools.lru_cache(maxsize=8)
+def serving_frontier(
+    deployment: Deployment, instance: Instance, load: Load, limit_s: float = math.inf
+) -> tuple[ServingPoint, ...]:
+    """Simulate splits of the Pareto frontier, and keep those that no other one beats.
+
+    The frontier of requests one at a time provides the candidates, at most `MAX_POINTS` of
+    them, evenly chosen. In batches many of them are worse than others both ways.
+
+    Parameters
+    ----------
+    deployment : Deployment
+    instance : Instance
+        The deployment, compiled.
+    load : Load
+    limit_s : float
+        Seconds after which no further split is simulated.
+
+    Returns
+    -------
+    tuple of ServingPoint
+        In the order of decreasing rate.
+    """
+    deadline = Deadline(limit_s)
+    points = pareto_frontier(instance)
+    at = np.unique(np.linspace(0, len(points) - 1, min(len(points), MAX_POINTS)).round())
+    served: list[ServingPoint] = []
+    for point in (points[int(i)] for i in at):
+        if served and deadline.has_passed():
+            break
+        served.append(_simulated(deployment, instance, load, point))
+    return tuple(_undominated(served))
+
+
+def _simulated(
+    deployment: Deployment, instance: Instance, load: Load, point: ParetoPoint
+) -> ServingPoint:
+    rate = replace(load, users=None, think_time_s=0.0)
+    forecast = predict(deployment, point.partition, rate, instance=instance, only="requests/s")
+    latency_s = forecast.latency_s.mean
+    if load.users is not None:
+        users = predict(
+            deployment, point.partition, load, instance=instance, only="mean latency"
+        )
+        latency_s = users.latency_s.mean
+    return ServingPoint(
+        partition=point.partition,
+        max_requests_per_s=forecast.max_requests_per_s,
+        latency_mean_s=latency_s,
+        bottleneck_s=point.bottleneck_s,
+        path_s=point.path_s,
+    )
+
+
+def _undominated(points: list[ServingPoint]) -> list[ServingPoint]:
+    """Keep the points that no other one beats in rate and latency."""
+    known = [p for p in points if not math.isnan(p.max_requests_per_s)]
+    known.sort(key=lambda p: (-p.max_requests_per_s, p.latency_mean_s))
+    kept: list[ServingPoint] = []
+    for point in known:
+        if not kept or point.latency_mean_s < kept[-1].latency_mean_s:
+            kept.append(point)
+    return kept

@@ -1,0 +1,64 @@
+"""`SplitForecasts`: the simulated splits of several methods, side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypsolve.planning.forecast import Forecast, predict
+from hypsolve.planning.plan import record_to_dict
+from hypsolve.planning.query import PlanQuery
+from hypsolve.problem.result import Result
+from hypsolve.simulation.metrics import Summary
+
+
+class SplitForecasts:
+    """Forecasts of splits; methods with equal cuts share one.
+
+    Parameters
+    ----------
+    query : PlanQuery
+        Its load and its runtime are simulated.
+    """
+
+    def __init__(self, query: PlanQuery) -> None:
+        self.query, self.deployment = query, query.deployment()
+        self._of_cuts: dict[tuple[int, ...], Forecast] = {}
+
+    def add(self, result: Result) -> None:
+        """Simulate the split of a result, unless it is known."""
+        partition = result.partition
+        if partition is not None and partition.cuts not in self._of_cuts:
+            forecast = predict(self.deployment, partition, self.query.load, only="requests/s")
+            self._of_cuts[partition.cuts] = forecast
+
+    def of(self, result: Result) -> Forecast | None:
+        """Return the forecast of a result's split; None if there is no split."""
+        partition = result.partition
+        return None if partition is None else self._of_cuts.get(partition.cuts)
+
+    def to_dict(self, result: Result) -> dict[str, Any]:
+        """Return the forecast for JSON, under the key ``forecast``."""
+        forecast = self.of(result)
+        return {"forecast": None if forecast is None else record_to_dict(forecast)}
+
+    def row(self, result: Result) -> dict[str, str]:
+        """Return the columns of a table."""
+        forecast = self.of(result)
+        if forecast is None:
+            return {"requests/s": "-", "TTFT": "-", "TPOT": "-"}
+        is_closed = forecast.load.users is not None
+        rate = forecast.requests_per_s if is_closed else forecast.max_requests_per_s
+        return {
+            "requests/s": f"{rate:.3g}",
+            "TTFT": _short(forecast.ttft_s),
+            "TPOT": _short(forecast.tpot_s),
+        }
+
+
+def _short(times: Summary) -> str:
+    """Write mean and percentiles in one unit."""
+    if not times.n:
+        return "-"
+    values = [times.mean, times.p50, times.p95, times.p99]
+    unit, scale = ("ms", 1e3) if values[-1] < 1 else ("s", 1.0)
+    return " / ".join(f"{value * scale:.3g}" for value in values) + f" {unit}"
