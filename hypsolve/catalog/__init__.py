@@ -66,8 +66,8 @@ def gpus() -> dict[str, GpuProfile]:
 
     The ``basis`` of a profile is ``fitted`` (to measured block times) or ``datasheet`` (values
     times measured shares). Its memory is the whole memory: on Jetson and Apple the system uses
-    a part of it, so reserve some. Chips of Apple come with several sizes of memory, which their
-    ``source`` lists; give a node the size that it has (``memory_gib`` in a network file).
+    a part of it, so reserve some. Chips of Apple come with several sizes of memory
+    (``instances/README.md`` lists them); give a node the size that it has.
 
     Returns
     -------
