@@ -66,8 +66,8 @@ def gpus() -> dict[str, GpuProfile]:
 
     The ``basis`` of a profile is ``fitted`` (to measured block times) or ``datasheet`` (values
     times measured shares). Its memory is the whole memory: on Jetson and Apple the system uses
-    a part of it, so reserve some. Chips of Apple come with several sizes of memory, which their
-    ``source`` lists; give a node the size that it has (``memory_gib`` in a network file).
+    a part of it, so reserve some. Chips of Apple come with several sizes of memory
+    (``instances/README.md`` lists them); give a node the size that it has.
 
     Returns
     -------
@@ -327,16 +327,21 @@ def transformer(
     embedding_bits, head_bits = form.embedding_bits, form.head_bits
     if tied_embeddings:
         embedding_bits = head_bits = form.tied_bits
+    embedding_bits, head_bits, bits, qkv_bits = (
+        form.bits_in_rows(each, hidden)
+        for each in (embedding_bits, head_bits, form.layer_bits, form.qkv_bits)
+    )
+    output_bits = form.bits_in_rows(form.layer_bits, n_heads * head_dim)
     head_bytes = held_bytes((table, head_bits))
 
     def layer(kind: str, window: int | None, raised: bool) -> Block:
-        bits = form.layer_bits
-        most = form.raised_bits if raised else bits
+        most = form.raised_bits if raised else form.layer_bits
         if fused_qkv:
-            attention = [(query + 2 * value, form.qkv_bits), (query, bits)]
+            attention = [(query + 2 * value, qkv_bits), (query, output_bits)]
         else:
-            attention = [(2 * query + value, bits), (value, most)]
-        mlp = [(feed_forward - down, bits), (down, most)]
+            value_bits = form.bits_in_rows(most, hidden)
+            attention = [(query + value, bits), (value, value_bits), (query, output_bits)]
+        mlp = [(feed_forward - down, bits), (down, form.bits_in_rows(most, ffn))]
         always_bytes = held_bytes(*attention, *([(router, bits)] if n_experts else mlp))
         expert_bytes = held_bytes(*mlp) if n_experts else 0
         return Block(

@@ -13,6 +13,7 @@ from importlib import resources
 
 from hypsolve.problem import validation as valid
 
+BLOCK_WEIGHTS = 256  # of llama.cpp's K-quants
 OTHER_NAMES = {"int4": "gptq-int4"}
 """Names that are understood as a format of the table."""
 
@@ -39,6 +40,8 @@ class WeightFormat:
     qkv_bits : float
         Bits per weight of query, key and value where they are one matrix, as in Phi-3. This
         matrix is never raised.
+    odd_bits : tuple of (float, float)
+        Bits per weight, and those in their place in rows that are no multiple of 256.
     file : {"safetensors", "gguf"}
         Kind of file in which the format is distributed.
     extrapolated : bool
@@ -54,6 +57,7 @@ class WeightFormat:
     tied_bits: float
     raised_bits: float
     qkv_bits: float
+    odd_bits: tuple[tuple[float, float], ...]
     file: str
     extrapolated: bool
     source: str
@@ -70,6 +74,10 @@ class WeightFormat:
             at_the_ends or (layer - eighth) % 3 == 2
         )
 
+    def bits_in_rows(self, bits: float, row: int) -> float:
+        """Return the bits per weight of a matrix, which are `bits` unless its rows are odd."""
+        return dict(self.odd_bits).get(bits, bits) if row % BLOCK_WEIGHTS else bits
+
 
 def held_bytes(*parts: tuple[int, float]) -> int:
     """Return the bytes of parts of a block, each a number of weights and their bits."""
@@ -82,13 +90,16 @@ def _formats() -> dict[str, WeightFormat]:
     found = {}
     for name, entry in tomllib.loads(path.read_text(encoding="utf-8")).items():
         measured = entry.pop("measured", False)
+        odd_bits = tuple((bits, instead) for bits, instead in entry.pop("odd_bits", ()))
         defaults = {
             "tied_bits": entry["head_bits"],
             "raised_bits": entry["layer_bits"],
             "qkv_bits": entry["layer_bits"],
             "file": "safetensors",
         }
-        found[name] = WeightFormat(name=name, extrapolated=not measured, **(defaults | entry))
+        found[name] = WeightFormat(
+            name=name, extrapolated=not measured, odd_bits=odd_bits, **(defaults | entry)
+        )
     return found
 
 

@@ -10,6 +10,8 @@ from hypsolve import catalog
 # GB of files as published: mradermacher/Meta-Llama-3-8B-Instruct-GGUF,
 # bartowski/Meta-Llama-3.1-70B-Instruct-GGUF, mradermacher/Phi-3-mini-4k-instruct-GGUF,
 # QuantFactory/Llama-3.2-3B-Instruct-GGUF (tied), mradermacher/Mixtral-8x7B-v0.1-GGUF,
+# mradermacher/Qwen2.5-72B-Instruct-GGUF (rows of ffn_down are no multiple of 256) and
+# Qwen2.5-7B-Instruct-GGUF,
 # solidrust/Meta-Llama-3-8B-Instruct-hf-AWQ, TheBloke/Llama-2-7B-AWQ and -GPTQ,
 # neuralmagic/Meta-Llama-3-8B-Instruct-FP8
 PUBLISHED_GB = {
@@ -17,6 +19,8 @@ PUBLISHED_GB = {
     "llama-3.1-70b": {"q4_k_m": 42.52, "q5_k_m": 49.95, "q8_0": 74.98, "q4_0": 40.12},
     "phi-3-mini": {"q4_k_m": 2.39, "q5_k_m": 2.82, "q8_0": 4.06, "q4_0": 2.18, "fp16": 7.64},
     "llama-3.2-3b": {"q4_k_m": 2.02, "q5_k_m": 2.32, "q8_0": 3.42, "q4_0": 1.92},
+    "qwen2.5-72b": {"q4_k_m": 47.4, "q5_k_m": 27.9 + 26.5, "q8_0": 38.7 + 38.6},
+    "qwen2.5-7b": {"q4_k_m": 4.68, "q5_k_m": 5.44, "q8_0": 8.1, "q4_0": 4.43, "fp16": 15.2},
     "mixtral-8x7b": {"q4_k_m": 28.4, "q5_k_m": 33.2, "q8_0": 49.6, "q4_0": 26.4},
 }
 PUBLISHED_GB["llama-3-8b"] |= {"awq": 4.68 + 1.05, "fp8": 5.00 + 4.08}
@@ -112,6 +116,20 @@ def test_the_layers_with_more_bits_are_those_of_llama_cpp(n_layers, raised):
     for i, block in enumerate(layers):
         bytes_of_256 = 210 if i in raised else 144  # Q6_K or Q4_K
         assert block.weight_bytes == others + mixed * bytes_of_256 // 256
+
+
+@pytest.mark.parametrize("ffn", [480, 512])
+def test_odd_rows_have_the_types_in_their_place(ffn):
+    """Rows of 480 weights are no whole blocks of 256: Q4_K and Q6_K become Q5_0 and Q8_0."""
+    shape = {"hidden": 256, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64, "vocab": 100}
+    layers = catalog.transformer("odd", n_layers=4, **shape, ffn=ffn, weights="q4_k_m").blocks
+    attention, gate_and_up = 256 * (2 * 256 + 2 * 128), 2 * 256 * ffn
+    plain = (attention + gate_and_up) * 144 // 256  # in Q4_K
+    down = 256 * ffn * 22 // 32 if ffn == 480 else 256 * ffn * 144 // 256  # Q5_0 or Q4_K
+    assert layers[1].weight_bytes == plain + down
+    raised = 256 * ffn * 34 // 32 if ffn == 480 else 256 * ffn * 210 // 256  # Q8_0 or Q6_K
+    more = 256 * 128 * (210 - 144) // 256  # v in Q6_K
+    assert layers[3].weight_bytes == plain + more + raised
 
 
 def test_windows_and_more_bits_are_kinds_of_their_own():

@@ -3,6 +3,7 @@
 import struct
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -565,3 +566,31 @@ def test_the_package_gguf_reads_the_same(tmp_path):
         assert (kind.name, sizes[kind]) == (name, (weights, block_bytes))
     known = set(gguf.constants.MODEL_ARCH_NAMES.values())
     assert set(ARCHITECTURES) <= known
+
+
+@pytest.mark.parametrize("max_tensors", [0, 5], ids=["one file", "shards"])
+def test_files_that_the_package_gguf_writes(tmp_path, max_tensors):
+    """The official writer is an oracle of what files look like, sharded ones included."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(None, "llama", split_max_tensors=max_tensors)
+    writer.add_block_count(4)
+    writer.add_context_length(8192)
+    writer.add_embedding_length(256)
+    writer.add_feed_forward_length(512)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_token_list([f"token-{i}" for i in range(300)])
+    for name, shape, kind in llama_tensors("Q8_0"):
+        floats = np.zeros(tuple(reversed(shape)), np.float32)
+        quantised = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(name, gguf.quants.quantize(floats, quantised), raw_dtype=quantised)
+    writer.write_header_to_file(tmp_path / "official.gguf")
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    files = sorted(tmp_path.glob("*.gguf"))
+    assert len(files) == (8 if max_tensors else 1)
+    own = write(tmp_path / "own" / "own.gguf", metadata_of(), llama_tensors("Q8_0"))
+    model = hs.read_model(files[-1])
+    assert model.name == "official" and model.context_tokens == 8192
+    assert model.blocks == hs.read_model(own).blocks

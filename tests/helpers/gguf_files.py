@@ -62,6 +62,7 @@ def header(metadata, tensors, version=3, alignment=32) -> tuple[bytes, int]:
 def write(path: Path, metadata, tensors, **options) -> Path:
     """Write a file; the weights are a hole."""
     content, size = header(metadata, tensors, **options)
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     with path.open("r+b") as file:
         file.truncate(size)
