@@ -109,7 +109,7 @@ def query_options(
         click.option(
             "--model",
             required=True,
-            help="A name (see hypsolve models), a config.json, or a folder of a model.",
+            help="A name (see hypsolve models), a config.json, a .gguf file, or a folder.",
         ),
         click.option(
             "--network",
