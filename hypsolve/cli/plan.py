@@ -63,7 +63,7 @@ def plan(
 
     \b
     hypsolve plan --model llama-3-8b --network network.toml --rate 2
-    hypsolve plan --model ~/models/Qwen2.5-7B --network network.toml --weights int8 --json
+    hypsolve plan --model ~/models/Qwen2.5-7B --network network.toml --weights awq --json
     hypsolve plan --model llama-3-8b --network network.toml --export vllm
     hypsolve plan --model llama-3-8b --network network.toml --report plan.html
 

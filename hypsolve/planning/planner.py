@@ -50,13 +50,13 @@ def plan(
     Parameters
     ----------
     model : str, path or Model
-        A name in `hypsolve.models`; or a ``config.json`` or a folder, for
+        A name in `hypsolve.models`; or a ``config.json``, a GGUF file or a folder, for
         `hypsolve.read_model`.
     network : path, Network or NetworkFile
         A TOML file for `hypsolve.read_network_file`, or an .ini file for `hypsolve.read_helix`.
-    weights : {"fp16", "int8", "int4"}, optional
-        Format of the weights. Default: the format in the model's files, or fp16 if `model` is a
-        name.
+    weights : str, optional
+        Format of the weights: a key of `hypsolve.weight_formats`. Default: the format in the
+        model's files, or fp16 if `model` is a name.
     with_upgrades : bool
         Whether to solve what-if scenarios, and to simulate the splits for other objectives.
     progress : callable, optional

@@ -365,7 +365,7 @@ def to_model(model: ModelSource, weights: str | None) -> Model:
         raise TypeError(f"plan: model must be a name, a path or a Model, got {model!r:.60}")
     if isinstance(model, str):
         model = catalog.name_of(model)
-        is_path = not model or os.sep in model or model.endswith(".json")
+        is_path = not model or os.sep in model or model.endswith((".json", ".gguf"))
         if model in catalog.models() or not (is_path or Path(model).exists()):
             return catalog.model(model, weights or "fp16")
     if model == "" or not Path(model).exists():

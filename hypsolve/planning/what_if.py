@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hypsolve import catalog
+from hypsolve.formats.gguf_header import is_gguf
 from hypsolve.planning.deadline import Deadline
 from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.query import (
@@ -30,7 +32,11 @@ from hypsolve.problem.units import GIB
 MIN_GAIN = 1e-3  # in the model, of a scenario that is simulated
 MIN_SIMULATED_GAIN = 0.04  # of an upgrade that is listed: the rate is found to 1/32 of a bound
 MAX_SIMULATED = 8  # scenarios
-LIGHTER = {"safetensors": ("fp8", "int8", "gptq-int4"), "gguf": ("q8_0", "q4_k_m")}
+LIGHTER = {
+    "fp16": ("int8", "gptq-int4"), "bf16": ("int8", "gptq-int4"), "fp8": ("gptq-int4",),
+    "int8": ("gptq-int4",), "q8_0": ("q5_k_m", "q4_k_m"), "q5_k_m": ("q4_k_m",),
+}  # fmt: skip
+LIGHTER_GGUF = ("q8_0", "q5_k_m", "q4_k_m")  # than the types that a GGUF file stores
 Kind = TypeVar("Kind")
 MORE_GIB = (1, 4, 16)
 MAX_GIB = 1024  # added to a node so that a model fits
@@ -316,12 +322,10 @@ def lighter_models(source: ModelSource, weights: str | None) -> dict[str, Model]
     if isinstance(source, Model):
         return {}
     n_bytes = to_model(source, weights).weight_bytes
-    models = {}
-    for name in LIGHTER[catalog.weight_format(weights or "fp16").file]:
-        try:
-            models[name] = to_model(source, name)
-        except ValueError:  # the file states a format of its own
-            continue
+    names = LIGHTER.get(catalog.weight_format(weights or "fp16").name, ())
+    if weights is None and Path(source).is_file() and is_gguf(Path(source)):
+        names = LIGHTER_GGUF
+    models = {name: to_model(source, name) for name in names}
     # a file may already store its weights in such a format
     return {name: each for name, each in models.items() if each.weight_bytes < 0.99 * n_bytes}
 

@@ -43,7 +43,7 @@ def test_plan_of_the_example(capsys, example):
         "bottleneck stage: ", "slack of the others: ",
         "at a rate of 1 per second, in batches (simulated token by token)",
         "no schedule of this split serves more", "per million output tokens", "what would help",
-        "weights in int4: ",
+        "weights in gptq-int4: ",
     ):  # fmt: skip
         assert words in out, words
     assert "extrapolated" not in out
@@ -87,7 +87,7 @@ def test_infeasible_is_exit_code_1_with_a_reason(capsys, example):
     assert code == 1
     assert "infeasible: the tiers together reach block" in out
     assert "what would make it fit, each solved" in out
-    assert "weights in int4" in out
+    assert "weights in gptq-int4" in out
     assert run(capsys, *arguments, "--json")[0] == 1
 
 

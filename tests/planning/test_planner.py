@@ -194,7 +194,7 @@ def test_what_does_not_fit_says_why_and_what_would(too_small):
     assert not found.fits and found.forecast is None and not found.nodes
     assert "too many" in found.result.message
     texts = {change.what for change in found.upgrades}
-    assert "weights in int4" in texts
+    assert "weights in gptq-int4" in texts
     for change in found.upgrades:
         assert math.isfinite(change.objective_s) and math.isnan(change.gain)
     (shorter,) = (text for text in texts if text.startswith("sequences of"))
