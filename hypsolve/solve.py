@@ -238,14 +238,16 @@ def solve(
     return _certify(instance, name, outcome, solve_time_s, entry.score, entry.bound_s)
 
 
-def warm_methods(*methods: str, simulates: bool = False) -> None:
+def warm_methods(*methods: str, simulates: bool = False, pipelines: bool = False) -> None:
     """Compile or load all kernels of several methods at once.
 
     Notices of a compilation then count all families of kernels, and not those of one method.
-    `simulates` adds the kernels of simulations at token level.
+    `simulates` adds the kernels of simulations at token level, `pipelines` those of the
+    batching modes in which batches pass whole pipelines.
     """
     families = [family for name in methods for family in METHODS[name].kernels]
     families += ["token_level"] if simulates else []
+    families += ["token_level.pipeline"] if simulates and pipelines else []
     if families:
         warm(*families)
 

@@ -129,7 +129,7 @@ def plan_query(
         As in `hypsolve.planning.what_if.find_upgrades`.
     """
     progress = progress or (lambda line: None)
-    warm_methods(query.method or DEFAULT_METHOD, simulates=True)
+    warm_methods(query.method or DEFAULT_METHOD, simulates=True, pipelines=query.has_pipelines)
     deadline = Deadline(query.time_limit_s)
     search_s = (SEARCH_SHARE if with_upgrades else 1 - RESERVED_SHARE) * query.time_limit_s
     solution, stopped = _solve_or_fall_back(replace(query, time_limit_s=search_s), progress)
@@ -241,7 +241,11 @@ def split(
     Solution
     """
     query = PlanQuery.of(model, network, **arguments)
-    warm_methods(query.method or DEFAULT_METHOD, simulates=simulates or query.is_simulated)
+    warm_methods(
+        query.method or DEFAULT_METHOD,
+        simulates=simulates or query.is_simulated,
+        pipelines=query.has_pipelines,
+    )
     return solve_query(query, progress)
 
 
@@ -280,7 +284,8 @@ def compare(
     query = PlanQuery.of(model, network, **arguments)
     bound_s = 0.0
     compared = [None if name == SIMULATED else name for name in methods or known]
-    warm_methods(*[m or DEFAULT_METHOD for m in compared], simulates=query.is_simulated)
+    names = [method or DEFAULT_METHOD for method in compared]
+    warm_methods(*names, simulates=query.is_simulated, pipelines=query.has_pipelines)
     for method in compared:
         solution = solve_query(replace(query, method=method), progress, bound_s=bound_s)
         result = solution.result

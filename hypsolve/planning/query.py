@@ -226,6 +226,11 @@ class PlanQuery:
         """Whether splits are scored by simulation."""
         return self.objective == Objective.MEAN_LATENCY
 
+    @property
+    def has_pipelines(self) -> bool:
+        """Whether batches pass whole pipelines."""
+        return self.runtime.batching is not Batching.STAGE
+
     def deployment(self) -> Deployment:
         """Return model and network with one request, and the KV cache to leave room for."""
         prompt, output = np.array([self.prompt_tokens]), np.array([self.output_tokens])
@@ -256,7 +261,7 @@ class PlanQuery:
         Where batches pass whole pipelines, a stage is as slow as its slowest node.
         """
         rules = self.network.rules(self.model)
-        if self.runtime.batching is not Batching.STAGE:
+        if self.has_pipelines:
             rules["stage_rule"] = StageRule.SLOWEST
         return rules
 

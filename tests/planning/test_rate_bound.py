@@ -1,0 +1,124 @@
+"""The bound on the rate: no simulated schedule exceeds it, in any mode, under any limit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import hypsolve as hs
+from hypsolve.planning.rate_bound import bound_on_rate
+from hypsolve.problem import evaluation
+from hypsolve.problem.runtime import Runtime
+from tests.helpers import token_toys as toys
+from tests.helpers.scenarios_token import random_scenario
+
+N_REQUESTS = 120
+
+
+def random_runtime(rng):
+    """Draw a runtime of any mode with small limits, so that every limit binds at times."""
+    batching = str(rng.choice(["stage", "pipeline", "serial"]))
+
+    def maybe(low, high):
+        return None if rng.random() < 0.4 else int(rng.integers(low, high))
+
+    return Runtime(
+        name="random",
+        batching=batching,
+        kv_admission=str(rng.choice(["reserve", "paged"])),
+        kv_block_tokens=int(rng.choice([1, 2, 5])),
+        max_num_seqs=int(rng.choice([1, 2, 3, 8, 64])),
+        max_num_batched_tokens=maybe(1, 60),
+        chunk_tokens=maybe(1, 30),
+        micro_batch_tokens=maybe(1, 20) if batching == "serial" else None,
+        iteration_s=float(rng.choice([0.0, 0.0, 0.05])),
+    )
+
+
+def random_case(seed):
+    """Draw a deployment, a partition that fits, and a runtime; None if it does not fit."""
+    scenario = random_scenario(seed, hs.simulate)
+    rng = np.random.default_rng(seed + 1_000_000)
+    p, o = int(rng.integers(1, 40)), int(rng.integers(1, 20))
+    deployment = replace(
+        scenario.deployment,
+        requests=toys.burst(N_REQUESTS, p, o),
+        max_resident_tokens=p + o,
+        runtime=random_runtime(rng),
+    )
+    instance = hs.to_instance(deployment, allow_empty=True)
+    cuts = scenario.partition.cuts
+    for k in range(scenario.partition.n_tiers):
+        holds = evaluation.can_hold(instance, k, *cuts[k : k + 2])
+        if scenario.partition.stage(k) and not holds.any():
+            return None
+    return deployment, instance, scenario.partition, rng
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_no_schedule_of_any_runtime_beats_the_bound(seed):
+    """Random models, networks, limits and batching modes, 120 requests at once."""
+    case = random_case(seed)
+    if case is None:
+        pytest.skip("the split does not fit")
+    deployment, instance, partition, rng = case
+    bound = bound_on_rate(deployment, instance, partition)
+    policy = str(rng.choice(["round_robin", "hypsched_rt"]))
+    trace = hs.simulate(deployment, partition, policy, link_contention=True)
+    assert N_REQUESTS / trace.end_s.max() <= bound * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(300, 360))
+def test_users_in_a_closed_loop_do_not_beat_the_bound(seed):
+    """Each user has one request under way, and thinks."""
+    case = random_case(seed)
+    if case is None:
+        pytest.skip("the split does not fit")
+    deployment, instance, partition, rng = case
+    users, think_time_s = int(rng.integers(1, 9)), float(rng.choice([0.0, 0.3]))
+    load = {"users": users, "think_time_s": think_time_s}
+    trace = hs.simulate(deployment, partition, link_contention=True, **load)
+    bound = bound_on_rate(deployment, instance, partition, **load)
+    # a last request of each user is followed by no thinking
+    thought_s = trace.end_s.max() + think_time_s
+    assert N_REQUESTS / thought_s <= bound * (1 + 1e-9)
+
+
+def test_the_bound_knows_the_batch_limit():
+    """The limits that a bound assumes are those that are asked for."""
+    box = hs.Tier(name="box", nodes=(hs.Node(name="h100", gpu=hs.gpu("h100")),))
+    deployment = hs.Deployment(
+        model=hs.model("llama-3.1-8b"),
+        network=hs.Network(name="box", tiers=(box,)),
+        requests=toys.burst(2_000, 128, 512),
+        runtime=hs.runtime(max_num_seqs=64),
+    )
+    partition = hs.Partition((0, 34))
+    bounds = {}
+    for limit in (64, 512):
+        at = replace(deployment, runtime=hs.runtime(max_num_seqs=limit))
+        instance = hs.to_instance(at)
+        bounds[limit] = bound_on_rate(at, instance, partition)
+        rate = 2_000 / hs.simulate(at, partition).end_s.max()
+        assert 0.5 * bounds[limit] < rate <= bounds[limit]
+    assert bounds[512] > 2 * bounds[64]
+
+
+@pytest.mark.parametrize(
+    ("batching", "bound"),
+    [
+        ("serial", 4 / 40),  # a batch of four takes 2 s, a request 20 batches
+        ("pipeline", 4 / 38),  # 19 decode passes of 2 s hold one of four places
+        ("stage", 4 / 20),  # a node computes four tokens a second
+    ],
+)
+def test_the_bound_of_each_batching_mode_is_reached(batching, bound):
+    """Two stages of a second each, at most four requests at once, 20 tokens each."""
+    slow = toys.gpu("gpu", t0_s=1.0)
+    wire = hs.Link(bytes_per_s=1e12, latency_s=0.0)
+    problem = toys.deployment([[slow], [slow]], toys.burst(400, 1, 20), toys.model(2), [wire])
+    at = replace(problem, runtime=Runtime(name="toy", batching=batching, max_num_seqs=4))
+    found = bound_on_rate(at, hs.to_instance(at, allow_empty=True), toys.even(2))
+    assert found == pytest.approx(bound)
+    rate = 400 / hs.simulate(at, toys.even(2)).end_s.max()
+    assert 0.9 * bound <= rate <= bound
