@@ -82,7 +82,7 @@ def _complete(setup, state, r, node, n):
         pipe.outstanding_s -= setup.own_s[row, node.pipe]  # exact, see `exact_sums`
 
 
-@kernel
+@inlined
 def _count_part(setup, state, log, n, leg):
     """Count the tokens of the part that a node has computed; return how many it sends on."""
     node, counts, now_s = state.nodes[n], state.counts, state.clock[NOW]
@@ -112,7 +112,7 @@ def _count_part(setup, state, log, n, leg):
     return sent
 
 
-@kernel
+@inlined
 def end_part(setup, state, heap, log, n):
     """End the part that a node has computed, and send it on."""
     node, now_s, counts = state.nodes[n], state.clock[NOW], state.counts
@@ -172,7 +172,7 @@ def _end_request(setup, state, r):
     send_next(setup, state, end_s)
 
 
-@kernel
+@inlined
 def bring_back(setup, state, at):
     """Bring a batch back to the scheduler: deliver its tokens, and let its requests go on."""
     p = at // setup.n_slots
@@ -192,5 +192,6 @@ def bring_back(setup, state, at):
                 if request.delivered == request.output:
                     _end_request(setup, state, r)
         r = after
-    record_pipe(setup, state, p)
+    if pipe.held != state.nodes[setup.member[p, 0]].held:
+        record_pipe(setup, state, p)
     mark_touched(state, p)

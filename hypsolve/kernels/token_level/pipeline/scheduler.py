@@ -116,7 +116,7 @@ def _take(requests, pipe, batch, tail, r, n_tokens):
     batch.n_tokens += n_tokens
 
 
-@kernel
+@inlined
 def _fill(setup, state, p, batch):
     """Fill a batch: decode tokens, then prompts that run, then requests that are admitted.
 
@@ -169,23 +169,29 @@ def _fill(setup, state, p, batch):
     return preempted
 
 
+@inlined
+def may_form(setup, pipe):
+    """Return whether a pipeline may form a batch and has a request to take."""
+    if pipe.n_down > 0 or pipe.preparing == 1 or pipe.n_in_flight == setup.n_slots:
+        return False
+    return pipe.n_ready > 0 or pipe.n_waiting > 0
+
+
 @kernel
 def form(setup, state, heap, p):
-    """Form the next batch of a pipeline if it can; return what was done.
+    """Form the next batch of a pipeline that may form one; return what was done.
 
     ``FORMED``; ``NOTHING``; ``AGAIN``: requests were preempted and no token could be taken, so
     that another attempt can admit requests.
     """
     pipe = state.pipes[p]
-    if pipe.n_down > 0 or pipe.preparing == 1 or pipe.n_in_flight == setup.n_slots:
-        return NOTHING
-    if pipe.n_ready == 0 and pipe.n_waiting == 0:
-        return NOTHING
     at = p * setup.n_slots + pipe.slot
     batch = state.batches[at]
     batch.n_tokens = 0
     preempted = _fill(setup, state, p, batch)
-    record_pipe(setup, state, p)
+    node = state.nodes[setup.member[p, 0]]
+    if pipe.held != node.held or pipe.n_waiting != node.n_waiting:
+        record_pipe(setup, state, p)
     if batch.n_tokens == 0:
         return AGAIN if preempted else NOTHING
     part = setup.micro_batch_tokens
