@@ -33,6 +33,9 @@ def pipeline_state(system: System) -> Any:
         nodes=nodes,
         pipes=pipes,
         batches=shared.records(n_pipes * n_slots, kernel.BATCH),
+        shares=shared.records(
+            (n_pipes * n_slots, min(system.options.max_num_seqs, n_requests)), kernel.SHARE
+        ),
         legs=shared.records(n_pipes * n_slots * n_stages, kernel.LEG),
         links=system.links(shared),
         stranded=np.full(n_stages, shared.NIL),
@@ -57,7 +60,7 @@ def _requests(system: System, shared: Any, kernel: Any) -> Records:
     if system.options.expected_output_tokens is not None:
         requests["believed"] = system.options.expected_output_tokens
     requests["rank"][system.setup.order] = np.arange(n_requests)
-    for name in ("next", "before", "behind", "pipe"):
+    for name in ("before", "behind", "pipe"):
         requests[name] = shared.NIL
     for name in ("reached_s", "admitted_s", "first_token_s", "end_s"):
         requests[name] = math.nan

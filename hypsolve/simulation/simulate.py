@@ -104,23 +104,24 @@ capacity. A replayed schedule counts on the first non-empty tier only. If the pi
 the next one that is up takes its place.
 
 *Batches.* Running requests are those that were admitted. A request is in flight while tokens
-of it are in a batch that is not yet back; it is in one batch at a time. The scheduler forms a
-batch whenever fewer batches are in flight than allowed, no other batch is in preparation, and
-there is a token to take, even if nodes are busy. It takes, of running requests that are not in
-flight, in the order of arrival of the requests (ties: index): first one decode token of each,
-then chunks of prompts. Then it admits waiting requests in the order of arrival, with a chunk
-of each. A batch holds at most `max_num_batched_tokens` tokens and at most `chunk_tokens`
-prompt tokens; a chunk is as long as they allow. A request is admitted only if a token of it
-can be taken, fewer than `max_num_seqs` requests run, it is not in flight itself (see below),
-and every node of its pipeline has room for its KV cache, which it gets on all of them at once.
-Admission stops at the first request for which this does not hold. Several batches may be
-formed in one instant.
+of it are in a batch that is not yet back. The scheduler forms a batch whenever fewer batches
+are in flight than allowed, no other batch is in preparation, and there is a token to take,
+even if nodes are busy. It takes, in the order of arrival of the requests (ties: index), first
+one decode token of each running request that is not in flight, then a chunk of each running
+request whose prompt is not taken as a whole, even if earlier chunks of it are in flight. Then
+it admits waiting requests in the order of arrival, with a chunk of each. A batch holds at most
+`max_num_batched_tokens` tokens and at most `chunk_tokens` prompt tokens; a chunk is as long as
+they allow. A request is admitted only if a token of it can be taken, fewer than `max_num_seqs`
+requests run, it is not in flight itself (see below), and every node of its pipeline has room
+for its KV cache, which it gets on all of them at once. Admission stops at the first request
+for which this does not hold. Several batches may be formed in one instant.
 
 *Preemption.* Under ``paged``, a decode token gets its block when it is taken. If there is
 none, the running request that arrived last is preempted, be it in flight or not, and so on as
 in mode ``stage``. It waits for admission at the same pipeline, its tokens in flight are
-computed in vain, and it is not admitted before that batch is back. A batch for which a request
-was preempted admits none; if it has no token it is not sent, and the next is formed at once.
+computed in vain, and it is not admitted before their batches are back. A batch for which a
+request was preempted admits none; if it has no token it is not sent, and the next is formed at
+once.
 
 *Passage.* A batch is in preparation on the host for `iteration_s` seconds before it reaches
 the first stage. Nodes compute batches in the order in which they were formed. Between two

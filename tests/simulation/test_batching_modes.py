@@ -28,20 +28,32 @@ def chain(n_stages, requests, **fields):
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 10, None])
 @pytest.mark.parametrize("link_contention", [False, True])
 def test_one_request_passes_once_per_chunk_and_token(batching, chunk_tokens, link_contention):
-    """A chunk is taken only when the one before is back, unlike in mode `stage`."""
+    """Under `serial` a chunk is taken when the one before is back, here with a whole prompt."""
     p, o = 10, 4
     link = hs.Link(bytes_per_s=8.0, latency_s=0.25, return_latency_s=0.5)
     blocks = toys.model(3, output_bytes=4)
     deployment = chain(3, toys.burst(1, p, o), blocks=blocks, links=[link] * 2)
     trace = hs.simulate(
-        deployment, toys.even(3), batching=batching, chunk_tokens=chunk_tokens,
-        link_contention=link_contention,
+        deployment, toys.even(3), batching=batching, link_contention=link_contention,
+        chunk_tokens=chunk_tokens if batching == "serial" else None,
     )  # fmt: skip
-    n_chunks = -(-p // (chunk_tokens or p))
+    n_chunks = -(-p // (chunk_tokens or p)) if batching == "serial" else 1
     passes = n_chunks + o - 1
     on_links_s = (p + o - 1) * 2 * 4 / 8.0 + passes * 2 * (0.25 + 0.5)
     assert trace.end_s[0] == pytest.approx(passes * 3.0 + on_links_s, rel=1e-12)
     assert trace.first_token_s[0] < trace.end_s[0]
+
+
+@pytest.mark.parametrize("n_stages", [1, 2, 5])
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 12])
+def test_chunks_follow_each_other_through_a_pipeline(n_stages, chunk_tokens):
+    """As in vLLM, a chunk does not wait for the one before to be back; a token does."""
+    trace = hs.simulate(
+        chain(n_stages, toys.burst(1, 12, 3)), toys.even(n_stages), batching="pipeline",
+        chunk_tokens=chunk_tokens,
+    )  # fmt: skip
+    assert trace.first_token_s[0] == n_stages + 12 // chunk_tokens - 1
+    assert trace.end_s[0] == trace.first_token_s[0] + 2 * n_stages
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [1, 3, 4, 12, 50])

@@ -78,6 +78,7 @@ def test_scenarios_cover_everything():
         "chunk cut",
         "batch in parts",
         "several batches in flight",
+        "chunks of one prompt in flight",
         "held back behind a batch",
         "queued for a link",
         "batch lost",
