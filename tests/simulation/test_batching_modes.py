@@ -324,6 +324,22 @@ def test_the_request_that_arrived_last_is_preempted_and_computed_again(batching)
     assert reserved.end_s.tolist() == [6.0, 12.0]
 
 
+def test_a_request_preempted_in_flight_waits_for_its_batch():
+    """Six tokens of KV cache, three stages: batches of one request return every three seconds.
+
+    At 6 s request 0 takes the room of request 2, whose batch is under way until 8 s. Request 1
+    ends at 7 s, but request 2 is admitted at 8 s only. Its two chunks follow each other.
+    """
+    requests = hs.Requests([0.0] * 3, [1, 1, 1], [3, 2, 4])
+    trace = hs.simulate(
+        chain(3, requests, blocks=toys.model(3, kv_bytes=1), memory_bytes=6.0), toys.even(3),
+        batching="pipeline", chunk_tokens=1, kv_admission="paged", kv_block_tokens=1,
+    )  # fmt: skip
+    assert trace.preemptions.tolist() == [0, 0, 1]
+    assert trace.admitted_s[:, 0].tolist() == [0.0, 0.0, 8.0]
+    assert trace.end_s.tolist() == [9.0, 7.0, 18.0]
+
+
 @pytest.mark.parametrize("batching", MODES)
 def test_a_request_that_fits_when_reserved_fits_in_blocks(batching):
     """Its last block ends with the request, so blocks of any length are no obstacle."""
