@@ -33,9 +33,7 @@ def pipeline_state(system: System) -> Any:
         nodes=nodes,
         pipes=pipes,
         batches=shared.records(n_pipes * n_slots, kernel.BATCH),
-        shares=shared.records(
-            (n_pipes * n_slots, min(system.options.max_num_seqs, n_requests)), kernel.SHARE
-        ),
+        shares=shared.records((n_pipes * n_slots, _n_shares(system, pipes)), kernel.SHARE),
         legs=shared.records(n_pipes * n_slots * n_stages, kernel.LEG),
         links=system.links(shared),
         stranded=np.full(n_stages, shared.NIL),
@@ -49,6 +47,15 @@ def pipeline_state(system: System) -> Any:
         clock=clock,
         arrival_s=arrival_s,
     )
+
+
+def _n_shares(system: System, pipes: Records) -> int:
+    """Return the largest number of requests that one batch can hold."""
+    given, setup = system.deployment.requests, system.setup
+    tokens = given.prompt_tokens if setup.paged else given.prompt_tokens + given.output_tokens
+    n_fit = int(pipes["capacity"].max()) // int(tokens.min())  # a running one holds so many
+    limits = (setup.max_num_seqs, setup.max_num_batched_tokens, n_fit, len(tokens))
+    return min(limits)
 
 
 def _requests(system: System, shared: Any, kernel: Any) -> Records:
