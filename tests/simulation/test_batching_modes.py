@@ -340,6 +340,27 @@ def test_a_request_preempted_in_flight_waits_for_its_batch():
     assert trace.end_s.tolist() == [9.0, 7.0, 18.0]
 
 
+def test_a_request_preempted_on_its_way_back_is_a_job_again():
+    """Its last token is computed at 9 s and would be back at 10 s; at 9 s it loses its room."""
+    requests = hs.Requests([0.0, 0.0, 0.0, 9.5], [1] * 4, [3, 3, 2, 1])
+    back = hs.Link(bytes_per_s=1e30, latency_s=0.0, return_latency_s=0.5)
+    deployment = chain(
+        3, requests, blocks=toys.model(3, kv_bytes=1), memory_bytes=7.0, links=[back] * 2
+    )
+    seen = []
+    trace = hs.simulate(
+        deployment, toys.even(3), toys.spy_on(POLICIES["round_robin"].choose, seen),
+        batching="pipeline", chunk_tokens=1, kv_admission="paged", kv_block_tokens=1,
+    )  # fmt: skip
+    assert trace.preemptions.tolist() == [0, 0, 1, 0]
+    assert trace.lost_tokens.tolist() == [0, 0, 2 * 3, 0]
+    _, _, state = seen[3]
+    assert state.time_s == 9.5
+    assert state.n_jobs.tolist() == [3]
+    assert state.outstanding_s.tolist() == pytest.approx([3 * (3 + 3 + 2)])
+    assert np.isfinite(trace.end_s).all()
+
+
 @pytest.mark.parametrize("batching", MODES)
 def test_a_request_that_fits_when_reserved_fits_in_blocks(batching):
     """Its last block ends with the request, so blocks of any length are no obstacle."""
