@@ -258,6 +258,22 @@ def test_a_failure_anywhere_takes_the_whole_pipeline_down(batching):
 
 
 @pytest.mark.parametrize("batching", TOGETHER)
+def test_a_lost_batch_holds_no_other_back(batching):
+    """A message of 100 s is lost at 2 s; a later batch of the pipeline does not wait for it."""
+    slow = hs.Link(bytes_per_s=1.0, latency_s=0.0)
+    requests = hs.Requests([0.0, 4.0], [100, 1], [1, 1])
+    deployment = toys.deployment(
+        [[SECOND] * 2] * 2, requests, toys.model(2, output_bytes=1), links=[slow]
+    )
+    trace = hs.simulate(
+        deployment, toys.even(2), "round_robin", batching=batching,
+        events=[hs.Event(2.0, "failure", "a0"), hs.Event(3.0, "recovery", "a0")],
+    )  # fmt: skip
+    assert trace.node.tolist() == [[1, 1], [0, 0]]
+    assert trace.end_s.tolist() == [2.0 + 1 + 100 + 1, 4.0 + 1 + 1 + 1]
+
+
+@pytest.mark.parametrize("batching", TOGETHER)
 def test_requests_wait_until_a_pipeline_is_whole(batching):
     """Each pipeline lacks a node until one recovers."""
     deployment = toys.deployment([[SECOND] * 2] * 2, toys.burst(1, 1, 1, at_s=1.0))
