@@ -38,8 +38,8 @@ the first request that does not fit, even if one behind it would.
 nodes with enough free KV cache for the request. A policy knows the true output length of a
 request. If `expected_output_tokens` is given, it assumes that length instead. Admission always
 counts the true length. The measured slowdown of a node is a moving average, over its
-iterations, of the ratio of the time that an iteration took to the time that its batch takes at
-speed 1. It restarts at 1 when the node recovers.
+iterations, of the ratio of the time that an iteration took to the time that it takes at speed
+1, host seconds included. It restarts at 1 when the node recovers.
 
 *KV cache.* Under ``reserve``, a request reserves p + o tokens at admission, although it caches
 one less. Under ``paged``, KV cache is given in blocks of `kv_block_tokens` tokens; the last
@@ -58,13 +58,13 @@ needs.
 *Iterations.* A node that is idle and has waiting tokens of admitted requests starts an
 iteration at once. It takes requests in the order in which their tokens began to wait: at most
 `max_num_seqs` of them, and at most `chunk_tokens` tokens of prompts. The tokens of a prompt
-begin to wait when they arrive, but not before admission, or while earlier ones of them are
-waiting. A prompt beyond the limit waits and keeps its place, also if a part of it is taken,
-but the node still takes decode tokens that stand behind the prompt in this order. If
-`max_num_batched_tokens` is given, the iteration takes at most so many tokens, and decode
-tokens before prompts: first decode tokens in their order, then prompts in theirs. An iteration
-begins with `iteration_s` seconds on the host, which a slowdown does not stretch. A chunk of a
-prompt moves on to the next stage as soon as it is computed.
+begin to wait when they arrive or, if that is later, at admission; those that join others of
+their prompt have waited since these did. A prompt beyond the limit waits and keeps its place,
+also if a part of it is taken, but the node still takes decode tokens that stand behind the
+prompt in this order. If `max_num_batched_tokens` is given, the iteration takes at most so many
+tokens, and decode tokens before prompts: first decode tokens in their order, then prompts in
+theirs. An iteration begins with `iteration_s` seconds on the host, which a slowdown does not
+stretch. A chunk of a prompt moves on to the next stage as soon as it is computed.
 
 *Links.* On the way to a non-empty stage a message crosses all links since the non-empty stage
 before (to the first one: since the first tier), one link after the other. A link takes the
