@@ -168,6 +168,8 @@ class Trace:
     end_of_run_s : float
         Time at which the last request ended; if one never ended, time of the last event.
     series : Series
+    users : int or None
+        Users of a closed loop; None: requests arrived as the deployment says.
     visits : Visits or None
         None unless recorded.
 
@@ -215,6 +217,7 @@ class Trace:
     end_of_run_s: float
     series: Series
     extrapolated: bool = False
+    users: int | None = None
     visits: Visits | None = None
 
     def __post_init__(self) -> None:

@@ -441,6 +441,7 @@ def test_users_have_one_request_each(batching):
         users, think_time_s = 1 + seed % 5, 0.01 * (seed % 3)
         options |= {"users": users, "think_time_s": think_time_s}
         trace = replace(scenario, options=options).run(hs.simulate)
+        assert trace.users == users
         n = len(trace.arrival_s)
         sent = np.sort(trace.end_s)[: max(n - users, 0)] + think_time_s
         np.testing.assert_array_equal(trace.arrival_s[users:], sent)
