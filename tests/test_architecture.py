@@ -34,7 +34,9 @@ MAY_IMPORT = {
     "hypsolve.catalog": ("hypsolve.problem",),
     "hypsolve.dispatch": ("hypsolve.problem", "hypsolve.kernels"),
     "hypsolve.formats": ("hypsolve.problem", "hypsolve.catalog"),
-    "hypsolve.simulation": ("hypsolve.problem", "hypsolve.kernels", "hypsolve.dispatch"),
+    "hypsolve.simulation": (
+        "hypsolve.problem", "hypsolve.kernels", "hypsolve.catalog", "hypsolve.dispatch",
+    ),
     "hypsolve.verify": ("hypsolve.problem", "hypsolve.formats"),
     "hypsolve.solvers.backends": ("hypsolve.problem",),
     "hypsolve.solvers.outcomes": ("hypsolve.problem",),

@@ -144,7 +144,7 @@ def _names(trace: Trace) -> list[str]:
 
 def _nanoseconds(trace: Trace, times_s: Array) -> list[int]:
     """Return whole nanoseconds since the first arrival, 0 before it."""
-    since_s = np.maximum(times_s - trace.arrival_s.min(), 0.0)
+    since_s = np.maximum(times_s - np.nanmin(trace.arrival_s), 0.0)
     return np.rint(since_s * 1e9).astype(np.int64).tolist()
 
 
@@ -240,7 +240,8 @@ def _counters(trace: Trace) -> Iterator[list[str]]:
     series = trace.series
     n_bins = series.busy.shape[1]
     edges_s = series.start_s + series.bin_s * np.arange(n_bins + 1)
-    shown = np.append(edges_s[1:] > trace.arrival_s.min(), True)  # not before the first arrival
+    first_s = np.nanmin(trace.arrival_s)
+    shown = np.append(edges_s[1:] > first_s, True)
     times = [_ts(ns) for ns in _nanoseconds(trace, edges_s[shown])]
     quantities = (series.busy, series.n_requests, series.n_waiting, series.kv_bytes,
                   trace.kv_share)  # fmt: skip
@@ -259,11 +260,12 @@ def _lifelines(trace: Trace) -> Iterator[list[str]]:
     ended = np.isfinite(trace.end_s)
     ends = np.where(ended, trace.end_s, trace.end_of_run_s)
     first_token = np.where(np.isnan(trace.first_token_s), -1.0, trace.first_token_s)
-    for at in range(0, len(ends), CHUNK):
-        rows = slice(at, at + CHUNK)
+    sent = np.flatnonzero(~np.isnan(trace.arrival_s))  # users may never come to the others
+    for at in range(0, len(sent), CHUNK):
+        rows = sent[at : at + CHUNK]
         lines = []
         for r, start_ns, token_s, token_ns, end_ns, done, prompt, output, restarts in zip(
-            range(at, at + CHUNK),
+            rows.tolist(),
             _nanoseconds(trace, trace.arrival_s[rows]),
             first_token[rows].tolist(),
             _nanoseconds(trace, first_token[rows]),

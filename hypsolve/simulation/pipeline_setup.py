@@ -33,6 +33,7 @@ def pipeline_state(system: System) -> Any:
         nodes=nodes,
         pipes=pipes,
         batches=shared.records(n_pipes * n_slots, kernel.BATCH),
+        shares=shared.records((n_pipes * n_slots, _n_shares(system, pipes)), kernel.SHARE),
         legs=shared.records(n_pipes * n_slots * n_stages, kernel.LEG),
         links=system.links(shared),
         stranded=np.full(n_stages, shared.NIL),
@@ -48,6 +49,15 @@ def pipeline_state(system: System) -> Any:
     )
 
 
+def _n_shares(system: System, pipes: Records) -> int:
+    """Return the largest number of requests that one batch can hold."""
+    given, setup = system.deployment.requests, system.setup
+    tokens = given.prompt_tokens if setup.paged else given.prompt_tokens + given.output_tokens
+    n_fit = int(pipes["capacity"].max()) // int(tokens.min())  # a running one holds so many
+    limits = (setup.max_num_seqs, setup.max_num_batched_tokens, n_fit, len(tokens))
+    return min(limits)
+
+
 def _requests(system: System, shared: Any, kernel: Any) -> Records:
     """Return the records of the requests at the start."""
     given, n_requests = system.deployment.requests, system.instance.n_requests
@@ -57,7 +67,7 @@ def _requests(system: System, shared: Any, kernel: Any) -> Records:
     if system.options.expected_output_tokens is not None:
         requests["believed"] = system.options.expected_output_tokens
     requests["rank"][system.setup.order] = np.arange(n_requests)
-    for name in ("next", "before", "behind", "pipe"):
+    for name in ("before", "behind", "pipe"):
         requests[name] = shared.NIL
     for name in ("reached_s", "admitted_s", "first_token_s", "end_s"):
         requests[name] = math.nan

@@ -66,7 +66,7 @@ def plot_series(trace: Trace, quantity: str, ax: Axes | None) -> Axes:
 
 
 def _window(trace: Trace, start_s: float | None, end_s: float | None) -> tuple[float, float]:
-    first_s = float(trace.arrival_s.min())
+    first_s = float(np.nanmin(trace.arrival_s))
     start = first_s if start_s is None else valid.real("plot_gantt", "start_s", start_s)
     end = trace.end_of_run_s if end_s is None else valid.real("plot_gantt", "end_s", end_s)
     if end <= start:

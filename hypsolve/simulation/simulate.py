@@ -38,8 +38,8 @@ the first request that does not fit, even if one behind it would.
 nodes with enough free KV cache for the request. A policy knows the true output length of a
 request. If `expected_output_tokens` is given, it assumes that length instead. Admission always
 counts the true length. The measured slowdown of a node is a moving average, over its
-iterations, of the ratio of the time that an iteration took to the time that its batch takes at
-speed 1. It restarts at 1 when the node recovers.
+iterations, of the ratio of the time that an iteration took to the time that it takes at speed
+1, host seconds included. It restarts at 1 when the node recovers.
 
 *KV cache.* Under ``reserve``, a request reserves p + o tokens at admission, although it caches
 one less. Under ``paged``, KV cache is given in blocks of `kv_block_tokens` tokens; the last
@@ -58,13 +58,13 @@ needs.
 *Iterations.* A node that is idle and has waiting tokens of admitted requests starts an
 iteration at once. It takes requests in the order in which their tokens began to wait: at most
 `max_num_seqs` of them, and at most `chunk_tokens` tokens of prompts. The tokens of a prompt
-begin to wait when they arrive, but not before admission, or while earlier ones of them are
-waiting. A prompt beyond the limit waits and keeps its place, also if a part of it is taken,
-but the node still takes decode tokens that stand behind the prompt in this order. If
-`max_num_batched_tokens` is given, the iteration takes at most so many tokens, and decode
-tokens before prompts: first decode tokens in their order, then prompts in theirs. An iteration
-begins with `iteration_s` seconds on the host, which a slowdown does not stretch. A chunk of a
-prompt moves on to the next stage as soon as it is computed.
+begin to wait when they arrive or, if that is later, at admission; those that join others of
+their prompt have waited since these did. A prompt beyond the limit waits and keeps its place,
+also if a part of it is taken, but the node still takes decode tokens that stand behind the
+prompt in this order. If `max_num_batched_tokens` is given, the iteration takes at most so many
+tokens, and decode tokens before prompts: first decode tokens in their order, then prompts in
+theirs. An iteration begins with `iteration_s` seconds on the host, which a slowdown does not
+stretch. A chunk of a prompt moves on to the next stage as soon as it is computed.
 
 *Links.* On the way to a non-empty stage a message crosses all links since the non-empty stage
 before (to the first one: since the first tier), one link after the other. A link takes the
@@ -104,23 +104,24 @@ capacity. A replayed schedule counts on the first non-empty tier only. If the pi
 the next one that is up takes its place.
 
 *Batches.* Running requests are those that were admitted. A request is in flight while tokens
-of it are in a batch that is not yet back; it is in one batch at a time. The scheduler forms a
-batch whenever fewer batches are in flight than allowed, no other batch is in preparation, and
-there is a token to take, even if nodes are busy. It takes, of running requests that are not in
-flight, in the order of arrival of the requests (ties: index): first one decode token of each,
-then chunks of prompts. Then it admits waiting requests in the order of arrival, with a chunk
-of each. A batch holds at most `max_num_batched_tokens` tokens and at most `chunk_tokens`
-prompt tokens; a chunk is as long as they allow. A request is admitted only if a token of it
-can be taken, fewer than `max_num_seqs` requests run, it is not in flight itself (see below),
-and every node of its pipeline has room for its KV cache, which it gets on all of them at once.
-Admission stops at the first request for which this does not hold. Several batches may be
-formed in one instant.
+of it are in a batch that is not yet back. The scheduler forms a batch whenever fewer batches
+are in flight than allowed, no other batch is in preparation, and there is a token to take,
+even if nodes are busy. It takes, in the order of arrival of the requests (ties: index), first
+one decode token of each running request that is not in flight, then a chunk of each running
+request whose prompt is not taken as a whole, even if earlier chunks of it are in flight. Then
+it admits waiting requests in the order of arrival, with a chunk of each. A batch holds at most
+`max_num_batched_tokens` tokens and at most `chunk_tokens` prompt tokens; a chunk is as long as
+they allow. A request is admitted only if a token of it can be taken, fewer than `max_num_seqs`
+requests run, it is not in flight itself (see below), and every node of its pipeline has room
+for its KV cache, which it gets on all of them at once. Admission stops at the first request
+for which this does not hold. Several batches may be formed in one instant.
 
 *Preemption.* Under ``paged``, a decode token gets its block when it is taken. If there is
 none, the running request that arrived last is preempted, be it in flight or not, and so on as
 in mode ``stage``. It waits for admission at the same pipeline, its tokens in flight are
-computed in vain, and it is not admitted before that batch is back. A batch for which a request
-was preempted admits none; if it has no token it is not sent, and the next is formed at once.
+computed in vain, and it is not admitted before their batches are back. A batch for which a
+request was preempted admits none; if it has no token it is not sent, and the next is formed at
+once.
 
 *Passage.* A batch is in preparation on the host for `iteration_s` seconds before it reaches
 the first stage. Nodes compute batches in the order in which they were formed. Between two
@@ -284,7 +285,7 @@ def simulate(
     >>> trace.metrics(ttft_slo_s=2.0).n_finished
     20
     >>> hs.simulate(deployment, hs.Partition((0, 8, 34)), batching="pipeline", users=4)
-    <Trace of llama-3-8b @ lab at token level: hypsched_rt, 20 requests, 20 ended, 5190 visits>
+    <Trace of llama-3-8b @ lab at token level: hypsched_rt, 20 requests, 20 ended, 4156 visits>
     >>> failure = hs.Event(1.0, "failure", "edge-0")
     >>> churned = hs.simulate(deployment, hs.Partition((0, 8, 34)), events=[failure])
     >>> bool(churned.restarts.sum() > trace.restarts.sum())

@@ -167,6 +167,7 @@ def _trace(system: System, kernel: Any, log: Records) -> Trace:
         kv_capacity_bytes=capacity_bytes,
         end_of_run_s=float(state.clock[kernel.NOW]),
         extrapolated=instance.extrapolated,
+        users=system.options.users,
         visits=visits,
     )
 

@@ -47,10 +47,10 @@ class Series:
         Number of requests that were dispatched to the node and whose work there is not
         complete.
     n_waiting : ndarray
-        Number of those that have arrived and wait for KV cache (at flow level: for their
+        Number of those that have arrived and wait for admission (at flow level: for their
         start).
     kv_bytes : ndarray
-        Reserved KV cache.
+        KV cache that requests hold, reserved or in blocks.
     n_stranded : ndarray, shape (n_tiers, n_bins)
         Number of requests that have reached the tier and are at no node, because none that can
         hold its stage is up.
@@ -78,7 +78,8 @@ class Series:
 class Visits:
     """Table with one row per visit, in the order in which the visits ended.
 
-    A visit is a decode token, or a chunk of a prompt, at a stage.
+    A visit is a decode token, or a chunk of a prompt, at a stage. Under the batching mode
+    ``serial`` with `micro_batch_tokens`, a chunk may be cut into several visits.
 
     All arrays have shape (n_visits,).
 
@@ -137,7 +138,7 @@ class Trace:
         Tier of each node.
     arrival_s, end_s : ndarray
         A request ends when its last token is delivered at the request side. nan: it never
-        ended, because no node was left to serve it.
+        ended, because no node was left to serve it; or, in a closed loop, it was never sent.
     first_token_s : ndarray
         Time at which the first token is delivered; nan at flow level.
     prompt_tokens, output_tokens : ndarray of int
@@ -153,8 +154,8 @@ class Trace:
         restart it is the node of the last attempt.
     reached_s, admitted_s, left_s : ndarray
         Times at which the request reached the tier, got KV cache there (at flow level: was
-        started), and had its last token computed there. After a restart they are those of the
-        last attempt.
+        started), and had its last token computed there. After a restart or a preemption they
+        are those of the last attempt. In a pipeline a request reaches all tiers at once.
     busy_s : ndarray
         Time that the node spent computing, in seconds.
     n_iterations, n_tokens : ndarray of int
@@ -167,6 +168,8 @@ class Trace:
     end_of_run_s : float
         Time at which the last request ended; if one never ended, time of the last event.
     series : Series
+    users : int or None
+        Users of a closed loop; None: requests arrived as the deployment says.
     visits : Visits or None
         None unless recorded.
 
@@ -214,6 +217,7 @@ class Trace:
     end_of_run_s: float
     series: Series
     extrapolated: bool = False
+    users: int | None = None
     visits: Visits | None = None
 
     def __post_init__(self) -> None:

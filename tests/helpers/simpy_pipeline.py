@@ -38,7 +38,7 @@ class Request:
     n_stages: int
     delivered: int = 0
     version: int = 0  # a restart or preemption raises it
-    in_flight: bool = False
+    in_flight: int = 0  # batches
     pipeline: object = None
     stranded_s: float = math.nan
 
@@ -309,7 +309,7 @@ class Pipeline:
     def preempt(self, request):
         self.answer.preemptions[request.request] += 1
         self.answer.seen["preempted"] += 1
-        self.answer.seen["preempted in flight"] += request.in_flight
+        self.answer.seen["preempted in flight"] += request.in_flight > 0
         for number, node in enumerate(self.nodes):
             if request.ended[number] == request.total_tokens:
                 node.levels["n_requests"].add(1)
@@ -360,7 +360,8 @@ class Pipeline:
         room = min(room, system.chunk_tokens)
         for request in self.running:
             left = request.prompt_tokens - request.taken_tokens
-            if not request.in_flight and left > 0 and room > 0:
+            if left > 0 and room > 0:
+                seen["chunks of one prompt in flight"] += request.in_flight > 0
                 seen["chunk cut"] += left > room
                 self.take(batch, request, min(left, room))
                 room -= batch.shares[-1].tokens
@@ -371,7 +372,7 @@ class Pipeline:
                 seen["all seats taken"] += 1
                 break
             if request.in_flight or needs > self.free_tokens:
-                seen["head still in flight"] += request.in_flight
+                seen["head still in flight"] += request.in_flight > 0
                 seen["waited for KV memory"] += 1
                 break
             self.waiting.remove(request)
@@ -389,7 +390,7 @@ class Pipeline:
         row = request, request.version, tokens, request.taken_tokens, request.prompt_tokens
         batch.shares.append(Share(*row))
         request.taken_tokens += tokens
-        request.in_flight = True
+        request.in_flight += 1
 
     def launch(self, batch):
         batch.cut(self.system.micro_batch_tokens)
@@ -437,7 +438,7 @@ class Pipeline:
         self.batches.remove(batch)
         for share in batch.shares:
             request = share.request
-            request.in_flight = False
+            request.in_flight -= 1
             if not share.is_void and share.ends_pass:
                 self.deliver(request)
         self.note()
@@ -474,7 +475,7 @@ class Pipeline:
             self.answer.node[r] = -1
             self.answer.reached_s[r] = math.nan
             seen["restart after a token"] += request.delivered > 0
-            request.in_flight, request.pipeline = False, None
+            request.in_flight, request.pipeline = 0, None
             self.forget(request)
             self.system.reach(request)
 

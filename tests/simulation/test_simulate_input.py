@@ -118,6 +118,28 @@ def test_level(level):
         ("chunk_tokens", 51.2, TypeError, "chunk_tokens must be a whole number, got 51.2"),
         ("chunk_tokens", math.inf, TypeError, "chunk_tokens must be a whole number, got inf"),
         ("chunk_tokens", False, TypeError, "chunk_tokens must be a whole number, got False"),
+        ("batching", "tiers", ValueError, "batching must be one of stage, pipeline, serial"),
+        ("batching", None, ValueError, "batching must be one of stage, pipeline, serial"),
+        ("kv_admission", "lazy", ValueError, "kv_admission must be one of reserve, paged, got"),
+        ("max_num_batched_tokens", 0, ValueError, "max_num_batched_tokens must be at least 1"),
+        ("max_num_batched_tokens", 2.5, TypeError, "max_num_batched_tokens must be a whole"),
+        ("micro_batch_tokens", 0, ValueError, "micro_batch_tokens must be at least 1, got 0"),
+        (
+            "micro_batch_tokens",
+            8,
+            ValueError,
+            "micro_batch_tokens needs batching 'serial', got batching 'stage'",
+        ),
+        ("kv_block_tokens", 0, ValueError, "kv_block_tokens must be at least 1, got 0"),
+        ("kv_block_tokens", None, TypeError, "kv_block_tokens must be a whole number, got"),
+        ("iteration_s", -1.0, ValueError, "iteration_s must be finite and not negative"),
+        ("iteration_s", math.nan, ValueError, "iteration_s must be finite and not negative"),
+        ("iteration_s", 1e300, ValueError, "iteration_s must be at most"),
+        ("iteration_s", None, TypeError, "iteration_s must be a number, got None"),
+        ("users", 0, ValueError, "users must be at least 1, got 0"),
+        ("users", 1.0, TypeError, "users must be a whole number, got 1.0"),
+        ("think_time_s", -1, ValueError, "think_time_s must be finite and not negative"),
+        ("think_time_s", 2, ValueError, "think_time_s needs users, got think_time_s 2 and no"),
         ("link_contention", 1, TypeError, "link_contention must be True or False, got 1"),
         ("link_contention", None, TypeError, "link_contention must be True or False"),
         ("record_visits", "yes", TypeError, "record_visits must be True or False, got 'yes'"),
@@ -141,6 +163,12 @@ def test_the_old_name_of_an_option_suggests_the_new_one():
     [
         {"max_num_seqs": 1},
         {"chunk_tokens": None},
+        {"batching": "serial"},
+        {"max_num_batched_tokens": 8},
+        {"kv_admission": "paged"},
+        {"kv_block_tokens": 8},
+        {"iteration_s": 0.1},
+        {"users": 2},
         {"link_contention": True},
         {"events": [hs.Event(1.0, "failure", "a0")]},
     ],
@@ -150,6 +178,17 @@ def test_options_that_flow_level_does_not_have(options):
     message = f"^simulate: {name} needs level 'token', got level 'flow'"
     refuse(ValueError, message, level="flow", **options)
     refuse(ValueError, message, problem=INSTANCE, **options)
+
+
+def test_a_replayed_node_must_belong_to_a_pipeline():
+    """The second tier has one node, so the second node of the first tier is in no pipeline."""
+    node = np.array([[0, 0], [1, 0], [0, 0]])
+    plan = hs.Schedule(node, np.zeros((3, 2)), np.zeros((3, 2)))
+    refuse(
+        ValueError,
+        "the schedule's node of request 1 on tier 'a' must belong to a pipeline, got 1",
+        policy=plan, batching="serial",
+    )  # fmt: skip
 
 
 def test_flow_level_replays_no_schedule():

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -352,7 +351,6 @@ def test_no_node_is_busy_for_longer_than_the_run(run):
     found = run.trace.metrics()
     if found.observed_s > 0:
         assert max(found.node_utilisation) <= 1 + 1e-9
-        assert found.requests_per_s * found.observed_s == pytest.approx(found.n_finished)
 
 
 @thorough

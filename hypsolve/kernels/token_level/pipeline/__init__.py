@@ -9,7 +9,7 @@
 | `failure`, `policy` | nodes that fail and recover; the choice of a pipeline |
 | `loop` | `run` and `settle` |
 
-A request is in at most one batch in flight, so its share of the batch lies in its record.
+The batches of a pipeline are kept in slots, which are taken in turn.
 """
 
 import numpy as np
@@ -39,6 +39,7 @@ from hypsolve.kernels.token_level.pipeline.layout import (
     PIPE,
     PLACE,
     REQUEST,
+    SHARE,
     PipelineState,
 )
 from hypsolve.kernels.token_level.pipeline.loop import run, settle
@@ -52,6 +53,7 @@ __all__ = [
     "PIPE",
     "PLACE",
     "REQUEST",
+    "SHARE",
     "PipelineState",
     "factor",
     "remaining_s",
@@ -93,6 +95,7 @@ def warm_up() -> None:
     counts[CHOICE], counts[BUDGET], counts[N_SENT] = NIL, 100, 1
     state = PipelineState(
         requests=requests, places=places, nodes=nodes, pipes=pipes, batches=records(1, BATCH),
+        shares=records((1, 1), SHARE),
         legs=records(1, LEG), links=records(0, LINK),
         stranded=-one, n_stranded=zero.copy(), stranded_seen_s=np.zeros(1),
         dispatched=zero.copy(), touched=zero.copy(), sums=np.zeros((1, 2)),

@@ -12,13 +12,12 @@ NOTHING, FORMED, AGAIN = 0, 1, 2  # what an attempt to form a batch did
 
 REQUEST = np.dtype(
     [
-        ("next", "i8"),  # in its batch
         ("before", "i8"),  # in the list of running or waiting requests of its pipeline
         ("behind", "i8"),
         ("rank", "i8"),  # position by arrival
         ("pipe", "i8"),
         ("running", "i8"),  # 1: it is in the list of running requests
-        ("in_flight", "i8"),  # 1: tokens of it, even void ones, are in a batch under way
+        ("in_flight", "i8"),  # batches under way with tokens of it, even void ones
         ("attempt", "i8"),
         ("restarts", "i8"),
         ("preemptions", "i8"),
@@ -30,10 +29,6 @@ REQUEST = np.dtype(
         ("computed", "i8"),  # tokens taken into batches
         ("held", "i8"),  # KV tokens
         ("lost", "i8"),  # tokens computed in vain
-        ("first", "i8"),  # its share of a batch: tokens before it
-        ("taken", "i8"),  # its tokens
-        ("yields", "i8"),  # 1: it yields an output token
-        ("taken_attempt", "i8"),  # void if no longer `attempt`
         ("reached_s", "f8"),
         ("admitted_s", "f8"),
         ("first_token_s", "f8"),
@@ -88,7 +83,7 @@ PIPE = np.dtype(
         ("queued", "i8"),  # KV tokens that waiting requests need for admission
         ("n_jobs", "i8"),  # requests whose work is not complete
         ("n_running", "i8"),
-        ("n_ready", "i8"),  # of those that run, the ones that are not in flight
+        ("n_ready", "i8"),  # of those that run, the ones with a token to take
         ("n_waiting", "i8"),
         ("running_head", "i8"),
         ("running_tail", "i8"),
@@ -98,13 +93,23 @@ PIPE = np.dtype(
     ],
     align=True,
 )
-BATCH = np.dtype([("head", "i8"), ("n_tokens", "i8"), ("n_parts", "i8")], align=True)
+BATCH = np.dtype([("n_shares", "i8"), ("n_tokens", "i8"), ("n_parts", "i8")], align=True)
+SHARE = np.dtype(  # one request in one batch
+    [
+        ("request", "i8"),
+        ("attempt", "i8"),  # it is void if that of the request is another
+        ("first", "i8"),  # tokens of the request before it
+        ("taken", "i8"),  # its tokens
+        ("yields", "i8"),  # 1: it yields an output token
+    ],
+    align=True,
+)
 LEG = np.dtype(  # one batch at one stage
     [
         ("arrived", "i8"),  # parts
         ("done", "i8"),
-        ("request", "i8"),  # where the next part begins
-        ("offset", "i8"),  # tokens of this request's share in earlier parts
+        ("share", "i8"),  # where the next part begins
+        ("offset", "i8"),  # tokens of this share in earlier parts
     ],
     align=True,
 )
@@ -118,6 +123,7 @@ class PipelineState(NamedTuple):
     nodes: np.ndarray  # NODE
     pipes: np.ndarray  # PIPE
     batches: np.ndarray  # BATCH, at pipe * n_slots + slot
+    shares: np.ndarray  # SHARE, (n_pipes * n_slots, most requests in a batch)
     legs: np.ndarray  # LEG, at (pipe * n_slots + slot) * n_stages + stage
     links: np.ndarray  # LINK
     stranded: np.ndarray  # (n_stages,) head of a list through `behind`, at the first stage

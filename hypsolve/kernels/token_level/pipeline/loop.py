@@ -50,7 +50,7 @@ from hypsolve.kernels.token_level.pipeline.passage import (
     hand_over,
 )
 from hypsolve.kernels.token_level.pipeline.policy import choose
-from hypsolve.kernels.token_level.pipeline.scheduler import form, pin
+from hypsolve.kernels.token_level.pipeline.scheduler import form, may_form, pin
 
 
 @inlined
@@ -67,8 +67,9 @@ def _start_touched(setup, state, heap):
     for at in range(state.counts[N_TOUCHED]):
         p = state.touched[at]
         state.pipes[p].touched = 0
-        while form(setup, state, heap, p) != NOTHING:
-            pass
+        while may_form(setup, state.pipes[p]):
+            if form(setup, state, heap, p) == NOTHING:
+                break
         for stage in range(setup.n_stages):
             compute(setup, state, heap, setup.member[p, stage])
     state.counts[N_TOUCHED] = 0

@@ -18,7 +18,6 @@ from hypsolve.kernels.token_level.layout import (
     LAST_END,
     N_ENDED,
     N_VISITS,
-    NIL,
     NOW,
     RETURN,
     SHIFT,
@@ -40,23 +39,23 @@ def compute(setup, state, heap, n):
     left = setup.micro_batch_tokens
     n_tokens, n_passes = 0.0, 0.0
     node.n_rows = 0
-    r, offset = leg.request, leg.offset
-    while r != NIL and left > 0:
-        request = state.requests[r]
-        taken = min(request.taken - offset, left)
-        cached = float(request.first + offset)
+    i, offset = leg.share, leg.offset
+    while i < state.batches[at].n_shares and left > 0:
+        share = state.shares[at, i]
+        taken = min(share.taken - offset, left)
+        cached = float(share.first + offset)
         if taken == 1:
             add_decode(setup.windows, sums, cached)
         else:
             add_chunk(setup.windows, sums, cached, float(taken))
         n_tokens += float(taken)
-        if offset + taken == request.taken:
-            n_passes += float(request.yields)
-        if request.taken_attempt == request.attempt:
-            state.places[r * setup.n_stages + node.stage].taken = taken
+        if offset + taken == share.taken:
+            n_passes += float(share.yields)
+        if share.attempt == state.requests[share.request].attempt:
+            state.places[share.request * setup.n_stages + node.stage].taken = taken
         left -= taken
         node.n_rows += 1
-        r, offset = request.next, np.int64(0)
+        i, offset = i + 1, np.int64(0)
     node.running = 1
     node.start_s = now_s
     node.nominal_s = batch_s(setup, node.stage, node.kind, sums, n_tokens, n_passes)
@@ -82,19 +81,20 @@ def _complete(setup, state, r, node, n):
         pipe.outstanding_s -= setup.own_s[row, node.pipe]  # exact, see `exact_sums`
 
 
-@kernel
-def _count_part(setup, state, log, n, leg):
+@inlined
+def _count_part(setup, state, log, n, at, leg):
     """Count the tokens of the part that a node has computed; return how many it sends on."""
     node, counts, now_s = state.nodes[n], state.counts, state.clock[NOW]
     left, sent = setup.micro_batch_tokens, np.int64(0)
-    r, offset = leg.request, leg.offset
-    while r != NIL and left > 0:
+    i, offset = leg.share, leg.offset
+    while i < state.batches[at].n_shares and left > 0:
+        share = state.shares[at, i]
+        r, taken = share.request, min(share.taken - offset, left)
         request = state.requests[r]
-        taken = min(request.taken - offset, left)
-        if request.taken_attempt == request.attempt:  # else it was preempted
+        if share.attempt == request.attempt:  # else it was preempted
             place = state.places[r * setup.n_stages + node.stage]
             if setup.record_visits:
-                log_visit(log, counts, r, n, node, now_s, taken, request.first + offset)
+                log_visit(log, counts, r, n, node, now_s, taken, share.first + offset)
             place.taken = 0
             place.computed += taken
             node.n_tokens += taken
@@ -104,15 +104,15 @@ def _count_part(setup, state, log, n, leg):
         left -= taken
         sent += taken
         offset += taken
-        if offset == request.taken:
-            r, offset = request.next, np.int64(0)
-    leg.request = r
+        if offset == share.taken:
+            i, offset = i + 1, np.int64(0)
+    leg.share = i
     leg.offset = offset
     leg.done += 1
     return sent
 
 
-@kernel
+@inlined
 def end_part(setup, state, heap, log, n):
     """End the part that a node has computed, and send it on."""
     node, now_s, counts = state.nodes[n], state.clock[NOW], state.counts
@@ -127,7 +127,7 @@ def end_part(setup, state, heap, log, n):
     pipe = state.pipes[p]
     at = p * setup.n_slots + node.turn
     leg = state.legs[at * setup.n_stages + stage]
-    sent = _count_part(setup, state, log, n, leg)
+    sent = _count_part(setup, state, log, n, at, leg)
     is_over = leg.done == state.batches[at].n_parts
     if is_over:
         node.turn = (node.turn + 1) % setup.n_slots
@@ -172,25 +172,24 @@ def _end_request(setup, state, r):
     send_next(setup, state, end_s)
 
 
-@kernel
+@inlined
 def bring_back(setup, state, at):
     """Bring a batch back to the scheduler: deliver its tokens, and let its requests go on."""
     p = at // setup.n_slots
     pipe, now_s = state.pipes[p], state.clock[NOW]
     pipe.n_in_flight -= 1
-    r = state.batches[at].head
-    while r != NIL:
+    for i in range(state.batches[at].n_shares):
+        share = state.shares[at, i]
+        r = share.request
         request = state.requests[r]
-        after = request.next
-        request.in_flight = 0
-        if request.taken_attempt == request.attempt:
+        request.in_flight -= 1
+        if share.attempt == request.attempt and share.yields == 1:
             pipe.n_ready += 1
-            if request.yields == 1:
-                request.delivered += 1
-                if request.delivered == 1:
-                    request.first_token_s = now_s + setup.delivery_s
-                if request.delivered == request.output:
-                    _end_request(setup, state, r)
-        r = after
-    record_pipe(setup, state, p)
+            request.delivered += 1
+            if request.delivered == 1:
+                request.first_token_s = now_s + setup.delivery_s
+            if request.delivered == request.output:
+                _end_request(setup, state, r)
+    if pipe.held != state.nodes[setup.member[p, 0]].held:
+        record_pipe(setup, state, p)
     mark_touched(state, p)

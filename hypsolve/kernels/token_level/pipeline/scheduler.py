@@ -69,7 +69,7 @@ def _preempt(setup, state, p, r):
                 pipe.n_jobs += 1
                 pipe.outstanding_s += setup.own_s[row, p]
     pipe.held -= request.held
-    if request.in_flight == 0:
+    if request.in_flight == 0 or request.computed < request.prefill:
         pipe.n_ready -= 1
     delist(requests, pipe, r)
     forget(setup, state, r)
@@ -98,33 +98,30 @@ def _make_room(setup, state, p, r):
 
 
 @inlined
-def _take(requests, pipe, batch, tail, r, n_tokens):
-    """Append tokens of a running request to a batch that is being formed."""
-    request = requests[r]
-    request.next = NIL
-    if tail == NIL:
-        batch.head = r
-    else:
-        requests[tail].next = r
-    request.first = request.computed
-    request.taken = n_tokens
+def _take(request, pipe, batch, share, r, n_tokens):
+    """Append tokens of a running request to a batch that is being formed, as its `share`."""
+    share.request = r
+    share.attempt = request.attempt
+    share.first = request.computed
+    share.taken = n_tokens
     request.computed += n_tokens
-    request.yields = 1 if request.computed >= request.prefill else 0
-    request.taken_attempt = request.attempt
-    request.in_flight = 1
-    pipe.n_ready -= 1
+    request.in_flight += 1
+    share.yields = 0
+    if request.computed >= request.prefill:
+        share.yields = 1
+        pipe.n_ready -= 1
+    batch.n_shares += 1
     batch.n_tokens += n_tokens
 
 
-@kernel
-def _fill(setup, state, p, batch):
+@inlined
+def _fill(setup, state, p, batch, shares):
     """Fill a batch: decode tokens, then prompts that run, then requests that are admitted.
 
     Returns whether a request was preempted; then nobody is admitted.
     """
     requests, pipe = state.requests, state.pipes[p]
     n_running = pipe.n_running
-    tail = NIL
     left = setup.max_num_batched_tokens
     r = pipe.running_head
     while r != NIL and left > 0:
@@ -132,8 +129,7 @@ def _fill(setup, state, p, batch):
         if request.in_flight == 0 and request.computed >= request.prefill:
             if setup.paged and not _make_room(setup, state, p, r):
                 break  # it was the last one
-            _take(requests, pipe, batch, tail, r, 1)
-            tail = r
+            _take(request, pipe, batch, shares[batch.n_shares], r, 1)
             left -= 1
         r = request.behind
     preempted = pipe.n_running < n_running
@@ -141,10 +137,9 @@ def _fill(setup, state, p, batch):
     r = pipe.running_head if pipe.n_ready > 0 else NIL
     while r != NIL and left > 0:
         request = requests[r]
-        if request.in_flight == 0 and request.computed < request.prefill:
+        if request.computed < request.prefill:
             n_tokens = min(request.prefill - request.computed, left)
-            _take(requests, pipe, batch, tail, r, n_tokens)
-            tail = r
+            _take(request, pipe, batch, shares[batch.n_shares], r, n_tokens)
             left -= n_tokens
         r = request.behind
     r = NIL if preempted else pipe.waiting_head
@@ -152,7 +147,7 @@ def _fill(setup, state, p, batch):
         request = requests[r]
         behind = request.behind
         needed = kv_tokens(setup, request, request.prefill)
-        if request.in_flight == 1 or pipe.held + needed > pipe.capacity:
+        if request.in_flight > 0 or pipe.held + needed > pipe.capacity:
             break
         delist(requests, pipe, r)
         enlist(requests, pipe, r, 1)
@@ -162,30 +157,36 @@ def _fill(setup, state, p, batch):
         request.held = needed
         request.admitted_s = state.clock[NOW]
         n_tokens = min(request.prefill, left)
-        _take(requests, pipe, batch, tail, r, n_tokens)
-        tail = r
+        _take(request, pipe, batch, shares[batch.n_shares], r, n_tokens)
         left -= n_tokens
         r = behind
     return preempted
 
 
+@inlined
+def may_form(setup, pipe):
+    """Return whether a pipeline may form a batch and has a request to take."""
+    if pipe.n_down > 0 or pipe.preparing == 1 or pipe.n_in_flight == setup.n_slots:
+        return False
+    return pipe.n_ready > 0 or pipe.n_waiting > 0
+
+
 @kernel
 def form(setup, state, heap, p):
-    """Form the next batch of a pipeline if it can; return what was done.
+    """Form the next batch of a pipeline that may form one; return what was done.
 
     ``FORMED``; ``NOTHING``; ``AGAIN``: requests were preempted and no token could be taken, so
     that another attempt can admit requests.
     """
     pipe = state.pipes[p]
-    if pipe.n_down > 0 or pipe.preparing == 1 or pipe.n_in_flight == setup.n_slots:
-        return NOTHING
-    if pipe.n_ready == 0 and pipe.n_waiting == 0:
-        return NOTHING
     at = p * setup.n_slots + pipe.slot
     batch = state.batches[at]
+    batch.n_shares = 0
     batch.n_tokens = 0
-    preempted = _fill(setup, state, p, batch)
-    record_pipe(setup, state, p)
+    preempted = _fill(setup, state, p, batch, state.shares[at])
+    node = state.nodes[setup.member[p, 0]]
+    if pipe.held != node.held or pipe.n_waiting != node.n_waiting:
+        record_pipe(setup, state, p)
     if batch.n_tokens == 0:
         return AGAIN if preempted else NOTHING
     part = setup.micro_batch_tokens
@@ -194,7 +195,7 @@ def form(setup, state, heap, p):
         leg = state.legs[at * setup.n_stages + stage]
         leg.arrived = 0
         leg.done = 0
-        leg.request = batch.head
+        leg.share = 0
         leg.offset = 0
     pipe.n_in_flight += 1
     pipe.slot = (pipe.slot + 1) % setup.n_slots
