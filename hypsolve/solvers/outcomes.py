@@ -144,6 +144,14 @@ def to_outcome(
     )
 
 
+def without_model(instance: Instance, warm: Partition | None, solver: str) -> Outcome:
+    """Return the outcome of a partition method whose deadline passed before its model stood."""
+    return to_outcome(
+        instance, warm, solver=solver,
+        stopped="at the time limit, before its model was built", bound_s=0.0, statistics={},
+    )  # fmt: skip
+
+
 def cheaper_partition(
     instance: Instance, found: Partition | None, warm: Partition | None
 ) -> Partition | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hypsolve.problem import evaluation
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
+from hypsolve.solvers.clock import NEVER, Deadline
 
 if TYPE_CHECKING:  # importing numba takes longer than importing all of hypsolve
     from hypsolve.kernels.hypsplit import Chain
@@ -99,7 +100,7 @@ def compensated_prefix_sums(values: Array, kind: IntArray | None = None) -> Arra
     return sums
 
 
-def feasible_stages(instance: Instance) -> NDArray[np.bool_]:
+def feasible_stages(instance: Instance, deadline: Deadline = NEVER) -> NDArray[np.bool_]:
     """Return which stages i:j fit some node of tier k, shape (n_tiers, n_cuts, n_cuts).
 
     A stage must also keep the instance's rules on empty stages, numbers of blocks and pins.
@@ -107,19 +108,23 @@ def feasible_stages(instance: Instance) -> NDArray[np.bool_]:
     need = _need_bytes(instance)
     slack = evaluation.memory_slack(instance)
     feasible = np.empty((instance.n_tiers, *need.shape), bool)
-    for k in range(instance.n_tiers):
+    for k in deadline.each(range(instance.n_tiers)):
         capacity = instance.node_bytes[instance.nodes_of(k)].max() * (1 + slack)
         feasible[k] = (need <= capacity) & _keeps_rules(instance, k)
     return feasible
 
 
-def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
+def stage_table(
+    instance: Instance, rule: StageRule | None = None, deadline: Deadline = NEVER
+) -> Array:
     """Return the seconds of stage i:j on tier k, without links.
 
     Parameters
     ----------
     rule : StageRule, optional
         Default: the stage rule of the instance.
+    deadline : Deadline
+        OutOfTime is raised once it has passed.
 
     Returns
     -------
@@ -133,7 +138,7 @@ def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
     need = _need_bytes(instance)
     slack = evaluation.memory_slack(instance)
     table = np.full((instance.n_tiers, n_cuts, n_cuts), np.inf)
-    for k in range(instance.n_tiers):
+    for k in deadline.each(range(instance.n_tiers)):
         nodes = instance.nodes_of(k)
         capacity = instance.node_bytes[nodes]
         sums = prefix_s[instance.node_class[nodes]]
