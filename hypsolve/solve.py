@@ -158,8 +158,8 @@ def solve(
     """Solve an instance with a method, and certify the solution.
 
     The run of the method is timed, after its kernels are compiled and its solver is imported.
-    Its solution is then scored by `hypsolve.evaluate` and checked by `hypsolve.check`, whatever the method claims.
-    Infeasibility is reported as a result, not raised as an error.
+    Its solution is then scored by `hypsolve.evaluate` and checked by `hypsolve.check`, whatever
+    the method claims. Infeasibility is reported as a result, not raised as an error.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ from hypsolve.solvers.partition.stage_tables import (
     node_groups,
     prefix_bytes,
     prefix_seconds,
-    stage_table,
+    stage_tables,
 )
 
 # The constants below keep bounds valid in floating-point solvers; they are not options.
@@ -77,6 +77,8 @@ def partition_arcs(instance: Instance, method: str, deadline: Deadline = NEVER) 
     ------
     ValueError
         If the objective is a property of the schedule.
+    OutOfTime
+        If the deadline passes.
     """
     objective = instance.objective
     if objective.is_scheduled:
@@ -87,9 +89,11 @@ def partition_arcs(instance: Instance, method: str, deadline: Deadline = NEVER) 
     if objective is Objective.P0:
         return _node_arcs(instance, deadline)
     rule = StageRule.FASTEST if objective is Objective.PATH else instance.stage_rule
-    stage_s = stage_table(instance, rule, deadline)
-    tier, first, end = np.nonzero(np.isfinite(stage_s))
-    cost_s = stage_s[tier, first, end]
+    parts = []
+    for k, stage_s in enumerate(deadline.each(stage_tables(instance, rule))):
+        first, end = np.nonzero(np.isfinite(stage_s))
+        parts.append((np.full(len(first), k), first, end, stage_s[first, end]))
+    tier, first, end, cost_s = (np.concatenate(each) for each in zip(*parts, strict=True))
     if objective is Objective.PATH:
         cost_s = cost_s + _outgoing_s(instance.reference_transfer_s)[tier, end]
         return Arcs(tier, first, end, tier, np.zeros(len(tier)), cost_s)

@@ -133,6 +133,7 @@ def build(instance: Instance, deadline: Deadline = NEVER) -> PartitionCp:
     if math.isfinite(size_s):  # else there is no path, whatever the arcs cost
         tick_s = 2.0 ** math.floor(math.log2(max(size_s, 2.0**-1000)))
     worst, added = (floor_ticks(c, tick_s).tolist() for c in (arcs.worst_s, arcs.added_s))
+    deadline.require()
     model = cp_model.CpModel()
     model.name = f"partition_{instance.objective}"
     use = [model.new_bool_var(f"use_{arcs.label(a)}") for a in deadline.each(range(len(arcs)))]

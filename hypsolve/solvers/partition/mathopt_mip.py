@@ -122,6 +122,7 @@ def build(instance: Instance, deadline: Deadline = NEVER) -> PartitionMip:
     mathopt = load_backend(METHOD, "ortools.math_opt.python.mathopt", PACKAGE)
     arcs, limits = usable_arcs(instance, METHOD, deadline)
     worst, added, unit_s = scale_costs(arcs, limits, instance.n_tiers)
+    deadline.require()
     model = mathopt.Model(name=f"partition_{instance.objective}")
     use = [
         model.add_binary_variable(name=f"use_{arcs.label(a)}")

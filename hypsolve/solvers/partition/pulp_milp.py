@@ -168,6 +168,7 @@ def build(
     pulp = load_backend(method, "pulp", "pulp>=3.3,<4")
     arcs, limits = usable_arcs(instance, method, deadline)
     worst, added, unit_s = scale_costs(arcs, limits, instance.n_tiers)
+    deadline.require()
     problem = pulp.LpProblem(f"partition_{instance.objective}")
     use = [
         problem.add_variable(f"use_{arcs.label(a)}", cat="Binary")

@@ -5,6 +5,7 @@ blocks i..j - 1.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -114,17 +115,13 @@ def feasible_stages(instance: Instance, deadline: Deadline = NEVER) -> NDArray[n
     return feasible
 
 
-def stage_table(
-    instance: Instance, rule: StageRule | None = None, deadline: Deadline = NEVER
-) -> Array:
+def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
     """Return the seconds of stage i:j on tier k, without links.
 
     Parameters
     ----------
     rule : StageRule, optional
         Default: the stage rule of the instance.
-    deadline : Deadline
-        OutOfTime is raised once it has passed.
 
     Returns
     -------
@@ -132,13 +129,20 @@ def stage_table(
         inf if j < i, if the blocks do not fit, or if a rule of the instance (on empty stages,
         minimum and maximum numbers of blocks, pinned blocks) forbids the stage.
     """
-    rule = instance.stage_rule if rule is None else rule
     n_cuts = instance.n_blocks + 1
+    table = np.empty((instance.n_tiers, n_cuts, n_cuts))
+    for k, stage in enumerate(stage_tables(instance, rule)):
+        table[k] = stage
+    return table
+
+
+def stage_tables(instance: Instance, rule: StageRule | None = None) -> Iterator[Array]:
+    """Yield the rows of `stage_table`, tier by tier, each of shape (n_cuts, n_cuts)."""
+    rule = instance.stage_rule if rule is None else rule
     prefix_s = prefix_seconds(instance)
     need = _need_bytes(instance)
     slack = evaluation.memory_slack(instance)
-    table = np.full((instance.n_tiers, n_cuts, n_cuts), np.inf)
-    for k in deadline.each(range(instance.n_tiers)):
+    for k in range(instance.n_tiers):
         nodes = instance.nodes_of(k)
         capacity = instance.node_bytes[nodes]
         sums = prefix_s[instance.node_class[nodes]]
@@ -152,8 +156,7 @@ def stage_table(
             with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
                 stage = 1 / np.where(holds, 1 / times, 0.0).sum(axis=0)
         np.fill_diagonal(stage, 0.0)
-        table[k] = np.where(_keeps_rules(instance, k), stage, np.inf)
-    return table
+        yield np.where(_keeps_rules(instance, k), stage, np.inf)
 
 
 def _need_bytes(instance: Instance) -> Array:
