@@ -171,9 +171,9 @@ def solve(
         ``Method(function, "partition")``.
     time_limit_s : float
         Time limit of the method in seconds, with warm start, model and search. It is kept to
-        within 1 s or 10 %, whichever is more. The methods that take polynomial time do not look
-        at the clock; the slowest, ``deepspeed_balanced`` and ``pipedream``, take about 2 s for
-        2,000 blocks on 30 tiers.
+        within 1 s or 10 %, whichever is more; `joint_milp` states an exception. The methods
+        that take polynomial time do not look at the clock; the slowest, ``deepspeed_balanced``
+        and ``pipedream``, take about 2 s for 2,000 blocks on 30 tiers.
     seed : int
     **options
         Options of the method; see ``help(METHODS[name].function)``. A method that decides the

@@ -14,7 +14,17 @@ SLICE_S = 0.1  # aimed time of a kernel call, after which the deadline is looked
 
 
 class OutOfTime(Exception):
-    """The deadline has passed before a model was built; its solver is not started."""
+    """The deadline has passed before a model was built; its solver is not started.
+
+    Attributes
+    ----------
+    min_s : float
+        Lower bound on the objective that was known by then, in seconds.
+    """
+
+    def __init__(self, min_s: float = 0.0) -> None:
+        super().__init__("the time limit has passed")
+        self.min_s = min_s
 
 
 def now() -> float:
@@ -35,6 +45,8 @@ class Deadline:
     limit_s : float
     at_s : float
         The time of `now` at which the limit ends.
+    min_s : float
+        Lower bound on the objective that OutOfTime hands on, in seconds; 0 at first.
 
     Examples
     --------
@@ -48,6 +60,7 @@ class Deadline:
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
         self.at_s = now() + limit_s
+        self.min_s = 0.0
 
     def left_s(self) -> float:
         """Return the seconds that are left; 0 once the deadline has passed."""
@@ -64,7 +77,13 @@ class Deadline:
     def require(self, needed_s: float = 0.0) -> None:
         """Raise OutOfTime unless more than `needed_s` seconds are left."""
         if now() + needed_s >= self.at_s:
-            raise OutOfTime
+            raise OutOfTime(self.min_s)
+
+    def extended(self, more_s: float) -> "Deadline":
+        """Return a deadline that is later, for what an answer needs in any case."""
+        later = Deadline(self.limit_s + more_s)
+        later.at_s = self.at_s + more_s
+        return later
 
     def each(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items; raise OutOfTime before the first one after the deadline."""

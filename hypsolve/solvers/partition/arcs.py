@@ -27,6 +27,7 @@ from hypsolve.solvers.partition.stage_tables import (
 # The constants below keep bounds valid in floating-point solvers; they are not options.
 MIP_ERROR = 1e-7  # relative error of a bound that the tolerances of a MIP solver may cause
 MIP_SCALE = 1000.0  # order of magnitude of the objective in the units of a MIP
+TABLE_S = 0.4  # arcs may be tabulated so long after the deadline: they give a bound
 MIP_STEP = 2.0**-20  # costs are rounded down to multiples of it: solvers fail on tiny costs
 
 
@@ -152,6 +153,7 @@ def usable_arcs(
     An arc that by itself costs more than this path is on no optimal path. Without such arcs,
     costs span a range that the tolerances of a solver can resolve.
     """
+    deadline = deadline.extended(TABLE_S)
     arcs = partition_arcs(instance, method, deadline)
     n_tiers = instance.n_tiers
     cost_s = arcs.worst_s + arcs.added_s

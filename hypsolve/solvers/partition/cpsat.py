@@ -12,7 +12,7 @@ from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.solution import Outcome, Partition
 from hypsolve.solvers.backends.cpsat import PACKAGE, floor_ticks, new_solver, run, size, stopped
 from hypsolve.solvers.backends.loading import load_backend
-from hypsolve.solvers.clock import NEVER, Deadline, OutOfTime
+from hypsolve.solvers.clock import Deadline, OutOfTime
 from hypsolve.solvers.outcomes import (
     OnImprove,
     WarmStart,
@@ -88,8 +88,8 @@ def partition_cpsat(
     started_s = deadline.spent_s()
     try:
         formulation = build(instance, deadline)
-    except OutOfTime:
-        return without_model(instance, warm, "CP-SAT")
+    except OutOfTime as late:
+        return without_model(instance, warm, "CP-SAT", late.min_s)
     model, use, arcs, tick_s, limits = formulation
     if warm is not None:
         _add_hint(formulation, warm)
@@ -124,15 +124,17 @@ def partition_cpsat(
     )
 
 
-def build(instance: Instance, deadline: Deadline = NEVER) -> PartitionCp:
+def build(instance: Instance, deadline: Deadline | None = None) -> PartitionCp:
     """Build the constraint program of an instance; OutOfTime once the deadline has passed."""
     cp_model = load_backend(METHOD, "ortools.sat.python.cp_model", PACKAGE)
+    deadline = deadline or Deadline(math.inf)
     arcs, limits = usable_arcs(instance, METHOD, deadline)
     n_tiers = instance.n_tiers
     size_s, tick_s = limits.upper_s / n_tiers * RESOLUTION / (n_tiers + 1), math.inf
     if math.isfinite(size_s):  # else there is no path, whatever the arcs cost
         tick_s = 2.0 ** math.floor(math.log2(max(size_s, 2.0**-1000)))
     worst, added = (floor_ticks(c, tick_s).tolist() for c in (arcs.worst_s, arcs.added_s))
+    deadline.min_s = limits.min_s
     deadline.require()
     model = cp_model.CpModel()
     model.name = f"partition_{instance.objective}"

@@ -4,6 +4,7 @@ MathOpt also offers HiGHS, which `partition_highs` runs through `highspy`.
 """
 
 import datetime
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.solution import Outcome
 from hypsolve.solvers.backends.loading import interruptible, load_backend
-from hypsolve.solvers.clock import NEVER, Deadline, OutOfTime
+from hypsolve.solvers.clock import Deadline, OutOfTime
 from hypsolve.solvers.outcomes import to_outcome, without_model
 from hypsolve.solvers.partition.arcs import (
     Arcs,
@@ -69,8 +70,8 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
     deadline = Deadline(time_limit_s)
     try:
         model, use, arcs, unit_s, limits = build(instance, deadline)
-    except OutOfTime:
-        return without_model(instance, None, "SCIP")
+    except OutOfTime as late:
+        return without_model(instance, None, "SCIP", late.min_s)
     build_s = deadline.spent_s()
     parameters = mathopt.SolveParameters(
         time_limit=datetime.timedelta(seconds=max(deadline.left_s(), 1e-6)),
@@ -117,11 +118,13 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
     )
 
 
-def build(instance: Instance, deadline: Deadline = NEVER) -> PartitionMip:
+def build(instance: Instance, deadline: Deadline | None = None) -> PartitionMip:
     """Build the MIP of an instance; OutOfTime once the deadline has passed."""
     mathopt = load_backend(METHOD, "ortools.math_opt.python.mathopt", PACKAGE)
+    deadline = deadline or Deadline(math.inf)
     arcs, limits = usable_arcs(instance, METHOD, deadline)
     worst, added, unit_s = scale_costs(arcs, limits, instance.n_tiers)
+    deadline.min_s = limits.min_s
     deadline.require()
     model = mathopt.Model(name=f"partition_{instance.objective}")
     use = [

@@ -1,5 +1,6 @@
 """The partition problem as a MILP in PuLP, solved by HiGHS or CBC."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.solution import Outcome, Partition
 from hypsolve.solvers.backends.loading import load_backend
 from hypsolve.solvers.backends.pulp import SOLVERS, size, solve_pulp
-from hypsolve.solvers.clock import NEVER, Deadline, OutOfTime
+from hypsolve.solvers.clock import Deadline, OutOfTime
 from hypsolve.solvers.outcomes import (
     OnImprove,
     WarmStart,
@@ -111,8 +112,8 @@ def _partition(
     started_s = deadline.spent_s()
     try:
         model = build(instance, method, deadline)
-    except OutOfTime:
-        return without_model(instance, warm, SOLVERS[backend])
+    except OutOfTime as late:
+        return without_model(instance, warm, SOLVERS[backend], late.min_s)
     hinted = warm is not None and _add_hint(model, warm)
     build_s = deadline.spent_s() - started_s
 
@@ -156,7 +157,7 @@ def _partition(
 
 
 def build(
-    instance: Instance, method: str = "partition_highs", deadline: Deadline = NEVER
+    instance: Instance, method: str = "partition_highs", deadline: Deadline | None = None
 ) -> PartitionMilp:
     """Build the MILP of an instance; `method` is named in errors.
 
@@ -166,8 +167,10 @@ def build(
         If the deadline passes.
     """
     pulp = load_backend(method, "pulp", "pulp>=3.3,<4")
+    deadline = deadline or Deadline(math.inf)
     arcs, limits = usable_arcs(instance, method, deadline)
     worst, added, unit_s = scale_costs(arcs, limits, instance.n_tiers)
+    deadline.min_s = limits.min_s
     deadline.require()
     problem = pulp.LpProblem(f"partition_{instance.objective}")
     use = [
