@@ -150,7 +150,7 @@ def test_partitions_are_counted_beyond_64_bits():
         [[[1.0] * n_blocks]], [0] * n_blocks, [[(0, 0)]] * n_tiers, objective="makespan"
     )
     tables = joint_tables(instance, "joint_exact")
-    low = tuple(range(n_tiers)) + (n_blocks,)
+    low = (*range(n_tiers), n_blocks)
     high = (0, *range(n_blocks - n_tiers + 1, n_blocks), n_blocks)
     every = PartitionCounter(tables).count(PartitionBox(low, high))
     assert every == math.comb(n_blocks - 1, n_tiers - 1) > 2**63

@@ -108,7 +108,8 @@ def joint_cpsat(
     try:
         formulation = build(instance, warm, deadline)
     except OutOfTime:
-        return without_model(instance, warm, "CP-SAT", min_s)
+        build_s = deadline.spent_s() - started_s
+        return without_model(instance, warm, "CP-SAT", min_s, build_s)
     if warm is not None and is_tabulated(formulation.tables, warm):
         _add_hint(formulation, warm)
     build_s = deadline.spent_s() - started_s

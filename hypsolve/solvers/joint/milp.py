@@ -115,7 +115,8 @@ def joint_milp(
     try:
         formulation = build(instance, warm, deadline)
     except OutOfTime:
-        return without_model(instance, warm, SOLVERS[backend], min_s)
+        build_s = deadline.spent_s() - started_s
+        return without_model(instance, warm, SOLVERS[backend], min_s, build_s)
     hinted = warm is not None and is_tabulated(formulation.tables, warm)
     if warm is not None and hinted:
         _add_hint(formulation, warm)

@@ -89,7 +89,8 @@ def partition_cpsat(
     try:
         formulation = build(instance, deadline)
     except OutOfTime as late:
-        return without_model(instance, warm, "CP-SAT", late.min_s)
+        build_s = deadline.spent_s() - started_s
+        return without_model(instance, warm, "CP-SAT", late.min_s, build_s)
     model, use, arcs, tick_s, limits = formulation
     if warm is not None:
         _add_hint(formulation, warm)

@@ -71,7 +71,8 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
     try:
         model, use, arcs, unit_s, limits = build(instance, deadline)
     except OutOfTime as late:
-        return without_model(instance, None, "SCIP", late.min_s)
+        build_s = deadline.spent_s()
+        return without_model(instance, None, "SCIP", late.min_s, build_s)
     build_s = deadline.spent_s()
     parameters = mathopt.SolveParameters(
         time_limit=datetime.timedelta(seconds=max(deadline.left_s(), 1e-6)),

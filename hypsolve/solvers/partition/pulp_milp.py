@@ -113,7 +113,8 @@ def _partition(
     try:
         model = build(instance, method, deadline)
     except OutOfTime as late:
-        return without_model(instance, warm, SOLVERS[backend], late.min_s)
+        build_s = deadline.spent_s() - started_s
+        return without_model(instance, warm, SOLVERS[backend], late.min_s, build_s)
     hinted = warm is not None and _add_hint(model, warm)
     build_s = deadline.spent_s() - started_s
 
