@@ -45,7 +45,8 @@ MAY_IMPORT = {
     ),
     "hypsolve.solvers.joint": (
         "hypsolve.problem", "hypsolve.kernels", "hypsolve.dispatch",
-        "hypsolve.solvers.backends", "hypsolve.solvers.clock", "hypsolve.solvers.outcomes", "hypsolve.solvers.partition",
+        "hypsolve.solvers.backends", "hypsolve.solvers.clock", "hypsolve.solvers.outcomes",
+        "hypsolve.solvers.partition",
     ),
     "hypsolve.solvers.write_formulation": ("hypsolve.problem", "hypsolve.solvers"),
     "hypsolve.solve": (
