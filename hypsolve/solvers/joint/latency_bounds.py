@@ -351,7 +351,7 @@ class _WindowedAscent:
                 max(1, int(MAX_FIT_S / self.evaluation_s)),
             )
             evaluations -= n_now
-            is_done = False
+            bound, is_done = state.progress[0], False
             while n_now > 0 and not is_done:
                 n_call = self.pace.units(n_now)
                 bound, is_done = kernels.ascend_in_windows(
