@@ -20,7 +20,9 @@ PARTITION = ("partition_highs", "partition_cbc", "partition_cpsat", "partition_s
 JOINT = {
     "highs": ("joint_milp", {"backend": "highs"}),
     "cbc": ("joint_milp", {"backend": "cbc"}),
-    "cpsat": ("joint_cpsat", {}),
+    # With a hint, CP-SAT 9.15 on one worker does not end in 60 s on seeds 105 (limits, mean
+    # latency) and 147 (plain, makespan): its bound holds, but the optimum is not found.
+    "cpsat": ("joint_cpsat", {"warm_start": False}),
 }
 RULES = ("plain", "empty", "pins", "limits", "unequal")
 
