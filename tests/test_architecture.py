@@ -38,15 +38,17 @@ MAY_IMPORT = {
         "hypsolve.problem", "hypsolve.kernels", "hypsolve.catalog", "hypsolve.dispatch",
     ),
     "hypsolve.verify": ("hypsolve.problem", "hypsolve.formats"),
-    "hypsolve.solvers.backends": ("hypsolve.problem",),
+    "hypsolve.solvers.clock": (),
+    "hypsolve.solvers.backends": ("hypsolve.problem", "hypsolve.solvers.clock"),
     "hypsolve.solvers.outcomes": ("hypsolve.problem",),
     "hypsolve.solvers.partition": (
         "hypsolve.problem", "hypsolve.kernels",
-        "hypsolve.solvers.backends", "hypsolve.solvers.outcomes",
+        "hypsolve.solvers.backends", "hypsolve.solvers.clock", "hypsolve.solvers.outcomes",
     ),
     "hypsolve.solvers.joint": (
         "hypsolve.problem", "hypsolve.kernels", "hypsolve.dispatch",
-        "hypsolve.solvers.backends", "hypsolve.solvers.outcomes", "hypsolve.solvers.partition",
+        "hypsolve.solvers.backends", "hypsolve.solvers.clock", "hypsolve.solvers.outcomes",
+        "hypsolve.solvers.partition",
     ),
     "hypsolve.solvers.write_formulation": ("hypsolve.problem", "hypsolve.solvers"),
     "hypsolve.solve": (

@@ -205,7 +205,7 @@ def to_instance(
         Nodes with equal GPU profiles share a class. Blocks are stored by kind, so that a
         million requests fit in memory. If the first tier may be empty, the transfers at cut 0,
         which empty leading tiers pay, hold the ids of the prompt and one round trip. Otherwise
-        nothing reads them.
+        nothing reads them, and `Instance.replace` cannot allow an empty first tier.
 
     Raises
     ------
@@ -276,6 +276,8 @@ def to_instance(
         tied_bytes=float(model.tied_bytes),
         transfer_kind_s=transfer_s,
         occupancy_kind_s=occupancy_s,
+        # they are equal if one token is made, for then a request crosses each link once
+        empty_first_tier=may_lead_empty or not links or bool((output == 1).all()),
         cut_kind=np.array([*(sent_kinds.index(s) for s in sent), len(sent_kinds)]),
         tiers=[
             [(gpus.index(n.gpu), deployment.usable_bytes(n)) for n in tier.nodes]

@@ -73,6 +73,10 @@ class Instance:
     min_blocks_given, max_blocks : ndarray of int, shape (n_tiers,)
         Limits on the number of blocks of each stage, as given. The effective lower limit,
         `min_blocks`, is at least 1 unless `allow_empty`.
+    empty_first_tier : bool
+        Whether the transfers at cut 0 are those that an empty first tier pays. False if
+        `hypsolve.to_instance` compiled them without one; then `replace` allows none. Not part
+        of the digest.
     objective, stage_rule, allow_empty, overlap, link_cost
         As in `from_tables`.
     name, extrapolated, tier_names, node_names, class_names
@@ -111,9 +115,22 @@ class Instance:
                 f" got {self.links.cut_kind.shape}"
             )
         self.limits.check(n_tiers, n_blocks)
+        self._check_first_tier()
         self._check_rows()
         names = self.names.for_sizes(n_tiers, n_nodes, n_classes)
         object.__setattr__(self, "names", names)
+
+    def _check_first_tier(self) -> None:
+        """Refuse an empty first tier if the transfers at cut 0 were compiled without one."""
+        may_be_empty = self.rules.allow_empty and self.limits.min_blocks_given[0] == 0
+        if may_be_empty and not self.links.empty_first_tier:
+            raise ValueError(
+                "instance: allow_empty must be False or min_blocks[0] at least 1, for the"
+                " transfers behind an empty first tier were not compiled, got"
+                f" allow_empty={self.rules.allow_empty} and"
+                f" min_blocks[0]={self.limits.min_blocks_given[0]}; compile the deployment"
+                " again: hypsolve.to_instance(deployment, allow_empty=True, ...)"
+            )
 
     def _check_rows(self) -> None:
         n_requests = len(set_reals(self, "arrival_s", (None,)))
@@ -235,6 +252,11 @@ class Instance:
     def cut_kind(self) -> IntArray:
         """Kind of each cut, shape (n_blocks + 1,)."""
         return self.links.cut_kind
+
+    @property
+    def empty_first_tier(self) -> bool:
+        """Whether the transfers at cut 0 are those that an empty first tier pays."""
+        return self.links.empty_first_tier
 
     @property
     def node_tier(self) -> IntArray:
@@ -411,12 +433,13 @@ class Instance:
         TypeError
             For an unknown field; the message suggests the likeliest name.
         ValueError
-            If the new instance breaks a rule.
+            If the new instance breaks a rule. An instance that `hypsolve.to_instance` has
+            compiled without an empty first tier cannot get one: its transfers at cut 0 would
+            charge the network for every token. Compile it again with ``allow_empty=True``.
 
         Notes
         -----
-        Transfers stay as they are. Those of a deployment depend on `allow_empty`: to change it,
-        call `hypsolve.to_instance` again.
+        Transfers stay as they are, and those of tables are taken as given.
 
         Examples
         --------
@@ -620,6 +643,7 @@ class Instance:
         reference_kind_s: ArrayLike | None = None,
         reference_transfer_kind_s: ArrayLike | None = None,
         reference_occupancy_kind_s: ArrayLike | None = None,
+        empty_first_tier: bool = True,
         objective: Objective | str = Objective.BOTTLENECK,
         stage_rule: StageRule | str = StageRule.POOLED,
         allow_empty: bool = False,
@@ -639,7 +663,8 @@ class Instance:
 
         Parameters are as in `from_tables`; the names of parts are also given. Kinds are
         numbered in order of appearance, equal kinds are merged, and a table of equal rows keeps
-        one row. Equal problems therefore have equal arrays.
+        one row. Equal problems therefore have equal arrays. If `empty_first_tier` is False, the
+        transfers at cut 0 are not those of an empty first tier, and none is allowed.
         """
         n_tiers = instance_tables.count_tiers(tiers)
         kind_s = valid.reals("instance", "block_s", kind_s, (None, None, None))
@@ -695,6 +720,7 @@ class Instance:
                 ..., cuts
             ],
             cut_kind=cut_kind,
+            empty_first_tier=empty_first_tier,
             node_tier=node_tier,
             node_class=node_class,
             node_bytes=node_bytes,

@@ -116,13 +116,18 @@ class NodeTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LinkTimes:
-    """Transfers between the tiers, by kind of cut; see `Instance`."""
+    """Transfers between the tiers, by kind of cut; see `Instance`.
+
+    `empty_first_tier` says whether the transfers at cut 0 are those that an empty first tier
+    pays. It is not part of the digest: without empty tiers, nothing reads these transfers.
+    """
 
     transfer_kind_s: Array
     occupancy_kind_s: Array
     reference_transfer_kind_s: Array
     reference_occupancy_kind_s: Array
     cut_kind: IntArray
+    empty_first_tier: bool = True
 
     def __post_init__(self) -> None:
         transfer_s = set_reals(self, "transfer_kind_s", (None, None, None))
@@ -131,6 +136,7 @@ class LinkTimes:
         set_reals(self, "reference_transfer_kind_s", (n_links, n_kinds))
         set_reals(self, "reference_occupancy_kind_s", (n_links, n_kinds))
         set_indices(self, "cut_kind", (None,), n_kinds)
+        valid.flag("instance", "empty_first_tier", self.empty_first_tier)
         instance_tables.one_length(transfer_s=transfer_s, occupancy_s=occupancy_s)
         if transfer_s.size:
             instance_tables.check_occupancy(transfer_s, occupancy_s)

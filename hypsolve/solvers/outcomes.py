@@ -144,6 +144,17 @@ def to_outcome(
     )
 
 
+def without_model(
+    instance: Instance, warm: Partition | None, solver: str, min_s: float, build_s: float
+) -> Outcome:
+    """Return the outcome of a partition method whose deadline passed before its model stood."""
+    return to_outcome(
+        instance, warm, solver=solver,
+        stopped="at the time limit, before its model was built",
+        bound_s=0.0, min_s=min_s, statistics={"build_s": build_s},
+    )  # fmt: skip
+
+
 def cheaper_partition(
     instance: Instance, found: Partition | None, warm: Partition | None
 ) -> Partition | None:

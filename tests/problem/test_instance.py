@@ -382,3 +382,56 @@ def test_an_instance_shows_its_tiers_in_a_notebook():
     assert "&lt;lab&gt; &amp; co" in html and "<lab>" not in html
     for text in ("1 request, 3 blocks, 2 tiers, 2 nodes", "tier-1", "class-1", "9 bytes"):
         assert text in html
+
+
+def two_tiers(output_tokens):
+    """Deployment of three blocks on two tiers behind a link with latency."""
+    gpu = GpuProfile(name="g", t0_s=1e-4, flops_per_s=1e12, bytes_per_s=1e11, memory_bytes=1e9)
+    block = dict(
+        kind="layer", weight_bytes=10**6, flops_per_token=1e6,
+        output_bytes_per_token=1000,
+    )  # fmt: skip
+    link = Link(bytes_per_s=1e8, latency_s=0.01)
+    network = Network(
+        name="n",
+        tiers=(
+            Tier(name="edge", nodes=(Node(name="a", gpu=gpu),), link=link),
+            Tier(name="cloud", nodes=(Node(name="b", gpu=gpu),)),
+        ),
+    )
+    n = len(output_tokens)
+    return Deployment(
+        model=Model(name="m", blocks=tuple(Block(**block) for _ in range(3))),
+        network=network,
+        requests=Requests([0.0] * n, [8] * n, output_tokens),
+    )
+
+
+@pytest.mark.parametrize("first", [{}, {"allow_empty": True, "min_blocks": [1, 0]}])
+def test_an_empty_first_tier_that_was_not_compiled_is_refused(first):
+    """`replace` kept transfers that charged an empty edge the WAN for every token."""
+    compiled = to_instance(two_tiers([100]), objective="path", **first)
+    with pytest.raises(ValueError, match=r"to_instance\(deployment, allow_empty=True"):
+        compiled.replace(allow_empty=True, min_blocks=[0, 0])
+    anew = to_instance(two_tiers([100]), objective="path", allow_empty=True)
+    assert anew.replace(allow_empty=False).replace(allow_empty=True) == anew
+    assert anew.reference_transfer_s[0, 0] < compiled.reference_transfer_s[0, 0] / 50
+    kept = compiled.replace(allow_empty=True, min_blocks=[1, 0])  # the last tier alone
+    assert check(kept, Partition((0, 3, 3))) == []
+
+
+def test_an_empty_first_tier_is_allowed_where_it_costs_what_was_compiled():
+    """One token crosses each link once, in both compilations; a single tier has no link."""
+    compiled = to_instance(two_tiers([1, 1]), objective="path")
+    anew = to_instance(two_tiers([1, 1]), objective="path", allow_empty=True)
+    assert compiled.replace(allow_empty=True) == anew
+    tables = Instance.from_tables(**BASE)
+    assert tables.replace(allow_empty=True) == Instance.from_tables(**BASE, allow_empty=True)
+
+
+def test_what_a_first_tier_was_compiled_for_is_not_in_the_digest():
+    compiled = to_instance(two_tiers([100]))
+    assert not compiled.empty_first_tier
+    assert compiled.replace(empty_first_tier=True).digest() == compiled.digest()
+    with pytest.raises(TypeError, match="empty_first_tier"):
+        compiled.replace(empty_first_tier="no")

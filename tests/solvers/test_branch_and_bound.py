@@ -17,8 +17,8 @@ from hypsolve.solvers.joint.joint_exact_params import JointExactParams
 from hypsolve.solvers.joint.lagrangian_bound import Multipliers, to_ticks
 from hypsolve.solvers.joint.partition_boxes import (
     PartitionBox,
+    PartitionCounter,
     all_partitions,
-    count_partitions,
     relax,
 )
 from hypsolve.solvers.joint.tables import joint_tables
@@ -291,8 +291,8 @@ def test_partitions_are_counted(instance):
     cuts = ((0, *each, instance.n_blocks) for each in inner)
     legal = sum(not check(instance, Partition(each)) for each in cuts)
     parts = [box] if box.is_single else list(box.branch())
-    assert sum(count_partitions(tables, part) for part in parts) == legal
-    assert count_partitions(tables, box) == legal
+    assert sum(PartitionCounter(tables).count(part) for part in parts) == legal
+    assert PartitionCounter(tables).count(box) == legal
 
 
 @pytest.mark.parametrize("objective", ["mean_latency", "makespan"])

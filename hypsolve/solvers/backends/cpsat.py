@@ -1,6 +1,5 @@
 """Run OR-Tools' CP-SAT."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import IntArray
 from hypsolve.problem.evaluation import RELATIVE_ERROR
 from hypsolve.solvers.backends.loading import interruptible, load_backend
+from hypsolve.solvers.clock import Deadline
 
 PACKAGE = "ortools>=9.15"
 MAX_WORKERS = 10_000  # limit of CP-SAT
@@ -35,12 +35,14 @@ def new_solver(method: str, seed: int, workers: int) -> Any:
 
 
 def run(
-    solver: Any, model: Any, time_limit_s: float, report: Callable[[Any], None] | None
+    solver: Any, model: Any, deadline: Deadline, report: Callable[[Any], None] | None
 ) -> tuple[Any, float]:
     """Solve a model.
 
     Parameters
     ----------
+    deadline : Deadline
+        CP-SAT is given the time that is left.
     report : callable, optional
         Called for each improving solution with the callback object that holds its values.
 
@@ -56,13 +58,13 @@ def run(
             assert report is not None
             report(self)
 
-    solver.parameters.max_time_in_seconds = max(time_limit_s, 0.0)
+    solver.parameters.max_time_in_seconds = deadline.left_s()
     solver.parameters.catch_sigint_signal = False  # else Ctrl-C looks like the time limit
-    started = time.perf_counter()
+    started_s = deadline.spent_s()
     code = interruptible(
         lambda: solver.solve(model, None if report is None else Report()), solver.stop_search
     )
-    return code, max(0.0, time.perf_counter() - started - solver.wall_time)
+    return code, max(0.0, deadline.spent_s() - started_s - solver.wall_time)
 
 
 def stopped(solver: Any, code: Any) -> str:

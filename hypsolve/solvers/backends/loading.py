@@ -1,5 +1,6 @@
 """Import a solver when it is needed, and run it so that Ctrl-C stops it."""
 
+import contextlib
 import importlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,13 @@ def load_backend(method: str, module: str, package: str) -> Any:
             f"method {method!r} needs the package {package!r}, which cannot be imported"
             f" ({error}); pip install '{package}'"
         ) from error
+
+
+def preload(*modules: str) -> None:
+    """Import modules of solvers before a clock starts; `load_backend` reports missing ones."""
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
 
 
 def interruptible(solve: Callable[[], Any], stop: Callable[[], Any]) -> Any:

@@ -2,8 +2,8 @@
 
 import math
 import re
+import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 
 from hypsolve.problem.arrays import Array
 from hypsolve.solvers.backends.loading import interruptible, load_backend
+from hypsolve.solvers.clock import Deadline, OutOfTime
 
 # Labels in the final report of the log of CBC.
 LOWER_BOUND = r"^Lower bound:"
@@ -20,6 +21,9 @@ SOLVERS = {"highs": "HiGHS", "cbc": "CBC"}
 # A rule of the presolve of HiGHS, by its bit in the option `presolve_rule_off`. In version 1.16
 # probing cuts off the optima of 9 in 600 joint models of 2 to 4 requests on two nodes.
 PROBING = 1 << 15
+AT_THE_LIMIT = "at the time limit"
+KILL_S = 0.3  # CBC is killed if it runs over its time limit by more, as its preprocessing does
+WRITING_RATIO = 1.5  # about the time that PuLP takes to write a model, over that to build it
 
 
 class Answer(NamedTuple):
@@ -42,9 +46,10 @@ def solve_pulp(
     problem: Any,
     backend: str,
     method: str,
-    time_limit_s: float,
+    deadline: Deadline,
     seed: int,
     *,
+    built_s: float = 0.0,
     warm_start: bool = False,
     on_solution: Callable[[Any, float], None] | None = None,
 ) -> Answer:
@@ -56,6 +61,11 @@ def solve_pulp(
         ``highs`` or ``cbc``.
     method : str
         Named in errors.
+    deadline : Deadline
+        The solver is given the time that is left. If the model cannot be handed over before,
+        the solver is not started.
+    built_s : float
+        Seconds that building the problem took, from which the time to write it is estimated.
     warm_start : bool
         Start from the initial values of the variables.
     on_solution : callable, optional
@@ -78,31 +88,36 @@ def solve_pulp(
     presolves and restarts, but does not probe (`PROBING`). These settings are part of the
     proof, so they are not options.
     """
-    if backend == "highs":
-        return _solve_highs(problem, method, time_limit_s, seed, warm_start, on_solution)
-    return _solve_cbc(problem, method, time_limit_s, seed, warm_start)
+    started_s = deadline.spent_s()
+    try:
+        if backend == "highs":
+            return _solve_highs(problem, method, deadline, seed, warm_start, on_solution)
+        return _solve_cbc(problem, method, deadline, seed, warm_start, built_s)
+    except OutOfTime:
+        copy_s = deadline.spent_s() - started_s
+        return Answer(False, False, math.inf, -math.inf, AT_THE_LIMIT, copy_s)
 
 
 def _solve_highs(
     problem: Any,
     method: str,
-    time_limit_s: float,
+    deadline: Deadline,
     seed: int,
     warm_start: bool,
     on_solution: Callable[[Any, float], None] | None,
 ) -> Answer:
     """Pass the problem to HiGHS, run it, and store the solution in the variables."""
     highspy = load_backend(method, "highspy", "highspy>=1.16,<1.17")
-    started = time.perf_counter()
+    started_s = deadline.spent_s()
     highs = _silent_highs(highspy)
-    highs.passModel(_as_highs(problem, highspy))
+    highs.passModel(_as_highs(problem, highspy, deadline))
     if warm_start:
         start = highspy.HighsSolution()
         start.col_value = [variable.varValue or 0.0 for variable in problem.variables()]
         highs.setSolution(start)
-    build_s = time.perf_counter() - started
+    build_s = deadline.spent_s() - started_s
     options: dict[str, Any] = {
-        "time_limit": max(time_limit_s, 0.0),
+        "time_limit": deadline.left_s(),
         "threads": 1,
         "random_seed": seed % 2**31,
         "mip_rel_gap": 0.0,
@@ -133,7 +148,7 @@ def _solve_highs(
     if infeasible or status == states.kOptimal:
         stopped = ""
     elif status == states.kTimeLimit:
-        stopped = "at the time limit"
+        stopped = AT_THE_LIMIT
     else:
         stopped = f"with {highs.modelStatusToString(status)!r}"
     value = info.objective_function_value
@@ -154,13 +169,13 @@ def _silent_highs(highspy: Any) -> Any:
     return SilentHighs()
 
 
-def _as_highs(problem: Any, highspy: Any) -> Any:
+def _as_highs(problem: Any, highspy: Any, deadline: Deadline) -> Any:
     """Convert a problem to a HiGHS model at once; PuLP's interface adds it row by row."""
     variables = problem.variables()
     for column, variable in enumerate(variables):
         variable.index = column
     rows = problem.constraints()
-    entries = [[(v.index, c) for v, c in row.items() if c] for row in rows]
+    entries = [[(v.index, c) for v, c in row.items() if c] for row in deadline.each(rows)]
     model = highspy.HighsLp()
     model.num_col_, model.num_row_ = len(variables), len(rows)
     model.col_cost_ = np.array([problem.objective.get(v, 0.0) for v in variables], float)
@@ -176,6 +191,7 @@ def _as_highs(problem: Any, highspy: Any) -> Any:
     matrix.format_ = highspy.MatrixFormat.kRowwise
     matrix.num_col_, matrix.num_row_ = len(variables), len(rows)
     matrix.start_ = np.cumsum([0, *map(len, entries)], dtype=np.int32)
+    deadline.require()
     matrix.index_ = np.array([column for row in entries for column, _ in row], np.int32)
     matrix.value_ = np.array([value for row in entries for _, value in row], float)
     return model
@@ -187,55 +203,81 @@ def _limits(limits: Iterable[float | None], unlimited: float) -> Array:
 
 
 def _solve_cbc(
-    problem: Any, method: str, time_limit_s: float, seed: int, warm_start: bool
+    problem: Any, method: str, deadline: Deadline, seed: int, warm_start: bool, built_s: float
 ) -> Answer:
     """Run CBC on files in a temporary folder; read its bound from its log."""
     import pulp
 
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "cbc.log"
-        solver = pulp.COIN_CMD(
-            path=pulp.PULP_CBC_CMD.pulp_cbc_path,
-            msg=False,
-            timeLimit=max(time_limit_s, 0.01),
-            threads=1,
-            gapRel=0.0,
-            gapAbs=0.0,
-            logPath=str(log),
-            warmStart=warm_start,
-            options=[
-                "primalTolerance 1e-9",
-                "dualTolerance 1e-9",
-                "integerTolerance 1e-9",
-                "increment 1e-9",
-                f"randomCbcSeed {seed % 2**31}",
-            ],
+    solver = pulp.COIN_CMD(path=pulp.PULP_CBC_CMD.pulp_cbc_path)
+    if not solver.available():
+        raise ValueError(
+            f"method {method!r} needs the CBC that comes with PuLP, which cannot be run;"
+            " pip install 'pulp>=3.3,<4'"
         )
-        solver.tmpDir = folder
-        if not solver.available():
-            raise ValueError(
-                f"method {method!r} needs the CBC that comes with PuLP, which cannot be run;"
-                " pip install 'pulp>=3.3,<4'"
-            )
-        started = time.perf_counter()
-        try:
-            problem.solve(solver)
-        except pulp.PulpSolverError as error:
-            return Answer(False, False, math.inf, -math.inf, f"with an error: {error}", 0.0)
-        took_s = time.perf_counter() - started
-        text = log.read_text(errors="replace")
-    build_s = max(0.0, took_s - _logged(text, WALL_CLOCK, took_s))  # mostly for files
+    started_s = deadline.spent_s()
+    deadline.require(WRITING_RATIO * built_s)
+    with tempfile.TemporaryDirectory() as folder:
+        model, start, solution = (
+            str(Path(folder, f"cbc.{end}")) for end in ("mps", "mst", "sol")
+        )
+        variables, names, rows, _ = problem.writeMPS(model, rename=1)
+        command = [solver.path, model]
+        if warm_start:
+            solver.writesol(start, problem, variables, names, rows)
+            command += ["-mips", start]
+        limit_s = deadline.left_s()
+        command += [
+            *("-sec", f"{max(limit_s, 0.01)}", "-timeMode", "elapsed"),
+            *("-primalTolerance", "1e-9", "-dualTolerance", "1e-9"),
+            *("-integerTolerance", "1e-9", "-increment", "1e-9"),
+            *("-randomCbcSeed", f"{seed % 2**31}", "-ratio", "0.0", "-allow", "0.0"),
+            *("-threads", "1", "-solve", "-printingOptions", "all", "-solution", solution),
+        ]
+        run_s = deadline.spent_s()
+        log, failure = _run_command(command, Path(folder, "cbc.log"), limit_s + KILL_S)
+        took_s = deadline.spent_s() - run_s
+        build_s = run_s - started_s
+        if failure or not Path(solution).exists():
+            why = failure or "without a solution file"
+            return Answer(False, False, math.inf, -math.inf, why, build_s)
+        status, values, *_, sol_status = solver.readsol_MPS(
+            solution, problem, variables, names, rows
+        )
+    problem.assignVarsVals(values)
+    solver_s = _logged(log, WALL_CLOCK, took_s)
+    build_s += max(0.0, took_s - solver_s)  # the rest was mostly for reading the model
     value = problem.objective.value() or 0.0
     # if the limit expires during preprocessing, CBC may report a feasible problem as
     # infeasible, without mentioning the limit
-    timed_out = "on time" in text or took_s - build_s > 0.9 * time_limit_s
-    if problem.sol_status == pulp.LpSolutionOptimal:
+    timed_out = "on time" in log or solver_s > 0.9 * limit_s
+    if sol_status == pulp.LpSolutionOptimal:
         return Answer(True, False, value, value, "", build_s)
-    if problem.status == pulp.LpStatusInfeasible and not timed_out:
+    if status == pulp.LpStatusInfeasible and not timed_out:
         return Answer(False, True, math.inf, math.inf, "", build_s)
-    found = problem.sol_status == pulp.LpSolutionIntegerFeasible
-    bound = _logged(text, LOWER_BOUND, -math.inf) - 1e-3  # the log has three decimals
-    return Answer(found, False, value, bound, "at the time limit", build_s)
+    found = sol_status == pulp.LpSolutionIntegerFeasible
+    bound = _logged(log, LOWER_BOUND, -math.inf) - 1e-3  # the log has three decimals
+    return Answer(found, False, value, bound, AT_THE_LIMIT, build_s)
+
+
+def _run_command(command: list[str], log: Path, limit_s: float) -> tuple[str, str]:
+    """Run a program, and kill it at the limit; return its output, and why it failed."""
+    failure = ""
+    with log.open("wb") as file:
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                timeout=limit_s if math.isfinite(limit_s) else None,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            failure = AT_THE_LIMIT
+        else:
+            if done.returncode:
+                failure = f"with an error: {command[0]} returned {done.returncode}"
+    return log.read_text(errors="replace"), failure
 
 
 def _logged(log: str, label: str, absent: float) -> float:

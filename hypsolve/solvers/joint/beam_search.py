@@ -8,6 +8,7 @@ import numpy as np
 
 from hypsolve.problem.arrays import IntArray
 from hypsolve.problem.solution import Partition
+from hypsolve.solvers.clock import Pace
 from hypsolve.solvers.joint.decision import Decision
 from hypsolve.solvers.joint.lagrangian_bound import Multipliers, min_proof
 from hypsolve.solvers.joint.partition_boxes import BoxRelaxation
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from hypsolve.kernels.beam_search import Level
     from hypsolve.kernels.flow_shop import DeadlineFlowShop
 
-PARENTS = 256  # entries expanded between two checks of the deadline
+PARENTS = 256  # entries expanded between two selections of the best children
+FIRST_PARENT_S = 1e-3  # guess of the time of an entry, before the first one is measured
 
 
 class BeamSearchResult(NamedTuple):
@@ -94,11 +96,19 @@ def beam_search(
     kernels.set_root(shop, level, root)
     n, dropped, n_expanded = 1, math.inf, 0
 
+    pace = Pace(FIRST_PARENT_S)
+
     def bound_of(smallest: float) -> float:
         """Turn the smallest bound of what is left out into a bound on every schedule."""
         if has_deadline:
             return target if smallest >= cutoff else -math.inf
         return min(target, smallest)
+
+    def stopped() -> BeamSearchResult:
+        """Bound all that is left: entries not expanded, children, and what was dropped."""
+        left = float(np.concatenate([level.bound[i:n], after.bound[:n_after]]).min())
+        smallest = min(dropped, below, left)
+        return BeamSearchResult(math.inf, [], bound_of(smallest), False, n_expanded)
 
     history: list[tuple[IntArray, IntArray]] = []
     for _ in range(n_requests * n_stages):
@@ -106,16 +116,20 @@ def beam_search(
         i, n_after, below = 0, 0, cutoff
         while i < n:
             if is_stopped():
-                # entries not expanded, children of the others, and children already dropped
-                left = float(np.concatenate([level.bound[i:n], after.bound[:n_after]]).min())
-                smallest = min(dropped, below, left)
-                return BeamSearchResult(math.inf, [], bound_of(smallest), False, n_expanded)
-            start, until = i, min(n, i + PARENTS)
-            i, n_after = kernels.expand_level(
-                shop, ticks, prefix, path_cost, level, i, until, after, n_after, buckets, salt,
-                below, max_compared,
-            )  # fmt: skip
-            n_expanded += i - start
+                return stopped()
+            until = min(n, i + PARENTS)
+            has_room = True
+            while i < until and has_room:
+                start, end = i, i + pace.units(until - i)
+                i, n_after = kernels.expand_level(
+                    shop, ticks, prefix, path_cost, level, i, end, after, n_after, buckets,
+                    salt, below, max_compared,
+                )  # fmt: skip
+                pace.done()
+                n_expanded += i - start
+                has_room = i == end
+                if i < until and has_room and is_stopped():
+                    return stopped()
             if n_after > 2 * width:  # make no more children that would be dropped at once
                 n_after, smallest = _keep_best(after, n_after, width, buckets)
                 below = min(below, smallest)

@@ -3,7 +3,6 @@
 import heapq
 import itertools
 import math
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ import numpy as np
 from hypsolve.problem.evaluation import evaluate
 from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.solution import Certificate
+from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.joint.beam_search import beam_search, max_width, replay_operations
 from hypsolve.solvers.joint.certificate import joint_certificate
 from hypsolve.solvers.joint.decision import (
@@ -32,8 +32,8 @@ from hypsolve.solvers.joint.lagrangian_bound import (
 )
 from hypsolve.solvers.joint.partition_boxes import (
     PartitionBox,
+    PartitionCounter,
     all_partitions,
-    count_partitions,
     relax,
 )
 from hypsolve.solvers.joint.search_node import LeafPhase, SearchNode
@@ -58,7 +58,7 @@ class BranchAndBound:
     seed: int
     memory_bytes: float
     disable: frozenset[str]
-    deadline: float  # of time.perf_counter()
+    deadline: Deadline
     min_s: float  # a lower bound on the objective in seconds, known beforehand
     on_improve: OnImprove | None
     on_bound: OnBound | None
@@ -78,11 +78,15 @@ class BranchAndBound:
     # for the certificate, while they fit
     pruned: list[SearchNode] = field(default_factory=list)
     infeasible: list[PartitionBox] = field(default_factory=list)
+    # boxes for which there was no time; their bound is 0
+    unbounded: list[PartitionBox] = field(default_factory=list)
     proof_bytes: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+    counter: PartitionCounter = field(init=False)
 
     def __post_init__(self) -> None:
         self.n_ticks = self.params.min_ticks
+        self.counter = PartitionCounter(self.tables)
 
     def run(self) -> float:
         """Run the search until no node is open or the time is up; return a lower bound.
@@ -93,7 +97,10 @@ class BranchAndBound:
         self._choose_ticks()
         self._work_on_start()
         for box in self._roots():
-            self._add(box, parent=None)
+            if self.is_stopped():
+                self.unbounded.append(box)
+            else:
+                self._add(box, parent=None)
         while self.queue and not self.is_stopped():
             self._report_bound()
             node = self._select()
@@ -131,7 +138,7 @@ class BranchAndBound:
 
     def is_stopped(self) -> bool:
         """Return True once the deadline has passed."""
-        return time.perf_counter() >= self.deadline
+        return self.deadline.has_passed()
 
     def find_incumbent(self, warm: Decision | None) -> None:
         """Accept the warm start; without one, search the fastest partition narrowly."""
@@ -168,6 +175,8 @@ class BranchAndBound:
         bounds = [self.cutoff, *(node.bound for node in self.closed)]
         if self.queue:
             bounds.append(self.queue[0][0])
+        if self.unbounded:
+            bounds.append(0.0)
         return min(bounds)
 
     def _bound_s(self) -> float:
@@ -205,12 +214,17 @@ class BranchAndBound:
         """Return the boxes to begin with: all partitions in one box, or each in its own."""
         boxes = [all_partitions(self.tables)]
         while "partition_boxes" in self.disable and not all(box.is_single for box in boxes):
+            parts: list[PartitionBox] = []
+            for box in boxes:
+                if self.is_stopped():
+                    parts.append(box)  # `run` will not bound it
+                    continue
+                for part in (box,) if box.is_single else box.branch():
+                    is_feasible = relax(self.tables, part) is not None
+                    (parts if is_feasible else self.infeasible).append(part)
+            boxes = parts
             if self.is_stopped():
                 break
-            parts = [part for b in boxes for part in ((b,) if b.is_single else b.branch())]
-            some = [relax(self.tables, part) is not None for part in parts]
-            boxes = list(itertools.compress(parts, some))
-            self.infeasible += itertools.compress(parts, (not each for each in some))
         return boxes
 
     def _add(self, box: PartitionBox, parent: SearchNode | None) -> None:
@@ -240,7 +254,7 @@ class BranchAndBound:
             part = "n_searched"
         else:
             part = "n_pruned_single" if node.box.is_single else "n_pruned_in_boxes"
-        self.counts[part] += count_partitions(self.tables, node.box)
+        self.counts[part] += self.counter.count(node.box)
         node.multipliers = node.multipliers[:, :0]  # no longer needed
         kept = node.fine if node.is_bound_searched else node.proof
         self.proof_bytes += 0 if kept is None else kept.values.nbytes
@@ -362,7 +376,7 @@ class BranchAndBound:
         start: WarmStart = True
         if self.incumbent is not None and self.incumbent.partition.cuts == node.box.low:
             start = (self.incumbent.partition, to_schedule(self.instance, self.incumbent))
-        left_s = max(1e-3, self.deadline - time.perf_counter())
+        left_s = max(1e-3, self.deadline.left_s())
         answer = joint_cpsat(pinned, time_limit_s=left_s, seed=self.seed, warm_start=start)
         if answer.partition is not None and answer.schedule is not None:
             self._accept(
@@ -393,7 +407,8 @@ class BranchAndBound:
             f"{self.counts['n_pruned_single']} by their own Lagrangian bounds",
             f"{self.counts['n_searched']} by {search}",
         ]
-        n_open = sum(count_partitions(self.tables, node.box) for _, _, node in self.queue)
+        open_boxes = [*(node.box for _, _, node in self.queue), *self.unbounded]
+        n_open = sum(self.counter.count(box) for box in open_boxes)
         n_open += len(self.closed)
         return ", ".join([*parts, f"{n_open} open"] if n_open else parts)
 
@@ -412,5 +427,5 @@ class BranchAndBound:
             self.incumbent_s,
             self._bound_s(),
             leaves,
-            self.infeasible,
+            [*self.infeasible, *self.unbounded],
         )

@@ -1,7 +1,6 @@
 """`joint_cpsat`: partition and schedule together, as a constraint program for CP-SAT."""
 
 import math
-import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from hypsolve.problem.instance import (
 from hypsolve.problem.solution import Outcome, Partition
 from hypsolve.solvers.backends.cpsat import PACKAGE, new_solver, run, size, stopped
 from hypsolve.solvers.backends.loading import load_backend
+from hypsolve.solvers.clock import NEVER, Deadline, OutOfTime
 from hypsolve.solvers.joint.decision import (
     Decision,
     arcs_of,
@@ -25,6 +25,7 @@ from hypsolve.solvers.joint.decision import (
     table_times,
     to_joint_outcome,
     warm_decision,
+    without_model,
 )
 from hypsolve.solvers.joint.tables import JointTables, joint_tables
 from hypsolve.solvers.joint.time_windows import (
@@ -76,7 +77,7 @@ def joint_cpsat(
     instance : Instance
         Its objective must be ``mean_latency`` or ``makespan``.
     time_limit_s : float
-        For warm start and solver together; building the model is not counted.
+        For warm start, model and solver together.
     seed : int
         CP-SAT's ``random_seed``.
     warm_start : bool, Outcome, Result or (Partition, Schedule)
@@ -97,18 +98,21 @@ def joint_cpsat(
     require_callable(METHOD, on_improve)
     require_callable(METHOD, on_bound, "on_bound")
     solver = new_solver(METHOD, seed, workers)
+    deadline = Deadline(time_limit_s)
     tables = joint_tables(instance, METHOD)
-    started = time.perf_counter()
     warm = warm_decision(instance, tables, METHOD, warm_start, time_limit_s, seed)
-    left_s = time_limit_s - (time.perf_counter() - started)
     min_s = idle_bound_s(instance, tables)
     if math.isinf(min_s):
         return no_partition(instance)
-    started = time.perf_counter()
-    formulation = build(instance, warm)
+    started_s = deadline.spent_s()
+    try:
+        formulation = build(instance, warm, deadline)
+    except OutOfTime:
+        build_s = deadline.spent_s() - started_s
+        return without_model(instance, warm, "CP-SAT", min_s, build_s)
     if warm is not None and is_tabulated(formulation.tables, warm):
         _add_hint(formulation, warm)
-    build_s = time.perf_counter() - started
+    build_s = deadline.spent_s() - started_s
 
     def report(callback: Any) -> None:
         decision = _decision(formulation, callback.value)
@@ -121,7 +125,7 @@ def joint_cpsat(
     if on_bound is not None:
         solver.best_bound_callback = lambda value: on_bound(bound_of(value))
     code, copy_s = run(
-        solver, formulation.model, left_s, None if on_improve is None else report
+        solver, formulation.model, deadline, None if on_improve is None else report
     )
     solved = None
     if solver.status_name(code) in ("OPTIMAL", "FEASIBLE"):
@@ -163,8 +167,16 @@ def _tick_s(tables: JointTables, objective: Objective, last: Array) -> float:
     return 2.0 ** math.ceil(math.log2(max(fine, coarse, 2.0**-900)))
 
 
-def build(instance: Instance, warm: Decision | None = None) -> JointCp:
-    """Build the model; with a warm start, only solutions at least as good are feasible."""
+def build(
+    instance: Instance, warm: Decision | None = None, deadline: Deadline = NEVER
+) -> JointCp:
+    """Build the model; with a warm start, only solutions at least as good are feasible.
+
+    Raises
+    ------
+    OutOfTime
+        If the deadline passes.
+    """
     cp_model = load_backend(METHOD, "ortools.sat.python.cp_model", PACKAGE)
     tables = joint_tables(instance, METHOD)
     require_partition(windows(tables), METHOD)
@@ -177,8 +189,8 @@ def build(instance: Instance, warm: Decision | None = None) -> JointCp:
     model.name = f"joint_{instance.objective}"
     use = _add_cuts(model, tables)
     start, end = _add_release(model, tables, window, last)
-    on, intervals = _add_assignment(model, tables, use, start, end)
-    _add_precedence(model, tables, use, start, end)
+    on, intervals = _add_assignment(model, tables, use, start, end, deadline)
+    _add_precedence(model, tables, use, start, end, deadline)
     _add_no_overlap(model, intervals)
     _add_symmetry(model, tables, on)
     add_objective = _add_makespan if instance.objective is Objective.MAKESPAN else _add_latency
@@ -228,6 +240,7 @@ def _add_assignment(
     use: list[list[Any]],
     start: list[list[Any]],
     end: list[list[Any]],
+    deadline: Deadline,
 ) -> tuple[dict[tuple[int, int], Any], dict[int, list[Any]]]:
     """Assign each request to one node that can hold the stage, for its service time there.
 
@@ -239,13 +252,14 @@ def _add_assignment(
     for k in range(tables.n_tiers):
         fastest = tables.fastest(k)
         floor = [
-            _table_var(model, use[k], row, f"least_{k}_{r}") for r, row in enumerate(fastest)
+            _table_var(model, use[k], row, f"least_{k}_{r}")
+            for r, row in enumerate(deadline.each(fastest))
         ]
         empty = [use[k][a] for a in tables.empty(k)]
         for n in tables.nodes(k):
             g = int(tables.group[n])
             table = tables.service[g]
-            for r in range(tables.n_requests):
+            for r in deadline.each(range(tables.n_requests)):
                 row = tables.row(table, r)
                 misfit = [use[k][a] for a in np.flatnonzero(np.isinf(table[row]))]
                 if (g, row) not in took:
@@ -282,12 +296,13 @@ def _add_precedence(
     use: list[list[Any]],
     start: list[list[Any]],
     end: list[list[Any]],
+    deadline: Deadline,
 ) -> None:
     """Start a stage after the stage before has ended and its output is transferred."""
     for k in range(tables.n_tiers - 1):
         crossing = [
             _table_var(model, use[k], row[tables.end[k]], f"transfer_{k}_{r}")
-            for r, row in enumerate(tables.transfer[:, k])
+            for r, row in enumerate(deadline.each(tables.transfer[:, k]))
         ]
         for r in range(tables.n_requests):
             travel = crossing[tables.row(tables.transfer, r)]

@@ -198,6 +198,17 @@ def no_partition(instance: Instance) -> Outcome:
     )
 
 
+def without_model(
+    instance: Instance, warm: Decision | None, solver: str, min_s: float, build_s: float
+) -> Outcome:
+    """Return the outcome if the deadline passed before the model was built."""
+    return to_joint_outcome(
+        instance, None, warm, solver=solver,
+        stopped="at the time limit, before its model was built",
+        bound_s=0.0, min_s=min_s, statistics={"build_s": build_s},
+    )  # fmt: skip
+
+
 def to_joint_outcome(
     instance: Instance,
     solved: Decision | None,

@@ -1,14 +1,15 @@
 """Hyperion+: partitions by their bounds, schedules by list scheduling and local search."""
 
 import math
-import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
 from hypsolve.problem import validation as valid
 from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.solution import Outcome, Partition, Schedule, Status
+from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.joint.decision import no_partition
 from hypsolve.solvers.joint.heft import heft
 from hypsolve.solvers.joint.hyperion_plus_params import HyperionPlusParams
@@ -85,11 +86,11 @@ def hyperion_plus(
     prove = valid.flag(f"method {METHOD!r}", "prove", prove)
     params = HyperionPlusParams() if params is None else params
     valid.of_type(f"method {METHOD!r}", "params", params, HyperionPlusParams)
-    deadline = time.perf_counter() + time_limit_s
+    deadline = Deadline(time_limit_s)
     bounds = PartitionBounds(instance, params.ascent)
-    search = ScheduleSearch(bounds, params, deadline, np.random.default_rng(seed))
+    search = ScheduleSearch(bounds, params, deadline.at_s, np.random.default_rng(seed))
 
-    for partition, schedule in _warm_starts(instance, time_limit_s, seed):
+    for partition, schedule in _warm_starts(instance, deadline, seed):
         search.start_from(partition, schedule)
     if search.partition is None:  # then no path of a single request is feasible either
         return no_partition(instance)
@@ -97,7 +98,7 @@ def hyperion_plus(
     kept_s = (1 - params.search_share) * time_limit_s
     ascent_s = _first_ascent_s(bounds, search) if prove else math.inf
     if ascent_s <= kept_s:
-        search.deadline = deadline - kept_s
+        search.deadline = deadline.at_s - kept_s
     search.schedule_partitions()
     search.improve()
     notes = [f"{len(search.candidates)} partitions scheduled, {search.n_trials} trials"]
@@ -105,7 +106,7 @@ def hyperion_plus(
         notes.append("search stopped at the time limit")
 
     if ascent_s <= kept_s:
-        is_stopped = bounds.raise_bound(search.incumbent(), deadline)
+        is_stopped = bounds.raise_bound(search.incumbent(), deadline.at_s)
         until = " until the time limit" if is_stopped else ""
         notes.append(f"bound raised by subgradient ascent{until}")
     elif prove:
@@ -114,15 +115,19 @@ def hyperion_plus(
 
 
 def _warm_starts(
-    instance: Instance, time_limit_s: float, seed: int
+    instance: Instance, deadline: Deadline, seed: int
 ) -> Iterator[tuple[Partition, Schedule]]:
-    """Yield the solutions of Hyperion, of Hyperion for the path latency, and of HEFT."""
-    for outcome in (
-        hyperion(instance, time_limit_s=time_limit_s, seed=seed),
-        hyperion(instance, time_limit_s=time_limit_s, seed=seed, partition_objective="path"),
-        heft(instance, time_limit_s=time_limit_s, seed=seed),
-    ):
+    """Yield the solutions of Hyperion, of Hyperion for the path latency, and of HEFT.
+
+    After the deadline, only solutions are made that are needed to have one.
+    """
+    has_any = False
+    for method in (hyperion, partial(hyperion, partition_objective="path"), heft):
+        if has_any and deadline.has_passed():
+            return
+        outcome = method(instance, time_limit_s=deadline.left_s(), seed=seed)
         if outcome.partition is not None and outcome.schedule is not None:
+            has_any = True
             yield outcome.partition, outcome.schedule
 
 

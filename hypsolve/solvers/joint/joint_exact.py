@@ -1,7 +1,6 @@
 """`joint_exact`: partition and schedule together, exactly, by branch and bound."""
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import numpy as np
 from hypsolve.problem import validation as valid
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Certificate, Outcome
+from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.joint.branch_and_bound import BranchAndBound
 from hypsolve.solvers.joint.decision import (
     no_partition,
@@ -92,7 +92,7 @@ def joint_exact(
     ValueError, TypeError
         If the objective does not depend on the schedule, or an option is invalid.
     """
-    started = time.perf_counter()
+    deadline = Deadline(time_limit_s)
     owner = f"method {METHOD!r}"
     require_callable(METHOD, on_improve)
     require_callable(METHOD, on_bound, "on_bound")
@@ -116,7 +116,7 @@ def joint_exact(
     tables, last = drop_dominated(tables, instance.objective, completion)
     search = BranchAndBound(
         instance, tables, params, seed=seed, memory_bytes=memory_bytes,
-        disable=frozenset(disable), deadline=started + time_limit_s, min_s=min_s,
+        disable=frozenset(disable), deadline=deadline, min_s=min_s,
         on_improve=on_improve, on_bound=on_bound, horizon=float(last.max()),
     )  # fmt: skip
     search.find_incumbent(warm)

@@ -151,6 +151,8 @@ class LagrangianBound:
         evaluation_s = EVALUATION_S * shop.service.size * values.shape[1]
         steps_per_call = max(2, int(CALL_S / evaluation_s))
         best = -math.inf
+        if self.is_stopped():
+            n_steps = min(n_steps, 1)  # a bound is needed, not a good one
         while n_steps > 0:
             steps = min(n_steps, steps_per_call)
             bound = subgradient.ascend_in_ticks(

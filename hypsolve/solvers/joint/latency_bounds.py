@@ -3,9 +3,8 @@
 import heapq
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from hypsolve.kernels.flow_shop import ROUND_DOWN, FlowShop
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.instance import Instance, Objective
+from hypsolve.solvers import clock
 from hypsolve.solvers.joint.decision import rounding_s
 from hypsolve.solvers.joint.flow_shop import FlowShopRelaxation, Relaxer, fastest_s, remaining_s
 from hypsolve.solvers.joint.hyperion_plus_params import AscentParams
@@ -21,7 +21,7 @@ from hypsolve.solvers.joint.partition_boxes import PartitionBox
 if TYPE_CHECKING:
     from hypsolve.kernels.relaxations import AscentState, StepRule, TimeGrid
 
-MAX_CALL_S = 0.2  # estimated time of a kernel call, so that the clock is read often enough
+MAX_FIT_S = 0.2  # estimated time between two fits of the windows
 CELL_S = 3e-9  # estimated time of an evaluation for one group and tick of one window
 
 
@@ -111,13 +111,13 @@ class PartitionBounds:
         Returns
         -------
         bool
-            True if the deadline (of `time.perf_counter`) ended it.
+            True if the deadline (of `hypsolve.solvers.clock.now`) ended it.
         """
         for node in self._visited:
             self._push(node)
         self._visited = []
         while self._heap and self._heap[0][0] < incumbent.objective_s:
-            if time.perf_counter() >= deadline:
+            if clock.now() >= deadline:
                 return True
             _, _, node = heapq.heappop(self._heap)
             if not node.box.is_single:
@@ -276,6 +276,14 @@ class _WindowedAscent:
     max_width: int
     upper: float  # sum of (completion - release) that is possible
     deadline: float
+    pace: clock.Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pace = clock.Pace(self.evaluation_s)
+
+    def is_late(self) -> bool:
+        """Return True once the deadline has passed."""
+        return clock.now() >= self.deadline
 
     @property
     def evaluation_s(self) -> float:
@@ -317,8 +325,14 @@ class _WindowedAscent:
 
         n_trial = self.params.trial_evaluations
         states = [kernels.new_ascent(self.shop, start, step) for start in starts]
-        bounds = [self._ascend_and_fit_windows(state, n_trial) for state in states]
+        bounds = [self._ascend_and_fit_windows(states[0], n_trial)]
+        for state in states[1:]:
+            if self.is_late():
+                break
+            bounds.append(self._ascend_and_fit_windows(state, n_trial))
         best = states[int(np.argmax(bounds))]
+        if self.is_late():
+            return max(bounds), best.best
         return self._ascend_and_fit_windows(best, evaluations - n_trial), best.best
 
     def _ascend_and_fit_windows(self, state: "AscentState", evaluations: int) -> float:
@@ -334,16 +348,23 @@ class _WindowedAscent:
             n_now = min(
                 evaluations,
                 self.params.evaluations_per_window,
-                max(1, int(MAX_CALL_S / self.evaluation_s)),
-            )
-            bound, is_done = kernels.ascend_in_windows(
-                self.shop, self.grid, state, self.upper, n_now, self.rule
+                max(1, int(MAX_FIT_S / self.evaluation_s)),
             )
             evaluations -= n_now
+            bound, is_done = state.progress[0], False
+            while n_now > 0 and not is_done:
+                n_call = self.pace.units(n_now)
+                bound, is_done = kernels.ascend_in_windows(
+                    self.shop, self.grid, state, self.upper, n_call, self.rule
+                )
+                self.pace.done()
+                n_now -= n_call
+                if n_now > 0 and self.is_late():
+                    return float(bound)
             excess_s = state.path_cost - no_delay_s
             width = _ceil(self.params.window_growth * excess_s / self.grid.tick)
             self.grid = self.grid._replace(width=np.clip(width, self.min_width, self.max_width))
-            if is_done or evaluations <= 0 or time.perf_counter() >= self.deadline:
+            if is_done or evaluations <= 0 or self.is_late():
                 return float(bound)
 
     def single_machine_multipliers(self) -> Array:
@@ -353,6 +374,8 @@ class _WindowedAscent:
         work, share = single_machine_work(self.shop)
         best, best_bound = self.zeros(), -math.inf
         for k in range(work.shape[1]):
+            if self.is_late():
+                break
             multiplier = self.zeros()
             kernels.single_machine_multipliers(self.shop, self.grid, work, share, k, multiplier)
             state = kernels.new_ascent(self.shop, multiplier, self.params.first_step)

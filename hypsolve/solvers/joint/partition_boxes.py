@@ -1,7 +1,6 @@
 """Boxes of partitions: how they branch, and the flow shop that relaxes one."""
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,16 +55,32 @@ def all_partitions(tables: JointTables) -> PartitionBox:
     return PartitionBox((*low, tables.n_blocks), (*high, tables.n_blocks))
 
 
-def count_partitions(tables: JointTables, box: PartitionBox) -> int:
-    """Count the feasible partitions of a box."""
-    ways = {box.low[0]: 1}
-    for k in range(tables.n_tiers):
-        onward: Counter[int] = Counter()
-        for first, end in zip(tables.first[k].tolist(), tables.end[k].tolist(), strict=True):
-            if first in ways and box.low[k + 1] <= end <= box.high[k + 1]:
-                onward[end] += ways[first]
-        ways = dict(onward)
-    return sum(ways.values())
+class PartitionCounter:
+    """Counts the feasible partitions of boxes.
+
+    Parameters
+    ----------
+    tables : JointTables
+    """
+
+    def __init__(self, tables: JointTables) -> None:
+        # a sum that may exceed 2**62 is made of Python's integers
+        n_at_most = math.prod(max(1, len(first)) for first in tables.first)
+        dtype = np.int64 if n_at_most < 2**62 else object
+        n_cuts = tables.n_blocks + 1
+        self._is_arc = []  # per tier, (n_cuts, n_cuts): 1 for an arc between two cuts
+        for first, end in zip(tables.first, tables.end, strict=True):
+            is_arc = np.zeros((n_cuts, n_cuts), dtype)
+            is_arc[first, end] = 1
+            self._is_arc.append(is_arc)
+
+    def count(self, box: PartitionBox) -> int:
+        """Return the number of feasible partitions of a box."""
+        ways = np.ones(1, self._is_arc[0].dtype)
+        for k, is_arc in enumerate(self._is_arc):
+            rows = slice(box.low[k], box.high[k] + 1)
+            ways = ways @ is_arc[rows, box.low[k + 1] : box.high[k + 1] + 1]
+        return int(ways.sum())
 
 
 def relax(tables: JointTables, box: PartitionBox) -> BoxRelaxation | None:

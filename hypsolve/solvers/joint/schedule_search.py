@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +12,7 @@ from hypsolve.problem import evaluation
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.instance import Objective
 from hypsolve.problem.solution import Partition, Schedule
+from hypsolve.solvers import clock
 from hypsolve.solvers.joint.flow_shop import (
     FlowShopRelaxation,
     fastest_s,
@@ -26,6 +26,8 @@ from hypsolve.solvers.joint.latency_bounds import (
     single_machine_work,
 )
 from hypsolve.solvers.joint.partition_boxes import PartitionBox
+
+FIRST_WINDOW_S = 0.01  # guess of the time of a window, before the first one is measured
 
 
 @dataclass(slots=True)
@@ -68,7 +70,7 @@ class ScheduleSearch:
     n_trials : int
         Number of trials of the local search so far.
     deadline : float
-        When the search ends, of `time.perf_counter`; it may be changed.
+        When the search ends, of `hypsolve.solvers.clock.now`; it may be changed.
     """
 
     def __init__(
@@ -90,10 +92,11 @@ class ScheduleSearch:
         self.n_trials = 0
         self._tried: set[tuple[int, ...]] = set()  # cuts of the candidates
         self._is_makespan = self.instance.objective is Objective.MAKESPAN
+        self._window_pace = clock.Pace(FIRST_WINDOW_S)
 
     def is_late(self) -> bool:
         """Return True once the deadline has passed."""
-        return time.perf_counter() >= self.deadline
+        return clock.now() >= self.deadline
 
     def incumbent(self) -> Incumbent:
         """Return objective and latencies of the best schedule so far."""
@@ -121,6 +124,8 @@ class ScheduleSearch:
         while self.candidates and self._best(1)[0] is not best and not self.is_late():
             best = self._best(1)[0]
             for cuts in neighbours(best.relaxation.box.low):
+                if self.is_late():
+                    break
                 near = self.bounds.relaxer.relax(PartitionBox(cuts, cuts))
                 if (
                     near is not None
@@ -137,6 +142,8 @@ class ScheduleSearch:
             self._tune_leads(candidate)
         for n_candidates, max_trials in params.passes:
             for candidate in self._best(n_candidates):
+                if self.is_late():
+                    return
                 self._improve_once(candidate, max_trials)
         finalists = self._best(params.n_finalists)
         limit_s = params.max_finalist_ratio * finalists[0].value_s
@@ -194,6 +201,8 @@ class ScheduleSearch:
             remaining_s=remaining_s(shop),
         )
         for lead in self.params.first_leads[: 1 if self._is_makespan else None]:
+            if len(candidate.order) and self.is_late():
+                break
             self._try_lead(candidate, np.full(shop.travel.shape[1], lead))
         self.candidates.append(candidate)
 
@@ -262,17 +271,20 @@ class ScheduleSearch:
         at = 0
         while at < len(candidate.order) and not self._is_over():
             until = min(at + params.windows_per_check * params.stride, len(candidate.order))
-            at, n_trials = list_scheduling.improve(
-                search,
-                workspace,
-                self._is_makespan,
-                params.window,
-                params.stride,
-                at,
-                until,
-                max_trials,
-            )
-            self.n_trials += n_trials
+            while at < until and not self.is_late():
+                n_windows = self._window_pace.units(-(-(until - at) // params.stride))
+                at, n_trials = list_scheduling.improve(
+                    search,
+                    workspace,
+                    self._is_makespan,
+                    params.window,
+                    params.stride,
+                    at,
+                    min(at + n_windows * params.stride, until),
+                    max_trials,
+                )
+                self._window_pace.done()
+                self.n_trials += n_trials
         self._place(candidate)
         if candidate.value_s > before.value_s:  # more was lost beyond the lookahead
             candidate.order, candidate.value_s = before.order, before.value_s

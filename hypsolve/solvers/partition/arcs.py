@@ -15,17 +15,19 @@ from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.evaluation import RELATIVE_ERROR, memory_slack
 from hypsolve.problem.instance import Instance, Objective, StageRule
 from hypsolve.problem.solution import Partition
+from hypsolve.solvers.clock import NEVER, Deadline
 from hypsolve.solvers.partition.stage_tables import (
     feasible_stages,
     node_groups,
     prefix_bytes,
     prefix_seconds,
-    stage_table,
+    stage_tables,
 )
 
 # The constants below keep bounds valid in floating-point solvers; they are not options.
 MIP_ERROR = 1e-7  # relative error of a bound that the tolerances of a MIP solver may cause
 MIP_SCALE = 1000.0  # order of magnitude of the objective in the units of a MIP
+TABLE_S = 0.4  # arcs may be tabulated so long after the deadline: they give a bound
 MIP_STEP = 2.0**-20  # costs are rounded down to multiples of it: solvers fail on tiny costs
 
 
@@ -69,13 +71,15 @@ class Arcs:
         return f"{self.tier[a]}_{self.choice[a]}_{self.first[a]}_{self.end[a]}"
 
 
-def partition_arcs(instance: Instance, method: str) -> Arcs:
+def partition_arcs(instance: Instance, method: str, deadline: Deadline = NEVER) -> Arcs:
     """Tabulate the arcs of the partition problem of an instance.
 
     Raises
     ------
     ValueError
         If the objective is a property of the schedule.
+    OutOfTime
+        If the deadline passes.
     """
     objective = instance.objective
     if objective.is_scheduled:
@@ -84,11 +88,13 @@ def partition_arcs(instance: Instance, method: str) -> Arcs:
             f" p0, got {objective}"
         )
     if objective is Objective.P0:
-        return _node_arcs(instance)
+        return _node_arcs(instance, deadline)
     rule = StageRule.FASTEST if objective is Objective.PATH else instance.stage_rule
-    stage_s = stage_table(instance, rule)
-    tier, first, end = np.nonzero(np.isfinite(stage_s))
-    cost_s = stage_s[tier, first, end]
+    parts = []
+    for k, stage_s in enumerate(deadline.each(stage_tables(instance, rule))):
+        first, end = np.nonzero(np.isfinite(stage_s))
+        parts.append((np.full(len(first), k), first, end, stage_s[first, end]))
+    tier, first, end, cost_s = (np.concatenate(each) for each in zip(*parts, strict=True))
     if objective is Objective.PATH:
         cost_s = cost_s + _outgoing_s(instance.reference_transfer_s)[tier, end]
         return Arcs(tier, first, end, tier, np.zeros(len(tier)), cost_s)
@@ -102,13 +108,13 @@ def _outgoing_s(link_s: Array) -> Array:
     return np.vstack([link_s, np.zeros((1, link_s.shape[1]))])
 
 
-def _node_arcs(instance: Instance) -> Arcs:
+def _node_arcs(instance: Instance, deadline: Deadline) -> Arcs:
     """Tabulate the arcs of `p0`: a stage on one node of its tier."""
-    feasible = feasible_stages(instance)
+    feasible = feasible_stages(instance, deadline)
     groups = node_groups(instance)
     prefix_s = prefix_seconds(instance)
     parts = []
-    for k in range(instance.n_tiers):
+    for k in deadline.each(range(instance.n_tiers)):
         first, end = np.nonzero(feasible[k])
         for g in range(groups.start[k], groups.start[k + 1]):
             fits = holds(instance, groups.node_bytes[g], first, end)
@@ -138,19 +144,22 @@ class CostLimits(NamedTuple):
     upper_s: float  # upper bound, from a known path; inf: there is no path
 
 
-def usable_arcs(instance: Instance, method: str) -> tuple[Arcs, CostLimits]:
+def usable_arcs(
+    instance: Instance, method: str, deadline: Deadline = NEVER
+) -> tuple[Arcs, CostLimits]:
     """Return the arcs that an optimal partition may use, and bounds on the optimum.
 
     The path that minimises the sum of all its costs costs at most `n_tiers` times the optimum.
     An arc that by itself costs more than this path is on no optimal path. Without such arcs,
     costs span a range that the tolerances of a solver can resolve.
     """
-    arcs = partition_arcs(instance, method)
+    deadline = deadline.extended(TABLE_S)
+    arcs = partition_arcs(instance, method, deadline)
     n_tiers = instance.n_tiers
     cost_s = arcs.worst_s + arcs.added_s
     reach_s = np.full(instance.n_blocks + 1, np.inf)
     reach_s[0] = 0.0
-    for k in range(n_tiers):
+    for k in deadline.each(range(n_tiers)):
         on_tier = arcs.tier == k
         onward_s = np.full(instance.n_blocks + 1, np.inf)
         sums = reach_s[arcs.first[on_tier]] + cost_s[on_tier]

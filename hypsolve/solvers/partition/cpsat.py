@@ -1,7 +1,6 @@
 """The partition problem as a constraint program, solved by OR-Tools' CP-SAT."""
 
 import math
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.solution import Outcome, Partition
 from hypsolve.solvers.backends.cpsat import PACKAGE, floor_ticks, new_solver, run, size, stopped
 from hypsolve.solvers.backends.loading import load_backend
+from hypsolve.solvers.clock import Deadline, OutOfTime
 from hypsolve.solvers.outcomes import (
     OnImprove,
     WarmStart,
@@ -20,6 +20,7 @@ from hypsolve.solvers.outcomes import (
     given_start,
     require_callable,
     to_outcome,
+    without_model,
 )
 from hypsolve.solvers.partition.arcs import Arcs, CostLimits, arcs_on, to_partition, usable_arcs
 from hypsolve.solvers.partition.hypsplit import hypsplit_dp
@@ -57,7 +58,7 @@ def partition_cpsat(
     instance : Instance
         Its objective must be ``bottleneck``, ``path`` or ``p0``.
     time_limit_s : float
-        Limit for the solver; the time to build the model is extra.
+        For warm start, model and solver together.
     seed : int
         ``random_seed`` of CP-SAT.
     warm_start : bool, Partition, Outcome or Result
@@ -81,16 +82,19 @@ def partition_cpsat(
     """
     require_callable(METHOD, on_improve)
     solver = new_solver(METHOD, seed, workers)
-    started = time.perf_counter()
+    deadline = Deadline(time_limit_s)
     own = partial(hypsplit_dp, instance, time_limit_s=time_limit_s, seed=seed)
     warm, _ = given_start(instance, METHOD, warm_start, own)
-    left_s = time_limit_s - (time.perf_counter() - started)
-    started = time.perf_counter()
-    formulation = build(instance)
+    started_s = deadline.spent_s()
+    try:
+        formulation = build(instance, deadline)
+    except OutOfTime as late:
+        build_s = deadline.spent_s() - started_s
+        return without_model(instance, warm, "CP-SAT", late.min_s, build_s)
     model, use, arcs, tick_s, limits = formulation
     if warm is not None:
         _add_hint(formulation, warm)
-    build_s = time.perf_counter() - started
+    build_s = deadline.spent_s() - started_s
 
     def bound_s(ticks: float) -> float:
         return max(limits.min_s, ticks * tick_s * (1 - RELATIVE_ERROR))
@@ -104,7 +108,7 @@ def partition_cpsat(
         assert on_improve is not None
         on_improve(objective_s, bound_s(callback.best_objective_bound), partition, None)
 
-    code, copy_s = run(solver, model, left_s, None if on_improve is None else report)
+    code, copy_s = run(solver, model, deadline, None if on_improve is None else report)
     found = None
     if solver.status_name(code) in ("OPTIMAL", "FEASIBLE"):
         found = partition_of(solver.boolean_value)
@@ -121,47 +125,54 @@ def partition_cpsat(
     )
 
 
-def build(instance: Instance) -> PartitionCp:
-    """Build the constraint program of an instance."""
+def build(instance: Instance, deadline: Deadline | None = None) -> PartitionCp:
+    """Build the constraint program of an instance; OutOfTime once the deadline has passed."""
     cp_model = load_backend(METHOD, "ortools.sat.python.cp_model", PACKAGE)
-    arcs, limits = usable_arcs(instance, METHOD)
+    deadline = deadline or Deadline(math.inf)
+    arcs, limits = usable_arcs(instance, METHOD, deadline)
     n_tiers = instance.n_tiers
     size_s, tick_s = limits.upper_s / n_tiers * RESOLUTION / (n_tiers + 1), math.inf
     if math.isfinite(size_s):  # else there is no path, whatever the arcs cost
         tick_s = 2.0 ** math.floor(math.log2(max(size_s, 2.0**-1000)))
     worst, added = (floor_ticks(c, tick_s).tolist() for c in (arcs.worst_s, arcs.added_s))
+    deadline.min_s = limits.min_s
+    deadline.require()
     model = cp_model.CpModel()
     model.name = f"partition_{instance.objective}"
-    use = [model.new_bool_var(f"use_{arcs.label(a)}") for a in range(len(arcs))]
+    use = [model.new_bool_var(f"use_{arcs.label(a)}") for a in deadline.each(range(len(arcs)))]
     objective = cp_model.LinearExpr.weighted_sum(use, added)
     if instance.objective is not Objective.PATH:
-        objective += _add_worst_stage(model, arcs, use, worst)
+        objective += _add_worst_stage(model, arcs, use, worst, deadline)
     model.minimize(objective)
-    _add_cuts(model, instance, arcs, use)
+    _add_cuts(model, instance, arcs, use, deadline)
     if instance.objective is Objective.P0:
         _add_node_choice(model, arcs, use)
     return PartitionCp(model, use, arcs, tick_s, limits)
 
 
-def _add_cuts(model: Any, instance: Instance, arcs: Arcs, use: list[Any]) -> None:
+def _add_cuts(
+    model: Any, instance: Instance, arcs: Arcs, use: list[Any], deadline: Deadline
+) -> None:
     """Use one arc per tier, each from the cut at which the previous arc ends."""
     leaving: dict[tuple[int, int], list[Any]] = {}
     entering: dict[tuple[int, int], list[Any]] = {}
-    for a, literal in enumerate(use):
+    for a, literal in enumerate(deadline.each(use)):
         k = int(arcs.tier[a])
         leaving.setdefault((k, int(arcs.first[a])), []).append(literal)
         entering.setdefault((k + 1, int(arcs.end[a])), []).append(literal)
     for k in range(instance.n_tiers):
         model.add_exactly_one(use[a] for a in np.flatnonzero(arcs.tier == k))
-    for cut in leaving.keys() | entering.keys():
+    for cut in deadline.each(leaving.keys() | entering.keys()):
         if 0 < cut[0] < instance.n_tiers:
             model.add(sum(entering.get(cut, ())) == sum(leaving.get(cut, ())))
 
 
-def _add_worst_stage(model: Any, arcs: Arcs, use: list[Any], worst: list[int]) -> Any:
+def _add_worst_stage(
+    model: Any, arcs: Arcs, use: list[Any], worst: list[int], deadline: Deadline
+) -> Any:
     """Add a variable that is at least as large as every stage time."""
     largest = model.new_int_var(0, max(worst, default=0), "worst_stage")
-    for k in np.unique(arcs.tier):
+    for k in deadline.each(np.unique(arcs.tier)):
         on_tier = np.flatnonzero(arcs.tier == k)
         model.add(sum(worst[a] * use[a] for a in on_tier) <= largest)
     return largest

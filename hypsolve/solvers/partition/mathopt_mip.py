@@ -4,7 +4,7 @@ MathOpt also offers HiGHS, which `partition_highs` runs through `highspy`.
 """
 
 import datetime
-import time
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,8 @@ import numpy as np
 from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.solution import Outcome
 from hypsolve.solvers.backends.loading import interruptible, load_backend
-from hypsolve.solvers.outcomes import to_outcome
+from hypsolve.solvers.clock import Deadline, OutOfTime
+from hypsolve.solvers.outcomes import to_outcome, without_model
 from hypsolve.solvers.partition.arcs import (
     Arcs,
     CostLimits,
@@ -45,7 +46,7 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
     instance : Instance
         Its objective must be ``bottleneck``, ``path`` or ``p0``.
     time_limit_s : float
-        Limit for the solver; the time to build the model is extra.
+        For model and solver together.
     seed : int
         Random seed of SCIP.
 
@@ -66,18 +67,22 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
     `hypsolve.solvers.backends.scip.hide_spurious_scip_errors` filters them.
     """
     mathopt = load_backend(METHOD, "ortools.math_opt.python.mathopt", PACKAGE)
-    started = time.perf_counter()
-    model, use, arcs, unit_s, limits = build(instance)
-    build_s = time.perf_counter() - started
+    deadline = Deadline(time_limit_s)
+    try:
+        model, use, arcs, unit_s, limits = build(instance, deadline)
+    except OutOfTime as late:
+        build_s = deadline.spent_s()
+        return without_model(instance, None, "SCIP", late.min_s, build_s)
+    build_s = deadline.spent_s()
     parameters = mathopt.SolveParameters(
-        time_limit=datetime.timedelta(seconds=max(time_limit_s, 1e-6)),
+        time_limit=datetime.timedelta(seconds=max(deadline.left_s(), 1e-6)),
         threads=1,
         random_seed=seed % 2**31,
         relative_gap_tolerance=0.0,
         absolute_gap_tolerance=0.0,
     )
     parameters.gscip.real_params["numerics/feastol"] = 1e-9
-    started = time.perf_counter()
+    started_s = deadline.spent_s()
     interrupter = load_backend(METHOD, INTERRUPTER, PACKAGE).SolveInterrupter()
     answer = interruptible(
         lambda: mathopt.solve(
@@ -85,7 +90,7 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
         ),
         interrupter.interrupt,
     )
-    took_s = time.perf_counter() - started
+    took_s = deadline.spent_s() - started_s
     solver_s = answer.solve_stats.solve_time.total_seconds()
     build_s += max(0.0, took_s - solver_s)  # the rest went into a copy of the model
     reason = answer.termination.reason
@@ -114,24 +119,33 @@ def partition_scip(instance: Instance, *, time_limit_s: float, seed: int) -> Out
     )
 
 
-def build(instance: Instance) -> PartitionMip:
-    """Build the MIP of an instance."""
+def build(instance: Instance, deadline: Deadline | None = None) -> PartitionMip:
+    """Build the MIP of an instance; OutOfTime once the deadline has passed."""
     mathopt = load_backend(METHOD, "ortools.math_opt.python.mathopt", PACKAGE)
-    arcs, limits = usable_arcs(instance, METHOD)
+    deadline = deadline or Deadline(math.inf)
+    arcs, limits = usable_arcs(instance, METHOD, deadline)
     worst, added, unit_s = scale_costs(arcs, limits, instance.n_tiers)
+    deadline.min_s = limits.min_s
+    deadline.require()
     model = mathopt.Model(name=f"partition_{instance.objective}")
-    use = [model.add_binary_variable(name=f"use_{arcs.label(a)}") for a in range(len(arcs))]
-    for variable, cost in zip(use, added, strict=True):
+    use = [
+        model.add_binary_variable(name=f"use_{arcs.label(a)}")
+        for a in deadline.each(range(len(arcs)))
+    ]
+    for variable, cost in deadline.each(zip(use, added, strict=True)):
         model.objective.set_linear_coefficient(variable, cost)
     if instance.objective is not Objective.PATH:
-        model.objective.set_linear_coefficient(_add_worst_stage(model, arcs, use, worst), 1.0)
-    _add_cuts(model, instance, arcs, use)
+        largest = _add_worst_stage(model, arcs, use, worst, deadline)
+        model.objective.set_linear_coefficient(largest, 1.0)
+    _add_cuts(model, instance, arcs, use, deadline)
     if instance.objective is Objective.P0:
         _add_node_choice(model, arcs, use)
     return PartitionMip(model, use, arcs, unit_s, limits)
 
 
-def _add_cuts(model: Any, instance: Instance, arcs: Arcs, use: list[Any]) -> None:
+def _add_cuts(
+    model: Any, instance: Instance, arcs: Arcs, use: list[Any], deadline: Deadline
+) -> None:
     """Use one arc per tier, each from the cut at which the previous arc ends."""
     balance: dict[tuple[int, int], Any] = {}
 
@@ -143,16 +157,18 @@ def _add_cuts(model: Any, instance: Instance, arcs: Arcs, use: list[Any]) -> Non
 
     row(0, 0)
     row(instance.n_tiers, instance.n_blocks)
-    for a, variable in enumerate(use):
+    for a, variable in enumerate(deadline.each(use)):
         k = int(arcs.tier[a])
         row(k, int(arcs.first[a])).set_coefficient(variable, 1.0)
         row(k + 1, int(arcs.end[a])).set_coefficient(variable, -1.0)
 
 
-def _add_worst_stage(model: Any, arcs: Arcs, use: list[Any], worst: list[float]) -> Any:
+def _add_worst_stage(
+    model: Any, arcs: Arcs, use: list[Any], worst: list[float], deadline: Deadline
+) -> Any:
     """Add a variable that is at least as large as every stage time."""
     largest = model.add_variable(lb=0.0, name="worst_stage")
-    for k in np.unique(arcs.tier):
+    for k in deadline.each(np.unique(arcs.tier)):
         row = model.add_linear_constraint(ub=0.0, name=f"stage_{k}")
         for a in np.flatnonzero(arcs.tier == k):
             row.set_coefficient(use[a], worst[a])

@@ -1,6 +1,6 @@
 """The partition problem as a MILP in PuLP, solved by HiGHS or CBC."""
 
-import time
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.solution import Outcome, Partition
 from hypsolve.solvers.backends.loading import load_backend
 from hypsolve.solvers.backends.pulp import SOLVERS, size, solve_pulp
+from hypsolve.solvers.clock import Deadline, OutOfTime
 from hypsolve.solvers.outcomes import (
     OnImprove,
     WarmStart,
@@ -19,6 +20,7 @@ from hypsolve.solvers.outcomes import (
     given_start,
     require_callable,
     to_outcome,
+    without_model,
 )
 from hypsolve.solvers.partition.arcs import (
     Arcs,
@@ -61,7 +63,7 @@ def partition_highs(
         Its objective must be ``bottleneck``, ``path`` or ``p0``. The model of ``p0`` has
         another binary per node, for the choice of one node per tier.
     time_limit_s : float
-        Limit for the solver; the time to build the model is extra.
+        For warm start, model and solver together.
     seed : int
         ``random_seed`` of HiGHS.
     warm_start : bool, Partition, Outcome or Result
@@ -104,14 +106,17 @@ def _partition(
 ) -> Outcome:
     """Build the MILP, solve it by a backend, and convert the answer."""
     require_callable(method, on_improve)
-    started = time.perf_counter()
+    deadline = Deadline(time_limit_s)
     own = partial(hypsplit_dp, instance, time_limit_s=time_limit_s, seed=seed)
     warm, _ = given_start(instance, method, warm_start, own)
-    left_s = time_limit_s - (time.perf_counter() - started)
-    started = time.perf_counter()
-    model = build(instance, method)
+    started_s = deadline.spent_s()
+    try:
+        model = build(instance, method, deadline)
+    except OutOfTime as late:
+        build_s = deadline.spent_s() - started_s
+        return without_model(instance, warm, SOLVERS[backend], late.min_s, build_s)
     hinted = warm is not None and _add_hint(model, warm)
-    build_s = time.perf_counter() - started
+    build_s = deadline.spent_s() - started_s
 
     def partition_of(value: Callable[[Any], float]) -> Partition:
         used = np.array([value(variable) > 0.5 for variable in model.use])
@@ -130,8 +135,9 @@ def _partition(
         model.problem,
         backend,
         method,
-        left_s,
+        deadline,
         seed,
+        built_s=build_s,
         warm_start=hinted,
         on_solution=None if on_improve is None else report,
     )
@@ -151,44 +157,62 @@ def _partition(
     )
 
 
-def build(instance: Instance, method: str = "partition_highs") -> PartitionMilp:
-    """Build the MILP of an instance; `method` is named in errors."""
+def build(
+    instance: Instance, method: str = "partition_highs", deadline: Deadline | None = None
+) -> PartitionMilp:
+    """Build the MILP of an instance; `method` is named in errors.
+
+    Raises
+    ------
+    OutOfTime
+        If the deadline passes.
+    """
     pulp = load_backend(method, "pulp", "pulp>=3.3,<4")
-    arcs, limits = usable_arcs(instance, method)
+    deadline = deadline or Deadline(math.inf)
+    arcs, limits = usable_arcs(instance, method, deadline)
     worst, added, unit_s = scale_costs(arcs, limits, instance.n_tiers)
+    deadline.min_s = limits.min_s
+    deadline.require()
     problem = pulp.LpProblem(f"partition_{instance.objective}")
-    use = [problem.add_variable(f"use_{arcs.label(a)}", cat="Binary") for a in range(len(arcs))]
+    use = [
+        problem.add_variable(f"use_{arcs.label(a)}", cat="Binary")
+        for a in deadline.each(range(len(arcs)))
+    ]
     objective = list(zip(use, added, strict=True))
     if instance.objective is not Objective.PATH:
-        objective.append((_add_worst_stage(problem, arcs, use, worst), 1.0))
+        objective.append((_add_worst_stage(problem, arcs, use, worst, deadline), 1.0))
     problem += pulp.LpAffineExpression(objective)
-    _add_cuts(problem, instance, arcs, use)
+    _add_cuts(problem, instance, arcs, use, deadline)
     if instance.objective is Objective.P0:
         _add_node_choice(problem, arcs, use)
     return PartitionMilp(problem, use, arcs, unit_s, limits)
 
 
-def _add_cuts(problem: Any, instance: Instance, arcs: Arcs, use: list[Any]) -> None:
+def _add_cuts(
+    problem: Any, instance: Instance, arcs: Arcs, use: list[Any], deadline: Deadline
+) -> None:
     """Use one arc per tier, each from the cut at which the previous arc ends."""
     import pulp
 
     balance: dict[tuple[int, int], list[tuple[Any, float]]] = {(0, 0): []}
     balance[instance.n_tiers, instance.n_blocks] = []
-    for a, variable in enumerate(use):
+    for a, variable in enumerate(deadline.each(use)):
         k = int(arcs.tier[a])
         balance.setdefault((k, int(arcs.first[a])), []).append((variable, 1.0))
         balance.setdefault((k + 1, int(arcs.end[a])), []).append((variable, -1.0))
-    for (k, c), terms in balance.items():
+    for (k, c), terms in deadline.each(balance.items()):
         out = (k == 0) - (k == instance.n_tiers)  # one path leaves cut 0, one ends at n_blocks
         problem.addConstraint(pulp.LpAffineExpression(terms) == out, f"cut_{k}_{c}")
 
 
-def _add_worst_stage(problem: Any, arcs: Arcs, use: list[Any], worst: list[float]) -> Any:
+def _add_worst_stage(
+    problem: Any, arcs: Arcs, use: list[Any], worst: list[float], deadline: Deadline
+) -> Any:
     """Add a variable that is at least as large as every stage time."""
     import pulp
 
     largest = problem.add_variable("worst_stage", lowBound=0)
-    for k in np.unique(arcs.tier):
+    for k in deadline.each(np.unique(arcs.tier)):
         terms = [(use[a], worst[a]) for a in np.flatnonzero(arcs.tier == k)]
         time_of_stage = pulp.LpAffineExpression([*terms, (largest, -1.0)])
         problem.addConstraint(time_of_stage <= 0, f"stage_{k}")

@@ -5,6 +5,7 @@ blocks i..j - 1.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from hypsolve.problem import evaluation
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
+from hypsolve.solvers.clock import NEVER, Deadline
 
 if TYPE_CHECKING:  # importing numba takes longer than importing all of hypsolve
     from hypsolve.kernels.hypsplit import Chain
@@ -99,7 +101,7 @@ def compensated_prefix_sums(values: Array, kind: IntArray | None = None) -> Arra
     return sums
 
 
-def feasible_stages(instance: Instance) -> NDArray[np.bool_]:
+def feasible_stages(instance: Instance, deadline: Deadline = NEVER) -> NDArray[np.bool_]:
     """Return which stages i:j fit some node of tier k, shape (n_tiers, n_cuts, n_cuts).
 
     A stage must also keep the instance's rules on empty stages, numbers of blocks and pins.
@@ -107,7 +109,7 @@ def feasible_stages(instance: Instance) -> NDArray[np.bool_]:
     need = _need_bytes(instance)
     slack = evaluation.memory_slack(instance)
     feasible = np.empty((instance.n_tiers, *need.shape), bool)
-    for k in range(instance.n_tiers):
+    for k in deadline.each(range(instance.n_tiers)):
         capacity = instance.node_bytes[instance.nodes_of(k)].max() * (1 + slack)
         feasible[k] = (need <= capacity) & _keeps_rules(instance, k)
     return feasible
@@ -127,12 +129,19 @@ def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
         inf if j < i, if the blocks do not fit, or if a rule of the instance (on empty stages,
         minimum and maximum numbers of blocks, pinned blocks) forbids the stage.
     """
-    rule = instance.stage_rule if rule is None else rule
     n_cuts = instance.n_blocks + 1
+    table = np.empty((instance.n_tiers, n_cuts, n_cuts))
+    for k, stage in enumerate(stage_tables(instance, rule)):
+        table[k] = stage
+    return table
+
+
+def stage_tables(instance: Instance, rule: StageRule | None = None) -> Iterator[Array]:
+    """Yield the rows of `stage_table`, tier by tier, each of shape (n_cuts, n_cuts)."""
+    rule = instance.stage_rule if rule is None else rule
     prefix_s = prefix_seconds(instance)
     need = _need_bytes(instance)
     slack = evaluation.memory_slack(instance)
-    table = np.full((instance.n_tiers, n_cuts, n_cuts), np.inf)
     for k in range(instance.n_tiers):
         nodes = instance.nodes_of(k)
         capacity = instance.node_bytes[nodes]
@@ -147,8 +156,7 @@ def stage_table(instance: Instance, rule: StageRule | None = None) -> Array:
             with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
                 stage = 1 / np.where(holds, 1 / times, 0.0).sum(axis=0)
         np.fill_diagonal(stage, 0.0)
-        table[k] = np.where(_keeps_rules(instance, k), stage, np.inf)
-    return table
+        yield np.where(_keeps_rules(instance, k), stage, np.inf)
 
 
 def _need_bytes(instance: Instance) -> Array:
