@@ -1,6 +1,6 @@
 """llama.cpp's rule that turns ``-ts`` into layers, replayed in float32 over all splits.
 
-The rule is that of `llama_model_base::load_tensors` in src/llama-model.cpp of ggml-org/llama.cpp:
+The rule is `llama_model_base::load_tensors` of src/llama-model.cpp in ggml-org/llama.cpp:
 `splits` are cumulative sums of the values, divided by the last; layer `il` goes to
 `upper_bound(splits, float(il - i_gpu_start) / act_gpu_layers)`; the output layer is layer
 `n_layer`; all arithmetic is in float.
@@ -12,24 +12,9 @@ import numpy as np
 import pytest
 
 from hypsolve.planning.exporters import export
-from hypsolve.planning.exporters.llama_cpp import N_GPU_LAYERS, tensor_split
+from hypsolve.planning.exporters.llama_cpp import tensor_split
+from tests.helpers.export_readers import devices_of
 from tests.helpers.exports import commands, planned
-
-
-def devices_of(values, n_layers, n_gpu_layers=N_GPU_LAYERS):
-    """Device of each layer and of the output layer: values (n_splits, n_devices)."""
-    splits = np.asarray(values, dtype=np.float32)
-    total = np.zeros(len(splits), np.float32)
-    cumulative = np.empty_like(splits)
-    for device in range(splits.shape[1]):
-        total = (total + splits[:, device]).astype(np.float32)
-        cumulative[:, device] = total
-    cumulative /= total[:, None]
-    start = max(n_layers + 1 - n_gpu_layers, 0)
-    active = min(n_gpu_layers, n_layers + 1)
-    at = (np.arange(n_layers + 1) - start).astype(np.float32) / np.float32(active)
-    assert at.dtype == cumulative.dtype == np.float32
-    return (cumulative[:, None, :] <= at[None, :, None]).sum(axis=2)  # upper_bound
 
 
 def splits_of(n_layers, n_stages):
