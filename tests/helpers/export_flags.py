@@ -7,7 +7,8 @@ FLAGS = {
         "--pipeline-parallel-size", "--data-parallel-size", "--distributed-executor-backend",
         "--nnodes", "--node-rank", "--master-addr", "--master-port", "--headless",
         "--max-num-seqs", "--max-num-batched-tokens", "--max-model-len",
-        "--gpu-memory-utilization", "--block-size", "--dtype", "--host", "--port",
+        "--gpu-memory-utilization", "--block-size", "--kv-cache-dtype", "--dtype", "--host",
+        "--port",
     },
     # docs.ray.io/en/latest/cluster/cli.html
     "ray start": {"--head", "--port", "--address", "--num-gpus"},
@@ -26,8 +27,8 @@ FLAGS = {
     "python -m sglang.launch_server": {
         "--model-path", "--pp-size", "--nnodes", "--node-rank", "--dist-init-addr",
         "--context-length", "--max-running-requests", "--chunked-prefill-size",
-        "--max-prefill-tokens", "--mem-fraction-static", "--page-size", "--dtype", "--host",
-        "--port",
+        "--max-prefill-tokens", "--mem-fraction-static", "--page-size",
+        "--kv-cache-dtype", "--dtype", "--host", "--port",
     },
     # sgl-project/sglang: sgl-model-gateway/bindings/python/src/sglang_router/router_args.py
     "python -m sglang_router.launch_router": {

@@ -191,11 +191,16 @@ def test_cautions_say_what_an_export_does_not(capsys, tmp_path):
     assert one_machine == "a device_map is for one machine: device k must be the GPU of stage k"
     assert benchmark.startswith("benchmark of the simulated load, 1 requests/s of 512 + 16 tok")
     assert cautions(planned((0, 34)), "accelerate") == [benchmark]
+    strange = "gptq-int4 is no format of llama.cpp, which is for GGUF files, such as q4_k_m"
     mac = hs.Network(name="n", tiers=(tier("mac", "apple-m2-ultra"),))
     small = plan("phi-3-mini", mac, weights="int4")
     assert cautions(small, "llama.cpp")[0] == (
         "planned as phi-3-mini-gptq-int4: load weights of this format"
     )
+    assert cautions(small, "llama.cpp")[1] == strange
+    gguf = plan("phi-3-mini", mac, weights="q4_k_m")
+    assert "q4_k_m is no format of vllm, which is for safetensors" in cautions(gguf, "vllm")[1]
+    assert not any("no format" in line for line in cautions(gguf, "llama.cpp"))
     assert cautions(small, "json") == []
     model = replace(plain.model, tied_bytes=10)
     tied = replace(plain, query=replace(plain.query, model=model))

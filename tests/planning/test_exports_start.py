@@ -13,6 +13,7 @@ import pytest
 import hypsolve as hs
 from hypsolve.planning.exporters import RUNTIMES, benchmark, export, not_expressible
 from hypsolve.planning.exporters.layout import Load
+from hypsolve.planning.exporters.platforms import PASCAL, platform_of
 from tests.helpers.export_flags import FLAGS
 from tests.helpers.export_readers import READ, addresses
 from tests.helpers.exports import WIRE, commands, pinned, plan, planned, tier
@@ -311,6 +312,29 @@ def test_old_cards_get_half_precision():
     for server in ("vllm", "sglang"):
         assert " --dtype half " in export(old, server)
         assert "--dtype" not in text_of("one GPU", server)
+
+
+@pytest.mark.parametrize(
+    ("weights", "server", "dtype"),
+    [("fp8", "vllm", "bfloat16"), ("fp8", "sglang", "bf16"), ("awq", "vllm", None)],
+)
+def test_caches_keep_16_bits_where_a_checkpoint_may_ask_for_8(weights, server, dtype):
+    network = hs.Network(name="n", tiers=(tier("a", "h200"),))
+    found = plan("phi-3-mini", network, weights=weights, concurrency=1)
+    (serve,) = commands(export(found, server), FIRST_PROGRAM[server])
+    assert serve.flags.get("--kv-cache-dtype") == (dtype and [dtype])
+
+
+def test_platforms_of_all_cards_of_the_catalogue_are_known():
+    """A card of unknown platform would be believed to run everything."""
+    for gpu in hs.gpus().values():
+        wanted = {"A": "metal", "J": "jetson"}.get(gpu.name[0] * (gpu.name[1] in "pe"), "")
+        for start, platform in (("GTX 10", PASCAL), ("Tesla P", PASCAL), ("RX 7", "rocm"),
+                                ("Arc", "xpu")):  # fmt: skip
+            wanted = platform if gpu.name.startswith(start) else wanted
+        assert platform_of(gpu.name) == (wanted or "cuda"), gpu.name
+    slower = replace(hs.gpu("rtx-4090"), name="RTX 4090 2x slower")
+    assert platform_of(slower.name) == "cuda" and platform_of("mine") == ""
 
 
 @RUN
