@@ -12,7 +12,10 @@ import hypsolve as hs
 from hypsolve.planning import planner, runtime_restrictions
 from hypsolve.planning.exporters import BY_LAYER, RUNTIMES, export, not_expressible
 from hypsolve.planning.runtime_restrictions import nearest_plan
+from instances import network
 from tests.cli.test_cli import run
+from tests.helpers.export_flags import FLAGS
+from tests.helpers.export_readers import READ
 from tests.helpers.exports import SLOW_FIRST, WIRE, commands, plan, planned, tier
 
 near_plan = partial(nearest_plan, with_upgrades=False)
@@ -276,7 +279,7 @@ def test_alike_nodes_become_replicas_instead_of_one_long_pipeline(tmp_path):
     """Ten nodes in a row, a few layers each, were 538 % worse: pipelines of few stages win."""
     path = tmp_path / "net.toml"
     path.write_text(LINKED)
-    found = plan("llama-3-8b", path, rate_per_s=5, output_tokens=256)
+    found = plan("llama-3-8b", path, rate_per_s=5, output_tokens=16)
     assert "'region' has 8" in not_expressible(found, "vllm")
     near = near_plan(found, "vllm")
     text = export(near, "vllm", instead_of=found)
@@ -288,7 +291,7 @@ def test_alike_nodes_become_replicas_instead_of_one_long_pipeline(tmp_path):
     assert near.result.objective_s < 2 * found.result.objective_s
     assert "# left out" not in text and len(used_by(near)) == len(used_by(found))
     path.write_text(LINKED.replace("inner", "# inner"))
-    found = plan("llama-3-8b", path, rate_per_s=5, output_tokens=256)
+    found = plan("llama-3-8b", path, rate_per_s=5, output_tokens=16)
     near = near_plan(found, "vllm")
     text = export(near, "vllm", instead_of=found)
     assert len(commands(text, "vllm serve")) == 2 and "PARTITION" in text
@@ -379,3 +382,22 @@ def test_no_plan_is_returned_that_ray_would_start_otherwise():
     optional = hs.NetworkFile(network=network, min_blocks=(None, 0, None, None))
     near = near_plan(plan("llama-3-8b", optional, objective="bottleneck"), "vllm")
     assert not_expressible(near, "vllm") == "" and near.result.partition.cuts[1:3] != (0, 34)
+
+
+@pytest.mark.parametrize("server", ["vllm", "llama.cpp"])
+@pytest.mark.parametrize("name", ["campus", "phone-edge-cloud-5g", "home-lab"])
+def test_named_networks_are_started_as_planned_for_a_server(name, server):
+    """From a plan that the server cannot run to commands that give every card its layers."""
+    found = plan("llama-3-8b", network(name), concurrency=2)
+    near = near_plan(found, server)
+    text = export(near, server, instead_of=found)
+    read = READ[server](text)
+    wanted = {}
+    for node in near.nodes:
+        if node.is_used:
+            blocks = node.blocks
+            wanted[node.node, 0] = [range(max(blocks.start - 1, 0), min(blocks.stop - 1, 32))]
+    assert read == wanted and all(each.program in FLAGS for each in commands(text))
+    left = set(used_by(found)) - set(used_by(near))
+    lines = [line for line in text.splitlines() if line.startswith("# left out: ")]
+    assert len(lines) == bool(left) and all(name in lines[0] for name in left)
