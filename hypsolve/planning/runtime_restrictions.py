@@ -119,7 +119,11 @@ def nearest_plan(
     best = queries[0]
     if len(queries) > 1:
         best = _best_of(queries, runtime, time_limit_s, progress)
-    return plan_query(best, with_upgrades=with_upgrades, progress=progress)
+    near = plan_query(best, with_upgrades=with_upgrades, progress=progress)
+    against = refusals(Layout.of(near), runtime) if near.fits else []
+    if against:
+        raise ValueError(f"nearest_plan: {runtime} can express no plan: {against[0]}")
+    return near
 
 
 def _best_of(

@@ -360,7 +360,8 @@ class Network:
     Raises
     ------
     ValueError
-        If a tier but the last has no link, the last has one, or two names are equal.
+        If a tier but the last has no link, the last has one, or two names are equal, or two
+        nodes are one card of a host.
 
     Examples
     --------
@@ -389,8 +390,11 @@ class Network:
                 f"{owner}: the last tier {self.tiers[-1].name!r} must have no link"
             )
         names = [tier.name for tier in self.tiers]
-        _distinct(owner, "tier", names)
-        _distinct(owner, "node", [node.name for tier in self.tiers for node in tier.nodes])
+        _distinct(owner, "tier names", names)
+        nodes = [node for tier in self.tiers for node in tier.nodes]
+        _distinct(owner, "node names", [node.name for node in nodes])
+        numbered = [node for node in nodes if node.host and node.card is not None]
+        _distinct(owner, "cards", [f"{node.card} of host {node.host}" for node in numbered])
 
     def __repr__(self) -> str:
         tiers = ", ".join(f"{tier.name} ({len(tier.nodes)})" for tier in self.tiers)
@@ -401,7 +405,7 @@ def _distinct(owner: str, what: str, names: list[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{owner}: {what} names must be distinct, got {name!r} twice")
+            raise ValueError(f"{owner}: {what} must be distinct, got {name!r} twice")
         seen.add(name)
 
 

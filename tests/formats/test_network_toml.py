@@ -235,3 +235,11 @@ def test_hosts_leave_the_digest_of_an_instance_alone(tmp_path):
 def test_bad_hosts_of_a_node_are_refused(fields, message):
     with pytest.raises((ValueError, TypeError), match=message):
         hs.Node(name="a", gpu=hs.gpu("l4"), **fields)
+
+
+def test_two_nodes_are_not_one_card():
+    nodes = [hs.Node(name=name, gpu=hs.gpu("l4"), host="box", card=0) for name in "ab"]
+    with pytest.raises(
+        ValueError, match="'n': cards must be distinct, got '0 of host box' twi"
+    ):
+        hs.Network(name="n", tiers=(hs.Tier(name="t", nodes=tuple(nodes)),))

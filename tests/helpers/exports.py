@@ -37,8 +37,31 @@ def pinned(network, cuts):
     return hs.NetworkFile(network=network, pins=wanted, min_blocks=tuple(empty))
 
 
+def own_gpu(name, like):
+    """A table for a network file: a GPU whose name says nothing of its platform."""
+    gpu = hs.gpu(like)
+    return f"""
+[gpus.{name}]
+t0_us = {gpu.t0_s * 1e6}
+tflops = {gpu.flops_per_s / 1e12}
+gb_per_s = {gpu.bytes_per_s / 1e9}
+memory_gib = {gpu.memory_bytes / 2**30}
+"""
+
+
+SLOW_FIRST = """
+[[tiers]]
+name = "slow"
+nodes = [{gpu = "board"}]
+link = {gbps = 8, latency_ms = 0.1}
+[[tiers]]
+name = "fast"
+nodes = [{gpu = "h200"}]
+""" + own_gpu("board", "jetson-orin-nano")
+
+
 class Command:
-    """A printed command: variables, words before the first flag, and flags with their values."""
+    """A printed command: variables, program, and flags with their values."""
 
     def __init__(self, line, where):
         self.where = where

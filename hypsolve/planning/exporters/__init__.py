@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from hypsolve import catalog
 from hypsolve.planning.exporters import benchmark, libraries, llama_cpp, sglang, vllm
-from hypsolve.planning.exporters.layout import Export, Layout, Load
+from hypsolve.planning.exporters.layout import Export, Layout, Load, weights_of
 from hypsolve.planning.exporters.left_out import left_out, summary
 from hypsolve.planning.exporters.modules import MODULES
 from hypsolve.planning.exporters.platforms import (
@@ -197,6 +198,12 @@ def cautions(plan: Plan, runtime: str) -> list[str]:
     lines = []
     if runtime not in PLAIN and plan.model.extrapolated:
         lines.append(f"planned as {plan.model.name}: load weights of this format")
+    form = catalog.weight_formats().get(weights_of(plan.model))
+    if runtime in SERVERS and form is not None and form.extrapolated:
+        gguf = form.file == "gguf"
+        if gguf != (runtime == "llama.cpp"):
+            other = "safetensors, such as awq" if gguf else "GGUF files, such as q4_k_m"
+            lines.append(f"{form.name} is no format of {runtime}, which is for {other}")
     if runtime in SERVERS and simulated.server != runtime:
         lines.append(
             f"simulated by the rules of runtime {simulated.name!r}, not of {runtime}: its"

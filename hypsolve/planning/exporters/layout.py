@@ -13,14 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hypsolve import catalog
 from hypsolve.planning.exporters.modules import ModuleNames
 from hypsolve.planning.forecast import under_load
 from hypsolve.planning.plan import Plan
-from hypsolve.problem.deployment import Deployment, Network, Node
+from hypsolve.problem.deployment import Deployment, Model, Network, Node
 from hypsolve.problem.runtime import KvAdmission, Runtime
 
 MAX_SHARE = 0.95  # of a GPU's memory, where a server's own profile does not say
-NO_BFLOAT16 = ("T4", "V100")  # of the catalogue's GPUs
+NO_BFLOAT16 = ("T4", "V100", "RTX 20")  # of the catalogue's GPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,9 @@ class Layout:
         The simulated runtime.
     has_experts : bool
         Whether the model is a mixture of experts.
+    weights : str
+        Format of the weights, a key of `hypsolve.weight_formats`; empty if the name of the
+        model says nothing, as for 16 bits.
     """
 
     cuts: tuple[int, ...]
@@ -156,6 +160,7 @@ class Layout:
     left_out: tuple[str, ...]
     runtime: Runtime
     has_experts: bool
+    weights: str = ""
 
     @property
     def n_stages(self) -> int:
@@ -241,6 +246,7 @@ class Layout:
             left_out=tuple(c.node for k in stages for c in cards[k][n_replicas:]),
             runtime=deployment.runtime,
             has_experts=any(block.n_experts for block in deployment.model.blocks),
+            weights=weights_of(deployment.model),
         )
 
 
@@ -264,6 +270,12 @@ class Export:
     model: str
     modules: ModuleNames
     tied: bool
+
+
+def weights_of(model: Model) -> str:
+    """Return the format of a model's weights, which ends its name; empty if none does."""
+    known = catalog.weight_formats()
+    return next((name for name in known if model.name.lower().endswith(f"-{name}")), "")
 
 
 def numbered(network: Network) -> dict[str, int]:

@@ -54,6 +54,8 @@ def describe(before: float, after: float) -> str:
     """Describe a change of the largest sustained rate."""
     if math.isnan(before) or math.isnan(after):
         return "what they would serve takes too many requests to simulate"
+    if f"{before:.3g}" == f"{after:.3g}":
+        return f"they add nothing to {before:.3g} requests/s, simulated"
     change = f"{abs(after - before):.3g} requests/s {'less' if after <= before else 'more'}"
     return f"{change}: {after:.3g} instead of {before:.3g}, simulated"
 

@@ -8,14 +8,16 @@ from collections.abc import Iterable
 from hypsolve import catalog
 from hypsolve.problem.runtime import Runtime
 
+PASCAL = "cuda of Pascal"  # compute capability 6: too old for vLLM, which asks for 7
 BY_NAME = (
     (r"^Apple\b", "metal"),
+    (r"\b(GTX 10|GTX TITAN X|TITAN X|P4|P40|P100)", PASCAL),
     (r"\b(Jetson|Orin|Xavier|Thor)\b", "jetson"),
     (r"\bMI\d{2,3}[AX]?\b|\b(RX 79|RX 90|W79|W78|V710)\d*", "rocm"),
     (r"\b(AMD|Radeon|Ryzen|Vega|RX \d)", "vulkan"),
     (r"\b(Intel|Arc|Gaudi)\b", "xpu"),
     (r"\b(NVIDIA|GeForce|RTX|GTX|Tesla|Quadro)\b", "cuda"),
-    (r"^(T4|P4|P40|P100|V100|L4|L40S?|A10G?|A16|A30|A40|A100|H\d{3}|GH\d{3}|B\d{3}|GB\d{3})\b",
+    (r"^(T4|V100|L4|L40S?|A10G?|A16|A30|A40|A100|H\d{3}|GH\d{3}|B\d{3}|GB\d{3})\b",
      "cuda"),
 )  # fmt: skip
 """Platform of a GPU: the first pattern that its name holds. ROCm supports few Radeon cards."""
@@ -26,6 +28,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 """Platforms of runtimes that the catalogue has no profile of; others run on anything."""
 BACKENDS = {
     "cuda": "CUDA",
+    PASCAL: "CUDA",
     "jetson": "CUDA",
     "rocm": "ROCm",
     "metal": "MTL",
@@ -53,7 +56,7 @@ def platforms_of(server: str, runtime: Runtime) -> tuple[str, ...]:
         known = catalog.runtime(server).platforms
     else:
         return LIBRARIES.get(server, ())
-    return (*known, "vulkan", "xpu") if server == "llama.cpp" else known
+    return (*known, PASCAL, "vulkan", "xpu") if server == "llama.cpp" else known
 
 
 def runs_on(server: str, runtime: Runtime, gpu: str) -> bool:

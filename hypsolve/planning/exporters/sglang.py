@@ -91,4 +91,5 @@ def _limits(layout: Layout, replica: Replica, load: Load) -> str:
         f"--mem-fraction-static {layout.memory_share(replica, 'sglang'):g}",
         f"--page-size {runtime.kv_block_tokens}" if paged else "",
         "--dtype half" if replica.needs_half else "",
+        "--kv-cache-dtype bf16" if layout.weights == "fp8" else "",
     )

@@ -21,7 +21,7 @@ from hypsolve.planning.exporters.shell import (
 from hypsolve.problem.runtime import KvAdmission
 
 RAY_PORT = 6379
-BLOCK_TOKENS = (1, 8, 16, 32, 64, 128)  # that --block-size takes
+BLOCK_TOKENS = (1, 8, 16, 32, 64, 128, 256)  # that --block-size takes
 
 
 def write(export: Export) -> str:
@@ -175,7 +175,10 @@ def _serve(
 
 
 def _limits(layout: Layout, replica: Replica, load: Load) -> str:
-    """Return the flags of the simulated limits."""
+    """Return the flags of the simulated limits.
+
+    A checkpoint of 8 bits may ask for a KV cache of 8 bits; one of 16 was simulated.
+    """
     runtime = layout.runtime
     tokens = layout.batched_tokens(replica, load)
     paged = (
@@ -188,4 +191,5 @@ def _limits(layout: Layout, replica: Replica, load: Load) -> str:
         f"--gpu-memory-utilization {layout.memory_share(replica, 'vllm'):g}",
         f"--block-size {runtime.kv_block_tokens}" if paged else "",
         "--dtype half" if replica.needs_half else "",
+        "--kv-cache-dtype bfloat16" if layout.weights == "fp8" else "",
     )
