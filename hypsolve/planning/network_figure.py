@@ -53,7 +53,8 @@ def network_height(plan: Plan, width: float) -> float:
 def draw_network(plan: Plan, ax: Axes, width: float) -> None:
     """Draw tiers side by side if the width allows, and one below the other if not."""
     tiers = plan.network.network.tiers
-    largest = max(node.usable_bytes for tier in tiers for node in tier.nodes)
+    usable = plan.deployment.usable_bytes
+    largest = max(usable(node) for tier in tiers for node in tier.nodes)
     every = [_cards(plan, tier) for tier in tiers]
     n, x, y = len(tiers), 0.0, LEGEND
     column = (width - (n - 1) * LINK) / n
@@ -95,7 +96,7 @@ def _per_row(cards: Sequence[Sequence[Card]], width: float) -> int:
 
 def _cards(plan: Plan, tier: Tier) -> list[Card]:
     """Group nodes that are alike; they need not be neighbours."""
-    usable = {node.name: node.usable_bytes for node in tier.nodes}
+    usable = {node.name: plan.deployment.usable_bytes(node) for node in tier.nodes}
     groups: dict[Any, list[NodePlan]] = {}
     for node in plan.nodes:
         if node.tier == tier.name:

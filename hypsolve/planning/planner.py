@@ -173,6 +173,12 @@ def plan_query(
     if stopped and forecast is None and result.partition is not None:
         stopped += "; the forecast was not simulated"
     is_rate = Goal(query).is_rate
+
+    def value(upgrade: Upgrade) -> float:
+        if math.isnan(upgrade.after):  # it takes too long to simulate: the last
+            return -math.inf if is_rate else math.inf
+        return upgrade.after
+
     return Plan(
         query=query,
         result=result,
@@ -181,7 +187,7 @@ def plan_query(
         stages=tuple(_stages(result, solution.deployment)) if result.partition else (),
         forecast=forecast,
         alternatives=tuple(alternatives),
-        upgrades=tuple(sorted(upgrades, key=lambda each: each.after, reverse=is_rate)),
+        upgrades=tuple(sorted(upgrades, key=value, reverse=is_rate)),
         stopped=stopped,
         deployment=solution.deployment,
     )

@@ -160,7 +160,7 @@ def describe_proof(plan: Plan) -> str:
 def describe_bottleneck(plan: Plan) -> str:
     """Name the bottleneck stage and the slack of the others, or the largest share."""
     critical = plan.bottleneck_stage
-    binds = f" ({critical.describe_limit()})"
+    binds = f" ({critical.describe_limit()})" if critical.binds else ""
     if plan.query.objective != "bottleneck":
         return f"largest share: {critical.tier} {critical.share:.0%}{binds}"
     slack = sorted((1 - stage.share, stage.tier) for stage in plan.stages)
@@ -310,6 +310,8 @@ def describe_upgrade(upgrade: Upgrade, currency: str = "") -> str:
 
 def show_quantity(upgrade: Upgrade) -> str:
     """Write the value that an upgrade reaches with its unit."""
+    if math.isnan(upgrade.after):
+        return "it fits; what it serves takes too long to simulate"
     if upgrade.quantity == "requests/s":
         return f"about {upgrade.after:.3g} requests/s"
     return f"{upgrade.quantity} {show_seconds(upgrade.after)}"

@@ -239,7 +239,7 @@ def find_upgrades(
         progress(f"simulating: {scenario.what}")
         after, cuts = _simulated(candidate, goal, deadline)
         gain = goal.gain(before, after)
-        if math.isnan(after) or gain < MIN_SIMULATED_GAIN:
+        if gain < MIN_SIMULATED_GAIN or (partition is not None and math.isnan(gain)):
             continue
         yield Upgrade(
             what=scenario.what,

@@ -60,7 +60,7 @@ class Metrics:
         the run.
     offered_s : float
         Seconds for which load is offered: from the first arrival to the last, and one mean gap
-        more. If all requests arrive at once, `observed_s`.
+        more. If all requests arrive at once, or with users in a closed loop, `observed_s`.
     requests_per_s, output_tokens_per_s : float
         Requests that ended, and their output tokens, per second for which load is offered; the
         time in which the last requests drain is not counted. If requests pile up, it is the
@@ -232,10 +232,11 @@ def metrics(
     for name, limit in limits.items():
         if limit is not None:
             kept &= ~(times[name] > limit)  # nan keeps it: a request of one token has no TPOT
-    first_s = float(trace.arrival_s.min())
+    sent_s = trace.arrival_s[~np.isnan(trace.arrival_s)]  # in a closed loop some are never sent
+    first_s = float(sent_s.min())
     observed_s = trace.end_of_run_s - first_s
-    span_s, n = float(np.ptp(trace.arrival_s)), len(finished)
-    offered_s = span_s * n / (n - 1) if span_s else observed_s
+    span_s, n = float(np.ptp(sent_s)), len(sent_s)
+    offered_s = span_s * n / (n - 1) if span_s and trace.users is None else observed_s
     share = served_share(trace)
     counted_s = observed_s if math.isnan(share) else offered_s / share if share else math.inf
     n_finished, n_kept = int(finished.sum()), int(kept.sum())
@@ -310,14 +311,15 @@ def served_share(trace: Trace) -> float:
     Requests of the second and of the last quarter of the arrivals are compared by their median
     latency. If it grows by more than `SETTLED`, a queue builds up: requests that arrive within
     t seconds then end within t seconds plus that growth. Otherwise the share is 1. It is nan
-    if fewer than `MIN_TO_JUDGE` requests ended, or if all arrived at once.
+    if fewer than `MIN_TO_JUDGE` requests ended, if all arrived at once, or with users in a
+    closed loop.
     """
     order = np.argsort(trace.arrival_s, kind="stable")
     quarters = np.array_split(order, 4)
     arrival_s, latency_s = trace.arrival_s, trace.latency_s
     known = ~np.isnan(latency_s)
     early, late = (each[known[each]] for each in (quarters[1], quarters[3]))
-    is_one_burst = arrival_s.max() == arrival_s.min()
+    is_one_burst = trace.users is not None or arrival_s.max() == arrival_s.min()
     if known.sum() < MIN_TO_JUDGE or is_one_burst or not early.size or not late.size:
         return NAN
     before_s, after_s = (float(np.median(latency_s[each])) for each in (early, late))

@@ -178,16 +178,19 @@ def test_an_interrupted_search_prints_the_best_so_far(example):
 
 
 def test_pareto_lists_and_draws(capsys, example, tmp_path):
-    arguments = ("pareto", "--model", "llama-3-8b", "--network", example)
+    arguments = ("pareto", "--model", "llama-3-8b", "--network", example, "--rate", 2)
     code, out, _ = run(capsys, *arguments, "--png", tmp_path / "pareto.png")
     assert code == 0 and (tmp_path / "pareto.png").stat().st_size > 5000
     points = json.loads(run(capsys, *arguments, "--json")[1])
     assert len(out.splitlines()) == len(points) + 2
-    best = planner.split("llama-3-8b", example).result
-    assert points[0]["bottleneck_s"] == best.objective_s
-    path = planner.split("llama-3-8b", example, objective="path").result
-    assert points[-1]["path_s"] == pytest.approx(path.objective_s, rel=1e-12)
-    assert [p["path_s"] for p in points] == sorted((p["path_s"] for p in points), reverse=True)
+    assert out.startswith("simulated with a rate of 2 per second; runtime ideal")
+    latencies_s = [point["latency_mean_s"] for point in points]
+    rates = [point["max_requests_per_s"] for point in points]
+    assert latencies_s == sorted(latencies_s, reverse=True)
+    assert rates == sorted(rates, reverse=True)
+    solution = planner.split("llama-3-8b", example, objective="path")
+    again = forecast.predict(solution.deployment, hs.Partition(tuple(points[0]["cuts"])), 2.0)
+    assert again.latency_s.mean == latencies_s[0]
 
 
 def test_simulate_serves_what_it_is_told(capsys, example, tmp_path):
@@ -301,7 +304,7 @@ def test_an_interrupted_comparison_says_so(capsys, example, monkeypatch):
     monkeypatch.setattr(planner, "solve_query", solve_query)
     code, out, err = run(capsys, "compare", "--model", "llama-3-8b", "--network", example)
     assert (code, err) == (0, "stopped: 2 of 12 methods are finished\n")
-    methods = [line.split()[0] for line in out.splitlines()[1:-1]]
+    methods = [line.split()[0] for line in out.splitlines()[1:-2]]
     assert methods == ["hypsplit_dp", "even_split"]
 
 

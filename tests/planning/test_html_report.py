@@ -1,5 +1,6 @@
 """Figures and the report of a plan: what they show, also in a real browser, and load."""
 
+import itertools
 import json
 import math
 import re
@@ -18,8 +19,8 @@ import hypsolve as hs
 from hypsolve.cli.catalog import EXAMPLE
 from hypsolve.planning import figures, network_figure
 from hypsolve.planning.figures import FIGURES
-from hypsolve.problem import evaluation
-from hypsolve.problem.units import show_seconds
+from hypsolve.planning.forecast import predict
+from hypsolve.planning.text import describe_upgrade
 from instances import network
 from tests.cli.test_cli import run
 from tests.planning.test_planner import SMALL, TIGHT, tier
@@ -151,13 +152,20 @@ def test_stages_are_as_long_as_they_take(objective):
 
 
 def test_pareto_marks_this_plan(found):
+    """Rates and latencies are those of serving in batches, and no split beats another."""
     ax = found.plot("pareto")
     frontier, here = ax.lines
-    instance, partition = found.result.instance, found.result.partition
-    points = hs.pareto_frontier(instance)
-    assert frontier.get_ydata().tolist() == [point.path_s for point in points]
-    assert here.get_xdata()[0] == 1 / found.result.objective_s
-    assert here.get_ydata()[0] == evaluation.path_s(instance, partition)
+    points = found.serving_frontier()
+    assert frontier.get_xdata().tolist() == [point.max_requests_per_s for point in points]
+    assert frontier.get_ydata().tolist() == [point.latency_mean_s for point in points]
+    assert here.get_xdata()[0] == found.forecast.max_requests_per_s
+    assert here.get_ydata()[0] == found.forecast.latency_s.mean
+    for a, b in itertools.pairwise(points):
+        assert a.max_requests_per_s >= b.max_requests_per_s
+        assert a.latency_mean_s > b.latency_mean_s
+    forecast = predict(found.deployment, points[0].partition, found.query.load)
+    assert forecast.latency_s.mean == points[0].latency_mean_s
+    assert forecast.max_requests_per_s == points[0].max_requests_per_s
 
 
 def test_latencies_are_those_simulated(found):
@@ -167,7 +175,7 @@ def test_latencies_are_those_simulated(found):
     np.testing.assert_array_equal(last.get_xdata(), np.sort(trace.latency_s))
     assert last.get_ydata()[-1] == 100
     marks = [line.get_xdata()[0] for line in found.plot("latency").lines[-2:]]
-    assert marks == [found.forecast.latency_p50_s, found.forecast.latency_p95_s]
+    assert marks == [found.forecast.latency_s.p50, found.forecast.latency_s.p95]
 
 
 def test_gantt_shows_work_of_the_nodes(found):
@@ -175,17 +183,17 @@ def test_gantt_shows_work_of_the_nodes(found):
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == [node.node for node in found.nodes] and ax.collections
     low, high = ax.get_xlim()
-    assert high - low == pytest.approx(6 * found.forecast.tpot_s)
+    assert high - low == pytest.approx(6 * found.forecast.tpot_s.mean)
     assert low == np.median(found.simulate().arrival_s)
 
 
 def test_changes_are_in_order(found):
     ax = found.plot("upgrades")
     shown = found.upgrades[:20]
-    assert [bar.get_width() for bar in ax.patches] == [change.objective_s for change in shown]
+    assert [bar.get_width() for bar in ax.patches] == [change.after for change in shown]
     names, values = texts(ax)[::2], texts(ax)[1::2]
     assert names == [upgrade.what for upgrade in shown]
-    assert values[0] == f"{show_seconds(shown[0].objective_s)}, {shown[0].gain:.1%} less"
+    assert values[0] == describe_upgrade(shown[0])
 
 
 def test_outputs_of_one_token_and_one_node_are_drawn():
@@ -419,7 +427,9 @@ def test_a_browser_shows_the_report(browser, report, found):
     assert [row.text for row in rows if row.text.startswith("rented 1 x A100-80GB")]
     for change in found.upgrades:
         assert change.what in body
-    assert show_seconds(found.upgrades[0].objective_s) in body
+    assert describe_upgrade(found.upgrades[0]) in body
+    for tile in ("TTFT", "TPOT", "requests/s", "users at once"):
+        assert tile in body
     details = browser.find_element("css selector", "details")
     assert not details.find_element("css selector", "pre").is_displayed()
     details.find_element("css selector", "summary").click()
