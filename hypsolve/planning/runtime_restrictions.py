@@ -26,6 +26,7 @@ from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import GpuProfile, Node
 from hypsolve.problem.instance import Objective
+from hypsolve.problem.rules import StageRule
 
 MAX_PIPELINES = 256  # networks of whole pipelines that are solved
 MAX_REPLICAS = 4  # numbers of replicas up to this are all tried, then powers of 2
@@ -148,8 +149,9 @@ def _best_of(
         against = refusals(layout, runtime)
         why += against
         if not against:
-            objective_s = solution.result.objective_s
-            values.append((objective_s, layout.n_stages, -len(layout.replicas), at))
+            values.append(
+                (_score_s(solution, layout), layout.n_stages, -len(layout.replicas), at)
+            )
     if not values and why:
         raise ValueError(f"nearest_plan: {runtime} can express no plan: {why[0]}")
     if not values:
@@ -157,6 +159,18 @@ def _best_of(
     least = min(values)[0]
     equal = [value for value in values if value[0] <= least * (1 + SAME)]
     return queries[min(equal, key=lambda value: value[1:])[-1]]
+
+
+def _score_s(solution: Solution, layout: Layout) -> float:
+    """Return what is compared of a solution: its objective, for all replicas together.
+
+    Under ``pooled``, a bottleneck is that of all nodes of a stage. Where it is that of one
+    pipeline, n pipelines serve n times as many requests.
+    """
+    instance, objective_s = solution.result.instance, solution.result.objective_s
+    of_one = instance.stage_rule is not StageRule.POOLED
+    shared = of_one and instance.objective is Objective.BOTTLENECK
+    return objective_s / len(layout.replicas) if shared else objective_s
 
 
 def _layout(solution: Solution) -> Layout:

@@ -134,6 +134,7 @@ def test_what_fits_may_not_fit_in_one_pipeline(tmp_path, capsys):
     path = tmp_path / "net.toml"
     path.write_text(SLOW_FIRST.replace('"board"}', '"t4", memory_gib = 0.25}'))
     asked = ("plan", "--model", "phi-3-mini", "--network", path, "--concurrency", 1)
+    asked += ("--runtime", "ideal")
     assert run(capsys, *asked)[0] == 0
     code, out, err = run(capsys, *asked, "--export", "vllm")
     assert (code, out) == (1, "")
@@ -204,7 +205,7 @@ def test_a_tier_that_must_stay_one_keeps_its_quickest_node(tmp_path, capsys, cha
     assert [node.node for node in near.nodes] == ["pair-rtx-4090-0", "one-a100-80gb-0"]
     assert near.network.pins.get("embedding", "pair") == "pair"
     command = ("plan", "--model", "llama-3-8b", "--network", path, "--export", "vllm")
-    err = run(capsys, *command, "--concurrency", 4)[2]
+    err = run(capsys, *command, "--concurrency", 4, "--runtime", "ideal")[2]
     hint = "; a link `inner` in the network file (pair) lets them in" * (change[1] == "")
     assert f"left out: pair-rtx-3090-0{hint}" in err.splitlines()
 
@@ -239,7 +240,7 @@ def test_layers_that_are_pinned_elsewhere_stay_there(slow_first):
 
 
 def test_the_command_solves_again_where_it_must(capsys, slow_first):
-    short = ("--concurrency", 1, "--output", 16)
+    short = ("--concurrency", 1, "--output", 16, "--runtime", "ideal")
     command = ("plan", "--model", "phi-3-mini", "--network", slow_first, *short)
     code, out, err = run(capsys, *command, "--export", "vllm")
     assert code == 0 and "VLLM_PP_LAYER_PARTITION=1,31" in out
@@ -401,3 +402,25 @@ def test_named_networks_are_started_as_planned_for_a_server(name, server):
     left = set(used_by(found)) - set(used_by(near))
     lines = [line for line in text.splitlines() if line.startswith("# left out: ")]
     assert len(lines) == bool(left) and all(name in lines[0] for name in left)
+
+
+def test_replicas_count_where_a_bottleneck_is_that_of_one_pipeline():
+    """By the slowest node of a stage, one fast pipeline beats two; by requests/s, two win."""
+    fast, slow = tier("f", "l40s").nodes, tier("s", "l4", 2).nodes
+    tiers = (hs.Tier(name="a", nodes=(*fast, *slow), link=WIRE), tier("b", "l40s", 2))
+    network = hs.Network(name="n", tiers=tiers)
+    found = plan("llama-3-8b", network, runtime="vllm", concurrency=2)
+    near = near_plan(found, "vllm")
+    scores = {}
+    for n_replicas in (1, 2):
+        for each in networks_of(hs.NetworkFile(network=network), n_replicas):
+            pins = {0: "a", 31: "b"}
+            split = planner.split(
+                "llama-3-8b", replace(each, pins=pins), runtime="vllm", concurrency=2,
+                output_tokens=16,
+            )  # fmt: skip
+            nodes = tuple(n.name for t in each.network.tiers for n in t.nodes)
+            scores[nodes] = split.result.objective_s / n_replicas
+    assert tuple(used_by(near)) == min(scores, key=scores.get)
+    assert len(near.network.network.tiers[0].nodes) == 2
+    assert len(commands(export(near, "vllm"), "vllm serve")) == 2

@@ -447,3 +447,31 @@ def test_shell_words_survive_the_names_of_machines():
     urls = shlex.split(export(found, "vllm").split("--worker-urls ")[1].split(" --policy")[0])
     assert urls == [f"http://{name}:8000" for name in names]
     assert '    server "new $(box)\\":8080";' in export(found, "llama.cpp")
+
+
+@RUN
+def test_overrides_of_a_query_reach_the_command(server):
+    """From the query to the flag: the runtime that was asked for is the one that is started."""
+    network = hs.Network(name="n", tiers=(tier("a", "h200"),))
+    found = plan("llama-3-8b", network, runtime=server, max_num_seqs=7, memory_fraction=0.8,
+                 users=3, think_time_s=1.0, concurrency=7)  # fmt: skip
+    assert found.query.runtime.max_num_seqs == 7
+    text = export(found, server)
+    (serve,) = commands(text, FIRST_PROGRAM[server])
+    flag = {"vllm": "--max-num-seqs", "sglang": "--max-running-requests", "llama.cpp": "-np"}
+    share = {"vllm": "--gpu-memory-utilization", "sglang": "--mem-fraction-static"}
+    assert serve[flag[server]] == "7"
+    assert server not in share or serve[share[server]] == "0.8"
+    (bench,) = [each for each in commands(text) if "--base-url" in each.flags]
+    assert bench["--max-concurrency"] == "3" and "--request-rate" not in bench.flags
+    assert int(bench["--num-prompts"]) == len(found.simulate().latency_s)
+    assert "3 users (who think for 1 s; the benchmark's do not) of 512 + 16 tokens" in text
+
+
+def test_users_lose_what_they_would_be_served():
+    """A closed loop has no rate to sustain: the rate at which users are served falls."""
+    cuts, tiers = TIERS["one left out"]
+    site = pinned(hs.Network(name="net", tiers=tuple(tiers)), cuts)
+    found = plan("llama-3-8b", site, concurrency=2, users=40)
+    line = export(found, "vllm").splitlines()[0]
+    assert re.match(r"# left out: b-2; .+ requests/s", line) and "too many" not in line

@@ -15,10 +15,11 @@ import numpy as np
 
 from hypsolve import catalog
 from hypsolve.planning.exporters.modules import ModuleNames
-from hypsolve.planning.forecast import under_load
+from hypsolve.planning.forecast import ROUNDS_OF_USERS, under_load
 from hypsolve.planning.plan import Plan
 from hypsolve.problem.deployment import Deployment, Model, Network, Node
 from hypsolve.problem.runtime import KvAdmission, Runtime
+from hypsolve.problem.units import count
 
 MAX_SHARE = 0.95  # of a GPU's memory, where a server's own profile does not say
 NO_BFLOAT16 = ("T4", "V100", "RTX 20")  # of the catalogue's GPUs
@@ -92,6 +93,8 @@ class Load:
         Rate of Poisson arrivals; not used if there are users.
     users : int or None
         Users who each wait for an answer before they ask again; None: requests arrive.
+    think_time_s : float
+        Seconds from an answer to a user's next request.
     """
 
     prompt_tokens: int
@@ -99,6 +102,7 @@ class Load:
     n_requests: int
     rate_per_s: float
     users: int | None
+    think_time_s: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -106,24 +110,29 @@ class Load:
         return self.prompt_tokens + self.output_tokens
 
     def __str__(self) -> str:
-        load = (
-            f"{self.rate_per_s:g} requests/s" if self.users is None else f"{self.users} users"
-        )
+        load = f"{self.rate_per_s:.12g} requests/s"
+        if self.users is not None:
+            load = count(self.users, "user")
+        if self.think_time_s:
+            load += f" (who think for {self.think_time_s:g} s; the benchmark's do not)"
         return f"{load} of {self.prompt_tokens} + {self.output_tokens} tokens"
 
     @classmethod
     def of(cls, plan: Plan) -> Load:
         """Read the load of a plan."""
-        query = plan.query
-        served = under_load(
-            plan.deployment, query.rate_per_s, np.random.default_rng(query.seed)
-        )
+        query, load = plan.query, plan.query.load
+        rng = np.random.default_rng(load.seed)
+        served = under_load(plan.deployment, load.rate_per_s, rng, load.max_visits)
+        n_requests = len(served.requests)
+        if load.users is not None:
+            n_requests = max(n_requests, ROUNDS_OF_USERS * load.users)
         return cls(
             prompt_tokens=query.prompt_tokens,
             output_tokens=query.output_tokens,
-            n_requests=len(served.requests),
-            rate_per_s=query.rate_per_s,
-            users=getattr(query, "users", None),
+            n_requests=n_requests,
+            rate_per_s=load.rate_per_s,
+            users=load.users,
+            think_time_s=load.think_time_s,
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hypsolve.planning.exporters.layout import Layout
-from hypsolve.planning.forecast import predict
+from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.plan import Plan
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.units import count
@@ -30,24 +30,26 @@ def left_out(plan: Plan, layout: Layout, instead_of: Plan | None) -> list[str]:
     missing = [node.node for node in best.nodes if node.is_used and node.node not in kept]
     if not missing:
         return []
-    before = math.nan if best.forecast is None else best.forecast.max_requests_per_s
+    before = math.nan if best.forecast is None else _rate(best.forecast)
     return [f"# left out: {', '.join(missing)}; {describe(before, sustained(plan, layout))}"]
 
 
 def sustained(plan: Plan, layout: Layout) -> float:
     """Return about the largest rate that the pipelines alone sustain, in requests/s.
 
-    It is simulated as the forecast of a plan is, on the network of the nodes in pipelines.
+    For users in a closed loop, it is the rate at which they are served. It is simulated as the
+    forecast of a plan is, on the network of the nodes in pipelines.
     """
     if not layout.left_out and plan.forecast is not None:
-        return plan.forecast.max_requests_per_s
+        return _rate(plan.forecast)
     assert plan.result.partition is not None
-    return predict(
-        _without(plan.deployment, layout.left_out),
-        plan.result.partition,
-        plan.query.load,
-        only="requests/s",
-    ).max_requests_per_s
+    without = _without(plan.deployment, layout.left_out)
+    return _rate(predict(without, plan.result.partition, plan.query.load, only="requests/s"))
+
+
+def _rate(forecast: Forecast) -> float:
+    in_loop = forecast.load.users is not None
+    return forecast.requests_per_s if in_loop else forecast.max_requests_per_s
 
 
 def describe(before: float, after: float) -> str:
