@@ -28,7 +28,7 @@ name = "desk"
 
 [[tiers.nodes]]
 gpu = "jetson-agx-orin"
-reserved_gib = 8.0           # for system, runtime and activations
+reserved_gib = 8.0           # what the system keeps; --runtime knows the server's own use
 # memory_gib = 64.0          # if not all of the GPU's memory
 # names = ["orin"]           # default: desk-jetson-agx-orin-0, ...
 # slowdown = 2.0             # half as fast as the GPU, for example throttled
@@ -46,6 +46,7 @@ name = "box"
 [[tiers.nodes]]
 gpu = "rtx-4090"
 count = 2
+# host = "box.lan"           # both are cards of this machine
 reserved_gib = 2.4
 
 [tiers.link]
@@ -58,7 +59,7 @@ name = "rented"
 [[tiers.nodes]]
 gpu = "a100-80gb"
 reserved_gib = 8.0
-price_per_hour = 1.8         # in your currency
+price_per_hour = 1.8         # in `currency`, a key at the top of the file
 
 # Your own GPU, by the rates that it reaches (not those of its datasheet). In one step, a block
 # takes t0 + max(FLOPs / tflops, bytes / gb_per_s).

@@ -85,6 +85,7 @@ def plan(
         )
     if server is not None and plan.stopped:
         print(f"stopped: {plan.stopped}", file=sys.stderr)
+    best = plan
     if server is not None and (plan.fits or server in ONE_PIPELINE):
         why = not_expressible(plan, server) if plan.fits else "nothing fits as it is"
         if why and plan.stopped:
@@ -102,7 +103,8 @@ def plan(
     if server is not None and plan.fits:
         for line in cautions(plan, server):
             print(f"note: {line}", file=sys.stderr)
-        print(export(plan, server, model_type=model_type), end="")
+        instead_of = best if best.fits and best is not plan else None
+        print(export(plan, server, model_type=model_type, instead_of=instead_of), end="")
     elif as_json:
         print(json.dumps(plan.to_dict(), indent=2, allow_nan=False))
     else:
@@ -136,23 +138,4 @@ def _for_runtime(best: Plan, runtime: str, in_full: bool) -> Plan:
     used = [node.node for node in plan.nodes if node.is_used]
     row = f"on {', '.join(used)}{words}: {describe_proof(plan)}"
     print(f"planned for it instead, {row}", file=sys.stderr)
-    _report_unused(best, plan)
     return plan
-
-
-def _report_unused(best: Plan, plan: Plan) -> None:
-    """Report which nodes a plan for a runtime leaves out, and what would let them in."""
-    kept = {node.node for node in plan.nodes if node.is_used}
-    left = [node for node in best.nodes if node.is_used and node.node not in kept]
-    if not left:
-        return
-    network, tiers = best.network, {node.tier for node in left}
-    unknown = [
-        tier.name
-        for k, tier in enumerate(network.network.tiers)
-        if tier.name in tiers and network.inner_link(k) is None
-    ]
-    hint = ""
-    if unknown:
-        hint = f"; a link `inner` in the network file ({', '.join(unknown)}) lets them in"
-    print(f"left out: {', '.join(node.node for node in left)}{hint}", file=sys.stderr)

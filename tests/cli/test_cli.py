@@ -41,7 +41,7 @@ def test_plan_of_the_example(capsys, example):
         "2 x RTX 4090", "embedding, layer", ", head",
         "proved optimal: no split over all tiers has a bottlen",
         "bottleneck stage: ", "slack of the others: ",
-        "at a rate of 1 per second, in batches (simulated token by token)",
+        "with a rate of 1 per second, simulated token by token: 1 requests/s",
         "no schedule of this split serves more", "per million output tokens", "what would help",
         "weights in gptq-int4: ",
     ):  # fmt: skip
@@ -86,7 +86,7 @@ def test_infeasible_is_exit_code_1_with_a_reason(capsys, example):
     code, out, _ = run(capsys, *arguments)
     assert code == 1
     assert "infeasible: the tiers together reach block" in out
-    assert "what would make it fit, each solved" in out
+    assert "what would make it fit, simulated" in out
     assert "weights in gptq-int4" in out
     assert run(capsys, *arguments, "--json")[0] == 1
 
@@ -107,9 +107,9 @@ def test_methods_side_by_side(capsys, example):
     arguments = ("compare", "--model", "llama-3-8b", "--network", example)
     code, out, err = run(capsys, *arguments)
     assert (code, err) == (0, "")
-    table, _, note = out.strip().rpartition("\n")
-    assert note.startswith("gap: ")
-    rows = {line.split()[0]: line for line in table.splitlines()[1:]}
+    *table, note, limits = out.strip().splitlines()
+    assert note.startswith("gap: ") and "TTFT and TPOT (mean, p50, p95, p99)" in limits
+    rows = {line.split()[0]: line for line in table[1:]}
     assert set(rows) == {n for n, m in hs.METHODS.items() if m.decides == "partition"}
     exact = [rows[name].split()[2:4] for name, method in hs.METHODS.items()
              if name in rows and method.exact]  # fmt: skip
@@ -117,6 +117,8 @@ def test_methods_side_by_side(capsys, example):
     code, out, _ = run(capsys, *arguments, "--method", "even_split", "--json")
     (row,) = json.loads(out)
     assert code == 0 and row["method"] == "even_split"
+    ttft_s = row["forecast"]["ttft_s"]
+    assert 0 < ttft_s["p50"] <= ttft_s["p95"] <= ttft_s["p99"]
     best_s = hs.plan("llama-3-8b", example, with_upgrades=False).result.bound_s
     gap = rows["even_split"].split()[4]  # to the bound that an exact method proved
     assert gap == f"{1 - best_s / row['objective_s']:.2%}" and row["gap"] == 1.0
@@ -126,7 +128,7 @@ def test_methods_by_simulated_mean_latency(capsys, example):
     arguments = ("compare", "--model", "llama-3-8b", "--network", example, "--output", 16)
     code, out, err = run(capsys, *arguments, "--objective", "mean_latency", "--rate", 3)
     assert (code, err) == (0, "")
-    rows = {line.split()[0]: line.split() for line in out.splitlines()[1:-1]}
+    rows = {line.split()[0]: line.split() for line in out.splitlines()[1:-2]}
     assert next(iter(rows)) == "simulated" and rows["simulated"][1] == "optimal"
     seconds = {name: in_seconds(row[2], row[3]) for name, row in rows.items()}
     assert seconds["simulated"] == min(seconds.values()) < seconds["even_split"]

@@ -302,6 +302,8 @@ def test_long_names_are_cut_short(tmp_path):
     network = hs.Network(name="long", tiers=tiers)
     found = hs.plan("phi-3-mini", network, concurrency=1, output_tokens=8)
     for kind in FIGURES:
+        if kind == "upgrades" and not found.upgrades:
+            continue
         ax = found.plot(kind)
         shown = [text.get_text() for text in ax.findobj(matplotlib.text.Text)]
         assert not any("node" * 13 in text or "1" * 60 in text for text in shown), kind
@@ -315,7 +317,7 @@ def test_what_does_not_fit_has_a_report(tmp_path):
     text = (tmp_path / "x.html").read_text()
     assert "<strong>Infeasible: the tiers together reach" in text
     assert text.count("<li>tier &#x27;") == 2 and 'id="upgrades"' in text
-    assert 'id="network"' not in text and "What would make it fit, each solved" in text
+    assert 'id="network"' not in text and "What would make it fit, simulated" in text
 
 
 def test_an_interrupted_plan_has_a_report(tmp_path, found):

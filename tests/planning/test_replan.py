@@ -208,14 +208,14 @@ def test_what_was_asked_is_asked_again(tmp_path):
 def test_plan_files_of_version_1_are_read_and_other_versions_refused(before, tmp_path):
     """Version 1 stated neither format nor version, and had other names for the forecast."""
     path, document = tmp_path / "plan.json", before.to_dict()
-    assert (document["format"], document["version"]) == ("hypsolve-plan", 2)
+    assert (document["format"], document["version"]) == ("hypsolve-plan", 3)
     first = {name: document[name] for name in document if name not in ("format", "version")}
     first["service"], first["changes"] = first.pop("forecast"), first.pop("upgrades")
     path.write_text(json.dumps(first))
     stay = replan("llama-3-8b", NEW, path, max_moves=0)
     assert stay.partition == before.result.partition
     for wrong, message in (
-        ({"version": 3}, "version must be 1 or 2, got 3"),
+        ({"version": 4}, "version must be from 1 to 3, got 4"),
         ({"format": "hypsolve-instance"}, "format must be 'hypsolve-plan', got 'hyps"),
     ):
         path.write_text(json.dumps(document | wrong))
