@@ -11,7 +11,13 @@ from typing import Any
 import click
 import numpy as np
 
-from hypsolve.cli.options import query_options, show, show_progress, to_write
+from hypsolve.cli.options import (
+    query_options,
+    show,
+    show_progress,
+    to_write,
+    without_defaults,
+)
 from hypsolve.dispatch.policies import POLICIES
 from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning import planner
@@ -209,7 +215,7 @@ def simulate(
     if plan is not None and (method is not None or "objective" in arguments):
         raise click.UsageError("--plan excludes --method and --objective")
     if plan is not None:
-        arguments = {**query_in(plan), **arguments}
+        arguments = {**query_in(plan), **without_defaults(arguments)}
     with show_progress() as progress:
         solution = planner.split(
             model, network, method=method, simulates=True, progress=progress, **arguments

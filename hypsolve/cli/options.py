@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from hypsolve import catalog
 from hypsolve.planning.query import OBJECTIVES
@@ -184,6 +185,17 @@ def query_options(
         return with_arguments
 
     return decorate
+
+
+def without_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that stand on the command line of the command that runs."""
+    context = click.get_current_context()
+    given = {
+        name
+        for option, name in _ARGUMENTS.items()
+        if context.get_parameter_source(option) is not ParameterSource.DEFAULT
+    }
+    return {name: value for name, value in arguments.items() if name in given}
 
 
 _ARGUMENTS = {

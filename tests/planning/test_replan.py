@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hypsolve as hs
+from hypsolve.planning.forecast import predict
 from hypsolve.planning.planner import split
 from hypsolve.planning.replan import Placement, _falling, _moves, _search, replan
 from hypsolve.solvers.partition.stage_tables import cost_table
@@ -256,3 +257,52 @@ def test_bad_arguments(before):
     tiny = hs.Network(name="tiny", tiers=(tier("a", "t4", 1, None),))
     with pytest.raises(ValueError, match="the earlier plan must have a partition"):
         replan("llama-3-8b", OLD, plan("llama-3-70b", tiny), max_moves=1)
+
+
+def test_replan_keeps_weights_load_and_runtime_of_a_plan_file(tmp_path):
+    """And simulates its answer with them, unless others are given."""
+    asked = {"rate_per_s": 3.0, "ttft_slo_s": 2.0, "runtime": "vllm", "max_num_seqs": 32}
+    first = plan("llama-3-8b", OLD, concurrency=4, weights="awq", **asked)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(first.to_dict()))
+    again = replan("llama-3-8b", NEW, path, max_moves=4)
+    assert again.query.weights == "awq" and again.deployment.model.name == "llama-3-8b-awq"
+    assert again.query.runtime == first.query.runtime and again.query.load == first.query.load
+    expected = predict(again.deployment, again.partition, first.query.load)
+    assert again.forecast.latency_s == expected.latency_s
+    assert again.forecast.slo_attainment == expected.slo_attainment
+    users = replan("llama-3-8b", NEW, path, max_moves=4, users=3)
+    assert users.query.users == 3 and users.query.ttft_slo_s == 2.0
+    (tmp_path / "again.json").write_text(json.dumps(users.to_dict()))
+    third = replan("llama-3-8b", NEW, tmp_path / "again.json", max_moves=0)
+    assert third.query.users == 3 and third.query.weights == "awq"
+
+
+def test_weights_are_read_from_the_model_name_of_an_older_plan(tmp_path):
+    """Versions 1 and 2 did not state them, so replan refused its own model."""
+    first = plan("llama-3-8b", OLD, concurrency=4, weights="q4_k_m")
+    document = first.to_dict() | {"version": 2}
+    for key in ("weights", "runtime", "users", "think_time_s", "ttft_slo_s", "tpot_slo_s"):
+        del document[key]
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(document))
+    again = replan("llama-3-8b", NEW, path, max_moves=0)
+    assert again.deployment.model.name == "llama-3-8b-q4_k_m"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runtime": "vllm"}, "runtime must be a table, got 'vllm'"),
+        ({"runtime": {"name": "x", "seqs": 1}}, "unknown key of the runtime in .*plan.json"),
+        ({"runtime": {"name": "x", "max_num_seqs": 0}}, "max_num_seqs must be at least 1"),
+        ({"users": -1}, "plan: users must be at least 1, got -1"),
+        ({"rate_per_s": "fast"}, "plan: rate_per_s must be a number, got 'fast'"),
+        ({"weights": 3}, "unknown weights 3"),
+    ],
+)
+def test_bad_values_of_a_plan_file_are_refused(change, message, before, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(before.to_dict() | change))
+    with pytest.raises((ValueError, TypeError), match=message):
+        replan("llama-3-8b", NEW, path, max_moves=0)

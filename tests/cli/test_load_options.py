@@ -1,0 +1,108 @@
+"""Rate, users, targets, runtime and weights are options of every command."""
+
+import json
+
+import pytest
+
+from hypsolve.cli.catalog import EXAMPLE
+from tests.cli.test_cli import run
+
+LOAD = (
+    "--rate", 2, "--ttft-slo", 1, "--tpot-slo", 0.1, "--runtime", "vllm", "--max-num-seqs", 8,
+    "--weights", "awq", "--output", 16,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    path = tmp_path_factory.mktemp("load") / "network.toml"
+    path.write_text(EXAMPLE.replace("[[tiers]]", 'currency = "EUR"\n\n[[tiers]]', 1))
+    return path
+
+
+@pytest.fixture(scope="module")
+def plan_file(network, tmp_path_factory):
+    import hypsolve as hs
+
+    made = hs.plan("llama-3-8b", network, output_tokens=16, with_upgrades=False)
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    path.write_text(json.dumps(made.to_dict() | {"model": "llama-3-8b-awq"}))
+    return path
+
+
+@pytest.mark.parametrize("command", ["plan", "compare", "pareto", "simulate", "replan"])
+def test_every_command_takes_load_runtime_and_weights(capsys, network, plan_file, command):
+    more = ("--before", plan_file, "--max-moves", 40) if command == "replan" else ()
+    more = ("--method", "even_split") if command == "compare" else more
+    arguments = (command, "--model", "llama-3-8b", "--network", network, *LOAD, *more)
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and "runtime vllm" in out and "at most 8 requests at once" in out
+    code, out, _ = run(capsys, *arguments, "--users", 3, "--json")
+    assert code == 0
+    document = json.loads(out)
+    document = document[0] if isinstance(document, list) else document
+    if command == "simulate":
+        assert document["ttft_slo_s"] == 1 and document["tpot_s"]["p99"] > 0
+    elif command == "pareto":
+        assert document["max_requests_per_s"] > 0
+    else:
+        forecast = document["forecast"]
+        assert forecast["load"]["users"] == 3 and "runtime vllm" in forecast["runtime"]
+        assert forecast["slo_attainment"] is not None
+        for name in ("ttft_s", "tpot_s", "latency_s"):
+            times = forecast[name]
+            assert times["p50"] <= times["p95"] <= times["p99"]
+
+
+def test_a_serial_runtime_is_planned_for_its_path(capsys, network):
+    """Its throughput is 1 / path, so the bottleneck is no objective of it."""
+    arguments = (
+        "plan",
+        "--model",
+        "llama-3-8b",
+        "--network",
+        network,
+        "--runtime",
+        "llama.cpp",
+    )
+    _, out, _ = run(capsys, *arguments, "--json", "--output", 16)
+    document = json.loads(out)
+    assert document["objective"] == "path" and document["runtime"]["batching"] == "serial"
+    code, _, err = run(capsys, *arguments, "--objective", "bottleneck")
+    assert code == 2 and "objective must be path or mean_latency under runtime" in err
+
+
+def test_an_export_is_simulated_as_its_server(capsys, network):
+    """What is printed for vLLM was planned with vLLM's limits."""
+    arguments = ("plan", "--model", "llama-3-8b", "--network", network, "--output", 16)
+    _, out, _ = run(capsys, *arguments, "--export", "vllm", "--max-num-seqs", 24)
+    assert "--max-num-seqs 24" in out and "--max-num-batched-tokens 2048" in out
+
+
+def test_simulate_takes_the_load_of_a_plan(capsys, network, tmp_path):
+    """And not the default rate of the command."""
+    command = ("--model", "llama-3-8b", "--network", network)
+    _, out, _ = run(capsys, "plan", *command, "--rate", 3, "--output", 16, "--json")
+    (tmp_path / "plan.json").write_text(out)
+    code, out, _ = run(
+        capsys, "simulate", *command, "--plan", tmp_path / "plan.json", "--requests", 30
+    )
+    assert code == 0 and "30 requests, 3 per second, of 512 + 16 tokens" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--users", 0), "plan: users must be at least 1, got 0"),
+        (("--think-time", 1), "plan: think_time_s needs users"),
+        (("--ttft-slo", -1), "plan: ttft_slo_s must be positive and finite, got -1.0"),
+        (("--max-num-seqs", 0), "max_num_seqs must be at least 1, got 0"),
+        (("--memory-fraction", 2), "memory_fraction must be at most 1, got 2.0"),
+        (("--users", 2, "--objective", "mean_latency"), "objective mean_latency needs a rate"),
+    ],
+)
+def test_bad_loads_are_refused(capsys, network, options, message):
+    code, out, err = run(
+        capsys, "plan", "--model", "llama-3-8b", "--network", network, *options
+    )
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1

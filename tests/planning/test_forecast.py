@@ -1,0 +1,145 @@
+"""Forecasts: what limits the rate, closed loops, prices, energy, targets and time limits."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import hypsolve as hs
+from hypsolve.planning import forecast as module
+from hypsolve.planning.deadline import Deadline
+from hypsolve.planning.forecast import Load, predict
+from hypsolve.problem.runtime import Runtime
+from tests.helpers import token_toys as toys
+
+
+def limited_by(problem, partition, runtime=None):
+    at = replace(problem, runtime=runtime or Runtime(name="toy", max_num_seqs=64))
+    return predict(at, partition, 0.1).limited_by
+
+
+def test_a_link_that_is_full_limits_the_rate():
+    """Five tokens of two bytes take a second on the link, and next to nothing on the nodes."""
+    fast, wire = toys.gpu("gpu", t0_s=1e-3), hs.Link(bytes_per_s=10.0, latency_s=0.0)
+    problem = toys.deployment(
+        [[fast], [fast]], toys.burst(1, 4, 2), toys.model(2, output_bytes=2), [wire]
+    )
+    tier = problem.network.tiers[0].name
+    assert limited_by(problem, toys.even(2)) == f"link from {tier!r}"
+
+
+def test_a_cache_with_room_for_one_limits_the_rate():
+    """A node that takes a second for a batch of any size has room for one request."""
+    problem = toys.deployment(
+        [[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1), toys.model(1, kv_bytes=1),
+        memory_bytes=2.0,
+    )  # fmt: skip
+    tier = problem.network.tiers[0].name
+    assert limited_by(problem, toys.even(1)) == f"KV memory of {tier!r}"
+
+
+def test_the_batch_limit_limits_the_rate():
+    """The same node with room for all, but at most four requests in an iteration."""
+    problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1, 1, 8), toys.model(1))
+    for batching in ("stage", "serial"):
+        runtime = Runtime(name="toy", batching=batching, max_num_seqs=4)
+        assert limited_by(problem, toys.even(1), runtime) == "batch limit of 4"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "output", "resource"), [(2000, 1, "compute"), (16, 400, "memory bandwidth")]
+)
+def test_compute_limits_prefill_and_bandwidth_limits_decoding(prompt, output, resource):
+    """On an H100 with memory for more requests than the batch limit allows to be useful."""
+    box = hs.Tier(name="box", nodes=(hs.Node(name="h100", gpu=hs.gpu("h100")),))
+    problem = hs.Deployment(
+        model=hs.model("llama-3.2-1b"),
+        network=hs.Network(name="box", tiers=(box,)),
+        requests=toys.burst(1, prompt, output),
+    )
+    found = limited_by(problem, hs.Partition((0, 18)), Runtime(name="toy", max_num_seqs=4096))
+    assert found in (f"{resource} of 'box'", f"KV memory of {'box'!r}")
+    assert resource == "memory bandwidth" or found == "compute of 'box'"
+
+
+def test_users_in_a_closed_loop_get_what_little_says():
+    """Users over the time of a round, thinking included."""
+    problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1, 1, 3), toys.model(1))
+    found = predict(problem, toys.even(1), Load(users=2, think_time_s=5.0))
+    assert found.latency_s.mean == pytest.approx(3.0, abs=0.6)
+    assert found.requests_per_s == pytest.approx(2 / (found.latency_s.mean + 5), rel=0.05)
+    assert found.mean_under_way == pytest.approx(2 * 3 / 8, rel=0.2)
+    assert found.keeps_up is True
+
+
+def test_targets_are_counted():
+    """One of the two targets cannot be met, the other always is."""
+    problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1, 1, 3), toys.model(1))
+    for tpot_slo_s, share in ((1.5, 1.0), (0.5, 0.0)):
+        load = Load(rate_per_s=0.01, tpot_slo_s=tpot_slo_s)
+        found = predict(problem, toys.even(1), load)
+        assert found.slo_attainment == share
+        assert found.goodput_requests_per_s == pytest.approx(0.01 * share)
+    assert math.isnan(predict(problem, toys.even(1), 0.01).slo_attainment)
+
+
+def test_only_nodes_in_use_are_paid_for():
+    """The price of the others is told apart."""
+    fast, wire = toys.gpu("gpu", t0_s=0.1), hs.Link(bytes_per_s=1e9, latency_s=0.0)
+    problem = toys.deployment([[fast], [fast]], toys.burst(1, 1, 4), toys.model(2), [wire])
+    names = [node.name for tier in problem.network.tiers for node in tier.nodes]
+    prices = dict(zip(names, (3.6, 7.2), strict=True))
+    first = hs.Partition((0, 2, 2))
+    found = predict(problem, first, 1.0, prices, currency="EUR")
+    assert found.price_per_million_tokens == pytest.approx(3.6 / 3600 / 4 * 1e6)
+    assert (found.unused_price_per_hour, found.currency) == (7.2, "EUR")
+
+
+def test_arrivals_have_the_rate_that_is_told():
+    """At 5 requests/s means 5, not what was drawn."""
+    problem = toys.deployment([[toys.gpu("gpu", t0_s=1e-3)]], toys.burst(1), toys.model(1))
+    for seed in range(3):
+        served = module.under_load(problem, 5.0, np.random.default_rng(seed))
+        arrival_s = served.requests.arrival_s
+        assert (len(arrival_s) - 1) / np.ptp(arrival_s) == pytest.approx(5.0)
+
+
+class Ticks:
+    """A clock that goes on by a step at each reading."""
+
+    def __init__(self, step_s):
+        self.now_s, self.step_s = 0.0, step_s
+
+    def __call__(self):
+        self.now_s += self.step_s
+        return self.now_s
+
+
+def test_a_deadline_ends_the_search_for_the_rate(monkeypatch):
+    """No further simulation starts once the time is over."""
+    monkeypatch.setattr("hypsolve.planning.deadline.perf_counter", Ticks(1.0))
+    simulated = []
+    real = module.simulate
+    monkeypatch.setattr(
+        module, "simulate", lambda *a, **k: simulated.append(1) or real(*a, **k)
+    )
+    problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1), toys.model(1))
+    late = predict(problem, toys.even(1), 0.2, deadline=Deadline(0.5))
+    assert len(simulated) == 2  # the forecast itself, and one request alone
+    assert late.keeps_up is None and math.isnan(late.max_requests_per_s)
+    predict(problem, toys.even(1), 0.2, deadline=Deadline(1e9))
+    assert len(simulated) > 8
+
+
+def test_a_short_time_limit_shortens_every_simulation():
+    """A simulation takes at most about a tenth of the limit."""
+    box = hs.Network(
+        name="b", tiers=(hs.Tier(name="b", nodes=(hs.Node(name="n", gpu=hs.gpu("h200")),)),)
+    )
+    query = hs.PlanQuery.of("llama-3-8b", box, output_tokens=2000, time_limit_s=1.0)
+    assert query.load.max_visits == 2e5
+    served = module.under_load(
+        query.deployment(), 1.0, np.random.default_rng(0), query.load.max_visits
+    )
+    assert len(served.requests) == 100
