@@ -19,6 +19,7 @@ from hypsolve.planning.exporters import (
     export,
     not_expressible,
 )
+from hypsolve.planning.exporters.platforms import runs_on
 from hypsolve.planning.html_report import report_path, write_report
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.runtime_restrictions import nearest_plan
@@ -138,4 +139,28 @@ def _for_runtime(best: Plan, runtime: str, in_full: bool) -> Plan:
     used = [node.node for node in plan.nodes if node.is_used]
     row = f"on {', '.join(used)}{words}: {describe_proof(plan)}"
     print(f"planned for it instead, {row}", file=sys.stderr)
+    _hint_at_inner_links(best, plan, runtime)
     return plan
+
+
+def _hint_at_inner_links(best: Plan, plan: Plan, server: str) -> None:
+    """Say where a link `inner` would let nodes in that are left out; the export names them."""
+    kept = {node.node for node in plan.nodes if node.is_used}
+    tiers = {
+        node.tier
+        for node in best.nodes
+        if node.is_used
+        and node.node not in kept
+        and runs_on(server, plan.query.runtime, node.gpu)
+    }
+    unknown = [
+        tier.name
+        for k, tier in enumerate(best.network.network.tiers)
+        if tier.name in tiers and best.network.inner_link(k) is None
+    ]
+    if unknown:
+        tiers_without = ", ".join(unknown)
+        print(
+            f"a link `inner` in the network file ({tiers_without}) would let in more nodes",
+            file=sys.stderr,
+        )

@@ -113,11 +113,20 @@ def _stages(plan: Plan, ax: Axes, width: float) -> None:
 
 def _pareto(plan: Plan, ax: Axes, width: float) -> None:
     """Draw simulated rate and latency of the best splits, and of this plan."""
-    draw_pareto(plan.serving_frontier(), ax)
+    points, best = plan.serving_points(), plan.serving_frontier()
+    beaten = [point for point in points if point not in best]
+    if beaten:
+        rates = [point.max_requests_per_s for point in beaten]
+        latencies_s = [point.latency_mean_s for point in beaten]
+        ax.plot(rates, latencies_s, "o", ms=4, color=GREY, label="other splits")
+    draw_pareto(best, ax)
     forecast = plan.forecast
     if forecast is not None and not np.isnan(forecast.max_requests_per_s):
         here = (forecast.max_requests_per_s, forecast.latency_s.mean)
         ax.plot(*here, "D", color=VERMILION, label="this plan")
+    drawn = np.concatenate([line.get_xydata() for line in ax.lines])
+    ax.set_xlim(0, 1.08 * drawn[:, 0].max())
+    ax.set_ylim(0, 1.08 * drawn[:, 1].max())
     _finish(ax, legend=True)
 
 
@@ -128,8 +137,6 @@ def draw_pareto(points: Sequence[ServingPoint], ax: Axes) -> None:
     ax.plot(rates, latencies_s, "o-", drawstyle="steps-post", color=BLUE, label="best splits")
     ax.set_xlabel("largest sustained rate in batches (requests/s, simulated)")
     ax.set_ylabel("mean latency (s)")
-    ax.set_xlim(left=0)
-    ax.set_ylim(bottom=0)
     _finish(ax)
 
 

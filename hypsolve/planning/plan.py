@@ -10,11 +10,10 @@ from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning.forecast import Forecast, serve_load
 from hypsolve.planning.layers import describe_blocks
 from hypsolve.planning.query import PlanQuery
-from hypsolve.planning.serving_frontier import ServingPoint, serving_frontier
+from hypsolve.planning.serving_frontier import ServingPoint, serving_points, undominated
 from hypsolve.planning.what_if import Upgrade
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment, Model
-from hypsolve.problem.instance import Objective
 from hypsolve.problem.result import Result
 from hypsolve.problem.units import finite_or_none, show_seconds
 from hypsolve.simulation.trace import Trace
@@ -217,9 +216,13 @@ class Plan:
 
     def serving_frontier(self) -> tuple[ServingPoint, ...]:
         """Return splits that no other beats in both simulated rate and mean latency."""
-        return serving_frontier(
+        return undominated(self.serving_points())
+
+    def serving_points(self) -> tuple[ServingPoint, ...]:
+        """Simulate some splits of the Pareto frontier of requests one at a time."""
+        return serving_points(
             self.deployment,
-            self.result.instance.replace(objective=Objective.PATH),
+            self.result.instance,
             self.query.load,
             FRONTIER_SHARE * self.query.time_limit_s,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,14 +41,10 @@ class ServingPoint:
     path_s: float
 
 
-@functools.lru_cache(maxsize=8)
 def serving_frontier(
     deployment: Deployment, instance: Instance, load: Load, limit_s: float = math.inf
 ) -> tuple[ServingPoint, ...]:
-    """Simulate splits of the Pareto frontier, and keep those that no other one beats.
-
-    The frontier of requests one at a time provides the candidates, at most `MAX_POINTS` of
-    them, evenly chosen. In batches many of them are worse than others both ways.
+    """Simulate splits, and keep those that no other one beats in both rate and latency.
 
     Parameters
     ----------
@@ -63,6 +60,18 @@ def serving_frontier(
     tuple of ServingPoint
         In the order of decreasing rate.
     """
+    return undominated(serving_points(deployment, instance, load, limit_s))
+
+
+@functools.lru_cache(maxsize=8)
+def serving_points(
+    deployment: Deployment, instance: Instance, load: Load, limit_s: float = math.inf
+) -> tuple[ServingPoint, ...]:
+    """Simulate splits of the Pareto frontier of requests one at a time.
+
+    At most `MAX_POINTS` of them, evenly chosen. In batches many are worse than others both
+    ways. Parameters are those of `serving_frontier`.
+    """
     deadline = Deadline(limit_s)
     points = pareto_frontier(instance)
     at = np.unique(np.linspace(0, len(points) - 1, min(len(points), MAX_POINTS)).round())
@@ -71,7 +80,7 @@ def serving_frontier(
         if served and deadline.has_passed():
             break
         served.append(_simulated(deployment, instance, load, point))
-    return tuple(_undominated(served))
+    return tuple(served)
 
 
 def _simulated(
@@ -94,12 +103,12 @@ def _simulated(
     )
 
 
-def _undominated(points: list[ServingPoint]) -> list[ServingPoint]:
-    """Keep the points that no other one beats in rate and latency."""
+def undominated(points: Sequence[ServingPoint]) -> tuple[ServingPoint, ...]:
+    """Keep the points that no other one beats in rate and latency, by decreasing rate."""
     known = [p for p in points if not math.isnan(p.max_requests_per_s)]
     known.sort(key=lambda p: (-p.max_requests_per_s, p.latency_mean_s))
     kept: list[ServingPoint] = []
     for point in known:
         if not kept or point.latency_mean_s < kept[-1].latency_mean_s:
             kept.append(point)
-    return kept
+    return tuple(kept)

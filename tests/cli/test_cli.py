@@ -43,10 +43,11 @@ def test_plan_of_the_example(capsys, example):
         "bottleneck stage: ", "slack of the others: ",
         "with a rate of 1 per second, simulated token by token: 1 requests/s",
         "no schedule of this split serves more", "per million output tokens", "what would help",
-        "weights in gptq-int4: ",
+        "runtime ideal: every node forms its own batches", "TTFT    mean", "TPOT    mean",
+        "twice the rate of the link from 'box': about",
     ):  # fmt: skip
         assert words in out, words
-    assert "extrapolated" not in out
+    assert "extrapolated" not in out.partition("what would help")[0]
 
 
 def test_plan_as_json_is_the_plan(capsys, example):

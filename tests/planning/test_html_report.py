@@ -154,12 +154,13 @@ def test_stages_are_as_long_as_they_take(objective):
 def test_pareto_marks_this_plan(found):
     """Rates and latencies are those of serving in batches, and no split beats another."""
     ax = found.plot("pareto")
-    frontier, here = ax.lines
+    *_, frontier, here = ax.lines
     points = found.serving_frontier()
     assert frontier.get_xdata().tolist() == [point.max_requests_per_s for point in points]
     assert frontier.get_ydata().tolist() == [point.latency_mean_s for point in points]
     assert here.get_xdata()[0] == found.forecast.max_requests_per_s
     assert here.get_ydata()[0] == found.forecast.latency_s.mean
+    assert ax.get_xlim()[1] > here.get_xdata()[0] and ax.get_ylim()[1] > here.get_ydata()[0]
     for a, b in itertools.pairwise(points):
         assert a.max_requests_per_s >= b.max_requests_per_s
         assert a.latency_mean_s > b.latency_mean_s
