@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 
@@ -277,12 +277,13 @@ def takes_query(function: Function) -> Function:
     signature = inspect.signature(function)
     own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
     named = {each.name for each in own} | {"model", "network", "options", "weights"}
+    types = get_type_hints(PlanQuery)  # as text, they would name what the caller lacks
     keywords = [
         inspect.Parameter(
             each.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=each.default,
-            annotation=each.type,
+            annotation=types[each.name],
         )
         for each in fields(PlanQuery)
         if each.name not in named
