@@ -19,7 +19,7 @@ BYTES_PER_LOGIT = 4
 
 
 class Batching(StrEnum):
-    """How requests form batches in a pipeline; see `hypsolve.simulation.simulate`.
+    """Rule by which requests form batches; see `hypsolve.simulation.simulate`.
 
     ``stage``: every node forms its own batches. ``pipeline``: a scheduler forms a batch that
     passes all stages, with one batch under way for each stage. ``serial``: one batch holds all
@@ -32,7 +32,7 @@ class Batching(StrEnum):
 
 
 class KvAdmission(StrEnum):
-    """When a request gets memory for its KV cache.
+    """Rule by which a request gets memory for its KV cache.
 
     ``reserve``: for prompt and output, at admission. ``paged``: block by block; if memory runs
     out, the request that arrived last is preempted and later computed again.

@@ -68,7 +68,7 @@ def test_defaults_of_vllm_depend_on_the_gpus(gpus, tokens, sequences):
 
 
 def test_a_server_takes_its_share_or_what_others_leave():
-    """What others keep counts once: it lies in the share that the server leaves."""
+    """Count the memory of others once: it lies in the share that the server leaves."""
     model, gpu = hs.model("llama-3-8b"), hs.gpu("rtx-4090")
     runtime = hs.runtime("vllm")
     alone = runtime.usable_bytes(hs.Node(name="n", gpu=gpu), model)

@@ -73,7 +73,7 @@ def test_a_serial_runtime_is_planned_for_its_path(capsys, network):
 
 
 def test_an_export_is_simulated_as_its_server(capsys, network):
-    """What is printed for vLLM was planned with vLLM's limits."""
+    """Plan with the limits of vLLM what is printed for vLLM."""
     arguments = ("plan", "--model", "llama-3-8b", "--network", network, "--output", 16)
     _, out, _ = run(capsys, *arguments, "--export", "vllm", "--max-num-seqs", 24)
     assert "--max-num-seqs 24" in out and "--max-num-batched-tokens 2048" in out

@@ -305,7 +305,7 @@ def test_alike_nodes_become_replicas_instead_of_one_long_pipeline(tmp_path):
 
 
 def test_of_equal_plans_the_one_of_fewest_stages_is_taken():
-    """With free links a row of alike nodes is as good as one; the shorter one is started."""
+    """Start the shortest of equal plans: with free links a row of alike nodes ties with one."""
     free = hs.Link(bytes_per_s=1e18, latency_s=0.0)
     gpu = replace(hs.gpu("h200"), t0_s=0.0)
     nodes = tuple(hs.Node(name=f"n-{k}", gpu=gpu) for k in range(3))

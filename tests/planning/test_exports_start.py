@@ -96,7 +96,7 @@ def text_of(site, server):
 
 
 def under(found, runtime):
-    """The same plan, as if another runtime had been simulated."""
+    """Return the same plan, as if another runtime had been simulated."""
     return replace(found, deployment=replace(found.deployment, runtime=runtime))
 
 

@@ -40,7 +40,7 @@ def test_a_cache_with_room_for_one_limits_the_rate():
 
 
 def test_the_batch_limit_limits_the_rate():
-    """The same node with room for all, but at most four requests in an iteration."""
+    """Give the node room for all requests, but take at most four in an iteration."""
     problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1, 1, 8), toys.model(1))
     for batching in ("stage", "serial"):
         runtime = Runtime(name="toy", batching=batching, max_num_seqs=4)

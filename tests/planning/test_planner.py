@@ -99,7 +99,7 @@ def test_stages_are_the_objective_and_one_binds(found):
 
 
 def test_every_upgrade_is_what_simulating_again_says(found):
-    """What is listed improves the rate that the user asked for, not a proxy."""
+    """List only what improves the rate that the user asked for, not a proxy."""
     assert found.upgrades
     rates = [other.max_requests_per_s for other in found.alternatives]
     before = max(found.forecast.max_requests_per_s, *rates)

@@ -47,7 +47,7 @@ def test_one_request_passes_once_per_chunk_and_token(batching, chunk_tokens, lin
 @pytest.mark.parametrize("n_stages", [1, 2, 5])
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 12])
 def test_chunks_follow_each_other_through_a_pipeline(n_stages, chunk_tokens):
-    """As in vLLM, a chunk does not wait for the one before to be back; a token does."""
+    """Schedule a chunk while the one before is in flight, as vLLM does; a token waits."""
     trace = hs.simulate(
         chain(n_stages, toys.burst(1, 12, 3)), toys.even(n_stages), batching="pipeline",
         chunk_tokens=chunk_tokens,

@@ -1,4 +1,4 @@
-"""What a server must be told of a plan: stages, replicas, machines, limits and load.
+"""Read from a plan what a server must be told: stages, replicas, machines, limits, load.
 
 All that exporters know of a `Plan` is read here.
 """

@@ -1,4 +1,4 @@
-"""What nodes that an export leaves out would have served, in requests/s."""
+"""Simulate what nodes that an export leaves out would have served, in requests/s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a GPU can run, by its name, and what a runtime runs on."""
+"""Tell the platform of a GPU by its name, and the platforms of a runtime."""
 
 from __future__ import annotations
 
