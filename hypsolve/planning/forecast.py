@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hypsolve.planning.deadline import Deadline
 from hypsolve.planning.limiting_resource import limiting_resource
-from hypsolve.planning.rate_bound import bound_on_rate, stages_of
+from hypsolve.planning.rate_bound import bound_on_rate, lengths, stages_of
 from hypsolve.problem import costs
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment, Model, Requests
@@ -209,7 +209,7 @@ def predict(
     served_per_s = found.requests_per_s
     if load.users is None:
         served_per_s = min(load.rate_per_s, max_rate) if max_rate > 0 else load.rate_per_s
-    output = _lengths(deployment)[1]
+    output = lengths(deployment)[1]
     max_sequences, max_context_tokens = _room(deployment, instance, partition)
     price, unused = _prices(trace, price_per_hour or {}, served_per_s * output)
     return Forecast(
@@ -306,7 +306,7 @@ def _room(deployment: Deployment, instance: Instance, partition: Partition) -> t
     """Return how many sequences fit at once, and how long a single one can be."""
     stages = stages_of(deployment, instance, partition)
     rooms = [s.room_tokens for s in stages if not math.isinf(s.room_tokens[0])]
-    tokens = sum(_lengths(deployment))
+    tokens = sum(lengths(deployment))
     sequences = [sum(int(room // tokens) for room in each) for each in rooms]
     return min(sequences, default=0), _max_context(deployment.model, rooms)
 
@@ -367,14 +367,9 @@ def at_rate(arrival_s: NDArray[np.float64], rate_per_s: float) -> NDArray[np.flo
 
 
 def _like_the_first(deployment: Deployment, arrival_s: NDArray[np.float64]) -> Deployment:
-    prompt, output = _lengths(deployment)
+    prompt, output = lengths(deployment)
     ones = np.ones(len(arrival_s), np.int64)
     return replace(deployment, requests=Requests(arrival_s, prompt * ones, output * ones))
-
-
-def _lengths(deployment: Deployment) -> tuple[int, int]:
-    requests = deployment.requests
-    return int(requests.prompt_tokens[0]), int(requests.output_tokens[0])
 
 
 def _sustained(

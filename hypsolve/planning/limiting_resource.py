@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hypsolve.planning.rate_bound import stages_of
-from hypsolve.problem import costs
-from hypsolve.problem.deployment import Block, CostModel, Deployment, GpuProfile
+from hypsolve.planning.rate_bound import Stage, request_work, stages_of
+from hypsolve.problem.arrays import IntArray
+from hypsolve.problem.deployment import CostModel, Deployment
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Partition
 from hypsolve.simulation.trace import Trace
@@ -23,8 +24,8 @@ def limiting_resource(
     is limited by compute if FLOPs take longer than reading weights and KV cache in the batches
     that were formed. Otherwise larger batches would help: it is limited by KV memory if that is
     full, by the batch limit if the batches are, else by memory bandwidth. If no node and no
-    link is full, KV memory or the batch limit keeps requests waiting, or they wait for nothing
-    but each other's latency.
+    link is full, requests wait for KV memory or for the batch limit; if none waits, the
+    latency of their passes limits the rate.
 
     Parameters
     ----------
@@ -42,48 +43,45 @@ def limiting_resource(
     if not offered.any():
         return ""
     served_per_s = beyond.metrics().requests_per_s
-    loads = {
+    link_loads = {
         f"link from {tier.name!r}": _link_load(instance, partition, k, served_per_s)
         for k, tier in enumerate(deployment.network.tiers[:-1])
     }
-    name, load = max(loads.items(), key=lambda each: each[1], default=("", 0.0))
-    busiest, busy, where = None, 0.0, 0
-    for s, stage in enumerate(stages_of(deployment, instance, partition)):
+    link, link_load = max(link_loads.items(), key=lambda each: each[1], default=("", 0.0))
+    busy_of = {}
+    stages = stages_of(deployment, instance, partition)
+    for s, stage in enumerate(stages):
         nodes = _nodes_at_work(beyond, stage.tier)
         if nodes.size:
-            share = float(beyond.series.busy[nodes][:, offered].mean())
-            if share > busy:
-                busiest, busy, where = stage, share, s
-    if load >= FULL and load >= busy:
-        return name
+            busy_of[s] = float(beyond.series.busy[nodes][:, offered].mean())
+    busiest = max(busy_of, key=busy_of.__getitem__, default=0)
+    busy = busy_of.get(busiest, 0.0)
+    if link_load >= FULL and link_load >= busy:
+        return link
     kv_tier = _full_of_kv(beyond, offered, deployment)
-    limit = deployment.runtime.batch_limit()
-    if busiest is not None and busy >= FULL:
-        tier = deployment.network.tiers[busiest.tier].name
-        nodes = _nodes_at_work(beyond, busiest.tier)
+    limit = deployment.runtime.batch_limit
+    if busy >= FULL:
+        stage = stages[busiest]
+        tier = deployment.network.tiers[stage.tier].name
+        nodes = _nodes_at_work(beyond, stage.tier)
         batch = beyond.n_tokens[nodes].sum() / max(beyond.n_iterations[nodes].sum(), 1)
-        if _is_compute_bound(busiest.blocks, busiest.nodes[0].gpu, deployment, beyond, nodes):
+        if _is_compute_bound(stage, deployment, beyond, nodes):
             return f"compute of {tier!r}"
-        if kv_tier:
-            return f"KV memory of {kv_tier!r}"
-        if batch >= FULL * limit:
-            return f"batch limit of {limit}"
-        return f"memory bandwidth of {tier!r}"
-    if kv_tier:
-        return f"KV memory of {kv_tier!r}"
-    if float(beyond.series.n_waiting[:, offered].mean()) > 0.5:
-        return f"batch limit of {limit}"
-    return "latency of the passes" if where or load < FULL else name
+        if not kv_tier and batch < FULL * limit:
+            return f"memory bandwidth of {tier!r}"
+    elif not kv_tier and float(beyond.series.n_waiting[:, offered].mean()) <= 0.5:
+        return "latency of the passes"
+    return f"KV memory of {kv_tier!r}" if kv_tier else f"batch limit of {limit}"
 
 
-def _offered_bins(trace: Trace) -> np.ndarray:
+def _offered_bins(trace: Trace) -> NDArray[np.bool_]:
     """Return the bins in the second half of the time in which load is offered."""
     mid_s = trace.series.mid_s
     first_s, last_s = trace.arrival_s.min(), trace.arrival_s.max()
     return (mid_s > (first_s + last_s) / 2) & (mid_s < last_s)
 
 
-def _nodes_at_work(trace: Trace, tier: int) -> np.ndarray:
+def _nodes_at_work(trace: Trace, tier: int) -> IntArray:
     return np.flatnonzero((trace.node_tier == tier) & (trace.busy_s > 0))
 
 
@@ -94,10 +92,11 @@ def _link_load(instance: Instance, partition: Partition, k: int, served_per_s: f
     return float(instance.reference_link_s[k, cut]) * served_per_s
 
 
-def _full_of_kv(trace: Trace, offered: np.ndarray, deployment: Deployment) -> str:
-    """Return the tier whose KV cache is full, the fullest one; empty if none is.
+def _full_of_kv(trace: Trace, offered: NDArray[np.bool_], deployment: Deployment) -> str:
+    """Return the tier with the fullest KV cache; empty if none is full.
 
-    A node counts as full if the request at the head of its queue does not fit.
+    Half a request is counted on top of what is reserved: on average so much stays free in a
+    cache in which the next request does not fit.
     """
     request = float(trace.prompt_tokens[0] + trace.output_tokens[0])
     best, name = 0.0, ""
@@ -117,26 +116,16 @@ def _full_of_kv(trace: Trace, offered: np.ndarray, deployment: Deployment) -> st
 
 
 def _is_compute_bound(
-    blocks: list[Block],
-    gpu: GpuProfile,
-    deployment: Deployment,
-    trace: Trace,
-    nodes: np.ndarray,
+    stage: Stage, deployment: Deployment, trace: Trace, nodes: IntArray
 ) -> bool:
     """Return whether FLOPs take longer than bytes in the iterations that nodes ran."""
     if deployment.cost_model is CostModel.FLOPS:
         return True
-    n_requests = len(trace.arrival_s)
-    n_iterations = float(trace.n_iterations[nodes].sum()) / n_requests
-    prompt, output = int(trace.prompt_tokens[0]), int(trace.output_tokens[0])
-    context = prompt + output / 2
+    gpu = stage.nodes[0].gpu
+    n_iterations = float(trace.n_iterations[nodes].sum()) / len(trace.arrival_s)
     compute_s = memory_s = 0.0
-    for block in blocks:
-        first = costs.step_work(block, float(prompt), 0.0)
-        later = costs.step_work(block, 1.0, context)
-        one = float(costs.weight_read_bytes(block, 1.0)) - block.gathered_bytes_per_token
-        flops = float(first[0]) + (output - 1) * float(later[0])
-        moved = float(first[1]) + (output - 1) * float(later[1]) - output * one
-        compute_s += flops / gpu.flops_per_s
-        memory_s += (max(moved, 0.0) + n_iterations * one) / gpu.bytes_per_s
+    for block in stage.blocks:
+        work = request_work(block, deployment)
+        compute_s += work.flops / gpu.flops_per_s
+        memory_s += (work.moved_bytes + n_iterations * work.weight_bytes) / gpu.bytes_per_s
     return compute_s > memory_s

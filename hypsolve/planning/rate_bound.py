@@ -33,6 +33,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -129,7 +130,7 @@ def hold_s(deployment: Deployment, stages: Sequence[Stage], round_trip_s: float)
         min(_decodes_s(stage.blocks, node.gpu, deployment) for node in stage.nodes)
         for stage in stages
     )
-    return (_lengths(deployment)[1] - 1) * round_trip_s + passes_s
+    return (lengths(deployment)[1] - 1) * round_trip_s + passes_s
 
 
 def _of_tiers(deployment: Deployment, stages: Sequence[Stage], round_trip_s: float) -> float:
@@ -160,10 +161,10 @@ def _of_pipelines(
         cycle_s = max(busy_s)
         if runtime.batching is Batching.SERIAL:
             per_batch_s = runtime.iteration_s + round_trip_s
-            returns = _lengths(deployment)[1] / _batch(runtime, room, deployment)
+            returns = lengths(deployment)[1] / _batch(runtime, room, deployment)
             if runtime.micro_batch_tokens is None:
                 cycle_s = math.fsum(busy_s) + returns * per_batch_s
-            elif runtime.micro_batch_tokens >= runtime.batch_limit():
+            elif runtime.micro_batch_tokens >= runtime.batch_limit:
                 decodes_s = [
                     _busy_s(s.blocks, s.nodes[0].gpu, deployment, room, decodes_only=True)
                     for s in pipeline[:-1]
@@ -176,14 +177,15 @@ def _of_pipelines(
     return total
 
 
-def _lengths(deployment: Deployment) -> tuple[int, int]:
+def lengths(deployment: Deployment) -> tuple[int, int]:
+    """Return prompt and output tokens of the first request, which stands for all."""
     requests = deployment.requests
     return int(requests.prompt_tokens[0]), int(requests.output_tokens[0])
 
 
 def _held_tokens(deployment: Deployment) -> float:
     """Return the tokens of KV cache that a request holds during its decode passes, at least."""
-    prompt, output = _lengths(deployment)
+    prompt, output = lengths(deployment)
     is_paged = deployment.runtime.kv_admission is KvAdmission.PAGED
     return prompt + output / 2 if is_paged else prompt + output
 
@@ -199,10 +201,10 @@ def _sequences(room: float, held_tokens: float, deployment: Deployment) -> float
 
 def _batch(runtime: Runtime, room: float, deployment: Deployment) -> float:
     """Return the most requests in one iteration that compute a token which comes out."""
-    prompt, output = _lengths(deployment)
+    prompt, output = lengths(deployment)
     is_paged = runtime.kv_admission is KvAdmission.PAGED
     fits = room // (prompt if is_paged else prompt + output)
-    return min(runtime.batch_limit(), fits)
+    return min(runtime.batch_limit, fits)
 
 
 def _rate(blocks: list[Block], gpu: GpuProfile, deployment: Deployment, room: float) -> float:
@@ -236,14 +238,14 @@ def _busy_s(
 
 def _iterations(deployment: Deployment, batch: float, *, decodes_only: bool) -> float:
     """Return the iterations that one request costs a stage at least."""
-    prompt, output = _lengths(deployment)
+    prompt, output = lengths(deployment)
     runtime = deployment.runtime
     n_iterations = (output - 1) / batch
     if decodes_only:
         return n_iterations
     limit = runtime.prompt_limit
     n_chunks = 1 if limit is None else -(-prompt // limit)
-    n_iterations = max(n_iterations, (output - 1 + n_chunks) / runtime.batch_limit())
+    n_iterations = max(n_iterations, (output - 1 + n_chunks) / runtime.batch_limit)
     if runtime.kv_admission is KvAdmission.RESERVE:
         n_iterations = max(n_iterations, (output - 1 + n_chunks) / batch)
     if limit is not None:
@@ -268,7 +270,31 @@ def _min_s(
     FLOPs, KV reads and activations add up over requests. Requests share t0 and the weights of
     each iteration; of experts, an iteration reads at least those of one token.
     """
-    prompt, output = _lengths(deployment)
+    work = request_work(block, deployment, decodes_only=decodes_only)
+    if block.last_token_only:
+        n_iterations = (lengths(deployment)[1] - 1 + (not decodes_only)) / batch
+    moved = work.moved_bytes + work.weight_bytes * n_iterations
+    compute_s, memory_s = work.flops / gpu.flops_per_s, moved / gpu.bytes_per_s
+    if deployment.cost_model is CostModel.FLOPS:
+        return compute_s
+    return n_iterations * gpu.t0_s + max(compute_s, memory_s)
+
+
+class Work(NamedTuple):
+    """Work of one request in one block.
+
+    `moved_bytes` leaves out the weights; `weight_bytes` are those that an iteration reads at
+    least.
+    """
+
+    flops: float
+    moved_bytes: float
+    weight_bytes: float
+
+
+def request_work(block: Block, deployment: Deployment, *, decodes_only: bool = False) -> Work:
+    """Return the work of all passes of one request in a block."""
+    prompt, output = lengths(deployment)
     contexts = np.arange(prompt, prompt + output - 1, dtype=np.float64)
     later = costs.step_work(block, 1.0, contexts)
     flops, moved = (float(np.sum(np.broadcast_to(part, contexts.shape))) for part in later)
@@ -280,18 +306,12 @@ def _min_s(
         first_read = float(costs.weight_read_bytes(block, computed))
         flops += float(first[0])
         moved += float(first[1]) - (first_read - block.gathered_bytes_per_token * computed)
-    if block.last_token_only:
-        n_iterations = (output - 1 + (not decodes_only)) / batch
-    moved += one_read * n_iterations
-    compute_s, memory_s = flops / gpu.flops_per_s, moved / gpu.bytes_per_s
-    if deployment.cost_model is CostModel.FLOPS:
-        return compute_s
-    return n_iterations * gpu.t0_s + max(compute_s, memory_s)
+    return Work(flops, moved, one_read)
 
 
 def _decodes_s(blocks: list[Block], gpu: GpuProfile, deployment: Deployment) -> float:
     """Return seconds of all decode passes of one request alone."""
-    prompt, output = _lengths(deployment)
+    prompt, output = lengths(deployment)
     return sum(
         count
         * float(

@@ -106,7 +106,7 @@ class Scenario:
 
 
 class Goal:
-    """The quantity that the user asked for, as a number to maximise.
+    """The quantity that the user asked for: a rate to maximise, or a latency to minimise.
 
     Parameters
     ----------
@@ -119,9 +119,8 @@ class Goal:
     def __init__(self, query: PlanQuery) -> None:
         is_serial = query.runtime.batching is Batching.SERIAL
         throughput = query.objective in (Objective.BOTTLENECK, Objective.P0)
-        self.is_rate = query.users is not None or throughput or is_serial
-        if query.is_simulated:
-            self.is_rate = False
+        asks_for_rate = query.users is not None or throughput or is_serial
+        self.is_rate = asks_for_rate and not query.is_simulated
         self.quantity = "requests/s" if self.is_rate else "mean latency"
 
     def of(self, forecast: Forecast) -> float:

@@ -147,8 +147,9 @@ class Runtime:
         limits = [n for n in (self.chunk_tokens, self.max_num_batched_tokens) if n is not None]
         return min(limits, default=None)
 
+    @property
     def batch_limit(self) -> int:
-        """Return the most requests that one iteration or batch can hold."""
+        """Requests in one iteration or batch at most."""
         return min(self.max_num_seqs, self.max_num_batched_tokens or self.max_num_seqs)
 
     def overhead_bytes(self, model: Model) -> float:
