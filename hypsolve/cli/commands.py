@@ -66,9 +66,7 @@ def compare(
         show_progress() as progress,
         hide_spurious_scip_errors(),
     ):
-        for result in planner.compare(
-            model, network, methods or None, progress=progress, **arguments
-        ):
+        for result in planner.compare_query(query, methods or None, progress=progress):
             forecasts.add(result)
             results.append(result)
             progress(f"{result.method}: {result.status}")
@@ -130,7 +128,7 @@ def pareto(
     if solution.result.partition is None:
         print("[]" if as_json else f"{solution.result.status}: {solution.result.message}")
         return 1
-    query = PlanQuery.of(model, network, objective="path", **arguments)
+    query = solution.query
     points = serving_frontier(
         solution.deployment, solution.instance, query.load, query.time_limit_s
     )
@@ -220,8 +218,8 @@ def simulate(
         solution = planner.split(
             model, network, method=method, simulates=True, progress=progress, **arguments
         )
-    query = PlanQuery.of(model, network, **arguments)
-    deployment, result, load = solution.deployment, solution.result, query.load
+    query, deployment, result = solution.query, solution.deployment, solution.result
+    load = query.load
     partition = result.partition
     if plan is not None:
         partition = partition_in(plan, result.instance)

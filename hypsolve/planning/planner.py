@@ -279,7 +279,18 @@ def compare(
         In the order of `methods`. A search that a KeyboardInterrupt ended is the last. A bound
         on the mean latency that one method proved is used for all later methods.
     """
-    known = comparable(arguments.get("objective", ""))
+    query = PlanQuery.of(model, network, **arguments)
+    yield from compare_query(query, methods, progress=progress)
+
+
+def compare_query(
+    query: PlanQuery,
+    methods: Sequence[str] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Iterator[Result]:
+    """Solve a query by several methods, as `compare` does."""
+    known = comparable(query.objective)
     for name in methods or ():
         if name in METHODS and name not in known:
             raise ValueError(
@@ -287,7 +298,6 @@ def compare(
                 f" of {', '.join(known)}"
             )
         valid.known("method that decides a partition", name, known)
-    query = PlanQuery.of(model, network, **arguments)
     bound_s = 0.0
     compared = [None if name == SIMULATED else name for name in methods or known]
     names = [method or DEFAULT_METHOD for method in compared]

@@ -300,6 +300,7 @@ class Solution:
 
     Attributes
     ----------
+    query : PlanQuery
     deployment : Deployment
         See `PlanQuery.deployment`.
     instance : Instance
@@ -310,6 +311,7 @@ class Solution:
         Whether a KeyboardInterrupt ended the search: the result is the best split so far.
     """
 
+    query: PlanQuery
     deployment: Deployment
     instance: Instance
     result: Result
@@ -332,7 +334,7 @@ def solve_query(
     if not query.is_simulated:
         instance = to_instance(deployment, objective=query.objective, **rules)
         result = solve(instance, method, **limits, **query.options)
-        return Solution(deployment=deployment, instance=instance, result=result)
+        return Solution(query=query, deployment=deployment, instance=instance, result=result)
     rng = np.random.default_rng(query.seed)
     load = query.load
     splits = Splits(under_load(deployment, load.rate_per_s, rng, load.max_visits), rules)
@@ -342,6 +344,7 @@ def solve_query(
     else:
         result = solve_simulated(splits, method, **limits, **query.options)
     return Solution(
+        query=query,
         deployment=deployment,
         instance=splits.alone,
         result=result,
