@@ -241,20 +241,23 @@ def serve_load(
     deployment: Deployment, partition: Partition, load: Load, *, record_visits: bool = False
 ) -> Trace:
     """Simulate a partition under a load."""
-    if load.users is None:
-        rng = np.random.default_rng(load.seed)
-        served = under_load(deployment, load.rate_per_s, rng, load.max_visits)
-        return serve(served, partition, record_visits=record_visits)
-    n = max(N_REQUESTS, ROUNDS_OF_USERS * load.users)
-    n = max(min(n, _max_requests(deployment, load.max_visits)), load.users, MIN_REQUESTS)
-    at_once = _like_the_first(deployment, np.zeros(n))
     return serve(
-        at_once,
+        with_requests(deployment, load),
         partition,
         record_visits=record_visits,
         users=load.users,
         think_time_s=load.think_time_s,
     )
+
+
+def with_requests(deployment: Deployment, load: Load) -> Deployment:
+    """Return a deployment with the requests that are simulated under a load."""
+    if load.users is None:
+        rng = np.random.default_rng(load.seed)
+        return under_load(deployment, load.rate_per_s, rng, load.max_visits)
+    n = max(N_REQUESTS, ROUNDS_OF_USERS * load.users)
+    n = max(min(n, _max_requests(deployment, load.max_visits)), load.users, MIN_REQUESTS)
+    return _like_the_first(deployment, np.zeros(n))
 
 
 def _utilisation(trace: Trace, found: Metrics, served_per_s: float) -> float:

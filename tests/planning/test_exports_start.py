@@ -12,7 +12,7 @@ import pytest
 
 import hypsolve as hs
 from hypsolve.planning.exporters import RUNTIMES, benchmark, export, not_expressible
-from hypsolve.planning.exporters.layout import Load
+from hypsolve.planning.exporters.layout import BenchmarkLoad
 from hypsolve.planning.exporters.platforms import PASCAL, platform_of
 from tests.helpers.export_flags import FLAGS
 from tests.helpers.export_readers import READ, addresses
@@ -360,7 +360,9 @@ def test_the_benchmark_is_the_simulated_load(server):
 
 
 def test_users_are_a_limit_on_concurrency_and_no_rate():
-    load = Load(prompt_tokens=300, output_tokens=40, n_requests=90, rate_per_s=2.5, users=3)
+    load = BenchmarkLoad(
+        prompt_tokens=300, output_tokens=40, n_requests=90, rate_per_s=2.5, users=3
+    )
     printed = [
         *benchmark.vllm(load, "http://a:8000"),
         *benchmark.sglang(load, "http://a:8000"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from hypsolve import catalog
 from hypsolve.planning.exporters import benchmark, libraries, llama_cpp, sglang, vllm
-from hypsolve.planning.exporters.layout import Export, Layout, Load, weights_of
+from hypsolve.planning.exporters.layout import BenchmarkLoad, Export, Layout, weights_of
 from hypsolve.planning.exporters.left_out import left_out, summary
 from hypsolve.planning.exporters.modules import MODULES
 from hypsolve.planning.exporters.platforms import (
@@ -121,7 +121,7 @@ def export(
         valid.of_type("export", "instead_of", instead_of, Plan)
     if plan.result.partition is None:
         raise ValueError(f"export: no plan to write, {plan.result.status}")
-    layout, load = Layout.of(plan), Load.of(plan)
+    layout, load = Layout.of(plan), BenchmarkLoad.of(plan)
     why = refusals(layout, runtime)
     if why:
         raise ValueError(f"export: {runtime} cannot express this plan: {'; '.join(why)}")
@@ -216,7 +216,7 @@ def cautions(plan: Plan, runtime: str) -> list[str]:
             "the head shares the embedding's table and stays on device 0: not in the plan"
         )
     if runtime == "accelerate" and plan.fits:
-        load = Load.of(plan)
+        load = BenchmarkLoad.of(plan)
         lines.append(f"benchmark of the simulated load, {load}: {benchmark.genai_perf(load)}")
     if runtime == "petals":
         lines.append("Petals serves Llama, Mixtral, Falcon and BLOOM models")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shlex
 
-from hypsolve.planning.exporters.layout import Load
+from hypsolve.planning.exporters.layout import BenchmarkLoad
 from hypsolve.planning.exporters.shell import command
 
 
-def vllm(load: Load, address: str) -> list[str]:
+def vllm(load: BenchmarkLoad, address: str) -> list[str]:
     """Return the lines of ``vllm bench serve``, which measures any OpenAI-compatible server."""
     return [_what(load), _vllm(load, address)]
 
 
-def sglang(load: Load, address: str) -> list[str]:
+def sglang(load: BenchmarkLoad, address: str) -> list[str]:
     """Return the lines of ``sglang.bench_serving``.
 
     A range ratio of 1 gives all requests one length. Random ids need no download, and prompts
@@ -33,7 +33,7 @@ def sglang(load: Load, address: str) -> list[str]:
     ]
 
 
-def llama_cpp(load: Load, address: str, flags: str, n_parallel: int) -> list[str]:
+def llama_cpp(load: BenchmarkLoad, address: str, flags: str, n_parallel: int) -> list[str]:
     """Return the lines that measure ``llama-server``, and one full batch without a server."""
     users = n_parallel if load.users is None else min(load.users, n_parallel)
     return [
@@ -48,7 +48,7 @@ def llama_cpp(load: Load, address: str, flags: str, n_parallel: int) -> list[str
     ]
 
 
-def genai_perf(load: Load, address: str = "localhost:8000") -> str:
+def genai_perf(load: BenchmarkLoad, address: str = "localhost:8000") -> str:
     """Return the command of GenAI-Perf, for any OpenAI-compatible server."""
     return command(
         "genai-perf profile -m MODEL --tokenizer MODEL --endpoint-type completions --streaming",
@@ -61,12 +61,12 @@ def genai_perf(load: Load, address: str = "localhost:8000") -> str:
     )
 
 
-def commented(load: Load) -> list[str]:
+def commented(load: BenchmarkLoad) -> list[str]:
     """Return the benchmark as comments, for what is no server of its own."""
     return [_what(load, ", behind a server that speaks OpenAI's API"), f"# {genai_perf(load)}"]
 
 
-def _vllm(load: Load, address: str, backend: str = "vllm") -> str:
+def _vllm(load: BenchmarkLoad, address: str, backend: str = "vllm") -> str:
     return command(
         f"vllm bench serve --backend {backend} --model MODEL --base-url {shlex.quote(address)}",
         "--dataset-name random",
@@ -78,10 +78,10 @@ def _vllm(load: Load, address: str, backend: str = "vllm") -> str:
     )
 
 
-def _arrivals(load: Load, rate: str, users: str) -> str:
+def _arrivals(load: BenchmarkLoad, rate: str, users: str) -> str:
     """Return the flag of the arrival rate, or of users who wait for their answers."""
     return f"{rate} {load.rate_per_s:.12g}" if load.users is None else f"{users} {load.users}"
 
 
-def _what(load: Load, where: str = "") -> str:
+def _what(load: BenchmarkLoad, where: str = "") -> str:
     return f"# benchmark of the simulated load, {load}{where}:"

@@ -11,11 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from hypsolve import catalog
 from hypsolve.planning.exporters.modules import ModuleNames
-from hypsolve.planning.forecast import ROUNDS_OF_USERS, under_load
+from hypsolve.planning.forecast import with_requests
 from hypsolve.planning.plan import Plan
 from hypsolve.problem.deployment import Deployment, Model, Network, Node
 from hypsolve.problem.runtime import KvAdmission, Runtime
@@ -83,7 +81,7 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class BenchmarkLoad:
     """The simulated load.
 
     Attributes
@@ -118,14 +116,10 @@ class Load:
         return f"{load} of {self.prompt_tokens} + {self.output_tokens} tokens"
 
     @classmethod
-    def of(cls, plan: Plan) -> Load:
+    def of(cls, plan: Plan) -> BenchmarkLoad:
         """Read the load of a plan."""
         query, load = plan.query, plan.query.load
-        rng = np.random.default_rng(load.seed)
-        served = under_load(plan.deployment, load.rate_per_s, rng, load.max_visits)
-        n_requests = len(served.requests)
-        if load.users is not None:
-            n_requests = max(n_requests, ROUNDS_OF_USERS * load.users)
+        n_requests = len(with_requests(plan.deployment, load).requests)
         return cls(
             prompt_tokens=query.prompt_tokens,
             output_tokens=query.output_tokens,
@@ -197,7 +191,7 @@ class Layout:
         """Whether all replicas are in one machine."""
         return len({card.host for replica in self.replicas for card in replica.cards}) == 1
 
-    def sequences(self, replica: Replica, load: Load) -> int:
+    def sequences(self, replica: Replica, load: BenchmarkLoad) -> int:
         """Return the most requests that run at once in a replica, at least 1.
 
         Under ``reserve`` the room for KV cache limits them, as in the simulation; a server of
@@ -209,7 +203,7 @@ class Layout:
             limit = int(min(limit, max(room, 1)))
         return limit
 
-    def batched_tokens(self, replica: Replica, load: Load) -> int | None:
+    def batched_tokens(self, replica: Replica, load: BenchmarkLoad) -> int | None:
         """Return the most tokens of an iteration, decode tokens included; None: no limit."""
         runtime = self.runtime
         limits = [runtime.max_num_batched_tokens]
@@ -266,7 +260,7 @@ class Export:
     Attributes
     ----------
     layout : Layout
-    load : Load
+    load : BenchmarkLoad
     model : str
         Name of the model.
     modules : ModuleNames
@@ -275,7 +269,7 @@ class Export:
     """
 
     layout: Layout
-    load: Load
+    load: BenchmarkLoad
     model: str
     modules: ModuleNames
     tied: bool

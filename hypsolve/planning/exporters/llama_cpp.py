@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from hypsolve.planning.exporters import benchmark
-from hypsolve.planning.exporters.layout import Card, Export, Layout, Load, Replica
+from hypsolve.planning.exporters.layout import BenchmarkLoad, Card, Export, Layout, Replica
 from hypsolve.planning.exporters.platforms import BACKENDS, platform_of
 from hypsolve.planning.exporters.shell import (
     ROUTER_PORT,
@@ -122,7 +122,7 @@ def _order(card: Card) -> str:
     return "CUDA_DEVICE_ORDER=PCI_BUS_ID" if card.is_shared and _device(card)[0] == "C" else ""
 
 
-def _flags(layout: Layout, replica: Replica, load: Load, devices: Devices) -> str:
+def _flags(layout: Layout, replica: Replica, load: BenchmarkLoad, devices: Devices) -> str:
     """Return the flags that `llama-server` and `llama-batched-bench` share."""
     runtime = layout.runtime
     n_parallel = layout.sequences(replica, load)

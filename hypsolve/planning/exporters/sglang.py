@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 
 from hypsolve.planning.exporters import benchmark
-from hypsolve.planning.exporters.layout import Export, Layout, Load, Replica
+from hypsolve.planning.exporters.layout import BenchmarkLoad, Export, Layout, Replica
 from hypsolve.planning.exporters.shell import (
-    ROUTER_PORT,
     Ports,
-    balancer,
+    behind_router,
     command,
     of_replicas,
     of_stages,
@@ -32,11 +31,8 @@ def write(export: Export) -> str:
         port = ports.take(host)
         urls.append(url(host, port))
         lines += _start(layout, replica, load, port, meeting_points)
-    address = urls[0]
-    if len(urls) > 1:
-        lines += balancer(layout, "python -m sglang_router.launch_router", urls)
-        address = url(layout.replicas[0].hosts[0], ROUTER_PORT)
-    return "\n".join([*lines, *benchmark.sglang(load, address)])
+    router, address = behind_router(layout, "python -m sglang_router.launch_router", urls)
+    return "\n".join([*lines, *router, *benchmark.sglang(load, address)])
 
 
 def refusals(layout: Layout) -> list[str]:
@@ -53,7 +49,7 @@ def refusals(layout: Layout) -> list[str]:
 
 
 def _start(
-    layout: Layout, replica: Replica, load: Load, port: int, meeting_points: Ports
+    layout: Layout, replica: Replica, load: BenchmarkLoad, port: int, meeting_points: Ports
 ) -> list[str]:
     n_hosts, lines = len(replica.runs), []
     several = ""
@@ -78,7 +74,7 @@ def _start(
     return lines
 
 
-def _limits(layout: Layout, replica: Replica, load: Load) -> str:
+def _limits(layout: Layout, replica: Replica, load: BenchmarkLoad) -> str:
     """Return the flags of the simulated limits; -1 turns chunks off."""
     runtime = layout.runtime
     chunk = runtime.prompt_limit or -1

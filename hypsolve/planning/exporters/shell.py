@@ -55,18 +55,22 @@ def url(host: str, port: int) -> str:
     return f"http://{host}:{port}"
 
 
-def balancer(layout: Layout, program: str, urls: Sequence[str]) -> list[str]:
-    """Return the lines that start a router of vLLM or SGLang before several servers.
+def behind_router(layout: Layout, program: str, urls: Sequence[str]) -> tuple[list[str], str]:
+    """Return the lines that start a router of vLLM or SGLang, and the address to ask.
+
+    A single server needs no router.
 
     Equal replicas take turns. Among unequal ones the router sends each request to the server
     with the fewest under way: `cache_aware` does, once loads differ by more than its
     thresholds.
     """
+    if len(urls) == 1:
+        return [], urls[0]
     stages = zip(*(replica.cards for replica in layout.replicas), strict=True)
     alike = all(len({card.gpu for card in cards}) == 1 for cards in stages)
     least = "--policy cache_aware --balance-abs-threshold 1 --balance-rel-threshold 1.0"
     host = layout.replicas[0].hosts[0]
-    return [
+    lines = [
         on(host, ", the load balancer before all replicas"),
         command(
             program,
@@ -76,6 +80,7 @@ def balancer(layout: Layout, program: str, urls: Sequence[str]) -> list[str]:
             f"--host 0.0.0.0 --port {ROUTER_PORT}",
         ),
     ]
+    return lines, url(host, ROUTER_PORT)
 
 
 def of_stages(layout: Layout) -> str:

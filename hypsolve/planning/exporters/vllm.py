@@ -6,11 +6,10 @@ import shlex
 from collections import Counter
 
 from hypsolve.planning.exporters import benchmark
-from hypsolve.planning.exporters.layout import Export, Layout, Load, Replica
+from hypsolve.planning.exporters.layout import BenchmarkLoad, Export, Layout, Replica
 from hypsolve.planning.exporters.shell import (
-    ROUTER_PORT,
     Ports,
-    balancer,
+    behind_router,
     command,
     of_replicas,
     of_stages,
@@ -40,11 +39,8 @@ def write(export: Export) -> str:
             port = ports.take(host)
             urls.append(url(host, port))
             lines += _start(layout, replica, load, port, meeting_points)
-    address = urls[0]
-    if len(urls) > 1:
-        lines += balancer(layout, "vllm-router", urls)
-        address = url(layout.replicas[0].hosts[0], ROUTER_PORT)
-    return "\n".join([*lines, *benchmark.vllm(load, address)])
+    router, address = behind_router(layout, "vllm-router", urls)
+    return "\n".join([*lines, *router, *benchmark.vllm(load, address)])
 
 
 def refusals(layout: Layout) -> list[str]:
@@ -106,7 +102,7 @@ def _is_data_parallel(layout: Layout) -> bool:
     return several and layout.is_one_machine and len(alike) == 1 and not layout.has_experts
 
 
-def _data_parallel(layout: Layout, load: Load, port: int) -> str:
+def _data_parallel(layout: Layout, load: BenchmarkLoad, port: int) -> str:
     cards = [card for replica in layout.replicas for card in replica.cards]
     return command(
         visible(cards),
@@ -135,7 +131,11 @@ def _on_ray(replica: Replica) -> list[str]:
 
 
 def _start(
-    layout: Layout, replica: Replica, load: Load, port: int, meeting_points: Ports | None
+    layout: Layout,
+    replica: Replica,
+    load: BenchmarkLoad,
+    port: int,
+    meeting_points: Ports | None,
 ) -> list[str]:
     """Return the lines that start a replica.
 
@@ -160,7 +160,12 @@ def _start(
 
 
 def _serve(
-    layout: Layout, replica: Replica, load: Load, backend: str, shown: str, port: int | None
+    layout: Layout,
+    replica: Replica,
+    load: BenchmarkLoad,
+    backend: str,
+    shown: str,
+    port: int | None,
 ) -> str:
     several, counts = layout.n_stages > 1, ",".join(map(str, layout.layers))
     return command(
@@ -174,7 +179,7 @@ def _serve(
     )
 
 
-def _limits(layout: Layout, replica: Replica, load: Load) -> str:
+def _limits(layout: Layout, replica: Replica, load: BenchmarkLoad) -> str:
     """Return the flags of the simulated limits.
 
     A checkpoint of 8 bits may ask for a KV cache of 8 bits; one of 16 was simulated.
