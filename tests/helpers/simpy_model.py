@@ -15,7 +15,16 @@ import simpy
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.evaluation import can_hold
 from tests.helpers.simpy_node import Node
-from tests.helpers.simpy_parts import Answer, Attempt, Link, Phase, Stay, empty_answer, later
+from tests.helpers.simpy_parts import (
+    DEFAULTS,
+    Answer,
+    Attempt,
+    Link,
+    Phase,
+    Stay,
+    empty_answer,
+    later,
+)
 from tests.helpers.simpy_router import Router
 
 
@@ -34,20 +43,6 @@ class Stage:
     return_s: float  # from here to the first stage
     nodes: list = field(default_factory=list)  # that can hold it
     router: Router | None = None
-
-
-DEFAULTS = {
-    "batching": "stage",
-    "max_num_seqs": 64,
-    "max_num_batched_tokens": None,
-    "chunk_tokens": 512,
-    "kv_admission": "reserve",
-    "kv_block_tokens": 16,
-    "iteration_s": 0.0,
-    "users": None,
-    "think_time_s": 0.0,
-    "link_contention": False,
-}
 
 
 def simulate(

@@ -35,6 +35,21 @@ def later(env, phase, delay_s=0.0, tie=0):
     return event
 
 
+DEFAULTS = {  # options of `simulate`, as its docstring says
+    "batching": "stage",
+    "max_num_seqs": 64,
+    "max_num_batched_tokens": None,
+    "chunk_tokens": 512,
+    "micro_batch_tokens": None,
+    "kv_admission": "reserve",
+    "kv_block_tokens": 16,
+    "iteration_s": 0.0,
+    "users": None,
+    "think_time_s": 0.0,
+    "link_contention": False,
+}
+
+
 @dataclass
 class Answer:
     """Record of a run; -1 and nan where nothing happened. After a restart: the last attempt."""

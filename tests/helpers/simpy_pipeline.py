@@ -15,6 +15,7 @@ import simpy
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.evaluation import can_hold
 from tests.helpers.simpy_parts import (
+    DEFAULTS,
     Answer,
     Link,
     Phase,
@@ -695,20 +696,6 @@ class System:
             self.node_of[event.target].fail()
         else:
             self.node_of[event.target].come_up()
-
-
-DEFAULTS = {
-    "max_num_seqs": 64,
-    "max_num_batched_tokens": None,
-    "chunk_tokens": 512,
-    "micro_batch_tokens": None,
-    "kv_admission": "reserve",
-    "kv_block_tokens": 16,
-    "iteration_s": 0.0,
-    "users": None,
-    "think_time_s": 0.0,
-    "link_contention": False,
-}
 
 
 def simulate(

@@ -2,29 +2,22 @@
 
 import itertools
 from collections import Counter
-from functools import cache
 
 import numpy as np
 import pytest
 
 import hypsolve
 from tests.helpers import scenarios_token as scenarios
-from tests.helpers import simpy_parts, simpy_pipeline
-from tests.simulation.test_simpy_agreement import assert_agree, assert_series_agree
+from tests.helpers import simpy_pipeline
+from tests.helpers.agreement import Judge, assert_agree, assert_series_agree
 
 # the last ones tell apart whether a batch that preempts admits requests
 SEEDS = (*range(400), 622, 666, 1372, 1471, 1552, 1972)
 MODES = ("pipeline", "serial")
 
 
-@cache
-def scenario(seed: int) -> scenarios.Scenario:
-    return scenarios.random_scenario(seed, simpy_pipeline.simulate, MODES)
-
-
-@cache
-def answer(seed: int) -> simpy_parts.Answer:
-    return scenario(seed).run(simpy_pipeline.simulate)
+judge = Judge(simpy_pipeline.simulate, MODES)
+scenario, answer = judge.scenario, judge.answer
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -1,27 +1,19 @@
 """The mode `stage` with the options of serving runtimes, against its SimPy model."""
 
 from collections import Counter
-from functools import cache
 
 import numpy as np
 import pytest
 
 import hypsolve
-from tests.helpers import scenarios_token as scenarios
-from tests.helpers import simpy_model, simpy_parts
-from tests.simulation.test_simpy_agreement import assert_agree, assert_series_agree
+from tests.helpers import simpy_model
+from tests.helpers.agreement import Judge, assert_agree, assert_series_agree
 
 SEEDS = range(300)
 
 
-@cache
-def scenario(seed: int) -> scenarios.Scenario:
-    return scenarios.random_scenario(seed, simpy_model.simulate, ("stage",))
-
-
-@cache
-def answer(seed: int) -> simpy_parts.Answer:
-    return scenario(seed).run(simpy_model.simulate)
+judge = Judge(simpy_model.simulate, ("stage",))
+scenario, answer = judge.scenario, judge.answer
 
 
 @pytest.mark.parametrize("seed", SEEDS)
