@@ -6,7 +6,8 @@
 | `event_heap`, `queues`, `bins` | data structures, with their invariants |
 | `links`, `policy`, `admission`, `batch_cost`, `iteration` | the rules of service |
 | `failure`, `preemption` | the rules of what is computed again |
-| `loop` | `run` and `settle` |
+| `next_event`, `loop` | `run` and `settle` |
+| `tiny` | the inputs of `warm_up` |
 
 Requests are linked through fields of their records, so that memory is linear in the requests,
 whatever the number of events. The decode tokens of an iteration travel as one event.
@@ -67,6 +68,7 @@ from hypsolve.kernels.token_level.layout import (
 )  # fmt: skip
 from hypsolve.kernels.token_level.loop import run, settle
 from hypsolve.kernels.token_level.policy import factor, remaining_s
+from hypsolve.kernels.token_level.tiny import tiny_setup
 
 __all__ = [
     "ASSIGNED",
@@ -136,21 +138,7 @@ def warm_up() -> None:
     requests["prompt"] = requests["output"] = requests["prefill"] = 1
     places["node"] = NIL
     places["reached_s"] = places["admitted_s"] = places["left_s"] = np.nan
-    part, gpu = records(1, PART), records(1, GPU)
-    part["count"] = gpu["flops_per_s"] = gpu["bytes_per_s"] = 1
-    setup = Setup(
-        policy=LEAST_WORK_LEFT, max_num_seqs=1, chunk_tokens=1, contention=False,
-        bandwidth_bound=True, record_visits=False, n_stages=1, return_s=0.0, delivery_s=0.0,
-        max_num_batched_tokens=1, micro_batch_tokens=1, iteration_s=0.0, paged=False,
-        kv_block_tokens=1, closed_loop=False, think_time_s=0.0, n_slots=1, order=zero,
-        part=part, part_start=np.array([0, 1]), windows=np.ones(1),
-        gpu=gpu, hop_first=zero, hop_end=zero.copy(), eligible=zero.copy(),
-        eligible_start=np.array([0, 1]), speed_s=np.zeros(1), speed=np.ones(1),
-        rate_s=np.zeros(0), rate=np.zeros(0), churn=records(0, CHURNED),
-        expected_s=np.ones((1, 1, 1)), prefill_s=np.ones((1, 1, 1)),
-        uniforms=np.zeros((1, 0, 2)), assigned=np.zeros((0, 1), np.int64),
-        member=np.zeros((0, 1), np.int64), own_s=np.ones((1, 0)),
-    )  # fmt: skip
+    setup = tiny_setup()
     counts = np.zeros(N_COUNTS, np.int64)
     counts[CHOICE], counts[BUDGET], counts[N_SENT] = NIL, 100, 1
     state = State(

@@ -24,7 +24,6 @@ from hypsolve.kernels.token_level.layout import (
     CHOICE,
     CHOICE_FOR,
     CHOOSE,
-    CHURN,
     DECODE,
     DONE,
     FAILURE,
@@ -34,7 +33,6 @@ from hypsolve.kernels.token_level.layout import (
     N_ENDED,
     N_EVENTS,
     N_LOGGED,
-    N_SENT,
     N_TOUCHED,
     NEXT_ARRIVAL,
     NEXT_CHURN,
@@ -47,6 +45,7 @@ from hypsolve.kernels.token_level.layout import (
     SHIFT,
 )
 from hypsolve.kernels.token_level.links import send_prompt
+from hypsolve.kernels.token_level.next_event import next_event
 from hypsolve.kernels.token_level.policy import choose, n_unfinished
 from hypsolve.kernels.token_level.preemption import give_blocks
 
@@ -97,31 +96,14 @@ def run(setup, state, heap, log):
         after ``DONE``, another call goes on.
     """
     requests, nodes, counts, clock = state.requests, state.nodes, state.counts, state.clock
-    n_requests, n_churn = len(requests), len(setup.churn)
+    n_requests = len(requests)
     max_pushed = min(setup.max_num_seqs, n_requests) + len(nodes) + 4  # by one event
     budget = counts[BUDGET]
     while True:
         while counts[N_EVENTS] > 0 and _is_void(state, heap[0]):
             pop(heap, counts)  # a void event must not move the clock
 
-        # the next event is the first one in the heap, a churn event, or an arrival
-        next_s, code = np.inf, np.int64(1 << 62)
-        if counts[N_EVENTS] > 0:
-            next_s, code = heap[0].time_s, heap[0].code
-        churn = False
-        if counts[NEXT_CHURN] < n_churn:
-            time_s = setup.churn[counts[NEXT_CHURN]].time_s
-            churn = time_s < next_s or (time_s == next_s and code > CHURN * SHIFT)
-            if churn:
-                next_s, code = time_s, np.int64(CHURN * SHIFT)
-        arrival = False
-        if counts[NEXT_ARRIVAL] < counts[N_SENT]:
-            r = setup.order[counts[NEXT_ARRIVAL]]
-            time_s = state.arrival_s[r]
-            arrival = time_s < next_s or (time_s == next_s and code > REACH * SHIFT + r)
-            if arrival:
-                next_s = time_s
-
+        next_s, code, churn, arriving = next_event(setup, state, heap)
         if counts[N_ENDED] == n_requests and next_s >= clock[LAST_END]:
             advance(state, clock[LAST_END])
             return DONE  # iterations may still run, without requests
@@ -146,9 +128,10 @@ def run(setup, state, heap, log):
         if next_s > clock[NOW]:
             advance(state, next_s)
 
-        if arrival:
+        if arriving != NIL:
             counts[NEXT_ARRIVAL] += 1
-            send_prompt(setup, state, heap, r, np.int64(0), requests[r].prefill)
+            n_tokens = state.requests[arriving].prefill
+            send_prompt(setup, state, heap, arriving, np.int64(0), n_tokens)
             continue
         if churn:
             event = setup.churn[counts[NEXT_CHURN]]

@@ -14,22 +14,17 @@ The batches of a pipeline are kept in slots, which are taken in turn.
 
 import numpy as np
 
-from hypsolve.kernels.dispatch import LEAST_WORK_LEFT
 from hypsolve.kernels.token_level.layout import (
     BUDGET,
     CHOICE,
-    CHURNED,
     EVENT,
-    GPU,
     LINK,
     N_BINS,
     N_COUNTS,
     N_ROWS,
     N_SENT,
     NIL,
-    PART,
     VISIT,
-    Setup,
     records,
 )
 from hypsolve.kernels.token_level.pipeline.layout import (
@@ -45,6 +40,7 @@ from hypsolve.kernels.token_level.pipeline.layout import (
 from hypsolve.kernels.token_level.pipeline.loop import run, settle
 from hypsolve.kernels.token_level.pipeline.policy import remaining_s, slowdown
 from hypsolve.kernels.token_level.policy import factor
+from hypsolve.kernels.token_level.tiny import tiny_setup
 
 __all__ = [
     "BATCH",
@@ -76,21 +72,7 @@ def warm_up() -> None:
     requests["prompt"] = requests["output"] = requests["prefill"] = 1
     requests["pipe"] = NIL
     requests["reached_s"] = places["left_s"] = np.nan
-    part, gpu = records(1, PART), records(1, GPU)
-    part["count"] = gpu["flops_per_s"] = gpu["bytes_per_s"] = 1
-    setup = Setup(
-        policy=LEAST_WORK_LEFT, max_num_seqs=1, chunk_tokens=1, contention=False,
-        bandwidth_bound=True, record_visits=False, n_stages=1, return_s=0.0, delivery_s=0.0,
-        max_num_batched_tokens=1, micro_batch_tokens=1, iteration_s=0.0, paged=False,
-        kv_block_tokens=1, closed_loop=False, think_time_s=0.0, n_slots=1, order=zero,
-        part=part, part_start=np.array([0, 1]), windows=np.ones(1),
-        gpu=gpu, hop_first=zero, hop_end=zero.copy(), eligible=zero.copy(),
-        eligible_start=np.array([0, 1]), speed_s=np.zeros(1), speed=np.ones(1),
-        rate_s=np.zeros(0), rate=np.zeros(0), churn=records(0, CHURNED),
-        expected_s=np.ones((1, 1, 1)), prefill_s=np.ones((1, 1, 1)),
-        uniforms=np.zeros((1, 0, 2)), assigned=np.zeros((0, 1), np.int64),
-        member=np.zeros((1, 1), np.int64), own_s=np.ones((1, 1)),
-    )  # fmt: skip
+    setup = tiny_setup()._replace(member=np.zeros((1, 1), np.int64), own_s=np.ones((1, 1)))
     counts = np.zeros(N_COUNTS, np.int64)
     counts[CHOICE], counts[BUDGET], counts[N_SENT] = NIL, 100, 1
     state = PipelineState(

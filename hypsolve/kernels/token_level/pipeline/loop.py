@@ -18,7 +18,6 @@ from hypsolve.kernels.token_level.layout import (
     CHOICE,
     CHOICE_FOR,
     CHOOSE,
-    CHURN,
     DONE,
     FAILURE,
     GROW,
@@ -27,7 +26,6 @@ from hypsolve.kernels.token_level.layout import (
     N_ENDED,
     N_EVENTS,
     N_LOGGED,
-    N_SENT,
     N_TOUCHED,
     NEXT_ARRIVAL,
     NEXT_CHURN,
@@ -41,6 +39,7 @@ from hypsolve.kernels.token_level.layout import (
     STRANDED,
 )
 from hypsolve.kernels.token_level.links import send_over_links
+from hypsolve.kernels.token_level.next_event import next_event
 from hypsolve.kernels.token_level.pipeline.failure import fail, recover
 from hypsolve.kernels.token_level.pipeline.layout import NOTHING
 from hypsolve.kernels.token_level.pipeline.passage import (
@@ -120,31 +119,14 @@ def run(setup, state, heap, log):
         As `hypsolve.kernels.token_level.loop.run`; the choice is a pipeline.
     """
     requests, nodes, counts, clock = state.requests, state.nodes, state.counts, state.clock
-    n_requests, n_churn = len(requests), len(setup.churn)
+    n_requests = len(requests)
     max_pushed = len(nodes) + len(state.batches) + 4  # by one event
     budget = counts[BUDGET]
     while True:
         while counts[N_EVENTS] > 0 and _is_void(state, heap[0]):
             pop(heap, counts)  # a void event must not move the clock
 
-        # the next event is the first one in the heap, a churn event, or an arrival
-        next_s, code = np.inf, np.int64(1 << 62)
-        if counts[N_EVENTS] > 0:
-            next_s, code = heap[0].time_s, heap[0].code
-        churn = False
-        if counts[NEXT_CHURN] < n_churn:
-            time_s = setup.churn[counts[NEXT_CHURN]].time_s
-            churn = time_s < next_s or (time_s == next_s and code > CHURN * SHIFT)
-            if churn:
-                next_s, code = time_s, np.int64(CHURN * SHIFT)
-        arrival = False
-        if counts[NEXT_ARRIVAL] < counts[N_SENT]:
-            r = setup.order[counts[NEXT_ARRIVAL]]
-            time_s = state.arrival_s[r]
-            arrival = time_s < next_s or (time_s == next_s and code > REACH * SHIFT + r)
-            if arrival:
-                next_s = time_s
-
+        next_s, code, churn, arriving = next_event(setup, state, heap)
         if counts[N_ENDED] == n_requests and next_s >= clock[LAST_END]:
             advance(state, clock[LAST_END])
             return DONE
@@ -162,9 +144,9 @@ def run(setup, state, heap, log):
         if next_s > clock[NOW]:
             advance(state, next_s)
 
-        if arrival:
+        if arriving != NIL:
             counts[NEXT_ARRIVAL] += 1
-            _arrive(setup, state, heap, r)
+            _arrive(setup, state, heap, arriving)
             continue
         if churn:
             event = setup.churn[counts[NEXT_CHURN]]
