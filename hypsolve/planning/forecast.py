@@ -92,8 +92,8 @@ class Forecast:
         Their output tokens per second.
     slo_attainment, goodput_requests_per_s : float
         Share of the requests within the targets, and how many per second; nan without targets.
-    mean_under_way : float
-        Mean number of requests under way at this load, by Little's law: users at once.
+    mean_in_flight : float
+        Mean number of requests in flight at this load, by Little's law: users at once.
     utilisation : float
         Load of the GPUs in use: mean share of the time in which they compute.
     max_requests_per_s : float
@@ -135,7 +135,7 @@ class Forecast:
     output_tokens_per_s: float
     slo_attainment: float
     goodput_requests_per_s: float
-    mean_under_way: float
+    mean_in_flight: float
     utilisation: float
     max_requests_per_s: float
     limited_by: str
@@ -223,7 +223,7 @@ def predict(
         output_tokens_per_s=served_per_s * output,
         slo_attainment=found.slo_attainment,
         goodput_requests_per_s=found.goodput_requests_per_s,
-        mean_under_way=served_per_s * found.latency_s.mean,
+        mean_in_flight=served_per_s * found.latency_s.mean,
         utilisation=_utilisation(trace, found, served_per_s),
         max_requests_per_s=max_rate,
         limited_by=limited_by,

@@ -218,7 +218,7 @@ def _numbers(plan: Plan) -> str:
             "TTFT": _mean_and_p95(forecast.ttft_s),
             "TPOT": _mean_and_p95(forecast.tpot_s),
             "keeps up with, about": f"{forecast.max_requests_per_s:.3g} requests/s",
-            "users at once": f"{forecast.mean_under_way:.3g} with {forecast.load.describe()}",
+            "users at once": f"{forecast.mean_in_flight:.3g} with {forecast.load.describe()}",
             "latency": _mean_and_p95(forecast.latency_s),
             "limited by": forecast.limited_by or "nan",
             "upper bound": f"{forecast.bound_requests_per_s:.3g} requests/s",

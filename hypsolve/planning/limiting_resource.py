@@ -25,7 +25,7 @@ def limiting_resource(
     that were formed. Otherwise larger batches would help: it is limited by KV memory if that is
     full, by the batch limit if the batches are, else by memory bandwidth. If no node and no
     link is full, requests wait for KV memory or for the batch limit; if none waits, the
-    latency of their passes limits the rate.
+    latency of decode passes limits the rate.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def limiting_resource(
         if not kv_tier and batch < FULL * limit:
             return f"memory bandwidth of {tier!r}"
     elif not kv_tier and float(beyond.series.n_waiting[:, offered].mean()) <= 0.5:
-        return "latency of the passes"
+        return "latency of decode passes"
     return f"KV memory of {kv_tier!r}" if kv_tier else f"batch limit of {limit}"
 
 

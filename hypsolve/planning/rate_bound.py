@@ -98,7 +98,7 @@ def bound_on_rate(
         The compiled deployment.
     partition : Partition
     users, think_time_s
-        As in `hypsolve.simulate`: each user has at most one request under way.
+        As in `hypsolve.simulate`: each user has at most one request in flight.
 
     Returns
     -------

@@ -216,10 +216,10 @@ def describe_forecast(forecast: Forecast) -> list[str]:
 
 
 def _served(forecast: Forecast) -> str:
-    """Say what is served at the load, and how many requests are under way."""
+    """Say what is served at the load, and how many requests are in flight."""
     return (
         f"{forecast.requests_per_s:.3g} requests/s, {forecast.output_tokens_per_s:.4g} output"
-        f" tokens/s, {forecast.mean_under_way:.3g} requests under way"
+        f" tokens/s, {forecast.mean_in_flight:.3g} requests in flight"
     )
 
 

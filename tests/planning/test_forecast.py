@@ -69,7 +69,7 @@ def test_users_in_a_closed_loop_get_what_little_says():
     found = predict(problem, toys.even(1), Load(users=2, think_time_s=5.0))
     assert found.latency_s.mean == pytest.approx(3.0, abs=0.6)
     assert found.requests_per_s == pytest.approx(2 / (found.latency_s.mean + 5), rel=0.05)
-    assert found.mean_under_way == pytest.approx(2 * 3 / 8, rel=0.2)
+    assert found.mean_in_flight == pytest.approx(2 * 3 / 8, rel=0.2)
     assert found.keeps_up is True
 
 
