@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hypsolve.planning.deadline import Deadline
 from hypsolve.planning.limiting_resource import limiting_resource
 from hypsolve.planning.rate_bound import bound_on_rate, lengths, stages_of
 from hypsolve.problem import costs
@@ -21,6 +20,7 @@ from hypsolve.problem.solution import Partition
 from hypsolve.simulation.metrics import Metrics, Summary, growth
 from hypsolve.simulation.simulate import simulate
 from hypsolve.simulation.trace import Trace
+from hypsolve.solvers.clock import NEVER, Deadline
 
 N_REQUESTS, MIN_REQUESTS, MAX_SIMULATED = 400, 20, 64_000  # in one simulation
 WINDOW = 8.0  # arrivals are simulated for this many latencies
@@ -161,7 +161,7 @@ def predict(
     *,
     currency: str = "",
     instance: Instance | None = None,
-    deadline: Deadline | None = None,
+    deadline: Deadline = NEVER,
     only: str = "",
 ) -> Forecast:
     """Forecast how a partition serves requests like the first one of a deployment.
@@ -193,7 +193,6 @@ def predict(
     """
     if not isinstance(load, Load):
         load = Load(rate_per_s=load)
-    deadline = deadline or Deadline()
     if instance is None:
         instance = costs.to_instance(deployment, allow_empty=True)
     trace = serve_load(deployment, partition, load)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hypsolve.planning.deadline import Deadline
 from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.plan import Alternative, NodePlan, Plan, StagePlan
 from hypsolve.planning.query import (
@@ -29,6 +28,7 @@ from hypsolve.problem.instance import Objective
 from hypsolve.problem.result import Result
 from hypsolve.problem.solution import Status
 from hypsolve.solve import METHODS, solve, warm_methods
+from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.partition.infeasibility import explain_infeasible
 
 SEARCH_SHARE = 0.5  # of the time limit, for the search where upgrades are looked for, too
@@ -172,13 +172,7 @@ def plan_query(
         )
     if stopped and forecast is None and result.partition is not None:
         stopped += "; the forecast was not simulated"
-    is_rate = Goal(query).is_rate
-
-    def value(upgrade: Upgrade) -> float:
-        if math.isnan(upgrade.after):  # it takes too long to simulate: the last
-            return -math.inf if is_rate else math.inf
-        return upgrade.after
-
+    goal = Goal(query)
     return Plan(
         query=query,
         result=result,
@@ -187,7 +181,7 @@ def plan_query(
         stages=tuple(_stages(result, solution.deployment)) if result.partition else (),
         forecast=forecast,
         alternatives=tuple(alternatives),
-        upgrades=tuple(sorted(upgrades, key=value, reverse=is_rate)),
+        upgrades=tuple(sorted(upgrades, key=lambda upgrade: goal.rank(upgrade.after))),
         stopped=stopped,
         deployment=solution.deployment,
     )
@@ -205,10 +199,7 @@ def _best_known(
         values += [other.max_requests_per_s for other in alternatives]
     elif not goal.is_rate:
         values += [other.latency_mean_s for other in alternatives]
-    known = [value for value in values if not math.isnan(value)]
-    if not known:
-        return math.nan
-    return max(known) if goal.is_rate else min(known)
+    return goal.best(values)
 
 
 def _solve_or_fall_back(query: PlanQuery, progress: Progress) -> tuple[Solution, str]:

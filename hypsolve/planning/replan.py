@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from hypsolve import catalog
-from hypsolve.planning.deadline import Deadline
 from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.plan import FORMAT, VERSION, Plan, record_to_dict
 from hypsolve.planning.query import ModelSource, NetworkSource, PlanQuery, solve_query
@@ -26,6 +25,7 @@ from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.runtime import runtime_from_dict
 from hypsolve.problem.solution import Partition
 from hypsolve.problem.units import finite_or_none
+from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.partition.stage_tables import cost_table
 
 OBJECTIVES = ("bottleneck", "path")

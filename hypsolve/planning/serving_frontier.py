@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hypsolve.planning.deadline import Deadline
 from hypsolve.planning.forecast import Load, predict
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Partition
+from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
 
 MAX_POINTS = 12  # splits that are simulated

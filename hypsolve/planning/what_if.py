@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from hypsolve import catalog
 from hypsolve.formats.gguf_header import is_gguf
-from hypsolve.planning.deadline import Deadline
 from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.query import (
     ModelSource,
@@ -28,6 +27,7 @@ from hypsolve.problem.instance import Objective
 from hypsolve.problem.runtime import Batching
 from hypsolve.problem.solution import Partition
 from hypsolve.problem.units import GIB
+from hypsolve.solvers.clock import NEVER, Deadline
 
 MIN_GAIN = 1e-3  # in the model, of a scenario that is simulated
 MIN_SIMULATED_GAIN = 0.04  # of an upgrade that is listed: the rate is found to 1/32 of a bound
@@ -145,6 +145,16 @@ class Goal:
         path = solution.instance.replace(objective=Objective.PATH)
         return evaluation.evaluate(path, partition)
 
+    def rank(self, value: float) -> float:
+        """Return the key that sorts values of the quantity, the best first and nan last."""
+        if math.isnan(value):
+            return math.inf
+        return -value if self.is_rate else value
+
+    def best(self, values: Iterable[float]) -> float:
+        """Return the best value that is known; nan if none is."""
+        return min(values, key=self.rank, default=math.nan)
+
     def gain(self, before: float, after: float) -> float:
         """Return the share by which the quantity improves."""
         if self.is_rate:
@@ -169,7 +179,7 @@ def find_upgrades(
     *,
     before: float = math.nan,
     splits: Iterable[tuple[int, ...]] = (),
-    deadline: Deadline | None = None,
+    deadline: Deadline = NEVER,
     progress: Progress | None = None,
 ) -> Iterator[Upgrade]:
     """Solve what-if scenarios, rank them by a model, and simulate the best.
@@ -204,18 +214,14 @@ def find_upgrades(
     KeyboardInterrupt
         At Ctrl-C.
     """
-    goal, progress, deadline = (
-        Goal(query),
-        progress or (lambda line: None),
-        deadline or Deadline(),
-    )
+    goal = Goal(query)
+    progress = progress or (lambda line: None)
     known = [tuple(cuts) for cuts in splits]
     partition = solution.result.partition
     modelled = math.nan
     if partition is not None:
         known = [partition.cuts, *known]
-        values = [goal.model(solution, cuts, query) for cuts in known]
-        modelled = max(values) if goal.is_rate else min(values)
+        modelled = goal.best([goal.model(solution, cuts, query) for cuts in known])
     candidates: list[_Candidate] = []
     best_of: dict[str, float] = {}
     for scenario in scenarios(query, fits=partition is not None, lighter=lighter or {}):
@@ -231,7 +237,7 @@ def find_upgrades(
         if scenario.group:
             best_of[scenario.group] = candidate.modelled
         candidates.append(candidate)
-    candidates.sort(key=lambda each: each.modelled, reverse=goal.is_rate)
+    candidates.sort(key=lambda each: goal.rank(each.modelled))
     for candidate in candidates[:MAX_SIMULATED]:
         _in_time(deadline)
         scenario = candidate.scenario
@@ -262,13 +268,12 @@ def _modelled(
 ) -> _Candidate | None:
     """Solve a scenario for several objectives, and rank the splits by the model."""
     query = replace(scenario.query, method=None, options={})
-    objectives = (
-        [Objective.PATH] if not goal.is_rate else [Objective.BOTTLENECK, Objective.PATH]
-    )
+    is_serial = query.runtime.batching is Batching.SERIAL
+    objectives = [Objective.PATH]
+    if goal.is_rate and not is_serial:
+        objectives = [Objective.BOTTLENECK, Objective.PATH]
     solution, splits = None, list[tuple[int, ...]]()
     for objective in objectives:
-        if query.runtime.batching is Batching.SERIAL and objective is not Objective.PATH:
-            continue
         found = solve_query(replace(query, objective=str(objective)))
         if found.result.partition is None:
             return None
@@ -283,7 +288,7 @@ def _modelled(
     ]
     splits = list(dict.fromkeys(splits))
     values = {cuts: goal.model(solution, cuts, query) for cuts in splits}
-    splits.sort(key=values.__getitem__, reverse=goal.is_rate)
+    splits.sort(key=lambda cuts: goal.rank(values[cuts]))
     return _Candidate(scenario, solution, splits[:2], values[splits[0]])
 
 
@@ -299,7 +304,7 @@ def _simulated(
             raise KeyboardInterrupt
         assert searched.result.partition is not None
         return searched.result.objective_s, searched.result.partition.cuts
-    found = []
+    found = {}
     for cuts in candidate.splits:
         forecast = predict(
             solution.deployment,
@@ -309,11 +314,9 @@ def _simulated(
             deadline=deadline,
             only=goal.quantity,
         )
-        found.append((goal.of(forecast), cuts))
-    known = [each for each in found if not math.isnan(each[0])]
-    if not known:
-        return math.nan, candidate.splits[0]
-    return max(known) if goal.is_rate else min(known)
+        found[cuts] = goal.of(forecast)
+    best = min(found, key=lambda cuts: goal.rank(found[cuts]))
+    return found[best], best
 
 
 def lighter_models(source: ModelSource, weights: str | None) -> dict[str, Model]:

@@ -8,9 +8,9 @@ import pytest
 
 import hypsolve as hs
 from hypsolve.planning import forecast as module
-from hypsolve.planning.deadline import Deadline
 from hypsolve.planning.forecast import Load, predict
 from hypsolve.problem.runtime import Runtime
+from hypsolve.solvers.clock import Deadline
 from tests.helpers import token_toys as toys
 
 
@@ -118,7 +118,7 @@ class Ticks:
 
 def test_a_deadline_ends_the_search_for_the_rate(monkeypatch):
     """No further simulation starts once the time is over."""
-    monkeypatch.setattr("hypsolve.planning.deadline.perf_counter", Ticks(1.0))
+    monkeypatch.setattr("hypsolve.solvers.clock.now", Ticks(1.0))
     simulated = []
     real = module.simulate
     monkeypatch.setattr(
