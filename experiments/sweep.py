@@ -310,10 +310,12 @@ def _locating_errors(progress: "Progress", record: Record) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f" at {progress.current}; {len(record.rows)} rows are in {record.path}"
+            f" at {progress.current}; {record.n_written()} rows are in {record.path}"
         ) from None
     except RuntimeError as error:
-        raise RuntimeError(f"{error}; {len(record.rows)} rows are in {record.path}") from error
+        raise RuntimeError(
+            f"{error}; {record.n_written()} rows are in {record.path}"
+        ) from error
 
 
 def _calibrate(options: argparse.Namespace, session: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -454,6 +455,7 @@ def test_a_trace_rises_and_falls_to_the_answer(method):
 DRIVER = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from experiments import registry, solving, sweep
 from tests.experiments.test_sweep import slow
 from tests.helpers import toy_runs
@@ -544,6 +546,21 @@ def test_ctrl_c_leaves_a_valid_file_and_says_where_it_stopped(start, tmp_path, m
     assert f"{n_rows(path)} rows are in {path}" in error
     assert path.read_bytes().endswith(b"\n")
     assert {row["method"] for row in rows_of(path)} == {"hyperion"}  # none cut short
+
+
+def test_an_interrupt_while_a_row_is_flushed_counts_the_row(tmp_path, monkeypatch):
+    """The row is in the file, so the message must count it."""
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with record.recording(tmp_path / "rows.csv", ("a", "b")) as rows:
+        rows.append({"a": 1, "b": "two\nlines"})
+        monkeypatch.setattr(record.os, "fsync", interrupted)
+        progress = SimpleNamespace(current="here")
+        with pytest.raises(KeyboardInterrupt, match="at here; 2 rows are in"):  # noqa: SIM117
+            with sweep._locating_errors(progress, rows):
+                rows.append({"a": 2, "b": "x"})
 
 
 def test_tables_show_the_rows_of_this_plan_alone(
