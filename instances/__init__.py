@@ -5,6 +5,7 @@ model and requests on one of them.
 """
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 from hypsolve.formats.network_toml import NetworkFile, read_network, read_network_file
@@ -21,9 +22,41 @@ def networks() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
 
 
-def network(name: str) -> Network:
-    """Return a named network; ValueError for an unknown name lists the choices."""
-    return _file(name).network
+def network(name: str, *, free_share: float = 0.0) -> Network:
+    """Return a named network.
+
+    Parameters
+    ----------
+    name : str
+        A name in `networks`.
+    free_share : float
+        Share of its GPU's memory that a node keeps free if the file reserves none there. The
+        profile of a runtime knows what the runtime takes; without one, 0.1 is what servers
+        leave by default, and what `instances.scenarios` leaves.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name; the message lists the choices.
+    """
+    made = _file(name).network
+    if not free_share:
+        return made
+    return replace(
+        made,
+        tiers=tuple(
+            replace(
+                tier,
+                nodes=tuple(
+                    node
+                    if node.reserved_bytes
+                    else replace(node, reserved_bytes=free_share * node.gpu.memory_bytes)
+                    for node in tier.nodes
+                ),
+            )
+            for tier in made.tiers
+        ),
+    )
 
 
 def describe(name: str) -> str:

@@ -17,6 +17,13 @@ from hypsolve.simulation.workloads import WORKLOAD_MAX_TOKENS, WORKLOADS
 from instances import network, networks
 
 SCENARIOS = networks()
+FREE_SHARE = 0.1
+"""Memory that nodes leave to a server's activations and graphs, as a share (vLLM's default)."""
+
+
+def scenario_network(name: str) -> Network:
+    """Return a named network as scenarios use it: nodes keep `FREE_SHARE` of memory free."""
+    return network(name, free_share=FREE_SHARE)
 
 
 def scenario(
@@ -74,7 +81,7 @@ def scenario(
     """
     valid.known("scenario", name, SCENARIOS)
     return instance_on(
-        network(name),
+        scenario_network(name),
         model_of(model, weights),
         n_requests=n_requests,
         rng=np.random.default_rng(valid.whole("scenario", "seed", seed)),
@@ -108,7 +115,7 @@ def deployment(
     """
     valid.known("scenario", name, SCENARIOS)
     drawn = _at_rate_one(
-        network(name),
+        scenario_network(name),
         model_of(model, weights),
         n_requests,
         np.random.default_rng(valid.whole("scenario", "seed", seed)),

@@ -23,9 +23,8 @@ from hypsolve import (
 from hypsolve.problem.units import gbps_to_bytes_per_s
 from hypsolve.simulation.events import Event, draw_events
 from hypsolve.simulation.workloads import CONTEXT_TOKENS, WORKLOAD_MAX_TOKENS, WORKLOADS
-from instances import network
 from instances.generate import assemble, draw_gpus, draw_link, place
-from instances.scenarios import best_period_s, capacity_per_s, model_of
+from instances.scenarios import best_period_s, capacity_per_s, model_of, scenario_network
 
 DRAWS = 1000  # of networks, until one holds the model
 
@@ -165,7 +164,7 @@ def with_bandwidth(name: str, gbps: float) -> Network:
     rate = gbps_to_bytes_per_s(gbps)
     tiers = tuple(
         replace(tier, link=tier.link and replace(tier.link, bytes_per_s=rate))
-        for tier in network(name).tiers
+        for tier in scenario_network(name).tiers
     )
     return Network(name=name, tiers=tiers)
 
@@ -195,7 +194,7 @@ def spread_network(spread: float, seed: int) -> Network:
     """
     rng = np.random.default_rng([4, seed])
     tiers = []
-    for tier in network("campus").tiers:
+    for tier in scenario_network("campus").tiers:
         speed = spread ** rng.uniform(-1, 1, 4)
         speed /= speed.mean()
         tiers.append(

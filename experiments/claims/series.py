@@ -9,7 +9,7 @@ from typing import Any
 from experiments.claims.scenes import Scene, serve, spread_network, with_bandwidth, with_churn
 from experiments.definitions import SIZES, Call
 from hypsolve import Network
-from instances import network
+from instances.scenarios import scenario_network
 
 MODELS = ("phi-3-medium", "llama-3-8b")
 PHI, LLAMA = MODELS
@@ -77,7 +77,7 @@ def _scene(
 ) -> Scene:
     """Make the scene of a value: a named network, or one made for the value and the seed."""
     options = {"n_requests": n_requests, **fixed, **({keyword: value} if keyword else {})}
-    made = network(tiers) if isinstance(tiers, str) else tiers(value, seed)
+    made = scenario_network(tiers) if isinstance(tiers, str) else tiers(value, seed)
     if 1 < options.get("load", 1.0) < math.inf:  # requests then arrive for as long as at load 1
         options["n_requests"] = round(options["load"] * n_requests)
     scene = serve(made, model, seed=seed, **options)

@@ -20,6 +20,8 @@ EXAMPLE = """\
 #     #:schema ./network.schema.json
 # Write that schema with `hypsolve schema network > network.schema.json`.
 
+# runtime = {name = "vllm", max_num_seqs = 64}  # or only "vllm", "llama.cpp", ...
+
 [[tiers]]
 name = "desk"
 # pin = ["embedding"]        # blocks that must be here: embedding, head, layers by number
@@ -47,7 +49,6 @@ name = "box"
 gpu = "rtx-4090"
 count = 2
 # host = "box.lan"           # both are cards of this machine
-reserved_gib = 2.4
 
 [tiers.link]
 gbps = 0.5
@@ -58,7 +59,6 @@ name = "rented"
 
 [[tiers.nodes]]
 gpu = "a100-80gb"
-reserved_gib = 8.0
 price_per_hour = 1.8         # in `currency`, a key at the top of the file
 
 # Your own GPU, by the rates that it reaches (not those of its datasheet). In one step, a block

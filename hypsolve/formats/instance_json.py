@@ -36,6 +36,8 @@ _PLAIN = (
     "extrapolated",
     "tied_bytes",
 )
+_ASSUMED = {"empty_first_tier": True}
+"""Fields that are written only where they differ from these values."""
 
 
 def save(instance: Instance, path: str | os.PathLike[str]) -> None:
@@ -73,6 +75,11 @@ def save(instance: Instance, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{path}: the name of an instance must end in .json or .json.gz")
     document: dict[str, Any] = {"format": FORMAT, "version": VERSION}
     document |= {field: getattr(instance, field) for field in _PLAIN}
+    document |= {
+        field: given
+        for field, assumed in _ASSUMED.items()
+        if (given := getattr(instance, field)) != assumed
+    }
     document |= {field: list(getattr(instance, field)) for field in _NAMES}
     for field in ARRAY_FIELDS:
         document[field] = _array_to_json(getattr(instance, field))
@@ -156,14 +163,16 @@ def _fields(path: Path, document: dict[str, Any]) -> dict[str, Any]:
     known = (*_PLAIN, *_NAMES, *ARRAY_FIELDS)
     written = {name: name for name in known} | {new: old for old, new in renamed.items()}
     given = [field for field in document if field not in ("format", "version")]
+    taken = (*written.values(), *_ASSUMED)
     for field in given:
-        if field not in written.values():
-            hint = valid.did_you_mean(written.get(field, field), written.values()).rstrip()
+        if field not in taken:
+            hint = valid.did_you_mean(written.get(field, field), taken).rstrip()
             raise ValueError(f"{path}: unknown field {field!r}{hint and '; ' + hint}")
     for field in written.values():
         if field not in given:
             raise ValueError(f"{path}: field {field!r} is missing")
-    return {name: document[field] for name, field in written.items()}
+    fields = {name: document[field] for name, field in written.items()}
+    return fields | {name: document.get(name, assumed) for name, assumed in _ASSUMED.items()}
 
 
 def _array_from_json(field: str, value: Any) -> NDArray[Any]:

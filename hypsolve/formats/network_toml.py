@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 import tomllib
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import (
     Any,
     NotRequired,
     TypeVar,
+    Union,
     cast,
     get_args,
     get_origin,
@@ -28,11 +30,13 @@ from hypsolve.formats.network_toml_types import (
     LinkTable,
     NetworkTable,
     NodesTable,
+    RuntimeTable,
     TierTable,
 )
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import GpuProfile, Link, Model, Network, Node, Tier
 from hypsolve.problem.files import checked_path, read_bytes
+from hypsolve.problem.runtime import Runtime
 from hypsolve.problem.units import GIB, gbps_to_bytes_per_s, gib_to_bytes, ms_to_s
 
 MAX_BYTES = 2**26
@@ -61,6 +65,8 @@ class NetworkFile:
         Currency of the prices; empty if the file names none.
     inner_links : tuple of Link or None
         Link among the nodes of each tier; None if unknown.
+    runtime : Runtime or None
+        Runtime that the file names, with the values that it replaces; None if it names none.
     """
 
     network: Network
@@ -71,6 +77,7 @@ class NetworkFile:
     price_per_hour: Mapping[str, float] = field(default_factory=dict)
     currency: str = ""
     inner_links: tuple[Link | None, ...] = ()
+    runtime: Runtime | None = None
 
     def inner_link(self, k: int) -> Link | None:
         """Return the link among the nodes of tier k; None if unknown."""
@@ -200,15 +207,18 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
 
     - Each group of nodes has a ``gpu``: a name in the catalogue, or the NAME of a table
       ``[gpus.NAME]`` in the file, which has the keys ``t0_us``, ``tflops``, ``gb_per_s`` and
-      ``memory_gib``. Optional keys:
-      ``count`` or ``names``, ``memory_gib`` (default: memory of the GPU), ``reserved_gib`` for
-      runtime and activations, ``slowdown`` (2 means half as fast), ``price_per_hour``,
-      ``host`` (the machine that the GPUs are in; default: every node is its own machine).
+      ``memory_gib``. Optional keys: ``count`` or ``names``, ``memory_gib`` (default: memory of
+      the GPU), ``reserved_gib`` (what the system and other programs keep), ``slowdown`` (2
+      means half as fast), ``price_per_hour``, ``host`` (the machine that the GPUs are in;
+      default: every node is its own machine).
     - A link has ``gbps`` and the one-way ``latency_ms``. Optional: ``return_latency_ms``.
     - Optional keys of a tier: ``host`` (of all its nodes), ``inner`` (a link among its nodes,
       for runtimes of one pipeline), ``pin`` (``embedding``, ``head``, numbers of layers from
       0), ``min_blocks`` (0 means that the tier may stay empty) and ``max_blocks``. Both limits
       count embedding and head.
+    - Optional: ``runtime``, a name such as ``"vllm"``, or a table with that ``name`` and values
+      in place of its defaults, such as ``max_num_seqs = 64``. An argument or an option that
+      names another runtime replaces it.
     - Keys that end in ``source`` tell where a number comes from.
 
     ::
@@ -299,7 +309,20 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
             _link(f"{owner}: tier {k} inner", entry["inner"]) if "inner" in entry else None
             for k, entry in enumerate(entries)
         ),
+        runtime=_runtime(owner, table["runtime"], network) if "runtime" in table else None,
     )
+
+
+def _runtime(owner: str, given: str | RuntimeTable, network: Network) -> Runtime:
+    """Return the runtime of a file, with the defaults that it has on the file's GPUs."""
+    if isinstance(given, str):
+        given = {"name": given}
+    entry: dict[str, Any] = dict(_table(f"{owner}: runtime", RuntimeTable, given))
+    gpus = [node.gpu for tier in network.tiers for node in tier.nodes]
+    try:
+        return catalog.runtime(entry.pop("name"), gpus=gpus, **entry)
+    except ValueError as error:
+        raise ValueError(f"{owner}: {error}") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -465,6 +488,8 @@ def _value(owner: str, key: str, value: Any, hint: Any) -> Any:
     kind, rule = get_args(hint)
     if kind is str:
         return valid.text(owner, key, value)
+    if get_origin(kind) in (Union, types.UnionType):
+        return value  # its reader checks it
     if get_origin(kind) is dict and not isinstance(value, dict):
         hint = f"; write [{key}.NAME], not [[{key}]]" if isinstance(value, list) else ""
         raise TypeError(f"{owner}: {key} must be tables, got {value!r:.60}{hint}")

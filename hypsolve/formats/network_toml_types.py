@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, NotRequired, TypedDict
 
 from hypsolve import catalog
+from hypsolve.problem.runtime import MAX_LIMIT, Batching, KvAdmission
 
 MAX_COUNT = 100_000  # of nodes of one kind
 MAX_NUMBER = 1e100  # in any unit; in bytes or FLOP/s still below `validation.LARGEST`
@@ -83,8 +84,8 @@ class NodesTable(TypedDict):
         Annotated[
             float,
             Key(
-                "Memory for the system, the runtime and activations, in GiB, below memory_gib;"
-                " default: 0."
+                "Memory that the system and other programs keep, in GiB, below memory_gib;"
+                " default: 0. The runtime's own use is not part of it."
             ),
         ]
     ]
@@ -165,11 +166,79 @@ class TierTable(TypedDict):
     ]
 
 
+class RuntimeTable(TypedDict):
+    """The serving runtime, and single values in place of its defaults."""
+
+    name: Annotated[
+        str, Key("Runtime of the catalogue: `vllm`, `llama.cpp`, ...", known=catalog.runtimes)
+    ]
+    max_num_seqs: NotRequired[
+        Annotated[
+            int,
+            Key(
+                "Requests that run at once in a pipeline (on a node under `ideal`).",
+                minimum=1,
+                maximum=MAX_LIMIT,
+            ),
+        ]
+    ]
+    max_num_batched_tokens: NotRequired[
+        Annotated[
+            int,
+            Key(
+                "Tokens of one batch: decode tokens, then prompts.",
+                minimum=1,
+                maximum=MAX_LIMIT,
+            ),
+        ]
+    ]
+    chunk_tokens: NotRequired[
+        Annotated[int, Key("Prompt tokens of one batch.", minimum=1, maximum=MAX_LIMIT)]
+    ]
+    micro_batch_tokens: NotRequired[
+        Annotated[
+            int,
+            Key("Tokens of a part of a batch (llama.cpp: -ub).", minimum=1, maximum=MAX_LIMIT),
+        ]
+    ]
+    kv_block_tokens: NotRequired[
+        Annotated[int, Key("Tokens of one block of KV cache.", minimum=1, maximum=MAX_LIMIT)]
+    ]
+    batching: NotRequired[
+        Annotated[str, Key("Batching mode.", known=lambda: [str(mode) for mode in Batching])]
+    ]
+    kv_admission: NotRequired[
+        Annotated[
+            str,
+            Key("Rule of the KV cache.", known=lambda: [str(rule) for rule in KvAdmission]),
+        ]
+    ]
+    iteration_s: NotRequired[
+        Annotated[float, Key("Seconds on the host that each batch begins with.")]
+    ]
+    memory_fraction: NotRequired[
+        Annotated[
+            float,
+            Key("Share of the memory that the server takes.", strict=True, maximum=1),
+        ]
+    ]
+    fixed_gib: NotRequired[
+        Annotated[float, Key("Memory for libraries, graphs and buffers, in GiB.")]
+    ]
+    source: NotRequired[Source]
+
+
 class NetworkTable(TypedDict):
     """A network of GPUs, for `hypsolve plan`."""
 
     description: NotRequired[Annotated[str, Key("Description of the network, for people.")]]
     currency: NotRequired[Annotated[str, Key("Currency of all prices, such as USD.")]]
+    runtime: NotRequired[
+        Annotated[
+            str | RuntimeTable,
+            Key("Runtime that plans and simulations follow: its name, or a table."),
+        ]
+    ]
     tiers: Annotated[
         list[TierTable], Key("Tiers in the order that a request visits them.", minimum=1)
     ]

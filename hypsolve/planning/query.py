@@ -196,7 +196,7 @@ class PlanQuery:
         file = to_network_file(network)
         overrides = {name: arguments.pop(name) for name in OVERRIDES if name in arguments}
         arguments["runtime"] = catalog.runtime(
-            "ideal" if arguments.get("runtime") is None else arguments["runtime"],
+            _runtime(arguments.get("runtime"), file),
             gpus=[node.gpu for tier in file.network.tiers for node in tier.nodes],
             **overrides,
         )
@@ -350,6 +350,17 @@ def solve_query(
         result=result,
         interrupted=splits.interrupted,
     )
+
+
+def _runtime(asked: str | Runtime | None, network: NetworkFile) -> str | Runtime:
+    """Return the runtime that was asked for, or else the one that the network file names.
+
+    The file's values also hold where its runtime is asked for by name.
+    """
+    of_file = network.runtime
+    if of_file is not None and asked in (None, of_file.name):
+        return of_file
+    return "ideal" if asked is None else asked
 
 
 def _meant(option: str, names: Collection[str]) -> str:

@@ -33,7 +33,8 @@ from experiments.claims.conclude import conclude
 from experiments.claims.statistics import LATENCY, UTILISATION
 from experiments.record import as_text
 from hypsolve import Event, evaluate, simulate, solve, to_instance
-from instances import network, networks
+from instances import networks
+from instances.scenarios import scenario_network
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +94,7 @@ def test_a_plan_obeys_its_limits():
 
 def campus(**options):
     options = {"seed": 1, "n_requests": 20, **options}
-    return scenes.serve(network("campus"), "phi-3-medium", **options)
+    return scenes.serve(scenario_network("campus"), "phi-3-medium", **options)
 
 
 def test_requests_depend_on_workload_and_seed_alone():
@@ -118,7 +119,7 @@ def test_load_is_a_multiple_of_what_is_served_one_at_a_time():
 
 def test_bandwidth_changes_rates_and_nothing_else():
     tiers = scenes.with_bandwidth("branch-offices-wan", 0.008).tiers
-    for tier, before in zip(tiers, network("branch-offices-wan").tiers, strict=True):
+    for tier, before in zip(tiers, scenario_network("branch-offices-wan").tiers, strict=True):
         assert tier.nodes == before.nodes
         if tier.link is not None:
             assert tier.link.bytes_per_s == 1e6
@@ -129,7 +130,9 @@ def test_bandwidth_changes_rates_and_nothing_else():
 @pytest.mark.parametrize("spread", [1.0, 3.0])
 def test_spread_keeps_what_a_tier_can_do_together(spread):
     for tier, before in zip(
-        scenes.spread_network(spread, seed=3).tiers, network("campus").tiers, strict=True
+        scenes.spread_network(spread, seed=3).tiers,
+        scenario_network("campus").tiers,
+        strict=True,
     ):
         speeds = np.array([node.gpu.flops_per_s for node in tier.nodes])
         bandwidths = np.array([node.gpu.bytes_per_s for node in tier.nodes])
@@ -229,7 +232,7 @@ def test_without_estimate_prefers_nodes_with_room():
 
 
 def test_requests_that_never_end_are_counted_not_averaged_away():
-    scene = scenes.serve(network("home-lab"), "llama-3-8b", seed=0, n_requests=6)
+    scene = scenes.serve(scenario_network("home-lab"), "llama-3-8b", seed=0, n_requests=6)
     last_s = float(scene.deployment.requests.arrival_s[-1])
     broken = dataclasses.replace(scene, events=(Event(last_s, "failure", "box-rtx-3090-0"),))
     row = a_run(broken).measure()
@@ -240,7 +243,9 @@ def test_requests_that_never_end_are_counted_not_averaged_away():
 
 
 def test_a_plan_that_does_not_fit_is_a_row():
-    scene = scenes.serve(network("phone-edge-cloud-5g"), "phi-3-medium", seed=0, n_requests=5)
+    scene = scenes.serve(
+        scenario_network("phone-edge-cloud-5g"), "phi-3-medium", seed=0, n_requests=5
+    )
     row = a_run(scene, "gpipe").measure()
     assert row["status"] == "infeasible"
     assert row["message"]

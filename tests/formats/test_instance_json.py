@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from hypsolve.formats import benchmarks, instance_json
 from hypsolve.problem.instance import Instance, Objective
 from instances import freeze
+from instances.scenarios import scenario
 
 
 @st.composite
@@ -103,6 +104,22 @@ def test_failed_write_keeps_the_old_file(instance, tmp_path, monkeypatch):
         instance_json.save(instance.replace(name="other"), path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_keeps_what_replace_may_not_allow(tmp_path):
+    """A file says whether transfers were compiled for an empty first tier."""
+    kept = scenario("campus", "phi-3-mini", n_requests=2)
+    for instance in (kept, scenario("campus", "phi-3-mini", n_requests=2, allow_empty=True)):
+        instance_json.save(instance, tmp_path / "a.json")
+        read = instance_json.load(tmp_path / "a.json")
+        assert read.empty_first_tier == instance.empty_first_tier == instance.allow_empty
+    instance_json.save(kept, tmp_path / "a.json")
+    with pytest.raises(ValueError, match="allow_empty"):
+        instance_json.load(tmp_path / "a.json").replace(allow_empty=True)
+    document = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps(document | {"empty_first_tier": 3}))
+    with pytest.raises((ValueError, TypeError), match=r"empty_first_tier must be .*got 3"):
+        instance_json.load(tmp_path / "a.json")
 
 
 def test_absent_folder_and_wrong_name(instance, tmp_path):

@@ -1,5 +1,6 @@
 """Networks from TOML: optional keys, prices, pins, users' own GPUs, wrong files."""
 
+import dataclasses
 import re
 
 import pytest
@@ -8,6 +9,7 @@ import hypsolve as hs
 import instances
 from hypsolve.cli.catalog import EXAMPLE
 from hypsolve.formats.network_toml import read_network_file
+from hypsolve.formats.network_toml_types import RuntimeTable
 from hypsolve.problem.costs import service_s
 from instances import network, networks
 
@@ -92,7 +94,7 @@ def test_networks_of_the_repository_give_their_sources():
     for name in networks():
         text = (instances._FOLDER / f"{name}.toml").read_text()
         assert text.count("source = ") == (
-            text.count("[[tiers.nodes]]") + 2 * text.count("[tiers.link]")
+            text.count("reserved_gib") + 2 * text.count("[tiers.link]")
         )
         assert text.startswith("description = ")
         network(name)
@@ -243,3 +245,68 @@ def test_two_nodes_are_not_one_card():
         ValueError, match="'n': cards must be distinct, got '0 of host box' twi"
     ):
         hs.Network(name="n", tiers=(hs.Tier(name="t", nodes=tuple(nodes)),))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "arguments", "expected"),
+    [
+        ('"llama.cpp"', {}, ("llama.cpp", 4)),
+        ('{name = "vllm", max_num_seqs = 64}', {}, ("vllm", 64)),
+        ('{name = "vllm", max_num_seqs = 64}', {"runtime": "vllm"}, ("vllm", 64)),
+        ('{name = "vllm", max_num_seqs = 64}', {"max_num_seqs": 8}, ("vllm", 8)),
+        ('{name = "vllm", max_num_seqs = 64}', {"runtime": "ideal"}, ("ideal", 64)),
+        (
+            '{name = "vllm", max_num_seqs = 9}',
+            {"runtime": "sglang"},
+            ("sglang", 2048),
+        ),
+        (None, {}, ("ideal", 64)),
+    ],
+)
+def test_a_file_names_its_runtime(runtime, arguments, expected, tmp_path):
+    """What is asked for replaces what the file says; values belong to their runtime."""
+    line = f"runtime = {runtime}" if runtime else ""
+    query = hs.PlanQuery.of("phi-3-mini", read(tmp_path, line + SHORT), **arguments)
+    assert (query.runtime.name, query.runtime.max_num_seqs) == expected
+
+
+def test_defaults_of_a_runtime_are_those_for_the_gpus_of_the_file(tmp_path):
+    large = re.sub(r"(?s)\[\[tiers\]\].*?(?=\[\[tiers\]\])", "", SHORT).replace(
+        "a100-80gb", "h100"
+    )
+    for text, tokens in ((SHORT, 2048), (large, 8192)):
+        site = read(tmp_path, 'runtime = "vllm"\n' + text)
+        assert site.runtime.max_num_batched_tokens == tokens
+
+
+def test_every_value_of_a_runtime_can_be_in_a_file():
+    """A new attribute of `Runtime` must be a key, or be what only the catalogue knows."""
+    of_catalogue = {"activation_widths", "logits_copies", "platforms", "server"}
+    attributes = {field.name for field in dataclasses.fields(hs.Runtime)}
+    assert set(RuntimeTable.__annotations__) == attributes - of_catalogue
+
+
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [
+        ('"vlm"', r"net.toml: unknown runtime 'vlm'; did you mean vllm\?"),
+        ("3", "net.toml: runtime: must be a table, got 3"),
+        ("{max_num_seqs = 3}", "net.toml: runtime: key 'name' is missing"),
+        ('{name = "vllm", seqs = 3}', "net.toml: runtime: unknown key 'seqs'; "),
+        (
+            '{name = "vllm", max_num_seqs = 0}',
+            "runtime: max_num_seqs must be at least 1, got 0",
+        ),
+        (
+            '{name = "vllm", memory_fraction = 1.5}',
+            "memory_fraction must be at most 1, got 1.5",
+        ),
+        (
+            '{name = "vllm", batching = "none"}',
+            "net.toml: runtime 'vllm': batching must be one",
+        ),
+    ],
+)
+def test_bad_runtimes_of_a_file(runtime, message, tmp_path):
+    with pytest.raises((ValueError, TypeError), match=message):
+        read(tmp_path, f"runtime = {runtime}\n" + SHORT)

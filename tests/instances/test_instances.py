@@ -12,7 +12,7 @@ from hypsolve.problem.costs import to_instance
 from hypsolve.problem.deployment import Block, Model
 from hypsolve.problem.evaluation import can_hold, stage_s
 from hypsolve.problem.instance import Instance, Objective
-from instances import freeze
+from instances import freeze, network, networks
 from instances.frontier import TIER_SPEEDS, frontier, profiled
 from instances.generate import DRAWN_GPUS, LINK_CLASSES, generate, place, stretched
 from instances.scenarios import (
@@ -21,6 +21,7 @@ from instances.scenarios import (
     capacity_per_s,
     deployment,
     scenario,
+    scenario_network,
 )
 
 PAPER_MODELS = ("phi-3-medium", "llama-3-8b")
@@ -617,3 +618,18 @@ def test_a_seed_draws_the_same_gpus_when_the_catalogue_grows(monkeypatch):
     monkeypatch.setattr(catalog, "_gpus", lambda: grown)
     assert [generate(seed=seed).digest() for seed in range(3)] == before
     assert len(DRAWN_GPUS) == 40 and set(DRAWN_GPUS) <= set(gpus)
+
+
+def test_named_networks_reserve_only_what_others_keep():
+    """A server's own share comes from its runtime: a tenth in the file would count twice."""
+    shared_memory = ("Jetson", "Apple")
+    for name in networks():
+        for tier, of_scenario in zip(
+            network(name).tiers, scenario_network(name).tiers, strict=True
+        ):
+            for node, less in zip(tier.nodes, of_scenario.nodes, strict=True):
+                if any(word in node.gpu.name for word in shared_memory):
+                    assert node == less and node.reserved_bytes > 0
+                else:
+                    assert node.reserved_bytes == 0
+                    assert less.usable_bytes == pytest.approx(0.9 * node.usable_bytes)
