@@ -136,7 +136,9 @@ def query_options(
             "--runtime",
             click.Choice(catalog.runtimes()),
             "Server whose limits, memory and batches are simulated.  [default: "
-            + ("as in the earlier plan]" if inherits else "ideal]"),
+            + (
+                "as in the earlier plan]" if inherits else "as in the network file, else ideal]"
+            ),
         ),
         maybe("--max-num-seqs", int, "Requests that run at once.  [default: the runtime's]"),
         maybe("--max-num-batched-tokens", int, "Tokens of a batch.  [default: the runtime's]"),

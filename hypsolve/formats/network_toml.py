@@ -5,7 +5,6 @@ import itertools
 import math
 import os
 import tomllib
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import (
     Any,
     NotRequired,
     TypeVar,
-    Union,
     cast,
     get_args,
     get_origin,
@@ -47,7 +45,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkFile:
-    """The content of a network file: a network, limits on its blocks, and prices.
+    """The content of a network file: a network, limits on its blocks, prices, a runtime.
 
     Attributes
     ----------
@@ -163,7 +161,7 @@ def _block(model: Model, name: str | int) -> int:
 
 
 def read_network(path: str | os.PathLike[str]) -> Network:
-    """Read a network from a TOML file, without its pins, limits and prices.
+    """Read a network from a TOML file, without its pins, limits, prices and runtime.
 
     Parameters
     ----------
@@ -200,7 +198,7 @@ def read_network(path: str | os.PathLike[str]) -> Network:
 
 
 def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
-    """Read a network from a TOML file, with its pins, limits and prices.
+    """Read a network from a TOML file, with its pins, limits, prices and runtime.
 
     A file lists the tiers in the order that a request visits them. Each tier has ``nodes`` and,
     unless it is the last, a ``link`` to the next tier.
@@ -488,8 +486,6 @@ def _value(owner: str, key: str, value: Any, hint: Any) -> Any:
     kind, rule = get_args(hint)
     if kind is str:
         return valid.text(owner, key, value)
-    if get_origin(kind) in (Union, types.UnionType):
-        return value  # its reader checks it
     if get_origin(kind) is dict and not isinstance(value, dict):
         hint = f"; write [{key}.NAME], not [[{key}]]" if isinstance(value, list) else ""
         raise TypeError(f"{owner}: {key} must be tables, got {value!r:.60}{hint}")

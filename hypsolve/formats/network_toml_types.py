@@ -204,13 +204,11 @@ class RuntimeTable(TypedDict):
     kv_block_tokens: NotRequired[
         Annotated[int, Key("Tokens of one block of KV cache.", minimum=1, maximum=MAX_LIMIT)]
     ]
-    batching: NotRequired[
-        Annotated[str, Key("Batching mode.", known=lambda: [str(mode) for mode in Batching])]
-    ]
+    batching: NotRequired[Annotated[str, Key("Batching mode.", known=lambda: Batching)]]
     kv_admission: NotRequired[
         Annotated[
             str,
-            Key("Rule of the KV cache.", known=lambda: [str(rule) for rule in KvAdmission]),
+            Key("Rule of the KV cache.", known=lambda: KvAdmission),
         ]
     ]
     iteration_s: NotRequired[

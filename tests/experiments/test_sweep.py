@@ -455,7 +455,6 @@ def test_a_trace_rises_and_falls_to_the_answer(method):
 DRIVER = """
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from experiments import registry, solving, sweep
 from tests.experiments.test_sweep import slow
 from tests.helpers import toy_runs

@@ -264,7 +264,7 @@ def test_two_nodes_are_not_one_card():
     ],
 )
 def test_a_file_names_its_runtime(runtime, arguments, expected, tmp_path):
-    """What is asked for replaces what the file says; values belong to their runtime."""
+    """Replace the runtime of a file by another one that is asked for, with its values."""
     line = f"runtime = {runtime}" if runtime else ""
     query = hs.PlanQuery.of("phi-3-mini", read(tmp_path, line + SHORT), **arguments)
     assert (query.runtime.name, query.runtime.max_num_seqs) == expected
