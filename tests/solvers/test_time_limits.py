@@ -111,6 +111,16 @@ def test_a_partition_model_is_not_built_after_the_deadline(monkeypatch, solver, 
     assert read.n_late_reads <= 3
 
 
+@pytest.mark.parametrize("rule", ["deepspeed_balanced", "pipedream"])
+def test_a_rule_with_a_dynamic_program_ends_at_its_deadline(monkeypatch, rule):
+    """DeepSpeed's rule took 2.2 s of a limit of 1 s on thousands of blocks."""
+    instance = chain(1, 40, 4, "bottleneck")
+    read = StepClock(monkeypatch, 30)
+    result = solve(instance, rule, time_limit_s=30)
+    assert result.status is Status.UNKNOWN and "the time limit passed" in result.message
+    assert read.n_late_reads <= 3
+
+
 def test_a_model_that_cannot_be_written_in_time_is_not_written(monkeypatch):
     """PuLP wrote a file for 8 s, and CBC was started after the limit."""
     instance = chain(1, 5, 2, "path")

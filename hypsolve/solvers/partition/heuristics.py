@@ -12,6 +12,7 @@ from hypsolve.problem import evaluation
 from hypsolve.problem.arrays import Array
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Outcome, Partition, Status
+from hypsolve.solvers.clock import NEVER, Deadline, OutOfTime
 
 
 def even_split(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
@@ -108,12 +109,12 @@ def deepspeed_balanced(instance: Instance, *, time_limit_s: float, seed: int) ->
        models with over 100 billion parameters", KDD 2020; ``partition_balanced``, used by the
        ``partition_method`` of its pipeline modules.
     """
-    return unrepaired_outcome(instance, deepspeed_balanced_cuts(instance))
+    return _in_time(instance, deepspeed_balanced_cuts, time_limit_s)
 
 
-def deepspeed_balanced_cuts(instance: Instance) -> list[int]:
-    """Return the cuts of `deepspeed_balanced`."""
-    return min_spread(_mean_block_s(instance), instance.n_tiers)
+def deepspeed_balanced_cuts(instance: Instance, deadline: Deadline = NEVER) -> list[int]:
+    """Return the cuts of `deepspeed_balanced`; OutOfTime once the deadline has passed."""
+    return min_spread(_mean_block_s(instance), instance.n_tiers, deadline)
 
 
 def pipedream(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
@@ -128,11 +129,11 @@ def pipedream(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
     .. [1] D. Narayanan et al., "PipeDream: generalized pipeline parallelism for DNN training",
        SOSP 2019, section 3.1; without the backward pass and the exchange of weights.
     """
-    return unrepaired_outcome(instance, pipedream_cuts(instance))
+    return _in_time(instance, pipedream_cuts, time_limit_s)
 
 
-def pipedream_cuts(instance: Instance) -> list[int]:
-    """Return the cuts of `pipedream`."""
+def pipedream_cuts(instance: Instance, deadline: Deadline = NEVER) -> list[int]:
+    """Return the cuts of `pipedream`; OutOfTime once the deadline has passed."""
     n_tiers, n_cuts = instance.n_tiers, instance.n_blocks + 1
     prefix_s = np.concatenate(([0.0], np.cumsum(_mean_block_s(instance))))
     link_s = instance.reference_link_s.sum(axis=0) / max(n_tiers - 1, 1)
@@ -141,7 +142,7 @@ def pipedream_cuts(instance: Instance) -> list[int]:
     best[0] = 0.0
     for k, n_nodes in enumerate(np.bincount(instance.node_tier).tolist()):
         following = np.full(n_cuts, np.inf)
-        for end in range(shortest, n_cuts):
+        for end in deadline.each(range(shortest, n_cuts)):
             stage_s = (prefix_s[end] - prefix_s[: end + 1 - shortest]) / n_nodes
             worst = np.maximum(best[: end + 1 - shortest], stage_s)
             start[k, end] = np.argmin(worst)
@@ -189,12 +190,23 @@ def block_partition(weights: Array, n_parts: int) -> list[int]:
                 giver = smallest + 1
 
 
-def min_spread(weights: Array, n_parts: int) -> list[int]:
+def _in_time(
+    instance: Instance, rule: Callable[[Instance, Deadline], list[int]], time_limit_s: float
+) -> Outcome:
+    """Return the outcome of a rule, or an unknown one if the rule exceeds the time limit."""
+    try:
+        return unrepaired_outcome(instance, rule(instance, Deadline(time_limit_s)))
+    except OutOfTime:
+        return Outcome(Status.UNKNOWN, message="the time limit passed before the last cut")
+
+
+def min_spread(weights: Array, n_parts: int, deadline: Deadline = NEVER) -> list[int]:
     """Cut a sequence as DeepSpeed does: reduce the spread of the part sums.
 
     A dynamic program keeps, for each prefix and number of parts, one split of minimum spread,
     with the shortest last part among ties. It may miss the minimum spread of the whole
     sequence, because another split of the prefix may go better with the parts that follow.
+    OutOfTime is raised once the deadline has passed.
 
     Returns
     -------
@@ -210,7 +222,7 @@ def min_spread(weights: Array, n_parts: int) -> list[int]:
     start = np.zeros((n_parts, n + 1), np.int64)
     for part in range(n_parts):
         top, bottom = np.full((2, n + 1), np.inf)
-        for end in range(part + 1, n + 1):
+        for end in deadline.each(range(part + 1, n + 1)):
             sums = prefix[end] - prefix[:end]
             tops, bottoms = np.maximum(largest[:end], sums), np.minimum(smallest[:end], sums)
             at = end - 1 - int(np.argmin((tops - bottoms)[::-1]))
