@@ -135,7 +135,8 @@ def _for_runtime(best: Plan, runtime: str, in_full: bool) -> Plan:
     words = ""
     if best.fits:
         more = plan.result.objective_s / best.result.objective_s - 1
-        words = f" ({plan.objective_name} {more:.1%} above the best plan's)"
+        side = "above" if more >= 0 else "below"
+        words = f" ({plan.objective_name} {abs(more):.1%} {side} the best plan's)"
     used = [node.node for node in plan.nodes if node.is_used]
     row = f"on {', '.join(used)}{words}: {describe_proof(plan)}"
     print(f"planned for it instead, {row}", file=sys.stderr)

@@ -22,6 +22,7 @@ from hypsolve.planning.plan import Alternative, Plan
 from hypsolve.planning.text import (
     HEADS,
     describe_bottleneck,
+    describe_idle,
     describe_query,
     describe_upgrade,
     forecast_lines,
@@ -185,6 +186,8 @@ def _page(plan: Plan, command: str) -> Iterator[str]:
         yield html_table(rows_of_nodes(plan), HEADS)
         yield "<h2>Bottleneck</h2>"
         yield f"<p>{escape(sentence(describe_bottleneck(plan)))}</p>"
+        if idle := describe_idle(plan):
+            yield f"<p>{escape(sentence(idle))}</p>"
         yield _figure(plan, "stages")
         yield _figure(plan, "pareto")
     if plan.forecast is not None:

@@ -59,6 +59,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield table(rows_of_nodes(plan))
         yield describe_proof(plan)
         yield describe_bottleneck(plan)
+        if idle := describe_idle(plan):
+            yield idle
         if plan.forecast is not None:
             # the proof is of another quantity, so what it misses stands beside it
             yield from alternatives_lines(plan)
@@ -171,6 +173,26 @@ def describe_bottleneck(plan: Plan) -> str:
         others += f", and {len(slack) - MAX_STAGES} with more"
     words = f"; slack of the others: {others}" if others else ""
     return f"bottleneck stage{'s' * (len(full) > 1)}: {', '.join(full)}{binds}{words}"
+
+
+def describe_idle(plan: Plan) -> str:
+    """Name the nodes that hold a stage but are in no pipeline; empty if there are none."""
+    if not plan.query.has_pipelines:
+        return ""
+    of_tier: dict[str, list[str]] = {}
+    for node in plan.nodes:
+        if node.is_used:
+            of_tier.setdefault(node.tier, []).append(node.node)
+    n_pipelines = min(map(len, of_tier.values()))
+    idle = [name for names in of_tier.values() for name in names[n_pipelines:]]
+    if not idle:
+        return ""
+    fewest = next(tier for tier, names in of_tier.items() if len(names) == n_pipelines)
+    shown = ", ".join(idle[:MAX_STAGES]) + ", ..." * (len(idle) > MAX_STAGES)
+    return (
+        f"idle: {shown}; a pipeline takes one node of each tier, and {fewest} has"
+        f" {n_pipelines}; with `inner` links in the network file, they can be stages in a row"
+    )
 
 
 def _slack(share: float) -> str:
