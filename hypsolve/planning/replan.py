@@ -29,6 +29,7 @@ from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.partition.stage_tables import cost_table
 
 OBJECTIVES = ("bottleneck", "path")
+OF_LATENCY = ("mean_latency", "p0")  # of earlier plans; `path` is the nearest objective here
 KEPT = (
     "prompt_tokens", "output_tokens", "concurrency", "rate_per_s", "users", "think_time_s",
     "ttft_slo_s", "tpot_slo_s", "runtime", "weights",
@@ -176,7 +177,8 @@ def replan(
     max_moves : int
         Largest number of blocks that may move.
     objective : {"bottleneck", "path"}, optional
-        Default: as in `hypsolve.plan`.
+        Default: that of the earlier plan, ``path`` if it minimised ``mean_latency`` or ``p0``;
+        as in `hypsolve.plan` if the plan does not state one, or the runtime is given anew.
     weights : str, optional
         As in `hypsolve.plan`. Default: the format of the earlier plan.
     progress : callable, optional
@@ -224,6 +226,9 @@ def replan(
     of_file = kept.pop("weights", None)
     if weights is None and not isinstance(model, Model):
         weights = of_file or _weights_in(old.model, model)
+    of_plan = kept.pop("objective", None)
+    if objective is None and "runtime" not in arguments:  # another runtime has its own default
+        objective = of_plan
     query = PlanQuery.of(model, network, weights=weights, objective=objective, **kept)
     solution = solve_query(query)
     deployment, instance = solution.deployment, solution.instance
@@ -446,6 +451,9 @@ def _of(document: Mapping[str, Any], owner: str) -> Placement:
 def _kept(owner: str, document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the earlier query that the document states."""
     kept = {key: document[key] for key in KEPT if document.get(key) is not None}
+    if (objective := document.get("objective")) is not None:
+        valid.known(f"objective of {owner}", objective, (*OBJECTIVES, *OF_LATENCY))
+        kept["objective"] = "path" if objective in OF_LATENCY else objective
     runtime = kept.get("runtime")
     if isinstance(runtime, dict):
         kept["runtime"] = runtime_from_dict(owner, runtime)

@@ -377,7 +377,7 @@ def _of_tier(query: PlanQuery, k: int, *, fits: bool) -> Iterator[Scenario]:
     taken = sum(1 if limit is None else limit for limit in limits)
     has_room = taken < query.model.n_blocks  # a new tier hosts at least one block
     for what, node in _kinds(tier).items():
-        more = replace(node, name=_new_name(query, "more"))
+        more = replace(node, name=_new_name(query, "more"), card=None)  # not the same card
         price = network.price_per_hour.get(node.name, math.nan)
         yield Scenario(
             what=f"one more {what} in {tier.name!r}",

@@ -425,3 +425,22 @@ def test_replicas_count_where_a_bottleneck_is_that_of_one_pipeline():
     assert tuple(used_by(near)) == min(scores, key=scores.get)
     assert len(near.network.network.tiers[0].nodes) == 2
     assert len(commands(export(near, "vllm"), "vllm serve")) == 2
+
+
+def test_upgrades_of_a_plan_on_numbered_cards(tmp_path):
+    """`--export` with `--report` failed: one more GPU of a host had the number of the first."""
+    path = tmp_path / "lab.toml"
+    path.write_text("""
+        [[tiers]]
+        name = "box"
+        host = "box.lan"
+        nodes = [{gpu = "rtx-3090", count = 2}]
+        link = {gbps = 1.0, latency_ms = 0.3}
+        [[tiers]]
+        name = "desk"
+        nodes = [{gpu = "rtx-4070", host = "desk.lan"}]
+    """)
+    best = hs.plan("phi-3-mini", path, runtime="llama.cpp", with_upgrades=False)
+    near = hs.nearest_plan(best, "llama.cpp", with_upgrades=True)
+    of_tiers = [node for tier in near.network.network.tiers for node in tier.nodes]
+    assert near.fits and any(node.card is not None for node in of_tiers)

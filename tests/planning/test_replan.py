@@ -278,6 +278,24 @@ def test_replan_keeps_weights_load_and_runtime_of_a_plan_file(tmp_path):
     assert third.query.users == 3 and third.query.weights == "awq"
 
 
+@pytest.mark.parametrize(
+    ("earlier", "arguments", "expected"),
+    [
+        ("path", {}, "path"),
+        ("bottleneck", {}, "bottleneck"),
+        ("p0", {}, "path"),
+        ("path", {"objective": "bottleneck"}, "bottleneck"),
+        ("bottleneck", {"runtime": "llama.cpp"}, "path"),
+    ],
+)
+def test_replan_keeps_the_objective_of_a_plan(earlier, arguments, expected, tmp_path):
+    """A plan for the least latency was replanned for the bottleneck: 3.4 s became 62 s."""
+    first = plan("llama-3-8b", OLD, concurrency=4, objective=earlier)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(first.to_dict()))
+    assert replan("llama-3-8b", NEW, path, max_moves=2, **arguments).query.objective == expected
+
+
 def test_weights_are_read_from_the_model_name_of_an_older_plan(tmp_path):
     """Versions 1 and 2 did not state them, so replan refused its own model."""
     first = plan("llama-3-8b", OLD, concurrency=4, weights="q4_k_m")
@@ -296,6 +314,7 @@ def test_weights_are_read_from_the_model_name_of_an_older_plan(tmp_path):
         ({"runtime": "vllm"}, "runtime must be a table, got 'vllm'"),
         ({"runtime": {"name": "x", "seqs": 1}}, "unknown key of the runtime in .*plan.json"),
         ({"runtime": {"name": "x", "max_num_seqs": 0}}, "max_num_seqs must be at least 1"),
+        ({"objective": "speed"}, "unknown objective of .*plan.json 'speed'"),
         ({"users": -1}, "plan: users must be at least 1, got -1"),
         ({"rate_per_s": "fast"}, "plan: rate_per_s must be a number, got 'fast'"),
         ({"weights": 3}, "unknown weights 3"),
