@@ -294,9 +294,10 @@ def alternatives_lines(plan: Plan) -> list[str]:
                 f" {show_seconds(forecast.latency_s.mean)}"
             )
             facts = [rate, latency] if more else [latency, rate]
+            joined = (" and " if more and sooner else ", but ").join(facts)
             lines.append(
                 f"but in batches, simulated, the split of --objective {other.objective} (layers"
-                f" {describe_cuts(other.cuts)}) {' and '.join(facts)}"
+                f" {describe_cuts(other.cuts)}) {joined}"
             )
     return lines
 

@@ -315,8 +315,8 @@ def test_splits_for_other_objectives_are_simulated_too(found):
 @pytest.mark.parametrize(
     ("rate", "latency", "words"),
     [
-        (1.5, 1.0, "keeps up with more requests: about .* and has a mean latency of"),
-        (1.0, 0.5, "has a lower mean latency of .* and keeps up with about"),
+        (1.5, 1.0, "keeps up with more requests: about .*, but has a mean latency of"),
+        (1.0, 0.5, "has a lower mean latency of .*, but keeps up with about"),
         (1.5, 0.5, "keeps up with more requests: about .* and has a lower mean latency of"),
         (1.01, 0.99, ""),
     ],
