@@ -132,6 +132,11 @@ def pareto(
     points = serving_frontier(
         solution.deployment, solution.instance, query.load, query.time_limit_s
     )
+    if not points:
+        print(
+            f"no split could be simulated within {query.time_limit_s:g} s (--time-limit)",
+            file=sys.stderr,
+        )
     if as_json:
         plain = [
             {
@@ -144,7 +149,7 @@ def pareto(
             for point in points
         ]
         print(json.dumps(plain, indent=2, allow_nan=False))
-    else:
+    elif points:
         print(f"simulated with {query.load.describe()}; {query.runtime.describe()}")
         rows = [
             {
@@ -156,9 +161,9 @@ def pareto(
             for point in points
         ]
         show(rows, as_json=False)
-    if png is not None:
+    if png is not None and points:
         _draw(points, solution.instance.name, png)
-    return 0
+    return 0 if points else 1
 
 
 def _draw(points: Sequence[ServingPoint], name: str, path: Path) -> None:

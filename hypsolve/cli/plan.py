@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from hypsolve import catalog
 from hypsolve.cli.options import query_options, show_progress
 from hypsolve.formats.huggingface import model_type_of
+from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning import planner
 from hypsolve.planning.exporters import (
     MODULES,
@@ -22,9 +24,14 @@ from hypsolve.planning.exporters import (
 from hypsolve.planning.exporters.platforms import runs_on
 from hypsolve.planning.html_report import report_path, write_report
 from hypsolve.planning.plan import Plan
+from hypsolve.planning.query import to_network_file
 from hypsolve.planning.runtime_restrictions import nearest_plan
-from hypsolve.planning.text import describe_proof
+from hypsolve.planning.text import describe_proof, describe_slos
 from hypsolve.solve import METHODS
+from hypsolve.solvers import clock
+
+MIN_SHARE = 0.25  # of the time limit, for the plan of a runtime, if compiling took the rest
+WELL_SERVED = 0.9  # share of the requests within their targets
 
 
 @click.command()
@@ -80,30 +87,39 @@ def plan(
     arguments |= {"method": method}
     if server in catalog.runtimes():  # what is exported is what is planned and simulated
         arguments.setdefault("runtime", server)
+    file = to_network_file(network)
+    target = server or _server_of(arguments.get("runtime"), file)
+    began_s = clock.now()
     with show_progress() as progress:
         plan = planner.plan(
-            model, network, with_upgrades=in_full, progress=progress, **arguments
+            model, file, with_upgrades=in_full and not target, progress=progress, **arguments
         )
     if server is not None and plan.stopped:
         print(f"stopped: {plan.stopped}", file=sys.stderr)
     best = plan
-    if server is not None and (plan.fits or server in ONE_PIPELINE):
-        why = not_expressible(plan, server) if plan.fits else "nothing fits as it is"
+    if target is not None and (plan.fits or target in ONE_PIPELINE):
+        why = not_expressible(plan, target) if plan.fits else "nothing fits as it is"
         if why and plan.stopped:
-            print(f"{server} cannot express it: {why}", file=sys.stderr)
-            return 130
-        if why:
-            print(f"{server} cannot express the best plan: {why}", file=sys.stderr)
-            near = _for_runtime(plan, server, in_full)
-            if plan.fits and not near.fits:
+            print(f"{target} cannot express it: {why}", file=sys.stderr)
+            if server is not None:
+                return 130
+        elif why:
+            print(f"{target} cannot express the best plan: {why}", file=sys.stderr)
+            limit_s = plan.query.time_limit_s
+            left_s = max(limit_s - (clock.now() - began_s), MIN_SHARE * limit_s)
+            near = _for_runtime(plan, target, in_full, left_s)
+            if server is not None and plan.fits and not near.fits:
                 return 1
             plan = near if near.fits else plan
-    if not plan.fits and not in_full:
-        with show_progress() as progress:  # to find what would make it fit
-            plan = planner.plan(model, network, progress=progress, **arguments)
+    again = plan is best and (in_full if target else not plan.fits)
+    if again and not plan.stopped:  # for the upgrades, or for what would make it fit
+        with show_progress() as progress:
+            plan = planner.plan(model, file, progress=progress, **arguments)
     if server is not None and plan.fits:
         for line in cautions(plan, server):
             print(f"note: {line}", file=sys.stderr)
+        for line in _shortfalls(plan):
+            print(f"warning: {line}", file=sys.stderr)
         instead_of = best if best.fits and best is not plan else None
         print(export(plan, server, model_type=model_type, instead_of=instead_of), end="")
     elif as_json:
@@ -116,13 +132,43 @@ def plan(
     return 0 if plan.fits else 1
 
 
-def _for_runtime(best: Plan, runtime: str, in_full: bool) -> Plan:
+def _server_of(runtime: str | None, network: NetworkFile) -> str | None:
+    """Return the server whose restrictions a plan must meet; None if it has none.
+
+    `runtime` is what was asked for, and else the network file says it.
+    """
+    if runtime is None:
+        runtime = network.runtime.name if network.runtime is not None else "ideal"
+    server = catalog.runtime(runtime).server
+    return server if server in ONE_PIPELINE else None
+
+
+def _shortfalls(plan: Plan) -> Iterator[str]:
+    """Say where a plan that is exported does not serve what was asked for."""
+    forecast, query = plan.forecast, plan.query
+    if forecast is None:
+        return
+    also = "" if query.objective == "path" else ", and what --objective path serves"
+    if forecast.keeps_up is False:
+        yield (
+            f"simulated, it keeps up with about {forecast.max_requests_per_s:.3g} requests/s,"
+            f" not with {query.rate_per_s:g}; hypsolve plan without --export shows what would"
+            f" help{also}"
+        )
+    if forecast.slo_attainment < WELL_SERVED:
+        yield (
+            f"simulated, {forecast.slo_attainment:.1%} of the requests are within"
+            f" {describe_slos(query.load)}"
+        )
+
+
+def _for_runtime(best: Plan, runtime: str, in_full: bool, time_limit_s: float) -> Plan:
     """Return a plan that the runtime can express, and report how it differs."""
     with show_progress() as progress:
         plan = nearest_plan(
             best,
             runtime,
-            time_limit_s=best.query.time_limit_s,
+            time_limit_s=time_limit_s,
             with_upgrades=in_full,
             progress=progress,
         )
@@ -157,7 +203,7 @@ def _hint_at_inner_links(best: Plan, plan: Plan, server: str) -> None:
     unknown = [
         tier.name
         for k, tier in enumerate(best.network.network.tiers)
-        if tier.name in tiers and best.network.inner_link(k) is None
+        if tier.name in tiers and len(tier.nodes) > 1 and best.network.inner_link(k) is None
     ]
     if unknown:
         tiers_without = ", ".join(unknown)

@@ -84,13 +84,14 @@ class NetworkFile:
     def may_be_stages(self, k: int) -> bool:
         """Return whether each node of tier k can be a stage of its own.
 
-        The nodes must be linked, and no pin or limit may name the tier.
+        The nodes must be linked, and no pin or limit may name the tier. A minimum of 0 is no
+        limit: every stage may then be empty.
         """
-        limits = (*self.min_blocks[k : k + 1], *self.max_blocks[k : k + 1])
         return (
             self.inner_link(k) is not None
             and self.network.tiers[k].name not in self.pins.values()
-            and all(limit is None for limit in limits)
+            and all(limit in (None, 0) for limit in self.min_blocks[k : k + 1])
+            and all(limit is None for limit in self.max_blocks[k : k + 1])
         )
 
     def in_a_row(self, k: int, stages: Sequence[Node | tuple[Node, ...]]) -> "NetworkFile":

@@ -114,7 +114,9 @@ def _stages(plan: Plan, ax: Axes, width: float) -> None:
 def _pareto(plan: Plan, ax: Axes, width: float) -> None:
     """Draw simulated rate and latency of the best splits, and of this plan."""
     points, best = plan.serving_points(), plan.serving_frontier()
-    beaten = [point for point in points if point not in best]
+    beaten = [
+        point for point in points if point not in best and np.isfinite(point.max_requests_per_s)
+    ]
     if beaten:
         rates = [point.max_requests_per_s for point in beaten]
         latencies_s = [point.latency_mean_s for point in beaten]
@@ -125,8 +127,12 @@ def _pareto(plan: Plan, ax: Axes, width: float) -> None:
         here = (forecast.max_requests_per_s, forecast.latency_s.mean)
         ax.plot(*here, "D", color=VERMILION, label="this plan")
     drawn = np.concatenate([line.get_xydata() for line in ax.lines])
-    ax.set_xlim(0, 1.08 * drawn[:, 0].max())
-    ax.set_ylim(0, 1.08 * drawn[:, 1].max())
+    if len(drawn):
+        ax.set_xlim(0, 1.08 * drawn[:, 0].max())
+        ax.set_ylim(0, 1.08 * drawn[:, 1].max())
+    else:
+        ax.text(0.5, 0.5, "no split could be simulated\nwithin the time limit", ha="center",
+                va="center", transform=ax.transAxes)  # fmt: skip
     _finish(ax, legend=True)
 
 

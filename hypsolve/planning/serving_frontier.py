@@ -79,15 +79,26 @@ def serving_points(
     for point in (points[int(i)] for i in at):
         if served and deadline.has_passed():
             break
-        served.append(_simulated(deployment, instance, load, point))
+        served.append(_simulated(deployment, instance, load, point, deadline))
     return tuple(served)
 
 
 def _simulated(
-    deployment: Deployment, instance: Instance, load: Load, point: ParetoPoint
+    deployment: Deployment,
+    instance: Instance,
+    load: Load,
+    point: ParetoPoint,
+    deadline: Deadline,
 ) -> ServingPoint:
     rate = replace(load, users=None, think_time_s=0.0)
-    forecast = predict(deployment, point.partition, rate, instance=instance, only="requests/s")
+    forecast = predict(
+        deployment,
+        point.partition,
+        rate,
+        instance=instance,
+        only="requests/s",
+        deadline=deadline,
+    )
     latency_s = forecast.latency_s.mean
     if load.users is not None:
         users = predict(
@@ -105,7 +116,11 @@ def _simulated(
 
 def undominated(points: Sequence[ServingPoint]) -> tuple[ServingPoint, ...]:
     """Keep the points that no other one beats in rate and latency, by decreasing rate."""
-    known = [p for p in points if not math.isnan(p.max_requests_per_s)]
+    known = [
+        p
+        for p in points
+        if math.isfinite(p.max_requests_per_s) and math.isfinite(p.latency_mean_s)
+    ]
     known.sort(key=lambda p: (-p.max_requests_per_s, p.latency_mean_s))
     kept: list[ServingPoint] = []
     for point in known:
