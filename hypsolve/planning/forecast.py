@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve.planning.limiting_resource import limiting_resource
-from hypsolve.planning.rate_bound import bound_on_rate, lengths, stages_of
-from hypsolve.problem import costs
+from hypsolve.planning.rate_bound import bound_on_rate, lengths, n_pipelines, stages_of
+from hypsolve.problem import costs, evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment, Model, Requests
 from hypsolve.problem.instance import Instance
+from hypsolve.problem.runtime import Batching
 from hypsolve.problem.solution import Partition
 from hypsolve.simulation.metrics import Metrics, Summary, growth
 from hypsolve.simulation.simulate import simulate
@@ -95,7 +96,9 @@ class Forecast:
     mean_in_flight : float
         Mean number of requests in flight at this load, by Little's law: users at once.
     utilisation : float
-        Load of the GPUs in use: mean share of the time in which they compute.
+        Load of the GPUs in use: mean share of the time in which they compute. A GPU is in use
+        if it can hold the blocks of its tier and, where batches pass whole pipelines, if it is
+        in a pipeline.
     max_requests_per_s : float
         Approximate largest sustainable rate, by bisection over simulations. It is nan if too
         many requests are needed to tell, and 0 if it is below 1/32 of the bound. It is at least
@@ -109,16 +112,20 @@ class Forecast:
         `runtime`; see `hypsolve.planning.rate_bound`. The rate is the number of requests over
         the time from the first arrival to the last completion.
     max_sequences : int
-        Number of sequences that fit into the KV caches of every tier at the same time; 0 if no
-        block has a cache.
+        Number of sequences that fit into the KV caches at the same time: of every tier or,
+        where batches pass whole pipelines, of the pipelines together. 0 if no block has a
+        cache.
+    max_running_sequences : int
+        Number of sequences that run at once. `Runtime.max_num_seqs` limits each pipeline or,
+        under the batching mode ``stage``, the iterations of each node.
     max_context_tokens : int
         Longest single sequence, limited by memory and by the model; 0 if no block has a cache.
     joules_per_token : float
         Energy per output token: busy time of the GPUs while load is offered, times their board
-        power, over the tokens served in that time; nan if a used GPU has no ``power_w``.
+        power, over the tokens served in that time; nan if a GPU in use has no ``power_w``.
     price_per_million_tokens : float
-        Prices of the nodes that the partition uses, per 10^6 output tokens at this load; nan if
-        none has a price.
+        Prices of all nodes in use (see `utilisation`), busy or not, per 10^6 output tokens at
+        this load; nan if none has a price.
     unused_price_per_hour : float
         Prices of the other nodes, per hour; nan if no node has a price.
     currency : str
@@ -141,6 +148,7 @@ class Forecast:
     limited_by: str
     bound_requests_per_s: float
     max_sequences: int
+    max_running_sequences: int
     max_context_tokens: int
     joules_per_token: float
     price_per_million_tokens: float
@@ -209,8 +217,10 @@ def predict(
     if load.users is None:
         served_per_s = min(load.rate_per_s, max_rate) if max_rate > 0 else load.rate_per_s
     output = lengths(deployment)[1]
-    max_sequences, max_context_tokens = _room(deployment, instance, partition)
-    price, unused = _prices(trace, price_per_hour or {}, served_per_s * output)
+    room = _room(deployment, instance, partition)
+    used = nodes_in_use(deployment, instance, partition)
+    names = trace.node_names
+    price, unused = _prices(names, used, price_per_hour or {}, served_per_s * output)
     return Forecast(
         load=load,
         runtime=deployment.runtime.describe(),
@@ -223,13 +233,14 @@ def predict(
         slo_attainment=found.slo_attainment,
         goodput_requests_per_s=found.goodput_requests_per_s,
         mean_in_flight=served_per_s * found.latency_s.mean,
-        utilisation=_utilisation(trace, found, served_per_s),
+        utilisation=_utilisation(trace, used, found, served_per_s),
         max_requests_per_s=max_rate,
         limited_by=limited_by,
         bound_requests_per_s=bound,
-        max_sequences=max_sequences,
-        max_context_tokens=max_context_tokens,
-        joules_per_token=_joules_per_token(deployment, trace),
+        max_sequences=room.sequences,
+        max_running_sequences=room.running,
+        max_context_tokens=room.context_tokens,
+        joules_per_token=_joules_per_token(deployment, trace, used),
         price_per_million_tokens=price,
         unused_price_per_hour=unused,
         currency=currency,
@@ -259,22 +270,40 @@ def with_requests(deployment: Deployment, load: Load) -> Deployment:
     return _like_the_first(deployment, np.zeros(n))
 
 
-def _utilisation(trace: Trace, found: Metrics, served_per_s: float) -> float:
+def nodes_in_use(
+    deployment: Deployment, instance: Instance, partition: Partition
+) -> NDArray[np.bool_]:
+    """Return which nodes a partition uses, numbered over the whole network.
+
+    They can hold the blocks of their tier, of which there are some. Where batches pass whole
+    pipelines, pipeline i takes the i-th such node of every tier, and the rest is not used.
+    """
+    holds = [
+        evaluation.can_hold(instance, k, *partition.cuts[k : k + 2]) & bool(partition.stage(k))
+        for k in range(instance.n_tiers)
+    ]
+    if deployment.runtime.batching is not Batching.STAGE:
+        counts = [int(each.sum()) for k, each in enumerate(holds) if partition.stage(k)]
+        holds = [each & (each.cumsum() <= min(counts)) for each in holds]
+    return np.concatenate(holds)
+
+
+def _utilisation(
+    trace: Trace, used: NDArray[np.bool_], found: Metrics, served_per_s: float
+) -> float:
     """Return the mean load of the GPUs in use at a rate."""
-    used = trace.busy_s > 0
     if not used.any() or not found.n_finished:
         return 0.0
     busy = np.minimum(trace.busy_s[used] / found.n_finished * served_per_s, 1.0)
     return float(busy.mean())
 
 
-def _joules_per_token(deployment: Deployment, trace: Trace) -> float:
+def _joules_per_token(deployment: Deployment, trace: Trace, used: NDArray[np.bool_]) -> float:
     """Return the energy per output token, of busy time and tokens while load is offered.
 
     The tokens of a request after the first are spread evenly up to its end.
     """
     power_w = np.array([n.gpu.power_w for tier in deployment.network.tiers for n in tier.nodes])
-    used = trace.busy_s > 0
     if not (power_w[used] > 0).all():
         return math.nan
     first_s, last_s = float(trace.arrival_s.min()), float(trace.arrival_s.max())
@@ -291,11 +320,14 @@ def _joules_per_token(deployment: Deployment, trace: Trace) -> float:
 
 
 def _prices(
-    trace: Trace, price_per_hour: Mapping[str, float], tokens_per_s: float
+    names: Sequence[str],
+    used: NDArray[np.bool_],
+    price_per_hour: Mapping[str, float],
+    tokens_per_s: float,
 ) -> tuple[float, float]:
     """Return the price per 10^6 tokens of the nodes in use, and the others' price per hour."""
-    price = np.array([price_per_hour.get(name, math.nan) for name in trace.node_names])
-    known, used = ~np.isnan(price), trace.busy_s > 0
+    price = np.array([price_per_hour.get(name, math.nan) for name in names])
+    known = ~np.isnan(price)
     if not known.any():
         return math.nan, math.nan
     per_hour = float(price[used & known].sum())
@@ -304,13 +336,31 @@ def _prices(
     return per_million, float(price[~used & known].sum())
 
 
-def _room(deployment: Deployment, instance: Instance, partition: Partition) -> tuple[int, int]:
-    """Return how many sequences fit at once, and how long a single one can be."""
+class _Room(NamedTuple):
+    """Sequences that fit at once, those that run at once, and tokens of the longest one."""
+
+    sequences: int
+    running: int
+    context_tokens: int
+
+
+def _room(deployment: Deployment, instance: Instance, partition: Partition) -> _Room:
+    """Return how many sequences fit and run at once, and how long a single one can be."""
     stages = stages_of(deployment, instance, partition)
-    rooms = [s.room_tokens for s in stages if not math.isinf(s.room_tokens[0])]
-    tokens = sum(lengths(deployment))
-    sequences = [sum(int(room // tokens) for room in each) for each in rooms]
-    return min(sequences, default=0), _max_context(deployment.model, rooms)
+    limit, tokens = deployment.runtime.max_num_seqs, sum(lengths(deployment))
+    rooms = [stage.room_tokens for stage in stages]  # of each stage, a number per node
+    if deployment.runtime.batching is not Batching.STAGE:
+        n = n_pipelines(stages)
+        rooms = [[min(room) for room in zip(*(each[:n] for each in rooms), strict=True)]]
+    known = [each for each in rooms if not math.isinf(each[0])]
+    sequences = min((sum(int(r // tokens) for r in each) for each in known), default=0)
+    running = sum(
+        limit if math.isinf(room) else min(int(room // tokens), limit)
+        for each in rooms
+        for room in each
+    )
+    longest = _max_context(deployment.model, known)
+    return _Room(sequences, min(running, sequences) if known else running, longest)
 
 
 def under_load(

@@ -223,8 +223,8 @@ def describe_forecast(forecast: Forecast) -> list[str]:
     lines += [
         f"{rate}; under the limits of this runtime, with one message at a time on a link, no"
         f" schedule of this split serves more than {forecast.bound_requests_per_s:.3g}",
-        f"memory has room for {forecast.max_sequences} sequences at once, or one of"
-        f" {forecast.max_context_tokens} tokens; GPUs in use have a load of"
+        f"memory has room for {forecast.max_sequences} sequences at once{_running(forecast)},"
+        f" or one of {forecast.max_context_tokens} tokens; GPUs in use have a load of"
         f" {forecast.utilisation:.0%}",
         forecast.runtime,
         *_costs(forecast),
@@ -243,6 +243,12 @@ def _served(forecast: Forecast) -> str:
         f"{forecast.requests_per_s:.3g} requests/s, {forecast.output_tokens_per_s:.4g} output"
         f" tokens/s, {forecast.mean_in_flight:.3g} requests in flight"
     )
+
+
+def _running(forecast: Forecast) -> str:
+    """Say how many sequences run at once, if memory has room for more."""
+    n = forecast.max_running_sequences
+    return f" (at most {n} run at once)" if n < forecast.max_sequences else ""
 
 
 def describe_slos(load: Load) -> str:

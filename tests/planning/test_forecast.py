@@ -9,6 +9,7 @@ import pytest
 import hypsolve as hs
 from hypsolve.planning import forecast as module
 from hypsolve.planning.forecast import Load, predict
+from hypsolve.planning.text import describe_forecast
 from hypsolve.problem.runtime import Runtime
 from hypsolve.solvers.clock import Deadline
 from tests.helpers import token_toys as toys
@@ -94,6 +95,64 @@ def test_only_nodes_in_use_are_paid_for():
     found = predict(problem, first, 1.0, prices, currency="EUR")
     assert found.price_per_million_tokens == pytest.approx(3.6 / 3600 / 4 * 1e6)
     assert (found.unused_price_per_hour, found.currency) == (7.2, "EUR")
+
+
+def pair_and_one(batching, **limits):
+    """Two nodes, then one; four blocks; a pipeline takes one node of each tier."""
+    gpus = [replace(toys.gpu("gpu", t0_s=0.01), power_w=watts) for watts in (5, 7, 11)]
+    return toys.deployment(
+        [gpus[:2], gpus[2:]], toys.burst(1, 2, 3), toys.model(4, kv_bytes=1),
+        memory_bytes=60.0, runtime=Runtime(name="toy", batching=batching, **limits),
+    )  # fmt: skip
+
+
+PRICES = {"a0": 1.0, "a1": 2.0, "b0": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("batching", "cuts", "used"),
+    [
+        ("stage", (0, 2, 4), "a0 a1 b0"),
+        ("pipeline", (0, 2, 4), "a0 b0"),
+        ("serial", (0, 2, 4), "a0 b0"),
+        ("pipeline", (0, 4, 4), "a0 a1"),
+        ("stage", (0, 0, 4), "b0"),
+    ],
+)
+@pytest.mark.parametrize("rate_per_s", [0.01, 5.0])
+def test_every_node_in_use_is_paid_for_at_any_load(batching, cuts, used, rate_per_s):
+    """The price of an hour was 3 where little was served and 5 where much was."""
+    problem = pair_and_one(batching)
+    found = predict(problem, hs.Partition(cuts), rate_per_s, PRICES)
+    paid = found.price_per_million_tokens / 1e6 * found.output_tokens_per_s * 3600
+    assert paid == pytest.approx(sum(PRICES[name] for name in used.split()))
+    assert found.unused_price_per_hour == pytest.approx(7 - paid)
+    instance = hs.to_instance(problem, allow_empty=True)
+    assert list(module.nodes_in_use(problem, instance, hs.Partition(cuts))) == [
+        name in used for name in PRICES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("batching", "limit", "fits", "running"),
+    [("stage", 64, 6, 6), ("stage", 1, 6, 3), ("pipeline", 64, 6, 6), ("serial", 4, 6, 4)],
+)
+def test_room_is_that_of_the_pipelines(batching, limit, fits, running):
+    """A second node of a tier adds no room to a pipeline that it is not in."""
+    problem = pair_and_one(batching, max_num_seqs=limit)  # 60 bytes: 30 tokens of two blocks
+    found = predict(problem, hs.Partition((0, 2, 4)), 0.1)
+    assert (found.max_sequences, found.max_running_sequences) == (fits, running)
+    limits = f"(at most {running} run at once)"
+    assert (limits in "\n".join(describe_forecast(found))) is (running < fits)
+
+
+@pytest.mark.parametrize(("batching", "fits"), [("stage", 8), ("pipeline", 4), ("serial", 4)])
+def test_room_of_unequal_stages_is_not_pooled_over_pipelines(batching, fits):
+    """75 sequences were announced where the only pipeline has room for 30."""
+    problem = pair_and_one(batching)
+    found = predict(problem, hs.Partition((0, 3, 4)), 0.1)  # 20 tokens on a0 and a1, 60 on b0
+    assert found.max_sequences == fits
+    assert found.max_context_tokens == 20
 
 
 def test_arrivals_have_the_rate_that_is_told():
