@@ -196,8 +196,9 @@ def _upgrades(plan: Plan, ax: Axes, width: float) -> None:
     if is_known:
         ax.axvline(before, color=VERMILION, lw=1.2, ls="--", zorder=0, label="without it")
     _set_range(ax, max(float(values.max()), before if is_known else 0.0), width, 2.6)
-    is_rate = shown[0].quantity == "requests/s"
-    ax.set_xlabel("requests/s (simulated)" if is_rate else "mean latency (s, simulated)")
+    units = {"requests/s": "requests/s", "goodput": "requests/s within the targets"}
+    unit = units.get(shown[0].quantity, "mean latency (s)")
+    ax.set_xlabel(f"{unit}, simulated")
     _finish(ax, legend=is_known)
 
 

@@ -192,8 +192,8 @@ def predict(
         When it has passed, the largest sustainable rate is not searched for any more. A short
         limit also shortens each simulation.
     only : str
-        ``mean latency`` leaves out the search for the largest rate, ``requests/s`` what limits
-        it.
+        ``mean latency`` and ``goodput`` leave out the search for the largest rate,
+        ``requests/s`` what limits it.
 
     Returns
     -------
@@ -207,7 +207,7 @@ def predict(
     found = trace.metrics(ttft_slo_s=load.ttft_slo_s, tpot_slo_s=load.tpot_slo_s)
     bound = bound_on_rate(deployment, instance, partition)
     max_rate, keeps_up, limited_by = math.nan, None, ""
-    if only != "mean latency" and not (only and load.users is not None):
+    if only not in ("mean latency", "goodput") and not (only and load.users is not None):
         max_rate, keeps_up = _sustained(deployment, partition, bound, load, deadline)
     if 0 < max_rate < math.inf and not only and not deadline.has_passed():
         n = min(N_REQUESTS * 2, _max_requests(deployment, load.max_visits))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ class Alternative:
     ----------
     objective : str
     cuts : tuple of int
-    latency_mean_s, max_requests_per_s : float
+    latency_mean_s, max_requests_per_s, goodput_requests_per_s : float
         As in `Forecast`.
     """
 
@@ -109,6 +110,7 @@ class Alternative:
     cuts: tuple[int, ...]
     latency_mean_s: float
     max_requests_per_s: float
+    goodput_requests_per_s: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from hypsolve.planning.forecast import Forecast, predict
+from hypsolve.planning.goal import GOODPUT, Goal
 from hypsolve.planning.plan import Alternative, NodePlan, Plan, StagePlan
 from hypsolve.planning.query import (
     DEFAULT_METHOD,
@@ -20,7 +21,7 @@ from hypsolve.planning.query import (
 )
 from hypsolve.planning.simulation_search import METHOD as SIMULATED
 from hypsolve.planning.simulation_search import Progress
-from hypsolve.planning.what_if import Goal, Upgrade, find_upgrades, lighter_models
+from hypsolve.planning.what_if import Upgrade, find_upgrades, lighter_models
 from hypsolve.problem import costs, evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import CostModel, Deployment, Model
@@ -181,10 +182,16 @@ def plan_query(
         stages=tuple(_stages(result, solution.deployment)) if result.partition else (),
         forecast=forecast,
         alternatives=tuple(alternatives),
-        upgrades=tuple(sorted(upgrades, key=lambda upgrade: goal.rank(upgrade.after))),
+        upgrades=tuple(sorted(upgrades, key=lambda each: _order(goal, each))),
         stopped=stopped,
         deployment=solution.deployment,
     )
+
+
+def _order(goal: Goal, upgrade: Upgrade) -> tuple[float, float]:
+    """Return the key that sorts upgrades: by the goal, then by attainment of the targets."""
+    attainment = upgrade.slo_attainment
+    return goal.rank(upgrade.after), 0.0 if math.isnan(attainment) else -attainment
 
 
 def _best_known(
@@ -195,7 +202,9 @@ def _best_known(
         return math.nan
     goal = Goal(query)
     values = [goal.of(forecast)]
-    if goal.is_rate and query.users is None:
+    if goal.quantity == GOODPUT:
+        values += [other.goodput_requests_per_s for other in alternatives]
+    elif goal.is_rate and query.users is None:
         values += [other.max_requests_per_s for other in alternatives]
     elif not goal.is_rate:
         values += [other.latency_mean_s for other in alternatives]
@@ -333,6 +342,7 @@ def _alternatives(
             cuts=partition.cuts,
             latency_mean_s=forecast.latency_s.mean,
             max_requests_per_s=forecast.max_requests_per_s,
+            goodput_requests_per_s=forecast.goodput_requests_per_s,
         )
 
 

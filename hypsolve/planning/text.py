@@ -311,7 +311,13 @@ def alternatives_lines(plan: Plan) -> list[str]:
 def upgrade_title(plan: Plan) -> str:
     """Return the title of the list of upgrades."""
     what = "what would help" if plan.fits else "what would make it fit"
-    return f"{what}, simulated" + ("" if plan.upgrades else ": nothing that was tried")
+    nothing = "nothing that was tried"
+    share = math.nan if plan.forecast is None else plan.forecast.slo_attainment
+    if share == 1:
+        nothing = "nothing; all requests are within the targets at this load"
+    elif share < 1:
+        nothing += " brings more requests within the targets"
+    return f"{what}, simulated" + ("" if plan.upgrades else f": {nothing}")
 
 
 def upgrade_lines(plan: Plan) -> list[str]:
@@ -325,13 +331,13 @@ def upgrade_lines(plan: Plan) -> list[str]:
 def describe_upgrade(upgrade: Upgrade, currency: str = "") -> str:
     """Say what an upgrade improves, by how much, and for what price."""
     value, more = show_quantity(upgrade), ""
-    if not math.isnan(upgrade.gain):
-        more = f", {upgrade.gain:.0%} {'more' if upgrade.quantity == 'requests/s' else 'less'}"
+    if math.isfinite(upgrade.gain):
+        more = f", {upgrade.gain:.0%} {'more' if upgrade.is_rate else 'less'}"
     price = ""
     if upgrade.price_per_hour > 0:
         money = f" {currency}" if currency else ""
         price = f", for {upgrade.price_per_hour:.4g}{money} per hour"
-        if not math.isnan(upgrade.gain_per_price):
+        if math.isfinite(upgrade.gain_per_price):
             price += f" ({upgrade.gain_per_price:.0%} per{money or ' unit'} and hour)"
     mark = " (extrapolated)" if upgrade.extrapolated else ""
     return f"{value}{more}{price}{mark}"
@@ -341,6 +347,9 @@ def show_quantity(upgrade: Upgrade) -> str:
     """Write the value that an upgrade reaches with its unit."""
     if math.isnan(upgrade.after):
         return "it fits; what it serves takes too long to simulate"
+    if upgrade.quantity == "goodput":
+        share = upgrade.slo_attainment
+        return f"{upgrade.after:.3g} requests/s within the targets ({share:.1%} of them)"
     if upgrade.quantity == "requests/s":
         return f"about {upgrade.after:.3g} requests/s"
     return f"{upgrade.quantity} {show_seconds(upgrade.after)}"

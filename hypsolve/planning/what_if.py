@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from hypsolve import catalog
 from hypsolve.formats.gguf_header import is_gguf
-from hypsolve.planning.forecast import Forecast, predict
+from hypsolve.planning.forecast import predict
+from hypsolve.planning.goal import LATENCY, Goal
 from hypsolve.planning.query import (
     ModelSource,
     PlanQuery,
@@ -19,7 +20,6 @@ from hypsolve.planning.query import (
     to_model,
     with_tier,
 )
-from hypsolve.planning.rate_bound import bound_on_rate
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.problem import evaluation
 from hypsolve.problem.deployment import Model, Node, Tier
@@ -53,15 +53,19 @@ class Upgrade:
         The scenario in words.
     quantity : str
         What the user asked for: ``requests/s`` that it keeps up with (with users: that they
-        get), or ``mean latency``.
+        get), ``goodput``, which is requests/s within the targets at the load, or ``mean
+        latency``.
     before, after : float
         The quantity without and with the upgrade, simulated; before is nan if nothing fits.
     gain : float
-        Share by which the quantity improves; nan if nothing fits without it.
+        Share by which the quantity improves; nan if nothing fits without it, inf if nothing
+        was within the targets.
     price_per_hour : float
         Price of the change; 0 if it needs no hardware, nan if unknown.
     cuts : tuple of int
         The simulated split.
+    slo_attainment : float
+        Share of the requests within the targets, with the upgrade; nan without targets.
     extrapolated : bool
         Whether no block times were measured with its weights.
     """
@@ -73,7 +77,13 @@ class Upgrade:
     gain: float
     price_per_hour: float
     cuts: tuple[int, ...]
+    slo_attainment: float = math.nan
     extrapolated: bool
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether the quantity is in requests/s, and more is better."""
+        return self.quantity != LATENCY
 
     @property
     def gain_per_price(self) -> float:
@@ -105,63 +115,6 @@ class Scenario:
     price_per_hour: float = math.nan
 
 
-class Goal:
-    """The quantity that the user asked for: a rate to maximise, or a latency to minimise.
-
-    Parameters
-    ----------
-    query : PlanQuery
-        With the objectives ``bottleneck`` and ``p0``, or where batches are computed one at a
-        time, the goal is the largest sustainable rate; with users, the rate that they get;
-        else the least mean latency.
-    """
-
-    def __init__(self, query: PlanQuery) -> None:
-        is_serial = query.runtime.batching is Batching.SERIAL
-        throughput = query.objective in (Objective.BOTTLENECK, Objective.P0)
-        asks_for_rate = query.users is not None or throughput or is_serial
-        self.is_rate = asks_for_rate and not query.is_simulated
-        self.quantity = "requests/s" if self.is_rate else "mean latency"
-
-    def of(self, forecast: Forecast) -> float:
-        """Return the quantity in a forecast."""
-        if not self.is_rate:
-            return forecast.latency_s.mean
-        if forecast.load.users is not None:
-            return forecast.requests_per_s
-        return forecast.max_requests_per_s
-
-    def model(self, solution: Solution, cuts: tuple[int, ...], query: PlanQuery) -> float:
-        """Return the model of the quantity by which scenarios are ranked."""
-        partition = Partition(cuts)
-        if self.is_rate:
-            return bound_on_rate(
-                solution.deployment,
-                solution.instance,
-                partition,
-                users=query.users,
-                think_time_s=query.think_time_s,
-            )
-        path = solution.instance.replace(objective=Objective.PATH)
-        return evaluation.evaluate(path, partition)
-
-    def rank(self, value: float) -> float:
-        """Return the key that sorts values of the quantity, the best first and nan last."""
-        if math.isnan(value):
-            return math.inf
-        return -value if self.is_rate else value
-
-    def best(self, values: Iterable[float]) -> float:
-        """Return the best value that is known; nan if none is."""
-        return min(values, key=self.rank, default=math.nan)
-
-    def gain(self, before: float, after: float) -> float:
-        """Return the share by which the quantity improves."""
-        if self.is_rate:
-            return after / before - 1 if before else math.inf
-        return 1 - after / before if before else 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     """A scenario with the splits that are simulated, the best by the model first."""
@@ -170,6 +123,14 @@ class _Candidate:
     solution: Solution
     splits: list[tuple[int, ...]]
     modelled: float
+
+
+class Simulated(NamedTuple):
+    """The best simulated split of a candidate: the quantity of the goal, cuts, attainment."""
+
+    value: float
+    cuts: tuple[int, ...]
+    slo_attainment: float = math.nan
 
 
 def find_upgrades(
@@ -242,18 +203,19 @@ def find_upgrades(
         _in_time(deadline)
         scenario = candidate.scenario
         progress(f"simulating: {scenario.what}")
-        after, cuts = _simulated(candidate, goal, deadline)
-        gain = goal.gain(before, after)
+        best = _simulated(candidate, goal, deadline)
+        gain = goal.gain(before, best.value)
         if gain < MIN_SIMULATED_GAIN or (partition is not None and math.isnan(gain)):
             continue
         yield Upgrade(
             what=scenario.what,
             quantity=goal.quantity,
             before=before,
-            after=after,
+            after=best.value,
             gain=gain,
             price_per_hour=scenario.price_per_hour,
-            cuts=cuts,
+            cuts=best.cuts,
+            slo_attainment=best.slo_attainment,
             extrapolated=scenario.query.model.extrapolated,
         )
 
@@ -292,21 +254,23 @@ def _modelled(
     return _Candidate(scenario, solution, splits[:2], values[splits[0]])
 
 
-def _simulated(
-    candidate: _Candidate, goal: Goal, deadline: Deadline
-) -> tuple[float, tuple[int, ...]]:
-    """Return the best simulated quantity of a candidate's splits, and its cuts."""
+def _simulated(candidate: _Candidate, goal: Goal, deadline: Deadline) -> Simulated:
+    """Simulate the splits of a candidate, and return the best."""
     query, solution = candidate.scenario.query, candidate.solution
+    splits = candidate.splits
     if query.is_simulated:
         limited = replace(query, time_limit_s=min(SEARCH_S, max(deadline.left_s(), 1e-3)))
         searched = solve_query(limited)
         if searched.interrupted:
             raise KeyboardInterrupt
         assert searched.result.partition is not None
-        return searched.result.objective_s, searched.result.partition.cuts
+        cuts = searched.result.partition.cuts
+        if goal.quantity == LATENCY:
+            return Simulated(searched.result.objective_s, cuts)
+        splits = list(dict.fromkeys([cuts, *splits]))
     found = {}
-    for cuts in candidate.splits:
-        forecast = predict(
+    for cuts in splits:
+        found[cuts] = predict(
             solution.deployment,
             Partition(cuts),
             query.load,
@@ -314,9 +278,8 @@ def _simulated(
             deadline=deadline,
             only=goal.quantity,
         )
-        found[cuts] = goal.of(forecast)
-    best = min(found, key=lambda cuts: goal.rank(found[cuts]))
-    return found[best], best
+    best = min(found, key=lambda cuts: goal.rank(goal.of(found[cuts])))
+    return Simulated(goal.of(found[best]), best, found[best].slo_attainment)
 
 
 def lighter_models(source: ModelSource, weights: str | None) -> dict[str, Model]:
@@ -342,7 +305,16 @@ def scenarios(
         )
     if not fits:
         yield from _smaller_requests(query)
-    for k in range(len(query.network.network.tiers)):
+    n_tiers = len(query.network.network.tiers)
+    limits = query.network.min_blocks or (None,) * n_tiers
+    # with two tiers, it is one of the scenarios of a tier
+    if n_tiers > 2 and query.objective != Objective.P0 and any(each != 0 for each in limits):
+        yield _on_network(
+            query,
+            "blocks only on the tiers where they serve best (min_blocks = 0 everywhere)",
+            min_blocks=(0,) * n_tiers,
+        )
+    for k in range(n_tiers):
         yield from _of_tier(query, k, fits=fits)
 
 

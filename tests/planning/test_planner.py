@@ -168,7 +168,9 @@ def test_an_upgrade_is_reported_if_it_is_better_than_the_smaller_ones(monkeypatc
     monkeypatch.setattr(what_if, "MAX_SIMULATED", 1000)
     monkeypatch.setattr(what_if, "MIN_SIMULATED_GAIN", what_if.MIN_GAIN)
     monkeypatch.setattr(
-        what_if, "_simulated", lambda candidate, *_: (candidate.modelled, candidate.splits[0])
+        what_if,
+        "_simulated",
+        lambda candidate, *_: what_if.Simulated(candidate.modelled, candidate.splits[0]),
     )
     listed = {
         upgrade.what: upgrade.after
