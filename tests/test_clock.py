@@ -121,13 +121,20 @@ def of_version_2(document, first_s):
     return old
 
 
-@pytest.mark.parametrize("objective", ["mean_latency", "makespan"])
-@pytest.mark.parametrize("origin_s", ORIGINS_S[:4])
-def test_results_of_earlier_versions_are_read(objective, origin_s):
-    instance = Instance.from_tables(
+EARLY_S = (0.0, 1.5, 1e3)  # first arrivals of earlier versions that are read
+
+
+def three_requests(origin_s, objective):
+    return Instance.from_tables(
         [[[0.7, 0.3]], [[0.9, 0.4]], [[0.2, 0.6]]], [1, 1], [[(0, 1)], [(0, 1)]],
-        arrival_s=np.array([0.0, 0.1, 0.3]) + origin_s, objective=objective,
+        arrival_s=np.array([0.0, 0.125, 0.25]) + origin_s, objective=objective,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", ["mean_latency", "makespan"])
+@pytest.mark.parametrize("origin_s", EARLY_S)
+def test_results_of_earlier_versions_are_read(objective, origin_s):
+    instance = three_requests(origin_s, objective)
     old = of_version_2(solve(instance, "joint_exact").to_dict(), origin_s)
     verify(instance, old)
     for key in ("start_s", "end_s"):
@@ -138,6 +145,81 @@ def test_results_of_earlier_versions_are_read(objective, origin_s):
                 verify(instance, bad)
     with pytest.raises(Refuted, match="names_digest"):
         verify(instance, old | {"names_digest": "lies"})
+
+
+@pytest.mark.parametrize("objective", ["mean_latency", "makespan"])
+@pytest.mark.parametrize("origin_s", EARLY_S)
+@pytest.mark.parametrize("by_s", [1e-8, 1e-6, 1e-3])
+def test_earlier_versions_excuse_no_false_number(objective, origin_s, by_s):
+    """Anyone can write version 2: its rounding excused objectives, bounds and gaps."""
+    instance = three_requests(origin_s, objective)
+    true = of_version_2(solve(instance, "joint_exact").to_dict(), origin_s)
+    verify(instance, true)
+
+    def changed(objective_by_s=0.0, bound_by_s=0.0, gap_by=0.0):
+        old = copy.deepcopy(true)
+        old["objective_s"] += objective_by_s
+        old["bound_s"] += bound_by_s
+        old["certificate"]["value_s"] = old["objective_s"]
+        old["gap"] = (old["objective_s"] - old["bound_s"]) / old["objective_s"] + gap_by
+        return old | {"status": "feasible"}
+
+    verify(instance, changed(bound_by_s=-by_s))  # a weaker bound is true, too
+    for lie in (
+        changed(objective_by_s=-by_s),
+        changed(objective_by_s=by_s),
+        changed(bound_by_s=by_s),
+        changed(gap_by=by_s),
+    ):
+        with pytest.raises(Refuted):
+            verify(instance, lie)
+
+
+@pytest.mark.parametrize("objective", ["mean_latency", "makespan"])
+@pytest.mark.parametrize("origin_s", ORIGINS_S[2:])
+def test_earlier_versions_of_late_arrivals_are_not_read(objective, origin_s):
+    """Their times have lost digits: a greedy schedule passed as the optimum at 1.7e9 s."""
+    instance = Instance.from_tables(
+        [[[1.0], [2.0]]], [1], [[(0, 1), (1, 1)]],
+        arrival_s=origin_s + np.array([0.0, 0.25, 0.5]), objective=objective,
+    )  # fmt: skip
+    best = solve(instance, "joint_exact").to_dict()
+    worse = schedule(instance, Partition((0, 1)), lambda state, request: 0)
+    value_s = evaluate(instance, Partition((0, 1)), worse)
+    assert value_s > 1.1 * best["objective_s"]
+    lie = best | {"objective_s": value_s, "bound_s": value_s, "gap": 0.0, "status": "feasible"}
+    lie["schedule"] = {
+        "node": worse.node.tolist(),
+        "start_s": worse.start_s.tolist(),
+        "end_s": worse.end_s.tolist(),
+    }
+    lie["certificate"] |= {"value_s": value_s}
+    with pytest.raises(Refuted, match="bound_s"):
+        verify(instance, lie)
+    with pytest.raises(ValueError, match="first arrival must be at most 1000 s, got"):
+        verify(instance, of_version_2(lie, origin_s))
+
+
+def test_a_bound_below_the_first_arrival_is_read_as_none():
+    """A makespan counted from 0 cannot be below the first arrival."""
+    instance = three_requests(1e3, "makespan")
+    old = of_version_2(solve(instance, "joint_exact").to_dict(), 1e3)
+    old |= {"status": "feasible", "bound_s": 2.0, "gap": 1 - 2.0 / old["objective_s"]}
+    verify(instance, old)
+    with pytest.raises(Refuted, match="bound_s"):
+        verify(instance, old | {"bound_s": -2.0, "gap": 1 + 2.0 / old["objective_s"]})
+
+
+def test_late_arrivals_do_not_touch_what_has_no_clock():
+    """A bottleneck, or that nothing fits, of an earlier version says no time of day."""
+    late = Instance.from_tables([[[1.0, 2.0]]], [1, 1], [[(0, 2)], [(0, 2)]], arrival_s=[1e9])
+    for instance, method in (
+        (late, "hypsplit_dp"),
+        (late.replace(node_bytes=np.zeros(2), objective="makespan"), "joint_exact"),
+    ):
+        document = solve(instance, method).to_dict() | {"version": 2}
+        del document["names_digest"]
+        verify(instance, document)
 
 
 def test_what_a_check_does_not_cover_is_listed():

@@ -11,6 +11,7 @@ from hypsolve.problem.result import VERSION
 
 MAX_TICKS = 2**14
 SAME = 1e-12  # relative difference of two sums in different orders
+LATEST_FIRST_S = 1e3  # first arrival of an old file: times from 0 keep 1e-13 s
 LARGEST = sys.float_info.max
 
 
@@ -40,8 +41,8 @@ class BoxClaim:
 class Claims:
     """Claims of a result; `proved_s` is the bound of its certificate.
 
-    Files of earlier versions count times from 0, with the rounding of `origin_s`, their first
-    arrival; later ones count from the first arrival, and have an origin of 0.
+    Schedule times of earlier versions counted from 0. They are given here from the first
+    arrival, with the rounding of `origin_s`, that arrival; it is 0 in files of today.
     """
 
     status: str
@@ -107,7 +108,10 @@ def _upgraded(instance: Instance, result: dict[str, Any]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the version is unknown.
+        If the version is unknown, or if an earlier version has lost digits: its times count
+        from 0, and the first arrival is late.
+    Refuted
+        If the gap of an earlier version, which `_since_first_arrival` replaces, is wrong.
     """
     version = result.get("version", 1)
     if version not in (1, 2, VERSION) or isinstance(version, bool):
@@ -129,32 +133,58 @@ def _upgraded(instance: Instance, result: dict[str, Any]) -> dict[str, Any]:
 def _since_first_arrival(instance: Instance, result: dict[str, Any]) -> dict[str, Any]:
     """Subtract the first arrival from schedule times and, of a makespan, from the objective."""
     first_s = float(instance.arrival_s.min())
-    if first_s == 0:
+    is_answer = instance.objective.is_scheduled and result.get("objective_s") is not None
+    if first_s == 0 or not is_answer:
         return result
-
-    def less(value: Any) -> Any:
-        sound = type(value) in (int, float) and abs(value) <= LARGEST
-        return value - first_s if sound else value
-
-    def rows(table: Any) -> Any:
-        if not isinstance(table, list):
-            return table
-        return [[less(x) for x in row] if isinstance(row, list) else row for row in table]
-
+    if first_s > LATEST_FIRST_S:
+        raise ValueError(
+            f"result: its times count from 0, as versions before {VERSION} do, and have lost"
+            f" digits: the first arrival must be at most {LATEST_FIRST_S:g} s, got"
+            f" {first_s:g}; solve the instance again"
+        )
     changes: dict[str, Any] = {}
     schedule = result.get("schedule")
     if isinstance(schedule, dict):
-        times = {key: rows(schedule.get(key)) for key in ("start_s", "end_s")}
+        times = {key: _rows_less(schedule.get(key), first_s) for key in ("start_s", "end_s")}
         changes["schedule"] = schedule | times
     if result.get("objective") == "makespan":
-        certificate = result["certificate"]
-        changes |= {key: less(result.get(key)) for key in ("objective_s", "bound_s")}
-        objective_s, bound_s = changes["objective_s"], changes["bound_s"]
-        if type(objective_s) is float and type(bound_s) is float and objective_s > 0:
-            changes["gap"] = (objective_s - bound_s) / objective_s
-        moved = {key: less(certificate.get(key)) for key in ("value_s", "bound_s")}
-        changes["certificate"] = certificate | moved
+        changes |= _makespan_less(result, first_s)
     return result | changes
+
+
+def _makespan_less(result: dict[str, Any], first_s: float) -> dict[str, Any]:
+    """Return the changed fields of a makespan that counted from time 0."""
+    claimed_s, claimed_bound_s = _checked_gap(result)
+    objective_s, bound_s = _less(claimed_s, first_s), _bound_less(claimed_bound_s, first_s)
+    certificate = result["certificate"]
+    moved = {
+        "value_s": _less(certificate.get("value_s"), first_s),
+        "bound_s": _bound_less(certificate.get("bound_s"), first_s),
+    }
+    return {
+        "objective_s": objective_s,
+        "bound_s": bound_s,
+        "gap": _gap(objective_s, bound_s),
+        "certificate": certificate | moved,
+    }
+
+
+def _less(value: Any, first_s: float) -> Any:
+    """Subtract the first arrival from a number; leave what is none for a later check."""
+    sound = type(value) in (int, float) and abs(value) <= LARGEST
+    return value - first_s if sound else value
+
+
+def _bound_less(value: Any, first_s: float) -> Any:
+    """Subtract the first arrival from a bound; below the first arrival it proves nothing: 0."""
+    sound = type(value) in (int, float) and 0 <= value <= LARGEST
+    return max(value - first_s, 0.0) if sound else value
+
+
+def _rows_less(table: Any, first_s: float) -> Any:
+    if not isinstance(table, list):
+        return table
+    return [[_less(x, first_s) for x in row] if isinstance(row, list) else row for row in table]
 
 
 COVERED = frozenset(
@@ -193,15 +223,12 @@ def _read_answer(
         kind == ("joint" if scheduled else str(instance.objective)) and kind in _KINDS,
         "certificate: not of this objective",
     )
-    objective_s, bound_s, gap = (
-        _number(key, result.get(key)) for key in ("objective_s", "bound_s", "gap")
-    )
+    objective_s = _number("objective_s", result.get("objective_s"))
     proved_s = _number("certificate: bound_s", certificate.get("bound_s"))
     value_s = _number("certificate: value_s", certificate.get("value_s"))
     same = abs(value_s - objective_s) <= SAME * objective_s
     need(same, "certificate: value_s must be objective_s")
-    true_gap = (objective_s - bound_s) / objective_s if objective_s > 0 else 0.0
-    need(abs(gap - true_gap) <= 1e-12, "gap: it is", true_gap)
+    objective_s, bound_s = _checked_gap(result)
     cuts = _wholes("cuts", result.get("cuts"), instance.n_tiers + 1, 0, instance.n_blocks)
     need(certificate.get("cuts") == cuts, "certificate: cuts must be those of the result")
     shape = (instance.n_requests, instance.n_tiers)
@@ -224,6 +251,20 @@ def _read_answer(
 
 
 _KINDS = ("joint", "bottleneck")
+
+
+def _checked_gap(result: dict[str, Any]) -> tuple[float, float]:
+    """Return objective and bound; refute a gap that is not theirs."""
+    objective_s, bound_s, gap = (
+        _number(key, result.get(key)) for key in ("objective_s", "bound_s", "gap")
+    )
+    true_gap = _gap(objective_s, bound_s)
+    need(abs(gap - true_gap) <= SAME, "gap: it is", true_gap)
+    return objective_s, bound_s
+
+
+def _gap(objective_s: float, bound_s: float) -> float:
+    return (objective_s - bound_s) / objective_s if objective_s > 0 else 0.0
 
 
 def _number(where: str, value: Any) -> float:
