@@ -1,31 +1,47 @@
-"""`limiting_resource`: what keeps a partition from serving more requests."""
+"""`limiting_resource`: what keeps a partition from serving more requests.
+
+A simulation beyond the largest sustainable rate tells how many iterations each request costs,
+and which nodes, links and caches are full. From these, the time that a request costs is
+modelled block by block: iterations with a chunk of a prompt and iterations without one each
+take the longer of their FLOPs and their bytes. The resource is named whose doubling shortens
+this time most.
+
+*A full tier.* If the nodes of a tier compute nearly all the time, the time that a request costs
+one of them limits the rate. Larger batches help if their size is limited by KV memory of this
+tier, or by the batch limit.
+
+*No full tier.* Under ``serial`` a batch passes all stages in turn, and elsewhere too few
+requests may be in flight to keep a tier busy. The rate is then the number of requests in flight
+over the time of all their passes, which is a sum over all stages and links.
+"""
 
 from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hypsolve.planning.rate_bound import Stage, request_work, stages_of
+from hypsolve.planning.rate_bound import Stage, lengths, request_work, stages_of
+from hypsolve.problem import costs, evaluation
 from hypsolve.problem.arrays import IntArray
-from hypsolve.problem.deployment import CostModel, Deployment
+from hypsolve.problem.deployment import Block, CostModel, Deployment, GpuProfile
 from hypsolve.problem.instance import Instance
+from hypsolve.problem.runtime import Batching
 from hypsolve.problem.solution import Partition
 from hypsolve.simulation.trace import Trace
 
 FULL = 0.85  # share from which a resource counts as full
+WAITS = 0.5  # requests that wait at a node, on average, from which a queue is seen
 
 
 def limiting_resource(
     deployment: Deployment, instance: Instance, partition: Partition, beyond: Trace
 ) -> str:
     """Return what limits the rate, found in a simulation beyond the largest sustainable one.
-
-    The fullest of all links and tiers is named. A tier whose nodes compute nearly all the time
-    is limited by compute if FLOPs take longer than reading weights and KV cache in the batches
-    that were formed. Otherwise larger batches would help: it is limited by KV memory if that is
-    full, by the batch limit if the batches are, else by memory bandwidth. If no node and no
-    link is full, requests wait for KV memory or for the batch limit; if none waits, the
-    latency of decode passes limits the rate.
 
     Parameters
     ----------
@@ -37,41 +53,238 @@ def limiting_resource(
     Returns
     -------
     str
-        Such as ``memory bandwidth of 'edge'`` or ``link from 'edge'``.
+        Such as ``memory bandwidth of 'edge'`` or ``link from 'edge'``; see the docstring of
+        this module.
     """
     offered = _offered_bins(beyond)
     if not offered.any():
         return ""
-    served_per_s = beyond.metrics().requests_per_s
-    link_loads = {
-        f"link from {tier.name!r}": _link_load(instance, partition, k, served_per_s)
-        for k, tier in enumerate(deployment.network.tiers[:-1])
-    }
-    link, link_load = max(link_loads.items(), key=lambda each: each[1], default=("", 0.0))
-    busy_of = {}
-    stages = stages_of(deployment, instance, partition)
-    for s, stage in enumerate(stages):
-        nodes = _nodes_at_work(beyond, stage.tier)
-        if nodes.size:
-            busy_of[s] = float(beyond.series.busy[nodes][:, offered].mean())
-    busiest = max(busy_of, key=busy_of.__getitem__, default=0)
-    busy = busy_of.get(busiest, 0.0)
-    if link_load >= FULL and link_load >= busy:
+    stages = [
+        _Used.of(stage, instance, partition, beyond)
+        for stage in stages_of(deployment, instance, partition)
+    ]
+    stages = [each for each in stages if each.nodes.size]
+    is_serial = deployment.runtime.batching is Batching.SERIAL
+    if is_serial or len(stages) == 1:  # all that run are in the batch
+        stages = [_settled(each, stages[0], deployment, beyond, offered) for each in stages]
+    link, link_load = _fullest_link(deployment, instance, partition, beyond)
+    busy = [float(beyond.series.busy[each.nodes][:, offered].mean()) for each in stages]
+    busiest = int(np.argmax(busy)) if busy else 0
+    if not stages or link_load >= max(FULL, busy[busiest]):
         return link
-    kv_tier = _full_of_kv(beyond, offered, deployment)
-    limit = deployment.runtime.batch_limit
-    if busy >= FULL:
-        stage = stages[busiest]
-        tier = deployment.network.tiers[stage.tier].name
-        nodes = _nodes_at_work(beyond, stage.tier)
-        batch = beyond.n_tokens[nodes].sum() / max(beyond.n_iterations[nodes].sum(), 1)
-        if _is_compute_bound(stage, deployment, beyond, nodes):
-            return f"compute of {tier!r}"
-        if not kv_tier and batch < FULL * limit:
-            return f"memory bandwidth of {tier!r}"
-    elif not kv_tier and float(beyond.series.n_waiting[:, offered].mean()) <= 0.5:
+    is_full = busy[busiest] >= FULL and not is_serial
+    at_work = [stages[busiest]] if is_full else stages
+    time = _RequestTime(deployment, instance, partition, at_work, is_full=is_full)
+    larger = _limit_of_batches(deployment, at_work, beyond, offered)
+    if not is_full and not larger and not _waits(beyond, offered):
         return "latency of decode passes"
-    return f"KV memory of {kv_tier!r}" if kv_tier else f"batch limit of {limit}"
+    gains = time.gains()
+    if larger:
+        gains[larger] = time.gain(larger_batches=2.0)
+    return max(gains, key=gains.__getitem__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Used:
+    """A stage, its nodes that served requests, and what each request cost them."""
+
+    stage: Stage
+    nodes: IntArray  # numbered over the whole network
+    gpus: list[GpuProfile]
+    shares: list[float]  # of the tokens
+    n_iterations: list[float]  # that one request costs each node
+
+    @classmethod
+    def of(cls, stage: Stage, instance: Instance, partition: Partition, trace: Trace) -> _Used:
+        first, k = instance.nodes_of(stage.tier).start, stage.tier
+        holds = evaluation.can_hold(instance, k, *partition.cuts[k : k + 2])
+        nodes = first + np.flatnonzero(holds)
+        served = trace.n_tokens[nodes] > 0
+        gpus = [node.gpu for node, has in zip(stage.nodes, served, strict=True) if has]
+        nodes = nodes[served]
+        n_tokens = trace.n_tokens[nodes]
+        per_request = int(trace.prompt_tokens[0] + trace.output_tokens[0]) - 1
+        n_iterations = trace.n_iterations[nodes] * per_request / n_tokens
+        shares = n_tokens / n_tokens.sum() if nodes.size else n_tokens
+        return cls(stage, nodes, gpus, shares.tolist(), n_iterations.tolist())
+
+
+def _settled(
+    used: _Used, first: _Used, deployment: Deployment, trace: Trace, offered: NDArray[np.bool_]
+) -> _Used:
+    """Return a stage with the batches of the time in which load is offered.
+
+    While the first and the last requests are under way, batches are smaller.
+    """
+    series = trace.series
+    running = (series.n_requests - series.n_waiting)[first.nodes][:, offered].mean(axis=1)
+    running = np.minimum(running, deployment.runtime.batch_limit)
+    n_passes = _n_passes(deployment)
+    settled = [
+        min(n, n_passes / max(at_once, 1.0)) if len(used.n_iterations) == len(running) else n
+        for n, at_once in zip(used.n_iterations, running.tolist(), strict=False)
+    ]
+    return replace(used, n_iterations=settled)
+
+
+def _n_passes(deployment: Deployment) -> int:
+    """Return the passes of a request: its chunks, and its decode tokens after the first."""
+    prompt, output = lengths(deployment)
+    limit = deployment.runtime.prompt_limit
+    return output - 1 + (1 if limit is None else -(-prompt // limit))
+
+
+class _RequestTime:
+    """Time that a request costs, as a function of the resources."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        instance: Instance,
+        partition: Partition,
+        stages: list[_Used],
+        *,
+        is_full: bool,
+    ) -> None:
+        self.deployment, self.stages, self.is_full = deployment, stages, is_full
+        output = lengths(deployment)[1]
+        self.n_passes = _n_passes(deployment)
+        self.n_chunks = self.n_passes - (output - 1)
+        self.round_trip_s, self.links = 0.0, dict[str, float]()
+        for k, tier in enumerate(deployment.network.tiers[:-1]):
+            cut = partition.cuts[k + 1]
+            if tier.link is not None and 0 < cut < instance.n_blocks:
+                self.round_trip_s += tier.link.round_trip_s
+                self.links[tier.name] = float(instance.reference_link_s[k, cut])
+
+    def gains(self) -> dict[str, float]:
+        """Return the share by which the rate grows if a resource is doubled, by its name.
+
+        All stages are given more of it; the one to which it is most is named.
+        """
+        gains = {}
+        for what, doubled in (
+            ("compute", {"more_flops": 2.0}), ("memory bandwidth", {"more_bytes": 2.0}),
+        ):  # fmt: skip
+            saved = [self._stage_s(s) - self._stage_s(s, **doubled) for s in self.stages]
+            stage = self.stages[int(np.argmax(saved))].stage
+            tier = self.deployment.network.tiers[stage.tier].name
+            gains[f"{what} of {tier!r}"] = self.gain(**doubled)
+        if not self.is_full:
+            gains["latency of decode passes"] = self.gain(less_latency=2.0)
+            if self.links:
+                longest = max(self.links, key=self.links.__getitem__)
+                gains[f"link from {longest!r}"] = self.gain(faster_links=2.0)
+        return gains
+
+    def gain(self, **doubled: float) -> float:
+        """Return the share by which the rate grows if something is doubled."""
+        before, after = self._seconds(), self._seconds(**doubled)
+        if not after:
+            return math.inf if before else 0.0
+        return before / after - 1
+
+    def _seconds(
+        self, *, faster_links: float = 1.0, less_latency: float = 1.0, **doubled: float
+    ) -> float:
+        """Return the time that a request costs a full tier, or over the requests in flight."""
+        if self.is_full:
+            return self._stage_s(self.stages[0], **doubled)
+        larger = doubled.get("larger_batches", 1.0)
+        passes = [self._pass_s(stage, **doubled) for stage in self.stages]
+        n_iterations = float(np.mean([each.n_iterations[0] for each in self.stages]))
+        in_batch = larger * self.n_passes / n_iterations
+        links_s = sum(self.links.values()) / self.n_passes * in_batch / faster_links
+        host_s = self.deployment.runtime.iteration_s
+        pass_s = math.fsum(passes) + links_s + self.round_trip_s / less_latency + host_s
+        return self.n_passes * pass_s / larger
+
+    def _stage_s(
+        self,
+        used: _Used,
+        *,
+        more_flops: float = 1.0,
+        more_bytes: float = 1.0,
+        larger_batches: float = 1.0,
+    ) -> float:
+        """Return the seconds of a stage's nodes for one request."""
+        return math.fsum(
+            share * n_iterations * seconds
+            for share, n_iterations, seconds in self._iterations(
+                used, more_flops, more_bytes, larger_batches
+            )
+        )
+
+    def _pass_s(
+        self,
+        used: _Used,
+        *,
+        more_flops: float = 1.0,
+        more_bytes: float = 1.0,
+        larger_batches: float = 1.0,
+    ) -> float:
+        """Return the seconds of an iteration of a stage."""
+        return math.fsum(
+            share * seconds
+            for share, _, seconds in self._iterations(
+                used, more_flops, more_bytes, larger_batches
+            )
+        )
+
+    def _iterations(
+        self, used: _Used, more_flops: float, more_bytes: float, larger_batches: float
+    ) -> Iterator[tuple[float, float, float]]:
+        """Yield share, iterations of a request and seconds of an iteration of each node."""
+        runtime = self.deployment.runtime
+        least = 0.0
+        if runtime.prompt_limit is not None:  # a chunk of a prompt is an iteration, at least
+            least = lengths(self.deployment)[0] / runtime.prompt_limit
+        for gpu, share, n in zip(used.gpus, used.shares, used.n_iterations, strict=True):
+            n_iterations = max(n / larger_batches, min(least, n))
+            seconds = math.fsum(
+                count * self._block_s(block, gpu, n_iterations, more_flops, more_bytes)
+                for block, count in Counter(used.stage.blocks).items()
+            )
+            if runtime.batching is Batching.STAGE:
+                seconds += n_iterations * runtime.iteration_s
+            yield share, n_iterations, seconds / n_iterations
+
+    def _block_s(
+        self,
+        block: Block,
+        gpu: GpuProfile,
+        n_iterations: float,
+        more_flops: float,
+        more_bytes: float,
+    ) -> float:
+        """Return the seconds of a block for one request that costs some iterations."""
+        prompt, output = lengths(self.deployment)
+        flops_per_s, bytes_per_s = gpu.flops_per_s * more_flops, gpu.bytes_per_s * more_bytes
+        whole = request_work(block, self.deployment)
+        later = request_work(block, self.deployment, decodes_only=True)
+        if self.deployment.cost_model is CostModel.FLOPS:
+            return whole.flops / flops_per_s
+        n_mixed = min(self.n_chunks, n_iterations)  # iterations with a chunk
+        mixed = n_mixed / n_iterations
+        decodes = (output - 1) / n_iterations
+        chunk = 1.0 if block.last_token_only else prompt / n_mixed
+        alone_bytes = n_iterations * (1 - mixed) * _weight_bytes(block, decodes)
+        mixed_bytes = n_mixed * _weight_bytes(block, decodes + chunk)
+        alone_bytes += (1 - mixed) * later.moved_bytes
+        mixed_bytes += whole.moved_bytes - (1 - mixed) * later.moved_bytes
+        alone_flops = (1 - mixed) * later.flops
+        mixed_flops = whole.flops - alone_flops
+        return (
+            n_iterations * gpu.t0_s
+            + max(alone_flops / flops_per_s, alone_bytes / bytes_per_s)
+            + max(mixed_flops / flops_per_s, mixed_bytes / bytes_per_s)
+        )
+
+
+def _weight_bytes(block: Block, n_tokens: float) -> float:
+    """Return the bytes of weights that an iteration reads, whatever it gathers by token."""
+    gathered = block.gathered_bytes_per_token * n_tokens
+    return float(costs.weight_read_bytes(block, n_tokens)) - gathered
 
 
 def _offered_bins(trace: Trace) -> NDArray[np.bool_]:
@@ -81,8 +294,16 @@ def _offered_bins(trace: Trace) -> NDArray[np.bool_]:
     return (mid_s > (first_s + last_s) / 2) & (mid_s < last_s)
 
 
-def _nodes_at_work(trace: Trace, tier: int) -> IntArray:
-    return np.flatnonzero((trace.node_tier == tier) & (trace.busy_s > 0))
+def _fullest_link(
+    deployment: Deployment, instance: Instance, partition: Partition, trace: Trace
+) -> tuple[str, float]:
+    """Return the name of the link that is busy for the largest share, and the share."""
+    served_per_s = trace.metrics().requests_per_s
+    loads = {
+        f"link from {tier.name!r}": _link_load(instance, partition, k, served_per_s)
+        for k, tier in enumerate(deployment.network.tiers[:-1])
+    }
+    return max(loads.items(), key=lambda each: each[1], default=("", 0.0))
 
 
 def _link_load(instance: Instance, partition: Partition, k: int, served_per_s: float) -> float:
@@ -92,40 +313,55 @@ def _link_load(instance: Instance, partition: Partition, k: int, served_per_s: f
     return float(instance.reference_link_s[k, cut]) * served_per_s
 
 
-def _full_of_kv(trace: Trace, offered: NDArray[np.bool_], deployment: Deployment) -> str:
-    """Return the tier with the fullest KV cache; empty if none is full.
+def _waits(trace: Trace, offered: NDArray[np.bool_]) -> bool:
+    return float(trace.series.n_waiting[:, offered].mean()) > WAITS
+
+
+def _limit_of_batches(
+    deployment: Deployment, stages: list[_Used], trace: Trace, offered: NDArray[np.bool_]
+) -> str:
+    """Return what keeps batches of some stages small; empty if nothing that is full does."""
+    runtime = deployment.runtime
+    tokens = runtime.max_num_batched_tokens
+    per_request = sum(lengths(deployment)) - 1
+    if tokens is not None and runtime.prompt_limit == tokens:
+        n_iterations = max(min(each.n_iterations) for each in stages)
+        if per_request / n_iterations >= FULL * tokens:
+            return f"batch limit of {tokens} tokens"
+    shares = {f"batch limit of {runtime.batch_limit}": _share_of_limit(
+        deployment, stages, trace, offered
+    )}  # fmt: skip
+    for each in stages:
+        tier = deployment.network.tiers[each.stage.tier].name
+        shares[f"KV memory of {tier!r}"] = _share_of_kv(each, trace, offered)
+    fullest = max(shares, key=shares.__getitem__)
+    return fullest if shares[fullest] >= FULL else ""
+
+
+def _share_of_limit(
+    deployment: Deployment, stages: list[_Used], trace: Trace, offered: NDArray[np.bool_]
+) -> float:
+    """Return the requests in a batch, or that run in a pipeline, as a share of the limit."""
+    runtime = deployment.runtime
+    if runtime.batching is not Batching.STAGE:
+        series, nodes = trace.series, stages[0].nodes
+        running = (series.n_requests - series.n_waiting)[nodes][:, offered].mean()
+        return float(running) / runtime.max_num_seqs
+    n_passes = _n_passes(deployment)
+    in_batch = [n_passes / n for each in stages for n in each.n_iterations]
+    return max(in_batch) / runtime.batch_limit
+
+
+def _share_of_kv(used: _Used, trace: Trace, offered: NDArray[np.bool_]) -> float:
+    """Return the share of the KV cache of a stage that is full.
 
     Half a request is counted on top of what is reserved: on average so much stays free in a
     cache in which the next request does not fit.
     """
-    request = float(trace.prompt_tokens[0] + trace.output_tokens[0])
-    best, name = 0.0, ""
-    for k, tier in enumerate(deployment.network.tiers):
-        nodes = _nodes_at_work(trace, k)
-        capacity = trace.kv_capacity_bytes[nodes]
-        if not nodes.size or np.isinf(capacity).any() or not capacity.all():
-            continue
-        per_token = sum(
-            deployment.model.blocks[b].kv_bytes_per_token for b in trace.partition.stage(k)
-        )
-        held = trace.series.kv_bytes[nodes][:, offered].mean(axis=1)
-        share = float(((held + request * per_token / 2) / capacity).mean())
-        if share >= max(best, FULL):
-            best, name = share, tier.name
-    return name
-
-
-def _is_compute_bound(
-    stage: Stage, deployment: Deployment, trace: Trace, nodes: IntArray
-) -> bool:
-    """Return whether FLOPs take longer than bytes in the iterations that nodes ran."""
-    if deployment.cost_model is CostModel.FLOPS:
-        return True
-    gpu = stage.nodes[0].gpu
-    n_iterations = float(trace.n_iterations[nodes].sum()) / len(trace.arrival_s)
-    compute_s = memory_s = 0.0
-    for block in stage.blocks:
-        work = request_work(block, deployment)
-        compute_s += work.flops / gpu.flops_per_s
-        memory_s += (work.moved_bytes + n_iterations * work.weight_bytes) / gpu.bytes_per_s
-    return compute_s > memory_s
+    capacity = trace.kv_capacity_bytes[used.nodes]
+    if np.isinf(capacity).any() or not capacity.all():
+        return 0.0
+    tokens = float(trace.prompt_tokens[0] + trace.output_tokens[0])
+    request = tokens * sum(block.kv_bytes_per_token for block in used.stage.blocks)
+    held = trace.series.kv_bytes[used.nodes][:, offered].mean(axis=1)
+    return float(((held + request / 2) / capacity).mean())
