@@ -215,7 +215,11 @@ def predict(
         limited_by = limiting_resource(deployment, instance, partition, beyond)
     served_per_s = found.requests_per_s
     if load.users is None:
-        served_per_s = min(load.rate_per_s, max_rate) if max_rate > 0 else load.rate_per_s
+        served_per_s = min(load.rate_per_s, bound)
+        if max_rate > 0:
+            served_per_s = min(served_per_s, max_rate)
+        elif keeps_up is False:  # its largest rate is unknown, this one is simulated
+            served_per_s = min(served_per_s, found.requests_per_s)
     output = lengths(deployment)[1]
     room = _room(deployment, instance, partition)
     used = nodes_in_use(deployment, instance, partition)

@@ -311,7 +311,7 @@ def scenarios(
     if n_tiers > 2 and query.objective != Objective.P0 and any(each != 0 for each in limits):
         yield _on_network(
             query,
-            "blocks only on the tiers where they serve best (min_blocks = 0 everywhere)",
+            "blocks only where they serve best (min_blocks = 0 everywhere)",
             min_blocks=(0,) * n_tiers,
         )
     for k in range(n_tiers):

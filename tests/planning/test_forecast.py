@@ -263,3 +263,14 @@ def test_a_short_time_limit_shortens_every_simulation():
         query.deployment(), 1.0, np.random.default_rng(0), query.load.max_visits
     )
     assert len(served.requests) == 100
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_plan_never_serves_more_than_its_bound(late):
+    """A rate that is too high was shown as served where its largest rate was not simulated."""
+    problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1, 1, 3), toys.model(1))
+    deadline = Deadline(0.0 if late else math.inf)
+    found = predict(problem, toys.even(1), Load(rate_per_s=1e3), deadline=deadline)
+    assert math.isnan(found.max_requests_per_s) == late
+    assert 0 < found.requests_per_s <= found.bound_requests_per_s < 1e3
+    assert found.output_tokens_per_s == pytest.approx(3 * found.requests_per_s)

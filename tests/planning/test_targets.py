@@ -49,7 +49,7 @@ def test_upgrades_are_judged_by_goodput_at_the_load(found):
 def test_leaving_out_several_tiers_is_tried(found):
     """Of three sites, one alone may meet a target that any two of them miss."""
     best = found.upgrades[0]
-    assert best.what.startswith("blocks only on the tiers where they serve best")
+    assert best.what.startswith("blocks only where they serve best")
     assert sum(a < b for a, b in zip(best.cuts, best.cuts[1:], strict=False)) == 1
     assert best.after == pytest.approx(3.0) and best.slo_attainment == 1.0
     assert "3 requests/s within the targets (100.0% of them)" in str(found)
