@@ -190,9 +190,9 @@ class _RequestTime:
         """Return the time that a request costs a full tier, or over the requests in flight."""
         if self.is_full:
             return self._stage_s(self.stages[0], **doubled)
-        larger = doubled.get("larger_batches", 1.0)
-        passes = [self._pass_s(stage, **doubled) for stage in self.stages]
         n_iterations = float(np.mean([each.n_iterations[0] for each in self.stages]))
+        larger = n_iterations / self._at_least(n_iterations, doubled.get("larger_batches", 1.0))
+        passes = [self._pass_s(stage, **doubled) for stage in self.stages]
         in_batch = larger * self.n_passes / n_iterations
         links_s = sum(self.links.values()) / self.n_passes * in_batch / faster_links
         host_s = self.deployment.runtime.iteration_s
@@ -236,11 +236,8 @@ class _RequestTime:
     ) -> Iterator[tuple[float, float, float]]:
         """Yield share, iterations of a request and seconds of an iteration of each node."""
         runtime = self.deployment.runtime
-        least = 0.0
-        if runtime.prompt_limit is not None:  # a chunk of a prompt is an iteration, at least
-            least = lengths(self.deployment)[0] / runtime.prompt_limit
         for gpu, share, n in zip(used.gpus, used.shares, used.n_iterations, strict=True):
-            n_iterations = max(n / larger_batches, min(least, n))
+            n_iterations = self._at_least(n, larger_batches)
             seconds = math.fsum(
                 count * self._block_s(block, gpu, n_iterations, more_flops, more_bytes)
                 for block, count in Counter(used.stage.blocks).items()
@@ -248,6 +245,12 @@ class _RequestTime:
             if runtime.batching is Batching.STAGE:
                 seconds += n_iterations * runtime.iteration_s
             yield share, n_iterations, seconds / n_iterations
+
+    def _at_least(self, n_iterations: float, larger_batches: float) -> float:
+        """Return the iterations of a request in larger batches, which chunks do not shorten."""
+        prompt, limit = lengths(self.deployment)[0], self.deployment.runtime.prompt_limit
+        least = 0.0 if limit is None else prompt / limit
+        return max(n_iterations / larger_batches, min(least, n_iterations))
 
     def _block_s(
         self,

@@ -19,6 +19,7 @@ from hypsolve.planning.query import (
     solve_query,
     takes_query,
 )
+from hypsolve.planning.rate_bound import lengths
 from hypsolve.planning.simulation_search import METHOD as SIMULATED
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.what_if import Upgrade, find_upgrades, lighter_models
@@ -410,22 +411,34 @@ def _stages(result: Result, deployment: Deployment) -> Iterator[StagePlan]:
             time_s=time_s,
             link_s=link_s,
             share=counted[k] / whole if whole else 0.0,
-            binds=_binds(deployment, k, partition.stage(k), time_s, link_s),
+            binds=_binds(result, deployment, k, partition.stage(k), time_s, link_s),
         )
 
 
-def _binds(deployment: Deployment, k: int, blocks: range, time_s: float, link_s: float) -> str:
-    """Return what takes most of the time of one request alone on a tier and its link."""
+def _binds(
+    result: Result, deployment: Deployment, k: int, blocks: range, time_s: float, link_s: float
+) -> str:
+    """Return what takes most of the time of one request alone on a tier and its link.
+
+    Compute takes most of it if it takes more than half of the time on a node, averaged over the
+    nodes that can hold the blocks, each weighted by the share of requests that it serves.
+    """
     if link_s >= time_s:
         return "link" if link_s > 0 else ""
     if deployment.cost_model is CostModel.FLOPS:
         return "compute"
-    model, tier = deployment.model, deployment.network.tiers[k]
-    prompt = int(deployment.requests.prompt_tokens[0])
-    output = int(deployment.requests.output_tokens[0])
-    gpu = max((node.gpu for node in tier.nodes), key=lambda gpu: gpu.flops_per_s)
-    compute_s = sum(
-        float(costs.service_s(model.blocks[b], gpu, prompt, output, CostModel.FLOPS))
-        for b in blocks
-    )
-    return "compute" if compute_s > 0.5 * time_s else "memory bandwidth"
+    holds = evaluation.can_hold(result.instance, k, blocks.start, blocks.stop)
+    node_s = evaluation.node_stage_s(result.instance, k, blocks.start, blocks.stop)
+    model, nodes = deployment.model, deployment.network.tiers[k].nodes
+    prompt, output = lengths(deployment)
+    compute_share = shares = 0.0
+    for node, is_used, alone_s in zip(nodes, holds, node_s, strict=True):
+        if is_used and alone_s > 0:
+            compute_s = sum(
+                float(costs.service_s(block, node.gpu, prompt, output, CostModel.FLOPS))
+                for block in (model.blocks[b] for b in blocks)
+            )
+            # a node serves requests in proportion to its speed
+            compute_share += compute_s / alone_s / alone_s
+            shares += 1 / alone_s
+    return "compute" if compute_share > 0.5 * shares else "memory bandwidth"

@@ -18,7 +18,7 @@ from hypsolve.planning.layers import describe_blocks, describe_cuts
 from hypsolve.planning.query import PlanQuery, solve_query
 from hypsolve.planning.text import describe_bottleneck, describe_proof
 from hypsolve.planning.what_if import lighter_models, scenarios
-from hypsolve.problem import evaluation
+from hypsolve.problem import costs, evaluation
 from hypsolve.problem.units import GIB
 from hypsolve.simulation.metrics import growth
 from instances import network, networks
@@ -920,3 +920,24 @@ def test_nodes_that_no_pipeline_takes_are_named():
         idle = {name for name, s in zip(names, busy_s, strict=True) if s == 0}
         assert idle == ({"card-1"} if runtime != "ideal" else set())
         assert ("idle: card-1;" in str(made)) == bool(idle)
+
+
+@pytest.mark.parametrize("lengths", [(512, 256), (2048, 64), (4096, 2)])
+def test_what_binds_is_that_of_one_node(lengths):
+    """Sixteen alike nodes were bound by compute where one was by memory bandwidth."""
+    model, gpu = hs.model("llama-3-8b"), hs.gpu("h100")
+    compute_s = memory_s = 0.0
+    prompt, output = lengths
+    for block in model.blocks:
+        for context in (0, *range(prompt, prompt + output - 1)):
+            flops, moved = costs.step_work(block, 1 if context else prompt, context)
+            compute_s += float(flops) / gpu.flops_per_s
+            memory_s += float(moved) / gpu.bytes_per_s
+    expected = "compute" if compute_s > memory_s else "memory bandwidth"
+    for n_nodes in (1, 2, 16):
+        made = hs.plan(
+            model, hs.Network(name="n", tiers=(tier("a", "h100", n_nodes),)), concurrency=1,
+            prompt_tokens=prompt, output_tokens=output, with_upgrades=False,
+            time_limit_s=1.0,
+        )  # fmt: skip
+        assert [stage.binds for stage in made.stages] == [expected]
