@@ -103,10 +103,14 @@ class Forecast:
         Approximate largest sustainable rate, by bisection over simulations. It is nan if too
         many requests are needed to tell, and 0 if it is below 1/32 of the bound. It is at least
         the rate of the load if that rate is sustained.
+    max_rate_is_lower_bound : bool
+        Whether the search for the largest rate was cut short, by the time limit or because too
+        many requests are needed: `max_requests_per_s` is sustained, and larger rates may be.
     limited_by : str
         Resource that limits the rate: ``compute``, ``memory bandwidth``, ``KV memory``, ``batch
         limit``, ``link`` or ``latency``, and where; see
-        `hypsolve.planning.limiting_resource`. Empty if it is not known.
+        `hypsolve.planning.limiting_resource`. Empty if it is not known, also
+        if the largest rate is not.
     bound_requests_per_s : float
         Upper bound on the rate of every schedule of this partition under the limits of
         `runtime`; see `hypsolve.planning.rate_bound`. The rate is the number of requests over
@@ -145,6 +149,7 @@ class Forecast:
     mean_in_flight: float
     utilisation: float
     max_requests_per_s: float
+    max_rate_is_lower_bound: bool
     limited_by: str
     bound_requests_per_s: float
     max_sequences: int
@@ -206,10 +211,13 @@ def predict(
     trace = serve_load(deployment, partition, load)
     found = trace.metrics(ttft_slo_s=load.ttft_slo_s, tpot_slo_s=load.tpot_slo_s)
     bound = bound_on_rate(deployment, instance, partition)
-    max_rate, keeps_up, limited_by = math.nan, None, ""
+    max_rate, keeps_up, is_lower_bound, limited_by = math.nan, None, False, ""
     if only not in ("mean latency", "goodput") and not (only and load.users is not None):
-        max_rate, keeps_up = _sustained(deployment, partition, bound, load, deadline)
-    if 0 < max_rate < math.inf and not only and not deadline.has_passed():
+        max_rate, keeps_up, is_lower_bound = _sustained(
+            deployment, partition, bound, load, deadline
+        )
+    is_known = 0 < max_rate < math.inf and not is_lower_bound
+    if is_known and not only and not deadline.has_passed():
         n = min(N_REQUESTS * 2, _max_requests(deployment, load.max_visits))
         beyond = serve(_evenly(deployment, OVERLOAD * max_rate, n), partition)
         limited_by = limiting_resource(deployment, instance, partition, beyond)
@@ -239,6 +247,7 @@ def predict(
         mean_in_flight=served_per_s * found.latency_s.mean,
         utilisation=_utilisation(trace, used, found, served_per_s),
         max_requests_per_s=max_rate,
+        max_rate_is_lower_bound=is_lower_bound,
         limited_by=limited_by,
         bound_requests_per_s=bound,
         max_sequences=room.sequences,
@@ -434,8 +443,10 @@ def _sustained(
     bound: float,
     load: Load,
     deadline: Deadline,
-) -> tuple[float, bool | None]:
+) -> tuple[float, bool | None, bool]:
     """Return about the largest sustainable rate, and whether the load is sustained.
+
+    The third value is whether the rate is only a lower bound, because the search was cut short.
 
     A rate is sustained if the number of requests in progress does not grow. Requests arrive
     evenly, so that no burst is mistaken for a growing queue, during `WINDOW` times the latency
@@ -445,7 +456,7 @@ def _sustained(
     """
     rate_per_s = load.rate_per_s if load.users is None else 0.0
     if math.isinf(bound):
-        return math.inf, True
+        return math.inf, True, False
     alone_s = float(serve(_evenly(deployment, bound, 1), partition).latency_s[0])
     max_requests = min(MAX_SIMULATED, _max_requests(deployment, load.max_visits))
 
@@ -464,15 +475,15 @@ def _sustained(
 
     is_sustained = rate_per_s == 0 or (rate_per_s < bound and keeps_up(rate_per_s))
     if is_sustained is None:
-        return math.nan, None
+        return math.nan, None, False
     low, high = (rate_per_s, bound) if is_sustained else (0.0, min(rate_per_s, bound))
     for _ in range(N_BISECTIONS):
         rate = (low + high) / 2
         does_keep_up = keeps_up(rate)
         if does_keep_up is None:  # `low` is sustained, larger rates are not known
-            return low if low > 0 else math.nan, is_sustained
+            return (low, is_sustained, True) if low > 0 else (math.nan, is_sustained, False)
         low, high = (rate, high) if does_keep_up else (low, rate)
-    return low, is_sustained
+    return low, is_sustained, False
 
 
 def _evenly(deployment: Deployment, rate_per_s: float, n: int) -> Deployment:

@@ -51,6 +51,11 @@ class Goal:
             return forecast.requests_per_s
         return forecast.max_requests_per_s
 
+    def is_lower_bound(self, forecast: Forecast) -> bool:
+        """Return whether the quantity in a forecast is only a lower bound."""
+        is_searched = self.quantity == RATE and forecast.load.users is None
+        return is_searched and forecast.max_rate_is_lower_bound
+
     def model(self, solution: Solution, cuts: tuple[int, ...], query: PlanQuery) -> float:
         """Return the model of the quantity by which scenarios are ranked.
 

@@ -103,6 +103,7 @@ class Alternative:
     objective : str
     cuts : tuple of int
     latency_mean_s, max_requests_per_s, goodput_requests_per_s : float
+    max_rate_is_lower_bound : bool
         As in `Forecast`.
     """
 
@@ -111,6 +112,7 @@ class Alternative:
     latency_mean_s: float
     max_requests_per_s: float
     goodput_requests_per_s: float = math.nan
+    max_rate_is_lower_bound: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

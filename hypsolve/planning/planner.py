@@ -161,6 +161,10 @@ def plan_query(
                 solution,
                 lighter,
                 before=_best_known(query, forecast, alternatives),
+                before_is_lower_bound=any(
+                    each is not None and each.max_rate_is_lower_bound
+                    for each in (forecast, *alternatives)
+                ),
                 splits=[other.cuts for other in alternatives],
                 deadline=deadline,
                 progress=progress,
@@ -344,6 +348,7 @@ def _alternatives(
             latency_mean_s=forecast.latency_s.mean,
             max_requests_per_s=forecast.max_requests_per_s,
             goodput_requests_per_s=forecast.goodput_requests_per_s,
+            max_rate_is_lower_bound=forecast.max_rate_is_lower_bound,
         )
 
 

@@ -219,7 +219,13 @@ def describe_forecast(forecast: Forecast) -> list[str]:
     rate = "the largest rate that it keeps up with takes too long to simulate"
     if not math.isnan(forecast.max_requests_per_s):
         limit = f", limited by {forecast.limited_by}" if forecast.limited_by else ""
-        rate = f"it keeps up with about {forecast.max_requests_per_s:.3g} requests/s{limit}"
+        about, short = _about(forecast.max_rate_is_lower_bound), ""
+        if forecast.max_rate_is_lower_bound:
+            short = " (the search for more was cut short)"
+        rate = (
+            f"it keeps up with {about} {forecast.max_requests_per_s:.3g} requests/s{short}"
+            f"{limit}"
+        )
     lines += [
         f"{rate}; under the limits of this runtime, with one message at a time on a link, no"
         f" schedule of this split serves more than {forecast.bound_requests_per_s:.3g}",
@@ -243,6 +249,10 @@ def _served(forecast: Forecast) -> str:
         f"{forecast.requests_per_s:.3g} requests/s, {forecast.output_tokens_per_s:.4g} output"
         f" tokens/s, {forecast.mean_in_flight:.3g} requests in flight"
     )
+
+
+def _about(is_lower_bound: bool) -> str:
+    return "at least" if is_lower_bound else "about"
 
 
 def _running(forecast: Forecast) -> str:
@@ -288,10 +298,12 @@ def alternatives_lines(plan: Plan) -> list[str]:
     assert forecast is not None
     for other in plan.alternatives:
         more = other.max_requests_per_s > forecast.max_requests_per_s * CLEARLY
+        more = more and not forecast.max_rate_is_lower_bound  # which may be larger
         sooner = other.latency_mean_s * CLEARLY < forecast.latency_s.mean
         if more or sooner:
             rate = (
-                f"keeps up with {'more requests: ' * more}about"
+                f"keeps up with {'more requests: ' * more}"
+                f"{_about(other.max_rate_is_lower_bound)}"
                 f" {other.max_requests_per_s:.3g} requests/s"
             )
             latency = (
@@ -332,7 +344,8 @@ def describe_upgrade(upgrade: Upgrade, currency: str = "") -> str:
     """Say what an upgrade improves, by how much, and for what price."""
     value, more = show_quantity(upgrade), ""
     if math.isfinite(upgrade.gain):
-        more = f", {upgrade.gain:.0%} {'more' if upgrade.is_rate else 'less'}"
+        least = "at least " * upgrade.is_lower_bound
+        more = f", {least}{upgrade.gain:.0%} {'more' if upgrade.is_rate else 'less'}"
     price = ""
     if upgrade.price_per_hour > 0:
         money = f" {currency}" if currency else ""
@@ -351,7 +364,10 @@ def show_quantity(upgrade: Upgrade) -> str:
         share = upgrade.slo_attainment
         return f"{upgrade.after:.3g} requests/s within the targets ({share:.1%} of them)"
     if upgrade.quantity == "requests/s":
-        return f"about {upgrade.after:.3g} requests/s"
+        now = ""
+        if upgrade.before_is_lower_bound:
+            now = f", where now it is at least {upgrade.before:.3g} (that search was cut short)"
+        return f"{_about(upgrade.is_lower_bound)} {upgrade.after:.3g} requests/s{now}"
     return f"{upgrade.quantity} {show_seconds(upgrade.after)}"
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from hypsolve import catalog
 from hypsolve.formats.gguf_header import is_gguf
 from hypsolve.planning.forecast import predict
-from hypsolve.planning.goal import LATENCY, Goal
+from hypsolve.planning.goal import LATENCY, RATE, Goal
 from hypsolve.planning.query import (
     ModelSource,
     PlanQuery,
@@ -58,14 +58,17 @@ class Upgrade:
     before, after : float
         The quantity without and with the upgrade, simulated; before is nan if nothing fits.
     gain : float
-        Share by which the quantity improves; nan if nothing fits without it, inf if nothing
-        was within the targets.
+        Share by which the quantity improves; nan if nothing fits without it, or if `before` is
+        only a lower bound; inf if nothing was within the targets.
     price_per_hour : float
         Price of the change; 0 if it needs no hardware, nan if unknown.
     cuts : tuple of int
         The simulated split.
     slo_attainment : float
         Share of the requests within the targets, with the upgrade; nan without targets.
+    before_is_lower_bound, is_lower_bound : bool
+        Whether `before`, or `after`, is only a lower bound because the search for the largest
+        rate was cut short. The gain is then unknown, or a lower bound, too.
     extrapolated : bool
         Whether no block times were measured with its weights.
     """
@@ -78,6 +81,8 @@ class Upgrade:
     price_per_hour: float
     cuts: tuple[int, ...]
     slo_attainment: float = math.nan
+    before_is_lower_bound: bool = False
+    is_lower_bound: bool = False
     extrapolated: bool
 
     @property
@@ -131,6 +136,7 @@ class Simulated(NamedTuple):
     value: float
     cuts: tuple[int, ...]
     slo_attainment: float = math.nan
+    is_lower_bound: bool = False
 
 
 def find_upgrades(
@@ -139,6 +145,7 @@ def find_upgrades(
     lighter: Mapping[str, Model] | None = None,
     *,
     before: float = math.nan,
+    before_is_lower_bound: bool = False,
     splits: Iterable[tuple[int, ...]] = (),
     deadline: Deadline = NEVER,
     progress: Progress | None = None,
@@ -157,6 +164,8 @@ def find_upgrades(
     before : float
         The quantity that the user asked for (`Goal`) without any change, simulated: the best
         of all splits that are known.
+    before_is_lower_bound : bool
+        Whether `before` is only a lower bound; gains are then not known.
     splits : iterable of tuple of int
         Cuts of splits that are known; they are tried in each scenario with as many tiers.
     deadline : Deadline, optional
@@ -176,6 +185,7 @@ def find_upgrades(
         At Ctrl-C.
     """
     goal = Goal(query)
+    is_vague = before_is_lower_bound and goal.quantity == RATE and query.users is None
     progress = progress or (lambda line: None)
     known = [tuple(cuts) for cuts in splits]
     partition = solution.result.partition
@@ -212,10 +222,12 @@ def find_upgrades(
             quantity=goal.quantity,
             before=before,
             after=best.value,
-            gain=gain,
+            gain=math.nan if is_vague else gain,
             price_per_hour=scenario.price_per_hour,
             cuts=best.cuts,
             slo_attainment=best.slo_attainment,
+            before_is_lower_bound=is_vague,
+            is_lower_bound=best.is_lower_bound,
             extrapolated=scenario.query.model.extrapolated,
         )
 
@@ -279,7 +291,10 @@ def _simulated(candidate: _Candidate, goal: Goal, deadline: Deadline) -> Simulat
             only=goal.quantity,
         )
     best = min(found, key=lambda cuts: goal.rank(goal.of(found[cuts])))
-    return Simulated(goal.of(found[best]), best, found[best].slo_attainment)
+    forecast = found[best]
+    return Simulated(
+        goal.of(forecast), best, forecast.slo_attainment, goal.is_lower_bound(forecast)
+    )
 
 
 def lighter_models(source: ModelSource, weights: str | None) -> dict[str, Model]:

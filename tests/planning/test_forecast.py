@@ -252,6 +252,22 @@ def test_a_deadline_ends_the_search_for_the_rate(monkeypatch):
     assert len(simulated) > 8
 
 
+@pytest.mark.parametrize("limit_s", [2.5, 4.5, 1e9])
+def test_a_search_that_is_cut_short_gives_a_lower_bound(monkeypatch, limit_s):
+    """A rate that was found before the time was over was called about the largest."""
+    problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1), toys.model(1))
+    whole = predict(problem, toys.even(1), 0.2)
+    assert not whole.max_rate_is_lower_bound and whole.limited_by
+    assert "it keeps up with about" in "\n".join(describe_forecast(whole))
+    monkeypatch.setattr("hypsolve.solvers.clock.now", Ticks(1.0))
+    short = predict(problem, toys.even(1), 0.2, deadline=Deadline(limit_s))
+    assert short.max_rate_is_lower_bound is (limit_s < 1e9)
+    if short.max_rate_is_lower_bound:
+        assert 0.2 <= short.max_requests_per_s <= whole.max_requests_per_s
+        assert not short.limited_by
+        assert "it keeps up with at least" in "\n".join(describe_forecast(short))
+
+
 def test_a_short_time_limit_shortens_every_simulation():
     """A simulation takes at most about a tenth of the limit."""
     box = hs.Network(

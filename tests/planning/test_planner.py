@@ -16,7 +16,7 @@ from hypsolve.planning import forecast, planner, query, what_if
 from hypsolve.planning.forecast import Load, predict
 from hypsolve.planning.layers import describe_blocks, describe_cuts
 from hypsolve.planning.query import PlanQuery, solve_query
-from hypsolve.planning.text import describe_bottleneck, describe_proof
+from hypsolve.planning.text import describe_bottleneck, describe_proof, describe_upgrade
 from hypsolve.planning.what_if import lighter_models, scenarios
 from hypsolve.problem import costs, evaluation
 from hypsolve.problem.units import GIB
@@ -941,3 +941,29 @@ def test_what_binds_is_that_of_one_node(lengths):
             time_limit_s=1.0,
         )  # fmt: skip
         assert [stage.binds for stage in made.stages] == [expected]
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_no_gain_over_a_lower_bound_is_told_as_exact(monkeypatch, found, before, after):
+    """Upgrades gained 88 % or 130 % over a rate that had more to it."""
+    monkeypatch.setattr(
+        what_if,
+        "_simulated",
+        lambda candidate, *_: what_if.Simulated(
+            2e6 * candidate.modelled, candidate.splits[0], is_lower_bound=after
+        ),
+    )
+    solution = solve_query(found.query)
+    upgrades = list(
+        what_if.find_upgrades(found.query, solution, before=1.0, before_is_lower_bound=before)
+    )
+    assert upgrades
+    for upgrade in upgrades:
+        words = describe_upgrade(upgrade)
+        assert (upgrade.is_lower_bound, upgrade.before_is_lower_bound) == (after, before)
+        assert math.isnan(upgrade.gain) is before
+        assert words.startswith("at least" if after else "about")
+        assert ("where now it is at least 1 " in words) is before
+        assert ("% more" in words) is not before
+        assert ("at least" in words.partition(",")[2]) is (after or before)
