@@ -216,16 +216,7 @@ def describe_forecast(forecast: Forecast) -> list[str]:
             f"  {forecast.slo_attainment:.1%} of the requests are within {describe_slos(load)}:"
             f" {forecast.goodput_requests_per_s:.3g} requests/s"
         )
-    rate = "the largest rate that it keeps up with takes too long to simulate"
-    if not math.isnan(forecast.max_requests_per_s):
-        limit = f", limited by {forecast.limited_by}" if forecast.limited_by else ""
-        about, short = _about(forecast.max_rate_is_lower_bound), ""
-        if forecast.max_rate_is_lower_bound:
-            short = " (the search for more was cut short)"
-        rate = (
-            f"it keeps up with {about} {forecast.max_requests_per_s:.3g} requests/s{short}"
-            f"{limit}"
-        )
+    rate = _largest_rate(forecast)
     lines += [
         f"{rate}; under the limits of this runtime, with one message at a time on a link, no"
         f" schedule of this split serves more than {forecast.bound_requests_per_s:.3g}",
@@ -241,6 +232,23 @@ def describe_forecast(forecast: Forecast) -> list[str]:
     elif not forecast.keeps_up:
         lines.insert(0, f"it cannot keep up with {rate}: latencies grow without end")
     return lines
+
+
+def _largest_rate(forecast: Forecast) -> str:
+    """Say which rate is sustained; users in a closed loop never send more than is served."""
+    rate_per_s = forecast.max_requests_per_s
+    if forecast.load.users is not None:
+        waits = "users wait for their answers, so requests never pile up"
+        if not rate_per_s > forecast.requests_per_s:  # a coarse rate below what is served
+            return waits
+        about = f"{_about(forecast.max_rate_is_lower_bound)} {rate_per_s:.3g}"
+        return f"{waits}; if requests came at a rate instead, it would keep up with {about}"
+    if math.isnan(rate_per_s):
+        return "the largest rate that it keeps up with takes too long to simulate"
+    limit = f", limited by {forecast.limited_by}" if forecast.limited_by else ""
+    cut = " (the search for more was cut short)" if forecast.max_rate_is_lower_bound else ""
+    about = _about(forecast.max_rate_is_lower_bound)
+    return f"it keeps up with {about} {rate_per_s:.3g} requests/s{cut}{limit}"
 
 
 def _served(forecast: Forecast) -> str:

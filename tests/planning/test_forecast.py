@@ -135,6 +135,20 @@ def test_users_in_a_closed_loop_get_what_little_says():
     assert found.keeps_up is True
 
 
+@pytest.mark.parametrize(
+    ("open_loop", "is_told"), [(0.9, False), (2.0, True), (math.nan, False)]
+)
+def test_no_smaller_rate_is_told_than_users_get(open_loop, is_told):
+    """It said that it keeps up with 0.103 requests/s beside users who got 0.113."""
+    problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1, 1, 3), toys.model(1))
+    found = predict(problem, toys.even(1), Load(users=2, think_time_s=5.0))
+    rate = open_loop * found.requests_per_s
+    words = "\n".join(describe_forecast(replace(found, max_requests_per_s=rate)))
+    assert "users wait for their answers, so requests never pile up" in words
+    assert "it keeps up with" not in words
+    assert (f"at a rate instead, it would keep up with about {rate:.3g}" in words) is is_told
+
+
 def test_targets_are_counted():
     """One of the two targets cannot be met, the other always is."""
     problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1, 1, 3), toys.model(1))
