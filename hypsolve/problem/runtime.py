@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from hypsolve.problem import validation as valid
+from hypsolve.problem.card_memory import seen_bytes
 from hypsolve.problem.units import GIB, count
 
 if TYPE_CHECKING:
@@ -170,14 +171,26 @@ class Runtime:
             + self.logits_copies * self.max_num_seqs * vocabulary * BYTES_PER_LOGIT
         )
 
+    def card_bytes(self, node: Node) -> float:
+        """Return the memory of a node that the runtime sees, reserved bytes included.
+
+        A server sees less of an NVIDIA card than the data sheet says: `SEEN_GIB` of
+        ``hypsolve/problem/card_memory.py``. A runtime that runs on no platform in particular,
+        as ``ideal``, has all.
+        """
+        nominal, given = node.gpu.memory_bytes, node.memory_bytes
+        if self.platforms:
+            return seen_bytes(node.gpu.name, nominal, given)
+        return nominal if given is None else given
+
     def usable_bytes(self, node: Node, model: Model) -> float:
         """Return a node's memory for weights and KV cache, at least 0.
 
         The server takes its share of the memory, or what others leave if that is less. Its own
         use is subtracted.
         """
-        has = node.gpu.memory_bytes if node.memory_bytes is None else node.memory_bytes
-        budget = min(self.memory_fraction * has, node.usable_bytes)
+        has = self.card_bytes(node)
+        budget = min(self.memory_fraction * has, has - node.reserved_bytes)
         return max(budget - self.overhead_bytes(model), 0.0)
 
     def limits(self, **overrides: Any) -> dict[str, Any]:

@@ -315,7 +315,7 @@ def _cards(
         for node in tier.nodes:
             if node.name not in used.get(tier.name, ()):
                 continue
-            has = node.gpu.memory_bytes if node.memory_bytes is None else node.memory_bytes
+            has = runtime.card_bytes(node)
             free = deployment.usable_bytes(node) - weights
             cards.append(
                 Card(
@@ -324,7 +324,7 @@ def _cards(
                     host=node.host or node.name,
                     number=numbers[node.name],
                     is_shared=bool(node.host) and (of_host[node.host] > 1 or bool(node.card)),
-                    memory_share=min(runtime.memory_fraction, node.usable_bytes / has),
+                    memory_share=min(runtime.memory_fraction, 1 - node.reserved_bytes / has),
                     room_tokens=free // kv_bytes if kv_bytes else math.inf,
                 )
             )
