@@ -25,6 +25,7 @@ PUBLISHED_GB = {
 }
 PUBLISHED_GB["llama-3-8b"] |= {"awq": 4.68 + 1.05, "fp8": 5.00 + 4.08}
 PUBLISHED_GB["llama-2-7b"] = {"awq": 3.89, "gptq-int4": 3.90}
+PUBLISHED_GB["phi-2"] = {"q4_k_m": 1.789}  # query, key and value are one matrix
 FILES = [(name, weights) for name, sizes in PUBLISHED_GB.items() for weights in sizes]
 
 
