@@ -24,10 +24,11 @@ MAX_SIZE = 2**31  # of every other number of a shape
 MAX_SHAPES = 64  # of layers in a model
 
 # architecture: the period of its sliding windows. In a period of n layers, all but the last
-# have the window; 0: all layers have it; None: no layer has one (llama.cpp, set_swa_pattern).
+# have the window; 0: all layers have it; None: no layer has one, which is so for phi3, too,
+# though its files name a window (llama.cpp, set_swa_pattern; pull request 13676).
 ARCHITECTURES: dict[str, int | None] = {
     "llama": None, "mistral3": None, "qwen2": None, "qwen2moe": None, "qwen3": None,
-    "qwen3moe": None, "gpt-oss": 2, "phi2": None, "phi3": 0, "gemma": None, "gemma2": 2,
+    "qwen3moe": None, "gpt-oss": 2, "phi2": None, "phi3": None, "gemma": None, "gemma2": 2,
     "gemma3": 6, "command-r": None, "cohere2": 4, "glm4": None, "granite": None, "gpt2": None,
     "gptneox": None, "internlm2": None, "smollm3": None, "stablelm": None, "starcoder2": None,
 }  # fmt: skip
