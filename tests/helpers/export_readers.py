@@ -73,7 +73,8 @@ def vllm_layers(text):
         if backend == "ray":
             driver = [host for host in ray if host[0] == each.where]
             others = [host for host in ray if host[0] != each.where]
-            ranked = driver + sorted(others, key=lambda host: len(host[1]))  # stable
+            assert len(others) <= 1  # vLLM 0.33.0 sorts them by random node ids
+            ranked = driver + others
             places = [(host, card) for host, on_host in ranked for card in on_host]
         elif "--nnodes" in each.flags:
             local = n_stages // int(each["--nnodes"])

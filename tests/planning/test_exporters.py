@@ -182,11 +182,13 @@ def test_only_runtimes_that_name_modules_need_the_type_of_a_model(capsys, slow_f
 def test_cautions_say_what_an_export_does_not(capsys, tmp_path):
     plain = planned((0, 12, 34))
     assert [cautions(plain, each) for each in ("json", "torch")] == [[], []]
-    (foreign,) = cautions(plain, "vllm")
+    foreign, chunk, context = cautions(plain, "vllm")
     assert foreign.startswith("simulated by the rules of runtime 'ideal', not of vllm: its lim")
+    assert chunk.startswith("chunk_tokens = 512 is no flag of vllm")
+    assert context.startswith("the context has exactly 528 tokens")
     runtime = hs.runtime("vllm")
     as_vllm = replace(plain, deployment=replace(plain.deployment, runtime=runtime))
-    assert cautions(as_vllm, "vllm") == []
+    assert cautions(as_vllm, "vllm") == [context]
     one_machine, benchmark = cautions(plain, "accelerate")
     assert one_machine == "a device_map is for one machine: device k must be the GPU of stage k"
     assert benchmark.startswith("benchmark of the simulated load, 1 requests/s of 512 + 16 tok")
@@ -248,3 +250,47 @@ def test_names_of_modules_matter_to_the_runtimes_that_say_so(runtime):
     found = planned((0, 12, 34))
     texts = {export(found, runtime, model_type=each) for each in ("llama", "gpt2")}
     assert len(texts) == (2 if runtime in NAMES_MODULES else 1)
+
+
+UNTOLD = [
+    ("vllm", {"chunk_tokens": 128}, "vllm", "chunk_tokens = 128 is no flag of vllm"),
+    ("vllm", {"kv_block_tokens": 24}, "vllm", "kv_block_tokens = 24 is no --block-size"),
+    ("vllm", {"iteration_s": 0.01}, "vllm", "iteration_s = 0.01 was simulated"),
+    ("vllm", {"batching": "stage"}, "vllm", "batching stage was simulated: vllm has pipeline"),
+    (
+        "sglang",
+        {"max_num_batched_tokens": 300},
+        "sglang",
+        "max_num_batched_tokens = 300 limits",
+    ),
+    ("sglang", {}, "sglang", "sglang 0.5.23 computes prompts first"),
+    ("llama.cpp", {"kv_admission": "paged"}, "llama.cpp", "a paged KV cache was simulated"),
+    ("llama.cpp", {"memory_fraction": 0.3}, "llama.cpp", "memory_fraction = 0.3 is no flag"),
+    ("llama.cpp", {"max_num_seqs": 300}, "llama.cpp", "300 requests at once were simulated"),
+]
+
+
+@pytest.mark.parametrize(("name", "limits", "server", "begins"), UNTOLD)
+def test_every_limit_that_a_server_cannot_be_told_is_named(name, limits, server, begins):
+    """A limit that is dropped without a word makes the forecast one of another server."""
+    plain = planned((0, 34))
+    runtime = hs.runtime(name, **limits)
+    found = replace(plain, deployment=replace(plain.deployment, runtime=runtime))
+    assert sum(line.startswith(begins) for line in cautions(found, server)) == 1
+
+
+def test_servers_refuse_neither_slots_nor_chunks():
+    """llama.cpp has 256 slots (LLAMA_MAX_SEQ); SGLang asserts that chunks are whole pages."""
+    plain = planned((0, 34))
+
+    def text(server, **limits):
+        runtime = hs.runtime(server, **limits)
+        deployment = replace(plain.deployment, runtime=runtime)
+        return export(replace(plain, deployment=deployment), server)
+
+    llama = text("llama.cpp", max_num_seqs=300)
+    assert " -np 256 " in llama and f" -c {256 * 528} " in llama and "-np 300" not in llama
+    assert "--chunked-prefill-size 992 " in text(
+        "sglang", chunk_tokens=1000, kv_block_tokens=16
+    )
+    assert "--chunked-prefill-size 16 " in text("sglang", chunk_tokens=10, kv_block_tokens=16)

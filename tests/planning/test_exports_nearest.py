@@ -245,7 +245,7 @@ def test_the_command_solves_again_where_it_must(capsys, slow_first):
     command = ("plan", "--model", "phi-3-mini", "--network", slow_first, *short)
     code, out, err = run(capsys, *command, "--export", "vllm")
     assert code == 0 and "VLLM_PP_LAYER_PARTITION=1,31" in out
-    why, best, note = err.splitlines()
+    why, best, note, *_ = err.splitlines()
     assert why.startswith(
         "vllm cannot express the best plan: the stage of tier 'slow' has only"
     )
@@ -286,7 +286,7 @@ def test_alike_nodes_become_replicas_instead_of_one_long_pipeline(tmp_path):
     near = near_plan(found, "vllm")
     text = export(near, "vllm", instead_of=found)
     assert not_expressible(near, "vllm") == ""
-    serves = commands(text, "vllm serve")
+    serves = [c for c in commands(text, "vllm serve") if "--headless" not in c.flags]
     assert len(serves) == 2 and all(
         len(tier_.nodes) == 2 for tier_ in near.network.network.tiers
     )
@@ -296,7 +296,8 @@ def test_alike_nodes_become_replicas_instead_of_one_long_pipeline(tmp_path):
     found = plan("llama-3-8b", path, rate_per_s=5, output_tokens=16)
     near = near_plan(found, "vllm")
     text = export(near, "vllm", instead_of=found)
-    assert len(commands(text, "vllm serve")) == 2 and "PARTITION" in text
+    serves = [c for c in commands(text, "vllm serve") if "--headless" not in c.flags]
+    assert len(serves) == 2 and "PARTITION" in text
     left = set(used_by(found)) - set(used_by(near))
     line = text.splitlines()[0]
     assert len(left) == 6 and set(re.findall(r"region-\S+?(?=[,;])", line)) == left
@@ -368,14 +369,14 @@ def test_some_nodes_of_a_tier_may_not_run_a_runtime():
 
 
 def test_no_plan_is_returned_that_ray_would_start_otherwise():
-    """Ray puts machines with fewer GPUs first, and vLLM's own processes need even machines."""
+    """Ray leaves the order of three machines open, and vLLM's own processes need even ones."""
     tiers = [
         tier(name, "h200", 1, WIRE if name != "d" else None, host=host)
         for name, host in (("a", "x"), ("b", "y"), ("c", "y"), ("d", "z"))
     ]
     network = hs.Network(name="n", tiers=tuple(tiers))
     found = plan("llama-3-8b", network)
-    assert "Ray puts machines with fewer GPUs first, and they come as y 2, z 1" in (
+    assert "no fixed order, and without Ray every machine must have as many stages; they" in (
         not_expressible(found, "vllm")
     )
     with pytest.raises(ValueError, match="nearest_plan: vllm can express no plan: Ray puts"):

@@ -16,6 +16,7 @@ from hypsolve.planning.exporters.platforms import (
     platforms_of,
     runs_on,
 )
+from hypsolve.planning.exporters.untold import no_slack, too_many_slots, untold
 from hypsolve.planning.plan import Plan
 from hypsolve.problem import validation as valid
 
@@ -209,6 +210,13 @@ def cautions(plan: Plan, runtime: str) -> list[str]:
             f"simulated by the rules of runtime {simulated.name!r}, not of {runtime}: its"
             " limits are passed on, but batches are formed otherwise"
         )
+    if runtime in SERVERS:
+        lines += untold(simulated, runtime)
+    if runtime in SERVERS and plan.result.partition is not None:
+        load = BenchmarkLoad.of(plan)
+        if runtime == "llama.cpp":
+            lines += too_many_slots(Layout.of(plan), load)
+        lines.append(no_slack(load))
     if runtime == "accelerate" and n_stages > 1:
         lines.append("a device_map is for one machine: device k must be the GPU of stage k")
     if runtime == "accelerate" and n_stages > 1 and plan.model.tied_bytes:

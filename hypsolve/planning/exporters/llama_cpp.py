@@ -19,6 +19,7 @@ from hypsolve.planning.exporters.shell import (
 )
 
 MAX_DEVICES = 16  # llama_max_devices()
+MAX_SLOTS = 256  # LLAMA_MAX_SEQ: llama-server refuses more
 N_GPU_LAYERS = 999  # all, and the output layer
 
 
@@ -54,10 +55,10 @@ def write(export: Export) -> str:
                 _order(replica.cards[0]),
                 "llama-server",
                 flags,
-                f"-np {layout.sequences(replica, load)} -fit off --host 0.0.0.0 --port {port}",
+                f"-np {slots(layout, replica, load)} -fit off --host 0.0.0.0 --port {port}",
             ),
         ]
-        n_parallel = layout.sequences(replica, load)
+        n_parallel = slots(layout, replica, load)
         benches.append((flags, n_parallel))
     address = url(*urls[0])
     if len(urls) > 1:
@@ -71,6 +72,11 @@ def refusals(layout: Layout) -> list[str]:
     if layout.n_stages > MAX_DEVICES:
         return [f"it takes {MAX_DEVICES} devices, and there are {layout.n_stages} stages"]
     return []
+
+
+def slots(layout: Layout, replica: Replica, load: BenchmarkLoad) -> int:
+    """Return the slots of a replica's server: the requests at once, at most `MAX_SLOTS`."""
+    return min(layout.sequences(replica, load), MAX_SLOTS)
 
 
 def tensor_split(layers: tuple[int, ...]) -> tuple[int, ...]:
@@ -125,7 +131,7 @@ def _order(card: Card) -> str:
 def _flags(layout: Layout, replica: Replica, load: BenchmarkLoad, devices: Devices) -> str:
     """Return the flags that `llama-server` and `llama-batched-bench` share."""
     runtime = layout.runtime
-    n_parallel = layout.sequences(replica, load)
+    n_parallel = slots(layout, replica, load)
     batch = layout.batched_tokens(replica, load)
     micro = runtime.micro_batch_tokens or runtime.prompt_limit or batch
     servers = ",".join(devices.servers)

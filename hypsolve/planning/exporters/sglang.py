@@ -75,10 +75,16 @@ def _start(
 
 
 def _limits(layout: Layout, replica: Replica, load: BenchmarkLoad) -> str:
-    """Return the flags of the simulated limits; -1 turns chunks off."""
+    """Return the flags of the simulated limits; -1 turns chunks off.
+
+    A chunk must be whole pages: it is rounded down, to one page at least.
+    """
     runtime = layout.runtime
     chunk = runtime.prompt_limit or -1
     paged = runtime.kv_admission is KvAdmission.PAGED
+    if paged and chunk > 0:
+        pages = max(chunk // runtime.kv_block_tokens, 1)
+        chunk = pages * runtime.kv_block_tokens
     return command(
         f"--context-length {load.tokens}",
         f"--max-running-requests {layout.sequences(replica, load)}",

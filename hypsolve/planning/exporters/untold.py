@@ -1,0 +1,77 @@
+"""Name the simulated limits that a server cannot be told, so that its user knows."""
+
+from __future__ import annotations
+
+from hypsolve import catalog
+from hypsolve.planning.exporters.layout import BenchmarkLoad, Layout
+from hypsolve.planning.exporters.llama_cpp import MAX_SLOTS
+from hypsolve.planning.exporters.vllm import BLOCK_TOKENS
+from hypsolve.problem.runtime import KvAdmission, Runtime
+
+
+def untold(simulated: Runtime, server: str) -> list[str]:
+    """Return a line for each limit of a runtime that no flag of a server carries.
+
+    Parameters
+    ----------
+    simulated : Runtime
+    server : str
+        ``vllm``, ``sglang`` or ``llama.cpp``.
+    """
+    own = catalog.runtime(server)
+    paged = simulated.kv_admission is KvAdmission.PAGED
+    lines = []
+    if simulated.server == server and simulated.batching is not own.batching:
+        lines.append(
+            f"batching {simulated.batching} was simulated: {server} has {own.batching}"
+        )
+    if simulated.iteration_s:
+        lines.append(
+            f"iteration_s = {simulated.iteration_s:g} was simulated: {server} has no such flag"
+        )
+    if server != "sglang" and simulated.chunk_tokens is not None:
+        lines.append(
+            f"chunk_tokens = {simulated.chunk_tokens} is no flag of {server}: its limit counts"
+            " decode tokens, too, so prompts may take more of a batch than was simulated"
+        )
+    if server == "sglang" and simulated.max_num_batched_tokens is not None:
+        lines.append(
+            f"max_num_batched_tokens = {simulated.max_num_batched_tokens} limits prompt tokens"
+            " alone in sglang: decode tokens come on top"
+        )
+    if server == "vllm" and paged and simulated.kv_block_tokens not in BLOCK_TOKENS:
+        lines.append(
+            f"kv_block_tokens = {simulated.kv_block_tokens} is no --block-size of vllm, which"
+            f" takes {', '.join(map(str, BLOCK_TOKENS))}: its default holds"
+        )
+    if server == "llama.cpp" and paged:
+        lines.append("a paged KV cache was simulated: llama.cpp gives each slot its own cache")
+    if server == "llama.cpp" and simulated.memory_fraction < 1 and simulated.server == server:
+        lines.append(
+            f"memory_fraction = {simulated.memory_fraction:g} is no flag of llama.cpp, which"
+            " takes what weights and slots need"
+        )
+    if server == "sglang":
+        lines.append(
+            "sglang 0.5.23 computes prompts first and does not mix them with decode tokens"
+            " unless --enable-mixed-chunk is set: mixed batches were simulated"
+        )
+    return lines
+
+
+def too_many_slots(layout: Layout, load: BenchmarkLoad) -> list[str]:
+    """Return a line if llama.cpp has fewer slots than requests that ran at once."""
+    most = max((layout.sequences(each, load) for each in layout.replicas), default=0)
+    if most <= MAX_SLOTS:
+        return []
+    return [
+        f"{most} requests at once were simulated: llama-server has {MAX_SLOTS} slots at most"
+    ]
+
+
+def no_slack(load: BenchmarkLoad) -> str:
+    """Return what the exact length of the context means for other requests."""
+    return (
+        f"the context has exactly {load.tokens} tokens, as simulated: a chat template or a BOS"
+        " token shortens answers, so raise the limit if prompts are longer"
+    )
