@@ -98,7 +98,9 @@ def bound_on_rate(
         The compiled deployment.
     partition : Partition
     users, think_time_s
-        As in `hypsolve.simulate`: each user has at most one request in flight.
+        As in `hypsolve.simulate`: each user has at most one request in flight. The time of the
+        rate then runs to the end of the last think time: a user's request and its pause are one
+        round.
 
     Returns
     -------
