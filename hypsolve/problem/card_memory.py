@@ -12,14 +12,14 @@ from hypsolve.problem.units import GIB
 
 SEEN_GIB: Mapping[str, float] = {
     "T4": 14.56,  # "total capacity" in issue 133 of Zheng-Chong/CatVTON; nvidia-smi 15,360 MiB
-    "L4": 22.03,  # "total capacity" of PyTorch's messages; nvidia-smi 23,034 MiB
-    "A10": 22.06,  # "total capacity" of PyTorch's messages; nvidia-smi 23,028 MiB
+    "L4": 22.03,  # recalled for this card; seen on unnamed ones; nvidia-smi 23,034 MiB
+    "A10": 22.06,  # "total capacity" of an A10G; nvidia-smi 23,028 MiB
     "A30": 23.53,  # "total capacity" in issue 5 of google/RB-Modulation
     "A40": 44.4,  # recalled; nvidia-smi 46,068 MiB
     "L40S": 44.4,  # recalled; nvidia-smi 46,068 MiB (pull request 2797 of modal-client)
-    "V100-16GB": 15.75,  # "total capacity" of PyTorch's messages
-    "RTX 2080 Ti": 10.73,  # issue 104 of Morizeyao/GPT2-Chinese
-    "RTX 3090": 23.68,  # issue 16343 of vllm-project/vllm
+    "V100-16GB": 15.75,  # recalled for this card; seen on an unnamed one
+    "RTX 2080 Ti": 10.73,  # recalled for this card; seen on an unnamed one
+    "RTX 3090": 23.68,  # recalled for this card; seen on an unnamed one
     "RTX 4090": 23.64,  # issue 104 of ali-vilab/VGen
     "RTX A4000": 15.61,  # issue 6 of DengKaiCQ/VGGT-Long
     "RTX A6000": 47.5,  # recalled
@@ -27,7 +27,7 @@ SEEN_GIB: Mapping[str, float] = {
     "A100-40GB": 39.4,  # recalled; nvidia-smi 40,960 MiB
     "A100-80GB": 79.15,  # recalled; nvidia-smi 81,920 MiB
     "A100-80GB PCIe": 79.15,  # recalled
-    "H100-SXM": 79.2,  # 79.22 in pull request 10511 of vllm-project/vllm
+    "H100-SXM": 79.2,  # recalled; 79.22 on the card of pull request 10511 of vllm-project/vllm
     "H100 PCIe": 79.1,  # recalled; nvidia-smi 81,559 MiB
     "H200": 139.8,  # recalled; nvidia-smi 143,771 MiB
     "B200": 178.4,  # recalled
