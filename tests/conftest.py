@@ -1,6 +1,7 @@
 """Hypothesis profiles; tests run as if from a fresh machine."""
 
 import os
+import signal
 
 import hypothesis
 
@@ -9,3 +10,6 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("nightly", max_examples=2000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# A shell starts what it runs in the background with SIGINT ignored, and processes inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
