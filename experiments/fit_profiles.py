@@ -380,6 +380,8 @@ def render(table: dict[str, GpuProfile]) -> str:
     for slug, profile in table.items():
         lines += ["", f"[{slug}]"]
         for field in fields(GpuProfile):
+            if field.name == "visible_bytes":  # of catalog/cards.toml
+                continue
             value = getattr(profile, field.name)
             if isinstance(value, str):
                 text = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,6 +1,7 @@
 """Catalogue of GPUs, LLMs, runtimes and formats of weights, each number with its source.
 
-The tables are ``gpus.toml``, ``models.toml``, ``runtimes.toml`` and ``weights.toml``.
+The tables are ``gpus.toml``, ``cards.toml``, ``models.toml``, ``runtimes.toml`` and
+``weights.toml``.
 
 >>> from hypsolve import catalog
 >>> catalog.gpu("a100-80gb").basis
@@ -58,7 +59,14 @@ def _table(file: str) -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def _gpus() -> dict[str, GpuProfile]:
-    return {slug: GpuProfile(**entry) for slug, entry in _table("gpus.toml").items()}
+    cards = _table("cards.toml")
+    return {
+        slug: GpuProfile(
+            **entry,
+            visible_bytes=cards[slug]["visible_gib"] * GIB if slug in cards else None,
+        )
+        for slug, entry in _table("gpus.toml").items()
+    }
 
 
 def gpus() -> dict[str, GpuProfile]:
@@ -66,7 +74,8 @@ def gpus() -> dict[str, GpuProfile]:
 
     The ``basis`` of a profile is ``fitted`` (to measured block times) or ``datasheet`` (values
     times measured shares). Its memory is the whole memory: on Jetson and Apple the system uses
-    a part of it, so reserve some. Chips of Apple come with several sizes of memory
+    a part of it, so reserve some. Servers see ``visible_bytes`` of NVIDIA cards, read from
+    ``cards.toml`` with their sources. Chips of Apple come with several sizes of memory
     (``instances/README.md`` lists them); give a node the size that it has.
 
     Returns

@@ -213,6 +213,9 @@ class GpuProfile:
         times measured shares, or ``user``.
     source : str
         Origin of the numbers, in words.
+    visible_bytes : float or None
+        Memory that CUDA shows to a server, which is less than `memory_bytes`: error correction
+        and the driver take a part. None: all.
 
     Raises
     ------
@@ -229,6 +232,7 @@ class GpuProfile:
     tier: str = ""
     basis: str = "user"
     source: str = ""
+    visible_bytes: float | None = None
 
     def __post_init__(self) -> None:
         owner = f"gpu {valid.text('gpu', 'name', self.name)!r}"
@@ -236,6 +240,18 @@ class GpuProfile:
         for field in ("flops_per_s", "bytes_per_s", "memory_bytes"):
             valid.real(owner, field, getattr(self, field), strict=True)
         valid.real(owner, "power_w", self.power_w)
+        if self.visible_bytes is not None:
+            valid.real(owner, "visible_bytes", self.visible_bytes, strict=True)
+            if self.visible_bytes > self.memory_bytes:
+                raise ValueError(
+                    f"{owner}: visible_bytes must be at most memory_bytes ="
+                    f" {self.memory_bytes!r}, got {self.visible_bytes!r}"
+                )
+
+    @property
+    def hidden_bytes(self) -> float:
+        """Memory that the card has and CUDA does not show."""
+        return 0.0 if self.visible_bytes is None else self.memory_bytes - self.visible_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

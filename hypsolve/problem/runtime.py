@@ -8,7 +8,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from hypsolve.problem import validation as valid
-from hypsolve.problem.card_memory import seen_bytes
 from hypsolve.problem.units import GIB, count
 
 if TYPE_CHECKING:
@@ -156,7 +155,8 @@ class Runtime:
     def overhead_bytes(self, model: Model) -> float:
         """Return the memory that the runtime uses besides weights and KV cache.
 
-        The activations of the largest iteration, the logits, and `fixed_gib`. Every node of a
+        `fixed_gib`, and the larger one of two needs that follow each other: the activations of
+        the largest iteration, and the logits of `max_num_seqs` requests. Every node of a
         pipeline is charged the logits, which only the last stage needs.
         """
         width_bytes = model.blocks[0].output_bytes_per_token
@@ -165,23 +165,21 @@ class Runtime:
         tokens = self.max_num_batched_tokens or self.prompt_limit or 0
         if self.micro_batch_tokens is not None:
             tokens = min(tokens or self.micro_batch_tokens, self.micro_batch_tokens)
-        return (
-            self.fixed_gib * GIB
-            + self.activation_widths * tokens * width_bytes
-            + self.logits_copies * self.max_num_seqs * vocabulary * BYTES_PER_LOGIT
-        )
+        activations = self.activation_widths * tokens * width_bytes
+        logits = self.logits_copies * self.max_num_seqs * vocabulary * BYTES_PER_LOGIT
+        return self.fixed_gib * GIB + max(activations, logits)
 
     def card_bytes(self, node: Node) -> float:
         """Return the memory of a node that the runtime sees, reserved bytes included.
 
-        A server sees less of an NVIDIA card than the data sheet says: `SEEN_GIB` of
-        ``hypsolve/problem/card_memory.py``. A runtime that runs on no platform in particular,
-        as ``ideal``, has all.
+        A server sees what CUDA shows of an NVIDIA card (`GpuProfile.visible_bytes`). A node
+        that states less memory than its GPU has was measured, and is taken as it is; one that
+        states more hides as many bytes. A runtime that runs on no platform in particular, as
+        ``ideal``, has all.
         """
         nominal, given = node.gpu.memory_bytes, node.memory_bytes
-        if self.platforms:
-            return seen_bytes(node.gpu.name, nominal, given)
-        return nominal if given is None else given
+        has = nominal if given is None else given
+        return has - node.gpu.hidden_bytes if self.platforms and has >= nominal else has
 
     def usable_bytes(self, node: Node, model: Model) -> float:
         """Return a node's memory for weights and KV cache, at least 0.

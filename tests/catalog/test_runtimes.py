@@ -1,91 +1,73 @@
-"""Runtime profiles: published KV-cache sizes, defaults by GPU, and refused values."""
+"""Runtime profiles: memory of cards, defaults by GPU, and refused values."""
 
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 import hypsolve as hs
 from hypsolve import catalog
-from hypsolve.problem.card_memory import SEEN_GIB
 from hypsolve.problem.runtime import Batching, runtime_from_dict
 from hypsolve.problem.units import GIB
 
-QWEN3_14B = dict(
-    n_layers=40, hidden=5120, n_heads=40, n_kv_heads=8, head_dim=128, ffn=17408, vocab=151936
-)
-QWEN25_15B = dict(
-    n_layers=28, hidden=1536, n_heads=12, n_kv_heads=2, head_dim=128, ffn=8960, vocab=151936,
-    tied_embeddings=True,
-)  # fmt: skip
-PUBLISHED = [
-    # model, GiB of the card, max_num_seqs, max_num_batched_tokens, tokens of KV cache, error
-    # capacities that the project Helium measured with vLLM (helium/constants.py)
-    ("llama-3-8b", 93.58, 1024, 4096, 543_440, 0.05),  # H100 NVL
-    ("qwen3-8b", 93.58, 1024, 4096, 478_560, 0.05),
-    (QWEN3_14B, 93.58, 1024, 4096, 350_304, 0.05),
-    ("qwen3-32b", 93.58, 1024, 4096, 81_648, 0.05),
-    ("llama-3-8b", 47.5, 1024, 4096, 208_128, 0.05),  # RTX 6000 Ada
-    # these two kept 1.2 GiB besides weights and KV cache, where Llama on this card kept 2.4
-    ("qwen3-8b", 47.5, 1024, 4096, 191_568, 0.08),
-    (QWEN3_14B, 47.5, 1024, 4096, 92_000, 0.13),
-    # vllm-project/vllm, pull request 10511: 53.29 GiB for KV cache on a card of 79.22 GiB
-    ("llama-3-8b", 79.22, 256, 8192, int(53.29 * GIB / 131_072), 0.05),
-    # a log of vLLM 0.7.2, Qwen2.5-Math-1.5B, 36,332 blocks of 16 tokens
-    (QWEN25_15B, 22.06, 256, 4096, 581_312, 0.05),
-]
+OTHERS = ("jetson", "rx-", "arc-")
+WITHOUT_ECC = {
+    "gtx-1080-ti", "rtx-2080-ti", "rtx-3080", "rtx-3090", "rtx-4090", "rtx-5090", "rtx-a4000",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "gib", "seqs", "tokens", "printed", "error"), PUBLISHED)
-def test_kv_cache_sizes_that_servers_printed(model, gib, seqs, tokens, printed, error):
-    """The memory model of the profile `vllm` against nine start-up logs."""
-    shape = catalog.transformer("shape", **model) if isinstance(model, dict) else None
-    model = shape or hs.model(model)
-    card = hs.GpuProfile(
-        name="card", t0_s=0.0, flops_per_s=1e14, bytes_per_s=1e12, memory_bytes=gib * GIB
-    )
-    runtime = hs.runtime("vllm", max_num_seqs=seqs, max_num_batched_tokens=tokens)
-    free = runtime.usable_bytes(hs.Node(name="node", gpu=card), model)
-    per_token = sum(block.kv_bytes_per_token for block in model.blocks)
-    forecast = (free - model.stage_weight_bytes(model.blocks)) / per_token
-    assert forecast == pytest.approx(printed, rel=error)
-
-
-ON_CATALOGUE_CARDS = [
-    # model, card of the catalogue, max_num_seqs, max_num_batched_tokens, tokens of KV cache
-    ("llama-3-8b", "l4", 256, 2048, 2356 * 16),  # a log of 2,356 blocks; held out of the fit
-    (QWEN25_15B, "l4", 256, 4096, 581_312),
-    ("llama-3-8b", "h100", 256, 8192, int(53.29 * GIB / 131_072)),
-    ("llama-3-8b", "rtx-6000-ada", 1024, 4096, 208_128),
-    ("qwen3-8b", "rtx-6000-ada", 1024, 4096, 191_568),
-]
-
-
-@pytest.mark.parametrize(("model", "card", "seqs", "tokens", "printed"), ON_CATALOGUE_CARDS)
-def test_catalogue_cards_do_not_promise_more_cache_than_was_printed(
-    model, card, seqs, tokens, printed
-):
-    """The card that the user names: its nominal GiB promised 17 % more."""
-    shape = catalog.transformer("shape", **model) if isinstance(model, dict) else None
-    model = shape or hs.model(model)
-    runtime = hs.runtime("vllm", max_num_seqs=seqs, max_num_batched_tokens=tokens)
-    free = runtime.usable_bytes(hs.Node(name="node", gpu=hs.gpu(card)), model)
-    per_token = sum(block.kv_bytes_per_token for block in model.blocks)
-    forecast = (free - model.stage_weight_bytes(model.blocks)) / per_token
-    assert 0.75 * printed < forecast < 1.05 * printed
-
-
-def test_cards_hide_memory_from_servers_alone():
+@pytest.mark.parametrize("slug", sorted(hs.gpus()))
+def test_cards_hide_memory_from_servers_alone(slug):
     """Named scenarios keep their digests: runtime ideal has the memory of the profile."""
-    gpus = {gpu.name: gpu for gpu in hs.gpus().values()}
-    for name, seen in SEEN_GIB.items():
-        nominal = gpus[name].memory_bytes / GIB
-        assert 0.9 * nominal < seen < nominal
-        node = hs.Node(name="n", gpu=gpus[name])
-        assert hs.runtime("ideal").card_bytes(node) == gpus[name].memory_bytes
-        for runtime in hs.runtimes()[1:]:
-            assert hs.runtime(runtime).card_bytes(node) == pytest.approx(seen * GIB)
+    gpu = hs.gpu(slug)
+    node = hs.Node(name="n", gpu=gpu)
+    seen = gpu.memory_bytes - gpu.hidden_bytes
+    assert (gpu.visible_bytes is not None) == (
+        "apple" not in slug and not slug.startswith(OTHERS)
+    )
+    assert 0.9 * gpu.memory_bytes < seen <= gpu.memory_bytes
+    assert hs.runtime("ideal").card_bytes(node) == gpu.memory_bytes
+    for runtime in hs.runtimes()[1:]:
+        assert hs.runtime(runtime).card_bytes(node) == seen
+
+
+def test_every_size_of_a_card_has_a_source():
+    """A size without a public log of the named card is marked, and follows the stated ratio."""
+    cards = tomllib.loads(Path(catalog.__file__).with_name("cards.toml").read_text())
+    assert set(cards) <= set(hs.gpus())
+    by_rule, ratios = 0, []
+    for slug, card in cards.items():
+        nominal = hs.gpu(slug).memory_bytes / GIB
+        assert card["basis"] in ("measured", "estimated") and len(card["source"]) > 10
+        if card["source"] == "0.98 of the data sheet":
+            assert card["visible_gib"] == pytest.approx(0.98 * nominal, abs=0.006)
+            by_rule += 1
+        elif card["basis"] == "measured" and slug in WITHOUT_ECC:
+            ratios.append(card["visible_gib"] / nominal)
+    assert by_rule < 0.6 * len(cards)
+    assert len(ratios) == len(WITHOUT_ECC)
+    assert np.median(ratios) == pytest.approx(0.98, abs=0.005)
+
+
+def test_nodes_with_other_sizes_hide_as_the_card_does():
+    """What a user states is believed if it is less than the data sheet; else as much hides."""
     less = hs.Node(name="n", gpu=hs.gpu("l4"), memory_bytes=20 * GIB)
     more = hs.Node(name="n", gpu=hs.gpu("l4"), memory_bytes=32 * GIB)
     sees = [hs.runtime("vllm").card_bytes(node) / GIB for node in (less, more)]
     assert sees == pytest.approx([20, 32 - 24 + 22.03])
+
+
+def test_only_cards_of_the_catalogue_hide_memory():
+    """A user's own GPU of the same name has what it says; a slower copy of a card hides too."""
+    own = replace(hs.gpu("l4"), visible_bytes=None)
+    slow = replace(hs.gpu("l4"), name="L4 2x slower")
+    runtime = hs.runtime("vllm")
+    assert runtime.card_bytes(hs.Node(name="n", gpu=own)) == 24 * GIB
+    assert runtime.card_bytes(hs.Node(name="n", gpu=slow)) == pytest.approx(22.03 * GIB)
+    with pytest.raises(ValueError, match="visible_bytes must be at most memory_bytes"):
+        replace(own, visible_bytes=25 * GIB)
 
 
 @pytest.mark.parametrize(
