@@ -21,9 +21,9 @@ from hypsolve.planning.exporters import (
     export,
     not_expressible,
 )
-from hypsolve.planning.exporters.platforms import runs_on
 from hypsolve.planning.html_report import report_path, write_report
 from hypsolve.planning.plan import Plan
+from hypsolve.planning.platforms import runs_on
 from hypsolve.planning.query import to_network_file
 from hypsolve.planning.runtime_restrictions import nearest_plan
 from hypsolve.planning.text import describe_proof, describe_slos

@@ -288,6 +288,7 @@ class Plan:
             "method": query.method,
             "time_limit_s": float(query.time_limit_s),
             "seed": query.seed,
+            "left_out": list(query.left_out),
             "result": self.result.to_dict(),
             "reasons": list(self.reasons),
             "nodes": [record_to_dict(node) for node in self.nodes],

@@ -17,6 +17,7 @@ from hypsolve.formats.helix_pipeedge import read_helix
 from hypsolve.formats.huggingface import read_model
 from hypsolve.formats.network_toml import NetworkFile, read_network_file
 from hypsolve.planning.forecast import MAX_VISITS, Load, under_load
+from hypsolve.planning.platforms import check_weights, supported, weights_of, with_empty
 from hypsolve.planning.simulation_search import (
     Progress,
     Splits,
@@ -84,6 +85,15 @@ class PlanQuery:
         Format of the weights that was asked for; None: as stored, or `model` is a record.
     options : mapping
         Further options of the method.
+    left_out : tuple of str
+        Nodes of the network that the runtime does not run on: `network` lacks them, or their
+        tier holds no blocks.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a field is invalid; if `runtime` cannot load the weights, or runs on no node. The
+        message names the field, the rule and the value.
 
     Examples
     --------
@@ -114,6 +124,7 @@ class PlanQuery:
     seed: int = 0
     weights: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "output_tokens"):
@@ -134,6 +145,8 @@ class PlanQuery:
                 valid.real("plan", name, value, strict=True)
         valid.whole("plan", "concurrency", self.concurrency, minimum=1)
         valid.of_type("plan", "runtime", self.runtime, Runtime)
+        check_weights("plan", self.runtime, weights_of(self.model))
+        self._leave_out()
         is_serial = self.runtime.batching is Batching.SERIAL
         if self.objective is None:
             object.__setattr__(self, "objective", "path" if is_serial else "bottleneck")
@@ -165,6 +178,27 @@ class PlanQuery:
                 " which has no empty stages, got 0"
             )
 
+    def _leave_out(self) -> None:
+        """Leave out the nodes that the runtime does not run on."""
+        network, empty = supported("plan", self.network, self.runtime.server, self.runtime)
+        gone = [
+            node.name
+            for tier, kept in zip(
+                self.network.network.tiers, network.network.tiers, strict=True
+            )
+            for node in tier.nodes
+            if tier.name in empty or node not in kept.nodes
+        ]
+        if empty and self.objective == Objective.P0:
+            raise ValueError(
+                f"plan: runtime {self.runtime.name!r} runs on no node of tier {min(empty)!r},"
+                " which would have to be empty, but objective p0 has no empty stages"
+            )
+        if gone:
+            object.__setattr__(self, "network", with_empty(network, empty))
+            names = dict.fromkeys((*self.left_out, *gone))
+            object.__setattr__(self, "left_out", tuple(names))
+
     @classmethod
     def of(
         cls,
@@ -191,7 +225,7 @@ class PlanQuery:
             similar name.
         """
         own = {each.name for each in fields(cls)} - {
-            "model", "network", "options", "weights",
+            "model", "network", "options", "weights", "left_out",
         }  # fmt: skip
         file = to_network_file(network)
         overrides = {name: arguments.pop(name) for name in OVERRIDES if name in arguments}
@@ -276,7 +310,9 @@ def takes_query(function: Function) -> Function:
     """
     signature = inspect.signature(function)
     own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    named = {each.name for each in own} | {"model", "network", "options", "weights"}
+    named = {each.name for each in own} | {
+        "model", "network", "options", "weights", "left_out",
+    }  # fmt: skip
     types = get_type_hints(PlanQuery)  # as text, they would name what the caller lacks
     keywords = [
         inspect.Parameter(

@@ -17,9 +17,9 @@ from hypsolve.planning.exporters import (
     refusals,
 )
 from hypsolve.planning.exporters.layout import Layout, numbered
-from hypsolve.planning.exporters.platforms import platforms_of, runs_on
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import plan_query
+from hypsolve.planning.platforms import platforms_of, supported
 from hypsolve.planning.query import PlanQuery, Solution, solve_query
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.problem import evaluation
@@ -201,34 +201,20 @@ def _supported(plan: Plan, runtime: str) -> tuple[NetworkFile, frozenset[str]]:
 
     The tiers that have no other nodes keep them, and are named: they must be empty.
     """
-    simulated, network = plan.deployment.runtime, plan.network
-    numbers = numbered(network.network)
-    tiers, empty = [], set()
-    for tier in network.network.tiers:
-        nodes = [n for n in tier.nodes if runs_on(runtime, simulated, n.gpu.name)]
-        if not nodes:
-            empty.add(tier.name)
-        kept = (replace(node, card=numbers[node.name]) for node in nodes or tier.nodes)
-        tiers.append(replace(tier, nodes=tuple(kept)))
-    platforms = ", ".join(platforms_of(runtime, simulated))
-    if len(empty) == len(tiers):
-        gpus = ", ".join(dict.fromkeys(n.gpu.name for tier in tiers for n in tier.nodes))
-        raise ValueError(
-            f"nearest_plan: {runtime} runs on {platforms}, and the network has only {gpus}"
-        )
-    for block, tier_name in network.pins.items():
-        if tier_name in empty:
-            raise ValueError(
-                f"nearest_plan: {runtime} runs on {platforms}, and block {block!r} is pinned to"
-                f" {tier_name!r}, which has no such node"
-            )
+    simulated = plan.deployment.runtime
+    network, empty = supported("nearest_plan", plan.network, runtime, simulated)
     if empty and plan.query.objective == Objective.P0:
+        platforms = ", ".join(platforms_of(runtime, simulated))
         raise ValueError(
             f"nearest_plan: {runtime} runs on {platforms}, so tier {min(empty)!r} would have to"
             " be empty, but objective p0 has no empty stages"
         )
-    network_left = replace(network.network, tiers=tuple(tiers))
-    return replace(network, network=network_left), frozenset(empty)
+    numbers = numbered(plan.network.network)
+    tiers = tuple(
+        replace(tier, nodes=tuple(replace(n, card=numbers[n.name]) for n in tier.nodes))
+        for tier in network.network.tiers
+    )
+    return replace(network, network=replace(network.network, tiers=tiers)), empty
 
 
 def _replica_counts(network: NetworkFile, empty: frozenset[str]) -> list[int]:

@@ -50,6 +50,8 @@ def text(plan: Plan) -> str:
 
 def _lines(plan: Plan) -> Iterator[str]:
     yield f"{title(plan)}: {describe_query(plan)}"
+    if plan.query.left_out:
+        yield describe_left_out(plan)
     yield ""
     if not plan.fits:
         verdict, *details = infeasible_lines(plan)
@@ -74,6 +76,13 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield ""
         yield upgrade_title(plan)
         yield from (f"  {line}" for line in upgrade_lines(plan))
+
+
+def describe_left_out(plan: Plan) -> str:
+    """Name the nodes that the runtime does not run on."""
+    runtime = plan.query.runtime
+    names, platforms = ", ".join(plan.query.left_out), ", ".join(runtime.platforms)
+    return f"left out: {names} (runtime {runtime.name} runs on {platforms})"
 
 
 def title(plan: Plan) -> str:

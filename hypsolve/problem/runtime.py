@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MAX_LIMIT = 2**31  # of sequences and tokens
 BYTES_PER_ACTIVATION = 2
 BYTES_PER_LOGIT = 4
+WEIGHT_FILES = ("safetensors", "gguf", "")
 
 
 class Batching(StrEnum):
@@ -81,6 +82,8 @@ class Runtime:
         Copies of the logits of `max_num_seqs` requests, in 4 bytes each.
     platforms : tuple of str
         What it runs on: ``cuda``, ``rocm``, ``metal``, ``jetson``, ``cpu``.
+    weight_file : {"safetensors", "gguf", ""}
+        Kind of file that it loads quantised weights from; empty: any. All load 16-bit weights.
     server : str
         The command's runtime in `hypsolve.RUNTIMES`; empty if there is none.
     source : str
@@ -114,6 +117,7 @@ class Runtime:
     activation_widths: float = 0.0
     logits_copies: float = 0.0
     platforms: tuple[str, ...] = ()
+    weight_file: str = ""
     server: str = ""
     source: str = ""
 
@@ -140,6 +144,11 @@ class Runtime:
                 f"{owner}: platforms must be a tuple of strings, got {self.platforms!r:.60}"
             )
         object.__setattr__(self, "platforms", tuple(self.platforms))
+        if self.weight_file not in WEIGHT_FILES:
+            raise ValueError(
+                f"{owner}: weight_file must be safetensors, gguf or empty, got"
+                f" {self.weight_file!r:.60}"
+            )
 
     @property
     def prompt_limit(self) -> int | None:

@@ -13,7 +13,7 @@ import pytest
 import hypsolve as hs
 from hypsolve.planning.exporters import RUNTIMES, benchmark, export, not_expressible
 from hypsolve.planning.exporters.layout import BenchmarkLoad
-from hypsolve.planning.exporters.platforms import PASCAL, platform_of
+from hypsolve.planning.platforms import PASCAL, platform_of
 from tests.helpers.export_flags import FLAGS
 from tests.helpers.export_readers import READ, addresses
 from tests.helpers.exports import WIRE, commands, pinned, plan, planned, tier

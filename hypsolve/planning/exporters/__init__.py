@@ -6,18 +6,19 @@ from collections.abc import Callable, Mapping
 
 from hypsolve import catalog
 from hypsolve.planning.exporters import benchmark, libraries, llama_cpp, sglang, vllm
-from hypsolve.planning.exporters.layout import BenchmarkLoad, Export, Layout, weights_of
+from hypsolve.planning.exporters.layout import BenchmarkLoad, Export, Layout
 from hypsolve.planning.exporters.left_out import left_out, summary
 from hypsolve.planning.exporters.modules import MODULES
-from hypsolve.planning.exporters.platforms import (
+from hypsolve.planning.exporters.untold import no_slack, too_many_slots, untold
+from hypsolve.planning.plan import Plan
+from hypsolve.planning.platforms import (
     ONE_PLATFORM,
     is_mixed,
     platform_of,
     platforms_of,
     runs_on,
+    weights_of,
 )
-from hypsolve.planning.exporters.untold import no_slack, too_many_slots, untold
-from hypsolve.planning.plan import Plan
 from hypsolve.problem import validation as valid
 
 __all__ = [

@@ -11,11 +11,11 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hypsolve import catalog
 from hypsolve.planning.exporters.modules import ModuleNames
 from hypsolve.planning.forecast import with_requests
 from hypsolve.planning.plan import Plan
-from hypsolve.problem.deployment import Deployment, Model, Network, Node
+from hypsolve.planning.platforms import weights_of
+from hypsolve.problem.deployment import Deployment, Network, Node
 from hypsolve.problem.runtime import KvAdmission, Runtime
 from hypsolve.problem.units import count
 
@@ -273,12 +273,6 @@ class Export:
     model: str
     modules: ModuleNames
     tied: bool
-
-
-def weights_of(model: Model) -> str:
-    """Return the format of a model's weights, which ends its name; empty if none does."""
-    known = catalog.weight_formats()
-    return next((name for name in known if model.name.lower().endswith(f"-{name}")), "")
 
 
 def numbered(network: Network) -> dict[str, int]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from hypsolve.planning.exporters import benchmark
 from hypsolve.planning.exporters.layout import BenchmarkLoad, Card, Export, Layout, Replica
-from hypsolve.planning.exporters.platforms import BACKENDS, platform_of
 from hypsolve.planning.exporters.shell import (
     ROUTER_PORT,
     Ports,
@@ -17,6 +16,7 @@ from hypsolve.planning.exporters.shell import (
     on,
     url,
 )
+from hypsolve.planning.platforms import BACKENDS, platform_of
 
 MAX_DEVICES = 16  # llama_max_devices()
 MAX_SLOTS = 256  # LLAMA_MAX_SEQ: llama-server refuses more

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from hypsolve.planning.exporters.layout import Card, Layout
-from hypsolve.planning.exporters.platforms import platform_of
+from hypsolve.planning.platforms import platform_of
 
 ROUTER_PORT = 9000
 VISIBLE = {"rocm": "HIP_VISIBLE_DEVICES"}
