@@ -15,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from hypsolve import catalog
+from hypsolve.formats.network_toml_types import runtime_keys
 from hypsolve.planning.query import OBJECTIVES
 from hypsolve.planning.text import table
 
@@ -62,6 +63,10 @@ class OneLine(click.Group):
         return code
 
 
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _fail(message: str) -> None:
     print(f"hypsolve: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
@@ -73,6 +78,11 @@ _OBJECTIVE_HELP = {
     "p0": "p0: the objective of the Hyperion paper.",
     "mean_latency": "mean_latency: simulated at --rate.",
 }
+_RUNTIME = {
+    name: (kind, f"{rule.about}  [default: the runtime's]")
+    for name, (kind, rule) in runtime_keys().items()
+}
+"""Type and help of the options that replace values of the runtime, which checks them."""
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -140,13 +150,7 @@ def query_options(
                 "as in the earlier plan]" if inherits else "as in the network file, else ideal]"
             ),
         ),
-        maybe("--max-num-seqs", int, "Requests that run at once.  [default: the runtime's]"),
-        maybe("--max-num-batched-tokens", int, "Tokens of a batch.  [default: the runtime's]"),
-        maybe(
-            "--memory-fraction",
-            float,
-            "Memory the server takes.  [default: the runtime's]",
-        ),
+        *(maybe(_flag(name), kind, words) for name, (kind, words) in _RUNTIME.items()),
         click.option(
             "--time-limit",
             default=60.0,
@@ -205,8 +209,7 @@ _ARGUMENTS = {
     "weights": "weights", "objective": "objective", "time_limit": "time_limit_s",
     "rate": "rate_per_s", "users": "users", "think_time": "think_time_s",
     "ttft_slo": "ttft_slo_s", "tpot_slo": "tpot_slo_s", "runtime": "runtime",
-    "max_num_seqs": "max_num_seqs", "max_num_batched_tokens": "max_num_batched_tokens",
-    "memory_fraction": "memory_fraction", "seed": "seed",
+    "seed": "seed", **{name: name for name in _RUNTIME},
 }  # fmt: skip
 
 

@@ -316,6 +316,8 @@ def _runtime(owner: str, given: str | RuntimeTable, network: Network) -> Runtime
     """Return the runtime of a file, with the defaults that it has on the file's GPUs."""
     if isinstance(given, str):
         given = {"name": given}
+    if not isinstance(given, dict):
+        raise TypeError(f"{owner}: runtime must be a name or a table, got {given!r:.60}")
     entry: dict[str, Any] = dict(_table(f"{owner}: runtime", RuntimeTable, given))
     gpus = [node.gpu for tier in network.tiers for node in tier.nodes]
     try:

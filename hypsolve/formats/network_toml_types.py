@@ -5,7 +5,15 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Literal, NotRequired, TypedDict
+from typing import (
+    Annotated,
+    Literal,
+    NotRequired,
+    TypedDict,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from hypsolve import catalog
 from hypsolve.problem.runtime import MAX_LIMIT, Batching, KvAdmission
@@ -224,6 +232,21 @@ class RuntimeTable(TypedDict):
         Annotated[float, Key("Memory for libraries, graphs and buffers, in GiB.")]
     ]
     source: NotRequired[Source]
+
+
+def runtime_keys() -> dict[str, tuple[type, Key]]:
+    """Return the type and the rule of each value of a runtime that users may replace.
+
+    They are keys of the table `runtime` of a network file, arguments of `hypsolve.plan`, and
+    options of the commands.
+    """
+    hints = get_type_hints(RuntimeTable, include_extras=True)
+    found = {}
+    for name, hint in hints.items():
+        if get_origin(hint) is NotRequired and name != "source":
+            kind, rule = get_args(get_args(hint)[0])
+            found[name] = (kind, rule)
+    return found
 
 
 class NetworkTable(TypedDict):

@@ -16,6 +16,7 @@ from hypsolve import catalog
 from hypsolve.formats.helix_pipeedge import read_helix
 from hypsolve.formats.huggingface import read_model
 from hypsolve.formats.network_toml import NetworkFile, read_network_file
+from hypsolve.formats.network_toml_types import runtime_keys
 from hypsolve.planning.forecast import MAX_VISITS, Load, under_load
 from hypsolve.planning.platforms import check_weights, supported, weights_of, with_empty
 from hypsolve.planning.simulation_search import (
@@ -37,10 +38,7 @@ DEFAULT_METHOD = "hypsplit_dp"  # for `mean_latency`, its split is where the sea
 MIN_RATE = 1e-6  # requests per second: one in 12 days
 MAX_USERS = 100_000
 VISITS_PER_S = 2e5  # in one simulation, per second of the time limit: a tenth of it at most
-OVERRIDES = (
-    "batching", "kv_admission", "max_num_seqs", "max_num_batched_tokens", "chunk_tokens",
-    "micro_batch_tokens", "kv_block_tokens", "iteration_s", "memory_fraction",
-)  # fmt: skip
+OVERRIDES = tuple(runtime_keys())
 """Attributes of `Runtime` that are arguments of `hypsolve.plan`, too."""
 MAX_PLAN_TOKENS = 2**31  # of one sequence, and of all sequences that a node must hold
 ModelSource = str | os.PathLike[str] | Model

@@ -1,10 +1,13 @@
 """Rate, users, targets, runtime and weights are options of every command."""
 
 import json
+import re
 
 import pytest
 
+from hypsolve.cli import main
 from hypsolve.cli.catalog import EXAMPLE
+from hypsolve.planning.query import OVERRIDES
 from tests.cli.test_cli import run
 
 LOAD = (
@@ -33,7 +36,7 @@ def plan_file(network, tmp_path_factory):
 @pytest.mark.parametrize("command", ["plan", "compare", "pareto", "simulate", "replan"])
 def test_every_command_takes_load_runtime_and_weights(capsys, network, plan_file, command):
     more = ("--before", plan_file, "--max-moves", 40) if command == "replan" else ()
-    more = ("--method", "even_split") if command == "compare" else more
+    more = ("--method", "hypsplit_dp") if command == "compare" else more
     arguments = (command, "--model", "llama-3-8b", "--network", network, *LOAD, *more)
     code, out, _ = run(capsys, *arguments)
     assert code == 0 and "runtime vllm" in out and "at most 8 requests at once" in out
@@ -106,3 +109,65 @@ def test_bad_loads_are_refused(capsys, network, options, message):
         capsys, "plan", "--model", "llama-3-8b", "--network", network, *options
     )
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+RUNTIME_VALUES = {
+    "max_num_seqs": 7, "max_num_batched_tokens": 300, "chunk_tokens": 96,
+    "micro_batch_tokens": 64, "kv_block_tokens": 8, "batching": "serial",
+    "kv_admission": "reserve", "iteration_s": 0.002, "memory_fraction": 0.5, "fixed_gib": 2.5,
+}  # fmt: skip
+BAD_VALUES = {
+    "max_num_seqs": (0, "must be at least 1, got 0"),
+    "chunk_tokens": (0, "must be at least 1, got 0"),
+    "batching": ("all", "must be one of stage, pipeline, serial, got 'all'"),
+    "iteration_s": (-1.0, "must be finite and not negative, got -1.0"),
+    "memory_fraction": (2.0, "must be at most 1, got 2.0"),
+}
+
+
+@pytest.mark.parametrize("command", ["plan", "compare", "pareto", "simulate", "replan"])
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_every_value_of_a_runtime_is_an_option_of_every_command(command, name):
+    """Three of ten were, so a plan that was made in Python could not be asked for."""
+    flag = "--" + name.replace("_", "-")
+    options = {each for option in main.commands[command].params for each in option.opts}
+    assert flag in options and name in RUNTIME_VALUES
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_options_mean_what_files_and_python_mean(capsys, network, tmp_path, name):
+    import hypsolve as hs
+
+    value = RUNTIME_VALUES[name]
+    as_toml = f'"{value}"' if isinstance(value, str) else value
+    of_file = tmp_path / "file.toml"
+    table = f'runtime = {{name = "ideal", {name} = {as_toml}}}\n'
+    of_file.write_text(table + network.read_text())
+    asked = {"objective": "path", "with_upgrades": False, "output_tokens": 16}
+    of_python = hs.plan("llama-3-8b", network, **asked, **{name: value}).to_dict()["runtime"]
+    assert of_python[name] == value
+    assert hs.plan("llama-3-8b", of_file, **asked).to_dict()["runtime"] == of_python
+    arguments = ("plan", "--model", "llama-3-8b", "--network", network, "--output", 16)
+    flag = "--" + name.replace("_", "-")
+    code, out, _ = run(capsys, *arguments, "--objective", "path", flag, value, "--json")
+    assert code == 0 and json.loads(out)["runtime"] == of_python
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_bad_values_have_the_same_message_everywhere(capsys, network, tmp_path, name):
+    import hypsolve as hs
+
+    value, message = BAD_VALUES[name]
+    of_file = tmp_path / "file.toml"
+    as_toml = f'"{value}"' if isinstance(value, str) else value
+    of_file.write_text(
+        f'runtime = {{name = "ideal", {name} = {as_toml}}}\n' + network.read_text()
+    )
+    for arguments in ((network, {name: value}), (of_file, {})):
+        with pytest.raises(ValueError, match=re.escape(f"{name} {message}")):
+            hs.plan("llama-3-8b", arguments[0], **arguments[1])
+    flag = "--" + name.replace("_", "-")
+    code, _, err = run(
+        capsys, "plan", "--model", "llama-3-8b", "--network", network, f"{flag}={value}"
+    )
+    assert code == 2 and f"{name} {message}" in err

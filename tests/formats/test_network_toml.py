@@ -292,7 +292,7 @@ def test_every_value_of_a_runtime_can_be_in_a_file():
     ("runtime", "message"),
     [
         ('"vlm"', r"net.toml: unknown runtime 'vlm'; did you mean vllm\?"),
-        ("3", "net.toml: runtime: must be a table, got 3"),
+        ("3", "net.toml: runtime must be a name or a table, got 3"),
         ("{max_num_seqs = 3}", "net.toml: runtime: key 'name' is missing"),
         ('{name = "vllm", seqs = 3}', "net.toml: runtime: unknown key 'seqs'; "),
         (
