@@ -219,6 +219,16 @@ class RuntimeTable(TypedDict):
             Key("Rule of the KV cache.", known=lambda: KvAdmission),
         ]
     ]
+    slot_tokens: NotRequired[
+        Annotated[
+            int,
+            Key(
+                "Reserved tokens of a request are a multiple of so many (llama.cpp: 256).",
+                minimum=1,
+                maximum=MAX_LIMIT,
+            ),
+        ]
+    ]
     iteration_s: NotRequired[
         Annotated[float, Key("Seconds on the host that each batch begins with.")]
     ]

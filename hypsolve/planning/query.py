@@ -270,7 +270,7 @@ class PlanQuery:
             model=self.model,
             network=self.network.network,
             requests=Requests(np.zeros(1), prompt, output),
-            max_resident_tokens=self.concurrency * self.tokens,
+            max_resident_tokens=self.concurrency * self.runtime.held_tokens(self.tokens),
             runtime=self.runtime,
         )
 

@@ -542,7 +542,9 @@ class Deployment:
         valid.of_type("deployment", "runtime", self.runtime, Runtime, by_name)
         cost_model = valid.one_of("deployment", "cost_model", self.cost_model, CostModel)
         object.__setattr__(self, "cost_model", cost_model)
-        longest = int((self.requests.prompt_tokens + self.requests.output_tokens).max())
+        longest = self.runtime.held_tokens(
+            int((self.requests.prompt_tokens + self.requests.output_tokens).max())
+        )
         if self.max_resident_tokens is None:
             object.__setattr__(self, "max_resident_tokens", longest)
         elif (
@@ -550,8 +552,12 @@ class Deployment:
         ):
             raise ValueError(
                 f"deployment: max_resident_tokens must be at least {longest}, the longest"
-                f" request's prompt + output, got {self.max_resident_tokens}"
+                f" request's prompt + output{self._rounded()}, got {self.max_resident_tokens}"
             )
+
+    def _rounded(self) -> str:
+        slot = self.runtime.held_tokens(1)
+        return f" (in multiples of {slot})" if slot > 1 else ""
 
     def usable_bytes(self, node: Node) -> float:
         """Return a node's memory for weights and KV cache under the runtime."""

@@ -67,6 +67,9 @@ class Runtime:
         batches are not cut.
     kv_block_tokens : int
         Tokens of one block of KV cache under ``paged``.
+    slot_tokens : int
+        Under ``reserve``, the tokens that a request reserves are rounded up to a multiple of
+        so many.
     iteration_s : float
         Seconds of work on the host that each iteration adds.
     memory_fraction : float
@@ -111,6 +114,7 @@ class Runtime:
     chunk_tokens: int | None = 512
     micro_batch_tokens: int | None = None
     kv_block_tokens: int = 16
+    slot_tokens: int = 1
     iteration_s: float = 0.0
     memory_fraction: float = 1.0
     fixed_gib: float = 0.0
@@ -126,7 +130,7 @@ class Runtime:
         for field, kind in (("batching", Batching), ("kv_admission", KvAdmission)):
             member = valid.one_of(owner, field, getattr(self, field), kind)
             object.__setattr__(self, field, member)
-        for field in ("max_num_seqs", "kv_block_tokens"):
+        for field in ("max_num_seqs", "kv_block_tokens", "slot_tokens"):
             valid.whole(owner, field, getattr(self, field), minimum=1, maximum=MAX_LIMIT)
         for field in ("max_num_batched_tokens", "chunk_tokens", "micro_batch_tokens"):
             if (value := getattr(self, field)) is not None:
@@ -160,6 +164,21 @@ class Runtime:
     def batch_limit(self) -> int:
         """Requests in one iteration or batch at most."""
         return min(self.max_num_seqs, self.max_num_batched_tokens or self.max_num_seqs)
+
+    def held_tokens(self, tokens: int) -> int:
+        """Return the tokens of KV cache that a request of `tokens` prompt and output needs.
+
+        Under ``reserve`` these are whole multiples of `slot_tokens`.
+
+        Examples
+        --------
+        >>> import hypsolve as hs
+        >>> hs.runtime("llama.cpp").held_tokens(600), hs.runtime("vllm").held_tokens(600)
+        (768, 600)
+        """
+        if self.kv_admission is KvAdmission.PAGED:
+            return tokens
+        return -(-tokens // self.slot_tokens) * self.slot_tokens
 
     def overhead_bytes(self, model: Model) -> float:
         """Return the memory that the runtime uses besides weights and KV cache.

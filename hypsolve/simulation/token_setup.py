@@ -94,7 +94,9 @@ class System:
     def kv_own_tokens(self, request: Any) -> float:
         """Return the KV cache that a request needs, as policies see it."""
         if self.options.kv_admission is KvAdmission.RESERVE:
-            return float(request["prompt"] + request["believed"])
+            tokens = int(request["prompt"] + request["believed"])
+            slot = self.deployment.runtime.held_tokens(1)
+            return float(-(-tokens // slot) * slot)
         block = self.options.kv_block_tokens
         whole = int(request["prompt"] + request["output"])
         return float(min(-(-int(request["prefill"]) // block) * block, whole))
@@ -227,6 +229,7 @@ class System:
             iteration_s=options.iteration_s,
             paged=options.kv_admission is KvAdmission.PAGED,
             kv_block_tokens=_limit(options.kv_block_tokens),
+            slot_tokens=self.deployment.runtime.held_tokens(1),
             closed_loop=options.users is not None,
             think_time_s=options.think_time_s,
             n_slots=len(self.tiers) if options.batching is Batching.PIPELINE else 1,

@@ -113,7 +113,8 @@ def test_bad_loads_are_refused(capsys, network, options, message):
 
 RUNTIME_VALUES = {
     "max_num_seqs": 7, "max_num_batched_tokens": 300, "chunk_tokens": 96,
-    "micro_batch_tokens": 64, "kv_block_tokens": 8, "batching": "serial",
+    "micro_batch_tokens": 64, "kv_block_tokens": 8, "slot_tokens": 128,
+    "batching": "serial",
     "kv_admission": "reserve", "iteration_s": 0.002, "memory_fraction": 0.5, "fixed_gib": 2.5,
 }  # fmt: skip
 BAD_VALUES = {

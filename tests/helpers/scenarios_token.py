@@ -22,6 +22,7 @@ from hypsolve.problem.deployment import (
     Tier,
 )
 from hypsolve.problem.evaluation import can_hold
+from hypsolve.problem.runtime import Runtime
 from hypsolve.problem.solution import Partition, Schedule
 from hypsolve.simulation.events import Event
 
@@ -276,11 +277,15 @@ def random_scenario(
     if batchings and seed % 5 < 3:  # KV cache that grows while tokens are decoded
         outputs = np.minimum(requests.prompt_tokens, 30)
         requests = Requests(requests.arrival_s, requests.output_tokens, outputs)
+    slot_tokens = int(np.random.default_rng([seed, 1]).choice([1, 1, 3, 8]))
+    runtime = Runtime(name="random", slot_tokens=slot_tokens if batchings else 1)
     longest = int((requests.prompt_tokens + requests.output_tokens).max())
+    longest = runtime.held_tokens(longest)
     deployment = Deployment(
         model=model,
         network=random_network(draw, model, partition, longest),
         requests=requests,
+        runtime=runtime,
         cost_model=CostModel.FLOPS if draw.chance(0.25) else CostModel.ROOFLINE,
     )
     kind = KINDS[seed // 2 % len(KINDS)]

@@ -88,6 +88,7 @@ class System:
         self.chunk_tokens = limit["chunk_tokens"]
         self.max_num_batched_tokens = limit["max_num_batched_tokens"]
         self.paged = options["kv_admission"] == "paged"
+        self.slot_tokens = deployment.runtime.slot_tokens
         self.kv_block_tokens, self.iteration_s = (
             options["kv_block_tokens"],
             limit["iteration_s"],

@@ -54,7 +54,8 @@ class Node:
     def kv_tokens(self, attempt, n_tokens):
         """Return the tokens of KV memory that an attempt has when so many are cached."""
         if not self.system.paged:
-            return attempt.whole_tokens
+            slots = math.ceil(attempt.whole_tokens / self.system.slot_tokens)
+            return slots * self.system.slot_tokens
         block = self.system.kv_block_tokens
         return min(math.ceil(n_tokens / block) * block, attempt.whole_tokens)
 

@@ -277,7 +277,7 @@ class Pipeline:
     def kv_tokens(self, request, n_tokens):
         whole = request.prompt + request.output
         if not self.system.paged:
-            return whole
+            return math.ceil(whole / self.system.slot_tokens) * self.system.slot_tokens
         block = self.system.kv_block_tokens
         return min(math.ceil(n_tokens / block) * block, whole)
 
@@ -561,6 +561,7 @@ class System:
         self.iteration_s = options["iteration_s"]
         self.paged = options["kv_admission"] == "paged"
         self.kv_block_tokens = options["kv_block_tokens"]
+        self.slot_tokens = deployment.runtime.slot_tokens
         self.users, self.think_time_s = options["users"], options["think_time_s"]
         contention = options["link_contention"]
         self.links = [Link(self.env, tier.link, contention) for tier in tiers[:-1]]

@@ -165,6 +165,7 @@ class Setup(NamedTuple):
     iteration_s: float  # on the host, per iteration or batch
     paged: bool
     kv_block_tokens: int
+    slot_tokens: int
     closed_loop: bool
     think_time_s: float
     n_slots: int  # batches that are in flight in a pipeline at most

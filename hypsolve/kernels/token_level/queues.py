@@ -141,10 +141,11 @@ def keep_batch(places, n_stages, stage, head, gone):
 def kv_tokens(setup, request, n_tokens):
     """Return the KV tokens that a request holds when `n_tokens` of it are cached.
 
-    Under ``paged`` these are whole blocks; the last block ends with the request.
+    Under ``paged`` these are whole blocks; the last block ends with the request. Under
+    ``reserve`` these are all tokens of the request, in whole multiples of `slot_tokens`.
     """
     whole = request.prompt + request.output
     if not setup.paged:
-        return whole
+        return (whole + setup.slot_tokens - 1) // setup.slot_tokens * setup.slot_tokens
     block = setup.kv_block_tokens
     return min((n_tokens + block - 1) // block * block, whole)

@@ -217,7 +217,8 @@ def cautions(plan: Plan, runtime: str) -> list[str]:
         load = BenchmarkLoad.of(plan)
         if runtime == "llama.cpp":
             lines += too_many_slots(Layout.of(plan), load)
-        lines.append(no_slack(load))
+        context = llama_cpp.slot_tokens(load) if runtime == "llama.cpp" else load.tokens
+        lines.append(no_slack(load, context))
     if runtime == "accelerate" and n_stages > 1:
         lines.append("a device_map is for one machine: device k must be the GPU of stage k")
     if runtime == "accelerate" and n_stages > 1 and plan.model.tied_bytes:

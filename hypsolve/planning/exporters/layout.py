@@ -199,7 +199,8 @@ class Layout:
         """
         limit = self.runtime.max_num_seqs
         if self.runtime.kv_admission is KvAdmission.RESERVE:
-            room = min(card.room_tokens for card in replica.cards) // load.tokens
+            held = self.runtime.held_tokens(load.tokens)
+            room = min(card.room_tokens for card in replica.cards) // held
             limit = int(min(limit, max(room, 1)))
         return limit
 

@@ -20,6 +20,7 @@ from hypsolve.planning.platforms import BACKENDS, platform_of
 
 MAX_DEVICES = 16  # llama_max_devices()
 MAX_SLOTS = 256  # LLAMA_MAX_SEQ: llama-server refuses more
+SLOT_TOKENS = 256  # GGML_PAD of n_ctx_seq: the context of a slot is a multiple of these
 N_GPU_LAYERS = 999  # all, and the output layer
 
 
@@ -76,7 +77,13 @@ def refusals(layout: Layout) -> list[str]:
 
 def slots(layout: Layout, replica: Replica, load: BenchmarkLoad) -> int:
     """Return the slots of a replica's server: the requests at once, at most `MAX_SLOTS`."""
-    return min(layout.sequences(replica, load), MAX_SLOTS)
+    room = min(card.room_tokens for card in replica.cards) // slot_tokens(load)
+    return int(min(layout.sequences(replica, load), MAX_SLOTS, max(room, 1)))
+
+
+def slot_tokens(load: BenchmarkLoad) -> int:
+    """Return the context of each slot, which llama.cpp would round up by itself."""
+    return -(-load.tokens // SLOT_TOKENS) * SLOT_TOKENS
 
 
 def tensor_split(layers: tuple[int, ...]) -> tuple[int, ...]:
@@ -141,7 +148,7 @@ def _flags(layout: Layout, replica: Replica, load: BenchmarkLoad, devices: Devic
         f"--rpc {shlex.quote(servers)}" if servers else "",
         f"--device {','.join(devices.names)}",
         f"-ts {','.join(map(str, tensor_split(layout.layers)))}" if layout.n_stages > 1 else "",
-        f"-c {n_parallel * load.tokens}",
+        f"-c {n_parallel * slot_tokens(load)}",
         "" if batch is None else f"-b {batch}",
         "" if micro is None else f"-ub {micro if batch is None else min(micro, batch)}",
     )

@@ -69,9 +69,11 @@ def too_many_slots(layout: Layout, load: BenchmarkLoad) -> list[str]:
     ]
 
 
-def no_slack(load: BenchmarkLoad) -> str:
-    """Return what the exact length of the context means for other requests."""
+def no_slack(load: BenchmarkLoad, context: int) -> str:
+    """Return what the length of the context, in tokens, means for other requests."""
+    more = context - load.tokens
+    has = f"{more} tokens more than" if more else f"exactly {load.tokens} tokens, as"
     return (
-        f"the context has exactly {load.tokens} tokens, as simulated: a chat template or a BOS"
-        " token shortens answers, so raise the limit if prompts are longer"
+        f"the context has {has} simulated: a chat template or a BOS token shortens answers, so"
+        " raise the limit if prompts are longer"
     )
