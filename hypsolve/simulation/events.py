@@ -4,7 +4,7 @@ import math
 import os
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from hypsolve.problem.files import checked_path, read_bytes
 
 MAX_EVENTS = 10**6  # drawn at once: a few seconds
 MAX_BYTES = 2**26  # of a scenario file; TOML is slow to read
-LATEST_S = 2.0**32  # 136 years; seconds since 1970 fit, and are exact to half a microsecond
+LATEST_S = 2.0**32  # 136 years, counted from the first arrival; exact to half a microsecond
 
 
 class EventKind(StrEnum):
@@ -41,7 +41,8 @@ class Event:
     Parameters
     ----------
     at_s : float
-        Time, at most `LATEST_S`.
+        Time on the clock of the arrivals. What happens before the first arrival has happened
+        when it comes.
     kind : EventKind or str
         - ``slowdown``: from now on the iterations of the node take `factor` times as long, also
           after a failure and recovery. A factor below 1 makes the node faster.
@@ -77,7 +78,7 @@ class Event:
         kind = valid.one_of("event", "kind", self.kind, EventKind)
         owner = f"{kind} of {valid.text('event', 'target', self.target)!r}"
         object.__setattr__(self, "kind", kind)
-        object.__setattr__(self, "at_s", early(owner, "at_s", self.at_s))
+        object.__setattr__(self, "at_s", valid.real(owner, "at_s", self.at_s))
         if kind not in _WITH_FACTOR and self.factor != self.factor:
             object.__setattr__(self, "factor", 1.0)
         factor = valid.real(owner, "factor", self.factor, strict=True)
@@ -90,15 +91,34 @@ class Event:
         object.__setattr__(self, "factor", factor)
 
 
-def early(owner: str, field: str, value: Any) -> float:
-    """Check that a time is at most `LATEST_S`, beyond which seconds lose their precision."""
+def early(owner: str, field: str, value: Any, since: str = "") -> float:
+    """Check that seconds are at most `LATEST_S`; `since` says from when they count."""
     time_s = valid.real(owner, field, value)
     if time_s > LATEST_S:
         raise ValueError(
-            f"{owner}: {field} must be at most {LATEST_S:g} (beyond, seconds lose their"
-            f" precision: subtract the first), got {time_s:g}"
+            f"{owner}: {field} must be at most {LATEST_S:g} s{since} (beyond, seconds lose"
+            f" their precision), got {time_s:g}"
         )
     return time_s
+
+
+def count_from(events: Iterable[Event], first_s: float) -> tuple[Event, ...]:
+    """Count the times of events from the first arrival, at `first_s` seconds.
+
+    Events before it happen at 0, in the order given: no request can tell.
+
+    Raises
+    ------
+    ValueError
+        If an event is more than `LATEST_S` after the first arrival.
+    """
+    counted = []
+    for event in events:
+        owner = f"simulate: {event.kind} of {event.target!r}"
+        since_s = max(event.at_s - first_s, 0.0)
+        early(owner, "at_s", since_s, " after the first arrival")
+        counted.append(replace(event, at_s=since_s))
+    return tuple(counted)
 
 
 def check_events(events: Iterable[Event], network: Network) -> tuple[Event, ...]:

@@ -14,6 +14,7 @@ from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Partition, Schedule
 from hypsolve.simulation.options import policy_name
+from hypsolve.simulation.time_of_day import from_time_0
 from hypsolve.simulation.time_series import bin_intervals
 from hypsolve.simulation.trace import Series, Trace, Visits
 
@@ -34,17 +35,15 @@ def serve(
     else:
         instance = problem
         prompt_tokens = output_tokens = np.zeros(instance.n_requests, np.int64)
-    since_first = schedule(instance, partition, policy, seed=seed)
-    times = (_from_time_0(instance, each) for each in (since_first.start_s, since_first.end_s))
-    served = Schedule(since_first.node, *times)
+    served = schedule(instance, partition, policy, seed=seed)
     request, tier = np.nonzero(served.node >= 0)
     first = np.searchsorted(instance.node_tier, np.arange(instance.n_tiers))
     node = served.node[request, tier] + first[tier]
     start_s, end_s = served.start_s[request, tier], served.end_s[request, tier]
-    reached_s = _from_time_0(instance, _reached_s(instance, partition, since_first))
+    reached_s = _reached_s(instance, partition, served)
     busy_s = np.zeros(instance.n_nodes)
     np.add.at(busy_s, node, end_s - start_s)
-    return Trace(
+    trace = Trace(
         level="flow",
         name=instance.name,
         policy=policy_name(policy),
@@ -53,7 +52,7 @@ def serve(
         tier_names=instance.tier_names,
         node_names=instance.node_names,
         node_tier=instance.node_tier,
-        arrival_s=instance.arrival_s,
+        arrival_s=instance.release_s,
         end_s=evaluation.completion_s(served),
         first_token_s=np.full(instance.n_requests, math.nan),
         prompt_tokens=prompt_tokens,
@@ -75,11 +74,7 @@ def serve(
         extrapolated=instance.extrapolated,
         visits=_visits(request, node, start_s, end_s) if record_visits else None,
     )
-
-
-def _from_time_0(instance: Instance, times_s: Array) -> Array:
-    """Return times counted from time 0, as a trace counts; none is before its arrival."""
-    return np.maximum(times_s + instance.arrival_s.min(), instance.arrival_s[:, None])
+    return from_time_0(trace, float(instance.arrival_s.min()), instance.arrival_s)
 
 
 def _reached_s(instance: Instance, partition: Partition, served: Schedule) -> Array:
@@ -100,17 +95,16 @@ def _series(
     instance: Instance, node: IntArray, reached_s: Array, start_s: Array, end_s: Array
 ) -> Series:
     """Return the time averages; the arrays have shape (n_visits,)."""
-    first_s = float(instance.arrival_s.min())
-    bin_s = (float(end_s.max()) - first_s) / N_BINS or 1.0
+    bin_s = float(end_s.max()) / N_BINS or 1.0
 
     def mean(begin_s: Array, until_s: Array) -> Array:
         return bin_intervals(
             begin_s, until_s, np.ones(len(node)), node,
-            n_rows=instance.n_nodes, first_s=first_s, bin_s=bin_s, n_bins=N_BINS,
+            n_rows=instance.n_nodes, first_s=0.0, bin_s=bin_s, n_bins=N_BINS,
         )  # fmt: skip
 
     return Series(
-        start_s=first_s,
+        start_s=0.0,
         bin_s=bin_s,
         busy=mean(start_s, end_s),
         n_requests=mean(reached_s, end_s),

@@ -217,6 +217,7 @@ def metrics(
     True
     """
     valid.of_class("metrics", "trace", trace, "Trace")
+    trace = trace.from_first()
     limits = {"ttft": ttft_slo_s, "tpot": tpot_slo_s, "latency": latency_slo_s}
     for name, limit in limits.items():
         if limit is None:
@@ -293,6 +294,7 @@ def growth(trace: Trace) -> float:
     network keeps up, (7 / 8) / (3 / 8) if it serves a fixed number per second and more arrive,
     and inf if all requests arrive at once.
     """
+    trace = trace.from_first()
     first_s, last_s = trace.arrival_s.min(), trace.arrival_s.max()
     if last_s == first_s:
         return math.inf
@@ -314,6 +316,7 @@ def served_share(trace: Trace) -> float:
     if fewer than `MIN_TO_JUDGE` requests ended, if all arrived at once, or with users in a
     closed loop.
     """
+    trace = trace.from_first()
     order = np.argsort(trace.arrival_s, kind="stable")
     quarters = np.array_split(order, 4)
     arrival_s, latency_s = trace.arrival_s, trace.latency_s

@@ -76,7 +76,7 @@ def write_perfetto(trace: Trace, path: str | os.PathLike[str]) -> None:
     >>> written["otherData"]["level"]
     'flow'
     """
-    valid.of_type("write_perfetto", "trace", trace, Trace)
+    trace = valid.of_type("write_perfetto", "trace", trace, Trace).from_first()
     path = checked_path("write_perfetto", path)
     if not path.name.endswith((".json", ".json.gz")):
         raise ValueError(f"{path}: the name of a trace must end in .json or .json.gz")

@@ -25,7 +25,7 @@ def choose_pipeline(system: System, kernel: Any, at: int) -> int:
     slowdowns = [float(pipeline.slowdown(setup, state, p)) for p in up]
     tier_state = TierState(
         tier=k,
-        time_s=float(state.clock[kernel.NOW]),
+        time_s=system.time_of_day_s(r, float(state.clock[kernel.NOW])),
         nodes=local,
         n_jobs=pipes["n_jobs"].copy(),
         outstanding_s=pipes["outstanding_s"].copy(),

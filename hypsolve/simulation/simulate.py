@@ -73,6 +73,10 @@ links never queue, each decode token crosses by itself, as one token, and each c
 prompt is a message. With `link_contention` each link sends one message at a time, first come,
 first served; the decode tokens of one iteration are then one message.
 
+*Clock.* A run counts seconds from the first arrival, and events before it have happened when
+it begins. `hypsolve.Trace` gives times on the clock of the arrivals, and latencies from the
+seconds since the first arrival: they do not depend on the time of day.
+
 *Events.* See `hypsolve.Event`. Work under way when a speed changes continues at the new speed.
 When a node fails, requests whose work there was not complete start again at the first stage,
 which keeps their ids: their prompts and the tokens that came back are computed again. A
@@ -157,6 +161,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from hypsolve import catalog
 from hypsolve.dispatch.policies import Choose
 from hypsolve.problem import validation as valid
@@ -165,7 +171,7 @@ from hypsolve.problem.instance import Instance
 from hypsolve.problem.runtime import Batching, KvAdmission, Runtime
 from hypsolve.problem.solution import Partition, Schedule
 from hypsolve.simulation import flow_level, token_level
-from hypsolve.simulation.events import Event, check_events, early
+from hypsolve.simulation.events import Event, check_events, count_from, early
 from hypsolve.simulation.options import FROM_RUNTIME, Options, check_policy
 from hypsolve.simulation.token_setup import System
 from hypsolve.simulation.trace import Trace
@@ -336,6 +342,8 @@ def simulate(
             "simulate: level 'token' needs a Deployment (an Instance knows no tokens), got an"
             " Instance"
         )
-    early("simulate", "arrival_s", float(problem.requests.arrival_s.max()))
-    options = replace(options, events=check_events(options.events, problem.network))
+    first_s, span_s = problem.requests.arrival_s.min(), np.ptp(problem.requests.arrival_s)
+    early("simulate", "arrival_s", float(span_s), " after the first arrival")
+    events = check_events(options.events, problem.network)
+    options = replace(options, events=count_from(events, float(first_s)))
     return token_level.serve(System(problem, partition, policy, seed, options))

@@ -11,6 +11,7 @@ from hypsolve.dispatch.policies import TierState, position_of
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.simulation import pipeline_level
 from hypsolve.simulation.options import policy_name
+from hypsolve.simulation.time_of_day import from_time_0
 from hypsolve.simulation.token_setup import Records, System
 from hypsolve.simulation.trace import Series, Trace, Visits
 
@@ -47,7 +48,9 @@ def serve(system: System) -> Trace:
             else:
                 heap = _grown(heap, n_events + max_pushed)
     loop.settle(state)
-    return _trace(system, kernel, log[: int(state.counts[kernel.N_LOGGED])])
+    trace = _trace(system, kernel, log[: int(state.counts[kernel.N_LOGGED])])
+    in_a_loop = system.options.users is not None  # then the given arrivals are ignored
+    return from_time_0(trace, system.first_s, None if in_a_loop else system.instance.arrival_s)
 
 
 def _choose(system: System, kernel: Any, at: int) -> int:
@@ -65,7 +68,7 @@ def _choose(system: System, kernel: Any, at: int) -> int:
     free_tokens = records["capacity"] - records["held"] - records["queued"]
     tier_state = TierState(
         tier=k,
-        time_s=now_s,
+        time_s=system.time_of_day_s(r, now_s),
         nodes=local,
         n_jobs=records["n_jobs"].copy(),
         outstanding_s=records["outstanding_s"].copy(),
@@ -102,7 +105,7 @@ def _stays(system: System) -> tuple[IntArray, dict[str, Array]]:
 
 
 def _trace(system: System, kernel: Any, log: Records) -> Trace:
-    """Turn the state at the end of a run into a trace."""
+    """Turn the state at the end of a run into a trace counted from the first arrival."""
     state, instance = system.state, system.instance
     shape = (instance.n_requests, instance.n_tiers)
     in_pipelines = len(system.pipelines) > 0

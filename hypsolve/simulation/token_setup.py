@@ -38,6 +38,8 @@ class System:
         Tiers that have a stage: the active stages.
     nodes : list of ndarray of int
         Nodes that can hold each active stage, numbered over the whole network.
+    first_s : float
+        The first arrival. A run counts its times from there.
     expected_s : ndarray, shape (n_requests or 1, n_stages, n_classes)
         Service times of whole requests, as policies see them.
     pipelines : ndarray of int, shape (n_pipelines, n_stages)
@@ -60,6 +62,7 @@ class System:
         self.deployment, self.partition, self.policy = deployment, partition, policy
         self.seed, self.options = seed, options
         self.instance = costs.to_instance(deployment, allow_empty=True)
+        self.first_s = float(self.instance.arrival_s.min())
         schedule = policy if isinstance(policy, Schedule) else None
         evaluation.require_shape(self.instance, partition, schedule)
         self.tiers = [k for k in range(partition.n_tiers) if partition.stage(k)]
@@ -100,6 +103,13 @@ class System:
         block = self.options.kv_block_tokens
         whole = int(request["prompt"] + request["output"])
         return float(min(-(-int(request["prefill"]) // block) * block, whole))
+
+    def time_of_day_s(self, request: int, now_s: float) -> float:
+        """Return the time at which a request asks for a node, as the trace will show it."""
+        time_s = self.first_s + now_s
+        if self.options.users is not None:
+            return time_s
+        return max(time_s, float(self.instance.arrival_s[request]))
 
     def _own_s(self) -> Array:
         """Return the service times of whole requests in each pipeline, as policies see them."""
@@ -323,18 +333,17 @@ class System:
     def start(self, kernel: Any) -> tuple[Array, IntArray, Array]:
         """Return the clock, the counts and the arrivals at the start.
 
-        With users, the first request of each arrives at the start, and the arrivals of the
-        others are not yet known: nan.
+        All times of a run count from the first arrival. With users, the first request of each
+        arrives at the start, and the arrivals of the others are not yet known: nan.
         """
-        arrival_s = np.array(self.instance.arrival_s)
+        arrival_s = np.array(self.instance.release_s)
         n_sent = len(arrival_s)
         if self.options.users is not None:
             n_sent = min(self.options.users, n_sent)
-            arrival_s[:n_sent] = arrival_s.min()
+            arrival_s[:n_sent] = 0.0
             arrival_s[n_sent:] = math.nan
-        origin_s, span_s = float(np.nanmin(arrival_s)), float(np.ptp(arrival_s[:n_sent]))
-        width_s = max(span_s / 128, 1e-6, 1e-12 * origin_s)
-        clock = np.array([origin_s, origin_s, width_s, origin_s])
+        width_s = max(float(np.ptp(arrival_s[:n_sent])) / 128, 1e-6)
+        clock = np.array([0.0, 0.0, width_s, 0.0])
         counts = np.zeros(kernel.N_COUNTS, np.int64)
         counts[kernel.CHOICE], counts[kernel.N_SENT] = kernel.NIL, n_sent
         return clock, counts, arrival_s

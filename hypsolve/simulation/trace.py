@@ -172,6 +172,9 @@ class Trace:
         Users of a closed loop; None: requests arrived as the deployment says.
     visits : Visits or None
         None unless recorded.
+    since_first : Trace or None
+        The same record with all times counted from the first arrival. Differences of times are
+        exact there, whatever the time of day; None: this record counts so itself.
 
     Examples
     --------
@@ -219,6 +222,7 @@ class Trace:
     extrapolated: bool = False
     users: int | None = None
     visits: Visits | None = None
+    since_first: Trace | None = None
 
     def __post_init__(self) -> None:
         _freeze(self)
@@ -226,18 +230,21 @@ class Trace:
     @property
     def latency_s(self) -> Array:
         """Return the seconds from arrival to end, shape (n_requests,)."""
-        return self.end_s - self.arrival_s
+        times = self.from_first()
+        return times.end_s - times.arrival_s
 
     @property
     def ttft_s(self) -> Array:
         """Return the seconds from arrival to first token (TTFT), shape (n_requests,)."""
-        return self.first_token_s - self.arrival_s
+        times = self.from_first()
+        return times.first_token_s - times.arrival_s
 
     @property
     def tpot_s(self) -> Array:
         """Return the mean seconds per token after the first (TPOT); nan for one token."""
+        times = self.from_first()
         later = np.where(self.output_tokens > 1, self.output_tokens - 1.0, np.nan)
-        return (self.end_s - self.first_token_s) / later
+        return (times.end_s - times.first_token_s) / later
 
     @property
     def kv_share(self) -> Array:
@@ -245,6 +252,10 @@ class Trace:
         capacity = self.kv_capacity_bytes[:, None]
         limited = np.isfinite(capacity) & (capacity > 0)
         return np.where(limited, self.series.kv_bytes / np.where(limited, capacity, 1.0), 0.0)
+
+    def from_first(self) -> Trace:
+        """Return `since_first`, or this record where it is None."""
+        return self if self.since_first is None else self.since_first
 
     def network_node(self) -> IntArray:
         """Return `node` numbered over the whole network; -1: none."""

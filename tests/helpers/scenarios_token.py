@@ -44,6 +44,22 @@ class Scenario:
         return simulate(self.deployment, self.partition, self.policy, **self.options, **more)
 
 
+def from_the_first_arrival(scenario: Scenario) -> Scenario:
+    """Count the times of a scenario from its first arrival: its trace rounds none of them."""
+    requests = scenario.deployment.requests
+    first_s = float(requests.arrival_s.min())
+    since = replace(requests, arrival_s=requests.arrival_s - first_s)
+    events = [
+        replace(event, at_s=max(event.at_s - first_s, 0.0))
+        for event in scenario.options.get("events", ())
+    ]
+    return replace(
+        scenario,
+        deployment=replace(scenario.deployment, requests=since),
+        options={**scenario.options, "events": events},
+    )
+
+
 @dataclass
 class Draw:
     """Any numbers, which never coincide; or round ones: multiples of a power of two, so that

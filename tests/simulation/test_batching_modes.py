@@ -443,8 +443,9 @@ def test_users_have_one_request_each(batching):
         trace = replace(scenario, options=options).run(hs.simulate)
         assert trace.users == users
         n = len(trace.arrival_s)
-        sent = np.sort(trace.end_s)[: max(n - users, 0)] + think_time_s
-        np.testing.assert_array_equal(trace.arrival_s[users:], sent)
+        times = trace.from_first()
+        sent = np.sort(times.end_s)[: max(n - users, 0)] + think_time_s
+        np.testing.assert_array_equal(times.arrival_s[users:], sent)
         first_s = scenario.deployment.requests.arrival_s.min()
         np.testing.assert_array_equal(trace.arrival_s[:users], first_s)
         assert np.isfinite(trace.end_s).all()

@@ -65,7 +65,7 @@ def test_an_event_takes_plain_values():
         ((-1, "failure", "a"), ValueError, "failure of 'a': at_s must be .*negative, got -1"),
         ((np.nan, "failure", "a"), ValueError, "at_s must be finite and not negative, got nan"),
         ((np.inf, "join", "a"), ValueError, "join of 'a': at_s must be finite .* got inf"),
-        ((1e10, "join", "a"), ValueError, r"join of 'a': at_s must be at most .* got 1e\+10"),
+        ((1e200, "join", "a"), ValueError, r"join of 'a': at_s must be at most .* got 1e\+200"),
         (
             (0, "slowdown", "a"),
             ValueError,

@@ -17,7 +17,7 @@ from hypsolve.problem.costs import service_s, weight_read_bytes
 from hypsolve.problem.deployment import CostModel
 from hypsolve.simulation.events import EventKind
 from tests.helpers import token_toys as toys
-from tests.helpers.scenarios_token import random_scenario
+from tests.helpers.scenarios_token import from_the_first_arrival, random_scenario
 from tests.helpers.traces import kv_free_s
 
 is_slow = os.environ.get("NUMBA_DISABLE_JIT") == "1"  # then a run takes 0.1 s
@@ -227,8 +227,8 @@ class Witness:
 @given(seed=SEEDS.map(lambda seed: 2 * seed))  # even: no two things happen at one moment
 def test_policies_see_what_is_so(seed):
     seen = []
-    scenario = random_scenario(seed, hs.simulate)
-    events = scenario.options.get("events", ())
+    scenario = from_the_first_arrival(random_scenario(seed, hs.simulate))
+    events = scenario.options["events"]
     events = [e for e in events if e.kind in (EventKind.SLOWDOWN, EventKind.BANDWIDTH)]
     scenario = replace(
         scenario,
