@@ -1,6 +1,7 @@
 """Strict reading of a result's claims: a file may come from anywhere."""
 
 import dataclasses
+import json
 import math
 import sys
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def _upgraded(instance: Instance, result: dict[str, Any]) -> dict[str, Any]:
         If the gap of an earlier version, which `_since_first_arrival` replaces, is wrong.
     """
     version = result.get("version", 1)
-    if version not in (1, 2, VERSION) or isinstance(version, bool):
+    if type(version) is not int or version not in (1, 2, VERSION):
         raise ValueError(f"result: version must be 1, 2 or {VERSION}, got {version!r:.60}")
     if version != VERSION:
         result = _since_first_arrival(instance, result)
@@ -197,14 +198,27 @@ COVERED = frozenset(
 CERTIFICATE = frozenset({"kind", "value_s", "bound_s", "cuts", "boxes"})
 
 
+SCHEDULE = frozenset({"node", "start_s", "end_s"})
+BOX = frozenset(field.name for field in dataclasses.fields(BoxClaim))
+
+
 def not_covered(result: dict[str, Any]) -> list[str]:
-    """Return the fields of a verified result that the check does not cover."""
+    """Return the fields of a verified result that the check does not cover, at any depth."""
     covered = COVERED if "names_digest" in result else COVERED - {"extrapolated"}
     fields = {str(field) for field in result} - covered
-    inner = {f"certificate.{field}" for field in result["certificate"]}
-    inner -= {f"certificate.{field}" for field in CERTIFICATE}
     named = {"instance (its name)" if field == "instance" else field for field in fields}
-    return sorted(named | inner)
+    certificate = result["certificate"]
+    boxes = certificate.get("boxes") or []
+    in_boxes = BOX | set(_VERSION_1) if result.get("version", 1) == 1 else BOX
+    for where, tables, known in (
+        ("schedule", [result.get("schedule") or {}], SCHEDULE),
+        ("certificate", [certificate], CERTIFICATE),
+        ("certificate.boxes", boxes, in_boxes),
+    ):
+        named |= {f"{where}.{field}" for table in tables for field in table} - {
+            f"{where}.{field}" for field in known
+        }
+    return sorted(named)
 
 
 _VERSION_1 = {"price": "multipliers"}
@@ -229,8 +243,10 @@ def _read_answer(
     same = abs(value_s - objective_s) <= SAME * objective_s
     need(same, "certificate: value_s must be objective_s")
     objective_s, bound_s = _checked_gap(result)
-    cuts = _wholes("cuts", result.get("cuts"), instance.n_tiers + 1, 0, instance.n_blocks)
-    need(certificate.get("cuts") == cuts, "certificate: cuts must be those of the result")
+    limits = (instance.n_tiers + 1, 0, instance.n_blocks)
+    cuts = _wholes("cuts", result.get("cuts"), *limits)
+    proved = _wholes("certificate: cuts", certificate.get("cuts"), *limits)
+    need(proved == cuts, "certificate: cuts must be those of the result")
     shape = (instance.n_requests, instance.n_tiers)
     node, start_s, end_s = [], [], []
     need(scheduled or result.get("schedule") is None, "schedule: there must be none")
@@ -242,8 +258,10 @@ def _read_answer(
         )
         for r, row in enumerate(node):
             _wholes(f"schedule: node, request {r}", row, shape[1], -1, instance.n_nodes - 1)
+        _check_empty(cuts, node, start_s, end_s)
     given = certificate.get("boxes")
     need(isinstance(given, list), "boxes: must be a list")
+    need(scheduled or not given, "certificate: boxes: there must be none")
     boxes = [_box(instance, f"box {at}:", box) for at, box in enumerate(given)]
     return Claims(
         status, kind, objective_s, bound_s, proved_s, cuts, node, start_s, end_s, boxes
@@ -251,6 +269,15 @@ def _read_answer(
 
 
 _KINDS = ("joint", "bottleneck")
+
+
+def _check_empty(cuts: list[int], node: Any, start_s: Any, end_s: Any) -> None:
+    """Refute a node or a time of a request at an empty stage."""
+    empty = [k for k in range(len(cuts) - 1) if cuts[k] == cuts[k + 1]]
+    for key, table, none in (("node", node, -1), ("start_s", start_s, None),
+                             ("end_s", end_s, None)):  # fmt: skip
+        sound = all(row[k] == none for row in table for k in empty)
+        need(sound, f"schedule: {key} must be {json.dumps(none)} where a stage is empty")
 
 
 def _checked_gap(result: dict[str, Any]) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from hypsolve import Instance, save, solve
 from hypsolve.verify import Refuted, verify
 from hypsolve.verify.__main__ import main
 from hypsolve.verify.flow_shop import ExactFlowShop
+from hypsolve.verify.reading import not_covered
 from instances.frontier import frontier, profiled
 from tests.helpers import oracles, strategies
 
@@ -447,3 +448,48 @@ def test_infeasible_is_verified_and_not_claimed_in_vain():
     vain = copy.deepcopy(RESULTS["multipliers"])
     vain["status"], vain["certificate"]["kind"] = "infeasible", "infeasible"
     assert refuted(CASES["multipliers"], vain)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_unknown_fields_are_listed_at_any_depth(name):
+    """A reader must not take a field that nobody checks for a verified one."""
+    result = RESULTS[name]
+    known = not_covered(result)
+    assert not any("." in field for field in known)
+    more = copy.deepcopy(result) | {"signed": 1}
+    more["certificate"]["signed"] = 1
+    expected = {"signed", "certificate.signed"}
+    if result["schedule"] is not None:
+        more["schedule"]["signed"] = more["certificate"]["boxes"][-1]["signed"] = 1
+        expected |= {"schedule.signed", "certificate.boxes.signed"}
+    verify(CASES[name], more)
+    assert set(not_covered(more)) - set(known) == expected
+
+
+def test_empty_stages_have_no_nodes_and_no_times():
+    """A file could claim any visits to a tier that hosts nothing."""
+    instance = Instance.from_tables(
+        [[[1.0, 2.0], [0.1, 0.2]]], [1, 1], [[(0, 9)], [(1, 9)]], arrival_s=[0, 0.125, 0.25],
+        allow_empty=True, objective="mean_latency",
+    )  # fmt: skip
+    result = json.loads(json.dumps(solve(instance, "joint_exact").to_dict()))
+    assert result["cuts"] == [0, 0, 2]
+    verify(instance, result)
+    for key, none, lies in (
+        ("node", -1, (0, 1)),
+        ("start_s", "null", (0.0, 1.5, False, "soon", [])),
+        ("end_s", "null", (0.0, 1.5, False, {})),
+    ):
+        for lie in lies:
+            changed = copy.deepcopy(result)
+            changed["schedule"][key][1][0] = lie
+            with pytest.raises(Refuted, match=f"{key} must be {none} where a stage is empty"):
+                verify(instance, changed)
+
+
+def test_boxes_of_a_bottleneck_are_refuted():
+    """Its proof has none, so nothing would check them."""
+    changed = copy.deepcopy(RESULTS["bottleneck"])
+    changed["certificate"]["boxes"] = RESULTS["makespan"]["certificate"]["boxes"][:1]
+    with pytest.raises(Refuted, match="boxes: there must be none"):
+        verify(CASES["bottleneck"], changed)
