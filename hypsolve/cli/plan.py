@@ -26,12 +26,16 @@ from hypsolve.planning.plan import Plan
 from hypsolve.planning.platforms import runs_on
 from hypsolve.planning.query import to_network_file
 from hypsolve.planning.runtime_restrictions import nearest_plan
-from hypsolve.planning.text import describe_proof, describe_slos
+from hypsolve.planning.text import (
+    WELL_SERVED,
+    describe_proof,
+    describe_slos,
+    rate_sustained,
+)
 from hypsolve.solve import METHODS
 from hypsolve.solvers import clock
 
 MIN_SHARE = 0.25  # of the time limit, for the plan of a runtime, if compiling took the rest
-WELL_SERVED = 0.9  # share of the requests within their targets
 
 
 @click.command()
@@ -151,8 +155,8 @@ def _shortfalls(plan: Plan) -> Iterator[str]:
     also = "" if query.objective == "path" else ", and what --objective path serves"
     if forecast.keeps_up is False:
         yield (
-            f"simulated, it keeps up with about {forecast.max_requests_per_s:.3g} requests/s,"
-            f" not with {query.rate_per_s:g}; hypsolve plan without --export shows what would"
+            f"simulated, it keeps up with {rate_sustained(forecast)}, not with"
+            f" {query.rate_per_s:g}; hypsolve plan without --export shows what would"
             f" help{also}"
         )
     if forecast.slo_attainment < WELL_SERVED:

@@ -112,10 +112,14 @@ def _stages(plan: Plan, ax: Axes, width: float) -> None:
 
 
 def _pareto(plan: Plan, ax: Axes, width: float) -> None:
-    """Draw simulated rate and latency of the best splits, and of this plan."""
+    """Draw simulated rate and latency of splits, of the best among them, and of this plan."""
     points, best = plan.serving_points(), plan.serving_frontier()
     beaten = [
-        point for point in points if point not in best and np.isfinite(point.max_requests_per_s)
+        point
+        for point in points
+        if point not in best
+        and point.partition != plan.result.partition
+        and np.isfinite(point.max_requests_per_s)
     ]
     if beaten:
         rates = [point.max_requests_per_s for point in beaten]
@@ -181,6 +185,17 @@ def _gantt(plan: Plan, ax: Axes, width: float) -> None:
     end_s = max(min(middle_s + span_s, trace.end_of_run_s), middle_s * (1 + 1e-9) + 1e-12)
     trace.plot_gantt(ax, start_s=middle_s, end_s=end_s)
     ax.set_title("", loc="left")
+    _count_from_start(ax, middle_s, end_s)
+
+
+def _count_from_start(ax: Axes, start_s: float, end_s: float) -> None:
+    """Label a time axis from 0 at its start, in ms or s."""
+    unit, scale = ("ms", 1e3) if end_s - start_s < 2 else ("s", 1.0)
+    ticker = optional("matplotlib.ticker")
+    ends = ticker.MaxNLocator(6).tick_values(0, (end_s - start_s) * scale)
+    shown = ends[(ends >= 0) & (ends <= (end_s - start_s) * scale * (1 + 1e-9))]
+    ax.set_xticks(start_s + shown / scale, labels=[f"{value:g}" for value in shown])
+    ax.set_xlabel(f"{unit}, from {show_seconds(start_s)} after the first arrival")
 
 
 def _upgrades(plan: Plan, ax: Axes, width: float) -> None:
@@ -209,7 +224,8 @@ def _label_bars(
     for row, (name, end, value) in enumerate(zip(names, ends, values, strict=True)):
         above = short_name(name, min(int(width / 0.066), MAX_NAME))
         ax.annotate(above, (0, row - 0.22), (2, 1), textcoords="offset points", va="bottom")
-        ax.annotate(value, (end, row), (4, 0), textcoords="offset points", va="center")
+        ax.annotate(value, (end, row), (4, 0), textcoords="offset points", va="center",
+                    bbox={"facecolor": "#ffffff", "linewidth": 0, "pad": 1})  # fmt: skip
     ax.set_yticks([])
     ax.set_ylim(len(names) - 0.6, -0.75)
 
@@ -257,7 +273,8 @@ FIGURES: Mapping[str, Figure] = {
     "pareto": Figure(
         _pareto,
         lambda plan, width: min(3.4, 0.85 * width),
-        "Splits that no other beats in both sustained rate and mean latency, simulated.",
+        "Sustained rate and mean latency of splits, simulated. The best are those that no other"
+        " drawn here beats in both.",
     ),
     "latency": Figure(
         _latency,
@@ -267,7 +284,8 @@ FIGURES: Mapping[str, Figure] = {
     "gantt": Figure(
         _gantt,
         _gantt_height,
-        "Simulated iterations of the nodes during a few decode passes. The height of a bar is"
+        "Simulated iterations of the nodes during a few decode passes, from when half of the"
+        " requests have arrived. The height of a bar is"
         " the square root of the batch size.",
     ),
     "upgrades": Figure(

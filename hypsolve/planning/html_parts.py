@@ -11,6 +11,7 @@ from hypsolve.planning.text import (
     describe_proof,
     describe_query,
     infeasible_lines,
+    judge_load,
     rows_of_nodes,
     title,
 )
@@ -28,14 +29,20 @@ def fragment(plan: Plan) -> str:
 
 
 def verdict(plan: Plan) -> Iterator[str]:
-    """Yield what is proved, or why nothing fits."""
+    """Yield whether the load is met and then what is proved, or why nothing fits."""
     if not plan.fits:
         words, *reasons = infeasible_lines(plan)
         items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
         yield f'<div class="verdict none"><strong>{escape(sentence(words))}</strong>'
         yield f"<ul>{items}</ul></div>" if items else "</div>"
         return
-    words = sentence(describe_proof(plan))
+    words, service, kind = sentence(describe_proof(plan)), "", ""
+    if plan.forecast is not None:
+        judged = judge_load(plan.forecast)
+        service = f"<strong>{escape(sentence(judged.words))}</strong><br>"
+        if not plan.query.is_simulated:
+            words += f" (This is about the {plan.objective_name} alone, not about the load.)"
+        kind = "" if judged.is_met else " none"
     certificate = plan.result.certificate
     if certificate is not None:
         broken = verify_certificate(plan.result.instance, certificate)
@@ -46,7 +53,7 @@ def verdict(plan: Plan) -> Iterator[str]:
         )
     if plan.stopped:
         words += f" Stopped: {plan.stopped}."
-    yield f'<p class="verdict"><strong>{escape(words)}</strong></p>'
+    yield f'<p class="verdict{kind}">{service}{escape(words)}</p>'
 
 
 def html_table(

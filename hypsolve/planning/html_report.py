@@ -26,6 +26,7 @@ from hypsolve.planning.text import (
     describe_query,
     describe_upgrade,
     forecast_lines,
+    rate_sustained,
     rows_of_nodes,
     upgrade_title,
 )
@@ -36,11 +37,12 @@ from hypsolve.problem.units import show_seconds
 from hypsolve.simulation.metrics import Summary
 
 WIDTHS = {"wide": 9.4, "narrow": 3.8}  # of figures, in inches of 96 px
+UNSTEADY = "grows without end"  # a time or a number, if requests pile up
 PACKAGES = ("hypsolve", "numpy", "numba", "matplotlib")
 SPLIT_HEADS = {
     "split for": "objective that the split minimises",
     "layers": "layers on each tier, counted from 0",
-    "keeps up with, about": "largest sustainable rate in simulation",
+    "keeps up with": "largest sustainable rate in simulation",
     "mean latency": "simulated at the rate of this plan",
 }
 UPGRADE_HEADS = {
@@ -196,7 +198,7 @@ def _page(plan: Plan, command: str) -> Iterator[str]:
         yield f"<ul>{lines}</ul>"
         yield _figure(plan, "latency")
         if plan.alternatives:
-            yield "<p>The best splits for other objectives, simulated with these requests:</p>"
+            yield "<p>Splits for other objectives, simulated with these requests:</p>"
             yield html_table(_rows_of_splits(plan), SPLIT_HEADS)
         yield _figure(plan, "gantt")
     if plan.upgrades or not plan.stopped:
@@ -217,12 +219,14 @@ def _numbers(plan: Plan) -> str:
     """Return the most important numbers as tiles."""
     forecast, numbers = plan.forecast, {}
     if forecast is not None:
+        is_steady = forecast.keeps_up is not False
+        at_once = f"{forecast.mean_in_flight:.3g} with {forecast.load.describe()}"
         numbers = {
-            "TTFT": _mean_and_p95(forecast.ttft_s),
+            "TTFT": _mean_and_p95(forecast.ttft_s) if is_steady else UNSTEADY,
             "TPOT": _mean_and_p95(forecast.tpot_s),
-            "keeps up with, about": f"{forecast.max_requests_per_s:.3g} requests/s",
-            "users at once": f"{forecast.mean_in_flight:.3g} with {forecast.load.describe()}",
-            "latency": _mean_and_p95(forecast.latency_s),
+            "keeps up with": rate_sustained(forecast),
+            "users at once": at_once if is_steady else UNSTEADY,
+            "latency": _mean_and_p95(forecast.latency_s) if is_steady else UNSTEADY,
             "limited by": forecast.limited_by or "nan",
             "upper bound": f"{forecast.bound_requests_per_s:.3g} requests/s",
             "room for": f"{forecast.max_sequences} sequences",
@@ -236,7 +240,7 @@ def _numbers(plan: Plan) -> str:
     cells = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
         for name, value in numbers.items()
-        if not value.startswith("nan")
+        if value and not value.startswith("nan")
     )
     return f'<dl class="numbers">{cells}</dl>'
 
@@ -253,12 +257,13 @@ def _rows_of_splits(plan: Plan) -> list[dict[str, str]]:
         cuts=plan.result.partition.cuts,
         latency_mean_s=plan.forecast.latency_s.mean,
         max_requests_per_s=plan.forecast.max_requests_per_s,
+        max_rate_is_lower_bound=plan.forecast.max_rate_is_lower_bound,
     )
     return [
         {
             "split for": each.objective.replace("_", " "),
             "layers": describe_cuts(each.cuts),
-            "keeps up with, about": f"{each.max_requests_per_s:.3g} requests/s",
+            "keeps up with": rate_sustained(each) or "not known",
             "mean latency": show_seconds(each.latency_mean_s),
         }
         for each in (own, *plan.alternatives)

@@ -13,9 +13,11 @@ from hypsolve.planning.layers import describe_blocks
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.serving_frontier import ServingPoint, serving_points, undominated
 from hypsolve.planning.what_if import Upgrade
+from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment, Model
 from hypsolve.problem.result import Result
+from hypsolve.problem.solution import Partition
 from hypsolve.problem.units import finite_or_none, show_seconds
 from hypsolve.simulation.trace import Trace
 
@@ -223,12 +225,40 @@ class Plan:
         return undominated(self.serving_points())
 
     def serving_points(self) -> tuple[ServingPoint, ...]:
-        """Simulate some splits of the Pareto frontier of requests one at a time."""
-        return serving_points(
+        """Return this split and others, with what they serve in simulation.
+
+        The others are those of `alternatives`, and some of the Pareto frontier of requests one
+        at a time.
+        """
+        known = [] if self.forecast is None else [self._own_point()]
+        known += [self._point(other.cuts, other) for other in self.alternatives]
+        simulated = serving_points(
             self.deployment,
             self.result.instance,
             self.query.load,
             FRONTIER_SHARE * self.query.time_limit_s,
+        )
+        seen = {point.partition for point in known}
+        return (*known, *(point for point in simulated if point.partition not in seen))
+
+    def _own_point(self) -> ServingPoint:
+        assert self.forecast is not None and self.result.partition is not None
+        served = Alternative(
+            objective=self.query.objective,
+            cuts=self.result.partition.cuts,
+            latency_mean_s=self.forecast.latency_s.mean,
+            max_requests_per_s=self.forecast.max_requests_per_s,
+        )
+        return self._point(served.cuts, served)
+
+    def _point(self, cuts: tuple[int, ...], served: Alternative) -> ServingPoint:
+        partition, instance = Partition(cuts), self.result.instance
+        return ServingPoint(
+            partition=partition,
+            max_requests_per_s=served.max_requests_per_s,
+            latency_mean_s=served.latency_mean_s,
+            bottleneck_s=evaluation.bottleneck_s(instance, partition),
+            path_s=evaluation.path_s(instance, partition),
         )
 
     def plot(self, kind: str, ax: Axes | None = None) -> Axes:

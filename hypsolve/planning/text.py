@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.problem.units import show_seconds
 
 if TYPE_CHECKING:
     from hypsolve.planning.forecast import Forecast, Load
-    from hypsolve.planning.plan import NodePlan, Plan
+    from hypsolve.planning.plan import Alternative, NodePlan, Plan
     from hypsolve.planning.what_if import Upgrade
 
 MAX_UPGRADES = 8  # printed
 MAX_STAGES = 6  # whose slack is printed
 EQUAL = 5e-4  # slack of a stage that is called a bottleneck beside the largest one
+WELL_SERVED = 0.9  # share of the requests within their targets from which these are met
 CLEARLY = 1.02  # ratio of simulated values from which a split is called better
 SHARE_OF = {
     "bottleneck": "of bottleneck", "path": "of path", "p0": "of p0",
@@ -59,6 +60,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield from (f"  {line}" for line in details)
     else:
         yield table(rows_of_nodes(plan))
+        if plan.forecast is not None:  # before the proof, which is of another quantity
+            yield judge_load(plan.forecast).words
         yield describe_proof(plan)
         yield describe_bottleneck(plan)
         if idle := describe_idle(plan):
@@ -208,22 +211,62 @@ def _slack(share: float) -> str:
     return f"{share:.1%}" if share < 0.01 else f"{share:.0%}"
 
 
+class Verdict(NamedTuple):
+    """What a forecast says of the load that was asked for, in words."""
+
+    words: str
+    is_met: bool | None  # None: not known
+
+
+def judge_load(forecast: Forecast) -> Verdict:
+    """Say whether the load that was asked for is served, and within the targets.
+
+    Targets are met if `WELL_SERVED` of the requests are within them.
+    """
+    load, is_met = forecast.load, forecast.keeps_up
+    rate, most = f"{load.rate_per_s:g} requests/s", rate_sustained(forecast)
+    if load.users is not None:
+        words = f"{load.describe()} are served {forecast.requests_per_s:.3g} requests/s"
+    elif is_met is None:
+        words = f"whether it keeps up with {rate} takes too long to simulate"
+    elif is_met:
+        words = f"it keeps up with the {rate} that were asked for"
+    else:
+        most = f"; it sustains {most}" if most else ""
+        words = f"it cannot keep up with {rate}: latencies grow without end{most}"
+    share = forecast.slo_attainment
+    if math.isnan(share):
+        return Verdict(words, is_met)
+    is_within = share >= WELL_SERVED
+    but = ", and" if is_within else ", but only" if is_met else ", and only"
+    words += f"{but} {share:.1%} of the requests are within {describe_slos(load)}"
+    return Verdict(words, is_met and is_within if is_within else False)
+
+
+def rate_sustained(forecast: Forecast | Alternative) -> str:
+    """Write the largest sustainable rate with its unit; empty if it is not known."""
+    if math.isnan(forecast.max_requests_per_s):
+        return ""
+    about = _about(forecast.max_rate_is_lower_bound)
+    return f"{about} {forecast.max_requests_per_s:.3g} requests/s"
+
+
 def forecast_lines(plan: Plan) -> list[str]:
-    """Return the forecast of a plan in sentences."""
+    """Return the forecast of a plan in sentences, without the verdict on its load."""
     assert plan.forecast is not None
-    return describe_forecast(plan.forecast)
+    return describe_forecast(plan.forecast)[1:]
 
 
 def describe_forecast(forecast: Forecast) -> list[str]:
-    """Return a forecast in sentences."""
+    """Return a forecast in sentences; the first one judges the load."""
     load = forecast.load
-    lines = [f"with {load.describe()}, simulated token by token: {_served(forecast)}"]
+    lines = [judge_load(forecast).words]
+    lines += [f"with {load.describe()}, simulated token by token: {_served(forecast)}"]
     times = {"TTFT": forecast.ttft_s, "TPOT": forecast.tpot_s, "latency": forecast.latency_s}
     lines += [f"  {name:<8}{summary}" for name, summary in times.items() if summary.n]
     if not math.isnan(forecast.slo_attainment):
         lines.append(
-            f"  {forecast.slo_attainment:.1%} of the requests are within {describe_slos(load)}:"
-            f" {forecast.goodput_requests_per_s:.3g} requests/s"
+            f"  goodput {forecast.goodput_requests_per_s:.3g} requests/s within the targets"
         )
     rate = _largest_rate(forecast)
     lines += [
@@ -235,11 +278,6 @@ def describe_forecast(forecast: Forecast) -> list[str]:
         forecast.runtime,
         *_costs(forecast),
     ]
-    rate = f"{load.rate_per_s:g} requests/s"
-    if forecast.keeps_up is None:
-        lines.insert(0, f"whether it keeps up with {rate} takes too long to simulate")
-    elif not forecast.keeps_up:
-        lines.insert(0, f"it cannot keep up with {rate}: latencies grow without end")
     return lines
 
 

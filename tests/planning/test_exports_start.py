@@ -403,6 +403,16 @@ def test_what_is_left_out_has_its_cost_in_requests_per_second():
     assert "left out" not in text_of("two replicas", "vllm")
 
 
+def test_a_cost_of_rates_that_were_cut_short_is_no_number():
+    """The difference to a lower bound is not known, so only the two rates are stated."""
+    found = plan_of("one left out")
+    short = replace(found, forecast=replace(found.forecast, max_rate_is_lower_bound=True))
+    line = export(short, "vllm", instead_of=short).splitlines()[0]
+    rate = found.forecast.max_requests_per_s
+    assert f"requests/s instead of at least {rate:.3g}, simulated" in line
+    assert " less: " not in line and " more: " not in line
+
+
 def test_layouts_that_cannot_be_started_are_refused():
     """Each would start something else than was planned, or nothing."""
     returns = [

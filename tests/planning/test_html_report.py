@@ -1,5 +1,6 @@
 """Figures and the report of a plan: what they show, also in a real browser, and load."""
 
+import html
 import itertools
 import json
 import math
@@ -169,6 +170,24 @@ def test_pareto_marks_this_plan(found):
     assert forecast.max_requests_per_s == points[0].max_requests_per_s
 
 
+def test_no_split_that_is_beaten_is_drawn_as_a_best_one(found):
+    """A plan that beats all other splits is the only best one."""
+    own = found.result.partition
+    rivals = [
+        (point.max_requests_per_s, point.latency_mean_s)
+        for point in found.serving_points()
+        if point.partition != own
+    ]
+    mine = (1.01 * max(r for r, _ in rivals), 0.99 * min(s for _, s in rivals))
+    latency_s = replace(found.forecast.latency_s, mean=mine[1])
+    served = replace(found.forecast, max_requests_per_s=mine[0], latency_s=latency_s)
+    *others, frontier, here = replace(found, forecast=served).plot("pareto").lines
+    beaten = [tuple(point) for line in others for point in line.get_xydata()]
+    assert tuple(here.get_xydata()[0]) == mine
+    assert frontier.get_xydata().tolist() == [list(mine)]
+    assert rivals and sorted(beaten) == sorted(rivals)
+
+
 def test_latencies_are_those_simulated(found):
     trace = found.simulate()
     first, last = (line for line in found.plot("latency").lines if len(line.get_xdata()) > 1)
@@ -186,6 +205,9 @@ def test_gantt_shows_work_of_the_nodes(found):
     low, high = ax.get_xlim()
     assert high - low == pytest.approx(6 * found.forecast.tpot_s.mean)
     assert low == np.median(found.simulate().arrival_s)
+    labels = [float(label.get_text()) for label in ax.get_xticklabels()]
+    assert labels[0] == 0 and ax.get_xlabel().startswith("ms, from ")
+    np.testing.assert_allclose(labels, (ax.get_xticks() - low) * 1e3, atol=1e-6)
 
 
 def test_changes_are_in_order(found):
@@ -319,6 +341,62 @@ def test_what_does_not_fit_has_a_report(tmp_path):
     assert "<strong>Infeasible: the tiers together reach" in text
     assert text.count("<li>tier &#x27;") == 2 and 'id="upgrades"' in text
     assert 'id="network"' not in text and "What would make it fit, simulated" in text
+
+
+def first_lines(plan, path):
+    """Return class and text of the banner."""
+    hs.write_report(plan, path)
+    kind, inner = re.search(r'<p class="(verdict[^"]*)">(.*?)</p>', path.read_text()).groups()
+    return kind, html.unescape(re.sub(r"<[^>]*>", " ", inner))
+
+
+def test_the_banner_judges_the_load_before_the_proof(tmp_path, found):
+    """A proof about requests one at a time must not hide that the load is not met."""
+    most = found.forecast.max_requests_per_s
+    kind, words = first_lines(found, tmp_path / "x.html")
+    assert kind == "verdict"
+    assert words.index("It keeps up with the 2 requests/s") < words.index("Proved optimal")
+    assert "about the bottleneck alone, not about the load" in words
+    asked = replace(found.query, rate_per_s=100.0)
+    load = replace(found.forecast.load, rate_per_s=100.0)
+    over = replace(found, query=asked,
+                   forecast=replace(found.forecast, load=load, keeps_up=False))  # fmt: skip
+    kind, words = first_lines(over, tmp_path / "y.html")
+    assert kind == "verdict none"
+    assert words.index("It cannot keep up with 100 requests/s") < words.index("Proved optimal")
+    assert f"it sustains about {most:.3g} requests/s" in words
+    page = (tmp_path / "y.html").read_text()
+    assert "<dt>TTFT</dt><dd>grows without end</dd>" in page
+    assert "<dt>TTFT</dt><dd>grows" not in (tmp_path / "x.html").read_text()
+
+
+@pytest.mark.parametrize(("share", "kind"), [(0.95, "verdict"), (0.5, "verdict none")])
+def test_the_banner_judges_the_targets(tmp_path, found, share, kind):
+    """A load that is kept up with, but outside of the targets, is not served."""
+    load = replace(found.forecast.load, ttft_slo_s=0.5)
+    missed = replace(found.forecast, load=load, slo_attainment=share)
+    found = replace(found, forecast=missed)
+    shown, words = first_lines(found, tmp_path / "x.html")
+    assert shown == kind and f"{share:.1%} of the requests are within TTFT <= 500 ms" in words
+    assert str(found).index("within TTFT") < str(found).index("proved optimal")
+
+
+def test_a_search_that_was_cut_short_is_told(tmp_path, found):
+    """A lower bound on a rate is no estimate of it."""
+    rate = f"{found.forecast.max_requests_per_s:.3g} requests/s"
+    hs.write_report(found, tmp_path / "x.html")
+    assert f"<dd>about {rate}</dd>" in (tmp_path / "x.html").read_text()
+    short = replace(
+        found,
+        forecast=replace(found.forecast, max_rate_is_lower_bound=True),
+        alternatives=tuple(
+            replace(each, max_rate_is_lower_bound=True) for each in found.alternatives
+        ),
+    )
+    hs.write_report(short, tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text()
+    assert f"<dd>at least {rate}</dd>" in text and f"about {rate}" not in text
+    assert text.count(">at least ") > 1 + len(found.alternatives)
 
 
 def test_an_interrupted_plan_has_a_report(tmp_path, found):

@@ -5,12 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from hypsolve.planning.exporters.layout import Layout
 from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.plan import Plan
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.units import count
+
+
+class Rate(NamedTuple):
+    """A sustained rate in requests/s, and whether larger ones may be sustained, too."""
+
+    per_s: float
+    is_lower_bound: bool = False
+
+    def __str__(self) -> str:
+        return f"{'at least ' * self.is_lower_bound}{self.per_s:.3g}"
+
+
+UNKNOWN = Rate(math.nan)
 
 
 def left_out(plan: Plan, layout: Layout, instead_of: Plan | None) -> list[str]:
@@ -30,12 +44,12 @@ def left_out(plan: Plan, layout: Layout, instead_of: Plan | None) -> list[str]:
     missing = [node.node for node in best.nodes if node.is_used and node.node not in kept]
     if not missing:
         return []
-    before = math.nan if best.forecast is None else _rate(best.forecast)
+    before = UNKNOWN if best.forecast is None else _rate(best.forecast)
     return [f"# left out: {', '.join(missing)}; {describe(before, sustained(plan, layout))}"]
 
 
-def sustained(plan: Plan, layout: Layout) -> float:
-    """Return about the largest rate that the pipelines alone sustain, in requests/s.
+def sustained(plan: Plan, layout: Layout) -> Rate:
+    """Return about the largest rate that the pipelines alone sustain.
 
     For users in a closed loop, it is the rate at which they are served. It is simulated as the
     forecast of a plan is, on the network of the nodes in pipelines.
@@ -47,19 +61,23 @@ def sustained(plan: Plan, layout: Layout) -> float:
     return _rate(predict(without, plan.result.partition, plan.query.load, only="requests/s"))
 
 
-def _rate(forecast: Forecast) -> float:
-    in_loop = forecast.load.users is not None
-    return forecast.requests_per_s if in_loop else forecast.max_requests_per_s
+def _rate(forecast: Forecast) -> Rate:
+    if forecast.load.users is not None:
+        return Rate(forecast.requests_per_s)
+    return Rate(forecast.max_requests_per_s, forecast.max_rate_is_lower_bound)
 
 
-def describe(before: float, after: float) -> str:
+def describe(before: Rate, after: Rate) -> str:
     """Describe a change of the largest sustained rate."""
-    if math.isnan(before) or math.isnan(after):
+    if math.isnan(before.per_s) or math.isnan(after.per_s):
         return "what they would serve takes too many requests to simulate"
-    if f"{before:.3g}" == f"{after:.3g}":
-        return f"they add nothing to {before:.3g} requests/s, simulated"
-    change = f"{abs(after - before):.3g} requests/s {'less' if after <= before else 'more'}"
-    return f"{change}: {after:.3g} instead of {before:.3g}, simulated"
+    if before.is_lower_bound or after.is_lower_bound:  # the difference is not known
+        return f"{after} requests/s instead of {before}, simulated (a search was cut short)"
+    if str(before) == str(after):
+        return f"they add nothing to {before} requests/s, simulated"
+    more = after.per_s - before.per_s
+    change = f"{abs(more):.3g} requests/s {'more' if more > 0 else 'less'}"
+    return f"{change}: {after} instead of {before}, simulated"
 
 
 def summary(nodes: Sequence[str]) -> str:
