@@ -74,7 +74,8 @@ def plan(
         The proof then holds for the simulated requests only.
     method : str, optional
         A name in `hypsolve.METHODS` that decides a partition. Default: ``hypsplit_dp``, which
-        is exact; for ``mean_latency`` a search by simulation. If `method` is given with
+        is exact, and of equal splits the one with the most room for KV cache; for
+        ``mean_latency`` a search by simulation. If `method` is given with
         ``mean_latency``, the method minimises the bottleneck, and its split is then simulated.
     time_limit_s, seed
         As in `hypsolve.solve`.

@@ -19,6 +19,7 @@ from hypsolve.formats.network_toml import NetworkFile, read_network_file
 from hypsolve.formats.network_toml_types import runtime_keys
 from hypsolve.planning.forecast import MAX_VISITS, Load, under_load
 from hypsolve.planning.platforms import check_weights, supported, weights_of, with_empty
+from hypsolve.planning.room_for_kv import with_most_room
 from hypsolve.planning.simulation_search import (
     Progress,
     Splits,
@@ -31,7 +32,7 @@ from hypsolve.problem.deployment import Deployment, Model, Network, Requests
 from hypsolve.problem.instance import Instance, Objective, StageRule
 from hypsolve.problem.result import Result
 from hypsolve.problem.runtime import IDEAL, Batching, Runtime
-from hypsolve.solve import METHODS, options_of, solve
+from hypsolve.solve import METHODS, Method, options_of, solve
 
 OBJECTIVES = ("bottleneck", "path", "mean_latency", "p0")
 DEFAULT_METHOD = "hypsplit_dp"  # for `mean_latency`, its split is where the search starts
@@ -73,8 +74,8 @@ class PlanQuery:
         Objective to minimise. None: ``bottleneck``, or ``path`` where the runtime computes one
         batch at a time, since its throughput is then the inverse of the path.
     method : str or None
-        Name in `hypsolve.METHODS`. None: ``hypsplit_dp``, which is exact; for ``mean_latency``
-        a search by simulation.
+        Name in `hypsolve.METHODS`. None: ``hypsplit_dp``, which is exact, and of equal splits
+        the one with the most room for KV cache; for ``mean_latency`` a search by simulation.
     time_limit_s : float
         Limit on the whole command: search, forecast and what-if scenarios.
     seed : int
@@ -363,10 +364,12 @@ def solve_query(
     Other methods raise it.
     """
     deployment, rules = query.deployment(), query.rules()
-    method = query.method or DEFAULT_METHOD
+    method: str | Method = query.method or DEFAULT_METHOD
     limits: dict[str, Any] = {"time_limit_s": query.time_limit_s, "seed": query.seed}
     if not query.is_simulated:
         instance = to_instance(deployment, objective=query.objective, **rules)
+        if query.method is None:
+            method = with_most_room(deployment, rules)
         result = solve(instance, method, **limits, **query.options)
         return Solution(query=query, deployment=deployment, instance=instance, result=result)
     rng = np.random.default_rng(query.seed)
@@ -376,7 +379,7 @@ def solve_query(
     if query.method is None:
         result = minimise_mean_latency(splits, progress=progress, **limits, **query.options)
     else:
-        result = solve_simulated(splits, method, **limits, **query.options)
+        result = solve_simulated(splits, query.method, **limits, **query.options)
     return Solution(
         query=query,
         deployment=deployment,

@@ -194,3 +194,27 @@ def pareto_frontier(instance: Instance) -> list[ParetoPoint]:
             ParetoPoint(evaluation.bottleneck_s(instance, partition), path_s, partition)
         )
     return points[::-1]
+
+
+def least_path_within(instance: Instance, bottleneck_s: float) -> Partition | None:
+    """Return a partition of least path latency among those of a limited bottleneck.
+
+    Parameters
+    ----------
+    instance : Instance
+        Its objective is ignored. The bottleneck follows its stage rule.
+    bottleneck_s : float
+        Limit on the bottleneck, in seconds. It may be exceeded by rounding.
+
+    Returns
+    -------
+    Partition or None
+        None if no partition stays within the limit.
+    """
+    from hypsolve.kernels import hypsplit
+
+    cuts = np.zeros(instance.n_tiers + 1, np.int64)
+    limit_s = bottleneck_s * (1 + evaluation.RELATIVE_ERROR)
+    if math.isinf(hypsplit.min_sum(to_chain(instance), limit_s, cuts, True)):
+        return None
+    return Partition(tuple(cuts.tolist()))
