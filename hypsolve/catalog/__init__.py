@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 ACTIVATION_BYTES = 2  # activations and KV cache are fp16 for all weight formats
+MIN_SHARE = 0.05  # of the memory, where a server reserves more than a small GPU has
 MAX_LAYERS = 2**20
 MAX_SIZE = 2**40  # of every other number of a shape: FLOPs and bytes stay finite
 
@@ -210,18 +211,26 @@ def runtime(
         return replace(name, **overrides)
     table = _table("runtimes.toml")
     entry = dict(table[valid.known("runtime", name, table)])
-    large = entry.pop("large", None)
-    on = list(gpus)
-    if large is not None:
-        at_least, excepted = large["min_memory_gib"] * GIB, tuple(large["except"])
-        is_large = [
-            gpu.memory_bytes >= at_least and not any(word in gpu.name for word in excepted)
-            for gpu in on
-        ]
-        if is_large and all(is_large):
-            entry |= {k: v for k, v in large.items() if k not in ("min_memory_gib", "except")}
+    entry |= _of_gpus(entry.pop("tiers", ()), list(gpus))
     entry = {key: None if value == "none" else value for key, value in entry.items()}
     return Runtime(name=name, **{**entry, **overrides})
+
+
+def _of_gpus(tiers: Iterable[dict[str, Any]], gpus: list[GpuProfile]) -> dict[str, Any]:
+    """Return the defaults of a server on these GPUs, in place of its own."""
+    if not gpus:
+        return {}
+    seen_gib = min(gpu.memory_bytes - gpu.hidden_bytes for gpu in gpus) / GIB
+    found: dict[str, Any] = {}
+    for tier in tiers:
+        excepted = [word for word in tier.get("except", ()) for g in gpus if word in g.name]
+        if seen_gib >= tier["min_memory_gib"] and not excepted:
+            found = {k: v for k, v in tier.items() if k not in ("min_memory_gib", "except")}
+    reserved_gib = found.pop("reserved_gib", None)
+    if reserved_gib is not None:
+        share = round(1 - reserved_gib / seen_gib, 3)
+        found["memory_fraction"] = max(share, MIN_SHARE)
+    return found
 
 
 def name_of(model: str) -> str:

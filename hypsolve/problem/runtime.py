@@ -89,6 +89,8 @@ class Runtime:
         Kind of file that it loads quantised weights from; empty: any. All load 16-bit weights.
     server : str
         The command's runtime in `hypsolve.RUNTIMES`; empty if there is none.
+    version : str
+        Version of the server that the profile describes; empty if there is none.
     source : str
         Origin of the numbers.
 
@@ -123,6 +125,7 @@ class Runtime:
     platforms: tuple[str, ...] = ()
     weight_file: str = ""
     server: str = ""
+    version: str = ""
     source: str = ""
 
     def __post_init__(self) -> None:

@@ -76,6 +76,9 @@ def test_only_cards_of_the_catalogue_hide_memory():
         (["h100"], 8192, 1024),
         (["a100-80gb"], 2048, 256),  # excepted by name
         (["l4"], 2048, 256),
+        (["h200"], 8192, 1024),
+        (["b200"], 16_384, 1024),
+        (["b200", "a100-80gb"], 2048, 256),
         (["h100", "l4"], 2048, 256),  # the smallest decides
         ([], 2048, 256),
     ],
@@ -84,6 +87,51 @@ def test_defaults_of_vllm_depend_on_the_gpus(gpus, tokens, sequences):
     """The rule of EngineArgs.get_batch_defaults."""
     found = hs.runtime("vllm", gpus=[hs.gpu(name) for name in gpus])
     assert (found.max_num_batched_tokens, found.max_num_seqs) == (tokens, sequences)
+    assert (found.memory_fraction, found.version) == (0.92, "0.33.0")
+
+
+@pytest.mark.parametrize(
+    ("slug", "mib", "chunk", "captured"),
+    [  # MiB of nvidia-smi, and the largest batch that is captured as a graph
+        ("t4", 15_360, 2048, 8),
+        ("l4", 23_034, 4096, 48),
+        ("rtx-4090", 24_564, 4096, 48),
+        ("a100-40gb", 40_960, 4096, 32),
+        ("l40s", 46_068, 4096, 32),
+        ("a100-80gb", 81_920, 8192, 256),
+        ("h100", 81_559, 8192, 256),
+        ("h200", 143_771, 8192, 256),
+        ("b200", 183_359, 16_384, 512),
+    ],
+)
+def test_defaults_of_sglang_depend_on_the_gpus(slug, mib, chunk, captured):
+    """handle_gpu_memory_settings of SGLang 0.5.23, written down from its source."""
+    found = hs.runtime("sglang", gpus=[hs.gpu(slug)])
+    assert found.chunk_tokens == chunk
+    sizes = [
+        *range(4, 33, 4),
+        *range(48, 257, 16),
+        *range(288, 513, 32),
+        *range(576, 1025, 64),
+        *range(1280, 4097, 256),
+        *range(4608, chunk + 1, 512),
+    ]
+    prefills = sum(size <= chunk for size in sizes)
+    reserved = 512 + 1.5 * chunk + 1024 / 8 + 2 * captured + 8 * prefills
+    if mib > 60 * 1024:
+        reserved = max(reserved, 10 * 1024)
+    assert found.memory_fraction == pytest.approx(1 - reserved / mib, abs=0.012)
+
+
+def test_a_card_that_is_smaller_than_what_sglang_reserves_keeps_a_share():
+    small = replace(hs.gpu("gtx-1080-ti"), memory_bytes=2 * GIB, visible_bytes=None)
+    assert hs.runtime("sglang", gpus=[small]).memory_fraction == 0.05
+
+
+def test_profiles_of_servers_state_their_version():
+    """A default without a version is false with the next release."""
+    for name in hs.runtimes():
+        assert bool(hs.runtime(name).version) == (name != "ideal")
 
 
 def test_a_server_takes_its_share_or_what_others_leave():
@@ -92,10 +140,10 @@ def test_a_server_takes_its_share_or_what_others_leave():
     runtime = hs.runtime("vllm")
     alone = runtime.usable_bytes(hs.Node(name="n", gpu=gpu), model)
     seen = runtime.card_bytes(hs.Node(name="n", gpu=gpu))
-    tenth = hs.Node(name="n", gpu=gpu, reserved_bytes=0.1 * seen)
+    little = hs.Node(name="n", gpu=gpu, reserved_bytes=0.08 * seen)
     half = hs.Node(name="n", gpu=gpu, reserved_bytes=0.5 * seen)
-    assert runtime.usable_bytes(tenth, model) == pytest.approx(alone)
-    assert alone - runtime.usable_bytes(half, model) == pytest.approx(0.4 * seen)
+    assert runtime.usable_bytes(little, model) == pytest.approx(alone)
+    assert alone - runtime.usable_bytes(half, model) == pytest.approx(0.42 * seen)
 
 
 def test_the_ideal_runtime_leaves_instances_as_they_are():

@@ -282,7 +282,7 @@ def test_defaults_of_a_runtime_are_those_for_the_gpus_of_the_file(tmp_path):
 def test_every_value_of_a_runtime_can_be_in_a_file():
     """A new attribute of `Runtime` must be a key, or be what only the catalogue knows."""
     of_catalogue = {
-        "activation_widths", "logits_copies", "platforms", "weight_file", "server",
+        "activation_widths", "logits_copies", "platforms", "weight_file", "server", "version",
     }  # fmt: skip
     attributes = {field.name for field in dataclasses.fields(hs.Runtime)}
     assert set(RuntimeTable.__annotations__) == attributes - of_catalogue
