@@ -135,3 +135,43 @@ def llama_layers(text):
 
 
 READ = {"vllm": vllm_layers, "sglang": sglang_layers, "llama.cpp": llama_layers}
+
+
+def limits_of(server, command):
+    """Limits of a started server, by the documentation of its flags; absent: its default.
+
+    Keys are options of `hypsolve.simulate`, besides `context`: tokens of the longest request.
+    """
+
+    def number(flag, default):
+        return int(command.flags.get(flag, [default])[0])
+
+    if server == "vllm":
+        found = {
+            "max_num_seqs": number("--max-num-seqs", 256),
+            "max_num_batched_tokens": number("--max-num-batched-tokens", 2048),
+            "kv_block_tokens": number("--block-size", 16),
+        }
+        context = number("--max-model-len", 0)
+    elif server == "sglang":
+        chunk, page = number("--chunked-prefill-size", 4096), number("--page-size", 1)
+        assert chunk == -1 or chunk % page == 0  # its own assertion
+        # an unchunked prompt, too, is computed with others up to --max-prefill-tokens
+        assert chunk <= number("--max-prefill-tokens", 16_384)
+        found = {
+            "max_num_seqs": number("--max-running-requests", 0),
+            "chunk_tokens": None if chunk == -1 else chunk,
+            "kv_block_tokens": page,
+        }
+        context = number("--context-length", 0)
+    else:
+        slots, batch = number("-np", 4), number("-b", 2048)
+        assert slots <= 256  # LLAMA_MAX_SEQ
+        context = number("-c", 4096) // slots
+        assert context % 256 == 0  # else GGML_PAD gives more than was planned
+        found = {
+            "max_num_seqs": slots,
+            "max_num_batched_tokens": batch,
+            "micro_batch_tokens": min(number("-ub", 512), batch),
+        }
+    return found, context

@@ -289,7 +289,7 @@ def test_servers_refuse_neither_slots_nor_chunks():
         return export(replace(plain, deployment=deployment), server)
 
     llama = text("llama.cpp", max_num_seqs=300)
-    assert " -np 256 " in llama and f" -c {256 * 528} " in llama and "-np 300" not in llama
+    assert " -np 256 " in llama and f" -c {256 * 768} " in llama and "-np 300" not in llama
     assert "--chunked-prefill-size 992 " in text(
         "sglang", chunk_tokens=1000, kv_block_tokens=16
     )

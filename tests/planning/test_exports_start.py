@@ -8,14 +8,16 @@ from collections import defaultdict
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 
 import hypsolve as hs
-from hypsolve.planning.exporters import RUNTIMES, benchmark, export, not_expressible
+from hypsolve.planning.exporters import RUNTIMES, benchmark, cautions, export, not_expressible
 from hypsolve.planning.exporters.layout import BenchmarkLoad
 from hypsolve.planning.platforms import PASCAL, platform_of
+from hypsolve.problem.deployment import Requests
 from tests.helpers.export_flags import FLAGS
-from tests.helpers.export_readers import READ, addresses
+from tests.helpers.export_readers import READ, addresses, limits_of
 from tests.helpers.exports import WIRE, commands, pinned, plan, planned, tier
 
 SERVERS = ("vllm", "sglang", "llama.cpp")
@@ -238,7 +240,7 @@ RUNTIME_VARIANTS = [
 
 
 def room_of(found, runtime):
-    """Sequences whose KV cache fits on every card, worked out from the model's shape."""
+    """Tokens whose KV cache fits on every card, worked out from the model's shape."""
     model, rooms = found.model, []
     for node in found.nodes:
         if node.is_used:
@@ -248,64 +250,69 @@ def room_of(found, runtime):
             ]
             free = runtime.usable_bytes(record, model) - model.stage_weight_bytes(blocks)
             kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
-            rooms.append(free / kv_bytes // found.query.tokens)
-    return int(min(rooms))
+            rooms.append(free / kv_bytes)
+    return min(rooms)
+
+
+def ends_of(found, batching, **limits):
+    """Ends of a burst that fills every limit, under the plan's rules and these limits."""
+    lengths = np.tile([found.query.prompt_tokens, found.query.output_tokens], (320, 1))
+    if batching != "serial":
+        limits.pop("micro_batch_tokens", None)
+    deployment = replace(
+        found.deployment, requests=Requests(np.zeros(320), lengths[:, 0], lengths[:, 1])
+    )
+    return hs.simulate(deployment, found.result.partition, **limits).end_s
 
 
 @RUN
 @pytest.mark.parametrize("runtime", RUNTIME_VARIANTS, ids=lambda each: each.name)
-def test_every_simulated_limit_is_passed_on(runtime, server):
-    """Parsed back, the flags are the limits of the runtime that was simulated."""
+def test_a_server_that_is_started_has_the_limits_that_were_simulated(runtime, server):
+    """Read back by a reader of the server's flags, the limits leave the simulation as it was.
+
+    Where they do not, a caution beside the export must name the limit.
+    """
     found = under(plan_of("two machines"), runtime)
     (serve, *_) = commands(export(found, server), FIRST_PROGRAM[server])
-    room, tokens = room_of(found, runtime), found.query.tokens
-    sequences = runtime.max_num_seqs
-    if runtime.kv_admission == "reserve":
-        sequences = min(sequences, room)
-    batch = runtime.max_num_batched_tokens
-    if runtime.chunk_tokens is not None:
-        batch = min(batch or 10**9, runtime.chunk_tokens + sequences)
-    share = min(
-        min(runtime.memory_fraction, node.usable_bytes / node.gpu.memory_bytes)
-        for of_tier in found.network.network.tiers
-        for node in of_tier.nodes
+    told, context = limits_of(server, serve)
+    assert context >= found.query.tokens
+    simulated = ends_of(found, runtime.batching)
+    notes = " ".join(cautions(found, server))
+    words = {"max_num_seqs": "requests at once", "micro_batch_tokens": "batching"}
+    for limit, value in told.items():
+        same = np.array_equal(ends_of(found, runtime.batching, **{limit: value}), simulated)
+        assert same or words.get(limit, limit) in notes, (limit, value, notes)
+    if runtime.server == server and runtime.chunk_tokens is None:
+        together = ends_of(found, runtime.batching, **told)
+        assert np.array_equal(together, simulated)
+
+
+@RUN
+@pytest.mark.parametrize("runtime", RUNTIME_VARIANTS, ids=lambda each: each.name)
+def test_a_server_that_is_started_takes_the_memory_that_was_simulated(runtime, server):
+    found = under(plan_of("two machines"), runtime)
+    (serve, *_) = commands(export(found, server), FIRST_PROGRAM[server])
+    flag = {"vllm": "--gpu-memory-utilization", "sglang": "--mem-fraction-static"}.get(server)
+    if flag is None:  # llama.cpp takes weights and slots, and these fit
+        assert int(serve["-c"]) <= room_of(found, runtime)
+        return
+    share = (
+        runtime.memory_fraction
+        if runtime.server == server
+        else min(runtime.memory_fraction, 0.95)
     )
-    share = share if runtime.server == server else min(share, 0.95)
-    paged = runtime.kv_admission == "paged"
-    if server == "vllm":
-        assert int(serve["--max-num-seqs"]) == sequences
-        assert serve.flags.get("--max-num-batched-tokens") == (batch and [str(batch)])
-        assert int(serve["--max-model-len"]) == tokens
-        assert float(serve["--gpu-memory-utilization"]) == pytest.approx(share, abs=1e-3)
-        block = [str(runtime.kv_block_tokens)] if paged else None
-        assert serve.flags.get("--block-size") == block
-    elif server == "sglang":
-        assert int(serve["--max-running-requests"]) == sequences
-        assert int(serve["--chunked-prefill-size"]) == (runtime.prompt_limit or -1)
-        prefill = int(serve.flags.get("--max-prefill-tokens", ["16384"])[0])
-        assert prefill >= (runtime.prompt_limit or 0)
-        assert int(serve["--context-length"]) == tokens
-        assert float(serve["--mem-fraction-static"]) == pytest.approx(share, abs=1e-3)
-        page = [str(runtime.kv_block_tokens)] if paged else None
-        assert serve.flags.get("--page-size") == page
-    else:
-        sequences = min(sequences, 256)  # LLAMA_MAX_SEQ
-        assert int(serve["-np"]) == sequences and int(serve["-c"]) == sequences * tokens
-        assert serve.flags.get("-b") == (batch and [str(batch)])
-        micro = runtime.micro_batch_tokens or runtime.prompt_limit or batch
-        wanted = micro if batch is None else min(micro, batch)
-        assert serve.flags.get("-ub") == (wanted and [str(wanted)])
+    assert float(serve[flag]) == pytest.approx(share, abs=1e-3)
 
 
 def test_room_limits_slots_where_caches_are_reserved():
     """A server of paged caches would admit more than were simulated, and preempt them."""
     network = hs.Network(name="n", tiers=(tier("a", "rtx-4090"),))
     found = plan("llama-3-8b", network, concurrency=4, prompt_tokens=3000, output_tokens=1000)
-    room = room_of(found, found.deployment.runtime)
-    assert 4 <= room < 64
-    for server, flag in (("vllm", "--max-num-seqs"), ("llama.cpp", "-np")):
+    tokens = room_of(found, found.deployment.runtime)
+    assert 4 <= tokens // 4096 < 64
+    for server, flag, held in (("vllm", "--max-num-seqs", 4000), ("llama.cpp", "-np", 4096)):
         (serve,) = commands(export(found, server), FIRST_PROGRAM[server])
-        assert int(serve[flag]) == room
+        assert int(serve[flag]) == tokens // held, server  # slots are whole multiples of 256
 
 
 def test_old_cards_get_half_precision():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from hypsolve import catalog
 from hypsolve.planning.exporters.layout import BenchmarkLoad, Layout
-from hypsolve.planning.exporters.llama_cpp import MAX_SLOTS
+from hypsolve.planning.exporters.llama_cpp import MAX_SLOTS, slot_tokens, slots
 from hypsolve.planning.exporters.vllm import BLOCK_TOKENS
 from hypsolve.problem.runtime import KvAdmission, Runtime
+from hypsolve.problem.units import count
 
 
 def untold(simulated: Runtime, server: str) -> list[str]:
@@ -33,6 +34,12 @@ def untold(simulated: Runtime, server: str) -> list[str]:
         lines.append(
             f"chunk_tokens = {simulated.chunk_tokens} is no flag of {server}: its limit counts"
             " decode tokens, too, so prompts may take more of a batch than was simulated"
+        )
+    limits = (simulated.chunk_tokens, simulated.max_num_batched_tokens)
+    if server != "sglang" and limits == (None, None):
+        lines.append(
+            "max_num_batched_tokens had no limit in the simulation: the default of"
+            f" {server} holds"
         )
     if server == "sglang" and simulated.max_num_batched_tokens is not None:
         lines.append(
@@ -61,12 +68,20 @@ def untold(simulated: Runtime, server: str) -> list[str]:
 
 def too_many_slots(layout: Layout, load: BenchmarkLoad) -> list[str]:
     """Return a line if llama.cpp has fewer slots than requests that ran at once."""
-    most = max((layout.sequences(each, load) for each in layout.replicas), default=0)
-    if most <= MAX_SLOTS:
-        return []
-    return [
-        f"{most} requests at once were simulated: llama-server has {MAX_SLOTS} slots at most"
-    ]
+    lines = []
+    for replica in layout.replicas:
+        most, has = layout.sequences(replica, load), slots(layout, replica, load)
+        if has == MAX_SLOTS < most:
+            lines.append(
+                f"{most} requests at once were simulated: llama-server has {MAX_SLOTS} slots"
+                " at most"
+            )
+        elif has < most:
+            lines.append(
+                f"up to {most} requests at once were simulated: memory has room for"
+                f" {count(has, 'slot')} of {slot_tokens(load)} tokens"
+            )
+    return list(dict.fromkeys(lines))
 
 
 def no_slack(load: BenchmarkLoad, context: int) -> str:
