@@ -22,7 +22,7 @@ from hypsolve.dispatch.policies import POLICIES
 from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning import planner
 from hypsolve.planning.figures import draw_pareto
-from hypsolve.planning.forecast import Load, arriving, at_rate
+from hypsolve.planning.forecast import Load, arriving, at_rate, round_s, starts
 from hypsolve.planning.layers import describe_blocks, describe_cuts
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.replan import OBJECTIVES, Replan, partition_in, query_in
@@ -245,6 +245,9 @@ def simulate(
         valid.whole("simulate", "requests", requests, minimum=1)
         rng = np.random.default_rng(query.seed)
         given = arriving(deployment, load.rate_per_s, requests, rng).requests
+        if load.users is not None:
+            within_s = round_s(deployment, partition, load)
+            given = replace(given, arrival_s=starts(load, requests, within_s))
     longest = int((given.prompt_tokens + given.output_tokens).max())
     served = simulate_requests(
         replace(

@@ -42,13 +42,14 @@ class Load:
     rate_per_s : float
         Requests per second; not used if there are users.
     users : int or None
-        Users, each with one request at a time.
+        Users, each with one request at a time. They start at random times within one round: the
+        latency of a request on the idle network, and the think time.
     think_time_s : float
         Seconds from the end of a user's request to the next one.
     ttft_slo_s, tpot_slo_s : float or None
         Targets for the first token and for each later one.
     seed : int
-        Seed of the arrivals.
+        Seed of the arrivals, and of the starts of users.
     max_visits : float
         Visits, of a token at a stage, in one simulation at most.
     """
@@ -263,9 +264,10 @@ def predict(
 def serve_load(
     deployment: Deployment, partition: Partition, load: Load, *, record_visits: bool = False
 ) -> Trace:
-    """Simulate a partition under a load."""
+    """Simulate a partition under a load; users start within one round of a user alone."""
+    within_s = 0.0 if load.users is None else round_s(deployment, partition, load)
     return serve(
-        with_requests(deployment, load),
+        with_requests(deployment, load, within_s),
         partition,
         record_visits=record_visits,
         users=load.users,
@@ -273,14 +275,36 @@ def serve_load(
     )
 
 
-def with_requests(deployment: Deployment, load: Load) -> Deployment:
-    """Return a deployment with the requests that are simulated under a load."""
+def round_s(deployment: Deployment, partition: Partition, load: Load) -> float:
+    """Return the latency of a request on the idle network, and the think time."""
+    alone = serve(_evenly(deployment, 1.0, 1), partition)
+    return float(alone.latency_s[0]) + load.think_time_s
+
+
+def with_requests(deployment: Deployment, load: Load, within_s: float = 0.0) -> Deployment:
+    """Return a deployment with the requests that are simulated under a load.
+
+    Users start within `within_s` seconds.
+    """
     if load.users is None:
         rng = np.random.default_rng(load.seed)
         return under_load(deployment, load.rate_per_s, rng, load.max_visits)
     n = max(N_REQUESTS, ROUNDS_OF_USERS * load.users)
     n = max(min(n, _max_requests(deployment, load.max_visits)), load.users, MIN_REQUESTS)
-    return _like_the_first(deployment, np.zeros(n))
+    return _like_the_first(deployment, starts(load, n, within_s))
+
+
+def starts(load: Load, n: int, within_s: float) -> NDArray[np.float64]:
+    """Return arrivals of `n` requests, of which users send the earliest as their first ones.
+
+    They start at independent, uniform times within `within_s` seconds, the first one at 0. If
+    all started at once, they would stay in step: every prompt would meet all others.
+    """
+    assert load.users is not None
+    first_s = np.sort(np.random.default_rng(load.seed).random(min(load.users, n)))
+    arrival_s = np.full(n, within_s)
+    arrival_s[: len(first_s)] = (first_s - first_s[0]) * within_s
+    return arrival_s
 
 
 def nodes_in_use(

@@ -18,10 +18,11 @@ travels on over their return latencies to the request side, where it is delivere
 delivery ends the time to first token, and the last delivery ends the request: both include the
 whole way back.
 
-*Closed loop.* With `users`, the arrival times of the requests are ignored. The requests are
-sent in the order of their indices: the first `users` of them at the earliest arrival time of
-the deployment, and then one request `think_time_s` after each end of a request. ``arrival_s``
-of the trace holds these times; nan: never sent.
+*Closed loop.* With `users`, the requests are sent in the order of their indices: the first
+`users` of them at the earliest arrival times of the deployment, so many of them and sorted.
+Then one request is sent `think_time_s` after each end of a request, but not before all users
+have sent their first one. ``arrival_s`` of the trace holds these times; nan: never sent. Users
+who start at once, with equal requests, stay in step: spread their starts.
 
 *Time of a batch.* A block takes ``t0_s + max(flops / flops_per_s, bytes / bytes_per_s)`` for
 all tokens that a node computes at once, and reads its weights once. The LM head computes only

@@ -334,13 +334,14 @@ class System:
         """Return the clock, the counts and the arrivals at the start.
 
         All times of a run count from the first arrival. With users, the first request of each
-        arrives at the start, and the arrivals of the others are not yet known: nan.
+        arrives at one of the earliest arrival times, and the arrivals of the others are not yet
+        known: nan.
         """
         arrival_s = np.array(self.instance.release_s)
         n_sent = len(arrival_s)
         if self.options.users is not None:
             n_sent = min(self.options.users, n_sent)
-            arrival_s[:n_sent] = 0.0
+            arrival_s = np.sort(arrival_s)
             arrival_s[n_sent:] = math.nan
         width_s = max(float(np.ptp(arrival_s[:n_sent])) / 128, 1e-6)
         clock = np.array([0.0, 0.0, width_s, 0.0])

@@ -193,12 +193,14 @@ class System:
         self.n_sent = 0
         for r, row in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
             self.requests.append(self.env.process(self.request(r, *row)))
-        for _ in range(self.users or 0):
-            self.send_next(float(given.arrival_s.min()))
+        for start_s in sorted(given.arrival_s.tolist())[: self.users or 0]:
+            self.send_next(start_s)
 
     def send_next(self, at_s):
         """Let a user send the next request at a time."""
         if self.n_sent < len(self.sent):
+            if self.n_sent > 0:  # requests are sent in the order of their indices
+                at_s = max(at_s, float(self.answer.arrival_s[self.n_sent - 1]))
             self.answer.seen["sent by a user"] += 1
             self.answer.arrival_s[self.n_sent] = at_s
             self.sent[self.n_sent].succeed(at_s)

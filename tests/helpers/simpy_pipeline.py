@@ -643,9 +643,9 @@ class System:
         n_requests = len(answer.arrival_s)
         self.order = np.argsort(given.arrival_s, kind="stable").tolist()
         if self.users is not None:
-            first_s = answer.arrival_s.min()
+            starts_s = sorted(answer.arrival_s.tolist())[: self.users]
             answer.arrival_s[:] = math.nan
-            answer.arrival_s[: self.users] = first_s
+            answer.arrival_s[: len(starts_s)] = starts_s
             self.order = list(range(n_requests))
         self.requests = [
             Request(
@@ -680,7 +680,8 @@ class System:
         self.n_ended += 1
         if self.users is not None and self.n_sent < len(self.requests):
             self.answer.seen["sent by a user"] += 1
-            self.answer.arrival_s[self.n_sent] = end_s + self.think_time_s
+            before_s = self.answer.arrival_s[self.n_sent - 1]  # sent in order
+            self.answer.arrival_s[self.n_sent] = max(end_s + self.think_time_s, before_s)
             self.env.process(self.arrive(self.n_sent))
             self.n_sent += 1
 

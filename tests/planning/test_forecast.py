@@ -8,7 +8,7 @@ import pytest
 
 import hypsolve as hs
 from hypsolve.planning import forecast as module
-from hypsolve.planning.forecast import Load, predict
+from hypsolve.planning.forecast import Load, predict, serve_load
 from hypsolve.planning.text import describe_forecast
 from hypsolve.problem.runtime import Runtime
 from hypsolve.solvers.clock import Deadline
@@ -133,6 +133,27 @@ def test_users_in_a_closed_loop_get_what_little_says():
     assert found.requests_per_s == pytest.approx(2 / (found.latency_s.mean + 5), rel=0.05)
     assert found.mean_in_flight == pytest.approx(2 * 3 / 8, rel=0.2)
     assert found.keeps_up is True
+
+
+def test_users_do_not_stay_in_step():
+    """Equal users who start at once send their prompts together, round after round.
+
+    A prompt takes a second alone, and two of them take two seconds in one batch. Users who
+    start apart and have time to think do not meet.
+    """
+    problem = toys.deployment([[toys.gpu()]], toys.burst(1), toys.model(1, flops_per_token=1.0))
+    load = Load(users=2, think_time_s=20.0)
+    found = predict(problem, toys.even(1), load)
+    trace = serve_load(problem, toys.even(1), load)
+    n, second_s = len(trace.arrival_s), trace.arrival_s[1]
+    assert trace.arrival_s[0] == 0 and 1 < second_s < 20
+    assert found.ttft_s.mean == pytest.approx(1.0)
+    at_once = replace(problem, requests=toys.burst(n))
+    together = hs.simulate(at_once, toys.even(1), users=2, think_time_s=20.0)
+    assert together.metrics().ttft_s.mean == pytest.approx(2.0)
+    toys.assert_same(serve_load(problem, toys.even(1), load), trace)
+    other = serve_load(problem, toys.even(1), replace(load, seed=1))
+    assert other.arrival_s[1] != second_s
 
 
 @pytest.mark.parametrize(

@@ -194,10 +194,14 @@ def end_iteration(setup, state, heap, log, n):
 
 @inlined
 def send_next(setup, state, end_s):
-    """Let the user whose request ends send the next one, after the time to think."""
+    """Let the user whose request ends send the next one, after the time to think.
+
+    Requests are sent in the order of their indices: none before the one in front of it.
+    """
     counts = state.counts
     if setup.closed_loop and counts[N_SENT] < len(state.requests):
-        state.arrival_s[counts[N_SENT]] = end_s + setup.think_time_s
+        before_s = state.arrival_s[counts[N_SENT] - 1]
+        state.arrival_s[counts[N_SENT]] = max(end_s + setup.think_time_s, before_s)
         counts[N_SENT] += 1
 
 
