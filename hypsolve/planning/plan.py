@@ -39,7 +39,7 @@ class NodePlan:
     blocks : range
         Blocks that the node holds; empty if the node is unused.
     weight_bytes, kv_bytes : float
-        Weights of its blocks, and KV cache for `PlanQuery.concurrency` sequences.
+        Weights of its blocks, and KV cache for `PlanQuery.n_reserved` sequences.
     free_bytes : float
         Memory that is left.
     time_s : float

@@ -68,7 +68,8 @@ def plan(
     rate_per_s : float
         Requests per second, for the forecast and for ``mean_latency``.
     concurrency : int
-        Sequences for which every node must have KV cache at once.
+        Sequences for which every node must have KV cache at once; where batches pass whole
+        pipelines, `Runtime.max_num_seqs` at most.
     objective : {"bottleneck", "path", "p0", "mean_latency"}
         ``mean_latency`` is the mean latency of requests at this rate, simulated token by token.
         The proof then holds for the simulated requests only.

@@ -67,7 +67,9 @@ class PlanQuery:
     ttft_slo_s, tpot_slo_s : float or None
         Targets for the first token and for each later one.
     concurrency : int
-        Sequences for which every node must have room in its KV cache at once.
+        Sequences for which every node must have room in its KV cache at once. Where batches
+        pass whole pipelines, a node needs room for `Runtime.max_num_seqs` at most, see
+        `n_reserved`.
     runtime : Runtime
         The serving runtime: memory, limits and batching mode.
     objective : {"bottleneck", "path", "mean_latency", "p0"} or None
@@ -264,6 +266,13 @@ class PlanQuery:
         """Whether batches pass whole pipelines."""
         return self.runtime.batching is not Batching.STAGE
 
+    @property
+    def n_reserved(self) -> int:
+        """Sequences for which KV cache is reserved: no more than a pipeline can run."""
+        if not self.has_pipelines:
+            return self.concurrency
+        return min(self.concurrency, self.runtime.max_num_seqs)
+
     def deployment(self) -> Deployment:
         """Return model and network with one request, and the KV cache to leave room for."""
         prompt, output = np.array([self.prompt_tokens]), np.array([self.output_tokens])
@@ -271,7 +280,7 @@ class PlanQuery:
             model=self.model,
             network=self.network.network,
             requests=Requests(np.zeros(1), prompt, output),
-            max_resident_tokens=self.concurrency * self.runtime.held_tokens(self.tokens),
+            max_resident_tokens=self.n_reserved * self.runtime.held_tokens(self.tokens),
             runtime=self.runtime,
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hypsolve.planning.layers import describe_cuts
-from hypsolve.problem.units import show_seconds
+from hypsolve.problem.units import count, show_seconds
 
 if TYPE_CHECKING:
     from hypsolve.planning.forecast import Forecast, Load
@@ -99,10 +99,13 @@ def title(plan: Plan) -> str:
 
 def describe_query(plan: Plan) -> str:
     """Describe the requests of the query."""
-    query = plan.query
+    query, n = plan.query, plan.query.n_reserved
+    why = ""
+    if n < query.concurrency:
+        why = f" (all that runtime {query.runtime.name} runs at once, of {query.concurrency})"
     return (
         f"{query.prompt_tokens} + {query.output_tokens} tokens, KV cache for"
-        f" {query.concurrency} sequences"
+        f" {count(n, 'sequence')}{why}"
     )
 
 

@@ -26,7 +26,7 @@ from hypsolve.problem.deployment import Model, Node, Tier
 from hypsolve.problem.instance import Objective
 from hypsolve.problem.runtime import Batching
 from hypsolve.problem.solution import Partition
-from hypsolve.problem.units import GIB
+from hypsolve.problem.units import GIB, count
 from hypsolve.solvers.clock import NEVER, Deadline
 
 MIN_GAIN = 1e-3  # in the model, of a scenario that is simulated
@@ -396,7 +396,7 @@ def _smaller_requests(query: PlanQuery) -> Iterator[Scenario]:
     """Yield the largest number of sequences that fits, and the longest sequences that fit."""
 
     def fewer(n: int) -> Scenario:
-        what = f"room for {n} sequences at once, not {query.concurrency}"
+        what = f"room for {count(n, 'sequence')} at once, not {query.n_reserved}"
         return Scenario(what=what, query=replace(query, concurrency=n))
 
     def shorter(tokens: int) -> Scenario:
@@ -406,7 +406,7 @@ def _smaller_requests(query: PlanQuery) -> Iterator[Scenario]:
             query=replace(query, prompt_tokens=tokens - output, output_tokens=output),
         )
 
-    yield from _largest(fewer, 1, query.concurrency)
+    yield from _largest(fewer, 1, query.n_reserved)
     yield from _largest(shorter, 2, query.tokens)
 
 

@@ -96,3 +96,24 @@ def test_twins_share_the_layers(runtime):
     assert chosen.result.objective_s == pytest.approx(plan.result.objective_s, rel=1e-12)
     assert plan.forecast.max_sequences > 2 * chosen.forecast.max_sequences
     assert "most room" in plan.result.message and "most room" not in chosen.result.message
+
+
+def test_no_more_kv_cache_is_reserved_than_slots_use():
+    """A server of four slots was refused for lack of room for sixteen sequences."""
+    box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("rtx-4090")),))
+    site = hs.Network(name="home", tiers=(box,))
+    long = {"prompt_tokens": 7000, "output_tokens": 1000, "with_upgrades": False}
+    assert not hs.plan("llama-3-8b", site, **long).fits
+    found = hs.plan("llama-3-8b", site, runtime="llama.cpp", **long)
+    slots = hs.runtime("llama.cpp").max_num_seqs
+    kv_bytes = sum(block.kv_bytes_per_token for block in found.model.blocks) * 8000
+    assert found.fits and found.nodes[0].kv_bytes == slots * kv_bytes
+    first = str(found).splitlines()[0]
+    assert first.endswith(
+        f"KV cache for {slots} sequences (all that runtime llama.cpp runs at once, of 16)"
+    )
+    two = hs.plan("llama-3-8b", site, runtime="llama.cpp", max_num_seqs=2, **long)
+    assert two.nodes[0].kv_bytes == 2 * kv_bytes
+    few = hs.plan("llama-3-8b", site, runtime="llama.cpp", concurrency=1, **long)
+    assert few.nodes[0].kv_bytes == kv_bytes
+    assert str(few).splitlines()[0].endswith("KV cache for 1 sequence")
