@@ -1,0 +1,115 @@
+"""`Interconnect`: how long GPUs of one machine need for an all-reduce."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypsolve.problem import validation as valid
+
+ANY_LIBRARY = "nccl"  # used where a runtime's own kernels were not measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllReduce:
+    """Seconds of an all-reduce of one library over so many GPUs: two lines and a switch.
+
+    A message of at most `switch_bytes` takes ``small_s + bytes * small_s_per_byte`` seconds,
+    and a larger one ``large_s + bytes * large_s_per_byte``.
+
+    Attributes
+    ----------
+    library : str
+        ``nccl``, ``vllm``, ``sglang`` or ``tensorrt-llm``.
+    degree : int
+        Number of GPUs, at least 2.
+    switch_bytes, small_s, small_s_per_byte, large_s, large_s_per_byte : float
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a field is invalid; the message names the field, the rule and the value.
+
+    Examples
+    --------
+    >>> from hypsolve.problem.interconnect import AllReduce
+    >>> pair = AllReduce(library="nccl", degree=2, switch_bytes=1e6, small_s=1e-5,
+    ...     small_s_per_byte=1e-11, large_s=2e-5, large_s_per_byte=5e-12)
+    >>> pair.seconds(0.0), pair.seconds(1e7)
+    (1e-05, 7e-05)
+    """
+
+    library: str
+    degree: int
+    switch_bytes: float
+    small_s: float
+    small_s_per_byte: float
+    large_s: float
+    large_s_per_byte: float
+
+    def __post_init__(self) -> None:
+        owner = f"all-reduce of {valid.name('all-reduce', self.library)!r}"
+        valid.whole(owner, "degree", self.degree, minimum=2)
+        for field in (
+            "switch_bytes", "small_s", "small_s_per_byte", "large_s", "large_s_per_byte",
+        ):  # fmt: skip
+            valid.real(owner, field, getattr(self, field))
+
+    def seconds(self, message_bytes: float) -> float:
+        """Return the seconds of one all-reduce of a message."""
+        if message_bytes <= self.switch_bytes:
+            return self.small_s + message_bytes * self.small_s_per_byte
+        return self.large_s + message_bytes * self.large_s_per_byte
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interconnect:
+    """The links among the GPUs of one machine, by the all-reduces measured on them.
+
+    Attributes
+    ----------
+    name : str
+    all_reduces : tuple of AllReduce
+        One for each library and degree.
+    basis : str
+        ``measured`` on this interconnect and GPU; ``assumed``: measured on another one.
+    source : str
+        Origin of the numbers.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a field is invalid; the message names the interconnect, the field and the value.
+    """
+
+    name: str
+    all_reduces: tuple[AllReduce, ...]
+    basis: str = "user"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        owner = f"interconnect {valid.name('interconnect', self.name)!r}"
+        some = valid.some(owner, "all_reduces", self.all_reduces, AllReduce)
+        object.__setattr__(self, "all_reduces", some)
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        """Degrees that are known, in rising order."""
+        return tuple(sorted({each.degree for each in self.all_reduces}))
+
+    def all_reduce(self, degree: int, library: str = ANY_LIBRARY) -> AllReduce:
+        """Return the all-reduce of a degree: of the library, or of NCCL if it has none.
+
+        Raises
+        ------
+        ValueError
+            If the degree is not known; the message names those that are.
+        """
+        of_degree = {each.library: each for each in self.all_reduces if each.degree == degree}
+        if not of_degree:
+            known = ", ".join(map(str, self.degrees))
+            raise ValueError(
+                f"interconnect {self.name!r}: tensor_parallel must be 1 or one of {known},"
+                f" got {degree}"
+            )
+        found = of_degree.get(library) or of_degree.get(ANY_LIBRARY)
+        return found or next(iter(of_degree.values()))
