@@ -1,0 +1,241 @@
+"""`Network`: tiers of nodes with GPUs, and the links between them."""
+
+from dataclasses import dataclass
+
+from hypsolve.problem import validation as valid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuProfile:
+    """Speed and memory of a GPU.
+
+    A block takes ``t0_s + max(flops / flops_per_s, bytes / bytes_per_s)`` seconds in a step.
+    `hypsolve.gpu` returns a profile of the catalogue.
+
+    Attributes
+    ----------
+    name : str
+    t0_s : float
+        Fixed time of a block in each step, in seconds.
+    flops_per_s, bytes_per_s : float
+        Compute rate and memory bandwidth that blocks reach.
+    memory_bytes : float
+    power_w : float
+        Board power in watts; 0 if unknown.
+    tier : str
+        Where the catalogue expects the GPU: ``edge``, ``fog`` or ``cloud``.
+    basis : str
+        Origin of the three speeds: ``fitted`` to measured block times, ``datasheet`` values
+        times measured shares, or ``user``.
+    source : str
+        Origin of the numbers, in words.
+    visible_bytes : float or None
+        Memory that CUDA shows to a server, which is less than `memory_bytes`: error correction
+        and the driver take a part. None: all.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a field is invalid; the message names the GPU, the field, the rule and the value.
+    """
+
+    name: str
+    t0_s: float
+    flops_per_s: float
+    bytes_per_s: float
+    memory_bytes: float
+    power_w: float = 0.0
+    tier: str = ""
+    basis: str = "user"
+    source: str = ""
+    visible_bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        owner = f"gpu {valid.text('gpu', 'name', self.name)!r}"
+        valid.real(owner, "t0_s", self.t0_s)
+        for field in ("flops_per_s", "bytes_per_s", "memory_bytes"):
+            valid.real(owner, field, getattr(self, field), strict=True)
+        valid.real(owner, "power_w", self.power_w)
+        if self.visible_bytes is not None:
+            valid.real(owner, "visible_bytes", self.visible_bytes, strict=True)
+            if self.visible_bytes > self.memory_bytes:
+                raise ValueError(
+                    f"{owner}: visible_bytes must be at most memory_bytes ="
+                    f" {self.memory_bytes!r}, got {self.visible_bytes!r}"
+                )
+
+    @property
+    def hidden_bytes(self) -> float:
+        """Memory that the card has and CUDA does not show."""
+        return 0.0 if self.visible_bytes is None else self.memory_bytes - self.visible_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A link from one tier to the next.
+
+    Attributes
+    ----------
+    bytes_per_s : float
+        Rate of the link.
+    latency_s : float
+        One-way latency.
+    return_latency_s : float or None
+        Latency of the way back; None means `latency_s`.
+    round_trip_s : float
+        Sum of both latencies.
+    """
+
+    bytes_per_s: float
+    latency_s: float
+    return_latency_s: float | None = None
+
+    def __post_init__(self) -> None:
+        valid.real("link", "bytes_per_s", self.bytes_per_s, strict=True)
+        valid.real("link", "latency_s", self.latency_s)
+        if self.return_latency_s is not None:
+            valid.real("link", "return_latency_s", self.return_latency_s)
+
+    @property
+    def round_trip_s(self) -> float:
+        """Sum of the latency and the return latency."""
+        back = self.latency_s if self.return_latency_s is None else self.return_latency_s
+        return self.latency_s + back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A machine with one GPU.
+
+    Attributes
+    ----------
+    name : str
+    gpu : GpuProfile
+    memory_bytes : float or None
+        Memory of the node; None means the memory of its GPU.
+    reserved_bytes : float
+        Part of the memory that others use: the system, other programs. The runtime's own use
+        is a matter of `Runtime`.
+    host : str
+        Machine that the GPU is in, as other machines reach it. Nodes of one host share it.
+        Default: empty, which means that the node is a host of its own.
+    card : int or None
+        Number of the GPU in its host, from 0. None: its place among the nodes of the host.
+    usable_bytes : float
+        The memory less the reserved part.
+    """
+
+    name: str
+    gpu: GpuProfile
+    memory_bytes: float | None = None
+    reserved_bytes: float = 0.0
+    host: str = ""
+    card: int | None = None
+
+    def __post_init__(self) -> None:
+        owner = f"node {valid.name('node', self.name)!r}"
+        valid.of_type(owner, "gpu", self.gpu, GpuProfile, " (hypsolve.gpu(name) gives one)")
+        if self.memory_bytes is not None:
+            valid.real(owner, "memory_bytes", self.memory_bytes, strict=True)
+        reserved = valid.real(owner, "reserved_bytes", self.reserved_bytes)
+        if self.host != "" and not valid.text(owner, "host", self.host).isprintable():
+            raise ValueError(f"{owner}: host must be printable, got {self.host!r:.60}")
+        if self.card is not None:
+            valid.whole(owner, "card", self.card)
+        memory = self.gpu.memory_bytes if self.memory_bytes is None else self.memory_bytes
+        if reserved >= memory:
+            raise ValueError(
+                f"{owner}: reserved_bytes must be below memory_bytes = {memory:g},"
+                f" got {reserved:g}"
+            )
+
+    @property
+    def usable_bytes(self) -> float:
+        """The memory less the reserved part."""
+        memory = self.gpu.memory_bytes if self.memory_bytes is None else self.memory_bytes
+        return memory - self.reserved_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """A level of the network: nodes that hold equal blocks and share the requests.
+
+    Attributes
+    ----------
+    name : str
+    nodes : tuple of Node
+    link : Link or None
+        Link to the next tier; None on the last tier.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    link: Link | None = None
+
+    def __post_init__(self) -> None:
+        owner = f"tier {valid.name('tier', self.name)!r}"
+        object.__setattr__(self, "nodes", valid.some(owner, "nodes", self.nodes, Node))
+        if self.link is not None and not isinstance(self.link, Link):
+            raise TypeError(f"{owner}: link must be a Link or None, got {self.link!r:.60}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Network:
+    """A chain of tiers.
+
+    Attributes
+    ----------
+    name : str
+    tiers : tuple of Tier
+        Tiers in the order that a request visits them.
+
+    Raises
+    ------
+    ValueError
+        If a tier but the last has no link, the last has one, or two names are equal, or two
+        nodes are one card of a host.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> desk = hs.Tier(
+    ...     name="desk",
+    ...     nodes=(hs.Node(name="desk", gpu=hs.gpu("l4")),),
+    ...     link=hs.Link(bytes_per_s=125e6, latency_s=2e-3),
+    ... )
+    >>> rack = hs.Tier(name="rack", nodes=(hs.Node(name="rack", gpu=hs.gpu("a100-80gb")),))
+    >>> hs.Network(name="lab", tiers=(desk, rack))
+    <Network lab, nodes of each tier: desk (1), rack (1)>
+    """
+
+    name: str
+    tiers: tuple[Tier, ...]
+
+    def __post_init__(self) -> None:
+        owner = f"network {valid.text('network', 'name', self.name)!r}"
+        object.__setattr__(self, "tiers", valid.some(owner, "tiers", self.tiers, Tier))
+        for tier in self.tiers[:-1]:
+            if tier.link is None:
+                raise ValueError(f"{owner}: tier {tier.name!r} needs a link to the next tier")
+        if self.tiers[-1].link is not None:
+            raise ValueError(
+                f"{owner}: the last tier {self.tiers[-1].name!r} must have no link"
+            )
+        names = [tier.name for tier in self.tiers]
+        _distinct(owner, "tier names", names)
+        nodes = [node for tier in self.tiers for node in tier.nodes]
+        _distinct(owner, "node names", [node.name for node in nodes])
+        numbered = [node for node in nodes if node.host and node.card is not None]
+        _distinct(owner, "cards", [f"{node.card} of host {node.host}" for node in numbered])
+
+    def __repr__(self) -> str:
+        tiers = ", ".join(f"{tier.name} ({len(tier.nodes)})" for tier in self.tiers)
+        return f"<Network {self.name}, nodes of each tier: {tiers}>"
+
+
+def _distinct(owner: str, what: str, names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{owner}: {what} must be distinct, got {name!r} twice")
+        seen.add(name)
