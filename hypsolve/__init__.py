@@ -13,6 +13,7 @@ from hypsolve.catalog import (
     weight_format,
     weight_formats,
 )
+from hypsolve.catalog.interconnects import interconnect, interconnects
 from hypsolve.dispatch.batch_dispatcher import BatchDispatcher
 from hypsolve.dispatch.dispatcher import Dispatcher, DispatcherParams
 from hypsolve.dispatch.policies import POLICIES, TierState
@@ -47,6 +48,7 @@ from hypsolve.problem.deployment import (
 )
 from hypsolve.problem.evaluation import check, evaluate
 from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
+from hypsolve.problem.interconnect import AllReduce, Interconnect
 from hypsolve.problem.result import Result
 from hypsolve.problem.runtime import Runtime
 from hypsolve.problem.solution import (
@@ -76,6 +78,7 @@ __all__ = [
     "POLICIES",
     "RUNTIMES",
     "WORKLOADS",
+    "AllReduce",
     "AscentParams",
     "BatchDispatcher",
     "Block",
@@ -89,6 +92,7 @@ __all__ = [
     "GpuProfile",
     "HyperionPlusParams",
     "Instance",
+    "Interconnect",
     "JointExactParams",
     "Link",
     "LinkCost",
@@ -127,6 +131,8 @@ __all__ = [
     "export",
     "gpu",
     "gpus",
+    "interconnect",
+    "interconnects",
     "load",
     "metrics",
     "model",

@@ -375,6 +375,8 @@ def transformer(
             flops_per_token=2.0 * (always + experts_per_token * expert),
             attention_flops_per_pair=4.0 * n_heads * head_dim,
             window_tokens=window,
+            collectives=2,  # after attention and after the feed-forward part
+            collective_bytes_per_token=state_bytes,
         )
 
     @functools.cache
@@ -389,6 +391,8 @@ def transformer(
         gathered_bytes_per_token=held_bytes((hidden, embedding_bits)),
         activation_bytes_per_token=state_bytes,
         output_bytes_per_token=state_bytes,
+        collectives=1,  # each GPU has a part of the table
+        collective_bytes_per_token=state_bytes,
     )
     head = Block(
         kind="head",
@@ -398,6 +402,8 @@ def transformer(
         output_bytes_per_token=4,  # a token id
         flops_per_token=2.0 * table,
         last_token_only=True,
+        collectives=1,  # the logits are gathered, which is half of an all-reduce
+        collective_bytes_per_token=vocab * ACTIVATION_BYTES // 2,
     )
     has_window = window_tokens is not None
     layers = (
@@ -411,4 +417,6 @@ def transformer(
         extrapolated=form.extrapolated,
         source=source,
         context_tokens=context_tokens,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
     )

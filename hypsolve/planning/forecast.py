@@ -340,7 +340,8 @@ def _joules_per_token(deployment: Deployment, trace: Trace, used: NDArray[np.boo
 
     The tokens of a request after the first are spread evenly up to its end.
     """
-    power_w = np.array([n.gpu.power_w for tier in deployment.network.tiers for n in tier.nodes])
+    nodes = [node for tier in deployment.network.tiers for node in tier.nodes]
+    power_w = np.array([node.gpus * node.gpu.power_w for node in nodes])
     if not (power_w[used] > 0).all():
         return math.nan
     first_s, last_s = float(trace.arrival_s.min()), float(trace.arrival_s.max())

@@ -321,8 +321,11 @@ def _provenance(plan: Plan, command: str) -> Iterator[tuple[str, str]]:
     )
     yield "instance", f"SHA-256 {result.to_dict()['digest']}"
     yield f"model {plan.model.name}", plan.model.source
-    gpus = {n.gpu.name: n.gpu for tier in plan.network.network.tiers for n in tier.nodes}
-    for name, gpu in gpus.items():
+    nodes = [node for tier in plan.network.network.tiers for node in tier.nodes]
+    for name, gpu in {node.gpu.name: node.gpu for node in nodes}.items():
         yield f"GPU {name}", gpu.source or "the network file"
+    among = [node.interconnect for node in nodes if node.gpus > 1]
+    for links in dict.fromkeys(each for each in among if each is not None):
+        yield f"interconnect {links.name}", f"{links.basis}: {links.source}"
     if plan.network.description:
         yield "network", plan.network.description

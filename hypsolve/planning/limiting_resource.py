@@ -25,7 +25,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hypsolve.planning.rate_bound import Stage, lengths, request_work, stages_of
+from hypsolve.planning.rate_bound import (
+    Stage,
+    computed_tokens,
+    lengths,
+    request_work,
+    stages_of,
+)
 from hypsolve.problem import costs, evaluation
 from hypsolve.problem.arrays import IntArray
 from hypsolve.problem.deployment import Block, CostModel, Deployment, GpuProfile
@@ -60,7 +66,7 @@ def limiting_resource(
     if not offered.any():
         return ""
     stages = [
-        _Used.of(stage, instance, partition, beyond)
+        _Used.of(stage, deployment, instance, partition, beyond)
         for stage in stages_of(deployment, instance, partition)
     ]
     stages = [each for each in stages if each.nodes.size]
@@ -95,12 +101,23 @@ class _Used:
     n_iterations: list[float]  # that one request costs each node
 
     @classmethod
-    def of(cls, stage: Stage, instance: Instance, partition: Partition, trace: Trace) -> _Used:
+    def of(
+        cls,
+        stage: Stage,
+        deployment: Deployment,
+        instance: Instance,
+        partition: Partition,
+        trace: Trace,
+    ) -> _Used:
         first, k = instance.nodes_of(stage.tier).start, stage.tier
         holds = evaluation.can_hold(instance, k, *partition.cuts[k : k + 2])
         nodes = first + np.flatnonzero(holds)
         served = trace.n_tokens[nodes] > 0
-        gpus = [node.gpu for node, has in zip(stage.nodes, served, strict=True) if has]
+        gpus = [
+            deployment.profile(node)
+            for node, has in zip(stage.nodes, served, strict=True)
+            if has
+        ]
         nodes = nodes[served]
         n_tokens = trace.n_tokens[nodes]
         per_request = int(trace.prompt_tokens[0] + trace.output_tokens[0]) - 1
@@ -165,7 +182,10 @@ class _RequestTime:
         gains = {}
         for what, doubled in (
             ("compute", {"more_flops": 2.0}), ("memory bandwidth", {"more_bytes": 2.0}),
+            ("all-reduces", {"faster_all_reduces": 2.0}),
         ):  # fmt: skip
+            if what == "all-reduces" and not self._has_groups:
+                continue
             saved = [self._stage_s(s) - self._stage_s(s, **doubled) for s in self.stages]
             stage = self.stages[int(np.argmax(saved))].stage
             tier = self.deployment.network.tiers[stage.tier].name
@@ -176,6 +196,11 @@ class _RequestTime:
                 longest = max(self.links, key=self.links.__getitem__)
                 gains[f"link from {longest!r}"] = self.gain(faster_links=2.0)
         return gains
+
+    @property
+    def _has_groups(self) -> bool:
+        """Return whether several GPUs compute as one somewhere."""
+        return any(gpu.all_reduce is not None for each in self.stages for gpu in each.gpus)
 
     def gain(self, **doubled: float) -> float:
         """Return the share by which the rate grows if something is doubled."""
@@ -205,13 +230,14 @@ class _RequestTime:
         *,
         more_flops: float = 1.0,
         more_bytes: float = 1.0,
+        faster_all_reduces: float = 1.0,
         larger_batches: float = 1.0,
     ) -> float:
         """Return the seconds of a stage's nodes for one request."""
         return math.fsum(
             share * n_iterations * seconds
             for share, n_iterations, seconds in self._iterations(
-                used, more_flops, more_bytes, larger_batches
+                used, more_flops, more_bytes, faster_all_reduces, larger_batches
             )
         )
 
@@ -221,18 +247,24 @@ class _RequestTime:
         *,
         more_flops: float = 1.0,
         more_bytes: float = 1.0,
+        faster_all_reduces: float = 1.0,
         larger_batches: float = 1.0,
     ) -> float:
         """Return the seconds of an iteration of a stage."""
         return math.fsum(
             share * seconds
             for share, _, seconds in self._iterations(
-                used, more_flops, more_bytes, larger_batches
+                used, more_flops, more_bytes, faster_all_reduces, larger_batches
             )
         )
 
     def _iterations(
-        self, used: _Used, more_flops: float, more_bytes: float, larger_batches: float
+        self,
+        used: _Used,
+        more_flops: float,
+        more_bytes: float,
+        faster_all_reduces: float,
+        larger_batches: float,
     ) -> Iterator[tuple[float, float, float]]:
         """Yield share, iterations of a request and seconds of an iteration of each node."""
         runtime = self.deployment.runtime
@@ -242,6 +274,8 @@ class _RequestTime:
                 count * self._block_s(block, gpu, n_iterations, more_flops, more_bytes)
                 for block, count in Counter(used.stage.blocks).items()
             )
+            if gpu.all_reduce is not None:
+                seconds += self._collectives_s(used, gpu, n_iterations) / faster_all_reduces
             if runtime.batching is Batching.STAGE:
                 seconds += n_iterations * runtime.iteration_s
             yield share, n_iterations, seconds / n_iterations
@@ -263,8 +297,9 @@ class _RequestTime:
         """Return the seconds of a block for one request that costs some iterations."""
         prompt, output = lengths(self.deployment)
         flops_per_s, bytes_per_s = gpu.flops_per_s * more_flops, gpu.bytes_per_s * more_bytes
-        whole = request_work(block, self.deployment)
-        later = request_work(block, self.deployment, decodes_only=True)
+        copies = gpu.kv_copies
+        whole = request_work(block, self.deployment, copies)
+        later = request_work(block, self.deployment, copies, decodes_only=True)
         if self.deployment.cost_model is CostModel.FLOPS:
             return whole.flops / flops_per_s
         n_mixed = min(self.n_chunks, n_iterations)  # iterations with a chunk
@@ -281,6 +316,16 @@ class _RequestTime:
             n_iterations * gpu.t0_s
             + max(alone_flops / flops_per_s, alone_bytes / bytes_per_s)
             + max(mixed_flops / flops_per_s, mixed_bytes / bytes_per_s)
+        )
+
+    def _collectives_s(self, used: _Used, gpu: GpuProfile, n_iterations: float) -> float:
+        """Return the seconds of all-reduces for one request that costs some iterations."""
+        if self.deployment.cost_model is CostModel.FLOPS:
+            return 0.0
+        return n_iterations * math.fsum(
+            count * float(costs.collectives_s(block, gpu, tokens / n_iterations))
+            for block, count in Counter(used.stage.blocks).items()
+            for tokens in (computed_tokens(block, self.deployment),)
         )
 
 
@@ -365,6 +410,7 @@ def _share_of_kv(used: _Used, trace: Trace, offered: NDArray[np.bool_]) -> float
     if np.isinf(capacity).any() or not capacity.all():
         return 0.0
     tokens = float(trace.prompt_tokens[0] + trace.output_tokens[0])
-    request = tokens * sum(block.kv_bytes_per_token for block in used.stage.blocks)
+    copies = np.array([gpu.kv_copies for gpu in used.gpus])
+    request = tokens * sum(block.kv_bytes_per_token for block in used.stage.blocks) * copies
     held = trace.series.kv_bytes[used.nodes][:, offered].mean(axis=1)
     return float(((held + request / 2) / capacity).mean())

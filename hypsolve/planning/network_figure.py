@@ -100,7 +100,7 @@ def _cards(plan: Plan, tier: Tier) -> list[Card]:
     groups: dict[Any, list[NodePlan]] = {}
     for node in plan.nodes:
         if node.tier == tier.name:
-            key = (node.gpu, usable[node.node], node.is_used)
+            key = (node.describe_gpus(), usable[node.node], node.is_used)
             groups.setdefault(key, []).append(node)
     return [Card(tuple(nodes), key[1]) for key, nodes in groups.items()]
 
@@ -128,7 +128,7 @@ def _card(
     names = [each.node.removeprefix(f"{node.tier}-") for each in card.nodes]  # it stands above
     lines: list[tuple[str, dict[str, Any]]] = [
         (short_name(layers, int(letters * 0.9)), {"weight": "bold"}),
-        (f"{count}{node.gpu}", {}),
+        (f"{count}{node.describe_gpus()}", {}),
         (_names(names, letters), {"color": MUTED}),
     ]
     for at, (text, style) in enumerate(lines):

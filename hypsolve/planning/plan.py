@@ -46,6 +46,8 @@ class NodePlan:
         Time of its blocks for one request, alone on the node.
     is_used : bool
         Whether the node can hold the blocks of its tier.
+    n_gpus : int
+        GPUs of the node, which compute as one: the degree of tensor parallelism.
     """
 
     tier: str
@@ -57,6 +59,11 @@ class NodePlan:
     free_bytes: float
     time_s: float
     is_used: bool
+    n_gpus: int = 1
+
+    def describe_gpus(self) -> str:
+        """Name the GPU, with their number where several compute as one: ``(8 x H100-SXM)``."""
+        return self.gpu if self.n_gpus == 1 else f"({self.n_gpus} x {self.gpu})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -374,15 +374,16 @@ def _nodes(solution: Solution) -> Iterator[NodePlan]:
         blocks = partition.stage(k)
         of_tier = [model.blocks[b] for b in blocks]
         weights = model.stage_weight_bytes(of_tier)
-        kv = sum(b.kv_bytes_per_token for b in of_tier) * deployment.max_resident_tokens
         holds = evaluation.can_hold(instance, k, blocks.start, blocks.stop)
         times_s = evaluation.node_stage_s(instance, k, blocks.start, blocks.stop)
         for node, is_used, time_s in zip(tier.nodes, holds, times_s, strict=True):
             used = bool(is_used and blocks)
+            kv = deployment.kv_bytes_per_token(of_tier, node) * deployment.max_resident_tokens
             yield NodePlan(
                 tier=tier.name,
                 node=node.name,
                 gpu=node.gpu.name,
+                n_gpus=node.gpus,
                 blocks=blocks if used else range(0),
                 weight_bytes=float(weights) if used else 0.0,
                 kv_bytes=float(kv) if used else 0.0,
@@ -441,8 +442,9 @@ def _binds(
     compute_share = shares = 0.0
     for node, is_used, alone_s in zip(nodes, holds, node_s, strict=True):
         if is_used and alone_s > 0:
+            profile = deployment.profile(node)
             compute_s = sum(
-                float(costs.service_s(block, node.gpu, prompt, output, CostModel.FLOPS))
+                float(costs.service_s(block, profile, prompt, output, CostModel.FLOPS))
                 for block in (model.blocks[b] for b in blocks)
             )
             # a node serves requests in proportion to its speed

@@ -14,6 +14,10 @@ head computes only tokens that come out, so it needs at least o / B iterations p
 *Busy seconds.* A block takes t0 + max(FLOPs / FLOP/s, bytes / bytes/s). A sum of maxima is at
 least the maximum of the sums, so n requests keep a node busy for at least n times `_min_s`.
 
+*Tensor parallelism.* GPUs that compute as one add all-reduces to every block. Their seconds lie
+on or above one line in the bytes (`AllReduce.lower_line`), so n requests need at least the line
+at the mean of the tokens of their iterations.
+
 *Batching modes.* Under ``stage``, a tier serves at most the sum of the inverses over its nodes.
 Under ``pipeline``, each pipeline serves at most its slowest stage. Under ``serial``, one batch
 passes all stages before the next one starts, so the busy seconds of the stages add up, and the
@@ -32,7 +36,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -65,11 +69,11 @@ def stages_of(deployment: Deployment, instance: Instance, partition: Partition) 
             continue
         holds = evaluation.can_hold(instance, k, *partition.cuts[k : k + 2])
         nodes = [node for node, held in zip(tier.nodes, holds, strict=True) if held]
-        kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
         weights = model.stage_weight_bytes(blocks)
+        kv_bytes = [deployment.kv_bytes_per_token(blocks, node) for node in nodes]
         rooms = [
-            (deployment.usable_bytes(node) - weights) // kv_bytes if kv_bytes else math.inf
-            for node in nodes
+            (deployment.usable_bytes(node) - weights) // n_bytes if n_bytes else math.inf
+            for node, n_bytes in zip(nodes, kv_bytes, strict=True)
         ]
         stages.append(Stage(k, blocks, nodes, rooms))
     return stages
@@ -129,7 +133,7 @@ def bound_on_rate(
 def hold_s(deployment: Deployment, stages: Sequence[Stage], round_trip_s: float) -> float:
     """Return the least seconds of all decode passes of one request."""
     passes_s = sum(
-        min(_decodes_s(stage.blocks, node.gpu, deployment) for node in stage.nodes)
+        min(_decodes_s(stage.blocks, bounded(deployment, n), deployment) for n in stage.nodes)
         for stage in stages
     )
     return (lengths(deployment)[1] - 1) * round_trip_s + passes_s
@@ -141,7 +145,7 @@ def _of_tiers(deployment: Deployment, stages: Sequence[Stage], round_trip_s: flo
     bound = math.inf
     for stage in stages:
         rates = [
-            _rate(stage.blocks, node.gpu, deployment, room)
+            _rate(stage.blocks, bounded(deployment, node), deployment, room)
             for node, room in zip(stage.nodes, stage.room_tokens, strict=True)
         ]
         bound = min(bound, math.fsum(rates))
@@ -159,7 +163,11 @@ def _of_pipelines(
     for i in range(n_pipelines(stages)):
         room = min(stage.room_tokens[i] for stage in stages)
         pipeline = [Stage(s.tier, s.blocks, [s.nodes[i]], [s.room_tokens[i]]) for s in stages]
-        busy_s = [_busy_s(s.blocks, s.nodes[0].gpu, deployment, room) for s in pipeline]
+        gpus = [bounded(deployment, stage.nodes[0]) for stage in pipeline]
+        busy_s = [
+            _busy_s(stage.blocks, gpu, deployment, room)
+            for stage, gpu in zip(pipeline, gpus, strict=True)
+        ]
         cycle_s = max(busy_s)
         if runtime.batching is Batching.SERIAL:
             per_batch_s = runtime.iteration_s + round_trip_s
@@ -168,8 +176,8 @@ def _of_pipelines(
                 cycle_s = math.fsum(busy_s) + returns * per_batch_s
             elif runtime.micro_batch_tokens >= runtime.batch_limit:
                 decodes_s = [
-                    _busy_s(s.blocks, s.nodes[0].gpu, deployment, room, decodes_only=True)
-                    for s in pipeline[:-1]
+                    _busy_s(stage.blocks, gpu, deployment, room, decodes_only=True)
+                    for stage, gpu in zip(pipeline[:-1], gpus[:-1], strict=True)
                 ]
                 cycle_s = max(cycle_s, math.fsum(decodes_s) + busy_s[-1])
         rate = 1 / cycle_s if cycle_s else math.inf
@@ -177,6 +185,14 @@ def _of_pipelines(
         at_once = min(runtime.max_num_seqs, _sequences(room, held_tokens, deployment))
         total += min(rate, at_once / held_s if held_s else math.inf)
     return total
+
+
+def bounded(deployment: Deployment, node: Node) -> GpuProfile:
+    """Return the profile of a node, with the line below its all-reduces in their place."""
+    gpu = deployment.profile(node)
+    if gpu.all_reduce is None:
+        return gpu
+    return replace(gpu, all_reduce=gpu.all_reduce.lower_line())
 
 
 def lengths(deployment: Deployment) -> tuple[int, int]:
@@ -272,14 +288,17 @@ def _min_s(
     FLOPs, KV reads and activations add up over requests. Requests share t0 and the weights of
     each iteration; of experts, an iteration reads at least those of one token.
     """
-    work = request_work(block, deployment, decodes_only=decodes_only)
+    work = request_work(block, deployment, gpu.kv_copies, decodes_only=decodes_only)
     if block.last_token_only:
         n_iterations = (lengths(deployment)[1] - 1 + (not decodes_only)) / batch
     moved = work.moved_bytes + work.weight_bytes * n_iterations
     compute_s, memory_s = work.flops / gpu.flops_per_s, moved / gpu.bytes_per_s
     if deployment.cost_model is CostModel.FLOPS:
         return compute_s
-    return n_iterations * gpu.t0_s + max(compute_s, memory_s)
+    tokens = computed_tokens(block, deployment, decodes_only=decodes_only)
+    each = tokens / n_iterations if n_iterations else 0.0
+    collectives_s = n_iterations * float(costs.collectives_s(block, gpu, each))
+    return n_iterations * gpu.t0_s + max(compute_s, memory_s) + collectives_s
 
 
 class Work(NamedTuple):
@@ -294,16 +313,25 @@ class Work(NamedTuple):
     weight_bytes: float
 
 
-def request_work(block: Block, deployment: Deployment, *, decodes_only: bool = False) -> Work:
+def computed_tokens(block: Block, deployment: Deployment, *, decodes_only: bool = False) -> int:
+    """Return the tokens that a block computes for one request in all passes."""
+    prompt, output = lengths(deployment)
+    first = 1 if block.last_token_only else prompt
+    return output - 1 + (0 if decodes_only else first)
+
+
+def request_work(
+    block: Block, deployment: Deployment, kv_copies: int = 1, *, decodes_only: bool = False
+) -> Work:
     """Return the work of all passes of one request in a block."""
     prompt, output = lengths(deployment)
     contexts = np.arange(prompt, prompt + output - 1, dtype=np.float64)
-    later = costs.step_work(block, 1.0, contexts)
+    later = costs.step_work(block, 1.0, contexts, kv_copies=kv_copies)
     flops, moved = (float(np.sum(np.broadcast_to(part, contexts.shape))) for part in later)
     one_read = float(costs.weight_read_bytes(block, 1.0)) - block.gathered_bytes_per_token
     moved -= one_read * (output - 1)
     if not decodes_only:
-        first = costs.step_work(block, float(prompt), 0.0)
+        first = costs.step_work(block, float(prompt), 0.0, kv_copies=kv_copies)
         computed = 1.0 if block.last_token_only else float(prompt)
         first_read = float(costs.weight_read_bytes(block, computed))
         flops += float(first[0])

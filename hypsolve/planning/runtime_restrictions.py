@@ -295,10 +295,14 @@ def _rows(network: NetworkFile, k: int, n_replicas: int) -> Iterator[Row]:
 
 def _kinds(nodes: Sequence[Node]) -> list[list[Node]]:
     """Return the nodes by kind, the fastest kind first."""
-    alike: dict[tuple[GpuProfile, float], list[Node]] = {}
+    alike: dict[tuple[GpuProfile, int, float], list[Node]] = {}
     for node in nodes:
-        alike.setdefault((node.gpu, node.usable_bytes), []).append(node)
-    return sorted(alike.values(), key=lambda of_kind: -of_kind[0].gpu.bytes_per_s)
+        alike.setdefault((node.gpu, node.gpus, node.usable_bytes), []).append(node)
+    return sorted(alike.values(), key=lambda of_kind: -_bytes_per_s(of_kind[0]))
+
+
+def _bytes_per_s(node: Node) -> float:
+    return node.gpus * node.gpu.bytes_per_s
 
 
 def _sequences(counts: tuple[int, ...], length: int) -> Iterator[tuple[int, ...]]:
@@ -326,8 +330,8 @@ def _assigned(kinds: list[list[Node]], row: tuple[int, ...], n_replicas: int) ->
 
 def _some(network: NetworkFile, k: int, n_replicas: int) -> list[Row]:
     nodes = network.network.tiers[k].nodes
-    by_speed = sorted(nodes, key=lambda node: -node.gpu.bytes_per_s)
-    by_size = sorted(nodes, key=lambda node: -node.usable_bytes)
+    by_speed = sorted(nodes, key=lambda node: -_bytes_per_s(node))
+    by_size = sorted(nodes, key=lambda node: -node.gpus * node.usable_bytes)
     rows: list[Row] = [(tuple(by_size[:n_replicas]),), (tuple(by_speed[:n_replicas]),)]
     if network.may_be_stages(k):
         kinds = _kinds(nodes)

@@ -136,7 +136,7 @@ def rows_of_nodes(plan: Plan) -> list[dict[str, str]]:
         rows.append(
             {
                 "tier": tier,
-                "nodes": f"{len(nodes)} x {node.gpu}",
+                "nodes": f"{len(nodes)} x {node.describe_gpus()}",
                 "holds": plan.describe_blocks(node.blocks) if node.is_used else "unused",
                 "weights GB": f"{node.weight_bytes / 1e9:.2f}",
                 "KV GB": f"{node.kv_bytes / 1e9:.2f}",
@@ -451,4 +451,4 @@ def _cell(value: Any) -> str:
 
 
 def _alike(node: NodePlan) -> tuple[Any, ...]:
-    return node.tier, node.gpu, node.free_bytes, node.is_used, node.time_s
+    return node.tier, node.describe_gpus(), node.free_bytes, node.is_used, node.time_s

@@ -384,12 +384,17 @@ def _of_tier(query: PlanQuery, k: int, *, fits: bool) -> Iterator[Scenario]:
 
 def _kinds(tier: Tier) -> dict[str, Node]:
     """Return one node of each kind in a tier, by a name for the kind."""
-    kinds = {(node.gpu.name, node.usable_bytes): node for node in tier.nodes}
+    kinds = {(_gpus(node), node.usable_bytes): node for node in tier.nodes}
     names = [name for name, _ in kinds]
     return {
         name if names.count(name) == 1 else f"{name} with {n_bytes / GIB:.3g} GiB free": node
         for (name, n_bytes), node in kinds.items()
     }
+
+
+def _gpus(node: Node) -> str:
+    """Return the name of a node's GPU, with their number if it has several."""
+    return node.gpu.name if node.gpus == 1 else f"{node.gpus} x {node.gpu.name}"
 
 
 def _smaller_requests(query: PlanQuery) -> Iterator[Scenario]:
@@ -438,8 +443,9 @@ def _on_network(query: PlanQuery, what: str, **changes: Any) -> Scenario:
 def _with_memory(query: PlanQuery, k: int, gib: int) -> Scenario:
     tier = query.network.network.tiers[k]
     nodes = tuple(_grown(node, gib * GIB) for node in tier.nodes)
+    each = "GPU" if any(node.gpus > 1 for node in nodes) else "node"
     return Scenario(
-        what=f"{gib} GiB more on each node of {tier.name!r}",
+        what=f"{gib} GiB more on each {each} of {tier.name!r}",
         group=f"memory {k}",
         query=replace(query, network=with_tier(query.network, k, nodes=nodes)),
     )

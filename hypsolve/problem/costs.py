@@ -3,7 +3,7 @@
 The fits of GPU profiles and all predictions share these conventions: a multiply-add counts as 2
 FLOPs, attention is causal, and a block takes
 ``t0_s + max(flops / flops_per_s, bytes / bytes_per_s)`` in a step, where the bytes are the
-weights read, the KV cache read, and the activations.
+weights read, the KV cache read, and the activations. GPUs that compute as one add all-reduces.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from hypsolve.problem.deployment import (
     GpuProfile,
     Link,
     Model,
-    Network,
 )
 from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
 
@@ -43,7 +42,12 @@ def weight_read_bytes(block: Block, tokens: ArrayLike) -> Array:
 
 
 def step_work(
-    block: Block, tokens: ArrayLike, cached_tokens: ArrayLike, n_sequences: ArrayLike = 1
+    block: Block,
+    tokens: ArrayLike,
+    cached_tokens: ArrayLike,
+    n_sequences: ArrayLike = 1,
+    *,
+    kv_copies: int = 1,
 ) -> tuple[Array, Array]:
     """Return the FLOPs and the bytes of one block in one step.
 
@@ -54,6 +58,8 @@ def step_work(
         at context x is ``tokens=1, cached_tokens=x - 1``.
     n_sequences : array_like
         Sequences in the batch.
+    kv_copies : int
+        Copies of the KV cache, each of which is read; see `GpuProfile`.
 
     Returns
     -------
@@ -67,7 +73,7 @@ def step_work(
     flops = block.flops_per_token * computed + block.attention_flops_per_pair * pairs
     moved = (
         weight_read_bytes(block, computed)
-        + block.kv_bytes_per_token * n * (reach + q)
+        + block.kv_bytes_per_token * kv_copies * n * (reach + q)
         + block.activation_bytes_per_token * computed
     )
     return flops, moved
@@ -98,6 +104,15 @@ def step_s(
     return gpu.t0_s + np.maximum(compute_s, np.asarray(moved_bytes) / gpu.bytes_per_s)
 
 
+def collectives_s(block: Block, gpu: GpuProfile, computed_tokens: ArrayLike) -> Array:
+    """Return the seconds of a block's all-reduces in one step; 0 on a single GPU."""
+    tokens = np.asarray(computed_tokens, dtype=np.float64)
+    if gpu.all_reduce is None:
+        return np.zeros_like(tokens)
+    seconds = gpu.all_reduce.seconds(tokens * block.collective_bytes_per_token)
+    return block.collectives * np.asarray(seconds, dtype=np.float64)
+
+
 def service_s(
     block: Block,
     gpu: GpuProfile,
@@ -110,17 +125,23 @@ def service_s(
     The sum over the contexts ``prompt + 1 .. prompt + output - 1`` has a closed form. Within
     the attention window, compute and memory time are linear in the context: their maximum sums
     to two arithmetic series, split where the lines cross. Beyond the window a step is constant.
+    Cost model ``flops`` knows no all-reduces.
     """
     p = np.asarray(prompt_tokens, dtype=np.float64)
     o = np.asarray(output_tokens, dtype=np.float64)
-    prefill_s = step_s(gpu, *step_work(block, p, 0.0), cost_model)
-    flops_0, bytes_0 = map(float, step_work(block, 1.0, -1.0))  # constant part, at context 0
+    copies = gpu.kv_copies
+    prefill_s = step_s(gpu, *step_work(block, p, 0.0, kv_copies=copies), cost_model)
+    constant = step_work(block, 1.0, -1.0, kv_copies=copies)  # at context 0
+    flops_0, bytes_0 = map(float, constant)
     flops_x = block.attention_flops_per_pair
-    bytes_x = float(block.kv_bytes_per_token)
+    bytes_x = float(block.kv_bytes_per_token * copies)
     if cost_model is CostModel.FLOPS:
         t0_s, compute, memory = 0.0, (flops_0, flops_x), (0.0, 0.0)
     else:
-        t0_s, compute, memory = gpu.t0_s, (flops_0, flops_x), (bytes_0, bytes_x)
+        t0_s = gpu.t0_s + float(collectives_s(block, gpu, 1.0))
+        compute, memory = (flops_0, flops_x), (bytes_0, bytes_x)
+        computed = np.ones_like(p) if block.last_token_only else p
+        prefill_s = prefill_s + collectives_s(block, gpu, computed)
     u0, u1 = (w / gpu.flops_per_s for w in compute)
     v0, v1 = (w / gpu.bytes_per_s for w in memory)
     first, last = p + 1, p + o - 1
@@ -162,17 +183,52 @@ def link_delay_s(link: Link, output_tokens: ArrayLike) -> Array:
     return np.asarray(output_tokens, dtype=np.float64) * link.round_trip_s
 
 
-def block_bytes(model: Model, resident_tokens: int) -> NDArray[np.float64]:
+def block_bytes(model: Model, resident_tokens: int, kv_copies: int = 1) -> NDArray[np.float64]:
     """Return weights and KV reserve of each block in bytes, shape (n_blocks,)."""
+    tokens = resident_tokens * kv_copies
     return np.array(
-        [b.weight_bytes + b.kv_bytes_per_token * resident_tokens for b in model.blocks],
+        [b.weight_bytes + b.kv_bytes_per_token * tokens for b in model.blocks],
         dtype=np.float64,
     )
 
 
-def node_classes(network: Network) -> list[GpuProfile]:
+def node_classes(deployment: Deployment) -> list[GpuProfile]:
     """Return the distinct GPU profiles in the order of their classes in an instance."""
-    return list(dict.fromkeys(node.gpu for tier in network.tiers for node in tier.nodes))
+    tiers = deployment.network.tiers
+    return list(dict.fromkeys(deployment.profile(n) for tier in tiers for n in tier.nodes))
+
+
+def _memory(deployment: Deployment) -> tuple[NDArray[np.float64], list[list[float]]]:
+    """Return the bytes of the blocks, and the bytes of each tier's nodes.
+
+    An instance has one size for each block, with the fewest copies of the KV cache among the
+    nodes. A node that holds more copies is given less memory in their place: by the largest
+    ratio over the blocks, so that no stage is let in that does not fit. If all nodes have as
+    many copies, as under one degree of tensor parallelism, the sizes are exact.
+    """
+    model, tiers = deployment.model, deployment.network.tiers
+    assert deployment.max_resident_tokens is not None  # Deployment sets it
+    copies = [[deployment.profile(node).kv_copies for node in tier.nodes] for tier in tiers]
+    fewest = min(min(of_tier) for of_tier in copies)
+    sizes = {
+        n: block_bytes(model, deployment.max_resident_tokens, n)
+        for n in {fewest, *(n for of_tier in copies for n in of_tier)}
+    }
+    whole = {n: float(size.sum()) - model.tied_bytes for n, size in sizes.items()}
+    shares = {
+        n: min(1.0, whole[fewest] / whole[n], *(sizes[fewest] / size)[size > 0].tolist())
+        if n > fewest
+        else 1.0
+        for n, size in sizes.items()
+    }
+    free = [
+        [
+            deployment.usable_bytes(node) * shares[n]
+            for node, n in zip(tier.nodes, of_tier, strict=True)
+        ]
+        for tier, of_tier in zip(tiers, copies, strict=True)
+    ]
+    return sizes[fewest], free
 
 
 @valid.suggest_keywords("to_instance")
@@ -231,7 +287,7 @@ def to_instance(
         prompt, output = prompt[:1], output[:1]
     kinds = list(dict.fromkeys(block.kind for block in model.blocks))
     of_kind = {block.kind: block for block in model.blocks}
-    gpus = node_classes(network)
+    gpus = node_classes(deployment)
     kind_s = np.empty((len(prompt), len(gpus), len(kinds)))
     for c, gpu in enumerate(gpus):
         for b, kind in enumerate(kinds):
@@ -258,7 +314,7 @@ def to_instance(
             occupancy_s[:, k, m] = link_occupancy_s(link, token_bytes, prompt, crossing)
             transfer_s[:, k, m] = occupancy_s[:, k, m] + link_delay_s(link, crossing)
 
-    assert deployment.max_resident_tokens is not None  # Deployment sets it
+    sizes, free = _memory(deployment)
     options: dict[str, Any] = {
         "objective": objective,
         "stage_rule": stage_rule,
@@ -272,7 +328,7 @@ def to_instance(
     return Instance.from_kinds(
         kind_s=kind_s,
         block_kind=np.array([kinds.index(block.kind) for block in model.blocks]),
-        block_bytes=block_bytes(model, deployment.max_resident_tokens),
+        block_bytes=sizes,
         tied_bytes=float(model.tied_bytes),
         transfer_kind_s=transfer_s,
         occupancy_kind_s=occupancy_s,
@@ -280,8 +336,11 @@ def to_instance(
         empty_first_tier=may_lead_empty or not links or bool((output == 1).all()),
         cut_kind=np.array([*(sent_kinds.index(s) for s in sent), len(sent_kinds)]),
         tiers=[
-            [(gpus.index(n.gpu), deployment.usable_bytes(n)) for n in tier.nodes]
-            for tier in network.tiers
+            [
+                (gpus.index(deployment.profile(node)), n_bytes)
+                for node, n_bytes in zip(tier.nodes, of_tier, strict=True)
+            ]
+            for tier, of_tier in zip(network.tiers, free, strict=True)
         ],
         arrival_s=requests.arrival_s,
         name=name or f"{model.name} @ {network.name}",

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve.problem import validation as valid
+from hypsolve.problem.gpu_group import check_group, group_profile, kv_copies
 from hypsolve.problem.model import Block, Model
 from hypsolve.problem.network import GpuProfile, Link, Network, Node, Tier
 from hypsolve.problem.runtime import IDEAL, Runtime
@@ -170,14 +171,41 @@ class Deployment:
                 f"deployment: max_resident_tokens must be at least {longest}, the longest"
                 f" request's prompt + output{self._rounded()}, got {self.max_resident_tokens}"
             )
+        for tier in self.network.tiers:
+            for node in tier.nodes:
+                check_group(node, self.model)
 
     def _rounded(self) -> str:
         slot = self.runtime.held_tokens(1)
         return f" (in multiples of {slot})" if slot > 1 else ""
 
     def usable_bytes(self, node: Node) -> float:
-        """Return a node's memory for weights and KV cache under the runtime."""
-        return self.runtime.usable_bytes(node, self.model)
+        """Return a node's memory for weights and KV cache under the runtime, over its GPUs."""
+        return node.gpus * self.runtime.usable_bytes(node, self.model)
+
+    def profile(self, node: Node) -> GpuProfile:
+        """Return the profile of a node: of its GPU, or of its GPUs that compute as one.
+
+        Examples
+        --------
+        >>> import hypsolve as hs
+        >>> nvlink = hs.interconnect("nvlink4", "h100")
+        >>> box = hs.Node(name="box", gpu=hs.gpu("h100"), gpus=8, interconnect=nvlink,
+        ...     tensor_parallel=8)
+        >>> deployment = hs.Deployment(
+        ...     model=hs.model("llama-3-70b"),
+        ...     network=hs.Network(name="lab", tiers=(hs.Tier(name="rack", nodes=(box,)),)),
+        ...     requests=hs.Requests([0.0], [512], [256]),
+        ... )
+        >>> deployment.profile(box).flops_per_s / box.gpu.flops_per_s
+        8.0
+        """
+        return group_profile(node, self.model, self.runtime.name)
+
+    def kv_bytes_per_token(self, blocks: Iterable[Block], node: Node) -> int:
+        """Return the KV cache of a token in some blocks, over all GPUs of a node."""
+        kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
+        return kv_bytes * kv_copies(self.model, node.gpus)
 
     def __repr__(self) -> str:
         return (

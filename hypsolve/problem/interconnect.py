@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from hypsolve.problem import validation as valid
 
@@ -49,16 +53,31 @@ class AllReduce:
     def __post_init__(self) -> None:
         owner = f"all-reduce of {valid.name('all-reduce', self.library)!r}"
         valid.whole(owner, "degree", self.degree, minimum=2)
-        for field in (
+        for name in (
             "switch_bytes", "small_s", "small_s_per_byte", "large_s", "large_s_per_byte",
         ):  # fmt: skip
-            valid.real(owner, field, getattr(self, field))
+            valid.real(owner, name, getattr(self, name))
 
-    def seconds(self, message_bytes: float) -> float:
-        """Return the seconds of one all-reduce of a message."""
-        if message_bytes <= self.switch_bytes:
-            return self.small_s + message_bytes * self.small_s_per_byte
-        return self.large_s + message_bytes * self.large_s_per_byte
+    def seconds(self, message_bytes: ArrayLike) -> Any:
+        """Return the seconds of one all-reduce of a message, or of several, as an array."""
+        size = np.asarray(message_bytes, dtype=np.float64)
+        small = self.small_s + size * self.small_s_per_byte
+        large = self.large_s + size * self.large_s_per_byte
+        seconds = np.where(size <= self.switch_bytes, small, large)
+        return seconds if seconds.ndim else float(seconds)
+
+    def lower_line(self) -> AllReduce:
+        """Return an all-reduce that takes one line, nowhere above the two.
+
+        Sums over messages of any sizes are then at least as long as the line at their mean.
+        """
+        slope = min(self.small_s_per_byte, self.large_s_per_byte)
+        at_switch = (self.large_s_per_byte - slope) * self.switch_bytes
+        start_s = min(self.small_s, self.large_s + at_switch)
+        return replace(
+            self, small_s=start_s, large_s=start_s, small_s_per_byte=slope,
+            large_s_per_byte=slope,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +101,9 @@ class Interconnect:
     """
 
     name: str
-    all_reduces: tuple[AllReduce, ...]
+    all_reduces: tuple[AllReduce, ...] = field(repr=False)
     basis: str = "user"
-    source: str = ""
+    source: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         owner = f"interconnect {valid.name('interconnect', self.name)!r}"

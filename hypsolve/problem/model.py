@@ -37,6 +37,8 @@ class Block:
         Sliding attention window; None means the whole context.
     last_token_only : bool
         Whether prefill computes the last position alone, as the head does.
+    collectives, collective_bytes_per_token : int
+        Under tensor parallelism: all-reduces of a step, and their bytes per computed token.
 
     Raises
     ------
@@ -58,6 +60,8 @@ class Block:
     attention_flops_per_pair: float = 0.0
     window_tokens: int | None = None
     last_token_only: bool = False
+    collectives: int = 0
+    collective_bytes_per_token: int = 0
 
     def __post_init__(self) -> None:
         owner = f"block {valid.text('block', 'kind', self.kind)!r}"
@@ -71,6 +75,8 @@ class Block:
             "kv_bytes_per_token",
             "activation_bytes_per_token",
             "output_bytes_per_token",
+            "collectives",
+            "collective_bytes_per_token",
         ):
             valid.whole(owner, field, getattr(self, field), maximum=valid.LARGEST)
         valid.real(owner, "flops_per_token", self.flops_per_token)
@@ -113,6 +119,9 @@ class Model:
         Origin of the shape.
     context_tokens : int
         Longest sequence that the model was made for; 0 if unknown.
+    n_heads, n_kv_heads : int
+        Attention heads, and heads of the KV cache; 0 if unknown. Tensor parallelism divides
+        them among GPUs.
     n_blocks, n_layers : int
         Number of blocks; number of blocks without embedding and head.
     weight_bytes : int
@@ -131,13 +140,16 @@ class Model:
     extrapolated: bool = False
     source: str = ""
     context_tokens: int = 0
+    n_heads: int = 0
+    n_kv_heads: int = 0
 
     def __post_init__(self) -> None:
         owner = f"model {valid.text('model', 'name', self.name)!r}"
         object.__setattr__(self, "blocks", valid.some(owner, "blocks", self.blocks, Block))
         for field in ("input_bytes_per_token", "tied_bytes"):
             valid.whole(owner, field, getattr(self, field), maximum=valid.LARGEST)
-        valid.whole(owner, "context_tokens", self.context_tokens)
+        for field in ("context_tokens", "n_heads", "n_kv_heads"):
+            valid.whole(owner, field, getattr(self, field))
         valid.flag(owner, "extrapolated", self.extrapolated)
         first_kind: dict[str, Block] = {}
         for block in self.blocks:

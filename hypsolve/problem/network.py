@@ -1,16 +1,19 @@
 """`Network`: tiers of nodes with GPUs, and the links between them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypsolve.problem import validation as valid
+from hypsolve.problem.interconnect import AllReduce, Interconnect
+
+MAX_GPUS = 1024  # in one machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuProfile:
-    """Speed and memory of a GPU.
+    """Speed and memory of a GPU, or of several equal ones that compute as one.
 
     A block takes ``t0_s + max(flops / flops_per_s, bytes / bytes_per_s)`` seconds in a step.
-    `hypsolve.gpu` returns a profile of the catalogue.
+    `hypsolve.gpu` returns a profile of the catalogue, `Deployment.profile` that of a group.
 
     Attributes
     ----------
@@ -32,6 +35,10 @@ class GpuProfile:
     visible_bytes : float or None
         Memory that CUDA shows to a server, which is less than `memory_bytes`: error correction
         and the driver take a part. None: all.
+    kv_copies : int
+        Copies of the KV cache in a group with more GPUs than the model has KV heads.
+    all_reduce : AllReduce or None
+        Seconds of an all-reduce in a group; a block adds `Block.collectives` of them to a step.
 
     Raises
     ------
@@ -49,6 +56,8 @@ class GpuProfile:
     basis: str = "user"
     source: str = ""
     visible_bytes: float | None = None
+    kv_copies: int = 1
+    all_reduce: AllReduce | None = None
 
     def __post_init__(self) -> None:
         owner = f"gpu {valid.text('gpu', 'name', self.name)!r}"
@@ -63,6 +72,9 @@ class GpuProfile:
                     f"{owner}: visible_bytes must be at most memory_bytes ="
                     f" {self.memory_bytes!r}, got {self.visible_bytes!r}"
                 )
+        valid.whole(owner, "kv_copies", self.kv_copies, minimum=1)
+        if self.all_reduce is not None:
+            valid.of_type(owner, "all_reduce", self.all_reduce, AllReduce)
 
     @property
     def hidden_bytes(self) -> float:
@@ -105,24 +117,46 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A machine with one GPU.
+    """A machine with one GPU, or with several equal ones.
 
     Attributes
     ----------
     name : str
     gpu : GpuProfile
     memory_bytes : float or None
-        Memory of the node; None means the memory of its GPU.
+        Memory of each GPU; None means the memory of its profile.
     reserved_bytes : float
-        Part of the memory that others use: the system, other programs. The runtime's own use
-        is a matter of `Runtime`.
+        Part of the memory of each GPU that others use: the system, other programs. The
+        runtime's own use is a matter of `Runtime`.
     host : str
         Machine that the GPU is in, as other machines reach it. Nodes of one host share it.
         Default: empty, which means that the node is a host of its own.
     card : int or None
-        Number of the GPU in its host, from 0. None: its place among the nodes of the host.
+        Number of the first GPU in its host, from 0. None: its place among those of the host.
+    gpus : int
+        Number of GPUs.
+    interconnect : Interconnect or None
+        Links among the GPUs; required if there are several. `hypsolve.interconnect` returns
+        one of the catalogue.
+    tensor_parallel : int or None
+        Degree: the number of GPUs that compute as one. A machine of 8 GPUs with degree 2 is 4
+        groups, each of which `groups` makes a node. None: not chosen yet, as `hypsolve.plan`
+        does; a single GPU needs no choice.
     usable_bytes : float
-        The memory less the reserved part.
+        The memory of each GPU less the reserved part.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a field is invalid; the message names the node, the field, the rule and the value.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> nvlink = hs.interconnect("nvlink4", "h100")
+    >>> box = hs.Node(name="box", gpu=hs.gpu("h100"), gpus=8, interconnect=nvlink)
+    >>> [node.name for node in box.groups(4)]
+    ['box/0', 'box/1']
     """
 
     name: str
@@ -131,6 +165,9 @@ class Node:
     reserved_bytes: float = 0.0
     host: str = ""
     card: int | None = None
+    gpus: int = 1
+    interconnect: Interconnect | None = None
+    tensor_parallel: int | None = None
 
     def __post_init__(self) -> None:
         owner = f"node {valid.name('node', self.name)!r}"
@@ -142,6 +179,7 @@ class Node:
             raise ValueError(f"{owner}: host must be printable, got {self.host!r:.60}")
         if self.card is not None:
             valid.whole(owner, "card", self.card)
+        self._check_group(owner)
         memory = self.gpu.memory_bytes if self.memory_bytes is None else self.memory_bytes
         if reserved >= memory:
             raise ValueError(
@@ -149,11 +187,71 @@ class Node:
                 f" got {reserved:g}"
             )
 
+    def _check_group(self, owner: str) -> None:
+        """Check the number of GPUs, the links among them, and the degree."""
+        valid.whole(owner, "gpus", self.gpus, minimum=1, maximum=MAX_GPUS)
+        by_name = " (hypsolve.interconnect(name, gpu) gives one)"
+        if self.gpus > 1 or self.interconnect is not None:
+            valid.of_type(owner, "interconnect", self.interconnect, Interconnect, by_name)
+        if (degree := self.tensor_parallel) is None:
+            return
+        valid.whole(owner, "tensor_parallel", degree, minimum=1)
+        if degree > self.gpus:
+            raise ValueError(
+                f"{owner}: tensor_parallel must be at most gpus = {self.gpus}, got {degree}"
+            )
+        if degree > 1 and self.interconnect is not None:
+            try:
+                self.interconnect.all_reduce(degree)
+            except ValueError as error:
+                raise ValueError(f"{owner}: {error}") from None
+
     @property
     def usable_bytes(self) -> float:
-        """The memory less the reserved part."""
+        """The memory of each GPU less the reserved part."""
         memory = self.gpu.memory_bytes if self.memory_bytes is None else self.memory_bytes
         return memory - self.reserved_bytes
+
+    @property
+    def is_group(self) -> bool:
+        """Whether all its GPUs compute as one, as every node of a deployment must."""
+        return self.gpus == (self.tensor_parallel or 1)
+
+    def groups(self, degree: int | None = None) -> tuple["Node", ...]:
+        """Return a node for every group of GPUs that compute as one.
+
+        Parameters
+        ----------
+        degree : int, optional
+            GPUs of a group. Default, and required value if it is set: `tensor_parallel`.
+
+        Returns
+        -------
+        tuple of Node
+            None if the machine has fewer GPUs, or another degree was set. GPUs that are left
+            over stay unused.
+        """
+        degree = degree or self.tensor_parallel or (1 if self.gpus == 1 else None)
+        if degree is None:
+            raise ValueError(
+                f"node {self.name!r}: tensor_parallel must be chosen for its {self.gpus} GPUs"
+            )
+        if degree > self.gpus or degree != (self.tensor_parallel or degree):
+            return ()
+        if self.gpus == 1:
+            return (self,)
+        n_groups = self.gpus // degree
+        return tuple(
+            replace(
+                self,
+                name=self.name if n_groups == 1 else f"{self.name}/{i}",
+                host=self.host or self.name,
+                card=None if self.card is None else self.card + i * degree,
+                gpus=degree,
+                tensor_parallel=degree,
+            )
+            for i in range(n_groups)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,8 +323,46 @@ class Network:
         _distinct(owner, "tier names", names)
         nodes = [node for tier in self.tiers for node in tier.nodes]
         _distinct(owner, "node names", [node.name for node in nodes])
-        numbered = [node for node in nodes if node.host and node.card is not None]
-        _distinct(owner, "cards", [f"{node.card} of host {node.host}" for node in numbered])
+        numbered = [
+            f"{node.card + i} of host {node.host}"
+            for node in nodes
+            if node.host and node.card is not None
+            for i in range(node.gpus)
+        ]
+        _distinct(owner, "cards", numbered)
+
+    def in_groups(self, degree: int | None = None) -> "Network":
+        """Return a network in which every group of GPUs that compute as one is a node.
+
+        Parameters
+        ----------
+        degree : int, optional
+            GPUs of every group: the degree of tensor parallelism. Machines with fewer GPUs, or
+            with another degree of their own, are left out. Default: each machine's own degree.
+
+        Raises
+        ------
+        ValueError
+            If a tier is left without nodes, or a machine of several GPUs has no degree.
+
+        Examples
+        --------
+        >>> import hypsolve as hs
+        >>> nvlink = hs.interconnect("nvlink4", "h100")
+        >>> box = hs.Node(name="box", gpu=hs.gpu("h100"), gpus=8, interconnect=nvlink)
+        >>> hs.Network(name="lab", tiers=(hs.Tier(name="rack", nodes=(box,)),)).in_groups(2)
+        <Network lab, nodes of each tier: rack (4)>
+        """
+        tiers = []
+        for tier in self.tiers:
+            nodes = tuple(group for node in tier.nodes for group in node.groups(degree))
+            if not nodes:
+                raise ValueError(
+                    f"network {self.name!r}: tier {tier.name!r} has no machine for"
+                    f" tensor_parallel {degree}"
+                )
+            tiers.append(replace(tier, nodes=nodes))
+        return replace(self, tiers=tuple(tiers))
 
     def __repr__(self) -> str:
         tiers = ", ".join(f"{tier.name} ({len(tier.nodes)})" for tier in self.tiers)

@@ -118,7 +118,10 @@ def _trace(system: System, kernel: Any, log: Records) -> Trace:
         node[:, k] = np.maximum(at_stage[:, stage] - at_tier.start, -1)
         for name, array in times.items():
             array[:, k] = at_times[name][:, stage]
-        kv_bytes[at_tier] = sum(b.kv_bytes_per_token for b in system.blocks[stage])
+        kv_bytes[at_tier] = [
+            system.deployment.kv_bytes_per_token(system.blocks[stage], node)
+            for node in system.all_nodes[at_tier]
+        ]
     holds, nodes = state.nodes["stage"] != kernel.NIL, state.nodes
     limited = np.where(kv_bytes > 0, nodes["capacity"] * kv_bytes, math.inf)
     capacity_bytes = np.where(holds, limited, 0.0)

@@ -15,7 +15,14 @@ from hypsolve.dispatch.policies import POLICIES, Choose
 from hypsolve.dispatch.schedule import exact_sums
 from hypsolve.problem import costs, evaluation
 from hypsolve.problem.arrays import Array, IntArray
-from hypsolve.problem.deployment import Block, CostModel, Deployment, Link, Requests
+from hypsolve.problem.deployment import (
+    Block,
+    CostModel,
+    Deployment,
+    GpuProfile,
+    Link,
+    Requests,
+)
 from hypsolve.problem.evaluation import stage_service_s
 from hypsolve.problem.runtime import Batching, KvAdmission
 from hypsolve.problem.solution import Partition, Schedule
@@ -40,6 +47,7 @@ class System:
         Nodes that can hold each active stage, numbered over the whole network.
     first_s : float
         The first arrival. A run counts its times from there.
+    all_nodes : list of Node
     expected_s : ndarray, shape (n_requests or 1, n_stages, n_classes)
         Service times of whole requests, as policies see them.
     pipelines : ndarray of int, shape (n_pipelines, n_stages)
@@ -61,6 +69,7 @@ class System:
 
         self.deployment, self.partition, self.policy = deployment, partition, policy
         self.seed, self.options = seed, options
+        self.all_nodes = [node for tier in deployment.network.tiers for node in tier.nodes]
         self.instance = costs.to_instance(deployment, allow_empty=True)
         self.first_s = float(self.instance.arrival_s.min())
         schedule = policy if isinstance(policy, Schedule) else None
@@ -151,7 +160,7 @@ class System:
         if not callable(self.policy) and self.policy not in names:
             return np.zeros((0, *shape[1:]))
         prefill_s = np.zeros(shape)
-        gpus = costs.node_classes(self.deployment.network)
+        gpus = costs.node_classes(self.deployment)
         prompt_tokens = self.deployment.requests.prompt_tokens[: shape[0]]
         for stage, blocks in enumerate(self.blocks):
             for c, gpu in enumerate(gpus):
@@ -216,11 +225,8 @@ class System:
         links = [tier.link for tier in network.tiers[:-1]]
         first, last = self.tiers[0], self.tiers[-1]
         parts, part_start, windows = _parts(kernel, self.blocks)
-        gpu = _records(
-            [(g.t0_s, g.flops_per_s, g.bytes_per_s) for g in costs.node_classes(network)],
-            kernel.GPU,
-        )
-        self.node_names = [node.name for tier in network.tiers for node in tier.nodes]
+        gpu = _records(list(map(_gpu, costs.node_classes(self.deployment))), kernel.GPU)
+        self.node_names = [node.name for node in self.all_nodes]
         tier_names = [tier.name for tier in network.tiers[:-1]]
         speed = _pieces(
             self.node_names, np.ones(len(self.node_names)), options.events, EventKind.SLOWDOWN
@@ -381,11 +387,12 @@ class System:
 
     def capacity_tokens(self, blocks: list[Block], n: int) -> int:
         """Return the KV tokens that fit on a node beside the weights of these blocks."""
-        kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
+        node = self.all_nodes[n]
+        kv_bytes = self.deployment.kv_bytes_per_token(blocks, node)
         if kv_bytes == 0:
             return _UNLIMITED
         weights = self.deployment.model.stage_weight_bytes(blocks)
-        tokens = (self.instance.node_bytes[n] - weights) // kv_bytes
+        tokens = (self.deployment.usable_bytes(node) - weights) // kv_bytes
         # rounding must not keep the longest request from a node that can hold it
         longest = self.deployment.max_resident_tokens or 0
         return int(min(max(tokens, longest), _UNLIMITED))
@@ -394,6 +401,16 @@ class System:
 def _limit(number: int | None) -> int:
     """Return a limit for a kernel."""
     return _UNLIMITED if number is None else min(number, _UNLIMITED)
+
+
+def _gpu(gpu: GpuProfile) -> tuple[float, ...]:
+    """Return the record of a profile in the kernel."""
+    rates = (gpu.t0_s, gpu.flops_per_s, gpu.bytes_per_s, gpu.kv_copies)
+    if gpu.all_reduce is None:
+        return (*rates, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    lines = gpu.all_reduce
+    small, large = lines.small_s_per_byte, lines.large_s_per_byte
+    return (*rates, 1, lines.switch_bytes, lines.small_s, small, lines.large_s, large)
 
 
 def _return_s(link: Link | None) -> float:
@@ -422,6 +439,8 @@ def _parts(kernel: Any, stages: list[list[Block]]) -> tuple[Records, IntArray, A
                     block.activation_bytes_per_token,
                     windows.index(block.window_tokens),
                     block.last_token_only,
+                    block.collectives,
+                    block.collective_bytes_per_token,
                 )
             )
         starts.append(len(rows))

@@ -40,6 +40,15 @@ def add_chunk(windows, sums, cached, n_tokens):
 
 
 @inlined
+def _all_reduce_s(gpu, part, computed):
+    """Return the seconds of one all-reduce of the computed tokens among the GPUs of a node."""
+    size = computed * part.collective_bytes
+    if size <= gpu.switch_bytes:
+        return gpu.small_s + size * gpu.small_s_per_byte
+    return gpu.large_s + size * gpu.large_s_per_byte
+
+
+@inlined
 def batch_s(setup, stage, kind, sums, n_tokens, n_passes):
     """Return the seconds of a batch at speed 1.
 
@@ -60,7 +69,10 @@ def batch_s(setup, stage, kind, sums, n_tokens, n_passes):
             moved = part.always_read_bytes + part.gathered_bytes * computed
             if part.experts_bytes > 0.0:
                 moved += part.experts_bytes * (1.0 - part.idle_share**computed)
-            moved += part.kv_bytes * reach + part.activation_bytes * computed
+            kv_bytes = part.kv_bytes * reach * gpu.kv_copies
+            moved += kv_bytes + part.activation_bytes * computed
             seconds = gpu.t0_s + max(seconds, moved / gpu.bytes_per_s)
+            if gpu.is_group == 1:
+                seconds += part.collectives * _all_reduce_s(gpu, part, computed)
         total_s += part.count * seconds
     return total_s

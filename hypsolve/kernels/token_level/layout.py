@@ -130,10 +130,26 @@ PART = np.dtype(  # the blocks of one kind in a stage
         ("activation_bytes", "f8"),
         ("window", "i8"),  # its place in `Setup.windows`
         ("last_token_only", "i8"),
+        ("collectives", "f8"),  # all-reduces
+        ("collective_bytes", "f8"),  # of each, per computed token
     ],
     align=True,
 )
-GPU = np.dtype([("t0_s", "f8"), ("flops_per_s", "f8"), ("bytes_per_s", "f8")], align=True)
+GPU = np.dtype(  # a GPU, or several that compute as one
+    [
+        ("t0_s", "f8"),
+        ("flops_per_s", "f8"),
+        ("bytes_per_s", "f8"),
+        ("kv_copies", "f8"),
+        ("is_group", "i8"),  # 1: blocks add all-reduces, whose seconds the other fields give
+        ("switch_bytes", "f8"),
+        ("small_s", "f8"),
+        ("small_s_per_byte", "f8"),
+        ("large_s", "f8"),
+        ("large_s_per_byte", "f8"),
+    ],
+    align=True,
+)
 CHURNED = np.dtype([("time_s", "f8"), ("kind", "i8"), ("node", "i8")], align=True)
 VISIT = np.dtype(
     [

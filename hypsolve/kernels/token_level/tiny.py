@@ -10,7 +10,7 @@ def tiny_setup():
     """Return the set-up of one request, one node and one block, without pipelines."""
     zero = np.zeros(1, np.int64)
     part, gpu = records(1, PART), records(1, GPU)
-    part["count"] = gpu["flops_per_s"] = gpu["bytes_per_s"] = 1
+    part["count"] = gpu["flops_per_s"] = gpu["bytes_per_s"] = gpu["kv_copies"] = 1
     return Setup(
         policy=LEAST_WORK_LEFT, max_num_seqs=1, chunk_tokens=1, contention=False,
         bandwidth_bound=True, record_visits=False, n_stages=1, return_s=0.0, delivery_s=0.0,
