@@ -22,6 +22,7 @@ from hypsolve.problem.deployment import (
     Tier,
 )
 from hypsolve.problem.evaluation import can_hold
+from hypsolve.problem.interconnect import AllReduce, Interconnect
 from hypsolve.problem.runtime import Runtime
 from hypsolve.problem.solution import Partition, Schedule
 from hypsolve.simulation.events import Event
@@ -188,6 +189,58 @@ def random_network(draw: Draw, model: Model, partition: Partition, resident: int
         last = k == partition.n_tiers - 1
         tiers.append(Tier(name=f"t{k}", nodes=tuple(nodes), link=None if last else link))
     return Network(name="random", tiers=tuple(tiers))
+
+
+def in_groups(seed: int, scenario: Scenario) -> Scenario:
+    """Make groups of GPUs of some nodes, which hold the stages that they held before."""
+    draw = Draw(np.random.default_rng([seed, 3]), is_round=seed % 2 == 1)
+    deployment, rng = scenario.deployment, draw.rng
+    blocks = {
+        block: replace(
+            block,
+            collectives=int(rng.integers(0, 3)),
+            collective_bytes_per_token=draw.whole(0, 2**12, 2**8),
+        )
+        for block in dict.fromkeys(deployment.model.blocks)
+    }
+    model = replace(
+        deployment.model,
+        blocks=tuple(blocks[block] for block in deployment.model.blocks),
+        n_heads=8,
+        n_kv_heads=int(rng.choice([1, 2, 4, 8])),
+    )
+    interconnect = Interconnect(
+        name="links",
+        all_reduces=tuple(
+            AllReduce(
+                library=library,
+                degree=degree,
+                switch_bytes=draw.whole(0, 2**14, 2**10),
+                small_s=draw.number(0, 2**-9, 2**-13),
+                small_s_per_byte=1 / draw.rate(2**22, 2**25),
+                large_s=draw.number(0, 2**-9, 2**-13),
+                large_s_per_byte=1 / draw.rate(2**22, 2**25),
+            )
+            for library in ("nccl", "vllm")
+            for degree in (2, 4)
+        ),
+    )
+    instance = to_instance(deployment, allow_empty=True)
+    tiers = []
+    for k, tier in enumerate(deployment.network.tiers):
+        holds = can_hold(instance, k, *scenario.partition.cuts[k : k + 2])
+        nodes = []
+        for node, is_holder in zip(tier.nodes, holds, strict=True):
+            n = int(rng.choice([1, 2, 4]))
+            copies = max(n // model.n_kv_heads, 1) if is_holder else 1
+            assert node.memory_bytes is not None
+            group = {"gpus": n, "tensor_parallel": n, "interconnect": interconnect}
+            memory_bytes = node.memory_bytes * copies / n
+            nodes.append(replace(node, memory_bytes=memory_bytes, **(group if n > 1 else {})))
+        tiers.append(replace(tier, nodes=tuple(nodes)))
+    network = replace(deployment.network, tiers=tuple(tiers))
+    deployment = replace(deployment, model=model, network=network)
+    return replace(scenario, deployment=deployment)
 
 
 def random_schedule(

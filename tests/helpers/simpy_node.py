@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import simpy
 
-from tests.helpers.simpy_parts import Entry, Phase, iteration_s, later
+from tests.helpers.simpy_parts import Cards, Entry, Phase, iteration_s, later
 
 
 @dataclass
@@ -22,7 +22,8 @@ class Node:
     def __init__(self, system, index, tier, position, spec, up):
         self.system, self.env, self.answer = system, system.env, system.answer
         self.index, self.tier, self.position = index, tier, position
-        self.gpu, self.usable_bytes, self.up = spec.gpu, spec.usable_bytes, up
+        self.cards, self.up = Cards(spec, system.deployment), up
+        self.gpu = system.deployment.profile(spec)  # its key among the expected times
         self.stage = self.process = None
         self.factor = 1.0  # how many times longer iterations take
         self.running = None  # Iteration
@@ -40,8 +41,11 @@ class Node:
     def capacity_tokens(self):
         if self.stage is None or not self.stage.kv_bytes_per_token:
             return math.inf
-        free_bytes = self.usable_bytes - self.stage.weight_bytes
-        return math.floor(free_bytes / self.stage.kv_bytes_per_token)
+        return self.cards.tokens(self.stage.weight_bytes, self.stage.kv_bytes_per_token)
+
+    @property
+    def kv_bytes_per_token(self):
+        return self.cards.kv_bytes(self.stage.kv_bytes_per_token)
 
     def hold(self, stage):
         self.stage = stage
@@ -147,7 +151,7 @@ class Node:
 
     def note_kv(self, stay):
         """Note how long a request has held as much KV memory as it does."""
-        held_bytes = self.held_tokens[stay] * self.stage.kv_bytes_per_token
+        held_bytes = self.held_tokens[stay] * self.kv_bytes_per_token
         self.note("kv_bytes", stay.held_since_s, held_bytes)
         stay.held_since_s = self.env.now
 
@@ -166,7 +170,7 @@ class Node:
     def iterate(self):
         batch = self.take_batch()
         computing_s = iteration_s(
-            self.stage.blocks, batch, self.gpu, self.system.deployment.cost_model
+            self.stage.blocks, batch, self.cards, self.system.deployment.cost_model
         )
         nominal_s = self.system.iteration_s + computing_s
         iteration = self.running = Iteration(self.env.now, nominal_s, batch)
@@ -280,7 +284,7 @@ class Node:
     def close(self):
         """Close the records at the end of the run."""
         if self.stage:
-            kv_bytes = self.stage.kv_bytes_per_token
+            kv_bytes = self.kv_bytes_per_token
             room = self.capacity_tokens() * kv_bytes if kv_bytes else math.inf
             self.answer.kv_capacity_bytes[self.index] = room
         if self.running:  # nobody is in it any more
@@ -291,5 +295,5 @@ class Node:
         for stay in self.unfinished:
             self.note("n_requests", stay.pinned_s, 1, math.inf)
         for stay, tokens in self.held_tokens.items():
-            kv_bytes = tokens * self.stage.kv_bytes_per_token
+            kv_bytes = tokens * self.kv_bytes_per_token
             self.note("kv_bytes", stay.held_since_s, kv_bytes, math.inf)

@@ -194,24 +194,60 @@ class Link:
 # costs; `blocks` are pairs (block, how many of it)
 
 
-def iteration_s(blocks, batch, gpu, cost_model):
+class Cards:
+    """GPUs of a node, one by one: each has its part of the weights, the FLOPs and the heads."""
+
+    def __init__(self, spec, deployment):
+        self.gpu, self.number, self.usable_bytes = spec.gpu, spec.gpus, spec.usable_bytes
+        heads = deployment.model.n_kv_heads if self.number > 1 else self.number
+        self.share_of_heads = max(heads // self.number, 1) / heads  # of each GPU
+        self.lines = {}
+        if self.number > 1:
+            rows = [r for r in spec.interconnect.all_reduces if r.degree == self.number]
+            self.lines = {row.library: row for row in rows}
+            self.lines = self.lines.get(deployment.runtime.name, self.lines.get("nccl"))
+
+    def tokens(self, weight_bytes, kv_bytes):
+        """Return the tokens whose KV cache fits on every GPU beside its weights."""
+        free_bytes = self.usable_bytes - weight_bytes / self.number
+        return math.floor(free_bytes / (kv_bytes * self.share_of_heads))
+
+    def kv_bytes(self, kv_bytes):
+        """Return the KV cache over all GPUs."""
+        return self.number * self.share_of_heads * kv_bytes
+
+    def all_reduces_s(self, block, computed):
+        """Return the seconds in which the GPUs add up their parts of a block."""
+        if self.number == 1:
+            return 0.0
+        size, row = computed * block.collective_bytes_per_token, self.lines
+        start_s, slope = row.large_s, row.large_s_per_byte
+        if size <= row.switch_bytes:
+            start_s, slope = row.small_s, row.small_s_per_byte
+        return block.collectives * (start_s + size * slope)
+
+
+def iteration_s(blocks, batch, cards, cost_model):
     """Return the nominal seconds of one iteration."""
-    seconds = 0.0
+    seconds, gpu = 0.0, cards.gpu
     for block, count in blocks:
         if block.last_token_only:
             computed = sum(entry.ends_pass for entry in batch)
         else:
             computed = sum(entry.tokens for entry in batch)
         if computed:
-            flops, moved_bytes = _work(block, computed, batch)
+            flops, moved_bytes = _work(block, computed, batch, cards)
             compute_s, memory_s = flops / gpu.flops_per_s, moved_bytes / gpu.bytes_per_s
-            is_flops = cost_model is CostModel.FLOPS
-            seconds += count * (compute_s if is_flops else gpu.t0_s + max(compute_s, memory_s))
+            block_s = compute_s
+            if cost_model is not CostModel.FLOPS:
+                block_s = gpu.t0_s + max(compute_s, memory_s)
+                block_s += cards.all_reduces_s(block, computed)
+            seconds += count * block_s
     return seconds
 
 
-def _work(block, computed, batch):
-    """Return the FLOPs and bytes of one block."""
+def _work(block, computed, batch, cards):
+    """Return the FLOPs and bytes of one block on each GPU."""
     window = math.inf if block.window_tokens is None else block.window_tokens
     pairs = reach = 0
     for entry in batch:
@@ -220,11 +256,11 @@ def _work(block, computed, batch):
         reach += min(c, window - 1) + q
     flops = block.flops_per_token * computed + block.attention_flops_per_pair * pairs
     moved_bytes = (
-        float(weight_read_bytes(block, computed))
-        + block.kv_bytes_per_token * reach
-        + block.activation_bytes_per_token * computed
+        float(weight_read_bytes(block, computed)) / cards.number
+        + block.kv_bytes_per_token * reach * cards.share_of_heads
+        + block.activation_bytes_per_token * computed / cards.number
     )
-    return flops, moved_bytes
+    return flops / cards.number, moved_bytes
 
 
 def _attended(n_tokens, window):

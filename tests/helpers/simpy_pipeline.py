@@ -17,6 +17,7 @@ from hypsolve.problem.evaluation import can_hold
 from tests.helpers.simpy_parts import (
     DEFAULTS,
     Answer,
+    Cards,
     Link,
     Phase,
     alone_s,
@@ -133,7 +134,8 @@ class Node:
     def __init__(self, system, index, tier, position, spec, up):
         self.system, self.env, self.answer = system, system.env, system.answer
         self.index, self.tier, self.position = index, tier, position
-        self.gpu, self.usable_bytes, self.up = spec.gpu, spec.usable_bytes, up
+        self.cards, self.up = Cards(spec, system.deployment), up
+        self.gpu = system.deployment.profile(spec)  # its key among the expected times
         self.factor, self.ratio = 1.0, 1.0
         self.pipeline = self.stage = self.running = None
         self.levels = {
@@ -150,7 +152,7 @@ class Node:
     def capacity_tokens(self):
         if not self.stage.kv_bytes:
             return math.inf
-        return math.floor((self.usable_bytes - self.stage.weight_bytes) / self.stage.kv_bytes)
+        return self.cards.tokens(self.stage.weight_bytes, self.stage.kv_bytes)
 
     def start(self):
         """Start the next part, if there is one and nothing is running."""
@@ -160,7 +162,7 @@ class Node:
                 if not share.is_void:
                     share.request.started[self.stage.number] += share.tokens
             nominal_s = iteration_s(
-                self.stage.blocks, part, self.gpu, self.system.deployment.cost_model
+                self.stage.blocks, part, self.cards, self.system.deployment.cost_model
             )
             self.running = (self.env.now, nominal_s)
             self.levels["busy"].set(1)
@@ -229,7 +231,7 @@ class Node:
 
     def close(self):
         if self.stage:
-            kv_bytes = self.stage.kv_bytes
+            kv_bytes = self.cards.kv_bytes(self.stage.kv_bytes)
             room = self.capacity_tokens() * kv_bytes if kv_bytes else math.inf
             self.answer.kv_capacity_bytes[self.index] = room
         for level in self.levels.values():
@@ -295,7 +297,7 @@ class Pipeline:
         held = sum(each.held_tokens for each in self.running)
         for node in self.nodes:
             node.levels["n_waiting"].set(len(self.waiting))
-            node.levels["kv_bytes"].set(held * node.stage.kv_bytes)
+            node.levels["kv_bytes"].set(held * node.cards.kv_bytes(node.stage.kv_bytes))
 
     def leave(self, request):
         del self.unfinished[request]
@@ -490,7 +492,7 @@ class PipelineRouter(Router):
         super().__init__(
             system.env, first, policy, uniforms, system.deployment, believed, system.answer
         )
-        gpus = {node.gpu for tier in system.deployment.network.tiers for node in tier.nodes}
+        gpus = {node.gpu for node in system.nodes}
         self.stage_s, self.stage_prefill_s = [], []
         for stage in system.stages:
             alone = alone_s(stage.blocks, gpus, system.deployment, believed)

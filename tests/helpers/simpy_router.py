@@ -17,7 +17,8 @@ class Router:
         self.output_tokens = believed.tolist()  # what the outputs are taken to be
         self.prompt_tokens = deployment.requests.prompt_tokens.tolist()
         self.n_tier_nodes = len(deployment.network.tiers[stage.tier].nodes)
-        gpus = {node.gpu for tier in deployment.network.tiers for node in tier.nodes}
+        tiers = deployment.network.tiers
+        gpus = {deployment.profile(node) for tier in tiers for node in tier.nodes}
         self.service_s = round_to_sum_exactly(alone_s(stage.blocks, gpus, deployment, believed))
         self.prefill_s = alone_s(stage.blocks, gpus, deployment, np.ones_like(believed))
         self.undispatched = []
