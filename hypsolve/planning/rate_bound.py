@@ -14,9 +14,10 @@ head computes only tokens that come out, so it needs at least o / B iterations p
 *Busy seconds.* A block takes t0 + max(FLOPs / FLOP/s, bytes / bytes/s). A sum of maxima is at
 least the maximum of the sums, so n requests keep a node busy for at least n times `_min_s`.
 
-*Tensor parallelism.* GPUs that compute as one add all-reduces to every block. Their seconds lie
-on or above one line in the bytes (`AllReduce.lower_line`), so n requests need at least the line
-at the mean of the tokens of their iterations.
+*Tensor parallelism.* GPUs that compute as one add all-reduces to every block. Their seconds
+lie on or above a convex function of the bytes (`AllReduce.convex_minorant`), so iterations take at
+least its value at the mean of their tokens. More iterations than the fewest take no less, since
+its lines start at 0 s or above.
 
 *Batching modes.* Under ``stage``, a tier serves at most the sum of the inverses over its nodes.
 Under ``pipeline``, each pipeline serves at most its slowest stage. Under ``serial``, one batch
@@ -188,11 +189,11 @@ def _of_pipelines(
 
 
 def bounded(deployment: Deployment, node: Node) -> GpuProfile:
-    """Return the profile of a node, with the line below its all-reduces in their place."""
+    """Return the profile of a node, with convex all-reduces, which take no longer."""
     gpu = deployment.profile(node)
     if gpu.all_reduce is None:
         return gpu
-    return replace(gpu, all_reduce=gpu.all_reduce.lower_line())
+    return replace(gpu, all_reduce=gpu.all_reduce.convex_minorant())
 
 
 def lengths(deployment: Deployment) -> tuple[int, int]:

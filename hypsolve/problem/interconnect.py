@@ -66,18 +66,30 @@ class AllReduce:
         seconds = np.where(size <= self.switch_bytes, small, large)
         return seconds if seconds.ndim else float(seconds)
 
-    def lower_line(self) -> AllReduce:
-        """Return an all-reduce that takes one line, nowhere above the two.
+    def convex_minorant(self) -> AllReduce:
+        """Return a convex all-reduce that nowhere takes longer.
 
-        Sums over messages of any sizes are then at least as long as the line at their mean.
+        Messages of any sizes then take at least as long as equal ones of their mean size. It is
+        the larger of two lines below the two given ones: with the smaller slope, and with the
+        slope of large messages.
         """
-        slope = min(self.small_s_per_byte, self.large_s_per_byte)
-        at_switch = (self.large_s_per_byte - slope) * self.switch_bytes
-        start_s = min(self.small_s, self.large_s + at_switch)
+        small, steep = self.small_s_per_byte, self.large_s_per_byte
+        flat = min(small, steep)
+        flat_s = min(self.small_s, self.large_s + (steep - flat) * self.switch_bytes)
+        at_switch_s = self.small_s + small * self.switch_bytes
+        steep_s = min(self.large_s, self.small_s, at_switch_s - steep * self.switch_bytes)
+        if steep_s < 0:  # from the origin, then
+            steep_s, steep = 0.0, at_switch_s / self.switch_bytes
+        if steep <= flat:
+            steep_s, steep = flat_s, flat
         return replace(
-            self, small_s=start_s, large_s=start_s, small_s_per_byte=slope,
-            large_s_per_byte=slope,
-        )  # fmt: skip
+            self,
+            switch_bytes=(flat_s - steep_s) / (steep - flat) if steep > flat else 0.0,
+            small_s=flat_s,
+            small_s_per_byte=flat,
+            large_s=steep_s,
+            large_s_per_byte=steep,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

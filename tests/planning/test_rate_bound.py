@@ -10,7 +10,7 @@ from hypsolve.planning.rate_bound import bound_on_rate
 from hypsolve.problem import evaluation
 from hypsolve.problem.runtime import Runtime
 from tests.helpers import token_toys as toys
-from tests.helpers.scenarios_token import random_scenario
+from tests.helpers.scenarios_token import in_groups, random_scenario
 
 N_REQUESTS = 120
 
@@ -35,9 +35,11 @@ def random_runtime(rng):
     )
 
 
-def random_case(seed):
+def random_case(seed, *, groups=False):
     """Draw a deployment, a partition that fits, and a runtime; None if it does not fit."""
     scenario = random_scenario(seed, hs.simulate)
+    if groups:
+        scenario = in_groups(seed, scenario)
     rng = np.random.default_rng(seed + 1_000_000)
     p, o = int(rng.integers(1, 40)), int(rng.integers(1, 20))
     deployment = replace(
@@ -66,6 +68,40 @@ def test_no_schedule_of_any_runtime_beats_the_bound(seed):
     policy = str(rng.choice(["round_robin", "hypsched_rt"]))
     trace = hs.simulate(deployment, partition, policy, link_contention=True)
     assert N_REQUESTS / trace.end_s.max() <= bound * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(400, 600))
+def test_groups_of_gpus_do_not_beat_the_bound(seed):
+    """All-reduces that get cheaper where they switch, and copies of KV heads."""
+    case = random_case(seed, groups=True)
+    if case is None:
+        pytest.skip("the split does not fit")
+    deployment, instance, partition, _ = case
+    bound = bound_on_rate(deployment, instance, partition)
+    trace = hs.simulate(deployment, partition, link_contention=True)
+    assert N_REQUESTS / trace.end_s.max() <= bound * (1 + 1e-9)
+
+
+def test_the_bound_charges_all_reduces():
+    """All-reduces take nearly all the time here: their closed form is the bound."""
+    lines = hs.AllReduce(
+        library="nccl", degree=2, switch_bytes=0.0, small_s=0.5, small_s_per_byte=0.0,
+        large_s=0.5, large_s_per_byte=0.125,
+    )  # fmt: skip
+    block = hs.Block(kind="b", weight_bytes=0, flops_per_token=1.0, collectives=1,
+                     collective_bytes_per_token=1)  # fmt: skip
+    gpu = hs.GpuProfile(name="g", t0_s=0.0, flops_per_s=1e9, bytes_per_s=1e9, memory_bytes=1e9)
+    links = hs.Interconnect(name="slow", all_reduces=(lines,))
+    node = hs.Node(name="a", gpu=gpu, gpus=2, interconnect=links, tensor_parallel=2)
+    deployment = hs.Deployment(
+        model=hs.Model(name="m", blocks=(block,), n_heads=2, n_kv_heads=2),
+        network=hs.Network(name="n", tiers=(hs.Tier(name="t", nodes=(node,)),)),
+        requests=toys.burst(64, 4, 9),
+        runtime=hs.runtime(max_num_seqs=4, chunk_tokens=None),
+    )
+    bound = bound_on_rate(deployment, hs.to_instance(deployment), hs.Partition((0, 1)))
+    # 9 iterations of 4 requests, of 0.5 s each; 12 tokens of a request, of 0.125 s each
+    assert bound == pytest.approx(1 / (9 / 4 * 0.5 + 12 * 0.125), rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(300, 360))
