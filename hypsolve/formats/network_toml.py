@@ -6,7 +6,7 @@ import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import (
     Annotated,
@@ -21,6 +21,8 @@ from typing import (
 
 from hypsolve import catalog
 from hypsolve.catalog import nearest
+from hypsolve.catalog.interconnects import interconnect, interconnects
+from hypsolve.formats.network_file import NetworkFile
 from hypsolve.formats.network_toml_types import (
     End,
     GpuTable,
@@ -32,133 +34,16 @@ from hypsolve.formats.network_toml_types import (
     TierTable,
 )
 from hypsolve.problem import validation as valid
-from hypsolve.problem.deployment import GpuProfile, Link, Model, Network, Node, Tier
+from hypsolve.problem.deployment import GpuProfile, Link, Network, Node, Tier
 from hypsolve.problem.files import checked_path, read_bytes
 from hypsolve.problem.runtime import Runtime
 from hypsolve.problem.units import GIB, gbps_to_bytes_per_s, gib_to_bytes, ms_to_s
 
+__all__ = ["NetworkFile", "read_network", "read_network_file"]
+
 MAX_BYTES = 2**26
 
 Table = TypeVar("Table")
-Kind = TypeVar("Kind")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkFile:
-    """The content of a network file: a network, limits on its blocks, prices, a runtime.
-
-    Attributes
-    ----------
-    network : Network
-    description : str
-    pins : dict of str or int to str
-        Tier of each pinned block. A block is ``embedding``, ``head``, or the number of a layer,
-        counted from 0.
-    min_blocks, max_blocks : tuple of int or None
-        Limits for each tier, embedding and head counted. Without a minimum a tier hosts at
-        least one block; with a minimum of 0 it may stay empty and only relay.
-    price_per_hour : dict of str to float
-        Price of each node that has one, by its name.
-    currency : str
-        Currency of the prices; empty if the file names none.
-    inner_links : tuple of Link or None
-        Link among the nodes of each tier; None if unknown.
-    runtime : Runtime or None
-        Runtime that the file names, with the values that it replaces; None if it names none.
-    """
-
-    network: Network
-    description: str = ""
-    pins: Mapping[str | int, str] = field(default_factory=dict)
-    min_blocks: tuple[int | None, ...] = ()
-    max_blocks: tuple[int | None, ...] = ()
-    price_per_hour: Mapping[str, float] = field(default_factory=dict)
-    currency: str = ""
-    inner_links: tuple[Link | None, ...] = ()
-    runtime: Runtime | None = None
-
-    def inner_link(self, k: int) -> Link | None:
-        """Return the link among the nodes of tier k; None if unknown."""
-        return self.inner_links[k] if self.inner_links else None
-
-    def may_be_stages(self, k: int) -> bool:
-        """Return whether each node of tier k can be a stage of its own.
-
-        The nodes must be linked, and no pin or limit may name the tier. A minimum of 0 is no
-        limit: every stage may then be empty.
-        """
-        return (
-            self.inner_link(k) is not None
-            and self.network.tiers[k].name not in self.pins.values()
-            and all(limit in (None, 0) for limit in self.min_blocks[k : k + 1])
-            and all(limit is None for limit in self.max_blocks[k : k + 1])
-        )
-
-    def in_a_row(self, k: int, stages: Sequence[Node | tuple[Node, ...]]) -> "NetworkFile":
-        """Return a copy in which some nodes of tier k are tiers of their own, in a row.
-
-        A stage is a node, or several nodes that hold equal blocks. A single stage keeps the
-        tier's name and limits. Several stages need `may_be_stages`.
-        """
-        tier, inner = self.network.tiers[k], self.inner_link(k)
-        groups = [stage if isinstance(stage, tuple) else (stage,) for stage in stages]
-        made = [replace(tier, nodes=groups[0])]
-        if len(groups) > 1:
-            links = [*[inner] * (len(groups) - 1), tier.link]
-            made = [
-                Tier(name=f"{tier.name}/{group[0].name}", nodes=group, link=link)
-                for group, link in zip(groups, links, strict=True)
-            ]
-
-        def spread(of_tiers: tuple[Kind, ...]) -> tuple[Kind, ...]:
-            return (*of_tiers[:k], *of_tiers[k : k + 1] * len(made), *of_tiers[k + 1 :])
-
-        tiers = (*self.network.tiers[:k], *made, *self.network.tiers[k + 1 :])
-        return replace(
-            self,
-            network=replace(self.network, tiers=tiers),
-            min_blocks=spread(self.min_blocks),
-            max_blocks=spread(self.max_blocks),
-            inner_links=spread(self.inner_links),
-        )
-
-    def rules(self, model: Model) -> dict[str, Any]:
-        """Return pins and limits as keyword arguments of `hypsolve.to_instance`.
-
-        Raises
-        ------
-        ValueError
-            If the model lacks a pinned block, or has fewer blocks than the tiers need.
-        """
-        tiers = [tier.name for tier in self.network.tiers]
-        pinned = {_block(model, block): tiers.index(at) for block, at in self.pins.items()}
-        rules: dict[str, Any] = {"pinned": pinned} if pinned else {}
-        least = [1 if limit is None else limit for limit in self.min_blocks]
-        if sum(least) > model.n_blocks:
-            raise ValueError(
-                f"min_blocks of all tiers must be at most the {model.n_blocks} blocks of"
-                f" {model.name} ({model.n_layers} layers, embedding and head), got {sum(least)}"
-            )
-        if any(limit is not None for limit in self.min_blocks):
-            rules["min_blocks"] = least
-            rules["allow_empty"] = 0 in least
-        if any(limit is not None for limit in self.max_blocks):
-            rules["max_blocks"] = [
-                model.n_blocks if limit is None else min(limit, model.n_blocks)
-                for limit in self.max_blocks
-            ]
-        return rules
-
-
-def _block(model: Model, name: str | int) -> int:
-    """Return the number of a block by its name in pins."""
-    ends = {"embedding": 0, "head": model.n_blocks - 1}
-    number = ends[name] if isinstance(name, str) else name + 1
-    if not isinstance(name, str) and name >= model.n_blocks - 2:
-        raise ValueError(
-            f"pin of layer {name}: {model.name} has layers 0 to {model.n_blocks - 3}"
-        )
-    return number
 
 
 def read_network(path: str | os.PathLike[str]) -> Network:
@@ -209,7 +94,9 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
       ``memory_gib``. Optional keys: ``count`` or ``names``, ``memory_gib`` (default: memory of
       the GPU), ``reserved_gib`` (what the system and other programs keep), ``slowdown`` (2
       means half as fast), ``price_per_hour``, ``host`` (the machine that the GPUs are in;
-      default: every node is its own machine).
+      default: every node is its own machine), ``gpus`` (equal GPUs in each node, with the
+      ``interconnect`` among them) and ``tensor_parallel`` (how many of them compute as one;
+      default: `hypsolve.plan` chooses).
     - A link has ``gbps`` and the one-way ``latency_ms``. Optional: ``return_latency_ms``.
     - Optional keys of a tier: ``host`` (of all its nodes), ``inner`` (a link among its nodes,
       for runtimes of one pipeline), ``pin`` (``embedding``, ``head``, numbers of layers from
@@ -376,9 +263,15 @@ def _tier(
         group = _table(of_group, NodesTable, given)
         group.setdefault("host", entry.get("host", ""))
         made = _nodes(of_group, entry["name"], group, gpus, nodes)
+        if "tensor_parallel" in group:
+            made = [part for machine in made for part in machine.groups()]
         nodes += made
         if "price_per_hour" in group:
-            prices |= dict.fromkeys((node.name for node in made), group["price_per_hour"])
+            # the groups of a machine share its price
+            n_gpus = group.get("gpus", 1)
+            n_groups = n_gpus // group.get("tensor_parallel", n_gpus)
+            price = group["price_per_hour"] / n_groups
+            prices |= dict.fromkeys((node.name for node in made), price)
     link = _link(f"{owner} link", entry["link"]) if "link" in entry else None
     return Tier(name=entry["name"], nodes=tuple(nodes), link=link), prices
 
@@ -417,16 +310,35 @@ def _nodes(
             f"{owner}: reserved_gib must be below the memory, {has_gib:.4g} GiB,"
             f" got {group['reserved_gib']}"
         )
-    return [
-        Node(
-            name=name,
-            gpu=profile,
-            memory_bytes=None if memory_gib is None else gib_to_bytes(memory_gib),
-            reserved_bytes=gib_to_bytes(group.get("reserved_gib", 0.0)),
-            host=host,
+    try:
+        return [
+            Node(
+                name=name,
+                gpu=profile,
+                memory_bytes=None if memory_gib is None else gib_to_bytes(memory_gib),
+                reserved_bytes=gib_to_bytes(group.get("reserved_gib", 0.0)),
+                host=host,
+                **_machine(owner, group),
+            )
+            for name in names
+        ]
+    except ValueError as error:
+        raise ValueError(f"{owner}: {error}") from None
+
+
+def _machine(owner: str, group: NodesTable) -> dict[str, Any]:
+    """Return the fields of a machine of several GPUs; none for a single GPU."""
+    several = group.get("gpus", 1) > 1
+    if several and "interconnect" not in group:
+        raise ValueError(
+            f"{owner}: interconnect must be given with gpus = {group['gpus']}: one of"
+            f" {', '.join(interconnects())}"
         )
-        for name in names
-    ]
+    keys = ("gpus", "tensor_parallel")
+    fields: dict[str, Any] = {name: value for name, value in group.items() if name in keys}
+    if "interconnect" in group:
+        fields["interconnect"] = interconnect(group["interconnect"], group["gpu"])
+    return fields
 
 
 def _slower(gpu: GpuProfile, slowdown: float) -> GpuProfile:

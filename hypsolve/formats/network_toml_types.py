@@ -16,6 +16,8 @@ from typing import (
 )
 
 from hypsolve import catalog
+from hypsolve.catalog.interconnects import interconnects
+from hypsolve.problem.network import MAX_GPUS
 from hypsolve.problem.runtime import MAX_LIMIT, Batching, KvAdmission
 
 MAX_COUNT = 100_000  # of nodes of one kind
@@ -82,10 +84,37 @@ class NodesTable(TypedDict):
             Key("Names of the nodes; default: TIER-GPU-0, ...", minimum=1, distinct=True),
         ]
     ]
+    gpus: NotRequired[
+        Annotated[
+            int,
+            Key(
+                "Number of equal GPUs in each node, a machine; default: 1.",
+                minimum=1,
+                maximum=MAX_GPUS,
+            ),
+        ]
+    ]
+    interconnect: NotRequired[
+        Annotated[
+            str,
+            Key("Links among the GPUs of a machine; required with gpus.", known=interconnects),
+        ]
+    ]
+    tensor_parallel: NotRequired[
+        Annotated[
+            int,
+            Key(
+                "Number of GPUs that compute as one, at most gpus: a machine is as many nodes"
+                " as it has such groups; default: `hypsolve plan` chooses.",
+                minimum=1,
+                maximum=MAX_GPUS,
+            ),
+        ]
+    ]
     memory_gib: NotRequired[
         Annotated[
             float,
-            Key("Memory of each node in GiB (2^30 bytes); default: the GPU's.", strict=True),
+            Key("Memory of each GPU in GiB (2^30 bytes); default: the GPU's.", strict=True),
         ]
     ]
     reserved_gib: NotRequired[

@@ -15,9 +15,9 @@ head computes only tokens that come out, so it needs at least o / B iterations p
 least the maximum of the sums, so n requests keep a node busy for at least n times `_min_s`.
 
 *Tensor parallelism.* GPUs that compute as one add all-reduces to every block. Their seconds
-lie on or above a convex function of the bytes (`AllReduce.convex_minorant`), so iterations take at
-least its value at the mean of their tokens. More iterations than the fewest take no less, since
-its lines start at 0 s or above.
+lie on or above a convex function of the bytes (`AllReduce.convex_minorant`), so iterations take
+at least its value at the mean of their tokens. More iterations than the fewest take no less,
+since its lines start at 0 s or above.
 
 *Batching modes.* Under ``stage``, a tier serves at most the sum of the inverses over its nodes.
 Under ``pipeline``, each pipeline serves at most its slowest stage. Under ``serial``, one batch

@@ -1,5 +1,6 @@
 """`Network`: tiers of nodes with GPUs, and the links between them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from hypsolve.problem import validation as valid
@@ -331,19 +332,21 @@ class Network:
         ]
         _distinct(owner, "cards", numbered)
 
-    def in_groups(self, degree: int | None = None) -> "Network":
+    def in_groups(self, degree: int | Mapping[str, int] | None = None) -> "Network":
         """Return a network in which every group of GPUs that compute as one is a node.
 
         Parameters
         ----------
-        degree : int, optional
+        degree : int or dict of str to int, optional
             GPUs of every group: the degree of tensor parallelism. Machines with fewer GPUs, or
-            with another degree of their own, are left out. Default: each machine's own degree.
+            with another degree of their own, are left out. A dict has the degrees of some
+            machines, by the node's name. Default: each machine's own degree.
 
         Raises
         ------
         ValueError
-            If a tier is left without nodes, or a machine of several GPUs has no degree.
+            If a tier is left without nodes, or a machine of several GPUs has no degree, or its
+            interconnect does not know it.
 
         Examples
         --------
@@ -355,7 +358,13 @@ class Network:
         """
         tiers = []
         for tier in self.tiers:
-            nodes = tuple(group for node in tier.nodes for group in node.groups(degree))
+            nodes = tuple(
+                group
+                for node in tier.nodes
+                for group in node.groups(
+                    degree.get(node.name) if isinstance(degree, Mapping) else degree
+                )
+            )
             if not nodes:
                 raise ValueError(
                     f"network {self.name!r}: tier {tier.name!r} has no machine for"

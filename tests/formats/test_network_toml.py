@@ -69,6 +69,70 @@ def test_a_slow_node_takes_longer_by_its_slowdown(tmp_path):
         assert seconds[1] == pytest.approx(2.5 * seconds[0], rel=1e-12)
 
 
+MACHINES = """
+[[tiers]]
+name = "rack"
+[[tiers.nodes]]
+gpu = "h100"
+gpus = 8
+interconnect = "nvlink4"
+price_per_hour = 16.0
+[[tiers.nodes]]
+gpu = "l40s"
+count = 2
+gpus = 4
+interconnect = "pcie4"
+tensor_parallel = 2
+price_per_hour = 3.0
+memory_gib = 40
+"""
+
+
+def test_machines_of_several_gpus(tmp_path):
+    """A degree in the file makes nodes of groups, which share the price; else it is open."""
+    site = read(tmp_path, MACHINES)
+    box, *pairs = site.network.tiers[0].nodes
+    assert (box.name, box.gpus, box.tensor_parallel) == ("rack-h100-0", 8, None)
+    assert (box.interconnect.name, box.interconnect.basis) == ("nvlink4", "measured")
+    assert [(n.name, n.host, n.gpus, n.tensor_parallel) for n in pairs] == [
+        (f"rack-l40s-{i}/{j}", f"rack-l40s-{i}", 2, 2) for i in range(2) for j in range(2)
+    ]
+    assert {node.memory_bytes for node in pairs} == {40 * 2**30}
+    assert site.price_per_hour == {"rack-h100-0": 16.0} | {node.name: 1.5 for node in pairs}
+
+
+def test_groups_of_a_file_share_the_price(tmp_path):
+    """One degree for all: the price of what is used stays, and other degrees are left out."""
+    site = read(tmp_path, MACHINES)
+    pairs = site.in_groups(2)
+    assert len(pairs.network.tiers[0].nodes) == 4 + 4
+    assert sum(pairs.price_per_hour.values()) == 16.0 + 2 * 3.0
+    assert site.in_groups(8).price_per_hour == {"rack-h100-0": 16.0}
+    mixed = site.in_groups({"rack-h100-0": 4})
+    assert [n.gpus for n in mixed.network.tiers[0].nodes] == [4, 4, 2, 2, 2, 2]
+    assert read(tmp_path, SHORT).in_groups(1).price_per_hour["old box"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("gpus = 8", "gpus = 0", "nodes 0: gpus must be at least 1, got 0"),
+        ('interconnect = "nvlink4"', "",
+         "nodes 0: interconnect must be given with gpus = 8: one of nvlink3"),
+        ("nvlink4", "nvlink", "unknown interconnect 'nvlink'; did you mean nvlink"),
+        ("tensor_parallel = 2", "tensor_parallel = 8",
+         "nodes 1: node 'rack-l40s-0': tensor_parallel must be at most gpus = 4, got 8"),
+        ("tensor_parallel = 2", "tensor_parallel = 3",
+         "tensor_parallel must be 1 or one of 2, 4, 8, got 3"),
+    ],
+)  # fmt: skip
+def test_wrong_machines_are_named(tmp_path, old, new, message):
+    """The file, the entry, the key, the rule and the value."""
+    with pytest.raises(ValueError, match=r"net\.toml: tier 0 'rack' ") as error:
+        read(tmp_path, MACHINES.replace(old, new))
+    assert message in str(error.value)
+
+
 def test_own_gpus_are_proposed_and_names_are_free(tmp_path):
     with pytest.raises(
         ValueError, match=r"net.toml: tier 0 'desk' nodes 1: unknown gpu 'min'; .* mine\?"
@@ -150,8 +214,8 @@ def test_networks_of_the_repository_give_their_sources():
         ("tflops = 60", "tflop = 60", "gpu 'mine': unknown key 'tflop'; did you mean tflops?"),
         (
             'gpu = "l4"',
-            'gpus = "l4"',
-            "tier 0 'desk' nodes 0: unknown key 'gpus'; did you mean gpu?",
+            'gpux = "l4"',
+            "tier 0 'desk' nodes 0: unknown key 'gpux'; did you mean gpu?",
         ),
         (
             'gpu = "l4"',
