@@ -29,6 +29,7 @@ from hypsolve.planning.replan import OBJECTIVES, Replan, partition_in, query_in
 from hypsolve.planning.replan import replan as plan_anew
 from hypsolve.planning.serving_frontier import ServingPoint, serving_frontier
 from hypsolve.planning.split_forecasts import SplitForecasts
+from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.text import describe_forecast
 from hypsolve.problem import validation as valid
 from hypsolve.problem.optional import optional
@@ -59,7 +60,7 @@ def compare(
     hypsolve compare --model llama-3-8b --network network.toml
     """  # noqa: D301
     results: list[Result] = []
-    query = PlanQuery.of(model, network, **arguments)
+    query, _ = choose_degrees(PlanQuery.of(model, network, **arguments))
     forecasts = SplitForecasts(query)
     with (
         contextlib.suppress(KeyboardInterrupt),

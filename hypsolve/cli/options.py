@@ -150,6 +150,12 @@ def query_options(
                 "as in the earlier plan]" if inherits else "as in the network file, else ideal]"
             ),
         ),
+        maybe(
+            "--tensor-parallel",
+            int,
+            "GPUs of a machine that compute as one.  [default: "
+            + ("as in the earlier plan]" if inherits else "the best by simulation]"),
+        ),
         *(maybe(_flag(name), kind, words) for name, (kind, words) in _RUNTIME.items()),
         click.option(
             "--time-limit",
@@ -209,7 +215,8 @@ _ARGUMENTS = {
     "weights": "weights", "objective": "objective", "time_limit": "time_limit_s",
     "rate": "rate_per_s", "users": "users", "think_time": "think_time_s",
     "ttft_slo": "ttft_slo_s", "tpot_slo": "tpot_slo_s", "runtime": "runtime",
-    "seed": "seed", **{name: name for name in _RUNTIME},
+    "seed": "seed", "tensor_parallel": "tensor_parallel",
+    **{name: name for name in _RUNTIME},
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from hypsolve.planning.forecast import Forecast, serve_load
 from hypsolve.planning.layers import describe_blocks
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.serving_frontier import ServingPoint, serving_points, undominated
+from hypsolve.planning.tensor_parallel import DegreeChoice
 from hypsolve.planning.what_if import Upgrade
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
@@ -150,6 +151,9 @@ class Plan:
         What a KeyboardInterrupt left unfinished; empty if the plan is complete.
     deployment : Deployment
         Model and network with one request, and the KV cache to leave room for.
+    degrees : tuple of DegreeChoice
+        Degrees of tensor parallelism that were tried, the chosen one first; empty if no machine
+        has several GPUs or all degrees are given.
     """
 
     query: PlanQuery
@@ -162,6 +166,7 @@ class Plan:
     upgrades: tuple[Upgrade, ...]
     stopped: str
     deployment: Deployment
+    degrees: tuple[DegreeChoice, ...] = ()
 
     if not TYPE_CHECKING:  # type checkers would accept every name
 
@@ -314,6 +319,7 @@ class Plan:
             "prompt_tokens": query.prompt_tokens,
             "output_tokens": query.output_tokens,
             "weights": query.weights,
+            "tensor_parallel": query.tensor_parallel,
             "rate_per_s": query.rate_per_s,
             "users": query.users,
             "think_time_s": query.think_time_s,
@@ -334,6 +340,7 @@ class Plan:
             "alternatives": [record_to_dict(other) for other in self.alternatives],
             "upgrades": [record_to_dict(upgrade) for upgrade in self.upgrades],
             "stopped": self.stopped,
+            "degrees": [record_to_dict(choice) for choice in self.degrees],
         }
 
 

@@ -22,6 +22,7 @@ from hypsolve.planning.query import (
 from hypsolve.planning.rate_bound import lengths
 from hypsolve.planning.simulation_search import METHOD as SIMULATED
 from hypsolve.planning.simulation_search import Progress
+from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.what_if import Upgrade, find_upgrades, lighter_models
 from hypsolve.problem import costs, evaluation
 from hypsolve.problem import validation as valid
@@ -59,6 +60,9 @@ def plan(
     weights : str, optional
         Format of the weights: a key of `hypsolve.weight_formats`. Default: the format in the
         model's files, or fp16 if `model` is a name.
+    tensor_parallel : int, optional
+        Number of GPUs of a machine that compute as one. Default: all degrees that the runtime
+        can run are planned and simulated, and the best is taken; ``plan.degrees`` lists them.
     with_upgrades : bool
         Whether to solve what-if scenarios, and to simulate the splits for other objectives.
     progress : callable, optional
@@ -112,7 +116,9 @@ def plan(
     """
     query = PlanQuery.of(model, network, weights=weights, **arguments)
     lighter = lighter_models(model, weights) if with_upgrades else {}
-    return plan_query(query, with_upgrades=with_upgrades, lighter=lighter, progress=progress)
+    query, degrees = choose_degrees(query, progress)
+    found = plan_query(query, with_upgrades=with_upgrades, lighter=lighter, progress=progress)
+    return replace(found, degrees=degrees)
 
 
 def plan_query(
@@ -253,7 +259,7 @@ def split(
     -------
     Solution
     """
-    query = PlanQuery.of(model, network, **arguments)
+    query, _ = choose_degrees(PlanQuery.of(model, network, **arguments), progress)
     warm_methods(
         query.method or DEFAULT_METHOD,
         simulates=simulates or query.is_simulated,
@@ -286,7 +292,7 @@ def compare(
         In the order of `methods`. A search that a KeyboardInterrupt ended is the last. A bound
         on the mean latency that one method proved is used for all later methods.
     """
-    query = PlanQuery.of(model, network, **arguments)
+    query, _ = choose_degrees(PlanQuery.of(model, network, **arguments), progress)
     yield from compare_query(query, methods, progress=progress)
 
 

@@ -84,6 +84,9 @@ class PlanQuery:
         Seed of the method and of the simulated arrivals.
     weights : str or None
         Format of the weights that was asked for; None: as stored, or `model` is a record.
+    tensor_parallel : int or None
+        Degree of tensor parallelism of all stages: GPUs of a machine that compute as one.
+        None: `hypsolve.plan` chooses, see `hypsolve.planning.tensor_parallel`.
     options : mapping
         Further options of the method.
     left_out : tuple of str
@@ -124,6 +127,7 @@ class PlanQuery:
     time_limit_s: float = 60.0
     seed: int = 0
     weights: str | None = None
+    tensor_parallel: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
@@ -165,6 +169,9 @@ class PlanQuery:
             )
         if self.method is not None:
             valid.known("method", self.method, METHODS)
+        if self.tensor_parallel is not None:
+            degree = valid.whole("plan", "tensor_parallel", self.tensor_parallel, minimum=1)
+            object.__setattr__(self, "network", self.network.in_groups(degree))
         valid.real("plan", "time_limit_s", self.time_limit_s, strict=True)
         valid.whole("plan", "seed", self.seed)
         if self.concurrency * self.tokens > MAX_PLAN_TOKENS:

@@ -16,6 +16,7 @@ from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.plan import FORMAT, VERSION, Plan, record_to_dict
 from hypsolve.planning.query import ModelSource, NetworkSource, PlanQuery, solve_query
 from hypsolve.planning.simulation_search import Progress
+from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
@@ -32,7 +33,7 @@ OBJECTIVES = ("bottleneck", "path")
 OF_LATENCY = ("mean_latency", "p0")  # of earlier plans; `path` is the nearest objective here
 KEPT = (
     "prompt_tokens", "output_tokens", "concurrency", "rate_per_s", "users", "think_time_s",
-    "ttft_slo_s", "tpot_slo_s", "runtime", "weights",
+    "ttft_slo_s", "tpot_slo_s", "runtime", "weights", "tensor_parallel",
 )  # fmt: skip
 """Attributes of the query of an earlier plan that are kept."""
 MAX_BLOCKS = 10**6  # of a model in a file
@@ -230,6 +231,7 @@ def replan(
     if objective is None and "runtime" not in arguments:  # another runtime has its own default
         objective = of_plan
     query = PlanQuery.of(model, network, weights=weights, objective=objective, **kept)
+    query, _ = choose_degrees(query)
     solution = solve_query(query)
     deployment, instance = solution.deployment, solution.instance
     if old.model and old.model != deployment.model.name:

@@ -7,7 +7,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hypsolve.planning.goal import Goal
 from hypsolve.planning.layers import describe_cuts
+from hypsolve.planning.tensor_parallel import restriction_cost, value_of
 from hypsolve.problem.units import count, show_seconds
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield describe_bottleneck(plan)
         if idle := describe_idle(plan):
             yield idle
+        yield from degree_lines(plan)
         if plan.forecast is not None:
             # the proof is of another quantity, so what it misses stands beside it
             yield from alternatives_lines(plan)
@@ -124,6 +127,34 @@ def infeasible_lines(plan: Plan) -> list[str]:
             f" file ({', '.join(wide)}), they can be stages in a row"
         ]
     return [f"{plan.result.status}: {verdict}", *tiers, *hint]
+
+
+def degree_lines(plan: Plan) -> Iterator[str]:
+    """Yield what each degree of tensor parallelism serves, and what a restriction costs."""
+    if not plan.degrees:
+        return
+    goal = Goal(plan.query)
+    tried = [(each, value_of(goal, each)) for each in plan.degrees if each.is_allowed]
+    of_each = (
+        f"{each.describe_degrees()}: {show_value(goal, value) if each.fits else each.reason}"
+        for each, value in tried
+    )
+    yield f"tensor parallelism, {goal.quantity} simulated: {'; '.join(of_each)}"
+    cost = restriction_cost(goal, plan.degrees)
+    if cost is not None:
+        other, gain = cost
+        yield (
+            f"degrees of {other.describe_degrees()} by tier, which {plan.query.runtime.name}"
+            f" cannot run, would give {show_value(goal, value_of(goal, other))} ({gain:.1%}"
+            f" {'more' if goal.is_rate else 'less'})"
+        )
+
+
+def show_value(goal: Goal, value: float) -> str:
+    """Write a value of a goal; nan means that it was not simulated."""
+    if math.isnan(value):
+        return "not simulated"
+    return f"{value:.3g}" if goal.is_rate else show_seconds(value)
 
 
 def rows_of_nodes(plan: Plan) -> list[dict[str, str]]:

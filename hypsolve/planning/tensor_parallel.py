@@ -1,0 +1,301 @@
+"""`choose_degrees`: how many GPUs of a machine compute as one, chosen among all degrees.
+
+*Rule.* vLLM, SGLang and TensorRT-LLM take one degree of tensor parallelism for all stages of a
+pipeline; llama.cpp over RPC computes no layer on several GPUs; ``ideal`` lets every tier have a
+degree of its own. Under one degree, a machine with fewer GPUs is left out, and a machine with
+more is several nodes of its tier.
+
+*Choice.* The model is split for every degree that is known for the interconnects and divides
+the heads. The splits are exact for the query's objective, which is about requests one at a
+time, so the degrees are compared by what is simulated: the `Goal` of the query. Where tiers may
+differ, the `MAX_SIMULATED` degrees that a model of the goal ranks first are simulated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from hypsolve.formats.network_file import NetworkFile
+from hypsolve.planning.forecast import predict
+from hypsolve.planning.goal import Goal
+from hypsolve.planning.query import DEFAULT_METHOD, PlanQuery, Solution, solve_query
+from hypsolve.planning.simulation_search import Progress
+from hypsolve.problem.gpu_group import check_degree
+from hypsolve.problem.network import Node, Tier
+from hypsolve.solve import warm_methods
+from hypsolve.solvers.clock import Deadline
+
+ONE_DEGREE = ("vllm", "sglang", "tensorrt-llm")
+"""Runtimes that take one degree for all stages."""
+NO_DEGREE = ("llama.cpp",)
+"""Runtimes that compute no layer on several GPUs."""
+MAX_SIMULATED = 6  # choices of degrees that differ over the tiers
+SHARE = 0.25  # of the time limit, for all simulations
+MAX_CHOICES = 512  # of them that are split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DegreeChoice:
+    """One choice of the degrees of tensor parallelism, and what it serves.
+
+    Attributes
+    ----------
+    degrees : tuple of int
+        Largest degree of each tier.
+    is_allowed : bool
+        Whether the runtime can run it.
+    fits : bool
+        Whether the model fits.
+    reason : str
+        Why it was not simulated; empty if it was.
+    objective_s : float
+        Least objective; inf if nothing fits.
+    max_requests_per_s, latency_mean_s, goodput_requests_per_s : float
+        Forecast, as in `Forecast`; nan if it was not simulated.
+    """
+
+    degrees: tuple[int, ...]
+    is_allowed: bool
+    fits: bool = False
+    reason: str = ""
+    objective_s: float = math.inf
+    max_requests_per_s: float = math.nan
+    latency_mean_s: float = math.nan
+    goodput_requests_per_s: float = math.nan
+
+    def describe_degrees(self) -> str:
+        """Name the degree, or those of the tiers if they differ."""
+        if len(set(self.degrees)) == 1:
+            return str(self.degrees[0])
+        return "/".join(map(str, self.degrees))
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A query with its degrees, its split and the simulated value of its goal."""
+
+    query: PlanQuery
+    choice: DegreeChoice
+    solution: Solution | None = None
+    value: float = math.nan
+
+
+def choose_degrees(
+    query: PlanQuery, progress: Progress | None = None
+) -> tuple[PlanQuery, tuple[DegreeChoice, ...]]:
+    """Choose the degrees of tensor parallelism of a query's machines.
+
+    Parameters
+    ----------
+    query : PlanQuery
+    progress : callable, optional
+        Called with a line of text about the work in progress. After `SHARE` of the query's time
+        limit, degrees that are not simulated yet are compared by a model alone.
+
+    Returns
+    -------
+    query : PlanQuery
+        Its network has a node for every group of GPUs, and its time limit is what is left. The
+        query itself, if no machine has several GPUs or the degree is given.
+    choices : tuple of DegreeChoice
+        All degrees that were tried; the chosen one is first.
+
+    Raises
+    ------
+    ValueError
+        If no degree can be run; the message says why.
+    """
+    machines = [node for tier in query.network.network.tiers for node in tier.nodes]
+    if query.runtime.name in NO_DEGREE and query.tensor_parallel not in (None, 1):
+        raise ValueError(
+            f"plan: tensor_parallel must be 1 under runtime {query.runtime.name!r}, which"
+            f" computes no layer on several GPUs, got {query.tensor_parallel}"
+        )
+    if query.tensor_parallel is not None or all(node.gpus == 1 for node in machines):
+        return query, ()
+    progress = progress or (lambda line: None)
+    warm_methods(DEFAULT_METHOD, simulates=True, pipelines=query.has_pipelines)
+    deadline = Deadline(SHARE * query.time_limit_s)
+    candidates, refused = _candidates(query)
+    for each in candidates:
+        _split(each)
+    fitting = [each for each in candidates if each.solution is not None]
+    simulated = 0
+    goal = Goal(query)
+    for each in sorted(fitting, key=lambda c: goal.rank(_modelled(goal, c))):
+        if len(set(each.choice.degrees)) > 1:
+            simulated += 1
+            if simulated > MAX_SIMULATED:
+                continue
+        if deadline.has_passed():
+            break
+        progress(f"tensor parallelism {each.choice.describe_degrees()}: simulating requests")
+        _simulate(each, goal)
+    if not any(each.choice.is_allowed for each in candidates):
+        why = "; ".join(choice.reason for choice in refused)
+        if query.runtime.name in ONE_DEGREE:
+            why = f"runtime {query.runtime.name!r} takes one for all stages; {why}"
+        raise ValueError(f"plan: no degree of tensor parallelism can be run: {why}")
+    order = sorted(candidates, key=lambda each: _order(goal, each))
+    tried = [each.choice for each in order]
+    left_s = max(query.time_limit_s - deadline.spent_s(), query.time_limit_s / 2)
+    return replace(order[0].query, time_limit_s=left_s), (*tried, *refused)
+
+
+def _order(goal: Goal, each: _Candidate) -> tuple[bool, bool, float, float, tuple[int, ...]]:
+    """Return the key that sorts candidates: runnable, fitting, simulated, modelled, smaller."""
+    modelled = goal.rank(_modelled(goal, each)) if each.solution is not None else math.inf
+    return (
+        not each.choice.is_allowed,
+        each.solution is None,
+        goal.rank(each.value),
+        modelled,
+        each.choice.degrees,
+    )
+
+
+def _candidates(query: PlanQuery) -> tuple[list[_Candidate], list[DegreeChoice]]:
+    """Return the queries of all degrees, and the degrees that are refused with the reason."""
+    tiers, name = query.network.network.tiers, query.runtime.name
+    common, refused = [], []
+    for degree in _known(tiers):
+        degrees = (degree,) * len(tiers)
+        try:
+            check_degree(query.model, degree)
+            if name in NO_DEGREE and degree > 1:
+                raise ValueError(f"runtime {name!r} computes no layer on several GPUs")
+            network = query.network.in_groups(degree)
+            of_degree = replace(query, network=network, tensor_parallel=degree)
+        except ValueError as error:
+            refused.append(DegreeChoice(degrees=degrees, is_allowed=False, reason=str(error)))
+            continue
+        common.append(_Candidate(of_degree, DegreeChoice(degrees=degrees, is_allowed=True)))
+    return common + list(_mixed(query)), refused
+
+
+def _mixed(query: PlanQuery) -> Iterator[_Candidate]:
+    """Yield queries whose tiers differ in degree; a machine with fewer GPUs takes what it has.
+
+    Nothing is yielded for runtimes that compute no layer on several GPUs.
+    """
+    tiers, name = query.network.network.tiers, query.runtime.name
+    if name in NO_DEGREE:
+        return
+    degrees = [_divides(query, _degrees_of(tier)) for tier in tiers]
+    for chosen in itertools.islice(itertools.product(*degrees), MAX_CHOICES):
+        of_nodes = {
+            node.name: node.tensor_parallel or _at_most(node, degree)
+            for tier, degree in zip(tiers, chosen, strict=True)
+            for node in tier.nodes
+        }
+        if len(set(of_nodes.values())) == 1:
+            continue  # it is a common degree
+        network = query.network.in_groups(of_nodes)
+        choice = DegreeChoice(degrees=_largest(network), is_allowed=name not in ONE_DEGREE)
+        yield _Candidate(replace(query, network=network, tensor_parallel=None), choice)
+
+
+def _known(tiers: tuple[Tier, ...]) -> list[int]:
+    """Return the degrees that some machine of the network can have."""
+    return sorted({degree for tier in tiers for degree in _degrees_of(tier)})
+
+
+def _degrees_of(tier: Tier) -> list[int]:
+    """Return the degrees that some machine of a tier can have."""
+    return sorted({degree for node in tier.nodes for degree in _of_machine(node)})
+
+
+def _of_machine(node: Node) -> list[int]:
+    if node.tensor_parallel is not None:
+        return [node.tensor_parallel]
+    if node.interconnect is None:
+        return [1]
+    return [1, *(degree for degree in node.interconnect.degrees if degree <= node.gpus)]
+
+
+def _at_most(node: Node, degree: int) -> int:
+    return max(each for each in _of_machine(node) if each <= degree)
+
+
+def _divides(query: PlanQuery, degrees: list[int]) -> list[int]:
+    """Return the degrees that divide the heads of the model."""
+    found = []
+    for degree in degrees:
+        try:
+            check_degree(query.model, degree)
+        except ValueError:
+            continue
+        found.append(degree)
+    return found
+
+
+def _largest(network: NetworkFile) -> tuple[int, ...]:
+    return tuple(max(node.gpus for node in tier.nodes) for tier in network.network.tiers)
+
+
+def _split(each: _Candidate) -> None:
+    """Split the model; a search by simulation begins after the degree is chosen."""
+    quick = each.query
+    if quick.is_simulated or quick.method is not None:
+        quick = replace(quick, method=DEFAULT_METHOD, options={})
+    if quick.is_simulated:
+        quick = replace(quick, objective="path")
+    solution = solve_query(quick)
+    if solution.result.partition is None:
+        each.choice = replace(each.choice, reason="the model does not fit")
+        return
+    each.solution = solution
+    each.choice = replace(each.choice, fits=True, objective_s=solution.result.objective_s)
+
+
+def _modelled(goal: Goal, each: _Candidate) -> float:
+    """Return the model of the goal: the bound on the rate, or the path."""
+    if each.solution is None or each.solution.result.partition is None:
+        return math.nan
+    return goal.model(each.solution, each.solution.result.partition.cuts, each.query)
+
+
+def _simulate(each: _Candidate, goal: Goal) -> None:
+    """Simulate the split of a candidate under the load of the query."""
+    assert each.solution is not None and each.solution.result.partition is not None
+    forecast = predict(
+        each.solution.deployment,
+        each.solution.result.partition,
+        each.query.load,
+        instance=each.solution.instance,
+        only=goal.quantity,
+    )
+    each.value = goal.of(forecast)
+    each.choice = replace(
+        each.choice,
+        max_requests_per_s=forecast.max_requests_per_s,
+        latency_mean_s=forecast.latency_s.mean,
+        goodput_requests_per_s=forecast.goodput_requests_per_s,
+    )
+
+
+def restriction_cost(
+    goal: Goal, choices: tuple[DegreeChoice, ...]
+) -> tuple[DegreeChoice, float] | None:
+    """Return the best choice that the runtime cannot run, and its gain; None if none gains."""
+    values = {id(choice): value_of(goal, choice) for choice in choices}
+    known = [each for each in choices if not math.isnan(values[id(each)])]
+    others = [each for each in known if not each.is_allowed]
+    if not others or not known[0].is_allowed:
+        return None
+    best = min(others, key=lambda each: goal.rank(values[id(each)]))
+    gain = goal.gain(values[id(known[0])], values[id(best)])
+    return (best, gain) if gain > 0 else None
+
+
+def value_of(goal: Goal, choice: DegreeChoice) -> float:
+    """Return the simulated value of the goal under a choice; nan if it is not known."""
+    by_quantity: Mapping[str, float] = {
+        "goodput": choice.goodput_requests_per_s,
+        "requests/s": choice.max_requests_per_s,
+        "mean latency": choice.latency_mean_s,
+    }
+    return by_quantity[goal.quantity]
