@@ -4,7 +4,8 @@ FLAGS = {
     # vllm-project/vllm: vllm/engine/arg_utils.py, vllm/entrypoints/openai/cli_args.py, and
     # docs/serving/parallelism_scaling.md, data_parallel_deployment.md
     "vllm serve MODEL": {
-        "--pipeline-parallel-size", "--data-parallel-size", "--distributed-executor-backend",
+        "--pipeline-parallel-size", "--data-parallel-size", "--tensor-parallel-size",
+        "--distributed-executor-backend",
         "--nnodes", "--node-rank", "--master-addr", "--master-port", "--headless",
         "--max-num-seqs", "--max-num-batched-tokens", "--max-model-len",
         "--gpu-memory-utilization", "--block-size", "--kv-cache-dtype", "--dtype", "--host",
@@ -25,7 +26,7 @@ FLAGS = {
     },
     # sgl-project/sglang: docs/advanced_features/server_arguments.md
     "python -m sglang.launch_server": {
-        "--model-path", "--pp-size", "--nnodes", "--node-rank", "--dist-init-addr",
+        "--model-path", "--pp-size", "--tp-size", "--nnodes", "--node-rank", "--dist-init-addr",
         "--context-length", "--max-running-requests", "--chunked-prefill-size",
         "--max-prefill-tokens", "--mem-fraction-static", "--page-size",
         "--kv-cache-dtype", "--dtype", "--host", "--port",

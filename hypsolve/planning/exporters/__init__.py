@@ -51,6 +51,8 @@ PLAIN = ("json", "yaml")
 """Formats for no particular runtime."""
 SERVERS = ("vllm", "sglang", "llama.cpp")
 """Runtimes that are told every simulated limit."""
+TENSOR_PARALLEL = ("vllm", "sglang", "megatron", *PLAIN)
+"""Runtimes that are told how many GPUs compute as one."""
 BY_LAYER = tuple(name for name in RUNTIMES if name not in (*PLAIN, "deepspeed"))
 """Runtimes in which every stage needs a layer."""
 ONE_PIPELINE = tuple(name for name in RUNTIMES if name not in (*PLAIN, "petals"))
@@ -181,6 +183,13 @@ def refusals(layout: Layout, runtime: str) -> list[str]:
     if runtime in ONE_PLATFORM and not why and is_mixed(card.gpu for card in cards):
         names = (f"{card.node} ({platform_of(card.gpu)})" for card in cards)
         why.append(f"it runs on GPUs of one kind of platform, and has {', '.join(names)}")
+    groups = [card.node for card in cards if card.n_gpus > 1]
+    if groups and runtime not in TENSOR_PARALLEL:
+        why.append(
+            f"it computes no layer on several GPUs, as {', '.join(dict.fromkeys(groups))} would"
+        )
+    if runtime == "megatron" and layout.mixed_degrees:
+        why.append(f"all stages must have one degree, and they have {layout.mixed_degrees}")
     more = _REFUSALS.get(runtime)
     return why + (more(layout) if more else [])
 

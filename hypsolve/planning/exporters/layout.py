@@ -25,7 +25,7 @@ NO_BFLOAT16 = ("T4", "V100", "RTX 20")  # of the catalogue's GPUs
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A GPU in its machine: a node of the plan.
+    """A node of the plan: a GPU in its machine, or several that compute as one.
 
     Attributes
     ----------
@@ -34,13 +34,15 @@ class Card:
     host : str
         Machine that the GPU is in; the node's name if the network says nothing.
     number : int
-        Number of the GPU in its host.
+        Number of the first GPU in its host.
     is_shared : bool
         Whether the host has, or may have, further GPUs.
     memory_share : float
-        Share of its memory that the server may take.
+        Share of the memory of each GPU that the server may take.
     room_tokens : float
         Tokens of KV cache that fit beside the weights; inf if its blocks have no cache.
+    n_gpus : int
+        Number of GPUs: the degree of tensor parallelism.
     """
 
     node: str
@@ -50,6 +52,12 @@ class Card:
     is_shared: bool
     memory_share: float
     room_tokens: float
+    n_gpus: int = 1
+
+    @property
+    def numbers(self) -> range:
+        """Numbers of its GPUs in the host."""
+        return range(self.number, self.number + self.n_gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,8 @@ class Layout:
         Tier of each stage.
     nodes : tuple of tuple of str
         All nodes of each stage.
+    degrees : tuple of tuple of int
+        GPUs of each of these nodes.
     replicas : tuple of Replica
         Pipeline i has the i-th node of each stage. There are as many as the smallest stage has
         nodes.
@@ -164,6 +174,7 @@ class Layout:
     runtime: Runtime
     has_experts: bool
     weights: str = ""
+    degrees: tuple[tuple[int, ...], ...] = ()
 
     @property
     def n_stages(self) -> int:
@@ -185,6 +196,19 @@ class Layout:
     def layers(self) -> tuple[int, ...]:
         """Number of layers of each stage."""
         return tuple(b - a for a, b in itertools.pairwise(self.first_layers))
+
+    @property
+    def degree(self) -> int:
+        """Degree of tensor parallelism; of the first stage, if stages differ."""
+        return next((card.n_gpus for replica in self.replicas for card in replica.cards), 1)
+
+    @property
+    def mixed_degrees(self) -> str:
+        """Name the degrees of the stages, if they differ; empty if there is one degree."""
+        degrees = [[card.n_gpus for card in replica.cards] for replica in self.replicas]
+        if len({degree for of_replica in degrees for degree in of_replica}) < 2:
+            return ""
+        return ", ".join("/".join(map(str, each)) for each in degrees)
 
     @property
     def is_one_machine(self) -> bool:
@@ -251,6 +275,7 @@ class Layout:
             runtime=deployment.runtime,
             has_experts=any(block.n_experts for block in deployment.model.blocks),
             weights=weights_of(deployment.model),
+            degrees=tuple(tuple(card.n_gpus for card in cards[k]) for k in stages),
         )
 
 
@@ -277,9 +302,10 @@ class Export:
 
 
 def numbered(network: Network) -> dict[str, int]:
-    """Return the number of each node's GPU in its host, by the node's name.
+    """Return the number of each node's first GPU in its host, by the node's name.
 
-    Nodes without a number get the free ones, in the order of the network.
+    Nodes without a number get the free ones, in the order of the network. GPUs of one node have
+    numbers in a row.
     """
     of_hosts: dict[str, list[Node]] = defaultdict(list)
     for tier in network.tiers:
@@ -287,10 +313,16 @@ def numbered(network: Network) -> dict[str, int]:
             of_hosts[node.host or node.name].append(node)
     numbers: dict[str, int] = {}
     for nodes in of_hosts.values():
-        taken = {node.card for node in nodes}
-        free = (number for number in itertools.count() if number not in taken)
+        taken = {
+            node.card + i for node in nodes if node.card is not None for i in range(node.gpus)
+        }
         for node in nodes:
-            numbers[node.name] = next(free) if node.card is None else node.card
+            first = node.card
+            if first is None:
+                starts = itertools.count()
+                first = next(n for n in starts if taken.isdisjoint(range(n, n + node.gpus)))
+                taken.update(range(first, first + node.gpus))
+            numbers[node.name] = first
     return numbers
 
 
@@ -304,7 +336,6 @@ def _cards(
     found = []
     for k, tier in enumerate(network.tiers):
         blocks = model.blocks[cuts[k] : cuts[k + 1]]
-        kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
         weights = model.stage_weight_bytes(blocks)
         cards = []
         for node in tier.nodes:
@@ -312,15 +343,18 @@ def _cards(
                 continue
             has = runtime.card_bytes(node)
             free = deployment.usable_bytes(node) - weights
+            kv_bytes = deployment.kv_bytes_per_token(blocks, node)
+            in_company = bool(node.host) and (of_host[node.host] > 1 or bool(node.card))
             cards.append(
                 Card(
                     node=node.name,
                     gpu=node.gpu.name,
                     host=node.host or node.name,
                     number=numbers[node.name],
-                    is_shared=bool(node.host) and (of_host[node.host] > 1 or bool(node.card)),
+                    is_shared=in_company or node.gpus > 1,
                     memory_share=min(runtime.memory_fraction, 1 - node.reserved_bytes / has),
                     room_tokens=free // kv_bytes if kv_bytes else math.inf,
+                    n_gpus=node.gpus,
                 )
             )
         found.append(cards)

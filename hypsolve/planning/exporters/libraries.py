@@ -75,6 +75,7 @@ def megatron(export: Export) -> str:
         [
             *_comments(export),
             f"--pipeline-model-parallel-size {len(stages)}",
+            *[f"--tensor-model-parallel-size {n}" for n in (export.layout.degree,) if n > 1],
             f'--pipeline-model-parallel-layout "{layout}"',
         ]
     )
@@ -117,6 +118,9 @@ def _plain(export: Export) -> dict[str, Any]:
             layout.tiers, layout.nodes, layout.cuts, layout.cuts[1:], strict=False
         )
     ]
+    if layout.degree > 1 or layout.mixed_degrees:
+        for stage, degrees in zip(stages, layout.degrees, strict=True):
+            stage["tensor_parallel"] = list(degrees)
     return {
         "model": export.model,
         "n_blocks": layout.cuts[-1],

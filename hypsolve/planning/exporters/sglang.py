@@ -38,6 +38,11 @@ def write(export: Export) -> str:
 def refusals(layout: Layout) -> list[str]:
     """Return why SGLang cannot start a layout: its machines share the stages evenly."""
     why = []
+    if layout.mixed_degrees:
+        why.append(
+            "it takes one degree of tensor parallelism for all stages, and they have"
+            f" {layout.mixed_degrees}"
+        )
     for replica in layout.replicas:
         counts = {len(cards) for _, cards in replica.runs}
         if len(replica.runs) > len(replica.hosts):
@@ -66,6 +71,7 @@ def _start(
                 visible(cards),
                 "python -m sglang.launch_server --model-path MODEL",
                 f"--pp-size {layout.n_stages}" if layout.n_stages > 1 else "",
+                f"--tp-size {layout.degree}" if layout.degree > 1 else "",
                 f"{several} --node-rank {rank}" if several else "",
                 _limits(layout, replica, load),
                 f"--host 0.0.0.0 --port {port}",

@@ -39,7 +39,7 @@ def visible(cards: Sequence[Card]) -> str:
     """
     if not any(card.is_shared for card in cards):
         return ""
-    numbers = ",".join(str(card.number) for card in cards)
+    numbers = ",".join(str(number) for card in cards for number in card.numbers)
     platform = platform_of(cards[0].gpu)
     order = "" if platform == "rocm" else "CUDA_DEVICE_ORDER=PCI_BUS_ID "
     return f"{order}{VISIBLE.get(platform, 'CUDA_VISIBLE_DEVICES')}={numbers}"
@@ -67,7 +67,7 @@ def behind_router(layout: Layout, program: str, urls: Sequence[str]) -> tuple[li
     if len(urls) == 1:
         return [], urls[0]
     stages = zip(*(replica.cards for replica in layout.replicas), strict=True)
-    alike = all(len({card.gpu for card in cards}) == 1 for cards in stages)
+    alike = all(len({(card.gpu, card.n_gpus) for card in cards}) == 1 for cards in stages)
     least = "--policy cache_aware --balance-abs-threshold 1 --balance-rel-threshold 1.0"
     host = layout.replicas[0].hosts[0]
     lines = [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 
 from hypsolve.planning.exporters import benchmark
-from hypsolve.planning.exporters.layout import BenchmarkLoad, Export, Layout, Replica
+from hypsolve.planning.exporters.layout import BenchmarkLoad, Card, Export, Layout, Replica
 from hypsolve.planning.exporters.shell import (
     Ports,
     behind_router,
@@ -47,6 +48,11 @@ def write(export: Export) -> str:
 def refusals(layout: Layout) -> list[str]:
     """Return why vLLM cannot start a layout; see `hypsolve.planning.exporters.refusals`."""
     why = [] if _is_even(layout) else _against_ray(layout)
+    if layout.mixed_degrees:
+        why.append(
+            "it takes one degree of tensor parallelism for all stages, and they have"
+            f" {layout.mixed_degrees}"
+        )
     limit, sequences = layout.runtime.max_num_batched_tokens, layout.runtime.max_num_seqs
     if limit is not None and limit < sequences:
         why.append(
@@ -111,6 +117,7 @@ def _data_parallel(layout: Layout, load: BenchmarkLoad, port: int) -> str:
         visible(cards),
         "vllm serve MODEL",
         f"--data-parallel-size {len(cards)}",
+        tensor_parallel(layout),
         _limits(layout, layout.replicas[0], load),
         f"--host 0.0.0.0 --port {port}",
     )
@@ -120,11 +127,11 @@ def _on_ray(replica: Replica) -> list[str]:
     """Return the lines that start the Ray cluster of a replica."""
     (head, cards), *others = replica.runs
     ray = command(visible(cards), f"ray start --head --port={RAY_PORT}")
-    lines = [on(head), f"{ray} --num-gpus={len(cards)}"]
+    lines = [on(head), f"{ray} --num-gpus={_n_gpus(cards)}"]
     address = shlex.quote(f"--address={head}:{RAY_PORT}")
     for host, of_host in others:
         ray = command(visible(of_host), f"ray start {address}")
-        lines += [on(host), f"{ray} --num-gpus={len(of_host)}"]
+        lines += [on(host), f"{ray} --num-gpus={_n_gpus(of_host)}"]
     return lines
 
 
@@ -144,7 +151,7 @@ def _start(
     if n_hosts == 1:
         return [on(head), _serve(layout, replica, load, "mp", visible(replica.cards), port)]
     if meeting_points is None:
-        then = f", once ray status shows {len(replica.cards)} GPUs"
+        then = f", once ray status shows {_n_gpus(replica.cards)} GPUs"
         serve = _serve(layout, replica, load, "ray", "", port)
         return [*_on_ray(replica), on(head, then), serve]
     lines = []
@@ -171,10 +178,20 @@ def _serve(
         shown,
         "vllm serve MODEL",
         f"--pipeline-parallel-size {layout.n_stages}" if several else "",
+        tensor_parallel(layout),
         f"--distributed-executor-backend {backend}" if several else "",
         _limits(layout, replica, load),
         "" if port is None else f"--host 0.0.0.0 --port {port}",
     )
+
+
+def tensor_parallel(layout: Layout) -> str:
+    """Return the flag of the GPUs that compute as one; empty for single GPUs."""
+    return f"--tensor-parallel-size {layout.degree}" if layout.degree > 1 else ""
+
+
+def _n_gpus(cards: Sequence[Card]) -> int:
+    return sum(card.n_gpus for card in cards)
 
 
 def _limits(layout: Layout, replica: Replica, load: BenchmarkLoad) -> str:
