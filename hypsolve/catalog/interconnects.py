@@ -27,6 +27,12 @@ def interconnects() -> tuple[str, ...]:
     return tuple(_tables()["interconnects"])
 
 
+def measured_gpus(name: str) -> tuple[str, ...]:
+    """Return the GPUs, by their names in the catalogue, whose all-reduces were measured."""
+    table = _tables()["interconnects"]
+    return tuple(table[valid.known("interconnect", name, table)].get("measured", {}))
+
+
 @functools.cache
 def _all_reduces(measured_on: str) -> tuple[AllReduce, ...]:
     rows = _tables()["measured"][measured_on]["all_reduces"]

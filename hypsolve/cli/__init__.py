@@ -4,7 +4,7 @@ import logging
 
 import click
 
-from hypsolve.cli.catalog import gpus, init, methods, models, schema
+from hypsolve.cli.catalog import gpus, init, interconnect_list, methods, models, schema
 from hypsolve.cli.commands import compare, pareto, replan, simulate
 from hypsolve.cli.options import OneLine
 from hypsolve.cli.plan import plan
@@ -24,5 +24,6 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)  # which kernels compile
 
 
-for command in (init, plan, compare, pareto, simulate, replan, gpus, models, methods, schema):
+LISTS = (gpus, interconnect_list, models, methods, schema)
+for command in (init, plan, compare, pareto, simulate, replan, *LISTS):
     main.add_command(command)

@@ -1,13 +1,15 @@
-"""The commands `init`, `gpus`, `models`, `methods` and `schema`."""
+"""The commands `init`, `gpus`, `interconnects`, `models`, `methods` and `schema`."""
 
 import inspect
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 
 from hypsolve import catalog
+from hypsolve.catalog.interconnects import interconnect, interconnects, measured_gpus
 from hypsolve.cli.options import as_json_option, show
 from hypsolve.planning.json_schema import SCHEMAS
 from hypsolve.planning.json_schema import schema as schema_of
@@ -60,6 +62,9 @@ name = "rented"
 [[tiers.nodes]]
 gpu = "a100-80gb"
 price_per_hour = 1.8         # in `currency`, a key at the top of the file
+# gpus = 8                   # in one machine, for tensor parallelism
+# interconnect = "nvlink3"   # among them; see hypsolve interconnects
+# tensor_parallel = 4        # that compute as one; default: the best is chosen
 
 # Your own GPU, by the rates that it reaches (not those of its datasheet). In one step, a block
 # takes t0 + max(FLOPs / tflops, bytes / gb_per_s).
@@ -124,6 +129,31 @@ def models(as_json: bool) -> None:
             }
         )
     show(rows, as_json)
+
+
+@click.command(name="interconnects")
+@as_json_option
+def interconnect_list(as_json: bool) -> None:
+    """List the interconnects of machines with several GPUs, and where they were measured."""
+    show(list(map(_row_of_interconnect, interconnects())), as_json)
+
+
+def _row_of_interconnect(name: str) -> dict[str, Any]:
+    """Return the row of an interconnect: microseconds of all-reduces over its most GPUs."""
+    measured = measured_gpus(name)
+    links = interconnect(name, measured[0] if measured else "")
+    most = links.degrees[-1]
+    each = links.all_reduce(most)
+    return {
+        "interconnect": name,
+        "measured_on": ", ".join(measured) or "none: assumed",
+        "degrees": ", ".join(map(str, links.degrees)),
+        "gpus": most,
+        "us_of_16_kib": round(each.seconds(2**14) * 1e6, 1),
+        "us_of_1_mib": round(each.seconds(2**20) * 1e6, 1),
+        "us_of_64_mib": round(each.seconds(2**26) * 1e6, 1),
+        "source": links.source,
+    }
 
 
 @click.command()

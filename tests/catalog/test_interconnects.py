@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import hypsolve as hs
 from experiments import all_reduce
-from hypsolve.catalog.interconnects import interconnect, interconnects
+from hypsolve.catalog.interconnects import interconnect, interconnects, measured_gpus
 from hypsolve.problem.interconnect import AllReduce, Interconnect
 
 DATA = all_reduce.data_file()
@@ -73,3 +74,14 @@ def test_script_says_when_the_data_are_missing(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("\n") == 1
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "table.toml").exists()
+
+
+def test_measured_gpus_are_in_the_catalogue_of_gpus():
+    """A name that no GPU has would mark measured figures as assumed."""
+    for name in hs.interconnects():
+        for gpu in measured_gpus(name):
+            assert hs.gpu(gpu).name
+            assert hs.interconnect(name, gpu).basis == "measured"
+    assert measured_gpus("nvlink4") == ("h100", "h200")
+    with pytest.raises(ValueError, match="unknown interconnect 'nvlink9'"):
+        measured_gpus("nvlink9")

@@ -391,9 +391,12 @@ def test_every_command_says_that_nothing_fits(capsys, example, command):
     json.loads(out)
 
 
-@pytest.mark.parametrize("command", ["gpus", "models", "methods"])
+@pytest.mark.parametrize("command", ["gpus", "interconnects", "models", "methods"])
 def test_lists(capsys, command):
-    known = {"gpus": hs.gpus(), "models": hs.models(), "methods": hs.METHODS}[command]
+    known = {
+        "gpus": hs.gpus(), "interconnects": hs.interconnects(), "models": hs.models(),
+        "methods": hs.METHODS,
+    }[command]  # fmt: skip
     code, out, _ = run(capsys, command)
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[1:]] == list(known)
