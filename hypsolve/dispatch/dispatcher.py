@@ -140,7 +140,7 @@ class Dispatcher:
         self._by_index: dict[int, _Node] = {}
         self._n_joined = self._n_stamps = self._n_stale = 0
         if isinstance(nodes, Tier):
-            nodes = {node.name: node.gpu.name for node in nodes.nodes}
+            nodes = {node.name: node.class_name for node in nodes.nodes}
         elif isinstance(nodes, str) or not isinstance(nodes, Iterable):
             raise TypeError(
                 f"dispatcher: nodes must be a Tier, a mapping or an iterable, got {nodes!r}"

@@ -21,6 +21,7 @@ from hypsolve.planning.palette import FAINT, GREY, INK, MUTED, RC
 from hypsolve.planning.plan import Alternative, Plan
 from hypsolve.planning.text import (
     HEADS,
+    degree_lines,
     describe_bottleneck,
     describe_idle,
     describe_query,
@@ -188,6 +189,7 @@ def _page(plan: Plan, command: str) -> Iterator[str]:
         yield html_table(rows_of_nodes(plan), HEADS)
         yield "<h2>Bottleneck</h2>"
         yield f"<p>{escape(sentence(describe_bottleneck(plan)))}</p>"
+        yield from (f"<p>{escape(sentence(line))}</p>" for line in degree_lines(plan))
         if idle := describe_idle(plan):
             yield f"<p>{escape(sentence(idle))}</p>"
         yield _figure(plan, "stages")

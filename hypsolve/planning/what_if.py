@@ -384,17 +384,12 @@ def _of_tier(query: PlanQuery, k: int, *, fits: bool) -> Iterator[Scenario]:
 
 def _kinds(tier: Tier) -> dict[str, Node]:
     """Return one node of each kind in a tier, by a name for the kind."""
-    kinds = {(_gpus(node), node.usable_bytes): node for node in tier.nodes}
+    kinds = {(node.class_name, node.usable_bytes): node for node in tier.nodes}
     names = [name for name, _ in kinds]
     return {
         name if names.count(name) == 1 else f"{name} with {n_bytes / GIB:.3g} GiB free": node
         for (name, n_bytes), node in kinds.items()
     }
-
-
-def _gpus(node: Node) -> str:
-    """Return the name of a node's GPU, with their number if it has several."""
-    return node.gpu.name if node.gpus == 1 else f"{node.gpus} x {node.gpu.name}"
 
 
 def _smaller_requests(query: PlanQuery) -> Iterator[Scenario]:

@@ -25,7 +25,7 @@ def group_profile(node: Node, model: Model, library: str) -> GpuProfile:
         return gpu
     return replace(
         gpu,
-        name=f"{degree} x {gpu.name}",
+        name=node.class_name,
         flops_per_s=degree * gpu.flops_per_s,
         bytes_per_s=degree * gpu.bytes_per_s,
         memory_bytes=degree * gpu.memory_bytes,

@@ -145,6 +145,10 @@ class Node:
         does; a single GPU needs no choice.
     usable_bytes : float
         The memory of each GPU less the reserved part.
+    class_name : str
+        Name of the GPU, with their number if there are several.
+    is_group : bool
+        Whether all GPUs compute as one, as in every node of a deployment.
 
     Raises
     ------
@@ -212,6 +216,11 @@ class Node:
         """The memory of each GPU less the reserved part."""
         memory = self.gpu.memory_bytes if self.memory_bytes is None else self.memory_bytes
         return memory - self.reserved_bytes
+
+    @property
+    def class_name(self) -> str:
+        """The name of its GPU, with their number if it has several: ``8 x H100-SXM``."""
+        return self.gpu.name if self.gpus == 1 else f"{self.gpus} x {self.gpu.name}"
 
     @property
     def is_group(self) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hypsolve as hs
 from hypsolve.dispatch.dispatcher import Dispatcher, DispatcherParams
 from hypsolve.dispatch.schedule import schedule
 from hypsolve.problem.deployment import GpuProfile, Node, Tier
@@ -292,3 +293,14 @@ def test_bad_input_names_the_argument_and_changes_nothing(call, error, message):
         call(router)
     assert router.n_jobs("a") == router.n_jobs("b") == 0
     assert router.dispatch(1.0) == "a"
+
+
+def test_groups_of_gpus_are_classes_of_their_own():
+    """Two and four GPUs of one kind take different times, though the GPU has one name."""
+    links = hs.interconnect("nvlink4", "h100")
+    nodes = tuple(
+        hs.Node(name=f"n{n}", gpu=hs.gpu("h100"), gpus=n, tensor_parallel=n, interconnect=links)
+        for n in (2, 4)
+    )
+    router = hs.Dispatcher(hs.Tier(name="rack", nodes=nodes))
+    assert router.dispatch({"2 x H100-SXM": 2.0, "4 x H100-SXM": 1.0}) == "n4"

@@ -192,6 +192,16 @@ def test_llama_cpp_uses_the_gpus_one_by_one():
     assert all("computes no layer on several GPUs" in each.reason for each in refused)
 
 
+def test_the_report_has_the_degrees(box_plan, tmp_path):
+    """The sentence of the text, and where the all-reduces come from."""
+    path = tmp_path / "plan.html"
+    hs.write_report(box_plan, path)
+    report = path.read_text()
+    assert "Tensor parallelism, requests/s simulated: " in report
+    assert "interconnect nvlink4" in report
+    assert "measured: one all-reduce of 16-bit values" in report
+
+
 def test_replan_keeps_the_degree(box_plan, tmp_path):
     """The earlier plan's degree is used, though the network file leaves it open."""
     path = tmp_path / "plan.json"
