@@ -20,14 +20,15 @@ from hypsolve.cli.options import (
 )
 from hypsolve.dispatch.policies import POLICIES
 from hypsolve.formats.request_traces import read_requests
-from hypsolve.planning import planner
+from hypsolve.planning import comparison, planner
 from hypsolve.planning.figures import draw_pareto
 from hypsolve.planning.forecast import Load, arriving, at_rate, round_s, starts
 from hypsolve.planning.layers import describe_blocks, describe_cuts
-from hypsolve.planning.query import PlanQuery
+from hypsolve.planning.query import PlanQuery, Solution, solve_query
 from hypsolve.planning.replan import OBJECTIVES, Replan, partition_in, query_in
 from hypsolve.planning.replan import replan as plan_anew
 from hypsolve.planning.serving_frontier import ServingPoint, serving_frontier
+from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.split_forecasts import SplitForecasts
 from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.text import describe_forecast
@@ -41,10 +42,11 @@ from hypsolve.simulation.simulate import simulate as simulate_requests
 from hypsolve.simulation.trace import Trace
 from hypsolve.simulation.workloads import WORKLOADS, workload
 from hypsolve.solvers.backends.scip import hide_spurious_scip_errors
+from hypsolve.solvers.clock import Deadline
 
 
 @click.command()
-@query_options(limits="each method; compiling and simulations come on top")
+@query_options(limits="the whole command, shared by the methods; compiling comes before")
 @click.option(
     "--method",
     "methods",
@@ -67,11 +69,12 @@ def compare(
         show_progress() as progress,
         hide_spurious_scip_errors(),
     ):
-        for result in planner.compare_query(query, methods or None, progress=progress):
-            forecasts.add(result)
+        for result in comparison.compare_query(
+            query, methods or None, progress=progress, simulate=forecasts.add
+        ):
             results.append(result)
             progress(f"{result.method}: {result.status}")
-    n_methods = len(methods) or len(planner.comparable(query.objective))
+    n_methods = len(methods) or len(comparison.comparable(query.objective))
     if len(results) < n_methods:
         print(f"stopped: {len(results)} of {n_methods} methods are finished", file=sys.stderr)
     if as_json:
@@ -125,13 +128,13 @@ def pareto(
     hypsolve pareto --model llama-3-8b --network network.toml --png pareto.png
     """  # noqa: D301
     to_write(png, ".png", ".svg", ".pdf")
-    solution = planner.split(model, network, simulates=True, objective="path", **arguments)
+    query = PlanQuery.of(model, network, objective="path", **arguments)
+    solution, deadline = _split(query)
     if solution.result.partition is None:
         print("[]" if as_json else f"{solution.result.status}: {solution.result.message}")
         return 1
-    query = solution.query
     points = serving_frontier(
-        solution.deployment, solution.instance, query.load, query.time_limit_s
+        solution.deployment, solution.instance, query.load, deadline.left_s()
     )
     if not points:
         print(
@@ -165,6 +168,17 @@ def pareto(
     if png is not None and points:
         _draw(points, solution.instance.name, png)
     return 0 if points else 1
+
+
+def _split(
+    query: PlanQuery, progress: Progress | None = None, share: float = 1.0
+) -> tuple[Solution, Deadline]:
+    """Return the split of a query, and when the time limit ends; the search gets a share."""
+    planner.warm(query)
+    deadline = Deadline(query.time_limit_s)
+    query, _ = planner.with_degrees(query, progress)
+    limited = replace(query, time_limit_s=deadline.part(share).limit_s)
+    return replace(solve_query(limited, progress), query=query), deadline
 
 
 def _draw(points: Sequence[ServingPoint], name: str, path: Path) -> None:
@@ -220,12 +234,10 @@ def simulate(
         raise click.UsageError("--plan excludes --method and --objective")
     if plan is not None:
         arguments = {**query_in(plan), **without_defaults(arguments)}
+    query = PlanQuery.of(model, network, method=method, **arguments)
     with show_progress() as progress:
-        solution = planner.split(
-            model, network, method=method, simulates=True, progress=progress, **arguments
-        )
-    query, deployment, result = solution.query, solution.deployment, solution.result
-    load = query.load
+        solution, deadline = _split(query, progress, planner.SEARCH_SHARE)
+    deployment, result, load = solution.deployment, solution.result, query.load
     partition = result.partition
     if plan is not None:
         partition = partition_in(plan, result.instance)
@@ -263,6 +275,7 @@ def simulate(
         think_time_s=load.think_time_s,
         link_contention=True,
         record_visits=perfetto is not None,
+        time_limit_s=deadline.part(1.0).limit_s,
     )
     numbers = served.metrics(ttft_slo_s=load.ttft_slo_s, tpot_slo_s=load.tpot_slo_s)
     if as_json:

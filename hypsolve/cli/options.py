@@ -43,6 +43,9 @@ class OneLine(click.Group):
             )
         except click.ClickException as error:
             _fail(error.format_message())
+        except TimeoutError as error:  # an OSError, but of no file
+            print(f"hypsolve: {error}", file=sys.stderr)
+            sys.exit(1)
         except OSError as error:
             where = f"{error.filename}: " if error.filename is not None else ""
             _fail(f"{where}{error.strerror or error}")

@@ -1,8 +1,10 @@
 """The command `hypsolve plan`."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -22,9 +24,9 @@ from hypsolve.planning.exporters import (
     not_expressible,
 )
 from hypsolve.planning.html_report import report_path, write_report
-from hypsolve.planning.plan import Plan
+from hypsolve.planning.plan import FRONTIER_SHARE, Plan
 from hypsolve.planning.platforms import runs_on
-from hypsolve.planning.query import to_network_file
+from hypsolve.planning.query import PlanQuery, to_network_file
 from hypsolve.planning.runtime_restrictions import nearest_plan
 from hypsolve.planning.text import (
     WELL_SERVED,
@@ -32,14 +34,17 @@ from hypsolve.planning.text import (
     describe_slos,
     rate_sustained,
 )
+from hypsolve.planning.what_if import lighter_models
+from hypsolve.problem.optional import optional
 from hypsolve.solve import METHODS
-from hypsolve.solvers import clock
+from hypsolve.solvers.clock import Deadline
 
-MIN_SHARE = 0.25  # of the time limit, for the plan of a runtime, if compiling took the rest
+FIRST_SHARE = 0.5  # of the time limit, for the best plan, where one for a runtime may follow
+DRAWING_S, DRAWING_SHARE = 2.0, 0.2  # seconds of the figures of a report, or a share if less
 
 
 @click.command()
-@query_options(limits="the whole command, upgrades included; compiling comes before")
+@query_options(limits="the whole command, report included; compiling comes before")
 @click.option(
     "--method",
     type=click.Choice([n for n, m in METHODS.items() if m.decides == "partition"]),
@@ -93,11 +98,22 @@ def plan(
         arguments.setdefault("runtime", server)
     file = to_network_file(network)
     target = server or _server_of(arguments.get("runtime"), file)
-    began_s = clock.now()
+    query = PlanQuery.of(model, file, **arguments)
+    lighter = lighter_models(model, arguments.get("weights"))
+    planner.warm(query)
+    if report is not None:
+        optional("matplotlib.figure")  # loaded before the clock starts, as kernels are
+    deadline = Deadline(query.time_limit_s - _report_s(query.time_limit_s, report))
     with show_progress() as progress:
-        plan = planner.plan(
-            model, file, with_upgrades=in_full and not target, progress=progress, **arguments
+        query, degrees = planner.with_degrees(query, progress)
+        plan = planner.plan_query(
+            query,
+            with_upgrades=in_full and not target,
+            lighter=lighter,
+            progress=progress,
+            deadline=deadline.part(FIRST_SHARE) if target else deadline,
         )
+    plan = replace(plan, degrees=degrees)
     if server is not None and plan.stopped:
         print(f"stopped: {plan.stopped}", file=sys.stderr)
     best = plan
@@ -109,16 +125,16 @@ def plan(
                 return 130
         elif why:
             print(f"{target} cannot express the best plan: {why}", file=sys.stderr)
-            limit_s = plan.query.time_limit_s
-            left_s = max(limit_s - (clock.now() - began_s), MIN_SHARE * limit_s)
-            near = _for_runtime(plan, target, in_full, left_s)
+            near = _for_runtime(plan, target, in_full, deadline)
             if server is not None and plan.fits and not near.fits:
                 return 1
             plan = near if near.fits else plan
     again = plan is best and (in_full if target else not plan.fits)
     if again and not plan.stopped:  # for the upgrades, or for what would make it fit
         with show_progress() as progress:
-            plan = planner.plan(model, file, progress=progress, **arguments)
+            plan = planner.add_upgrades(
+                plan, lighter=lighter, progress=progress, deadline=deadline
+            )
     if server is not None and plan.fits:
         for line in cautions(plan, server):
             print(f"note: {line}", file=sys.stderr)
@@ -134,6 +150,13 @@ def plan(
         write_report(plan, report, command=click.get_current_context().obj)
         print(f"{report}: written", file=sys.stderr)
     return 0 if plan.fits else 1
+
+
+def _report_s(limit_s: float, report: str | None) -> float:
+    """Return the seconds of a time limit that a report takes: it simulates and draws."""
+    if report is None:
+        return 0.0
+    return FRONTIER_SHARE * limit_s + min(DRAWING_S, DRAWING_SHARE * limit_s)
 
 
 def _server_of(runtime: str | None, network: NetworkFile) -> str | None:
@@ -154,10 +177,13 @@ def _shortfalls(plan: Plan) -> Iterator[str]:
         return
     also = "" if query.objective == "path" else ", and what --objective path serves"
     if forecast.keeps_up is False:
+        rate = forecast.max_requests_per_s
+        asked = f"{query.rate_per_s:g}"
+        keeps_up = f"it keeps up with {rate_sustained(forecast)}, not with {asked}"
+        if math.isnan(rate):
+            keeps_up = f"it does not keep up with {asked} requests/s"
         yield (
-            f"simulated, it keeps up with {rate_sustained(forecast)}, not with"
-            f" {query.rate_per_s:g}; hypsolve plan without --export shows what would"
-            f" help{also}"
+            f"simulated, {keeps_up}; hypsolve plan without --export shows what would help{also}"
         )
     if forecast.slo_attainment < WELL_SERVED:
         yield (
@@ -166,15 +192,16 @@ def _shortfalls(plan: Plan) -> Iterator[str]:
         )
 
 
-def _for_runtime(best: Plan, runtime: str, in_full: bool, time_limit_s: float) -> Plan:
+def _for_runtime(best: Plan, runtime: str, in_full: bool, deadline: Deadline) -> Plan:
     """Return a plan that the runtime can express, and report how it differs."""
     with show_progress() as progress:
         plan = nearest_plan(
             best,
             runtime,
-            time_limit_s=time_limit_s,
+            time_limit_s=best.query.time_limit_s,
             with_upgrades=in_full,
             progress=progress,
+            deadline=deadline,
         )
     if not plan.fits:
         verdict, *details = plan.reasons

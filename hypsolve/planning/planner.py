@@ -16,22 +16,21 @@ from hypsolve.planning.query import (
     NetworkSource,
     PlanQuery,
     Solution,
+    instance_of,
     solve_query,
     takes_query,
 )
 from hypsolve.planning.rate_bound import lengths
-from hypsolve.planning.simulation_search import METHOD as SIMULATED
 from hypsolve.planning.simulation_search import Progress
-from hypsolve.planning.tensor_parallel import choose_degrees
+from hypsolve.planning.tensor_parallel import DegreeChoice, choose_degrees
 from hypsolve.planning.what_if import Upgrade, find_upgrades, lighter_models
 from hypsolve.problem import costs, evaluation
-from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import CostModel, Deployment, Model
 from hypsolve.problem.instance import Objective
 from hypsolve.problem.result import Result
 from hypsolve.problem.solution import Status
 from hypsolve.solve import METHODS, solve, warm_methods
-from hypsolve.solvers.clock import Deadline
+from hypsolve.solvers.clock import MIN_S, Deadline
 from hypsolve.solvers.partition.infeasibility import explain_infeasible
 
 SEARCH_SHARE = 0.5  # of the time limit, for the search where upgrades are looked for, too
@@ -127,6 +126,7 @@ def plan_query(
     with_upgrades: bool = True,
     lighter: Mapping[str, Model] | None = None,
     progress: Progress | None = None,
+    deadline: Deadline | None = None,
 ) -> Plan:
     """Answer a query as `plan` does.
 
@@ -137,18 +137,82 @@ def plan_query(
         As in `plan`.
     lighter : mapping, optional
         As in `hypsolve.planning.what_if.find_upgrades`.
+    deadline : Deadline, optional
+        When all work must have ended. Default: the time limit of the query from now on, after
+        kernels have been compiled.
     """
     progress = progress or (lambda line: None)
+    warm(query)
+    limit_s = query.time_limit_s if deadline is None else deadline.left_s()
+    deadline = deadline or Deadline(limit_s)
+    share = SEARCH_SHARE if with_upgrades else 1 - RESERVED_SHARE
+    limited = replace(query, time_limit_s=max(share * limit_s, MIN_S))
+    solution, stopped = _solve_or_fall_back(limited, progress)
+    return _plan_of(
+        query, solution, stopped,
+        with_upgrades=with_upgrades, lighter=lighter, progress=progress, deadline=deadline,
+    )  # fmt: skip
+
+
+def add_upgrades(
+    plan: Plan,
+    *,
+    lighter: Mapping[str, Model] | None = None,
+    progress: Progress | None = None,
+    deadline: Deadline,
+) -> Plan:
+    """Add upgrades to a plan that was made without; its split and its forecast stay.
+
+    Parameters are those of `plan_query`.
+    """
+    query = plan.query
+    solution = Solution(
+        query=query,
+        deployment=plan.deployment,
+        instance=instance_of(query),
+        result=plan.result,
+    )
+    found = _plan_of(
+        query, solution, plan.stopped,
+        forecast=plan.forecast, with_upgrades=True, lighter=lighter,
+        progress=progress or (lambda line: None), deadline=deadline,
+    )  # fmt: skip
+    return replace(found, degrees=plan.degrees)
+
+
+def warm(query: PlanQuery) -> None:
+    """Compile or load the kernels that a plan for a query needs, before a clock starts."""
     warm_methods(query.method or DEFAULT_METHOD, simulates=True, pipelines=query.has_pipelines)
-    deadline = Deadline(query.time_limit_s)
-    search_s = (SEARCH_SHARE if with_upgrades else 1 - RESERVED_SHARE) * query.time_limit_s
-    solution, stopped = _solve_or_fall_back(replace(query, time_limit_s=search_s), progress)
+
+
+def with_degrees(
+    query: PlanQuery, progress: Progress | None = None
+) -> tuple[PlanQuery, tuple[DegreeChoice, ...]]:
+    """Choose degrees as `choose_degrees` does, and keep the whole time limit in the query.
+
+    The caller has a deadline for all of its work.
+    """
+    chosen, degrees = choose_degrees(query, progress)
+    return replace(chosen, time_limit_s=query.time_limit_s), degrees
+
+
+def _plan_of(
+    query: PlanQuery,
+    solution: Solution,
+    stopped: str,
+    *,
+    forecast: Forecast | None = None,
+    with_upgrades: bool,
+    lighter: Mapping[str, Model] | None,
+    progress: Progress,
+    deadline: Deadline,
+) -> Plan:
+    """Complete a plan: the forecast, unless it is known, alternatives and upgrades."""
     result = solution.result
-    forecast = None
     alternatives: list[Alternative] = []
     upgrades: list[Upgrade] = []
     try:
-        if result.partition is not None:
+        if result.partition is not None and forecast is None:
             progress("simulating requests")
             forecast = predict(
                 solution.deployment,
@@ -266,69 +330,6 @@ def split(
         pipelines=query.has_pipelines,
     )
     return solve_query(query, progress)
-
-
-def compare(
-    model: ModelSource,
-    network: NetworkSource,
-    methods: Sequence[str] | None = None,
-    *,
-    progress: Progress | None = None,
-    **arguments: Any,
-) -> Iterator[Result]:
-    """Split a model by several methods, one after the other.
-
-    Parameters
-    ----------
-    model, network, progress, **arguments
-        As in `plan`.
-    methods : sequence of str, optional
-        Names in `hypsolve.METHODS` that decide a partition. Default: all of them; for
-        ``mean_latency``, the search by simulation comes first.
-
-    Yields
-    ------
-    Result
-        In the order of `methods`. A search that a KeyboardInterrupt ended is the last. A bound
-        on the mean latency that one method proved is used for all later methods.
-    """
-    query, _ = choose_degrees(PlanQuery.of(model, network, **arguments), progress)
-    yield from compare_query(query, methods, progress=progress)
-
-
-def compare_query(
-    query: PlanQuery,
-    methods: Sequence[str] | None = None,
-    *,
-    progress: Progress | None = None,
-) -> Iterator[Result]:
-    """Solve a query by several methods, as `compare` does."""
-    known = comparable(query.objective)
-    for name in methods or ():
-        if name in METHODS and name not in known:
-            raise ValueError(
-                f"method {name!r} decides a schedule, too, for hypsolve.solve alone; choose one"
-                f" of {', '.join(known)}"
-            )
-        valid.known("method that decides a partition", name, known)
-    bound_s = 0.0
-    compared = [None if name == SIMULATED else name for name in methods or known]
-    names = [method or DEFAULT_METHOD for method in compared]
-    warm_methods(*names, simulates=query.is_simulated, pipelines=query.has_pipelines)
-    for method in compared:
-        solution = solve_query(replace(query, method=method), progress, bound_s=bound_s)
-        result = solution.result
-        if query.is_simulated and result.partition is not None:
-            bound_s = result.bound_s
-        yield result
-        if solution.interrupted:
-            return
-
-
-def comparable(objective: str) -> list[str]:
-    """Return the names that `compare` takes, in its order."""
-    first = [SIMULATED] if objective == Objective.MEAN_LATENCY else []
-    return first + [n for n, method in METHODS.items() if method.decides == "partition"]
 
 
 def _alternatives(

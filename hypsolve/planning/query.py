@@ -369,6 +369,12 @@ class Solution:
     interrupted: bool = False
 
 
+def instance_of(query: PlanQuery) -> Instance:
+    """Return the instance of a query; its objective is ``path`` if splits are simulated."""
+    objective = "path" if query.is_simulated else query.objective
+    return to_instance(query.deployment(), objective=objective, **query.rules())
+
+
 def solve_query(
     query: PlanQuery, progress: Progress | None = None, *, bound_s: float = 0.0
 ) -> Solution:

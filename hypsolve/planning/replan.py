@@ -14,6 +14,7 @@ import numpy as np
 from hypsolve import catalog
 from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.plan import FORMAT, VERSION, Plan, record_to_dict
+from hypsolve.planning.planner import warm
 from hypsolve.planning.query import ModelSource, NetworkSource, PlanQuery, solve_query
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.tensor_parallel import choose_degrees
@@ -199,6 +200,8 @@ def replan(
         for another model, or for other formats of its weights.
     OSError
         If a file does not exist or cannot be read.
+    TimeoutError
+        If the time limit passes before the split is found.
 
     Examples
     --------
@@ -231,6 +234,8 @@ def replan(
     if objective is None and "runtime" not in arguments:  # another runtime has its own default
         objective = of_plan
     query = PlanQuery.of(model, network, weights=weights, objective=objective, **kept)
+    warm(query)
+    deadline = Deadline(query.time_limit_s)
     query, _ = choose_degrees(query)
     solution = solve_query(query)
     deployment, instance = solution.deployment, solution.instance
@@ -245,7 +250,7 @@ def replan(
             f" got {len(old.tier_of_block)}"
         )
     moves = _moves(instance, old)
-    best, cuts = _search(instance, moves, min(max_moves, instance.n_blocks))
+    best, cuts = _search(instance, moves, min(max_moves, instance.n_blocks), deadline)
     frontier = _falling(best)
     partition, objective_s, n_moved = None, math.inf, 0
     if frontier:
@@ -263,11 +268,13 @@ def replan(
             query.network.price_per_hour,
             currency=query.network.currency,
             instance=instance,
-            deadline=Deadline(query.time_limit_s),
+            deadline=deadline,
         )
     min_moves, reason = frontier[0][0] if frontier else None, ""
     if not frontier:
-        enough = np.flatnonzero(np.isfinite(_search(instance, moves, instance.n_blocks)[0]))
+        enough = np.flatnonzero(
+            np.isfinite(_search(instance, moves, instance.n_blocks, deadline)[0])
+        )
         reason = solution.result.message
         if enough.size:
             min_moves = int(enough[0])
@@ -337,8 +344,16 @@ def _moves(instance: Instance, old: Placement) -> IntArray:
     return sums[:, None, :] - sums[:, :, None]
 
 
-def _search(instance: Instance, moves: IntArray, max_moves: int) -> tuple[Array, IntArray]:
-    """Return the least objective with exactly m moves, and its cuts, for m = 0..max_moves."""
+def _search(
+    instance: Instance, moves: IntArray, max_moves: int, deadline: Deadline
+) -> tuple[Array, IntArray]:
+    """Return the least objective with exactly m moves, and its cuts, for m = 0..max_moves.
+
+    Raises
+    ------
+    TimeoutError
+        If the deadline passes before the end; nothing is known then.
+    """
     n_tiers, n_cuts = instance.n_tiers, instance.n_blocks + 1
     cost_s = cost_table(instance)
     is_sum = instance.objective is Objective.PATH
@@ -347,6 +362,11 @@ def _search(instance: Instance, moves: IntArray, max_moves: int) -> tuple[Array,
     best[0, 0, 0] = 0.0
     for k in range(n_tiers):
         for i, j in np.argwhere(np.isfinite(cost_s[k])).tolist():
+            if deadline.has_passed():
+                raise TimeoutError(
+                    f"replan: the time limit of {deadline.limit_s:g} s passed before the split"
+                    " was found"
+                )
             moved = int(moves[k, i, j])
             if moved > max_moves:
                 continue

@@ -18,7 +18,7 @@ from hypsolve.planning.exporters import (
 )
 from hypsolve.planning.exporters.layout import Layout, numbered
 from hypsolve.planning.plan import Plan
-from hypsolve.planning.planner import plan_query
+from hypsolve.planning.planner import plan_query, warm
 from hypsolve.planning.platforms import platforms_of, supported
 from hypsolve.planning.query import PlanQuery, Solution, solve_query
 from hypsolve.planning.simulation_search import Progress
@@ -27,7 +27,9 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import GpuProfile, Node
 from hypsolve.problem.instance import Objective
 from hypsolve.problem.rules import StageRule
+from hypsolve.solvers.clock import Deadline
 
+CHOICE_SHARE = 0.5  # of the time limit, to choose among the networks that are allowed
 MAX_PIPELINES = 256  # networks of whole pipelines that are solved
 MAX_REPLICAS = 4  # numbers of replicas up to this are all tried, then powers of 2
 SAME = 1e-9  # relative difference of objectives that are equal
@@ -49,6 +51,7 @@ def nearest_plan(
     time_limit_s: float = 60.0,
     with_upgrades: bool = True,
     progress: Progress | None = None,
+    deadline: Deadline | None = None,
 ) -> Plan:
     """Return the best plan that a runtime can express, solved under its restrictions.
 
@@ -74,6 +77,8 @@ def nearest_plan(
         A name in `RUNTIMES`.
     time_limit_s, with_upgrades, progress
         As in `hypsolve.plan`.
+    deadline : Deadline, optional
+        When all work must have ended, if that is earlier than the time limit from now on.
 
     Returns
     -------
@@ -112,6 +117,9 @@ def nearest_plan(
     if not plan.fits and runtime not in ONE_PIPELINE:
         raise ValueError(f"nearest_plan: no plan to start from, {plan.result.status}")
     query = replace(plan.query, time_limit_s=time_limit_s)
+    if deadline is None:
+        warm(query)
+        deadline = Deadline(time_limit_s)
     queries = [
         replace(query, network=restricted)
         for candidate in candidates
@@ -119,8 +127,8 @@ def nearest_plan(
     ]
     best = queries[0]
     if len(queries) > 1:
-        best = _best_of(queries, runtime, time_limit_s, progress)
-    near = plan_query(best, with_upgrades=with_upgrades, progress=progress)
+        best = _best_of(queries, runtime, deadline.part(CHOICE_SHARE), progress)
+    near = plan_query(best, with_upgrades=with_upgrades, progress=progress, deadline=deadline)
     against = refusals(Layout.of(near), runtime) if near.fits else []
     if against:
         raise ValueError(f"nearest_plan: {runtime} can express no plan: {against[0]}")
@@ -128,9 +136,9 @@ def nearest_plan(
 
 
 def _best_of(
-    queries: list[PlanQuery], runtime: str, time_limit_s: float, progress: Progress | None
+    queries: list[PlanQuery], runtime: str, deadline: Deadline, progress: Progress | None
 ) -> PlanQuery:
-    """Return the best query that the runtime can express; all share the time limit.
+    """Return the best query that the runtime can express; all share the time that is left.
 
     Among equal objectives, fewer stages go first, then more replicas. If nothing fits, the
     first query is returned.
@@ -138,9 +146,8 @@ def _best_of(
     values: list[tuple[float, int, int, int]] = []
     why: list[str] = []
     for at, query in enumerate(queries):
-        solution = solve_query(
-            replace(query, time_limit_s=time_limit_s / len(queries)), progress
-        )
+        limit_s = deadline.part(1 / (len(queries) - at)).limit_s
+        solution = solve_query(replace(query, time_limit_s=limit_s), progress)
         if solution.interrupted:
             raise KeyboardInterrupt
         if solution.result.partition is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hypsolve.planning.forecast import Forecast, predict
@@ -9,6 +10,7 @@ from hypsolve.planning.plan import record_to_dict
 from hypsolve.planning.query import PlanQuery
 from hypsolve.problem.result import Result
 from hypsolve.simulation.metrics import Summary
+from hypsolve.solvers.clock import NEVER, Deadline
 
 
 class SplitForecasts:
@@ -24,11 +26,17 @@ class SplitForecasts:
         self.query, self.deployment = query, query.deployment()
         self._of_cuts: dict[tuple[int, ...], Forecast] = {}
 
-    def add(self, result: Result) -> None:
-        """Simulate the split of a result, unless it is known."""
+    def add(self, result: Result, deadline: Deadline = NEVER) -> None:
+        """Simulate the split of a result, unless it is known.
+
+        After the deadline, the largest rate is not searched for any more.
+        """
         partition = result.partition
         if partition is not None and partition.cuts not in self._of_cuts:
-            forecast = predict(self.deployment, partition, self.query.load, only="requests/s")
+            forecast = predict(
+                self.deployment, partition, self.query.load,
+                only="requests/s", deadline=deadline,
+            )  # fmt: skip
             self._of_cuts[partition.cuts] = forecast
 
     def of(self, result: Result) -> Forecast | None:
@@ -48,8 +56,9 @@ class SplitForecasts:
             return {"requests/s": "-", "TTFT": "-", "TPOT": "-"}
         is_closed = forecast.load.users is not None
         rate = forecast.requests_per_s if is_closed else forecast.max_requests_per_s
+        at_least = ">= " if forecast.max_rate_is_lower_bound and not is_closed else ""
         return {
-            "requests/s": f"{rate:.3g}",
+            "requests/s": "?" if math.isnan(rate) else f"{at_least}{rate:.3g}",
             "TTFT": _short(forecast.ttft_s),
             "TPOT": _short(forecast.tpot_s),
         }

@@ -203,6 +203,7 @@ def simulate(
     events: Iterable[Event] = (),
     record_visits: bool = False,
     expected_output_tokens: int | None = None,
+    time_limit_s: float | None = None,
 ) -> Trace:
     """Simulate how a partition and a policy serve the requests of a problem.
 
@@ -261,6 +262,9 @@ def simulate(
         for example, the mean of past requests. Default: the true length. No real router knows
         it, so the results are a best case for policies that use it. Policies always see the KV
         cache that nodes have actually reserved.
+    time_limit_s : float, optional
+        Seconds of computation after which a simulation at token level is given up; compiling
+        comes before. Default: none.
 
     Returns
     -------
@@ -268,6 +272,8 @@ def simulate(
 
     Raises
     ------
+    TimeoutError
+        If the time limit passes before the last request has ended.
     ValueError, TypeError
         If the partition does not fit the tiers and blocks of the problem, if no node of a tier
         can hold its stage, if an option is invalid, needs another one, or differs from its
@@ -330,6 +336,8 @@ def simulate(
         expected_output_tokens=expected_output_tokens,
     )
     seed = valid.whole("simulate", "seed", seed)
+    if time_limit_s is not None:
+        time_limit_s = valid.real("simulate", "time_limit_s", time_limit_s, strict=True)
     check_policy(policy)
     if level == "flow":
         unfit = options.token_level_only()
@@ -347,4 +355,4 @@ def simulate(
     early("simulate", "arrival_s", float(span_s), " after the first arrival")
     events = check_events(options.events, problem.network)
     options = replace(options, events=count_from(events, float(first_s)))
-    return token_level.serve(System(problem, partition, policy, seed, options))
+    return token_level.serve(System(problem, partition, policy, seed, options), time_limit_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from hypsolve.simulation.token_setup import Records, System
 from hypsolve.simulation.trace import Series, Trace, Visits
 
 _EVENTS_AT_A_TIME = 5_000_000  # after them Ctrl-C is handled
+_EVENTS_TO_LIMIT = 200_000  # after them the time limit is looked at: less than 0.1 s
 
 
-def serve(system: System) -> Trace:
-    """Run a simulation to its end."""
+def serve(system: System, time_limit_s: float | None = None) -> Trace:
+    """Run a simulation to its end; raise TimeoutError if that takes too long."""
     from hypsolve.kernels import token_level as kernel
     from hypsolve.kernels.token_level import pipeline
     from hypsolve.kernels.warm_up import warm
@@ -32,8 +34,16 @@ def serve(system: System) -> Trace:
     max_pushed += system.instance.n_nodes
     heap = kernel.records(4 * max_pushed + 64, kernel.EVENT)
     log = kernel.records(10_000 if system.options.record_visits else 0, kernel.VISIT)
+    n_events = _EVENTS_AT_A_TIME if time_limit_s is None else _EVENTS_TO_LIMIT
+    end_s = math.inf if time_limit_s is None else perf_counter() + time_limit_s
     while True:
-        state.counts[kernel.BUDGET] = _EVENTS_AT_A_TIME
+        if perf_counter() >= end_s:
+            n_ended = int(np.isfinite(state.requests["end_s"]).sum())
+            raise TimeoutError(
+                f"simulate: the time limit of {time_limit_s:.3g} s passed when {n_ended} of"
+                f" {system.instance.n_requests} requests had ended"
+            )
+        state.counts[kernel.BUDGET] = n_events
         why = loop.run(system.setup, state, heap, log)
         if why == kernel.DONE:
             break
@@ -42,11 +52,11 @@ def serve(system: System) -> Trace:
             choose = pipeline_level.choose_pipeline if in_pipelines else _choose
             state.counts[kernel.CHOICE] = choose(system, kernel, at)
         elif why == kernel.GROW:
-            n_events, n_logged = state.counts[[kernel.N_EVENTS, kernel.N_LOGGED]].tolist()
+            n_in_heap, n_logged = state.counts[[kernel.N_EVENTS, kernel.N_LOGGED]].tolist()
             if system.options.record_visits and n_logged + max_pushed > len(log):
                 log = _grown(log, n_logged + max_pushed)
             else:
-                heap = _grown(heap, n_events + max_pushed)
+                heap = _grown(heap, n_in_heap + max_pushed)
     loop.settle(state)
     trace = _trace(system, kernel, log[: int(state.counts[kernel.N_LOGGED])])
     in_a_loop = system.options.users is not None  # then the given arrivals are ignored

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
+MIN_S = 1e-3  # least limit of a method that is called when no time is left
 SLICE_S = 0.1  # aimed time of a kernel call, after which the deadline is looked at
 
 
@@ -69,6 +70,13 @@ class Deadline:
     def spent_s(self) -> float:
         """Return the seconds since the deadline was set."""
         return now() - (self.at_s - self.limit_s)
+
+    def part(self, share: float) -> "Deadline":
+        """Return a deadline that ends after a share of what is left, at least 1 ms from now.
+
+        Methods need a positive limit, even where no time is left.
+        """
+        return Deadline(max(share * self.left_s(), MIN_S))
 
     def has_passed(self) -> bool:
         """Return True once the deadline has passed."""

@@ -14,7 +14,7 @@ import hypsolve as hs
 from hypsolve import cli
 from hypsolve.cli import commands
 from hypsolve.cli.catalog import EXAMPLE
-from hypsolve.planning import forecast, planner, simulation_search
+from hypsolve.planning import comparison, forecast, planner, simulation_search
 from hypsolve.planning.layers import describe_cuts
 
 
@@ -127,7 +127,8 @@ def test_methods_side_by_side(capsys, example):
 
 def test_methods_by_simulated_mean_latency(capsys, example):
     arguments = ("compare", "--model", "llama-3-8b", "--network", example, "--output", 16)
-    code, out, err = run(capsys, *arguments, "--objective", "mean_latency", "--rate", 3)
+    asked = ("--objective", "mean_latency", "--rate", 3, "--time-limit", 300)
+    code, out, err = run(capsys, *arguments, *asked)
     assert (code, err) == (0, "")
     rows = {line.split()[0]: line.split() for line in out.splitlines()[1:-2]}
     assert next(iter(rows)) == "simulated" and rows["simulated"][1] == "optimal"
@@ -140,7 +141,7 @@ def test_methods_by_simulated_mean_latency(capsys, example):
 
 def test_a_bound_that_was_proved_holds_for_the_others(example):
     methods = ("even_split", "simulated", "even_split")
-    found = planner.compare(
+    found = comparison.compare(
         "llama-3-8b", example, methods, objective="mean_latency", rate_per_s=3, output_tokens=16
     )
     before, best, after = found
@@ -292,19 +293,21 @@ def test_a_comparison_ends_with_the_search_that_was_stopped(example, monkeypatch
         return forecast.serve(*arguments)
 
     monkeypatch.setattr(simulation_search, "serve", serve)
-    (found,) = planner.compare("llama-3-8b", example, objective="mean_latency", output_tokens=4)
+    (found,) = comparison.compare(
+        "llama-3-8b", example, objective="mean_latency", output_tokens=4
+    )
     assert found.message.endswith("interrupted") and len(calls) == 2
 
 
 def test_an_interrupted_comparison_says_so(capsys, example, monkeypatch):
-    real = planner.solve_query
+    real = comparison.solve_query
 
     def solve_query(query, *others, **options):
         if query.method == "memory_proportional":
             raise KeyboardInterrupt
         return real(query, *others, **options)
 
-    monkeypatch.setattr(planner, "solve_query", solve_query)
+    monkeypatch.setattr(comparison, "solve_query", solve_query)
     code, out, err = run(capsys, "compare", "--model", "llama-3-8b", "--network", example)
     assert (code, err) == (0, "stopped: 2 of 12 methods are finished\n")
     methods = [line.split()[0] for line in out.splitlines()[1:-2]]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import hypsolve as hs
-from hypsolve.planning import forecast, planner, query, what_if
+from hypsolve.planning import comparison, forecast, planner, query, what_if
 from hypsolve.planning.forecast import Load, predict
 from hypsolve.planning.layers import describe_blocks, describe_cuts
 from hypsolve.planning.query import PlanQuery, solve_query
@@ -575,7 +575,7 @@ def test_a_command_compiles_all_its_kernels_at_once(monkeypatch):
     hs.plan("phi-3-mini", box, concurrency=1, with_upgrades=False)
     assert calls[0] == {"hypsplit", "token_level"}
     calls.clear()
-    list(planner.compare("phi-3-mini", box, ("even_split", "hypsplit_dp")))
+    list(comparison.compare("phi-3-mini", box, ("even_split", "hypsplit_dp")))
     assert calls[0] == {"hypsplit"}
 
 

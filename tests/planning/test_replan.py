@@ -16,6 +16,7 @@ import hypsolve as hs
 from hypsolve.planning.forecast import predict
 from hypsolve.planning.planner import split
 from hypsolve.planning.replan import Placement, _falling, _moves, _search, replan
+from hypsolve.solvers.clock import NEVER
 from hypsolve.solvers.partition.stage_tables import cost_table
 from tests.cli.test_cli import run
 
@@ -64,7 +65,7 @@ def test_every_number_of_moves_is_enumeration(seed, objective, allow_empty):
     before = tuple(names[int(n)] for n in rng.integers(0, len(names), n_blocks))
     most = int(rng.integers(0, n_blocks + 1))
     old = Placement(tier_of_block=before, blocks_of_node={})
-    best, cuts = _search(instance, _moves(instance, old), most)
+    best, cuts = _search(instance, _moves(instance, old), most, NEVER)
     least = {}
     for inner in itertools.combinations_with_replacement(range(n_blocks + 1), n_tiers - 1):
         partition = hs.Partition((0, *inner, n_blocks))

@@ -1,0 +1,112 @@
+"""`compare`: the splits of several methods for one query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hypsolve.planning.query import (
+    DEFAULT_METHOD,
+    ModelSource,
+    NetworkSource,
+    PlanQuery,
+    solve_query,
+)
+from hypsolve.planning.simulation_search import METHOD as SIMULATED
+from hypsolve.planning.simulation_search import Progress
+from hypsolve.planning.tensor_parallel import choose_degrees
+from hypsolve.problem import validation as valid
+from hypsolve.problem.instance import Objective
+from hypsolve.problem.result import Result
+from hypsolve.solve import METHODS, warm_methods
+from hypsolve.solvers.clock import Deadline
+
+SEARCH_SHARE = 0.5  # of the time of a method, where its split is simulated, too
+SEARCH_WEIGHT, RULE_WEIGHT = 5.0, 0.1  # of the search by simulation and of rules; exact: 1
+
+
+def compare(
+    model: ModelSource,
+    network: NetworkSource,
+    methods: Sequence[str] | None = None,
+    *,
+    progress: Progress | None = None,
+    **arguments: Any,
+) -> Iterator[Result]:
+    """Split a model by several methods, one after the other, within one time limit.
+
+    A method may take a share of the time that is left: the search by simulation the largest,
+    exact methods equal ones, simple rules a tenth of these.
+
+    Parameters
+    ----------
+    model, network, progress, **arguments
+        As in `plan`.
+    methods : sequence of str, optional
+        Names in `hypsolve.METHODS` that decide a partition. Default: all of them; for
+        ``mean_latency``, the search by simulation comes first.
+
+    Yields
+    ------
+    Result
+        In the order of `methods`. A search that a KeyboardInterrupt ended is the last. A bound
+        on the mean latency that one method proved is used for all later methods.
+    """
+    query, _ = choose_degrees(PlanQuery.of(model, network, **arguments), progress)
+    yield from compare_query(query, methods, progress=progress)
+
+
+def compare_query(
+    query: PlanQuery,
+    methods: Sequence[str] | None = None,
+    *,
+    progress: Progress | None = None,
+    simulate: Callable[[Result, Deadline], None] | None = None,
+) -> Iterator[Result]:
+    """Solve a query by several methods, as `compare` does.
+
+    `simulate`, if given, is called with each result and the end of its time, before the result
+    is handed out. Half of the time of a method is left for it.
+    """
+    known = comparable(query.objective)
+    for name in methods or ():
+        if name in METHODS and name not in known:
+            raise ValueError(
+                f"method {name!r} decides a schedule, too, for hypsolve.solve alone; choose one"
+                f" of {', '.join(known)}"
+            )
+        valid.known("method that decides a partition", name, known)
+    bound_s = 0.0
+    compared = [None if name == SIMULATED else name for name in methods or known]
+    names = [method or DEFAULT_METHOD for method in compared]
+    simulates = query.is_simulated or simulate is not None
+    warm_methods(*names, simulates=simulates, pipelines=query.has_pipelines)
+    deadline = Deadline(query.time_limit_s)
+    weights = [_weight(method) for method in compared]
+    for at, method in enumerate(compared):
+        mine = deadline.part(weights[at] / sum(weights[at:]))
+        limit_s = mine.limit_s * (SEARCH_SHARE if simulate is not None else 1)
+        limited = replace(query, method=method, time_limit_s=limit_s)
+        solution = solve_query(limited, progress, bound_s=bound_s)
+        result = solution.result
+        if simulate is not None:
+            simulate(result, mine)
+        if query.is_simulated and result.partition is not None:
+            bound_s = result.bound_s
+        yield result
+        if solution.interrupted:
+            return
+
+
+def _weight(method: str | None) -> float:
+    """Return how much of the time a method may take, relative to the others."""
+    if method is None:
+        return SEARCH_WEIGHT
+    return 1.0 if METHODS[method].exact else RULE_WEIGHT
+
+
+def comparable(objective: str) -> list[str]:
+    """Return the names that `compare` takes, in its order."""
+    first = [SIMULATED] if objective == Objective.MEAN_LATENCY else []
+    return first + [n for n, method in METHODS.items() if method.decides == "partition"]
