@@ -261,7 +261,7 @@ def transformer(
     experts_per_token: int = 0,
     window_tokens: int | None = None,
     window_every: int = 1,
-    weights: str = "fp16",
+    weights: str | WeightFormat = "fp16",
     context_tokens: int = 0,
     source: str = "",
 ) -> Model:
@@ -290,10 +290,10 @@ def transformer(
         Sliding attention window of layers 0, `window_every`, 2 `window_every`, ...
     window_every : int
         1 if all layers have the window, 2 if every second layer has it (Gemma 2).
-    weights : str
-        Format of the weights: a key of `hypsolve.weight_formats`, or ``int4``, which means
-        ``gptq-int4``. Where a format gives some layers more bits, these are blocks of a kind of
-        their own.
+    weights : str or WeightFormat
+        Format of the weights: a key of `hypsolve.weight_formats`, ``int4``, which means
+        ``gptq-int4``, or a format of your own. Where a format gives some layers more
+        bits, these are blocks of a kind of their own.
     context_tokens : int
         Longest sequence that the model was made for; 0 if unknown.
     source : str
@@ -328,7 +328,7 @@ def transformer(
     for field, flag in (("gated_ffn", gated_ffn), ("fused_qkv", fused_qkv)):
         valid.flag(owner, field, flag)
     valid.flag(owner, "tied_embeddings", tied_embeddings)
-    form = weight_format(weights)
+    form = weights if isinstance(weights, WeightFormat) else weight_format(weights)
     if n_heads % n_kv_heads:
         raise ValueError(
             f"{owner}: n_heads must be a multiple of n_kv_heads = {n_kv_heads}, got {n_heads}"

@@ -1,5 +1,6 @@
 """Models from files: a ``config.json``, with safetensors if there are any, or a GGUF file."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from hypsolve.problem.files import checked_path, parse_json, read_bytes
 MAX_BYTES = 2**26  # of a config.json
 MAX_LAYERS = 10_000
 MAX_SIZE = 2**31  # of every other number of a shape
+NESTED_NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # bitsandbytes, double quantisation
 SHAPE = "n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab"
 Config = Mapping[str, Any]
 _OTHER_NAMES = ("phi-2", "qwen-72b")  # models of the catalogue with unknown module names
@@ -113,12 +115,13 @@ def read_model(
         safetensors, their headers give the size of each block. Or a GGUF file of llama.cpp, any
         of its shards (``NAME-00001-of-00003.gguf``), or a folder with one GGUF model: its
         header gives the shape and the size of each block, and layers whose sizes differ, as in
-        Q4_K_M, are blocks of different kinds.
+        Q4_K_M, are blocks of different kinds. The first megabytes of a GGUF file are enough.
     weights : str, optional
         Format of the weights, whatever the files state: a key of `hypsolve.weight_formats`, or
         ``int4``. Sizes are scaled from stored 16-bit weights, or computed from the shape.
         Default: the stored formats. A config.json alone gives the format that its
-        ``quantization_config`` describes, else fp16.
+        ``quantization_config`` describes, with the bits of its groups and the format of its
+        head, else fp16.
     name : str, optional
         Default: name of the folder, or of the GGUF file.
 
@@ -231,7 +234,7 @@ def _model(
         "source": source,
     }
 
-    def of_shape(weights: str) -> Model:
+    def of_shape(weights: str | catalog.WeightFormat) -> Model:
         full = catalog.transformer(name, **fixed, weights=weights)
         if window is None:
             return full
@@ -240,7 +243,9 @@ def _model(
         layers = (with_it if slid else without for without, with_it, slid in pairs)
         return replace(full, blocks=(full.blocks[0], *layers, full.blocks[-1]))
 
-    form = weights or ("fp16" if stored else _format(config))
+    form = catalog.weight_format(weights or "fp16")
+    if weights is None and stored is None:
+        form = _format(config)
     full = of_shape(form)
     context_tokens = 0
     if config.get(family.context_key) is not None:
@@ -256,7 +261,7 @@ def _model(
     if stored is None:
         return model
     as_stored = with_stored_sizes(model, stored, tied)
-    if not catalog.weight_format(form).extrapolated:
+    if not form.extrapolated:
         return as_stored
     return in_format(as_stored, of_shape("fp16"), full)
 
@@ -312,29 +317,70 @@ def _slides(config: Config, family: Family, n_layers: int) -> list[bool]:
     return [each == known[0] for each in listed]
 
 
-def _format(config: Config) -> str:
-    """Return the format that a configuration describes."""
+def _format(config: Config) -> catalog.WeightFormat:
+    """Return the format that a configuration describes, with its own bits per weight."""
     quantised = config.get("quantization_config")
     if quantised is None:
-        return "fp16"
+        return catalog.weight_format("fp16")
     if not isinstance(quantised, dict):
         raise ValueError(f"quantization_config must be an object, got {quantised!r:.60}")
+    if quantised.get("load_in_4bit"):
+        nested = bool(quantised.get("bnb_4bit_use_double_quant"))
+        return _with_bits(catalog.weight_format("nf4"), NESTED_NF4_BITS if nested else None)
     groups = quantised.get("config_groups")
-    first: Any = next(iter(groups.values()), {}) if isinstance(groups, dict) else {}
-    of_weights = first.get("weights") if isinstance(first, dict) else None
-    packed: Config = of_weights if isinstance(of_weights, dict) else {}
-    is_float = quantised.get("quant_method") == "fp8" or packed.get("type") == "float"
+    first = _object(next(iter(groups.values()), None) if isinstance(groups, dict) else None)
+    packed = _object(first.get("weights"))
+    method = quantised.get("quant_method")
+    is_float = method == "fp8" or packed.get("type") == "float"
     bits = quantised.get("bits", quantised.get("w_bit", packed.get("num_bits")))
-    if bits is None and is_float:
+    if quantised.get("load_in_8bit") or (bits is None and is_float):
         bits = 8
-    if quantised.get("load_in_4bit") or bits == 4:
-        return "awq" if quantised.get("quant_method") == "awq" else "gptq-int4"
-    if quantised.get("load_in_8bit") or bits == 8:
-        return "fp8" if is_float else "int8"
-    raise ValueError(
-        f"quantization_config must say 4 or 8 bits (or give the format of the weights),"
-        f" got {quantised!r:.60}"
-    )
+    if bits == 4:
+        name = "awq" if method == "awq" else "gptq-int4"
+    elif bits == 8:
+        name = "fp8" if is_float else "int8"
+    else:
+        raise ValueError(
+            f"quantization_config must say 4 or 8 bits (or give the format of the weights),"
+            f" got {quantised!r:.60}"
+        )
+    # GPTQ and AWQ store a zero per group even if it is always the same
+    has_zero = not packed or not packed.get("symmetric", True)
+    extra = 8 if is_float else 16 + has_zero * bits  # floats of few bits have scales of 8
+    given = {**quantised, **packed}
+    key = "group_size" if "group_size" in given else "q_group_size"
+    layer_bits = bits + extra / _group(key, given[key]) if key in given else None
+    form = _with_bits(catalog.weight_format(name), layer_bits)
+    return replace(form, head_bits=form.layer_bits) if _has_head(quantised, first) else form
+
+
+def _with_bits(form: catalog.WeightFormat, bits: float | None) -> catalog.WeightFormat:
+    """Return a format with other bits per weight in its layers, if any are given."""
+    if bits is None:
+        return form
+    return replace(form, layer_bits=bits, raised_bits=bits, qkv_bits=bits)
+
+
+def _group(key: str, size: object) -> float:
+    """Return how many weights share a scale; infinite where a whole row does."""
+    if size is None or size == -1:
+        return math.inf
+    return valid.whole("quantization_config", key, size, minimum=1, maximum=MAX_SIZE)
+
+
+def _object(value: object) -> Config:
+    """Return a value that is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def _has_head(quantised: Config, group: Config) -> bool:
+    """Return whether the head is quantised, too."""
+    if quantised.get("lm_head") is True:  # GPTQ
+        return True
+    ignored, targets = quantised.get("ignore"), group.get("targets")
+    if not isinstance(ignored, list) or not isinstance(targets, list):
+        return False
+    return "Linear" in targets and not any("lm_head" in str(each) for each in ignored)
 
 
 def _whole(config: Config, key: str, least: int = 1) -> int:

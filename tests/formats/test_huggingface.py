@@ -129,7 +129,8 @@ def test_the_name_is_that_of_the_folder(tmp_path):
         ({"quant_method": "gptq", "bits": 8}, "int8"),
         ({"quant_method": "awq", "bits": 4}, "awq"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "gptq-int4"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "nf4"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq-int4"),
         ({"quant_method": "fp8"}, "fp8"),
         ({"quant_method": "awq", "w_bit": 4}, "awq"),
         (
@@ -157,6 +158,69 @@ def test_quantised_configurations(quantised, weights, tmp_path):
     assert model.extrapolated
     assert model.name == f"llama-3-8b-{weights}"
     assert read_model(path, weights="fp16").blocks == hs.model("llama-3-8b").blocks
+
+
+# GB of the branches of Llama 2 70B, Code Llama 34B and Mistral 7B as the cards of
+# TheBloke/Upstage-Llama-2-70B-instruct-v2-GPTQ, Ziya-Coding-34B-v1.0-GPTQ and
+# Synthia-7B-v1.3-GPTQ list them: (layers, hidden, ffn), bits and size of the groups
+SHAPES = {
+    (80, 8192, 28672): {(4, 32): 40.66, (4, 64): 37.99, (4, 128): 36.65},
+    (48, 8192, 22016): {(4, -1): 17.69, (4, 128): 18.33, (4, 32): 20.28},
+    (32, 4096, 14336): {(4, 128): 4.16, (4, 32): 4.57, (8, -1): 7.52, (8, 128): 7.68},
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "bits", "group", "gb"),
+    [(shape, *key, gb) for shape, sizes in SHAPES.items() for key, gb in sizes.items()],
+)
+def test_sizes_follow_the_groups_of_published_checkpoints(shape, bits, group, gb, tmp_path):
+    """A format of fixed 4.156 bits was 10 % below the files of groups of 32."""
+    layers, hidden, ffn = shape
+    quantised = {"quant_method": "gptq", "bits": bits, "group_size": group, "lm_head": False}
+    config = LLAMA_3_8B | {
+        "num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": ffn,
+        "num_attention_heads": hidden // 128, "vocab_size": 32000,
+        "quantization_config": quantised,
+    }  # fmt: skip
+    assert read_model(written(tmp_path, config)).weight_bytes / 1e9 == pytest.approx(gb, 0.005)
+
+
+def packed(bits=4, targets=("Linear",), ignore=("lm_head",), **weights):
+    """Return a configuration of compressed-tensors."""
+    group = {"weights": {"num_bits": bits, "type": "int"} | weights, "targets": list(targets)}
+    return {
+        "quant_method": "compressed-tensors", "config_groups": {"group_0": group},
+        "ignore": list(ignore),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("quantised", "layer_bits", "head_bits"),
+    [
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, 4 + 20 / 64, 16),
+        ({"quant_method": "awq", "w_bit": 4, "q_group_size": 64}, 4 + 20 / 64, 16),
+        ({"quant_method": "gptq", "bits": 4, "lm_head": True}, 4.15625, 4.15625),
+        ({"quant_method": "gptq", "bits": 4, "group_size": -1, "lm_head": True}, 4, 4),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, 4.5, 16),
+        ({"load_in_4bit": True, "bnb_4bit_use_double_quant": True}, 4.126953125, 16),
+        (packed(group_size=128, symmetric=True), 4.125, 16),
+        (packed(group_size=128, symmetric=False), 4.15625, 16),
+        (packed(group_size=None, strategy="channel"), 4, 16),
+        (packed(8, group_size=None, strategy="channel"), 8, 16),
+        (packed(type="float", group_size=16), 4.5, 16),  # NVFP4
+        (packed(group_size=32, ignore=()), 4.5, 4.5),
+        (packed(group_size=32, ignore=("re:.*lm_head",)), 4.5, 16),
+        (packed(group_size=32, ignore=(), targets=("re:.*mlp.*",)), 4.5, 16),
+    ],
+)
+def test_bits_of_groups_and_of_the_head(quantised, layer_bits, head_bits, tmp_path):
+    model = read_model(written(tmp_path, {**LLAMA_3_8B, "quantization_config": quantised}))
+    plain = hs.model("llama-3-8b")
+    assert model.blocks[0] == plain.blocks[0]
+    layers = {block.weight_bytes for block in model.blocks[1:-1]}
+    assert layers == {plain.blocks[1].weight_bytes * layer_bits / 16}
+    assert model.blocks[-1].weight_bytes == plain.blocks[-1].weight_bytes * head_bits / 16
 
 
 def windows(config, tmp_path):
@@ -210,6 +274,14 @@ def test_windows_are_of_the_layers_that_have_them(tmp_path):
         ({**LLAMA_3_8B, "tie_word_embeddings": "no"}, "tie_word_embeddings must be"),
         ({**LLAMA_3_8B, "quantization_config": {"bits": 3}}, "must say 4 or 8 bits"),
         ({**LLAMA_3_8B, "quantization_config": 4}, "quantization_config must be an object"),
+        (
+            {**LLAMA_3_8B, "quantization_config": {"bits": 4, "group_size": 0}},
+            "quantization_config: group_size must be at least 1, got 0",
+        ),
+        (
+            {**LLAMA_3_8B, "quantization_config": {"bits": 4, "group_size": "g"}},
+            "group_size must be a whole number, got 'g'",
+        ),
         ({**CONFIGS["mistral-7b"], "layer_types": ["x"]}, "layer_types must list 32 layers"),
         ({**CONFIGS["mistral-7b"], "layer_types": ["x"] * 32}, "layer_types must be of slid"),
         ({**CONFIGS["mistral-7b"], "sliding_window": -1}, "sliding_window must be at least 1"),
