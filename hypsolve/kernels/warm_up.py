@@ -70,7 +70,8 @@ def _watch(is_done: threading.Event, n_missed: int, family: str, position: str) 
 def _n_missed() -> int:
     """Return how many kernels of this process were not found on disk."""
     cache = sys.modules.get("hypsolve.kernels.cache")  # numba is slow to import
-    return cache.KernelCache.n_missed if cache else 0
+    kernels = getattr(cache, "KernelCache", None)  # missing while another thread imports it
+    return kernels.n_missed if kernels else 0
 
 
 def _announce(family: str, position: str) -> None:
