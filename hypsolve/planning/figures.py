@@ -20,7 +20,7 @@ from hypsolve.planning.palette import (
     short_name,
 )
 from hypsolve.planning.serving_frontier import ServingPoint
-from hypsolve.planning.text import describe_upgrade
+from hypsolve.planning.text import describe_upgrade, split_first
 from hypsolve.problem import validation as valid
 from hypsolve.problem.optional import optional
 from hypsolve.problem.units import show_seconds
@@ -200,7 +200,7 @@ def _count_from_start(ax: Axes, start_s: float, end_s: float) -> None:
 
 def _upgrades(plan: Plan, ax: Axes, width: float) -> None:
     """Draw what each upgrade reaches in simulation."""
-    shown = plan.upgrades[:MAX_BARS]
+    shown = (*split_first(plan), *plan.upgrades)[:MAX_BARS]
     values = np.array([upgrade.after for upgrade in shown])
     ax.barh(np.arange(len(shown)), values, 0.4, color=BLUE)
     before = shown[0].before
@@ -209,7 +209,7 @@ def _upgrades(plan: Plan, ax: Axes, width: float) -> None:
     _label_bars(ax, names, values, words, width)
     is_known = not np.isnan(before)
     if is_known:
-        ax.axvline(before, color=VERMILION, lw=1.2, ls="--", zorder=0, label="without it")
+        ax.axvline(before, color=VERMILION, lw=1.2, ls="--", zorder=0, label="this plan")
     _set_range(ax, max(float(values.max()), before if is_known else 0.0), width, 2.6)
     units = {"requests/s": "requests/s", "goodput": "requests/s within the targets"}
     unit = units.get(shown[0].quantity, "mean latency (s)")
@@ -290,7 +290,9 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "upgrades": Figure(
         _upgrades,
-        lambda plan, width: _bars_height(min(len(plan.upgrades), MAX_BARS)),
+        lambda plan, width: _bars_height(
+            min(len(split_first(plan)) + len(plan.upgrades), MAX_BARS)
+        ),
         "What was asked for with each upgrade, simulated.",
         lambda plan: bool(plan.upgrades),
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from hypsolve.problem import costs, evaluation
 from hypsolve.problem.instance import Objective
 from hypsolve.problem.runtime import Batching
 from hypsolve.problem.solution import Partition
+
+if TYPE_CHECKING:
+    from hypsolve.planning.plan import Alternative
 
 RATE, GOODPUT, LATENCY = "requests/s", "goodput", "mean latency"  # quantities of a goal
 NEARLY_FULL = 0.9  # load from which the model of waiting times is extended by its tangent
@@ -40,6 +44,7 @@ class Goal:
         if query.ttft_slo_s is not None or query.tpot_slo_s is not None:
             self.quantity = GOODPUT
         self.is_rate = self.quantity != LATENCY
+        self.has_users = query.users is not None
 
     def of(self, forecast: Forecast) -> float:
         """Return the quantity in a forecast."""
@@ -50,6 +55,14 @@ class Goal:
         if forecast.load.users is not None:
             return forecast.requests_per_s
         return forecast.max_requests_per_s
+
+    def of_split(self, other: Alternative) -> float:
+        """Return the quantity in a split for another objective; nan if it was not simulated."""
+        if self.quantity == GOODPUT:
+            return other.goodput_requests_per_s
+        if not self.is_rate:
+            return other.latency_mean_s
+        return math.nan if self.has_users else other.max_requests_per_s
 
     def is_lower_bound(self, forecast: Forecast) -> bool:
         """Return whether the quantity in a forecast is only a lower bound."""

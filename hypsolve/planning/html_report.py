@@ -29,6 +29,7 @@ from hypsolve.planning.text import (
     forecast_lines,
     rate_sustained,
     rows_of_nodes,
+    split_first,
     upgrade_title,
 )
 from hypsolve.problem import validation as valid
@@ -276,7 +277,7 @@ def _rows_of_upgrades(plan: Plan) -> list[dict[str, str]]:
     currency = plan.network.currency
     return [
         {"upgrade": upgrade.what, "effect": describe_upgrade(upgrade, currency)}
-        for upgrade in plan.upgrades
+        for upgrade in (*split_first(plan), *plan.upgrades)
     ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from hypsolve.planning.forecast import Forecast, predict
-from hypsolve.planning.goal import GOODPUT, Goal
+from hypsolve.planning.goal import Goal
 from hypsolve.planning.plan import Alternative, NodePlan, Plan, StagePlan
 from hypsolve.planning.query import (
     DEFAULT_METHOD,
@@ -232,10 +232,10 @@ def _plan_of(
                 query,
                 solution,
                 lighter,
-                before=_best_known(query, forecast, alternatives),
-                before_is_lower_bound=any(
-                    each is not None and each.max_rate_is_lower_bound
-                    for each in (forecast, *alternatives)
+                before=math.nan if forecast is None else Goal(query).of(forecast),
+                best_known=_best_known(query, forecast, alternatives),
+                before_is_lower_bound=(
+                    forecast is not None and forecast.max_rate_is_lower_bound
                 ),
                 splits=[other.cuts for other in alternatives],
                 deadline=deadline,
@@ -278,14 +278,7 @@ def _best_known(
     if forecast is None:
         return math.nan
     goal = Goal(query)
-    values = [goal.of(forecast)]
-    if goal.quantity == GOODPUT:
-        values += [other.goodput_requests_per_s for other in alternatives]
-    elif goal.is_rate and query.users is None:
-        values += [other.max_requests_per_s for other in alternatives]
-    elif not goal.is_rate:
-        values += [other.latency_mean_s for other in alternatives]
-    return goal.best(values)
+    return goal.best([goal.of(forecast), *(goal.of_split(other) for other in alternatives)])
 
 
 def _solve_or_fall_back(query: PlanQuery, progress: Progress) -> tuple[Solution, str]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hypsolve.planning.goal import Goal
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.tensor_parallel import restriction_cost, value_of
+from hypsolve.planning.what_if import Upgrade
 from hypsolve.problem.units import count, show_seconds
 
 if TYPE_CHECKING:
     from hypsolve.planning.forecast import Forecast, Load
     from hypsolve.planning.plan import Alternative, NodePlan, Plan
-    from hypsolve.planning.what_if import Upgrade
 
 MAX_UPGRADES = 8  # printed
 MAX_STAGES = 6  # whose slack is printed
@@ -422,11 +422,43 @@ def upgrade_title(plan: Plan) -> str:
 
 
 def upgrade_lines(plan: Plan) -> list[str]:
-    """Return the best upgrades, each with what it improves, its gain and its price."""
+    """Return the best upgrades, each with what it improves, its gain and its price.
+
+    If another split is better, too, the first line says so: that gain needs no upgrade.
+    """
     return [
         f"{upgrade.what}: {describe_upgrade(upgrade, plan.network.currency)}"
-        for upgrade in plan.upgrades[:MAX_UPGRADES]
+        for upgrade in (*split_first(plan), *plan.upgrades[:MAX_UPGRADES])
     ]
+
+
+def split_first(plan: Plan) -> tuple[Upgrade, ...]:
+    """Return the split that is better without any upgrade, where upgrades are listed."""
+    other = other_split(plan) if plan.upgrades else None
+    return () if other is None else (other,)
+
+
+def other_split(plan: Plan) -> Upgrade | None:
+    """Return the best known split of the same machines, if it is better than this plan's."""
+    if plan.forecast is None or not plan.alternatives:
+        return None
+    goal = Goal(plan.query)
+    best = min(plan.alternatives, key=lambda other: goal.rank(goal.of_split(other)))
+    value, own = goal.of_split(best), goal.of(plan.forecast)
+    gain = goal.gain(own, value)
+    if not gain > CLEARLY - 1 or goal.is_lower_bound(plan.forecast):
+        return None
+    return Upgrade(
+        what=f"another split of the same machines (--objective {best.objective}), no upgrade",
+        quantity=goal.quantity,
+        before=own,
+        after=value,
+        gain=gain,
+        price_per_hour=math.nan,
+        cuts=best.cuts,
+        is_lower_bound=best.max_rate_is_lower_bound and goal.quantity == "requests/s",
+        extrapolated=False,
+    )
 
 
 def describe_upgrade(upgrade: Upgrade, currency: str = "") -> str:
@@ -451,7 +483,8 @@ def show_quantity(upgrade: Upgrade) -> str:
         return "it fits; what it serves takes too long to simulate"
     if upgrade.quantity == "goodput":
         share = upgrade.slo_attainment
-        return f"{upgrade.after:.3g} requests/s within the targets ({share:.1%} of them)"
+        of_all = "" if math.isnan(share) else f" ({share:.1%} of them)"
+        return f"{upgrade.after:.3g} requests/s within the targets{of_all}"
     if upgrade.quantity == "requests/s":
         now = ""
         if upgrade.before_is_lower_bound:

@@ -56,7 +56,7 @@ class Upgrade:
         get), ``goodput``, which is requests/s within the targets at the load, or ``mean
         latency``.
     before, after : float
-        The quantity without and with the upgrade, simulated; before is nan if nothing fits.
+        The quantity of the plan and with the upgrade, simulated; before is nan if nothing fits.
     gain : float
         Share by which the quantity improves; nan if nothing fits without it, or if `before` is
         only a lower bound; inf if nothing was within the targets.
@@ -145,6 +145,7 @@ def find_upgrades(
     lighter: Mapping[str, Model] | None = None,
     *,
     before: float = math.nan,
+    best_known: float = math.nan,
     before_is_lower_bound: bool = False,
     splits: Iterable[tuple[int, ...]] = (),
     deadline: Deadline = NEVER,
@@ -162,8 +163,11 @@ def find_upgrades(
     lighter : mapping, optional
         The model in formats that take fewer bytes, by name of the format.
     before : float
-        The quantity that the user asked for (`Goal`) without any change, simulated: the best
-        of all splits that are known.
+        The quantity that the user asked for (`Goal`) without any change, simulated, of
+        `solution`. Gains are counted from here.
+    best_known : float
+        The best such quantity of all splits that are known. An upgrade must be better than
+        this: a gain that another split brings needs no upgrade. Default: `before`.
     before_is_lower_bound : bool
         Whether `before` is only a lower bound; gains are then not known.
     splits : iterable of tuple of int
@@ -215,7 +219,8 @@ def find_upgrades(
         progress(f"simulating: {scenario.what}")
         best = _simulated(candidate, goal, deadline)
         gain = goal.gain(before, best.value)
-        if gain < MIN_SIMULATED_GAIN or (partition is not None and math.isnan(gain)):
+        above_known = goal.gain(goal.best([before, best_known]), best.value)
+        if above_known < MIN_SIMULATED_GAIN or (partition is not None and math.isnan(gain)):
             continue
         yield Upgrade(
             what=scenario.what,

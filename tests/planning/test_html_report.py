@@ -21,7 +21,7 @@ from hypsolve.cli.catalog import EXAMPLE
 from hypsolve.planning import figures, network_figure
 from hypsolve.planning.figures import FIGURES
 from hypsolve.planning.forecast import predict
-from hypsolve.planning.text import describe_upgrade
+from hypsolve.planning.text import describe_upgrade, split_first
 from instances import network
 from tests.cli.test_cli import run
 from tests.planning.test_planner import SMALL, TIGHT, tier
@@ -212,7 +212,7 @@ def test_gantt_shows_work_of_the_nodes(found):
 
 def test_changes_are_in_order(found):
     ax = found.plot("upgrades")
-    shown = found.upgrades[:20]
+    shown = (*split_first(found), *found.upgrades)[:20]
     assert [bar.get_width() for bar in ax.patches] == [change.after for change in shown]
     names, values = texts(ax)[::2], texts(ax)[1::2]
     assert names == [upgrade.what for upgrade in shown]

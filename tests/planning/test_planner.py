@@ -15,6 +15,7 @@ import hypsolve as hs
 from hypsolve.planning import comparison, forecast, planner, query, what_if
 from hypsolve.planning.forecast import Load, predict
 from hypsolve.planning.layers import describe_blocks, describe_cuts
+from hypsolve.planning.plan import Alternative
 from hypsolve.planning.query import PlanQuery, solve_query
 from hypsolve.planning.text import describe_bottleneck, describe_proof, describe_upgrade
 from hypsolve.planning.what_if import lighter_models, scenarios
@@ -102,13 +103,15 @@ def test_every_upgrade_is_what_simulating_again_says(found):
     """List only what improves the rate that the user asked for, not a proxy."""
     assert found.upgrades
     rates = [other.max_requests_per_s for other in found.alternatives]
-    before = max(found.forecast.max_requests_per_s, *rates)
+    before = found.forecast.max_requests_per_s  # of the plan that is printed
+    known = max(before, *rates)
     values = [upgrade.after for upgrade in found.upgrades]
     assert values == sorted(values, reverse=True)
     scenario_of = tried(found)
     for upgrade in found.upgrades:
         assert upgrade.quantity == "requests/s" and upgrade.before == before
-        assert upgrade.gain == pytest.approx(upgrade.after / before - 1) and upgrade.gain > 0.03
+        assert upgrade.gain == pytest.approx(upgrade.after / before - 1)
+        assert upgrade.after > 1.03 * known
         scenario = scenario_of[upgrade.what].query
         solution = solve_query(scenario)
         again = predict(
@@ -125,6 +128,34 @@ def test_every_upgrade_is_what_simulating_again_says(found):
     assert solve_query(own_tier.query).result.objective_s == pytest.approx(
         best_s("llama-3-8b", longer, concurrency=8), rel=1e-12
     )
+
+
+def test_what_another_split_gains_is_no_gain_of_an_upgrade(found):
+    """Gains are counted from the printed plan, and a line tells what needs no upgrade."""
+    most = found.forecast.max_requests_per_s
+    better = Alternative(objective="p0", cuts=(0, 4, 34), latency_mean_s=1.0,
+                            max_requests_per_s=1.5 * most)  # fmt: skip
+    with_better = replace(found, alternatives=(better,))
+    title, first, *rest = str(with_better).partition("what would help")[2].splitlines()
+    assert first == (
+        "  another split of the same machines (--objective p0), no upgrade: about"
+        f" {1.5 * most:.3g} requests/s, 50% more"
+    )
+    assert len(rest) == len(found.upgrades) > 0 and "simulated" in title
+    worse = replace(found, alternatives=(replace(better, max_requests_per_s=most),))
+    assert "another split" not in str(worse)
+    goal = what_if.Goal(found.query)
+    solution = solve_query(found.query)
+    listed = [
+        {
+            upgrade.what: upgrade.gain
+            for upgrade in what_if.find_upgrades(
+                found.query, solution, before=most, best_known=known * most
+            )
+        }
+        for known in (1.0, 100.0)
+    ]
+    assert listed[0] and listed[1] == {} and goal.quantity == "requests/s"
 
 
 def test_prices_of_upgrades_are_those_of_the_file():

@@ -60,7 +60,9 @@ def test_alternatives_tell_their_goodput(found):
     for other in found.alternatives:
         again = predict(found.deployment, hs.Partition(other.cuts), found.query.load)
         assert other.goodput_requests_per_s == again.goodput_requests_per_s
-    before = max(each.goodput_requests_per_s for each in (found.forecast, *found.alternatives))
+    known = max(each.goodput_requests_per_s for each in (found.forecast, *found.alternatives))
+    assert all(upgrade.after > known for upgrade in found.upgrades)
+    before = found.forecast.goodput_requests_per_s
     assert all(upgrade.before == before for upgrade in found.upgrades)
 
 
