@@ -114,7 +114,7 @@ def plan(
     True
     """
     query = PlanQuery.of(model, network, weights=weights, **arguments)
-    lighter = lighter_models(model, weights) if with_upgrades else {}
+    lighter = lighter_models(model, weights, query.runtime.server) if with_upgrades else {}
     query, degrees = choose_degrees(query, progress)
     found = plan_query(query, with_upgrades=with_upgrades, lighter=lighter, progress=progress)
     return replace(found, degrees=degrees)

@@ -37,6 +37,8 @@ LIGHTER = {
     "int8": ("gptq-int4",), "q8_0": ("q5_k_m", "q4_k_m"), "q5_k_m": ("q4_k_m",),
 }  # fmt: skip
 LIGHTER_GGUF = ("q8_0", "q5_k_m", "q4_k_m")  # than the types that a GGUF file stores
+LIGHTER_TENSORS = ("int8", "gptq-int4")  # than what safetensors store
+READS_GGUF = "llama.cpp"  # the one server that does; it reads nothing else
 Kind = TypeVar("Kind")
 MORE_GIB = (1, 4, 16)
 MAX_GIB = 1024  # added to a node so that a model fits
@@ -302,14 +304,25 @@ def _simulated(candidate: _Candidate, goal: Goal, deadline: Deadline) -> Simulat
     )
 
 
-def lighter_models(source: ModelSource, weights: str | None) -> dict[str, Model]:
-    """Return a model, given by name or path, in formats lighter than `weights`."""
+def lighter_models(
+    source: ModelSource, weights: str | None, server: str = ""
+) -> dict[str, Model]:
+    """Return a model, given by name or path, in formats lighter than `weights`.
+
+    Only formats that `server` loads are returned (`Runtime.server`); empty: those of the same
+    kind of file.
+    """
     if isinstance(source, Model):
         return {}
     n_bytes = to_model(source, weights).weight_bytes
     names = LIGHTER.get(catalog.weight_format(weights or "fp16").name, ())
     if weights is None and Path(source).is_file() and is_gguf(Path(source)):
         names = LIGHTER_GGUF
+    if server:
+        of_server = LIGHTER_GGUF if server == READS_GGUF else LIGHTER_TENSORS
+        kind = catalog.weight_format(of_server[0]).file
+        if any(catalog.weight_format(name).file != kind for name in names):
+            names = of_server
     models = {name: to_model(source, name) for name in names}
     # a file may already store its weights in such a format
     return {name: each for name, each in models.items() if each.weight_bytes < 0.99 * n_bytes}
