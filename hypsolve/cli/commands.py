@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,16 +28,20 @@ from hypsolve.planning.layers import describe_blocks, describe_cuts
 from hypsolve.planning.query import PlanQuery, Solution, solve_query
 from hypsolve.planning.replan import OBJECTIVES, Replan, partition_in, query_in
 from hypsolve.planning.replan import replan as plan_anew
-from hypsolve.planning.serving_frontier import ServingPoint, serving_frontier
+from hypsolve.planning.serving_frontier import (
+    WELL_SERVED,
+    ServingPoint,
+    serving_frontier,
+)
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.split_forecasts import SplitForecasts
 from hypsolve.planning.tensor_parallel import choose_degrees
-from hypsolve.planning.text import describe_forecast
+from hypsolve.planning.text import describe_forecast, describe_slos
 from hypsolve.problem import validation as valid
 from hypsolve.problem.optional import optional
 from hypsolve.problem.result import Result
 from hypsolve.problem.solution import Partition
-from hypsolve.problem.units import show_bytes, show_seconds
+from hypsolve.problem.units import finite_or_none, show_bytes, show_seconds
 from hypsolve.simulation.perfetto import write_perfetto
 from hypsolve.simulation.simulate import simulate as simulate_requests
 from hypsolve.simulation.trace import Trace
@@ -122,7 +127,8 @@ def pareto(
 ) -> int:
     """List the Pareto frontier: splits that no other beats in both rate and latency.
 
-    Both are simulated, as requests are served in batches.
+    Both are simulated, as requests are served in batches. With targets, splits that meet
+    them at the load are marked.
 
     \b
     hypsolve pareto --model llama-3-8b --network network.toml --png pareto.png
@@ -148,6 +154,7 @@ def pareto(
                 "latency_mean_s": point.latency_mean_s,
                 "bottleneck_s": point.bottleneck_s,
                 "path_s": point.path_s,
+                "slo_attainment": finite_or_none(point.slo_attainment),
                 "cuts": list(point.partition.cuts),
             }
             for point in points
@@ -155,11 +162,17 @@ def pareto(
         print(json.dumps(plain, indent=2, allow_nan=False))
     elif points:
         print(f"simulated with {query.load.describe()}; {query.runtime.describe()}")
+        if slos := describe_slos(query.load):
+            print(
+                f"within targets: share of the requests at this load within {slos}; * from"
+                f" {WELL_SERVED:.0%}"
+            )
         rows = [
             {
                 "keeps up with": f"{point.max_requests_per_s:.3g} requests/s",
                 "mean latency": show_seconds(point.latency_mean_s),
                 "alone": show_seconds(point.path_s),
+                **_attainment(point),
                 "layers": describe_cuts(point.partition.cuts),
             }
             for point in points
@@ -179,6 +192,13 @@ def _split(
     query, _ = planner.with_degrees(query, progress)
     limited = replace(query, time_limit_s=deadline.part(share).limit_s)
     return replace(solve_query(limited, progress), query=query), deadline
+
+
+def _attainment(point: ServingPoint) -> dict[str, str]:
+    """Return the share of the requests within the targets, marked if it is enough."""
+    if math.isnan(point.slo_attainment):
+        return {}
+    return {"within targets": f"{point.slo_attainment:.1%}{' *' * point.meets_targets}"}
 
 
 def _draw(points: Sequence[ServingPoint], name: str, path: Path) -> None:

@@ -28,12 +28,8 @@ from hypsolve.planning.plan import FRONTIER_SHARE, Plan
 from hypsolve.planning.platforms import runs_on
 from hypsolve.planning.query import PlanQuery, to_network_file
 from hypsolve.planning.runtime_restrictions import nearest_plan
-from hypsolve.planning.text import (
-    WELL_SERVED,
-    describe_proof,
-    describe_slos,
-    rate_sustained,
-)
+from hypsolve.planning.serving_frontier import WELL_SERVED
+from hypsolve.planning.text import describe_proof, describe_slos, rate_sustained
 from hypsolve.planning.what_if import lighter_models
 from hypsolve.problem.optional import optional
 from hypsolve.solve import METHODS

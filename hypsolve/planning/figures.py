@@ -12,6 +12,7 @@ import numpy as np
 from hypsolve.planning.network_figure import draw_network, network_height
 from hypsolve.planning.palette import (
     BLUE,
+    GREEN,
     GREY,
     ORANGE,
     RC,
@@ -145,6 +146,14 @@ def draw_pareto(points: Sequence[ServingPoint], ax: Axes) -> None:
     rates = [point.max_requests_per_s for point in points]
     latencies_s = [point.latency_mean_s for point in points]
     ax.plot(rates, latencies_s, "o-", drawstyle="steps-post", color=BLUE, label="best splits")
+    met = [
+        (point.max_requests_per_s, point.latency_mean_s)
+        for point in points
+        if point.meets_targets
+    ]
+    if met:
+        style: dict[str, Any] = {"ms": 11, "fillstyle": "none", "color": GREEN}
+        ax.plot(*zip(*met, strict=True), "o", label="within the targets", **style)
     ax.set_xlabel("largest sustained rate in batches (requests/s, simulated)")
     ax.set_ylabel("mean latency (s)")
     _finish(ax)

@@ -89,7 +89,8 @@ class Forecast:
         reflect the length of the simulation. None if too many requests would have to be
         simulated to decide. True for users in a closed loop.
     requests_per_s : float
-        Requests served per second at this load.
+        Requests served per second at this load. The time of users in a closed loop runs to the
+        end of the last think time.
     output_tokens_per_s : float
         Their output tokens per second.
     slo_attainment, goodput_requests_per_s : float
@@ -114,8 +115,9 @@ class Forecast:
         if the largest rate is not.
     bound_requests_per_s : float
         Upper bound on the rate of every schedule of this partition under the limits of
-        `runtime`; see `hypsolve.planning.rate_bound`. The rate is the number of requests over
-        the time from the first arrival to the last completion.
+        `runtime` and, with users, for so many of them; see `hypsolve.planning.rate_bound`. The
+        rate is the number of requests over the time from the first arrival to the last
+        completion or, with users, to the end of the last think time.
     max_sequences : int
         Number of sequences that fit into the KV caches at the same time: of every tier or,
         where batches pass whole pipelines, of the pipelines together. 0 if no block has a
@@ -222,8 +224,14 @@ def predict(
         n = min(N_REQUESTS * 2, _max_requests(deployment, load.max_visits))
         beyond = serve(_evenly(deployment, OVERLOAD * max_rate, n), partition)
         limited_by = limiting_resource(deployment, instance, partition, beyond)
-    served_per_s = found.requests_per_s
-    if load.users is None:
+    served_per_s, goodput_per_s = found.requests_per_s, found.goodput_requests_per_s
+    if load.users is not None:
+        bound = bound_on_rate(
+            deployment, instance, partition, users=load.users, think_time_s=load.think_time_s
+        )
+        share = found.observed_s / (found.observed_s + load.think_time_s)
+        served_per_s, goodput_per_s = share * served_per_s, share * goodput_per_s
+    else:
         served_per_s = min(load.rate_per_s, bound)
         if max_rate > 0:
             served_per_s = min(served_per_s, max_rate)
@@ -244,7 +252,7 @@ def predict(
         requests_per_s=served_per_s,
         output_tokens_per_s=served_per_s * output,
         slo_attainment=found.slo_attainment,
-        goodput_requests_per_s=found.goodput_requests_per_s,
+        goodput_requests_per_s=goodput_per_s,
         mean_in_flight=served_per_s * found.latency_s.mean,
         utilisation=_utilisation(trace, used, found, served_per_s),
         max_requests_per_s=max_rate,

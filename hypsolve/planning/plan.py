@@ -114,6 +114,7 @@ class Alternative:
     cuts : tuple of int
     latency_mean_s, max_requests_per_s, goodput_requests_per_s : float
     max_rate_is_lower_bound : bool
+    slo_attainment : float
         As in `Forecast`.
     """
 
@@ -123,6 +124,7 @@ class Alternative:
     max_requests_per_s: float
     goodput_requests_per_s: float = math.nan
     max_rate_is_lower_bound: bool = False
+    slo_attainment: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -260,6 +262,7 @@ class Plan:
             cuts=self.result.partition.cuts,
             latency_mean_s=self.forecast.latency_s.mean,
             max_requests_per_s=self.forecast.max_requests_per_s,
+            slo_attainment=self.forecast.slo_attainment,
         )
         return self._point(served.cuts, served)
 
@@ -271,6 +274,7 @@ class Plan:
             latency_mean_s=served.latency_mean_s,
             bottleneck_s=evaluation.bottleneck_s(instance, partition),
             path_s=evaluation.path_s(instance, partition),
+            slo_attainment=served.slo_attainment,
         )
 
     def plot(self, kind: str, ax: Axes | None = None) -> Axes:

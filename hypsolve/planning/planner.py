@@ -351,6 +351,7 @@ def _alternatives(
             max_requests_per_s=forecast.max_requests_per_s,
             goodput_requests_per_s=forecast.goodput_requests_per_s,
             max_rate_is_lower_bound=forecast.max_rate_is_lower_bound,
+            slo_attainment=forecast.slo_attainment,
         )
 
 

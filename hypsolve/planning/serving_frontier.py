@@ -17,6 +17,7 @@ from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
 
 MAX_POINTS = 12  # splits that are simulated
+WELL_SERVED = 0.9  # share of the requests within their targets from which these are met
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,8 @@ class ServingPoint:
         Mean latency at the load, simulated.
     bottleneck_s, path_s : float
         As in `ParetoPoint`: of requests one at a time.
+    slo_attainment : float
+        Share of the requests within the targets at the load; nan without targets.
     """
 
     partition: Partition
@@ -39,6 +42,12 @@ class ServingPoint:
     latency_mean_s: float
     bottleneck_s: float
     path_s: float
+    slo_attainment: float = math.nan
+
+    @property
+    def meets_targets(self) -> bool:
+        """Whether enough requests are within the targets; False without targets."""
+        return self.slo_attainment >= WELL_SERVED
 
 
 def serving_frontier(
@@ -99,18 +108,18 @@ def _simulated(
         only="requests/s",
         deadline=deadline,
     )
-    latency_s = forecast.latency_s.mean
+    at_load = forecast
     if load.users is not None:
-        users = predict(
+        at_load = predict(
             deployment, point.partition, load, instance=instance, only="mean latency"
         )
-        latency_s = users.latency_s.mean
     return ServingPoint(
         partition=point.partition,
         max_requests_per_s=forecast.max_requests_per_s,
-        latency_mean_s=latency_s,
+        latency_mean_s=at_load.latency_s.mean,
         bottleneck_s=point.bottleneck_s,
         path_s=point.path_s,
+        slo_attainment=at_load.slo_attainment,
     )
 
 

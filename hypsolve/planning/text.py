@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hypsolve.planning.goal import Goal
 from hypsolve.planning.layers import describe_cuts
+from hypsolve.planning.serving_frontier import WELL_SERVED
 from hypsolve.planning.tensor_parallel import restriction_cost, value_of
 from hypsolve.planning.what_if import Upgrade
 from hypsolve.problem.units import count, show_seconds
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 MAX_UPGRADES = 8  # printed
 MAX_STAGES = 6  # whose slack is printed
 EQUAL = 5e-4  # slack of a stage that is called a bottleneck beside the largest one
-WELL_SERVED = 0.9  # share of the requests within their targets from which these are met
 CLEARLY = 1.02  # ratio of simulated values from which a split is called better
 SHARE_OF = {
     "bottleneck": "of bottleneck", "path": "of path", "p0": "of p0",
@@ -305,7 +305,8 @@ def describe_forecast(forecast: Forecast) -> list[str]:
     rate = _largest_rate(forecast)
     lines += [
         f"{rate}; under the limits of this runtime, with one message at a time on a link, no"
-        f" schedule of this split serves more than {forecast.bound_requests_per_s:.3g}",
+        f" schedule of this split serves {'these users ' * (load.users is not None)}more than"
+        f" {forecast.bound_requests_per_s:.3g}",
         f"memory has room for {forecast.max_sequences} sequences at once{_running(forecast)},"
         f" or one of {forecast.max_context_tokens} tokens; GPUs in use have a load of"
         f" {forecast.utilisation:.0%}",

@@ -8,6 +8,7 @@ import pytest
 from hypsolve.cli import main
 from hypsolve.cli.catalog import EXAMPLE
 from hypsolve.planning.query import OVERRIDES
+from hypsolve.problem.units import show_seconds
 from tests.cli.test_cli import run
 
 LOAD = (
@@ -172,3 +173,21 @@ def test_bad_values_have_the_same_message_everywhere(capsys, network, tmp_path, 
         capsys, "plan", "--model", "llama-3-8b", "--network", network, f"{flag}={value}"
     )
     assert code == 2 and f"{name} {message}" in err
+
+
+@pytest.mark.parametrize(("ttft_slo_s", "share"), [(100, 1.0), (1e-6, 0.0)])
+def test_pareto_marks_what_is_within_the_targets(capsys, network, ttft_slo_s, share):
+    """It took targets and said nothing about them."""
+    command = ("pareto", "--model", "llama-3.2-1b", "--network", network,
+               "--output", 8, "--concurrency", 1, "--ttft-slo", ttft_slo_s)  # fmt: skip
+    code, out, _ = run(capsys, *command)
+    assert code == 0 and f"within TTFT <= {show_seconds(ttft_slo_s)}; * from 90%" in out
+    head, *rows = out.splitlines()[2:]
+    assert "within targets" in head and rows
+    assert all(f"{share:.1%}{' *' * (share == 1)}  " in row for row in rows)
+    code, out, _ = run(capsys, *command, "--json")
+    assert code == 0 and json.loads(out)
+    assert all(point["slo_attainment"] == share for point in json.loads(out))
+    code, out, _ = run(capsys, *command[:-2], "--json")
+    assert all(point["slo_attainment"] is None for point in json.loads(out))
+    assert "within targets" not in run(capsys, *command[:-2])[1]

@@ -135,6 +135,24 @@ def test_users_in_a_closed_loop_get_what_little_says():
     assert found.keeps_up is True
 
 
+@pytest.mark.parametrize(("users", "think_time_s"), [(1, 0.0), (1, 5.0), (2, 5.0)])
+def test_the_bound_of_a_closed_loop_knows_the_users(users, think_time_s):
+    """One user who waits for each answer cannot send more, however fast the node is.
+
+    Three passes of a second each, and the time to think, are a round. The bound was that of
+    arrivals at any rate, 64 requests in a batch.
+    """
+    problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1, 1, 3), toys.model(1))
+    load = Load(users=users, think_time_s=think_time_s, ttft_slo_s=100.0)
+    found = predict(problem, toys.even(1), load)
+    assert found.bound_requests_per_s == pytest.approx(users / (think_time_s + 2))
+    assert found.requests_per_s <= found.bound_requests_per_s
+    assert found.goodput_requests_per_s == found.requests_per_s
+    if users == 1:
+        assert found.requests_per_s == pytest.approx(1 / (think_time_s + 3))
+    assert "serves these users more than" in "\n".join(describe_forecast(found))
+
+
 def test_users_do_not_stay_in_step():
     """Equal users who start at once send their prompts together, round after round.
 
