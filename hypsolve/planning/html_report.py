@@ -206,8 +206,9 @@ def _page(plan: Plan, command: str) -> Iterator[str]:
         yield _figure(plan, "gantt")
     if plan.upgrades or not plan.stopped:
         yield f"<h2>{escape(capital(upgrade_title(plan)))}</h2>"
+    if rows := _rows_of_upgrades(plan):
+        yield html_table(rows, UPGRADE_HEADS)
     if plan.upgrades:
-        yield html_table(_rows_of_upgrades(plan), UPGRADE_HEADS)
         yield _figure(plan, "upgrades")
     yield "<h2>Sources</h2>"
     yield html_table(

@@ -419,7 +419,8 @@ def upgrade_title(plan: Plan) -> str:
         nothing = "nothing; all requests are within the targets at this load"
     elif share < 1:
         nothing += " brings more requests within the targets"
-    return f"{what}, simulated" + ("" if plan.upgrades else f": {nothing}")
+    is_listed = bool(plan.upgrades or split_first(plan))
+    return f"{what}, simulated" + ("" if is_listed else f": {nothing}")
 
 
 def upgrade_lines(plan: Plan) -> list[str]:
@@ -434,8 +435,8 @@ def upgrade_lines(plan: Plan) -> list[str]:
 
 
 def split_first(plan: Plan) -> tuple[Upgrade, ...]:
-    """Return the split that is better without any upgrade, where upgrades are listed."""
-    other = other_split(plan) if plan.upgrades else None
+    """Return the split that is better without any upgrade, to be listed before upgrades."""
+    other = other_split(plan)
     return () if other is None else (other,)
 
 

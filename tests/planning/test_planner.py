@@ -142,6 +142,7 @@ def test_what_another_split_gains_is_no_gain_of_an_upgrade(found):
         f" {1.5 * most:.3g} requests/s, 50% more"
     )
     assert len(rest) == len(found.upgrades) > 0 and "simulated" in title
+    assert f"{first}\n" in f"{replace(with_better, upgrades=())}\n"
     worse = replace(found, alternatives=(replace(better, max_requests_per_s=most),))
     assert "another split" not in str(worse)
     goal = what_if.Goal(found.query)
