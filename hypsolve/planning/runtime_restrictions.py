@@ -21,6 +21,7 @@ from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import plan_query, warm
 from hypsolve.planning.platforms import platforms_of, supported
 from hypsolve.planning.query import PlanQuery, Solution, solve_query
+from hypsolve.planning.served_best import Choice, served_best
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
@@ -32,6 +33,7 @@ from hypsolve.solvers.clock import Deadline
 CHOICE_SHARE = 0.5  # of the time limit, to choose among the networks that are allowed
 MAX_PIPELINES = 256  # networks of whole pipelines that are solved
 MAX_REPLICAS = 4  # numbers of replicas up to this are all tried, then powers of 2
+SIMULATED_SHARE = 0.2  # of the time limit, to simulate the best few networks
 SAME = 1e-9  # relative difference of objectives that are equal
 
 
@@ -66,9 +68,11 @@ def nearest_plan(
     - Nodes on which the runtime does not run are left out; a tier of such nodes stays empty.
     - The stages must be placed on the machines as the runtime places them.
 
-    Of plans with equal objectives, the one with the fewest stages is returned, then the one
-    with the most replicas. At most `MAX_PIPELINES` of the networks that these rules allow are
-    tried.
+    Where a rate is asked for (`hypsolve.planning.goal.Goal`), the best few networks are
+    simulated, and the one that serves most is planned; of nearly equal ones, the one with the
+    best objective. Of plans with equal objectives, the one with the fewest stages is returned,
+    then the one with the most replicas. At most `MAX_PIPELINES` of the networks that these
+    rules allow are tried.
 
     Parameters
     ----------
@@ -140,10 +144,10 @@ def _best_of(
 ) -> PlanQuery:
     """Return the best query that the runtime can express; all share the time that is left.
 
-    Among equal objectives, fewer stages go first, then more replicas. If nothing fits, the
-    first query is returned.
+    Where a rate is asked for, the best few are simulated. Among equal objectives, fewer stages
+    go first, then more replicas. If nothing fits, the first query is returned.
     """
-    values: list[tuple[float, int, int, int]] = []
+    choices: list[Choice] = []
     why: list[str] = []
     for at, query in enumerate(queries):
         limit_s = deadline.part(1 / (len(queries) - at)).limit_s
@@ -156,16 +160,25 @@ def _best_of(
         against = refusals(layout, runtime)
         why += against
         if not against:
-            values.append(
-                (_score_s(solution, layout), layout.n_stages, -len(layout.replicas), at)
-            )
-    if not values and why:
+            order = (_score_s(solution, layout), layout.n_stages, -len(layout.replicas), at)
+            choices.append(Choice(order, solution))
+    if not choices and why:
         raise ValueError(f"nearest_plan: {runtime} can express no plan: {why[0]}")
-    if not values:
+    if not choices:
         return queries[0]
-    least = min(values)[0]
-    equal = [value for value in values if value[0] <= least * (1 + SAME)]
-    return queries[min(equal, key=lambda value: value[1:])[-1]]
+    deadline = Deadline(SIMULATED_SHARE * time_limit_s)
+    return queries[int(served_best(_in_order(choices), deadline, progress).order[-1])]
+
+
+def _in_order(choices: list[Choice]) -> list[Choice]:
+    """Return the choices with an order in which nearly equal scores are equal."""
+    ordered, last_s = [], -math.inf
+    for choice in sorted(choices, key=lambda each: each.order):
+        score_s, *rest = choice.order
+        if score_s > last_s * (1 + SAME):
+            last_s = score_s
+        ordered.append(replace(choice, order=(last_s, *rest)))
+    return ordered
 
 
 def _score_s(solution: Solution, layout: Layout) -> float:

@@ -305,6 +305,31 @@ def test_alike_nodes_become_replicas_instead_of_one_long_pipeline(tmp_path):
     assert f"; {abs(change):.3g} requests/s {'more' if change > 0 else 'less'}: " in line
 
 
+def test_the_network_that_serves_most_in_batches_is_taken():
+    """One request at a time, a T4 behind an A10 helps; in batches, it holds the A10 back.
+
+    All networks that vLLM can run are planned one by one, as an oracle.
+    """
+    inner = hs.Link(bytes_per_s=1.25e10, latency_s=1e-5)
+    nodes = tuple(hs.Node(name=name, gpu=hs.gpu(name)) for name in ("a10", "t4"))
+    rack = hs.Network(name="rack", tiers=(hs.Tier(name="rack", nodes=nodes),))
+    site = hs.NetworkFile(network=rack, inner_links=(inner,))
+    asked = {"runtime": "vllm", "output_tokens": 64, "concurrency": 4, "rate_per_s": 3}
+    found = hs.plan("llama-3-8b", site, with_upgrades=False, **asked)
+    near = near_plan(found, "vllm")
+    each = [
+        hs.plan("llama-3-8b", network, with_upgrades=False, **asked)
+        for n_replicas in (1, 2)
+        for network in networks_of(site, n_replicas)
+    ]
+    fitting = [plan for plan in each if plan.fits]
+    rates = [plan.forecast.max_requests_per_s for plan in fitting]
+    by_objective = min(fitting, key=lambda plan: plan.result.objective_s)
+    assert by_objective.forecast.max_requests_per_s < 0.95 * max(rates)
+    assert near.forecast.max_requests_per_s >= max(rates) * (1 - 1 / 32)
+    assert used_by(near) == ["a10"]
+
+
 def test_of_equal_plans_the_one_of_fewest_stages_is_taken():
     """Start the shortest of equal plans: with free links a row of alike nodes ties with one."""
     free = hs.Link(bytes_per_s=1e18, latency_s=0.0)
