@@ -21,7 +21,7 @@ from hypsolve.planning.palette import (
     short_name,
 )
 from hypsolve.planning.serving_frontier import ServingPoint
-from hypsolve.planning.text import describe_upgrade, split_first
+from hypsolve.planning.upgrade_text import describe_upgrade, split_first
 from hypsolve.problem import validation as valid
 from hypsolve.problem.optional import optional
 from hypsolve.problem.units import show_seconds

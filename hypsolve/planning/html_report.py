@@ -25,13 +25,12 @@ from hypsolve.planning.text import (
     describe_bottleneck,
     describe_idle,
     describe_query,
-    describe_upgrade,
     forecast_lines,
     rate_sustained,
     rows_of_nodes,
-    split_first,
     upgrade_title,
 )
+from hypsolve.planning.upgrade_text import describe_upgrade, split_first
 from hypsolve.problem import validation as valid
 from hypsolve.problem.files import checked_path, replacing
 from hypsolve.problem.optional import optional

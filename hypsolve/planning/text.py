@@ -11,7 +11,7 @@ from hypsolve.planning.goal import Goal
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.serving_frontier import WELL_SERVED
 from hypsolve.planning.tensor_parallel import restriction_cost, value_of
-from hypsolve.planning.what_if import Upgrade
+from hypsolve.planning.upgrade_text import CLEARLY, about, describe_upgrade, split_first
 from hypsolve.problem.units import count, show_seconds
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 MAX_UPGRADES = 8  # printed
 MAX_STAGES = 6  # whose slack is printed
 EQUAL = 5e-4  # slack of a stage that is called a bottleneck beside the largest one
-CLEARLY = 1.02  # ratio of simulated values from which a split is called better
 SHARE_OF = {
     "bottleneck": "of bottleneck", "path": "of path", "p0": "of p0",
     "mean_latency": "of latency alone",
@@ -281,7 +280,7 @@ def rate_sustained(forecast: Forecast | Alternative) -> str:
     """Write the largest sustainable rate with its unit; empty if it is not known."""
     if math.isnan(forecast.max_requests_per_s):
         return ""
-    about = _about(forecast.max_rate_is_lower_bound)
+    about = about(forecast.max_rate_is_lower_bound)
     return f"{about} {forecast.max_requests_per_s:.3g} requests/s"
 
 
@@ -323,13 +322,13 @@ def _largest_rate(forecast: Forecast) -> str:
         waits = "users wait for their answers, so requests never pile up"
         if not rate_per_s > forecast.requests_per_s:  # a coarse rate below what is served
             return waits
-        about = f"{_about(forecast.max_rate_is_lower_bound)} {rate_per_s:.3g}"
+        about = f"{about(forecast.max_rate_is_lower_bound)} {rate_per_s:.3g}"
         return f"{waits}; if requests came at a rate instead, it would keep up with {about}"
     if math.isnan(rate_per_s):
         return "the largest rate that it keeps up with takes too long to simulate"
     limit = f", limited by {forecast.limited_by}" if forecast.limited_by else ""
     cut = " (the search for more was cut short)" if forecast.max_rate_is_lower_bound else ""
-    about = _about(forecast.max_rate_is_lower_bound)
+    about = about(forecast.max_rate_is_lower_bound)
     return f"it keeps up with {about} {rate_per_s:.3g} requests/s{cut}{limit}"
 
 
@@ -339,10 +338,6 @@ def _served(forecast: Forecast) -> str:
         f"{forecast.requests_per_s:.3g} requests/s, {forecast.output_tokens_per_s:.4g} output"
         f" tokens/s, {forecast.mean_in_flight:.3g} requests in flight"
     )
-
-
-def _about(is_lower_bound: bool) -> str:
-    return "at least" if is_lower_bound else "about"
 
 
 def _running(forecast: Forecast) -> str:
@@ -393,7 +388,7 @@ def alternatives_lines(plan: Plan) -> list[str]:
         if more or sooner:
             rate = (
                 f"keeps up with {'more requests: ' * more}"
-                f"{_about(other.max_rate_is_lower_bound)}"
+                f"{about(other.max_rate_is_lower_bound)}"
                 f" {other.max_requests_per_s:.3g} requests/s"
             )
             latency = (
@@ -432,67 +427,6 @@ def upgrade_lines(plan: Plan) -> list[str]:
         f"{upgrade.what}: {describe_upgrade(upgrade, plan.network.currency)}"
         for upgrade in (*split_first(plan), *plan.upgrades[:MAX_UPGRADES])
     ]
-
-
-def split_first(plan: Plan) -> tuple[Upgrade, ...]:
-    """Return the split that is better without any upgrade, to be listed before upgrades."""
-    other = other_split(plan)
-    return () if other is None else (other,)
-
-
-def other_split(plan: Plan) -> Upgrade | None:
-    """Return the best known split of the same machines, if it is better than this plan's."""
-    if plan.forecast is None or not plan.alternatives:
-        return None
-    goal = Goal(plan.query)
-    best = min(plan.alternatives, key=lambda other: goal.rank(goal.of_split(other)))
-    value, own = goal.of_split(best), goal.of(plan.forecast)
-    gain = goal.gain(own, value)
-    if not gain > CLEARLY - 1 or goal.is_lower_bound(plan.forecast):
-        return None
-    return Upgrade(
-        what=f"another split of the same machines (--objective {best.objective}), no upgrade",
-        quantity=goal.quantity,
-        before=own,
-        after=value,
-        gain=gain,
-        price_per_hour=math.nan,
-        cuts=best.cuts,
-        is_lower_bound=best.max_rate_is_lower_bound and goal.quantity == "requests/s",
-        extrapolated=False,
-    )
-
-
-def describe_upgrade(upgrade: Upgrade, currency: str = "") -> str:
-    """Say what an upgrade improves, by how much, and for what price."""
-    value, more = show_quantity(upgrade), ""
-    if math.isfinite(upgrade.gain):
-        least = "at least " * upgrade.is_lower_bound
-        more = f", {least}{upgrade.gain:.0%} {'more' if upgrade.is_rate else 'less'}"
-    price = ""
-    if upgrade.price_per_hour > 0:
-        money = f" {currency}" if currency else ""
-        price = f", for {upgrade.price_per_hour:.4g}{money} per hour"
-        if math.isfinite(upgrade.gain_per_price):
-            price += f" ({upgrade.gain_per_price:.0%} per{money or ' unit'} and hour)"
-    mark = " (extrapolated)" if upgrade.extrapolated else ""
-    return f"{value}{more}{price}{mark}"
-
-
-def show_quantity(upgrade: Upgrade) -> str:
-    """Write the value that an upgrade reaches with its unit."""
-    if math.isnan(upgrade.after):
-        return "it fits; what it serves takes too long to simulate"
-    if upgrade.quantity == "goodput":
-        share = upgrade.slo_attainment
-        of_all = "" if math.isnan(share) else f" ({share:.1%} of them)"
-        return f"{upgrade.after:.3g} requests/s within the targets{of_all}"
-    if upgrade.quantity == "requests/s":
-        now = ""
-        if upgrade.before_is_lower_bound:
-            now = f", where now it is at least {upgrade.before:.3g} (that search was cut short)"
-        return f"{_about(upgrade.is_lower_bound)} {upgrade.after:.3g} requests/s{now}"
-    return f"{upgrade.quantity} {show_seconds(upgrade.after)}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -21,7 +21,7 @@ from hypsolve.cli.catalog import EXAMPLE
 from hypsolve.planning import figures, network_figure
 from hypsolve.planning.figures import FIGURES
 from hypsolve.planning.forecast import predict
-from hypsolve.planning.text import describe_upgrade, split_first
+from hypsolve.planning.upgrade_text import describe_upgrade, split_first
 from instances import network
 from tests.cli.test_cli import run
 from tests.planning.test_planner import SMALL, TIGHT, tier

@@ -17,7 +17,8 @@ from hypsolve.planning.forecast import Load, predict
 from hypsolve.planning.layers import describe_blocks, describe_cuts
 from hypsolve.planning.plan import Alternative
 from hypsolve.planning.query import PlanQuery, solve_query
-from hypsolve.planning.text import describe_bottleneck, describe_proof, describe_upgrade
+from hypsolve.planning.text import describe_bottleneck, describe_proof
+from hypsolve.planning.upgrade_text import describe_upgrade
 from hypsolve.planning.what_if import lighter_models, scenarios
 from hypsolve.problem import costs, evaluation
 from hypsolve.problem.units import GIB
