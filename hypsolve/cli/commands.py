@@ -23,8 +23,9 @@ from hypsolve.dispatch.policies import POLICIES
 from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning import comparison, planner
 from hypsolve.planning.figures import draw_pareto
-from hypsolve.planning.forecast import Load, arriving, at_rate, round_s, starts
+from hypsolve.planning.forecast import round_s
 from hypsolve.planning.layers import describe_blocks, describe_cuts
+from hypsolve.planning.load import Load, arriving, at_rate, starts
 from hypsolve.planning.query import PlanQuery, Solution, solve_query
 from hypsolve.planning.replan import OBJECTIVES, Replan, partition_in, query_in
 from hypsolve.planning.replan import replan as plan_anew

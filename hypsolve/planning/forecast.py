@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve.planning.limiting_resource import limiting_resource
+from hypsolve.planning.load import N_REQUESTS, Load, evenly, max_requests, with_requests
 from hypsolve.planning.rate_bound import bound_on_rate, lengths, n_pipelines, stages_of
 from hypsolve.problem import costs, evaluation
 from hypsolve.problem import validation as valid
-from hypsolve.problem.deployment import Deployment, Model, Requests
+from hypsolve.problem.deployment import Deployment, Model
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.runtime import Batching
 from hypsolve.problem.solution import Partition
@@ -23,51 +24,12 @@ from hypsolve.simulation.simulate import simulate
 from hypsolve.simulation.trace import Trace
 from hypsolve.solvers.clock import NEVER, Deadline
 
-N_REQUESTS, MIN_REQUESTS, MAX_SIMULATED = 400, 20, 64_000  # in one simulation
+MAX_SIMULATED = 64_000  # requests in one simulation
 WINDOW = 8.0  # arrivals are simulated for this many latencies
 TRIES = 3  # simulations, each with more requests, before a rate is judged
 STEADY, SURELY = 1.1, 1.8  # growth of the requests in progress: none, and beyond doubt
-MAX_VISITS = 2e7  # (token, stage) visits in one simulation, which take some seconds
 N_BISECTIONS = 5  # the largest rate is found to 1/32 of its bound
 OVERLOAD = 1.2  # of the largest rate, where the limiting resource is looked for
-ROUNDS_OF_USERS = 20  # requests of each user in a closed loop
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """The load that a forecast is for: Poisson arrivals, or users in a closed loop.
-
-    Attributes
-    ----------
-    rate_per_s : float
-        Requests per second; not used if there are users.
-    users : int or None
-        Users, each with one request at a time. They start at random times within one round: the
-        latency of a request on the idle network, and the think time.
-    think_time_s : float
-        Seconds from the end of a user's request to the next one.
-    ttft_slo_s, tpot_slo_s : float or None
-        Targets for the first token and for each later one.
-    seed : int
-        Seed of the arrivals, and of the starts of users.
-    max_visits : float
-        Visits, of a token at a stage, in one simulation at most.
-    """
-
-    rate_per_s: float = 1.0
-    users: int | None = None
-    think_time_s: float = 0.0
-    ttft_slo_s: float | None = None
-    tpot_slo_s: float | None = None
-    seed: int = 0
-    max_visits: float = MAX_VISITS
-
-    def describe(self) -> str:
-        """Describe the load in a few words."""
-        if self.users is None:
-            return f"a rate of {self.rate_per_s:g} per second"
-        think = f" who think for {self.think_time_s:g} s" if self.think_time_s else ""
-        return f"{self.users} user{'s' * (self.users != 1)}{think}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,8 +183,8 @@ def predict(
         )
     is_known = 0 < max_rate < math.inf and not is_lower_bound
     if is_known and not only and not deadline.has_passed():
-        n = min(N_REQUESTS * 2, _max_requests(deployment, load.max_visits))
-        beyond = serve(_evenly(deployment, OVERLOAD * max_rate, n), partition)
+        n = min(N_REQUESTS * 2, max_requests(deployment, load.max_visits))
+        beyond = serve(evenly(deployment, OVERLOAD * max_rate, n), partition)
         limited_by = limiting_resource(deployment, instance, partition, beyond)
     served_per_s, goodput_per_s = found.requests_per_s, found.goodput_requests_per_s
     if load.users is not None:
@@ -285,34 +247,8 @@ def serve_load(
 
 def round_s(deployment: Deployment, partition: Partition, load: Load) -> float:
     """Return the latency of a request on the idle network, and the think time."""
-    alone = serve(_evenly(deployment, 1.0, 1), partition)
+    alone = serve(evenly(deployment, 1.0, 1), partition)
     return float(alone.latency_s[0]) + load.think_time_s
-
-
-def with_requests(deployment: Deployment, load: Load, within_s: float = 0.0) -> Deployment:
-    """Return a deployment with the requests that are simulated under a load.
-
-    Users start within `within_s` seconds.
-    """
-    if load.users is None:
-        rng = np.random.default_rng(load.seed)
-        return under_load(deployment, load.rate_per_s, rng, load.max_visits)
-    n = max(N_REQUESTS, ROUNDS_OF_USERS * load.users)
-    n = max(min(n, _max_requests(deployment, load.max_visits)), load.users, MIN_REQUESTS)
-    return _like_the_first(deployment, starts(load, n, within_s))
-
-
-def starts(load: Load, n: int, within_s: float) -> NDArray[np.float64]:
-    """Return arrivals of `n` requests, of which users send the earliest as their first ones.
-
-    They start at independent, uniform times within `within_s` seconds, the first one at 0. If
-    all started at once, they would stay in step: every prompt would meet all others.
-    """
-    assert load.users is not None
-    first_s = np.sort(np.random.default_rng(load.seed).random(min(load.users, n)))
-    arrival_s = np.full(n, within_s)
-    arrival_s[: len(first_s)] = (first_s - first_s[0]) * within_s
-    return arrival_s
 
 
 def nodes_in_use(
@@ -409,17 +345,6 @@ def _room(deployment: Deployment, instance: Instance, partition: Partition) -> _
     return _Room(sequences, min(running, sequences) if known else running, longest)
 
 
-def under_load(
-    deployment: Deployment,
-    rate_per_s: float,
-    rng: np.random.Generator,
-    max_visits: float = MAX_VISITS,
-) -> Deployment:
-    """Return a deployment with the requests that `predict` simulates."""
-    n = min(max(MIN_REQUESTS, _max_requests(deployment, max_visits)), N_REQUESTS)
-    return arriving(deployment, rate_per_s, n, rng)
-
-
 def serve(
     deployment: Deployment,
     partition: Partition,
@@ -437,37 +362,6 @@ def serve(
         users=users,
         think_time_s=think_time_s,
     )
-
-
-def _max_requests(deployment: Deployment, max_visits: float) -> int:
-    """Return the largest number of requests for one simulation."""
-    n_passes = int(deployment.requests.output_tokens[0])
-    return int(max_visits / (n_passes * len(deployment.network.tiers)))
-
-
-def arriving(
-    deployment: Deployment, rate_per_s: float, n: int, rng: np.random.Generator
-) -> Deployment:
-    """Return a deployment with `n` requests like its first one, in Poisson arrivals.
-
-    The arrivals are scaled: ``(n - 1) / (last arrival - first arrival)`` is the rate.
-    """
-    return _like_the_first(deployment, at_rate(rng.exponential(1.0, n).cumsum(), rate_per_s))
-
-
-def at_rate(arrival_s: NDArray[np.float64], rate_per_s: float) -> NDArray[np.float64]:
-    """Scale arrivals to a rate; the first one becomes time 0."""
-    since_first = arrival_s - arrival_s[0]
-    if since_first[-1] > 0:
-        since_first /= since_first[-1]
-    with np.errstate(over="ignore"):  # `Requests` refuses infinite times
-        return since_first * (len(arrival_s) - 1) / rate_per_s
-
-
-def _like_the_first(deployment: Deployment, arrival_s: NDArray[np.float64]) -> Deployment:
-    prompt, output = lengths(deployment)
-    ones = np.ones(len(arrival_s), np.int64)
-    return replace(deployment, requests=Requests(arrival_s, prompt * ones, output * ones))
 
 
 def _sustained(
@@ -490,20 +384,20 @@ def _sustained(
     rate_per_s = load.rate_per_s if load.users is None else 0.0
     if math.isinf(bound):
         return math.inf, True, False
-    alone_s = float(serve(_evenly(deployment, bound, 1), partition).latency_s[0])
-    max_requests = min(MAX_SIMULATED, _max_requests(deployment, load.max_visits))
+    alone_s = float(serve(evenly(deployment, bound, 1), partition).latency_s[0])
+    most = min(MAX_SIMULATED, max_requests(deployment, load.max_visits))
 
     def keeps_up(rate: float) -> bool | None:
         n = max(N_REQUESTS, math.ceil(WINDOW * rate * alone_s))
-        if n > max_requests or deadline.has_passed():
+        if n > most or deadline.has_passed():
             return None
         for _ in range(TRIES):
-            trace = serve(_evenly(deployment, rate, n), partition)
+            trace = serve(evenly(deployment, rate, n), partition)
             grows = growth(trace)
-            if grows <= STEADY or grows > SURELY or n == max_requests:
+            if grows <= STEADY or grows > SURELY or n == most:
                 break
             in_progress = rate * float(trace.latency_s.mean())  # Little's law
-            n = min(max(4 * n, math.ceil(WINDOW * in_progress)), max_requests)
+            n = min(max(4 * n, math.ceil(WINDOW * in_progress)), most)
         return grows <= STEADY
 
     is_sustained = rate_per_s == 0 or (rate_per_s < bound and keeps_up(rate_per_s))
@@ -517,10 +411,6 @@ def _sustained(
             return (low, is_sustained, True) if low > 0 else (math.nan, is_sustained, False)
         low, high = (rate, high) if does_keep_up else (low, rate)
     return low, is_sustained, False
-
-
-def _evenly(deployment: Deployment, rate_per_s: float, n: int) -> Deployment:
-    return _like_the_first(deployment, np.arange(n) / rate_per_s)
 
 
 def _max_context(model: Model, rooms: list[list[float]]) -> int:

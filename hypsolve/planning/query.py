@@ -17,7 +17,7 @@ from hypsolve.formats.helix_pipeedge import read_helix
 from hypsolve.formats.huggingface import read_model
 from hypsolve.formats.network_toml import NetworkFile, read_network_file
 from hypsolve.formats.network_toml_types import runtime_keys
-from hypsolve.planning.forecast import MAX_VISITS, Load, under_load
+from hypsolve.planning.load import MAX_VISITS, Load, under_load
 from hypsolve.planning.platforms import check_weights, supported, weights_of, with_empty
 from hypsolve.planning.room_for_kv import with_most_room
 from hypsolve.planning.simulation_search import (

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hypsolve.planning.forecast import Load, predict
+from hypsolve.planning.forecast import predict
+from hypsolve.planning.load import Load
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Partition

@@ -11,11 +11,17 @@ from hypsolve.planning.goal import Goal
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.serving_frontier import WELL_SERVED
 from hypsolve.planning.tensor_parallel import restriction_cost, value_of
-from hypsolve.planning.upgrade_text import CLEARLY, about, describe_upgrade, split_first
+from hypsolve.planning.upgrade_text import (
+    CLEARLY,
+    describe_bound,
+    describe_upgrade,
+    split_first,
+)
 from hypsolve.problem.units import count, show_seconds
 
 if TYPE_CHECKING:
-    from hypsolve.planning.forecast import Forecast, Load
+    from hypsolve.planning.forecast import Forecast
+    from hypsolve.planning.load import Load
     from hypsolve.planning.plan import Alternative, NodePlan, Plan
 
 MAX_UPGRADES = 8  # printed
@@ -280,7 +286,7 @@ def rate_sustained(forecast: Forecast | Alternative) -> str:
     """Write the largest sustainable rate with its unit; empty if it is not known."""
     if math.isnan(forecast.max_requests_per_s):
         return ""
-    about = about(forecast.max_rate_is_lower_bound)
+    about = describe_bound(forecast.max_rate_is_lower_bound)
     return f"{about} {forecast.max_requests_per_s:.3g} requests/s"
 
 
@@ -322,13 +328,13 @@ def _largest_rate(forecast: Forecast) -> str:
         waits = "users wait for their answers, so requests never pile up"
         if not rate_per_s > forecast.requests_per_s:  # a coarse rate below what is served
             return waits
-        about = f"{about(forecast.max_rate_is_lower_bound)} {rate_per_s:.3g}"
+        about = f"{describe_bound(forecast.max_rate_is_lower_bound)} {rate_per_s:.3g}"
         return f"{waits}; if requests came at a rate instead, it would keep up with {about}"
     if math.isnan(rate_per_s):
         return "the largest rate that it keeps up with takes too long to simulate"
     limit = f", limited by {forecast.limited_by}" if forecast.limited_by else ""
     cut = " (the search for more was cut short)" if forecast.max_rate_is_lower_bound else ""
-    about = about(forecast.max_rate_is_lower_bound)
+    about = describe_bound(forecast.max_rate_is_lower_bound)
     return f"it keeps up with {about} {rate_per_s:.3g} requests/s{cut}{limit}"
 
 
@@ -388,7 +394,7 @@ def alternatives_lines(plan: Plan) -> list[str]:
         if more or sooner:
             rate = (
                 f"keeps up with {'more requests: ' * more}"
-                f"{about(other.max_rate_is_lower_bound)}"
+                f"{describe_bound(other.max_rate_is_lower_bound)}"
                 f" {other.max_requests_per_s:.3g} requests/s"
             )
             latency = (

@@ -72,10 +72,10 @@ def show_quantity(upgrade: Upgrade) -> str:
         now = ""
         if upgrade.before_is_lower_bound:
             now = f", where now it is at least {upgrade.before:.3g} (that search was cut short)"
-        return f"{about(upgrade.is_lower_bound)} {upgrade.after:.3g} requests/s{now}"
+        return f"{describe_bound(upgrade.is_lower_bound)} {upgrade.after:.3g} requests/s{now}"
     return f"{upgrade.quantity} {show_seconds(upgrade.after)}"
 
 
-def about(is_lower_bound: bool) -> str:
+def describe_bound(is_lower_bound: bool) -> str:
     """Return the word for a rate that was searched for by simulation."""
     return "at least" if is_lower_bound else "about"

@@ -8,7 +8,8 @@ import pytest
 
 import hypsolve as hs
 from hypsolve.planning import forecast as module
-from hypsolve.planning.forecast import Load, predict, serve_load
+from hypsolve.planning.forecast import predict, serve_load
+from hypsolve.planning.load import Load
 from hypsolve.planning.text import describe_forecast
 from hypsolve.problem.runtime import Runtime
 from hypsolve.solvers.clock import Deadline

@@ -13,8 +13,9 @@ import pytest
 
 import hypsolve as hs
 from hypsolve.planning import comparison, forecast, planner, query, what_if
-from hypsolve.planning.forecast import Load, predict
+from hypsolve.planning.forecast import predict
 from hypsolve.planning.layers import describe_blocks, describe_cuts
+from hypsolve.planning.load import Load
 from hypsolve.planning.plan import Alternative
 from hypsolve.planning.query import PlanQuery, solve_query
 from hypsolve.planning.text import describe_bottleneck, describe_proof

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hypsolve.planning.exporters.modules import ModuleNames
-from hypsolve.planning.forecast import with_requests
+from hypsolve.planning.load import with_requests
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.platforms import weights_of
 from hypsolve.problem.deployment import Deployment, Network, Node
