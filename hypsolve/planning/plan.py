@@ -336,6 +336,7 @@ class Plan:
             "time_limit_s": float(query.time_limit_s),
             "seed": query.seed,
             "left_out": list(query.left_out),
+            "too_small": list(query.too_small),
             "result": self.result.to_dict(),
             "reasons": list(self.reasons),
             "nodes": [record_to_dict(node) for node in self.nodes],

@@ -109,8 +109,12 @@ def supported(
     return restricted, frozenset(empty)
 
 
-def with_empty(network: NetworkFile, empty: frozenset[str]) -> NetworkFile:
-    """Return a copy of a network in which some tiers hold no blocks.
+def with_empty(
+    network: NetworkFile,
+    empty: frozenset[str],
+    why: str = "the runtime runs on none of its nodes",
+) -> NetworkFile:
+    """Return a copy of a network in which some tiers hold no blocks; `why` says the reason.
 
     Raises
     ------
@@ -125,8 +129,7 @@ def with_empty(network: NetworkFile, empty: frozenset[str]) -> NetworkFile:
     for name, least in zip(names, lowest, strict=True):
         if name in empty and least:
             raise ValueError(
-                f"plan: min_blocks of tier {name!r} must be 0, for the runtime runs on none of"
-                f" its nodes, got {least}"
+                f"plan: min_blocks of tier {name!r} must be 0, for {why}, got {least}"
             )
     return replace(
         network,

@@ -17,6 +17,7 @@ from hypsolve.formats.helix_pipeedge import read_helix
 from hypsolve.formats.huggingface import read_model
 from hypsolve.formats.network_toml import NetworkFile, read_network_file
 from hypsolve.formats.network_toml_types import runtime_keys
+from hypsolve.planning.gpu_groups import under_one_degree
 from hypsolve.planning.load import MAX_VISITS, Load, under_load
 from hypsolve.planning.platforms import check_weights, supported, weights_of, with_empty
 from hypsolve.planning.room_for_kv import with_most_room
@@ -92,6 +93,8 @@ class PlanQuery:
     left_out : tuple of str
         Nodes of the network that the runtime does not run on: `network` lacks them, or their
         tier holds no blocks.
+    too_small : tuple of str
+        Nodes that are left out likewise, for they have fewer GPUs than `tensor_parallel`.
 
     Raises
     ------
@@ -130,6 +133,7 @@ class PlanQuery:
     tensor_parallel: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    too_small: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "output_tokens"):
@@ -171,7 +175,10 @@ class PlanQuery:
             valid.known("method", self.method, METHODS)
         if self.tensor_parallel is not None:
             degree = valid.whole("plan", "tensor_parallel", self.tensor_parallel, minimum=1)
-            object.__setattr__(self, "network", self.network.in_groups(degree))
+            network, small = under_one_degree(self.network, degree)
+            object.__setattr__(self, "network", network)
+            names = dict.fromkeys((*self.too_small, *small))
+            object.__setattr__(self, "too_small", tuple(names))
         valid.real("plan", "time_limit_s", self.time_limit_s, strict=True)
         valid.whole("plan", "seed", self.seed)
         if self.concurrency * self.tokens > MAX_PLAN_TOKENS:
@@ -233,7 +240,7 @@ class PlanQuery:
             similar name.
         """
         own = {each.name for each in fields(cls)} - {
-            "model", "network", "options", "weights", "left_out",
+            "model", "network", "options", "weights", "left_out", "too_small",
         }  # fmt: skip
         file = to_network_file(network)
         overrides = {name: arguments.pop(name) for name in OVERRIDES if name in arguments}
@@ -326,7 +333,7 @@ def takes_query(function: Function) -> Function:
     signature = inspect.signature(function)
     own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
     named = {each.name for each in own} | {
-        "model", "network", "options", "weights", "left_out",
+        "model", "network", "options", "weights", "left_out", "too_small",
     }  # fmt: skip
     types = get_type_hints(PlanQuery)  # as text, they would name what the caller lacks
     keywords = [

@@ -167,8 +167,7 @@ def _candidates(query: PlanQuery) -> tuple[list[_Candidate], list[DegreeChoice]]
             check_degree(query.model, degree)
             if name in NO_DEGREE and degree > 1:
                 raise ValueError(f"runtime {name!r} computes no layer on several GPUs")
-            network = query.network.in_groups(degree)
-            of_degree = replace(query, network=network, tensor_parallel=degree)
+            of_degree = replace(query, tensor_parallel=degree)
         except ValueError as error:
             refused.append(DegreeChoice(degrees=degrees, is_allowed=False, reason=str(error)))
             continue

@@ -60,6 +60,10 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield f"{title(plan)}: {describe_query(plan)}"
     if plan.query.left_out:
         yield describe_left_out(plan)
+    if plan.query.too_small:
+        names = ", ".join(plan.query.too_small)
+        degree = plan.query.tensor_parallel
+        yield f"left out: {names} (fewer GPUs than compute as one, {degree})"
     yield ""
     if not plan.fits:
         verdict, *details = infeasible_lines(plan)

@@ -108,29 +108,56 @@ def mixed_network():
 
 
 def test_vllm_takes_one_degree_and_the_plan_says_what_that_costs():
-    """A stage on a single GPU forces degree 1 on the machine behind it."""
+    """A single GPU before a machine: it runs under degree 1, or is left out."""
     plan = hs.plan("llama-2-13b", mixed_network(), runtime="vllm", **FAST)
-    assert plan.query.tensor_parallel == 1
-    assert plan.degrees[0].degrees == (1, 1)
-    free = next(each for each in plan.degrees if not each.is_allowed and each.fits)
-    assert free.degrees == (1, 2)
-    refused = next(each for each in plan.degrees if each.degrees == (2, 2))
-    assert "tier 't0' has no machine for tensor_parallel 2" in refused.reason
-    gain = free.max_requests_per_s / plan.degrees[0].max_requests_per_s - 1
+    tried = {each.degrees: each for each in plan.degrees}
+    allowed = {degrees: each for degrees, each in tried.items() if each.is_allowed}
+    assert set(allowed) == {(1, 1), (2, 2)}
+    best = max(allowed.values(), key=lambda each: each.max_requests_per_s)
+    assert plan.degrees[0] == best
+    free = tried[1, 2]
+    assert free.fits and not free.is_allowed
+    gain = free.max_requests_per_s / best.max_requests_per_s - 1
     said = [line for line in str(plan).splitlines() if "vllm cannot run" in line]
     assert len(said) == (gain > 0)
-    assert all(
-        f"degrees of 1/2 by tier, which vllm cannot run, would give"
-        f" {free.max_requests_per_s:.3g} ({gain:.1%} more)" in line
-        for line in said
+    assert all(f"would give {free.max_requests_per_s:.3g} ({gain:.1%} more)" in s for s in said)
+
+
+def test_machines_with_fewer_gpus_are_left_out_and_named():
+    """Their tier relays; the rest is planned as a network without them."""
+    asked = {"runtime": "vllm", "tensor_parallel": 2, **FAST}
+    plan = hs.plan("llama-2-13b", mixed_network(), **asked)
+    assert [len(stage.blocks) for stage in plan.stages] == [0, plan.model.n_blocks]
+    assert plan.query.too_small == ("l40s",)
+    assert "left out: l40s (fewer GPUs than compute as one, 2)" in str(plan)
+    alone = hs.plan("llama-2-13b", lab([machine(gpus=2)]), **asked)
+    assert plan.forecast.max_requests_per_s == pytest.approx(
+        alone.forecast.max_requests_per_s, rel=0.05
     )
+    more = hs.Node(name="l4", gpu=hs.gpu("l4"))
+    in_a_tier = hs.plan("llama-2-13b", lab([machine(gpus=2), more]), **asked)
+    assert [node.node for node in in_a_tier.nodes] == ["box"]
+    assert in_a_tier.query.too_small == ("l4",)
+
+
+def test_a_pin_keeps_a_degree_out():
+    """A tier that must hold the embedding has no machine for degree 2: the reason says so."""
+    file = hs.NetworkFile(network=mixed_network(), pins={"embedding": "t0"})
+    plan = hs.plan("llama-2-13b", file, runtime="vllm", **FAST)
+    assert plan.query.tensor_parallel == 1
+    refused = next(each for each in plan.degrees if each.degrees == (2, 2))
+    why = "block 'embedding' must not be pinned to tier 't0': it has no machine for"
+    assert why in refused.reason
+    file = hs.NetworkFile(network=mixed_network(), min_blocks=(3, None))
+    with pytest.raises(ValueError, match="min_blocks of tier 't0' must be 0, for it has no"):
+        hs.plan("llama-2-13b", file, runtime="vllm", tensor_parallel=2, **FAST)
 
 
 def test_ideal_lets_every_stage_have_its_degree():
     """The best of all combinations, each simulated, is taken."""
     plan = hs.plan("llama-2-13b", mixed_network(), **FAST)
     tried = {each.degrees: each for each in plan.degrees if each.fits}
-    assert set(tried) == {(1, 1), (1, 2)}
+    assert set(tried) == {(1, 1), (1, 2), (2, 2)}
     best = max(tried.values(), key=lambda each: each.max_requests_per_s)
     assert plan.degrees[0] == best
     assert plan.query.tensor_parallel is None or best.degrees == (1, 1)
@@ -174,12 +201,13 @@ def test_what_cannot_be_run_is_refused():
         hs.plan("llama-3-8b", lab([machine()]), runtime="llama.cpp", tensor_parallel=2, **FAST)
     with pytest.raises(ValueError, match="plan: tensor_parallel must be at least 1, got 0"):
         hs.plan("llama-3-8b", lab([machine()]), tensor_parallel=0, **FAST)
-    fixed = lab(
-        [machine("a", gpus=2, tensor_parallel=2)], [hs.Node(name="b", gpu=hs.gpu("l4"))]
+    with pytest.raises(ValueError, match="no machine has 4 GPUs for tensor_parallel 4"):
+        hs.plan("llama-3-8b", lab([machine(gpus=2)]), tensor_parallel=4, **FAST)
+    pair, single = machine(gpus=2, tensor_parallel=2), hs.Node(name="b", gpu=hs.gpu("l4"))
+    fixed = hs.NetworkFile(
+        network=lab([pair], [single]), pins={"embedding": "t0", "head": "t1"}
     )
-    with pytest.raises(
-        ValueError, match=r"runtime 'vllm' takes one for all stages; .* 't0' has"
-    ):
+    with pytest.raises(ValueError, match=r"runtime 'vllm' takes one for all stages; .*pinned"):
         hs.plan("llama-3-8b", fixed, runtime="vllm", **FAST)
     assert hs.plan("llama-3-8b", fixed, **FAST).degrees[0].degrees == (2, 1)
 
