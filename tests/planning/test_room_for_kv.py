@@ -102,11 +102,11 @@ def test_no_more_kv_cache_is_reserved_than_slots_use():
     """A server of four slots was refused for lack of room for sixteen sequences."""
     box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("rtx-4090")),))
     site = hs.Network(name="home", tiers=(box,))
-    long = {"prompt_tokens": 7000, "output_tokens": 1000, "with_upgrades": False}
+    long = {"prompt_tokens": 7168, "output_tokens": 1024, "with_upgrades": False}
     assert not hs.plan("llama-3-8b", site, **long).fits
     found = hs.plan("llama-3-8b", site, runtime="llama.cpp", **long)
     slots = hs.runtime("llama.cpp").max_num_seqs
-    kv_bytes = sum(block.kv_bytes_per_token for block in found.model.blocks) * 8000
+    kv_bytes = sum(block.kv_bytes_per_token for block in found.model.blocks) * 8192
     assert found.fits and found.nodes[0].kv_bytes == slots * kv_bytes
     first = str(found).splitlines()[0]
     assert first.endswith(
