@@ -16,6 +16,7 @@ from hypsolve.cli import commands
 from hypsolve.cli.catalog import EXAMPLE
 from hypsolve.planning import comparison, forecast, planner, simulation_search
 from hypsolve.planning.layers import describe_cuts
+from hypsolve.planning.load import arriving
 
 
 def run(capsys, *arguments):
@@ -226,7 +227,7 @@ def test_simulate_serves_what_plan_is_asked_for(capsys, example):
         "llama-3-8b", example, prompt_tokens=90, output_tokens=7, rate_per_s=3
     )
     deployment, result = solution.deployment, solution.result
-    given = forecast.arriving(deployment, 3, 40, np.random.default_rng(4))
+    given = arriving(deployment, 3, 40, np.random.default_rng(4))
     trace = forecast.serve(given, result.partition)
     assert served["latency_s"]["mean"] == trace.latency_s.mean()
     drawn = run(capsys, *base, "--workload", "azure_conversation", "--requests", 40)[1]

@@ -9,7 +9,7 @@ import pytest
 import hypsolve as hs
 from hypsolve.planning import forecast as module
 from hypsolve.planning.forecast import predict, serve_load
-from hypsolve.planning.load import Load
+from hypsolve.planning.load import Load, under_load
 from hypsolve.planning.text import describe_forecast
 from hypsolve.problem.runtime import Runtime
 from hypsolve.solvers.clock import Deadline
@@ -91,7 +91,7 @@ def test_twice_of_what_limits_helps_more_than_half_as_much_as_anything(case):
             )
             for k, (gpu, n) in enumerate(tiers)
         )),
-        requests=toys.burst(1, prompt, output), max_resident_tokens=prompt + output,
+        requests=toys.burst(1, prompt, output),
         runtime=hs.runtime(runtime, max_num_seqs=limit),
     )  # fmt: skip
     partition = hs.Partition(cuts)
@@ -274,7 +274,7 @@ def test_arrivals_have_the_rate_that_is_told():
     """At 5 requests/s means 5, not what was drawn."""
     problem = toys.deployment([[toys.gpu("gpu", t0_s=1e-3)]], toys.burst(1), toys.model(1))
     for seed in range(3):
-        served = module.under_load(problem, 5.0, np.random.default_rng(seed))
+        served = under_load(problem, 5.0, np.random.default_rng(seed))
         arrival_s = served.requests.arrival_s
         assert (len(arrival_s) - 1) / np.ptp(arrival_s) == pytest.approx(5.0)
 
@@ -329,7 +329,7 @@ def test_a_short_time_limit_shortens_every_simulation():
     )
     query = hs.PlanQuery.of("llama-3-8b", box, output_tokens=2000, time_limit_s=1.0)
     assert query.load.max_visits == 2e5
-    served = module.under_load(
+    served = under_load(
         query.deployment(), 1.0, np.random.default_rng(0), query.load.max_visits
     )
     assert len(served.requests) == 100
