@@ -22,6 +22,7 @@ from experiments.waiting import duration, every
 Row = dict[str, Any]
 Rows = Generator[tuple["Run", Row], None, None]
 NOTICE_S = 10.0  # between lines while one family compiles
+GRACE_S = 2.0  # for workers to end after SIGTERM
 TRIES = 2  # a process may have died because another run took the memory
 
 
@@ -176,12 +177,27 @@ def _execute(runs: Sequence[Run], jobs: int, started: Callable[[Run], None]) -> 
                 idle.append(pool)
                 yield run, run.row() | answer
     except BaseException:
-        for child in multiprocessing.active_children():
-            child.terminate()
+        end_children()
         raise
     finally:
         for pool in (*idle, *(pool for _, pool, _ in running.values())):
             pool.shutdown()
+
+
+def end_children() -> None:
+    """End the worker processes, also those in which a solver ignores signals.
+
+    While CP-SAT searches, signals are in the hands of its own code, which at times does not
+    end. A pool waits for its process, so a worker that lives on would keep the sweep alive.
+    """
+    children = multiprocessing.active_children()
+    for child in children:
+        child.terminate()
+    until_s = time.monotonic() + GRACE_S
+    for child in children:
+        child.join(max(until_s - time.monotonic(), 0.0))
+        if child.is_alive():
+            child.kill()
 
 
 @functools.cache

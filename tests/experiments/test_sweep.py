@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import json
+import multiprocessing
 import os
 import pickle
 import signal
@@ -545,6 +546,30 @@ def test_ctrl_c_leaves_a_valid_file_and_says_where_it_stopped(start, tmp_path, m
     assert f"{n_rows(path)} rows are in {path}" in error
     assert path.read_bytes().endswith(b"\n")
     assert {row["method"] for row in rows_of(path)} == {"hyperion"}  # none cut short
+
+
+def ignore_signals(ready):
+    """Work on, whatever signal comes, as CP-SAT may."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    ready.set()
+    threading.Event().wait()
+
+
+def test_workers_that_ignore_signals_are_ended(monkeypatch):
+    """A sweep waited for them for ever after Ctrl-C, at full load."""
+    monkeypatch.setattr(runner, "GRACE_S", 0.1)
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    deaf = context.Process(target=ignore_signals, args=(ready,))
+    idle = context.Process(target=time.sleep, args=(1e6,))
+    for process in (deaf, idle):
+        process.start()
+    ready.wait()
+    runner.end_children()
+    for process in (deaf, idle):
+        process.join(60)
+    assert (deaf.exitcode, idle.exitcode) == (-signal.SIGKILL, -signal.SIGTERM)
 
 
 def test_an_interrupt_while_a_row_is_flushed_counts_the_row(tmp_path, monkeypatch):
