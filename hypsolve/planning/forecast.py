@@ -329,7 +329,8 @@ class _Room(NamedTuple):
 def _room(deployment: Deployment, instance: Instance, partition: Partition) -> _Room:
     """Return how many sequences fit and run at once, and how long a single one can be."""
     stages = stages_of(deployment, instance, partition)
-    limit, tokens = deployment.runtime.max_num_seqs, sum(lengths(deployment))
+    limit = deployment.runtime.max_num_seqs
+    tokens = deployment.runtime.held_tokens(sum(lengths(deployment)))
     rooms = [stage.room_tokens for stage in stages]  # of each stage, a number per node
     if deployment.runtime.batching is not Batching.STAGE:
         n = n_pipelines(stages)

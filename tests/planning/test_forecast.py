@@ -104,7 +104,7 @@ def test_twice_of_what_limits_helps_more_than_half_as_much_as_anything(case):
     gains = {
         "compute": gain(with_more(problem, flops_per_s=2)),
         "memory bandwidth": gain(with_more(problem, bytes_per_s=2)),
-        "KV memory": gain(with_more(problem, memory_bytes=2)),
+        "KV memory": gain(with_more(problem, memory_bytes=2, visible_bytes=2)),
         "batch limit": gain(
             replace(problem, runtime=replace(problem.runtime, max_num_seqs=2 * limit))
         ),

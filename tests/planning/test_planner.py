@@ -931,7 +931,7 @@ def test_the_signature_shows_every_attribute_of_a_query():
     """Editors and `help` list what `plan` takes, though it is written once, in `PlanQuery`."""
     shown = inspect.signature(hs.plan).parameters
     for each in dataclasses.fields(PlanQuery):
-        if each.name not in ("model", "network", "options"):
+        if each.name not in ("model", "network", "options", "left_out", "too_small"):
             assert shown[each.name].default == each.default
     assert shown["options"].kind is inspect.Parameter.VAR_KEYWORD
 
@@ -940,17 +940,17 @@ def test_nodes_that_no_pipeline_takes_are_named():
     """A second card seemed to share its tier's work, while llama.cpp runs one pipeline."""
     link = hs.Link(bytes_per_s=1e9, latency_s=1e-4)
     cards = tuple(hs.Node(name=f"card-{j}", gpu=hs.gpu("rtx-3090")) for j in range(2))
-    mac = hs.Node(name="mac", gpu=hs.gpu("apple-m2-max"), reserved_bytes=2**34)
+    desk = hs.Node(name="desk", gpu=hs.gpu("rtx-4090"), reserved_bytes=2**33)
     lab = hs.Network(
         name="lab",
-        tiers=(hs.Tier(name="m", nodes=(mac,), link=link), hs.Tier(name="box", nodes=cards)),
+        tiers=(hs.Tier(name="m", nodes=(desk,), link=link), hs.Tier(name="box", nodes=cards)),
     )
     for runtime in ("llama.cpp", "vllm", "ideal"):
         made = hs.plan("llama-3-8b", lab, runtime=runtime, with_upgrades=False)
         drawn = hs.workload(n_requests=20, rate_per_s=1)
         deployment = replace(made.deployment, requests=drawn, max_resident_tokens=None)
         busy_s = hs.simulate(deployment, made.result.partition).busy_s
-        names = ("mac", "card-0", "card-1")
+        names = ("desk", "card-0", "card-1")
         idle = {name for name, s in zip(names, busy_s, strict=True) if s == 0}
         assert idle == ({"card-1"} if runtime != "ideal" else set())
         assert ("idle: card-1;" in str(made)) == bool(idle)
