@@ -1,4 +1,4 @@
-"""`under_one_degree`: a network of groups of equally many GPUs, without smaller machines."""
+"""Degrees of tensor parallelism that machines can have, and a network under one of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ from dataclasses import replace
 
 from hypsolve.formats.network_file import NetworkFile
 from hypsolve.planning.platforms import with_empty
+from hypsolve.problem.network import Node
+
+
+def degrees_of(node: Node) -> list[int]:
+    """Return the degrees that a machine can have, in rising order."""
+    if node.tensor_parallel is not None:
+        return [node.tensor_parallel]
+    if node.interconnect is None:
+        return [1]
+    return [1, *(degree for degree in node.interconnect.degrees if degree <= node.gpus)]
 
 
 def under_one_degree(network: NetworkFile, degree: int) -> tuple[NetworkFile, tuple[str, ...]]:
@@ -38,7 +48,12 @@ def under_one_degree(network: NetworkFile, degree: int) -> tuple[NetworkFile, tu
         }
         tiers.append(replace(tier, nodes=nodes or tier.nodes))
     if len(empty) == len(tiers):
-        raise ValueError(f"no machine has {degree} GPUs for tensor_parallel {degree}")
+        nodes = (node for tier in tiers for node in tier.nodes)
+        known = sorted({each for node in nodes for each in degrees_of(node)})
+        raise ValueError(
+            "plan: tensor_parallel must be a degree that some machine can have,"
+            f" {', '.join(map(str, known))}, got {degree}"
+        )
     why = f"it has no machine for tensor_parallel {degree}"
     for block, tier_name in network.pins.items():
         if tier_name in empty:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from hypsolve.formats.network_file import NetworkFile
 from hypsolve.planning.forecast import predict
 from hypsolve.planning.goal import Goal
+from hypsolve.planning.gpu_groups import degrees_of
 from hypsolve.planning.query import DEFAULT_METHOD, PlanQuery, Solution, solve_query
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.problem.gpu_group import check_degree
@@ -204,19 +205,11 @@ def _known(tiers: tuple[Tier, ...]) -> list[int]:
 
 def _degrees_of(tier: Tier) -> list[int]:
     """Return the degrees that some machine of a tier can have."""
-    return sorted({degree for node in tier.nodes for degree in _of_machine(node)})
-
-
-def _of_machine(node: Node) -> list[int]:
-    if node.tensor_parallel is not None:
-        return [node.tensor_parallel]
-    if node.interconnect is None:
-        return [1]
-    return [1, *(degree for degree in node.interconnect.degrees if degree <= node.gpus)]
+    return sorted({degree for node in tier.nodes for degree in degrees_of(node)})
 
 
 def _at_most(node: Node, degree: int) -> int:
-    return max(each for each in _of_machine(node) if each <= degree)
+    return max(each for each in degrees_of(node) if each <= degree)
 
 
 def _divides(query: PlanQuery, degrees: list[int]) -> list[int]:
