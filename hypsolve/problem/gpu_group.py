@@ -11,8 +11,8 @@ def group_profile(node: Node, model: Model, library: str) -> GpuProfile:
 
     Weights, KV cache and FLOPs divide among the GPUs, so that the rates and the memory add up.
     The fixed time of a block does not divide. Every block adds its all-reduces. KV heads are
-    replicated if there are more GPUs; the copies of their projections and of routers of experts,
-    a few percent of the weights at most, are not counted.
+    replicated if there are more GPUs. The copies of their projections and of the routers of
+    experts, a few percent of the weights at most, are not counted.
 
     Parameters
     ----------
