@@ -48,8 +48,7 @@ def under_one_degree(network: NetworkFile, degree: int) -> tuple[NetworkFile, tu
         }
         tiers.append(replace(tier, nodes=nodes or tier.nodes))
     if len(empty) == len(tiers):
-        nodes = (node for tier in tiers for node in tier.nodes)
-        known = sorted({each for node in nodes for each in degrees_of(node)})
+        known = sorted({n for tier in tiers for node in tier.nodes for n in degrees_of(node)})
         raise ValueError(
             "plan: tensor_parallel must be a degree that some machine can have,"
             f" {', '.join(map(str, known))}, got {degree}"
