@@ -47,7 +47,8 @@ class NetworkFile:
     def in_groups(self, degree: int | Mapping[str, int] | None = None) -> "NetworkFile":
         """Return a copy in which every group of GPUs that compute as one is a node.
 
-        `Network.in_groups` describes it. The groups of a machine share its price.
+        `Network.in_groups` describes it. The groups of a machine share its price, and their
+        link is that of the interconnect unless `inner_links` gives one.
         """
         machines = [node for tier in self.network.tiers for node in tier.nodes]
         if all(node.gpus == 1 for node in machines) and degree in (None, 1):
@@ -61,7 +62,12 @@ class NetworkFile:
             if names and node.name in self.price_per_hour:
                 price = self.price_per_hour[node.name] / len(names)
                 prices |= dict.fromkeys(names, price)
-        return replace(self, network=network, price_per_hour=prices)
+        given = self.inner_links or (None,) * len(network.tiers)
+        inner = tuple(
+            tier.machine_link if link is None else link
+            for tier, link in zip(network.tiers, given, strict=True)
+        )
+        return replace(self, network=network, price_per_hour=prices, inner_links=inner)
 
     def inner_link(self, k: int) -> Link | None:
         """Return the link among the nodes of tier k; None if unknown."""

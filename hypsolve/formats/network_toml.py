@@ -192,7 +192,9 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
         price_per_hour=prices,
         currency=table.get("currency", ""),
         inner_links=tuple(
-            _link(f"{owner}: tier {k} inner", entry["inner"]) if "inner" in entry else None
+            _link(f"{owner}: tier {k} inner", entry["inner"])
+            if "inner" in entry
+            else tiers[k].machine_link
             for k, entry in enumerate(entries)
         ),
         runtime=_runtime(owner, table["runtime"], network) if "runtime" in table else None,

@@ -286,6 +286,25 @@ class Tier:
         if self.link is not None and not isinstance(self.link, Link):
             raise TypeError(f"{owner}: link must be a Link or None, got {self.link!r:.60}")
 
+    @property
+    def machine_link(self) -> Link | None:
+        """The link among the nodes if they are GPUs of one machine; else None.
+
+        The all-reduce of two GPUs sends every byte once over the link between them, and takes
+        at least its latency.
+        """
+        links = self.nodes[0].interconnect
+        if len(self.nodes) == 1 or links is None or 2 not in links.degrees:
+            return None
+        if {(node.host, node.interconnect) for node in self.nodes} != {
+            (self.nodes[0].host or None, links)
+        }:
+            return None
+        pair = links.all_reduce(2)
+        if pair.large_s_per_byte == 0:
+            return None
+        return Link(bytes_per_s=1 / pair.large_s_per_byte, latency_s=pair.small_s)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Network:

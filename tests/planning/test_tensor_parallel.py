@@ -230,6 +230,23 @@ def test_the_report_has_the_degrees(box_plan, tmp_path):
     assert "measured: one all-reduce of 16-bit values" in report
 
 
+def test_gpus_of_a_machine_can_be_stages_in_a_row():
+    """llama.cpp holds a model on eight GPUs that none of them could hold: one after another."""
+    plan = hs.plan("llama-3-70b", lab([machine()]), runtime="llama.cpp", **FAST)
+    assert not plan.fits
+    near = hs.nearest_plan(plan, "llama.cpp", with_upgrades=False)
+    assert near.fits
+    used = [node.node for node in near.nodes if node.is_used]
+    assert set(used) <= {f"box/{i}" for i in range(8)}
+    text = hs.export(near, "llama.cpp")
+    servers = [line for line in text.splitlines() if "llama-server" in line]
+    rows = [re.search(r"--device (\S+) ", line)[1].split(",") for line in servers]
+    assert all(len(row) >= 2 for row in rows)  # local devices, each of one server
+    devices = sorted(device for row in rows for device in row)
+    assert devices == sorted(node.replace("box/", "CUDA") for node in used)
+    assert "ggml-rpc-server" not in text
+
+
 def test_replan_keeps_the_degree(box_plan, tmp_path):
     """The earlier plan's degree is used, though the network file leaves it open."""
     path = tmp_path / "plan.json"

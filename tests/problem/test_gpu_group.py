@@ -218,6 +218,17 @@ def test_groups_share_out_the_gpus_of_a_machine():
     assert replace(box, tensor_parallel=4).groups(2) == ()
 
 
+def test_groups_of_one_machine_are_linked_by_its_interconnect():
+    """An all-reduce of two GPUs takes 10 us, or 25 us and 1 ns per byte: 1 GB/s."""
+    tier = hs.Tier(name="rack", nodes=replace(machine(8), tensor_parallel=None).groups(2))
+    assert tier.machine_link.bytes_per_s == pytest.approx(1e9)
+    assert tier.machine_link.latency_s == 1e-5
+    other = hs.Tier(name="r", nodes=(*tier.nodes, *replace(machine(4), host="x").groups()))
+    single = hs.Tier(name="s", nodes=(machine(8),))
+    plain = hs.Tier(name="p", nodes=(hs.Node(name="a", gpu=hs.gpu("l4"), host="h"),) * 2)
+    assert (other.machine_link, single.machine_link, plain.machine_link) == (None, None, None)
+
+
 def test_cards_of_groups_are_distinct():
     """Two groups of one host must not share a card."""
     first, second = machine(2, host="h", card=0), machine(4, host="h", card=1)
