@@ -219,7 +219,8 @@ def _candidates(plan: Plan, runtime: str) -> list[Candidate]:
 def _supported(plan: Plan, runtime: str) -> tuple[NetworkFile, frozenset[str]]:
     """Return the network without nodes that the runtime does not run on, GPUs numbered.
 
-    The tiers that have no other nodes keep them, and are named: they must be empty.
+    The tiers that have no other nodes keep them, and are named: they must be empty, as must
+    those that may hold no block.
     """
     simulated = plan.deployment.runtime
     network, empty = supported("nearest_plan", plan.network, runtime, simulated)
@@ -234,7 +235,9 @@ def _supported(plan: Plan, runtime: str) -> tuple[NetworkFile, frozenset[str]]:
         replace(tier, nodes=tuple(replace(n, card=numbers[n.name]) for n in tier.nodes))
         for tier in network.network.tiers
     )
-    return replace(network, network=replace(network.network, tiers=tiers)), empty
+    most = network.max_blocks or (None,) * len(tiers)
+    closed = {tier.name for tier, limit in zip(tiers, most, strict=True) if limit == 0}
+    return replace(network, network=replace(network.network, tiers=tiers)), empty | closed
 
 
 def _replica_counts(network: NetworkFile, empty: frozenset[str]) -> list[int]:

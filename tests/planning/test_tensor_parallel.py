@@ -140,6 +140,16 @@ def test_machines_with_fewer_gpus_are_left_out_and_named():
     assert in_a_tier.query.too_small == ("l4",)
 
 
+def test_the_nearest_plan_leaves_tiers_of_small_machines_empty():
+    """The last layer goes to the last tier that can hold blocks, not to the last tier."""
+    network = lab([machine("a", gpus=2)], [machine("b", gpus=4)], [machine("c", gpus=1)])
+    plan = hs.plan("llama-2-13b", network, runtime="vllm", tensor_parallel=2, **FAST)
+    assert plan.query.too_small == ("c",)
+    near = hs.nearest_plan(plan, "vllm", with_upgrades=False)
+    assert near.fits and not near.stages[-1].blocks
+    assert "--tensor-parallel-size 2" in hs.export(near, "vllm", instead_of=plan)
+
+
 def test_a_pin_keeps_a_degree_out():
     """A tier that must hold the embedding has no machine for degree 2: the reason says so."""
     file = hs.NetworkFile(network=mixed_network(), pins={"embedding": "t0"})
@@ -239,7 +249,7 @@ def test_gpus_of_a_machine_can_be_stages_in_a_row():
     used = [node.node for node in near.nodes if node.is_used]
     assert set(used) <= {f"box/{i}" for i in range(8)}
     text = hs.export(near, "llama.cpp")
-    servers = [line for line in text.splitlines() if "llama-server" in line]
+    servers = [line for line in text.splitlines() if "llama-server -m" in line]
     rows = [re.search(r"--device (\S+) ", line)[1].split(",") for line in servers]
     assert all(len(row) >= 2 for row in rows)  # local devices, each of one server
     devices = sorted(device for row in rows for device in row)
