@@ -172,6 +172,8 @@ def _candidates(query: PlanQuery) -> tuple[list[_Candidate], list[DegreeChoice]]
         except ValueError as error:
             refused.append(DegreeChoice(degrees=degrees, is_allowed=False, reason=str(error)))
             continue
+        if of_degree.too_small and name not in (*ONE_DEGREE, *NO_DEGREE):
+            continue  # such a runtime need not leave machines out
         common.append(_Candidate(of_degree, DegreeChoice(degrees=degrees, is_allowed=True)))
     return common + list(_mixed(query)), refused
 

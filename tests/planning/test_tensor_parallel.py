@@ -167,7 +167,7 @@ def test_ideal_lets_every_stage_have_its_degree():
     """The best of all combinations, each simulated, is taken."""
     plan = hs.plan("llama-2-13b", mixed_network(), **FAST)
     tried = {each.degrees: each for each in plan.degrees if each.fits}
-    assert set(tried) == {(1, 1), (1, 2), (2, 2)}
+    assert set(tried) == {(1, 1), (1, 2)}  # no machine need be left out
     best = max(tried.values(), key=lambda each: each.max_requests_per_s)
     assert plan.degrees[0] == best
     assert plan.query.tensor_parallel is None or best.degrees == (1, 1)
