@@ -190,7 +190,7 @@ def _split(
     """Return the split of a query, and when the time limit ends; the search gets a share."""
     planner.warm(query)
     deadline = Deadline(query.time_limit_s)
-    query, _ = planner.with_degrees(query, progress)
+    query, _ = choose_degrees(query, progress)
     limited = replace(query, time_limit_s=deadline.part(share).limit_s)
     return replace(solve_query(limited, progress), query=query), deadline
 

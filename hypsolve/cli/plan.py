@@ -29,6 +29,7 @@ from hypsolve.planning.platforms import runs_on
 from hypsolve.planning.query import PlanQuery, to_network_file
 from hypsolve.planning.runtime_restrictions import nearest_plan
 from hypsolve.planning.serving_frontier import WELL_SERVED
+from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.text import describe_proof, describe_slos, rate_sustained
 from hypsolve.planning.what_if import lighter_models
 from hypsolve.problem.optional import optional
@@ -101,7 +102,7 @@ def plan(
         optional("matplotlib.figure")  # loaded before the clock starts, as kernels are
     deadline = Deadline(query.time_limit_s - _report_s(query.time_limit_s, report))
     with show_progress() as progress:
-        query, degrees = planner.with_degrees(query, progress)
+        query, degrees = choose_degrees(query, progress, deadline)
         plan = planner.plan_query(
             query,
             with_upgrades=in_full and not target,

@@ -22,7 +22,7 @@ from hypsolve.planning.query import (
 )
 from hypsolve.planning.rate_bound import lengths
 from hypsolve.planning.simulation_search import Progress
-from hypsolve.planning.tensor_parallel import DegreeChoice, choose_degrees
+from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.what_if import Upgrade, find_upgrades, lighter_models
 from hypsolve.problem import costs, evaluation
 from hypsolve.problem.deployment import CostModel, Deployment, Model
@@ -115,8 +115,16 @@ def plan(
     """
     query = PlanQuery.of(model, network, weights=weights, **arguments)
     lighter = lighter_models(model, weights, query.runtime.server) if with_upgrades else {}
-    query, degrees = choose_degrees(query, progress)
-    found = plan_query(query, with_upgrades=with_upgrades, lighter=lighter, progress=progress)
+    warm(query)
+    deadline = Deadline(query.time_limit_s)
+    query, degrees = choose_degrees(query, progress, deadline)
+    found = plan_query(
+        query,
+        with_upgrades=with_upgrades,
+        lighter=lighter,
+        progress=progress,
+        deadline=deadline,
+    )
     return replace(found, degrees=degrees)
 
 
@@ -183,17 +191,6 @@ def add_upgrades(
 def warm(query: PlanQuery) -> None:
     """Compile or load the kernels that a plan for a query needs, before a clock starts."""
     warm_methods(query.method or DEFAULT_METHOD, simulates=True, pipelines=query.has_pipelines)
-
-
-def with_degrees(
-    query: PlanQuery, progress: Progress | None = None
-) -> tuple[PlanQuery, tuple[DegreeChoice, ...]]:
-    """Choose degrees as `choose_degrees` does, and keep the whole time limit in the query.
-
-    The caller has a deadline for all of its work.
-    """
-    chosen, degrees = choose_degrees(query, progress)
-    return replace(chosen, time_limit_s=query.time_limit_s), degrees
 
 
 def _plan_of(

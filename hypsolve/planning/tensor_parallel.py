@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from hypsolve.formats.network_file import NetworkFile
@@ -34,8 +34,8 @@ ONE_DEGREE = ("vllm", "sglang", "tensorrt-llm")
 NO_DEGREE = ("llama.cpp",)
 """Runtimes that compute no layer on several GPUs."""
 MAX_SIMULATED = 6  # choices of degrees that differ over the tiers
-SHARE = 0.25  # of the time limit, for all simulations
-MAX_CHOICES = 512  # of them that are split
+SHARE = 0.4  # of the time that is left, for all simulations
+MAX_CHOICES = 256  # of them that are split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +54,13 @@ class DegreeChoice:
         Why it was not simulated; empty if it was.
     objective_s : float
         Least objective; inf if nothing fits.
+    value : float
+        What the query asks for, simulated: the largest rate, the rate of the users, the goodput
+        or the mean latency; nan if it was not simulated.
     max_requests_per_s, latency_mean_s, goodput_requests_per_s : float
-        Forecast, as in `Forecast`; nan if it was not simulated.
+        As in `Forecast`; nan if it was not simulated.
+    max_rate_is_lower_bound : bool
+        As in `Forecast`.
     """
 
     degrees: tuple[int, ...]
@@ -63,9 +68,11 @@ class DegreeChoice:
     fits: bool = False
     reason: str = ""
     objective_s: float = math.inf
+    value: float = math.nan
     max_requests_per_s: float = math.nan
     latency_mean_s: float = math.nan
     goodput_requests_per_s: float = math.nan
+    max_rate_is_lower_bound: bool = False
 
     def describe_degrees(self) -> str:
         """Name the degree, or those of the tiers if they differ."""
@@ -76,16 +83,15 @@ class DegreeChoice:
 
 @dataclass(slots=True)
 class _Candidate:
-    """A query with its degrees, its split and the simulated value of its goal."""
+    """A query with its degrees, and its split if the model fits."""
 
     query: PlanQuery
     choice: DegreeChoice
     solution: Solution | None = None
-    value: float = math.nan
 
 
 def choose_degrees(
-    query: PlanQuery, progress: Progress | None = None
+    query: PlanQuery, progress: Progress | None = None, deadline: Deadline | None = None
 ) -> tuple[PlanQuery, tuple[DegreeChoice, ...]]:
     """Choose the degrees of tensor parallelism of a query's machines.
 
@@ -93,14 +99,17 @@ def choose_degrees(
     ----------
     query : PlanQuery
     progress : callable, optional
-        Called with a line of text about the work in progress. After `SHARE` of the query's time
-        limit, degrees that are not simulated yet are compared by a model alone.
+        Called with a line of text about the work in progress.
+    deadline : Deadline, optional
+        When the caller's work must have ended: the choice takes `SHARE` of what is left.
+        Default: the time limit of the query from now on. What is not simulated by then is
+        compared by a model alone.
 
     Returns
     -------
     query : PlanQuery
-        Its network has a node for every group of GPUs, and its time limit is what is left. The
-        query itself, if no machine has several GPUs or the degree is given.
+        Its network has a node for every group of GPUs. The query itself, if no machine has
+        several GPUs or the degree is given.
     choices : tuple of DegreeChoice
         All degrees that were tried; the chosen one is first.
 
@@ -119,22 +128,18 @@ def choose_degrees(
         return query, ()
     progress = progress or (lambda line: None)
     warm_methods(DEFAULT_METHOD, simulates=True, pipelines=query.has_pipelines)
-    deadline = Deadline(SHARE * query.time_limit_s)
+    deadline = (deadline or Deadline(query.time_limit_s)).part(SHARE)
     candidates, refused = _candidates(query)
     for each in candidates:
-        _split(each)
-    fitting = [each for each in candidates if each.solution is not None]
-    simulated = 0
+        if each.query.tensor_parallel is not None or not deadline.has_passed():
+            _split(each)
     goal = Goal(query)
-    for each in sorted(fitting, key=lambda c: goal.rank(_modelled(goal, c))):
-        if len(set(each.choice.degrees)) > 1:
-            simulated += 1
-            if simulated > MAX_SIMULATED:
-                continue
+    best = _best_modelled(goal, [each for each in candidates if each.solution is not None])
+    for at, each in enumerate(best):
         if deadline.has_passed():
             break
         progress(f"tensor parallelism {each.choice.describe_degrees()}: simulating requests")
-        _simulate(each, goal)
+        _simulate(each, goal, deadline.part(1 / (len(best) - at)))
     if not any(each.choice.is_allowed for each in candidates):
         why = "; ".join(choice.reason for choice in refused)
         if query.runtime.name in ONE_DEGREE:
@@ -142,8 +147,18 @@ def choose_degrees(
         raise ValueError(f"plan: no degree of tensor parallelism can be run: {why}")
     order = sorted(candidates, key=lambda each: _order(goal, each))
     tried = [each.choice for each in order]
-    left_s = max(query.time_limit_s - deadline.spent_s(), query.time_limit_s / 2)
-    return replace(order[0].query, time_limit_s=left_s), (*tried, *refused)
+    return order[0].query, (*tried, *refused)
+
+
+def _best_modelled(goal: Goal, fitting: list[_Candidate]) -> list[_Candidate]:
+    """Return the candidates to simulate, the best by the model of the goal first.
+
+    All common degrees are simulated, and the `MAX_SIMULATED` best of the others.
+    """
+    ranked = sorted(fitting, key=lambda each: goal.rank(_modelled(goal, each)))
+    mixed = [each for each in ranked if each.query.tensor_parallel is None]
+    out = {id(each) for each in mixed[MAX_SIMULATED:]}
+    return [each for each in ranked if id(each) not in out]
 
 
 def _order(goal: Goal, each: _Candidate) -> tuple[bool, bool, float, float, tuple[int, ...]]:
@@ -152,7 +167,7 @@ def _order(goal: Goal, each: _Candidate) -> tuple[bool, bool, float, float, tupl
     return (
         not each.choice.is_allowed,
         each.solution is None,
-        goal.rank(each.value),
+        goal.rank(each.choice.value),
         modelled,
         each.choice.degrees,
     )
@@ -187,14 +202,17 @@ def _mixed(query: PlanQuery) -> Iterator[_Candidate]:
     if name in NO_DEGREE:
         return
     degrees = [_divides(query, _degrees_of(tier)) for tier in tiers]
+    seen: set[tuple[int, ...]] = set()
     for chosen in itertools.islice(itertools.product(*degrees), MAX_CHOICES):
         of_nodes = {
             node.name: node.tensor_parallel or _at_most(node, degree)
             for tier, degree in zip(tiers, chosen, strict=True)
             for node in tier.nodes
         }
-        if len(set(of_nodes.values())) == 1:
-            continue  # it is a common degree
+        of_all = tuple(of_nodes.values())
+        if len(set(of_all)) == 1 or of_all in seen:
+            continue  # it is a common degree, or known
+        seen.add(of_all)
         network = query.network.in_groups(of_nodes)
         choice = DegreeChoice(degrees=_largest(network), is_allowed=name not in ONE_DEGREE)
         yield _Candidate(replace(query, network=network, tensor_parallel=None), choice)
@@ -252,7 +270,7 @@ def _modelled(goal: Goal, each: _Candidate) -> float:
     return goal.model(each.solution, each.solution.result.partition.cuts, each.query)
 
 
-def _simulate(each: _Candidate, goal: Goal) -> None:
+def _simulate(each: _Candidate, goal: Goal, deadline: Deadline) -> None:
     """Simulate the split of a candidate under the load of the query."""
     assert each.solution is not None and each.solution.result.partition is not None
     forecast = predict(
@@ -260,12 +278,14 @@ def _simulate(each: _Candidate, goal: Goal) -> None:
         each.solution.result.partition,
         each.query.load,
         instance=each.solution.instance,
+        deadline=deadline,
         only=goal.quantity,
     )
-    each.value = goal.of(forecast)
     each.choice = replace(
         each.choice,
+        value=goal.of(forecast),
         max_requests_per_s=forecast.max_requests_per_s,
+        max_rate_is_lower_bound=forecast.max_rate_is_lower_bound,
         latency_mean_s=forecast.latency_s.mean,
         goodput_requests_per_s=forecast.goodput_requests_per_s,
     )
@@ -275,21 +295,9 @@ def restriction_cost(
     goal: Goal, choices: tuple[DegreeChoice, ...]
 ) -> tuple[DegreeChoice, float] | None:
     """Return the best choice that the runtime cannot run, and its gain; None if none gains."""
-    values = {id(choice): value_of(goal, choice) for choice in choices}
-    known = [each for each in choices if not math.isnan(values[id(each)])]
-    others = [each for each in known if not each.is_allowed]
-    if not others or not known[0].is_allowed:
+    others = [each for each in choices if not each.is_allowed and not math.isnan(each.value)]
+    if not others or math.isnan(choices[0].value):
         return None
-    best = min(others, key=lambda each: goal.rank(values[id(each)]))
-    gain = goal.gain(values[id(known[0])], values[id(best)])
+    best = min(others, key=lambda each: goal.rank(each.value))
+    gain = goal.gain(choices[0].value, best.value)
     return (best, gain) if gain > 0 else None
-
-
-def value_of(goal: Goal, choice: DegreeChoice) -> float:
-    """Return the simulated value of the goal under a choice; nan if it is not known."""
-    by_quantity: Mapping[str, float] = {
-        "goodput": choice.goodput_requests_per_s,
-        "requests/s": choice.max_requests_per_s,
-        "mean latency": choice.latency_mean_s,
-    }
-    return by_quantity[goal.quantity]

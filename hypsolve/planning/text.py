@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hypsolve.planning.goal import Goal
+from hypsolve.planning.goal import RATE, Goal
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.serving_frontier import WELL_SERVED
-from hypsolve.planning.tensor_parallel import restriction_cost, value_of
+from hypsolve.planning.tensor_parallel import DegreeChoice, restriction_cost
 from hypsolve.planning.upgrade_text import (
     CLEARLY,
     describe_bound,
@@ -143,10 +143,10 @@ def degree_lines(plan: Plan) -> Iterator[str]:
     if not plan.degrees:
         return
     goal = Goal(plan.query)
-    tried = [(each, value_of(goal, each)) for each in plan.degrees if each.is_allowed]
     of_each = (
-        f"{each.describe_degrees()}: {show_value(goal, value) if each.fits else each.reason}"
-        for each, value in tried
+        f"{each.describe_degrees()}: {_value(goal, each) if each.fits else each.reason}"
+        for each in plan.degrees
+        if each.is_allowed
     )
     yield f"tensor parallelism, {goal.quantity} simulated: {'; '.join(of_each)}"
     cost = restriction_cost(goal, plan.degrees)
@@ -154,16 +154,18 @@ def degree_lines(plan: Plan) -> Iterator[str]:
         other, gain = cost
         yield (
             f"degrees of {other.describe_degrees()} by tier, which {plan.query.runtime.name}"
-            f" cannot run, would give {show_value(goal, value_of(goal, other))} ({gain:.1%}"
+            f" cannot run, would give {_value(goal, other)} ({gain:.1%}"
             f" {'more' if goal.is_rate else 'less'})"
         )
 
 
-def show_value(goal: Goal, value: float) -> str:
-    """Write a value of a goal; nan means that it was not simulated."""
-    if math.isnan(value):
+def _value(goal: Goal, choice: DegreeChoice) -> str:
+    """Write what a choice of degrees serves."""
+    if math.isnan(choice.value):
         return "not simulated"
-    return f"{value:.3g}" if goal.is_rate else show_seconds(value)
+    at_least = "at least " * (choice.max_rate_is_lower_bound and goal.quantity == RATE)
+    written = f"{choice.value:.3g}" if goal.is_rate else show_seconds(choice.value)
+    return f"{at_least}{written}"
 
 
 def rows_of_nodes(plan: Plan) -> list[dict[str, str]]:

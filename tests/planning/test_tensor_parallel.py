@@ -191,6 +191,16 @@ def test_the_goal_decides():
     assert wide.query.tensor_parallel == 1  # eight servers, which share nothing
 
 
+def test_users_are_served_best():
+    """In a closed loop the value is the rate of the users, not the largest one."""
+    asked = {"users": 4, "with_upgrades": False, "time_limit_s": 600, "output_tokens": 32}
+    plan = hs.plan("llama-3.2-1b", lab([machine(gpus=2)]), runtime="vllm", **asked)
+    assert [each.value for each in plan.degrees] == sorted(
+        (each.value for each in plan.degrees), reverse=True
+    )
+    assert plan.degrees[0].value == plan.forecast.requests_per_s
+
+
 def test_degrees_must_divide_the_heads():
     """Qwen2.5-7B has 28 heads: 8 is left out with its reason, or refused if it is asked for."""
     model = hs.model("qwen2.5-7b")
