@@ -380,7 +380,8 @@ def render(table: dict[str, GpuProfile]) -> str:
     for slug, profile in table.items():
         lines += ["", f"[{slug}]"]
         for field in fields(GpuProfile):
-            if field.name == "visible_bytes":  # of catalog/cards.toml
+            # of catalog/cards.toml, and of groups of GPUs
+            if field.name in ("visible_bytes", "kv_copies", "all_reduce"):
                 continue
             value = getattr(profile, field.name)
             if isinstance(value, str):

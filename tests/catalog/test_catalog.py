@@ -146,6 +146,8 @@ def test_every_term_of_every_block_by_hand():
         gathered_bytes_per_token=2 * 8,  # the row,
         activation_bytes_per_token=2 * 8,  # written out
         output_bytes_per_token=2 * 8,
+        collectives=1,
+        collective_bytes_per_token=2 * 8,
     )
     assert layer == Block(
         kind="layer",
@@ -156,6 +158,8 @@ def test_every_term_of_every_block_by_hand():
         output_bytes_per_token=2 * 8,
         flops_per_token=2.0 * weights,
         attention_flops_per_pair=2.0 * (4 * 2) + 2.0 * (4 * 2),  # scores, and their sum of v
+        collectives=2,
+        collective_bytes_per_token=2 * 8,
     )
     assert head == Block(
         kind="head",
@@ -165,6 +169,8 @@ def test_every_term_of_every_block_by_hand():
         output_bytes_per_token=4,
         flops_per_token=2.0 * 10 * 8,
         last_token_only=True,
+        collectives=1,
+        collective_bytes_per_token=10,  # half of the logits: they are gathered, not added
     )
 
 
