@@ -51,6 +51,8 @@ from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
 from hypsolve.problem.interconnect import AllReduce, Interconnect
 from hypsolve.problem.result import Result
 from hypsolve.problem.runtime import Runtime
+from hypsolve.problem.serving import ServingInstance, ServingObjective
+from hypsolve.problem.serving_costs import to_serving_instance
 from hypsolve.problem.solution import (
     Certificate,
     Outcome,
@@ -116,6 +118,8 @@ __all__ = [
     "Runtime",
     "Schedule",
     "Series",
+    "ServingInstance",
+    "ServingObjective",
     "StageRule",
     "Status",
     "Summary",
@@ -159,6 +163,7 @@ __all__ = [
     "solve",
     "solve_many",
     "to_instance",
+    "to_serving_instance",
     "verify_certificate",
     "weight_format",
     "weight_formats",

@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 from hypsolve.problem import validation as valid
 from hypsolve.problem.files import MAX_BYTES, checked_path, parse_json, read_bytes, replacing
 from hypsolve.problem.instance import ARRAY_FIELDS, Instance
+from hypsolve.problem.serving import ServingInstance
 
 FORMAT = "hypsolve-instance"
+SERVING_FORMAT = "hypsolve-serving-instance"
 VERSION = 2
+SERVING_VERSION = 1
 OLD_NAMES: dict[int, dict[str, str]] = {
     1: {"least_given": "min_blocks_given", "most_blocks": "max_blocks"}
 }
@@ -40,7 +43,7 @@ _ASSUMED = {"empty_first_tier": True}
 """Fields that are written only where they differ from these values."""
 
 
-def save(instance: Instance, path: str | os.PathLike[str]) -> None:
+def save(instance: Instance | ServingInstance, path: str | os.PathLike[str]) -> None:
     """Write an instance as JSON; `load` returns an instance with the same digest.
 
     The file is written beside `path` under a temporary name and then renamed, so that `path` is
@@ -48,7 +51,8 @@ def save(instance: Instance, path: str | os.PathLike[str]) -> None:
 
     Parameters
     ----------
-    instance : Instance
+    instance : Instance or ServingInstance
+        The file states its kind.
     path : str or path
         Ends in ``.json`` or ``.json.gz``.
 
@@ -69,10 +73,25 @@ def save(instance: Instance, path: str | os.PathLike[str]) -> None:
     ...     hs.load(f"{folder}/tiny.json.gz") == instance
     True
     """
-    valid.of_type("save", "instance", instance, Instance)
+    if not isinstance(instance, Instance | ServingInstance):
+        raise TypeError(
+            f"save: instance must be an Instance or a ServingInstance, got {instance!r:.60}"
+        )
     path = checked_path("save", path)
     if not path.name.endswith((".json", ".json.gz")):
         raise ValueError(f"{path}: the name of an instance must end in .json or .json.gz")
+    document = _document(instance)
+    lines = (
+        f'"{key}": {json.dumps(value, allow_nan=False)}' for key, value in document.items()
+    )
+    with replacing(path, "an instance") as file:
+        file.write("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _document(instance: Instance | ServingInstance) -> dict[str, Any]:
+    if isinstance(instance, ServingInstance):
+        head = {"format": SERVING_FORMAT, "version": SERVING_VERSION}
+        return head | instance.to_dict()
     document: dict[str, Any] = {"format": FORMAT, "version": VERSION}
     document |= {field: getattr(instance, field) for field in _PLAIN}
     document |= {
@@ -83,11 +102,7 @@ def save(instance: Instance, path: str | os.PathLike[str]) -> None:
     document |= {field: list(getattr(instance, field)) for field in _NAMES}
     for field in ARRAY_FIELDS:
         document[field] = _array_to_json(getattr(instance, field))
-    lines = (
-        f'"{key}": {json.dumps(value, allow_nan=False)}' for key, value in document.items()
-    )
-    with replacing(path, "an instance") as file:
-        file.write("{\n" + ",\n".join(lines) + "\n}\n")
+    return document
 
 
 def _array_to_json(array: NDArray[Any]) -> Any:
@@ -100,7 +115,7 @@ def _array_to_json(array: NDArray[Any]) -> Any:
     return {"shape": list(array.shape), "values": array.ravel().tolist()}
 
 
-def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Instance:
+def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Any:
     """Read an instance that `save` wrote, and validate it as if a user had made it.
 
     Files of earlier versions are read, too.
@@ -115,7 +130,8 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Instanc
 
     Returns
     -------
-    Instance
+    Instance or ServingInstance
+        The kind that the file states.
 
     Raises
     ------
@@ -136,9 +152,13 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Instanc
     """
     path = checked_path("load", path)
     document = parse_json(path, read_bytes(path, valid.whole("load", "max_bytes", max_bytes)))
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    kind = document.get("format") if isinstance(document, dict) else None
+    if kind == SERVING_FORMAT:
+        return _serving_instance(path, document)
+    if kind != FORMAT:
         raise ValueError(
-            f"{path}: not an instance: a JSON object with format {FORMAT!r} is needed"
+            f"{path}: not an instance: a JSON object with format {FORMAT!r} or"
+            f" {SERVING_FORMAT!r} is needed"
         )
     fields = _fields(path, document)
     try:
@@ -149,6 +169,17 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Instanc
                 raise TypeError(f"{field} must be a list of strings, got {fields[field]!r:.60}")
             fields[field] = tuple(fields[field])
         return Instance.from_arrays(**fields)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _serving_instance(path: Path, document: dict[str, Any]) -> ServingInstance:
+    version = document.get("version")
+    if version != SERVING_VERSION or isinstance(version, bool):
+        raise ValueError(f"{path}: version must be {SERVING_VERSION}, got {version!r}")
+    tables = {k: v for k, v in document.items() if k not in ("format", "version")}
+    try:
+        return ServingInstance.from_dict(tables)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
 
