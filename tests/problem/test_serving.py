@@ -62,7 +62,7 @@ def test_a_digest_covers_every_record_but_the_names(changes):
         ({"batching": "waves"}, "batching must be one of stage, pipeline, serial, got 'waves'"),
         ({"max_num_seqs": 0}, "max_num_seqs must be at least 1, got 0"),
         ({"tpot_slo_s": 0.0}, "tpot_slo_s must be positive and finite, got 0.0"),
-        ({"token_s": [[1e-6], [1e-6]]}, "token_s must have 1 rows"),
+        ({"round_trip_s": [0, 0]}, r"round_trip_s must have shape \(1\), got \(2,\)"),
         ({"idle_share": [1.0, 0], "expert_s": [[1, 0]]}, "idle_share must be below 1"),
         ({"tiers": [[(1, 8e9)], [(0, 1)]]}, "node_class must hold whole numbers below 1"),
     ],
