@@ -51,8 +51,8 @@ class BlockTimes:
     for the experts of a mixture, of which an iteration reads those that are hit.
 
     A block that computes last tokens only sees ``m = b + k / n_chunks`` tokens. It works only
-    where a token comes out, in a share ``min(1, m)`` of the iterations: `fixed_s` and `read_s`
-    are multiplied by this share.
+    where a token comes out, in a share ``min(1, m)`` of the iterations: `fixed_s`, `read_s` and
+    the collective operations, of at least one token, are multiplied by this share.
 
     Attributes
     ----------

@@ -1,0 +1,156 @@
+"""The fluid model of a split under the batching modes ``pipeline`` and ``serial``.
+
+A scheduler forms batches that pass all K stages that host blocks. Under ``pipeline``, K batches
+are under way, under ``serial`` one; n batches are under way in either mode.
+
+*Cycle.* A batch is formed, passes all stages, and returns after C seconds, the cycle. Each
+request that decodes is in one of the batches under way. Of y requests that start per cycle, a
+batch holds ``b = y (o - 1) / n`` decode tokens and ``k = y n_c / n`` chunks. Its seconds are
+tau_k(b, k) in stage k, `iteration_s` on the host, and ``(b + k c) s`` plus the round trip on a
+link whose tokens take s seconds each. C is the sum of all these seconds, and at least n times
+the largest single one (without round trips), for a stage, the host or a link holds one batch at
+a time. X = y / C. This does not fall in y, for the reason that `serving_stage_mode` gives.
+
+*Running requests.* The chunks of a prompt are in batches that follow each other, and every
+token after the first takes a cycle. A request therefore runs for ``o + (n_c - 1) / n`` cycles,
+which also holds for o = 1, and ``y (o + (n_c - 1) / n)`` requests run. They are at most
+`max_num_seqs`, and at most the requests that have room in every node. If lengths differ, room
+counts in proportion to the KV cache that requests hold, as in `serving_stage_mode`. A batch
+holds at most Q prompt tokens, ``y p <= n Q``, and T tokens, ``y (p + o - 1) <= n T``.
+
+*Pipelines.* Pipeline r consists of the r-th node of every stage that can hold it. All take
+equal shares of X. If nodes differ, each pipeline is charged the slowest and the smallest among
+the first R nodes of every stage, and R is the number of pipelines that gives the largest rate.
+For equal nodes this is exact, and otherwise the rate is an underestimate.
+
+*Latencies.* The time per output token is C. The time to first token is the entry plus ``C (1 +
+(n_c - 1) / n)``. Parts of batches that overlap (`micro_batch_tokens`) are not modelled.
+"""
+
+from __future__ import annotations
+
+import math
+
+from hypsolve.problem.runtime import Batching
+from hypsolve.problem.serving import ServingInstance
+from hypsolve.problem.serving_iteration import Replica, holders
+from hypsolve.problem.serving_split import (
+    SLACK,
+    Latencies,
+    check_targets,
+    crossed_links,
+    entry_s,
+    stages,
+)
+from hypsolve.problem.solution import Partition
+
+
+class PipelineMode:
+    """A split under the batching mode ``pipeline`` or ``serial``."""
+
+    def __init__(self, instance: ServingInstance, partition: Partition) -> None:
+        self.instance, self.partition = instance, partition
+        self.stages = stages(partition)
+        self.holders = [holders(instance, k, i, j) for k, i, j in self.stages]
+        self.replicas = [
+            _replicas(instance, [node for node, _ in nodes], i, j)
+            for (_, i, j), nodes in zip(self.stages, self.holders, strict=True)
+        ]
+        is_pipeline = instance.rules.batching is Batching.PIPELINE
+        self.n_batches = len(self.stages) if is_pipeline else 1
+        lengths = instance.lengths
+        self.cycles = lengths.decode_passes + 1 + (lengths.chunks - 1) / self.n_batches
+        self.entry_s = entry_s(instance, partition)
+        self.n_pipelines = range(1, min(map(len, self.holders)) + 1)
+
+    def most(self) -> float:
+        """Return the largest rate without targets."""
+        rates = [0.0]
+        for n in self.n_pipelines:
+            y = self._most_per_cycle(n)
+            rates.append(n * y / self._cycle_s(n, y))
+        return max(rates)
+
+    def at(self, x: float) -> tuple[str, Latencies | None]:
+        """Return the rule that refuses x requests per second, or the latencies."""
+        why, best = "", None
+        for n in self.n_pipelines:
+            refused, latencies = self._at(n, x / n)
+            if latencies is None:
+                why = why or refused
+            elif best is None or latencies.latency_s < best.latency_s:
+                best = latencies
+        return ("", best) if best is not None else (why, None)
+
+    def _at(self, n_pipelines: int, x: float) -> tuple[str, Latencies | None]:
+        most = self._most_per_cycle(n_pipelines)
+        if x * self._cycle_s(n_pipelines, most) > most * (1 + SLACK):
+            return "no batch is large enough: " + self._limit(n_pipelines), None
+        low, high = 0.0, most
+        while high - low > 1e-15 * high:
+            middle = (low + high) / 2
+            if not low < middle < high:
+                break
+            if x * self._cycle_s(n_pipelines, middle) <= middle:
+                high = middle
+            else:
+                low = middle
+        return self._latencies(x, n_pipelines, high / x)
+
+    def _latencies(
+        self, x: float, n_pipelines: int, cycle_s: float
+    ) -> tuple[str, Latencies | None]:
+        ttft = self.entry_s
+        ttft += cycle_s * (1 + (self.instance.lengths.chunks - 1) / self.n_batches)
+        return check_targets(self.instance, x * n_pipelines, ttft, cycle_s)
+
+    def _rooms(self, n_pipelines: int) -> float:
+        return min(room for nodes in self.holders for _, room in nodes[:n_pipelines])
+
+    def _limits(self, n_pipelines: int) -> dict[str, float]:
+        """Return the requests that start per cycle, at most, by each limit."""
+        rules, lengths = self.instance.rules, self.instance.lengths
+        kept = lengths.hold_passes + 1 + (lengths.hold_chunks - 1) / self.n_batches
+        limits = {
+            "max_num_seqs": rules.max_num_seqs / self.cycles,
+            "KV cache": self._rooms(n_pipelines) / kept,
+        }
+        if rules.prompt_limit is not None:
+            limits["prompt tokens"] = (
+                self.n_batches * rules.prompt_limit / lengths.prompt_tokens
+            )
+        if rules.max_num_batched_tokens is not None:
+            tokens = lengths.prompt_tokens + lengths.decode_passes
+            limits["max_num_batched_tokens"] = (
+                self.n_batches * rules.max_num_batched_tokens / tokens
+            )
+        return limits
+
+    def _most_per_cycle(self, n_pipelines: int) -> float:
+        return min(self._limits(n_pipelines).values())
+
+    def _limit(self, n_pipelines: int) -> str:
+        limits = self._limits(n_pipelines)
+        return min(limits, key=limits.__getitem__)
+
+    def _cycle_s(self, n_pipelines: int, y: float) -> float:
+        """Return the seconds of a cycle in which y requests start."""
+        instance, lengths = self.instance, self.instance.lengths
+        b, k = y * lengths.decode_passes / self.n_batches, y * lengths.chunks / self.n_batches
+        alone = [instance.rules.iteration_s]
+        for replicas in self.replicas:
+            alone.append(max(each.iteration_s(b, k) for each in set(replicas[:n_pipelines])))
+        round_trips = 0.0
+        for _, token_s, round_trip in crossed_links(instance, self.partition):
+            alone.append((b + k * lengths.chunk_tokens) * token_s)
+            round_trips += round_trip
+        return max(self.n_batches * max(alone), math.fsum(alone) + round_trips)
+
+
+def _replicas(
+    instance: ServingInstance, nodes: list[int], start: int, stop: int
+) -> list[Replica]:
+    """Return the stage on each of the nodes; equal nodes share an object."""
+    classes = [int(instance.nodes.node_class[node]) for node in nodes]
+    of_class = {c: Replica(instance, c, start, stop) for c in set(classes)}
+    return [of_class[c] for c in classes]
