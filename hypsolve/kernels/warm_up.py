@@ -11,6 +11,7 @@ Progress = Callable[[int, int, str], None]
 FAMILIES = (
     "hypsplit", "dispatch", "batch_dispatch", "heft", "token_level",
     "token_level.pipeline", "subgradient", "beam_search", "relaxations", "list_scheduling",
+    "throughput",
 )  # fmt: skip
 NOTICE_S = 1.5  # a shorter wait needs no notice
 _warm: set[str] = set()

@@ -1,0 +1,136 @@
+"""A node under the batching mode ``stage``, by the requests z that start per iteration.
+
+All functions of a node are functions of z: the iteration takes ``t = tau(z (o - 1), z n_c)``,
+and the node serves ``x = z / t`` requests per second, which does not fall in z. A node that
+serves a given x has the least z with ``z >= x t``.
+"""
+
+from hypsolve.kernels.jit import bare_kernel
+from hypsolve.kernels.throughput.server import SLACK, tau
+
+
+@bare_kernel
+def largest_batch(server, room):
+    """Return the most requests that may start per iteration."""
+    lengths = server.lengths
+    batch = min(server.max_num_seqs, room, server.max_tokens)
+    z = batch / (lengths.passes + lengths.chunks)
+    z = min(z, server.max_tokens / (lengths.prompt_tokens + lengths.passes))
+    return min(z, server.max_prompt_tokens / lengths.prompt_tokens)
+
+
+@bare_kernel
+def seconds(server, node_class, content, z):
+    """Return the seconds of an iteration in which z requests start."""
+    lengths = server.lengths
+    return tau(server, node_class, content, z * lengths.passes, z * lengths.chunks)
+
+
+@bare_kernel
+def most(server, group, content):
+    """Return the largest rate of a node; 0 if it cannot hold the stage."""
+    room = server.room[group, content]
+    if room <= 0.0:
+        return 0.0
+    z = largest_batch(server, room)
+    return z / seconds(server, server.group_class[group], content, z)
+
+
+@bare_kernel
+def passes(server, node_class, content, z, t):
+    """Return seconds of a decode pass and of a chunk in iterations of t seconds."""
+    lengths = server.lengths
+    b, k = z * lengths.passes, z * lengths.chunks
+    rest = min(1.0, b + k) * t / 2
+    decode, chunk = t, t
+    if b < 1.0:
+        decode = tau(server, node_class, content, 1.0, k)
+    if k < 1.0:
+        chunk = tau(server, node_class, content, b, 1.0)
+    if content != server.content[0, -1]:
+        decode += rest
+    return decode, chunk + rest
+
+
+@bare_kernel
+def batch_at(server, node_class, content, x, z_max):
+    """Return the least z of a node that serves x requests per second, and its iteration.
+
+    Regula falsi on ``x tau(z) - z`` (the Illinois variant), which is positive below the
+    solution and not above it.
+    """
+    low, f_low = 0.0, x * seconds(server, node_class, content, 0.0)
+    t = seconds(server, node_class, content, z_max)
+    high, f_high = z_max, x * t - z_max
+    if f_high >= 0.0:
+        return z_max, t
+    side = 0
+    for _ in range(100):
+        z = (low * f_high - high * f_low) / (f_high - f_low)
+        if not low < z < high:
+            z = (low + high) / 2
+        t = seconds(server, node_class, content, z)
+        f = x * t - z
+        if abs(f) <= 1e-15 * z or high - low <= 1e-15 * high:
+            return z, t
+        if f > 0.0:
+            if side == 1:
+                f_high /= 2
+            low, f_low, side = z, f, 1
+        else:
+            if side == -1:
+                f_low /= 2
+            high, f_high, side = z, f, -1
+    return high, seconds(server, node_class, content, high)
+
+
+@bare_kernel
+def kept_load(server, node_class, content, z, elsewhere_s):
+    """Return the requests in the KV cache of a node, and its rate, if z start per iteration."""
+    lengths = server.lengths
+    t = seconds(server, node_class, content, z)
+    decode, chunk = passes(server, node_class, content, z, t)
+    x = z / t
+    return x * (elsewhere_s + lengths.hold_passes * decode + lengths.hold_chunks * chunk), x
+
+
+@bare_kernel
+def memory_rate(server, group, content, elsewhere_s):
+    """Return the largest rate of a node if passes spend so many seconds elsewhere."""
+    room, c = server.room[group, content], server.group_class[group]
+    z_max = largest_batch(server, room)
+    load, x_max = kept_load(server, c, content, z_max, elsewhere_s)
+    if load <= room:
+        return x_max
+    low, f_low = 0.0, -room
+    high, f_high = z_max, load - room
+    side = 0
+    for _ in range(100):
+        z = (low * f_high - high * f_low) / (f_high - f_low)
+        if not low < z < high:
+            z = (low + high) / 2
+        load, x = kept_load(server, c, content, z, elsewhere_s)
+        f = load - room
+        if abs(f) <= 1e-14 * room or high - low <= 1e-14 * high:
+            return x
+        if f > 0.0:
+            if side == 1:
+                f_low /= 2
+            high, f_high, side = z, f, 1
+        else:
+            if side == -1:
+                f_high /= 2
+            low, f_low, side = z, f, -1
+    return kept_load(server, c, content, low, elsewhere_s)[1]
+
+
+@bare_kernel
+def has_memory(server, tier, content, elsewhere_s, x):
+    """Return whether the nodes of a tier have KV memory for x requests per second."""
+    total = 0.0
+    for g in range(server.group_start[tier], server.group_start[tier + 1]):
+        if server.room[g, content] > 0.0:
+            total += server.group_size[g] * memory_rate(server, g, content, elsewhere_s)
+            if total >= x * (1.0 - SLACK):
+                return True
+    return False
