@@ -5,14 +5,17 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from hypsolve.kernels.warm_up import warm
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.result import Result
+from hypsolve.problem.serving import ServingInstance
+from hypsolve.problem.serving_result import ServingOutcome, ServingResult
 from hypsolve.problem.solution import Outcome, Partition, Schedule, Status
+from hypsolve.solve_serving import THROUGHPUT_METHODS, ThroughputMethod, solve_serving
 from hypsolve.solvers.backends.loading import preload
 from hypsolve.solvers.joint.cpsat import joint_cpsat
 from hypsolve.solvers.joint.heft import heft, heft_split
@@ -147,6 +150,7 @@ METHODS: dict[str, Method] = {
 }
 
 
+@overload
 def solve(
     instance: Instance,
     method: str | Method | Callable[..., Outcome],
@@ -154,7 +158,24 @@ def solve(
     time_limit_s: float = 60.0,
     seed: int = 0,
     **options: Any,
-) -> Result:
+) -> Result: ...
+@overload
+def solve(
+    instance: ServingInstance,
+    method: str | ThroughputMethod | Callable[..., ServingOutcome],
+    *,
+    time_limit_s: float = 60.0,
+    seed: int = 0,
+    **options: Any,
+) -> ServingResult: ...
+def solve(
+    instance: Instance | ServingInstance,
+    method: Any,
+    *,
+    time_limit_s: float = 60.0,
+    seed: int = 0,
+    **options: Any,
+) -> Result | ServingResult:
     """Solve an instance with a method, and certify the solution.
 
     The run of the method is timed, after its kernels are compiled and its solver is imported.
@@ -163,7 +184,9 @@ def solve(
 
     Parameters
     ----------
-    instance : Instance
+    instance : Instance or ServingInstance
+        A `ServingInstance` has methods of its own, ``THROUGHPUT_METHODS``. Its answer is a
+        split, which `hypsolve.problem.serving_evaluation` scores by the fluid model.
     method : str, callable or Method
         A name in ``METHODS``, or a function
         ``(instance, *, time_limit_s, seed, **options) -> Outcome`` of your own that returns a
@@ -183,10 +206,11 @@ def solve(
 
     Returns
     -------
-    Result
-        Its ``gap`` is ``(objective_s - bound_s) / objective_s``: the largest share of the
-        objective that a better solution could save. It is 0 if the solution is proven optimal
-        or the objective is 0, 1 if no bound is proved, and nan without a solution.
+    Result or ServingResult
+        The kind that belongs to the instance. The ``gap`` of a `Result` is ``(objective_s -
+        bound_s) / objective_s``: the largest share of the objective that a better solution
+        could save. It is 0 if the solution is proven optimal or the objective is 0, 1 if no
+        bound is proved, and nan without a solution.
 
     Raises
     ------
@@ -215,10 +239,15 @@ def solve(
     >>> print(result.partition)
     0:1 | 1:3
     """
-    hint = " (hypsolve.to_instance makes one of a Deployment)"
-    valid.of_type("solve", "instance", instance, Instance, hint)
     time_limit_s = valid.real("solve", "time_limit_s", time_limit_s, strict=True)
     seed = valid.whole("solve", "seed", seed)
+    if isinstance(instance, ServingInstance):
+        others = tuple(METHODS)
+        return solve_serving(
+            instance, method, others, time_limit_s=time_limit_s, seed=seed, **options
+        )
+    hint = " (hypsolve.to_instance makes one of a Deployment)"
+    valid.of_type("solve", "instance", instance, Instance, hint)
     name, entry = _look_up(method)
     function, kernels = entry.function, entry.kernels
     claims: list[tuple[Instance, Outcome]] = []  # claims of a user's function on the partition
@@ -269,6 +298,11 @@ def _look_up(method: str | Method | Callable[..., Outcome]) -> tuple[str, Method
         return getattr(method.function, "__name__", "method"), method
     if callable(method):
         return _look_up(Method(method, "both", objectives=PARTITION + SCHEDULED))
+    if isinstance(method, str) and method in THROUGHPUT_METHODS and method not in METHODS:
+        raise ValueError(
+            f"solve: method {method!r} solves ServingInstance, got an Instance; methods for it:"
+            f" {', '.join(METHODS)}"
+        )
     return method, METHODS[valid.known("method", method, METHODS)]
 
 

@@ -27,7 +27,7 @@ def rate(instance, *cuts):
 
 
 def test_a_node_serves_the_largest_batch_that_its_limits_allow():
-    """Roofline by hand: 3 of 6 chunks in an iteration, so half of the prompt limit binds."""
+    """Roofline by hand: the prompt limit binds first, then the limit on all tokens."""
     instance = tables(
         tiers=[[(0, 1e9)]],
         read_s=[[5e-3]],
