@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "hypsolve.problem": (),
     "hypsolve.kernels": (),
     "hypsolve.catalog": ("hypsolve.problem",),
+    "hypsolve.bounds": ("hypsolve.problem",),
     "hypsolve.dispatch": ("hypsolve.problem", "hypsolve.kernels"),
     "hypsolve.formats": ("hypsolve.problem", "hypsolve.catalog"),
     "hypsolve.simulation": (
@@ -50,13 +51,23 @@ MAY_IMPORT = {
         "hypsolve.solvers.backends", "hypsolve.solvers.clock", "hypsolve.solvers.outcomes",
         "hypsolve.solvers.partition",
     ),
+    "hypsolve.solvers.throughput": (
+        "hypsolve.problem", "hypsolve.kernels",
+        "hypsolve.solvers.backends", "hypsolve.solvers.clock", "hypsolve.solvers.outcomes",
+        "hypsolve.solvers.partition",
+    ),
     "hypsolve.solvers.write_formulation": ("hypsolve.problem", "hypsolve.solvers"),
+    "hypsolve.solve_serving": (
+        "hypsolve.problem", "hypsolve.kernels", "hypsolve.solvers",
+    ),
     "hypsolve.solve": (
         "hypsolve.problem", "hypsolve.kernels", "hypsolve.dispatch", "hypsolve.solvers",
+        "hypsolve.solve_serving",
     ),
     "hypsolve.planning": (
         "hypsolve.problem", "hypsolve.catalog", "hypsolve.formats", "hypsolve.dispatch",
         "hypsolve.simulation", "hypsolve.solvers", "hypsolve.solve", "hypsolve.verify",
+        "hypsolve.bounds",
     ),
     "hypsolve": ("hypsolve",),
     "hypsolve.cli": ("hypsolve",),

@@ -1,0 +1,1 @@
+"""Bounds that no schedule beats, for all splits of a deployment at once."""

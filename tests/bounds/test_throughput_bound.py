@@ -1,0 +1,155 @@
+"""The bound over all splits: no simulated schedule of any split exceeds it, and it is exact."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import hypsolve as hs
+from hypsolve.bounds.throughput import throughput_bound
+from hypsolve.problem.runtime import Runtime
+from tests.helpers import token_toys as toys
+from tests.helpers.scenarios_token import random_scenario
+
+N_REQUESTS = 120
+
+
+def random_runtime(rng):
+    """Draw a runtime of any mode with small limits, so that every limit binds at times."""
+    batching = str(rng.choice(["stage", "stage", "pipeline", "serial"]))
+
+    def maybe(low, high):
+        return None if rng.random() < 0.4 else int(rng.integers(low, high))
+
+    return Runtime(
+        name="random",
+        batching=batching,
+        kv_admission=str(rng.choice(["reserve", "reserve", "paged"])),
+        kv_block_tokens=int(rng.choice([1, 2, 5])),
+        max_num_seqs=int(rng.choice([1, 2, 3, 8, 64])),
+        max_num_batched_tokens=maybe(1, 60),
+        chunk_tokens=maybe(1, 30),
+        micro_batch_tokens=maybe(1, 20) if batching == "serial" else None,
+        iteration_s=float(rng.choice([0.0, 0.0, 0.05])),
+    )
+
+
+def random_case(seed):
+    """Draw a deployment of equal requests, a split that fits, and a generator."""
+    scenario = random_scenario(seed, hs.simulate)
+    rng = np.random.default_rng(seed + 2_000_000)
+    p, o = int(rng.integers(1, 40)), int(rng.integers(1, 20))
+    deployment = replace(
+        scenario.deployment,
+        requests=toys.burst(N_REQUESTS, p, o),
+        max_resident_tokens=p + o,
+        runtime=random_runtime(rng),
+    )
+    instance = hs.to_instance(deployment, allow_empty=True)
+    split = scenario.partition
+    return None if hs.check(instance, split) else (deployment, split, rng)
+
+
+def pins_of(split):
+    return {block: k for k in range(split.n_tiers) for block in split.stage(k)}
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_no_schedule_of_any_split_exceeds_the_bound(seed):
+    """Random models, networks, limits and modes, 120 requests at once, with and without links.
+
+    The bound of all splits, and the bound of the simulated split alone, which is tighter.
+    """
+    case = random_case(seed)
+    if case is None:
+        pytest.skip("the split does not fit")
+    deployment, split, rng = case
+    options = {"link_contention": bool(rng.random() < 0.7)}
+    policy = str(rng.choice(["round_robin", "hypsched_rt"]))
+    load = {}
+    if rng.random() < 0.3:
+        load = {"users": int(rng.integers(1, 9)), "think_time_s": float(rng.choice([0, 0.3]))}
+    trace = hs.simulate(deployment, split, policy, **options, **load)
+    time_s = trace.end_s.max() + load.get("think_time_s", 0.0)
+    of_split = throughput_bound(
+        deployment, allow_empty=True, pinned=pins_of(split), **options, **load
+    )
+    of_all = throughput_bound(deployment, allow_empty=True, **options, **load)
+    assert N_REQUESTS / time_s <= of_split * (1 + 1e-9)
+    assert of_split <= of_all * (1 + 1e-7)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_bound_is_the_largest_of_the_bounds_of_single_splits(seed):
+    """The chain of hold times finds the best split: enumeration of all splits by pins."""
+    rng = np.random.default_rng(seed)
+    nodes = ["rtx-3090", "rtx-4090", "t4"]
+    n_tiers = 2 if seed % 2 else 3
+    tiers = []
+    for k in range(n_tiers):
+        link = hs.Link(
+            bytes_per_s=10 ** rng.uniform(7, 10), latency_s=10 ** rng.uniform(-4, -1)
+        )
+        tier = [
+            hs.Node(name=f"{k}-{i}", gpu=hs.gpu(str(rng.choice(nodes))))
+            for i in range(int(rng.integers(1, 3)))
+        ]
+        tiers.append(
+            hs.Tier(name=f"t{k}", nodes=tuple(tier), link=link if k < n_tiers - 1 else None)
+        )
+    model = hs.model("llama-3-8b")
+    model = replace(model, blocks=(*model.blocks[:6], model.blocks[-1]))
+    deployment = hs.Deployment(
+        model=model,
+        network=hs.Network(name="lab", tiers=tuple(tiers)),
+        requests=hs.Requests([0.0], [int(rng.integers(1, 3000))], [int(rng.integers(1, 400))]),
+        runtime=hs.runtime(
+            "ideal", batching=["stage", "stage", "pipeline", "serial"][seed % 4]
+        ),
+    )
+    n = model.n_blocks
+    inner = [(a,) for a in range(n + 1)]
+    if n_tiers == 3:
+        inner = [(a, b) for a in range(n + 1) for b in range(a, n + 1)]
+    splits = [hs.Partition((0, *cuts, n)) for cuts in inner]
+    single = [
+        throughput_bound(deployment, allow_empty=True, pinned=pins_of(split))
+        for split in splits
+    ]
+    assert throughput_bound(deployment, allow_empty=True) == pytest.approx(
+        max(single), rel=1e-7
+    )
+
+
+def test_one_node_serves_full_batches_of_nothing_but_time():
+    """Closed form: iterations of t0 in every block, 8 requests in each, head in o of them."""
+    box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("rtx-4090")),))
+    deployment = hs.Deployment(
+        model=hs.model("llama-3-8b"),
+        network=hs.Network(name="lab", tiers=(box,)),
+        requests=hs.Requests([0.0], [1], [1000]),
+        runtime=hs.runtime("ideal", max_num_seqs=1),
+    )
+    alone = hs.simulate(deployment, hs.Partition((0, 34))).end_s.max()
+    bound = throughput_bound(deployment)
+    assert bound == pytest.approx(1 / alone, rel=1e-3)
+    assert bound >= 1 / alone
+
+
+def test_lengths_must_be_alike_and_nothing_may_be_misspelt():
+    box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("rtx-4090")),))
+    deployment = hs.Deployment(
+        model=hs.model("llama-3-8b"),
+        network=hs.Network(name="lab", tiers=(box,)),
+        requests=hs.Requests([0.0, 0.0], [10, 20], [5, 5]),
+    )
+    with pytest.raises(
+        ValueError, match="prompt_tokens must be equal for all requests, got 10"
+    ):
+        throughput_bound(deployment)
+    with pytest.raises(TypeError, match="did you mean users"):
+        throughput_bound(deployment, user=3)
+    tiny = replace(deployment, requests=hs.Requests([0.0], [10], [5]))
+    assert throughput_bound(tiny) > 0
+    heavy = replace(tiny, model=hs.model("llama-3-70b"))
+    assert throughput_bound(heavy) == 0
