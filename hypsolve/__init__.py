@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from hypsolve.bounds.throughput import throughput_bound
 from hypsolve.catalog import (
     WeightFormat,
     gpu,
@@ -53,6 +54,8 @@ from hypsolve.problem.result import Result
 from hypsolve.problem.runtime import Runtime
 from hypsolve.problem.serving import ServingInstance, ServingObjective
 from hypsolve.problem.serving_costs import to_serving_instance
+from hypsolve.problem.serving_evaluation import ServedRate, evaluate_serving
+from hypsolve.problem.serving_result import ServingOutcome, ServingResult
 from hypsolve.problem.solution import (
     Certificate,
     Outcome,
@@ -68,6 +71,7 @@ from hypsolve.simulation.simulate import simulate
 from hypsolve.simulation.trace import Series, Trace, Visits
 from hypsolve.simulation.workloads import WORKLOADS, workload
 from hypsolve.solve import METHODS, Method, solve
+from hypsolve.solve_serving import THROUGHPUT_METHODS, ThroughputMethod
 from hypsolve.solvers.joint.hyperion_plus_params import AscentParams, HyperionPlusParams
 from hypsolve.solvers.joint.joint_exact_params import JointExactParams
 from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
@@ -79,6 +83,7 @@ __all__ = [
     "METHODS",
     "POLICIES",
     "RUNTIMES",
+    "THROUGHPUT_METHODS",
     "WORKLOADS",
     "AllReduce",
     "AscentParams",
@@ -118,11 +123,15 @@ __all__ = [
     "Runtime",
     "Schedule",
     "Series",
+    "ServedRate",
     "ServingInstance",
     "ServingObjective",
+    "ServingOutcome",
+    "ServingResult",
     "StageRule",
     "Status",
     "Summary",
+    "ThroughputMethod",
     "Tier",
     "TierState",
     "Trace",
@@ -132,6 +141,7 @@ __all__ = [
     "check",
     "draw_events",
     "evaluate",
+    "evaluate_serving",
     "export",
     "gpu",
     "gpus",
@@ -162,6 +172,7 @@ __all__ = [
     "simulate",
     "solve",
     "solve_many",
+    "throughput_bound",
     "to_instance",
     "to_serving_instance",
     "verify_certificate",
