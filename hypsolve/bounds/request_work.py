@@ -4,13 +4,17 @@ All requests are alike. FLOPs, KV reads and activations add up over requests; an
 shares t0 and the weights. Of a mixture of experts, an iteration reads at least the experts of
 one token, which is constant: the expected number of distinct experts is concave in the tokens,
 so that a mean over iterations says nothing about it.
+
+GPUs that compute as one add all-reduces to every block. Their seconds are replaced by a convex
+function of the bytes that is nowhere larger (`bounded`), so that iterations take at least its
+value at the mean of their tokens.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,6 +48,13 @@ class RequestWork:
     alone: Array
 
 
+def bounded(gpu: GpuProfile) -> GpuProfile:
+    """Return the profile of a node, with convex all-reduces, which take no longer."""
+    if gpu.all_reduce is None:
+        return gpu
+    return replace(gpu, all_reduce=gpu.all_reduce.convex_minorant())
+
+
 def request_work(
     deployment: Deployment, kinds: Sequence[Block], gpus: Sequence[GpuProfile]
 ) -> RequestWork:
@@ -60,15 +71,17 @@ def _row(deployment: Deployment, block: Block, gpu: GpuProfile) -> tuple[float, 
     per_flop, per_byte = 1 / gpu.flops_per_s, 1 / gpu.bytes_per_s if roofline else 0.0
     one_read = float(costs.weight_read_bytes(block, 1.0)) - block.gathered_bytes_per_token
     cached = np.arange(p, p + o - 1, dtype=np.float64)
+    copies = gpu.kv_copies
     flops, moved = (
-        np.broadcast_to(part, cached.shape) for part in costs.step_work(block, 1.0, cached)
+        np.broadcast_to(part, cached.shape)
+        for part in costs.step_work(block, 1.0, cached, kv_copies=copies)
     )
-    prompt = costs.step_work(block, float(p), 0.0)
+    prompt = costs.step_work(block, float(p), 0.0, kv_copies=copies)
     computed = 1.0 if block.last_token_only else float(p)
     read = float(costs.weight_read_bytes(block, computed))
     prompt_bytes = float(prompt[1]) - read + block.gathered_bytes_per_token * computed
-    prompt_bytes += block.kv_bytes_per_token * reread_tokens(deployment, block)
-    least = costs.step_work(block, 1.0, float(p))
+    prompt_bytes += block.kv_bytes_per_token * copies * reread_tokens(deployment, block)
+    least = costs.step_work(block, 1.0, float(p), kv_copies=copies)
     alone = costs.service_s(block, gpu, p, o, deployment.cost_model)
     alone = alone - costs.service_s(block, gpu, p, 1, deployment.cost_model)
     return (

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hypsolve.bounds.request_work import RequestWork
+from hypsolve.bounds.request_work import RequestWork, bounded
+from hypsolve.problem import costs
 from hypsolve.problem.arrays import Array
-from hypsolve.problem.deployment import Block, Deployment, GpuProfile, Tier
+from hypsolve.problem.deployment import CostModel, Deployment
+from hypsolve.problem.model import Block
+from hypsolve.problem.network import GpuProfile, Tier
 from hypsolve.problem.runtime import Batching, KvAdmission
 
 N_BATCHES = 48  # points of the grid of mean batches
@@ -41,10 +44,15 @@ class StageConditions:
         self.n_chunks = 1 if limit is None else -(-self.prompt // limit)
         self.host_s = runtime.iteration_s if self.is_stage else 0.0
         self.n_nodes = len(tier.nodes)
-        pairs = [(gpus.index(n.gpu), deployment.usable_bytes(n)) for n in tier.nodes]
+        pairs = [
+            (gpus.index(deployment.profile(n)), deployment.usable_bytes(n)) for n in tier.nodes
+        ]
         groups = sorted(set(pairs))
         self.size = np.array([pairs.count(group) for group in groups], dtype=np.float64)
         self.classes = np.array([c for c, _ in groups])
+        self.kinds, self.gpus = kinds, [bounded(gpus[c]) for c in self.classes]
+        self.roofline = deployment.cost_model is CostModel.ROOFLINE
+        self.reserved = runtime.held_tokens(self.prompt + self.output)
         self._set_rooms(deployment, kinds, np.array([memory for _, memory in groups]), whole)
         self._set_rates()
         self._set_memory()
@@ -59,6 +67,7 @@ class StageConditions:
         weights = self.counts @ np.array([float(block.weight_bytes) for block in kinds])
         weights[whole] -= deployment.model.tied_bytes
         kv = self.counts @ np.array([float(block.kv_bytes_per_token) for block in kinds])
+        kv = np.array([kv * gpu.kv_copies for gpu in self.gpus])
         free = memory[:, None] - weights[None, :]
         with np.errstate(divide="ignore", invalid="ignore"):
             tokens = np.where(kv > 0, np.floor(free / kv * (1 + SLACK)), math.inf)
@@ -70,7 +79,7 @@ class StageConditions:
     def _set_rates(self) -> None:
         """Set l_g, the least seconds of a node for a request, and the sum of the rates."""
         runtime, o = self.runtime, self.output
-        tokens = self.prompt + o if self.is_reserved else self.prompt
+        tokens = self.reserved if self.is_reserved else self.prompt
         batch = np.minimum(runtime.batch_limit, np.floor(self.tokens / tokens))
         batch = np.maximum(batch, 1e-300)  # a node that holds nothing has no rate
         phi = np.maximum((o - 1) / batch, (o - 1 + self.n_chunks) / runtime.batch_limit)
@@ -90,6 +99,8 @@ class StageConditions:
                 compute[:, kind, None],
                 times * work.weights[c, kind, None] + memory[:, kind, None],
             )
+            computed = o if self.is_last[kind] else self.prompt + o - 1
+            seconds = seconds + times * self._all_reduces_s(kind, computed / times)
             busy = busy + np.where(
                 self.counts[:, kind] > 0, self.counts[:, kind] * seconds, 0.0
             )
@@ -97,6 +108,15 @@ class StageConditions:
         self.least_busy_s = self.busy_s.min(axis=0)
         self.most = self.size @ (1 / self.busy_s)
         self.most_of_best = self._of_best(1 / self.busy_s)
+
+    def _all_reduces_s(self, kind: int, tokens: Array) -> Array:
+        """Return the seconds of the all-reduces of a block, by group; `tokens` may be, too."""
+        rows = np.broadcast_to(tokens, (len(self.gpus), *np.shape(tokens)[-1:]))
+        if not self.roofline:
+            return np.zeros(rows.shape)
+        block = self.kinds[kind]
+        pairs = zip(self.gpus, rows, strict=True)
+        return np.array([costs.collectives_s(block, gpu, row) for gpu, row in pairs])
 
     def _of_best(self, values: Array) -> Array:
         """Return the sum of the r + 1 largest values of nodes, (n_nodes, n_contents)."""
@@ -107,7 +127,7 @@ class StageConditions:
         """Set the requests that hold KV cache at once, their prefill, and passes alone."""
         runtime, work, c = self.runtime, self.work, self.classes
         if self.is_reserved:
-            held = np.floor(self.tokens / (self.prompt + self.output))
+            held = np.floor(self.tokens / self.reserved)
         else:
             held = self.tokens / (self.prompt + self.output / 2)
         if not self.is_stage:
@@ -140,6 +160,7 @@ class StageConditions:
             fixed, weights = (a[c, kind, None] for a in (work.fixed, work.weights))
             once = work.pass_compute[c, kind, None], work.pass_memory[c, kind, None]
             alone = fixed + np.maximum(batches * once[0], weights + batches * once[1])
+            alone = alone + self._all_reduces_s(kind, batches)
             pass_s = pass_s + n * alone[:, None, :]
             compute = work.decode_compute[c, kind, None]
             memory = work.decode_memory[c, kind, None]
@@ -150,6 +171,9 @@ class StageConditions:
                 memory = memory + work.prompt_memory[c, kind, None]
             share = batches * per_pass
             mean = fixed + np.maximum(share * compute, weights + share * memory)
+            if not self.is_last[kind]:
+                tokens = batches * (1 + self.prompt * per_pass)
+                mean = mean + self._all_reduces_s(kind, tokens)
             mean_s = mean_s + n * mean[:, None, :]
         with np.errstate(divide="ignore"):
             rates = np.where(mean_s > 0, batches * per_pass / mean_s, math.inf)

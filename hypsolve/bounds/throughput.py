@@ -60,7 +60,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hypsolve.bounds.request_work import request_work
+from hypsolve.bounds.request_work import bounded, request_work
 from hypsolve.bounds.stage_conditions import StageConditions
 from hypsolve.problem import costs, instance_tables
 from hypsolve.problem import validation as valid
@@ -166,8 +166,8 @@ class _Search:
         kinds = [next(b for b in model.blocks if b.kind == name) for name in names]
         block_kind = np.array([names.index(block.kind) for block in model.blocks])
         content, counts = stage_contents(block_kind, len(kinds))
-        gpus = costs.node_classes(deployment.network)
-        work = request_work(deployment, kinds, gpus)
+        gpus = costs.node_classes(deployment)
+        work = request_work(deployment, kinds, [bounded(gpu) for gpu in gpus])
         self.tiers = [
             StageConditions(deployment, tier, kinds, gpus, work, counts, int(content[0, -1]))
             for tier in tiers

@@ -363,6 +363,7 @@ def lengths_of(
     rules: ServingRules,
     kv_block_tokens: int = 16,
     resident_tokens: float | None = None,
+    slot_tokens: int = 1,
 ) -> Lengths:
     """Return the moments of the lengths of requests under the limits of a runtime.
 
@@ -375,12 +376,16 @@ def lengths_of(
         Tokens of a block of KV cache if it is paged.
     resident_tokens : float, optional
         Default: the longest request.
+    slot_tokens : int
+        Reserved KV cache is rounded up to a multiple of so many tokens; see `Runtime`.
     """
     block = valid.whole(OWNER, "kv_block_tokens", kv_block_tokens, minimum=1)
     p, o = (np.asarray(a, dtype=np.float64) for a in (prompt_tokens, output_tokens))
-    held = p + o
+    slot = valid.whole(OWNER, "slot_tokens", slot_tokens, minimum=1)
+    held = np.ceil((p + o) / slot) * slot
     if rules.kv_admission == "paged":
-        held = np.minimum(held, np.ceil((p + (o + 1) / 2) / block) * block)
+        held = np.minimum(p + o, np.ceil((p + (o + 1) / 2) / block) * block)
+    longest = np.maximum(held, p + o)
     limit = np.inf if rules.prompt_limit is None else rules.prompt_limit
     pieces = np.maximum(np.ceil(p / limit), 1.0)
     alike = bool((p == p[0]).all() and (o == o[0]).all())
@@ -394,7 +399,7 @@ def lengths_of(
         hold_passes=float((held * (o - 1)).mean()) / mean_held,
         hold_chunks=float((held * pieces).mean()) / mean_held,
         hold_prompt_tokens=float((held * p).mean()) / mean_held,
-        resident_tokens=float((p + o).max()) if resident_tokens is None else resident_tokens,
+        resident_tokens=float(longest.max()) if resident_tokens is None else resident_tokens,
         alike=alike,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,6 +93,7 @@ def to_serving_instance(
     valid.of_type("to_serving_instance", "deployment", deployment, Deployment)
     served_by = deployment.runtime if runtime is None else runtime
     valid.of_type("to_serving_instance", "runtime", served_by, Runtime)
+    deployment = _under(deployment, served_by)
     model, network = deployment.model, deployment.network
     rules = ServingRules(
         objective=objective,  # type: ignore[arg-type]
@@ -115,12 +117,16 @@ def to_serving_instance(
         rules,
         served_by.kv_block_tokens,
         deployment.max_resident_tokens,
+        served_by.slot_tokens,
     )
-    gpus = costs.node_classes(network)
+    gpus = costs.node_classes(deployment)
     nodes = [node for tier in network.tiers for node in tier.nodes]
     node_tier, node_class, node_bytes = instance_tables.nodes(
         [
-            [(gpus.index(n.gpu), served_by.usable_bytes(n, model)) for n in tier.nodes]
+            [
+                (gpus.index(deployment.profile(node)), deployment.usable_bytes(node))
+                for node in tier.nodes
+            ]
             for tier in network.tiers
         ]
     )
@@ -149,6 +155,17 @@ def to_serving_instance(
     )
 
 
+def _under(deployment: Deployment, runtime: Runtime) -> Deployment:
+    """Return a deployment under a runtime, with room for its longest request."""
+    if runtime == deployment.runtime:
+        return deployment
+    requests = deployment.requests
+    longest = int((requests.prompt_tokens + requests.output_tokens).max())
+    assert deployment.max_resident_tokens is not None  # Deployment sets it
+    resident = max(deployment.max_resident_tokens, runtime.held_tokens(longest))
+    return dataclasses.replace(deployment, runtime=runtime, max_resident_tokens=resident)
+
+
 def block_times(
     deployment: Deployment, gpus: Sequence[GpuProfile], lengths: Lengths
 ) -> BlockTimes:
@@ -170,10 +187,31 @@ def block_times(
             [1 - b.experts_per_token / b.n_experts if b.n_experts else 0.0 for b in blocks]
         ),
         last_token_only=np.array([int(b.last_token_only) for b in blocks]),
-        collective_s=np.zeros((len(gpus), len(kinds), 5)),
+        collective_s=np.array(
+            [[_collective_s(b, gpu, deployment.cost_model) for b in blocks] for gpu in gpus]
+        ),
         tied_bytes=np.full(len(gpus), float(model.tied_bytes)),
         block_kind=np.array([kinds.index(block.kind) for block in model.blocks]),
     )
+
+
+def _collective_s(block: Block, gpu: GpuProfile, cost_model: CostModel) -> list[float]:
+    """Return the all-reduces of a block on a class of nodes, as in `BlockTimes`."""
+    lines, size = gpu.all_reduce, block.collective_bytes_per_token
+    if lines is None or cost_model is CostModel.FLOPS or not block.collectives:
+        return [0.0] * 5
+    n = block.collectives
+    small = lines.small_s, lines.small_s_per_byte
+    large = lines.large_s, lines.large_s_per_byte
+    if not size:
+        small = large = lines.small_s, 0.0
+    return [
+        n * small[0],
+        n * small[1] * size,
+        lines.switch_bytes / size if size else 0.0,
+        n * large[0],
+        n * large[1] * size,
+    ]
 
 
 def mean_context(deployment: Deployment) -> float:
@@ -195,8 +233,9 @@ def _block_row(
     """
     chunk = lengths.chunk_tokens
     cached = (lengths.prompt_tokens - chunk) / 2
-    step = costs.step_work(block, 1.0, context - 1)
-    piece = costs.step_work(block, chunk, cached)
+    copies = gpu.kv_copies
+    step = costs.step_work(block, 1.0, context - 1, kv_copies=copies)
+    piece = costs.step_work(block, chunk, cached, kv_copies=copies)
     computed = 1.0 if block.last_token_only else chunk
     per_prompt = lengths.chunks if block.last_token_only else 1.0
     roofline = cost_model is CostModel.ROOFLINE
@@ -216,7 +255,7 @@ def _block_row(
         "compute_chunk_s": float(piece[0]) / gpu.flops_per_s / per_prompt,
         "memory_chunk_s": moved(piece, computed) / per_prompt,
         "weight_bytes": float(block.weight_bytes),
-        "kv_bytes_per_token": float(block.kv_bytes_per_token),
+        "kv_bytes_per_token": float(block.kv_bytes_per_token * copies),
     }
 
 

@@ -167,9 +167,10 @@ class ServingLinks:
 class Lengths:
     """Moments of the lengths of requests: p prompt and o output tokens, h tokens held.
 
-    A request holds ``h = p + o`` tokens of KV cache if they are reserved. If they are paged, it
-    holds ``p + (o + 1) / 2`` on average, rounded up to blocks, and at most ``p + o``. E is the
-    mean over requests. If all requests are alike, the weighted moments are the plain ones.
+    A request holds ``h = p + o`` tokens of KV cache if they are reserved, rounded up to slots.
+    If they are paged, it holds ``p + (o + 1) / 2`` on average, rounded up to blocks, and at
+    most ``p + o``. E is the mean over requests. If all requests are alike, the weighted moments
+    are the plain ones.
 
     Attributes
     ----------

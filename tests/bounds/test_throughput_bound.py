@@ -153,3 +153,44 @@ def test_lengths_must_be_alike_and_nothing_may_be_misspelt():
     assert throughput_bound(tiny) > 0
     heavy = replace(tiny, model=hs.model("llama-3-70b"))
     assert throughput_bound(heavy) == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_schedule_on_tensor_parallel_groups_exceeds_the_bound(seed):
+    """All-reduces with a step at the switch are not convex; copies of KV cache take room."""
+    rng = np.random.default_rng(seed)
+    lines = hs.AllReduce(
+        library="nccl",
+        degree=2,
+        switch_bytes=10 ** rng.uniform(3, 6),
+        small_s=10 ** rng.uniform(-6, -4),
+        small_s_per_byte=10 ** rng.uniform(-12, -9),
+        large_s=10 ** rng.uniform(-6, -4),
+        large_s_per_byte=10 ** rng.uniform(-12, -9),
+    )
+    pair = hs.Node(
+        name="pair",
+        gpu=hs.gpu("a100-80gb"),
+        gpus=2,
+        tensor_parallel=2,
+        interconnect=hs.Interconnect(name="lines", all_reduces=(lines,)),
+    )
+    single = hs.Node(name="single", gpu=hs.gpu("rtx-4090"))
+    link = hs.Link(bytes_per_s=1e9, latency_s=1e-3)
+    tiers = (hs.Tier(name="a", nodes=(pair,), link=link), hs.Tier(name="b", nodes=(single,)))
+    deployment = hs.Deployment(
+        model=hs.model("llama-3-8b"),
+        network=hs.Network(name="lab", tiers=tiers),
+        requests=toys.burst(60, int(rng.integers(1, 800)), int(rng.integers(1, 60))),
+        runtime=hs.runtime(
+            "ideal",
+            batching=str(rng.choice(["stage", "stage", "pipeline", "serial"])),
+            max_num_seqs=int(rng.choice([2, 16, 64])),
+            slot_tokens=int(rng.choice([1, 256])),
+        ),
+    )
+    split = hs.Partition((0, int(rng.integers(10, 30)), 34))
+    trace = hs.simulate(deployment, split, link_contention=True)
+    bound = throughput_bound(deployment, pinned=pins_of(split))
+    assert 60 / trace.end_s.max() <= bound * (1 + 1e-9)
+    assert bound <= throughput_bound(deployment) * (1 + 1e-7)

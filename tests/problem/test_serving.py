@@ -133,3 +133,47 @@ def test_seconds_of_an_iteration_are_those_of_the_cost_model(model, n_decode, n_
     memory = n_decode * blocks.memory_token_s + n_chunks * blocks.memory_chunk_s
     seconds = blocks.fixed_s + np.maximum(compute, blocks.read_s + experts + memory)
     assert seconds[0, kind] == pytest.approx(float(costs.step_s(gpu, flops, moved)), rel=1e-12)
+
+
+LINES = hs.Interconnect(
+    name="lines",
+    all_reduces=(
+        hs.AllReduce(
+            library="nccl", degree=2, switch_bytes=5e5, small_s=1e-5, small_s_per_byte=3e-11,
+            large_s=2.5e-5, large_s_per_byte=1e-11,
+        ),
+    ),
+)  # fmt: skip
+
+
+def group_of_two(runtime, tokens=(600, 64)):
+    pair = hs.Node(
+        name="pair", gpu=hs.gpu("a100-80gb"), gpus=2, interconnect=LINES, tensor_parallel=2
+    )
+    return hs.Deployment(
+        model=hs.model("llama-3-8b"),
+        network=hs.Network(name="n", tiers=(hs.Tier(name="t", nodes=(pair,)),)),
+        requests=hs.Requests([0.0], [tokens[0]], [tokens[1]]),
+        runtime=runtime,
+    )
+
+
+@pytest.mark.parametrize("chunk_tokens", [None, 100])
+def test_a_tensor_parallel_group_takes_its_all_reduces(chunk_tokens):
+    """A single user in the simulator, which adds up pass by pass, against the fluid model."""
+    deployment = group_of_two(hs.runtime("ideal", chunk_tokens=chunk_tokens))
+    instance = hs.to_serving_instance(deployment, users=1, think_time_s=1e9)
+    whole = hs.Partition((0, 34))
+    latencies = hs.evaluate_serving(instance, whole).latencies
+    alone = hs.simulate(deployment, whole)
+    assert latencies.latency_s == pytest.approx(alone.end_s[0], rel=1e-3)
+    assert instance.blocks.collective_s.max() > 0
+
+
+def test_reserved_kv_cache_is_rounded_up_to_slots():
+    """As many requests as the simulator admits at once: rooms in slots, not in tokens."""
+    slots = hs.runtime("ideal", slot_tokens=1024, max_num_seqs=10_000)
+    assert hs.to_serving_instance(group_of_two(slots)).lengths.held_tokens == 1024
+    given = hs.to_serving_instance(group_of_two(hs.runtime("ideal")), runtime=slots)
+    assert given.lengths.held_tokens == given.lengths.resident_tokens == 1024
+    assert given.rules.max_num_seqs == 10_000
