@@ -200,7 +200,7 @@ def predict(
         elif keeps_up is False:  # its largest rate is unknown, this one is simulated
             served_per_s = min(served_per_s, found.requests_per_s)
     output = lengths(deployment)[1]
-    room = _room(deployment, instance, partition)
+    room = room_of(deployment, instance, partition)
     used = nodes_in_use(deployment, instance, partition)
     names = trace.node_names
     price, unused = _prices(names, used, price_per_hour or {}, served_per_s * output)
@@ -318,7 +318,7 @@ def _prices(
     return per_million, float(price[~used & known].sum())
 
 
-class _Room(NamedTuple):
+class Room(NamedTuple):
     """Sequences that fit at once, those that run at once, and tokens of the longest one."""
 
     sequences: int
@@ -326,7 +326,7 @@ class _Room(NamedTuple):
     context_tokens: int
 
 
-def _room(deployment: Deployment, instance: Instance, partition: Partition) -> _Room:
+def room_of(deployment: Deployment, instance: Instance, partition: Partition) -> Room:
     """Return how many sequences fit and run at once, and how long a single one can be."""
     stages = stages_of(deployment, instance, partition)
     limit = deployment.runtime.max_num_seqs
@@ -343,7 +343,7 @@ def _room(deployment: Deployment, instance: Instance, partition: Partition) -> _
         for room in each
     )
     longest = _max_context(deployment.model, known)
-    return _Room(sequences, min(running, sequences) if known else running, longest)
+    return Room(sequences, min(running, sequences) if known else running, longest)
 
 
 def serve(

@@ -1,0 +1,131 @@
+"""`saturated_rate` and `rate_within_targets`: the largest rates that a simulation serves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hypsolve.planning.forecast import serve
+from hypsolve.planning.load import Load, arriving, evenly
+from hypsolve.planning.rate_bound import lengths
+from hypsolve.problem.deployment import Deployment
+from hypsolve.problem.solution import Partition
+from hypsolve.solvers.clock import NEVER, Deadline
+
+OVERLOAD = 1.05  # of the bound: every queue fills, and none needs to be long for it
+ROUNDS = 20  # requests simulated, over the number that can be under way at once
+MIN_REQUESTS = 100
+N_BISECTIONS = 7  # a rate within targets is found to 1/128 of the largest rate
+MET = 0.95  # share of the requests that must meet the targets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedRate:
+    """A rate that a simulation served, and over how many requests.
+
+    Attributes
+    ----------
+    requests_per_s : float
+        Requests over the seconds from the first arrival to the last completion. Of a rate
+        within targets: the largest rate of Poisson arrivals at which 95 % of the requests meet
+        every target; 0 if there is none.
+    n_requests : int
+        Requests of the simulation.
+    """
+
+    requests_per_s: float
+    n_requests: int
+
+
+def saturated_rate(
+    deployment: Deployment, partition: Partition, bound_per_s: float, n_requests: int
+) -> SimulatedRate:
+    """Simulate a split whose queues never empty, and return what it serves.
+
+    Requests arrive evenly, at `OVERLOAD` times a bound on the rate. The seconds in which the
+    first requests fill the pipeline and the last ones leave it count, so the rate is below the
+    one that is sustained; it never exceeds a valid bound. With n requests, of which w are under
+    way at once, the difference is about w / n of it.
+
+    Parameters
+    ----------
+    deployment : Deployment
+        Its first request stands for all.
+    partition : Partition
+    bound_per_s : float
+        Finite upper bound on the rate.
+    n_requests : int
+    """
+    trace = serve(evenly(deployment, OVERLOAD * bound_per_s, n_requests), partition)
+    took_s = float(trace.end_s.max() - trace.arrival_s.min())
+    return SimulatedRate(
+        requests_per_s=n_requests / took_s if took_s else math.inf, n_requests=n_requests
+    )
+
+
+def enough_requests(
+    under_way: int, deployment: Deployment, max_visits: float, share: float = 1.0
+) -> int:
+    """Return how many requests a simulation needs: `ROUNDS` times those under way.
+
+    At most as many as make `max_visits`, where a visit is a token at a stage; and of these
+    only a share, to rank splits.
+    """
+    n_visits = lengths(deployment)[1] * len(deployment.network.tiers)
+    most = min(ROUNDS * under_way, int(max_visits / n_visits))
+    return max(MIN_REQUESTS, int(share * most))
+
+
+def rate_within_targets(
+    deployment: Deployment,
+    partition: Partition,
+    load: Load,
+    largest_per_s: float,
+    n_requests: int,
+    deadline: Deadline = NEVER,
+) -> SimulatedRate:
+    """Return the largest rate at which 95 % of the simulated requests meet the targets.
+
+    Requests arrive in a Poisson process of the seed of `load`; the same draws are scaled to
+    each rate. The rate is found by bisection, since latencies grow with it.
+
+    Parameters
+    ----------
+    deployment : Deployment
+    partition : Partition
+    load : Load
+        Its targets and its seed.
+    largest_per_s : float
+        Rate beyond which none is looked for.
+    n_requests : int
+        Requests of each simulation.
+    deadline : Deadline, optional
+        When it has passed, the largest rate so far is returned.
+    """
+
+    def is_met(rate_per_s: float) -> bool:
+        return attainment(deployment, partition, load, rate_per_s, n_requests) >= MET
+
+    low, high = 0.0, largest_per_s
+    if is_met(high):
+        return SimulatedRate(requests_per_s=high, n_requests=n_requests)
+    for _ in range(N_BISECTIONS):
+        if deadline.has_passed():
+            break
+        rate_per_s = (low + high) / 2
+        low, high = (rate_per_s, high) if is_met(rate_per_s) else (low, rate_per_s)
+    return SimulatedRate(requests_per_s=low, n_requests=n_requests)
+
+
+def attainment(
+    deployment: Deployment, partition: Partition, load: Load, rate_per_s: float, n_requests: int
+) -> float:
+    """Return the share of the requests, in Poisson arrivals, that meet a load's targets."""
+    rng = np.random.default_rng(load.seed)
+    trace = serve(arriving(deployment, rate_per_s, n_requests, rng), partition)
+    targets = replace(load, rate_per_s=rate_per_s)
+    return trace.metrics(
+        ttft_slo_s=targets.ttft_slo_s, tpot_slo_s=targets.tpot_slo_s
+    ).slo_attainment

@@ -1,0 +1,296 @@
+"""`maximise_rate`: the split that serves most requests per second, simulated and bounded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hypsolve.bounds.throughput import throughput_bound
+from hypsolve.planning.forecast import room_of
+from hypsolve.planning.load import Load
+from hypsolve.planning.rate_bound import bound_on_rate
+from hypsolve.planning.saturation import (
+    SimulatedRate,
+    enough_requests,
+    rate_within_targets,
+    saturated_rate,
+)
+from hypsolve.planning.simulation_search import Progress
+from hypsolve.problem.costs import to_instance
+from hypsolve.problem.deployment import Deployment
+from hypsolve.problem.instance import Instance, Objective
+from hypsolve.problem.result import Result
+from hypsolve.problem.serving_costs import to_serving_instance
+from hypsolve.problem.serving_result import ServingResult
+from hypsolve.problem.solution import Outcome, Partition, Status
+from hypsolve.solve import Method, solve
+from hypsolve.solvers.clock import Deadline
+
+RULES = (Objective.BOTTLENECK, Objective.PATH, Objective.P0)
+"""Objectives of requests served one at a time, whose best splits are simulated, too."""
+FIRST_SHARE = 0.1  # of the requests of a full simulation, to rank splits before it
+FINALISTS = 3  # splits that are simulated in full
+N_SPLITS = 6  # best splits of the fluid model that are simulated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedSplit:
+    """A split, and the rates that it serves.
+
+    Attributes
+    ----------
+    origin : str
+        ``fluid model``, or the objective of requests served one at a time whose best split it
+        is.
+    cuts : tuple of int
+    fluid_requests_per_s : float
+        Rate in the fluid model; nan if it was not computed.
+    simulated_requests_per_s : float
+        Requests over the seconds from the first arrival to the last completion, where every
+        queue is full. With targets: the largest rate at which 95 % of the requests meet them.
+    n_requests : int
+        Requests of that simulation.
+    """
+
+    origin: str
+    cuts: tuple[int, ...]
+    fluid_requests_per_s: float
+    simulated_requests_per_s: float
+    n_requests: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Throughput:
+    """What the best simulated split serves, and how far any other could be ahead.
+
+    Attributes
+    ----------
+    objective : str
+        ``throughput``, ``goodput`` or ``cost``.
+    simulated_requests_per_s : float
+        Of the chosen split; see `ServedSplit`.
+    n_requests : int
+        Requests of that simulation.
+    fluid_requests_per_s : float
+        Largest rate of all splits in the fluid model.
+    bound_requests_per_s : float
+        No split and no schedule serves more, under the limits of the runtime.
+    gap : float
+        ``1 - simulated_requests_per_s / bound_requests_per_s``.
+    splits : tuple of ServedSplit
+        All that were simulated; the chosen one is first.
+    """
+
+    objective: str
+    simulated_requests_per_s: float
+    n_requests: int
+    fluid_requests_per_s: float
+    bound_requests_per_s: float
+    gap: float
+    splits: tuple[ServedSplit, ...]
+
+
+class RateSearch:
+    """The best split of a deployment for requests per second, simulated and bounded.
+
+    Parameters
+    ----------
+    deployment : Deployment
+        Its first request stands for all.
+    rules : mapping
+        Keyword arguments of `hypsolve.to_instance`.
+    load : Load
+        Targets, users, seed, and the largest size of a simulation.
+    objective : {"throughput", "goodput", "cost"}
+    prices_per_hour : mapping of node name to float
+        For the objective ``cost``.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        rules: Mapping[str, Any],
+        load: Load,
+        *,
+        objective: str,
+        prices_per_hour: Mapping[str, float],
+    ) -> None:
+        self.deployment, self.load, self.objective = deployment, load, objective
+        self.splits_of = {key: value for key, value in rules.items() if key != "stage_rule"}
+        self.prices_per_hour = dict(prices_per_hour)
+        self.instance = to_instance(deployment, objective=Objective.PATH, **rules)
+
+    def fluid(self, time_limit_s: float, n_splits: int = N_SPLITS) -> ServingResult:
+        """Return the best splits of the fluid model; see `hypsolve.solve`.
+
+        If no split meets the targets at any rate in the model, they are left out: a simulation
+        decides.
+        """
+        known = set(self.instance.node_names)
+        goals: dict[str, Any] = {
+            "objective": self.objective,
+            "ttft_slo_s": self.load.ttft_slo_s,
+            "tpot_slo_s": self.load.tpot_slo_s,
+            "prices_per_hour": {n: p for n, p in self.prices_per_hour.items() if n in known},
+        }
+        for each in (goals, {}):
+            serving = to_serving_instance(
+                self.deployment,
+                users=self.load.users,
+                think_time_s=self.load.think_time_s,
+                **self.splits_of,
+                **each,
+            )
+            result = solve(
+                serving, "throughput_exact", time_limit_s=time_limit_s, n_splits=n_splits
+            )
+            if result.partition is not None:
+                break
+        return result
+
+    def bound(self) -> float:
+        """Return requests per second that no split and no schedule exceeds."""
+        return throughput_bound(
+            self.deployment,
+            users=self.load.users,
+            think_time_s=self.load.think_time_s,
+            **self.splits_of,
+        )
+
+    def run(
+        self, time_limit_s: float, progress: Progress | None = None
+    ) -> tuple[Result, Throughput | None]:
+        """Return the split that serves most in simulation, and what it serves.
+
+        If the time limit passes, or at a KeyboardInterrupt, the best split so far is returned.
+        """
+        deadline = Deadline(time_limit_s)
+        served: list[Throughput] = []
+
+        def best_simulated(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
+            fluid = self.fluid(time_limit_s)
+            if fluid.partition is None:
+                return Outcome(fluid.status, message=fluid.message)
+            splits = [(fluid.partition.cuts, fluid.fluid_requests_per_s)]
+            splits += [(each.cuts, at.fluid_requests_per_s) for each, at in fluid.alternatives]
+            found = self._simulate(dict(splits), deadline, progress or (lambda line: None))
+            served.append(found)
+            message = f"{len(found.splits)} splits simulated"
+            return Outcome(Status.FEASIBLE, Partition(found.splits[0].cuts), message=message)
+
+        best_simulated.__name__ = "throughput"
+        method = Method(best_simulated, "partition", kernels=("hypsplit", "throughput"))
+        result = solve(self.instance, method, time_limit_s=time_limit_s)
+        return result, served[0] if served else None
+
+    def _simulate(
+        self, fluid: Mapping[tuple[int, ...], float], deadline: Deadline, progress: Progress
+    ) -> Throughput:
+        """Rank splits by short simulations, and simulate the `FINALISTS` best in full."""
+        bound = self.bound()
+        candidates = {each.cuts: each for each in self._candidates(fluid)}
+        served: dict[tuple[int, ...], ServedSplit] = {}
+
+        def simulate(cuts: tuple[int, ...], share: float) -> None:
+            served[cuts] = candidates[cuts].served(self._rate(cuts, share, bound, deadline))
+            best = max(each.simulated_requests_per_s for each in served.values())
+            progress(
+                f"{len(served)} of {len(candidates)} splits simulated, best"
+                f" {best:.3g} requests/s, gap {1 - best / bound:.1%}"
+            )
+
+        def by_rate(cuts: tuple[int, ...]) -> float:
+            return -self._value(served[cuts])
+
+        try:
+            for cuts in candidates:
+                if served and deadline.has_passed():
+                    break
+                simulate(cuts, FIRST_SHARE)
+            finals = sorted(served, key=by_rate)[:FINALISTS]
+            for cuts in finals:
+                if deadline.has_passed():
+                    break
+                simulate(cuts, 1.0)
+        except KeyboardInterrupt:
+            if not served:
+                raise
+        n_most = max(each.n_requests for each in served.values())
+        in_full = [cuts for cuts in served if served[cuts].n_requests == n_most]
+        order = sorted(served, key=lambda cuts: (cuts not in in_full, by_rate(cuts)))
+        best = served[order[0]]
+        return Throughput(
+            objective=self.objective,
+            simulated_requests_per_s=best.simulated_requests_per_s,
+            n_requests=best.n_requests,
+            fluid_requests_per_s=max(fluid.values()),
+            bound_requests_per_s=bound,
+            gap=1 - best.simulated_requests_per_s / bound,
+            splits=tuple(served[cuts] for cuts in order),
+        )
+
+    def _rate(
+        self, cuts: tuple[int, ...], share: float, bound: float, deadline: Deadline
+    ) -> SimulatedRate:
+        """Simulate a split, with a share of the requests of a full simulation."""
+        partition = Partition(cuts)
+        under_way = room_of(self.deployment, self.instance, partition).running
+        n = enough_requests(under_way, self.deployment, self.load.max_visits, share)
+        most = min(bound, bound_on_rate(self.deployment, self.instance, partition))
+        rate = saturated_rate(self.deployment, partition, most, n)
+        if self.objective == "throughput" or not self.has_targets:
+            return rate
+        return rate_within_targets(
+            self.deployment, partition, self.load, rate.requests_per_s, n, deadline
+        )
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether there is a target for a latency."""
+        return self.load.ttft_slo_s is not None or self.load.tpot_slo_s is not None
+
+    def _value(self, served: ServedSplit) -> float:
+        """Return what is maximised: the rate, or under ``cost`` requests per price."""
+        if self.objective != "cost":
+            return served.simulated_requests_per_s
+        hourly = self.price_per_hour(served.cuts)
+        return served.simulated_requests_per_s / hourly if hourly else math.inf
+
+    def price_per_hour(self, cuts: tuple[int, ...]) -> float:
+        """Return the price of all nodes of the tiers that host blocks; others cost nothing."""
+        return math.fsum(
+            self.prices_per_hour.get(node.name, 0.0)
+            for k, tier in enumerate(self.deployment.network.tiers)
+            if cuts[k] < cuts[k + 1]
+            for node in tier.nodes
+        )
+
+    def _candidates(self, fluid: Mapping[tuple[int, ...], float]) -> Iterator[_Candidate]:
+        """Yield the splits to simulate, those of the fluid model first."""
+        for cuts, rate in fluid.items():
+            yield _Candidate("fluid model", cuts, rate)
+        for objective in RULES:
+            if objective is Objective.P0 and self.instance.allow_empty:
+                continue  # it has no empty stages
+            alone = self.instance.replace(objective=objective)
+            partition = solve(alone, "hypsplit_dp").partition
+            if partition is not None and partition.cuts not in fluid:
+                yield _Candidate(str(objective), partition.cuts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    origin: str
+    cuts: tuple[int, ...]
+    fluid_requests_per_s: float = math.nan
+
+    def served(self, rate: SimulatedRate) -> ServedSplit:
+        return ServedSplit(
+            origin=self.origin,
+            cuts=self.cuts,
+            fluid_requests_per_s=self.fluid_requests_per_s,
+            simulated_requests_per_s=rate.requests_per_s,
+            n_requests=rate.n_requests,
+        )
