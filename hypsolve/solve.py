@@ -3,7 +3,7 @@
 import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -279,18 +279,23 @@ def solve(
     return _certify(instance, name, outcome, solve_time_s, entry.score, entry.bound_s)
 
 
-def warm_methods(*methods: str, simulates: bool = False, pipelines: bool = False) -> None:
+def warm_methods(
+    *methods: str,
+    simulates: bool = False,
+    pipelines: bool = False,
+    families: Iterable[str] = (),
+) -> None:
     """Compile or load all kernels of several methods at once.
 
     Notices of a compilation then count all families of kernels, and not those of one method.
     `simulates` adds the kernels of simulations at token level, `pipelines` those of the
-    batching modes in which batches pass whole pipelines.
+    batching modes in which batches pass whole pipelines, and `families` further ones.
     """
-    families = [family for name in methods for family in METHODS[name].kernels]
-    families += ["token_level"] if simulates else []
-    families += ["token_level.pipeline"] if simulates and pipelines else []
-    if families:
-        warm(*families)
+    needed = [*families] + [family for name in methods for family in METHODS[name].kernels]
+    needed += ["token_level"] if simulates else []
+    needed += ["token_level.pipeline"] if simulates and pipelines else []
+    if needed:
+        warm(*needed)
 
 
 def _look_up(method: str | Method | Callable[..., Outcome]) -> tuple[str, Method]:

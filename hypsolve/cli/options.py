@@ -80,6 +80,9 @@ _OBJECTIVE_HELP = {
     "path": "path: latency of one request.",
     "p0": "p0: the objective of the Hyperion paper.",
     "mean_latency": "mean_latency: simulated at --rate.",
+    "throughput": "throughput: requests/s of servers that batch, simulated.",
+    "goodput": "goodput: requests/s of which 95% are within the targets.",
+    "cost": "cost: price per request of servers that batch.",
 }
 _RUNTIME = {
     name: (kind, f"{rule.about}  [default: the runtime's]")

@@ -69,6 +69,11 @@ def compare_query(
     `simulate`, if given, is called with each result and the end of its time, before the result
     is handed out. Half of the time of a method is left for it.
     """
+    if query.is_rate:
+        raise ValueError(
+            "compare: objective must be in seconds, for methods that split for requests one at"
+            f" a time, got {query.objective!r}; the experiment throughput compares rates"
+        )
     known = comparable(query.objective)
     for name in methods or ():
         if name in METHODS and name not in known:

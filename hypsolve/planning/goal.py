@@ -31,14 +31,14 @@ class Goal:
     ----------
     query : PlanQuery
         With targets, the goal is the goodput at the load: requests/s within the targets.
-        Without, with the objectives ``bottleneck`` and ``p0``, or where batches are computed
-        one at a time, it is the largest sustainable rate; with users, the rate that they get;
-        else the least mean latency.
+        Without, with the objectives ``throughput``, ``cost``, ``bottleneck`` and ``p0``, or
+        where batches are computed one at a time, it is the largest sustainable rate; with
+        users, the rate that they get; else the least mean latency.
     """
 
     def __init__(self, query: PlanQuery) -> None:
         is_serial = query.runtime.batching is Batching.SERIAL
-        throughput = query.objective in (Objective.BOTTLENECK, Objective.P0)
+        throughput = query.is_rate or query.objective in (Objective.BOTTLENECK, Objective.P0)
         asks_for_rate = query.users is not None or throughput or is_serial
         self.quantity = RATE if asks_for_rate and not query.is_simulated else LATENCY
         if query.ttft_slo_s is not None or query.tpot_slo_s is not None:

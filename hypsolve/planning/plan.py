@@ -13,6 +13,7 @@ from hypsolve.planning.layers import describe_blocks
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.serving_frontier import ServingPoint, serving_points, undominated
 from hypsolve.planning.tensor_parallel import DegreeChoice
+from hypsolve.planning.throughput import Throughput
 from hypsolve.planning.what_if import Upgrade
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
@@ -156,6 +157,9 @@ class Plan:
     degrees : tuple of DegreeChoice
         Degrees of tensor parallelism that were tried, the chosen one first; empty if no machine
         has several GPUs or all degrees are given.
+    throughput : Throughput or None
+        What the split serves in simulation, and the bound over all splits; None unless the
+        objective is in requests per second.
     """
 
     query: PlanQuery
@@ -169,6 +173,7 @@ class Plan:
     stopped: str
     deployment: Deployment
     degrees: tuple[DegreeChoice, ...] = ()
+    throughput: Throughput | None = None
 
     if not TYPE_CHECKING:  # type checkers would accept every name
 
@@ -178,7 +183,7 @@ class Plan:
     def __repr__(self) -> str:
         facts = [str(self.result.status)]
         if self.fits:
-            facts.append(f"{self.objective_name} {show_seconds(self.result.objective_s)}")
+            facts.append(f"{self.objective_name} {self.describe_value()}")
         stages = (f"{s.tier} {self.describe_blocks(s.blocks)}" for s in self.stages)
         facts += ["; ".join(stages)] if self.stages else []
         facts += [f"stopped: {self.stopped}"] if self.stopped else []
@@ -209,6 +214,12 @@ class Plan:
     def objective_name(self) -> str:
         """The objective in words, as in ``mean latency``."""
         return self.query.objective.replace("_", " ")
+
+    def describe_value(self) -> str:
+        """Write the value of the objective, in seconds or in requests per second."""
+        if self.throughput is None:
+            return show_seconds(self.result.objective_s)
+        return f"{self.throughput.simulated_requests_per_s:.3g} requests/s"
 
     @property
     def fits(self) -> bool:
@@ -346,6 +357,7 @@ class Plan:
             "upgrades": [record_to_dict(upgrade) for upgrade in self.upgrades],
             "stopped": self.stopped,
             "degrees": [record_to_dict(choice) for choice in self.degrees],
+            "throughput": None if self.throughput is None else record_to_dict(self.throughput),
         }
 
 
@@ -358,7 +370,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, range):
         return [value.start, value.stop]
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(each) for each in value]
     if dataclasses.is_dataclass(value):
         return record_to_dict(value)
     return finite_or_none(value) if isinstance(value, float) else value

@@ -23,6 +23,7 @@ from hypsolve.planning.query import (
 from hypsolve.planning.rate_bound import lengths
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.tensor_parallel import choose_degrees
+from hypsolve.planning.throughput import ServedSplit
 from hypsolve.planning.what_if import Upgrade, find_upgrades, lighter_models
 from hypsolve.problem import costs, evaluation
 from hypsolve.problem.deployment import CostModel, Deployment, Model
@@ -179,6 +180,7 @@ def add_upgrades(
         deployment=plan.deployment,
         instance=instance_of(query),
         result=plan.result,
+        throughput=plan.throughput,
     )
     found = _plan_of(
         query, solution, plan.stopped,
@@ -190,7 +192,13 @@ def add_upgrades(
 
 def warm(query: PlanQuery) -> None:
     """Compile or load the kernels that a plan for a query needs, before a clock starts."""
-    warm_methods(query.method or DEFAULT_METHOD, simulates=True, pipelines=query.has_pipelines)
+    more = ("throughput",) if query.is_rate else ()
+    warm_methods(
+        query.method or DEFAULT_METHOD,
+        simulates=True,
+        pipelines=query.has_pipelines,
+        families=more,
+    )
 
 
 def _plan_of(
@@ -221,7 +229,7 @@ def _plan_of(
                 deadline=deadline,
             )
         if with_upgrades and not stopped:
-            if result.partition is not None:
+            if result.partition is not None and solution.throughput is None:
                 for alternative in _alternatives(query, solution, deadline):
                     progress(f"simulated: the split for {alternative.objective}")
                     alternatives.append(alternative)
@@ -234,7 +242,10 @@ def _plan_of(
                 before_is_lower_bound=(
                     forecast is not None and forecast.max_rate_is_lower_bound
                 ),
-                splits=[other.cuts for other in alternatives],
+                splits=[
+                    *(other.cuts for other in alternatives),
+                    *(each.cuts for each in _runners_up(solution)),
+                ],
                 deadline=deadline,
                 progress=progress,
             ):
@@ -259,7 +270,13 @@ def _plan_of(
         upgrades=tuple(sorted(upgrades, key=lambda each: _order(goal, each))),
         stopped=stopped,
         deployment=solution.deployment,
+        throughput=solution.throughput,
     )
+
+
+def _runners_up(solution: Solution) -> tuple[ServedSplit, ...]:
+    """Return the splits that were simulated beside the best one, in their order."""
+    return solution.throughput.splits[1:] if solution.throughput is not None else ()
 
 
 def _order(goal: Goal, upgrade: Upgrade) -> tuple[float, float]:
@@ -316,8 +333,9 @@ def split(
     query, _ = choose_degrees(PlanQuery.of(model, network, **arguments), progress)
     warm_methods(
         query.method or DEFAULT_METHOD,
-        simulates=simulates or query.is_simulated,
+        simulates=simulates or query.is_simulated or query.is_rate,
         pipelines=query.has_pipelines,
+        families=("throughput",) if query.is_rate else (),
     )
     return solve_query(query, progress)
 

@@ -27,6 +27,7 @@ from hypsolve.planning.simulation_search import (
     minimise_mean_latency,
     solve_simulated,
 )
+from hypsolve.planning.throughput import Cuts, RateSearch, Throughput
 from hypsolve.problem import validation as valid
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.deployment import Deployment, Model, Network, Requests
@@ -35,7 +36,11 @@ from hypsolve.problem.result import Result
 from hypsolve.problem.runtime import IDEAL, Batching, Runtime
 from hypsolve.solve import METHODS, Method, options_of, solve
 
-OBJECTIVES = ("bottleneck", "path", "mean_latency", "p0")
+RATES = ("throughput", "goodput", "cost")
+"""Objectives in requests per second; see `hypsolve.planning.throughput`."""
+ALONE = ("bottleneck", "path", "mean_latency", "p0")
+"""Objectives in seconds."""
+OBJECTIVES = (*ALONE, *RATES)
 DEFAULT_METHOD = "hypsplit_dp"  # for `mean_latency`, its split is where the search starts
 MIN_RATE = 1e-6  # requests per second: one in 12 days
 MAX_USERS = 100_000
@@ -73,9 +78,11 @@ class PlanQuery:
         `n_reserved`.
     runtime : Runtime
         The serving runtime: memory, limits and batching mode.
-    objective : {"bottleneck", "path", "mean_latency", "p0"} or None
-        Objective to minimise. None: ``bottleneck``, or ``path`` where the runtime computes one
-        batch at a time, since its throughput is then the inverse of the path.
+    objective : str or None
+        ``bottleneck``, ``path``, ``mean_latency`` or ``p0``, in seconds; or ``throughput``,
+        ``goodput`` or ``cost``, in requests per second of servers that batch. None:
+        ``bottleneck``, or ``path`` where the runtime computes one batch at a time, since its
+        throughput is then the inverse of the path.
     method : str or None
         Name in `hypsolve.METHODS`. None: ``hypsplit_dp``, which is exact, and of equal splits
         the one with the most room for KV cache; for ``mean_latency`` a search by simulation.
@@ -173,6 +180,8 @@ class PlanQuery:
             )
         if self.method is not None:
             valid.known("method", self.method, METHODS)
+        if self.is_rate:
+            self._check_rate()
         if self.tensor_parallel is not None:
             degree = valid.whole("plan", "tensor_parallel", self.tensor_parallel, minimum=1)
             network, small = under_one_degree(self.network, degree)
@@ -191,6 +200,23 @@ class PlanQuery:
             raise ValueError(
                 f"plan: min_blocks of tier {tier!r} must be at least 1 under objective p0,"
                 " which has no empty stages, got 0"
+            )
+
+    def _check_rate(self) -> None:
+        """Check what the objectives in requests per second need."""
+        if self.method is not None:
+            raise ValueError(
+                f"plan: method must be None under objective {self.objective}, which has a"
+                f" search of its own, got {self.method!r}"
+            )
+        if self.objective == "goodput" and self.ttft_slo_s is None and self.tpot_slo_s is None:
+            raise ValueError(
+                "plan: objective goodput needs ttft_slo_s or tpot_slo_s, got neither"
+            )
+        if self.objective == "cost" and not any(self.network.price_per_hour.values()):
+            raise ValueError(
+                "plan: objective cost needs price_per_hour of a node in the network file,"
+                " got none"
             )
 
     def _leave_out(self) -> None:
@@ -274,6 +300,11 @@ class PlanQuery:
     def is_simulated(self) -> bool:
         """Whether splits are scored by simulation."""
         return self.objective == Objective.MEAN_LATENCY
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether requests per second of servers that batch are maximised."""
+        return self.objective in RATES
 
     @property
     def has_pipelines(self) -> bool:
@@ -367,6 +398,8 @@ class Solution:
         See `hypsolve.solve`.
     interrupted : bool
         Whether a KeyboardInterrupt ended the search: the result is the best split so far.
+    throughput : Throughput or None
+        What the split serves, under an objective in requests per second.
     """
 
     query: PlanQuery
@@ -374,11 +407,12 @@ class Solution:
     instance: Instance
     result: Result
     interrupted: bool = False
+    throughput: Throughput | None = None
 
 
 def instance_of(query: PlanQuery) -> Instance:
     """Return the instance of a query; its objective is ``path`` if splits are simulated."""
-    objective = "path" if query.is_simulated else query.objective
+    objective = "path" if query.is_simulated or query.is_rate else query.objective
     return to_instance(query.deployment(), objective=objective, **query.rules())
 
 
@@ -393,6 +427,17 @@ def solve_query(
     Other methods raise it.
     """
     deployment, rules = query.deployment(), query.rules()
+    if query.is_rate:
+        search = _rate_search(query, deployment)
+        result, throughput = search.run(query.time_limit_s, progress)
+        return Solution(
+            query=query,
+            deployment=deployment,
+            instance=search.instance,
+            result=result,
+            interrupted=search.interrupted,
+            throughput=throughput,
+        )
     method: str | Method = query.method or DEFAULT_METHOD
     limits: dict[str, Any] = {"time_limit_s": query.time_limit_s, "seed": query.seed}
     if not query.is_simulated:
@@ -415,6 +460,37 @@ def solve_query(
         instance=splits.alone,
         result=result,
         interrupted=splits.interrupted,
+    )
+
+
+def solve_fluid(query: PlanQuery, n_splits: int = 1) -> tuple[Solution, dict[Cuts, float]]:
+    """Split the model of a query by the fluid model alone, which takes milliseconds.
+
+    Returns
+    -------
+    solution : Solution
+        The best split of the fluid model; nothing is simulated.
+    splits : dict
+        Requests per second in the fluid model of the `n_splits` best splits, the best first.
+    """
+    deployment = query.deployment()
+    search = _rate_search(query, deployment)
+    splits, outcome = search.splits(query.time_limit_s, n_splits)
+    result = solve(search.instance, search.method(lambda: outcome))
+    solution = Solution(
+        query=query, deployment=deployment, instance=search.instance, result=result
+    )
+    return solution, splits
+
+
+def _rate_search(query: PlanQuery, deployment: Deployment) -> RateSearch:
+    objective = query.objective if query.is_rate else "throughput"
+    return RateSearch(
+        deployment,
+        query.rules(),
+        query.load,
+        objective=objective,
+        prices_per_hour=query.network.price_per_hour,
     )
 
 

@@ -15,7 +15,7 @@ from hypsolve import catalog
 from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.plan import FORMAT, VERSION, Plan, record_to_dict
 from hypsolve.planning.planner import warm
-from hypsolve.planning.query import ModelSource, NetworkSource, PlanQuery, solve_query
+from hypsolve.planning.query import RATES, ModelSource, NetworkSource, PlanQuery, solve_query
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.problem import evaluation
@@ -474,8 +474,10 @@ def _kept(owner: str, document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the earlier query that the document states."""
     kept = {key: document[key] for key in KEPT if document.get(key) is not None}
     if (objective := document.get("objective")) is not None:
-        valid.known(f"objective of {owner}", objective, (*OBJECTIVES, *OF_LATENCY))
+        valid.known(f"objective of {owner}", objective, (*OBJECTIVES, *OF_LATENCY, *RATES))
         kept["objective"] = "path" if objective in OF_LATENCY else objective
+        if objective in RATES:  # None: the nearest one, under each batching mode
+            kept["objective"] = None
     runtime = kept.get("runtime")
     if isinstance(runtime, dict):
         kept["runtime"] = runtime_from_dict(owner, runtime)

@@ -20,7 +20,7 @@ from hypsolve.planning.exporters.layout import Layout, numbered
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import plan_query, warm
 from hypsolve.planning.platforms import platforms_of, supported
-from hypsolve.planning.query import PlanQuery, Solution, solve_query
+from hypsolve.planning.query import PlanQuery, Solution, solve_fluid, solve_query
 from hypsolve.planning.served_best import Choice, served_best
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.problem import evaluation
@@ -152,7 +152,11 @@ def _best_of(
     splitting = deadline.part(1 - SIMULATED_SHARE)
     for at, query in enumerate(queries):
         limit_s = splitting.part(1 / (len(queries) - at)).limit_s
-        solution = solve_query(replace(query, time_limit_s=limit_s), progress)
+        limited = replace(query, time_limit_s=limit_s)
+        if query.is_rate:  # the best few networks are simulated later
+            solution, rates = solve_fluid(limited)
+        else:
+            solution, rates = solve_query(limited, progress), {}
         if solution.interrupted:
             raise KeyboardInterrupt
         if solution.result.partition is None:
@@ -161,7 +165,8 @@ def _best_of(
         against = refusals(layout, runtime)
         why += against
         if not against:
-            order = (_score_s(solution, layout), layout.n_stages, -len(layout.replicas), at)
+            score_s = 1 / max(rates.values()) if rates else _score_s(solution, layout)
+            order = (score_s, layout.n_stages, -len(layout.replicas), at)
             choices.append(Choice(order, solution))
     if not choices and why:
         raise ValueError(f"nearest_plan: {runtime} can express no plan: {why[0]}")

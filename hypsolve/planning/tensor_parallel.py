@@ -22,7 +22,13 @@ from hypsolve.formats.network_file import NetworkFile
 from hypsolve.planning.forecast import predict
 from hypsolve.planning.goal import Goal
 from hypsolve.planning.gpu_groups import degrees_of
-from hypsolve.planning.query import DEFAULT_METHOD, PlanQuery, Solution, solve_query
+from hypsolve.planning.query import (
+    DEFAULT_METHOD,
+    PlanQuery,
+    Solution,
+    solve_fluid,
+    solve_query,
+)
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.problem.gpu_group import check_degree
 from hypsolve.problem.network import Node, Tier
@@ -255,7 +261,7 @@ def _split(each: _Candidate) -> None:
         quick = replace(quick, method=DEFAULT_METHOD, options={})
     if quick.is_simulated:
         quick = replace(quick, objective="path")
-    solution = solve_query(quick)
+    solution = solve_fluid(quick)[0] if quick.is_rate else solve_query(quick)
     if solution.result.partition is None:
         each.choice = replace(each.choice, reason="the model does not fit")
         return

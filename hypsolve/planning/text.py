@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hypsolve.planning.forecast import Forecast
     from hypsolve.planning.load import Load
     from hypsolve.planning.plan import Alternative, NodePlan, Plan
+    from hypsolve.planning.throughput import Throughput
 
 MAX_UPGRADES = 8  # printed
 MAX_STAGES = 6  # whose slack is printed
@@ -30,7 +31,14 @@ EQUAL = 5e-4  # slack of a stage that is called a bottleneck beside the largest 
 SHARE_OF = {
     "bottleneck": "of bottleneck", "path": "of path", "p0": "of p0",
     "mean_latency": "of latency alone",
+    **dict.fromkeys(("throughput", "goodput", "cost"), "of latency alone"),
 }  # fmt: skip
+OTHER_RULES = {
+    "bottleneck": "the split for the least bottleneck of requests one at a time",
+    "p0": "the split of the Hyperion paper",
+    "path": "the split for the least latency of one request",
+}
+"""Splits that know of no batches, by their origin in `Throughput.splits`."""
 HEADS = {
     "tier": "tier of the network, in the order in which requests pass",
     "nodes": "number and GPU of nodes that are alike",
@@ -74,6 +82,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         if plan.forecast is not None:  # before the proof, which is of another quantity
             yield judge_load(plan.forecast).words
         yield describe_proof(plan)
+        yield from rate_lines(plan)
         yield describe_bottleneck(plan)
         if idle := describe_idle(plan):
             yield idle
@@ -199,6 +208,8 @@ def _share(share: float) -> str:
 
 def describe_proof(plan: Plan) -> str:
     """State in one sentence what is proved about the split."""
+    if plan.throughput is not None:
+        return describe_rate(plan.throughput)
     result = plan.result
     value = show_seconds(result.objective_s)
     of = ", requests one at a time"
@@ -214,6 +225,37 @@ def describe_proof(plan: Plan) -> str:
             f" {show_seconds(result.bound_s)}, this one has {value} (gap {result.gap:.2%}){of}"
         )
     return f"nothing proved: this split has a {plan.objective_name} of {value}{of}"
+
+
+def describe_rate(found: Throughput) -> str:
+    """State what a split serves in simulation, and what no other one exceeds."""
+    rate = f"{found.simulated_requests_per_s:.3g} requests/s"
+    if found.objective == "goodput":
+        rate += " with 95% within the targets"
+    return (
+        f"simulated over {found.n_requests} requests, it serves {rate}; proved: no split and no"
+        f" schedule serves more than {found.bound_requests_per_s:.3g} under the limits of this"
+        f" runtime (gap {found.gap:.1%})"
+    )
+
+
+def rate_lines(plan: Plan) -> list[str]:
+    """Return what the model of batches says, and what splits for other objectives serve."""
+    found = plan.throughput
+    if found is None:
+        return []
+    lines = [
+        f"best of {len(found.splits)} splits that were simulated; in the fluid model the best"
+        f" split of all serves {found.fluid_requests_per_s:.3g}"
+    ]
+    for name, label in OTHER_RULES.items():
+        other = next((each for each in found.splits if each.origin == name), None)
+        if other is not None and other.cuts != found.splits[0].cuts:
+            lines.append(
+                f"{label} (layers {describe_cuts(other.cuts)}) would serve"
+                f" {other.simulated_requests_per_s:.3g}"
+            )
+    return lines
 
 
 def describe_bottleneck(plan: Plan) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from hypsolve.solvers.clock import Deadline
 RULES = (Objective.BOTTLENECK, Objective.PATH, Objective.P0)
 """Objectives of requests served one at a time, whose best splits are simulated, too."""
 FIRST_SHARE = 0.1  # of the requests of a full simulation, to rank splits before it
+Cuts = tuple[int, ...]
 FINALISTS = 3  # splits that are simulated in full
 N_SPLITS = 6  # best splits of the fluid model that are simulated
 
@@ -55,7 +56,7 @@ class ServedSplit:
     """
 
     origin: str
-    cuts: tuple[int, ...]
+    cuts: Cuts
     fluid_requests_per_s: float
     simulated_requests_per_s: float
     n_requests: int
@@ -121,6 +122,7 @@ class RateSearch:
         self.splits_of = {key: value for key, value in rules.items() if key != "stage_rule"}
         self.prices_per_hour = dict(prices_per_hour)
         self.instance = to_instance(deployment, objective=Objective.PATH, **rules)
+        self.interrupted = False
 
     def fluid(self, time_limit_s: float, n_splits: int = N_SPLITS) -> ServingResult:
         """Return the best splits of the fluid model; see `hypsolve.solve`.
@@ -159,6 +161,27 @@ class RateSearch:
             **self.splits_of,
         )
 
+    def splits(
+        self, time_limit_s: float, n_splits: int = N_SPLITS
+    ) -> tuple[dict[Cuts, float], Outcome]:
+        """Return the best splits of the fluid model with their rates, and the best one."""
+        fluid = self.fluid(time_limit_s, n_splits)
+        if fluid.partition is None:
+            return {}, Outcome(fluid.status, message=fluid.message)
+        rates = {fluid.partition.cuts: fluid.fluid_requests_per_s}
+        rates |= {each.cuts: at.fluid_requests_per_s for each, at in fluid.alternatives}
+        outcome = Outcome(Status.FEASIBLE, fluid.partition, message="fluid model")
+        return rates, outcome
+
+    @staticmethod
+    def method(outcome: Callable[[], Outcome]) -> Method:
+        """Return a method for `hypsolve.solve` that gives an outcome."""
+
+        def throughput(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
+            return outcome()
+
+        return Method(throughput, "partition", kernels=("hypsplit", "throughput"))
+
     def run(
         self, time_limit_s: float, progress: Progress | None = None
     ) -> tuple[Result, Throughput | None]:
@@ -169,31 +192,27 @@ class RateSearch:
         deadline = Deadline(time_limit_s)
         served: list[Throughput] = []
 
-        def best_simulated(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
-            fluid = self.fluid(time_limit_s)
-            if fluid.partition is None:
-                return Outcome(fluid.status, message=fluid.message)
-            splits = [(fluid.partition.cuts, fluid.fluid_requests_per_s)]
-            splits += [(each.cuts, at.fluid_requests_per_s) for each, at in fluid.alternatives]
-            found = self._simulate(dict(splits), deadline, progress or (lambda line: None))
+        def best_simulated() -> Outcome:
+            rates, outcome = self.splits(time_limit_s)
+            if not rates:
+                return outcome
+            found = self._simulate(rates, deadline, progress or (lambda line: None))
             served.append(found)
             message = f"{len(found.splits)} splits simulated"
             return Outcome(Status.FEASIBLE, Partition(found.splits[0].cuts), message=message)
 
-        best_simulated.__name__ = "throughput"
-        method = Method(best_simulated, "partition", kernels=("hypsplit", "throughput"))
-        result = solve(self.instance, method, time_limit_s=time_limit_s)
+        result = solve(self.instance, self.method(best_simulated), time_limit_s=time_limit_s)
         return result, served[0] if served else None
 
     def _simulate(
-        self, fluid: Mapping[tuple[int, ...], float], deadline: Deadline, progress: Progress
+        self, fluid: Mapping[Cuts, float], deadline: Deadline, progress: Progress
     ) -> Throughput:
         """Rank splits by short simulations, and simulate the `FINALISTS` best in full."""
         bound = self.bound()
         candidates = {each.cuts: each for each in self._candidates(fluid)}
-        served: dict[tuple[int, ...], ServedSplit] = {}
+        served: dict[Cuts, ServedSplit] = {}
 
-        def simulate(cuts: tuple[int, ...], share: float) -> None:
+        def simulate(cuts: Cuts, share: float) -> None:
             served[cuts] = candidates[cuts].served(self._rate(cuts, share, bound, deadline))
             best = max(each.simulated_requests_per_s for each in served.values())
             progress(
@@ -201,7 +220,7 @@ class RateSearch:
                 f" {best:.3g} requests/s, gap {1 - best / bound:.1%}"
             )
 
-        def by_rate(cuts: tuple[int, ...]) -> float:
+        def by_rate(cuts: Cuts) -> float:
             return -self._value(served[cuts])
 
         try:
@@ -217,6 +236,7 @@ class RateSearch:
         except KeyboardInterrupt:
             if not served:
                 raise
+            self.interrupted = True
         n_most = max(each.n_requests for each in served.values())
         in_full = [cuts for cuts in served if served[cuts].n_requests == n_most]
         order = sorted(served, key=lambda cuts: (cuts not in in_full, by_rate(cuts)))
@@ -232,7 +252,7 @@ class RateSearch:
         )
 
     def _rate(
-        self, cuts: tuple[int, ...], share: float, bound: float, deadline: Deadline
+        self, cuts: Cuts, share: float, bound: float, deadline: Deadline
     ) -> SimulatedRate:
         """Simulate a split, with a share of the requests of a full simulation."""
         partition = Partition(cuts)
@@ -258,7 +278,7 @@ class RateSearch:
         hourly = self.price_per_hour(served.cuts)
         return served.simulated_requests_per_s / hourly if hourly else math.inf
 
-    def price_per_hour(self, cuts: tuple[int, ...]) -> float:
+    def price_per_hour(self, cuts: Cuts) -> float:
         """Return the price of all nodes of the tiers that host blocks; others cost nothing."""
         return math.fsum(
             self.prices_per_hour.get(node.name, 0.0)
@@ -267,7 +287,7 @@ class RateSearch:
             for node in tier.nodes
         )
 
-    def _candidates(self, fluid: Mapping[tuple[int, ...], float]) -> Iterator[_Candidate]:
+    def _candidates(self, fluid: Mapping[Cuts, float]) -> Iterator[_Candidate]:
         """Yield the splits to simulate, those of the fluid model first."""
         for cuts, rate in fluid.items():
             yield _Candidate("fluid model", cuts, rate)
@@ -283,7 +303,7 @@ class RateSearch:
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     origin: str
-    cuts: tuple[int, ...]
+    cuts: Cuts
     fluid_requests_per_s: float = math.nan
 
     def served(self, rate: SimulatedRate) -> ServedSplit:

@@ -16,6 +16,7 @@ from hypsolve.planning.query import (
     ModelSource,
     PlanQuery,
     Solution,
+    solve_fluid,
     solve_query,
     to_model,
     with_tier,
@@ -261,6 +262,11 @@ def _modelled(
         solution = solution or found
         splits.append(found.result.partition.cuts)
     assert solution is not None
+    if query.is_rate:  # the model of servers that batch knows better
+        _, rates = solve_fluid(query, n_splits=2)
+        if rates:
+            best = next(iter(rates))
+            return _Candidate(scenario, solution, list(rates), rates[best])
     n_tiers = solution.instance.n_tiers
     splits += [
         cuts
