@@ -211,6 +211,7 @@ class RateSearch:
         bound = self.bound()
         candidates = {each.cuts: each for each in self._candidates(fluid)}
         served: dict[Cuts, ServedSplit] = {}
+        in_full: set[Cuts] = set()
 
         def simulate(cuts: Cuts, share: float) -> None:
             served[cuts] = candidates[cuts].served(self._rate(cuts, share, bound, deadline))
@@ -233,12 +234,11 @@ class RateSearch:
                 if deadline.has_passed():
                     break
                 simulate(cuts, 1.0)
+                in_full.add(cuts)
         except KeyboardInterrupt:
             if not served:
                 raise
             self.interrupted = True
-        n_most = max(each.n_requests for each in served.values())
-        in_full = [cuts for cuts in served if served[cuts].n_requests == n_most]
         order = sorted(served, key=lambda cuts: (cuts not in in_full, by_rate(cuts)))
         best = served[order[0]]
         return Throughput(
