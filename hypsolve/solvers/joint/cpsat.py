@@ -339,14 +339,15 @@ def _add_makespan(model: Any, end: list[list[Any]], window: Windows, last: Array
 
 
 def _add_hint(formulation: JointCp, warm: Decision) -> None:
-    """Hint a solution to the solver: a value for every variable that it fixes."""
-    model, tables, use, on, start, end = formulation
+    """Hint the partition and the nodes of a solution to the solver, but no times.
+
+    With hints of starts and ends, CP-SAT 9.15 on one worker stayed at the hinted schedule: it
+    did not find an optimum that was better by 4 % for three requests.
+    """
+    model, tables, use, on = formulation[:4]
     arcs = arcs_of(tables, warm.partition)
     for k, literals in enumerate(use):
         for a, literal in enumerate(literals):
             model.add_hint(literal, a == arcs[k])
     for (r, n), literal in on.items():
         model.add_hint(literal, bool(warm.node[r, tables.node_tier[n]] == n))
-    for variables, times in zip((start, end), table_times(tables, warm), strict=True):
-        for r, k in np.ndindex(times.shape):
-            model.add_hint(variables[r][k], int(times[r, k]))
