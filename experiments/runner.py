@@ -187,8 +187,7 @@ def _execute(runs: Sequence[Run], jobs: int, started: Callable[[Run], None]) -> 
 def end_children() -> None:
     """End the worker processes, also those in which a solver ignores signals.
 
-    While CP-SAT searches, signals are in the hands of its own code, which at times does not
-    end. A pool waits for its process, so a worker that lives on would keep the sweep alive.
+    A pool waits for its processes, so a worker that lives on would keep the sweep alive.
     """
     children = multiprocessing.active_children()
     for child in children:

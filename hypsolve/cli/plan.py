@@ -96,7 +96,7 @@ def plan(
     file = to_network_file(network)
     target = server or _server_of(arguments.get("runtime"), file)
     query = PlanQuery.of(model, file, **arguments)
-    lighter = lighter_models(model, arguments.get("weights"))
+    lighter = lighter_models(model, arguments.get("weights"), query.runtime.server)
     planner.warm(query)
     if report is not None:
         optional("matplotlib.figure")  # loaded before the clock starts, as kernels are
@@ -208,7 +208,7 @@ def _for_runtime(best: Plan, runtime: str, in_full: bool, deadline: Deadline) ->
         return plan
     words = ""
     if best.fits:
-        more = plan.result.objective_s / best.result.objective_s - 1
+        more = plan.value / best.value - 1
         side = "above" if more >= 0 else "below"
         words = f" ({plan.objective_name} {abs(more):.1%} {side} the best plan's)"
     used = [node.node for node in plan.nodes if node.is_used]

@@ -239,7 +239,7 @@ def _numbers(plan: Plan) -> str:
                 f"{forecast.price_per_million_tokens:.4g} {forecast.currency}".rstrip()
             ),
         }
-    numbers[plan.objective_name] = show_seconds(plan.result.objective_s)
+    numbers[plan.objective_name] = plan.describe_value()
     cells = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
         for name, value in numbers.items()

@@ -215,11 +215,18 @@ class Plan:
         """The objective in words, as in ``mean latency``."""
         return self.query.objective.replace("_", " ")
 
-    def describe_value(self) -> str:
-        """Write the value of the objective, in seconds or in requests per second."""
+    @property
+    def value(self) -> float:
+        """Value of the objective: seconds, or requests per second in simulation."""
         if self.throughput is None:
-            return show_seconds(self.result.objective_s)
-        return f"{self.throughput.simulated_requests_per_s:.3g} requests/s"
+            return self.result.objective_s
+        return self.throughput.simulated_requests_per_s
+
+    def describe_value(self) -> str:
+        """Write the value of the objective with its unit."""
+        if self.throughput is None:
+            return show_seconds(self.value)
+        return f"{self.value:.3g} requests/s"
 
     @property
     def fits(self) -> bool:

@@ -98,3 +98,23 @@ def test_the_pareto_figure_without_simulated_rates(tmp_path, monkeypatch, n_know
     assert np.isfinite(axes.get_xlim()).all()
     says = any("no split could be simulated" in text.get_text() for text in axes.texts)
     assert says == (n_known == 0)
+
+
+def test_upgrades_of_a_server_need_formats_that_it_loads(capsys, tmp_path):
+    """The command proposed int8 for llama.cpp, and refused it: no plan at all."""
+    file = written(tmp_path, '[[tiers]]\nname = "box"\nnodes = [{gpu = "l4"}]\n')
+    code, out, err = run(
+        capsys, "plan", "--model", "phi-3-mini", "--network", file, "--runtime", "llama.cpp"
+    )
+    assert code == 0 and "weights in q8_0" in out, err
+
+
+def test_a_rate_for_a_server_is_compared_in_requests(capsys, tmp_path):
+    """Two cards that vLLM cannot use together: how much less than the best plan it serves."""
+    command = ("plan", "--model", "phi-3-mini", "--network", written(tmp_path, SITES))
+    code, out, err = run(
+        capsys, *command, "--output", 32, "--objective", "throughput", "--export", "vllm"
+    )
+    assert code == 0 and "vllm serve" in out
+    if "planned for it instead" in err:
+        assert "throughput" in err and "no split and no schedule serves more" in err
