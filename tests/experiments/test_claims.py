@@ -193,7 +193,9 @@ def test_alone_a_request_takes_its_computing_and_its_links():
 
 
 def arrivals(arrival_s, end_s):
-    return SimpleNamespace(arrival_s=np.array(arrival_s), end_s=np.array(end_s, float))
+    trace = SimpleNamespace(arrival_s=np.array(arrival_s), end_s=np.array(end_s, float))
+    trace.from_first = lambda: trace
+    return trace
 
 
 def test_growth_tells_a_queue_that_grows():
