@@ -245,7 +245,7 @@ nodes = [{gpu = "rtx-4090", price_per_hour = 2}]
 FREE = SITE.replace(", price_per_hour = 2", "")
 MAY_BE_EMPTY = SITE.replace("nodes", "min_blocks = 0\nnodes", 1)
 ASKED = [
-    *((SITE, {"objective": objective}) for objective in OBJECTIVES),
+    *((SITE, {"objective": objective, "ttft_slo_s": 5}) for objective in OBJECTIVES),
     (FREE, {}),
     (MAY_BE_EMPTY, {"objective": "path"}),
     (SITE, {"concurrency": 5000}),  # infeasible
