@@ -24,6 +24,7 @@ from hypsolve.planning.what_if import lighter_models, scenarios
 from hypsolve.problem import costs, evaluation
 from hypsolve.problem.units import GIB
 from hypsolve.simulation.metrics import growth
+from hypsolve.solvers import clock
 from instances import network, networks
 from tests.helpers import token_toys as toys
 from tests.helpers.scenarios_token import random_scenario
@@ -483,6 +484,7 @@ def test_an_interrupt_leaves_what_there_is(monkeypatch, found):
 
 def test_a_searched_change_that_is_interrupted_ends_the_plan(monkeypatch):
     real, searches = query.minimise_mean_latency, []
+    monkeypatch.setattr(clock, "now", lambda: 0.0)  # no time passes
 
     def search(splits, **options):
         searches.append(options["time_limit_s"])
@@ -497,6 +499,7 @@ def test_a_searched_change_that_is_interrupted_ends_the_plan(monkeypatch):
 
 def test_the_limit_of_a_search_is_no_longer_for_a_change(monkeypatch):
     limits = []
+    monkeypatch.setattr(clock, "now", lambda: 0.0)  # no time passes
 
     def search(*arguments, **options):
         limits.append(options["time_limit_s"])
