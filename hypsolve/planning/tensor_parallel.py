@@ -41,7 +41,7 @@ NO_DEGREE = ("llama.cpp",)
 """Runtimes that compute no layer on several GPUs."""
 MAX_SIMULATED = 6  # choices of degrees that differ over the tiers
 SHARE = 0.4  # of the time that is left, for all simulations
-MAX_CHOICES = 256  # of them that are split
+MAX_CHOICES = 4096  # of them that are split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +94,17 @@ class _Candidate:
     query: PlanQuery
     choice: DegreeChoice
     solution: Solution | None = None
+    modelled: float = math.nan  # value of the goal, by its model
+
+    @property
+    def is_common(self) -> bool:
+        """Whether all tiers have one degree."""
+        return self.query.tensor_parallel is not None
+
+    @property
+    def value(self) -> float:
+        """The simulated value of the goal; nan if it was not simulated."""
+        return self.choice.value
 
 
 def choose_degrees(
@@ -117,7 +128,8 @@ def choose_degrees(
         Its network has a node for every group of GPUs. The query itself, if no machine has
         several GPUs or the degree is given.
     choices : tuple of DegreeChoice
-        All degrees that were tried; the chosen one is first.
+        The chosen degrees first, then all other common degrees, and those that differ over the
+        tiers as far as they were simulated.
 
     Raises
     ------
@@ -136,10 +148,10 @@ def choose_degrees(
     warm_methods(DEFAULT_METHOD, simulates=True, pipelines=query.has_pipelines)
     deadline = (deadline or Deadline(query.time_limit_s)).part(SHARE)
     candidates, refused = _candidates(query)
+    goal, to_split = Goal(query), deadline.part(0.5)  # the other half is for simulations
     for each in candidates:
-        if each.query.tensor_parallel is not None or not deadline.has_passed():
-            _split(each)
-    goal = Goal(query)
+        if each.is_common or not to_split.has_passed():
+            _split(each, goal)
     best = _best_modelled(goal, [each for each in candidates if each.solution is not None])
     for at, each in enumerate(best):
         if deadline.has_passed():
@@ -152,29 +164,28 @@ def choose_degrees(
             why = f"runtime {query.runtime.name!r} takes one for all stages; {why}"
         raise ValueError(f"plan: no degree of tensor parallelism can be run: {why}")
     order = sorted(candidates, key=lambda each: _order(goal, each))
-    tried = [each.choice for each in order]
+    tried = [each.choice for each in order if each.is_common or not math.isnan(each.value)]
     return order[0].query, (*tried, *refused)
 
 
 def _best_modelled(goal: Goal, fitting: list[_Candidate]) -> list[_Candidate]:
     """Return the candidates to simulate, the best by the model of the goal first.
 
-    All common degrees are simulated, and the `MAX_SIMULATED` best of the others.
+    All common degrees come first, then the `MAX_SIMULATED` best of the others.
     """
-    ranked = sorted(fitting, key=lambda each: goal.rank(_modelled(goal, each)))
-    mixed = [each for each in ranked if each.query.tensor_parallel is None]
+    ranked = sorted(fitting, key=lambda each: (not each.is_common, goal.rank(each.modelled)))
+    mixed = [each for each in ranked if not each.is_common]
     out = {id(each) for each in mixed[MAX_SIMULATED:]}
     return [each for each in ranked if id(each) not in out]
 
 
 def _order(goal: Goal, each: _Candidate) -> tuple[bool, bool, float, float, tuple[int, ...]]:
     """Return the key that sorts candidates: runnable, fitting, simulated, modelled, smaller."""
-    modelled = goal.rank(_modelled(goal, each)) if each.solution is not None else math.inf
     return (
         not each.choice.is_allowed,
         each.solution is None,
-        goal.rank(each.choice.value),
-        modelled,
+        goal.rank(each.value),
+        goal.rank(each.modelled),
         each.choice.degrees,
     )
 
@@ -202,14 +213,16 @@ def _candidates(query: PlanQuery) -> tuple[list[_Candidate], list[DegreeChoice]]
 def _mixed(query: PlanQuery) -> Iterator[_Candidate]:
     """Yield queries whose tiers differ in degree; a machine with fewer GPUs takes what it has.
 
-    Nothing is yielded for runtimes that compute no layer on several GPUs.
+    Those with few different degrees come first. Nothing is yielded for runtimes that compute no
+    layer on several GPUs.
     """
     tiers, name = query.network.network.tiers, query.runtime.name
     if name in NO_DEGREE:
         return
     degrees = [_divides(query, _degrees_of(tier)) for tier in tiers]
     seen: set[tuple[int, ...]] = set()
-    for chosen in itertools.islice(itertools.product(*degrees), MAX_CHOICES):
+    choices = itertools.islice(itertools.product(*degrees), MAX_CHOICES)
+    for chosen in sorted(choices, key=lambda each: len(set(each))):
         of_nodes = {
             node.name: node.tensor_parallel or _at_most(node, degree)
             for tier, degree in zip(tiers, chosen, strict=True)
@@ -254,7 +267,7 @@ def _largest(network: NetworkFile) -> tuple[int, ...]:
     return tuple(max(node.gpus for node in tier.nodes) for tier in network.network.tiers)
 
 
-def _split(each: _Candidate) -> None:
+def _split(each: _Candidate, goal: Goal) -> None:
     """Split the model; a search by simulation begins after the degree is chosen."""
     quick = each.query
     if quick.is_simulated or quick.method is not None:
@@ -266,14 +279,8 @@ def _split(each: _Candidate) -> None:
         each.choice = replace(each.choice, reason="the model does not fit")
         return
     each.solution = solution
+    each.modelled = goal.model(solution, solution.result.partition.cuts, each.query)
     each.choice = replace(each.choice, fits=True, objective_s=solution.result.objective_s)
-
-
-def _modelled(goal: Goal, each: _Candidate) -> float:
-    """Return the model of the goal: the bound on the rate, or the path."""
-    if each.solution is None or each.solution.result.partition is None:
-        return math.nan
-    return goal.model(each.solution, each.solution.result.partition.cuts, each.query)
 
 
 def _simulate(each: _Candidate, goal: Goal, deadline: Deadline) -> None:
