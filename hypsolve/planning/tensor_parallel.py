@@ -164,8 +164,13 @@ def choose_degrees(
             why = f"runtime {query.runtime.name!r} takes one for all stages; {why}"
         raise ValueError(f"plan: no degree of tensor parallelism can be run: {why}")
     order = sorted(candidates, key=lambda each: _order(goal, each))
-    tried = [each.choice for each in order if each.is_common or not math.isnan(each.value)]
-    return order[0].query, (*tried, *refused)
+    chosen = order[0]
+    tried = [
+        each.choice
+        for each in order
+        if each is chosen or each.is_common or not math.isnan(each.value)
+    ]
+    return chosen.query, (*tried, *refused)
 
 
 def _best_modelled(goal: Goal, fitting: list[_Candidate]) -> list[_Candidate]:

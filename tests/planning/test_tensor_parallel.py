@@ -191,6 +191,17 @@ def test_the_goal_decides():
     assert wide.query.tensor_parallel == 1  # eight servers, which share nothing
 
 
+def test_fixed_degrees_that_do_not_fit_are_listed():
+    """The only choice, of two degrees, is named with its reason though nothing fits."""
+    small = [machine("a", gpu="l4", gpus=2, interconnect="pcie4", tensor_parallel=2)]
+    network = lab(small, [hs.Node(name="b", gpu=hs.gpu("l4"))])
+    plan = hs.plan("llama-3-70b", network, **FAST)
+    assert not plan.fits
+    assert [(each.degrees, each.reason) for each in plan.degrees if each.is_allowed] == [
+        ((2, 1), "the model does not fit")
+    ]
+
+
 def test_users_are_served_best():
     """In a closed loop the value is the rate of the users, not the largest one."""
     asked = {"users": 4, "with_upgrades": False, "time_limit_s": 600, "output_tokens": 32}
