@@ -185,13 +185,17 @@ def _best_modelled(goal: Goal, fitting: list[_Candidate]) -> list[_Candidate]:
 
 
 def _order(goal: Goal, each: _Candidate) -> tuple[bool, bool, float, float, tuple[int, ...]]:
-    """Return the key that sorts candidates: runnable, fitting, simulated, modelled, smaller."""
+    """Return the key that sorts candidates: runnable, fitting, simulated, modelled, smaller.
+
+    If nothing fits, the largest degree says how much is missing.
+    """
+    degrees = each.choice.degrees
     return (
         not each.choice.is_allowed,
         each.solution is None,
         goal.rank(each.value),
         goal.rank(each.modelled),
-        each.choice.degrees,
+        degrees if each.solution is not None else tuple(-degree for degree in degrees),
     )
 
 

@@ -77,6 +77,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         verdict, *details = infeasible_lines(plan)
         yield verdict
         yield from (f"  {line}" for line in details)
+        yield from degree_lines(plan)
     else:
         yield table(rows_of_nodes(plan))
         if plan.forecast is not None:  # before the proof, which is of another quantity

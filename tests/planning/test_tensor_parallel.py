@@ -202,6 +202,15 @@ def test_fixed_degrees_that_do_not_fit_are_listed():
     ]
 
 
+def test_the_largest_degree_says_what_is_missing():
+    """One GPU would lack most of the model; all of them together lack less."""
+    network = lab([machine(gpu="l4", gpus=4, interconnect="pcie4")])
+    plan = hs.plan("llama-3-70b", network, runtime="vllm", **FAST)
+    assert not plan.fits
+    assert plan.query.tensor_parallel == 4
+    assert "4: the model does not fit; 2: the model" in str(plan)
+
+
 def test_users_are_served_best():
     """In a closed loop the value is the rate of the users, not the largest one."""
     asked = {"users": 4, "with_upgrades": False, "time_limit_s": 600, "output_tokens": 32}
