@@ -19,6 +19,7 @@ from hypsolve.planning.exporters import (
     NAMES_MODULES,
     ONE_PIPELINE,
     RUNTIMES,
+    TENSOR_PARALLEL,
     cautions,
     export,
     not_expressible,
@@ -93,6 +94,8 @@ def plan(
     arguments |= {"method": method}
     if server in catalog.runtimes():  # what is exported is what is planned and simulated
         arguments.setdefault("runtime", server)
+    if server is not None and server not in TENSOR_PARALLEL:
+        arguments.setdefault("tensor_parallel", 1)
     file = to_network_file(network)
     target = server or _server_of(arguments.get("runtime"), file)
     query = PlanQuery.of(model, file, **arguments)
@@ -210,7 +213,7 @@ def _for_runtime(best: Plan, runtime: str, in_full: bool, deadline: Deadline) ->
     if best.fits:
         more = plan.value / best.value - 1
         side = "above" if more >= 0 else "below"
-        words = f" ({plan.objective_name} {abs(more):.1%} {side} the best plan's)"
+        words = f" ({plan.objective_name} {abs(more):.1%} {side} that plan's)"
     used = [node.node for node in plan.nodes if node.is_used]
     row = f"on {', '.join(used)}{words}: {describe_proof(plan)}"
     print(f"planned for it instead, {row}", file=sys.stderr)

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning.exporters import (
     BY_LAYER,
@@ -17,6 +19,7 @@ from hypsolve.planning.exporters import (
     refusals,
 )
 from hypsolve.planning.exporters.layout import Layout, numbered
+from hypsolve.planning.forecast import Forecast
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import plan_query, warm
 from hypsolve.planning.platforms import platforms_of, supported
@@ -133,10 +136,22 @@ def nearest_plan(
     if len(queries) > 1:
         best = _best_of(queries, runtime, deadline.part(CHOICE_SHARE), progress)
     near = plan_query(best, with_upgrades=with_upgrades, progress=progress, deadline=deadline)
+    # splits for other objectives are of these nodes alone, which no option asks for
+    near = replace(near, alternatives=(), forecast=_with_left_out(near, plan.network))
     against = refusals(Layout.of(near), runtime) if near.fits else []
     if against:
         raise ValueError(f"nearest_plan: {runtime} can express no plan: {against[0]}")
     return near
+
+
+def _with_left_out(near: Plan, network: NetworkFile) -> Forecast | None:
+    """Return a plan's forecast that counts the prices of the nodes that it leaves out, too."""
+    kept = {node.name for tier in near.network.network.tiers for node in tier.nodes}
+    price = sum(p for name, p in network.price_per_hour.items() if name not in kept)
+    if near.forecast is None or not price:
+        return near.forecast
+    unused = near.forecast.unused_price_per_hour
+    return replace(near.forecast, unused_price_per_hour=np.nan_to_num(unused) + price)
 
 
 def _best_of(
@@ -167,7 +182,8 @@ def _best_of(
         if not against:
             score_s = 1 / max(rates.values()) if rates else _score_s(solution, layout)
             order = (score_s, layout.n_stages, -len(layout.replicas), at)
-            choices.append(Choice(order, solution))
+            # the load of a simulation follows the limit of the whole query, not of its part
+            choices.append(Choice(order, replace(solution, query=query)))
     if not choices and why:
         raise ValueError(f"nearest_plan: {runtime} can express no plan: {why[0]}")
     if not choices:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hypsolve.planning.forecast import predict
-from hypsolve.planning.goal import Goal
+from hypsolve.planning.goal import RATE, Goal
 from hypsolve.planning.query import Solution
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.solvers.clock import Deadline
@@ -39,8 +39,9 @@ def served_best(
 
     The objective is about requests one at a time, so its order of networks may be wrong for
     batches. The best few by that order, and by the model of the quantity (`Goal.model`), are
-    simulated. Of nearly equal ones, the first in the order is returned. If the goal is a
-    latency, nothing is simulated.
+    simulated. Of nearly equal ones, the first in the order is returned. A network whose
+    simulation was cut short counts with its model, scaled by the least share of theirs that the
+    others reach. If the goal is a latency, nothing is simulated.
 
     Parameters
     ----------
@@ -59,16 +60,23 @@ def served_best(
     modelled = sorted(ordered, key=lambda choice: goal.rank(_model(goal, choice)))
     few = list(dict.fromkeys([*ordered[:MAX_EACH], *modelled[:MAX_EACH]]))
     served: list[tuple[float, Choice]] = []
+    unknown: list[Choice] = []
     for choice in few:
         if deadline.has_passed():
-            break
+            unknown.append(choice)
+            continue
         if progress is not None:
             progress(f"simulating {len(few)} networks: {len(served)} done")
         value = _simulated(goal, choice, deadline)
-        if not math.isnan(value):
+        if math.isnan(value):
+            unknown.append(choice)
+        else:
             served.append((value, choice))
     if not served:
-        return ordered[0]
+        return modelled[0]
+    if goal.quantity == RATE:  # the bound on a rate, scaled by what the others reach of theirs
+        reached = min(value / _model(goal, choice) for value, choice in served)
+        served += [(reached * _model(goal, choice), choice) for choice in unknown]
     most = max(value for value, _ in served)
     close = [choice for value, choice in served if value >= most * (1 - CLOSE)]
     return min(close, key=lambda choice: choice.order)

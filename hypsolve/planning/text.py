@@ -234,7 +234,8 @@ def describe_rate(found: Throughput) -> str:
     if found.objective == "goodput":
         rate += " with 95% within the targets"
     return (
-        f"simulated over {found.n_requests} requests, it serves {rate}; proved: no split and no"
+        f"simulated over {found.n_requests} requests, from the first arrival to the last"
+        f" completion, it serves {rate}; proved: no split and no"
         f" schedule serves more than {found.bound_requests_per_s:.3g} under the limits of this"
         f" runtime (gap {found.gap:.1%})"
     )
@@ -253,8 +254,8 @@ def rate_lines(plan: Plan) -> list[str]:
         other = next((each for each in found.splits if each.origin == name), None)
         if other is not None and other.cuts != found.splits[0].cuts:
             lines.append(
-                f"{label} (layers {describe_cuts(other.cuts)}) would serve"
-                f" {other.simulated_requests_per_s:.3g}"
+                f"{label} (layers {describe_cuts(other.cuts)}) serves"
+                f" {other.simulated_requests_per_s:.3g} in such a simulation"
             )
     return lines
 
@@ -446,6 +447,8 @@ def alternatives_lines(plan: Plan) -> list[str]:
                 f"{describe_bound(other.max_rate_is_lower_bound)}"
                 f" {other.max_requests_per_s:.3g} requests/s"
             )
+            if math.isnan(other.max_requests_per_s):
+                rate = "keeps up with a rate that takes too long to simulate"
             latency = (
                 f"has a {'lower ' * sooner}mean latency of"
                 f" {show_seconds(other.latency_mean_s)} instead of"

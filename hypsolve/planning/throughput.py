@@ -207,7 +207,10 @@ class RateSearch:
     def _simulate(
         self, fluid: Mapping[Cuts, float], deadline: Deadline, progress: Progress
     ) -> Throughput:
-        """Rank splits by short simulations, and simulate the `FINALISTS` best in full."""
+        """Rank splits by short simulations, and simulate the `FINALISTS` best in full.
+
+        The splits of `RULES`, which are printed beside the best, are simulated in full, too.
+        """
         bound = self.bound()
         candidates = {each.cuts: each for each in self._candidates(fluid)}
         served: dict[Cuts, ServedSplit] = {}
@@ -230,6 +233,10 @@ class RateSearch:
                     break
                 simulate(cuts, FIRST_SHARE)
             finals = sorted(served, key=by_rate)[:FINALISTS]
+            known = {each.origin: cuts for cuts, each in served.items()}
+            finals += [
+                known[rule] for rule in RULES if rule in known and known[rule] not in finals
+            ]
             for cuts in finals:
                 if deadline.has_passed():
                     break

@@ -470,3 +470,40 @@ def test_upgrades_of_a_plan_on_numbered_cards(tmp_path):
     near = hs.nearest_plan(best, "llama.cpp", with_upgrades=True)
     of_tiers = [node for tier in near.network.network.tiers for node in tier.nodes]
     assert near.fits and any(node.card is not None for node in of_tiers)
+
+
+COMPANY = """
+currency = "EUR"
+[[tiers]]
+name = "edge"
+nodes = [{gpu = "l4", count = 2, price_per_hour = 0.5}]
+link = {gbps = 10, latency_ms = 2}
+min_blocks = 0
+[[tiers]]
+name = "region"
+nodes = [{gpu = "a10", count = 6, price_per_hour = 1}, {gpu = "l40s", count = 2, price_per_hour = 2}]
+link = {gbps = 1, latency_ms = 40}
+min_blocks = 0
+[[tiers]]
+name = "cloud"
+nodes = [{gpu = "h100", count = 2, price_per_hour = 4}]
+min_blocks = 0
+"""  # noqa: E501
+
+
+def test_of_many_networks_the_one_that_serves_most_is_taken(tmp_path):
+    """Dozens of networks shared the time, and with it the size of their simulations.
+
+    None was long enough to tell a rate, so a pipeline over a WAN was taken for the one that
+    serves most.
+    """
+    file = tmp_path / "company.toml"
+    file.write_text(COMPANY)
+    plan = hs.plan(
+        "llama-3-8b", file, runtime="vllm", rate_per_s=5, prompt_tokens=1024, output_tokens=256,
+        with_upgrades=False, time_limit_s=30,
+    )  # fmt: skip
+    near = hs.nearest_plan(plan, "vllm", with_upgrades=False, time_limit_s=30)
+    assert {node.tier for node in near.nodes if node.is_used} == {"cloud"}
+    assert near.forecast.unused_price_per_hour == pytest.approx(2 * 0.5 + 6 * 1 + 2 * 2)
+    assert near.alternatives == ()
