@@ -54,7 +54,7 @@ def test_a_padded_request_that_does_not_fit_is_refused_beforehand():
 
 
 def test_queries_leave_room_for_whole_slots():
-    runtime = hs.runtime("llama.cpp")
+    runtime = hs.runtime("llama.cpp", max_num_seqs=8)
     network = box(runtime, 4 * 768)
     asked = dict(runtime=runtime, prompt_tokens=500, output_tokens=100, with_upgrades=False)
     assert hs.plan(MODEL, network, concurrency=4, **asked).fits
