@@ -250,7 +250,9 @@ def test_the_command_solves_again_where_it_must(capsys, slow_first):
         "vllm cannot express the best plan: the stage of tier 'slow' has only"
     )
     assert note.startswith("note: simulated by the rules of runtime 'ideal'")
-    pattern = r"planned for it instead, on slow-\S+, fast-\S+ \(bottleneck (.+)% above that plan"
+    pattern = (
+        r"planned for it instead, on slow-\S+, fast-\S+ \(bottleneck (.+)% above that plan"
+    )
     value = float(re.match(pattern, best)[1])
     plain = plan("phi-3-mini", slow_first, concurrency=1)
     ratio = near_plan(plain, "vllm").result.objective_s / plain.result.objective_s
