@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hypsolve.planning.forecast import serve
+from hypsolve.planning.forecast import serve, serve_load
 from hypsolve.planning.load import Load, arriving, evenly
 from hypsolve.planning.rate_bound import lengths
 from hypsolve.problem.deployment import Deployment
@@ -71,6 +71,22 @@ def saturated_rate(
     if HEADROOM * rate < bound_per_s:
         rate = max(rate, served(HEADROOM * rate))
     return SimulatedRate(requests_per_s=rate, n_requests=n_requests)
+
+
+def rate_of_users(deployment: Deployment, partition: Partition, load: Load) -> SimulatedRate:
+    """Simulate users in a closed loop, and return the rate that they get.
+
+    The last think time counts, as in the bound: a user's request and its pause are one round.
+    With targets, only requests within them count.
+    """
+    trace = serve_load(deployment, partition, load)
+    took_s = float(trace.end_s.max() - trace.arrival_s.min()) + load.think_time_s
+    n = len(trace.end_s)
+    found = trace.metrics(ttft_slo_s=load.ttft_slo_s, tpot_slo_s=load.tpot_slo_s)
+    share = 1.0 if math.isnan(found.slo_attainment) else found.slo_attainment
+    return SimulatedRate(
+        requests_per_s=share * n / took_s if took_s else math.inf, n_requests=n
+    )
 
 
 def enough_requests(

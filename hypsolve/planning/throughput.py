@@ -14,6 +14,7 @@ from hypsolve.planning.rate_bound import bound_on_rate
 from hypsolve.planning.saturation import (
     SimulatedRate,
     enough_requests,
+    rate_of_users,
     rate_within_targets,
     saturated_rate,
 )
@@ -51,6 +52,7 @@ class ServedSplit:
     simulated_requests_per_s : float
         Requests over the seconds from the first arrival to the last completion, where every
         queue is full. With targets: the largest rate at which 95 % of the requests meet them.
+        With users: the rate that they get, of requests within the targets if there are any.
     n_requests : int
         Requests of that simulation.
     """
@@ -233,10 +235,8 @@ class RateSearch:
                     break
                 simulate(cuts, FIRST_SHARE)
             finals = sorted(served, key=by_rate)[:FINALISTS]
-            known = {each.origin: cuts for cuts, each in served.items()}
-            finals += [
-                known[rule] for rule in RULES if rule in known and known[rule] not in finals
-            ]
+            of_rules = [cuts for cuts in served if candidates[cuts].origin in RULES]
+            finals += [cuts for cuts in of_rules if cuts not in finals]
             for cuts in finals:
                 if deadline.has_passed():
                     break
@@ -263,6 +263,8 @@ class RateSearch:
     ) -> SimulatedRate:
         """Simulate a split, with a share of the requests of a full simulation."""
         partition = Partition(cuts)
+        if self.load.users is not None:
+            return rate_of_users(self.deployment, partition, self.load)
         under_way = room_of(self.deployment, self.instance, partition).running
         n = enough_requests(under_way, self.deployment, self.load.max_visits, share)
         most = min(bound, bound_on_rate(self.deployment, self.instance, partition))

@@ -173,3 +173,7 @@ def test_requests_of_users_are_bounded_by_their_rounds():
     load = Load(users=3, think_time_s=10.0)
     search = RateSearch(problem, {}, load, objective="throughput", prices_per_hour={})
     assert search.bound() < 0.3
+    _, found = search.run(60.0)
+    rates = [each.simulated_requests_per_s for each in found.splits]
+    assert min(rates) > 0 and max(rates) <= search.bound()
+    assert found.simulated_requests_per_s > 0.2  # 3 rounds of about 10 s and the latency
