@@ -298,7 +298,7 @@ def simulate(
     >>> trace.metrics(ttft_slo_s=2.0).n_finished
     20
     >>> hs.simulate(deployment, hs.Partition((0, 8, 34)), batching="pipeline", users=4)
-    <Trace of llama-3-8b @ lab at token level: hypsched_rt, 20 requests, 20 ended, 4156 visits>
+    <Trace of llama-3-8b @ lab at token level: hypsched_rt, 20 requests, 20 ended, 4154 visits>
     >>> failure = hs.Event(1.0, "failure", "edge-0")
     >>> churned = hs.simulate(deployment, hs.Partition((0, 8, 34)), events=[failure])
     >>> bool(churned.restarts.sum() > trace.restarts.sum())
