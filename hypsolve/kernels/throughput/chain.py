@@ -121,6 +121,17 @@ def meets(server, ttft, decode, x):
 
 
 @bare_kernel
+def target_margin(server, ttft, decode, x):
+    """Return the least of all targets, each divided by its latency, less 1; see `meets`."""
+    passes, targets = server.lengths.passes, server.targets
+    latency = ttft + passes * decode
+    share = min(targets.ttft_s / ttft, targets.latency_s / latency)
+    if passes > 0.0:
+        share = min(share, targets.tpot_s / decode)
+    return min(share, targets.users / (x * (latency + targets.think_time_s))) - 1.0
+
+
+@bare_kernel
 def has_targets(server):
     """Return whether any target limits the rate."""
     targets = server.targets

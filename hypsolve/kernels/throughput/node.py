@@ -134,3 +134,13 @@ def has_memory(server, tier, content, elsewhere_s, x):
             if total >= x * (1.0 - SLACK):
                 return True
     return False
+
+
+@bare_kernel
+def memory_share(server, tier, content, elsewhere_s, x):
+    """Return the rate for which the nodes of a tier have KV memory, as a share of x."""
+    total = 0.0
+    for g in range(server.group_start[tier], server.group_start[tier + 1]):
+        if server.room[g, content] > 0.0:
+            total += server.group_size[g] * memory_rate(server, g, content, elsewhere_s)
+    return total / x

@@ -71,33 +71,46 @@ class Server(NamedTuple):
 
 
 @bare_kernel
+def _one_s(row, n_decode, n_chunks):
+    """Return the seconds of a block in an iteration with these contents."""
+    tokens = n_decode + n_chunks * row[CHUNK_TOKENS]
+    share = 1.0
+    if row[LAST_ONLY] == 1.0:
+        share = min(1.0, tokens)
+    compute = n_decode * row[COMPUTE_TOKEN] + n_chunks * row[COMPUTE_CHUNK]
+    memory = share * row[READ] + n_decode * row[MEMORY_TOKEN] + n_chunks * row[MEMORY_CHUNK]
+    if row[EXPERTS] > 0.0:
+        memory += row[EXPERTS] * (1.0 - row[IDLE] ** tokens)
+    fixed = row[FIXED]
+    if row[ALPHA] + row[BETA] + row[GAMMA] + row[DELTA] > 0.0:
+        if row[LAST_ONLY] == 1.0:
+            tokens = max(tokens, 1.0)
+        if tokens > row[SWITCH]:
+            fixed += max(row[GAMMA] + row[DELTA] * tokens, row[ALPHA] + row[BETA] * row[SWITCH])
+        else:
+            fixed += row[ALPHA] + row[BETA] * tokens
+    return share * fixed + max(compute, memory)
+
+
+@bare_kernel
 def _whole_s(times, counts, n_decode, n_chunks):
     """Return the seconds of all blocks of a stage in an iteration with these contents."""
     total = 0.0
     for kind in range(counts.shape[0]):
-        if counts[kind] == 0.0:
-            continue
-        row = times[kind]
-        tokens = n_decode + n_chunks * row[CHUNK_TOKENS]
-        share = 1.0
-        if row[LAST_ONLY] == 1.0:
-            share = min(1.0, tokens)
-        compute = n_decode * row[COMPUTE_TOKEN] + n_chunks * row[COMPUTE_CHUNK]
-        memory = share * row[READ] + n_decode * row[MEMORY_TOKEN] + n_chunks * row[MEMORY_CHUNK]
-        if row[EXPERTS] > 0.0:
-            memory += row[EXPERTS] * (1.0 - row[IDLE] ** tokens)
-        fixed = row[FIXED]
-        if row[ALPHA] + row[BETA] + row[GAMMA] + row[DELTA] > 0.0:
-            if row[LAST_ONLY] == 1.0:
-                tokens = max(tokens, 1.0)
-            if tokens > row[SWITCH]:
-                fixed += max(
-                    row[GAMMA] + row[DELTA] * tokens, row[ALPHA] + row[BETA] * row[SWITCH]
-                )
-            else:
-                fixed += row[ALPHA] + row[BETA] * tokens
-        total += counts[kind] * (share * fixed + max(compute, memory))
+        if counts[kind] > 0.0:
+            total += counts[kind] * _one_s(times[kind], n_decode, n_chunks)
     return total
+
+
+@bare_kernel
+def block_s(row, n_decode, n_chunks):
+    """Return the mean seconds of a block; an iteration has a chunk or none up to one."""
+    if n_chunks > 1.0:
+        return _one_s(row, n_decode, n_chunks)
+    seconds = (1.0 - n_chunks) * _one_s(row, n_decode, 0.0)
+    if n_chunks > 0.0:
+        seconds += n_chunks * _one_s(row, n_decode, 1.0)
+    return seconds
 
 
 @bare_kernel

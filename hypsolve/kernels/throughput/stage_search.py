@@ -9,6 +9,7 @@ from hypsolve.kernels.throughput.chain import (
     meets,
     shortest_chain,
     stage_held_s,
+    target_margin,
 )
 from hypsolve.kernels.throughput.labels import shortest_within_targets
 from hypsolve.kernels.throughput.server import SLACK, crosses, is_allowed
@@ -16,21 +17,24 @@ from hypsolve.kernels.throughput.stage_tables import (
     fill,
     fill_link,
     fill_stage,
-    is_roomy,
+    memory_margin,
     new_tables,
 )
 
 CLOSE = 1e-11  # a rate is not improved by less than this share of it
+TINY = 1e-9  # of a margin, where rounding decides
 
 
 @kernel
-def rate_limit(server, tables):
+def rate_limit(server, tables, cuts):
     """Return the largest rate at which all stages and links of some split keep up.
 
-    A bottleneck recurrence over tiers and cuts. Latency, memory and targets do not count.
+    A bottleneck recurrence over tiers and cuts. Latency, memory and targets do not count. The
+    cuts of such a split are filled in, unless the rate is 0.
     """
     n_tiers, n_cuts = len(server.min_blocks), server.content.shape[0]
     best = np.zeros((n_tiers + 1, n_cuts))
+    origin = np.zeros((n_tiers + 1, n_cuts), np.int64)
     best[0, 0] = np.inf
     for k in range(n_tiers):
         for i in range(server.cut_min[k], server.cut_max[k] + 1):
@@ -42,7 +46,12 @@ def rate_limit(server, tables):
                 rate = min(best[k, i], link_limit(server, k, j))
                 if i < j:
                     rate = min(rate, tables.most[k, server.content[i, j]])
-                best[k + 1, j] = max(best[k + 1, j], rate)
+                if rate > best[k + 1, j]:
+                    best[k + 1, j], origin[k + 1, j] = rate, i
+    if best[n_tiers, n_cuts - 1] > 0.0:
+        cuts[n_tiers] = n_cuts - 1
+        for k in range(n_tiers - 1, -1, -1):
+            cuts[k] = origin[k + 1, cuts[k + 1]]
     return best[n_tiers, n_cuts - 1]
 
 
@@ -83,40 +92,76 @@ def find_split(server, tables, x, cost, origin, cuts):
 
 
 @bare_kernel
-def carries(server, tables, cuts, x):
-    """Return whether one split carries x requests per second."""
+def margin(server, tables, cuts, x):
+    """Return by which share one split could exceed a limit at x requests per second.
+
+    Returns
+    -------
+    float
+        Negative if and only if the split does not carry x: the least of all limits, each
+        divided by what is used of it, less 1.
+    """
     for k in range(len(server.min_blocks)):
         i, j = cuts[k], cuts[k + 1]
         fill_link(server, tables, k, j, x)
         if tables.link_prompt_s[k, j] == np.inf:
-            return False
+            return -1.0
         if i < j:
             if tables.most[k, server.content[i, j]] * (1.0 + SLACK) < x:
-                return False
+                return -1.0
             fill_stage(server, tables, k, server.content[i, j], x)
     ttft, decode, held_s = latencies(server, tables, cuts)
+    least = target_margin(server, ttft, decode, x)
     if not meets(server, ttft, decode, x):
-        return False
+        return min(least, -TINY)
+    least = max(0.0, min(1.0, least))
     for k in range(len(server.min_blocks)):
         i, j = cuts[k], cuts[k + 1]
         if i < j:
-            elsewhere_s = held_s - stage_held_s(server, tables, k, i, j)
-            if not is_roomy(server, tables, k, server.content[i, j], elsewhere_s, x):
-                return False
-    return True
+            content = server.content[i, j]
+            elsewhere_s = max(held_s - stage_held_s(server, tables, k, i, j), 0.0)
+            least = min(least, memory_margin(server, tables, k, content, elsewhere_s, x))
+            if least < 0.0:
+                break
+    return least
 
 
 @bare_kernel
 def split_rate(server, tables, cuts, low, high):
-    """Return the largest rate in low..high that a split carries; it carries `low`."""
-    if carries(server, tables, cuts, high):
+    """Return the largest rate in low..high that a split carries; 0 if it does not carry `low`.
+
+    Regula falsi on `margin` (the Illinois variant). A step is at least half as long as the
+    bracket that is left in the end, so that both of its ends move. A bracket that did not halve
+    in two steps is halved.
+    """
+    for k in range(len(server.min_blocks)):
+        i, j = cuts[k], cuts[k + 1]
+        if i < j:
+            high = min(high, tables.most[k, server.content[i, j]])
+        high = min(high, link_limit(server, k, j))
+    f_high = margin(server, tables, cuts, high)
+    if f_high >= 0.0:
         return high
+    f_low = margin(server, tables, cuts, low)
+    if f_low < 0.0:
+        return 0.0
+    side, width, steps = 0, high - low, 0
     while high - low > CLOSE / 8 * high and high > 1e-15:
-        middle = (low + high) / 2
-        if carries(server, tables, cuts, middle):
-            low = middle
+        step = CLOSE / 16 * high
+        x = low + (high - low) * (f_low / (f_low - f_high))
+        x = max(low + step, min(high - step, x))
+        if steps == 2:
+            if high - low > width / 2:
+                x = (low + high) / 2
+            width, steps = high - low, 0
+        f = margin(server, tables, cuts, x)
+        steps += 1
+        if f >= 0.0:
+            f_high = f_high / 2 if side == 1 else f_high
+            low, f_low, side = x, f, 1
         else:
-            high = middle
+            f_low = f_low / 2 if side == -1 else f_low
+            high, f_high, side = x, f, -1
     return low
 
 
@@ -124,8 +169,11 @@ def split_rate(server, tables, cuts, low, high):
 def max_rate(server, cuts):
     """Return the largest rate that some split carries, its cuts filled in, and the trials.
 
-    Bisection on the rate: a rate that some split carries is raised to the largest rate of this
-    split. Once the bracket is narrow, the answer is tried for the last time just above it.
+    The search starts from a split that is best if latency and memory do not count. A trial just
+    above the largest rate so far finds a better split or proves that there is none. A split
+    that is found is raised to its own largest rate. Where this gains little, a trial in the
+    middle of the bracket comes next, so that the number of trials is that of a bisection at
+    worst.
 
     Returns
     -------
@@ -139,20 +187,25 @@ def max_rate(server, cuts):
     cost = np.zeros((n_tiers + 1, n_cuts))
     origin = np.zeros((n_tiers + 1, n_cuts), np.int64)
     found = np.zeros(n_tiers + 1, np.int64)
-    top = high = rate_limit(server, tables)
-    low, n_trials = 0.0, 0
-    x = high * (1.0 - SLACK)
-    while high > 1e-15 * max(top, 1.0):
+    top = high = rate_limit(server, tables, found)
+    low, n_trials, is_above = 0.0, 0, True
+    if top > 0.0:
+        low = split_rate(server, tables, found, 1e-6 * top, top)
+        cuts[:] = found
+    while high > 1e-15 * max(top, 1.0) and high - low > CLOSE * high:
+        x = (low + high) / 2
+        if low == 0.0:
+            x = high * (1.0 - SLACK) if n_trials == 0 else high / 4
+        elif is_above:
+            x = min(x, low * (1.0 + CLOSE))
         n_trials += 1
         if find_split(server, tables, x, cost, origin, found):
-            low = split_rate(server, tables, found, x, high)
+            before, is_middle = low, not is_above
+            low = max(x, split_rate(server, tables, found, x, high))
+            is_above = is_middle or low > before * 1.01
             cuts[:] = found
-        else:
-            high = x
-        if high - low <= CLOSE * high:
+        elif low > 0.0 and is_above:
             break
-        if (low > 0.0 and high > low * 1.001) or low == 0.0:
-            x = (low + high) / 2 if low > 0.0 else high / 4
         else:
-            x = min(low * (1.0 + CLOSE), (low + high) / 2)
+            high, is_above = x, True
     return low, n_trials

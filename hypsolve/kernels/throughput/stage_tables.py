@@ -9,6 +9,7 @@ from hypsolve.kernels.throughput.node import (
     batch_at,
     has_memory,
     largest_batch,
+    memory_share,
     most,
     passes,
 )
@@ -211,3 +212,20 @@ def is_roomy(server, tables, k, content, elsewhere_s, x):
         return True
     tables.full_s[k, content] = elsewhere_s
     return False
+
+
+@bare_kernel
+def memory_margin(server, tables, k, content, elsewhere_s, x):
+    """Return by which share the KV memory of a stage exceeds what a rate needs.
+
+    It is negative if and only if `is_roomy` is False.
+    """
+    fits_s = tables.fits_s[k, content]
+    if fits_s == np.inf:
+        return 1.0
+    if elsewhere_s <= fits_s or tables.full_s[k, content] == fits_s:
+        lengths = server.lengths
+        own_s = lengths.hold_passes * tables.decode_s[k, content]
+        own_s += lengths.hold_chunks * tables.chunk_s[k, content]
+        return (fits_s - elsewhere_s) / (elsewhere_s + own_s)
+    return memory_share(server, k, content, elsewhere_s, x) - (1.0 - SLACK)

@@ -1,0 +1,160 @@
+"""Rooms of stages, and seconds of a batch, under ``pipeline`` and ``serial`` batching."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hypsolve.kernels.jit import bare_kernel, kernel
+from hypsolve.kernels.throughput.server import (
+    MIN_ITERATION_S,
+    PIPELINE,
+    SLACK,
+    block_s,
+    crosses,
+)
+
+UNKNOWN = -1.0
+
+
+class Tables(NamedTuple):
+    """Work space of the search.
+
+    The rooms do not depend on a batch. `set_batch` sets `unit_s` and `message_s` for a batch,
+    and empties `batch_s`, which `stage_s` fills in for the stages that are looked up.
+    """
+
+    n_holders: np.ndarray  # nodes that can hold a stage, (n_tiers, n_contents)
+    rooms: np.ndarray  # least room of the first r + 1 of them, (n_tiers, n_contents, r)
+    level_rooms: np.ndarray  # distinct rooms for r + 1 pipelines, falling, (r, any)
+    n_level_rooms: np.ndarray  # their number, (r,)
+    unit_s: np.ndarray  # seconds of a block of each kind on a class, (n_classes, n_kinds)
+    batch_s: np.ndarray  # of a stage on its slowest node, inf if it does not fit, or UNKNOWN
+    message_s: np.ndarray  # seconds that a batch keeps a link busy, (n_tiers, n_cuts)
+    cost: np.ndarray  # least sum of seconds, (n_tiers + 1, n_cuts, n_tiers + 1)
+    origin: np.ndarray  # cut before the last tier in it
+
+
+@kernel
+def new_tables(server):
+    """Return tables of rooms for a server, and work space."""
+    n_tiers, n_contents = len(server.min_blocks), server.counts.shape[0]
+    n_cuts, n_classes = server.content.shape[0], server.times.shape[0]
+    widest = 0
+    for k in range(n_tiers):
+        widest = max(widest, server.node_start[k + 1] - server.node_start[k])
+    n_holders = np.zeros((n_tiers, n_contents), np.int64)
+    rooms = np.zeros((n_tiers, n_contents, widest))
+    for k in range(n_tiers):
+        for content in range(n_contents):
+            least = np.inf
+            for node in range(server.node_start[k], server.node_start[k + 1]):
+                room = server.room[server.node_group[node], content]
+                if room > 0.0:
+                    least = min(least, room)
+                    rooms[k, content, n_holders[k, content]] = least
+                    n_holders[k, content] += 1
+    level_rooms = np.zeros((widest, n_tiers * n_contents))
+    n_level_rooms = np.zeros(widest, np.int64)
+    for r in range(widest):
+        distinct = np.unique(rooms[:, :, r])[::-1]
+        n_level_rooms[r] = len(distinct)
+        if distinct[-1] == 0.0:  # of stages with fewer holders
+            n_level_rooms[r] -= 1
+        for at in range(n_level_rooms[r]):
+            level_rooms[r, at] = distinct[at]
+    return Tables(
+        n_holders,
+        rooms,
+        level_rooms,
+        n_level_rooms,
+        np.zeros((n_classes, server.counts.shape[1])),
+        np.zeros((n_tiers, n_contents)),
+        np.zeros((n_tiers, n_cuts)),
+        np.zeros((n_tiers + 1, n_cuts, n_tiers + 1)),
+        np.zeros((n_tiers + 1, n_cuts, n_tiers + 1), np.int64),
+    )
+
+
+@bare_kernel
+def under_way(server, n_stages):
+    """Return the batches under way."""
+    return n_stages if server.batching == PIPELINE else 1
+
+
+@bare_kernel
+def limit_per_cycle(server, n):
+    """Return the requests that may start per cycle, apart from KV memory."""
+    lengths = server.lengths
+    y = server.max_num_seqs / (lengths.passes + 1.0 + (lengths.chunks - 1.0) / n)
+    y = min(y, n * server.max_prompt_tokens / lengths.prompt_tokens)
+    return min(y, n * server.max_tokens / (lengths.prompt_tokens + lengths.passes))
+
+
+@bare_kernel
+def held_cycles(server, n):
+    """Return the cycles for which a request holds KV cache."""
+    return server.lengths.hold_passes + 1.0 + (server.lengths.hold_chunks - 1.0) / n
+
+
+@bare_kernel
+def longest_cycle(server, n, entry_s, x):
+    """Return the longest cycle that the targets allow at x requests per second."""
+    lengths, targets = server.lengths, server.targets
+    prompt = 1.0 + (lengths.chunks - 1.0) / n
+    longest = (targets.ttft_s - entry_s) / prompt
+    if lengths.passes > 0.0:
+        longest = min(longest, targets.tpot_s)
+    latency_s = min(targets.latency_s, targets.users / x - targets.think_time_s)
+    return min(longest, (latency_s - entry_s) / (prompt + lengths.passes))
+
+
+@bare_kernel
+def set_batch(server, tables, n, y):
+    """Set the tables for batches of y requests per cycle, n batches under way."""
+    lengths = server.lengths
+    b, k_chunks = y * lengths.passes / n, y * lengths.chunks / n
+    for c in range(server.times.shape[0]):
+        for kind in range(server.counts.shape[1]):
+            tables.unit_s[c, kind] = block_s(server.times[c, kind], b, k_chunks)
+    tokens = b + k_chunks * lengths.prompt_tokens / lengths.chunks
+    for k in range(len(server.min_blocks)):
+        for cut in range(server.cut_min[k + 1], server.cut_max[k + 1] + 1):
+            seconds = 0.0
+            if crosses(server, k, cut):
+                seconds = tokens * server.link_s[k, cut]
+            tables.message_s[k, cut] = seconds
+    tables.batch_s[:] = UNKNOWN
+
+
+@bare_kernel
+def slowest_s(server, tables, k, content, n_pipelines):
+    """Return the seconds of a batch on the slowest of the first nodes that hold a stage."""
+    slowest, n_left, last = MIN_ITERATION_S, n_pipelines, -1
+    for node in range(server.node_start[k], server.node_start[k + 1]):
+        group = server.node_group[node]
+        if server.room[group, content] > 0.0:
+            c = server.group_class[group]
+            if c != last:
+                seconds = 0.0
+                for kind in range(server.counts.shape[1]):
+                    seconds += server.counts[content, kind] * tables.unit_s[c, kind]
+                slowest, last = max(slowest, seconds), c
+            n_left -= 1
+            if n_left == 0:
+                break
+    return slowest
+
+
+@bare_kernel
+def stage_s(server, tables, k, content, n_pipelines, room):
+    """Return the seconds of a batch in a stage, inf without enough nodes with enough room."""
+    seconds = tables.batch_s[k, content]
+    if seconds == UNKNOWN:
+        seconds = np.inf
+        if (
+            tables.n_holders[k, content] >= n_pipelines
+            and tables.rooms[k, content, n_pipelines - 1] * (1.0 + SLACK) >= room
+        ):
+            seconds = slowest_s(server, tables, k, content, n_pipelines)
+        tables.batch_s[k, content] = seconds
+    return seconds
