@@ -1,22 +1,24 @@
 """`solve_many`: optimal partitions of one model over many networks."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from hypsolve.kernels.warm_up import warm
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.instance import StageRule
+from hypsolve.solvers.many_networks import (
+    checked_nodes,
+    checked_rows,
+    checked_threads,
+    run_in_threads,
+)
 from hypsolve.solvers.partition.stage_tables import compensated_prefix_sums
 
-# Both affect speed only. Several parts per thread even out the load. Fewer networks than
-# NETWORKS_PER_THREAD are solved before another thread has started.
-PARTS_PER_THREAD = 8
+# Affects speed only: fewer networks are solved before another thread has started.
 NETWORKS_PER_THREAD = 250
 
 
@@ -119,24 +121,16 @@ def solve_many(
         )
     n_classes, n_blocks = costs_s.shape
     sizes = valid.reals("solve_many", "block_bytes", block_bytes, (n_blocks,))
-    classes = _node_classes(node_class, n_classes)
+    classes, capacity = checked_nodes("solve_many", node_class, node_bytes, n_classes)
     n_networks, n_tiers, _ = classes.shape
-    capacity = valid.reals(
-        "solve_many", "node_bytes", _capacity(node_bytes, classes), classes.shape
-    )
     links = np.zeros((1, n_tiers - 1, n_blocks + 1)) if transfer_s is None else transfer_s
-    links_s = valid.reals("solve_many", "transfer_s", links, (None, n_tiers - 1, n_blocks + 1))
-    if len(links_s) not in (1, n_networks):
-        raise ValueError(
-            f"solve_many: transfer_s must have 1 or n_networks = {n_networks} rows, got"
-            f" {len(links_s)}"
-        )
+    links_s = checked_rows(
+        "solve_many", "transfer_s", links, n_networks, (n_tiers - 1, n_blocks + 1)
+    )
     rule = valid.one_of("solve_many", "stage_rule", stage_rule, StageRule)
     min_blocks = 0 if valid.flag("solve_many", "allow_empty", allow_empty) else 1
     overlap = valid.flag("solve_many", "overlap", overlap)
-    if n_threads is None:
-        n_threads = min(_n_cores(), n_networks // NETWORKS_PER_THREAD + 1)
-    n_threads = valid.whole("solve_many", "n_threads", n_threads, minimum=1)
+    n_threads = checked_threads("solve_many", n_threads, n_networks, NETWORKS_PER_THREAD)
 
     warm("hypsplit")
     cuts, bottleneck_s = np.empty((n_networks, n_tiers + 1), np.int64), np.empty(n_networks)
@@ -152,57 +146,5 @@ def solve_many(
             *model, classes, capacity, links_s, *rules, first, end, cuts, bottleneck_s
         )
 
-    if n_threads == 1:
-        solve_part(0, n_networks)
-    else:
-        n_parts = max(min(n_threads * PARTS_PER_THREAD, n_networks), 1)
-        ends = [n_networks * p // n_parts for p in range(n_parts + 1)]
-        with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(solve_part, ends[:-1], ends[1:]))
+    run_in_threads(solve_part, n_networks, n_threads)
     return Plans(cuts, bottleneck_s)
-
-
-def _n_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _node_classes(node_class: ArrayLike, n_classes: int) -> IntArray:
-    """Check the shape and the classes, and that tiers without nodes come last."""
-    classes = valid.wholes(
-        "solve_many",
-        "node_class",
-        node_class,
-        (None, None, None),
-        minimum=-1,
-        maximum=n_classes - 1,
-    )
-    if not classes.shape[1]:
-        raise ValueError(
-            f"solve_many: node_class must hold at least one tier, got shape {classes.shape}"
-        )
-    has_node: NDArray[np.bool_] = np.any(classes >= 0, axis=2)
-    bad: NDArray[np.bool_] = ~has_node[:, 0]
-    bad |= np.any(has_node[:, 1:] & ~has_node[:, :-1], axis=1)
-    if bad.any():
-        network = int(np.argmax(bad))
-        tier = int(np.argmin(has_node[network]))
-        raise ValueError(
-            "solve_many: node_class must leave no tier without a node before one with, got"
-            f" none in tier {tier} of network {network}"
-        )
-    return classes
-
-
-def _capacity(node_bytes: ArrayLike, classes: IntArray) -> ArrayLike:
-    """Return the memory of each node, 0 where there is none.
-
-    A value that does not broadcast is returned as it is; the check of its shape rejects it.
-    """
-    try:
-        given = np.asarray(node_bytes)
-        return np.where(classes >= 0, given, np.zeros((), given.dtype))
-    except ValueError:
-        return node_bytes
