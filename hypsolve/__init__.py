@@ -76,6 +76,7 @@ from hypsolve.solvers.joint.hyperion_plus_params import AscentParams, HyperionPl
 from hypsolve.solvers.joint.joint_exact_params import JointExactParams
 from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
 from hypsolve.solvers.partition.solve_many import Plans, solve_many
+from hypsolve.solvers.throughput.throughput_many import FluidPlans, throughput_many
 from hypsolve.solvers.write_formulation import write_formulation
 from hypsolve.verify.bottleneck import verify_certificate
 
@@ -96,6 +97,7 @@ __all__ = [
     "DispatcherParams",
     "Event",
     "EventKind",
+    "FluidPlans",
     "GpuProfile",
     "HyperionPlusParams",
     "Instance",
@@ -173,6 +175,7 @@ __all__ = [
     "solve",
     "solve_many",
     "throughput_bound",
+    "throughput_many",
     "to_instance",
     "to_serving_instance",
     "verify_certificate",

@@ -42,9 +42,11 @@ MAY_IMPORT = {
     "hypsolve.solvers.clock": (),
     "hypsolve.solvers.backends": ("hypsolve.problem", "hypsolve.solvers.clock"),
     "hypsolve.solvers.outcomes": ("hypsolve.problem",),
+    "hypsolve.solvers.many_networks": ("hypsolve.problem",),
     "hypsolve.solvers.partition": (
         "hypsolve.problem", "hypsolve.kernels",
         "hypsolve.solvers.backends", "hypsolve.solvers.clock", "hypsolve.solvers.outcomes",
+        "hypsolve.solvers.many_networks",
     ),
     "hypsolve.solvers.joint": (
         "hypsolve.problem", "hypsolve.kernels", "hypsolve.dispatch",
@@ -54,7 +56,7 @@ MAY_IMPORT = {
     "hypsolve.solvers.throughput": (
         "hypsolve.problem", "hypsolve.kernels",
         "hypsolve.solvers.backends", "hypsolve.solvers.clock", "hypsolve.solvers.outcomes",
-        "hypsolve.solvers.partition",
+        "hypsolve.solvers.partition", "hypsolve.solvers.many_networks",
     ),
     "hypsolve.solvers.write_formulation": ("hypsolve.problem", "hypsolve.solvers"),
     "hypsolve.solve_serving": (

@@ -9,7 +9,9 @@
 | `labels` | the shortest chain within targets |
 | `stage_search` | the largest rate under ``stage`` |
 | `arcs` | every stage as an arc, for integer programs |
+| `pipeline_tables` | rooms of stages, seconds of a batch under ``pipeline`` and ``serial`` |
 | `pipeline_search` | the largest rate under ``pipeline`` and ``serial`` |
+| `many` | the largest rates of one model on many networks |
 """
 
 import numpy as np
@@ -88,7 +90,10 @@ def tiny(batching=STAGE, **changes):
 
 
 def warm_up():
-    """Compile the kernels on two blocks and two tiers."""
+    """Compile the kernels on two blocks and two tiers.
+
+    `many` is left out: only `throughput_many` needs it, and its first call compiles it.
+    """
     cuts = np.zeros(3, np.int64)
     for batching in (STAGE, PIPELINE):
         max_rate(tiny(batching), cuts)

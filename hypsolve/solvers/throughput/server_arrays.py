@@ -117,11 +117,9 @@ def _rooms(
     group_bytes: Array,
 ) -> Array:
     """Return the requests that fit on a node of a group beside each stage, 0 if none does."""
-    blocks, lengths = instance.blocks, instance.lengths
-    weights = blocks.weight_bytes @ counts.T
-    weights[:, whole] -= blocks.tied_bytes
-    kv = (blocks.kv_bytes_per_token @ counts.T)[group_class]
-    free = group_bytes[:, None] - weights[group_class]
+    lengths = instance.lengths
+    weights, kv = (table[group_class] for table in stage_bytes(instance, counts, whole))
+    free = group_bytes[:, None] - weights
     with np.errstate(divide="ignore", invalid="ignore"):
         tokens = np.where(kv > 0, free / kv, math.inf)
     rooms = tokens / lengths.held_tokens
@@ -131,6 +129,23 @@ def _rooms(
         tokens >= lengths.resident_tokens * (1 - 1e-12)
     )
     return np.ascontiguousarray(np.where(fits, rooms, 0.0))
+
+
+def stage_bytes(instance: ServingInstance, counts: Array, whole: int) -> tuple[Array, Array]:
+    """Return the weights of each stage and its KV cache per token, by class and content.
+
+    Parameters
+    ----------
+    instance : ServingInstance
+    counts : ndarray, shape (n_contents, n_kinds)
+        Blocks of each kind; see `hypsolve.problem.stage_contents`.
+    whole : int
+        Content of the stage of all blocks, which has no tied weights twice.
+    """
+    blocks = instance.blocks
+    weights = blocks.weight_bytes @ counts.T
+    weights[:, whole] -= blocks.tied_bytes
+    return weights, blocks.kv_bytes_per_token @ counts.T
 
 
 def _targets(instance: ServingInstance) -> kernels.Targets:
