@@ -3,9 +3,10 @@
 import numpy as np
 
 from hypsolve.kernels.jit import kernel
+from hypsolve.kernels.throughput.chain import is_open
 from hypsolve.kernels.throughput.labels import add_step
-from hypsolve.kernels.throughput.stage_search import carries, split_rate
-from hypsolve.kernels.throughput.stage_tables import fill, is_allowed, is_roomy, pass_s
+from hypsolve.kernels.throughput.server import is_allowed
+from hypsolve.kernels.throughput.stage_tables import fill
 
 
 @kernel
@@ -33,27 +34,9 @@ def arcs_at(server, tables, x, held_s):
                     continue
                 if not is_allowed(server, k, i, j) or tables.link_prompt_s[k, j] == np.inf:
                     continue
-                if i < j and not _is_open(server, tables, k, i, j, held_s, x):
+                if not is_open(server, tables, k, i, j, held_s, x):
                     continue
                 where[n_arcs, 0], where[n_arcs, 1], where[n_arcs, 2] = k, i, j
                 add_step(server, tables, k, i, j, numbers[n_arcs])
                 n_arcs += 1
     return where[:n_arcs], numbers[:n_arcs]
-
-
-@kernel
-def _is_open(server, tables, k, i, j, held_s, x):
-    content = server.content[i, j]
-    if tables.is_set[k, content] == 0:
-        return False
-    own_s = server.lengths.hold_passes * pass_s(server, tables, k, content, j)
-    own_s += tables.chunk_s[k, content]
-    return is_roomy(server, tables, k, content, held_s - own_s, x)
-
-
-@kernel
-def raise_rate(server, tables, cuts, x, high):
-    """Return the largest rate in x..high that a split carries; 0 if it does not carry x."""
-    if not carries(server, tables, cuts, x):
-        return 0.0
-    return split_rate(server, tables, cuts, x, high)

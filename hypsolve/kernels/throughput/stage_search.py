@@ -139,6 +139,8 @@ def split_rate(server, tables, cuts, low, high):
         if i < j:
             high = min(high, tables.most[k, server.content[i, j]])
         high = min(high, link_limit(server, k, j))
+    if high < low * (1.0 - SLACK):
+        return 0.0
     f_high = margin(server, tables, cuts, high)
     if f_high >= 0.0:
         return high

@@ -114,12 +114,13 @@ def _bisect(
     method: str, instance: ServingInstance, deadline: Deadline, solve: PathSolver
 ) -> ServingOutcome:
     """Find the largest rate whose integer programs have a feasible path."""
-    from hypsolve.kernels.throughput import arcs, stage_search, stage_tables
+    from hypsolve.kernels.throughput import stage_search, stage_tables
 
     _require(method, instance)
     server = server_of(instance)
     tables = stage_tables.new_tables(server)
-    high, low, best = stage_search.rate_limit(server, tables), 0.0, None
+    found = np.zeros(instance.n_tiers + 1, np.int64)
+    high, low, best = stage_search.rate_limit(server, tables, found), 0.0, None
     x = high * (1 - 1e-12)
     statistics = {"rates": 0}
     try:
@@ -131,7 +132,8 @@ def _bisect(
                 high = x
             else:
                 # tolerances of the solver may let a path pass that just misses a limit
-                reached = float(arcs.raise_rate(server, tables, cuts, x * (1 - 1e-10), high))
+                least = x * (1 - 1e-10)
+                reached = float(stage_search.split_rate(server, tables, cuts, least, high))
                 if reached > 0:
                     low, best = reached, Partition(tuple(cuts.tolist()))
                 else:
