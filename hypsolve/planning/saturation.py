@@ -16,7 +16,10 @@ from hypsolve.solvers.clock import NEVER, Deadline
 
 OVERLOAD = 1.05  # of the bound: every queue fills
 HEADROOM = 1.1  # of the rate that was served then
-ROUNDS = 20  # requests simulated, over the number that can be under way at once
+ROUNDS = 20  # requests simulated to rank splits, over the number that can be under way at once
+PRINTED_ROUNDS = (
+    50  # likewise for a rate that is printed: fill and drain take 2 % of it at most
+)
 MIN_REQUESTS = 100
 N_BISECTIONS = 7  # a rate within targets is found to 1/128 of the largest rate
 MET = 0.95  # share of the requests that must meet the targets
@@ -34,14 +37,25 @@ class SimulatedRate:
         every target; 0 if there is none.
     n_requests : int
         Requests of the simulation.
+    is_lower_bound : bool
+        Whether the split may serve clearly more: because fewer than `PRINTED_ROUNDS` times the
+        requests that can be under way at once were simulated, or because the search for the
+        largest rate was cut short.
     """
 
     requests_per_s: float
     n_requests: int
+    is_lower_bound: bool = False
 
 
 def saturated_rate(
-    deployment: Deployment, partition: Partition, bound_per_s: float, n_requests: int
+    deployment: Deployment,
+    partition: Partition,
+    bound_per_s: float,
+    n_requests: int,
+    *,
+    under_way: int = 0,
+    known: SimulatedRate | None = None,
 ) -> SimulatedRate:
     """Simulate a split at its limit, and return what it serves.
 
@@ -60,6 +74,10 @@ def saturated_rate(
     bound_per_s : float
         Finite upper bound on the rate.
     n_requests : int
+    under_way : int
+        Requests that can be under way at once.
+    known : SimulatedRate, optional
+        A rate that was simulated with fewer requests. The first simulation is then left out.
     """
 
     def served(offered_per_s: float) -> float:
@@ -67,10 +85,17 @@ def saturated_rate(
         took_s = float(trace.end_s.max() - trace.arrival_s.min())
         return n_requests / took_s if took_s else math.inf
 
-    rate = served(OVERLOAD * bound_per_s)
-    if HEADROOM * rate < bound_per_s:
-        rate = max(rate, served(HEADROOM * rate))
-    return SimulatedRate(requests_per_s=rate, n_requests=n_requests)
+    is_short = n_requests < PRINTED_ROUNDS * under_way
+    if known is None:
+        rate = served(OVERLOAD * bound_per_s)
+        if HEADROOM * rate < bound_per_s:
+            rate = max(rate, served(HEADROOM * rate))
+    else:
+        sustained = known.requests_per_s * (1 + under_way / known.n_requests)
+        rate = served(min(OVERLOAD * bound_per_s, HEADROOM * sustained))
+        if rate <= known.requests_per_s:
+            return replace(known, is_lower_bound=is_short)
+    return SimulatedRate(requests_per_s=rate, n_requests=n_requests, is_lower_bound=is_short)
 
 
 def rate_of_users(deployment: Deployment, partition: Partition, load: Load) -> SimulatedRate:
@@ -135,12 +160,13 @@ def rate_within_targets(
     low, high = 0.0, largest_per_s
     if is_met(high):
         return SimulatedRate(requests_per_s=high, n_requests=n_requests)
+    is_cut_short = False
     for _ in range(N_BISECTIONS):
-        if deadline.has_passed():
+        if is_cut_short := deadline.has_passed():
             break
         rate_per_s = (low + high) / 2
         low, high = (rate_per_s, high) if is_met(rate_per_s) else (low, rate_per_s)
-    return SimulatedRate(requests_per_s=low, n_requests=n_requests)
+    return SimulatedRate(requests_per_s=low, n_requests=n_requests, is_lower_bound=is_cut_short)
 
 
 def attainment(

@@ -228,16 +228,20 @@ def describe_proof(plan: Plan) -> str:
     return f"nothing proved: this split has a {plan.objective_name} of {value}{of}"
 
 
-def describe_rate(found: Throughput) -> str:
-    """State what a split serves in simulation, and what no other one exceeds."""
-    rate = f"{found.simulated_requests_per_s:.3g} requests/s"
+def describe_rate(found: Throughput, of_nodes: str = "") -> str:
+    """State what a split serves in simulation, and what no other one exceeds.
+
+    `of_nodes` says of which nodes the other splits are.
+    """
+    at_least = "at least " * found.is_lower_bound
+    rate = f"{at_least}{found.simulated_requests_per_s:.3g} requests/s"
     if found.objective == "goodput":
         rate += " with 95% within the targets"
     return (
         f"simulated over {found.n_requests} requests, from the first arrival to the last"
-        f" completion, it serves {rate}; proved: no split and no"
+        f" completion, it serves {rate}; proved: no split{of_nodes} and no"
         f" schedule serves more than {found.bound_requests_per_s:.3g} under the limits of this"
-        f" runtime (gap {found.gap:.1%})"
+        f" runtime (gap {'at most ' * found.is_lower_bound}{found.gap:.1%})"
     )
 
 

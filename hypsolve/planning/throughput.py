@@ -12,6 +12,7 @@ from hypsolve.planning.forecast import room_of
 from hypsolve.planning.load import Load
 from hypsolve.planning.rate_bound import bound_on_rate
 from hypsolve.planning.saturation import (
+    PRINTED_ROUNDS,
     SimulatedRate,
     enough_requests,
     rate_of_users,
@@ -27,12 +28,14 @@ from hypsolve.problem.serving_costs import to_serving_instance
 from hypsolve.problem.serving_result import ServingResult
 from hypsolve.problem.solution import Outcome, Partition, Status
 from hypsolve.solve import Method, solve
+from hypsolve.solvers import clock
 from hypsolve.solvers.clock import Deadline
 
 RULES = (Objective.BOTTLENECK, Objective.PATH, Objective.P0)
 """Objectives of requests served one at a time, whose best splits are simulated, too."""
 FIRST_SHARE = 0.1  # of the requests of a full simulation, to rank splits before it
 Cuts = tuple[int, ...]
+MORE = 1.5  # times the requests of a simulation, from which it is worth another one
 FINALISTS = 3  # splits that are simulated in full
 N_SPLITS = 6  # best splits of the fluid model that are simulated
 
@@ -55,6 +58,10 @@ class ServedSplit:
         With users: the rate that they get, of requests within the targets if there are any.
     n_requests : int
         Requests of that simulation.
+    is_lower_bound : bool
+        Whether the split may serve clearly more: so few requests were simulated in time that
+        the seconds in which the first ones fill the pipeline, and the last ones leave it, count
+        for more than 2 % of the rate; or the search for a rate within targets was cut short.
     """
 
     origin: str
@@ -62,6 +69,7 @@ class ServedSplit:
     fluid_requests_per_s: float
     simulated_requests_per_s: float
     n_requests: int
+    is_lower_bound: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +84,8 @@ class Throughput:
         Of the chosen split; see `ServedSplit`.
     n_requests : int
         Requests of that simulation.
+    is_lower_bound : bool
+        Whether that split may serve clearly more; see `ServedSplit`.
     fluid_requests_per_s : float
         Largest rate of all splits in the fluid model.
     bound_requests_per_s : float
@@ -89,6 +99,7 @@ class Throughput:
     objective: str
     simulated_requests_per_s: float
     n_requests: int
+    is_lower_bound: bool
     fluid_requests_per_s: float
     bound_requests_per_s: float
     gap: float
@@ -217,9 +228,13 @@ class RateSearch:
         candidates = {each.cuts: each for each in self._candidates(fluid)}
         served: dict[Cuts, ServedSplit] = {}
         in_full: set[Cuts] = set()
+        known: dict[Cuts, tuple[SimulatedRate, float]] = {}
 
         def simulate(cuts: Cuts, share: float) -> None:
-            served[cuts] = candidates[cuts].served(self._rate(cuts, share, bound, deadline))
+            began_s = clock.now()
+            rate = self._rate(cuts, share, bound, deadline)
+            known[cuts] = rate, clock.now() - began_s
+            served[cuts] = candidates[cuts].served(rate)
             best = max(each.simulated_requests_per_s for each in served.values())
             progress(
                 f"{len(served)} of {len(candidates)} splits simulated, best"
@@ -242,6 +257,12 @@ class RateSearch:
                     break
                 simulate(cuts, 1.0)
                 in_full.add(cuts)
+            chosen = min(served, key=lambda cuts: (cuts not in in_full, by_rate(cuts)))
+            printed = list(dict.fromkeys((chosen, *of_rules)))
+            for at, cuts in enumerate(printed):
+                mine = deadline.part(1 / (len(printed) - at + 1))
+                settled = self._settled(cuts, *known[cuts], bound, mine)
+                served[cuts] = candidates[cuts].served(settled)
         except KeyboardInterrupt:
             if not served:
                 raise
@@ -252,6 +273,7 @@ class RateSearch:
             objective=self.objective,
             simulated_requests_per_s=best.simulated_requests_per_s,
             n_requests=best.n_requests,
+            is_lower_bound=best.is_lower_bound,
             fluid_requests_per_s=max(fluid.values()),
             bound_requests_per_s=bound,
             gap=1 - best.simulated_requests_per_s / bound,
@@ -268,11 +290,34 @@ class RateSearch:
         under_way = room_of(self.deployment, self.instance, partition).running
         n = enough_requests(under_way, self.deployment, self.load.max_visits, share)
         most = min(bound, bound_on_rate(self.deployment, self.instance, partition))
-        rate = saturated_rate(self.deployment, partition, most, n)
+        rate = saturated_rate(self.deployment, partition, most, n, under_way=under_way)
         if self.objective == "throughput" or not self.has_targets:
             return rate
         return rate_within_targets(
             self.deployment, partition, self.load, rate.requests_per_s, n, deadline
+        )
+
+    def _settled(
+        self, cuts: Cuts, rate: SimulatedRate, took_s: float, bound: float, deadline: Deadline
+    ) -> SimulatedRate:
+        """Simulate a split again, with as many requests as a printed rate needs.
+
+        If the time does not allow that, with as many as it allows: two simulations of the
+        known size took `took_s` seconds.
+        """
+        has_goal = self.objective != "throughput" and self.has_targets
+        if has_goal or self.load.users is not None or not rate.is_lower_bound:
+            return rate
+        partition = Partition(cuts)
+        under_way = room_of(self.deployment, self.instance, partition).running
+        n = PRINTED_ROUNDS * under_way
+        if took_s > 0:
+            n = min(n, int(rate.n_requests * deadline.left_s() / took_s))
+        if n < MORE * rate.n_requests:
+            return rate
+        most = min(bound, bound_on_rate(self.deployment, self.instance, partition))
+        return saturated_rate(
+            self.deployment, partition, most, n, under_way=under_way, known=rate
         )
 
     @property
@@ -322,4 +367,5 @@ class _Candidate:
             fluid_requests_per_s=self.fluid_requests_per_s,
             simulated_requests_per_s=rate.requests_per_s,
             n_requests=rate.n_requests,
+            is_lower_bound=rate.is_lower_bound,
         )

@@ -10,6 +10,7 @@ import hypsolve as hs
 from hypsolve.bounds.throughput import throughput_bound
 from hypsolve.planning.load import Load
 from hypsolve.planning.saturation import MET, attainment, saturated_rate
+from hypsolve.planning.text import describe_rate
 from hypsolve.planning.throughput import RateSearch
 from hypsolve.problem import evaluation
 from tests.cli.test_cli import run
@@ -177,3 +178,46 @@ def test_requests_of_users_are_bounded_by_their_rounds():
     rates = [each.simulated_requests_per_s for each in found.splits]
     assert min(rates) > 0 and max(rates) <= search.bound()
     assert found.simulated_requests_per_s > 0.2  # 3 rounds of about 10 s and the latency
+
+
+@pytest.fixture(scope="module")
+def one_card():
+    """A card with room for many short requests at once."""
+    return deployment("llama-3.2-1b", (("rtx-3060", 1),), runtime=hs.runtime("vllm"))
+
+
+def searched(problem, max_visits, limit_s=60.0):
+    load = Load(max_visits=max_visits)
+    search = RateSearch(problem, {}, load, objective="throughput", prices_per_hour={})
+    return search.run(limit_s)[1]
+
+
+def test_a_printed_rate_has_the_requests_that_it_needs(one_card):
+    """Fill and drain counted for several percent of it, more so with a short time limit.
+
+    Sixteen times the requests bring the rate that is sustained: 2 % more at most.
+    """
+    small, large = (searched(one_card, visits) for visits in (1e5, 1e7))
+    assert small.n_requests == large.n_requests and not large.is_lower_bound
+    assert small.simulated_requests_per_s == pytest.approx(
+        large.simulated_requests_per_s, rel=2e-3
+    )
+    bound = throughput_bound(one_card)
+    n = 16 * large.n_requests
+    sustained = saturated_rate(one_card, hs.Partition((0, 18)), bound, n).requests_per_s
+    assert 0.98 * sustained < large.simulated_requests_per_s <= bound
+    assert sustained <= bound
+
+
+def test_a_rate_of_few_requests_is_a_lower_bound(one_card):
+    """A spent time limit leaves one short simulation, whose rate is far below the sustained."""
+    short = searched(one_card, 1e5, limit_s=1e-3)
+    long = searched(one_card, 1e5)
+    assert short.is_lower_bound and short.splits[0].is_lower_bound
+    assert short.n_requests < long.n_requests
+    assert short.simulated_requests_per_s < long.simulated_requests_per_s
+    assert "it serves at least " in describe_rate(short)
+    assert "(gap at most " in describe_rate(short) and str(short.n_requests) in describe_rate(
+        short
+    )
+    assert "at least" not in describe_rate(long) and "at most" not in describe_rate(long)
