@@ -74,13 +74,18 @@ class Metrics:
     goodput_requests_per_s : float
         Requests within every limit per second for which load is offered.
     node_utilisation, tier_utilisation : tuple of float
-        Busy share of the observed time; for a tier, the mean over all of its nodes.
+        Busy share of the observed time; for a tier, the mean over all of its nodes. It is no
+        share of the rate that a node can serve: a node that is always busy with small batches
+        may serve many times as many requests.
     utilisation : float
         Mean over all nodes of the network.
     active_utilisation : float
         Mean over all nodes of the tiers that have a stage, including nodes that cannot hold it.
     mean_batch : float
         Visits per iteration.
+    mean_in_flight : float
+        Time average of the number of requests that have arrived and have not ended. Each
+        counts once.
     mean_at_nodes : float
         Time average of the number of requests at the nodes: waiting, in service, or between two
         passes. A request counts at each node that it was sent to and where its work is not
@@ -119,6 +124,7 @@ class Metrics:
     utilisation: float
     active_utilisation: float
     mean_batch: float
+    mean_in_flight: float
     mean_at_nodes: float
     mean_waiting: float
     mean_stranded: float
@@ -151,11 +157,13 @@ class Metrics:
                 f" {self.goodput_requests_per_s:.4g} requests/s"
             )
         lines += [
-            f"  utilisation  {self.utilisation:.1%}, of active tiers"
+            f"  busy         {self.utilisation:.1%} of the time, nodes of active tiers"
             f" {self.active_utilisation:.1%};"
-            f" {', '.join(f'{name} {value:.1%}' for name, value in tiers)}",
-            f"  load         {self.mean_at_nodes:.4g} requests at nodes,"
-            f" {self.mean_waiting:.4g} of them waiting, {self.mean_batch:.4g} a batch;"
+            f" {', '.join(f'{name} {value:.1%}' for name, value in tiers)}"
+            " (a busy node may have room in its batches)",
+            f"  in flight    {self.mean_in_flight:.4g} requests on average;"
+            f" {self.mean_at_nodes:.4g} counted once at each stage where they are under way,"
+            f" {self.mean_waiting:.4g} of these waiting; {self.mean_batch:.4g} a batch,"
             f" {self.mean_stranded:.4g} without a node",
             f"  restarts     {self.restarts}, {self.lost_tokens} tokens lost",
         ]
@@ -246,6 +254,8 @@ def metrics(
     use = [_ratio(float(busy_s), observed_s) for busy_s in trace.busy_s]
     of_tier = [np.flatnonzero(trace.node_tier == k) for k in range(len(trace.tier_names))]
     active = [n for k, nodes in enumerate(of_tier) if trace.partition.stage(k) for n in nodes]
+    ended_s = np.where(finished, trace.end_s, trace.end_of_run_s)
+    in_flight_s = float(np.nansum(np.maximum(ended_s - trace.arrival_s, 0.0)))
     series = trace.series
     at_nodes_s, waiting_s, stranded_s = (
         float(counts.sum()) * series.bin_s
@@ -278,6 +288,7 @@ def metrics(
         utilisation=_mean(use),
         active_utilisation=_mean([use[n] for n in active]),
         mean_batch=_ratio(trace.n_visits, int(trace.n_iterations.sum())),
+        mean_in_flight=_ratio(in_flight_s, observed_s),
         mean_at_nodes=_ratio(at_nodes_s, observed_s),
         mean_waiting=_ratio(waiting_s, observed_s),
         mean_stranded=_ratio(stranded_s, observed_s),

@@ -200,7 +200,9 @@ def test_text_says_what_was_measured():
         "0.3 requests/s, 0.9 output tokens/s; load offered for",
         "25.0% with TTFT <= 2 s, latency <= 3 s; goodput 0.375 requests/s",
         "edge 25.0%, cloud 20.0%",
-        "2.4 requests at nodes, 0.6 of them waiting, 1.6 a batch; 0.3 without a node",
+        "2.4 counted once at each stage where they are under way, 0.6 of these waiting; 1.6 a"
+        " batch, 0.3 without a node",
+        "(a busy node may have room in its batches)",
         "3, 34 tokens lost",
     ):
         assert words in text
@@ -271,7 +273,9 @@ def test_of_a_simulation(level):
     trace = traces.simulated(level=level)
     found = metrics(trace)
     assert found.n_unfinished == 0 and found.restarts == 0
-    at_nodes_s = np.nansum(trace.left_s - trace.reached_s)  # Little's law
+    latencies_s = trace.latency_s.sum()  # Little's law
+    assert found.mean_in_flight * found.observed_s == pytest.approx(latencies_s)
+    at_nodes_s = np.nansum(trace.left_s - trace.reached_s)
     assert found.mean_at_nodes * found.observed_s == pytest.approx(at_nodes_s)
     waiting_s = np.nansum(trace.admitted_s - trace.reached_s)
     assert found.mean_waiting * found.observed_s == pytest.approx(waiting_s, abs=1e-9)
