@@ -60,9 +60,14 @@ class Forecast:
     mean_in_flight : float
         Mean number of requests in flight at this load, by Little's law: users at once.
     utilisation : float
-        Load of the GPUs in use: mean share of the time in which they compute. A GPU is in use
-        if it can hold the blocks of its tier and, where batches pass whole pipelines, if it is
-        in a pipeline.
+        Mean share of the time in which the GPUs in use compute. It says nothing about the rate
+        that they can serve, since a GPU that is always busy may have room in its batches; see
+        `share_of_max_rate`. A GPU is in use if it can hold the blocks of its tier and, where
+        batches pass whole pipelines, if it is in a pipeline.
+    share_of_max_rate : float
+        `requests_per_s` over `max_requests_per_s`, at most 1: how much of what it can serve is
+        asked for at this load. It is smaller than stated if `max_rate_is_lower_bound`; nan if
+        the largest rate is not known.
     max_requests_per_s : float
         Approximate largest sustainable rate, by bisection over simulations. It is nan if too
         many requests are needed to tell, and 0 if it is below 1/32 of the bound. It is at least
@@ -113,6 +118,7 @@ class Forecast:
     goodput_requests_per_s: float
     mean_in_flight: float
     utilisation: float
+    share_of_max_rate: float
     max_requests_per_s: float
     max_rate_is_lower_bound: bool
     limited_by: str
@@ -217,6 +223,7 @@ def predict(
         goodput_requests_per_s=goodput_per_s,
         mean_in_flight=served_per_s * found.latency_s.mean,
         utilisation=_utilisation(trace, used, found, served_per_s),
+        share_of_max_rate=min(served_per_s / max_rate, 1.0) if max_rate > 0 else math.nan,
         max_requests_per_s=max_rate,
         max_rate_is_lower_bound=is_lower_bound,
         limited_by=limited_by,
@@ -272,7 +279,7 @@ def nodes_in_use(
 def _utilisation(
     trace: Trace, used: NDArray[np.bool_], found: Metrics, served_per_s: float
 ) -> float:
-    """Return the mean load of the GPUs in use at a rate."""
+    """Return the mean share of the time in which the GPUs in use compute at a rate."""
     if not used.any() or not found.n_finished:
         return 0.0
     busy = np.minimum(trace.busy_s[used] / found.n_finished * served_per_s, 1.0)

@@ -28,6 +28,7 @@ from hypsolve.planning.text import (
     forecast_lines,
     rate_sustained,
     rows_of_nodes,
+    share_of_rate,
     upgrade_title,
 )
 from hypsolve.planning.upgrade_text import describe_upgrade, split_first
@@ -229,6 +230,7 @@ def _numbers(plan: Plan) -> str:
             "TPOT": _mean_and_p95(forecast.tpot_s),
             "keeps up with": rate_sustained(forecast),
             "users at once": at_once if is_steady else UNSTEADY,
+            "load": share_of_rate(forecast),
             "latency": _mean_and_p95(forecast.latency_s) if is_steady else UNSTEADY,
             "limited by": forecast.limited_by or "nan",
             "upper bound": f"{forecast.bound_requests_per_s:.3g} requests/s",

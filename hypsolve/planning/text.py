@@ -367,8 +367,8 @@ def describe_forecast(forecast: Forecast) -> list[str]:
         f" schedule of this split serves {'these users ' * (load.users is not None)}more than"
         f" {forecast.bound_requests_per_s:.3g}",
         f"memory has room for {forecast.max_sequences} sequences at once{_running(forecast)},"
-        f" or one of {forecast.max_context_tokens} tokens; GPUs in use have a load of"
-        f" {forecast.utilisation:.0%}",
+        f" or one of {forecast.max_context_tokens} tokens",
+        _load(forecast),
         forecast.runtime,
         *_costs(forecast),
     ]
@@ -398,6 +398,23 @@ def _served(forecast: Forecast) -> str:
         f"{forecast.requests_per_s:.3g} requests/s, {forecast.output_tokens_per_s:.4g} output"
         f" tokens/s, {forecast.mean_in_flight:.3g} requests in flight"
     )
+
+
+def _load(forecast: Forecast) -> str:
+    """Say which share of the largest rate is asked for, and how long GPUs compute."""
+    share = share_of_rate(forecast)
+    busy = f"GPUs in use compute {forecast.utilisation:.0%} of the time"
+    if not share:
+        return f"{busy}, which tells nothing about the room in batches"
+    return f"load: {share}; {busy}, but batches may have room"
+
+
+def share_of_rate(forecast: Forecast) -> str:
+    """Say which share of the largest rate is asked for; empty if that rate is not known."""
+    if math.isnan(forecast.share_of_max_rate):
+        return ""
+    at_most = "at most " * forecast.max_rate_is_lower_bound
+    return f"{at_most}{forecast.share_of_max_rate:.0%} of the largest rate"
 
 
 def _running(forecast: Forecast) -> str:
