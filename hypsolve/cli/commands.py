@@ -22,17 +22,29 @@ from hypsolve.cli.options import (
 from hypsolve.dispatch.policies import POLICIES
 from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning import comparison, planner
+from hypsolve.planning.earlier_plan import (
+    OBJECTIVES,
+    query_in,
+    query_of_plan,
+    solution_of_plan,
+)
 from hypsolve.planning.figures import draw_pareto
 from hypsolve.planning.forecast import round_s
 from hypsolve.planning.layers import describe_blocks, describe_cuts
 from hypsolve.planning.load import Load, arriving, at_rate, starts
 from hypsolve.planning.query import PlanQuery, Solution, solve_query
-from hypsolve.planning.replan import OBJECTIVES, Replan, partition_in, query_in
+from hypsolve.planning.replan import Replan
 from hypsolve.planning.replan import replan as plan_anew
+from hypsolve.planning.runtime_restrictions import (
+    ServerNetwork,
+    describe_nodes,
+    network_for_server,
+)
 from hypsolve.planning.serving_frontier import (
     WELL_SERVED,
     ServingPoint,
-    serving_frontier,
+    serving_points,
+    undominated,
 )
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.split_forecasts import SplitForecasts
@@ -49,6 +61,8 @@ from hypsolve.simulation.trace import Trace
 from hypsolve.simulation.workloads import WORKLOADS, workload
 from hypsolve.solvers.backends.scip import hide_spurious_scip_errors
 from hypsolve.solvers.clock import Deadline
+
+NODES_SHARE = 0.3  # of the time limit, to choose the nodes that a server's pipelines use
 
 
 @click.command()
@@ -68,7 +82,12 @@ def compare(
     hypsolve compare --model llama-3-8b --network network.toml
     """  # noqa: D301
     results: list[Result] = []
-    query, _ = choose_degrees(PlanQuery.of(model, network, **arguments))
+    query = PlanQuery.of(model, network, **arguments)
+    with show_progress() as progress:
+        nodes, deadline = comparison.choose_nodes(
+            query, methods or None, simulates=True, progress=progress
+        )
+    query = nodes.query
     forecasts = SplitForecasts(query)
     with (
         contextlib.suppress(KeyboardInterrupt),
@@ -76,10 +95,11 @@ def compare(
         hide_spurious_scip_errors(),
     ):
         for result in comparison.compare_query(
-            query, methods or None, progress=progress, simulate=forecasts.add
+            query, methods or None, progress=progress, simulate=forecasts.add, deadline=deadline
         ):
             results.append(result)
             progress(f"{result.method}: {result.status}")
+    _tell_nodes(nodes, as_json)
     n_methods = len(methods) or len(comparison.comparable(query.objective))
     if len(results) < n_methods:
         print(f"stopped: {len(results)} of {n_methods} methods are finished", file=sys.stderr)
@@ -135,23 +155,30 @@ def pareto(
     hypsolve pareto --model llama-3-8b --network network.toml --png pareto.png
     """  # noqa: D301
     to_write(png, ".png", ".svg", ".pdf")
-    query = PlanQuery.of(model, network, objective="path", **arguments)
-    solution, deadline = _split(query)
+    planned = PlanQuery.of(model, network, **arguments)
+    nodes, deadline = _nodes(planned)
+    query = replace(nodes.query, objective="path", time_limit_s=deadline.part(1.0).limit_s)
+    solution = solve_query(query)
+    _tell_nodes(nodes, as_json)
     if solution.result.partition is None:
         print("[]" if as_json else f"{solution.result.status}: {solution.result.message}")
         return 1
-    points = serving_frontier(
+    tried = serving_points(
         solution.deployment, solution.instance, query.load, deadline.left_s()
     )
+    points = undominated(tried)
     if not points:
         print(
-            f"no split could be simulated within {query.time_limit_s:g} s (--time-limit)",
+            f"no split could be simulated within {planned.time_limit_s:g} s (--time-limit)",
             file=sys.stderr,
         )
+    elif line := _not_simulated(tried):
+        print(line, file=sys.stderr if as_json else sys.stdout)
     if as_json:
         plain = [
             {
                 "max_requests_per_s": point.max_requests_per_s,
+                "max_rate_is_lower_bound": point.max_rate_is_lower_bound,
                 "latency_mean_s": point.latency_mean_s,
                 "bottleneck_s": point.bottleneck_s,
                 "path_s": point.path_s,
@@ -170,7 +197,8 @@ def pareto(
             )
         rows = [
             {
-                "keeps up with": f"{point.max_requests_per_s:.3g} requests/s",
+                "keeps up with": f"{'at least ' * point.max_rate_is_lower_bound}"
+                f"{point.max_requests_per_s:.3g} requests/s",
                 "mean latency": show_seconds(point.latency_mean_s),
                 "alone": show_seconds(point.path_s),
                 **_attainment(point),
@@ -184,15 +212,59 @@ def pareto(
     return 0 if points else 1
 
 
-def _split(
-    query: PlanQuery, progress: Progress | None = None, share: float = 1.0
-) -> tuple[Solution, Deadline]:
-    """Return the split of a query, and when the time limit ends; the search gets a share."""
+def _not_simulated(tried: Sequence[ServingPoint]) -> str:
+    """Say how many splits were not simulated, or not to the end; empty if all were."""
+    n_known, n_cut = (
+        sum(p.is_known for p in tried),
+        sum(p.max_rate_is_lower_bound for p in tried),
+    )
+    words = []
+    if n_known < len(tried):
+        words.append(
+            f"{n_known} of the {len(tried)} splits that are best for requests one at a time"
+            " were simulated; others may be better"
+        )
+    if n_cut:
+        words.append(f"at least: the search for larger rates was cut short ({n_cut} splits)")
+    return "; ".join(words)
+
+
+def _nodes(
+    query: PlanQuery, progress: Progress | None = None
+) -> tuple[ServerNetwork, Deadline]:
+    """Choose the nodes of a query as ``hypsolve plan`` does, and start the time limit."""
     planner.warm(query)
     deadline = Deadline(query.time_limit_s)
-    query, _ = choose_degrees(query, progress)
-    limited = replace(query, time_limit_s=deadline.part(share).limit_s)
-    return replace(solve_query(limited, progress), query=query), deadline
+    query, _ = choose_degrees(query, progress, deadline)
+    choice = deadline.part(NODES_SHARE)
+    return network_for_server(query, progress=progress, deadline=choice), deadline
+
+
+def _tell_nodes(nodes: ServerNetwork, as_json: bool) -> None:
+    """Print on which nodes the answer is, if the runtime cannot use all; not amid JSON."""
+    if line := nodes.describe():
+        print(line, file=sys.stderr if as_json else sys.stdout)
+
+
+def _split(query: PlanQuery, progress: Progress) -> tuple[ServerNetwork, Solution, Deadline]:
+    """Split a query on the nodes of ``hypsolve plan``; the search gets a share of the time."""
+    nodes, deadline = _nodes(query, progress)
+    solution = nodes.solution
+    if solution is None:
+        share_s = deadline.part(planner.SEARCH_SHARE).limit_s
+        solution = solve_query(replace(nodes.query, time_limit_s=share_s), progress)
+    return nodes, replace(solution, query=nodes.query), deadline
+
+
+def _planned(
+    query: PlanQuery, plan: str, progress: Progress
+) -> tuple[ServerNetwork, Solution, Deadline]:
+    """Return the split of an earlier plan, on the nodes of this plan."""
+    planner.warm(query)
+    deadline = Deadline(query.time_limit_s)
+    query, _ = choose_degrees(query, progress, deadline)
+    nodes = ServerNetwork.of(query, query_of_plan(plan, query))
+    return nodes, solution_of_plan(plan, nodes.query), deadline
 
 
 def _attainment(point: ServingPoint) -> dict[str, str]:
@@ -206,7 +278,7 @@ def _draw(points: Sequence[ServingPoint], name: str, path: Path) -> None:
     figure = optional("matplotlib.figure").Figure(figsize=(6, 4), layout="constrained")
     ax = figure.subplots()
     draw_pareto(points, ax)
-    ax.set_title(name, loc="left", fontsize=9)
+    figure.suptitle(name, x=0.01, ha="left", fontsize=9)
     figure.savefig(path, dpi=150)
 
 
@@ -257,11 +329,14 @@ def simulate(
         arguments = {**query_in(plan), **without_defaults(arguments)}
     query = PlanQuery.of(model, network, method=method, **arguments)
     with show_progress() as progress:
-        solution, deadline = _split(query, progress, planner.SEARCH_SHARE)
+        nodes, solution, deadline = (
+            _split(query, progress) if plan is None else _planned(query, plan, progress)
+        )
     deployment, result, load = solution.deployment, solution.result, query.load
     partition = result.partition
-    if plan is not None:
-        partition = partition_in(plan, result.instance)
+    if partition is not None:
+        nodes = nodes.of_split(solution)
+    _tell_nodes(nodes, as_json)
     if partition is None:
         plain = json.dumps(result.to_dict(), indent=2, allow_nan=False)
         print(plain if as_json else f"{result.status}: {result.message}")
@@ -359,6 +434,8 @@ def replan(
         print(json.dumps(plan.to_dict(), indent=2, allow_nan=False))
     elif plan.partition is None:
         print(f"infeasible with at most {max_moves} blocks moved: {plan.reason}")
+        if line := describe_nodes(plan.server, plan.used, plan.left_out):
+            print(line)
     else:
         _print_replan(plan, plan.partition)
     return 0 if plan.partition is not None else 1
@@ -379,8 +456,12 @@ def _print_replan(plan: Replan, partition: Partition) -> None:
         )
     print(f"{plan.n_moved} blocks moved")
     show(rows, as_json=False)
+    if line := describe_nodes(plan.server, plan.used, plan.left_out):
+        print(line)
+    of = " of these nodes" if plan.server else ""
     print(
-        f"proved: with at most {plan.max_moves} moved, no split has a {objective} below {min_s}"
+        f"proved: with at most {plan.max_moves} moved, no split{of} has a {objective} below"
+        f" {min_s}"
     )
     show(
         [{"moves": str(m), f"least {objective}": show_seconds(s)} for m, s in plan.frontier],

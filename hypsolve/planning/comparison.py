@@ -13,6 +13,11 @@ from hypsolve.planning.query import (
     PlanQuery,
     solve_query,
 )
+from hypsolve.planning.runtime_restrictions import (
+    ServerNetwork,
+    network_for_server,
+    restricting_server,
+)
 from hypsolve.planning.simulation_search import METHOD as SIMULATED
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.tensor_parallel import choose_degrees
@@ -22,6 +27,7 @@ from hypsolve.problem.result import Result
 from hypsolve.solve import METHODS, warm_methods
 from hypsolve.solvers.clock import Deadline
 
+CHOICE_SHARE = 0.3  # of the time limit, to choose the nodes that a server's pipelines use
 SEARCH_SHARE = 0.5  # of the time of a method, where its split is simulated, too
 SEARCH_WEIGHT, RULE_WEIGHT = 5.0, 0.1  # of the search by simulation and of rules; exact: 1
 
@@ -53,8 +59,34 @@ def compare(
         In the order of `methods`. A search that a KeyboardInterrupt ended is the last. A bound
         on the mean latency that one method proved is used for all later methods.
     """
-    query, _ = choose_degrees(PlanQuery.of(model, network, **arguments), progress)
-    yield from compare_query(query, methods, progress=progress)
+    query = PlanQuery.of(model, network, **arguments)
+    chosen, deadline = choose_nodes(query, methods, progress=progress)
+    yield from compare_query(chosen.query, methods, progress=progress, deadline=deadline)
+
+
+def choose_nodes(
+    query: PlanQuery,
+    methods: Sequence[str] | None = None,
+    *,
+    simulates: bool = False,
+    progress: Progress | None = None,
+) -> tuple[ServerNetwork, Deadline]:
+    """Choose the nodes on which methods are compared, as ``hypsolve plan`` chooses its own.
+
+    Returns
+    -------
+    chosen : ServerNetwork
+    deadline : Deadline
+        The end of the time limit, which has begun after kernels were compiled.
+    """
+    compared = methods_of(query, methods)
+    names = [DEFAULT_METHOD, *(method or DEFAULT_METHOD for method in compared)]
+    simulates = simulates or query.is_simulated or bool(restricting_server(query.runtime))
+    warm_methods(*names, simulates=simulates, pipelines=query.has_pipelines)
+    deadline = Deadline(query.time_limit_s)
+    query, _ = choose_degrees(query, progress, deadline)
+    choice = deadline.part(CHOICE_SHARE)
+    return network_for_server(query, progress=progress, deadline=choice), deadline
 
 
 def compare_query(
@@ -63,31 +95,20 @@ def compare_query(
     *,
     progress: Progress | None = None,
     simulate: Callable[[Result, Deadline], None] | None = None,
+    deadline: Deadline | None = None,
 ) -> Iterator[Result]:
     """Solve a query by several methods, as `compare` does.
 
     `simulate`, if given, is called with each result and the end of its time, before the result
     is handed out. Half of the time of a method is left for it.
     """
-    if query.is_rate:
-        raise ValueError(
-            "compare: objective must be in seconds, for methods that split for requests one at"
-            f" a time, got {query.objective!r}; the experiment throughput compares rates"
-        )
-    known = comparable(query.objective)
-    for name in methods or ():
-        if name in METHODS and name not in known:
-            raise ValueError(
-                f"method {name!r} decides a schedule, too, for hypsolve.solve alone; choose one"
-                f" of {', '.join(known)}"
-            )
-        valid.known("method that decides a partition", name, known)
+    compared = methods_of(query, methods)
     bound_s = 0.0
-    compared = [None if name == SIMULATED else name for name in methods or known]
-    names = [method or DEFAULT_METHOD for method in compared]
-    simulates = query.is_simulated or simulate is not None
-    warm_methods(*names, simulates=simulates, pipelines=query.has_pipelines)
-    deadline = Deadline(query.time_limit_s)
+    if deadline is None:
+        names = [method or DEFAULT_METHOD for method in compared]
+        simulates = query.is_simulated or simulate is not None
+        warm_methods(*names, simulates=simulates, pipelines=query.has_pipelines)
+        deadline = Deadline(query.time_limit_s)
     weights = [_weight(method) for method in compared]
     for at, method in enumerate(compared):
         mine = deadline.part(weights[at] / sum(weights[at:]))
@@ -102,6 +123,30 @@ def compare_query(
         yield result
         if solution.interrupted:
             return
+
+
+def methods_of(query: PlanQuery, methods: Sequence[str] | None) -> list[str | None]:
+    """Return the methods to compare; None stands for the search by simulation.
+
+    Raises
+    ------
+    ValueError
+        If a method is unknown, or the objective is in requests per second.
+    """
+    if query.is_rate:
+        raise ValueError(
+            "compare: objective must be in seconds, for methods that split for requests one at"
+            f" a time, got {query.objective!r}; the experiment throughput compares rates"
+        )
+    known = comparable(query.objective)
+    for name in methods or ():
+        if name in METHODS and name not in known:
+            raise ValueError(
+                f"method {name!r} decides a schedule, too, for hypsolve.solve alone; choose one"
+                f" of {', '.join(known)}"
+            )
+        valid.known("method that decides a partition", name, known)
+    return [None if name == SIMULATED else name for name in methods or known]
 
 
 def _weight(method: str | None) -> float:

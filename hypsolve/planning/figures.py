@@ -142,7 +142,18 @@ def _pareto(plan: Plan, ax: Axes, width: float) -> None:
 
 
 def draw_pareto(points: Sequence[ServingPoint], ax: Axes) -> None:
-    """Draw the simulated rate against the mean latency of the best splits."""
+    """Draw the simulated rate against the mean latency of the best splits.
+
+    Rates that are only lower bounds are marked by arrows to the right.
+    """
+    least = [
+        (point.max_requests_per_s, point.latency_mean_s)
+        for point in points
+        if point.max_rate_is_lower_bound
+    ]
+    if least:
+        ax.plot(*zip(*least, strict=True), ">", ms=9, color=BLUE,
+                label="at least this rate (search cut short)")  # fmt: skip
     rates = [point.max_requests_per_s for point in points]
     latencies_s = [point.latency_mean_s for point in points]
     ax.plot(rates, latencies_s, "o-", drawstyle="steps-post", color=BLUE, label="best splits")
@@ -156,7 +167,7 @@ def draw_pareto(points: Sequence[ServingPoint], ax: Axes) -> None:
         ax.plot(*zip(*met, strict=True), "o", label="within the targets", **style)
     ax.set_xlabel("largest sustained rate in batches (requests/s, simulated)")
     ax.set_ylabel("mean latency (s)")
-    _finish(ax)
+    _finish(ax, legend=bool(least or met))
 
 
 def _latency(plan: Plan, ax: Axes, width: float) -> None:

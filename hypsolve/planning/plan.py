@@ -160,6 +160,9 @@ class Plan:
     throughput : Throughput or None
         What the split serves in simulation, and the bound over all splits; None unless the
         objective is in requests per second.
+    unused_nodes : tuple of str
+        Nodes that the pipelines of a server leave out of the network that was asked for, as
+        `hypsolve.nearest_plan` chose. `nodes` has the others, and proofs are about these.
     """
 
     query: PlanQuery
@@ -174,6 +177,7 @@ class Plan:
     deployment: Deployment
     degrees: tuple[DegreeChoice, ...] = ()
     throughput: Throughput | None = None
+    unused_nodes: tuple[str, ...] = ()
 
     if not TYPE_CHECKING:  # type checkers would accept every name
 
@@ -281,6 +285,7 @@ class Plan:
             latency_mean_s=self.forecast.latency_s.mean,
             max_requests_per_s=self.forecast.max_requests_per_s,
             slo_attainment=self.forecast.slo_attainment,
+            max_rate_is_lower_bound=self.forecast.max_rate_is_lower_bound,
         )
         return self._point(served.cuts, served)
 
@@ -293,6 +298,7 @@ class Plan:
             bottleneck_s=evaluation.bottleneck_s(instance, partition),
             path_s=evaluation.path_s(instance, partition),
             slo_attainment=served.slo_attainment,
+            max_rate_is_lower_bound=served.max_rate_is_lower_bound,
         )
 
     def plot(self, kind: str, ax: Axes | None = None) -> Axes:
@@ -365,6 +371,7 @@ class Plan:
             "stopped": self.stopped,
             "degrees": [record_to_dict(choice) for choice in self.degrees],
             "throughput": None if self.throughput is None else record_to_dict(self.throughput),
+            "unused_nodes": list(self.unused_nodes),
         }
 
 

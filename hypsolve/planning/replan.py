@@ -4,62 +4,40 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from hypsolve import catalog
+from hypsolve.planning.earlier_plan import KEPT, OBJECTIVES, Placement, placement, weights_in
 from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.plan import FORMAT, VERSION, Plan, record_to_dict
 from hypsolve.planning.planner import warm
-from hypsolve.planning.query import RATES, ModelSource, NetworkSource, PlanQuery, solve_query
+from hypsolve.planning.query import (
+    ModelSource,
+    NetworkSource,
+    PlanQuery,
+    Solution,
+    instance_of,
+    solve_query,
+)
+from hypsolve.planning.runtime_restrictions import ServerNetwork, network_for_server
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.deployment import Deployment, Model
-from hypsolve.problem.files import MAX_BYTES, checked_path, parse_json, read_bytes
 from hypsolve.problem.instance import Instance, Objective
-from hypsolve.problem.runtime import runtime_from_dict
-from hypsolve.problem.solution import Partition
+from hypsolve.problem.result import Result
+from hypsolve.problem.solution import Outcome, Partition, Status
 from hypsolve.problem.units import finite_or_none
+from hypsolve.solve import Method, solve
 from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.partition.stage_tables import cost_table
 
-OBJECTIVES = ("bottleneck", "path")
-OF_LATENCY = ("mean_latency", "p0")  # of earlier plans; `path` is the nearest objective here
-KEPT = (
-    "prompt_tokens", "output_tokens", "concurrency", "rate_per_s", "users", "think_time_s",
-    "ttft_slo_s", "tpot_slo_s", "runtime", "weights", "tensor_parallel",
-)  # fmt: skip
-"""Attributes of the query of an earlier plan that are kept."""
-MAX_BLOCKS = 10**6  # of a model in a file
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """Where the blocks are before a new plan is made.
-
-    Attributes
-    ----------
-    tier_of_block : tuple of str
-        Name of the tier of each block.
-    blocks_of_node : mapping
-        Blocks of each node, by name of the node.
-    model : str
-        Name of the model; empty if it is not known.
-    query : mapping
-        Arguments of `hypsolve.plan` that made the plan; empty if they are not known.
-    """
-
-    tier_of_block: tuple[str, ...]
-    blocks_of_node: Mapping[str, range]
-    model: str = ""
-    query: Mapping[str, Any] = field(default_factory=dict)
+CHOICE_SHARE = 0.5  # of the time limit, to choose the nodes that a server's pipelines use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +69,13 @@ class Replan:
     forecast : Forecast or None
         Expected latency and throughput of the partition; None without one.
     query : PlanQuery
-        The query, with what the earlier plan left to it.
+        The query, with what the earlier plan left to it, on the network of the nodes that the
+        pipelines of its runtime use.
+    server : str
+        The runtime whose pipelines restrict the network; empty if there is no restriction.
+    used, left_out : tuple of str
+        Names of the nodes that these pipelines use, and of all others. What is proved about the
+        objective is proved of the nodes in use.
     """
 
     instance: Instance
@@ -107,6 +91,9 @@ class Replan:
     concurrency: int
     forecast: Forecast | None
     query: PlanQuery
+    server: str = ""
+    used: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the instance as plain numbers, strings, lists and dicts, for JSON.
@@ -122,7 +109,11 @@ class Replan:
                 if blocks:
                     holds = evaluation.can_hold(self.instance, k, *at)
                     held = zip(tier.nodes, holds, strict=True)
-                    nodes += [{"node": node.name, "blocks": at} for node, has in held if has]
+                    nodes += [
+                        {"tier": tier.name, "node": node.name, "blocks": at}
+                        for node, has in held
+                        if has
+                    ]
         requests = self.deployment.requests
         return {
             "format": FORMAT,
@@ -147,6 +138,7 @@ class Replan:
             "frontier": [list(point) for point in self.frontier],
             "min_moves": self.min_moves,
             "reason": self.reason,
+            "left_out": list(self.left_out),
             "stages": stages,
             "nodes": nodes,
         }
@@ -167,7 +159,9 @@ def replan(
 
     A block counts as moved if the name of its tier differs from the name before. The objective
     is minimised exactly: dynamic programming over tiers, cuts and moves takes O(n_tiers *
-    n_blocks**2 * max_moves) steps.
+    n_blocks**2 * max_moves) steps. A server of whole pipelines, such as vLLM, may be unable to
+    use all nodes at once. The nodes are then chosen as ``hypsolve plan`` chooses them, by the
+    best splits with so few moves, and the objective is minimal for these nodes.
 
     Parameters
     ----------
@@ -221,7 +215,7 @@ def replan(
     max_moves = valid.whole("replan", "max_moves", max_moves)
     if objective is not None:
         valid.known("objective", objective, OBJECTIVES)
-    old = _placement(before)
+    old = placement(before)
     kept = {**old.query, **arguments}
     if "users" in arguments or "rate_per_s" in arguments:  # one load replaces the other
         for name in ("users", "think_time_s"):
@@ -229,33 +223,24 @@ def replan(
         kept = {name: value for name, value in kept.items() if value is not None}
     of_file = kept.pop("weights", None)
     if weights is None and not isinstance(model, Model):
-        weights = of_file or _weights_in(old.model, model)
+        weights = of_file or weights_in(old.model, model)
     of_plan = kept.pop("objective", None)
     if objective is None and "runtime" not in arguments:  # another runtime has its own default
         objective = of_plan
     query = PlanQuery.of(model, network, weights=weights, objective=objective, **kept)
     warm(query)
     deadline = Deadline(query.time_limit_s)
-    query, _ = choose_degrees(query)
-    solution = solve_query(query)
+    _check_same_model(old, query.model)
+    query, _ = choose_degrees(query, progress, deadline)
+    restricted = _restricted(query, old, max_moves, progress, deadline)
+    query = restricted.query
+    solution = solve_query(replace(query, time_limit_s=deadline.part(1.0).limit_s))
     deployment, instance = solution.deployment, solution.instance
-    if old.model and old.model != deployment.model.name:
-        raise ValueError(
-            f"replan: the earlier plan must be for {deployment.model.name!r}, got one for"
-            f" {old.model!r}"
-        )
-    if len(old.tier_of_block) != instance.n_blocks:
-        raise ValueError(
-            f"replan: the earlier plan must have {instance.n_blocks} blocks as the model has,"
-            f" got {len(old.tier_of_block)}"
-        )
     moves = _moves(instance, old)
-    best, cuts = _search(instance, moves, min(max_moves, instance.n_blocks), deadline)
-    frontier = _falling(best)
-    partition, objective_s, n_moved = None, math.inf, 0
-    if frontier:
-        n_moved = frontier[-1][0]
-        partition = Partition(tuple(int(c) for c in cuts[n_moved]))
+    frontier, partition = _best_split(instance, moves, max_moves, deadline)
+    objective_s, n_moved = math.inf, 0
+    if partition is not None:
+        n_moved, _ = frontier[-1]
         objective_s = evaluation.evaluate(instance, partition)
     forecast = None
     if partition is not None:
@@ -293,47 +278,72 @@ def replan(
         concurrency=query.concurrency,
         forecast=forecast,
         query=query,
+        server=restricted.server,
+        used=restricted.used,
+        left_out=restricted.left_out,
     )
 
 
-def query_in(plan: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the arguments of `hypsolve.plan` that made the plan in a file."""
-    return dict(_placement(plan).query)
-
-
-def _weights_in(planned: str, model: ModelSource) -> str | None:
-    """Return the format of weights in the name of a planned model of the catalogue.
-
-    Plans before version 3 state no format, but ``llama-3-8b-q4_k_m`` names one.
-    """
-    name = catalog.name_of(model) if isinstance(model, str) else ""
-    suffix = planned.removeprefix(f"{name}-") if planned.startswith(f"{name}-") else ""
-    return suffix if name and suffix in catalog.weights_choices() else None
-
-
-def partition_in(plan: str | os.PathLike[str], instance: Instance) -> Partition:
-    """Read the partition of a plan file, for an instance whose tiers have the same names.
-
-    Raises
-    ------
-    ValueError
-        If the file holds no plan, or the split breaks a rule of the instance.
-    """
-    old, tiers = _placement(plan), instance.tier_names
-    of_block = [tiers.index(name) if name in tiers else -1 for name in old.tier_of_block]
-    if -1 in of_block or len(of_block) != instance.n_blocks:
+def _check_same_model(old: Placement, model: Model) -> None:
+    if old.model and old.model != model.name:
         raise ValueError(
-            f"{plan}: must split {instance.n_blocks} blocks over {', '.join(tiers)}, got"
-            f" {len(of_block)} over {', '.join(dict.fromkeys(old.tier_of_block))}"
+            f"replan: the earlier plan must be for {model.name!r}, got one for {old.model!r}"
         )
-    if of_block != sorted(of_block):
-        raise ValueError(f"{plan}: tiers must be in the order {', '.join(tiers)}")
-    cuts = np.searchsorted(of_block, np.arange(len(tiers) + 1), side="left")
-    partition = Partition(tuple(cuts.tolist()))
-    broken = evaluation.check(instance, partition)
-    if broken:
-        raise ValueError(f"{plan}: the split does not fit: {broken[0]}")
-    return partition
+    if len(old.tier_of_block) != model.n_blocks:
+        raise ValueError(
+            f"replan: the earlier plan must have {model.n_blocks} blocks as the model has,"
+            f" got {len(old.tier_of_block)}"
+        )
+
+
+def _restricted(
+    query: PlanQuery,
+    old: Placement,
+    max_moves: int,
+    progress: Progress | None,
+    deadline: Deadline,
+) -> ServerNetwork:
+    """Choose the nodes that pipelines use, by splits that move few blocks.
+
+    A network whose split is not found in its share of the time is not chosen.
+    """
+
+    def split(query: PlanQuery) -> Solution:
+        instance, mine = instance_of(query), Deadline(query.time_limit_s)
+        try:
+            _, partition = _best_split(instance, _moves(instance, old), max_moves, mine)
+        except TimeoutError:
+            partition = None
+        return Solution(
+            query=query,
+            deployment=query.deployment(),
+            instance=instance,
+            result=_result(instance, partition),
+        )
+
+    choice = deadline.part(CHOICE_SHARE)
+    return network_for_server(query, split=split, progress=progress, deadline=choice)
+
+
+def _result(instance: Instance, partition: Partition | None) -> Result:
+    """Return the result of a search that moves few blocks."""
+    status = Status.UNKNOWN if partition is None else Status.FEASIBLE
+
+    def few_moves(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
+        return Outcome(status, partition)
+
+    return solve(instance, Method(few_moves, "partition"))
+
+
+def _best_split(
+    instance: Instance, moves: IntArray, max_moves: int, deadline: Deadline
+) -> tuple[tuple[tuple[int, float], ...], Partition | None]:
+    """Return the objective that each number of moves allows, and the best partition if any."""
+    best, cuts = _search(instance, moves, min(max_moves, instance.n_blocks), deadline)
+    frontier = _falling(best)
+    if not frontier:
+        return frontier, None
+    return frontier, Partition(tuple(int(c) for c in cuts[frontier[-1][0]]))
 
 
 def _moves(instance: Instance, old: Placement) -> IntArray:
@@ -411,89 +421,3 @@ def _loads(
             if n_bytes:
                 loads[node.name] = n_bytes
     return loads
-
-
-def _placement(given: str | os.PathLike[str] | Plan | Placement) -> Placement:
-    if isinstance(given, Placement):
-        return given
-    if isinstance(given, Plan):
-        if not given.fits:
-            raise ValueError("replan: the earlier plan must have a partition, got one without")
-        return _of(given.to_dict(), "replan")
-    path = checked_path("replan", given)
-    document = parse_json(path, read_bytes(path, MAX_BYTES))
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: must be the output of `hypsolve plan --json`")
-    _check_version(path, document)
-    return _of(document, str(path))
-
-
-def _check_version(path: Path, document: Mapping[str, Any]) -> None:
-    """Refuse other formats; a document of version 1 states neither format nor version."""
-    kind, version = document.get("format", FORMAT), document.get("version", 1)
-    if kind != FORMAT:
-        raise ValueError(f"{path}: format must be {FORMAT!r}, got {kind!r:.60}")
-    if version not in range(1, VERSION + 1) or isinstance(version, bool):
-        raise ValueError(f"{path}: version must be from 1 to {VERSION}, got {version!r:.60}")
-
-
-def _of(document: Mapping[str, Any], owner: str) -> Placement:
-    stages, nodes = document.get("stages"), document.get("nodes")
-    tiers: list[str] = []
-    try:
-        for stage in _list(stages):
-            first, end = _range(stage)
-            if first != len(tiers):
-                raise ValueError
-            if end > MAX_BLOCKS:
-                raise ValueError
-            tiers += [str(stage["tier"])] * (end - first)
-        blocks_of_node = {str(node["node"]): range(*_range(node)) for node in _list(nodes)}
-    except (TypeError, KeyError, ValueError):
-        raise ValueError(
-            f"{owner}: must have the stages and nodes of a plan, as in the output of"
-            " `hypsolve plan --json`"
-        ) from None
-    if not tiers:
-        raise ValueError(f"{owner}: the earlier plan must have a partition, got one without")
-    result = document.get("result", document)
-    cuts = result.get("cuts") if isinstance(result, dict) else None
-    ends = [0, *(stage["blocks"][1] for stage in _list(stages))]
-    if cuts not in (None, ends):
-        raise ValueError(f"{owner}: cuts must agree with the stages, {ends}, got {cuts!r:.60}")
-    model = document.get("model", "")
-    return Placement(
-        tier_of_block=tuple(tiers),
-        blocks_of_node=blocks_of_node,
-        model=valid.text(owner, "model", model) if model else "",
-        query=_kept(owner, document),
-    )
-
-
-def _kept(owner: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the earlier query that the document states."""
-    kept = {key: document[key] for key in KEPT if document.get(key) is not None}
-    if (objective := document.get("objective")) is not None:
-        valid.known(f"objective of {owner}", objective, (*OBJECTIVES, *OF_LATENCY, *RATES))
-        kept["objective"] = "path" if objective in OF_LATENCY else objective
-        if objective in RATES:  # None: the nearest one, under each batching mode
-            kept["objective"] = None
-    runtime = kept.get("runtime")
-    if isinstance(runtime, dict):
-        kept["runtime"] = runtime_from_dict(owner, runtime)
-    elif runtime is not None:
-        raise TypeError(f"{owner}: runtime must be a table, got {runtime!r:.60}")
-    return kept
-
-
-def _list(value: Any) -> Sequence[Any]:
-    if not isinstance(value, list):
-        raise TypeError
-    return value
-
-
-def _range(entry: Mapping[str, Any]) -> tuple[int, int]:
-    first, end = entry["blocks"]
-    if type(first) is not int or type(end) is not int or not 0 <= first <= end:
-        raise ValueError
-    return first, end

@@ -1,51 +1,179 @@
-"""`nearest_plan`: the best plan that a runtime can express."""
+"""`network_for_server` and `nearest_plan`: nodes that a runtime can use, and a plan on them."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hypsolve.formats.network_toml import NetworkFile
-from hypsolve.planning.exporters import (
-    BY_LAYER,
-    ONE_PIPELINE,
-    RUNTIMES,
-    not_expressible,
-    refusals,
-)
-from hypsolve.planning.exporters.layout import Layout, numbered
+from hypsolve.planning.exporters import ONE_PIPELINE, RUNTIMES, not_expressible, refusals
+from hypsolve.planning.exporters.layout import Layout
 from hypsolve.planning.forecast import Forecast
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import plan_query, warm
-from hypsolve.planning.platforms import platforms_of, supported
 from hypsolve.planning.query import PlanQuery, Solution, solve_fluid, solve_query
+from hypsolve.planning.runtime_networks import MAX_PIPELINES, by_layer, candidates, limited
 from hypsolve.planning.served_best import Choice, served_best
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
-from hypsolve.problem.deployment import GpuProfile, Node
 from hypsolve.problem.instance import Objective
 from hypsolve.problem.rules import StageRule
+from hypsolve.problem.runtime import Runtime
 from hypsolve.solvers.clock import Deadline
 
 CHOICE_SHARE = 0.5  # of the time limit, to choose among the networks that are allowed
-MAX_PIPELINES = 256  # networks of whole pipelines that are solved
-MAX_REPLICAS = 4  # numbers of replicas up to this are all tried, then powers of 2
+FIRST_SHARE = 0.5  # of the time of a choice, for the split of all nodes
 SIMULATED_SHARE = 0.4  # of that time, to simulate the best few networks
 SAME = 1e-9  # relative difference of objectives that are equal
+Split = Callable[[PlanQuery], Solution]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A restricted network, and the tiers that must be empty in it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerNetwork:
+    """The nodes that the pipelines of a query's runtime use.
 
-    network: NetworkFile
-    empty: frozenset[str]
+    Attributes
+    ----------
+    query : PlanQuery
+        The query, on the network of these nodes.
+    solution : Solution or None
+        The split of `query` if it is known.
+    server : str
+        The runtime whose pipelines restrict the network; empty if there is no restriction.
+    why : str
+        Why it cannot express the best split of all nodes; empty if it can.
+    used, left_out : tuple of str
+        Names of nodes: in pipelines, and all others of the network that was asked for.
+    """
+
+    query: PlanQuery
+    solution: Solution | None = None
+    server: str = ""
+    why: str = ""
+    used: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, query: PlanQuery, restricted: PlanQuery, why: str = "") -> ServerNetwork:
+        """Make it of a query on all nodes and of the query on those that pipelines use."""
+        used = nodes_in(restricted.network)
+        known = (*query.left_out, *query.too_small, *_names(query.network))
+        return cls(
+            query=restricted,
+            server=restricting_server(query.runtime),
+            why=why,
+            used=used,
+            left_out=tuple(name for name in dict.fromkeys(known) if name not in used),
+        )
+
+    def of_split(self, solution: Solution) -> ServerNetwork:
+        """Return a copy that names the nodes in the pipelines of a split."""
+        cards = [card for replica in _layout(solution).replicas for card in replica.cards]
+        used = tuple(dict.fromkeys(card.node for card in cards))
+        names = dict.fromkeys((*self.used, *self.left_out))
+        left_out = tuple(name for name in names if name not in used)
+        return replace(self, used=used, left_out=left_out)
+
+    def describe(self) -> str:
+        """Name the nodes that pipelines use and those that are left out, in one line.
+
+        Empty if there is no restriction.
+        """
+        return describe_nodes(self.server, self.used, self.left_out)
+
+
+def describe_nodes(server: str, used: Sequence[str], left_out: Sequence[str]) -> str:
+    """Name the nodes in the pipelines of a server; empty if there is no server."""
+    if not server:
+        return ""
+    line = f"pipelines of {server} on {', '.join(used)}"
+    return f"{line}; left out: {', '.join(left_out)}" if left_out else line
+
+
+def restricting_server(runtime: Runtime) -> str:
+    """Return the server whose pipelines restrict the network; empty if there is none."""
+    return runtime.server if runtime.server in ONE_PIPELINE else ""
+
+
+def network_for_server(
+    query: PlanQuery,
+    *,
+    split: Split | None = None,
+    progress: Progress | None = None,
+    deadline: Deadline | None = None,
+) -> ServerNetwork:
+    """Choose the nodes that the pipelines of a query's runtime use, as ``hypsolve plan`` does.
+
+    If the runtime can express the best split of all nodes, its nodes are used; otherwise the
+    best network under the restrictions that `nearest_plan` lists.
+
+    Parameters
+    ----------
+    query : PlanQuery
+    split : callable, optional
+        Splits the model of a query. Default: `hypsolve.planning.query.solve_query`.
+    progress : callable, optional
+        Called with a line of text about the work in progress.
+    deadline : Deadline, optional
+        When the choice must have been made. Default: the time limit of the query from now on.
+    """
+    server = restricting_server(query.runtime)
+    if not server:
+        return ServerNetwork(query=query)
+    deadline = deadline or Deadline(query.time_limit_s)
+    split = split or _solver(progress)
+    first_s = deadline.part(FIRST_SHARE).limit_s
+    solution = replace(split(replace(query, time_limit_s=first_s)), query=query)
+    why = "nothing fits as it is"
+    if solution.result.partition is not None:
+        layout = _layout(solution)
+        why = not_expressible(layout, server)
+        network = query.network if why else _network_of(query.network, layout)
+        if solution.interrupted or not why:
+            found = ServerNetwork.of(query, replace(query, network=network), why)
+            return replace(found, solution=solution) if network is query.network else found
+    best = _restricted(solution, server, deadline, progress, split)
+    return ServerNetwork.of(query, best, why)
+
+
+def _solver(progress: Progress | None) -> Split:
+    return lambda query: solve_query(query, progress)
+
+
+def nodes_in(network: NetworkFile) -> tuple[str, ...]:
+    """Return the names of the nodes of all tiers that may hold blocks."""
+    tiers = network.network.tiers
+    most = network.max_blocks or (None,) * len(tiers)
+    return tuple(
+        node.name
+        for tier, limit in zip(tiers, most, strict=True)
+        for node in tier.nodes
+        if limit != 0
+    )
+
+
+def _names(network: NetworkFile) -> tuple[str, ...]:
+    return tuple(node.name for tier in network.network.tiers for node in tier.nodes)
+
+
+def _network_of(network: NetworkFile, layout: Layout) -> NetworkFile:
+    """Return a network without nodes that no pipeline of a layout can take.
+
+    A tier that holds no blocks stays if it has a node for each pipeline.
+    """
+    nodes = dict(zip(layout.tiers, layout.nodes, strict=True))
+    empty = []
+    for k, tier in enumerate(network.network.tiers):
+        if tier.name not in nodes:
+            empty += [k] if len(tier.nodes) != len(layout.replicas) else []
+        elif len(nodes[tier.name]) != len(tier.nodes):
+            used = tuple(node for node in tier.nodes if node.name in nodes[tier.name])
+            network = network.in_a_row(k, [used])
+    return limited(network, tuple(empty)) if empty else network
 
 
 @valid.suggest_keywords("nearest_plan")
@@ -120,24 +248,28 @@ def nearest_plan(
     valid.known("runtime", runtime, RUNTIMES)
     if plan.fits and not not_expressible(plan, runtime):
         return plan
-    candidates = _candidates(plan, runtime)
+    query = replace(plan.query, time_limit_s=time_limit_s)
+    solution = Solution(
+        query=query,
+        deployment=plan.deployment,
+        instance=plan.result.instance,
+        result=plan.result,
+    )
     if not plan.fits and runtime not in ONE_PIPELINE:
         raise ValueError(f"nearest_plan: no plan to start from, {plan.result.status}")
-    query = replace(plan.query, time_limit_s=time_limit_s)
     if deadline is None:
         warm(query)
         deadline = Deadline(time_limit_s)
-    queries = [
-        replace(query, network=restricted)
-        for candidate in candidates
-        for restricted in _by_layer(plan, candidate, runtime, MAX_PIPELINES // len(candidates))
-    ]
-    best = queries[0]
-    if len(queries) > 1:
-        best = _best_of(queries, runtime, deadline.part(CHOICE_SHARE), progress)
+    best = _restricted(solution, runtime, deadline.part(CHOICE_SHARE), progress)
     near = plan_query(best, with_upgrades=with_upgrades, progress=progress, deadline=deadline)
     # splits for other objectives are of these nodes alone, which no option asks for
-    near = replace(near, alternatives=(), forecast=_with_left_out(near, plan.network))
+    used = nodes_in(near.network)
+    near = replace(
+        near,
+        alternatives=(),
+        forecast=_with_left_out(near, plan.network),
+        unused_nodes=tuple(name for name in _names(plan.network) if name not in used),
+    )
     against = refusals(Layout.of(near), runtime) if near.fits else []
     if against:
         raise ValueError(f"nearest_plan: {runtime} can express no plan: {against[0]}")
@@ -154,8 +286,31 @@ def _with_left_out(near: Plan, network: NetworkFile) -> Forecast | None:
     return replace(near.forecast, unused_price_per_hour=np.nan_to_num(unused) + price)
 
 
+def _restricted(
+    solution: Solution,
+    runtime: str,
+    deadline: Deadline,
+    progress: Progress | None,
+    split: Split | None = None,
+) -> PlanQuery:
+    """Return the query of a split on the best network that a runtime allows."""
+    found = candidates(solution, runtime)
+    queries = [
+        replace(solution.query, network=restricted)
+        for candidate in found
+        for restricted in by_layer(solution, candidate, runtime, MAX_PIPELINES // len(found))
+    ]
+    if len(queries) == 1:
+        return queries[0]
+    return _best_of(queries, runtime, deadline, progress, split or _solver(progress))
+
+
 def _best_of(
-    queries: list[PlanQuery], runtime: str, deadline: Deadline, progress: Progress | None
+    queries: list[PlanQuery],
+    runtime: str,
+    deadline: Deadline,
+    progress: Progress | None,
+    split: Split,
 ) -> PlanQuery:
     """Return the best query that the runtime can express; all share the time that is left.
 
@@ -167,11 +322,11 @@ def _best_of(
     splitting = deadline.part(1 - SIMULATED_SHARE)
     for at, query in enumerate(queries):
         limit_s = splitting.part(1 / (len(queries) - at)).limit_s
-        limited = replace(query, time_limit_s=limit_s)
+        of_part = replace(query, time_limit_s=limit_s)
         if query.is_rate:  # the best few networks are simulated later
-            solution, rates = solve_fluid(limited)
+            solution, rates = solve_fluid(of_part)
         else:
-            solution, rates = solve_query(limited, progress), {}
+            solution, rates = split(of_part), {}
         if solution.interrupted:
             raise KeyboardInterrupt
         if solution.result.partition is None:
@@ -223,229 +378,3 @@ def _layout(solution: Solution) -> Layout:
         holds = evaluation.can_hold(solution.instance, k, *partition.cuts[k : k + 2])
         used[tier.name] = [n.name for n, held in zip(tier.nodes, holds, strict=True) if held]
     return Layout.of_split(solution.deployment, partition.cuts, used)
-
-
-def _candidates(plan: Plan, runtime: str) -> list[Candidate]:
-    """Return the networks that a runtime of whole pipelines allows, or the network itself."""
-    network, empty = _supported(plan, runtime)
-    if runtime not in ONE_PIPELINE:
-        return [Candidate(network, empty)]
-    counts = _replica_counts(network, empty)
-    found: list[Candidate] = []
-    for n_replicas in counts:
-        found += _pipelines(network, empty, n_replicas, max(MAX_PIPELINES // len(counts), 1))
-    return found
-
-
-def _supported(plan: Plan, runtime: str) -> tuple[NetworkFile, frozenset[str]]:
-    """Return the network without nodes that the runtime does not run on, GPUs numbered.
-
-    The tiers that have no other nodes keep them, and are named: they must be empty, as must
-    those that may hold no block.
-    """
-    simulated = plan.deployment.runtime
-    network, empty = supported("nearest_plan", plan.network, runtime, simulated)
-    if empty and plan.query.objective == Objective.P0:
-        platforms = ", ".join(platforms_of(runtime, simulated))
-        raise ValueError(
-            f"nearest_plan: {runtime} runs on {platforms}, so tier {min(empty)!r} would have to"
-            " be empty, but objective p0 has no empty stages"
-        )
-    numbers = numbered(plan.network.network)
-    tiers = tuple(
-        replace(tier, nodes=tuple(replace(n, card=numbers[n.name]) for n in tier.nodes))
-        for tier in network.network.tiers
-    )
-    most = network.max_blocks or (None,) * len(tiers)
-    closed = {tier.name for tier, limit in zip(tiers, most, strict=True) if limit == 0}
-    return replace(network, network=replace(network.network, tiers=tiers)), empty | closed
-
-
-def _replica_counts(network: NetworkFile, empty: frozenset[str]) -> list[int]:
-    """Return the numbers of replicas to try, the largest first.
-
-    Every tier that must hold blocks has a node for each replica.
-    """
-    tiers = network.network.tiers
-    sizes = [
-        len(tier.nodes)
-        for k, tier in enumerate(tiers)
-        if tier.name not in empty and not _may_be_empty(network, k)
-    ]
-    of_all = [len(tier.nodes) for tier in tiers if tier.name not in empty]
-    largest = min(sizes) if sizes else max(of_all)
-    counts = {n for n in range(1, largest + 1) if n <= MAX_REPLICAS or n & (n - 1) == 0}
-    return sorted(counts | {largest}, reverse=True)
-
-
-def _may_be_empty(network: NetworkFile, k: int) -> bool:
-    return bool(network.min_blocks) and network.min_blocks[k] == 0
-
-
-def _pipelines(
-    network: NetworkFile, empty: frozenset[str], n_replicas: int, max_networks: int
-) -> list[Candidate]:
-    """Return the networks in which every stage has one node for each replica.
-
-    If there are too many, a tier is only its fastest nodes, its largest nodes, or all nodes in
-    a row. A tier with fewer nodes than replicas is empty.
-    """
-    tiers = network.network.tiers
-    out = empty | {tier.name for tier in tiers if len(tier.nodes) < n_replicas}
-    used = [k for k, tier in enumerate(tiers) if tier.name not in out]
-    options = [list(_rows(network, k, n_replicas)) for k in used]
-    if math.prod(map(len, options)) > max_networks:
-        options = [_some(network, k, n_replicas) for k in used]
-    if math.prod(map(len, options)) > max_networks:
-        options = [rows[-1:] for rows in options]
-    found = []
-    for chosen in itertools.product(*options):
-        each = network
-        for k, row in reversed(list(zip(used, chosen, strict=True))):  # indices stay valid
-            each = each.in_a_row(k, row)
-        found.append(Candidate(each, frozenset(out)))
-    return found
-
-
-Row = tuple[tuple[Node, ...], ...]  # the nodes of each stage, one for each replica
-
-
-def _rows(network: NetworkFile, k: int, n_replicas: int) -> Iterator[Row]:
-    """Yield the stages that a tier can be in pipelines: one stage, or several in any order.
-
-    Rows that differ only by nodes of one kind are yielded once. The nodes of a stage in a row
-    are of one kind.
-    """
-    kinds = _kinds(network.network.tiers[k].nodes)
-    numbers = tuple(map(len, kinds))
-    alone = (
-        Counter(kind)
-        for kind in itertools.combinations_with_replacement(range(len(kinds)), n_replicas)
-    )
-    single: Iterator[Row] = (
-        (tuple(node for kind in counts for node in kinds[kind][: counts[kind]]),)
-        for counts in alone
-        if all(counts[kind] <= numbers[kind] for kind in counts)
-    )
-    groups = tuple(number // n_replicas for number in numbers)
-    longest = sum(groups) if network.may_be_stages(k) else 1
-    several = (
-        _assigned(kinds, row, n_replicas)
-        for length in range(2, longest + 1)
-        for row in _sequences(groups, length)
-    )
-    return itertools.islice(itertools.chain(single, several), MAX_PIPELINES + 1)
-
-
-def _kinds(nodes: Sequence[Node]) -> list[list[Node]]:
-    """Return the nodes by kind, the fastest kind first."""
-    alike: dict[tuple[GpuProfile, int, float], list[Node]] = {}
-    for node in nodes:
-        alike.setdefault((node.gpu, node.gpus, node.usable_bytes), []).append(node)
-    return sorted(alike.values(), key=lambda of_kind: -_bytes_per_s(of_kind[0]))
-
-
-def _bytes_per_s(node: Node) -> float:
-    return node.gpus * node.gpu.bytes_per_s
-
-
-def _sequences(counts: tuple[int, ...], length: int) -> Iterator[tuple[int, ...]]:
-    """Yield the sequences of kinds that take each kind at most as often as there are."""
-    if length == 0:
-        yield ()
-        return
-    for at, number in enumerate(counts):
-        if number:
-            left = (*counts[:at], number - 1, *counts[at + 1 :])
-            yield from ((at, *rest) for rest in _sequences(left, length - 1))
-
-
-def _assigned(kinds: list[list[Node]], row: tuple[int, ...], n_replicas: int) -> Row:
-    """Return the nodes of a row of kinds: a pipeline takes neighbours of each kind."""
-    n_uses = Counter(row)
-    seen: Counter[int] = Counter()
-    stages = []
-    for kind in row:
-        firsts = range(0, n_replicas * n_uses[kind], n_uses[kind])
-        stages.append(tuple(kinds[kind][first + seen[kind]] for first in firsts))
-        seen[kind] += 1
-    return tuple(stages)
-
-
-def _some(network: NetworkFile, k: int, n_replicas: int) -> list[Row]:
-    nodes = network.network.tiers[k].nodes
-    by_speed = sorted(nodes, key=lambda node: -_bytes_per_s(node))
-    by_size = sorted(nodes, key=lambda node: -node.gpus * node.usable_bytes)
-    rows: list[Row] = [(tuple(by_size[:n_replicas]),), (tuple(by_speed[:n_replicas]),)]
-    if network.may_be_stages(k):
-        kinds = _kinds(nodes)
-        places = {id(node): at for at, node in enumerate(nodes)}
-        row = tuple(kind for kind, of in enumerate(kinds) for _ in range(len(of) // n_replicas))
-        stages = _assigned(kinds, row, n_replicas)
-        if len(stages) > 1:
-            rows.append(tuple(sorted(stages, key=lambda stage: places[id(stage[0])])))
-    return list(dict.fromkeys(rows))
-
-
-def _by_layer(
-    plan: Plan, candidate: Candidate, runtime: str, max_choices: int
-) -> list[NetworkFile]:
-    """Return a network with a layer in every stage for each choice of empty tiers.
-
-    If there are more than `max_choices`, only two are made: no tier is empty that need not be,
-    or the tiers that are empty in the plan. A runtime that needs no layer in a stage gets the
-    network itself.
-    """
-    network, tiers = candidate.network, candidate.network.network.tiers
-    must = tuple(k for k, tier in enumerate(tiers) if tier.name in candidate.empty)
-    if runtime not in BY_LAYER:
-        return [_limited(network, must)] if must else [network]
-    optional = [k for k in range(len(tiers)) if _may_be_empty(network, k) and k not in must]
-    unused = {stage.tier for stage in plan.stages if not stage.blocks}
-    as_planned = tuple(k for k in optional if tiers[k].name in unused)
-    choices: list[tuple[int, ...]] = list(dict.fromkeys([(), as_planned]))
-    if 2 ** len(optional) <= max_choices:
-        sizes = range(len(optional) + 1)
-        choices = [each for n in sizes for each in itertools.combinations(optional, n)]
-    networks, errors = [], []
-    for choice in choices:
-        if len(must) + len(choice) < len(tiers):
-            try:
-                networks.append(_with_layers(plan, network, runtime, (*must, *choice)))
-            except ValueError as error:
-                errors.append(error)
-    if not networks:
-        raise errors[0]
-    return networks
-
-
-def _with_layers(
-    plan: Plan, network: NetworkFile, runtime: str, empty: tuple[int, ...]
-) -> NetworkFile:
-    """Return a copy of a network with some tiers empty, and a layer in each of the others."""
-    names = [tier.name for tier in network.network.tiers]
-    used = [name for k, name in enumerate(names) if k not in empty]
-    pins = dict(network.pins)
-    for layer, tier_name in ((0, used[0]), (plan.model.n_blocks - 3, used[-1])):
-        if pins.setdefault(layer, tier_name) != tier_name:
-            raise ValueError(
-                f"{runtime} needs layer {layer} in tier {tier_name!r}, but it is pinned to"
-                f" {pins[layer]!r}"
-            )
-    return _limited(replace(network, pins=pins), empty)
-
-
-def _limited(network: NetworkFile, empty: tuple[int, ...]) -> NetworkFile:
-    """Return a copy of a network with some tiers empty, and a block in each of the others."""
-    names = [tier.name for tier in network.network.tiers]
-    left = {names[k] for k in empty}
-    for block, tier_name in network.pins.items():
-        if tier_name in left:
-            raise ValueError(f"block {block!r} is pinned to {tier_name!r}, left empty")
-    lowest = network.min_blocks or (None,) * len(names)
-    highest = network.max_blocks or (None,) * len(names)
-    return replace(
-        network,
-        min_blocks=tuple(0 if k in empty else lowest[k] or None for k in range(len(names))),
-        max_blocks=tuple(0 if k in empty else highest[k] for k in range(len(names))),
-    )

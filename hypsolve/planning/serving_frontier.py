@@ -1,4 +1,4 @@
-"""`serving_frontier`: splits that no other beats in both simulated rate and latency."""
+"""`serving_points`, `undominated`: splits that no other beats in simulated rate and latency."""
 
 from __future__ import annotations
 
@@ -29,13 +29,17 @@ class ServingPoint:
     ----------
     partition : Partition
     max_requests_per_s : float
-        Approximate largest sustainable rate in batches, simulated.
+        Approximate largest sustainable rate in batches, simulated; nan if it was not found in
+        time.
     latency_mean_s : float
-        Mean latency at the load, simulated.
+        Mean latency at the load, simulated; nan if it was not simulated.
     bottleneck_s, path_s : float
         As in `ParetoPoint`: of requests one at a time.
     slo_attainment : float
         Share of the requests within the targets at the load; nan without targets.
+    max_rate_is_lower_bound : bool
+        Whether the search for the largest rate was cut short: `max_requests_per_s` is
+        sustained, and larger rates may be.
     """
 
     partition: Partition
@@ -44,6 +48,12 @@ class ServingPoint:
     bottleneck_s: float
     path_s: float
     slo_attainment: float = math.nan
+    max_rate_is_lower_bound: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether rate and latency were simulated in time."""
+        return math.isfinite(self.max_requests_per_s) and math.isfinite(self.latency_mean_s)
 
     @property
     def meets_targets(self) -> bool:
@@ -51,10 +61,13 @@ class ServingPoint:
         return self.slo_attainment >= WELL_SERVED
 
 
-def serving_frontier(
+@functools.lru_cache(maxsize=8)
+def serving_points(
     deployment: Deployment, instance: Instance, load: Load, limit_s: float = math.inf
 ) -> tuple[ServingPoint, ...]:
-    """Simulate splits, and keep those that no other one beats in both rate and latency.
+    """Simulate splits of the Pareto frontier of requests one at a time.
+
+    In batches many of them are worse than others in both rate and latency; see `undominated`.
 
     Parameters
     ----------
@@ -68,29 +81,28 @@ def serving_frontier(
     Returns
     -------
     tuple of ServingPoint
-        In the order of decreasing rate.
-    """
-    return undominated(serving_points(deployment, instance, load, limit_s))
-
-
-@functools.lru_cache(maxsize=8)
-def serving_points(
-    deployment: Deployment, instance: Instance, load: Load, limit_s: float = math.inf
-) -> tuple[ServingPoint, ...]:
-    """Simulate splits of the Pareto frontier of requests one at a time.
-
-    At most `MAX_POINTS` of them, evenly chosen. In batches many are worse than others both
-    ways. Parameters are those of `serving_frontier`.
+        All splits of the frontier. At most `MAX_POINTS`, evenly chosen, are simulated; the
+        rates of the others are nan.
     """
     deadline = Deadline(limit_s)
     points = pareto_frontier(instance)
-    at = np.unique(np.linspace(0, len(points) - 1, min(len(points), MAX_POINTS)).round())
-    served: list[ServingPoint] = []
-    for point in (points[int(i)] for i in at):
-        if served and deadline.has_passed():
+    few = np.linspace(0, len(points) - 1, min(len(points), MAX_POINTS)).round()
+    simulated: dict[int, ServingPoint] = {}
+    for i in dict.fromkeys(int(at) for at in few):
+        if simulated and deadline.has_passed():
             break
-        served.append(_simulated(deployment, instance, load, point, deadline))
-    return tuple(served)
+        simulated[i] = _simulated(deployment, instance, load, points[i], deadline)
+    return tuple(simulated.get(i, _unknown(point)) for i, point in enumerate(points))
+
+
+def _unknown(point: ParetoPoint) -> ServingPoint:
+    return ServingPoint(
+        partition=point.partition,
+        max_requests_per_s=math.nan,
+        latency_mean_s=math.nan,
+        bottleneck_s=point.bottleneck_s,
+        path_s=point.path_s,
+    )
 
 
 def _simulated(
@@ -121,16 +133,16 @@ def _simulated(
         bottleneck_s=point.bottleneck_s,
         path_s=point.path_s,
         slo_attainment=at_load.slo_attainment,
+        max_rate_is_lower_bound=forecast.max_rate_is_lower_bound,
     )
 
 
 def undominated(points: Sequence[ServingPoint]) -> tuple[ServingPoint, ...]:
-    """Keep the points that no other one beats in rate and latency, by decreasing rate."""
-    known = [
-        p
-        for p in points
-        if math.isfinite(p.max_requests_per_s) and math.isfinite(p.latency_mean_s)
-    ]
+    """Keep the points that no other one beats in rate and latency, by decreasing rate.
+
+    Points whose rate or latency is not known are left out.
+    """
+    known = [point for point in points if point.is_known]
     known.sort(key=lambda p: (-p.max_requests_per_s, p.latency_mean_s))
     kept: list[ServingPoint] = []
     for point in known:

@@ -68,6 +68,9 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield f"{title(plan)}: {describe_query(plan)}"
     if plan.query.left_out:
         yield describe_left_out(plan)
+    if plan.unused_nodes:
+        names = ", ".join(plan.unused_nodes)
+        yield f"left out: {names} (in no pipeline of this plan)"
     if plan.query.too_small:
         names = ", ".join(plan.query.too_small)
         degree = plan.query.tensor_parallel
@@ -209,8 +212,9 @@ def _share(share: float) -> str:
 
 def describe_proof(plan: Plan) -> str:
     """State in one sentence what is proved about the split."""
+    of_nodes = " of these nodes" if plan.unused_nodes else ""
     if plan.throughput is not None:
-        return describe_rate(plan.throughput)
+        return describe_rate(plan.throughput, of_nodes)
     result = plan.result
     value = show_seconds(result.objective_s)
     of = ", requests one at a time"
@@ -218,6 +222,7 @@ def describe_proof(plan: Plan) -> str:
         of = f", of the requests simulated at {plan.query.rate_per_s:g} per second"
     instance = result.instance
     over = " over all tiers" if instance.n_tiers > 1 and not instance.allow_empty else ""
+    over = f"{of_nodes}{over}"
     if str(result.status) == "optimal":
         return f"proved optimal: no split{over} has a {plan.objective_name} below {value}{of}"
     if result.bound_s > 0:

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 import hypsolve as hs
-from hypsolve.planning import planner, runtime_restrictions
+from hypsolve.planning import planner, runtime_networks
 from hypsolve.planning.exporters import BY_LAYER, RUNTIMES, export, not_expressible
 from hypsolve.planning.runtime_restrictions import nearest_plan
 from instances import network
@@ -146,7 +146,7 @@ def test_what_fits_may_not_fit_in_one_pipeline(tmp_path, capsys):
 
 
 def networks_of(site, n_replicas=1, max_networks=256):
-    found = runtime_restrictions._pipelines(site, frozenset(), n_replicas, max_networks)
+    found = runtime_networks._pipelines(site, frozenset(), n_replicas, max_networks)
     return [candidate.network for candidate in found]
 
 

@@ -143,13 +143,13 @@ def export(
     return text.rstrip("\n") + "\n"
 
 
-def not_expressible(plan: Plan, runtime: str) -> str:
-    """Return why a runtime cannot express a plan as it is; empty if it can.
+def not_expressible(plan: Plan | Layout, runtime: str) -> str:
+    """Return why a runtime cannot express a plan, or a layout, as it is; empty if it can.
 
     Besides the reasons for which `export` refuses a plan, this is the case if nodes would be
     left out, since their stages have different numbers of nodes.
     """
-    layout = Layout.of(plan)
+    layout = Layout.of(plan) if isinstance(plan, Plan) else plan
     why = refusals(layout, runtime)
     if runtime in ONE_PIPELINE and layout.left_out:
         counts = ", ".join(

@@ -12,6 +12,7 @@ from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.plan import Plan
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.units import count
+from hypsolve.solvers.clock import Deadline
 
 
 class Rate(NamedTuple):
@@ -48,17 +49,26 @@ def left_out(plan: Plan, layout: Layout, instead_of: Plan | None) -> list[str]:
     return [f"# left out: {', '.join(missing)}; {describe(before, sustained(plan, layout))}"]
 
 
-def sustained(plan: Plan, layout: Layout) -> Rate:
+def sustained(plan: Plan, layout: Layout, deadline: Deadline | None = None) -> Rate:
     """Return about the largest rate that the pipelines alone sustain.
 
     For users in a closed loop, it is the rate at which they are served. It is simulated as the
-    forecast of a plan is, on the network of the nodes in pipelines.
+    forecast of a plan is, on the network of the nodes in pipelines. The search for it ends at
+    the deadline, by default after the time limit of the plan.
     """
     if not layout.left_out and plan.forecast is not None:
         return _rate(plan.forecast)
     assert plan.result.partition is not None
     without = _without(plan.deployment, layout.left_out)
-    return _rate(predict(without, plan.result.partition, plan.query.load, only="requests/s"))
+    return _rate(
+        predict(
+            without,
+            plan.result.partition,
+            plan.query.load,
+            only="requests/s",
+            deadline=deadline or Deadline(plan.query.time_limit_s),
+        )
+    )
 
 
 def _rate(forecast: Forecast) -> Rate:
