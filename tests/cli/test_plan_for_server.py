@@ -76,7 +76,7 @@ def test_an_export_says_what_it_does_not_serve(capsys, tmp_path):
 
 def test_pareto_without_a_simulated_split(capsys, tmp_path, monkeypatch):
     """A short time limit ended in a traceback."""
-    monkeypatch.setattr(commands, "serving_frontier", lambda *_, **__: ())
+    monkeypatch.setattr(commands, "serving_points", lambda *_, **__: ())
     command = ("pareto", "--model", "phi-3-mini", "--network", written(tmp_path, SITES))
     code, out, err = run(capsys, *command, "--png", tmp_path / "a.png")
     assert (code, out) == (1, "") and "no split could be simulated within 60 s" in err
