@@ -7,13 +7,22 @@ import pytest
 
 import hypsolve as hs
 from hypsolve.cli import commands
-from hypsolve.planning import planner, query, replan, split_forecasts, what_if
+from hypsolve.planning import (
+    planner,
+    query,
+    replan,
+    served_best,
+    serving_frontier,
+    split_forecasts,
+    tensor_parallel,
+    what_if,
+)
 from hypsolve.planning import runtime_restrictions as restrictions
 from hypsolve.planning.plan import FRONTIER_SHARE, Plan
 from hypsolve.simulation.simulate import simulate
 from hypsolve.solve import Method
 from hypsolve.solvers import clock
-from hypsolve.solvers.clock import Deadline
+from hypsolve.solvers.clock import NEVER, Deadline
 from tests.cli.test_cli import run
 
 LIMIT_S = 40.0
@@ -43,7 +52,10 @@ class SpentClock:
         self.search = query.minimise_mean_latency
         monkeypatch.setattr(query, "solve", self.solved)
         monkeypatch.setattr(query, "minimise_mean_latency", self.searched)
-        for module in (planner, what_if, split_forecasts, replan):
+        for module in (
+            planner, what_if, split_forecasts, replan, served_best, serving_frontier,
+            tensor_parallel,
+        ):  # fmt: skip
             monkeypatch.setattr(module, "predict", self.predicted)
 
     def solved(self, instance, method, *, time_limit_s, **options):
@@ -59,7 +71,7 @@ class SpentClock:
         self.n_solved += 1
         return result
 
-    def predicted(self, *arguments, deadline, **options):
+    def predicted(self, *arguments, deadline=NEVER, **options):
         forecast = self.predict(*arguments, **options)
         self.now_s += min(deadline.left_s(), SIMULATION_S)
         self.n_simulated += 1
@@ -151,6 +163,16 @@ def test_simulate(capsys, spent, network, monkeypatch):
     assert left == [LIMIT_S - spent.now_s] and 0 < spent.now_s < LIMIT_S
 
 
+@pytest.mark.parametrize("command", ["compare", "pareto", "simulate"])
+def test_the_choice_of_nodes_is_in_the_limit(capsys, spent, network, command):
+    """Networks of a server are split and simulated before the work of the command begins."""
+    arguments = (command, *ASKED, "--network", network, "--runtime", "vllm")
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and "pipelines of vllm on" in out
+    assert spent.n_simulated > 0
+    assert_in_time(spent)
+
+
 def test_a_simulation_ends_at_its_limit(capsys, network):
     """It is given up with one line, and the exit code of what ran out of time."""
     command = ("simulate", "--model", "phi-3-mini", "--network", network)
@@ -179,9 +201,10 @@ def test_replan(capsys, spent, network, tmp_path, monkeypatch):
     path.write_text(json.dumps(plan.to_dict()))
     command = ("replan", "--model", "phi-3-mini", "--network", network, "--before", path)
     command += ("--max-moves", 2, "--time-limit", LIMIT_S)
-    spent.now_s = 0.0
-    assert run(capsys, *command)[0] == 0
-    assert_in_time(spent)
+    for more in ((), ("--runtime", "vllm")):
+        spent.now_s = 0.0
+        assert run(capsys, *command, *more)[0] == 0
+        assert_in_time(spent)
     monkeypatch.setattr(replan, "solve_query", slowly(spent, replan.solve_query))
     spent.now_s = 0.0
     code, out, err = run(capsys, *command)
