@@ -70,6 +70,12 @@ STYLE = {  # label of a method: colour, marker, line
     "torchgpipe": ("#333333", "p", ":"),
     "DeepSpeed balanced": ("#D55E00", "d", "-."),
     "PipeDream": ("#CC79A7", "^", "-."),
+    "path cuts": ("#0072B2", "d", ":"),
+    "P0 cuts": ("#0072B2", "X", "-."),
+    "best simulated": ("#000000", "o", "-"),
+    "fluid model, exact": ("#D55E00", "D", "-"),
+    "fluid model, MILP HiGHS": ("#CC79A7", "P", "-"),
+    "fluid model, CP-SAT": ("#D55E00", "X", "--"),
 }
 _AXIS = {
     "nodes": "nodes per tier",

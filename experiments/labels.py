@@ -46,6 +46,14 @@ _NAMES = {
     "full": "full link cost",
     "flops": "planned by FLOPs",
     "mean output": "mean output believed",
+    "bottleneck_split": "HypSplit-DP",
+    "path_split": "path cuts",
+    "p0_split": "P0 cuts",
+    "throughput_exact": "fluid model, exact",
+    "throughput_highs": "fluid model, MILP HiGHS",
+    "throughput_cpsat": "fluid model, CP-SAT",
+    "best_simulated": "best simulated",
+    "every_split": "every split",
 }
 
 

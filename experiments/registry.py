@@ -1,12 +1,13 @@
 """All experiments by name: the families of runs, and the measurements of this machine."""
 
-from experiments import anytime, claims, runner, solving
+from experiments import anytime, claims, runner, serving, solving
 from experiments.definitions import MEASUREMENTS, Shown
 
 FAMILIES: dict[str, runner.Family] = {
     "solving": solving,
     "anytime": anytime,
     "claims": claims,
+    "serving": serving,
 }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import scale_speed
+from experiments import scale_speed, serving_speed
 from experiments.solving import solve_quietly
 from experiments.speed_rows import row, timed_s
 
@@ -229,6 +229,8 @@ TASKS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
     "decision": scale_speed.decisions,
     "batch": scale_speed.batch,
     "peers": scale_speed.peers,
+    "fluid_model": serving_speed.fluid_model,
+    "plan": serving_speed.whole_plan,
 }
 
 

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from experiments.progress import Progress
 
 FOLDERS = {"quick": "results/quick", "default": "results/default", "full": "results"}
-_DEFAULT = (*solving.EXPERIMENTS, "speed")
+_DEFAULT = (*solving.EXPERIMENTS, "throughput", "speed")
 _EPILOG = """\
-Without NAME: gap, solve_time, latency and speed. The name of a family (solving, anytime,
-claims) stands for all its experiments. Each run appends a row to OUT/NAME.csv when it ends;
-OUT/NAME.json records where the rows come from, and OUT/NAME.md holds the tables. After Ctrl-C
-or a crash, the same command continues. A run whose process died is tried again: once, or on a
-Dask cluster as often as its scheduler allows. OUT is results/default, with --quick
-results/quick, with --full results: a short run never mixes with the committed rows.
+Without NAME: gap, solve_time, latency, throughput and speed. The name of a family (solving,
+anytime, claims, serving) stands for all its experiments. Each run appends a row to OUT/NAME.csv
+when it ends; OUT/NAME.json records where the rows come from, and OUT/NAME.md holds the tables.
+After Ctrl-C or a crash, the same command continues. A run whose process died is tried again:
+once, or on a Dask cluster as often as its scheduler allows. OUT is results/default, with
+--quick results/quick, with --full results: a short run never mixes with the committed rows.
 Exit status: 0 done, 1 a run failed, 2 wrong arguments or files, 130 stopped by Ctrl-C."""
 
 
@@ -147,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(arguments: Sequence[str]) -> str:
     """Return the command that goes on with this sweep: of a script of one's own, its own."""
     script = Path(sys.argv[0])
+    if script.name == "throughput.py" and script.resolve().parent == Path(__file__).parent:
+        return shlex.join(["python", "-m", "experiments.throughput", *sys.argv[1:]])
     if script.suffix == ".py" and script.name not in ("sweep.py", "__main__.py"):
         return shlex.join(["python", script.name, *sys.argv[1:]])
     return shlex.join(["python", "-m", "experiments.sweep", *arguments])

@@ -415,7 +415,7 @@ def test_the_name_of_a_family_is_all_of_it_and_no_name_the_first_with_speed():
     n_names = len(everything) + len(families) + len(MEASUREMENTS)
     assert len({*everything, *families, *MEASUREMENTS}) == n_names
     assert sweep._named(["claims", "churn", "gap"], parser) == (*definitions.EXPERIMENTS, "gap")
-    assert sweep._DEFAULT == ("gap", "solve_time", "latency", "speed")
+    assert sweep._DEFAULT == ("gap", "solve_time", "latency", "throughput", "speed")
 
 
 def test_published_experiments_plan_distinct_runs():
