@@ -54,7 +54,7 @@ def serving_deployment(
         model=model_of(model, "fp16"),
         network=network,
         requests=Requests([0.0], [prompt_tokens], [output_tokens]),
-        runtime=replace(IDEAL, batching=Batching(batching)),
+        runtime=replace(IDEAL, batching=batching),  # type: ignore[arg-type]
     )
 
 

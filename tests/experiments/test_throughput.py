@@ -89,11 +89,11 @@ def test_enumerated_deployments_are_those_of_the_published_table():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: named("campu", "llama-3-8b", 64), ValueError, "did you mean 'campus'"),
+        (lambda: named("campu", "llama-3-8b", 64), ValueError, "did you mean campus"),
         (lambda: named("campus", "llama-3-8b", 65), ValueError, "named: output_tokens must be"),
         (lambda: drawn(0, seed=1), ValueError, "drawn: n_tiers must be at least 1, got 0"),
         (lambda: drawn(2, seed=-1), ValueError, "drawn: seed must be at least 0, got -1"),
-        (lambda: drawn(2, seed=1, batching="waves"), ValueError, "waves"),
+        (lambda: drawn(2, seed=1, batching="waves"), ValueError, "batching must be.*'waves'"),
         (lambda: enumerated(8), ValueError, "enumerated: number must be at most 7, got 8"),
         (lambda: enumerated("1"), TypeError, "enumerated: number must be a whole number"),
     ],
@@ -162,11 +162,15 @@ def test_a_row_holds_what_solve_and_an_own_simulation_say(method):
     assert row["n_requests"] >= 20 * row["n_under_way"] > 0
     alone = to_instance(deployment, objective="path")
     most = min(bound, bound_on_rate(deployment, alone, result.partition))
-    rates = []
-    for offered in (1.05 * most, 1.1 * row["simulated_requests_per_s"]):
-        trace = serve(evenly(deployment, offered, row["n_requests"]), result.partition)
-        rates.append(row["n_requests"] / (trace.end_s.max() - trace.arrival_s.min()))
-    assert row["simulated_requests_per_s"] == pytest.approx(max(rates), rel=2e-3)
+
+    def served(offered_per_s):
+        trace = serve(evenly(deployment, offered_per_s, row["n_requests"]), result.partition)
+        return row["n_requests"] / (trace.end_s.max() - trace.arrival_s.min())
+
+    rate = served(1.05 * most)
+    if 1.1 * rate < most:  # batches that bunch in waves serve less than others
+        rate = max(rate, served(1.1 * rate))
+    assert row["simulated_requests_per_s"] == pytest.approx(rate, rel=1e-5)
     assert row["simulated_requests_per_s"] <= bound
     assert row["gap"] == pytest.approx(1 - row["simulated_requests_per_s"] / bound, abs=1e-4)
 
