@@ -4,6 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.speed_rows import row, timed_s
 
 FOUR_TIERS = (
@@ -12,6 +14,7 @@ FOUR_TIERS = (
     ("a100-40gb", "a100-40gb", "a100-80gb", "a100-80gb"),
     ("h100", "h100", "a100-80gb", "a100-80gb"),
 )
+SIX_GPUS = ("rtx-3090", "rtx-4090", "rtx-a6000", "l40s", "a100-40gb", "a100-80gb")
 
 
 def four_tiers_of_four(batching: str) -> Any:
@@ -77,3 +80,57 @@ def whole_plan(size: str) -> list[dict[str, Any]]:
         what = f"plan, objective throughput, example network, {words} what-if scenarios"
         rows.append(row(what, times_s, "s", target_s))
     return rows
+
+
+def many_networks(size: str) -> list[dict[str, Any]]:
+    """Time `throughput_many` from its checks to its answers, in each batching mode.
+
+    The 42 blocks of Phi-3-medium are split over networks of 3 tiers of one to four nodes, whose
+    GPUs are drawn from six. The target is 2,000 networks a second.
+    """
+    import hypsolve as hs
+
+    repeats = {"quick": 1, "default": 3, "full": 21}[size]
+    n_networks = {"quick": 500, "default": 2000, "full": 4000}[size]
+    rng = np.random.default_rng(n_networks)
+    node_class = rng.integers(0, len(SIX_GPUS), (n_networks, 3, 4))
+    node_class[np.arange(4) >= rng.integers(1, 5, (n_networks, 3))[..., None]] = -1
+    rows = []
+    for batching in ("stage", "pipeline", "serial"):
+        instance = _three_tiers(batching)
+        node_bytes = instance.nodes.node_bytes[node_class]  # node i is of class i
+
+        def solve(instance: Any = instance, node_bytes: Any = node_bytes) -> Any:
+            return hs.throughput_many(instance, node_class, node_bytes)
+
+        if not (solve().fluid_requests_per_s > 0).any():
+            raise RuntimeError(f"speed: no network holds the model, batching {batching}")
+        times_ms = [1e3 * timed_s(solve) / n_networks for _ in range(repeats)]
+        what = (
+            f"throughput_many, 42 blocks on {n_networks:,} networks of 3 tiers, batching"
+            f" {batching}: per network"
+        )
+        rows.append(row(what, times_ms, "ms", 0.5))
+    return rows
+
+
+def _three_tiers(batching: str) -> Any:
+    """Return Phi-3-medium on three tiers of two GPUs of `SIX_GPUS` each."""
+    import hypsolve as hs
+    from instances.serving import serving_deployment
+
+    wire = hs.Link(bytes_per_s=1.25e8, latency_s=2e-4)
+    tiers = tuple(
+        hs.Tier(
+            name=f"tier-{k}",
+            nodes=tuple(
+                hs.Node(name=gpu, gpu=hs.gpu(gpu)) for gpu in SIX_GPUS[2 * k : 2 * k + 2]
+            ),
+            link=wire if k < 2 else None,
+        )
+        for k in range(3)
+    )
+    network = hs.Network(name="three-tiers", tiers=tiers)
+    return hs.to_serving_instance(
+        serving_deployment(network, "phi-3-medium", 512, 256, batching)
+    )

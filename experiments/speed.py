@@ -231,6 +231,7 @@ TASKS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
     "peers": scale_speed.peers,
     "fluid_model": serving_speed.fluid_model,
     "plan": serving_speed.whole_plan,
+    "throughput_many": serving_speed.many_networks,
 }
 
 

@@ -7,6 +7,9 @@ from matplotlib.figure import Figure
 
 from experiments import figure_style as style
 from experiments.serving.tables import BEST, MAX_MEDIAN_GAP, RATE, kinds, with_shares
+from hypsolve.problem.units import count
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73")  # of lengths
 
 
 def shares(frame: pd.DataFrame, ax: Axes) -> Axes:
@@ -28,8 +31,8 @@ def shares(frame: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_xlim(-3, 103)
     ax.set_xlabel("share of the best simulated rate (%); bars: quartiles and median")
     kind = next(iter(kinds(frame)))
-    n = frame["digest"].nunique()
-    style.title(ax, f"{kind}; {n} deployments", "0 %: the method has no split that fits")
+    n = count(frame["digest"].nunique(), "deployment")
+    style.title(ax, f"{kind}; {n}", "0 %: the method has no split that fits")
     return style.clean(ax, "x")
 
 
@@ -44,7 +47,7 @@ def gaps(frame: pd.DataFrame, ax: Axes) -> Axes:
         prompt = int(of_length["prompt_tokens"].iloc[0])
         ax.plot(
             100 * of_length["gap"], np.array(rows) + 0.18 * (number - 1), "osD"[number % 3],
-            color=style._PALETTE[number], label=f"{prompt} + {output} tokens",
+            color=COLOURS[number % 3], label=f"{prompt} + {output} tokens",
         )  # fmt: skip
     median = 100 * float(runs["gap"].median())
     ax.axvline(median, color="#555555", lw=1, ls="--", label=f"median, {median:.1f} %")

@@ -12,7 +12,17 @@ import pytest
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from experiments import presentation, registry, report, runner, serving, sweep, throughput
+from experiments import (
+    presentation,
+    registry,
+    report,
+    runner,
+    serving,
+    serving_speed,
+    speed,
+    sweep,
+    throughput,
+)
 from experiments.serving import definitions, methods, runs, simulated, tables
 from hypsolve import (
     THROUGHPUT_METHODS,
@@ -433,3 +443,22 @@ def test_published_enumerations_meet_their_targets():
 def test_the_experiments_are_registered():
     assert registry.family_of("throughput") is serving
     assert "throughput" in sweep._DEFAULT
+
+
+@pytest.mark.parametrize("batching", ["stage", "pipeline", "serial"])
+def test_the_timed_instance_has_the_stated_size_and_a_split(batching):
+    """The target is stated for 82 blocks on 4 tiers of 4 nodes, some of them unequal."""
+    instance = serving_speed.four_tiers_of_four(batching)
+    assert (instance.n_blocks, instance.n_tiers) == (82, 4)
+    assert {len(instance.nodes_of(k)) for k in range(4)} == {4}
+    assert str(instance.rules.batching) == batching
+    assert solve(instance, "throughput_exact").status == "optimal"
+
+
+def test_speed_of_the_fluid_model_has_a_row_per_batching_mode():
+    rows = serving_speed.fluid_model("quick")
+    assert [each["what"].rpartition(" ")[2] for each in rows] == ["stage", "pipeline", "serial"]
+    assert all(
+        0 < each["min"] <= each["median"] and each["target"] == "< 20 ms" for each in rows
+    )
+    assert {"fluid_model", "plan", "throughput_many"} <= set(speed.TASKS)
