@@ -13,8 +13,8 @@ from hypsolve.problem.units import GIB
 from instances.generate import assemble, draw_gpus, draw_link, place
 from instances.scenarios import SCENARIOS, best_period_s, model_of, scenario_network
 
-LENGTHS = {64: 256, 256: 512, 512: 2048}
-"""Output tokens of three kinds of requests, and the prompt tokens that go with them."""
+LENGTHS = {256: 64, 512: 256, 2048: 128}
+"""Prompt tokens of three kinds of requests, and the output tokens that go with them."""
 ENUMERATED: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = (
     ("llama-3-8b", (("jetson-agx-orin", 2), ("rtx-4090", 2), ("a100-40gb", 1))),
     ("llama-3-8b", (("rtx-3060", 3), ("rtx-3090", 1))),
@@ -58,16 +58,16 @@ def serving_deployment(
     )
 
 
-def named(network: str, model: str | Model, output_tokens: int) -> Deployment:
+def named(network: str, model: str | Model, prompt_tokens: int) -> Deployment:
     """Put requests of one of the `LENGTHS` on a named network, as scenarios use it."""
     valid.known("network", network, SCENARIOS)
-    if output_tokens not in LENGTHS:
+    if prompt_tokens not in LENGTHS:
         raise ValueError(
-            f"named: output_tokens must be one of {', '.join(map(str, LENGTHS))}, got"
-            f" {output_tokens!r:.60}"
+            f"named: prompt_tokens must be one of {', '.join(map(str, LENGTHS))}, got"
+            f" {prompt_tokens!r:.60}"
         )
     return serving_deployment(
-        scenario_network(network), model, LENGTHS[output_tokens], output_tokens
+        scenario_network(network), model, prompt_tokens, LENGTHS[prompt_tokens]
     )
 
 
@@ -118,7 +118,7 @@ def enumerated(number: int) -> Deployment:
     model, gpus = ENUMERATED[number]
     tiers = [_tier(k, gpu, count, k < len(gpus) - 1) for k, (gpu, count) in enumerate(gpus)]
     network = Network(name=f"enumerated-{number}", tiers=tuple(tiers))
-    return serving_deployment(network, model, LENGTHS[64], 64)
+    return serving_deployment(network, model, 256, 64)
 
 
 def describe_enumerated(number: int) -> str:

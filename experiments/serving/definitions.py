@@ -74,7 +74,8 @@ class ServingExperiment:
     n_seeds, time_limit_s : dict
         Deployments a value, and seconds to split, for each size.
     n_requests : int or None
-        Requests of a simulation; see `experiments.serving.simulated.served_by`.
+        Requests of a simulation; None: 20 times those that can be under way. See
+        `experiments.serving.simulated.served_by`.
     shown : Shown
     """
 
@@ -92,17 +93,17 @@ def _sizes(quick: Any, default: Any, full: Any) -> dict[str, Any]:
 
 def _named(network: str, model: str) -> ServingSeries:
     """Make a series of the three lengths of requests on a named network."""
-    in_default = network in ("campus", "two-regions") and model == MODELS[0]
+    is_first = model == MODELS[0]
 
-    def build(output_tokens: int, seed: int) -> Deployment:
-        return named(network, model, output_tokens)
+    def build(prompt_tokens: int, seed: int) -> Deployment:
+        return named(network, model, prompt_tokens)
 
     return ServingSeries(
-        axis="output tokens",
+        axis="prompt tokens",
         build=build,
         values=_sizes(
-            (64,) if network == "two-regions" and model == MODELS[0] else (),
-            (64,) if in_default else (),
+            (256,) if network == "two-regions" and is_first else (),
+            (256,) if network == "campus" and is_first else (),
             tuple(LENGTHS),
         ),
         calls=(*RULES, FLUID, *PROGRAMS, BEST),
@@ -119,7 +120,11 @@ def _drawn(batching: str) -> ServingSeries:
     return ServingSeries(
         axis="tiers",
         build=build,
-        values=_sizes((2,) if batching == "pipeline" else (), (3,), (2, 3, 4)),
+        values=_sizes(
+            (2,) if batching == "pipeline" else (),
+            (3,) if batching != "stage" else (),
+            (2, 3, 4),
+        ),
         calls=(*RULES, FLUID, *programs, BEST),
         is_drawn=True,
     )

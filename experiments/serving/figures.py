@@ -40,11 +40,11 @@ def gaps(frame: pd.DataFrame, ax: Axes) -> Axes:
     """Draw the gap of the best simulated split to the bound, a row per series."""
     runs = frame[(frame["method"] == BEST) & (frame[RATE] > 0)]
     names = list(dict.fromkeys(runs["series"]))
-    lengths = sorted(set(runs["output_tokens"]))
-    for number, output in enumerate(lengths):
-        of_length = runs[runs["output_tokens"] == output]
+    lengths = sorted(set(runs["prompt_tokens"]))
+    for number, prompt in enumerate(lengths):
+        of_length = runs[runs["prompt_tokens"] == prompt]
         rows = [names.index(series) for series in of_length["series"]]
-        prompt = int(of_length["prompt_tokens"].iloc[0])
+        output = int(of_length["output_tokens"].iloc[0])
         ax.plot(
             100 * of_length["gap"], np.array(rows) + 0.18 * (number - 1), "osD"[number % 3],
             color=COLOURS[number % 3], label=f"{prompt} + {output} tokens",

@@ -7,11 +7,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.serving.simulated import MAX_VISITS, served_by
-from hypsolve import Deployment, Partition, Status, solve, to_instance, to_serving_instance
+from experiments.serving.simulated import served_by
+from hypsolve import (
+    Deployment,
+    Partition,
+    Status,
+    evaluate_serving,
+    solve,
+    to_instance,
+    to_serving_instance,
+)
 from hypsolve.planning.load import Load
 from hypsolve.planning.throughput import RateSearch
 from hypsolve.problem import evaluation
+
+MAX_VISITS = 1e12
+"""Visits of a token at a stage in one simulation: so many that none is shortened."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +68,18 @@ def every_split(
 ) -> Answer:
     """Simulate every split without an empty tier, and take the best.
 
-    The status is ``optimal`` if the time sufficed for all: no split serves more in this
-    simulation.
+    Splits that serve more in the fluid model are simulated first. The status is ``optimal`` if
+    the time sufficed for all: no split serves more in these simulations.
     """
     began = time.perf_counter()
     digest = to_serving_instance(deployment).digest()
     best, best_rate, n_simulated, is_complete = None, -math.inf, 0, True
-    for partition in splits(deployment):
+    for partition in by_fluid_rate(deployment):
         if time.perf_counter() - began > time_limit_s:
             is_complete = False
             break
-        rate = served_by(deployment, digest, partition, n_requests).requests_per_s
+        served = served_by(deployment, digest, partition, n_requests, to_beat=best_rate)
+        rate = served.requests_per_s
         n_simulated += 1
         if rate > best_rate:
             best, best_rate = partition, rate
@@ -90,6 +102,14 @@ def splits(deployment: Deployment) -> list[Partition]:
     inner = itertools.combinations(range(1, n_blocks), n_tiers - 1)
     found = (Partition((0, *cuts, n_blocks)) for cuts in inner)
     return [each for each in found if not evaluation.check(instance, each)]
+
+
+def by_fluid_rate(deployment: Deployment) -> list[Partition]:
+    """Return `splits`, the one with the largest rate in the fluid model first."""
+    instance = to_serving_instance(deployment)
+    found = splits(deployment)
+    rates = [evaluate_serving(instance, each).fluid_requests_per_s for each in found]
+    return [found[i] for i in sorted(range(len(found)), key=lambda i: -rates[i])]
 
 
 SIMULATING: Mapping[str, Callable[..., Answer]] = {
