@@ -411,7 +411,7 @@ def _load(forecast: Forecast) -> str:
     busy = f"GPUs in use compute {forecast.utilisation:.0%} of the time"
     if not share:
         return f"{busy}, which tells nothing about the room in batches"
-    return f"load: {share}; {busy}, but batches may have room"
+    return f"load: {share}; {busy} (a busy GPU may have room in its batches)"
 
 
 def share_of_rate(forecast: Forecast) -> str:
