@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 PAGE_WIDTH = 6.3  # inches: 16 cm, the text width of a page
 MAX_BARS = 20  # upgrades
 MAX_LETTERS, MAX_NAME = 48, 68  # of the name of a tier or node, and of a bar
+UPGRADE_WIDTH, MIN_BAR = (
+    2.6,
+    0.3,
+)  # inches for an upgrade's value, least share of the longest bar
 PASSES = 6.0  # decode passes in the window of the Gantt chart
 
 
@@ -226,11 +230,12 @@ def _upgrades(plan: Plan, ax: Axes, width: float) -> None:
     before = shown[0].before
     names = [upgrade.what for upgrade in shown]
     words = [describe_upgrade(upgrade, plan.network.currency) for upgrade in shown]
-    _label_bars(ax, names, values, words, width)
+    letters = int(min(UPGRADE_WIDTH, (1 - MIN_BAR) * width) / 0.066)  # right of the longest bar
+    _label_bars(ax, names, values, [textwrap.fill(each, letters) for each in words], width)
     is_known = not np.isnan(before)
     if is_known:
         ax.axvline(before, color=VERMILION, lw=1.2, ls="--", zorder=0, label="this plan")
-    _set_range(ax, max(float(values.max()), before if is_known else 0.0), width, 2.6)
+    _set_range(ax, max(float(values.max()), before if is_known else 0.0), width, UPGRADE_WIDTH)
     units = {"requests/s": "requests/s", "goodput": "requests/s within the targets"}
     unit = units.get(shown[0].quantity, "mean latency (s)")
     ax.set_xlabel(f"{unit}, simulated")
@@ -240,11 +245,12 @@ def _upgrades(plan: Plan, ax: Axes, width: float) -> None:
 def _label_bars(
     ax: Axes, names: list[str], ends: np.ndarray, values: list[str], width: float
 ) -> None:
-    """Write each name above its bar, and the value beside it."""
+    """Write each name above its bar, and the value beside it, further lines below."""
     for row, (name, end, value) in enumerate(zip(names, ends, values, strict=True)):
         above = short_name(name, min(int(width / 0.066), MAX_NAME))
         ax.annotate(above, (0, row - 0.22), (2, 1), textcoords="offset points", va="bottom")
-        ax.annotate(value, (end, row), (4, 0), textcoords="offset points", va="center",
+        at, va = ((4, RC["font.size"] / 2), "top") if "\n" in value else ((4, 0), "center")
+        ax.annotate(value, (end, row), at, textcoords="offset points", va=va,
                     bbox={"facecolor": "#ffffff", "linewidth": 0, "pad": 1})  # fmt: skip
     ax.set_yticks([])
     ax.set_ylim(len(names) - 0.6, -0.75)
@@ -252,7 +258,7 @@ def _label_bars(
 
 def _set_range(ax: Axes, longest: float, width: float, value_width: float) -> None:
     """Leave `value_width` inches to the right of the longest bar."""
-    share = max(1 - value_width / width, 0.3)
+    share = max(1 - value_width / width, MIN_BAR)
     ax.set_xlim(0, longest / share or 1.0)
 
 

@@ -263,8 +263,8 @@ class Plan:
     def serving_points(self) -> tuple[ServingPoint, ...]:
         """Return this split and others, with what they serve in simulation.
 
-        The others are those of `alternatives`, and some of the Pareto frontier of requests one
-        at a time.
+        The others are those of `alternatives`, and those of the Pareto frontier of requests one
+        at a time that were simulated in time.
         """
         known = [] if self.forecast is None else [self._own_point()]
         known += [self._point(other.cuts, other) for other in self.alternatives]
@@ -275,7 +275,8 @@ class Plan:
             FRONTIER_SHARE * self.query.time_limit_s,
         )
         seen = {point.partition for point in known}
-        return (*known, *(point for point in simulated if point.partition not in seen))
+        new = (p for p in simulated if p.is_known and p.partition not in seen)
+        return (*known, *new)
 
     def _own_point(self) -> ServingPoint:
         assert self.forecast is not None and self.result.partition is not None

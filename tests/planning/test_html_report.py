@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -217,6 +218,24 @@ def test_changes_are_in_order(found):
     names, values = texts(ax)[::2], texts(ax)[1::2]
     assert names == [upgrade.what for upgrade in shown]
     assert values[0] == describe_upgrade(shown[0])
+
+
+@pytest.mark.parametrize("width", [3.8, 6.3])
+def test_what_an_upgrade_reaches_fits_beside_its_bar(found, width):
+    """Words on a search that was cut short left no room for the bars, and a UserWarning."""
+    upgrade = replace(
+        found.upgrades[0], quantity="requests/s", before=1.0, after=28.8, gain=math.nan,
+        before_is_lower_bound=True,
+    )  # fmt: skip
+    words = describe_upgrade(upgrade)
+    plan = replace(found, upgrades=(upgrade,), alternatives=())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ax = figures.plot(plan, "upgrades", None, width)
+        ax.figure.draw_without_rendering()
+    shown = [text for text in ax.texts if " ".join(text.get_text().split()) == words]
+    assert len(shown) == 1 and len(words) > 60
+    assert shown[0].get_window_extent().x1 <= ax.figure.bbox.x1
 
 
 def test_outputs_of_one_token_and_one_node_are_drawn():
