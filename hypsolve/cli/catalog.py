@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from hypsolve.catalog.interconnects import interconnect, interconnects, measured
 from hypsolve.cli.options import as_json_option, show
 from hypsolve.planning.json_schema import SCHEMAS
 from hypsolve.planning.json_schema import schema as schema_of
-from hypsolve.solve import METHODS
+from hypsolve.solve import METHODS, Method
+from hypsolve.solve_serving import THROUGHPUT_METHODS, ThroughputMethod
 
+PROVE_A_BOUND = ("hyperion_plus",)
+"""Methods that prove a lower bound, but not that an answer is optimal."""
 EXAMPLE = """\
 # A network for `hypsolve plan`: tiers in the order in which requests pass them.
 # `hypsolve gpus` lists the GPUs. Lines that begin with # are optional settings.
@@ -159,23 +163,49 @@ def _row_of_interconnect(name: str) -> dict[str, Any]:
 @click.command()
 @as_json_option
 def methods(as_json: bool) -> None:
-    """List the methods of `hypsolve.solve`."""
-    rows = []
-    for name, method in METHODS.items():
-        text = inspect.getdoc(method.function) or ""
-        words = re.sub(r" \[\d+\]_", "", text).splitlines()
-        _, _, source = text.partition(".. [1] ")
-        source = re.split(r"\n\s*\n|\n\.\. \[", source)[0]  # the first reference alone
-        rows.append(
-            {
-                "method": name,
-                "decides": method.decides,
-                "exact": method.exact,
-                "what": words[0] if words else "",
-                "source": " ".join(source.split()) or method.function.__module__,
-            }
-        )
+    """List the methods of `hypsolve.solve`, and what they prove.
+
+    Those for an Instance serve requests one at a time; those for a ServingInstance, in batches.
+    """
+    rows = [
+        _row_of_method(name, method.function, "Instance", method.decides, _proof(method))
+        for name, method in METHODS.items()
+    ]
+    rows += [
+        _row_of_method(name, each.function, "ServingInstance", "partition", _fluid_proof(each))
+        for name, each in THROUGHPUT_METHODS.items()
+    ]
     show(rows, as_json)
+
+
+def _proof(method: Method) -> str:
+    """Say what a method for an `Instance` proves."""
+    if method.exact:
+        return "optimum"
+    return "bound" if method in map(METHODS.get, PROVE_A_BOUND) else "nothing"
+
+
+def _fluid_proof(method: ThroughputMethod) -> str:
+    """Say what a method for a `ServingInstance` proves."""
+    return "optimum of the fluid model" if method.exact else "nothing"
+
+
+def _row_of_method(
+    name: str, function: Callable[..., Any], kind: str, decides: str, proves: str
+) -> dict[str, str]:
+    """Return the row of a method, with the summary and the first source of its docstring."""
+    text = inspect.getdoc(function) or ""
+    words = re.sub(r" \[\d+\]_", "", text).splitlines()
+    _, _, source = text.partition(".. [1] ")
+    source = re.split(r"\n\s*\n|\n\.\. \[", source)[0]  # the first reference alone
+    return {
+        "method": name,
+        "solves": kind,
+        "decides": decides,
+        "proves": proves,
+        "what": words[0] if words else "",
+        "source": " ".join(source.split()) or function.__module__,
+    }
 
 
 @click.command()

@@ -13,6 +13,7 @@ import click
 import numpy as np
 
 from hypsolve.cli.options import (
+    DEFAULT_ALONE,
     query_options,
     show,
     show_progress,
@@ -32,7 +33,7 @@ from hypsolve.planning.figures import draw_pareto
 from hypsolve.planning.forecast import round_s
 from hypsolve.planning.layers import describe_blocks, describe_cuts
 from hypsolve.planning.load import Load, arriving, at_rate, starts
-from hypsolve.planning.query import PlanQuery, Solution, solve_query
+from hypsolve.planning.query import ALONE, PlanQuery, Solution, solve_query
 from hypsolve.planning.replan import Replan
 from hypsolve.planning.replan import replan as plan_anew
 from hypsolve.planning.runtime_restrictions import (
@@ -47,9 +48,10 @@ from hypsolve.planning.serving_frontier import (
     undominated,
 )
 from hypsolve.planning.simulation_search import Progress
+from hypsolve.planning.slo_text import describe_slos
 from hypsolve.planning.split_forecasts import SplitForecasts
 from hypsolve.planning.tensor_parallel import choose_degrees
-from hypsolve.planning.text import describe_forecast, describe_slos
+from hypsolve.planning.text import describe_forecast
 from hypsolve.problem import validation as valid
 from hypsolve.problem.optional import optional
 from hypsolve.problem.result import Result
@@ -66,7 +68,11 @@ NODES_SHARE = 0.3  # of the time limit, to choose the nodes that a server's pipe
 
 
 @click.command()
-@query_options(limits="the whole command, shared by the methods; compiling comes before")
+@query_options(
+    objectives=ALONE,
+    default_objective=DEFAULT_ALONE,
+    limits="the whole command, shared by the methods; compiling comes before",
+)
 @click.option(
     "--method",
     "methods",
@@ -83,6 +89,8 @@ def compare(
     """  # noqa: D301
     results: list[Result] = []
     query = PlanQuery.of(model, network, **arguments)
+    if "objective" not in arguments:
+        query = replace(query, objective=query.objective_alone)
     with show_progress() as progress:
         nodes, deadline = comparison.choose_nodes(
             query, methods or None, simulates=True, progress=progress
@@ -399,7 +407,11 @@ def _offered(trace: Trace, load: Load) -> str:
 
 
 @click.command()
-@query_options(objectives=OBJECTIVES, inherits=True)
+@query_options(
+    objectives=OBJECTIVES,
+    inherits=True,
+    default_objective=f"as in the earlier plan; else {DEFAULT_ALONE}",
+)
 @click.option(
     "--before",
     required=True,

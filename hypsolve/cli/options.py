@@ -76,19 +76,21 @@ def _fail(message: str) -> None:
 
 
 _OBJECTIVE_HELP = {
+    "throughput": "throughput: requests/s of servers that batch, simulated.",
+    "goodput": "goodput: requests/s of which 95% are within the targets.",
+    "cost": "cost: price per request of servers that batch.",
     "bottleneck": "bottleneck: throughput, requests one at a time.",
     "path": "path: latency of one request.",
     "p0": "p0: the objective of the Hyperion paper.",
     "mean_latency": "mean_latency: simulated at --rate.",
-    "throughput": "throughput: requests/s of servers that batch, simulated.",
-    "goodput": "goodput: requests/s of which 95% are within the targets.",
-    "cost": "cost: price per request of servers that batch.",
 }
 _RUNTIME = {
     name: (kind, f"{rule.about}  [default: the runtime's]")
     for name, (kind, rule) in runtime_keys().items()
 }
 """Type and help of the options that replace values of the runtime, which checks them."""
+DEFAULT_ALONE = "bottleneck; path for a runtime of one batch at a time"
+"""Default of objectives in seconds, in words."""
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -96,6 +98,8 @@ def query_options(
     *,
     objectives: Sequence[str] = OBJECTIVES,
     inherits: bool = False,
+    default_objective: str = "throughput; goodput with a target; with --method "
+    + DEFAULT_ALONE,
     limits: str = "the whole command; compiling comes before",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a command with the options of a query.
@@ -109,6 +113,8 @@ def query_options(
         Choices of ``--objective``; empty: no such option.
     inherits : bool
         Whether an earlier plan provides defaults: options that are not given are left out.
+    default_objective : str
+        What ``--objective`` is by default, in words.
     limits : str
         What the time limit is for.
     """
@@ -121,6 +127,10 @@ def query_options(
 
     def maybe(name: str, kind: Any, words: str) -> Callable[..., Any]:
         return click.option(name, type=kind, help=words)
+
+    def target(time: str, words: str) -> Callable[..., Any]:
+        names = (f"--slo-{time}", f"--{time}-slo", f"{time}_slo")  # either order of the words
+        return click.option(*names, type=float, help=words)
 
     options = [
         click.option(
@@ -139,8 +149,8 @@ def query_options(
         number("--rate", 1.0, "Requests per second."),
         maybe("--users", int, "Closed loop of so many users, in place of --rate."),
         maybe("--think-time", float, "Seconds from a user's request to the next one."),
-        maybe("--ttft-slo", float, "Target for the first token, in seconds."),
-        maybe("--tpot-slo", float, "Target for each later token, in seconds."),
+        target("ttft", "Target for the first token, in seconds."),
+        target("tpot", "Target for each later token, in seconds."),
         number("--concurrency", 16, "Sequences for which every node must have KV cache."),
         click.option(
             "--weights",
@@ -183,7 +193,7 @@ def query_options(
                 "--objective",
                 click.Choice(tuple(objectives)),
                 " ".join(_OBJECTIVE_HELP[name] for name in objectives)
-                + "  [default: bottleneck; path for a runtime of one batch at a time]",
+                + f"  [default: {default_objective}]",
             )
         )
 

@@ -29,9 +29,10 @@ from hypsolve.planning.plan import FRONTIER_SHARE, Plan
 from hypsolve.planning.platforms import runs_on
 from hypsolve.planning.query import PlanQuery, to_network_file
 from hypsolve.planning.runtime_restrictions import nearest_plan
-from hypsolve.planning.serving_frontier import WELL_SERVED
+from hypsolve.planning.saturation import MET
+from hypsolve.planning.slo_text import describe_slos
 from hypsolve.planning.tensor_parallel import choose_degrees
-from hypsolve.planning.text import describe_proof, describe_slos, rate_sustained
+from hypsolve.planning.text import describe_proof, rate_sustained
 from hypsolve.planning.what_if import lighter_models
 from hypsolve.problem.optional import optional
 from hypsolve.solve import METHODS
@@ -47,7 +48,8 @@ DRAWING_S, DRAWING_SHARE = 2.0, 0.2  # seconds of the figures of a report, or a 
     "--method",
     type=click.Choice([n for n, m in METHODS.items() if m.decides == "partition"]),
     metavar="NAME",
-    help="See hypsolve methods.  [default: hypsplit_dp; a search for mean_latency]",
+    help="For objectives in seconds, see hypsolve methods.  [default: hypsplit_dp; a search"
+    " for mean_latency]",
 )
 @click.option(
     "--report",
@@ -81,8 +83,14 @@ def plan(
     hypsolve plan --model ~/models/Qwen2.5-7B --network network.toml --weights awq --json
     hypsolve plan --model llama-3-8b --network network.toml --export vllm
     hypsolve plan --model llama-3-8b --network network.toml --report plan.html
+    hypsolve plan --model llama-3-8b --network network.toml --slo-ttft 1 --users 50
 
-    Exit code: 0 a plan; 1 no plan, since nothing fits or the time ran out; 2 bad input.
+    With --slo-ttft or --slo-tpot, the plan says whether --users, or --rate, are served within
+    the targets: 95% of the simulated requests. It also says the largest number of users and
+    the largest rate that are, what binds, and the cheapest change that reaches the targets.
+
+    Exit code: 0 a plan; 1 no plan, since nothing fits or the time ran out, or a plan that does
+    not serve the load within the targets; 2 bad input.
     """  # noqa: D301
     if server is not None and as_json:
         raise click.UsageError("--export and --json exclude each other")
@@ -149,7 +157,13 @@ def plan(
     if report is not None:
         write_report(plan, report, command=click.get_current_context().obj)
         print(f"{report}: written", file=sys.stderr)
-    return 0 if plan.fits else 1
+    return _exit_code(plan)
+
+
+def _exit_code(plan: Plan) -> int:
+    """Return 1 without a plan, or if it does not serve the load within its targets."""
+    answer = plan.slo_answer
+    return 0 if plan.fits and (answer is None or answer.is_met) else 1
 
 
 def _report_s(limit_s: float, report: str | None) -> float:
@@ -175,7 +189,7 @@ def _shortfalls(plan: Plan) -> Iterator[str]:
     forecast, query = plan.forecast, plan.query
     if forecast is None:
         return
-    also = "" if query.objective == "path" else ", and what --objective path serves"
+    also = ", and what --objective path serves" * (query.objective == "bottleneck")
     if forecast.keeps_up is False:
         rate = forecast.max_requests_per_s
         asked = f"{query.rate_per_s:g}"
@@ -185,7 +199,7 @@ def _shortfalls(plan: Plan) -> Iterator[str]:
         yield (
             f"simulated, {keeps_up}; hypsolve plan without --export shows what would help{also}"
         )
-    if forecast.slo_attainment < WELL_SERVED:
+    if forecast.slo_attainment < MET:
         yield (
             f"simulated, {forecast.slo_attainment:.1%} of the requests are within"
             f" {describe_slos(query.load)}"

@@ -4,15 +4,17 @@ import importlib
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Progress = Callable[[int, int, str], None]
 
-FAMILIES = (
-    "hypsplit", "dispatch", "batch_dispatch", "heft", "token_level",
-    "token_level.pipeline", "subgradient", "beam_search", "relaxations", "list_scheduling",
-    "throughput",
-)  # fmt: skip
+SECONDS = {
+    "hypsplit": 15, "dispatch": 3, "batch_dispatch": 5, "heft": 5, "token_level": 30,
+    "token_level.pipeline": 30, "subgradient": 5, "beam_search": 5, "relaxations": 5,
+    "list_scheduling": 5, "throughput": 45,
+}  # fmt: skip
+"""Families of kernels, and about the CPU seconds that each takes to compile (2026, Xeon)."""
+FAMILIES = tuple(SECONDS)
 NOTICE_S = 1.5  # a shorter wait needs no notice
 _warm: set[str] = set()
 _lock = threading.RLock()  # numba compiles one kernel at a time anyway
@@ -23,8 +25,9 @@ def warm(*families: str, progress: Progress | None = None) -> None:
     """Compile families of kernels, or load them from disk, once per process.
 
     If a family compiles for longer than `NOTICE_S`, a warning of the logger ``hypsolve`` names
-    it, says how many families there are, and where compiled kernels are kept. Threads may call
-    this at once: the second one waits for the first.
+    it, says how many families there are, about how long it and those after it take on a free
+    core, and where compiled kernels are kept. Threads may call this at once: the second one
+    waits for the first.
 
     Parameters
     ----------
@@ -43,16 +46,17 @@ def warm(*families: str, progress: Progress | None = None) -> None:
         for done, family in enumerate(cold):
             if progress is not None:
                 progress(done, len(cold), family)
-            _warm_one(family, f"{done + 1} of {len(cold)}", quiet=progress is not None)
+            _warm_one(cold[done:], f"{done + 1} of {len(cold)}", quiet=progress is not None)
             _warm.add(family)
         if progress is not None and cold:
             progress(len(cold), len(cold), cold[-1])
 
 
-def _warm_one(family: str, position: str, *, quiet: bool) -> None:
-    is_done = threading.Event()
+def _warm_one(cold: Sequence[str], position: str, *, quiet: bool) -> None:
+    """Compile the first of the families that are not warm yet."""
+    is_done, family = threading.Event(), cold[0]
     if not quiet:
-        args = (is_done, _n_missed(), family, position)
+        args = (is_done, _n_missed(), cold, position)
         threading.Thread(target=_watch, args=args, daemon=True).start()
     try:
         importlib.import_module(f"hypsolve.kernels.{family}").warm_up()
@@ -60,11 +64,13 @@ def _warm_one(family: str, position: str, *, quiet: bool) -> None:
         is_done.set()
 
 
-def _watch(is_done: threading.Event, n_missed: int, family: str, position: str) -> None:
+def _watch(
+    is_done: threading.Event, n_missed: int, cold: Sequence[str], position: str
+) -> None:
     """Announce a family that compiles for long; one that only loads needs no notice."""
     while not is_done.wait(NOTICE_S):
         if _n_missed() > n_missed:
-            _announce(family, position)
+            _announce(cold, position)
             return
 
 
@@ -75,11 +81,15 @@ def _n_missed() -> int:
     return kernels.n_missed if kernels else 0
 
 
-def _announce(family: str, position: str) -> None:
+def _announce(cold: Sequence[str], position: str) -> None:
+    """Log which family compiles, and how long it and those after it take."""
     from hypsolve.kernels.cache import folders
 
     folder = folders().write
     kept = f"once; kept in {folder}" if folder else "in every process (no cache folder)"
+    seconds = [SECONDS[family] for family in cold]
+    rest = f", {sum(seconds)} s with those after it" if len(cold) > 1 else ""
     _logger.warning(
-        "compiling the %s kernels (family %s): up to half a minute, %s", family, position, kept
-    )
+        "compiling the %s kernels (family %s): about %d s on a free core%s; %s",
+        cold[0], position, seconds[0], rest, kept,
+    )  # fmt: skip

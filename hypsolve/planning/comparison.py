@@ -48,7 +48,8 @@ def compare(
     Parameters
     ----------
     model, network, progress, **arguments
-        As in `plan`.
+        As in `plan`, but the default objective is ``bottleneck``, or ``path`` where the runtime
+        computes one batch at a time.
     methods : sequence of str, optional
         Names in `hypsolve.METHODS` that decide a partition. Default: all of them; for
         ``mean_latency``, the search by simulation comes first.
@@ -60,6 +61,8 @@ def compare(
         on the mean latency that one method proved is used for all later methods.
     """
     query = PlanQuery.of(model, network, **arguments)
+    if arguments.get("objective") is None:
+        query = replace(query, objective=query.objective_alone)
     chosen, deadline = choose_nodes(query, methods, progress=progress)
     yield from compare_query(chosen.query, methods, progress=progress, deadline=deadline)
 

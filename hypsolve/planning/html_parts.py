@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from hypsolve.planning.slo_text import describe_answer
 from hypsolve.planning.text import (
     HEADS,
+    Verdict,
     describe_proof,
     describe_query,
     infeasible_lines,
@@ -39,6 +41,9 @@ def verdict(plan: Plan) -> Iterator[str]:
     words, service, kind = sentence(describe_proof(plan)), "", ""
     if plan.forecast is not None:
         judged = judge_load(plan.forecast)
+        if plan.slo_answer is not None:
+            words_of = describe_answer(plan.slo_answer, plan.query.load)
+            judged = Verdict(words_of, plan.slo_answer.is_met)
         service = f"<strong>{escape(sentence(judged.words))}</strong><br>"
         if not plan.query.is_simulated:
             words += f" (This is about the {plan.objective_name} alone, not about the load.)"

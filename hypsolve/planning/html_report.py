@@ -19,6 +19,7 @@ from hypsolve.planning.html_parts import capital, html_table, sentence, verdict
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.palette import FAINT, GREY, INK, MUTED, RC
 from hypsolve.planning.plan import Alternative, Plan
+from hypsolve.planning.slo_text import largest_rate, largest_users, slo_lines
 from hypsolve.planning.text import (
     HEADS,
     degree_lines,
@@ -26,6 +27,7 @@ from hypsolve.planning.text import (
     describe_idle,
     describe_query,
     forecast_lines,
+    rate_lines,
     rate_sustained,
     rows_of_nodes,
     share_of_rate,
@@ -185,12 +187,16 @@ def _page(plan: Plan, command: str) -> Iterator[str]:
     yield from verdict(plan)
     if plan.fits:
         yield _numbers(plan)
+        details = "".join(f"<li>{escape(line)}</li>" for line in slo_lines(plan)[1:])
+        if details:
+            yield f"<ul>{details}</ul>"
         yield "<h2>Layers and memory of each node</h2>"
         yield _figure(plan, "network")
         yield html_table(rows_of_nodes(plan), HEADS)
         yield "<h2>Bottleneck</h2>"
         yield f"<p>{escape(sentence(describe_bottleneck(plan)))}</p>"
-        yield from (f"<p>{escape(sentence(line))}</p>" for line in degree_lines(plan))
+        lines = (*rate_lines(plan), *degree_lines(plan))
+        yield from (f"<p>{escape(sentence(line))}</p>" for line in lines)
         if idle := describe_idle(plan):
             yield f"<p>{escape(sentence(idle))}</p>"
         yield _figure(plan, "stages")
@@ -221,11 +227,17 @@ def _page(plan: Plan, command: str) -> Iterator[str]:
 
 def _numbers(plan: Plan) -> str:
     """Return the most important numbers as tiles."""
-    forecast, numbers = plan.forecast, {}
+    forecast, numbers = plan.forecast, _tiles_of_targets(plan)
+    if plan.throughput is not None:
+        numbers[plan.objective_name] = plan.describe_value()
+        numbers["no split serves more than"] = (
+            f"{plan.throughput.bound_requests_per_s:.3g} requests/s"
+        )
+        numbers["gap"] = f"{plan.throughput.gap:.1%}"
     if forecast is not None:
         is_steady = forecast.keeps_up is not False
         at_once = f"{forecast.mean_in_flight:.3g} with {forecast.load.describe()}"
-        numbers = {
+        numbers |= {
             "TTFT": _mean_and_p95(forecast.ttft_s) if is_steady else UNSTEADY,
             "TPOT": _mean_and_p95(forecast.tpot_s),
             "keeps up with": rate_sustained(forecast),
@@ -233,7 +245,7 @@ def _numbers(plan: Plan) -> str:
             "load": share_of_rate(forecast),
             "latency": _mean_and_p95(forecast.latency_s) if is_steady else UNSTEADY,
             "limited by": forecast.limited_by or "nan",
-            "upper bound": f"{forecast.bound_requests_per_s:.3g} requests/s",
+            "bound of this split": f"{forecast.bound_requests_per_s:.3g} requests/s",
             "room for": f"{forecast.max_sequences} sequences",
             "or one of": f"{forecast.max_context_tokens} tokens",
             "energy": f"{forecast.joules_per_token:.3g} J/token",
@@ -241,13 +253,29 @@ def _numbers(plan: Plan) -> str:
                 f"{forecast.price_per_million_tokens:.4g} {forecast.currency}".rstrip()
             ),
         }
-    numbers[plan.objective_name] = plan.describe_value()
+    numbers.setdefault(plan.objective_name, plan.describe_value())
     cells = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
         for name, value in numbers.items()
         if value and not value.startswith("nan")
     )
     return f'<dl class="numbers">{cells}</dl>'
+
+
+def _tiles_of_targets(plan: Plan) -> dict[str, str]:
+    """Return the answer to the targets, if there are any, as tiles."""
+    answer = plan.slo_answer
+    if answer is None:
+        return {}
+    upgrade = "" if answer.upgrade is None else answer.upgrade.what
+    met = "yes" if answer.is_met else "no"
+    return {
+        "within the targets": f"{met}: {answer.slo_attainment:.1%}",
+        "users within the targets": largest_users(answer),
+        "rate within the targets": largest_rate(answer),
+        "target that binds": answer.binding_target,
+        "cheapest upgrade that reaches it": upgrade,
+    }
 
 
 def _mean_and_p95(times: Summary) -> str:

@@ -12,6 +12,7 @@ from hypsolve.planning.forecast import Forecast, serve_load
 from hypsolve.planning.layers import describe_blocks
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.serving_frontier import ServingPoint, serving_points, undominated
+from hypsolve.planning.slo_answer import SloAnswer
 from hypsolve.planning.tensor_parallel import DegreeChoice
 from hypsolve.planning.throughput import Throughput
 from hypsolve.planning.what_if import Upgrade
@@ -163,6 +164,9 @@ class Plan:
     unused_nodes : tuple of str
         Nodes that the pipelines of a server leave out of the network that was asked for, as
         `hypsolve.nearest_plan` chose. `nodes` has the others, and proofs are about these.
+    slo_answer : SloAnswer or None
+        Whether the load is served within the targets, and the largest loads that are; None
+        without targets, or if nothing fits.
     """
 
     query: PlanQuery
@@ -178,6 +182,7 @@ class Plan:
     degrees: tuple[DegreeChoice, ...] = ()
     throughput: Throughput | None = None
     unused_nodes: tuple[str, ...] = ()
+    slo_answer: SloAnswer | None = None
 
     if not TYPE_CHECKING:  # type checkers would accept every name
 
@@ -373,6 +378,7 @@ class Plan:
             "degrees": [record_to_dict(choice) for choice in self.degrees],
             "throughput": None if self.throughput is None else record_to_dict(self.throughput),
             "unused_nodes": list(self.unused_nodes),
+            "slo_answer": None if self.slo_answer is None else record_to_dict(self.slo_answer),
         }
 
 

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hypsolve.planning.cheapest_upgrade import cheapest_upgrade
 from hypsolve.planning.forecast import Forecast, predict
-from hypsolve.planning.goal import Goal
-from hypsolve.planning.plan import Alternative, NodePlan, Plan, StagePlan
+from hypsolve.planning.goal import RATE, Goal
+from hypsolve.planning.plan import Alternative, Plan
+from hypsolve.planning.plan_tables import plan_nodes, plan_stages
 from hypsolve.planning.query import (
     DEFAULT_METHOD,
     ModelSource,
@@ -20,15 +22,13 @@ from hypsolve.planning.query import (
     solve_query,
     takes_query,
 )
-from hypsolve.planning.rate_bound import lengths
 from hypsolve.planning.simulation_search import Progress
+from hypsolve.planning.slo_answer import SloAnswer, SloSearch
 from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.throughput import ServedSplit
 from hypsolve.planning.what_if import Upgrade, find_upgrades, lighter_models
-from hypsolve.problem import costs, evaluation
-from hypsolve.problem.deployment import CostModel, Deployment, Model
+from hypsolve.problem.deployment import Model
 from hypsolve.problem.instance import Objective
-from hypsolve.problem.result import Result
 from hypsolve.problem.solution import Status
 from hypsolve.solve import METHODS, solve, warm_methods
 from hypsolve.solvers.clock import MIN_S, Deadline
@@ -36,6 +36,8 @@ from hypsolve.solvers.partition.infeasibility import explain_infeasible
 
 SEARCH_SHARE = 0.5  # of the time limit, for the search where upgrades are looked for, too
 RESERVED_SHARE = 0.2  # of the time limit, for the forecast
+SLO_SHARE = 0.4  # of the time that is left then, for the largest loads within the targets
+UPGRADE_SHARE = 0.6  # of the time that is left then, for the cheapest upgrade
 
 
 @takes_query
@@ -74,14 +76,19 @@ def plan(
     concurrency : int
         Sequences for which every node must have KV cache at once; where batches pass whole
         pipelines, `Runtime.max_num_seqs` at most.
-    objective : {"bottleneck", "path", "p0", "mean_latency"}
-        ``mean_latency`` is the mean latency of requests at this rate, simulated token by token.
-        The proof then holds for the simulated requests only.
+    objective : {"throughput", "goodput", "cost", "bottleneck", "path", "p0", "mean_latency"}
+        Requests per second of servers that batch: the largest rate, the largest rate within the
+        targets, or the least price per request. Or seconds: the paper's objectives, for
+        requests one at a time, and the mean latency of requests at this rate, simulated token
+        by token; its proof holds for the simulated requests only. Default: ``goodput`` with a
+        target, else ``throughput``; with a `method` ``bottleneck``, or ``path`` where the
+        runtime computes one batch at a time.
     method : str, optional
-        A name in `hypsolve.METHODS` that decides a partition. Default: ``hypsplit_dp``, which
-        is exact, and of equal splits the one with the most room for KV cache; for
-        ``mean_latency`` a search by simulation. If `method` is given with
-        ``mean_latency``, the method minimises the bottleneck, and its split is then simulated.
+        A name in `hypsolve.METHODS` that decides a partition. Default: for requests per second,
+        the search of `hypsolve.planning.throughput`; for ``mean_latency`` a search by
+        simulation; for others ``hypsplit_dp``, which is exact, and of equal splits the one with
+        the most room for KV cache. If `method` is given with ``mean_latency``, the method
+        minimises the bottleneck, and its split is then simulated.
     time_limit_s, seed
         As in `hypsolve.solve`.
     **options
@@ -184,8 +191,8 @@ def add_upgrades(
     )
     found = _plan_of(
         query, solution, plan.stopped,
-        forecast=plan.forecast, with_upgrades=True, lighter=lighter,
-        progress=progress or (lambda line: None), deadline=deadline,
+        forecast=plan.forecast, slo_answer=plan.slo_answer, with_upgrades=True,
+        lighter=lighter, progress=progress or (lambda line: None), deadline=deadline,
     )  # fmt: skip
     return replace(found, degrees=plan.degrees)
 
@@ -207,12 +214,13 @@ def _plan_of(
     stopped: str,
     *,
     forecast: Forecast | None = None,
+    slo_answer: SloAnswer | None = None,
     with_upgrades: bool,
     lighter: Mapping[str, Model] | None,
     progress: Progress,
     deadline: Deadline,
 ) -> Plan:
-    """Complete a plan: the forecast, unless it is known, alternatives and upgrades."""
+    """Complete a plan: forecast and answer, unless they are known, and upgrades."""
     result = solution.result
     alternatives: list[Alternative] = []
     upgrades: list[Upgrade] = []
@@ -228,6 +236,16 @@ def _plan_of(
                 instance=solution.instance,
                 deadline=deadline,
             )
+        if forecast is not None and query.has_targets and slo_answer is None:
+            search = _slo_search(query, solution, forecast)
+            try:
+                search.run(deadline.part(SLO_SHARE), progress)
+            finally:  # an interrupt leaves what is known
+                slo_answer = search.answer()
+        if slo_answer is not None and not slo_answer.is_met and with_upgrades and not stopped:
+            slo_answer, stopped = _with_upgrade(
+                slo_answer, query, lighter, deadline.part(UPGRADE_SHARE), progress
+            )
         if with_upgrades and not stopped:
             if result.partition is not None and solution.throughput is None:
                 for alternative in _alternatives(query, solution, deadline):
@@ -237,10 +255,12 @@ def _plan_of(
                 query,
                 solution,
                 lighter,
-                before=math.nan if forecast is None else Goal(query).of(forecast),
-                best_known=_best_known(query, forecast, alternatives),
+                before=_before(query, solution, forecast),
+                best_known=_best_known(query, solution, forecast, alternatives),
                 before_is_lower_bound=(
-                    forecast is not None and forecast.max_rate_is_lower_bound
+                    forecast is not None
+                    and forecast.max_rate_is_lower_bound
+                    and solution.throughput is None
                 ),
                 splits=[
                     *(other.cuts for other in alternatives),
@@ -263,15 +283,52 @@ def _plan_of(
         query=query,
         result=result,
         reasons=_reasons(solution),
-        nodes=tuple(_nodes(solution)) if result.partition else (),
-        stages=tuple(_stages(result, solution.deployment)) if result.partition else (),
+        nodes=tuple(plan_nodes(solution)) if result.partition else (),
+        stages=tuple(plan_stages(result, solution.deployment)) if result.partition else (),
         forecast=forecast,
         alternatives=tuple(alternatives),
         upgrades=tuple(sorted(upgrades, key=lambda each: _order(goal, each))),
         stopped=stopped,
         deployment=solution.deployment,
         throughput=solution.throughput,
+        slo_answer=slo_answer,
     )
+
+
+def _slo_search(query: PlanQuery, solution: Solution, forecast: Forecast) -> SloSearch:
+    """Return the search for the largest loads within the targets, of the split of a plan."""
+    assert solution.result.partition is not None
+    known, is_lower_bound = math.nan, False
+    if solution.throughput is not None:
+        best = solution.throughput.splits[0]
+        known, is_lower_bound = best.within_targets_per_s, best.is_lower_bound
+    return SloSearch(
+        solution.deployment,
+        solution.instance,
+        solution.result.partition,
+        query.load,
+        forecast,
+        within_targets_per_s=known,
+        is_lower_bound=is_lower_bound,
+    )
+
+
+def _with_upgrade(
+    answer: SloAnswer,
+    query: PlanQuery,
+    lighter: Mapping[str, Model] | None,
+    deadline: Deadline,
+    progress: Progress,
+) -> tuple[SloAnswer, str]:
+    """Return an answer with the cheapest upgrade that is enough, and what is unfinished."""
+    try:
+        found = cheapest_upgrade(query, lighter, deadline=deadline, progress=progress)
+    except TimeoutError:
+        return answer, (
+            f"time limit of {query.time_limit_s:g} s: not all upgrades that may reach the"
+            " targets were tried"
+        )
+    return replace(answer, upgrade=found, upgrades_were_tried=True), ""
 
 
 def _runners_up(solution: Solution) -> tuple[ServedSplit, ...]:
@@ -285,14 +342,29 @@ def _order(goal: Goal, upgrade: Upgrade) -> tuple[float, float]:
     return goal.rank(upgrade.after), 0.0 if math.isnan(attainment) else -attainment
 
 
+def _before(query: PlanQuery, solution: Solution, forecast: Forecast | None) -> float:
+    """Return the simulated value of what the user asked for; nan if it is not known.
+
+    Where a rate is maximised, it is the one that the search has found, as in upgrades.
+    """
+    goal = Goal(query)
+    if solution.throughput is not None and goal.quantity == RATE and query.users is None:
+        return solution.throughput.simulated_requests_per_s
+    return math.nan if forecast is None else goal.of(forecast)
+
+
 def _best_known(
-    query: PlanQuery, forecast: Forecast | None, alternatives: Sequence[Alternative]
+    query: PlanQuery,
+    solution: Solution,
+    forecast: Forecast | None,
+    alternatives: Sequence[Alternative],
 ) -> float:
     """Return the best simulated value of what the user asked for, over all known splits."""
     if forecast is None:
         return math.nan
     goal = Goal(query)
-    return goal.best([goal.of(forecast), *(goal.of_split(other) for other in alternatives)])
+    others = (goal.of_split(other) for other in alternatives)
+    return goal.best([_before(query, solution, forecast), *others])
 
 
 def _solve_or_fall_back(query: PlanQuery, progress: Progress) -> tuple[Solution, str]:
@@ -379,91 +451,3 @@ def _reasons(solution: Solution) -> tuple[str, ...]:
         return (result.message,)
     reasons = explain_infeasible(solution.instance)
     return (reasons.verdict, *reasons.tiers)
-
-
-def _nodes(solution: Solution) -> Iterator[NodePlan]:
-    deployment, instance = solution.deployment, solution.result.instance
-    partition = solution.result.partition
-    assert partition is not None and deployment.max_resident_tokens is not None
-    model = deployment.model
-    for k, tier in enumerate(deployment.network.tiers):
-        blocks = partition.stage(k)
-        of_tier = [model.blocks[b] for b in blocks]
-        weights = model.stage_weight_bytes(of_tier)
-        holds = evaluation.can_hold(instance, k, blocks.start, blocks.stop)
-        times_s = evaluation.node_stage_s(instance, k, blocks.start, blocks.stop)
-        for node, is_used, time_s in zip(tier.nodes, holds, times_s, strict=True):
-            used = bool(is_used and blocks)
-            kv = deployment.kv_bytes_per_token(of_tier, node) * deployment.max_resident_tokens
-            yield NodePlan(
-                tier=tier.name,
-                node=node.name,
-                gpu=node.gpu.name,
-                n_gpus=node.gpus,
-                blocks=blocks if used else range(0),
-                weight_bytes=float(weights) if used else 0.0,
-                kv_bytes=float(kv) if used else 0.0,
-                free_bytes=deployment.usable_bytes(node) - (weights + kv if used else 0),
-                time_s=float(time_s) if used else 0.0,
-                is_used=used,
-            )
-
-
-def _stages(result: Result, deployment: Deployment) -> Iterator[StagePlan]:
-    instance, partition = result.instance, result.partition
-    assert partition is not None
-    is_bottleneck = instance.objective is Objective.BOTTLENECK
-    parts = []
-    for k in range(instance.n_tiers):
-        i, j = partition.cuts[k], partition.cuts[k + 1]
-        time_s = evaluation.stage_s(instance, k, i, j, None if is_bottleneck else "fastest")
-        link_s = 0.0
-        if k < instance.n_tiers - 1 and is_bottleneck:
-            link_s = evaluation.link_s(instance, k, j)
-        elif k < instance.n_tiers - 1:
-            link_s = float(instance.reference_transfer_kind_s[k, instance.cut_kind[j]])
-        parts.append((time_s, link_s))
-    counted = [time_s + link_s for time_s, link_s in parts]
-    if instance.objective is Objective.P0:  # only the largest stage counts
-        largest = max(range(len(parts)), key=lambda k: parts[k][0])
-        counted = [link_s + (k == largest) * time_s for k, (time_s, link_s) in enumerate(parts)]
-    whole = max(counted) if is_bottleneck else sum(counted)
-    for k, (time_s, link_s) in enumerate(parts):
-        yield StagePlan(
-            tier=instance.tier_names[k],
-            blocks=partition.stage(k),
-            time_s=time_s,
-            link_s=link_s,
-            share=counted[k] / whole if whole else 0.0,
-            binds=_binds(result, deployment, k, partition.stage(k), time_s, link_s),
-        )
-
-
-def _binds(
-    result: Result, deployment: Deployment, k: int, blocks: range, time_s: float, link_s: float
-) -> str:
-    """Return what takes most of the time of one request alone on a tier and its link.
-
-    Compute takes most of it if it takes more than half of the time on a node, averaged over the
-    nodes that can hold the blocks, each weighted by the share of requests that it serves.
-    """
-    if link_s >= time_s:
-        return "link" if link_s > 0 else ""
-    if deployment.cost_model is CostModel.FLOPS:
-        return "compute"
-    holds = evaluation.can_hold(result.instance, k, blocks.start, blocks.stop)
-    node_s = evaluation.node_stage_s(result.instance, k, blocks.start, blocks.stop)
-    model, nodes = deployment.model, deployment.network.tiers[k].nodes
-    prompt, output = lengths(deployment)
-    compute_share = shares = 0.0
-    for node, is_used, alone_s in zip(nodes, holds, node_s, strict=True):
-        if is_used and alone_s > 0:
-            profile = deployment.profile(node)
-            compute_s = sum(
-                float(costs.service_s(block, profile, prompt, output, CostModel.FLOPS))
-                for block in (model.blocks[b] for b in blocks)
-            )
-            # a node serves requests in proportion to its speed
-            compute_share += compute_s / alone_s / alone_s
-            shares += 1 / alone_s
-    return "compute" if compute_share > 0.5 * shares else "memory bandwidth"

@@ -21,6 +21,7 @@ from hypsolve.planning.gpu_groups import under_one_degree
 from hypsolve.planning.load import MAX_VISITS, Load, under_load
 from hypsolve.planning.platforms import check_weights, supported, weights_of, with_empty
 from hypsolve.planning.room_for_kv import with_most_room
+from hypsolve.planning.saturation import SimulatedRate
 from hypsolve.planning.simulation_search import (
     Progress,
     Splits,
@@ -34,13 +35,14 @@ from hypsolve.problem.deployment import Deployment, Model, Network, Requests
 from hypsolve.problem.instance import Instance, Objective, StageRule
 from hypsolve.problem.result import Result
 from hypsolve.problem.runtime import IDEAL, Batching, Runtime
+from hypsolve.problem.serving_result import ServingResult
 from hypsolve.solve import METHODS, Method, options_of, solve
 
 RATES = ("throughput", "goodput", "cost")
 """Objectives in requests per second; see `hypsolve.planning.throughput`."""
 ALONE = ("bottleneck", "path", "mean_latency", "p0")
 """Objectives in seconds."""
-OBJECTIVES = (*ALONE, *RATES)
+OBJECTIVES = (*RATES, *ALONE)
 DEFAULT_METHOD = "hypsplit_dp"  # for `mean_latency`, its split is where the search starts
 MIN_RATE = 1e-6  # requests per second: one in 12 days
 MAX_USERS = 100_000
@@ -81,11 +83,13 @@ class PlanQuery:
     objective : str or None
         ``bottleneck``, ``path``, ``mean_latency`` or ``p0``, in seconds; or ``throughput``,
         ``goodput`` or ``cost``, in requests per second of servers that batch. None:
-        ``bottleneck``, or ``path`` where the runtime computes one batch at a time, since its
-        throughput is then the inverse of the path.
+        ``goodput`` with a target, else ``throughput``; with a `method`, which splits for
+        requests one at a time, `objective_alone`.
     method : str or None
-        Name in `hypsolve.METHODS`. None: ``hypsplit_dp``, which is exact, and of equal splits
-        the one with the most room for KV cache; for ``mean_latency`` a search by simulation.
+        Name in `hypsolve.METHODS`. None: for objectives in requests per second, the search of
+        `hypsolve.planning.throughput`; for ``mean_latency`` a search by simulation; for others
+        ``hypsplit_dp``, which is exact, and of equal splits the one with the most room for KV
+        cache.
     time_limit_s : float
         Limit on the whole command: search, forecast and what-if scenarios.
     seed : int
@@ -165,13 +169,13 @@ class PlanQuery:
         self._leave_out()
         is_serial = self.runtime.batching is Batching.SERIAL
         if self.objective is None:
-            object.__setattr__(self, "objective", "path" if is_serial else "bottleneck")
+            object.__setattr__(self, "objective", self._default_objective())
         valid.known("objective", self.objective, OBJECTIVES)
         if is_serial and self.objective in (Objective.BOTTLENECK, Objective.P0):
             raise ValueError(
-                f"plan: objective must be path or mean_latency under runtime"
-                f" {self.runtime.name!r}, which computes one batch at a time (its throughput is"
-                f" 1 / path), got {self.objective!r}"
+                f"plan: objective must be {', '.join((*RATES, 'path'))} or mean_latency under"
+                f" runtime {self.runtime.name!r}, which computes one batch at a time (its"
+                f" throughput is 1 / path), got {self.objective!r}"
             )
         if self.users is not None and self.objective == Objective.MEAN_LATENCY:
             raise ValueError(
@@ -202,6 +206,12 @@ class PlanQuery:
                 " which has no empty stages, got 0"
             )
 
+    def _default_objective(self) -> str:
+        """Return the objective of a query that names none."""
+        if self.method is not None:
+            return self.objective_alone
+        return "goodput" if self.has_targets else "throughput"
+
     def _check_rate(self) -> None:
         """Check what the objectives in requests per second need."""
         if self.method is not None:
@@ -209,7 +219,12 @@ class PlanQuery:
                 f"plan: method must be None under objective {self.objective}, which has a"
                 f" search of its own, got {self.method!r}"
             )
-        if self.objective == "goodput" and self.ttft_slo_s is None and self.tpot_slo_s is None:
+        for option in self.options:
+            raise TypeError(
+                f"plan: unknown option {option!r}; under objective {self.objective}, no method"
+                " takes options"
+            )
+        if self.objective == "goodput" and not self.has_targets:
             raise ValueError(
                 "plan: objective goodput needs ttft_slo_s or tpot_slo_s, got neither"
             )
@@ -295,6 +310,20 @@ class PlanQuery:
     def tokens(self) -> int:
         """Tokens of one sequence."""
         return self.prompt_tokens + self.output_tokens
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether there is a target for a latency."""
+        return self.ttft_slo_s is not None or self.tpot_slo_s is not None
+
+    @property
+    def objective_alone(self) -> str:
+        """Objective in seconds that stands for the rate of requests served one at a time.
+
+        It is ``bottleneck``, or ``path`` where the runtime computes one batch at a time, since
+        its throughput is then the inverse of the path.
+        """
+        return "path" if self.runtime.batching is Batching.SERIAL else "bottleneck"
 
     @property
     def is_simulated(self) -> bool:
@@ -400,6 +429,9 @@ class Solution:
         Whether a KeyboardInterrupt ended the search: the result is the best split so far.
     throughput : Throughput or None
         What the split serves, under an objective in requests per second.
+    misses_targets : bool
+        Whether no split meets the targets at any rate in the fluid model, which then looked for
+        the best split without them.
     """
 
     query: PlanQuery
@@ -408,6 +440,7 @@ class Solution:
     result: Result
     interrupted: bool = False
     throughput: Throughput | None = None
+    misses_targets: bool = False
 
 
 def instance_of(query: PlanQuery) -> Instance:
@@ -478,9 +511,32 @@ def solve_fluid(query: PlanQuery, n_splits: int = 1) -> tuple[Solution, dict[Cut
     splits, outcome = search.splits(query.time_limit_s, n_splits)
     result = solve(search.instance, search.method(lambda: outcome))
     solution = Solution(
-        query=query, deployment=deployment, instance=search.instance, result=result
+        query=query,
+        deployment=deployment,
+        instance=search.instance,
+        result=result,
+        misses_targets=search.misses_targets,
     )
     return solution, splits
+
+
+def saturated(query: PlanQuery, cuts: Cuts, share: float = 1.0) -> SimulatedRate:
+    """Simulate a split of a query where every queue is full; see `RateSearch.saturated`."""
+    return _rate_search(query, query.deployment()).saturated(cuts, share)
+
+
+def fluid_within_targets(query: PlanQuery, n_splits: int = 1) -> ServingResult | None:
+    """Return the splits with the largest rates within the targets of a query, fluid model.
+
+    Users are left out: the rate is that of an open loop. None if no split meets the targets at
+    any rate, or nothing fits.
+    """
+    query = replace(
+        query, objective="goodput", method=None, options={}, users=None, think_time_s=0.0
+    )
+    search = _rate_search(query, query.deployment())
+    result = search.fluid(query.time_limit_s, n_splits)
+    return None if search.misses_targets or result.partition is None else result
 
 
 def _rate_search(query: PlanQuery, deployment: Deployment) -> RateSearch:

@@ -174,7 +174,8 @@ def replan(
         Largest number of blocks that may move.
     objective : {"bottleneck", "path"}, optional
         Default: that of the earlier plan, ``path`` if it minimised ``mean_latency`` or ``p0``;
-        as in `hypsolve.plan` if the plan does not state one, or the runtime is given anew.
+        if the plan minimised none of these, or the runtime is given anew: ``bottleneck``, or
+        ``path`` where the runtime computes one batch at a time.
     weights : str, optional
         As in `hypsolve.plan`. Default: the format of the earlier plan.
     progress : callable, optional
@@ -228,6 +229,8 @@ def replan(
     if objective is None and "runtime" not in arguments:  # another runtime has its own default
         objective = of_plan
     query = PlanQuery.of(model, network, weights=weights, objective=objective, **kept)
+    if objective is None:
+        query = replace(query, objective=query.objective_alone)
     warm(query)
     deadline = Deadline(query.time_limit_s)
     _check_same_model(old, query.model)

@@ -12,6 +12,7 @@ from hypsolve.planning.load import Load, arriving, evenly
 from hypsolve.planning.rate_bound import lengths
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.solution import Partition
+from hypsolve.simulation.trace import Trace
 from hypsolve.solvers.clock import NEVER, Deadline
 
 OVERLOAD = 1.05  # of the bound: every queue fills
@@ -41,11 +42,17 @@ class SimulatedRate:
         Whether the split may serve clearly more: because fewer than `PRINTED_ROUNDS` times the
         requests that can be under way at once were simulated, or because the search for the
         largest rate was cut short.
+    slo_attainment : float
+        Share of the requests of users that are within the targets; nan without both.
+    within_targets_per_s : float
+        Largest rate of Poisson arrivals within the targets; nan if it was not looked for.
     """
 
     requests_per_s: float
     n_requests: int
     is_lower_bound: bool = False
+    slo_attainment: float = math.nan
+    within_targets_per_s: float = math.nan
 
 
 def saturated_rate(
@@ -110,7 +117,9 @@ def rate_of_users(deployment: Deployment, partition: Partition, load: Load) -> S
     found = trace.metrics(ttft_slo_s=load.ttft_slo_s, tpot_slo_s=load.tpot_slo_s)
     share = 1.0 if math.isnan(found.slo_attainment) else found.slo_attainment
     return SimulatedRate(
-        requests_per_s=share * n / took_s if took_s else math.inf, n_requests=n
+        requests_per_s=share * n / took_s if took_s else math.inf,
+        n_requests=n,
+        slo_attainment=found.slo_attainment,
     )
 
 
@@ -173,9 +182,13 @@ def attainment(
     deployment: Deployment, partition: Partition, load: Load, rate_per_s: float, n_requests: int
 ) -> float:
     """Return the share of the requests, in Poisson arrivals, that meet a load's targets."""
+    trace = serve_at_rate(deployment, partition, load, rate_per_s, n_requests)
+    return trace.metrics(ttft_slo_s=load.ttft_slo_s, tpot_slo_s=load.tpot_slo_s).slo_attainment
+
+
+def serve_at_rate(
+    deployment: Deployment, partition: Partition, load: Load, rate_per_s: float, n_requests: int
+) -> Trace:
+    """Simulate Poisson arrivals at a rate, with the seed of a load."""
     rng = np.random.default_rng(load.seed)
-    trace = serve(arriving(deployment, rate_per_s, n_requests, rng), partition)
-    targets = replace(load, rate_per_s=rate_per_s)
-    return trace.metrics(
-        ttft_slo_s=targets.ttft_slo_s, tpot_slo_s=targets.tpot_slo_s
-    ).slo_attainment
+    return serve(arriving(deployment, rate_per_s, n_requests, rng), partition)

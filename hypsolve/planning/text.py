@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hypsolve.planning.goal import RATE, Goal
 from hypsolve.planning.layers import describe_cuts
-from hypsolve.planning.serving_frontier import WELL_SERVED
+from hypsolve.planning.saturation import MET
+from hypsolve.planning.slo_text import describe_slos, slo_lines
 from hypsolve.planning.tensor_parallel import DegreeChoice, restriction_cost
 from hypsolve.planning.upgrade_text import (
     CLEARLY,
@@ -21,9 +22,8 @@ from hypsolve.problem.units import count, show_seconds
 
 if TYPE_CHECKING:
     from hypsolve.planning.forecast import Forecast
-    from hypsolve.planning.load import Load
     from hypsolve.planning.plan import Alternative, NodePlan, Plan
-    from hypsolve.planning.throughput import Throughput
+    from hypsolve.planning.throughput import ServedSplit, Throughput
 
 MAX_UPGRADES = 8  # printed
 MAX_STAGES = 6  # whose slack is printed
@@ -33,12 +33,8 @@ SHARE_OF = {
     "mean_latency": "of latency alone",
     **dict.fromkeys(("throughput", "goodput", "cost"), "of latency alone"),
 }  # fmt: skip
-OTHER_RULES = {
-    "bottleneck": "the split for the least bottleneck of requests one at a time",
-    "p0": "the split of the Hyperion paper",
-    "path": "the split for the least latency of one request",
-}
-"""Splits that know of no batches, by their origin in `Throughput.splits`."""
+RULES = {"bottleneck": "the bottleneck", "p0": "P0", "path": "the path"}
+"""Objectives of the paper, in words."""
 HEADS = {
     "tier": "tier of the network, in the order in which requests pass",
     "nodes": "number and GPU of nodes that are alike",
@@ -65,6 +61,8 @@ def text(plan: Plan) -> str:
 
 
 def _lines(plan: Plan) -> Iterator[str]:
+    if lines := slo_lines(plan):
+        yield from (*lines, "")
     yield f"{title(plan)}: {describe_query(plan)}"
     if plan.query.left_out:
         yield describe_left_out(plan)
@@ -83,7 +81,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield from degree_lines(plan)
     else:
         yield table(rows_of_nodes(plan))
-        if plan.forecast is not None:  # before the proof, which is of another quantity
+        if plan.forecast is not None and plan.slo_answer is None:
+            # before the proof, which is of another quantity
             yield judge_load(plan.forecast).words
         yield describe_proof(plan)
         yield from rate_lines(plan)
@@ -255,18 +254,36 @@ def rate_lines(plan: Plan) -> list[str]:
     found = plan.throughput
     if found is None:
         return []
-    lines = [
+    best = (
         f"best of {len(found.splits)} splits that were simulated; in the fluid model the best"
         f" split of all serves {found.fluid_requests_per_s:.3g}"
-    ]
-    for name, label in OTHER_RULES.items():
-        other = next((each for each in found.splits if each.origin == name), None)
-        if other is not None and other.cuts != found.splits[0].cuts:
-            lines.append(
-                f"{label} (layers {describe_cuts(other.cuts)}) serves"
-                f" {other.simulated_requests_per_s:.3g} in such a simulation"
+    )
+    return [best, *([rules] if (rules := describe_rules(found)) else [])]
+
+
+def describe_rules(found: Throughput) -> str:
+    """Say what the paper's splits, for requests one at a time, would serve in batches.
+
+    HypSplit-DP finds all of them. The text is empty if none was simulated.
+    """
+    best, *others = found.splits
+    said = []
+    for split in sorted(others, key=lambda each: [rule not in each.best_for for rule in RULES]):
+        if split.best_for:
+            share = 1 - split.simulated_requests_per_s / best.simulated_requests_per_s
+            said.append(
+                f"for {_rules(split)} (layers {describe_cuts(split.cuts)}) would serve"
+                f" {split.simulated_requests_per_s:.3g} requests/s,"
+                f" {abs(share):.0%} {'less' if share >= 0 else 'more'}"
             )
-    return lines
+    if best.best_for:
+        said.append(f"for {_rules(best)} is this one")
+    return f"requests one at a time: HypSplit-DP's split {'; '.join(said)}" if said else ""
+
+
+def _rules(split: ServedSplit) -> str:
+    """Name the objectives of the paper that a split is the best for."""
+    return " and ".join(words for rule, words in RULES.items() if rule in split.best_for)
 
 
 def describe_bottleneck(plan: Plan) -> str:
@@ -319,7 +336,7 @@ class Verdict(NamedTuple):
 def judge_load(forecast: Forecast) -> Verdict:
     """Say whether the load that was asked for is served, and within the targets.
 
-    Targets are met if `WELL_SERVED` of the requests are within them.
+    Targets are met if `MET` of the requests are within them.
     """
     load, is_met = forecast.load, forecast.keeps_up
     rate, most = f"{load.rate_per_s:g} requests/s", rate_sustained(forecast)
@@ -335,7 +352,7 @@ def judge_load(forecast: Forecast) -> Verdict:
     share = forecast.slo_attainment
     if math.isnan(share):
         return Verdict(words, is_met)
-    is_within = share >= WELL_SERVED
+    is_within = share >= MET
     but = ", and" if is_within else ", but only" if is_met else ", and only"
     words += f"{but} {share:.1%} of the requests are within {describe_slos(load)}"
     return Verdict(words, is_met and is_within if is_within else False)
@@ -426,16 +443,6 @@ def _running(forecast: Forecast) -> str:
     """Say how many sequences run at once, if memory has room for more."""
     n = forecast.max_running_sequences
     return f" (at most {n} run at once)" if n < forecast.max_sequences else ""
-
-
-def describe_slos(load: Load) -> str:
-    """Name the targets of a load."""
-    targets = {"TTFT": load.ttft_slo_s, "TPOT": load.tpot_slo_s}
-    return " and ".join(
-        f"{name} <= {show_seconds(limit)}"
-        for name, limit in targets.items()
-        if limit is not None
-    )
 
 
 def _costs(forecast: Forecast) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypsolve.bounds.throughput import throughput_bound
@@ -12,6 +12,7 @@ from hypsolve.planning.forecast import room_of
 from hypsolve.planning.load import Load
 from hypsolve.planning.rate_bound import bound_on_rate
 from hypsolve.planning.saturation import (
+    MET,
     PRINTED_ROUNDS,
     SimulatedRate,
     enough_requests,
@@ -62,6 +63,14 @@ class ServedSplit:
         Whether the split may serve clearly more: so few requests were simulated in time that
         the seconds in which the first ones fill the pipeline, and the last ones leave it, count
         for more than 2 % of the rate; or the search for a rate within targets was cut short.
+    slo_attainment : float
+        Share of the requests of the users that are within the targets; nan without both.
+    within_targets_per_s : float
+        Largest rate of Poisson arrivals at which 95 % of the requests meet the targets; nan
+        without targets, and with users who are served within them.
+    best_for : tuple of str
+        Objectives of requests served one at a time (``bottleneck``, ``path``, ``p0``) whose
+        split by HypSplit-DP this is.
     """
 
     origin: str
@@ -70,6 +79,9 @@ class ServedSplit:
     simulated_requests_per_s: float
     n_requests: int
     is_lower_bound: bool = False
+    slo_attainment: float = math.nan
+    within_targets_per_s: float = math.nan
+    best_for: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +148,8 @@ class RateSearch:
         self.prices_per_hour = dict(prices_per_hour)
         self.instance = to_instance(deployment, objective=Objective.PATH, **rules)
         self.interrupted = False
+        self._of_users: dict[Cuts, SimulatedRate] = {}
+        self.misses_targets = False  # all splits, at any rate in the fluid model
 
     def fluid(self, time_limit_s: float, n_splits: int = N_SPLITS) -> ServingResult:
         """Return the best splits of the fluid model; see `hypsolve.solve`.
@@ -162,6 +176,7 @@ class RateSearch:
                 serving, "throughput_exact", time_limit_s=time_limit_s, n_splits=n_splits
             )
             if result.partition is not None:
+                self.misses_targets = not each and self.has_targets
                 break
         return result
 
@@ -225,7 +240,7 @@ class RateSearch:
         The splits of `RULES`, which are printed beside the best, are simulated in full, too.
         """
         bound = self.bound()
-        candidates = {each.cuts: each for each in self._candidates(fluid)}
+        candidates = self._candidates(fluid)
         served: dict[Cuts, ServedSplit] = {}
         in_full: set[Cuts] = set()
         known: dict[Cuts, tuple[SimulatedRate, float]] = {}
@@ -241,8 +256,8 @@ class RateSearch:
                 f" {best:.3g} requests/s, gap {1 - best / bound:.1%}"
             )
 
-        def by_rate(cuts: Cuts) -> float:
-            return -self._value(served[cuts])
+        def by_rate(cuts: Cuts) -> tuple[float, ...]:
+            return self._order(served[cuts])
 
         try:
             for cuts in candidates:
@@ -250,7 +265,7 @@ class RateSearch:
                     break
                 simulate(cuts, FIRST_SHARE)
             finals = sorted(served, key=by_rate)[:FINALISTS]
-            of_rules = [cuts for cuts in served if candidates[cuts].origin in RULES]
+            of_rules = [cuts for cuts in served if candidates[cuts].best_for]
             finals += [cuts for cuts in of_rules if cuts not in finals]
             for cuts in finals:
                 if deadline.has_passed():
@@ -283,19 +298,52 @@ class RateSearch:
     def _rate(
         self, cuts: Cuts, share: float, bound: float, deadline: Deadline
     ) -> SimulatedRate:
-        """Simulate a split, with a share of the requests of a full simulation."""
+        """Simulate a split, with a share of the requests of a full simulation.
+
+        With users, the largest rate within the targets is looked for in a full simulation, if
+        they are not served within the targets.
+        """
         partition = Partition(cuts)
+        has_targets = self.has_targets and self.objective != "throughput"
         if self.load.users is not None:
-            return rate_of_users(self.deployment, partition, self.load)
+            if cuts not in self._of_users:
+                self._of_users[cuts] = rate_of_users(self.deployment, partition, self.load)
+            of_users = self._of_users[cuts]
+            if not has_targets or share < 1 or of_users.slo_attainment >= MET:
+                return of_users
+        # with users, the bound is for so many of them
+        rate = self.saturated(cuts, share, math.inf if self.load.users is not None else bound)
+        if not has_targets:
+            return rate
+        within = rate_within_targets(
+            self.deployment,
+            partition,
+            self.load,
+            rate.requests_per_s,
+            rate.n_requests,
+            deadline,
+        )
+        of_goal = within if self.load.users is None else of_users
+        return replace(of_goal, within_targets_per_s=within.requests_per_s)
+
+    def saturated(
+        self, cuts: Cuts, share: float = 1.0, bound_per_s: float = math.inf
+    ) -> SimulatedRate:
+        """Simulate a split where every queue is full.
+
+        Parameters
+        ----------
+        cuts : tuple of int
+        share : float
+            Share of the requests of a full simulation.
+        bound_per_s : float
+            An upper bound on the rate, beside the one of this split.
+        """
+        partition = Partition(cuts)
         under_way = room_of(self.deployment, self.instance, partition).running
         n = enough_requests(under_way, self.deployment, self.load.max_visits, share)
-        most = min(bound, bound_on_rate(self.deployment, self.instance, partition))
-        rate = saturated_rate(self.deployment, partition, most, n, under_way=under_way)
-        if self.objective == "throughput" or not self.has_targets:
-            return rate
-        return rate_within_targets(
-            self.deployment, partition, self.load, rate.requests_per_s, n, deadline
-        )
+        most = min(bound_per_s, bound_on_rate(self.deployment, self.instance, partition))
+        return saturated_rate(self.deployment, partition, most, n, under_way=under_way)
 
     def _settled(
         self, cuts: Cuts, rate: SimulatedRate, took_s: float, bound: float, deadline: Deadline
@@ -325,6 +373,16 @@ class RateSearch:
         """Whether there is a target for a latency."""
         return self.load.ttft_slo_s is not None or self.load.tpot_slo_s is not None
 
+    def _order(self, served: ServedSplit) -> tuple[float, ...]:
+        """Return the key that sorts splits, the best first.
+
+        With users and targets, splits that serve the users within the targets come first, then
+        those that serve the largest rate within them.
+        """
+        misses = served.slo_attainment < MET  # nan: there are no targets, or no users
+        within = served.within_targets_per_s if misses else 0.0
+        return misses, -within if within > 0 else 0.0, -self._value(served)
+
     def _value(self, served: ServedSplit) -> float:
         """Return what is maximised: the rate, or under ``cost`` requests per price."""
         if self.objective != "cost":
@@ -341,17 +399,23 @@ class RateSearch:
             for node in tier.nodes
         )
 
-    def _candidates(self, fluid: Mapping[Cuts, float]) -> Iterator[_Candidate]:
-        """Yield the splits to simulate, those of the fluid model first."""
-        for cuts, rate in fluid.items():
-            yield _Candidate("fluid model", cuts, rate)
+    def _candidates(self, fluid: Mapping[Cuts, float]) -> dict[Cuts, _Candidate]:
+        """Return the splits to simulate, those of the fluid model first."""
+        found = {cuts: _Candidate("fluid model", cuts, rate) for cuts, rate in fluid.items()}
+        for objective, cuts in self._splits_of_rules():
+            each = found.get(cuts, _Candidate(objective, cuts))
+            found[cuts] = replace(each, best_for=(*each.best_for, objective))
+        return found
+
+    def _splits_of_rules(self) -> Iterator[tuple[str, Cuts]]:
+        """Yield the objectives of `RULES`, and their splits."""
         for objective in RULES:
             if objective is Objective.P0 and self.instance.allow_empty:
                 continue  # it has no empty stages
             alone = self.instance.replace(objective=objective)
             partition = solve(alone, "hypsplit_dp").partition
-            if partition is not None and partition.cuts not in fluid:
-                yield _Candidate(str(objective), partition.cuts)
+            if partition is not None:
+                yield str(objective), partition.cuts
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,6 +423,7 @@ class _Candidate:
     origin: str
     cuts: Cuts
     fluid_requests_per_s: float = math.nan
+    best_for: tuple[str, ...] = ()
 
     def served(self, rate: SimulatedRate) -> ServedSplit:
         return ServedSplit(
@@ -368,4 +433,7 @@ class _Candidate:
             simulated_requests_per_s=rate.requests_per_s,
             n_requests=rate.n_requests,
             is_lower_bound=rate.is_lower_bound,
+            slo_attainment=rate.slo_attainment,
+            within_targets_per_s=rate.within_targets_per_s,
+            best_for=self.best_for,
         )

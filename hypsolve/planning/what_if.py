@@ -16,12 +16,14 @@ from hypsolve.planning.query import (
     ModelSource,
     PlanQuery,
     Solution,
+    saturated,
     solve_fluid,
     solve_query,
     to_model,
     with_tier,
 )
 from hypsolve.planning.simulation_search import Progress
+from hypsolve.planning.throughput import FIRST_SHARE
 from hypsolve.problem import evaluation
 from hypsolve.problem.deployment import Model, Node, Tier
 from hypsolve.problem.instance import Objective
@@ -33,6 +35,7 @@ from hypsolve.solvers.clock import NEVER, Deadline
 MIN_GAIN = 1e-3  # in the model, of a scenario that is simulated
 MIN_SIMULATED_GAIN = 0.04  # of an upgrade that is listed: the rate is found to 1/32 of a bound
 MAX_SIMULATED = 8  # scenarios
+N_SPLITS = 2  # of the fluid model, simulated in each
 LIGHTER = {
     "fp16": ("int8", "gptq-int4"), "bf16": ("int8", "gptq-int4"), "fp8": ("gptq-int4",),
     "int8": ("gptq-int4",), "q8_0": ("q5_k_m", "q4_k_m"), "q5_k_m": ("q4_k_m",),
@@ -200,12 +203,17 @@ def find_upgrades(
     if partition is not None:
         known = [partition.cuts, *known]
         modelled = goal.best([goal.model(solution, cuts, query) for cuts in known])
+    is_fluid = query.is_rate
+    if partition is not None and is_fluid:  # by the model that ranks its scenarios
+        fluid, rates = solve_fluid(query)
+        is_fluid = not fluid.misses_targets
+        modelled = max(rates.values(), default=math.nan) if is_fluid else modelled
     candidates: list[_Candidate] = []
     best_of: dict[str, float] = {}
     for scenario in scenarios(query, fits=partition is not None, lighter=lighter or {}):
         _in_time(deadline)
         progress(f"tried: {scenario.what}")
-        candidate = _modelled(scenario, goal, known)
+        candidate = _modelled(scenario, goal, known, is_fluid=is_fluid)
         if candidate is None:
             continue
         gain = goal.gain(modelled, candidate.modelled)
@@ -246,10 +254,21 @@ def _in_time(deadline: Deadline) -> None:
 
 
 def _modelled(
-    scenario: Scenario, goal: Goal, known: Sequence[tuple[int, ...]]
+    scenario: Scenario, goal: Goal, known: Sequence[tuple[int, ...]], *, is_fluid: bool
 ) -> _Candidate | None:
-    """Solve a scenario for several objectives, and rank the splits by the model."""
+    """Solve a scenario for several objectives, and rank the splits by the model.
+
+    `is_fluid` says whether that is the fluid model, where a rate is maximised.
+    """
     query = replace(scenario.query, method=None, options={})
+    if query.is_rate:
+        fluid, rates = solve_fluid(query)
+        if not rates:
+            return None
+        value = 0.0 if fluid.misses_targets else max(rates.values())
+        if not is_fluid:
+            value = goal.best([goal.model(fluid, cuts, query) for cuts in rates])
+        return _Candidate(scenario, fluid, list(rates), value)
     is_serial = query.runtime.batching is Batching.SERIAL
     objectives = [Objective.PATH]
     if goal.is_rate and not is_serial:
@@ -262,11 +281,6 @@ def _modelled(
         solution = solution or found
         splits.append(found.result.partition.cuts)
     assert solution is not None
-    if query.is_rate:  # the model of servers that batch knows better
-        _, rates = solve_fluid(query, n_splits=2)
-        if rates:
-            best = next(iter(rates))
-            return _Candidate(scenario, solution, list(rates), rates[best])
     n_tiers = solution.instance.n_tiers
     splits += [
         cuts
@@ -283,6 +297,11 @@ def _simulated(candidate: _Candidate, goal: Goal, deadline: Deadline) -> Simulat
     """Simulate the splits of a candidate, and return the best."""
     query, solution = candidate.scenario.query, candidate.solution
     splits = candidate.splits
+    if query.is_rate:
+        splits = list(solve_fluid(query, N_SPLITS)[1])
+    if query.is_rate and goal.quantity == RATE and query.users is None:
+        cuts = max(splits, key=lambda each: saturated(query, each, FIRST_SHARE).requests_per_s)
+        return Simulated(saturated(query, cuts).requests_per_s, cuts)
     if query.is_simulated:
         limited = replace(query, time_limit_s=min(SEARCH_S, max(deadline.left_s(), 1e-3)))
         searched = solve_query(limited)
@@ -387,7 +406,7 @@ def _of_tier(query: PlanQuery, k: int, *, fits: bool) -> Iterator[Scenario]:
         )
     taken = sum(1 if limit is None else limit for limit in limits)
     has_room = taken < query.model.n_blocks  # a new tier hosts at least one block
-    for what, node in _kinds(tier).items():
+    for what, node in kinds_of_nodes(tier).items():
         more = replace(node, name=_new_name(query, "more"), card=None)  # not the same card
         price = network.price_per_hour.get(node.name, math.nan)
         yield Scenario(
@@ -406,7 +425,7 @@ def _of_tier(query: PlanQuery, k: int, *, fits: bool) -> Iterator[Scenario]:
         )
 
 
-def _kinds(tier: Tier) -> dict[str, Node]:
+def kinds_of_nodes(tier: Tier) -> dict[str, Node]:
     """Return one node of each kind in a tier, by a name for the kind."""
     kinds = {(node.class_name, node.usable_bytes): node for node in tier.nodes}
     names = [name for name, _ in kinds]

@@ -17,6 +17,7 @@ from hypsolve.cli.catalog import EXAMPLE
 from hypsolve.planning import comparison, forecast, planner, simulation_search
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.load import arriving
+from tests.helpers.plans import plan_alone
 
 
 def run(capsys, *arguments):
@@ -34,14 +35,28 @@ def example(tmp_path, capsys):
     return path
 
 
-def test_plan_of_the_example(capsys, example):
-    code, out, err = run(capsys, "plan", "--model", "llama-3-8b", "--network", example)
+OF_OBJECTIVE = {
+    (): (
+        "requests/s; proved: no split and no schedule serves more than ",
+        "under the limits of this runtime (gap ", "splits that were simulated; in the fluid",
+        "requests one at a time: HypSplit-DP's split for ", "largest share: ",
+    ),
+    ("--objective", "bottleneck"): (
+        "proved optimal: no split over all tiers has a bottlen",
+        "bottleneck stage: ", "slack of the others: ",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", OF_OBJECTIVE)
+def test_plan_of_the_example(capsys, example, objective):
+    arguments = ("plan", "--model", "llama-3-8b", "--network", example, *objective)
+    code, out, err = run(capsys, *arguments)
     assert (code, err) == (0, "")
     for words in (
         "llama-3-8b on network: 512 + 256 tokens, KV cache for 16 sequences",
         "2 x RTX 4090", "embedding, layer", ", head",
-        "proved optimal: no split over all tiers has a bottlen",
-        "bottleneck stage: ", "slack of the others: ",
+        *OF_OBJECTIVE[objective],
         "with a rate of 1 per second, simulated token by token: 1 requests/s",
         "no schedule of this split serves more", "per million output tokens", "what would help",
         "runtime ideal: every node forms its own batches", "TTFT    mean", "TPOT    mean",
@@ -121,7 +136,7 @@ def test_methods_side_by_side(capsys, example):
     assert code == 0 and row["method"] == "even_split"
     ttft_s = row["forecast"]["ttft_s"]
     assert 0 < ttft_s["p50"] <= ttft_s["p95"] <= ttft_s["p99"]
-    best_s = hs.plan("llama-3-8b", example, with_upgrades=False).result.bound_s
+    best_s = plan_alone("llama-3-8b", example, with_upgrades=False).result.bound_s
     gap = rows["even_split"].split()[4]  # to the bound that an exact method proved
     assert gap == f"{1 - best_s / row['objective_s']:.2%}" and row["gap"] == 1.0
 
@@ -399,7 +414,7 @@ def test_every_command_says_that_nothing_fits(capsys, example, command):
 def test_lists(capsys, command):
     known = {
         "gpus": hs.gpus(), "interconnects": hs.interconnects(), "models": hs.models(),
-        "methods": hs.METHODS,
+        "methods": [*hs.METHODS, *hs.THROUGHPUT_METHODS],
     }[command]  # fmt: skip
     code, out, _ = run(capsys, command)
     assert code == 0
@@ -474,6 +489,10 @@ def test_the_command_is_installed(tmp_path):
 
 def test_methods_are_listed_in_their_own_words_alone(capsys):
     rows = json.loads(run(capsys, "methods", "--json")[1])
-    assert [row["method"] for row in rows] == list(hs.METHODS)
+    assert [row["method"] for row in rows] == [*hs.METHODS, *hs.THROUGHPUT_METHODS]
+    proofs = {(row["solves"], row["method"]): row["proves"] for row in rows}
+    assert proofs["ServingInstance", "throughput_exact"] == "optimum of the fluid model"
+    assert proofs["ServingInstance", "even_split"] == proofs["Instance", "gpipe"] == "nothing"
+    assert proofs["Instance", "joint_exact"] == "optimum"
     for row in rows:
         assert row["what"] and "]_" not in row["what"] and "Examples" not in row["source"]

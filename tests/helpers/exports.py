@@ -6,8 +6,10 @@ import shlex
 from functools import cache
 
 import hypsolve as hs
+from tests.helpers.plans import plan_alone
 
-plan = functools.partial(hs.plan, with_upgrades=False, output_tokens=16)
+plan = functools.partial(plan_alone, with_upgrades=False, output_tokens=16)
+"""A plan for requests one at a time, which takes less time than the best one for batches."""
 WIRE = hs.Link(bytes_per_s=1e9, latency_s=1e-4)
 
 

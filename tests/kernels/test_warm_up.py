@@ -74,9 +74,13 @@ def test_the_notice_names_the_family_the_count_and_the_folder(caplog):
     from hypsolve.kernels.cache import folders
 
     with caplog.at_level(logging.WARNING, "hypsolve"):
-        warm_up._announce("heft", "2 of 9")
-    (message,) = caplog.messages
-    assert "heft kernels (family 2 of 9)" in message
+        warm_up._announce(["heft", "throughput"], "2 of 3")
+        warm_up._announce(["throughput"], "3 of 3")
+    message, last = caplog.messages
+    own_s, last_s = warm_up.SECONDS["heft"], warm_up.SECONDS["throughput"]
+    assert f"heft kernels (family 2 of 3): about {own_s} s on a free core" in message
+    assert f", {own_s + last_s} s with those after it; once" in message
+    assert f"(family 3 of 3): about {last_s} s on a free core; once" in last
     assert str(folders().write) in message
 
 
@@ -95,8 +99,8 @@ def test_a_notice_needs_a_kernel_that_is_compiled(monkeypatch, n_compiled):
             waits.append(seconds)
             return len(waits) == 3
 
-    warm_up._watch(IsDone(), KernelCache.n_missed, "heft", "2 of 9")
-    assert announced == [("heft", "2 of 9")] * n_compiled
+    warm_up._watch(IsDone(), KernelCache.n_missed, ["heft"], "2 of 9")
+    assert announced == [(["heft"], "2 of 9")] * n_compiled
     assert len(waits) == (1 if n_compiled else 3)
 
 

@@ -25,6 +25,7 @@ from hypsolve.planning.forecast import predict
 from hypsolve.planning.upgrade_text import describe_upgrade, split_first
 from instances import network
 from tests.cli.test_cli import run
+from tests.helpers.plans import plan_alone
 from tests.planning.test_planner import SMALL, TIGHT, tier
 
 matplotlib.use("Agg")
@@ -40,7 +41,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(site):
-    return hs.plan("llama-3-8b", site, rate_per_s=2.0)
+    return plan_alone("llama-3-8b", site, rate_per_s=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_every_kind_of_node_is_drawn_once(width):
     others = [hs.Node(name=f"x{n}", gpu=hs.gpu(gpu)) for n, gpu in enumerate(("l4", "a10"))]
     mixed = replace(mixed, nodes=(others[0], *mixed.nodes, others[1]))
     wide = replace(SMALL, tiers=(mixed, *SMALL.tiers[1:]))
-    plan = hs.plan("llama-3-8b", wide, **SHORT)
+    plan = plan_alone("llama-3-8b", wide, **SHORT)
     shown = texts(figures.plot(plan, "network", None, width))
     assert "9 x RTX 3090" in shown and "L4" in shown and "A10" in shown
     assert any(text.startswith("0") and text.endswith("8") for text in shown)  # of tier desk
@@ -105,7 +106,7 @@ def test_every_kind_of_node_is_drawn_once(width):
 @pytest.mark.parametrize("name", ["campus", "phone-edge-cloud-5g", "operator-5-tier"])
 @pytest.mark.parametrize("width", [3.8, 9.4])
 def test_text_of_the_network_lies_in_its_card(name, width):
-    plan = hs.plan("phi-3-medium", network(name), concurrency=1, with_upgrades=False)
+    plan = plan_alone("phi-3-medium", network(name), concurrency=1, with_upgrades=False)
     ax = figures.plot(plan, "network", None, width)
     renderer = ax.figure.canvas.get_renderer()
     cards = [p.get_window_extent(renderer) for p in ax.patches if p.get_edgecolor()[3] > 0
@@ -138,13 +139,13 @@ def test_text_is_at_least_8_points_and_inside_the_figure(kind, found):
 def test_a_link_back_of_another_latency_is_told():
     slow = replace(SMALL.tiers[0].link, return_latency_s=0.25)
     wide = replace(SMALL, tiers=(replace(SMALL.tiers[0], link=slow), SMALL.tiers[1]))
-    shown = " ".join(texts(hs.plan("llama-3-8b", wide, **SHORT).plot("network")))
+    shown = " ".join(texts(plan_alone("llama-3-8b", wide, **SHORT).plot("network")))
     assert "250 ms back" in shown
 
 
 @pytest.mark.parametrize("objective", ["bottleneck", "path", "p0"])
 def test_stages_are_as_long_as_they_take(objective):
-    found = hs.plan("phi-3-mini", SMALL, objective=objective, **SHORT)
+    found = plan_alone("phi-3-mini", SMALL, objective=objective, **SHORT)
     ax = found.plot("stages")
     widths = [bar.get_width() for bar in ax.patches]
     times_s = [stage.time_s for stage in found.stages]
@@ -240,7 +241,7 @@ def test_what_an_upgrade_reaches_fits_beside_its_bar(found, width):
 
 def test_outputs_of_one_token_and_one_node_are_drawn():
     box = hs.Network(name="one", tiers=(tier("box", "a100-80gb"),))
-    found = hs.plan("phi-3-mini", box, output_tokens=1, concurrency=1)
+    found = plan_alone("phi-3-mini", box, output_tokens=1, concurrency=1)
     for kind in FIGURES:
         found.plot(kind)
 
@@ -253,7 +254,7 @@ def test_figures_go_where_they_are_told(found):
         found.plot("pie")
     with pytest.raises(TypeError, match="ax must be an Axes"):
         found.plot("stages", figure)
-    nothing = hs.plan("llama-3-8b", TIGHT, concurrency=64)
+    nothing = plan_alone("llama-3-8b", TIGHT, concurrency=64)
     for kind in FIGURES:
         if kind == "upgrades":
             nothing.plot(kind)
@@ -309,7 +310,7 @@ def test_names_cannot_write_html(tmp_path):
     evil = "<script>alert('&amp;\")</script>"
     nodes = (hs.Node(name=evil, gpu=hs.gpu("rtx-4090")),)
     network = hs.Network(name="n" + evil, tiers=(hs.Tier(name="t" + evil, nodes=nodes),))
-    found = hs.plan("phi-3-mini", network, output_tokens=8)
+    found = plan_alone("phi-3-mini", network, output_tokens=8)
     hs.write_report(found, tmp_path / "x.html", command=evil)
     assert "script" not in Loads((tmp_path / "x.html").read_text()).tags
 
@@ -323,7 +324,7 @@ def test_names_are_no_formulas_and_may_be_of_any_script(tmp_path):
         for name, link in zip(names, (*links, None), strict=True)
     )
     network = hs.Network(name="$a$ $b$", tiers=tiers)
-    found = hs.plan("phi-3-mini", network, concurrency=1, output_tokens=8)
+    found = plan_alone("phi-3-mini", network, concurrency=1, output_tokens=8)
     hs.write_report(found, tmp_path / "x.html")
     text = (tmp_path / "x.html").read_text()
     for name in names:
@@ -342,7 +343,7 @@ def test_long_names_are_cut_short(tmp_path):
         for k in range(3)
     )
     network = hs.Network(name="long", tiers=tiers)
-    found = hs.plan("phi-3-mini", network, concurrency=1, output_tokens=8)
+    found = plan_alone("phi-3-mini", network, concurrency=1, output_tokens=8)
     for kind in FIGURES:
         if kind == "upgrades" and not found.upgrades:
             continue
@@ -354,7 +355,7 @@ def test_long_names_are_cut_short(tmp_path):
 
 
 def test_what_does_not_fit_has_a_report(tmp_path):
-    found = hs.plan("llama-3-8b", TIGHT, concurrency=64)
+    found = plan_alone("llama-3-8b", TIGHT, concurrency=64)
     hs.write_report(found, tmp_path / "x.html")
     text = (tmp_path / "x.html").read_text()
     assert "<strong>Infeasible: the tiers together reach" in text
@@ -435,7 +436,7 @@ def test_a_refuted_certificate_is_told(tmp_path, found):
 
 
 def test_extrapolated_times_are_marked(tmp_path):
-    found = hs.plan("llama-3-8b", SMALL, weights="int4", **SHORT)
+    found = plan_alone("llama-3-8b", SMALL, weights="int4", **SHORT)
     hs.write_report(found, tmp_path / "x.html")
     assert "times are extrapolated" in (tmp_path / "x.html").read_text()
 
@@ -584,7 +585,7 @@ def test_heads_of_columns_are_explained(browser, report):
 
 def test_a_browser_shows_why_nothing_fits(browser, tmp_path):
     path = tmp_path / "x.html"
-    hs.write_report(hs.plan("llama-3-8b", TIGHT, concurrency=64), path)
+    hs.write_report(plan_alone("llama-3-8b", TIGHT, concurrency=64), path)
     opened(browser, path)
     verdict = browser.find_element("css selector", ".verdict").text
     assert verdict.startswith("Infeasible: the tiers together reach block")

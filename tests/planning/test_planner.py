@@ -27,6 +27,7 @@ from hypsolve.simulation.metrics import growth
 from hypsolve.solvers import clock
 from instances import network, networks
 from tests.helpers import token_toys as toys
+from tests.helpers.plans import plan_alone, query_alone
 from tests.helpers.scenarios_token import random_scenario
 
 WIRE = hs.Link(bytes_per_s=1e8, latency_s=1e-3)
@@ -46,12 +47,12 @@ SMALL = hs.Network(
 
 @pytest.fixture(scope="module")
 def found():
-    return hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
+    return plan_alone("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
 
 
 @pytest.fixture(scope="module")
 def too_small():
-    return hs.plan("llama-3-8b", TIGHT, concurrency=64)
+    return plan_alone("llama-3-8b", TIGHT, concurrency=64)
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def test_prices_of_upgrades_are_those_of_the_file():
     site = hs.NetworkFile(
         network=SMALL, price_per_hour={"desk-0": 0.4, "desk-1": 0.4, "rack-0": 1.5}
     )
-    asked = PlanQuery.of("llama-3-8b", site, concurrency=8)
+    asked = query_alone("llama-3-8b", site, concurrency=8)
     light = {"int8": hs.model("llama-3-8b", weights="int8")}
     price = {
         each.what: each.price_per_hour for each in scenarios(asked, fits=True, lighter=light)
@@ -196,7 +197,7 @@ def test_an_upgrade_is_reported_if_it_is_better_than_the_smaller_ones(monkeypatc
     tight = replace(
         SMALL, tiers=(tier("desk", "rtx-3090", 2, fast, memory_bytes=3 * GIB), SMALL.tiers[1])
     )
-    asked = PlanQuery.of("llama-3-8b", tight, concurrency=8)
+    asked = query_alone("llama-3-8b", tight, concurrency=8)
     solution, goal = solve_query(asked), what_if.Goal(asked)
     cuts = solution.result.partition.cuts
     before = goal.model(solution, cuts, asked)
@@ -237,7 +238,7 @@ def test_nodes_of_two_sizes_are_both_offered_whatever_their_order(unsimulated):
         network = replace(
             SMALL, tiers=(hs.Tier(name="desk", nodes=nodes, link=WIRE), SMALL.tiers[1])
         )
-        found = hs.plan("llama-3-8b", network, concurrency=8)
+        found = plan_alone("llama-3-8b", network, concurrency=8)
         names = tried(found)
         assert "one more RTX 3090 with 24 GiB free in 'desk'" in names
         assert "one more RTX 3090 with 6 GiB free in 'desk'" in names
@@ -245,22 +246,22 @@ def test_nodes_of_two_sizes_are_both_offered_whatever_their_order(unsimulated):
 
 def test_a_limit_that_is_in_the_way_is_told():
     site = hs.NetworkFile(network=SMALL, max_blocks=(3, 4))
-    found = hs.plan("llama-3-8b", site, concurrency=1)
+    found = plan_alone("llama-3-8b", site, concurrency=1)
     assert not found.fits
     (upgrade,) = (each for each in found.upgrades if each.what == "no max_blocks on 'rack'")
-    free = hs.plan("llama-3-8b", replace(site, max_blocks=(3, None)), with_upgrades=False)
+    free = plan_alone("llama-3-8b", replace(site, max_blocks=(3, None)), with_upgrades=False)
     assert upgrade.after == pytest.approx(free.forecast.max_requests_per_s, rel=0.1)
 
 
 def test_nodes_in_a_row_are_tried_where_they_are_linked(unsimulated):
     site = hs.NetworkFile(network=SMALL, inner_links=(WIRE, None))
-    found = hs.plan("llama-3-8b", site, concurrency=8)
+    found = plan_alone("llama-3-8b", site, concurrency=8)
     row = tried(found)["nodes of 'desk' as stages in a row"].query.network.network
     assert [(t.name, t.link, len(t.nodes)) for t in row.tiers] == [
         ("desk/desk-0", WIRE, 1), ("desk/desk-1", WIRE, 1), ("rack", None, 1),
     ]  # fmt: skip
     limited = replace(site, max_blocks=(20, None))
-    found = hs.plan("llama-3-8b", limited, concurrency=8)
+    found = plan_alone("llama-3-8b", limited, concurrency=8)
     assert not any("in a row" in what for what in tried(found))
 
 
@@ -297,13 +298,13 @@ def test_what_does_not_fit_says_why_and_what_would(too_small):
 
 def test_what_cannot_be_mended_by_fewer_sequences_does_not_say_so():
     tiny = hs.Network(name="tiny", tiers=(tier("a", "t4", memory_bytes=GIB),))
-    found = hs.plan("llama-3-8b", tiny)
+    found = plan_alone("llama-3-8b", tiny)
     assert not any(change.what.startswith("room for") for change in found.upgrades)
 
 
 @pytest.mark.parametrize("objective", ["bottleneck", "path", "p0"])
 def test_objectives(objective, unsimulated):
-    found = hs.plan("phi-3-mini", SMALL, objective=objective, concurrency=1)
+    found = plan_alone("phi-3-mini", SMALL, objective=objective, concurrency=1)
     instance, partition = found.result.instance, found.result.partition
     assert str(instance.objective) == objective
     assert found.result.objective_s == hs.evaluate(instance, partition)
@@ -321,7 +322,7 @@ def test_objectives(objective, unsimulated):
 
 def test_mean_latency_is_searched_by_simulation():
     asked = {"objective": "mean_latency", "rate_per_s": 3.0, "seed": 5, "output_tokens": 24}
-    found = hs.plan("phi-3-mini", SMALL, **asked)
+    found = plan_alone("phi-3-mini", SMALL, **asked)
     assert found.result.method == "simulated" and str(found.result.status) == "optimal"
     assert found.result.objective_s == found.forecast.latency_s.mean
     assert found.simulate().latency_s.mean() == found.forecast.latency_s.mean
@@ -381,7 +382,7 @@ def test_a_split_that_serves_better_is_told(rate, latency, words, found):
 
 def test_one_split_for_all_objectives_has_no_alternatives():
     box = hs.Network(name="one", tiers=(tier("box", "a100-80gb"),))
-    found = hs.plan("phi-3-mini", box, concurrency=1)
+    found = plan_alone("phi-3-mini", box, concurrency=1)
     assert found.alternatives == () and "no split has a bottleneck below" in str(found)
 
 
@@ -413,7 +414,7 @@ def test_latencies_that_settle_are_told_from_queues():
     )  # fmt: skip
     solution = planner.split(
         "llama-3-8b", hs.Network(name="net", tiers=tiers), prompt_tokens=4000,
-        output_tokens=1500, concurrency=1,
+        output_tokens=1500, concurrency=1, objective="bottleneck",
     )  # fmt: skip
     deployment, result = solution.deployment, solution.result
     most = predict(deployment, result.partition, 0.01).max_requests_per_s
@@ -447,7 +448,7 @@ def test_queues_stay_or_grow_at_the_largest_rate(found):
 
 def test_a_plan_says_what_it_is_doing(unsimulated):
     told = []
-    found = hs.plan("phi-3-mini", SMALL, progress=told.append)
+    found = plan_alone("phi-3-mini", SMALL, progress=told.append)
     assert told[0] == "simulating requests"
     assert {f"tried: {change.what}" for change in found.upgrades} <= set(told)
     planner.split("phi-3-mini", SMALL, objective="mean_latency", progress=told.append)
@@ -469,13 +470,13 @@ def interrupt_at(monkeypatch, module, name, call=1):
 def test_an_interrupt_leaves_what_there_is(monkeypatch, found):
     with monkeypatch.context() as patch:
         interrupt_at(patch, what_if, "_simulated")
-        some = hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
+        some = plan_alone("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
     assert some.stopped == "not all upgrades were tried" and some.forecast == found.forecast
     assert some.upgrades == () != found.upgrades
     assert "stopped: not all upgrades were tried" in str(some)
     with monkeypatch.context() as patch:
         interrupt_at(patch, planner, "predict")
-        less = hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
+        less = plan_alone("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
     assert less.stopped == "not all upgrades were tried; the forecast was not simulated"
     assert less.forecast is None and less.stages == found.stages and less.nodes == found.nodes
     assert "proved optimal" in str(less) and "what would help" not in str(less)
@@ -492,7 +493,7 @@ def test_a_searched_change_that_is_interrupted_ends_the_plan(monkeypatch):
         return real(splits, **options)
 
     monkeypatch.setattr(query, "minimise_mean_latency", search)
-    found = hs.plan("phi-3-mini", SMALL, objective="mean_latency", output_tokens=4)
+    found = plan_alone("phi-3-mini", SMALL, objective="mean_latency", output_tokens=4)
     assert found.stopped == "not all upgrades were tried"
     assert searches == [30.0, 1.0, 1.0]  # half of the limit, and for changes a second each
 
@@ -507,13 +508,13 @@ def test_the_limit_of_a_search_is_no_longer_for_a_change(monkeypatch):
 
     monkeypatch.setattr(query, "minimise_mean_latency", search)
     with pytest.raises(KeyboardInterrupt):
-        hs.plan("phi-3-mini", SMALL, objective="mean_latency", time_limit_s=0.25)
+        plan_alone("phi-3-mini", SMALL, objective="mean_latency", time_limit_s=0.25)
     assert limits == [0.125]  # what-if scenarios have the other half
 
 
 def test_a_tied_table_is_held_once_on_a_node_with_all_blocks():
     box = hs.Network(name="box", tiers=(tier("box", "rtx-3090"),))
-    found = hs.plan("llama-3.2-1b", box, concurrency=1)
+    found = plan_alone("llama-3.2-1b", box, concurrency=1)
     (node,) = found.nodes
     assert found.model.tied_bytes > 0
     assert node.weight_bytes == found.model.weight_bytes - found.model.tied_bytes
@@ -523,24 +524,26 @@ def test_a_tied_table_is_held_once_on_a_node_with_all_blocks():
 
 def test_an_exact_method_that_is_interrupted_is_replaced(monkeypatch, found):
     interrupt_at(monkeypatch, query, "solve")
-    other = hs.plan("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8, method="partition_cbc")
+    other = plan_alone(
+        "llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8, method="partition_cbc"
+    )
     assert other.stopped == "partition_cbc was stopped: this is hypsplit_dp's split"
     assert other.result.partition == found.result.partition and other.forecast == found.forecast
     interrupt_at(monkeypatch, query, "solve")
     with pytest.raises(KeyboardInterrupt):  # nothing to show
-        hs.plan("llama-3-8b", SMALL)
+        plan_alone("llama-3-8b", SMALL)
 
 
 def test_pins_and_limits_of_the_file_hold(unsimulated):
     site = hs.NetworkFile(
         network=SMALL, pins={"embedding": "desk", 20: "desk"}, max_blocks=(25, None)
     )
-    found = hs.plan("llama-3-8b", site, concurrency=1)
+    found = plan_alone("llama-3-8b", site, concurrency=1)
     cut = found.result.partition.cuts[1]
     assert 22 <= cut <= 25
     assert best_s("llama-3-8b", SMALL, concurrency=1) <= found.result.objective_s
     with pytest.raises(ValueError, match="pin of layer 32: llama-3-8b has layers 0 to 31"):
-        hs.plan("llama-3-8b", replace(site, pins={32: "desk"}))
+        plan_alone("llama-3-8b", replace(site, pins={32: "desk"}))
 
 
 def test_a_plan_is_readable_in_a_console_and_in_a_notebook(found, too_small):
@@ -559,7 +562,7 @@ def test_old_names_suggest_the_new_ones():
         ("time_limit", "time_limit_s"),
     ):
         with pytest.raises(TypeError, match=f"unknown option '{old}'; did you mean {new}"):
-            hs.plan("llama-3-8b", SMALL, **{old: 1})
+            plan_alone("llama-3-8b", SMALL, **{old: 1})
 
 
 def test_everything_is_plain_in_a_dictionary(found, too_small):
@@ -609,8 +612,11 @@ def test_a_command_compiles_all_its_kernels_at_once(monkeypatch):
     module = sys.modules["hypsolve.solve"]
     monkeypatch.setattr(module, "warm", lambda *families: calls.append(set(families)))
     box = hs.Network(name="one", tiers=(tier("box", "a100-80gb"),))
-    hs.plan("phi-3-mini", box, concurrency=1, with_upgrades=False)
+    plan_alone("phi-3-mini", box, concurrency=1, with_upgrades=False)
     assert calls[0] == {"hypsplit", "token_level"}
+    calls.clear()
+    hs.plan("phi-3-mini", box, concurrency=1, output_tokens=16, with_upgrades=False)
+    assert calls[0] == {"hypsplit", "token_level", "throughput"}
     calls.clear()
     list(comparison.compare("phi-3-mini", box, ("even_split", "hypsplit_dp")))
     assert calls[0] == {"hypsplit"}
@@ -645,22 +651,26 @@ def test_bad_model_or_network(arguments, error, message):
 
 def test_a_misspelt_argument_of_plan_is_not_blamed_on_the_method(monkeypatch):
     with pytest.raises(TypeError, match="plan: unknown option 'rate'; did you mean rate_per_s"):
-        hs.plan("llama-3-8b", SMALL, rate=1)
+        plan_alone("llama-3-8b", SMALL, rate=1)
     with pytest.raises(TypeError, match="hypsplit_dp: unknown option 'xyz'"):
+        plan_alone("llama-3-8b", SMALL, xyz=1)
+    with pytest.raises(TypeError, match="unknown option 'xyz'; under objective throughput"):
         hs.plan("llama-3-8b", SMALL, xyz=1)
 
     def mine(instance, *, time_limit_s, seed, rate):
         return hs.METHODS["hypsplit_dp"].function(instance, time_limit_s=rate, seed=seed)
 
     monkeypatch.setitem(hs.METHODS, "mine", hs.Method(mine, "partition", kernels=("hypsplit",)))
-    assert hs.plan("llama-3-8b", SMALL, method="mine", rate=2.0, with_upgrades=False).fits
+    assert plan_alone("llama-3-8b", SMALL, method="mine", rate=2.0, with_upgrades=False).fits
 
     def any_option(instance, *, time_limit_s, seed, **options):
         return mine(instance, time_limit_s=time_limit_s, seed=seed, **options)
 
     given = hs.Method(any_option, "partition", kernels=("hypsplit",))
     monkeypatch.setitem(hs.METHODS, "any_option", given)
-    assert hs.plan("llama-3-8b", SMALL, method="any_option", rate=2.0, with_upgrades=False).fits
+    assert plan_alone(
+        "llama-3-8b", SMALL, method="any_option", rate=2.0, with_upgrades=False
+    ).fits
 
 
 @pytest.mark.parametrize(
@@ -677,7 +687,7 @@ def test_a_misspelt_argument_of_plan_is_not_blamed_on_the_method(monkeypatch):
         ({"weights": "fp4"}, "unknown weights 'fp4'"),
         (
             {"objective": "makespan"},
-            "unknown objective 'makespan'; choose one of bottleneck, path, mean_latency, p0",
+            "unknown objective 'makespan'; choose one of throughput, goodput",
         ),
         ({"objective": "mean_latency", "time_limit_s": 0}, "plan: time_limit_s must be pos"),
         ({"method": "dp"}, "unknown method 'dp'"),
@@ -685,12 +695,12 @@ def test_a_misspelt_argument_of_plan_is_not_blamed_on_the_method(monkeypatch):
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        hs.plan("llama-3-8b", SMALL, **options)
+        plan_alone("llama-3-8b", SMALL, **options)
 
 
 def test_limits_that_leave_no_block_for_another_tier(unsimulated):
     site = hs.NetworkFile(network=SMALL, min_blocks=(10, 24))
-    found = hs.plan("llama-3-8b", site, concurrency=1)
+    found = plan_alone("llama-3-8b", site, concurrency=1)
     assert found.result.partition.cuts == (0, 10, 34)
     assert not any("tier of its own" in what for what in tried(found))
 
@@ -698,7 +708,7 @@ def test_limits_that_leave_no_block_for_another_tier(unsimulated):
 def test_p0_knows_no_empty_tier():
     site = hs.NetworkFile(network=SMALL, min_blocks=(None, 0))
     with pytest.raises(ValueError, match="min_blocks of tier 'rack' must be at least 1 under"):
-        hs.plan("llama-3-8b", site, objective="p0")
+        plan_alone("llama-3-8b", site, objective="p0")
 
 
 def test_a_model_from_a_file(tmp_path, found, unsimulated):
@@ -710,22 +720,22 @@ def test_a_model_from_a_file(tmp_path, found, unsimulated):
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     for path in (tmp_path, tmp_path / "config.json", str(tmp_path)):
-        read = hs.plan(path, SMALL, concurrency=8)
+        read = plan_alone(path, SMALL, concurrency=8)
         assert read.result.objective_s == found.result.objective_s
         assert read.forecast == found.forecast
 
 
 def test_an_exact_method_proves_the_same_and_changes_are_quick(found, unsimulated):
-    slow = hs.plan("llama-3-8b", SMALL, concurrency=8, method="partition_cpsat")
+    slow = plan_alone("llama-3-8b", SMALL, concurrency=8, method="partition_cpsat")
     assert slow.result.method == "partition_cpsat"
     assert slow.result.objective_s == pytest.approx(found.result.objective_s, rel=1e-6)
 
 
 def test_a_model_of_ones_own(unsimulated):
-    own = hs.plan(hs.model("phi-3-mini"), SMALL, concurrency=1)
+    own = plan_alone(hs.model("phi-3-mini"), SMALL, concurrency=1)
     assert not any(change.what.startswith("weights") for change in own.upgrades)
     with pytest.raises(ValueError, match="weights must be None where the model is a Model"):
-        hs.plan(hs.model("phi-3-mini"), SMALL, weights="int8")
+        plan_alone(hs.model("phi-3-mini"), SMALL, weights="int8")
 
 
 # what it will serve
@@ -737,7 +747,7 @@ def test_the_room_is_that_of_the_tier_with_the_least():
     site = hs.NetworkFile(
         network=hs.Network(name="net", tiers=tiers), price_per_hour={"b-0": 3.6}
     )
-    found = hs.plan("llama-3-8b", site, concurrency=2, with_upgrades=False)
+    found = plan_alone("llama-3-8b", site, concurrency=2, with_upgrades=False)
     rooms = []
     for stage, each in zip(found.stages, tiers, strict=True):
         blocks = [found.model.blocks[b] for b in stage.blocks]
@@ -746,7 +756,7 @@ def test_the_room_is_that_of_the_tier_with_the_least():
         rooms.append(sum(int((n.usable_bytes - held) // kv_bytes // 768) for n in each.nodes))
     assert found.forecast.max_sequences == min(rooms) < max(rooms)
     most = found.forecast.max_requests_per_s
-    beyond = hs.plan(
+    beyond = plan_alone(
         "llama-3-8b", site, concurrency=2, rate_per_s=4 * most, with_upgrades=False
     )
     assert not beyond.forecast.keeps_up
@@ -759,7 +769,7 @@ def test_the_room_is_that_of_the_tier_with_the_least():
 @pytest.mark.parametrize("name", networks())
 @pytest.mark.parametrize("lengths", [(1, 1), (300, 40), (8, 80)])
 def test_what_is_predicted_is_below_the_bound(name, lengths):
-    found = hs.plan(
+    found = plan_alone(
         "phi-3-mini", network(name), prompt_tokens=lengths[0], output_tokens=lengths[1],
         concurrency=1, rate_per_s=0.5, with_upgrades=False,
     )  # fmt: skip
@@ -878,29 +888,29 @@ def test_the_longest_context_is_that_of_the_roomiest_node():
         )),
     )  # fmt: skip
     model = replace(hs.model("llama-3-8b"), context_tokens=0)
-    found = hs.plan(model, hs.Network(name="net", tiers=tiers), with_upgrades=False)
+    found = plan_alone(model, hs.Network(name="net", tiers=tiers), with_upgrades=False)
     kv_bytes = sum(block.kv_bytes_per_token for block in found.model.blocks)
     free = 60 * GIB - found.model.weight_bytes
     assert found.forecast.max_context_tokens == free // kv_bytes
-    named = hs.plan("llama-3-8b", hs.Network(name="net", tiers=tiers), with_upgrades=False)
+    named = plan_alone("llama-3-8b", hs.Network(name="net", tiers=tiers), with_upgrades=False)
     assert named.forecast.max_context_tokens == 8192  # what it was made for
 
 
 def test_a_tier_that_may_stay_empty_is_left_out_where_that_is_better():
     slow = hs.Link(bytes_per_s=2.5e6, latency_s=1e-3)
     tiers = (tier("home", "jetson-orin-nano", 1, slow), tier("dc", "h200"))
-    full = hs.plan("phi-3-mini", hs.Network(name="net", tiers=tiers), concurrency=1)
+    full = plan_alone("phi-3-mini", hs.Network(name="net", tiers=tiers), concurrency=1)
     by_name = {change.what: change for change in full.upgrades}
     without = by_name["no block on 'home' (min_blocks = 0), if that is better"]
     site = hs.NetworkFile(network=full.network.network, min_blocks=(0, None))
-    found = hs.plan("phi-3-mini", site, concurrency=1)
+    found = plan_alone("phi-3-mini", site, concurrency=1)
     assert found.result.partition.cuts == (0, 0, 34)
     assert without.after > full.forecast.max_requests_per_s
     assert found.result.objective_s < full.result.objective_s
     assert without.cuts == (0, 0, 34)
     assert not any("home" in c.what and "no block" in c.what for c in found.upgrades)
     with pytest.raises(ValueError, match="min_blocks of all tiers must be at most the 34 bl"):
-        hs.plan("phi-3-mini", replace(site, min_blocks=(40, None)))
+        plan_alone("phi-3-mini", replace(site, min_blocks=(40, None)))
 
 
 def test_changes_of_memory_and_links_are_what_solving_says():
@@ -914,7 +924,7 @@ def test_changes_of_memory_and_links_are_what_solving_says():
         ("twice the rate of the link from 'a'", (roomy, b), (quicker, b)),
     ):
         now, then = (hs.Network(name="net", tiers=tiers) for tiers in (before, after))
-        asked = PlanQuery.of("llama-3-8b", now, concurrency=1)
+        asked = query_alone("llama-3-8b", now, concurrency=1)
         by_name = {each.what: each for each in scenarios(asked, fits=True, lighter={})}
         solved = solve_query(by_name[what].query).result.objective_s
         assert solved == best_s("llama-3-8b", then, concurrency=1)
@@ -949,7 +959,7 @@ def test_nodes_that_no_pipeline_takes_are_named():
         tiers=(hs.Tier(name="m", nodes=(desk,), link=link), hs.Tier(name="box", nodes=cards)),
     )
     for runtime in ("llama.cpp", "vllm", "ideal"):
-        made = hs.plan("llama-3-8b", lab, runtime=runtime, with_upgrades=False)
+        made = plan_alone("llama-3-8b", lab, runtime=runtime, with_upgrades=False)
         drawn = hs.workload(n_requests=20, rate_per_s=1)
         deployment = replace(made.deployment, requests=drawn, max_resident_tokens=None)
         busy_s = hs.simulate(deployment, made.result.partition).busy_s
@@ -972,7 +982,7 @@ def test_what_binds_is_that_of_one_node(lengths):
             memory_s += float(moved) / gpu.bytes_per_s
     expected = "compute" if compute_s > memory_s else "memory bandwidth"
     for n_nodes in (1, 2, 16):
-        made = hs.plan(
+        made = plan_alone(
             model, hs.Network(name="n", tiers=(tier("a", "h100", n_nodes),)), concurrency=1,
             prompt_tokens=prompt, output_tokens=output, with_upgrades=False,
             time_limit_s=1.0,

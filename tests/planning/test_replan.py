@@ -19,8 +19,9 @@ from hypsolve.planning.replan import Placement, _falling, _moves, _search, repla
 from hypsolve.solvers.clock import NEVER
 from hypsolve.solvers.partition.stage_tables import cost_table
 from tests.cli.test_cli import run
+from tests.helpers.plans import plan_alone
 
-plan = functools.partial(hs.plan, with_upgrades=False)
+plan = functools.partial(plan_alone, with_upgrades=False)
 WIRE = hs.Link(bytes_per_s=1e9, latency_s=1e-4)
 
 

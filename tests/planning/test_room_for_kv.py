@@ -9,6 +9,7 @@ import hypsolve as hs
 from hypsolve.planning.query import solve_query
 from hypsolve.planning.room_for_kv import CLOSE
 from hypsolve.problem.units import GIB
+from tests.helpers.plans import plan_alone
 
 LINK = hs.Link(bytes_per_s=1.25e9, latency_s=1e-4)
 
@@ -88,11 +89,13 @@ def test_twins_share_the_layers(runtime):
     """Two equal cards: one was full, while its twin had gigabytes to spare."""
     network = chain(hs.gpu("rtx-4090"), [24, 24])
     query = {"objective": "path", "concurrency": 4, "runtime": runtime}
-    plan = hs.plan("llama-2-13b", network, with_upgrades=False, **query)
+    plan = plan_alone("llama-2-13b", network, with_upgrades=False, **query)
     first, second = plan.nodes
     layer = max(block.weight_bytes for block in plan.model.blocks)
     assert abs(first.free_bytes - second.free_bytes) < 2 * layer
-    chosen = hs.plan("llama-2-13b", network, with_upgrades=False, method="hypsplit_dp", **query)
+    chosen = plan_alone(
+        "llama-2-13b", network, with_upgrades=False, method="hypsplit_dp", **query
+    )
     assert chosen.result.objective_s == pytest.approx(plan.result.objective_s, rel=1e-12)
     assert plan.forecast.max_sequences > 2 * chosen.forecast.max_sequences
     assert "most room" in plan.result.message and "most room" not in chosen.result.message
@@ -103,8 +106,8 @@ def test_no_more_kv_cache_is_reserved_than_slots_use():
     box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("rtx-4090")),))
     site = hs.Network(name="home", tiers=(box,))
     long = {"prompt_tokens": 7168, "output_tokens": 1024, "with_upgrades": False}
-    assert not hs.plan("llama-3-8b", site, **long).fits
-    found = hs.plan("llama-3-8b", site, runtime="llama.cpp", **long)
+    assert not plan_alone("llama-3-8b", site, **long).fits
+    found = plan_alone("llama-3-8b", site, runtime="llama.cpp", **long)
     slots = hs.runtime("llama.cpp").max_num_seqs
     kv_bytes = sum(block.kv_bytes_per_token for block in found.model.blocks) * 8192
     assert found.fits and found.nodes[0].kv_bytes == slots * kv_bytes
@@ -112,8 +115,8 @@ def test_no_more_kv_cache_is_reserved_than_slots_use():
     assert first.endswith(
         f"KV cache for {slots} sequences (all that runtime llama.cpp runs at once, of 16)"
     )
-    two = hs.plan("llama-3-8b", site, runtime="llama.cpp", max_num_seqs=2, **long)
+    two = plan_alone("llama-3-8b", site, runtime="llama.cpp", max_num_seqs=2, **long)
     assert two.nodes[0].kv_bytes == 2 * kv_bytes
-    few = hs.plan("llama-3-8b", site, runtime="llama.cpp", concurrency=1, **long)
+    few = plan_alone("llama-3-8b", site, runtime="llama.cpp", concurrency=1, **long)
     assert few.nodes[0].kv_bytes == kv_bytes
     assert str(few).splitlines()[0].endswith("KV cache for 1 sequence")

@@ -16,6 +16,7 @@ import pytest
 import hypsolve as hs
 from hypsolve.planning.exporters import MODULES
 from hypsolve.solvers.partition.heuristics import min_spread
+from tests.helpers.plans import plan_alone
 
 COUNTS = (1, 3, 2)  # layers of each stage, that limits of the tiers force
 STAGES = range(len(COUNTS))
@@ -120,7 +121,7 @@ def planned(model):
     first, *inner, last = COUNTS
     limits = (first + 1, *inner, last + 1)  # embedding and head
     site = hs.NetworkFile(network=hs.Network(name="net", tiers=tiers), max_blocks=limits)
-    found = hs.plan(model, site, prompt_tokens=16, output_tokens=8)
+    found = plan_alone(model, site, prompt_tokens=16, output_tokens=8)
     assert found.result.partition.cuts == (0, *itertools.accumulate(limits))
     return found
 

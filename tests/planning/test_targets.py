@@ -8,8 +8,9 @@ import hypsolve as hs
 from hypsolve.planning import what_if
 from hypsolve.planning.forecast import predict
 from hypsolve.planning.goal import Goal, modelled_slack
-from hypsolve.planning.query import PlanQuery, solve_query
+from hypsolve.planning.query import solve_query
 from tests.helpers import token_toys as toys
+from tests.helpers.plans import plan_alone, query_alone
 
 LAN, WAN = hs.Link(bytes_per_s=1e9, latency_s=1e-4), hs.Link(bytes_per_s=1e8, latency_s=0.04)
 
@@ -28,7 +29,7 @@ ASKED = {"rate_per_s": 3.0, "tpot_slo_s": 0.05, "ttft_slo_s": 0.3, "output_token
 
 @pytest.fixture(scope="module")
 def found():
-    return hs.plan("llama-3-8b", COMPANY, **ASKED)
+    return plan_alone("llama-3-8b", COMPANY, **ASKED)
 
 
 def test_upgrades_are_judged_by_goodput_at_the_load(found):
@@ -70,7 +71,7 @@ def test_alternatives_tell_their_goodput(found):
 @pytest.mark.parametrize("users", [None, 4])
 def test_targets_come_before_the_objective(objective, users):
     """Whoever gives targets asks for requests within them, whatever decides the split."""
-    asked = PlanQuery.of(
+    asked = query_alone(
         "llama-3-8b", COMPANY, objective=objective, tpot_slo_s=0.1,
         users=None if objective == "mean_latency" else users,
     )  # fmt: skip
@@ -81,7 +82,7 @@ def test_targets_come_before_the_objective(objective, users):
 def test_nothing_helps_where_all_targets_are_met():
     """The title says that no upgrade is needed."""
     lan = hs.Network(name="lan", tiers=(tier("rack", "h100", 1),))
-    met = hs.plan("llama-3-8b", lan, rate_per_s=0.5, tpot_slo_s=1.0)
+    met = plan_alone("llama-3-8b", lan, rate_per_s=0.5, tpot_slo_s=1.0)
     assert met.forecast.slo_attainment == 1 and not met.upgrades
     assert "nothing; all requests are within the targets at this load" in str(met)
 
@@ -90,7 +91,7 @@ def test_nothing_helps_where_all_targets_are_met():
 def test_the_model_of_slack_is_the_target_over_the_stretched_time(load):
     """A second for every pass, at most four requests in one; waiting stretches it."""
     network = toys.network([[toys.gpu("gpu", t0_s=1.0)]])
-    asked = PlanQuery.of(
+    asked = query_alone(
         toys.model(1), network, prompt_tokens=1, output_tokens=3, tpot_slo_s=2.0,
         ttft_slo_s=8.0, rate_per_s=max(load * 4 / 3, 1e-6),
         runtime=hs.Runtime(name="toy", max_num_seqs=4),

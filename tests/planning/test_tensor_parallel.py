@@ -10,6 +10,7 @@ import hypsolve as hs
 from hypsolve.planning.exporters import TENSOR_PARALLEL, not_expressible
 from hypsolve.planning.json_schema import schema
 from hypsolve.planning.tensor_parallel import choose_degrees
+from tests.helpers.plans import plan_alone
 
 FAST = {"with_upgrades": False, "rate_per_s": 4.0, "time_limit_s": 600}
 
@@ -31,7 +32,7 @@ def lab(*tiers):
 @pytest.fixture(scope="module")
 def box_plan():
     """Llama-3-70B in 16 bits on one machine of 8 H100, for vLLM."""
-    return hs.plan("llama-3-70b", lab([machine()]), runtime="vllm", **FAST)
+    return plan_alone("llama-3-70b", lab([machine()]), runtime="vllm", **FAST)
 
 
 def test_70b_on_eight_h100(box_plan):
@@ -41,7 +42,9 @@ def test_70b_on_eight_h100(box_plan):
     alone = next(each for each in box_plan.degrees if each.degrees == (1,))
     assert (alone.is_allowed, alone.fits) == (True, False)
     assert alone.reason == "the model does not fit"
-    single = hs.plan("llama-3-70b", lab([machine()]), runtime="vllm", tensor_parallel=1, **FAST)
+    single = plan_alone(
+        "llama-3-70b", lab([machine()]), runtime="vllm", tensor_parallel=1, **FAST
+    )
     assert not single.fits
     assert f"{box_plan.nodes[0].n_gpus} x H100-SXM" in str(box_plan)
 
@@ -50,7 +53,7 @@ def test_every_degree_is_planned_and_the_best_is_taken(box_plan):
     """Each row is what a plan with the degree as an argument forecasts; the best is first."""
     rates = {}
     for degree in (2, 4, 8):
-        given = hs.plan(
+        given = plan_alone(
             "llama-3-70b", lab([machine()]), runtime="vllm", tensor_parallel=degree, **FAST
         )
         rates[degree] = given.forecast.max_requests_per_s
@@ -80,7 +83,9 @@ def test_the_command_of_vllm_starts_the_groups(box_plan):
 
 def test_sglang_starts_a_server_for_each_group():
     """Servers of one machine see disjoint GPUs in a row."""
-    plan = hs.plan("llama-3-70b", lab([machine()]), runtime="sglang", tensor_parallel=4, **FAST)
+    plan = plan_alone(
+        "llama-3-70b", lab([machine()]), runtime="sglang", tensor_parallel=4, **FAST
+    )
     text = hs.export(plan, "sglang")
     shown = re.findall(r"CUDA_VISIBLE_DEVICES=(\S+) .*--tp-size 4 ", text)
     assert shown == ["0,1,2,3", "4,5,6,7"]
@@ -89,7 +94,7 @@ def test_sglang_starts_a_server_for_each_group():
 def test_a_pipeline_of_two_machines():
     """Ray is told all GPUs of each machine; a stage is a group."""
     network = lab([machine("a", gpus=4)], [machine("b", gpus=4)])
-    plan = hs.plan("llama-3-70b", network, runtime="vllm", tensor_parallel=4, **FAST)
+    plan = plan_alone("llama-3-70b", network, runtime="vllm", tensor_parallel=4, **FAST)
     text = hs.export(plan, "vllm")
     assert "--tensor-parallel-size 4" in text
     assert "--pipeline-parallel-size 2" in text
@@ -109,7 +114,7 @@ def mixed_network():
 
 def test_vllm_takes_one_degree_and_the_plan_says_what_that_costs():
     """A single GPU before a machine: it runs under degree 1, or is left out."""
-    plan = hs.plan("llama-2-13b", mixed_network(), runtime="vllm", **FAST)
+    plan = plan_alone("llama-2-13b", mixed_network(), runtime="vllm", **FAST)
     tried = {each.degrees: each for each in plan.degrees}
     allowed = {degrees: each for degrees, each in tried.items() if each.is_allowed}
     assert set(allowed) == {(1, 1), (2, 2)}
@@ -126,16 +131,16 @@ def test_vllm_takes_one_degree_and_the_plan_says_what_that_costs():
 def test_machines_with_fewer_gpus_are_left_out_and_named():
     """Their tier relays; the rest is planned as a network without them."""
     asked = {"runtime": "vllm", "tensor_parallel": 2, **FAST}
-    plan = hs.plan("llama-2-13b", mixed_network(), **asked)
+    plan = plan_alone("llama-2-13b", mixed_network(), **asked)
     assert [len(stage.blocks) for stage in plan.stages] == [0, plan.model.n_blocks]
     assert plan.query.too_small == ("l40s",)
     assert "left out: l40s (fewer GPUs than compute as one, 2)" in str(plan)
-    alone = hs.plan("llama-2-13b", lab([machine(gpus=2)]), **asked)
+    alone = plan_alone("llama-2-13b", lab([machine(gpus=2)]), **asked)
     assert plan.forecast.max_requests_per_s == pytest.approx(
         alone.forecast.max_requests_per_s, rel=0.05
     )
     more = hs.Node(name="l4", gpu=hs.gpu("l4"))
-    in_a_tier = hs.plan("llama-2-13b", lab([machine(gpus=2), more]), **asked)
+    in_a_tier = plan_alone("llama-2-13b", lab([machine(gpus=2), more]), **asked)
     assert [node.node for node in in_a_tier.nodes] == ["box"]
     assert in_a_tier.query.too_small == ("l4",)
 
@@ -143,7 +148,7 @@ def test_machines_with_fewer_gpus_are_left_out_and_named():
 def test_the_nearest_plan_leaves_tiers_of_small_machines_empty():
     """The last layer goes to the last tier that can hold blocks, not to the last tier."""
     network = lab([machine("a", gpus=2)], [machine("b", gpus=4)], [machine("c", gpus=1)])
-    plan = hs.plan("llama-2-13b", network, runtime="vllm", tensor_parallel=2, **FAST)
+    plan = plan_alone("llama-2-13b", network, runtime="vllm", tensor_parallel=2, **FAST)
     assert plan.query.too_small == ("c",)
     near = hs.nearest_plan(plan, "vllm", with_upgrades=False)
     assert near.fits and not near.stages[-1].blocks
@@ -153,19 +158,19 @@ def test_the_nearest_plan_leaves_tiers_of_small_machines_empty():
 def test_a_pin_keeps_a_degree_out():
     """A tier that must hold the embedding has no machine for degree 2: the reason says so."""
     file = hs.NetworkFile(network=mixed_network(), pins={"embedding": "t0"})
-    plan = hs.plan("llama-2-13b", file, runtime="vllm", **FAST)
+    plan = plan_alone("llama-2-13b", file, runtime="vllm", **FAST)
     assert plan.query.tensor_parallel == 1
     refused = next(each for each in plan.degrees if each.degrees == (2, 2))
     why = "block 'embedding' must not be pinned to tier 't0': it has no machine for"
     assert why in refused.reason
     file = hs.NetworkFile(network=mixed_network(), min_blocks=(3, None))
     with pytest.raises(ValueError, match="min_blocks of tier 't0' must be 0, for it has no"):
-        hs.plan("llama-2-13b", file, runtime="vllm", tensor_parallel=2, **FAST)
+        plan_alone("llama-2-13b", file, runtime="vllm", tensor_parallel=2, **FAST)
 
 
 def test_ideal_lets_every_stage_have_its_degree():
     """The best of all combinations, each simulated, is taken."""
-    plan = hs.plan("llama-2-13b", mixed_network(), **FAST)
+    plan = plan_alone("llama-2-13b", mixed_network(), **FAST)
     tried = {each.degrees: each for each in plan.degrees if each.fits}
     assert set(tried) == {(1, 1), (1, 2)}  # no machine need be left out
     best = max(tried.values(), key=lambda each: each.max_requests_per_s)
@@ -181,13 +186,13 @@ def test_the_goal_decides():
     """For the least latency of one request alone more GPUs compute as one than for the rate."""
     network = lab([machine()])
     arguments = {"rate_per_s": 0.05, "with_upgrades": False, "time_limit_s": 600}
-    fast = hs.plan("llama-3-8b", network, runtime="vllm", objective="path", **arguments)
+    fast = plan_alone("llama-3-8b", network, runtime="vllm", objective="path", **arguments)
     latencies = {
         each.degrees[0]: each.latency_mean_s for each in fast.degrees if each.is_allowed
     }
     assert set(latencies) == {1, 2, 4, 8}
     assert fast.query.tensor_parallel == min(latencies, key=latencies.__getitem__) == 8
-    wide = hs.plan("llama-3-8b", network, runtime="vllm", **arguments)
+    wide = plan_alone("llama-3-8b", network, runtime="vllm", **arguments)
     assert wide.query.tensor_parallel == 1  # eight servers, which share nothing
 
 
@@ -195,7 +200,7 @@ def test_fixed_degrees_that_do_not_fit_are_listed():
     """The only choice, of two degrees, is named with its reason though nothing fits."""
     small = [machine("a", gpu="l4", gpus=2, interconnect="pcie4", tensor_parallel=2)]
     network = lab(small, [hs.Node(name="b", gpu=hs.gpu("l4"))])
-    plan = hs.plan("llama-3-70b", network, **FAST)
+    plan = plan_alone("llama-3-70b", network, **FAST)
     assert not plan.fits
     assert [(each.degrees, each.reason) for each in plan.degrees if each.is_allowed] == [
         ((2, 1), "the model does not fit")
@@ -205,7 +210,7 @@ def test_fixed_degrees_that_do_not_fit_are_listed():
 def test_the_largest_degree_says_what_is_missing():
     """One GPU would lack most of the model; all of them together lack less."""
     network = lab([machine(gpu="l4", gpus=4, interconnect="pcie4")])
-    plan = hs.plan("llama-3-70b", network, runtime="vllm", **FAST)
+    plan = plan_alone("llama-3-70b", network, runtime="vllm", **FAST)
     assert not plan.fits
     assert plan.query.tensor_parallel == 4
     assert "4: the model does not fit; 2: the model" in str(plan)
@@ -214,7 +219,7 @@ def test_the_largest_degree_says_what_is_missing():
 def test_users_are_served_best():
     """In a closed loop the value is the rate of the users, not the largest one."""
     asked = {"users": 4, "with_upgrades": False, "time_limit_s": 600, "output_tokens": 32}
-    plan = hs.plan("llama-3.2-1b", lab([machine(gpus=2)]), runtime="vllm", **asked)
+    plan = plan_alone("llama-3.2-1b", lab([machine(gpus=2)]), runtime="vllm", **asked)
     assert [each.value for each in plan.degrees] == sorted(
         (each.value for each in plan.degrees), reverse=True
     )
@@ -230,7 +235,7 @@ def test_degrees_must_divide_the_heads():
     assert "tensor_parallel must divide its 28 attention heads, got 8" in reasons[8]
     assert query.tensor_parallel in (1, 2, 4)
     with pytest.raises(ValueError, match="must divide its 28 attention heads, got 8"):
-        hs.plan(model, lab([machine()]), tensor_parallel=8, **FAST)
+        plan_alone(model, lab([machine()]), tensor_parallel=8, **FAST)
 
 
 def test_what_cannot_be_run_is_refused():
@@ -238,23 +243,25 @@ def test_what_cannot_be_run_is_refused():
     with pytest.raises(
         ValueError, match=r"tensor_parallel must be 1 under runtime 'llama\.cpp'"
     ):
-        hs.plan("llama-3-8b", lab([machine()]), runtime="llama.cpp", tensor_parallel=2, **FAST)
+        plan_alone(
+            "llama-3-8b", lab([machine()]), runtime="llama.cpp", tensor_parallel=2, **FAST
+        )
     with pytest.raises(ValueError, match="plan: tensor_parallel must be at least 1, got 0"):
-        hs.plan("llama-3-8b", lab([machine()]), tensor_parallel=0, **FAST)
+        plan_alone("llama-3-8b", lab([machine()]), tensor_parallel=0, **FAST)
     with pytest.raises(ValueError, match="some machine can have, 1, 2, got 4"):
-        hs.plan("llama-3-8b", lab([machine(gpus=2)]), tensor_parallel=4, **FAST)
+        plan_alone("llama-3-8b", lab([machine(gpus=2)]), tensor_parallel=4, **FAST)
     pair, single = machine(gpus=2, tensor_parallel=2), hs.Node(name="b", gpu=hs.gpu("l4"))
     fixed = hs.NetworkFile(
         network=lab([pair], [single]), pins={"embedding": "t0", "head": "t1"}
     )
     with pytest.raises(ValueError, match=r"runtime 'vllm' takes one for all stages; .*pinned"):
-        hs.plan("llama-3-8b", fixed, runtime="vllm", **FAST)
-    assert hs.plan("llama-3-8b", fixed, **FAST).degrees[0].degrees == (2, 1)
+        plan_alone("llama-3-8b", fixed, runtime="vllm", **FAST)
+    assert plan_alone("llama-3-8b", fixed, **FAST).degrees[0].degrees == (2, 1)
 
 
 def test_llama_cpp_uses_the_gpus_one_by_one():
     """Over RPC it has no tensor parallelism: a machine of two GPUs is two nodes."""
-    plan = hs.plan("llama-3-8b", lab([machine(gpus=2)]), runtime="llama.cpp", **FAST)
+    plan = plan_alone("llama-3-8b", lab([machine(gpus=2)]), runtime="llama.cpp", **FAST)
     assert [node.n_gpus for node in plan.nodes] == [1, 1]
     refused = [each for each in plan.degrees if each.reason]
     assert all("computes no layer on several GPUs" in each.reason for each in refused)
@@ -272,7 +279,7 @@ def test_the_report_has_the_degrees(box_plan, tmp_path):
 
 def test_gpus_of_a_machine_can_be_stages_in_a_row():
     """llama.cpp holds a model on eight GPUs that none of them could hold: one after another."""
-    plan = hs.plan("llama-3-70b", lab([machine()]), runtime="llama.cpp", **FAST)
+    plan = plan_alone("llama-3-70b", lab([machine()]), runtime="llama.cpp", **FAST)
     assert not plan.fits
     near = hs.nearest_plan(plan, "llama.cpp", with_upgrades=False)
     assert near.fits
@@ -309,6 +316,6 @@ def test_the_schema_of_plans_knows_the_degrees(box_plan):
 
 def test_one_gpu_changes_nothing():
     """A network of single GPUs is planned as before: no degree, no line, no choice."""
-    plan = hs.plan("llama-3-8b", lab([hs.Node(name="a", gpu=hs.gpu("h100"))]), **FAST)
+    plan = plan_alone("llama-3-8b", lab([hs.Node(name="a", gpu=hs.gpu("h100"))]), **FAST)
     assert (plan.degrees, plan.query.tensor_parallel) == ((), None)
     assert "tensor parallelism" not in str(plan)

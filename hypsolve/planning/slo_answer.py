@@ -1,0 +1,327 @@
+"""`SloSearch`: whether a load is served within its targets, and the largest loads that are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from hypsolve.planning.forecast import Forecast, room_of, serve_load
+from hypsolve.planning.load import Load, max_requests
+from hypsolve.planning.rate_bound import bound_on_rate
+from hypsolve.planning.saturation import (
+    MET,
+    enough_requests,
+    saturated_rate,
+    serve_at_rate,
+)
+from hypsolve.planning.simulation_search import Progress
+from hypsolve.problem.deployment import Deployment
+from hypsolve.problem.instance import Instance
+from hypsolve.problem.solution import Partition
+from hypsolve.simulation.trace import Trace
+from hypsolve.solvers.clock import Deadline
+
+TOLERANCE = 0.02  # relative difference to which the largest loads are found
+MAX_USERS = 100_000
+MIN_ROUNDS = 5  # requests of each user in a simulation, or the search is cut
+MIN_SHARE = 2.0**-10  # of the largest rate, below which no rate is looked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SufficientUpgrade:
+    """An upgrade with which the load of a query is served within its targets, simulated.
+
+    Attributes
+    ----------
+    what : str
+        The upgrade in words.
+    price_per_hour : float
+        Price of what is added; 0 if it needs no hardware, nan if unknown.
+    n_gpus : int
+        GPUs that are added.
+    cuts : tuple of int
+        The simulated split.
+    slo_attainment : float
+        Share of the requests within the targets.
+    extrapolated : bool
+        Whether no block times were measured with its weights.
+    """
+
+    what: str
+    price_per_hour: float
+    n_gpus: int
+    cuts: tuple[int, ...]
+    slo_attainment: float
+    extrapolated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SloAnswer:
+    """Whether the load of a query is served within its targets, and the largest loads that are.
+
+    A load is served within the targets if 95 % of the simulated requests meet every one. All
+    values are of the split of the plan. The largest loads are found by bisection, to 2 % or to
+    one user, since fewer requests meet their targets where the load is larger.
+
+    Attributes
+    ----------
+    is_met : bool
+        Whether the load of the query is served within the targets.
+    slo_attainment : float
+        Share of the requests within all targets at this load.
+    n_requests : int
+        Requests of the simulation of this load.
+    max_users : int
+        Largest number of users in a closed loop, with the think time of the query, that are
+        served within the targets; 0 if a single one is not.
+    max_users_is_lower_bound : bool
+        Whether the time limit, an interrupt, or the number of requests of a simulation ended
+        the search: more users may be served.
+    max_requests_per_s : float
+        Largest rate of Poisson arrivals that is served within the targets; 0 if there is none.
+    max_rate_is_lower_bound : bool
+        As `max_users_is_lower_bound`.
+    binding_target : str
+        ``TTFT`` or ``TPOT``: the target that fewer requests meet where the load is too large;
+        empty if no load was too large.
+    limited_by : str
+        Resource that limits the rate without targets; see `Forecast.limited_by`.
+    upgrade : SufficientUpgrade or None
+        Cheapest upgrade of those tried with which the load is served within the targets. None
+        if it is served already, if none was found, or if none was looked for.
+    upgrades_were_tried : bool
+        Whether upgrades were looked for to the end.
+    """
+
+    is_met: bool
+    slo_attainment: float
+    n_requests: int
+    max_users: int
+    max_users_is_lower_bound: bool
+    max_requests_per_s: float
+    max_rate_is_lower_bound: bool
+    binding_target: str
+    limited_by: str
+    upgrade: SufficientUpgrade | None = None
+    upgrades_were_tried: bool = False
+
+
+def attainment_at(
+    deployment: Deployment, instance: Instance, partition: Partition, load: Load
+) -> float:
+    """Return the share of the requests of a load that are within its targets, simulated."""
+    return within(load_trace(deployment, instance, partition, load), load)
+
+
+def load_trace(
+    deployment: Deployment, instance: Instance, partition: Partition, load: Load
+) -> Trace:
+    """Simulate a load with as many requests as tell whether its targets are met."""
+    if load.users is not None:
+        return serve_load(deployment, partition, load)
+    running = room_of(deployment, instance, partition).running
+    n = enough_requests(running, deployment, load.max_visits)
+    return serve_at_rate(deployment, partition, load, load.rate_per_s, n)
+
+
+def within(trace: Trace, load: Load, *targets: str) -> float:
+    """Return the share of the requests within the named targets of a load; default: all."""
+    names = targets or ("ttft_slo_s", "tpot_slo_s")
+    return trace.metrics(**{name: getattr(load, name) for name in names}).slo_attainment
+
+
+class Bracket:
+    """The largest load that holds, between two loads, while it is searched for.
+
+    Attributes
+    ----------
+    low : float
+        Largest load that is known to hold; 0 at first.
+    high : float
+        Smallest load that is known not to hold; inf at first.
+    is_found : bool
+        Whether the search has ended, so that `low` is the answer.
+    """
+
+    def __init__(self) -> None:
+        self.low, self.high, self.is_found = 0.0, math.inf, False
+
+    def note(self, load: float, holds: bool) -> None:
+        """Note whether a load holds."""
+        if holds:
+            self.low = max(self.low, load)
+        else:
+            self.high = min(self.high, load)
+
+    def search(
+        self,
+        holds: Callable[[float], bool],
+        *,
+        start: float,
+        least: float,
+        most: float,
+        step: float,
+        deadline: Deadline,
+    ) -> None:
+        """Double or halve a load until it brackets the answer, then bisect.
+
+        Parameters
+        ----------
+        holds : callable
+            Whether a load holds; of smaller loads, all do.
+        start : float
+            The load that is tried first, unless others are noted.
+        least, most : float
+            Range of the loads that are tried.
+        step : float
+            Loads are multiples of it, and the answer is found to `step` or to `TOLERANCE`; 0:
+            loads are real numbers.
+        deadline : Deadline
+            When it has passed, the search ends, and `low` is a lower bound.
+        """
+
+        def next_load() -> float:
+            if math.isinf(self.high):
+                return min(2 * self.low, most) if self.low else start
+            if not self.low:
+                return min(self.high / 2, start)
+            return (self.low + self.high) / 2
+
+        start = min(max(start, least), most)
+        while not self.is_found and not deadline.has_passed():
+            load = next_load()
+            load = max(load // step * step, step) if step else load
+            is_small = load < least or load >= self.high
+            is_close = self.high - self.low <= max(step, TOLERANCE * self.low)
+            if is_small or is_close or self.low >= most:
+                self.is_found = self.low < most or most == least
+                return
+            self.note(load, holds(load))
+
+
+class SloSearch:
+    """Answers whether the split of a plan serves a load within its targets.
+
+    Parameters
+    ----------
+    deployment, instance, partition
+        As in `hypsolve.planning.forecast.predict`.
+    load : Load
+        With a target for the first token or the later ones.
+    forecast : Forecast
+        Of this load.
+    within_targets_per_s : float
+        Largest rate within the targets, if it is known already; nan: it is searched.
+    is_lower_bound : bool
+        Whether that rate is only a lower bound, from which the search goes on.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        instance: Instance,
+        partition: Partition,
+        load: Load,
+        forecast: Forecast,
+        within_targets_per_s: float = math.nan,
+        *,
+        is_lower_bound: bool = False,
+    ) -> None:
+        self.deployment, self.instance, self.partition = deployment, instance, partition
+        self.load, self.forecast = load, forecast
+        self.users, self.rate = Bracket(), Bracket()
+        self.failing: tuple[float, Trace] | None = None  # attainment of the least bad failure
+        asked = load_trace(deployment, instance, partition, load)
+        self.attainment, self.n_requests = within(asked, load), len(asked.end_s)
+        keeps_up = load.users is not None or forecast.keeps_up is not False
+        self.holds_asked = keeps_up and self.attainment >= MET
+        if not self.holds_asked:
+            self.failing = self.attainment, asked
+        if load.users is not None:
+            self.users.note(load.users, self.holds_asked)
+        else:
+            self.rate.note(load.rate_per_s, self.holds_asked)
+        if not math.isnan(within_targets_per_s):
+            self.rate.low = max(self.rate.low, within_targets_per_s)
+            self.rate.is_found = not is_lower_bound
+
+    def run(self, deadline: Deadline, progress: Progress) -> None:
+        """Search the largest rate and the largest number of users; `answer` can be read then.
+
+        A KeyboardInterrupt passes through; `answer` then holds what is known.
+        """
+        n_done = 0
+
+        def tell(load: float, unit: str) -> None:
+            nonlocal n_done
+            n_done += 1
+            known = self.users.low if unit == "users" else self.rate.low
+            progress(f"targets, simulation {n_done}: {load:.4g} {unit}, at least {known:.3g}")
+
+        def holds_rate(rate_per_s: float) -> bool:
+            tell(rate_per_s, "requests/s")
+            return self._holds(replace(self.load, users=None, rate_per_s=rate_per_s))
+
+        def holds_users(users: float) -> bool:
+            tell(users, "users")
+            return self._holds(replace(self.load, users=int(users)))
+
+        of_rate = deadline.part(0.5)
+        if not self.rate.is_found and not of_rate.has_passed():
+            most = max(self._saturated_per_s(), self.rate.low)
+            self.rate.search(
+                holds_rate, start=most, least=MIN_SHARE * most, most=most, step=0.0,
+                deadline=of_rate,
+            )  # fmt: skip
+            self.rate.is_found = self.rate.is_found or self.rate.low >= most
+        largest = max_requests(self.deployment, self.load.max_visits) // MIN_ROUNDS
+        self.users.search(
+            holds_users, start=self._users_at(self.rate.low), least=1.0,
+            most=float(max(min(MAX_USERS, largest), 1)), step=1.0, deadline=deadline,
+        )  # fmt: skip
+
+    def answer(self) -> SloAnswer:
+        """Return what is known."""
+        asked = self.load.rate_per_s if self.load.users is None else self.load.users
+        bracket = self.rate if self.load.users is None else self.users
+        return SloAnswer(
+            is_met=self.holds_asked or bracket.low >= asked,
+            slo_attainment=self.attainment,
+            n_requests=self.n_requests,
+            max_users=int(self.users.low),
+            max_users_is_lower_bound=not self.users.is_found,
+            max_requests_per_s=self.rate.low,
+            max_rate_is_lower_bound=not self.rate.is_found,
+            binding_target="" if self.failing is None else self._binding(self.failing[1]),
+            limited_by=self.forecast.limited_by,
+        )
+
+    def _users_at(self, rate_per_s: float) -> float:
+        """Return the users of a rate by Little's law, with the mean latency of the forecast."""
+        round_s = self.forecast.latency_s.mean + self.load.think_time_s
+        return max(1.0, rate_per_s * round_s) if math.isfinite(round_s) else 1.0
+
+    def _saturated_per_s(self) -> float:
+        """Return the rate that is served where every queue is full."""
+        deployment, instance, partition = self.deployment, self.instance, self.partition
+        running = room_of(deployment, instance, partition).running
+        n = enough_requests(running, deployment, self.load.max_visits)
+        bound = bound_on_rate(deployment, instance, partition)
+        return saturated_rate(deployment, partition, bound, n).requests_per_s
+
+    def _holds(self, load: Load) -> bool:
+        trace = load_trace(self.deployment, self.instance, self.partition, load)
+        share = within(trace, load)
+        if share < MET and (self.failing is None or share > self.failing[0]):
+            self.failing = share, trace
+        return share >= MET
+
+    def _binding(self, trace: Trace) -> str:
+        """Return the target that fewer requests of a simulation meet."""
+        shares = {
+            name: within(trace, self.load, field)
+            for name, field in (("TTFT", "ttft_slo_s"), ("TPOT", "tpot_slo_s"))
+            if getattr(self.load, field) is not None
+        }
+        return min(shares, key=shares.__getitem__)

@@ -1,0 +1,94 @@
+"""The answer to targets as text: yes or no, the largest loads, what binds, what would help."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hypsolve.planning.saturation import MET
+from hypsolve.problem.units import count, show_seconds
+
+if TYPE_CHECKING:
+    from hypsolve.planning.load import Load
+    from hypsolve.planning.plan import Plan
+    from hypsolve.planning.slo_answer import SloAnswer, SufficientUpgrade
+
+
+def slo_lines(plan: Plan) -> list[str]:
+    """Return the answer to the targets of a plan in sentences; none without an answer."""
+    if plan.slo_answer is None:
+        return []
+    return [
+        describe_answer(plan.slo_answer, plan.query.load),
+        *_details(plan, plan.slo_answer),
+    ]
+
+
+def describe_answer(answer: SloAnswer, load: Load) -> str:
+    """Say whether a load is served within its targets."""
+    who = f"{load.rate_per_s:g} requests/s" if load.users is None else load.describe()
+    share = f"{answer.slo_attainment:.1%} of {answer.n_requests} simulated requests"
+    if answer.is_met:
+        return f"yes: {who} are served within {describe_slos(load)} ({share})"
+    return (
+        f"no: {who} are not served within {describe_slos(load)} (only {share}; it takes"
+        f" {MET:.0%})"
+    )
+
+
+def describe_slos(load: Load) -> str:
+    """Name the targets of a load."""
+    targets = {"TTFT": load.ttft_slo_s, "TPOT": load.tpot_slo_s}
+    return " and ".join(
+        f"{name} <= {show_seconds(limit)}"
+        for name, limit in targets.items()
+        if limit is not None
+    )
+
+
+def largest_users(answer: SloAnswer) -> str:
+    """Write the largest number of users within the targets."""
+    at_least = "at least " * answer.max_users_is_lower_bound
+    return f"{at_least}{count(answer.max_users, 'user')}"
+
+
+def largest_rate(answer: SloAnswer) -> str:
+    """Write the largest rate within the targets."""
+    at_least = "at least " * answer.max_rate_is_lower_bound
+    return f"{at_least}{answer.max_requests_per_s:.3g} requests/s"
+
+
+def _details(plan: Plan, answer: SloAnswer) -> Iterator[str]:
+    """Yield the largest loads, what binds, and the cheapest upgrade."""
+    yield (
+        f"the largest load of this split within the targets: {largest_users(answer)}, or"
+        f" {largest_rate(answer)} of Poisson arrivals"
+    )
+    binds = []
+    if answer.binding_target:
+        binds.append(f"with a larger load, {answer.binding_target} misses its target first")
+    if answer.limited_by:
+        binds.append(f"without targets, {answer.limited_by} limits the rate")
+    if binds:
+        yield f"what binds: {'; '.join(binds)}"
+    if answer.upgrade is not None:
+        upgrade = describe_sufficient(answer.upgrade, plan.network.currency)
+        yield f"the cheapest upgrade that reaches it: {upgrade}"
+    elif answer.upgrades_were_tried:
+        yield "no upgrade that was tried reaches it"
+
+
+def describe_sufficient(upgrade: SufficientUpgrade, currency: str = "") -> str:
+    """Say what an upgrade is, its price, and the share of the requests within the targets."""
+    money = f" {currency}" if currency else ""
+    if math.isnan(upgrade.price_per_hour):
+        price = "price unknown" + (
+            f", {count(upgrade.n_gpus, 'GPU')}" if upgrade.n_gpus else ""
+        )
+    elif upgrade.price_per_hour:
+        price = f"{upgrade.price_per_hour:.4g}{money} per hour"
+    else:
+        price = "no hardware"
+    mark = ", extrapolated" if upgrade.extrapolated else ""
+    return f"{upgrade.what} ({price}{mark}); {upgrade.slo_attainment:.1%} are then within them"
