@@ -39,14 +39,20 @@ def blocks_of(page):
 
 
 def run_command(line, page):
-    """Run one line of a bash block in this process; return False if it is not for a test."""
-    words = shlex.split(line.partition("#")[0])
+    """Run one line of a bash block in this process; return False if it is not for a test.
+
+    As in a shell, the exit code of `command | head -4` is that of head.
+    """
+    command, _, pipe = line.partition("#")[0].partition(" | ")
+    if pipe:
+        assert re.fullmatch(r"head -\d+", pipe.strip()), f"{page}: cannot run {line!r}"
+    words = shlex.split(command)
     if not words or NOT_RUN.search(line):
         return False
     if words[0] == ".venv/bin/hypsolve":
         with pytest.raises(SystemExit) as stop:
             cli.main(words[1:])
-        status = stop.value.code
+        status = 0 if pipe else stop.value.code
     elif words[:2] == [".venv/bin/python", "-m"]:
         name = words[2] if not words[2].endswith("verify") else f"{words[2]}.__main__"
         status = importlib.import_module(name).main(words[3:])
@@ -68,8 +74,11 @@ def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
     printed = None
     for number, (language, mark, text) in enumerate(blocks_of(page)):
         if language == "bash":
+            stdout = io.StringIO()
             for line in text.splitlines():
-                run_command(line, page)
+                with contextlib.redirect_stdout(stdout):
+                    run_command(line, page)
+            of_commands, last = stdout.getvalue(), text.splitlines()[-1]
         elif mark.endswith(".py"):
             Path(mark).write_text(text)
         elif language == "python" and mark != "cluster":
@@ -83,6 +92,10 @@ def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
         elif language == "toml":
             Path("block.toml").write_text(text)
             hs.read_network_file("block.toml")
+        elif mark == "printed":
+            n_lines = int(last.partition("| head -")[2])
+            shown = of_commands.splitlines()[1 : n_lines + 1]  # `init` prints a line
+            assert shown == text.splitlines(), f"{page}: block {number} is not printed"
         elif mark == "output":
             assert printed == text, f"{page}: block {number} is not the output"
     plt.close("all")
@@ -90,7 +103,9 @@ def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
 
 def test_the_pages_say_something():
     assert sum(language == "python" for page in PAGES for language, *_ in blocks_of(page)) >= 9
-    assert [mark for language, mark, _ in blocks_of("README.md") if mark] == ["test", "output"]
+    assert [mark for language, mark, _ in blocks_of("README.md") if mark] == [
+        "test", "output", "printed",
+    ]  # fmt: skip
     first = next(text for language, _, text in blocks_of("README.md") if language == "bash")
     assert first.strip().endswith("-m experiments.sweep")
 

@@ -64,9 +64,7 @@ def _warm_one(cold: Sequence[str], position: str, *, quiet: bool) -> None:
         is_done.set()
 
 
-def _watch(
-    is_done: threading.Event, n_missed: int, cold: Sequence[str], position: str
-) -> None:
+def _watch(is_done: threading.Event, n_missed: int, cold: Sequence[str], position: str) -> None:
     """Announce a family that compiles for long; one that only loads needs no notice."""
     while not is_done.wait(NOTICE_S):
         if _n_missed() > n_missed:
