@@ -161,6 +161,7 @@ def _certified(
         solve_time_s=solve_time_s,
         message=outcome.message,
         statistics=outcome.statistics,
+        certificate=outcome.certificate,
     )
     _check_bound(result)
     return result

@@ -13,13 +13,14 @@ from typing import Any
 from hypsolve.problem import files
 from hypsolve.problem import validation as valid
 from hypsolve.problem.notebook_table import notebook_table
+from hypsolve.problem.rate_certificate import RateCertificate
 from hypsolve.problem.serving import ServingInstance
 from hypsolve.problem.serving_evaluation import ServedRate
 from hypsolve.problem.serving_records import ServingObjective
 from hypsolve.problem.solution import Partition, Status
 from hypsolve.problem.units import finite_or_none, show_seconds
 
-VERSION = 1  # of `ServingResult.to_dict`
+VERSION = 2  # of `ServingResult.to_dict`; version 1 has no certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class ServingOutcome:
         Further splits, the best first.
     message : str
     statistics : mapping of str to any
+    certificate : RateCertificate or None
+        Proof that no split carries more, from a method that gives one.
 
     Raises
     ------
@@ -52,6 +55,7 @@ class ServingOutcome:
     alternatives: tuple[Partition, ...] = ()
     message: str = ""
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    certificate: RateCertificate | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         owner = "serving outcome"
@@ -66,6 +70,8 @@ class ServingOutcome:
             valid.real(owner, "fluid_bound", self.fluid_bound)
         for each in self.alternatives:
             valid.of_type(owner, "alternatives", each, Partition)
+        if self.certificate is not None:
+            valid.of_type(owner, "certificate", self.certificate, RateCertificate)
 
 
 @dataclass(frozen=True, slots=True, repr=False, kw_only=True)
@@ -92,6 +98,8 @@ class ServingResult:
         Wall time of the method alone, without the compilation of kernels.
     message : str
     statistics : mapping of str to any
+    certificate : RateCertificate or None
+        Proof that no split carries more, which `hypsolve.verify.verify` checks.
     """
 
     method: str
@@ -104,6 +112,7 @@ class ServingResult:
     solve_time_s: float
     message: str = ""
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    certificate: RateCertificate | None = None
 
     @property
     def fluid_requests_per_s(self) -> float:
@@ -199,6 +208,7 @@ class ServingResult:
                 {"cuts": list(partition.cuts), "served": _plain(served)}
                 for partition, served in self.alternatives
             ],
+            "certificate": None if self.certificate is None else self.certificate.to_dict(),
             "solve_time_s": self.solve_time_s,
             "message": self.message,
             "statistics": dict(self.statistics),
@@ -206,6 +216,8 @@ class ServingResult:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `to_dict` as JSON to a path that ends in ``.json`` or ``.json.gz``.
+
+        ``python -m hypsolve.verify`` checks it against its instance.
 
         Raises
         ------
@@ -218,7 +230,7 @@ class ServingResult:
         if not path.name.endswith((".json", ".json.gz")):
             raise ValueError(f"{path}: the name of a result must end in .json or .json.gz")
         with files.replacing(path, "a result") as file:
-            file.write(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+            file.write(json.dumps(self.to_dict(), allow_nan=False) + "\n")
 
 
 def _plain(served: ServedRate) -> dict[str, Any]:

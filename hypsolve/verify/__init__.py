@@ -11,6 +11,9 @@ all ticks of all nodes, is a lower bound on the sum of completion times. For a m
 every request end before the bound: if the lowest costs exceed the multipliers of all ticks, no
 such schedule exists. Where the bound does not suffice, the certificate says ``search``, and
 every schedule of that single partition is enumerated here, pruned by the bound.
+
+Results on a `ServingInstance` are claims about the fluid model of a server that batches. What
+their check covers is written in `hypsolve.verify.serving`.
 """
 
 import math
@@ -20,10 +23,12 @@ from typing import Any
 
 from hypsolve.problem import validation as valid
 from hypsolve.problem.instance import Instance
+from hypsolve.problem.serving import ServingInstance
 from hypsolve.problem.solution import Certificate
 from hypsolve.verify.bottleneck import verify_certificate
 from hypsolve.verify.joint import Joint
 from hypsolve.verify.reading import Claims, Refuted, need, read
+from hypsolve.verify.serving import verify_serving
 
 __all__ = ["Refuted", "verify"]
 
@@ -32,18 +37,20 @@ OPTIMAL = Fraction(101, 10**8)  # largest gap of an optimal result: 1e-6, with r
 
 @valid.suggest_keywords("verify")
 def verify(
-    instance: Instance, result: dict[str, Any], progress: Callable[[str], None] | None = None
+    instance: Instance | ServingInstance,
+    result: dict[str, Any],
+    progress: Callable[[str], None] | None = None,
 ) -> str:
     """Verify a result that has a certificate.
 
     Parameters
     ----------
-    instance : Instance
+    instance : Instance or ServingInstance
     result : dict
-        As `Result.to_dict` returns it, or a JSON file holds it.
+        As `Result.to_dict` or `ServingResult.to_dict` returns it, or a JSON file holds it.
     progress : callable, optional
-        Called with a line of text before the schedules of a partition are enumerated, which
-        may take minutes.
+        Called with a line of text before a part that may take minutes: the schedules of a
+        partition are enumerated, or the chains of a server within its targets.
 
     Returns
     -------
@@ -64,7 +71,19 @@ def verify(
     >>> instance = hs.Instance.from_tables([[[1.0, 2.0]]], [1, 1], [[(0, 1)], [(0, 1)]])
     >>> verify(instance, hs.solve(instance, "hypsplit_dp").to_dict())
     'the result has 2.0 s, and no solution is below 1.999999998 s'
+
+    Of a server that batches requests, the rates in the fluid model are verified.
+
+    >>> server = hs.ServingInstance.from_tables(
+    ...     fixed_s=[[1e-3]], block_kind=[0, 0], tiers=[[(0, 1e9)]], prompt_tokens=100,
+    ...     output_tokens=10, max_num_seqs=20,
+    ... )
+    >>> verify(server, hs.solve(server, "throughput_exact").to_dict())
+    'the split carries 1000.0 requests/s, and no split carries 1000.00001 requests/s or more, \
+in the fluid model (stage batching; means, no simulation)'
     """
+    if isinstance(instance, ServingInstance):
+        return verify_serving(instance, result, progress or (lambda line: None))
     claims = read(instance, result)
     if claims.kind == "infeasible":
         _check_partition(instance, claims)

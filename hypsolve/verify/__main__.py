@@ -5,16 +5,19 @@ from pathlib import Path
 
 from hypsolve.formats import instance_json
 from hypsolve.problem import files
+from hypsolve.problem.serving import ServingInstance
 from hypsolve.verify import Refuted, verify
 from hypsolve.verify.reading import not_covered
+from hypsolve.verify.serving_claims import serving_not_covered
 
 USAGE = """python -m hypsolve.verify INSTANCE.json RESULT.json
 
-Check a result (written by Result.save) against its instance (written by hypsolve.save), without
-a solver and without code of the method. Prints "verified" and the fields that the check does
-not cover, and exits with status 0; or prints "refuted" with the first claim that does not hold,
-and exits with status 1. Status 2: a file cannot be read, or memory is too small. Status 130:
-Ctrl-C."""
+Check a result (written by Result.save or ServingResult.save) against its instance (written by
+hypsolve.save), without a solver and without code of the method. For a serving instance, rates
+and latencies are those of the fluid model, and nothing is said about simulations. Prints
+"verified" and the fields that the check does not cover, and exits with status 0; or prints
+"refuted" with the first claim that does not hold, and exits with status 1. Status 2: a file
+cannot be read, or memory is too small. Status 130: Ctrl-C."""
 
 
 def main(arguments: list[str]) -> int:
@@ -49,7 +52,9 @@ def _answer(of_instance: str, path: Path) -> int:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     print(f"verified: {found}")
-    print(f"not covered: {', '.join(not_covered(result))}")
+    is_serving = isinstance(instance, ServingInstance)
+    left_out = serving_not_covered(result) if is_serving else not_covered(result)
+    print(f"not covered: {', '.join(left_out)}")
     return 0
 
 

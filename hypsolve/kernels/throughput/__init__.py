@@ -11,13 +11,21 @@
 | `arcs` | every stage as an arc, for integer programs |
 | `pipeline_tables` | rooms of stages, seconds of a batch under ``pipeline`` and ``serial`` |
 | `pipeline_search` | the largest rate under ``pipeline`` and ``serial`` |
+| `batch_chains` | splits with similar KV memory, for certificates |
 | `many` | the largest rates of one model on many networks |
 """
 
 import numpy as np
 
 from hypsolve.kernels.jit import kernel
-from hypsolve.kernels.throughput import pipeline_search, stage_search
+from hypsolve.kernels.throughput import (
+    arcs,
+    batch_chains,
+    labels,
+    pipeline_search,
+    stage_search,
+    stage_tables,
+)
 from hypsolve.kernels.throughput.server import (
     N_COLUMNS,
     PIPELINE,
@@ -97,3 +105,9 @@ def warm_up():
     cuts = np.zeros(3, np.int64)
     for batching in (STAGE, PIPELINE):
         max_rate(tiny(batching), cuts)
+    server = tiny()
+    tables = stage_tables.new_tables(server)
+    arcs.arcs_at(server, tables, 0.1, 0.0)
+    arcs.raise_rate(server, tables, np.array([0, 1, 2]), 0.1, 0.2)
+    labels.shortest_within_targets(server, tables, 0.0, 0.1, cuts)
+    batch_chains.warm_up(tiny(PIPELINE))

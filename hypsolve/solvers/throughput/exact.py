@@ -15,6 +15,7 @@ from hypsolve.problem.serving_records import ServingObjective
 from hypsolve.problem.serving_result import ServingOutcome
 from hypsolve.problem.solution import Partition, Status
 from hypsolve.solvers.clock import Deadline
+from hypsolve.solvers.throughput.certificates import refute
 from hypsolve.solvers.throughput.server_arrays import server_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 MARGIN = 1e-8
 """Relative margin of the bound: the kernels find the largest rate to 1e-10 of it."""
+LEAST = 1e-9  # requests per second that no split carries if there is no answer
 
 
 class Ranked(NamedTuple):
@@ -44,6 +46,9 @@ def throughput_exact(
     that the KV memory of some stage allows; for each, the shortest chain of stages that are
     short enough decides. The answer is optimal over all splits in the fluid model of
     `hypsolve.problem.serving_stage_mode` and `serving_pipelines`.
+
+    The result has a certificate that no split carries more, which `hypsolve.verify.verify`
+    checks, unless the objective is ``cost``.
 
     Under the objective ``cost``, the method solves each set of tiers that may host blocks, in
     the order of its price, until no dearer set can be better.
@@ -98,11 +103,19 @@ fluid gap 0.000%>
         if solver.was_cut_off:
             return ServingOutcome(Status.UNKNOWN, message="the time limit has passed")
         message = _why_none(instance, server)
-        return ServingOutcome(Status.INFEASIBLE, message=message, statistics=statistics)
+        return ServingOutcome(
+            Status.INFEASIBLE,
+            message=message,
+            statistics=statistics,
+            certificate=refute(instance, server, LEAST),
+        )
     best = found[0]
     is_cost = instance.objective is ServingObjective.COST
     status = Status.FEASIBLE if solver.is_incomplete else Status.OPTIMAL
     bound = -best.value * (1 - MARGIN) if is_cost else best.value * (1 + MARGIN)
+    certificate = None if is_cost else refute(instance, server, best.rate)
+    if certificate is not None:
+        bound = certificate.refuted_requests_per_s
     message = "" if len(found) == n_splits or not solver.was_cut_off else "stopped by the clock"
     return ServingOutcome(
         status,
@@ -111,6 +124,7 @@ fluid gap 0.000%>
         alternatives=tuple(Partition(split.cuts) for split in found[1:]),
         message=message,
         statistics=statistics,
+        certificate=certificate,
     )
 
 
