@@ -222,7 +222,7 @@ def _undominated(labels: list[Label]) -> list[Label]:
     """Return the labels that are somewhere below every other one."""
     kept: list[Label] = []
     for label in sorted(labels):
-        d, p, g, v = label
+        _, p, g, v = label
         if not any(b <= p and c <= g and e <= v for _, b, c, e in kept):
             kept.append(label)
     return kept

@@ -36,6 +36,16 @@ ANY = 0  # number of stages that stands for all numbers
 
 
 @bare_kernel
+def has_one_class(server, k):
+    """Return whether all nodes of a tier are of one class."""
+    groups = server.node_group[server.node_start[k] : server.node_start[k + 1]]
+    for group in groups:
+        if server.group_class[group] != server.group_class[groups[0]]:
+            return False
+    return True
+
+
+@bare_kernel
 def shortest_sum(server, tables, n_stages, first, n_pipelines, room, cycle_s, n, cuts):
     """Return the least sum of seconds of stages, links and the host, inf above `cycle_s`.
 
@@ -59,6 +69,7 @@ def shortest_sum(server, tables, n_stages, first, n_pipelines, room, cycle_s, n,
     for k in range(n_tiers):
         # numbers of stages so far that can still become n_stages
         fewest, most = max(0, n_stages - (n_tiers - k)), min(k, n_stages)
+        are_alike = has_one_class(server, k)
         for i in range(server.cut_min[k], server.cut_max[k] + 1):
             least = np.inf
             for count in range(fewest, most + 1):
@@ -76,7 +87,9 @@ def shortest_sum(server, tables, n_stages, first, n_pipelines, room, cycle_s, n,
                     if seconds == np.inf:
                         continue
                     if seconds > alone_s or least + seconds > cycle_s:
-                        break  # so does every longer stage
+                        if are_alike:
+                            break  # so does every longer stage
+                        continue  # a longer one may have no room on the slow nodes
                 if crosses(server, k, j):
                     if tables.message_s[k, j] > alone_s:
                         continue
