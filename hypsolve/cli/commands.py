@@ -180,8 +180,6 @@ def pareto(
             f"no split could be simulated within {planned.time_limit_s:g} s (--time-limit)",
             file=sys.stderr,
         )
-    elif line := _not_simulated(tried):
-        print(line, file=sys.stderr if as_json else sys.stdout)
     if as_json:
         plain = [
             {
@@ -215,6 +213,8 @@ def pareto(
             for point in points
         ]
         show(rows, as_json=False)
+    if points and (line := _not_simulated(tried)):
+        print(line, file=sys.stderr if as_json else sys.stdout)
     if png is not None and points:
         _draw(points, solution.instance.name, png)
     return 0 if points else 1

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hypsolve.planning.limiting_resource import limiting_resource
+from hypsolve.planning.doubled_resources import DOUBLED, doubled, helps_most
+from hypsolve.planning.limiting_resource import limiting_resources
 from hypsolve.planning.load import N_REQUESTS, Load, evenly, max_requests, with_requests
 from hypsolve.planning.rate_bound import bound_on_rate, lengths, n_pipelines, stages_of
 from hypsolve.problem import costs, evaluation
@@ -77,9 +78,9 @@ class Forecast:
         many requests are needed: `max_requests_per_s` is sustained, and larger rates may be.
     limited_by : str
         Resource that limits the rate: ``compute``, ``memory bandwidth``, ``KV memory``, ``batch
-        limit``, ``link`` or ``latency``, and where; see
-        `hypsolve.planning.limiting_resource`. Empty if it is not known, also
-        if the largest rate is not.
+        limit``, ``link`` or ``latency``, and where. Twice of it lets the largest rate grow
+        most, in simulation; see `hypsolve.planning.limiting_resource`. Empty if it is not
+        known, also if the largest rate is not.
     bound_requests_per_s : float
         Upper bound on the rate of every schedule of this partition under the limits of
         `runtime` and, with users, for so many of them; see `hypsolve.planning.rate_bound`. The
@@ -189,9 +190,7 @@ def predict(
         )
     is_known = 0 < max_rate < math.inf and not is_lower_bound
     if is_known and not only and not deadline.has_passed():
-        n = min(N_REQUESTS * 2, max_requests(deployment, load.max_visits))
-        beyond = serve(evenly(deployment, OVERLOAD * max_rate, n), partition)
-        limited_by = limiting_resource(deployment, instance, partition, beyond)
+        limited_by = _limited_by(deployment, instance, partition, max_rate, load, deadline)
     served_per_s, goodput_per_s = found.requests_per_s, found.goodput_requests_per_s
     if load.users is not None:
         bound = bound_on_rate(
@@ -392,22 +391,7 @@ def _sustained(
     rate_per_s = load.rate_per_s if load.users is None else 0.0
     if math.isinf(bound):
         return math.inf, True, False
-    alone_s = float(serve(evenly(deployment, bound, 1), partition).latency_s[0])
-    most = min(MAX_SIMULATED, max_requests(deployment, load.max_visits))
-
-    def keeps_up(rate: float) -> bool | None:
-        n = max(N_REQUESTS, math.ceil(WINDOW * rate * alone_s))
-        if n > most or deadline.has_passed():
-            return None
-        for _ in range(TRIES):
-            trace = serve(evenly(deployment, rate, n), partition)
-            grows = growth(trace)
-            if grows <= STEADY or grows > SURELY or n == most:
-                break
-            in_progress = rate * float(trace.latency_s.mean())  # Little's law
-            n = min(max(4 * n, math.ceil(WINDOW * in_progress)), most)
-        return grows <= STEADY
-
+    keeps_up = _Sustains(deployment, partition, load, deadline)
     is_sustained = rate_per_s == 0 or (rate_per_s < bound and keeps_up(rate_per_s))
     if is_sustained is None:
         return math.nan, None, False
@@ -419,6 +403,57 @@ def _sustained(
             return (low, is_sustained, True) if low > 0 else (math.nan, is_sustained, False)
         low, high = (rate, high) if does_keep_up else (low, rate)
     return low, is_sustained, False
+
+
+class _Sustains:
+    """Whether a partition sustains a rate; see `_sustained`."""
+
+    def __init__(
+        self, deployment: Deployment, partition: Partition, load: Load, deadline: Deadline
+    ) -> None:
+        self.deployment, self.partition, self.deadline = deployment, partition, deadline
+        self.alone_s = float(serve(evenly(deployment, 1.0, 1), partition).latency_s[0])
+        self.most = min(MAX_SIMULATED, max_requests(deployment, load.max_visits))
+
+    def __call__(self, rate: float) -> bool | None:
+        """Return whether a rate is sustained; None if that takes too long."""
+        n, most = max(N_REQUESTS, math.ceil(WINDOW * rate * self.alone_s)), self.most
+        if n > most or self.deadline.has_passed():
+            return None
+        for _ in range(TRIES):
+            trace = serve(evenly(self.deployment, rate, n), self.partition)
+            grows = growth(trace)
+            if grows <= STEADY or grows > SURELY or n == most:
+                break
+            in_progress = rate * float(trace.latency_s.mean())  # Little's law
+            n = min(max(4 * n, math.ceil(WINDOW * in_progress)), most)
+        return grows <= STEADY
+
+
+def _limited_by(
+    deployment: Deployment,
+    instance: Instance,
+    partition: Partition,
+    max_rate: float,
+    load: Load,
+    deadline: Deadline,
+) -> str:
+    """Return the resource of which twice as much lets the largest rate be sustained."""
+    n = min(N_REQUESTS * 2, max_requests(deployment, load.max_visits))
+    beyond = serve(evenly(deployment, OVERLOAD * max_rate, n), partition)
+    names = limiting_resources(deployment, instance, partition, beyond)
+    sustains: dict[str, _Sustains] = {}
+
+    def keeps_up(name: str, gain: float) -> bool | None:
+        resource = next((each for each in DOUBLED if name.startswith(each)), None)
+        if resource is None:  # all-reduces are not simulated
+            return False
+        if name not in sustains:
+            more = doubled(deployment, resource)
+            sustains[name] = _Sustains(more, partition, load, deadline)
+        return sustains[name]((1 + gain) * max_rate)
+
+    return names[0] if len(names) == 1 else helps_most(names, keeps_up)
 
 
 def _max_context(model: Model, rooms: list[list[float]]) -> int:

@@ -1,10 +1,12 @@
-"""`limiting_resource`: what keeps a partition from serving more requests.
+"""`limiting_resources`: what may keep a partition from serving more requests.
 
 A simulation beyond the largest sustainable rate tells how many iterations each request costs,
 and which nodes, links and caches are full. From these, the time that a request costs is
 modelled block by block: iterations with a chunk of a prompt and iterations without one each
 take the longer of their FLOPs and their bytes. The resource is named whose doubling shortens
-this time most.
+this time most. A model of means knows nothing of batches that bunch in waves, so a forecast
+simulates the names in their order with twice of each resource, see
+`hypsolve.planning.doubled_resources`.
 
 *A full tier.* If the nodes of a tier compute nearly all the time, the time that a request costs
 one of them limits the rate. Larger batches help if their size is limited by KV memory of this
@@ -41,13 +43,14 @@ from hypsolve.problem.solution import Partition
 from hypsolve.simulation.trace import Trace
 
 FULL = 0.85  # share from which a resource counts as full
+LATENCY_NAME = "latency of decode passes"
 WAITS = 0.5  # requests that wait at a node, on average, from which a queue is seen
 
 
-def limiting_resource(
+def limiting_resources(
     deployment: Deployment, instance: Instance, partition: Partition, beyond: Trace
-) -> str:
-    """Return what limits the rate, found in a simulation beyond the largest sustainable one.
+) -> tuple[str, ...]:
+    """Return what may limit the rate, found in a simulation beyond the largest sustainable one.
 
     Parameters
     ----------
@@ -58,13 +61,14 @@ def limiting_resource(
 
     Returns
     -------
-    str
-        Such as ``memory bandwidth of 'edge'`` or ``link from 'edge'``; see the docstring of
-        this module.
+    tuple of str
+        Such as ``memory bandwidth of 'edge'`` or ``link from 'edge'``, the one that limits the
+        rate by the model first; see the docstring of this module. One name is sure; it is empty
+        if nothing is known.
     """
     offered = _offered_bins(beyond)
     if not offered.any():
-        return ""
+        return ("",)
     stages = [
         _Used.of(stage, deployment, instance, partition, beyond)
         for stage in stages_of(deployment, instance, partition)
@@ -77,17 +81,18 @@ def limiting_resource(
     busy = [float(beyond.series.busy[each.nodes][:, offered].mean()) for each in stages]
     busiest = int(np.argmax(busy)) if busy else 0
     if not stages or link_load >= max(FULL, busy[busiest]):
-        return link
+        return (link,)
     is_full = busy[busiest] >= FULL and not is_serial
     at_work = [stages[busiest]] if is_full else stages
     time = _RequestTime(deployment, instance, partition, at_work, is_full=is_full)
-    larger = _limit_of_batches(deployment, at_work, beyond, offered)
-    if not is_full and not larger and not _waits(beyond, offered):
-        return "latency of decode passes"
-    gains = time.gains()
+    limits = _limits_of_batches(deployment, at_work, beyond, offered)
+    larger = next((name for name, share in limits.items() if share >= FULL), "")
+    gains = dict.fromkeys((*limits, *([link] if link_load > 0 else [])), 0.0) | time.gains()
     if larger:
         gains[larger] = time.gain(larger_batches=2.0)
-    return max(gains, key=gains.__getitem__)
+    elif not is_full and not _waits(beyond, offered):
+        gains[LATENCY_NAME] = math.inf
+    return tuple(sorted(gains, key=lambda name: -gains[name]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +196,7 @@ class _RequestTime:
             tier = self.deployment.network.tiers[stage.tier].name
             gains[f"{what} of {tier!r}"] = self.gain(**doubled)
         if not self.is_full:
-            gains["latency of decode passes"] = self.gain(less_latency=2.0)
+            gains[LATENCY_NAME] = self.gain(less_latency=2.0)
             if self.links:
                 longest = max(self.links, key=self.links.__getitem__)
                 gains[f"link from {longest!r}"] = self.gain(faster_links=2.0)
@@ -365,25 +370,30 @@ def _waits(trace: Trace, offered: NDArray[np.bool_]) -> bool:
     return float(trace.series.n_waiting[:, offered].mean()) > WAITS
 
 
-def _limit_of_batches(
+def _limits_of_batches(
     deployment: Deployment, stages: list[_Used], trace: Trace, offered: NDArray[np.bool_]
-) -> str:
-    """Return what keeps batches of some stages small; empty if nothing that is full does."""
+) -> dict[str, float]:
+    """Return what may keep batches of some stages small, and how full it is, the fullest first.
+
+    Of KV memories, the fullest is returned.
+    """
     runtime = deployment.runtime
     tokens = runtime.max_num_batched_tokens
     per_request = sum(lengths(deployment)) - 1
     if tokens is not None and runtime.prompt_limit == tokens:
         n_iterations = max(min(each.n_iterations) for each in stages)
         if per_request / n_iterations >= FULL * tokens:
-            return f"batch limit of {tokens} tokens"
-    shares = {f"batch limit of {runtime.batch_limit}": _share_of_limit(
-        deployment, stages, trace, offered
-    )}  # fmt: skip
-    for each in stages:
-        tier = deployment.network.tiers[each.stage.tier].name
-        shares[f"KV memory of {tier!r}"] = _share_of_kv(each, trace, offered)
-    fullest = max(shares, key=shares.__getitem__)
-    return fullest if shares[fullest] >= FULL else ""
+            return {f"batch limit of {tokens} tokens": 1.0}
+    of_kv = {
+        f"KV memory of {deployment.network.tiers[each.stage.tier].name!r}": _share_of_kv(
+            each, trace, offered
+        )
+        for each in stages
+    }
+    kv = max(of_kv, key=of_kv.__getitem__)
+    limit = f"batch limit of {runtime.batch_limit}"
+    shares = {limit: _share_of_limit(deployment, stages, trace, offered), kv: of_kv[kv]}
+    return dict(sorted(shares.items(), key=lambda each: -each[1]))
 
 
 def _share_of_limit(

@@ -429,8 +429,9 @@ def _alternatives(
             continue
         seen.append(partition)
         forecast = predict(
-            deployment, partition, query.load, instance=instance, deadline=deadline
-        )
+            deployment, partition, query.load, instance=instance, deadline=deadline,
+            only="requests/s" if query.users is None else "",
+        )  # fmt: skip
         yield Alternative(
             objective=str(objective),
             cuts=partition.cuts,

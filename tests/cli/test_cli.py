@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -202,7 +203,8 @@ def test_pareto_lists_and_draws(capsys, example, tmp_path):
     code, out, _ = run(capsys, *arguments, "--png", tmp_path / "pareto.png")
     assert code == 0 and (tmp_path / "pareto.png").stat().st_size > 5000
     points = json.loads(run(capsys, *arguments, "--json")[1])
-    assert len(out.splitlines()) == len(points) + 2
+    assert len(out.splitlines()) == len(points) + 3
+    assert re.search(r"\d+ of the \d+ splits .* were simulated; others may be better\n$", out)
     assert out.startswith("simulated with a rate of 2 per second; runtime ideal")
     latencies_s = [point["latency_mean_s"] for point in points]
     rates = [point["max_requests_per_s"] for point in points]

@@ -113,6 +113,75 @@ def test_twice_of_what_limits_helps_more_than_half_as_much_as_anything(case):
     assert named > 0.08 and named > max(gains.values()) / 2
 
 
+WAVES = [  # batches that bunch in waves, which a model of means does not know
+    ("phi-3-medium", ((A100, 2), (T4, 3), (A10, 1)), ((454.1e6, 0.779e-3), (3.834e9, 22.43e-3)),
+     (0, 37, 38, 42), 81, 50, 256, "vllm"),
+    ("llama-3-8b", ((L4, 3), (A100, 1)), ((136.4e6, 2.346e-3),), (0, 10, 34), 47, 39, 256,
+     "vllm"),
+    ("llama-2-13b", (("h100", 2), (L4, 1), ("h100", 2)), ((2.84e9, 1.387e-3), (6.514e9,
+     1.859e-3)), (0, 3, 29, 42), 469, 23, 16, "vllm"),
+    ("llama-2-13b", (("l40s", 3), ("rtx-4090", 2)), ((1.573e9, 1.189e-3),), (0, 6, 42), 1053,
+     278, 16, "llama.cpp"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WAVES, ids=[f"{c[0]}-{c[3]}" for c in WAVES])
+def test_what_limits_is_what_helps_in_simulation(case):
+    """The model of a full batch named a limit of which twice as much changes nothing."""
+    name, tiers, links, cuts, prompt, output, limit, runtime = case
+    wires = [hs.Link(bytes_per_s=rate, latency_s=latency_s) for rate, latency_s in links]
+    runtime = hs.runtime(runtime, max_num_seqs=limit)
+    problem = hs.Deployment(
+        model=hs.model(name),
+        network=hs.Network(name="net", tiers=tuple(
+            hs.Tier(
+                name=f"t{k}", link=link,
+                nodes=tuple(hs.Node(name=f"t{k}-{j}", gpu=hs.gpu(gpu)) for j in range(n)),
+            )
+            for k, ((gpu, n), link) in enumerate(zip(tiers, [*wires, None], strict=True))
+        )),
+        requests=toys.burst(1, prompt, output),
+        max_resident_tokens=runtime.held_tokens(prompt + output),
+        runtime=runtime,
+    )  # fmt: skip
+    partition = hs.Partition(cuts)
+    before = predict(problem, partition, 0.01)
+
+    def gain(doubled):
+        rate = predict(doubled, partition, 0.01, only="requests/s").max_requests_per_s
+        return rate / before.max_requests_per_s - 1
+
+    gains = {
+        "compute": gain(with_more(problem, flops_per_s=2)),
+        "memory bandwidth": gain(with_more(problem, bytes_per_s=2)),
+        "KV memory": gain(with_more(problem, memory_bytes=2, visible_bytes=2)),
+        "link": gain(with_links(problem, 2.0, 1.0)),
+        "latency": gain(with_links(problem, 1.0, 0.5)),
+        "batch limit": gain(replace(problem, runtime=replace(
+            runtime, max_num_seqs=2 * limit,
+            max_num_batched_tokens=2 * runtime.max_num_batched_tokens,
+        ))),
+    }  # fmt: skip
+    (named,) = (gains[what] for what in gains if before.limited_by.startswith(what))
+    assert named > 0.08 and named > max(gains.values()) / 2
+
+
+def with_links(problem, rate, latency):
+    """Multiply rates and latencies of all links."""
+    tiers = tuple(
+        replace(
+            tier,
+            link=tier.link
+            and hs.Link(
+                bytes_per_s=rate * tier.link.bytes_per_s,
+                latency_s=latency * tier.link.latency_s,
+            ),
+        )
+        for tier in problem.network.tiers
+    )
+    return replace(problem, network=replace(problem.network, tiers=tiers))
+
+
 def with_more(problem, **factors):
     """Multiply fields of all GPUs."""
 
