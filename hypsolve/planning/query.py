@@ -36,6 +36,7 @@ from hypsolve.problem.instance import Instance, Objective, StageRule
 from hypsolve.problem.result import Result
 from hypsolve.problem.runtime import IDEAL, Batching, Runtime
 from hypsolve.problem.serving_result import ServingResult
+from hypsolve.problem.solution import Outcome, Partition, Status
 from hypsolve.solve import METHODS, Method, options_of, solve
 
 RATES = ("throughput", "goodput", "cost")
@@ -518,6 +519,34 @@ def solve_fluid(query: PlanQuery, n_splits: int = 1) -> tuple[Solution, dict[Cut
         misses_targets=search.misses_targets,
     )
     return solution, splits
+
+
+def rank_fluid(query: PlanQuery, n_splits: int = 1) -> tuple[Solution, list[Cuts], float]:
+    """Split the model of a query as `solve_fluid` does, where the rate only ranks queries.
+
+    Returns
+    -------
+    solution : Solution
+        The best split; nothing is simulated, and the rate is not scored again.
+    splits : list of tuple of int
+        The `n_splits` best splits, the best first; empty if nothing fits.
+    requests_per_s : float
+        Their largest rate in the fluid model.
+    """
+    deployment = query.deployment()
+    search = _rate_search(query, deployment)
+    splits, requests_per_s = search.claimed(query.time_limit_s, n_splits)
+    outcome = Outcome(Status.INFEASIBLE)
+    if splits:
+        outcome = Outcome(Status.FEASIBLE, Partition(splits[0]), message="fluid model")
+    solution = Solution(
+        query=query,
+        deployment=deployment,
+        instance=search.instance,
+        result=solve(search.instance, search.method(lambda: outcome)),
+        misses_targets=search.misses_targets,
+    )
+    return solution, splits, requests_per_s
 
 
 def saturated(query: PlanQuery, cuts: Cuts, share: float = 1.0) -> SimulatedRate:

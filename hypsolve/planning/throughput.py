@@ -25,12 +25,14 @@ from hypsolve.problem.costs import to_instance
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.result import Result
+from hypsolve.problem.serving import ServingInstance
 from hypsolve.problem.serving_costs import to_serving_instance
 from hypsolve.problem.serving_result import ServingResult
 from hypsolve.problem.solution import Outcome, Partition, Status
 from hypsolve.solve import Method, solve
 from hypsolve.solvers import clock
 from hypsolve.solvers.clock import Deadline
+from hypsolve.solvers.throughput.exact import throughput_exact
 
 RULES = (Objective.BOTTLENECK, Objective.PATH, Objective.P0)
 """Objectives of requests served one at a time, whose best splits are simulated, too."""
@@ -157,6 +159,38 @@ class RateSearch:
         If no split meets the targets at any rate in the model, they are left out: a simulation
         decides.
         """
+        for serving, misses_targets in self._instances():
+            result = solve(
+                serving, "throughput_exact", time_limit_s=time_limit_s, n_splits=n_splits
+            )
+            if result.partition is not None:
+                self.misses_targets = misses_targets
+                break
+        return result
+
+    def claimed(self, time_limit_s: float, n_splits: int = 1) -> tuple[list[Cuts], float]:
+        """Return the best splits of the fluid model and the largest rate, as the method claims.
+
+        `fluid` scores each split again in plain Python, which takes most of its time. What is
+        simulated next is ranked without that. The list is empty if nothing fits.
+        """
+        for serving, misses_targets in self._instances():
+            outcome = throughput_exact(
+                serving, time_limit_s=time_limit_s, seed=0, n_splits=n_splits
+            )
+            if outcome.partition is not None:
+                self.misses_targets = misses_targets
+                break
+        else:
+            return [], 0.0
+        if outcome.fluid_bound is None or self.objective == "cost":  # a bound on the price
+            rates, _ = self.splits(time_limit_s, n_splits)
+            return list(rates), max(rates.values(), default=0.0)
+        splits = (outcome.partition, *outcome.alternatives)
+        return [each.cuts for each in splits], outcome.fluid_bound
+
+    def _instances(self) -> Iterator[tuple[ServingInstance, bool]]:
+        """Yield the instance with the targets, and then without; whether these are missed."""
         known = set(self.instance.node_names)
         goals: dict[str, Any] = {
             "objective": self.objective,
@@ -165,20 +199,16 @@ class RateSearch:
             "prices_per_hour": {n: p for n, p in self.prices_per_hour.items() if n in known},
         }
         for each in (goals, {}):
-            serving = to_serving_instance(
-                self.deployment,
-                users=self.load.users,
-                think_time_s=self.load.think_time_s,
-                **self.splits_of,
-                **each,
+            yield (
+                to_serving_instance(
+                    self.deployment,
+                    users=self.load.users,
+                    think_time_s=self.load.think_time_s,
+                    **self.splits_of,
+                    **each,
+                ),
+                not each and self.has_targets,
             )
-            result = solve(
-                serving, "throughput_exact", time_limit_s=time_limit_s, n_splits=n_splits
-            )
-            if result.partition is not None:
-                self.misses_targets = not each and self.has_targets
-                break
-        return result
 
     def bound(self) -> float:
         """Return requests per second that no split and no schedule exceeds."""

@@ -16,8 +16,8 @@ from hypsolve.planning.query import (
     ModelSource,
     PlanQuery,
     Solution,
+    rank_fluid,
     saturated,
-    solve_fluid,
     solve_query,
     to_model,
     with_tier,
@@ -205,9 +205,9 @@ def find_upgrades(
         modelled = goal.best([goal.model(solution, cuts, query) for cuts in known])
     is_fluid = query.is_rate
     if partition is not None and is_fluid:  # by the model that ranks its scenarios
-        fluid, rates = solve_fluid(query)
+        fluid, _, rate = rank_fluid(query)
         is_fluid = not fluid.misses_targets
-        modelled = max(rates.values(), default=math.nan) if is_fluid else modelled
+        modelled = rate if is_fluid else modelled
     candidates: list[_Candidate] = []
     best_of: dict[str, float] = {}
     for scenario in scenarios(query, fits=partition is not None, lighter=lighter or {}):
@@ -262,18 +262,18 @@ def _modelled(
     """
     query = replace(scenario.query, method=None, options={})
     if query.is_rate:
-        fluid, rates = solve_fluid(query)
-        if not rates:
+        fluid, splits, rate = rank_fluid(query)
+        if not splits:
             return None
-        value = 0.0 if fluid.misses_targets else max(rates.values())
+        value = 0.0 if fluid.misses_targets else rate
         if not is_fluid:
-            value = goal.best([goal.model(fluid, cuts, query) for cuts in rates])
-        return _Candidate(scenario, fluid, list(rates), value)
+            value = goal.best([goal.model(fluid, cuts, query) for cuts in splits])
+        return _Candidate(scenario, fluid, splits, value)
     is_serial = query.runtime.batching is Batching.SERIAL
     objectives = [Objective.PATH]
     if goal.is_rate and not is_serial:
         objectives = [Objective.BOTTLENECK, Objective.PATH]
-    solution, splits = None, list[tuple[int, ...]]()
+    solution, splits = None, []
     for objective in objectives:
         found = solve_query(replace(query, objective=str(objective)))
         if found.result.partition is None:
@@ -298,7 +298,7 @@ def _simulated(candidate: _Candidate, goal: Goal, deadline: Deadline) -> Simulat
     query, solution = candidate.scenario.query, candidate.solution
     splits = candidate.splits
     if query.is_rate:
-        splits = list(solve_fluid(query, N_SPLITS)[1])
+        splits = rank_fluid(query, N_SPLITS)[1]
     if query.is_rate and goal.quantity == RATE and query.users is None:
         cuts = max(splits, key=lambda each: saturated(query, each, FIRST_SHARE).requests_per_s)
         return Simulated(saturated(query, cuts).requests_per_s, cuts)
