@@ -224,6 +224,7 @@ def _plan_of(
     result = solution.result
     alternatives: list[Alternative] = []
     upgrades: list[Upgrade] = []
+    unfinished = "not all upgrades were tried"
     try:
         if result.partition is not None and forecast is None:
             progress("simulating requests")
@@ -240,6 +241,9 @@ def _plan_of(
             search = _slo_search(query, solution, forecast)
             try:
                 search.run(deadline.part(SLO_SHARE), progress)
+            except KeyboardInterrupt:
+                unfinished = "the search for the largest loads within the targets was cut short"
+                raise
             finally:  # an interrupt leaves what is known
                 slo_answer = search.answer()
         if slo_answer is not None and not slo_answer.is_met and with_upgrades and not stopped:
@@ -271,7 +275,7 @@ def _plan_of(
             ):
                 upgrades.append(upgrade)  # those before an interrupt stay
     except KeyboardInterrupt:
-        stopped = stopped or "not all upgrades were tried"
+        stopped = stopped or unfinished
     except TimeoutError:
         stopped = (
             stopped or f"time limit of {query.time_limit_s:g} s: not all upgrades were tried"

@@ -510,7 +510,8 @@ def solve_fluid(query: PlanQuery, n_splits: int = 1) -> tuple[Solution, dict[Cut
     deployment = query.deployment()
     search = _rate_search(query, deployment)
     splits, outcome = search.splits(query.time_limit_s, n_splits)
-    result = solve(search.instance, search.method(lambda: outcome))
+    method = search.method(lambda: outcome)
+    result = solve(search.instance, method, time_limit_s=query.time_limit_s)
     solution = Solution(
         query=query,
         deployment=deployment,
@@ -539,11 +540,12 @@ def rank_fluid(query: PlanQuery, n_splits: int = 1) -> tuple[Solution, list[Cuts
     outcome = Outcome(Status.INFEASIBLE)
     if splits:
         outcome = Outcome(Status.FEASIBLE, Partition(splits[0]), message="fluid model")
+    method = search.method(lambda: outcome)
     solution = Solution(
         query=query,
         deployment=deployment,
         instance=search.instance,
-        result=solve(search.instance, search.method(lambda: outcome)),
+        result=solve(search.instance, method, time_limit_s=query.time_limit_s),
         misses_targets=search.misses_targets,
     )
     return solution, splits, requests_per_s

@@ -300,8 +300,7 @@ def _simulated(candidate: _Candidate, goal: Goal, deadline: Deadline) -> Simulat
     if query.is_rate:
         splits = rank_fluid(query, N_SPLITS)[1]
     if query.is_rate and goal.quantity == RATE and query.users is None:
-        cuts = max(splits, key=lambda each: saturated(query, each, FIRST_SHARE).requests_per_s)
-        return Simulated(saturated(query, cuts).requests_per_s, cuts)
+        return _saturated(query, splits, deadline)
     if query.is_simulated:
         limited = replace(query, time_limit_s=min(SEARCH_S, max(deadline.left_s(), 1e-3)))
         searched = solve_query(limited)
@@ -327,6 +326,20 @@ def _simulated(candidate: _Candidate, goal: Goal, deadline: Deadline) -> Simulat
     return Simulated(
         goal.of(forecast), best, forecast.slo_attainment, goal.is_lower_bound(forecast)
     )
+
+
+def _saturated(
+    query: PlanQuery, splits: Sequence[tuple[int, ...]], deadline: Deadline
+) -> Simulated:
+    """Simulate splits in short with full queues, and the best of them at length."""
+    rates: dict[tuple[int, ...], float] = {}
+    for cuts in splits:
+        if not rates or not deadline.has_passed():
+            rates[cuts] = saturated(query, cuts, FIRST_SHARE).requests_per_s
+    best = max(rates, key=rates.__getitem__)
+    if not deadline.has_passed():
+        rates[best] = saturated(query, best).requests_per_s
+    return Simulated(rates[best], best)
 
 
 def lighter_models(
