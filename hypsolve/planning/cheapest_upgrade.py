@@ -22,7 +22,7 @@ MAX_MORE = 32  # nodes of a kind, copies of the network, or links that are added
 NEARLY = 0.9  # of the load in the fluid model, from which an upgrade is simulated
 N_SPLITS = 2  # simulated with each upgrade
 MAX_LARGER = 3  # times that more is tried, if the simulation needs more than the model
-FREED = "blocks only where they serve best (min_blocks = 0 everywhere)"
+FREED = ", with min_blocks = 0 everywhere"  # every tier may stay empty
 Cost = tuple[bool, float, int]
 Sized = Callable[[int], Scenario]
 """A scenario of so many nodes or links more."""
@@ -134,7 +134,7 @@ def _options(
         fixed.insert(0, Scenario(what=what, query=query, price_per_hour=0.0))
     sized = [*_more_nodes(query), *_copies(query), *_faster_links(query)]
     if _may_be_freed(query):
-        sized += _more_nodes(_freed(query), f", and {FREED}")
+        sized += _more_nodes(_freed(query), FREED)
     known = {at(1).what for at in sized}
     for scenario in fixed:
         _in_time(deadline)

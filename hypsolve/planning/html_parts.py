@@ -45,7 +45,7 @@ def verdict(plan: Plan) -> Iterator[str]:
             words_of = describe_answer(plan.slo_answer, plan.query.load)
             judged = Verdict(words_of, plan.slo_answer.is_met)
         service = f"<strong>{escape(sentence(judged.words))}</strong><br>"
-        if not plan.query.is_simulated:
+        if not plan.query.is_simulated and plan.slo_answer is None:
             words += f" (This is about the {plan.objective_name} alone, not about the load.)"
         kind = "" if judged.is_met else " none"
     certificate = plan.result.certificate

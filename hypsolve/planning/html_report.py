@@ -195,8 +195,8 @@ def _page(plan: Plan, command: str) -> Iterator[str]:
         yield html_table(rows_of_nodes(plan), HEADS)
         yield "<h2>Bottleneck</h2>"
         yield f"<p>{escape(sentence(describe_bottleneck(plan)))}</p>"
-        lines = (*rate_lines(plan), *degree_lines(plan))
-        yield from (f"<p>{escape(sentence(line))}</p>" for line in lines)
+        for line in (*rate_lines(plan), *degree_lines(plan)):
+            yield f"<p>{escape(sentence(line))}</p>"
         if idle := describe_idle(plan):
             yield f"<p>{escape(sentence(idle))}</p>"
         yield _figure(plan, "stages")

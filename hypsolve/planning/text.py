@@ -239,8 +239,11 @@ def describe_rate(found: Throughput, of_nodes: str = "") -> str:
     """
     at_least = "at least " * found.is_lower_bound
     rate = f"{at_least}{found.simulated_requests_per_s:.3g} requests/s"
-    if found.objective == "goodput":
-        rate += " with 95% within the targets"
+    best = found.splits[0]
+    if best.slo_attainment >= MET:
+        rate += " of these users, who are within the targets"
+    elif found.objective == "goodput":
+        rate += f" of Poisson arrivals with {MET:.0%} within the targets"
     return (
         f"simulated over {found.n_requests} requests, from the first arrival to the last"
         f" completion, it serves {rate}; proved: no split{of_nodes} and no"
@@ -270,7 +273,8 @@ def describe_rules(found: Throughput) -> str:
     said = []
     for split in sorted(others, key=lambda each: [rule not in each.best_for for rule in RULES]):
         if split.best_for:
-            share = 1 - split.simulated_requests_per_s / best.simulated_requests_per_s
+            most = best.simulated_requests_per_s
+            share = 1 - split.simulated_requests_per_s / most if most else 0.0
             said.append(
                 f"for {_rules(split)} (layers {describe_cuts(split.cuts)}) would serve"
                 f" {split.simulated_requests_per_s:.3g} requests/s,"

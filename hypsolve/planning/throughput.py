@@ -58,7 +58,8 @@ class ServedSplit:
     simulated_requests_per_s : float
         Requests over the seconds from the first arrival to the last completion, where every
         queue is full. With targets: the largest rate at which 95 % of the requests meet them.
-        With users: the rate that they get, of requests within the targets if there are any.
+        With users: the rate that they get, of requests within the targets if there are any;
+        but `within_targets_per_s`, if that was looked for.
     n_requests : int
         Requests of that simulation.
     is_lower_bound : bool
@@ -84,6 +85,11 @@ class ServedSplit:
     slo_attainment: float = math.nan
     within_targets_per_s: float = math.nan
     best_for: tuple[str, ...] = ()
+
+    @property
+    def misses_targets(self) -> bool:
+        """Whether users are not served within the targets; False without users or targets."""
+        return self.slo_attainment < MET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,12 +216,15 @@ class RateSearch:
                 not each and self.has_targets,
             )
 
-    def bound(self) -> float:
-        """Return requests per second that no split and no schedule exceeds."""
+    def bound(self, *, has_users: bool = True) -> float:
+        """Return requests per second that no split and no schedule exceeds.
+
+        `has_users` says whether the users of the load send the requests, if it has some.
+        """
         return throughput_bound(
             self.deployment,
-            users=self.load.users,
-            think_time_s=self.load.think_time_s,
+            users=self.load.users if has_users else None,
+            think_time_s=self.load.think_time_s if has_users else 0.0,
             **self.splits_of,
         )
 
@@ -314,6 +323,8 @@ class RateSearch:
             self.interrupted = True
         order = sorted(served, key=lambda cuts: (cuts not in in_full, by_rate(cuts)))
         best = served[order[0]]
+        if best.misses_targets:
+            bound = self.bound(has_users=False)
         return Throughput(
             objective=self.objective,
             simulated_requests_per_s=best.simulated_requests_per_s,
@@ -353,8 +364,12 @@ class RateSearch:
             rate.n_requests,
             deadline,
         )
-        of_goal = within if self.load.users is None else of_users
-        return replace(of_goal, within_targets_per_s=within.requests_per_s)
+        share_of_users = math.nan if self.load.users is None else of_users.slo_attainment
+        return replace(
+            within,
+            within_targets_per_s=within.requests_per_s,
+            slo_attainment=share_of_users,
+        )
 
     def saturated(
         self, cuts: Cuts, share: float = 1.0, bound_per_s: float = math.inf
@@ -409,9 +424,7 @@ class RateSearch:
         With users and targets, splits that serve the users within the targets come first, then
         those that serve the largest rate within them.
         """
-        misses = served.slo_attainment < MET  # nan: there are no targets, or no users
-        within = served.within_targets_per_s if misses else 0.0
-        return misses, -within if within > 0 else 0.0, -self._value(served)
+        return served.misses_targets, -self._value(served)
 
     def _value(self, served: ServedSplit) -> float:
         """Return what is maximised: the rate, or under ``cost`` requests per price."""

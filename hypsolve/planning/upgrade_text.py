@@ -12,6 +12,7 @@ from hypsolve.problem.units import show_seconds
 if TYPE_CHECKING:
     from hypsolve.planning.plan import Plan
 
+MANYFOLD = 10.0  # ratio of simulated values from which it is written as such
 CLEARLY = 1.02  # ratio of simulated values from which a split is called better
 
 
@@ -50,6 +51,8 @@ def describe_upgrade(upgrade: Upgrade, currency: str = "") -> str:
     if math.isfinite(upgrade.gain):
         least = "at least " * upgrade.is_lower_bound
         more = f", {least}{upgrade.gain:.0%} {'more' if upgrade.is_rate else 'less'}"
+        if upgrade.gain >= MANYFOLD - 1:
+            more = f", {least}{upgrade.gain + 1:.3g} times as much"
     price = ""
     if upgrade.price_per_hour > 0:
         money = f" {currency}" if currency else ""
