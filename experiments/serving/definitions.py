@@ -35,7 +35,6 @@ RULES = tuple(
 FLUID = Call("throughput_exact")
 PROGRAMS = tuple(map(Call, ("throughput_highs", "throughput_cpsat")))  # for one batching mode
 BEST = Call("best_simulated")
-ENUMERATED_REQUESTS = 8000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +144,7 @@ def _enumerated(number: int) -> ServingSeries:
         ),
         calls=(
             Call("bottleneck_split"), Call("p0_split"), Call("path_split"), FLUID, BEST,
-            Call("every_split", {"n_requests": ENUMERATED_REQUESTS}),
+            Call("every_split"),
         ),
     )  # fmt: skip
 
@@ -182,7 +181,6 @@ EXPERIMENTS: dict[str, ServingExperiment] = {
         },
         n_seeds=_sizes(1, 1, 1),
         time_limit_s=_sizes(600.0, 600.0, 3600.0),
-        n_requests=ENUMERATED_REQUESTS,
         shown=Shown(
             "experiments.serving.tables:exhaustive_tables",
             answers="experiments.serving.tables:exhaustive_answers",

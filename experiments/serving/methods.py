@@ -64,7 +64,7 @@ def best_simulated(deployment: Deployment, *, time_limit_s: float, seed: int) ->
 
 
 def every_split(
-    deployment: Deployment, *, time_limit_s: float, seed: int, n_requests: int
+    deployment: Deployment, *, time_limit_s: float, seed: int, n_requests: int | None = None
 ) -> Answer:
     """Simulate every split without an empty tier, and take the best.
 
