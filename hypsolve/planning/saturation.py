@@ -17,6 +17,7 @@ from hypsolve.solvers.clock import NEVER, Deadline
 
 OVERLOAD = 1.05  # of the bound: every queue fills
 HEADROOM = 1.1  # of the rate that was served then
+NEARLY = 0.99  # of the bound: another load cannot show clearly more
 ROUNDS = 20  # requests simulated to rank splits, over the number that can be under way at once
 PRINTED_ROUNDS = (
     50  # likewise for a rate that is printed: fill and drain take 2 % of it at most
@@ -68,7 +69,8 @@ def saturated_rate(
 
     Requests arrive evenly, first at `OVERLOAD` times a bound on the rate, so that queues never
     empty. Batches may then bunch in waves, so they arrive again at `HEADROOM` times the rate
-    that was served; the larger rate counts. The seconds in which the first requests fill the
+    that was served, or at the bound if that is less; the larger rate counts. Splits that serve
+    `NEARLY` the bound are not simulated again. The seconds in which the first requests fill the
     pipeline and the last ones leave it count, so the rate is below the one that is sustained,
     and never exceeds a valid bound. With n requests, of which w are under way at once, the
     difference is about w / n of it.
@@ -95,8 +97,8 @@ def saturated_rate(
     is_short = n_requests < PRINTED_ROUNDS * under_way
     if known is None:
         rate = served(OVERLOAD * bound_per_s)
-        if HEADROOM * rate < bound_per_s:
-            rate = max(rate, served(HEADROOM * rate))
+        if rate < NEARLY * bound_per_s:
+            rate = max(rate, served(min(HEADROOM * rate, bound_per_s)))
     else:
         sustained = known.requests_per_s * (1 + under_way / known.n_requests)
         rate = served(min(OVERLOAD * bound_per_s, HEADROOM * sustained))
