@@ -211,7 +211,7 @@ def _row_of_method(
 @click.command()
 @click.argument("kind", type=click.Choice(tuple(SCHEMAS)))
 def schema(kind: str) -> None:
-    """Print the JSON Schema of network files, or of the output of `plan --json`.
+    """Print the JSON Schema of a kind of file, such as `plan --json` prints.
 
     \b
     hypsolve schema network > network.schema.json

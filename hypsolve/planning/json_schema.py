@@ -1,4 +1,4 @@
-"""JSON Schemas of network files and plans, derived from the types that read and write them."""
+"""JSON Schemas of files: networks, plans, serving instances and their results."""
 
 import dataclasses
 import inspect
@@ -23,6 +23,7 @@ from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.formats.network_toml_types import Key, NetworkTable
 from hypsolve.planning.plan import FORMAT, VERSION, Plan
 from hypsolve.planning.query import PlanQuery
+from hypsolve.planning.serving_schema import ServingInstanceFile, ServingResultFile
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment, Model
 from hypsolve.problem.instance import Objective
@@ -92,6 +93,8 @@ class ResultTable(TypedDict):
 SCHEMAS: dict[str, tuple[str, type]] = {
     "network": ("Network file of hypsolve", NetworkTable),
     "plan": ("Plan of hypsolve", Plan),
+    "serving-instance": ("Serving instance of hypsolve", ServingInstanceFile),
+    "serving-result": ("Result on a serving instance of hypsolve", ServingResultFile),
 }
 _WRITTEN_AS: dict[Any, Any] = {  # types that `Plan.to_dict` does not write field by field
     Model: Annotated[str, "Name of the model."],
@@ -117,12 +120,13 @@ def schema(kind: str) -> Schema:
     """Return the JSON Schema (draft 2020-12) of a kind of file.
 
     A schema cannot express every rule. The readers also check that names are distinct, that
-    GPUs are known, and which tiers have a link.
+    GPUs are known, which tiers have a link, and that the sizes of tables agree.
 
     Parameters
     ----------
-    kind : {"network", "plan"}
-        The TOML file of `hypsolve.read_network_file`, or the JSON of `Plan.to_dict`.
+    kind : {"network", "plan", "serving-instance", "serving-result"}
+        The TOML file of `hypsolve.read_network_file`; the JSON of `Plan.to_dict`; that of
+        `hypsolve.save` for a `ServingInstance`; or that of `ServingResult.save`.
 
     Returns
     -------

@@ -215,6 +215,7 @@ class ServingInstance:
             if name not in tables:
                 raise ValueError(f"{OWNER}: table {name!r} is missing")
         records = {name: _record(name, kind, tables[name]) for name, kind in RECORDS.items()}
+        _refuse_flags("price_per_hour", tables["price_per_hour"])
         return cls(**records, price_per_hour=tables["price_per_hour"])
 
     @classmethod
@@ -413,6 +414,14 @@ def _require_table(name: str, table: Any) -> None:
         raise TypeError(f"{OWNER}: {name} must be a table, got {table!r:.60}")
 
 
+def _refuse_flags(field: str, value: Any) -> None:
+    """Raise TypeError for true and false in a list: arrays would take them as numbers."""
+    for each in value if isinstance(value, list) else ():
+        if isinstance(each, bool):
+            raise TypeError(f"{OWNER}: {field} must hold numbers or strings, got {each}")
+        _refuse_flags(field, each)
+
+
 def _record(name: str, kind: Any, table: Any) -> Any:
     _require_table(name, table)
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -421,8 +430,13 @@ def _record(name: str, kind: Any, table: Any) -> Any:
     for key, field in fields.items():
         if key not in table and field.default is dataclasses.MISSING:
             raise ValueError(f"{OWNER}: field {key!r} of {name} is missing")
+    for key, value in table.items():
+        _refuse_flags(key, value)
     content = dict(table)
     if name == "names":
+        for key in ("tier_names", "node_names", "class_names"):
+            if not isinstance(table.get(key, []), list | tuple):
+                raise TypeError(f"{OWNER}: {key} must be a list, got {table[key]!r:.60}")
         content = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
     elif name == "links" and "token_s" in content and content["token_s"] == []:
         content["token_s"] = np.zeros((0, 1))  # a single tier has no links

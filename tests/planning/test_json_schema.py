@@ -92,7 +92,10 @@ def test_schemas_are_schemas(kind):
     jsonschema.Draft202012Validator.check_schema(document)
     jsonschema.Draft7Validator.check_schema(document)  # what Taplo reads it as
     assert '"$ref"' not in json.dumps(document)
-    with pytest.raises(ValueError, match="unknown schema 'tiers'; choose one of network, plan"):
+    with pytest.raises(
+        ValueError,
+        match="unknown schema 'tiers'; choose one of network, plan, serving-instance",
+    ):
         schema("tiers")
 
 
