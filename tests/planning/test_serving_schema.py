@@ -21,7 +21,7 @@ BEYOND = {  # what the reader refuses and a schema cannot know
     "order": r"node_tier must start at 0|cut_min and cut_max must start",
     "two keys": r"at most (max_blocks|resident_tokens|the weights)|idle_share must",
     "an objective and its needs": r"objective goodput needs|must be positive for a node under",
-    "how a whole number is written": r"whole numbers?, got dtype float|got -?\d+\.0|got dtype object",
+    "how a whole number is written": r"got dtype (float|object)|got -?\d+\.0",
     "that a table is not empty": r"at least one",
 }
 
