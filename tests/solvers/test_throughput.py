@@ -120,12 +120,8 @@ def test_the_answer_states_its_limit_and_saves(tmp_path):
     assert "<table" in result._repr_html_()
 
 
-STAGE_ONLY = ("throughput_highs", "throughput_cpsat")
-CASES = [
-    (method, mode)
-    for method in THROUGHPUT_METHODS
-    for mode in (MODES[:1] if method in STAGE_ONLY else MODES)
-]
+PROGRAMS = ("throughput_highs", "throughput_cpsat")
+CASES = [(method, mode) for method in THROUGHPUT_METHODS for mode in MODES]
 
 
 @pytest.mark.parametrize(("method", "mode"), CASES)
@@ -156,13 +152,14 @@ def test_every_method_keeps_the_contract(method, mode):
     assert answered >= 1
 
 
-@pytest.mark.parametrize("method", STAGE_ONLY)
+@pytest.mark.parametrize("method", PROGRAMS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("seed", range(4))
-def test_integer_programs_agree_with_the_chain_of_hold_times(method, seed):
-    """Other solvers on the question of the DP: a split for a rate and a hold time, targets."""
+def test_integer_programs_agree_with_the_chains(method, mode, seed):
+    """Other solvers on the questions of the DP: a split for a rate and a hold time or cycle."""
     rng = np.random.default_rng([seed, 23])
     for case in range(4):
-        instance = random_serving(rng, "stage")
+        instance = random_serving(rng, mode)
         if case % 2:
             instance = with_targets(instance, rng)
         best = hs.solve(instance, "throughput_exact")
@@ -171,13 +168,12 @@ def test_integer_programs_agree_with_the_chain_of_hold_times(method, seed):
         assert result.fluid_requests_per_s == pytest.approx(best.fluid_requests_per_s, rel=1e-6)
 
 
-@pytest.mark.parametrize("method", STAGE_ONLY)
-def test_integer_programs_name_what_they_do_not_solve_and_keep_the_time_limit(method):
-    with pytest.raises(ValueError, match=f"{method}: batching must be stage, got serial"):
-        hs.solve(two_speeds(batching="serial"), method)
+@pytest.mark.parametrize("method", PROGRAMS)
+@pytest.mark.parametrize("mode", MODES)
+def test_integer_programs_name_what_they_do_not_solve_and_keep_the_time_limit(method, mode):
     with pytest.raises(ValueError, match=f"{method}: objective must be throughput or goodput"):
         hs.solve(two_speeds(objective="cost", price_per_hour=[1, 1]), method)
-    cut_off = hs.solve(two_speeds(), method, time_limit_s=1e-9)
+    cut_off = hs.solve(two_speeds(batching=mode), method, time_limit_s=1e-9)
     assert cut_off.status == "unknown"
     assert cut_off.message == "the time limit has passed"
 

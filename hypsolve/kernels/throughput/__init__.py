@@ -109,5 +109,6 @@ def warm_up():
     tables = stage_tables.new_tables(server)
     arcs.arcs_at(server, tables, 0.1, 0.0)
     stage_search.split_rate(server, tables, np.array([0, 1, 2]), 0.1, 0.2)
+    stage_search.rate_limit(server, tables, cuts)
     labels.shortest_within_targets(server, tables, 0.0, 0.1, cuts)
     batch_chains.warm_up(tiny(PIPELINE))
