@@ -1,9 +1,10 @@
 """`throughput_bound`: requests per second that no split and no schedule exceeds.
 
 The rate is the number n of requests over the time T from the first arrival to the last
-delivery. All requests are alike: p prompt and o output tokens, n_c = ceil(p / Q) chunks at
-least. No steady state is assumed. The bound is the largest X for which some split meets all
-conditions below; all of them hold for X = n / T and the split that was used.
+delivery. All requests are alike here: p prompt and o output tokens, n_c = ceil(p / Q) chunks at
+least; `mixed_lengths` has the conditions if they differ. No steady state is assumed. The bound
+is the largest X for which some split meets all conditions below; all of them hold for X = n / T
+and the split that was used.
 
 **Links.** A link between stages is busy for the bytes of all tokens but the last of each
 request, and a link before the first stage for the ids of the prompt. If links send one message
@@ -57,15 +58,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from hypsolve.bounds.mixed_lengths import MixedConditions, length_mix
 from hypsolve.bounds.request_work import bounded, request_work
 from hypsolve.bounds.stage_conditions import StageConditions
 from hypsolve.problem import costs, instance_tables
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.deployment import Deployment
+from hypsolve.problem.model import Block
+from hypsolve.problem.network import GpuProfile
 from hypsolve.problem.stage_contents import stage_contents
 
 ROUNDING = 1e-9
@@ -91,7 +96,8 @@ def throughput_bound(
     Parameters
     ----------
     deployment : Deployment
-        All requests must be alike. Its runtime gives batching mode and limits.
+        Its runtime gives batching mode and limits. Requests may differ in length: the bound
+        then holds for these requests, in any order, and for others with the same shares.
     allow_empty, pinned, min_blocks, max_blocks
         The splits that count, as in `hypsolve.to_instance`.
     link_contention : bool
@@ -107,7 +113,7 @@ def throughput_bound(
     Raises
     ------
     ValueError, TypeError
-        If requests are not alike, or an argument is invalid; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -122,14 +128,6 @@ def throughput_bound(
     True
     """
     valid.of_type("throughput_bound", "deployment", deployment, Deployment)
-    requests = deployment.requests
-    for field in ("prompt_tokens", "output_tokens"):
-        values = getattr(requests, field)
-        if (values != values[0]).any():
-            raise ValueError(
-                f"throughput_bound: {field} must be equal for all requests, got"
-                f" {int(values.min())} to {int(values.max())}"
-            )
     think_time_s = valid.real("throughput_bound", "think_time_s", think_time_s)
     allow_empty = valid.flag("throughput_bound", "allow_empty", allow_empty)
     model, n_tiers = deployment.model, len(deployment.network.tiers)
@@ -145,6 +143,45 @@ def throughput_bound(
         think_time_s=think_time_s,
     )
     return search.largest_rate()
+
+
+class _View(NamedTuple):
+    """Conditions on the stages of all tiers, and decode passes in the same weighting."""
+
+    tiers: Sequence[StageConditions | MixedConditions]
+    passes: float
+    counts_requests: bool  # each request counts alike
+
+
+def _views(
+    deployment: Deployment,
+    kinds: Sequence[Block],
+    gpus: Sequence[GpuProfile],
+    counts: Array,
+    whole: int,
+) -> list[_View]:
+    """Return conditions that are all necessary: one view, or two if lengths differ."""
+    tiers, requests = deployment.network.tiers, deployment.requests
+    prompt, output = requests.prompt_tokens, requests.output_tokens
+    if (prompt == prompt[0]).all() and (output == output[0]).all():
+        work = request_work(deployment, kinds, [bounded(gpu) for gpu in gpus])
+        alike = [
+            StageConditions(deployment, tier, kinds, gpus, work, counts, whole)
+            for tier in tiers
+        ]
+        return [_View(alike, float(output[0]) - 1, True)]
+    mix = length_mix(deployment, kinds, [bounded(gpu) for gpu in gpus])
+    views = []
+    for by_tokens in (True, False):
+        mixed = [
+            MixedConditions(
+                deployment, tier, kinds, gpus, mix, counts, whole, by_tokens=by_tokens
+            )
+            for tier in tiers
+        ]
+        passes = float((mix.output - 1) @ mixed[0].weight)
+        views.append(_View(mixed, passes, not by_tokens))
+    return views
 
 
 class _Search:
@@ -167,12 +204,7 @@ class _Search:
         block_kind = np.array([names.index(block.kind) for block in model.blocks])
         content, counts = stage_contents(block_kind, len(kinds))
         gpus = costs.node_classes(deployment)
-        work = request_work(deployment, kinds, [bounded(gpu) for gpu in gpus])
-        self.tiers = [
-            StageConditions(deployment, tier, kinds, gpus, work, counts, int(content[0, -1]))
-            for tier in tiers
-        ]
-        self.passes = int(deployment.requests.output_tokens[0]) - 1
+        self.views = _views(deployment, kinds, gpus, counts, int(content[0, -1]))
         self.users, self.think_time_s = users, think_time_s
         self.content, self.n_cuts = content, model.n_blocks + 1
         self.is_allowed = [
@@ -183,14 +215,16 @@ class _Search:
         runtime = deployment.runtime
         self.is_stage = runtime.batching == "stage"
         self.is_serial = runtime.batching == "serial" and runtime.micro_batch_tokens is None
-        self.returns = (self.passes + 1) / runtime.batch_limit
+        self.returns = float(deployment.requests.output_tokens.mean()) / runtime.batch_limit
         self.host_s = runtime.iteration_s
 
     def _set_links(self, deployment: Deployment, link_contention: bool) -> None:
         """Set seconds of round trips, passes, and busy links of a request, by tier and cut."""
-        model, shape = deployment.model, (len(self.tiers), self.n_cuts)
+        model, requests = deployment.model, deployment.requests
+        shape = len(deployment.network.tiers), self.n_cuts
         self.round_s, self.pass_s, self.busy_s = (np.zeros(shape) for _ in range(3))
-        p = int(deployment.requests.prompt_tokens[0])
+        p = float(requests.prompt_tokens.mean())
+        passes = float(requests.output_tokens.mean()) - 1
         sent = np.array([block.output_bytes_per_token for block in model.blocks[:-1]])
         for k, tier in enumerate(deployment.network.tiers[:-1]):
             link = tier.link
@@ -199,7 +233,7 @@ class _Search:
             self.round_s[k, 1:-1] = link.round_trip_s
             self.pass_s[k, 1:-1] = link.round_trip_s + token_s
             if link_contention:
-                self.busy_s[k, 1:-1] = (p + self.passes) * token_s
+                self.busy_s[k, 1:-1] = (p + passes) * token_s
                 self.busy_s[k, 0] = p * model.input_bytes_per_token / link.bytes_per_s
 
     def largest_rate(self) -> float:
@@ -219,31 +253,31 @@ class _Search:
 
     def is_met(self, rate: float) -> bool:
         """Return whether some split meets all conditions at a rate."""
-        if self.is_stage:
-            return self._is_met_by(rate, 0)
-        widest = max(tier.n_nodes for tier in self.tiers)
-        return any(self._is_met_by(rate, n) for n in range(1, widest + 1))
+        widest = max(tier.n_nodes for tier in self.views[0].tiers)
+        numbers = (0,) if self.is_stage else range(1, widest + 1)
+        return any(all(self._is_met_by(rate, n, view) for view in self.views) for n in numbers)
 
-    def _is_met_by(self, rate: float, n_pipelines: int) -> bool:
+    def _is_met_by(self, rate: float, n_pipelines: int, view: _View) -> bool:
         """Return whether some split with so many pipelines does; 0: all nodes serve any."""
         held_s = 0.0
-        passes_s = [tier.decode_s(rate) for tier in self.tiers]
+        passes_s = [tier.decode_s(rate) for tier in view.tiers]
         while True:
-            opened = [tier.is_open(rate, held_s, n_pipelines) for tier in self.tiers]
-            found_s = self._shortest(passes_s, opened, self.passes * self.pass_s, rate)
+            opened = [tier.is_open(rate, held_s, n_pipelines) for tier in view.tiers]
+            found_s = self._shortest(passes_s, opened, view.passes * self.pass_s, rate)
             if math.isinf(found_s):
                 return False
-            if rate * (found_s + self.think_time_s) > self.users * (1 + ROUNDING):
+            users = self.users if view.counts_requests else math.inf
+            if rate * (found_s + self.think_time_s) > users * (1 + ROUNDING):
                 return False
-            if self.is_serial and not self._follow(rate, opened, n_pipelines):
+            if self.is_serial and not self._follow(rate, opened, n_pipelines, view):
                 return False
             if found_s <= held_s * (1 + 1e-12):
                 return True
             held_s = found_s
 
-    def _follow(self, rate: float, opened: list[Array], n_pipelines: int) -> bool:
+    def _follow(self, rate: float, opened: list[Array], n_pipelines: int, view: _View) -> bool:
         """Return whether the batches of serial pipelines can follow each other fast enough."""
-        busy_s = [tier.least_busy_s for tier in self.tiers]
+        busy_s = [tier.least_busy_s for tier in view.tiers]
         sum_s = self._shortest(busy_s, opened, self.returns * self.round_s, rate)
         return rate * (sum_s + self.returns * self.host_s) <= n_pipelines * (1 + ROUNDING)
 
@@ -253,7 +287,7 @@ class _Search:
         """Return the least sum over chains of open stages and links, inf if there is none."""
         cost = np.full(self.n_cuts, math.inf)
         cost[0] = 0.0
-        for k in range(len(self.tiers)):
+        for k in range(len(opened)):
             # an empty stage has no content: the entry behind the last one
             of_stage = np.append(np.where(opened[k], seconds[k], math.inf), 0.0)
             table = np.where(self.content >= 0, of_stage[self.content], math.inf)

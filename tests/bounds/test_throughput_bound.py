@@ -136,23 +136,111 @@ def test_one_node_serves_full_batches_of_nothing_but_time():
     assert bound >= 1 / alone
 
 
-def test_lengths_must_be_alike_and_nothing_may_be_misspelt():
-    box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("rtx-4090")),))
+def mixed(deployment, rng, n_requests=N_REQUESTS):
+    """Return the deployment with requests of a few or of many different lengths."""
+    if rng.random() < 0.5:  # short prompts with long outputs, and the other way round
+        kinds = np.array([[rng.integers(1, 5), 19], [39, rng.integers(1, 4)], [7, 7]])
+        prompt, output = kinds[rng.integers(0, 3, n_requests)].T
+    else:
+        prompt, output = rng.integers(1, 40, n_requests), rng.integers(1, 20, n_requests)
+    return replace(
+        deployment,
+        requests=hs.Requests(np.zeros(n_requests), prompt, output),
+        max_resident_tokens=None,
+    )
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_no_schedule_of_mixed_lengths_exceeds_the_bound(seed):
+    """Adversarial mixes in all modes: no assumption on which node serves which request."""
+    case = random_case(seed)
+    if case is None:
+        pytest.skip("the split does not fit")
+    deployment, split, rng = case
+    deployment = mixed(deployment, rng)
+    if hs.check(hs.to_instance(deployment, allow_empty=True), split):
+        pytest.skip("the split does not fit")
+    options = {"link_contention": bool(rng.random() < 0.7)}
+    policy = str(rng.choice(["round_robin", "hypsched_rt", "random"]))
+    load = {}
+    if rng.random() < 0.3:
+        load = {"users": int(rng.integers(1, 9)), "think_time_s": float(rng.choice([0, 0.3]))}
+    trace = hs.simulate(deployment, split, policy, **options, **load)
+    time_s = trace.end_s.max() + load.get("think_time_s", 0.0)
+    of_split = throughput_bound(
+        deployment, allow_empty=True, pinned=pins_of(split), **options, **load
+    )
+    assert N_REQUESTS / time_s <= of_split * (1 + 1e-9)
+    if seed % 5 == 0:
+        of_all = throughput_bound(deployment, allow_empty=True, **options, **load)
+        assert of_split <= of_all * (1 + 1e-7)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_lengths_that_hardly_differ_have_about_the_bound_of_equal_ones(seed):
+    """The conditions of mixed lengths are no empty ones: near the other bound, not above it.
+
+    Equal requests have the tighter conditions: whole numbers of requests fit, and passes of
+    mean batches count.
+    """
+    rng = np.random.default_rng(seed)
+    box = hs.Tier(
+        name="box",
+        nodes=tuple(hs.Node(name=f"n{i}", gpu=hs.gpu("rtx-4090")) for i in range(2)),
+    )
+    p, o = int(rng.integers(100, 2000)), int(rng.integers(10, 300))
     deployment = hs.Deployment(
         model=hs.model("llama-3-8b"),
         network=hs.Network(name="lab", tiers=(box,)),
-        requests=hs.Requests([0.0, 0.0], [10, 20], [5, 5]),
+        requests=hs.Requests(np.zeros(400), np.full(400, p), np.full(400, o)),
+        runtime=hs.runtime("ideal", max_num_seqs=int(rng.choice([4, 8]))),
     )
-    with pytest.raises(
-        ValueError, match="prompt_tokens must be equal for all requests, got 10"
-    ):
-        throughput_bound(deployment)
+    prompt = np.full(400, p)
+    prompt[0] += 1
+    other = replace(
+        deployment, requests=hs.Requests(np.zeros(400), prompt, np.full(400, o)),
+        max_resident_tokens=None,
+    )  # fmt: skip
+    equal, differing = throughput_bound(deployment), throughput_bound(other)
+    assert equal * (1 - 1e-2) <= differing <= equal * 1.1
+
+
+def test_many_lengths_are_rounded_down_and_bound_a_little_less():
+    """A trace of 400 different requests: lengths rounded down give a larger bound."""
+    from hypsolve.bounds import mixed_lengths
+
+    rng = np.random.default_rng(1)
+    box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("rtx-4090")),))
+    prompt, output = rng.integers(100, 1000, 400), rng.integers(10, 200, 400)
+    deployment = hs.Deployment(
+        model=hs.model("llama-3-8b"),
+        network=hs.Network(name="lab", tiers=(box,)),
+        requests=hs.Requests(np.zeros(400), prompt, output),
+    )
+    rounded = throughput_bound(deployment)
+    most, mixed_lengths.MAX_PAIRS = mixed_lengths.MAX_PAIRS, 10**6
+    try:
+        exact = throughput_bound(deployment)
+    finally:
+        mixed_lengths.MAX_PAIRS = most
+    assert exact <= rounded * (1 + 1e-9)
+    assert rounded <= exact * 1.15
+
+
+def test_nothing_may_be_misspelt_and_what_does_not_fit_has_no_rate():
+    box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("rtx-4090")),))
+    tiny = hs.Deployment(
+        model=hs.model("llama-3-8b"),
+        network=hs.Network(name="lab", tiers=(box,)),
+        requests=hs.Requests([0.0], [10], [5]),
+    )
     with pytest.raises(TypeError, match="did you mean users"):
-        throughput_bound(deployment, user=3)
-    tiny = replace(deployment, requests=hs.Requests([0.0], [10], [5]))
+        throughput_bound(tiny, user=3)
     assert throughput_bound(tiny) > 0
     heavy = replace(tiny, model=hs.model("llama-3-70b"))
     assert throughput_bound(heavy) == 0
+    mix = hs.Requests([0.0, 0.0], [10, 20], [5, 5])
+    assert throughput_bound(replace(heavy, requests=mix, max_resident_tokens=None)) == 0
 
 
 @pytest.mark.parametrize("seed", range(20))
