@@ -17,7 +17,6 @@
 
 import numpy as np
 
-from hypsolve.kernels.jit import kernel
 from hypsolve.kernels.throughput import (
     arcs,
     batch_chains,
@@ -49,7 +48,6 @@ __all__ = [
 ]
 
 
-@kernel
 def max_rate(server, cuts):
     """Return the largest rate that some split carries, its cuts filled in, and the trials.
 
@@ -59,9 +57,8 @@ def max_rate(server, cuts):
     cuts : ndarray of int, shape (n_tiers + 1,)
         Filled in, unless the rate is 0.
     """
-    if server.batching == STAGE:
-        return stage_search.max_rate(server, cuts)
-    return pipeline_search.max_rate(server, cuts)
+    search = stage_search if server.batching == STAGE else pipeline_search
+    return search.max_rate(server, cuts)
 
 
 def tiny(batching=STAGE, **changes):

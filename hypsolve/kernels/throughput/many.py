@@ -1,10 +1,12 @@
 """The largest request rates of one model on many networks."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from hypsolve.kernels.jit import bare_kernel, threaded_kernel
+from hypsolve.kernels.jit import bare_kernel, kernel, threaded_kernel
 from hypsolve.kernels.throughput import pipeline_search, stage_search
-from hypsolve.kernels.throughput.server import STAGE, Server
+from hypsolve.kernels.throughput.server import Server
 
 
 @bare_kernel
@@ -63,9 +65,103 @@ def _fill_rooms(stage_bytes, held, group_class, group_bytes, n_groups, room):
                     room[g, content] = np.floor(room[g, content] * (1.0 + 1e-12))
 
 
+class Work(NamedTuple):
+    """Arrays for the server of one network after the other."""
+
+    group_start: np.ndarray
+    group_class: np.ndarray
+    group_bytes: np.ndarray
+    group_size: np.ndarray
+    node_start: np.ndarray
+    node_group: np.ndarray
+    room: np.ndarray
+    link_s: np.ndarray
+    round_trip_s: np.ndarray
+
+
+@kernel
+def _new_work(model, n_tiers, n_nodes):
+    """Return work space for networks of at most so many tiers, and nodes in each."""
+    n_cuts, n_contents = model.content.shape[0], model.counts.shape[0]
+    return Work(
+        np.zeros(n_tiers + 1, np.int64),
+        np.zeros(n_tiers * n_nodes, np.int64),
+        np.zeros(n_tiers * n_nodes),
+        np.zeros(n_tiers * n_nodes),
+        np.zeros(n_tiers + 1, np.int64),
+        np.zeros(n_tiers * n_nodes, np.int64),
+        np.zeros((n_tiers * n_nodes, n_contents)),
+        np.zeros((n_tiers, n_cuts)),
+        np.zeros(n_tiers),
+    )
+
+
+@kernel
+def _server_of(model, stage_bytes, held, nodes, links, network, work):
+    """Return the server of a network; its arrays are those of `work`."""
+    node_class, node_bytes = nodes
+    token_s, round_trip_s, entry_s = links
+    n_tiers, n_cuts, used = node_class.shape[1], model.content.shape[0], 0
+    group_start, node_start = work.group_start, work.node_start
+    groups = work.group_class, work.group_bytes, work.group_size
+    for k in range(n_tiers):
+        group_start[k + 1], node_start[k + 1] = _group_nodes(
+            node_class[network, k],
+            node_bytes[network, k],
+            group_start[k],
+            groups,
+            work.node_group,
+            node_start[k],
+        )
+        if node_start[k + 1] > node_start[k]:
+            used = k + 1
+    n_groups, row = group_start[used], network if len(token_s) > 1 else 0
+    _fill_rooms(stage_bytes, held, work.group_class, work.group_bytes, n_groups, work.room)
+    for k in range(used):
+        for cut in range(n_cuts):
+            work.link_s[k, cut] = token_s[row, k, cut] if k < used - 1 else 0.0
+        work.round_trip_s[k] = round_trip_s[row, k] if k < used - 1 else 0.0
+    return Server(
+        model.times,
+        model.counts,
+        model.content,
+        model.batching,
+        model.iteration_s,
+        group_start[: used + 1],
+        work.group_class[:n_groups],
+        work.group_size[:n_groups],
+        work.room[:n_groups],
+        node_start[: used + 1],
+        work.node_group[: node_start[used]],
+        work.link_s[:used],
+        work.round_trip_s[:used],
+        entry_s[row, :used],
+        model.max_num_seqs,
+        model.max_tokens,
+        model.max_prompt_tokens,
+        model.cut_min[n_tiers - used :],
+        model.cut_max[: used + 1],
+        model.min_blocks[:used],
+        model.max_blocks[:used],
+        model.lengths,
+        model.targets,
+    )
+
+
+@bare_kernel
+def _store(rate, cuts, rates, network, used, n_blocks):
+    """Store the rate of a network, and the cuts of the tiers that it does not have."""
+    rates[network] = rate
+    for k in range(cuts.shape[1]):
+        if rate <= 0.0:
+            cuts[network, k] = -1
+        elif k > used:
+            cuts[network, k] = n_blocks
+
+
 @threaded_kernel
-def max_rate_many(model, stage_bytes, held, nodes, links, first, end, cuts, rates):
-    """Fill `cuts` and `rates` for networks first..end - 1.
+def max_rates_by_stage(model, stage_bytes, held, nodes, links, first, end, cuts, rates):
+    """Fill `cuts` and `rates` for networks first..end - 1, under the batching mode ``stage``.
 
     Parameters
     ----------
@@ -89,69 +185,20 @@ def max_rate_many(model, stage_bytes, held, nodes, links, first, end, cuts, rate
     rates : ndarray, shape (n_networks,)
         Filled in; 0 if no split carries any rate.
     """
-    node_class, node_bytes = nodes
-    token_s, round_trip_s, entry_s = links
-    n_tiers, n_nodes = node_class.shape[1:]
-    n_cuts, n_contents = model.content.shape[0], model.counts.shape[0]
-    group_start = np.zeros(n_tiers + 1, np.int64)
-    node_start = np.zeros(n_tiers + 1, np.int64)
-    groups = (
-        np.zeros(n_tiers * n_nodes, np.int64),
-        np.zeros(n_tiers * n_nodes),
-        np.zeros(n_tiers * n_nodes),
-    )
-    node_group = np.zeros(n_tiers * n_nodes, np.int64)
-    room = np.zeros((n_tiers * n_nodes, n_contents))
-    link_s, trip_s = np.zeros((n_tiers, n_cuts)), np.zeros(n_tiers)
+    work = _new_work(model, nodes[0].shape[1], nodes[0].shape[2])
     for network in range(first, end):
-        used = 0
-        for k in range(n_tiers):
-            group_start[k + 1], node_start[k + 1] = _group_nodes(
-                node_class[network, k],
-                node_bytes[network, k],
-                group_start[k],
-                groups,
-                node_group,
-                node_start[k],
-            )
-            if node_start[k + 1] > node_start[k]:
-                used = k + 1
-        n_groups, row = group_start[used], network if len(token_s) > 1 else 0
-        _fill_rooms(stage_bytes, held, groups[0], groups[1], n_groups, room)
-        for k in range(used):
-            for cut in range(n_cuts):
-                link_s[k, cut] = token_s[row, k, cut] if k < used - 1 else 0.0
-            trip_s[k] = round_trip_s[row, k] if k < used - 1 else 0.0
-        server = Server(
-            model.times,
-            model.counts,
-            model.content,
-            model.batching,
-            model.iteration_s,
-            group_start[: used + 1],
-            groups[0][:n_groups],
-            groups[2][:n_groups],
-            room[:n_groups],
-            node_start[: used + 1],
-            node_group[: node_start[used]],
-            link_s[:used],
-            trip_s[:used],
-            entry_s[row, :used],
-            model.max_num_seqs,
-            model.max_tokens,
-            model.max_prompt_tokens,
-            model.cut_min[n_tiers - used :],
-            model.cut_max[: used + 1],
-            model.min_blocks[:used],
-            model.max_blocks[:used],
-            model.lengths,
-            model.targets,
-        )
-        if model.batching == STAGE:
-            rate, _ = stage_search.max_rate(server, cuts[network, : used + 1])
-        else:
-            rate, _ = pipeline_search.max_rate(server, cuts[network, : used + 1])
-        rates[network] = rate
-        cuts[network, used + 1 :] = n_cuts - 1
-        if rate <= 0.0:
-            cuts[network] = -1
+        server = _server_of(model, stage_bytes, held, nodes, links, network, work)
+        used = len(server.min_blocks)
+        rate, _ = stage_search.max_rate(server, cuts[network, : used + 1])
+        _store(rate, cuts, rates, network, used, model.content.shape[0] - 1)
+
+
+@threaded_kernel
+def max_rates_by_pipeline(model, stage_bytes, held, nodes, links, first, end, cuts, rates):
+    """Fill `cuts` and `rates` under ``pipeline`` and ``serial``; see `max_rates_by_stage`."""
+    work = _new_work(model, nodes[0].shape[1], nodes[0].shape[2])
+    for network in range(first, end):
+        server = _server_of(model, stage_bytes, held, nodes, links, network, work)
+        used = len(server.min_blocks)
+        rate, _ = pipeline_search.max_rate(server, cuts[network, : used + 1])
+        _store(rate, cuts, rates, network, used, model.content.shape[0] - 1)

@@ -6,7 +6,7 @@ serves a given x has the least z with ``z >= x t``.
 """
 
 from hypsolve.kernels.jit import bare_kernel
-from hypsolve.kernels.throughput.server import SLACK, tau
+from hypsolve.kernels.throughput.server import tau
 
 
 @bare_kernel
@@ -43,10 +43,11 @@ def passes(server, node_class, content, z, t):
     b, k = z * lengths.passes, z * lengths.chunks
     rest = min(1.0, b + k) * t / 2
     decode, chunk = t, t
-    if b < 1.0:
-        decode = tau(server, node_class, content, 1.0, k)
-    if k < 1.0:
-        chunk = tau(server, node_class, content, b, 1.0)
+    for part in range(2):  # one call of tau, which LLVM inlines
+        if part == 0 and b < 1.0:
+            decode = tau(server, node_class, content, 1.0, k)
+        if part == 1 and k < 1.0:
+            chunk = tau(server, node_class, content, b, 1.0)
     if content != server.content[0, -1]:
         decode += rest
     return decode, chunk + rest
@@ -57,31 +58,36 @@ def batch_at(server, node_class, content, x, z_max):
     """Return the least z of a node that serves x requests per second, and its iteration.
 
     Regula falsi on ``x tau(z) - z`` (the Illinois variant), which is positive below the
-    solution and not above it.
+    solution and not above it. The ends come first. There is one call of tau, for LLVM inlines
+    each of them.
     """
-    low, f_low = 0.0, x * seconds(server, node_class, content, 0.0)
-    t = seconds(server, node_class, content, z_max)
-    high, f_high = z_max, x * t - z_max
-    if f_high >= 0.0:
-        return z_max, t
-    side = 0
-    for _ in range(100):
+    low, f_low, high, f_high, t_high = 0.0, 0.0, z_max, 0.0, 0.0
+    z, side = z_max, 0
+    for step in range(102):
+        t = seconds(server, node_class, content, z)
+        f = x * t - z
+        if step == 0:
+            f_high, t_high = f, t
+            if f >= 0.0:
+                break
+            z = 0.0
+            continue
+        if step == 1:
+            f_low = f
+        elif abs(f) <= 1e-15 * z:
+            return z, t
+        elif f > 0.0:
+            f_high = f_high / 2 if side == 1 else f_high
+            low, f_low, side = z, f, 1
+        else:
+            f_low = f_low / 2 if side == -1 else f_low
+            high, f_high, t_high, side = z, f, t, -1
+        if high - low <= 1e-15 * high:
+            break
         z = (low * f_high - high * f_low) / (f_high - f_low)
         if not low < z < high:
             z = (low + high) / 2
-        t = seconds(server, node_class, content, z)
-        f = x * t - z
-        if abs(f) <= 1e-15 * z or high - low <= 1e-15 * high:
-            return z, t
-        if f > 0.0:
-            if side == 1:
-                f_high /= 2
-            low, f_low, side = z, f, 1
-        else:
-            if side == -1:
-                f_low /= 2
-            high, f_high, side = z, f, -1
-    return high, seconds(server, node_class, content, high)
+    return high, t_high
 
 
 @bare_kernel
@@ -98,42 +104,30 @@ def kept_load(server, node_class, content, z, elsewhere_s):
 def memory_rate(server, group, content, elsewhere_s):
     """Return the largest rate of a node if passes spend so many seconds elsewhere."""
     room, c = server.room[group, content], server.group_class[group]
-    z_max = largest_batch(server, room)
-    load, x_max = kept_load(server, c, content, z_max, elsewhere_s)
-    if load <= room:
-        return x_max
-    low, f_low = 0.0, -room
-    high, f_high = z_max, load - room
-    side = 0
-    for _ in range(100):
+    low, f_low, x_low = 0.0, -room, 0.0
+    high, f_high, side = 0.0, 0.0, 0
+    z = largest_batch(server, room)
+    for step in range(101):
+        load, x = kept_load(server, c, content, z, elsewhere_s)
+        f = load - room
+        if step == 0:
+            if f <= 0.0:
+                return x
+            high, f_high = z, f
+        elif abs(f) <= 1e-14 * room:
+            return x
+        elif f > 0.0:
+            f_low = f_low / 2 if side == 1 else f_low
+            high, f_high, side = z, f, 1
+        else:
+            f_high = f_high / 2 if side == -1 else f_high
+            low, f_low, x_low, side = z, f, x, -1
+        if high - low <= 1e-14 * high:
+            break
         z = (low * f_high - high * f_low) / (f_high - f_low)
         if not low < z < high:
             z = (low + high) / 2
-        load, x = kept_load(server, c, content, z, elsewhere_s)
-        f = load - room
-        if abs(f) <= 1e-14 * room or high - low <= 1e-14 * high:
-            return x
-        if f > 0.0:
-            if side == 1:
-                f_low /= 2
-            high, f_high, side = z, f, 1
-        else:
-            if side == -1:
-                f_high /= 2
-            low, f_low, side = z, f, -1
-    return kept_load(server, c, content, low, elsewhere_s)[1]
-
-
-@bare_kernel
-def has_memory(server, tier, content, elsewhere_s, x):
-    """Return whether the nodes of a tier have KV memory for x requests per second."""
-    total = 0.0
-    for g in range(server.group_start[tier], server.group_start[tier + 1]):
-        if server.room[g, content] > 0.0:
-            total += server.group_size[g] * memory_rate(server, g, content, elsewhere_s)
-            if total >= x * (1.0 - SLACK):
-                return True
-    return False
+    return x_low
 
 
 @bare_kernel

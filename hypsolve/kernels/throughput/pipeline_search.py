@@ -157,14 +157,29 @@ def one_cycle_s(server, tables, cuts, n, n_pipelines, y):
 
 
 @bare_kernel
-def is_met(server, tables, cuts, n, first, n_pipelines, most, x):
-    """Return whether one split carries x with at most so many requests per cycle."""
-    each = x / n_pipelines
-    y = min(most, each * longest_cycle(server, n, server.entry_s[first], x))
-    if y <= 0.0:
-        return False
-    cycle_s = one_cycle_s(server, tables, cuts, n, n_pipelines, y)
-    return each * cycle_s <= y * (1.0 + SLACK)
+def _raise_split(server, tables, cuts, n, first, n_pipelines, most, low):
+    """Return the largest rate of one split with so many requests per cycle, at least `low`.
+
+    There is one call of `one_cycle_s`, for LLVM inlines each of them.
+    """
+    high, x, y = 0.0, 0.0, most
+    while True:
+        cycle_s = one_cycle_s(server, tables, cuts, n, n_pipelines, y) if y > 0.0 else np.inf
+        if high == 0.0:
+            high = n_pipelines * most / cycle_s  # without targets
+            if high <= low:
+                return low
+            x = high
+        else:
+            if x / n_pipelines * cycle_s <= y * (1.0 + SLACK):
+                low = x
+            else:
+                high = x
+            if high - low <= CLOSE / 8 * high or high <= 1e-15:
+                return low
+            x = (low + high) / 2
+        within_s = longest_cycle(server, n, server.entry_s[first], x)
+        y = min(most, x / n_pipelines * within_s)
 
 
 @bare_kernel
@@ -185,19 +200,7 @@ def split_rate(server, tables, cuts, low):
                 content = server.content[cuts[k], cuts[k + 1]]
                 room = min(room, tables.rooms[k, content, n_pipelines - 1])
         most = min(limit_per_cycle(server, n), room / held_cycles(server, n))
-        cycle_s = one_cycle_s(server, tables, cuts, n, n_pipelines, most)
-        high = n_pipelines * most / cycle_s
-        if high <= best:
-            continue
-        if is_met(server, tables, cuts, n, first, n_pipelines, most, high):
-            best = high
-            continue
-        while high - best > CLOSE / 8 * high and high > 1e-15:
-            middle = (best + high) / 2
-            if is_met(server, tables, cuts, n, first, n_pipelines, most, middle):
-                best = middle
-            else:
-                high = middle
+        best = _raise_split(server, tables, cuts, n, first, n_pipelines, most, best)
     return best
 
 

@@ -93,38 +93,29 @@ def _one_s(row, n_decode, n_chunks):
 
 
 @bare_kernel
-def _whole_s(times, counts, n_decode, n_chunks):
-    """Return the seconds of all blocks of a stage in an iteration with these contents."""
-    total = 0.0
-    for kind in range(counts.shape[0]):
-        if counts[kind] > 0.0:
-            total += counts[kind] * _one_s(times[kind], n_decode, n_chunks)
-    return total
-
-
-@bare_kernel
 def block_s(row, n_decode, n_chunks):
-    """Return the mean seconds of a block; an iteration has a chunk or none up to one."""
-    if n_chunks > 1.0:
-        return _one_s(row, n_decode, n_chunks)
-    seconds = (1.0 - n_chunks) * _one_s(row, n_decode, 0.0)
-    if n_chunks > 0.0:
-        seconds += n_chunks * _one_s(row, n_decode, 1.0)
-    return seconds
+    """Return the mean seconds of a block; an iteration has a chunk or none up to one.
+
+    One call in a loop, not two calls: LLVM inlines each into every caller of this function.
+    """
+    seconds, share, chunks = 0.0, 1.0, n_chunks
+    if 0.0 < n_chunks < 1.0:
+        share, chunks = n_chunks, 1.0
+    while True:
+        seconds += share * _one_s(row, n_decode, chunks)
+        if share == 1.0 or chunks == 0.0:
+            return seconds
+        share, chunks = 1.0 - share, 0.0
 
 
 @bare_kernel
 def tau(server, node_class, content, n_decode, n_chunks):
-    """Return the mean seconds of an iteration; an iteration has a chunk or none up to one."""
+    """Return the mean seconds of an iteration of a stage."""
     times, counts = server.times[node_class], server.counts[content]
-    if n_chunks > 1.0:
-        seconds = _whole_s(times, counts, n_decode, n_chunks)
-    else:
-        seconds = (1.0 - n_chunks) * _whole_s(times, counts, n_decode, 0.0)
-        if n_chunks > 0.0:
-            seconds += n_chunks * _whole_s(times, counts, n_decode, 1.0)
-    if server.batching == STAGE:
-        seconds += server.iteration_s
+    seconds = server.iteration_s if server.batching == STAGE else 0.0
+    for kind in range(counts.shape[0]):
+        if counts[kind] > 0.0:
+            seconds += counts[kind] * block_s(times[kind], n_decode, n_chunks)
     return max(seconds, MIN_ITERATION_S)
 
 

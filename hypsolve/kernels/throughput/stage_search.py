@@ -133,7 +133,8 @@ def split_rate(server, tables, cuts, low, high):
 
     Regula falsi on `margin` (the Illinois variant). A step is at least half as long as the
     bracket that is left in the end, so that both of its ends move. A bracket that did not halve
-    in two steps is halved.
+    in a few steps is halved. The ends come first. There is one call of `margin`, for LLVM
+    inlines each of them.
     """
     for k in range(len(server.min_blocks)):
         i, j = cuts[k], cuts[k + 1]
@@ -142,30 +143,37 @@ def split_rate(server, tables, cuts, low, high):
         high = min(high, link_limit(server, k, j))
     if high < low * (1.0 - SLACK):
         return 0.0
-    f_high = margin(server, tables, cuts, high)
-    if f_high >= 0.0:
-        return high
-    f_low = margin(server, tables, cuts, low)
-    if f_low < 0.0:
-        return 0.0
-    side, width, steps = 0, high - low, 0
-    while high - low > CLOSE / 8 * high and high > 1e-15:
-        step = CLOSE / 16 * high
-        x = low + (high - low) * (f_low / (f_low - f_high))
-        x = max(low + step, min(high - step, x))
-        if steps == 2:
-            if high - low > width / 2:
-                x = (low + high) / 2
-            width, steps = high - low, 0
+    f_high, f_low, side, width, steps = 0.0, 0.0, 0, high - low, 0
+    x = high
+    while True:
         f = margin(server, tables, cuts, x)
-        steps += 1
-        if f >= 0.0:
+        if x == high:
+            if f >= 0.0:
+                return high
+            if high <= low:
+                return 0.0
+            f_high, x = f, low
+            continue
+        if x == low:
+            if f < 0.0:
+                return 0.0
+            f_low = f
+        elif f >= 0.0:
             f_high = f_high / 2 if side == 1 else f_high
             low, f_low, side = x, f, 1
         else:
             f_low = f_low / 2 if side == -1 else f_low
             high, f_high, side = x, f, -1
-    return low
+        if high - low <= CLOSE / 8 * high or high <= 1e-15:
+            return low
+        step = CLOSE / 16 * high
+        x = low + (high - low) * (f_low / (f_low - f_high))
+        x = max(low + step, min(high - step, x))
+        steps += 1
+        if steps == 3:
+            if high - low > width / 2:
+                x = (low + high) / 2
+            width, steps = high - low, 0
 
 
 @kernel
@@ -191,11 +199,18 @@ def max_rate(server, cuts):
     origin = np.zeros((n_tiers + 1, n_cuts), np.int64)
     found = np.zeros(n_tiers + 1, np.int64)
     top = high = rate_limit(server, tables, found)
-    low, n_trials, is_above = 0.0, 0, True
-    if top > 0.0:
-        low = split_rate(server, tables, found, 1e-6 * top, top)
-        cuts[:] = found
-    while high > 1e-15 * max(top, 1.0) and high - low > CLOSE * high:
+    low, n_trials, x = 0.0, 0, 1e-6 * top
+    is_found, is_above, is_middle = top > 0.0, True, True
+    while True:
+        if is_found:
+            before = low
+            low = split_rate(server, tables, found, x, high)
+            if n_trials > 0:
+                low = max(low, x)
+            is_above = is_middle or low > before * 1.01
+            cuts[:] = found
+        if high <= 1e-15 * max(top, 1.0) or high - low <= CLOSE * high:
+            return low, n_trials
         if low == 0.0:
             x = high * (1.0 - SLACK) if n_trials == 0 else high / 4
         elif high > WIDE * low:
@@ -205,13 +220,9 @@ def max_rate(server, cuts):
         else:
             x = (low + high) / 2
         n_trials += 1
-        if find_split(server, tables, x, cost, origin, found):
-            before, is_middle = low, not is_above
-            low = max(x, split_rate(server, tables, found, x, high))
-            is_above = is_middle or low > before * 1.01
-            cuts[:] = found
-        elif low > 0.0 and is_above:
-            break
-        else:
+        is_middle = not is_above
+        is_found = find_split(server, tables, x, cost, origin, found)
+        if not is_found:
+            if low > 0.0 and is_above:
+                return low, n_trials
             high, is_above = x, True
-    return low, n_trials

@@ -7,7 +7,6 @@ import numpy as np
 from hypsolve.kernels.jit import bare_kernel, kernel
 from hypsolve.kernels.throughput.node import (
     batch_at,
-    has_memory,
     largest_batch,
     memory_share,
     most,
@@ -207,7 +206,7 @@ def is_roomy(server, tables, k, content, elsewhere_s, x):
         return True
     if elsewhere_s >= tables.full_s[k, content]:
         return False
-    if has_memory(server, k, content, elsewhere_s, x):
+    if memory_share(server, k, content, elsewhere_s, x) >= 1.0 - SLACK:
         tables.fits_s[k, content] = elsewhere_s
         return True
     tables.full_s[k, content] = elsewhere_s

@@ -12,6 +12,7 @@ from hypsolve.kernels.warm_up import warm
 from hypsolve.problem import instance_tables
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array, IntArray
+from hypsolve.problem.runtime import Batching
 from hypsolve.problem.serving import ServingInstance
 from hypsolve.problem.serving_records import ServingObjective
 from hypsolve.solvers.many_networks import (
@@ -132,7 +133,7 @@ def throughput_many(
     n_threads = checked_threads(OWNER, n_threads, n_networks, NETWORKS_PER_THREAD)
 
     warm("throughput")
-    from hypsolve.kernels.throughput.many import max_rate_many
+    from hypsolve.kernels.throughput import many
 
     model = _with_limits(instance, server_of(instance), classes)
     sizes = stage_bytes(instance, model.counts, int(model.content[0, -1]))
@@ -140,8 +141,11 @@ def throughput_many(
     held = lengths.held_tokens, lengths.resident_tokens, lengths.alike
     cuts, rates = np.empty((n_networks, n_tiers + 1), np.int64), np.empty(n_networks)
 
+    is_stage = instance.rules.batching is Batching.STAGE
+    search = many.max_rates_by_stage if is_stage else many.max_rates_by_pipeline
+
     def solve_part(first: int, end: int) -> None:
-        max_rate_many(model, sizes, held, (classes, capacity), links, first, end, cuts, rates)
+        search(model, sizes, held, (classes, capacity), links, first, end, cuts, rates)
 
     run_in_threads(solve_part, n_networks, n_threads)
     return FluidPlans(cuts, rates)
