@@ -39,10 +39,8 @@ ANY = 0  # number of stages that stands for all numbers
 def has_one_class(server, k):
     """Return whether all nodes of a tier are of one class."""
     groups = server.node_group[server.node_start[k] : server.node_start[k + 1]]
-    for group in groups:
-        if server.group_class[group] != server.group_class[groups[0]]:
-            return False
-    return True
+    classes = server.group_class[groups]
+    return classes.min() == classes.max()
 
 
 @bare_kernel
