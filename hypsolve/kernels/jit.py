@@ -35,12 +35,47 @@ def bare_kernel(function: Callable[..., Any]) -> Any:
         return kernel(function)
 
 
+def inner_kernel(function: Callable[..., Any]) -> Any:
+    """Compile like `kernel`, for calls from other kernels alone.
+
+    The machine code that reads Python objects is left out. For a large tuple of arrays it takes
+    longer to compile than the work itself. A call from Python raises TypeError.
+    """
+    return _without_wrapper(kernel, function)
+
+
+def bare_inner_kernel(function: Callable[..., Any]) -> Any:
+    """Compile like `bare_kernel`, for calls from other kernels alone; see `inner_kernel`."""
+    return _without_wrapper(bare_kernel, function, _nrt=False)
+
+
 def inlined(function: Callable[..., Any]) -> Any:
     """Compile `function` into its callers.
 
     Use it where passing a large tuple takes longer than the work of `function`.
     """
     return numba.njit(inline="always")(function)
+
+
+def _without_wrapper(
+    otherwise: Callable[..., Any], function: Callable[..., Any], **options: Any
+) -> Any:
+    """Compile without wrappers, by private options of numba; `otherwise` if they are gone."""
+    try:
+        compiled = _cached(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    except KeyError:  # unknown option
+        return otherwise(function)
+    if compiled is not function:
+
+        def refuse(*_args: Any, **_kwargs: Any) -> None:
+            raise TypeError(f"kernel {function.__name__} can be called from kernels alone")
+
+        # An overload that numba's dispatcher does not know of cannot be called from Python.
+        compiled.add_overload = lambda cres: compiled.overloads.update(
+            {tuple(cres.signature.args): cres}
+        )
+        compiled._compile_for_args = refuse
+    return compiled
 
 
 def _cached(function: Callable[..., Any], **options: Any) -> Any:

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from hypsolve.kernels.jit import bare_kernel
+from hypsolve.kernels.jit import bare_inner_kernel
 from hypsolve.kernels.throughput.stage_tables import is_roomy, pass_s
 
 
-@bare_kernel
+@bare_inner_kernel
 def stage_held_s(server, tables, k, i, j):
     """Return W, the seconds for which a request holds KV cache because of a stage."""
     content = server.content[i, j]
@@ -14,14 +14,14 @@ def stage_held_s(server, tables, k, i, j):
     return server.lengths.hold_passes * decode_s + tables.chunk_s[k, content]
 
 
-@bare_kernel
+@bare_inner_kernel
 def link_held_s(server, tables, k, cut):
     """Return L, the seconds for which a request holds KV cache because of a link."""
     held_s = server.lengths.hold_passes * tables.link_decode_s[k, cut]
     return held_s + tables.link_held_s[k, cut]
 
 
-@bare_kernel
+@bare_inner_kernel
 def is_open(server, tables, k, i, j, held_s, x):
     """Return whether a stage may be in a chain in which KV cache is held for so long."""
     if i == j:
@@ -33,7 +33,7 @@ def is_open(server, tables, k, i, j, held_s, x):
     return is_roomy(server, tables, k, content, elsewhere_s, x)
 
 
-@bare_kernel
+@bare_inner_kernel
 def shortest_chain(server, tables, held_s, x, cost, origin, cuts):
     """Return the least seconds for which KV cache is held, over chains of open stages.
 
@@ -78,7 +78,7 @@ def shortest_chain(server, tables, held_s, x, cost, origin, cuts):
     return cost[n_tiers, n_cuts - 1]
 
 
-@bare_kernel
+@bare_inner_kernel
 def latencies(server, tables, cuts):
     """Return seconds to the first token and of each later one, and of KV cache, of a chain."""
     lengths = server.lengths
@@ -101,14 +101,14 @@ def latencies(server, tables, cuts):
     return ttft + (lengths.chunks - 1.0) * largest, decode, held
 
 
-@bare_kernel
+@bare_inner_kernel
 def latency_limit(server, x):
     """Return the largest latency that the target and the users allow at a rate."""
     targets = server.targets
     return min(targets.latency_s, targets.users / x - targets.think_time_s)
 
 
-@bare_kernel
+@bare_inner_kernel
 def meets(server, ttft, decode, x):
     """Return whether latencies meet all targets at a rate."""
     slack, passes, targets = 1.0 + 1e-12, server.lengths.passes, server.targets
@@ -120,7 +120,7 @@ def meets(server, ttft, decode, x):
     return ttft + passes * decode <= limit + 1e-12 * abs(limit)
 
 
-@bare_kernel
+@bare_inner_kernel
 def target_margin(server, ttft, decode, x):
     """Return the least of all targets, each divided by its latency, less 1; see `meets`."""
     passes, targets = server.lengths.passes, server.targets
@@ -131,7 +131,7 @@ def target_margin(server, ttft, decode, x):
     return min(share, targets.users / (x * (latency + targets.think_time_s))) - 1.0
 
 
-@bare_kernel
+@bare_inner_kernel
 def has_targets(server):
     """Return whether any target limits the rate."""
     targets = server.targets

@@ -10,14 +10,14 @@ each number by itself.
 
 import numpy as np
 
-from hypsolve.kernels.jit import bare_kernel, kernel
+from hypsolve.kernels.jit import bare_inner_kernel, inner_kernel, kernel
 from hypsolve.kernels.throughput.chain import is_open, latency_limit
 from hypsolve.kernels.throughput.stage_tables import pass_s
 
 DECODE, PROMPT, HELD, CHUNK = 0, 1, 2, 3
 
 
-@bare_kernel
+@bare_inner_kernel
 def add_step(server, tables, k, i, j, label):
     """Add a stage i:j of tier k and the link behind it to a label."""
     n_cuts = server.content.shape[0]
@@ -37,14 +37,14 @@ def add_step(server, tables, k, i, j, label):
         label[HELD] += tables.link_held_s[k, j]
 
 
-@bare_kernel
+@bare_inner_kernel
 def _is_step(server, tables, k, i, j, held_s, x):
     if not (tables.behind[k + 1, j] and tables.link_prompt_s[k, j] < np.inf):
         return False
     return is_open(server, tables, k, i, j, held_s, x)
 
 
-@kernel
+@inner_kernel
 def _rests(server, tables, held_s, x):
     """Return the least seconds that each number still grows by behind a cut."""
     n_tiers, n_cuts = len(server.min_blocks), server.content.shape[0]
@@ -70,7 +70,7 @@ def _rests(server, tables, held_s, x):
     return rest
 
 
-@bare_kernel
+@bare_inner_kernel
 def _is_hopeless(server, label, rest, limit):
     """Return whether a label misses a limit with the best rest."""
     slack, lengths, targets = 1.0 + 1e-12, server.lengths, server.targets
@@ -121,7 +121,7 @@ def shortest_within_targets(server, tables, held_s, x, cuts):
     return _best(server, values, at, starts, cuts)
 
 
-@bare_kernel
+@bare_inner_kernel
 def _copy(values, at, source, target):
     """Copy a label; assignments of whole rows would allocate."""
     for f in range(4):
@@ -129,7 +129,7 @@ def _copy(values, at, source, target):
     at[target, 0], at[target, 1] = at[source, 0], at[source, 1]
 
 
-@bare_kernel
+@bare_inner_kernel
 def _insert(values, at, first, n_labels, label, cut, before):
     """Add a label to those of a cut unless one dominates it; return their new end."""
     kept = first
@@ -156,7 +156,7 @@ def _insert(values, at, first, n_labels, label, cut, before):
     return kept + 1
 
 
-@bare_kernel
+@bare_inner_kernel
 def _best(server, values, at, starts, cuts):
     """Return the least KV time of the complete labels, and fill in its cuts."""
     n_tiers = len(server.min_blocks)

@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hypsolve.kernels.jit import bare_kernel, kernel, threaded_kernel
+from hypsolve.kernels.jit import bare_inner_kernel, inner_kernel, threaded_kernel
 from hypsolve.kernels.throughput import pipeline_search, stage_search
 from hypsolve.kernels.throughput.server import Server
 
 
-@bare_kernel
+@bare_inner_kernel
 def _group_nodes(node_class, node_bytes, at, groups, node_group, first_node):
     """Append the groups of equal nodes of a tier, by class and memory, from index `at` on.
 
@@ -46,7 +46,7 @@ def _group_nodes(node_class, node_bytes, at, groups, node_group, first_node):
     return end, end_node
 
 
-@bare_kernel
+@bare_inner_kernel
 def _fill_rooms(stage_bytes, held, group_class, group_bytes, n_groups, room):
     """Set the requests that fit on a node of each group beside each stage."""
     weights, kv_bytes = stage_bytes
@@ -79,7 +79,7 @@ class Work(NamedTuple):
     round_trip_s: np.ndarray
 
 
-@kernel
+@inner_kernel
 def _new_work(model, n_tiers, n_nodes):
     """Return work space for networks of at most so many tiers, and nodes in each."""
     n_cuts, n_contents = model.content.shape[0], model.counts.shape[0]
@@ -96,7 +96,7 @@ def _new_work(model, n_tiers, n_nodes):
     )
 
 
-@kernel
+@inner_kernel
 def _server_of(model, stage_bytes, held, nodes, links, network, work):
     """Return the server of a network; its arrays are those of `work`."""
     node_class, node_bytes = nodes
@@ -148,7 +148,7 @@ def _server_of(model, stage_bytes, held, nodes, links, network, work):
     )
 
 
-@bare_kernel
+@bare_inner_kernel
 def _store(rate, cuts, rates, network, used, n_blocks):
     """Store the rate of a network, and the cuts of the tiers that it does not have."""
     rates[network] = rate

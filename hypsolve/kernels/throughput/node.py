@@ -5,11 +5,11 @@ and the node serves ``x = z / t`` requests per second, which does not fall in z.
 serves a given x has the least z with ``z >= x t``.
 """
 
-from hypsolve.kernels.jit import bare_kernel
+from hypsolve.kernels.jit import bare_inner_kernel
 from hypsolve.kernels.throughput.server import tau
 
 
-@bare_kernel
+@bare_inner_kernel
 def largest_batch(server, room):
     """Return the most requests that may start per iteration."""
     lengths = server.lengths
@@ -19,14 +19,14 @@ def largest_batch(server, room):
     return min(z, server.max_prompt_tokens / lengths.prompt_tokens)
 
 
-@bare_kernel
+@bare_inner_kernel
 def seconds(server, node_class, content, z):
     """Return the seconds of an iteration in which z requests start."""
     lengths = server.lengths
     return tau(server, node_class, content, z * lengths.passes, z * lengths.chunks)
 
 
-@bare_kernel
+@bare_inner_kernel
 def most(server, group, content):
     """Return the largest rate of a node; 0 if it cannot hold the stage."""
     room = server.room[group, content]
@@ -36,7 +36,7 @@ def most(server, group, content):
     return z / seconds(server, server.group_class[group], content, z)
 
 
-@bare_kernel
+@bare_inner_kernel
 def passes(server, node_class, content, z, t):
     """Return seconds of a decode pass and of a chunk in iterations of t seconds."""
     lengths = server.lengths
@@ -53,7 +53,7 @@ def passes(server, node_class, content, z, t):
     return decode, chunk + rest
 
 
-@bare_kernel
+@bare_inner_kernel
 def batch_at(server, node_class, content, x, z_max):
     """Return the least z of a node that serves x requests per second, and its iteration.
 
@@ -90,7 +90,7 @@ def batch_at(server, node_class, content, x, z_max):
     return high, t_high
 
 
-@bare_kernel
+@bare_inner_kernel
 def kept_load(server, node_class, content, z, elsewhere_s):
     """Return the requests in the KV cache of a node, and its rate, if z start per iteration."""
     lengths = server.lengths
@@ -100,7 +100,7 @@ def kept_load(server, node_class, content, z, elsewhere_s):
     return x * (elsewhere_s + lengths.hold_passes * decode + lengths.hold_chunks * chunk), x
 
 
-@bare_kernel
+@bare_inner_kernel
 def memory_rate(server, group, content, elsewhere_s):
     """Return the largest rate of a node if passes spend so many seconds elsewhere."""
     room, c = server.room[group, content], server.group_class[group]
@@ -130,7 +130,7 @@ def memory_rate(server, group, content, elsewhere_s):
     return x_low
 
 
-@bare_kernel
+@bare_inner_kernel
 def memory_share(server, tier, content, elsewhere_s, x):
     """Return the rate for which the nodes of a tier have KV memory, as a share of x."""
     total = 0.0

@@ -17,7 +17,7 @@ split, and its own rate is the next rate to beat.
 
 import numpy as np
 
-from hypsolve.kernels.jit import bare_kernel, kernel
+from hypsolve.kernels.jit import bare_inner_kernel, kernel
 from hypsolve.kernels.throughput.pipeline_tables import (
     held_cycles,
     limit_per_cycle,
@@ -35,15 +35,17 @@ LEAST = 1e-9  # requests per second; smaller rates count as none
 ANY = 0  # number of stages that stands for all numbers
 
 
-@bare_kernel
+@bare_inner_kernel
 def has_one_class(server, k):
     """Return whether all nodes of a tier are of one class."""
-    groups = server.node_group[server.node_start[k] : server.node_start[k + 1]]
-    classes = server.group_class[groups]
-    return classes.min() == classes.max()
+    first = server.group_class[server.node_group[server.node_start[k]]]
+    for node in range(server.node_start[k] + 1, server.node_start[k + 1]):
+        if server.group_class[server.node_group[node]] != first:
+            return False
+    return True
 
 
-@bare_kernel
+@bare_inner_kernel
 def shortest_sum(server, tables, n_stages, first, n_pipelines, room, cycle_s, n, cuts):
     """Return the least sum of seconds of stages, links and the host, inf above `cycle_s`.
 
@@ -113,7 +115,7 @@ def shortest_sum(server, tables, n_stages, first, n_pipelines, room, cycle_s, n,
     return best
 
 
-@bare_kernel
+@bare_inner_kernel
 def try_levels(server, tables, n_stages, first, n_pipelines, low, high, x, cuts):
     """Return whether a split may carry x at a level in low..high, and fill in its cuts.
 
@@ -136,7 +138,7 @@ def try_levels(server, tables, n_stages, first, n_pipelines, low, high, x, cuts)
     return found_s <= cycle_s
 
 
-@bare_kernel
+@bare_inner_kernel
 def one_cycle_s(server, tables, cuts, n, n_pipelines, y):
     """Return the cycle of one split in which y requests start."""
     set_batch(server, tables, n, y)
@@ -154,7 +156,7 @@ def one_cycle_s(server, tables, cuts, n, n_pipelines, y):
     return max(total, n * longest)
 
 
-@bare_kernel
+@bare_inner_kernel
 def _raise_split(server, tables, cuts, n, first, n_pipelines, most, low):
     """Return the largest rate of one split with so many requests per cycle, at least `low`.
 
@@ -180,7 +182,7 @@ def _raise_split(server, tables, cuts, n, first, n_pipelines, most, low):
         y = min(most, x / n_pipelines * within_s)
 
 
-@bare_kernel
+@bare_inner_kernel
 def split_rate(server, tables, cuts, low):
     """Return the largest rate of one split, or `low` if that is larger."""
     n_stages, first, least = 0, -1, 2**62
@@ -241,7 +243,7 @@ def max_rate(server, cuts):
     return best, n_trials
 
 
-@bare_kernel
+@bare_inner_kernel
 def _raise(server, tables, ranges, n_stages, first, n_pipelines, best, cuts, found):
     """Return the best rate after trials at all levels, and their number.
 

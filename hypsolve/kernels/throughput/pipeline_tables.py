@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hypsolve.kernels.jit import bare_kernel, kernel
+from hypsolve.kernels.jit import bare_inner_kernel, kernel
 from hypsolve.kernels.throughput.server import (
     MIN_ITERATION_S,
     PIPELINE,
@@ -75,13 +75,13 @@ def new_tables(server):
     )
 
 
-@bare_kernel
+@bare_inner_kernel
 def under_way(server, n_stages):
     """Return the batches under way."""
     return n_stages if server.batching == PIPELINE else 1
 
 
-@bare_kernel
+@bare_inner_kernel
 def limit_per_cycle(server, n):
     """Return the requests that may start per cycle, apart from KV memory."""
     lengths = server.lengths
@@ -90,13 +90,13 @@ def limit_per_cycle(server, n):
     return min(y, n * server.max_tokens / (lengths.prompt_tokens + lengths.passes))
 
 
-@bare_kernel
+@bare_inner_kernel
 def held_cycles(server, n):
     """Return the cycles for which a request holds KV cache."""
     return server.lengths.hold_passes + 1.0 + (server.lengths.hold_chunks - 1.0) / n
 
 
-@bare_kernel
+@bare_inner_kernel
 def longest_cycle(server, n, entry_s, x):
     """Return the longest cycle that the targets allow at x requests per second."""
     lengths, targets = server.lengths, server.targets
@@ -108,7 +108,7 @@ def longest_cycle(server, n, entry_s, x):
     return min(longest, (latency_s - entry_s) / (prompt + lengths.passes))
 
 
-@bare_kernel
+@bare_inner_kernel
 def set_batch(server, tables, n, y):
     """Set the tables for batches of y requests per cycle, n batches under way."""
     lengths = server.lengths
@@ -126,7 +126,7 @@ def set_batch(server, tables, n, y):
     tables.batch_s[:] = UNKNOWN
 
 
-@bare_kernel
+@bare_inner_kernel
 def slowest_s(server, tables, k, content, n_pipelines):
     """Return the seconds of a batch on the slowest of the first nodes that hold a stage."""
     slowest, n_left, last = MIN_ITERATION_S, n_pipelines, -1
@@ -145,7 +145,7 @@ def slowest_s(server, tables, k, content, n_pipelines):
     return slowest
 
 
-@bare_kernel
+@bare_inner_kernel
 def stage_s(server, tables, k, content, n_pipelines, room):
     """Return the seconds of a batch in a stage, inf without enough nodes with enough room."""
     seconds = tables.batch_s[k, content]

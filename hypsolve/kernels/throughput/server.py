@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hypsolve.kernels.jit import bare_kernel
+from hypsolve.kernels.jit import bare_inner_kernel
 
 STAGE, PIPELINE, SERIAL = 0, 1, 2  # batching modes, as in `hypsolve.problem.runtime.Batching`
 MIN_ITERATION_S = 1e-18
@@ -70,7 +70,7 @@ class Server(NamedTuple):
     targets: Targets
 
 
-@bare_kernel
+@bare_inner_kernel
 def _one_s(row, n_decode, n_chunks):
     """Return the seconds of a block in an iteration with these contents."""
     tokens = n_decode + n_chunks * row[CHUNK_TOKENS]
@@ -92,7 +92,7 @@ def _one_s(row, n_decode, n_chunks):
     return share * fixed + max(compute, memory)
 
 
-@bare_kernel
+@bare_inner_kernel
 def block_s(row, n_decode, n_chunks):
     """Return the mean seconds of a block; an iteration has a chunk or none up to one.
 
@@ -108,7 +108,7 @@ def block_s(row, n_decode, n_chunks):
         share, chunks = 1.0 - share, 0.0
 
 
-@bare_kernel
+@bare_inner_kernel
 def tau(server, node_class, content, n_decode, n_chunks):
     """Return the mean seconds of an iteration of a stage."""
     times, counts = server.times[node_class], server.counts[content]
@@ -119,7 +119,7 @@ def tau(server, node_class, content, n_decode, n_chunks):
     return max(seconds, MIN_ITERATION_S)
 
 
-@bare_kernel
+@bare_inner_kernel
 def is_allowed(server, tier, first, end):
     """Return whether a tier may host blocks first:end, if they fit."""
     n = end - first
@@ -130,7 +130,7 @@ def is_allowed(server, tier, first, end):
     )
 
 
-@bare_kernel
+@bare_inner_kernel
 def crosses(server, tier, cut):
     """Return whether tokens cross the link behind a tier at a cut."""
     return tier < server.min_blocks.shape[0] - 1 and 0 < cut < server.content.shape[0] - 1

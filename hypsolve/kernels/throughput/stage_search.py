@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hypsolve.kernels.jit import bare_kernel, kernel
+from hypsolve.kernels.jit import bare_inner_kernel, bare_kernel, inner_kernel, kernel
 from hypsolve.kernels.throughput.chain import (
     has_targets,
     latencies,
@@ -56,7 +56,7 @@ def rate_limit(server, tables, cuts):
     return best[n_tiers, n_cuts - 1]
 
 
-@bare_kernel
+@bare_inner_kernel
 def link_limit(server, tier, cut):
     """Return the rate at which the link behind a tier is always busy."""
     if not crosses(server, tier, cut) or server.link_s[tier, cut] == 0.0:
@@ -65,7 +65,7 @@ def link_limit(server, tier, cut):
     return 1.0 / ((lengths.prompt_tokens + lengths.passes) * server.link_s[tier, cut])
 
 
-@kernel
+@inner_kernel
 def find_split(server, tables, x, cost, origin, cuts):
     """Return whether some split carries x requests per second, and fill in its cuts.
 
@@ -92,7 +92,7 @@ def find_split(server, tables, x, cost, origin, cuts):
         held_s = found_s
 
 
-@bare_kernel
+@bare_inner_kernel
 def margin(server, tables, cuts, x):
     """Return by which share one split could exceed a limit at x requests per second.
 

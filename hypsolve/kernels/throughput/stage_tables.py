@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hypsolve.kernels.jit import bare_kernel, kernel
+from hypsolve.kernels.jit import bare_inner_kernel, kernel
 from hypsolve.kernels.throughput.node import (
     batch_at,
     largest_batch,
@@ -69,7 +69,7 @@ def new_tables(server):
     )
 
 
-@bare_kernel
+@bare_inner_kernel
 def fill(server, tables, x):
     """Set the tables for x requests per second; return whether some split may carry it."""
     tables.is_set[:] = 0
@@ -90,7 +90,7 @@ def fill(server, tables, x):
     return True
 
 
-@bare_kernel
+@bare_inner_kernel
 def is_usable(server, tables, tier, i, j, x):
     """Return whether a tier may host i:j and its nodes and its link carry the rate."""
     if not is_allowed(server, tier, i, j):
@@ -100,7 +100,7 @@ def is_usable(server, tables, tier, i, j, x):
     return tables.link_prompt_s[tier, j] < np.inf
 
 
-@bare_kernel
+@bare_inner_kernel
 def _fill_reach(server, tables, x):
     """Set `ahead` and `behind`; return whether there is a split."""
     n_tiers, n_cuts = len(server.min_blocks), server.content.shape[0]
@@ -123,14 +123,14 @@ def _fill_reach(server, tables, x):
     return behind[0, 0]
 
 
-@bare_kernel
+@bare_inner_kernel
 def _fill_links(server, tables, x):
     for k in range(len(server.min_blocks)):
         for cut in range(server.cut_min[k + 1], server.cut_max[k + 1] + 1):
             fill_link(server, tables, k, cut, x)
 
 
-@bare_kernel
+@bare_inner_kernel
 def fill_link(server, tables, k, cut, x):
     """Set the seconds on the link behind tier k at a cut; inf if it is too slow."""
     tables.link_decode_s[k, cut] = 0.0
@@ -155,7 +155,7 @@ def fill_link(server, tables, k, cut, x):
     )
 
 
-@bare_kernel
+@bare_inner_kernel
 def fill_stage(server, tables, k, content, x):
     """Set the numbers of a stage; x is at most its largest rate."""
     lengths = server.lengths
@@ -186,7 +186,7 @@ def fill_stage(server, tables, k, content, x):
     tables.is_set[k, content] = 1
 
 
-@bare_kernel
+@bare_inner_kernel
 def pass_s(server, tables, k, content, cut):
     """Return the seconds of a decode pass in a stage that ends at a cut, with its message."""
     seconds = tables.decode_s[k, content]
@@ -195,7 +195,7 @@ def pass_s(server, tables, k, content, cut):
     return seconds
 
 
-@bare_kernel
+@bare_inner_kernel
 def is_roomy(server, tables, k, content, elsewhere_s, x):
     """Return whether a stage has KV memory if passes spend so many seconds elsewhere.
 
@@ -213,7 +213,7 @@ def is_roomy(server, tables, k, content, elsewhere_s, x):
     return False
 
 
-@bare_kernel
+@bare_inner_kernel
 def memory_margin(server, tables, k, content, elsewhere_s, x):
     """Return by which share the KV memory of a stage exceeds what a rate needs.
 
