@@ -22,6 +22,7 @@ from hypsolve.problem.solution import Partition, Status
 from hypsolve.solvers.backends.loading import preload
 from hypsolve.solvers.throughput import integer_programs, rules
 from hypsolve.solvers.throughput.exact import throughput_exact
+from hypsolve.solvers.throughput.server_arrays import FAMILIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def solve_serving(
     name, entry = _look_up(method, other_methods)
     _check_options(name, entry.function, options)
     if entry.kernels:
-        warm(*entry.kernels)
+        warm(*_families(entry, instance))
     preload(*entry.backends)
     started = time.perf_counter()
     outcome = entry.function(instance, time_limit_s=time_limit_s, seed=seed, **options)
@@ -98,6 +99,12 @@ def solve_serving(
     if not isinstance(outcome, ServingOutcome):
         raise TypeError(f"{name}: must return a ServingOutcome, got {outcome!r:.60}")
     return _certified(instance, name, outcome, solve_time_s)
+
+
+def _families(entry: ThroughputMethod, instance: ServingInstance) -> list[str]:
+    """Return the families of kernels of a method; of ``throughput``, the part of the mode."""
+    of_mode = {"throughput": FAMILIES[instance.rules.batching]}
+    return [of_mode.get(family, family) for family in entry.kernels]
 
 
 def _look_up(

@@ -125,8 +125,11 @@ class StageMode:
         total = math.fsum(rates)
         shares = [min(x * rate / total, rate) for rate in rates]
         pairs = list(zip(nodes, shares, strict=True))
-        if all(x_g * (elsewhere_s + node.kept_s(x_g)) <= node.room for node, x_g in pairs):
-            return True  # then every node has memory for its share
+        used = [x_g * (elsewhere_s + node.kept_s(x_g)) / node.room for node, x_g in pairs]
+        if max(used) <= 1:
+            return True  # every node has memory for its share
+        if min(used) > 1 + 1e-9:
+            return False  # no node has memory for its share
         most = zip(nodes, rates, strict=True)
         carried = math.fsum(node.memory_rate(elsewhere_s, rate) for node, rate in most)
         return carried >= x * (1 - SLACK)

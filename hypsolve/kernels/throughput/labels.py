@@ -96,7 +96,7 @@ def shortest_within_targets(server, tables, held_s, x, cuts):
     values = np.zeros((1024, 4))
     at = np.zeros((1024, 2), np.int64)  # cut, label before
     starts = np.zeros(n_tiers + 2, np.int64)
-    starts[1] = n_labels = 1
+    starts[1] = n_labels = np.int64(1)  # numba compiles callees for a literal 1, too
     label = np.zeros(4)
     for k in range(n_tiers):
         for j in range(server.cut_min[k + 1], server.cut_max[k + 1] + 1):

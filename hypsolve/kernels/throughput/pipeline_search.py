@@ -185,7 +185,8 @@ def _raise_split(server, tables, cuts, n, first, n_pipelines, most, low):
 @bare_inner_kernel
 def split_rate(server, tables, cuts, low):
     """Return the largest rate of one split, or `low` if that is larger."""
-    n_stages, first, least = 0, -1, 2**62
+    # as typed numbers: numba compiles callees for literal ones, too
+    n_stages, first, least = np.int64(0), np.int64(-1), 2**62
     for k in range(len(server.min_blocks)):
         if cuts[k] < cuts[k + 1]:
             n_stages += 1

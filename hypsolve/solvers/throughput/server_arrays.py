@@ -19,6 +19,12 @@ MODES = {
     Batching.PIPELINE: kernels.PIPELINE,
     Batching.SERIAL: kernels.SERIAL,
 }
+FAMILIES = {
+    Batching.STAGE: "throughput.stage_mode",
+    Batching.PIPELINE: "throughput.pipeline_mode",
+    Batching.SERIAL: "throughput.pipeline_mode",
+}
+"""The part of the family ``throughput`` of kernels that a batching mode needs."""
 
 
 def server_of(instance: ServingInstance) -> kernels.Server:

@@ -21,7 +21,7 @@ from hypsolve.solvers.many_networks import (
     checked_threads,
     run_in_threads,
 )
-from hypsolve.solvers.throughput.server_arrays import server_of, stage_bytes
+from hypsolve.solvers.throughput.server_arrays import FAMILIES, server_of, stage_bytes
 
 if TYPE_CHECKING:
     from hypsolve.kernels.throughput import Server
@@ -132,7 +132,7 @@ def throughput_many(
     links = _links(instance, n_networks, n_tiers, token_s, round_trip_s, entry_s)
     n_threads = checked_threads(OWNER, n_threads, n_networks, NETWORKS_PER_THREAD)
 
-    warm("throughput")
+    warm(FAMILIES[instance.rules.batching])
     from hypsolve.kernels.throughput import many
 
     model = _with_limits(instance, server_of(instance), classes)
