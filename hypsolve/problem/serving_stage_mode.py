@@ -56,7 +56,7 @@ import math
 from collections.abc import Callable
 
 from hypsolve.problem.serving import ServingInstance
-from hypsolve.problem.serving_iteration import Replica, holders, largest
+from hypsolve.problem.serving_iteration import Replica, holders
 from hypsolve.problem.serving_split import (
     SLACK,
     Latencies,
@@ -181,7 +181,14 @@ class _Node:
         """Return y: the largest rate of the node if passes spend so long elsewhere."""
         if math.isinf(self.room):
             return most
-        return largest(lambda x: x * (elsewhere_s + self.kept_s(x)) <= self.room, most, 1e-13)
+
+        def missing(x: float) -> float:
+            return x * (elsewhere_s + self.kept_s(x)) - self.room
+
+        f_most = missing(most)
+        if f_most <= 0:
+            return most
+        return zero(missing, 0.0, -self.room, most, f_most, 1e-14 * self.room)
 
 
 def largest_batch(instance: ServingInstance, room: float) -> float:
@@ -201,26 +208,47 @@ def largest_batch(instance: ServingInstance, room: float) -> float:
 def fixed_point(function: Callable[[float], float], high: float) -> float:
     """Return the least t with ``t = function(t)``, for a function with falling f(t) / t.
 
-    It is at most `high`, up to rounding. The bracket is halved until it is as narrow as
-    rounding allows, and secants speed that up.
+    It is at most `high`, up to rounding.
     """
-    low, f_low = 0.0, function(0.0)
-    f_high = function(high) - high
+    f_low, f_high = function(0.0), function(high) - high
     if f_high >= 0:
         return high
+    return zero(lambda t: function(t) - t, 0.0, f_low, high, f_high)
+
+
+def zero(
+    function: Callable[[float], float],
+    low: float,
+    f_low: float,
+    high: float,
+    f_high: float,
+    close: float | None = None,
+) -> float:
+    """Return the zero of a function between two points where its signs differ.
+
+    The bracket is halved until it is as narrow as rounding allows, and secants speed that up.
+
+    Parameters
+    ----------
+    function : callable
+    low, f_low, high, f_high : float
+        The points and the values there.
+    close : float, optional
+        A value that is 0 up to rounding. Default: 1e-15 of the point.
+    """
     side = 0
     for _ in range(200):
-        t = (low * f_high - high * f_low) / (f_high - f_low)
-        if not low < t < high:
-            t = (low + high) / 2
-        f_t = function(t) - t
-        if abs(f_t) <= 1e-15 * t or high - low <= 1e-15 * high:
-            return t
-        if f_t > 0:
-            low, f_low = t, f_t
+        x = (low * f_high - high * f_low) / (f_high - f_low)
+        if not low < x < high:
+            x = (low + high) / 2
+        f_x = function(x)
+        if abs(f_x) <= (1e-15 * x if close is None else close) or high - low <= 1e-15 * high:
+            return x
+        if (f_x > 0) == (f_low > 0):
+            low, f_low = x, f_x
             f_high, side = (f_high / 2 if side == 1 else f_high), 1
         else:
-            high, f_high = t, f_t
+            high, f_high = x, f_x
             f_low, side = (f_low / 2 if side == -1 else f_low), -1
     return high
 

@@ -120,6 +120,47 @@ def test_the_answer_states_its_limit_and_saves(tmp_path):
     assert "<table" in result._repr_html_()
 
 
+@pytest.mark.parametrize(("mode", "most"), [("stage", 30), ("pipeline", 100), ("serial", 60)])
+def test_few_rates_are_tried_on_a_network_of_usual_size(mode, most):
+    """82 blocks on 4 tiers of 4 nodes: one trial for each level of KV memory makes 726."""
+    gpus = ("rtx-3090", "a100-40gb", "l40s", "h100")
+    link = hs.Link(bytes_per_s=1.25e9, latency_s=2e-4)
+    tiers = tuple(
+        hs.Tier(
+            name=gpu,
+            nodes=tuple(hs.Node(name=f"{gpu}-{i}", gpu=hs.gpu(gpu)) for i in range(4)),
+            **({} if gpu == gpus[-1] else {"link": link}),
+        )
+        for gpu in gpus
+    )
+    deployment = hs.Deployment(
+        model=hs.model("llama-3-70b"),
+        network=hs.Network(name="lab", tiers=tiers),
+        requests=hs.Requests([0.0], [512], [128]),
+        runtime=hs.runtime("vllm"),
+    )
+    instance = hs.to_serving_instance(deployment).replace(batching=mode)
+    result = hs.solve(instance, "throughput_exact")
+    assert result.statistics["trials"] <= most
+    for at, step in ((1, -1), (1, 1), (2, -1), (2, 1), (3, -1), (3, 1)):
+        cuts = list(result.partition.cuts)
+        cuts[at] += step
+        least = result.fluid_requests_per_s * (1 + 1e-6)
+        assert refusal(instance, hs.Partition(tuple(cuts)), least)
+
+
+def test_a_method_compiles_the_kernels_of_one_batching_mode(monkeypatch):
+    """Compilation of the other mode takes up to 20 s of a user's first run."""
+    from hypsolve import solve_serving
+
+    warmed = []
+    monkeypatch.setattr(solve_serving, "warm", lambda *families: warmed.extend(families))
+    for mode in MODES:
+        hs.solve(two_speeds(batching=mode), "throughput_exact")
+    stage, pipeline = "throughput.stage_mode", "throughput.pipeline_mode"
+    assert warmed == [stage, pipeline, pipeline]
+
+
 PROGRAMS = ("throughput_highs", "throughput_cpsat")
 CASES = [(method, mode) for method in THROUGHPUT_METHODS for mode in MODES]
 
