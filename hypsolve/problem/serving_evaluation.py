@@ -29,7 +29,9 @@ class ServedRate:
     Attributes
     ----------
     fluid_requests_per_s : float
-        The largest rate that the split carries in the fluid model; 0 if it carries none.
+        The largest rate that the split carries in the fluid model; 0 if it carries none. Under
+        the batching modes ``pipeline`` and ``serial``, pipelines of unequal nodes all count as
+        the slowest of them; `serving_pipelines` says how far this is from simulations.
     latencies : Latencies or None
         Latencies at this rate. None if it is 0.
     limit : str

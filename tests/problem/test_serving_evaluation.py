@@ -131,6 +131,29 @@ def test_pipelines_pair_the_nodes_of_the_stages():
     assert rate(equal, 0, 1, 2) == pytest.approx(2 * rate(tables(batching="pipeline"), 0, 1, 2))
 
 
+@pytest.mark.parametrize("mode", ["pipeline", "serial"])
+def test_unequal_pipelines_count_as_the_slowest_of_them(mode):
+    """What the fluid rate assumes: it is at most the sum over pipelines, and it may be less."""
+    rng = np.random.default_rng(15)
+    less = 0
+    for _ in range(20):
+        classes = rng.integers(0, 3, (2, 2))
+        fixed_s = rng.uniform(1e-3, 3e-3, (3, 1))
+        tiers = [[(int(c), 1e9) for c in tier] for tier in classes]
+        both = rate(tables(fixed_s=fixed_s, batching=mode, tiers=tiers), 0, 1, 2)
+        alone = [
+            rate(tables(fixed_s=fixed_s, batching=mode, tiers=[[a], [b]]), 0, 1, 2)
+            for a, b in zip(*tiers, strict=True)
+        ]
+        # two pipelines of the slowest node of each stage, or the first pipeline alone
+        slowest = [[max(tier, key=lambda node, s=fixed_s: s[node[0], 0])] for tier in tiers]
+        each = rate(tables(fixed_s=fixed_s, batching=mode, tiers=slowest), 0, 1, 2)
+        assert both == pytest.approx(max(2 * each, alone[0]))
+        assert alone[0] * (1 - 1e-9) <= both <= sum(alone) * (1 + 1e-9)
+        less += both < sum(alone) * 0.99
+    assert less >= 5
+
+
 @pytest.mark.parametrize("mode", ["stage", "pipeline", "serial"])
 def test_users_and_targets_limit_the_rate(mode):
     """Little's law for users; a target that the best rate just meets, and one below it."""
