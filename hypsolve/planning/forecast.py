@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ WINDOW = 8.0  # arrivals are simulated for this many latencies
 TRIES = 3  # simulations, each with more requests, before a rate is judged
 STEADY, SURELY = 1.1, 1.8  # growth of the requests in progress: none, and beyond doubt
 N_BISECTIONS = 5  # the largest rate is found to 1/32 of its bound
+DOUBLED_VISITS = 1.5e6  # in a simulation with twice of a resource, at most
 OVERLOAD = 1.2  # of the largest rate, where the limiting resource is looked for
 
 
@@ -443,6 +444,7 @@ def _limited_by(
     beyond = serve(evenly(deployment, OVERLOAD * max_rate, n), partition)
     names = limiting_resources(deployment, instance, partition, beyond)
     sustains: dict[str, _Sustains] = {}
+    short = replace(load, max_visits=min(load.max_visits, DOUBLED_VISITS))
 
     def keeps_up(name: str, gain: float) -> bool | None:
         resource = next((each for each in DOUBLED if name.startswith(each)), None)
@@ -450,7 +452,7 @@ def _limited_by(
             return False
         if name not in sustains:
             more = doubled(deployment, resource)
-            sustains[name] = _Sustains(more, partition, load, deadline)
+            sustains[name] = _Sustains(more, partition, short, deadline)
         return sustains[name]((1 + gain) * max_rate)
 
     return names[0] if len(names) == 1 else helps_most(names, keeps_up)
