@@ -208,7 +208,7 @@ def replan(
     ...     hs.Network(name="n", tiers=(desk, hs.Tier(name="rack", nodes=tuple(nodes))))
     ...     for nodes in (rack[:1], rack)
     ... )
-    >>> before = hs.plan("llama-3-8b", small, with_upgrades=False)
+    >>> before = hs.plan("llama-3-8b", small, objective="bottleneck", with_upgrades=False)
     >>> again = hs.replan("llama-3-8b", large, before, max_moves=3)
     >>> again.n_moved, list(again.moved_bytes)
     (3, ['r0', 'r1'])

@@ -65,11 +65,11 @@ def test_an_export_says_what_it_does_not_serve(capsys, tmp_path):
     """A pipeline over the WAN was exported for a rate and targets that it misses."""
     command = (
         "plan", "--model", "phi-3-mini", "--network", written(tmp_path, SITES), "--rate", 30,
-        "--tpot-slo", 0.02, "--export", "vllm",
+        "--tpot-slo", 0.02, "--export", "vllm", "--objective", "bottleneck",
     )  # fmt: skip
     code, _, err = run(capsys, *command)
     warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
-    assert code == 0 and len(warnings) == 2
+    assert code == 1 and len(warnings) == 2  # it exports, and says no
     assert "requests/s, not with 30;" in warnings[0] and "--objective path" in warnings[0]
     assert "0.0% of the requests are within TPOT <= 20 ms" in warnings[1]
 

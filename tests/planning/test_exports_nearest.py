@@ -17,6 +17,7 @@ from tests.cli.test_cli import run
 from tests.helpers.export_flags import FLAGS
 from tests.helpers.export_readers import READ
 from tests.helpers.exports import SLOW_FIRST, WIRE, commands, plan, planned, tier
+from tests.helpers.plans import alone
 
 near_plan = partial(nearest_plan, with_upgrades=False)
 
@@ -90,7 +91,7 @@ def test_linked_nodes_of_a_tier_become_stages(memory_gib, objective, tmp_path):
             ]
             network = hs.Network(name="n", tiers=(*tiers, tier("one", "a100-80gb")))
             site = hs.NetworkFile(network=network, pins={0: row[0], 31: "one"})
-            values[row] = planner.split("llama-3-8b", site, **asked).result.objective_s
+            values[row] = planner.split("llama-3-8b", site, **alone(asked)).result.objective_s
     assert len(values) == 15 and near.result.objective_s == pytest.approx(
         min(values.values()), rel=1e-12
     )
@@ -446,7 +447,7 @@ def test_replicas_count_where_a_bottleneck_is_that_of_one_pipeline():
             pins = {0: "a", 31: "b"}
             split = planner.split(
                 "llama-3-8b", replace(each, pins=pins), runtime="vllm", concurrency=2,
-                output_tokens=16,
+                output_tokens=16, objective="bottleneck",
             )  # fmt: skip
             nodes = tuple(n.name for t in each.network.tiers for n in t.nodes)
             scores[nodes] = split.result.objective_s / n_replicas
