@@ -114,6 +114,7 @@ inner = {gbps = 50, latency_ms = 0.05}
 """
     )
     asked = ("plan", "--model", "llama-3-70b", "--weights", "int4", "--concurrency", 4)
+    asked += ("--objective", "bottleneck")
     code, out, _ = run(capsys, *asked, "--network", path)
     assert code == 1 and "nodes of 'box' as stages in a row: " in out
     code, out, err = run(capsys, *asked, "--network", path, "--export", "vllm")
@@ -135,7 +136,7 @@ def test_what_fits_may_not_fit_in_one_pipeline(tmp_path, capsys):
     path = tmp_path / "net.toml"
     path.write_text(SLOW_FIRST.replace('"board"}', '"t4", memory_gib = 0.25}'))
     asked = ("plan", "--model", "phi-3-mini", "--network", path, "--concurrency", 1)
-    asked += ("--runtime", "ideal")
+    asked += ("--runtime", "ideal", "--objective", "bottleneck")
     assert run(capsys, *asked)[0] == 0
     code, out, err = run(capsys, *asked, "--export", "vllm")
     assert (code, out) == (1, "")
@@ -206,6 +207,7 @@ def test_a_tier_that_must_stay_one_keeps_its_quickest_node(tmp_path, capsys, cha
     assert [node.node for node in near.nodes] == ["pair-rtx-4090-0", "one-a100-80gb-0"]
     assert near.network.pins.get("embedding", "pair") == "pair"
     command = ("plan", "--model", "llama-3-8b", "--network", path, "--export", "vllm")
+    command += ("--objective", "bottleneck")
     _, out, err = run(capsys, *command, "--concurrency", 4, "--runtime", "ideal")
     assert out.startswith("# left out: pair-rtx-3090-0; ") and "requests/s" in out
     hint = "a link `inner` in the network file (pair) would let in more nodes"
@@ -243,6 +245,7 @@ def test_layers_that_are_pinned_elsewhere_stay_there(slow_first):
 
 def test_the_command_solves_again_where_it_must(capsys, slow_first):
     short = ("--concurrency", 1, "--output", 16, "--runtime", "ideal")
+    short += ("--objective", "bottleneck")
     command = ("plan", "--model", "phi-3-mini", "--network", slow_first, *short)
     code, out, err = run(capsys, *command, "--export", "vllm")
     assert code == 0 and "VLLM_PP_LAYER_PARTITION=1,31" in out
@@ -318,6 +321,7 @@ def test_the_network_that_serves_most_in_batches_is_taken():
     rack = hs.Network(name="rack", tiers=(hs.Tier(name="rack", nodes=nodes),))
     site = hs.NetworkFile(network=rack, inner_links=(inner,))
     asked = {"runtime": "vllm", "output_tokens": 64, "concurrency": 4, "rate_per_s": 3}
+    asked["objective"] = "bottleneck"
     found = hs.plan("llama-3-8b", site, with_upgrades=False, **asked)
     near = near_plan(found, "vllm")
     each = [

@@ -8,7 +8,9 @@ import pytest
 
 import hypsolve as hs
 from hypsolve.bounds.throughput import throughput_bound
+from hypsolve.planning import what_if
 from hypsolve.planning.load import Load
+from hypsolve.planning.query import rank_fluid, solve_fluid
 from hypsolve.planning.saturation import MET, attainment, saturated_rate
 from hypsolve.planning.text import describe_rate
 from hypsolve.planning.throughput import RateSearch
@@ -221,3 +223,89 @@ def test_a_rate_of_few_requests_is_a_lower_bound(one_card):
         short
     )
     assert "at least" not in describe_rate(long) and "at most" not in describe_rate(long)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "objective"),
+    [
+        ({}, "throughput"),
+        ({"users": 3}, "throughput"),
+        ({"ttft_slo_s": 1.0}, "goodput"),
+        ({"tpot_slo_s": 0.1, "users": 3}, "goodput"),
+        ({"runtime": "llama.cpp"}, "throughput"),
+        ({"method": "even_split"}, "bottleneck"),
+        ({"method": "even_split", "runtime": "llama.cpp"}, "path"),
+        ({"objective": "p0", "ttft_slo_s": 1.0}, "p0"),
+    ],
+)
+def test_the_default_is_what_servers_serve(arguments, objective):
+    """A method splits for requests one at a time, whatever the targets are."""
+    network = deployment(*SMALL["rtx-3060, rtx-3090"]).network
+    assert hs.PlanQuery.of("llama-3.2-1b", network, **arguments).objective == objective
+
+
+@pytest.fixture(scope="module")
+def t4_plan():
+    network = deployment(*SMALL["t4, l4"]).network
+    lengths = {"prompt_tokens": 256, "output_tokens": 64}
+    return hs.plan("llama-2-13b", network, with_upgrades=False, **lengths)
+
+
+def test_one_line_says_what_the_papers_splits_would_serve(t4_plan):
+    """The numbers are those of the simulated splits, which HypSplit-DP finds again."""
+    found = t4_plan.throughput
+    lines = [line for line in str(t4_plan).splitlines() if "HypSplit-DP" in line]
+    assert len(lines) == 1 and lines[0].startswith(
+        "requests one at a time: HypSplit-DP's split"
+    )
+    split = next(each for each in found.splits if "bottleneck" in each.best_for)
+    alone = hs.solve(t4_plan.result.instance.replace(objective="bottleneck"), "hypsplit_dp")
+    assert split.cuts == alone.partition.cuts != found.splits[0].cuts
+    less = 1 - split.simulated_requests_per_s / found.simulated_requests_per_s
+    assert (
+        less > 0.5
+        and f"{split.simulated_requests_per_s:.3g} requests/s, {less:.0%} less" in (lines[0])
+    )
+
+
+def test_every_upgrade_of_the_fluid_model_is_simulated(t4_plan, monkeypatch):
+    """Their fluid rates were compared with a bound on the rate of the plan, which is larger."""
+    query, simulated = t4_plan.query, []
+
+    def note(candidate, *_):
+        simulated.append(candidate.scenario.what)
+        return what_if.Simulated(candidate.modelled, candidate.splits[0])
+
+    monkeypatch.setattr(what_if, "_simulated", note)
+    monkeypatch.setattr(what_if, "MAX_SIMULATED", 1000)
+    solution, _, before = rank_fluid(query)
+    list(what_if.find_upgrades(query, solution, before=before))
+    for scenario in what_if.scenarios(query, fits=True, lighter={}):
+        _, splits, rate = rank_fluid(scenario.query)
+        if not scenario.group and splits:
+            assert (scenario.what in simulated) == (rate > before * (1 + what_if.MIN_GAIN))
+    assert any("twice the rate" in what or "one more" in what for what in simulated)
+
+
+def test_a_claimed_rate_is_the_one_that_is_scored(t4_plan):
+    """Scenarios are ranked without scoring their splits again."""
+    query = t4_plan.query
+    solution, splits, rate = rank_fluid(query, 3)
+    _, scored = solve_fluid(query, 3)
+    assert splits == list(scored) and solution.result.partition.cuts == splits[0]
+    assert rate == pytest.approx(max(scored.values()), rel=1e-6)
+
+
+def test_users_who_miss_their_targets_are_told_the_rate_within(t4_plan):
+    """All of 500 users miss them: the best split is the one with the largest rate within."""
+    targets = {"ttft_slo_s": 2.0, "tpot_slo_s": 0.2}
+    load = Load(users=500, max_visits=2e6, **targets)
+    problem = deployment(*SMALL["t4, l4"])
+    search = RateSearch(problem, {}, load, objective="goodput", prices_per_hour={})
+    _, found = search.run(60.0)
+    best = found.splits[0]
+    assert best.misses_targets and best.slo_attainment < MET
+    assert best.within_targets_per_s == found.simulated_requests_per_s > 0
+    in_full = [each for each in found.splits if each.within_targets_per_s >= 0]
+    assert found.simulated_requests_per_s == max(each.within_targets_per_s for each in in_full)
+    assert found.bound_requests_per_s == search.bound(has_users=False)
