@@ -61,7 +61,7 @@ def whole_plan(size: str) -> list[dict[str, Any]]:
     import hypsolve as hs
     from hypsolve.cli.catalog import EXAMPLE
 
-    repeats = {"quick": 1, "default": 2, "full": 9}[size]
+    repeats = {"quick": 1, "default": 1, "full": 5}[size]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.toml"
         path.write_text(EXAMPLE, encoding="utf-8")
@@ -90,8 +90,8 @@ def many_networks(size: str) -> list[dict[str, Any]]:
     """
     import hypsolve as hs
 
-    repeats = {"quick": 1, "default": 3, "full": 21}[size]
-    n_networks = {"quick": 500, "default": 2000, "full": 4000}[size]
+    repeats = {"quick": 1, "default": 3, "full": 9}[size]
+    n_networks = {"quick": 500, "default": 1000, "full": 4000}[size]
     rng = np.random.default_rng(n_networks)
     node_class = rng.integers(0, len(SIX_GPUS), (n_networks, 3, 4))
     node_class[np.arange(4) >= rng.integers(1, 5, (n_networks, 3))[..., None]] = -1

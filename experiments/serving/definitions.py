@@ -164,7 +164,7 @@ EXPERIMENTS: dict[str, ServingExperiment] = {
                 for batching in ("stage", "pipeline", "serial")
             },
         },
-        n_seeds=_sizes(1, 1, 3),
+        n_seeds=_sizes(1, 1, 2),
         time_limit_s=_sizes(2.0, 5.0, 20.0),
         shown=Shown(
             "experiments.serving.tables:throughput_tables",
