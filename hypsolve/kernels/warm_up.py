@@ -11,10 +11,12 @@ Progress = Callable[[int, int, str], None]
 SECONDS = {
     "hypsplit": 15, "dispatch": 3, "batch_dispatch": 5, "heft": 5, "token_level": 30,
     "token_level.pipeline": 30, "subgradient": 5, "beam_search": 5, "relaxations": 5,
-    "list_scheduling": 5, "throughput": 45,
+    "list_scheduling": 5, "throughput": 33,
 }  # fmt: skip
 """Families of kernels, and about the CPU seconds that each takes to compile (2026, Xeon)."""
 FAMILIES = tuple(SECONDS)
+PARTS = {"throughput.stage_mode": 20, "throughput.pipeline_mode": 13}
+"""Parts of families that can be compiled alone, and their seconds."""
 NOTICE_S = 1.5  # a shorter wait needs no notice
 _warm: set[str] = set()
 _lock = threading.RLock()  # numba compiles one kernel at a time anyway
@@ -32,7 +34,7 @@ def warm(*families: str, progress: Progress | None = None) -> None:
     Parameters
     ----------
     *families : str
-        Modules of `hypsolve.kernels`; default: `FAMILIES`, all of them.
+        Modules of `hypsolve.kernels`, in `FAMILIES` or `PARTS`; default: all families.
     progress : callable, optional
         Called as ``progress(done, total, family)`` before each family that is not warm yet, and
         once at the end with ``done == total`` and the name of the last one. Not called if all
@@ -85,7 +87,7 @@ def _announce(cold: Sequence[str], position: str) -> None:
 
     folder = folders().write
     kept = f"once; kept in {folder}" if folder else "in every process (no cache folder)"
-    seconds = [SECONDS[family] for family in cold]
+    seconds = [(SECONDS | PARTS)[family] for family in cold]
     rest = f", {sum(seconds)} s with those after it" if len(cold) > 1 else ""
     _logger.warning(
         "compiling the %s kernels (family %s): about %d s on a free core%s; %s",

@@ -3,7 +3,7 @@
 import numba
 import pytest
 
-from hypsolve.kernels.throughput import STAGE, node, server, stage_search
+from hypsolve.kernels.throughput import STAGE, node, server, stage_mode
 from hypsolve.kernels.throughput.tiny import tiny
 
 
@@ -16,4 +16,4 @@ def test_an_inner_kernel_refuses_a_call_from_python(kernel, content):
     for _ in range(2):  # before and after its overload is compiled or loaded
         with pytest.raises(TypeError, match=f"kernel {kernel.__name__} can be called from ker"):
             kernel(tiny(STAGE), 0, *content)
-        stage_search.warm_up()
+        stage_mode.warm_up()

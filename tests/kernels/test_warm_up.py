@@ -109,3 +109,14 @@ def test_a_module_that_another_thread_imports_has_missed_nothing(monkeypatch):
     half_imported = types.ModuleType("hypsolve.kernels.cache")
     monkeypatch.setitem(warm_up.sys.modules, "hypsolve.kernels.cache", half_imported)
     assert warm_up._n_missed() == 0
+
+
+def test_the_parts_of_a_family_have_seconds_of_their_own(caplog):
+    """They sum up to those of the family, and a notice of one names it."""
+    parts = [part for part in warm_up.PARTS if part.startswith("throughput.")]
+    assert sum(warm_up.PARTS[part] for part in parts) == warm_up.SECONDS["throughput"]
+    for part in parts:
+        with caplog.at_level("WARNING", logger="hypsolve"):
+            warm_up._announce([part], "1 of 1")
+        assert f"the {part} kernels" in caplog.text
+        assert f"about {warm_up.PARTS[part]} s" in caplog.text
