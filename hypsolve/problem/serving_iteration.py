@@ -85,7 +85,7 @@ class _BlockSeconds:
         compute = n_decode * self.compute_token + n_chunks * self.compute_chunk
         if self.is_last_token_only:
             share = min(1.0, tokens)
-        memory = share * self.read + self.experts * (1 - self.idle**tokens)
+        memory = share * self.read + self.experts * used_share(self.idle, tokens)
         memory += n_decode * self.memory_token + n_chunks * self.memory_chunk
         if self.is_last_token_only:
             tokens = max(tokens, 1.0)  # of an iteration in which a token comes out
@@ -172,3 +172,17 @@ def largest(carries: Callable[[float], bool], high: float, tolerance: float = 1e
         else:
             high = middle
     return low if accepted else 0.0
+
+
+def used_share(idle_share: float, tokens: float) -> float:
+    """Return the share of the experts that some token uses, exact also for few tokens.
+
+    Parameters
+    ----------
+    idle_share : float
+        Share of the experts that one token does not use.
+    tokens : float
+    """
+    if idle_share == 0:
+        return float(tokens > 0)
+    return -math.expm1(tokens * math.log(idle_share))

@@ -8,6 +8,7 @@ import pytest
 import hypsolve as hs
 from hypsolve.problem.serving import ServingInstance
 from hypsolve.problem.serving_evaluation import price_per_hour, refusal
+from hypsolve.problem.serving_iteration import used_share
 from hypsolve.solve_serving import THROUGHPUT_METHODS
 from tests.helpers.serving_oracles import (
     feasible_splits,
@@ -61,6 +62,23 @@ def test_the_exact_method_agrees_with_all_splits(mode, seed):
         assert is_best(instance, result), (seed, case)
         found += result.partition is not None
     assert found >= 20
+
+
+def test_a_node_with_few_tokens_is_scored_as_by_the_kernels():
+    """Of 1e-17 tokens, ``1 - idle ** tokens`` has no digit; the re-scorer then found a false
+    solution there, and scored this split above the bound of the method."""
+    rng = np.random.default_rng([5, 5])
+    for case in range(7):
+        instance = random_serving(rng, "stage")
+        if case % 6 == 5:
+            instance = mixed_lengths(instance, rng)
+        if case % 3 == 0:
+            instance = with_targets(instance, rng)
+    assert is_best(instance, hs.solve(instance, "throughput_exact"))
+    share = used_share(0.4, 1e-17)
+    assert share == pytest.approx(-1e-17 * np.log(0.4), rel=1e-12)
+    assert used_share(0.4, 2.0) == pytest.approx(1 - 0.4**2, rel=1e-12)
+    assert (used_share(0.0, 0.0), used_share(0.0, 1.0)) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -80,7 +80,8 @@ def _one_s(row, n_decode, n_chunks):
     compute = n_decode * row[COMPUTE_TOKEN] + n_chunks * row[COMPUTE_CHUNK]
     memory = share * row[READ] + n_decode * row[MEMORY_TOKEN] + n_chunks * row[MEMORY_CHUNK]
     if row[EXPERTS] > 0.0:
-        memory += row[EXPERTS] * (1.0 - row[IDLE] ** tokens)
+        # expm1 is exact also for few tokens, where 1 - idle ** tokens would lose its digits
+        memory -= row[EXPERTS] * np.expm1(tokens * np.log(max(row[IDLE], 1e-300)))
     fixed = row[FIXED]
     if row[ALPHA] + row[BETA] + row[GAMMA] + row[DELTA] > 0.0:
         if row[LAST_ONLY] == 1.0:
