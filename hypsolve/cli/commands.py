@@ -88,12 +88,12 @@ def compare(
     hypsolve compare --model llama-3-8b --network network.toml
     """  # noqa: D301
     results: list[Result] = []
-    query = PlanQuery.of(model, network, **arguments)
+    planned = query = PlanQuery.of(model, network, **arguments)
     if "objective" not in arguments:
         query = replace(query, objective=query.objective_alone)
     with show_progress() as progress:
         nodes, deadline = comparison.choose_nodes(
-            query, methods or None, simulates=True, progress=progress
+            query, methods or None, planned=planned, simulates=True, progress=progress
         )
     query = nodes.query
     forecasts = SplitForecasts(query)

@@ -60,10 +60,10 @@ def compare(
         In the order of `methods`. A search that a KeyboardInterrupt ended is the last. A bound
         on the mean latency that one method proved is used for all later methods.
     """
-    query = PlanQuery.of(model, network, **arguments)
+    planned = query = PlanQuery.of(model, network, **arguments)
     if arguments.get("objective") is None:
         query = replace(query, objective=query.objective_alone)
-    chosen, deadline = choose_nodes(query, methods, progress=progress)
+    chosen, deadline = choose_nodes(query, methods, planned=planned, progress=progress)
     yield from compare_query(chosen.query, methods, progress=progress, deadline=deadline)
 
 
@@ -71,10 +71,13 @@ def choose_nodes(
     query: PlanQuery,
     methods: Sequence[str] | None = None,
     *,
+    planned: PlanQuery | None = None,
     simulates: bool = False,
     progress: Progress | None = None,
 ) -> tuple[ServerNetwork, Deadline]:
     """Choose the nodes on which methods are compared, as ``hypsolve plan`` chooses its own.
+
+    `planned` is the query that it would answer, if its objective is another one.
 
     Returns
     -------
@@ -85,11 +88,18 @@ def choose_nodes(
     compared = methods_of(query, methods)
     names = [DEFAULT_METHOD, *(method or DEFAULT_METHOD for method in compared)]
     simulates = simulates or query.is_simulated or bool(restricting_server(query.runtime))
-    warm_methods(*names, simulates=simulates, pipelines=query.has_pipelines)
+    asked, planned = query.objective, query if planned is None else planned
+    warm_methods(
+        *names,
+        simulates=simulates,
+        pipelines=query.has_pipelines,
+        families=("throughput",) if planned.is_rate else (),
+    )
     deadline = Deadline(query.time_limit_s)
-    query, _ = choose_degrees(query, progress, deadline)
+    planned, _ = choose_degrees(planned, progress, deadline)
     choice = deadline.part(CHOICE_SHARE)
-    return network_for_server(query, progress=progress, deadline=choice), deadline
+    nodes = network_for_server(planned, progress=progress, deadline=choice)
+    return replace(nodes, query=replace(nodes.query, objective=asked), solution=None), deadline
 
 
 def compare_query(

@@ -20,7 +20,7 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Node, Tier
 from hypsolve.problem.files import MAX_BYTES, checked_path, parse_json, read_bytes
 from hypsolve.problem.instance import Instance
-from hypsolve.problem.runtime import runtime_from_dict
+from hypsolve.problem.runtime import Runtime, runtime_from_dict
 from hypsolve.problem.solution import Outcome, Partition, Status
 from hypsolve.solve import Method, solve
 
@@ -46,6 +46,8 @@ class Placement:
         Blocks of each node, by name of the node.
     nodes_of_tier : mapping
         Nodes of each tier, in the order of the pipelines; empty if they are not known.
+    known_nodes : frozenset of str
+        These nodes, and those that were left out; empty if they are not known.
     model : str
         Name of the model; empty if it is not known.
     query : mapping
@@ -55,6 +57,7 @@ class Placement:
     tier_of_block: tuple[str, ...]
     blocks_of_node: Mapping[str, range]
     nodes_of_tier: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    known_nodes: frozenset[str] = frozenset()
     model: str = ""
     query: Mapping[str, Any] = field(default_factory=dict)
 
@@ -64,35 +67,39 @@ def query_in(plan: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(placement(plan).query)
 
 
-def query_of_plan(plan: str | os.PathLike[str], query: PlanQuery) -> PlanQuery:
-    """Restrict a query to the nodes and pipelines of the plan in a file.
+def query_of_plan(
+    plan: str | os.PathLike[str] | Placement, query: PlanQuery, owner: str = ""
+) -> PlanQuery:
+    """Restrict a query to the nodes and pipelines of an earlier plan.
 
     Parameters
     ----------
-    plan : path
+    plan : path or Placement
     query : PlanQuery
         Its network has the nodes of the plan. The query itself is returned if the plan states
         no nodes, or if the runtime has no pipelines.
+    owner : str
+        What messages begin with; the path by default.
 
     Raises
     ------
     ValueError
         If the network lacks a node that holds blocks in the plan.
     """
-    old = placement(plan)
+    old, owner = placement(plan), owner or str(plan)
     if not old.nodes_of_tier or not restricting_server(query.runtime):
         return query
     network, held = query.network, set(old.tier_of_block)
     closed = set()
     for k, tier in reversed(list(enumerate(query.network.network.tiers))):
         stages = [
-            _nodes_named(plan, tier, nodes)
+            _nodes_named(owner, tier, nodes)
             for name, nodes in old.nodes_of_tier.items()
             if name in held and name in (tier.name, f"{tier.name}/{nodes[0]}")
         ]
         if len(stages) > 1 and not network.may_be_stages(k):
             raise ValueError(
-                f"{plan}: tier {tier.name!r} of the network must have a link `inner` and no"
+                f"{owner}: tier {tier.name!r} of the network must have a link `inner` and no"
                 f" limits, for the plan has {len(stages)} stages in it"
             )
         if stages:
@@ -104,15 +111,27 @@ def query_of_plan(plan: str | os.PathLike[str], query: PlanQuery) -> PlanQuery:
     return replace(query, network=limited(network, empty) if empty else network)
 
 
-def _nodes_named(
-    plan: str | os.PathLike[str], tier: Tier, names: Sequence[str]
-) -> tuple[Node, ...]:
+def continues(old: Placement, query: PlanQuery) -> bool:
+    """Return whether a query is for the server of an earlier plan, and for the same nodes."""
+    runtime = old.query.get("runtime")
+    server = restricting_server(query.runtime)
+    nodes = {node.name for tier in query.network.network.tiers for node in tier.nodes}
+    return (
+        bool(server)
+        and isinstance(runtime, Runtime)
+        and runtime.server == server
+        and bool(old.nodes_of_tier)
+        and nodes.union(query.left_out, query.too_small) == old.known_nodes
+    )
+
+
+def _nodes_named(owner: str, tier: Tier, names: Sequence[str]) -> tuple[Node, ...]:
     """Return nodes of a tier in the order of their names."""
     known = {node.name: node for node in tier.nodes}
     lacking = [name for name in names if name not in known]
     if lacking:
         raise ValueError(
-            f"{plan}: tier {tier.name!r} of the network must have the nodes of the plan, lacks"
+            f"{owner}: tier {tier.name!r} of the network must have the nodes of the plan, lacks"
             f" {', '.join(lacking)}"
         )
     return tuple(known[name] for name in names)
@@ -229,6 +248,9 @@ def _of(document: Mapping[str, Any], owner: str) -> Placement:
         tier_of_block=tuple(tiers),
         blocks_of_node=blocks_of_node,
         nodes_of_tier=_nodes_of_tier(stages, nodes),
+        known_nodes=frozenset(blocks_of_node).union(
+            *(_list(document.get(key, [])) for key in ("left_out", "too_small", "unused_nodes"))
+        ),
         model=valid.text(owner, "model", model) if model else "",
         query=_kept(owner, document),
     )

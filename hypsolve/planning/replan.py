@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from hypsolve.planning.earlier_plan import KEPT, OBJECTIVES, Placement, placement, weights_in
+from hypsolve.planning.earlier_plan import (
+    KEPT,
+    OBJECTIVES,
+    Placement,
+    continues,
+    placement,
+    query_of_plan,
+    weights_in,
+)
 from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.plan import FORMAT, VERSION, Plan, record_to_dict
 from hypsolve.planning.planner import warm
@@ -22,6 +30,7 @@ from hypsolve.planning.query import (
     instance_of,
     solve_query,
 )
+from hypsolve.planning.runtime_networks import with_layers
 from hypsolve.planning.runtime_restrictions import ServerNetwork, network_for_server
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.tensor_parallel import choose_degrees
@@ -160,8 +169,9 @@ def replan(
     A block counts as moved if the name of its tier differs from the name before. The objective
     is minimised exactly: dynamic programming over tiers, cuts and moves takes O(n_tiers *
     n_blocks**2 * max_moves) steps. A server of whole pipelines, such as vLLM, may be unable to
-    use all nodes at once. The nodes are then chosen as ``hypsolve plan`` chooses them, by the
-    best splits with so few moves, and the objective is minimal for these nodes.
+    use all nodes at once. If the network has the same nodes as before, the earlier plan says
+    which are used; otherwise they are chosen as ``hypsolve plan`` chooses them, by the best
+    splits with so few moves. The objective is minimal for these nodes.
 
     Parameters
     ----------
@@ -308,8 +318,14 @@ def _restricted(
 ) -> ServerNetwork:
     """Choose the nodes that pipelines use, by splits that move few blocks.
 
+    If the network still has the nodes of the earlier plan, and no others, they are those of
+    this plan.
     A network whose split is not found in its share of the time is not chosen.
     """
+    if continues(old, query):
+        kept = query_of_plan(old, query, "replan")
+        network = with_layers(kept.network, query.model, query.runtime.server)
+        return ServerNetwork.of(query, replace(kept, network=network))
 
     def split(query: PlanQuery) -> Solution:
         instance, mine = instance_of(query), Deadline(query.time_limit_s)

@@ -233,6 +233,18 @@ def _empty_tiers(solution: Solution) -> set[str]:
     return {tier.name for k, tier in enumerate(tiers) if not partition.stage(k)}
 
 
+def with_layers(network: NetworkFile, model: Model, server: str) -> NetworkFile:
+    """Return a network in which every tier that may hold blocks gets a layer.
+
+    A server that needs no layer in a stage gets the network itself.
+    """
+    if server not in BY_LAYER:
+        return network
+    most = network.max_blocks or (None,) * len(network.network.tiers)
+    empty = tuple(k for k, limit in enumerate(most) if limit == 0)
+    return _with_layers(model, network, server, empty)
+
+
 def _with_layers(
     model: Model, network: NetworkFile, runtime: str, empty: tuple[int, ...]
 ) -> NetworkFile:

@@ -159,3 +159,32 @@ def test_pareto_says_what_was_cut_short(capsys, pair, tmp_path, monkeypatch):
     code, out, err = run(capsys, *command, "--json")
     flags = [each["max_rate_is_lower_bound"] for each in json.loads(out)]
     assert code == 0 and flags == [True, False] and "2 of the 4 splits" in err
+
+
+def test_replan_continues_the_nodes_of_the_plan_until_the_network_changes(capsys, tmp_path):
+    """The same nodes are the plan's; where one is new, they are chosen anew."""
+    network, before = tmp_path / "pair.toml", tmp_path / "plan.json"
+    network.write_text(PAIR)
+    only = PAIR.replace(
+        '{gpu = "rtx-4090", names = ["fast"]}', '{gpu = "l4", names = ["fast"]}'
+    )
+    other = tmp_path / "other.toml"
+    other.write_text(only.replace('"t4"', '"a10"'))  # here the other node is the faster one
+    command = ("plan", *ASKED, "--network", network, "--runtime", "vllm")
+    before.write_text(run(capsys, *command, "--objective", "bottleneck", "--json")[1])
+    again = ("replan", *ASKED[:2], "--before", before, "--max-moves", 40, "--network")
+    _, out, _ = run(capsys, *again, other)
+    assert "pipelines of vllm on fast, big; left out: slow" in out
+    other.write_text(other.read_text().replace('"slow"', '"new"'))
+    _, out, _ = run(capsys, *again, other)
+    assert "pipelines of vllm on new, big; left out: fast" in out
+
+
+def test_compare_uses_the_nodes_of_the_default_plan(capsys, tmp_path, pair):
+    """Its own objective is of requests one at a time, but the nodes are those of `plan`."""
+    command = ("plan", *ASKED, "--network", pair, "--runtime", "vllm", "--json")
+    document = json.loads(run(capsys, *command)[1])
+    command = ("compare", *ASKED, "--network", pair, "--runtime", "vllm")
+    _, out, _ = run(capsys, *command, "--method", "hypsplit_dp")
+    words = out.splitlines()[0].removeprefix("pipelines of vllm on ").partition(";")[0]
+    assert set(words.split(", ")) == used(document)
