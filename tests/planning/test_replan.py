@@ -88,7 +88,7 @@ def test_every_number_of_moves_is_enumeration(seed, objective, allow_empty):
 
 
 def test_more_moves_are_never_worse_and_enough_are_the_optimum(before):
-    best = split("llama-3-8b", NEW, concurrency=4).result
+    best = split("llama-3-8b", NEW, concurrency=4, objective="bottleneck").result
     found = [
         replan("llama-3-8b", NEW, before, max_moves=m, concurrency=4) for m in (0, 2, 5, 34)
     ]
@@ -124,7 +124,8 @@ def test_the_command(capsys, tmp_path):
     path, new, before = (tmp_path / name for name in ("net.toml", "new.toml", "plan.json"))
     assert run(capsys, "init", path)[0] == 0
     arguments = ("--model", "llama-3-8b", "--network")
-    before.write_text(run(capsys, "plan", *arguments, path, "--json")[1])
+    asked = ("--json", "--objective", "bottleneck")
+    before.write_text(run(capsys, "plan", *arguments, path, *asked)[1])
     new.write_text(path.read_text().replace("count = 2", "count = 1"))
     command = ("replan", *arguments, new, "--before", before, "--max-moves")
     code, out, err = run(capsys, *command, 4)
@@ -198,7 +199,7 @@ def test_what_was_asked_is_asked_again(tmp_path):
         again = replan("llama-3-8b", NEW, before, max_moves=40, weights="int8")
         best = split(
             "llama-3-8b", NEW, prompt_tokens=4000, output_tokens=100, concurrency=3,
-            weights="int8",
+            weights="int8", objective="bottleneck",
         ).result  # fmt: skip
         assert again.objective_s == pytest.approx(best.objective_s, rel=1e-12)
         other = replan("llama-3-8b", NEW, before, max_moves=40, weights="int8", prompt_tokens=9)
