@@ -263,7 +263,7 @@ def test_one_line_says_what_the_papers_splits_would_serve(t4_plan):
     assert split.cuts == alone.partition.cuts != found.splits[0].cuts
     less = 1 - split.simulated_requests_per_s / found.simulated_requests_per_s
     assert (
-        less > 0.5
+        less > 0.25
         and f"{split.simulated_requests_per_s:.3g} requests/s, {less:.0%} less" in (lines[0])
     )
 

@@ -111,7 +111,8 @@ def export(
     ...     hs.Tier(name="rack", nodes=(rack,)),
     ... )
     >>> network = hs.Network(name="home", tiers=tiers)
-    >>> plan = hs.plan("llama-3-8b", network, with_upgrades=False)
+    >>> asked = {"objective": "bottleneck", "with_upgrades": False}
+    >>> plan = hs.plan("llama-3-8b", network, **asked)
     >>> lines = hs.export(plan, "megatron").splitlines()
     >>> lines[0]
     '# layers of each stage: desk 23, rack 9'
