@@ -456,7 +456,8 @@ def test_the_command_writes_it(capsys, site, tmp_path):
         "plan", "--model", "phi-3-mini", "--network", site, "--output", 16, "--report", path
     )  # fmt: skip
     code, out, err = run(capsys, *command)
-    assert code == 0 and err == f"{path}: written\n" and "no split and no schedule serves" in out
+    assert code == 0 and err == f"{path}: written\n"
+    assert "no split and no schedule serves" in out
     assert f">hypsolve plan --model phi-3-mini --network {site}" in path.read_text()
     assert run(capsys, *command, "--json")[0] == 0
     code, out, err = run(capsys, *command[:-1], tmp_path / "plan.pdf")
