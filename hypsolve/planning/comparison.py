@@ -87,13 +87,16 @@ def choose_nodes(
     """
     compared = methods_of(query, methods)
     names = [DEFAULT_METHOD, *(method or DEFAULT_METHOD for method in compared)]
-    simulates = simulates or query.is_simulated or bool(restricting_server(query.runtime))
+    restricts = bool(restricting_server(query.runtime))
+    simulates = simulates or query.is_simulated or restricts
+    tiers = query.network.network.tiers
+    chooses = restricts or any(node.gpus > 1 for tier in tiers for node in tier.nodes)
     asked, planned = query.objective, query if planned is None else planned
     warm_methods(
         *names,
         simulates=simulates,
         pipelines=query.has_pipelines,
-        families=("throughput",) if planned.is_rate else (),
+        families=("throughput",) if chooses and planned.is_rate else (),
     )
     deadline = Deadline(query.time_limit_s)
     planned, _ = choose_degrees(planned, progress, deadline)
