@@ -36,14 +36,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hypsolve.bounds.request_work import RequestWork, bounded, request_work
-from hypsolve.bounds.stage_conditions import SLACK
+from hypsolve.bounds.node_groups import SLACK, NodeGroups
+from hypsolve.bounds.request_work import RequestWork, request_work
 from hypsolve.problem import costs
 from hypsolve.problem.arrays import Array
-from hypsolve.problem.deployment import CostModel, Deployment, Requests
+from hypsolve.problem.deployment import Deployment, Requests
 from hypsolve.problem.model import Block
 from hypsolve.problem.network import GpuProfile, Tier
-from hypsolve.problem.runtime import Batching, KvAdmission
+from hypsolve.problem.runtime import KvAdmission
 
 MAX_PAIRS = 300
 N_QUANTILES = 16
@@ -119,7 +119,7 @@ def _alike(deployment: Deployment, prompt: int, output: int) -> Deployment:
     return dataclasses.replace(deployment, requests=requests)
 
 
-class MixedConditions:
+class MixedConditions(NodeGroups):
     """Rates, passes and memory of the stages of one tier, arrays by content of the stage.
 
     Parameters
@@ -141,37 +141,10 @@ class MixedConditions:
         *,
         by_tokens: bool,
     ) -> None:
-        runtime = deployment.runtime
-        self.runtime, self.mix, self.counts = runtime, mix, counts
-        self.kinds = kinds
-        self.is_reserved = runtime.kv_admission is KvAdmission.RESERVE
-        self.is_stage = runtime.batching is Batching.STAGE
-        self.roofline = deployment.cost_model is CostModel.ROOFLINE
-        self.n_nodes = len(tier.nodes)
-        pairs = [
-            (gpus.index(deployment.profile(n)), deployment.usable_bytes(n)) for n in tier.nodes
-        ]
-        groups = sorted(set(pairs))
-        self.size = np.array([pairs.count(group) for group in groups], dtype=np.float64)
-        self.classes = [c for c, _ in groups]
-        self.gpus = [bounded(gpus[c]) for c in self.classes]
-        self._set_rooms(deployment, np.array([memory for _, memory in groups]), whole)
+        super().__init__(deployment, tier, kinds, gpus, counts, whole)
+        self.mix = mix
         self._set_rates()
         self._set_holds(by_tokens)
-
-    def _set_rooms(self, deployment: Deployment, memory: Array, whole: int) -> None:
-        """Set the tokens of KV cache that fit beside each stage, (n_groups, n_contents)."""
-        weights = self.counts @ np.array([float(block.weight_bytes) for block in self.kinds])
-        weights[whole] -= deployment.model.tied_bytes
-        kv = self.counts @ np.array([float(block.kv_bytes_per_token) for block in self.kinds])
-        kv = np.array([kv * gpu.kv_copies for gpu in self.gpus])
-        free = memory[:, None] - weights[None, :]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            tokens = np.where(kv > 0, np.floor(free / kv * (1 + SLACK)), math.inf)
-        needed = deployment.max_resident_tokens
-        self.holds = (free >= -SLACK * memory[:, None]) & (tokens >= needed)
-        self.tokens = np.where(self.holds, tokens, 0.0)
-        self.n_holders = self.size @ self.holds
 
     def _iterations(
         self, tokens: Array, passes: Array, held: Array, limits: list[Array]

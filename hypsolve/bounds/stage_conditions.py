@@ -7,20 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hypsolve.bounds.request_work import RequestWork, bounded
+from hypsolve.bounds.node_groups import SLACK, NodeGroups
+from hypsolve.bounds.request_work import RequestWork
 from hypsolve.problem import costs
 from hypsolve.problem.arrays import Array
-from hypsolve.problem.deployment import CostModel, Deployment
+from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.model import Block
 from hypsolve.problem.network import GpuProfile, Tier
-from hypsolve.problem.runtime import Batching, KvAdmission
 
 N_BATCHES = 48  # points of the grid of mean batches
 N_MULTIPLIERS = 24
-SLACK = 1e-9
 
 
-class StageConditions:
+class StageConditions(NodeGroups):
     """Rates, passes and memory of the stages of one tier, arrays by content of the stage."""
 
     def __init__(
@@ -33,48 +32,20 @@ class StageConditions:
         counts: Array,
         whole: int,
     ) -> None:
-        runtime = deployment.runtime
-        self.runtime, self.work, self.counts = runtime, work, counts
+        super().__init__(deployment, tier, kinds, gpus, counts, whole)
+        runtime, self.work = self.runtime, work
         self.prompt = int(deployment.requests.prompt_tokens[0])
         self.output = int(deployment.requests.output_tokens[0])
         self.is_last = np.array([block.last_token_only for block in kinds])
-        self.is_reserved = runtime.kv_admission is KvAdmission.RESERVE
-        self.is_stage = runtime.batching is Batching.STAGE
         limit = runtime.prompt_limit
         self.n_chunks = 1 if limit is None else -(-self.prompt // limit)
         self.host_s = runtime.iteration_s if self.is_stage else 0.0
-        self.n_nodes = len(tier.nodes)
-        pairs = [
-            (gpus.index(deployment.profile(n)), deployment.usable_bytes(n)) for n in tier.nodes
-        ]
-        groups = sorted(set(pairs))
-        self.size = np.array([pairs.count(group) for group in groups], dtype=np.float64)
-        self.classes = np.array([c for c, _ in groups])
-        self.kinds, self.gpus = kinds, [bounded(gpus[c]) for c in self.classes]
-        self.roofline = deployment.cost_model is CostModel.ROOFLINE
         self.reserved = runtime.held_tokens(self.prompt + self.output)
-        self._set_rooms(deployment, kinds, np.array([memory for _, memory in groups]), whole)
         self._set_rates()
         self._set_memory()
         self.uses_grid = self.is_stage and self.is_reserved and self.output > 1
         if self.uses_grid:
             self._set_grid()
-
-    def _set_rooms(
-        self, deployment: Deployment, kinds: Sequence[Block], memory: Array, whole: int
-    ) -> None:
-        """Set the tokens of KV cache that fit beside each stage, (n_groups, n_contents)."""
-        weights = self.counts @ np.array([float(block.weight_bytes) for block in kinds])
-        weights[whole] -= deployment.model.tied_bytes
-        kv = self.counts @ np.array([float(block.kv_bytes_per_token) for block in kinds])
-        kv = np.array([kv * gpu.kv_copies for gpu in self.gpus])
-        free = memory[:, None] - weights[None, :]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            tokens = np.where(kv > 0, np.floor(free / kv * (1 + SLACK)), math.inf)
-        needed = deployment.max_resident_tokens
-        self.holds = (free >= -SLACK * memory[:, None]) & (tokens >= needed)
-        self.tokens = np.where(self.holds, tokens, 0.0)
-        self.n_holders = self.size @ self.holds
 
     def _set_rates(self) -> None:
         """Set l_g, the least seconds of a node for a request, and the sum of the rates."""
