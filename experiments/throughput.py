@@ -1,4 +1,4 @@
-"""How many requests per second splits serve: ``python -m experiments.throughput [OPTIONS]``.
+"""Run the experiments on requests per second: ``python -m experiments.throughput [OPTIONS]``.
 
 This is the experiment `throughput` of `experiments.sweep`, with the options of the sweep. With
 ``--exhaustive`` it is the experiment `throughput_exhaustive`, which simulates every split of

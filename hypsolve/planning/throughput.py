@@ -94,7 +94,7 @@ class ServedSplit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """What the best simulated split serves, and how far any other could be ahead.
+    """Hold the rate of the best simulated split, and how far any other could be ahead.
 
     Attributes
     ----------

@@ -162,7 +162,7 @@ def test_pareto_says_what_was_cut_short(capsys, pair, tmp_path, monkeypatch):
 
 
 def test_replan_continues_the_nodes_of_the_plan_until_the_network_changes(capsys, tmp_path):
-    """The same nodes are the plan's; where one is new, they are chosen anew."""
+    """Keep the nodes of the plan while the network has the same; else choose them anew."""
     network, before = tmp_path / "pair.toml", tmp_path / "plan.json"
     network.write_text(PAIR)
     only = PAIR.replace(

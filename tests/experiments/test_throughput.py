@@ -334,7 +334,7 @@ def test_the_command_writes_rows_tables_and_figures_and_resumes(
 
 
 def test_the_record_holds_the_command_as_it_was_typed(monkeypatch):
-    """The same command continues a stopped sweep, so the provenance must hold that command."""
+    """Record the typed command, for a user repeats it to continue a stopped sweep."""
     monkeypatch.setattr("sys.argv", [throughput.__file__, "--exhaustive", "--quick"])
     command = sweep._command(["throughput_exhaustive", "--quick"])
     assert command == "python -m experiments.throughput --exhaustive --quick"

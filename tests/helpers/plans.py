@@ -12,10 +12,10 @@ def alone(arguments):
 
 
 def plan_alone(model, network, **arguments):
-    """As `hypsolve.plan`, for the bottleneck, or the path of a serial runtime."""
+    """Call `hypsolve.plan` for the bottleneck, or for the path of a serial runtime."""
     return hs.plan(model, network, **alone(arguments))
 
 
 def query_alone(model, network, **arguments):
-    """As `PlanQuery.of`, likewise."""
+    """Return the query that `plan_alone` answers."""
     return hs.PlanQuery.of(model, network, **alone(arguments))

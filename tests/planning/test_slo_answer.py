@@ -87,7 +87,7 @@ def test_a_search_that_is_cut_short_has_a_lower_bound():
 
 @pytest.mark.parametrize(("users", "is_met"), [(3, True), (4, True), (6, False), (40, False)])
 def test_users_up_to_the_slots_are_served(users, is_met):
-    """Of five users, one waits in every pass."""
+    """Serve as many users as there are slots; of one user more, one waits in every pass."""
     found = answer_of(asked(users=users))
     assert found.is_met == is_met == (found.slo_attainment >= MET)
     assert (found.max_users, found.max_users_is_lower_bound) == (SLOTS, False)

@@ -171,7 +171,7 @@ def test_a_tensor_parallel_group_takes_its_all_reduces(chunk_tokens):
 
 
 def test_reserved_kv_cache_is_rounded_up_to_slots():
-    """As many requests as the simulator admits at once: rooms in slots, not in tokens."""
+    """Count KV cache in slots, as the simulator does where it admits requests."""
     slots = hs.runtime("ideal", slot_tokens=1024, max_num_seqs=10_000)
     assert hs.to_serving_instance(group_of_two(slots)).lengths.held_tokens == 1024
     given = hs.to_serving_instance(group_of_two(hs.runtime("ideal")), runtime=slots)

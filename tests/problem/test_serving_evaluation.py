@@ -133,7 +133,7 @@ def test_pipelines_pair_the_nodes_of_the_stages():
 
 @pytest.mark.parametrize("mode", ["pipeline", "serial"])
 def test_unequal_pipelines_count_as_the_slowest_of_them(mode):
-    """What the fluid rate assumes: it is at most the sum over pipelines, and it may be less."""
+    """Bound the fluid rate by the sum over pipelines; it counts each as the slowest."""
     rng = np.random.default_rng(15)
     less = 0
     for _ in range(20):

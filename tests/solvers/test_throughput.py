@@ -65,8 +65,10 @@ def test_the_exact_method_agrees_with_all_splits(mode, seed):
 
 
 def test_a_node_with_few_tokens_is_scored_as_by_the_kernels():
-    """Of 1e-17 tokens, ``1 - idle ** tokens`` has no digit; the re-scorer then found a false
-    solution there, and scored this split above the bound of the method."""
+    """Keep the digits of ``1 - idle ** tokens`` for 1e-17 tokens.
+
+    The re-scorer lost them, and scored this split above the bound of the method.
+    """
     rng = np.random.default_rng([5, 5])
     for case in range(7):
         instance = random_serving(rng, "stage")
