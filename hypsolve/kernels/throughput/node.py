@@ -8,6 +8,8 @@ serves a given x has the least z with ``z >= x t``.
 from hypsolve.kernels.jit import bare_inner_kernel
 from hypsolve.kernels.throughput.server import tau
 
+CLOSE = 1e-14  # roots are found to this share of their value
+
 
 @bare_inner_kernel
 def largest_batch(server, room):
@@ -54,39 +56,48 @@ def passes(server, node_class, content, z, t):
 
 
 @bare_inner_kernel
-def batch_at(server, node_class, content, x, z_max):
+def secant(z, f, z_before, f_before, low, high, step):
+    """Return the next trial of a root in low..high, by two trials and their number.
+
+    A secant through the last two trials takes few steps where it starts near the root. The
+    middle of the bracket replaces a step that leaves it, and each second of many steps.
+    """
+    z = z - f * (z - z_before) / (f - f_before) if f != f_before else low
+    return z if low < z < high and (step < 8 or step % 2 == 0) else (low + high) / 2
+
+
+@bare_inner_kernel
+def batch_at(server, node_class, content, x, z_max, t_max, guess):
     """Return the least z of a node that serves x requests per second, and its iteration.
 
-    Regula falsi on ``x tau(z) - z`` (the Illinois variant), which is positive below the
-    solution and not above it. The ends come first. There is one call of tau, for LLVM inlines
-    each of them.
+    A root of ``x tau(z) - z``, which is positive below the solution and not above it. There is
+    one call of tau, for LLVM inlines each of them.
+
+    Parameters
+    ----------
+    z_max, t_max : float
+        Largest z, and its seconds. The node serves x with this batch at the latest.
+    guess : float
+        Solution of a similar rate; 0 if there is none.
     """
-    low, f_low, high, f_high, t_high = 0.0, 0.0, z_max, 0.0, 0.0
-    z, side = z_max, 0
-    for step in range(102):
+    low, high, t_high = 0.0, z_max, t_max
+    z_before, f_before = z_max, x * t_max - z_max
+    if f_before >= 0.0:
+        return z_max, t_max
+    z = guess if 0.0 < guess < z_max else 0.0
+    for step in range(120):
         t = seconds(server, node_class, content, z)
         f = x * t - z
-        if step == 0:
-            f_high, t_high = f, t
-            if f >= 0.0:
-                break
-            z = 0.0
-            continue
-        if step == 1:
-            f_low = f
-        elif abs(f) <= 1e-15 * z:
+        if abs(f) <= CLOSE * z:
             return z, t
-        elif f > 0.0:
-            f_high = f_high / 2 if side == 1 else f_high
-            low, f_low, side = z, f, 1
+        if f > 0.0:
+            low = z
         else:
-            f_low = f_low / 2 if side == -1 else f_low
-            high, f_high, t_high, side = z, f, t, -1
+            high, t_high = z, t
         if high - low <= 1e-15 * high:
             break
-        z = (low * f_high - high * f_low) / (f_high - f_low)
-        if not low < z < high:
-            z = (low + high) / 2
+        after = secant(z, f, z_before, f_before, low, high, step)
+        z_before, f_before, z = z, f, after
     return high, t_high
 
 
@@ -101,40 +112,42 @@ def kept_load(server, node_class, content, z, elsewhere_s):
 
 
 @bare_inner_kernel
-def memory_rate(server, group, content, elsewhere_s):
-    """Return the largest rate of a node if passes spend so many seconds elsewhere."""
+def memory_rate(server, group, content, elsewhere_s, most_rate, guess, n_steps):
+    """Return bounds of the largest rate of a node if passes spend so many seconds elsewhere.
+
+    The root of the requests in the KV cache, which rise with z, less those that have room. A
+    larger batch than the root's serves at least its rate, and holds each request for at least
+    as long, so the room over these seconds is at most the root's rate. With a smaller batch,
+    both bounds change places.
+
+    Parameters
+    ----------
+    most_rate : float
+        Rate of the largest batch.
+    guess : float
+        The z of the first trial.
+    n_steps : int
+        Trials after which the bounds are returned; they meet after a few.
+    """
     room, c = server.room[group, content], server.group_class[group]
-    low, f_low, x_low = 0.0, -room, 0.0
-    high, f_high, side = 0.0, 0.0, 0
-    z = largest_batch(server, room)
-    for step in range(101):
+    z_max = largest_batch(server, room)
+    low, high, x_low, x_high = 0.0, z_max, 0.0, most_rate
+    z_before, f_before, z = 0.0, -room, min(guess, z_max)
+    for step in range(n_steps):
         load, x = kept_load(server, c, content, z, elsewhere_s)
         f = load - room
-        if step == 0:
-            if f <= 0.0:
-                return x
-            high, f_high = z, f
-        elif abs(f) <= 1e-14 * room:
-            return x
-        elif f > 0.0:
-            f_low = f_low / 2 if side == 1 else f_low
-            high, f_high, side = z, f, 1
+        by_room = room / load * x if load > 0.0 else most_rate
+        if f > 0.0:
+            high, x_high, x_low = z, min(x_high, x), max(x_low, by_room)
         else:
-            f_high = f_high / 2 if side == -1 else f_high
-            low, f_low, x_low, side = z, f, x, -1
-        if high - low <= 1e-14 * high:
-            break
-        z = (low * f_high - high * f_low) / (f_high - f_low)
-        if not low < z < high:
-            z = (low + high) / 2
-    return x_low
-
-
-@bare_inner_kernel
-def memory_share(server, tier, content, elsewhere_s, x):
-    """Return the rate for which the nodes of a tier have KV memory, as a share of x."""
-    total = 0.0
-    for g in range(server.group_start[tier], server.group_start[tier + 1]):
-        if server.room[g, content] > 0.0:
-            total += server.group_size[g] * memory_rate(server, g, content, elsewhere_s)
-    return total / x
+            low, x_low, x_high = z, max(x_low, x), min(x_high, by_room)
+        if z == z_max and f <= 0.0:
+            return x, x
+        if abs(f) <= CLOSE * room or high - low <= 1e-15 * high:
+            return x_low, x_low
+        is_beyond = f_before < f < 0.0 and z - f * (z - z_before) / (f - f_before) >= z_max
+        after = z_max
+        if high < z_max or not is_beyond:
+            after = secant(z, f, z_before, f_before, low, high, step)
+        z_before, f_before, z = z, f, after
+    return x_low, x_high

@@ -8,7 +8,7 @@ from hypsolve.kernels.jit import bare_inner_kernel, kernel
 from hypsolve.kernels.throughput.node import (
     batch_at,
     largest_batch,
-    memory_share,
+    memory_rate,
     most,
     passes,
 )
@@ -19,11 +19,14 @@ class Tables(NamedTuple):
     """Numbers of stages by tier and content, and of links by tier and cut.
 
     `most_node` and `most` do not depend on the rate. `fill` sets the others for a rate. Entries
-    of stages that no split of this rate contains are not set: those have ``is_set == 0``.
+    of stages that no split of this rate contains are not set: those have ``is_set == 0``, and
+    their `batch` is that of an earlier rate, from which the next search starts.
     """
 
     most_node: np.ndarray  # largest rate of a node, (n_groups, n_contents)
     most: np.ndarray  # largest rate of a stage, (n_tiers, n_contents)
+    batch: np.ndarray  # requests that start per iteration, (n_groups, n_contents)
+    kept_s: np.ndarray  # for which a request holds KV cache because of the node itself
     is_set: np.ndarray  # (n_tiers, n_contents)
     decode_s: np.ndarray  # a decode pass, mean over nodes
     chunk_s: np.ndarray  # a chunk
@@ -55,6 +58,8 @@ def new_tables(server):
     return Tables(
         most_node,
         most_stage,
+        np.zeros((n_groups, n_contents)),
+        np.zeros((n_groups, n_contents)),
         np.zeros(shape, np.int64),
         np.zeros(shape),
         np.zeros(shape),
@@ -169,14 +174,16 @@ def fill_stage(server, tables, k, content, x):
         n_holders += 1
         c, share = server.group_class[g], server.group_size[g] * rate / total
         x_g = min(x * rate / total, rate)
-        z, t = batch_at(server, c, content, x_g, largest_batch(server, server.room[g, content]))
+        z_max = largest_batch(server, server.room[g, content])
+        z, t = batch_at(server, c, content, x_g, z_max, z_max / rate, tables.batch[g, content])
+        tables.batch[g, content] = z
         w, v = passes(server, c, content, z, t)
         decode += share * w
         chunk += share * v
         waiting += share * max(z * lengths.passes - 1.0, 0.0)
+        tables.kept_s[g, content] = lengths.hold_passes * w + lengths.hold_chunks * v
         if server.room[g, content] < np.inf:
-            kept_s = lengths.hold_passes * w + lengths.hold_chunks * v
-            fits = min(fits, server.room[g, content] / x_g - kept_s)
+            fits = min(fits, server.room[g, content] / x_g - tables.kept_s[g, content])
     tables.decode_s[k, content] = decode
     tables.chunk_s[k, content] = chunk
     tables.waiting[k, content] = waiting
@@ -206,11 +213,42 @@ def is_roomy(server, tables, k, content, elsewhere_s, x):
         return True
     if elsewhere_s >= tables.full_s[k, content]:
         return False
-    if memory_share(server, k, content, elsewhere_s, x) >= 1.0 - SLACK:
+    if memory_share(server, tables, k, content, elsewhere_s, x, 1) >= 1.0 - SLACK:
         tables.fits_s[k, content] = elsewhere_s
         return True
     tables.full_s[k, content] = elsewhere_s
     return False
+
+
+@bare_inner_kernel
+def memory_share(server, tables, k, content, elsewhere_s, x, n_steps):
+    """Return the rate for which the nodes of a tier have KV memory, as a share of x.
+
+    Parameters
+    ----------
+    n_steps : int
+        Trials for each node, after which bounds of the rate are known. If they do not tell
+        whether the share reaches 1, there are as many trials as the exact share needs.
+    """
+    while True:
+        low, high = 0.0, 0.0
+        for g in range(server.group_start[k], server.group_start[k + 1]):
+            most_rate = tables.most_node[g, content]
+            if most_rate == 0.0:
+                continue
+            x_g = min(x * most_rate / tables.most[k, content], most_rate)
+            kept_s = elsewhere_s + tables.kept_s[g, content]
+            guess = np.inf
+            if kept_s > 0.0:
+                guess = tables.batch[g, content] * server.room[g, content] / (x_g * kept_s)
+            x_low, x_high = memory_rate(
+                server, g, content, elsewhere_s, most_rate, guess, n_steps
+            )
+            low += server.group_size[g] * x_low
+            high += server.group_size[g] * x_high
+        if n_steps > 100 or low >= x * (1.0 - SLACK) or high < x * (1.0 - SLACK):
+            return low / x
+        n_steps = 120
 
 
 @bare_inner_kernel
@@ -227,4 +265,4 @@ def memory_margin(server, tables, k, content, elsewhere_s, x):
         own_s = lengths.hold_passes * tables.decode_s[k, content]
         own_s += lengths.hold_chunks * tables.chunk_s[k, content]
         return (fits_s - elsewhere_s) / (elsewhere_s + own_s)
-    return memory_share(server, k, content, elsewhere_s, x) - (1.0 - SLACK)
+    return memory_share(server, tables, k, content, elsewhere_s, x, 120) - (1.0 - SLACK)
