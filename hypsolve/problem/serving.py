@@ -422,6 +422,13 @@ def _refuse_flags(field: str, value: Any) -> None:
         _refuse_flags(field, each)
 
 
+def _are_indices(values: Any) -> bool:
+    """Return whether a value is a list of whole numbers from 0 to 10,000."""
+    return isinstance(values, list) and all(
+        type(each) is int and 0 <= each <= 10_000 for each in values
+    )
+
+
 def _record(name: str, kind: Any, table: Any) -> Any:
     _require_table(name, table)
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -439,7 +446,10 @@ def _record(name: str, kind: Any, table: Any) -> Any:
                 raise TypeError(f"{OWNER}: {key} must be a list, got {table[key]!r:.60}")
         content = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
     elif name == "links" and "token_s" in content and content["token_s"] == []:
-        content["token_s"] = np.zeros((0, 1))  # a single tier has no links
+        # a single tier has no links: JSON keeps no columns of a table without rows
+        kinds = table.get("cut_kind")
+        n_kinds = 1 + max(kinds, default=0) if _are_indices(kinds) else 1
+        content["token_s"] = np.zeros((0, n_kinds))
     return kind(**content)
 
 

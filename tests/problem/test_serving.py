@@ -27,11 +27,14 @@ def tables(**changes):
 
 
 @pytest.mark.parametrize("tiers", [[[(0, 8e9)]], [[(0, 8e9)], [(0, 9e9), (0, 9e9)]]])
+@pytest.mark.parametrize("cut_kind", [[0, 0, 0, 0], [0, 1, 2, 0]])
 @pytest.mark.parametrize("suffix", [".json", ".json.gz"])
-def test_a_file_states_its_kind_and_keeps_the_digest(tmp_path, tiers, suffix):
+def test_a_file_states_its_kind_and_keeps_the_digest(tmp_path, tiers, cut_kind, suffix):
     """A single tier has no links: its table must keep its shape through nested lists."""
-    token_s = np.full((len(tiers) - 1, 1), 0.1)
-    instance = tables(tiers=tiers, token_s=token_s, objective="goodput", tpot_slo_s=0.3)
+    token_s = np.full((len(tiers) - 1, 1 + max(cut_kind)), 0.1)
+    instance = tables(
+        tiers=tiers, token_s=token_s, cut_kind=cut_kind, objective="goodput", tpot_slo_s=0.3
+    )
     hs.save(instance, tmp_path / f"serving{suffix}")
     read = hs.load(tmp_path / f"serving{suffix}")
     assert isinstance(read, ServingInstance)
