@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 NAN = math.nan
 SETTLED = 1.25  # growth of the median latency up to which requests do not pile up
 MIN_TO_JUDGE = 20  # requests, of which the growth is judged
+MIN_LATENCIES = 3  # median latencies for which requests must arrive to judge the growth
+ON_PACE = 0.95  # completions per arrival down to which requests do not pile up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,15 +66,15 @@ class Metrics:
     requests_per_s, output_tokens_per_s : float
         Requests that ended, and their output tokens, per second for which load is offered; the
         time in which the last requests drain is not counted. If requests pile up, it is the
-        rate at which they end while others arrive; see `served_share`. If too few ended to
-        tell, or all arrived at once, they are counted per observed second.
+        rate at which they end while others arrive; see `served_share`. If too few arrived, or
+        within too short a time, to tell, they are counted per observed second.
         `output_tokens_per_s` is nan for an `Instance`.
     ttft_slo_s, tpot_slo_s, latency_slo_s : float or None
         Limits as given.
     slo_attainment : float
         Share of all requests that ended within every limit; nan without a limit.
     goodput_requests_per_s : float
-        Requests within every limit per second for which load is offered.
+        Requests within every limit, per the same seconds as `requests_per_s`.
     node_utilisation, tier_utilisation : tuple of float
         Busy share of the observed time; for a tier, the mean over all of its nodes. It is no
         share of the rate that a node can serve: a node that is always busy with small batches
@@ -247,7 +249,10 @@ def metrics(
     span_s, n = float(np.ptp(sent_s)), len(sent_s)
     offered_s = span_s * n / (n - 1) if span_s and trace.users is None else observed_s
     share = served_share(trace)
-    counted_s = observed_s if math.isnan(share) else offered_s / share if share else math.inf
+    if math.isnan(share):
+        counted_s = max(observed_s, offered_s)
+    else:
+        counted_s = offered_s / share if share else math.inf
     n_finished, n_kept = int(finished.sum()), int(kept.sum())
     has_tokens = bool(trace.output_tokens.any())
     has_limit = any(limit is not None for limit in limits.values())
@@ -282,7 +287,7 @@ def metrics(
         tpot_slo_s=limits["tpot"],
         latency_slo_s=limits["latency"],
         slo_attainment=_ratio(n_kept, len(finished)) if has_limit else NAN,
-        goodput_requests_per_s=_ratio(n_kept, offered_s) if has_limit else NAN,
+        goodput_requests_per_s=_ratio(n_kept, counted_s) if has_limit else NAN,
         node_utilisation=tuple(use),
         tier_utilisation=tuple(_mean([use[n] for n in nodes]) for nodes in of_tier),
         utilisation=_mean(use),
@@ -321,11 +326,13 @@ def growth(trace: Trace) -> float:
 def served_share(trace: Trace) -> float:
     """Return the rate at which requests end over the rate at which they arrive, at most 1.
 
-    Requests of the second and of the last quarter of the arrivals are compared by their median
-    latency. If it grows by more than `SETTLED`, a queue builds up: requests that arrive within
-    t seconds then end within t seconds plus that growth. Otherwise the share is 1. It is nan
-    if fewer than `MIN_TO_JUDGE` requests ended, if all arrived at once, or with users in a
-    closed loop.
+    Two signs tell that a queue builds up. The median latency of the last quarter of the
+    arrivals exceeds that of the second quarter by more than `SETTLED`: requests that arrive
+    within t seconds then end within t seconds plus that growth. Or the requests end, from the
+    first to the last of them, at less than `ON_PACE` of the rate at which they arrive. The
+    share is the lesser of both, and 1 without a sign. It is nan if nothing can be judged: if
+    fewer than `MIN_TO_JUDGE` requests ended, if they arrived within less than `MIN_LATENCIES`
+    median latencies, or with users in a closed loop.
     """
     trace = trace.from_first()
     order = np.argsort(trace.arrival_s, kind="stable")
@@ -333,14 +340,18 @@ def served_share(trace: Trace) -> float:
     arrival_s, latency_s = trace.arrival_s, trace.latency_s
     known = ~np.isnan(latency_s)
     early, late = (each[known[each]] for each in (quarters[1], quarters[3]))
-    is_one_burst = trace.users is not None or arrival_s.max() == arrival_s.min()
-    if known.sum() < MIN_TO_JUDGE or is_one_burst or not early.size or not late.size:
+    if known.sum() < MIN_TO_JUDGE or trace.users is not None or not (early.size and late.size):
         return NAN
     before_s, after_s = (float(np.median(latency_s[each])) for each in (early, late))
-    if after_s <= SETTLED * before_s:
-        return 1.0
-    apart_s = float(np.median(arrival_s[late]) - np.median(arrival_s[early]))
-    return _ratio(apart_s, apart_s + after_s - before_s) if apart_s else 0.0
+    span_s = float(np.ptp(arrival_s))
+    if span_s < MIN_LATENCIES * after_s:
+        return NAN
+    pace = _ratio(span_s, float(np.ptp(trace.end_s[known])))
+    share = pace if pace < ON_PACE and known.all() else 1.0
+    if after_s > SETTLED * before_s:
+        apart_s = float(np.median(arrival_s[late]) - np.median(arrival_s[early]))
+        share = min(share, _ratio(apart_s, apart_s + after_s - before_s) if apart_s else 0.0)
+    return share
 
 
 def _summary(times_s: Array) -> Summary:

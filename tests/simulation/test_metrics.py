@@ -49,7 +49,7 @@ def test_service_levels_of_the_small_trace(limits, kept):
     assert found.slo_attainment == kept / 4
     span_s = float(np.ptp(traces.small().arrival_s))
     assert found.offered_s == span_s * 4 / 3  # three gaps between four requests, and one more
-    assert found.goodput_requests_per_s == kept / found.offered_s
+    assert found.goodput_requests_per_s == kept / found.observed_s
     assert {name: getattr(found, name) for name in limits} == limits
 
 
@@ -130,6 +130,22 @@ def test_the_rate_beyond_capacity_is_not_called_throughput():
     assert sustained.requests_per_s == pytest.approx(drained_per_s, rel=0.1)
 
 
+@pytest.mark.parametrize(("n_requests", "rate_per_s"), [(300, 100), (300, 300), (3_000, 300)])
+def test_a_short_burst_is_not_served_faster_than_the_bound(n_requests, rate_per_s):
+    """A burst within fewer seconds than a latency shows no rate that can last."""
+    box = hs.Tier(name="box", nodes=(hs.Node(name="h100", gpu=hs.gpu("h100")),))
+    deployment = hs.Deployment(
+        model=hs.model("llama-3.1-8b"),
+        network=hs.Network(name="box", tiers=(box,)),
+        requests=hs.Requests(
+            np.arange(n_requests) / rate_per_s, [512] * n_requests, [256] * n_requests
+        ),
+    )
+    found = metrics(hs.simulate(deployment, hs.Partition((0, 34))), latency_slo_s=1e6)
+    assert found.goodput_requests_per_s == found.requests_per_s
+    assert 0 < found.requests_per_s <= hs.throughput_bound(deployment)
+
+
 def test_nothing_ended():
     found = metrics(traces.small(end_s=np.full(4, NAN)), latency_slo_s=1.0)
     assert (found.n_finished, found.latency_s.n, found.slo_attainment) == (0, 0, 0.0)
@@ -198,7 +214,7 @@ def test_text_says_what_was_measured():
         "4, of which 1 never ended",
         "mean 5 s, p50 4 s, p95 8.5 s, p99 8.9 s",
         "0.3 requests/s, 0.9 output tokens/s; load offered for",
-        "25.0% with TTFT <= 2 s, latency <= 3 s; goodput 0.375 requests/s",
+        "25.0% with TTFT <= 2 s, latency <= 3 s; goodput 0.1 requests/s",
         "edge 25.0%, cloud 20.0%",
         "2.4 counted once at each stage where they are under way, 0.6 of these waiting; 1.6 a"
         " batch, 0.3 without a node",
@@ -230,8 +246,7 @@ def test_invariants(trace, limits):
         assert attained[0] >= 0 and attained[-1] <= share
     loose = metrics(trace, ttft_slo_s=1e9, tpot_slo_s=1e9, latency_slo_s=1e9)
     assert loose.slo_attainment == share
-    kept_per_s = found.n_finished / found.offered_s if found.offered_s else NAN
-    assert loose.goodput_requests_per_s == pytest.approx(kept_per_s, nan_ok=True)
+    assert loose.goodput_requests_per_s == pytest.approx(found.requests_per_s, nan_ok=True)
 
 
 @given(trace=traces.random_traces())
