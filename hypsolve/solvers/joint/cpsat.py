@@ -178,16 +178,21 @@ def build(
         If the deadline passes.
     """
     cp_model = load_backend(METHOD, "ortools.sat.python.cp_model", PACKAGE)
+    deadline.require()
     tables = joint_tables(instance, METHOD)
     require_partition(windows(tables), METHOD)
     incumbent = None if warm is None else table_times(tables, warm)[1][:, -1]
-    tables, last = drop_dominated(tables, instance.objective, incumbent)
+    deadline.require()
+    tables, last = drop_dominated(tables, instance.objective, incumbent, deadline)
+    deadline.require()
     tables = tables.scale(_tick_s(tables, instance.objective, last)).rounded_down(1.0)
     last = np.floor(last / tables.unit_s * (1 + SLACK)) + 1
+    deadline.require()
     window = windows(tables)
     model = cp_model.CpModel()
     model.name = f"joint_{instance.objective}"
     use = _add_cuts(model, tables)
+    deadline.require()
     start, end = _add_release(model, tables, window, last)
     on, intervals = _add_assignment(model, tables, use, start, end, deadline)
     _add_precedence(model, tables, use, start, end, deadline)

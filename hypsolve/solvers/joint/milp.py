@@ -189,16 +189,21 @@ def build(
         If the deadline passes.
     """
     pulp = load_backend(METHOD, "pulp", "pulp>=3.3,<4")
+    deadline.require()
     tables = joint_tables(instance, METHOD)
     require_partition(windows(tables), METHOD)
     incumbent = None if warm is None else table_times(tables, warm)[1][:, -1]
-    tables, last = drop_dominated(tables, instance.objective, incumbent)
+    deadline.require()
+    tables, last = drop_dominated(tables, instance.objective, incumbent, deadline)
+    deadline.require()
     unit_s = mip_unit_s(min_objective_s(tables, instance.objective))
     tables = tables.scale(unit_s).rounded_down(MIP_STEP)
     last = last / tables.unit_s * (1 + SLACK)
+    deadline.require()
     window = windows(tables)
     problem = pulp.LpProblem(f"joint_{instance.objective}")
     use = _add_cuts(problem, tables)
+    deadline.require()
     start, end = _add_release(problem, tables, window, last)
     on = _add_assignment(problem, tables, use, start, end, deadline)
     _add_precedence(problem, tables, use, start, end)

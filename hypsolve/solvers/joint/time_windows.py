@@ -6,14 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hypsolve.problem.arrays import Array
+from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.instance import (
     Instance,
     Objective,
 )
+from hypsolve.solvers.clock import NEVER, Deadline
 from hypsolve.solvers.joint.decision import rounding_s
 from hypsolve.solvers.joint.tables import JointTables
 
+ROWS = 32  # requests for which arcs are compared at once
 SLACK = 1e-6  # relative; relaxes limits from an incumbent, for rounding and tolerances
 
 
@@ -30,26 +32,46 @@ def windows(tables: JointTables) -> Windows:
     shape = (tables.n_requests, tables.n_tiers)
     head, tail = np.zeros(shape), np.zeros(shape)
     n_cuts = tables.n_blocks + 1
-    stages = []
+    stages = [tables.fastest(k) for k in range(tables.n_tiers)]
     reach = np.full((tables.n_requests, n_cuts), np.inf)
     reach[:, 0] = tables.release
     for k in range(tables.n_tiers):
-        fastest = tables.fastest(k)
-        stage = np.full((len(fastest), n_cuts, n_cuts), np.inf)
-        stage[:, tables.first[k], tables.end[k]] = fastest
-        stages.append(stage)
         head[:, k] = reach.min(axis=1)
-        reach = (reach[:, :, None] + stage).min(axis=1)
+        reach = _shortest(reach, stages[k], tables.first[k], tables.end[k])
         if k < tables.n_tiers - 1:
             reach = reach + tables.transfer[:, k]
-    rest = np.full((1, n_cuts), np.inf)
+    rest = np.full((tables.n_requests, n_cuts), np.inf)
     rest[:, -1] = 0.0  # shortest time from each cut to completion
     for k in range(tables.n_tiers - 1, -1, -1):
         if k < tables.n_tiers - 1:
             rest = rest + tables.transfer[:, k]
         tail[:, k] = rest.min(axis=1)
-        rest = (stages[k] + rest[:, None, :]).min(axis=2)
+        rest = _shortest(rest, stages[k], tables.end[k], tables.first[k])
     return Windows(head, tail, reach[:, -1])
+
+
+def _shortest(at_source: Array, seconds: Array, source: IntArray, target: IntArray) -> Array:
+    """Return the shortest time to each cut over the arcs that lead to it; inf without any.
+
+    Parameters
+    ----------
+    at_source : ndarray, shape (n_requests, n_cuts)
+        Shortest time to the cut from which an arc leads.
+    seconds : ndarray, shape (n_requests or 1, n_arcs)
+    source, target : ndarray of int, shape (n_arcs,)
+        Cuts that an arc joins.
+    """
+    shortest = np.full(at_source.shape, np.inf)
+    order = np.argsort(target, kind="stable")
+    if not order.size:
+        return shortest
+    reached, starts = np.unique(target[order], return_index=True)
+    for first in range(0, len(at_source), ROWS):  # few rows at once stay in the cache
+        rows = slice(first, first + ROWS)
+        took = seconds[rows] if len(seconds) > 1 else seconds
+        sums = at_source[rows][:, source[order]] + took[:, order]
+        shortest[rows, reached] = np.minimum.reduceat(sums, starts, axis=1)
+    return shortest
 
 
 def require_partition(window: Windows, method: str) -> None:
@@ -65,7 +87,11 @@ def fastest_partition(tables: JointTables) -> list[int]:
 
     Each request is on the fastest node of each tier; the total is over all requests.
     """
-    alone = _stage_and_link(tables, [tables.fastest(k) for k in range(tables.n_tiers)])
+    return _fastest_arcs(tables, _fastest_alone(tables))
+
+
+def _fastest_arcs(tables: JointTables, alone: list[Array]) -> list[int]:
+    """Return the arcs with the shortest total time; `alone` is that of `_fastest_alone`."""
     reach = np.full(tables.n_blocks + 1, np.inf)
     reach[0] = 0.0
     came_by: list[dict[int, int]] = []
@@ -85,9 +111,9 @@ def fastest_partition(tables: JointTables) -> list[int]:
 
 def serial_latencies(tables: JointTables) -> Array:
     """Return latencies on `fastest_partition`, one request at a time; shape (n_requests,)."""
-    alone = _stage_and_link(tables, [tables.fastest(k) for k in range(tables.n_tiers)])
+    alone = _fastest_alone(tables)
     took = np.zeros(tables.n_requests)
-    for k, arc in enumerate(fastest_partition(tables)):
+    for k, arc in enumerate(_fastest_arcs(tables, alone)):
         took += alone[k][:, arc]
     latency = np.zeros(tables.n_requests)
     free = 0.0
@@ -95,6 +121,11 @@ def serial_latencies(tables: JointTables) -> Array:
         latency[r] = max(0.0, free - tables.release[r]) + took[r]
         free = tables.release[r] + latency[r]
     return latency
+
+
+def _fastest_alone(tables: JointTables) -> list[Array]:
+    """Return seconds of each arc on the fastest node, with the transfer behind it."""
+    return _stage_and_link(tables, [tables.fastest(k) for k in range(tables.n_tiers)])
 
 
 def _stage_and_link(tables: JointTables, service: list[Array]) -> list[Array]:
@@ -125,7 +156,7 @@ def drop_slow_arcs(tables: JointTables, limit: Array) -> JointTables:
         for table in tables.service
     ]
     tables = replace(tables, service=service)
-    alone = _stage_and_link(tables, [tables.fastest(k) for k in range(tables.n_tiers)])
+    alone = _fastest_alone(tables)
     kept = [(took <= limit[:, None]).all(axis=0) for took in alone]
     return replace(
         tables,
@@ -138,7 +169,10 @@ def drop_slow_arcs(tables: JointTables, limit: Array) -> JointTables:
 
 
 def drop_dominated(
-    tables: JointTables, objective: Objective, incumbent: Array | None = None
+    tables: JointTables,
+    objective: Objective,
+    incumbent: Array | None = None,
+    deadline: Deadline = NEVER,
 ) -> tuple[JointTables, Array]:
     """Drop what no best schedule needs: slow arcs and nodes, and long pauses.
 
@@ -148,6 +182,7 @@ def drop_dominated(
     objective : Objective
     incumbent : ndarray, shape (n_requests,), optional
         Completion times of a known solution.
+    deadline : Deadline, optional
 
     Returns
     -------
@@ -156,15 +191,23 @@ def drop_dominated(
         Latencies do not change, and numbers stay in a range that solvers can handle.
     last : ndarray, shape (n_requests,)
         Completion times that no request exceeds in some optimal schedule.
+
+    Raises
+    ------
+    OutOfTime
+        If the deadline passes.
     """
     known = [serial_latencies(tables)]
     if incumbent is not None:
         known.append(incumbent - tables.release)
+    deadline.require()
     max_latency = latency_limits(tables, objective, known) * (1 + SLACK)
     max_latency += (
         2.0**-50 * tables.release.max()
     )  # rounding may have lowered an incumbent's latency by this
+    deadline.require()
     tables = drop_slow_arcs(tables, max_latency)
+    deadline.require()
     longest = longest_alone(tables)
     release, last = np.zeros(tables.n_requests), np.zeros(tables.n_requests)
     order = np.argsort(tables.release, kind="stable").tolist()
