@@ -12,7 +12,8 @@ from hypsolve.planning.json_schema import schema
 from hypsolve.planning.tensor_parallel import choose_degrees
 from tests.helpers.plans import plan_alone
 
-FAST = {"with_upgrades": False, "rate_per_s": 4.0, "time_limit_s": 600}
+SHORT = {"prompt_tokens": 64, "output_tokens": 16}  # outputs are most of a simulation's time
+FAST = {"with_upgrades": False, "rate_per_s": 4.0, "time_limit_s": 600, **SHORT}
 
 
 def machine(name="box", gpu="h100", gpus=8, interconnect="nvlink4", **fields):
@@ -185,7 +186,7 @@ def test_ideal_lets_every_stage_have_its_degree():
 def test_the_goal_decides():
     """For the least latency of one request alone more GPUs compute as one than for the rate."""
     network = lab([machine()])
-    arguments = {"rate_per_s": 0.05, "with_upgrades": False, "time_limit_s": 600}
+    arguments = {**FAST, "rate_per_s": 0.05}
     fast = plan_alone("llama-3-8b", network, runtime="vllm", objective="path", **arguments)
     latencies = {
         each.degrees[0]: each.latency_mean_s for each in fast.degrees if each.is_allowed
