@@ -41,7 +41,13 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(site):
-    return plan_alone("llama-3-8b", site, rate_per_s=2.0)
+    return plan_alone("llama-3-8b", site, rate_per_s=2.0, output_tokens=32)
+
+
+@pytest.fixture(scope="module")
+def too_small():
+    """A plan of what does not fit."""
+    return plan_alone("llama-3-8b", TIGHT, concurrency=64, output_tokens=16)
 
 
 @pytest.fixture(scope="module")
@@ -103,15 +109,19 @@ def test_every_kind_of_node_is_drawn_once(width):
     assert any(text.startswith("0") and text.endswith("8") for text in shown)  # of tier desk
 
 
-@pytest.mark.parametrize("name", ["campus", "phone-edge-cloud-5g", "operator-5-tier"])
+@pytest.fixture(scope="module", params=["campus", "phone-edge-cloud-5g", "operator-5-tier"])
+def of_network(request):
+    """A plan for a network of the repository."""
+    return plan_alone("phi-3-medium", network(request.param), **{**SHORT, "concurrency": 1})
+
+
 @pytest.mark.parametrize("width", [3.8, 9.4])
-def test_text_of_the_network_lies_in_its_card(name, width):
-    plan = plan_alone("phi-3-medium", network(name), concurrency=1, with_upgrades=False)
-    ax = figures.plot(plan, "network", None, width)
+def test_text_of_the_network_lies_in_its_card(of_network, width):
+    ax = figures.plot(of_network, "network", None, width)
     renderer = ax.figure.canvas.get_renderer()
     cards = [p.get_window_extent(renderer) for p in ax.patches if p.get_edgecolor()[3] > 0
              and math.isclose(p.get_height(), network_figure.CARD)]  # fmt: skip
-    assert len(cards) >= len(plan.stages)
+    assert len(cards) >= len(of_network.stages)
     n_inside = 0
     for text in ax.texts:
         box = text.get_window_extent(renderer)
@@ -246,7 +256,7 @@ def test_outputs_of_one_token_and_one_node_are_drawn():
         found.plot(kind)
 
 
-def test_figures_go_where_they_are_told(found):
+def test_figures_go_where_they_are_told(found, too_small):
     figure, axes = matplotlib.pyplot.subplots(2, 3)
     for kind, ax in zip(FIGURES, axes.flat, strict=True):
         assert found.plot(kind, ax) is ax
@@ -254,13 +264,12 @@ def test_figures_go_where_they_are_told(found):
         found.plot("pie")
     with pytest.raises(TypeError, match="ax must be an Axes"):
         found.plot("stages", figure)
-    nothing = plan_alone("llama-3-8b", TIGHT, concurrency=64)
     for kind in FIGURES:
         if kind == "upgrades":
-            nothing.plot(kind)
+            too_small.plot(kind)
             continue
         with pytest.raises(ValueError, match=f"nothing to draw as '{kind}', infeasible"):
-            nothing.plot(kind)
+            too_small.plot(kind)
 
 
 # the file
@@ -354,9 +363,8 @@ def test_long_names_are_cut_short(tmp_path):
     assert "node" * 50 in (tmp_path / "x.html").read_text()  # in the plan as JSON
 
 
-def test_what_does_not_fit_has_a_report(tmp_path):
-    found = plan_alone("llama-3-8b", TIGHT, concurrency=64)
-    hs.write_report(found, tmp_path / "x.html")
+def test_what_does_not_fit_has_a_report(tmp_path, too_small):
+    hs.write_report(too_small, tmp_path / "x.html")
     text = (tmp_path / "x.html").read_text()
     assert "<strong>Infeasible: the tiers together reach" in text
     assert text.count("<li>tier &#x27;") == 2 and 'id="upgrades"' in text
@@ -459,7 +467,7 @@ def test_the_command_writes_it(capsys, site, tmp_path):
     assert code == 0 and err == f"{path}: written\n"
     assert "no split and no schedule serves" in out
     assert f">hypsolve plan --model phi-3-mini --network {site}" in path.read_text()
-    assert run(capsys, *command, "--json")[0] == 0
+    assert run(capsys, *command, "--objective", "path", "--json")[0] == 0
     code, out, err = run(capsys, *command[:-1], tmp_path / "plan.pdf")
     assert (code, out) == (2, "") and "must end in .html" in err
 
@@ -584,9 +592,9 @@ def test_heads_of_columns_are_explained(browser, report):
     assert "KV cache on each node for the sequences of the query" in below
 
 
-def test_a_browser_shows_why_nothing_fits(browser, tmp_path):
+def test_a_browser_shows_why_nothing_fits(browser, tmp_path, too_small):
     path = tmp_path / "x.html"
-    hs.write_report(plan_alone("llama-3-8b", TIGHT, concurrency=64), path)
+    hs.write_report(too_small, path)
     opened(browser, path)
     verdict = browser.find_element("css selector", ".verdict").text
     assert verdict.startswith("Infeasible: the tiers together reach block")
@@ -600,7 +608,8 @@ def test_drawing_leaves_interactive_mode_as_importing_pyplot_sets_it():
         "import hypsolve as hs\n"
         "box = hs.Tier(name='box', nodes=(hs.Node(name='box', gpu=hs.gpu('rtx-4090')),))\n"
         "network = hs.Network(name='home', tiers=(box,))\n"
-        "plan = hs.plan('llama-3-8b', network, concurrency=8, with_upgrades=False)\n"
+        "short = {'concurrency': 8, 'output_tokens': 8, 'with_upgrades': False}\n"
+        "plan = hs.plan('llama-3-8b', network, **short)\n"
         "matplotlib.use('Agg')\n"
         "import importlib.abc, sys\n"
         "class Notebook(importlib.abc.MetaPathFinder):\n"  # as the inline back end does
