@@ -28,7 +28,8 @@ link = {gbps = 1, latency_ms = 40}
 name = "cloud"
 nodes = [{gpu = "l4"}]
 """
-LARGE = ("plan", "--model", "llama-3-70b", "--weights", "q4_k_m", "--concurrency", 3)
+SHORT = ("--output", 16)  # tokens
+LARGE = ("plan", "--model", "llama-3-70b", "--weights", "q4_k_m", "--concurrency", 3, *SHORT)
 
 
 def written(tmp_path, text):
@@ -55,7 +56,7 @@ def test_a_plan_for_a_server_is_the_one_that_is_exported(capsys, tmp_path, asked
 
 def test_a_plan_that_a_server_can_express_keeps_its_upgrades(capsys, tmp_path):
     file = written(tmp_path, BOX)
-    command = ("plan", "--model", "llama-3-8b", "--network", file, "--runtime", "vllm")
+    command = ("plan", "--model", "llama-3-8b", "--network", file, "--runtime", "vllm", *SHORT)
     code, out, err = run(capsys, *command)
     assert code == 0 and err == "" and "what would help, simulated" in out
     assert "nothing that was tried" not in out
@@ -64,13 +65,13 @@ def test_a_plan_that_a_server_can_express_keeps_its_upgrades(capsys, tmp_path):
 def test_an_export_says_what_it_does_not_serve(capsys, tmp_path):
     """A pipeline over the WAN was exported for a rate and targets that it misses."""
     command = (
-        "plan", "--model", "phi-3-mini", "--network", written(tmp_path, SITES), "--rate", 30,
-        "--tpot-slo", 0.02, "--export", "vllm", "--objective", "bottleneck",
+        "plan", "--model", "phi-3-mini", "--network", written(tmp_path, SITES), "--rate", 60,
+        "--output", 64, "--tpot-slo", 0.02, "--export", "vllm", "--objective", "bottleneck",
     )  # fmt: skip
     code, _, err = run(capsys, *command)
     warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
     assert code == 1 and len(warnings) == 2  # it exports, and says no
-    assert "requests/s, not with 30;" in warnings[0] and "--objective path" in warnings[0]
+    assert "requests/s, not with 60;" in warnings[0] and "--objective path" in warnings[0]
     assert "0.0% of the requests are within TPOT <= 20 ms" in warnings[1]
 
 
@@ -88,7 +89,8 @@ def test_pareto_without_a_simulated_split(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("n_known", [0, 1])
 def test_the_pareto_figure_without_simulated_rates(tmp_path, monkeypatch, n_known):
     """The report ended in an error about the limits of an axis, after all the work."""
-    plan = hs.plan("phi-3-mini", written(tmp_path, SITES), with_upgrades=False)
+    sites = written(tmp_path, SITES)
+    plan = hs.plan("phi-3-mini", sites, with_upgrades=False, output_tokens=16)
     unknown = replace(plan.forecast, max_requests_per_s=np.nan)
     points = [replace(plan.serving_points()[0], max_requests_per_s=np.nan)]
     plan = replace(plan, forecast=plan.forecast if n_known else unknown)

@@ -19,7 +19,7 @@ import pytest
 
 import hypsolve as hs
 from hypsolve.cli.catalog import EXAMPLE
-from hypsolve.planning import figures, network_figure
+from hypsolve.planning import figures, html_report, network_figure
 from hypsolve.planning.figures import FIGURES
 from hypsolve.planning.forecast import predict
 from hypsolve.planning.upgrade_text import describe_upgrade, split_first
@@ -55,6 +55,12 @@ def report(found, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "plan.html"
     hs.write_report(found, path, command="hypsolve plan <this>")
     return path
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Reports without pictures, for tests of their words: drawing takes most of the time."""
+    monkeypatch.setattr(html_report, "_svg", lambda *arguments: "<svg></svg>")
 
 
 @pytest.fixture(autouse=True)
@@ -378,6 +384,7 @@ def first_lines(plan, path):
     return kind, html.unescape(re.sub(r"<[^>]*>", " ", inner))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_banner_judges_the_load_before_the_proof(tmp_path, found):
     """A proof about requests one at a time must not hide that the load is not met."""
     most = found.forecast.max_requests_per_s
@@ -399,6 +406,7 @@ def test_the_banner_judges_the_load_before_the_proof(tmp_path, found):
 
 
 @pytest.mark.parametrize(("share", "kind"), [(0.95, "verdict"), (0.5, "verdict none")])
+@pytest.mark.usefixtures("undrawn")
 def test_the_banner_judges_the_targets(tmp_path, found, share, kind):
     """A load that is kept up with, but outside of the targets, is not served."""
     load = replace(found.forecast.load, ttft_slo_s=0.5)
@@ -409,6 +417,7 @@ def test_the_banner_judges_the_targets(tmp_path, found, share, kind):
     assert str(found).index("within TTFT") < str(found).index("proved optimal")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_search_that_was_cut_short_is_told(tmp_path, found):
     """A lower bound on a rate is no estimate of it."""
     rate = f"{found.forecast.max_requests_per_s:.3g} requests/s"
@@ -427,6 +436,7 @@ def test_a_search_that_was_cut_short_is_told(tmp_path, found):
     assert text.count(">at least ") > 1 + len(found.alternatives)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_plan_has_a_report(tmp_path, found):
     some = replace(found, forecast=None, upgrades=(), stopped="in the middle")
     hs.write_report(some, tmp_path / "x.html")
@@ -435,6 +445,7 @@ def test_an_interrupted_plan_has_a_report(tmp_path, found):
     assert "What would help" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_refuted_certificate_is_told(tmp_path, found):
     wrong = replace(found.result.certificate, bound_s=2 * found.result.bound_s)
     hs.write_report(replace(found, result=replace(found.result, certificate=wrong)),
@@ -443,6 +454,7 @@ def test_a_refuted_certificate_is_told(tmp_path, found):
     assert "Its certificate is refuted" in text and "was verified" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_extrapolated_times_are_marked(tmp_path):
     found = plan_alone("llama-3-8b", SMALL, weights="int4", **SHORT)
     hs.write_report(found, tmp_path / "x.html")
