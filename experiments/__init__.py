@@ -20,7 +20,7 @@ own; it prints a table and writes ``halves.csv``, ``halves.json`` and ``halves.m
     calls = (Call("hypsplit_dp"), Call(hs.Method(halves, "partition")))
     series = Series(axis="requests", build=build, values={"default": (5, 10)}, calls=calls)
     EXPERIMENTS["halves"] = Experiment(
-        question="Are halves good?", series={"two-regions": series},
+        question="How good are halves?", series={"two-regions": series},
         n_seeds={"default": 2}, time_limit_s={"default": 5.0})
     if __name__ == "__main__":  # worker processes import this file
         sys.exit(sweep.main(["halves", *sys.argv[1:]]))

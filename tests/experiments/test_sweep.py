@@ -623,9 +623,14 @@ def test_no_run_by_scip_writes_its_false_errors(capfd):
 
 
 def test_the_example_of_an_experiment_of_ones_own_runs_as_documented(tmp_path):
-    """The docstring of `experiments` holds it: 20 lines, a method of one's own, no figure."""
+    """The docstring of `experiments` holds it: 20 lines, a method of one's own, no figure.
+
+    Its README holds the same file; `test_readme.py` leaves the run of it to this test.
+    """
     _, _, rest = experiments_package.__doc__.partition("::\n\n")
     code, _, _ = rest.partition("\nTables and figures")
+    page = (ROOT / "experiments" / "README.md").read_text()
+    assert f"```python halves.py\n{textwrap.dedent(code)}```" in page
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     script = tmp_path / "halves.py"
     script.write_text(textwrap.dedent(code))
