@@ -114,7 +114,7 @@ inner = {gbps = 50, latency_ms = 0.05}
 """
     )
     asked = ("plan", "--model", "llama-3-70b", "--weights", "int4", "--concurrency", 4)
-    asked += ("--objective", "bottleneck")
+    asked += ("--objective", "bottleneck", "--output", 16)
     code, out, _ = run(capsys, *asked, "--network", path)
     assert code == 1 and "nodes of 'box' as stages in a row: " in out
     code, out, err = run(capsys, *asked, "--network", path, "--export", "vllm")
@@ -136,7 +136,7 @@ def test_what_fits_may_not_fit_in_one_pipeline(tmp_path, capsys):
     path = tmp_path / "net.toml"
     path.write_text(SLOW_FIRST.replace('"board"}', '"t4", memory_gib = 0.25}'))
     asked = ("plan", "--model", "phi-3-mini", "--network", path, "--concurrency", 1)
-    asked += ("--runtime", "ideal", "--objective", "bottleneck")
+    asked += ("--runtime", "ideal", "--objective", "bottleneck", "--output", 16)
     assert run(capsys, *asked)[0] == 0
     code, out, err = run(capsys, *asked, "--export", "vllm")
     assert (code, out) == (1, "")
@@ -207,7 +207,7 @@ def test_a_tier_that_must_stay_one_keeps_its_quickest_node(tmp_path, capsys, cha
     assert [node.node for node in near.nodes] == ["pair-rtx-4090-0", "one-a100-80gb-0"]
     assert near.network.pins.get("embedding", "pair") == "pair"
     command = ("plan", "--model", "llama-3-8b", "--network", path, "--export", "vllm")
-    command += ("--objective", "bottleneck")
+    command += ("--objective", "bottleneck", "--output", 16)
     _, out, err = run(capsys, *command, "--concurrency", 4, "--runtime", "ideal")
     assert out.startswith("# left out: pair-rtx-3090-0; ") and "requests/s" in out
     hint = "a link `inner` in the network file (pair) would let in more nodes"
@@ -473,7 +473,8 @@ def test_upgrades_of_a_plan_on_numbered_cards(tmp_path):
         name = "desk"
         nodes = [{gpu = "rtx-4070", host = "desk.lan"}]
     """)
-    best = hs.plan("phi-3-mini", path, runtime="llama.cpp", with_upgrades=False)
+    asked = {"runtime": "llama.cpp", "output_tokens": 16}
+    best = hs.plan("phi-3-mini", path, with_upgrades=False, **asked)
     near = hs.nearest_plan(best, "llama.cpp", with_upgrades=True)
     of_tiers = [node for tier in near.network.network.tiers for node in tier.nodes]
     assert near.fits and any(node.card is not None for node in of_tiers)

@@ -31,6 +31,8 @@ from tests.helpers.plans import alone, plan_alone, query_alone
 from tests.helpers.scenarios_token import random_scenario
 
 WIRE = hs.Link(bytes_per_s=1e8, latency_s=1e-3)
+SHORT = {"output_tokens": 32}  # simulating each token is most of the time of a plan
+ASKED = {"concurrency": 8, **SHORT}
 
 
 def tier(name, gpu, n_nodes=1, link=None, **fields):
@@ -47,7 +49,7 @@ SMALL = hs.Network(
 
 @pytest.fixture(scope="module")
 def found():
-    return plan_alone("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
+    return plan_alone("llama-3-8b", SMALL, rate_per_s=2.0, **ASKED)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def test_a_plan_is_what_solve_proves(found):
 
 def test_nodes_hold_what_their_blocks_need(found):
     model, partition = found.model, found.result.partition
-    resident = 8 * (512 + 256)
+    resident = 8 * (512 + 32)
     for node in found.nodes:
         k = ("desk", "rack").index(node.tier)
         assert node.blocks == partition.stage(k) and node.is_used
@@ -130,7 +132,7 @@ def test_every_upgrade_is_what_simulating_again_says(found):
     longer = replace(SMALL, tiers=(SMALL.tiers[0], replace(SMALL.tiers[1], link=WIRE), behind))
     own_tier = scenario_of["one more A100-40GB as a tier of its own behind 'rack'"]
     assert solve_query(own_tier.query).result.objective_s == pytest.approx(
-        best_s("llama-3-8b", longer, concurrency=8), rel=1e-12
+        best_s("llama-3-8b", longer, **ASKED), rel=1e-12
     )
 
 
@@ -246,10 +248,11 @@ def test_nodes_of_two_sizes_are_both_offered_whatever_their_order(unsimulated):
 
 def test_a_limit_that_is_in_the_way_is_told():
     site = hs.NetworkFile(network=SMALL, max_blocks=(3, 4))
-    found = plan_alone("llama-3-8b", site, concurrency=1)
+    found = plan_alone("llama-3-8b", site, concurrency=1, **SHORT)
     assert not found.fits
     (upgrade,) = (each for each in found.upgrades if each.what == "no max_blocks on 'rack'")
-    free = plan_alone("llama-3-8b", replace(site, max_blocks=(3, None)), with_upgrades=False)
+    site = replace(site, max_blocks=(3, None))
+    free = plan_alone("llama-3-8b", site, with_upgrades=False, **SHORT)
     assert upgrade.after == pytest.approx(free.forecast.max_requests_per_s, rel=0.1)
 
 
@@ -382,7 +385,7 @@ def test_a_split_that_serves_better_is_told(rate, latency, words, found):
 
 def test_one_split_for_all_objectives_has_no_alternatives():
     box = hs.Network(name="one", tiers=(tier("box", "a100-80gb"),))
-    found = plan_alone("phi-3-mini", box, concurrency=1)
+    found = plan_alone("phi-3-mini", box, concurrency=1, **SHORT)
     assert found.alternatives == () and "no split has a bottleneck below" in str(found)
 
 
@@ -434,9 +437,9 @@ def test_queues_stay_or_grow_at_the_largest_rate(found):
     rates = (0.95, 1.15)
     means = []
     for factor in rates:
-        n = 6000
+        n = 16_000
         arrival_s = np.arange(n) / (factor * found.forecast.max_requests_per_s)
-        requests = hs.Requests(arrival_s, np.full(n, 512), np.full(n, 256))
+        requests = hs.Requests(arrival_s, np.full(n, 512), np.full(n, 32))
         served = hs.simulate(
             replace(found.deployment, requests=requests),
             found.result.partition, link_contention=True,
@@ -448,10 +451,10 @@ def test_queues_stay_or_grow_at_the_largest_rate(found):
 
 def test_a_plan_says_what_it_is_doing(unsimulated):
     told = []
-    found = plan_alone("phi-3-mini", SMALL, progress=told.append)
+    found = plan_alone("phi-3-mini", SMALL, progress=told.append, **SHORT)
     assert told[0] == "simulating requests"
     assert {f"tried: {change.what}" for change in found.upgrades} <= set(told)
-    planner.split("phi-3-mini", SMALL, objective="mean_latency", progress=told.append)
+    planner.split("phi-3-mini", SMALL, objective="mean_latency", progress=told.append, **SHORT)
     assert any("splits simulated, least mean latency" in line for line in told)
 
 
@@ -470,13 +473,13 @@ def interrupt_at(monkeypatch, module, name, call=1):
 def test_an_interrupt_leaves_what_there_is(monkeypatch, found):
     with monkeypatch.context() as patch:
         interrupt_at(patch, what_if, "_simulated")
-        some = plan_alone("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
+        some = plan_alone("llama-3-8b", SMALL, rate_per_s=2.0, **ASKED)
     assert some.stopped == "not all upgrades were tried" and some.forecast == found.forecast
     assert some.upgrades == () != found.upgrades
     assert "stopped: not all upgrades were tried" in str(some)
     with monkeypatch.context() as patch:
         interrupt_at(patch, planner, "predict")
-        less = plan_alone("llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8)
+        less = plan_alone("llama-3-8b", SMALL, rate_per_s=2.0, **ASKED)
     assert less.stopped == "not all upgrades were tried; the forecast was not simulated"
     assert less.forecast is None and less.stages == found.stages and less.nodes == found.nodes
     assert "proved optimal" in str(less) and "what would help" not in str(less)
@@ -524,9 +527,7 @@ def test_a_tied_table_is_held_once_on_a_node_with_all_blocks():
 
 def test_an_exact_method_that_is_interrupted_is_replaced(monkeypatch, found):
     interrupt_at(monkeypatch, query, "solve")
-    other = plan_alone(
-        "llama-3-8b", SMALL, rate_per_s=2.0, concurrency=8, method="partition_cbc"
-    )
+    other = plan_alone("llama-3-8b", SMALL, rate_per_s=2.0, method="partition_cbc", **ASKED)
     assert other.stopped == "partition_cbc was stopped: this is hypsplit_dp's split"
     assert other.result.partition == found.result.partition and other.forecast == found.forecast
     interrupt_at(monkeypatch, query, "solve")
@@ -612,7 +613,7 @@ def test_a_command_compiles_all_its_kernels_at_once(monkeypatch):
     module = sys.modules["hypsolve.solve"]
     monkeypatch.setattr(module, "warm", lambda *families: calls.append(set(families)))
     box = hs.Network(name="one", tiers=(tier("box", "a100-80gb"),))
-    plan_alone("phi-3-mini", box, concurrency=1, with_upgrades=False)
+    plan_alone("phi-3-mini", box, concurrency=1, with_upgrades=False, **SHORT)
     assert calls[0] == {"hypsplit", "token_level"}
     calls.clear()
     hs.plan("phi-3-mini", box, concurrency=1, output_tokens=16, with_upgrades=False)
@@ -720,13 +721,13 @@ def test_a_model_from_a_file(tmp_path, found, unsimulated):
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     for path in (tmp_path, tmp_path / "config.json", str(tmp_path)):
-        read = plan_alone(path, SMALL, concurrency=8)
+        read = plan_alone(path, SMALL, **ASKED)
         assert read.result.objective_s == found.result.objective_s
         assert read.forecast == found.forecast
 
 
 def test_an_exact_method_proves_the_same_and_changes_are_quick(found, unsimulated):
-    slow = plan_alone("llama-3-8b", SMALL, concurrency=8, method="partition_cpsat")
+    slow = plan_alone("llama-3-8b", SMALL, method="partition_cpsat", **ASKED)
     assert slow.result.method == "partition_cpsat"
     assert slow.result.objective_s == pytest.approx(found.result.objective_s, rel=1e-6)
 
@@ -747,27 +748,29 @@ def test_the_room_is_that_of_the_tier_with_the_least():
     site = hs.NetworkFile(
         network=hs.Network(name="net", tiers=tiers), price_per_hour={"b-0": 3.6}
     )
-    found = plan_alone("llama-3-8b", site, concurrency=2, with_upgrades=False)
+    found = plan_alone("llama-3-8b", site, concurrency=2, with_upgrades=False, **SHORT)
     rooms = []
     for stage, each in zip(found.stages, tiers, strict=True):
         blocks = [found.model.blocks[b] for b in stage.blocks]
         kv_bytes = sum(block.kv_bytes_per_token for block in blocks)
         held = sum(block.weight_bytes for block in blocks)
-        rooms.append(sum(int((n.usable_bytes - held) // kv_bytes // 768) for n in each.nodes))
+        rooms.append(
+            sum(int((n.usable_bytes - held) // kv_bytes // (512 + 32)) for n in each.nodes)
+        )
     assert found.forecast.max_sequences == min(rooms) < max(rooms)
     most = found.forecast.max_requests_per_s
     beyond = plan_alone(
-        "llama-3-8b", site, concurrency=2, rate_per_s=4 * most, with_upgrades=False
+        "llama-3-8b", site, concurrency=2, rate_per_s=4 * most, with_upgrades=False, **SHORT
     )
     assert not beyond.forecast.keeps_up
     steady = beyond.forecast.max_requests_per_s
-    assert beyond.forecast.output_tokens_per_s == pytest.approx(steady * 256)
-    price = 3.6 / 3600 / (steady * 256) * 1e6
+    assert beyond.forecast.output_tokens_per_s == pytest.approx(steady * 32)
+    price = 3.6 / 3600 / (steady * 32) * 1e6
     assert beyond.forecast.price_per_million_tokens == pytest.approx(price)
 
 
 @pytest.mark.parametrize("name", networks())
-@pytest.mark.parametrize("lengths", [(1, 1), (300, 40), (8, 80)])
+@pytest.mark.parametrize("lengths", [(1, 1), (300, 40), (8, 60)])
 def test_what_is_predicted_is_below_the_bound(name, lengths):
     found = plan_alone(
         "phi-3-mini", network(name), prompt_tokens=lengths[0], output_tokens=lengths[1],
@@ -888,22 +891,24 @@ def test_the_longest_context_is_that_of_the_roomiest_node():
         )),
     )  # fmt: skip
     model = replace(hs.model("llama-3-8b"), context_tokens=0)
-    found = plan_alone(model, hs.Network(name="net", tiers=tiers), with_upgrades=False)
+    network = hs.Network(name="net", tiers=tiers)
+    found = plan_alone(model, network, with_upgrades=False, **SHORT)
     kv_bytes = sum(block.kv_bytes_per_token for block in found.model.blocks)
     free = 60 * GIB - found.model.weight_bytes
     assert found.forecast.max_context_tokens == free // kv_bytes
-    named = plan_alone("llama-3-8b", hs.Network(name="net", tiers=tiers), with_upgrades=False)
+    named = plan_alone("llama-3-8b", network, with_upgrades=False, **SHORT)
     assert named.forecast.max_context_tokens == 8192  # what it was made for
 
 
 def test_a_tier_that_may_stay_empty_is_left_out_where_that_is_better():
     slow = hs.Link(bytes_per_s=2.5e6, latency_s=1e-3)
     tiers = (tier("home", "jetson-orin-nano", 1, slow), tier("dc", "h200"))
-    full = plan_alone("phi-3-mini", hs.Network(name="net", tiers=tiers), concurrency=1)
+    network = hs.Network(name="net", tiers=tiers)
+    full = plan_alone("phi-3-mini", network, concurrency=1, **SHORT)
     by_name = {change.what: change for change in full.upgrades}
     without = by_name["no block on 'home' (min_blocks = 0), if that is better"]
     site = hs.NetworkFile(network=full.network.network, min_blocks=(0, None))
-    found = plan_alone("phi-3-mini", site, concurrency=1)
+    found = plan_alone("phi-3-mini", site, concurrency=1, **SHORT)
     assert found.result.partition.cuts == (0, 0, 34)
     assert without.after > full.forecast.max_requests_per_s
     assert found.result.objective_s < full.result.objective_s
@@ -959,7 +964,7 @@ def test_nodes_that_no_pipeline_takes_are_named():
         tiers=(hs.Tier(name="m", nodes=(desk,), link=link), hs.Tier(name="box", nodes=cards)),
     )
     for runtime in ("llama.cpp", "vllm", "ideal"):
-        made = plan_alone("llama-3-8b", lab, runtime=runtime, with_upgrades=False)
+        made = plan_alone("llama-3-8b", lab, runtime=runtime, with_upgrades=False, **SHORT)
         drawn = hs.workload(n_requests=20, rate_per_s=1)
         deployment = replace(made.deployment, requests=drawn, max_resident_tokens=None)
         busy_s = hs.simulate(deployment, made.result.partition).busy_s
