@@ -262,7 +262,7 @@ ASKED = [
 def plans(tmp_path_factory):
     path = tmp_path_factory.mktemp("plans") / "site.toml"
     found = []
-    few = {"concurrency": 2, "rate_per_s": 0.5, "time_limit_s": 5, "output_tokens": 16}
+    few = {"concurrency": 2, "rate_per_s": 0.5, "time_limit_s": 5, "output_tokens": 4}
     for text, asked in ASKED:
         path.write_text(text)
         given = {**few, **asked}
