@@ -21,7 +21,7 @@ from hypsolve.solvers.partition.stage_tables import cost_table
 from tests.cli.test_cli import run
 from tests.helpers.plans import plan_alone
 
-plan = functools.partial(plan_alone, with_upgrades=False)
+plan = functools.partial(plan_alone, with_upgrades=False, output_tokens=16)
 WIRE = hs.Link(bytes_per_s=1e9, latency_s=1e-4)
 
 
@@ -88,7 +88,8 @@ def test_every_number_of_moves_is_enumeration(seed, objective, allow_empty):
 
 
 def test_more_moves_are_never_worse_and_enough_are_the_optimum(before):
-    best = split("llama-3-8b", NEW, concurrency=4, objective="bottleneck").result
+    asked = {"concurrency": 4, "output_tokens": 16, "objective": "bottleneck"}
+    best = split("llama-3-8b", NEW, **asked).result
     found = [
         replan("llama-3-8b", NEW, before, max_moves=m, concurrency=4) for m in (0, 2, 5, 34)
     ]
@@ -124,7 +125,7 @@ def test_the_command(capsys, tmp_path):
     path, new, before = (tmp_path / name for name in ("net.toml", "new.toml", "plan.json"))
     assert run(capsys, "init", path)[0] == 0
     arguments = ("--model", "llama-3-8b", "--network")
-    asked = ("--json", "--objective", "bottleneck")
+    asked = ("--json", "--objective", "bottleneck", "--output", 16)
     before.write_text(run(capsys, "plan", *arguments, path, *asked)[1])
     new.write_text(path.read_text().replace("count = 2", "count = 1"))
     command = ("replan", *arguments, new, "--before", before, "--max-moves")
@@ -132,7 +133,7 @@ def test_the_command(capsys, tmp_path):
     assert (code, err) == (0, "")
     assert out.startswith("4 blocks moved\ntier ")
     assert "proved: with at most 4 moved, no split has a bottleneck below" in out
-    assert "rented  layers 15-31, head           1 of 1      1.745 GB" in out
+    assert "rented  layers 10-31, head              1 of 1      1.309 GB" in out
     document = json.loads(run(capsys, *command, 4, "--json")[1])
     assert document["n_moved"] <= 4 and document["frontier"][0][0] == 0
     gone = path.read_text()
@@ -191,14 +192,14 @@ def test_what_is_no_plan(content, message, tmp_path):
 
 def test_what_was_asked_is_asked_again(tmp_path):
     found = plan(
-        "llama-3-8b", OLD, prompt_tokens=4000, output_tokens=100, concurrency=3, weights="int8"
+        "llama-3-8b", OLD, prompt_tokens=4000, output_tokens=20, concurrency=3, weights="int8"
     )
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(found.to_dict()))
     for before in (found, path):
         again = replan("llama-3-8b", NEW, before, max_moves=40, weights="int8")
         best = split(
-            "llama-3-8b", NEW, prompt_tokens=4000, output_tokens=100, concurrency=3,
+            "llama-3-8b", NEW, prompt_tokens=4000, output_tokens=20, concurrency=3,
             weights="int8", objective="bottleneck",
         ).result  # fmt: skip
         assert again.objective_s == pytest.approx(best.objective_s, rel=1e-12)
