@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import matplotlib
 
     matplotlib.use("Agg")
-    plan = hs.plan("phi-3-medium", network("campus"), objective="bottleneck", with_upgrades=False)
+    plan = hs.plan(
+        "phi-3-medium", network("campus"), objective="bottleneck", with_upgrades=False
+    )
     plan.plot("network").figure.savefig(path, dpi=150, bbox_inches="tight")
     print(path)
     return 0

@@ -21,7 +21,7 @@ from tests.helpers.scenarios_token import from_the_first_arrival, random_scenari
 from tests.helpers.traces import kv_free_s
 
 is_slow = os.environ.get("NUMBA_DISABLE_JIT") == "1"  # then a run takes 0.1 s
-quick = settings(max_examples=max(settings.default.max_examples // (20 if is_slow else 1), 3))
+quick = settings(max_examples=max(settings.default.max_examples // (20 if is_slow else 2), 3))
 SEEDS = st.integers(0, 10**6)
 
 
