@@ -29,10 +29,10 @@ from hypsolve.planning.exporters import RUNTIMES, export
 from hypsolve.planning.html_report import write_report
 from hypsolve.planning.json_schema import schema
 from hypsolve.planning.plan import Plan
-from hypsolve.planning.planner import plan
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.replan import Replan, replan
 from hypsolve.planning.runtime_restrictions import nearest_plan
+from hypsolve.planning.server_plan import plan
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.deployment import (
     Block,

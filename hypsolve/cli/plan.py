@@ -4,7 +4,6 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -12,33 +11,29 @@ import click
 from hypsolve import catalog
 from hypsolve.cli.options import query_options, show_progress
 from hypsolve.formats.huggingface import model_type_of
-from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning import planner
 from hypsolve.planning.exporters import (
     MODULES,
     NAMES_MODULES,
-    ONE_PIPELINE,
     RUNTIMES,
     TENSOR_PARALLEL,
     cautions,
     export,
-    not_expressible,
 )
 from hypsolve.planning.html_report import report_path, write_report
 from hypsolve.planning.plan import FRONTIER_SHARE, Plan
 from hypsolve.planning.platforms import runs_on
-from hypsolve.planning.query import PlanQuery, to_network_file
-from hypsolve.planning.runtime_restrictions import nearest_plan
+from hypsolve.planning.query import PlanQuery
+from hypsolve.planning.runtime_restrictions import restricting_server
 from hypsolve.planning.saturation import MET
+from hypsolve.planning.server_plan import ServerPlan, plan_for_server
 from hypsolve.planning.slo_text import describe_slos
-from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.text import describe_proof, rate_sustained
 from hypsolve.planning.what_if import lighter_models
 from hypsolve.problem.optional import optional
 from hypsolve.solve import METHODS
 from hypsolve.solvers.clock import Deadline
 
-FIRST_SHARE = 0.5  # of the time limit, for the best plan, where one for a runtime may follow
 DRAWING_S, DRAWING_SHARE = 2.0, 0.2  # seconds of the figures of a report, or a share if less
 
 
@@ -104,45 +99,28 @@ def plan(
         arguments.setdefault("runtime", server)
     if server is not None and server not in TENSOR_PARALLEL:
         arguments.setdefault("tensor_parallel", 1)
-    file = to_network_file(network)
-    target = server or _server_of(arguments.get("runtime"), file)
-    query = PlanQuery.of(model, file, **arguments)
+    query = PlanQuery.of(model, network, **arguments)
     lighter = lighter_models(model, arguments.get("weights"), query.runtime.server)
     planner.warm(query)
     if report is not None:
         optional("matplotlib.figure")  # loaded before the clock starts, as kernels are
     deadline = Deadline(query.time_limit_s - _report_s(query.time_limit_s, report))
     with show_progress() as progress:
-        query, degrees = choose_degrees(query, progress, deadline)
-        plan = planner.plan_query(
+        found = plan_for_server(
             query,
-            with_upgrades=in_full and not target,
+            server or "",
+            with_upgrades=in_full,
             lighter=lighter,
             progress=progress,
-            deadline=deadline.part(FIRST_SHARE) if target else deadline,
+            deadline=deadline,
         )
-    plan = replace(plan, degrees=degrees)
-    if server is not None and plan.stopped:
-        print(f"stopped: {plan.stopped}", file=sys.stderr)
-    best = plan
-    if target is not None and (plan.fits or target in ONE_PIPELINE):
-        why = not_expressible(plan, target) if plan.fits else "nothing fits as it is"
-        if why and plan.stopped:
-            print(f"{target} cannot express it: {why}", file=sys.stderr)
-            if server is not None:
-                return 130
-        elif why:
-            print(f"{target} cannot express the best plan: {why}", file=sys.stderr)
-            near = _for_runtime(plan, target, in_full, deadline)
-            if server is not None and plan.fits and not near.fits:
-                return 1
-            plan = near if near.fits else plan
-    again = plan is best and (in_full if target else not plan.fits)
-    if again and not plan.stopped:  # for the upgrades, or for what would make it fit
-        with show_progress() as progress:
-            plan = planner.add_upgrades(
-                plan, lighter=lighter, progress=progress, deadline=deadline
-            )
+    plan, best = found.plan, found.best
+    if server is not None and best.stopped:
+        print(f"stopped: {best.stopped}", file=sys.stderr)
+    if found.why:
+        _tell_difference(found, server or restricting_server(query.runtime))
+        if server is not None and (best.stopped or (best.fits and not plan.fits)):
+            return 130 if best.stopped else 1
     if server is not None and plan.fits:
         for line in cautions(plan, server):
             print(f"note: {line}", file=sys.stderr)
@@ -173,17 +151,6 @@ def _report_s(limit_s: float, report: str | None) -> float:
     return FRONTIER_SHARE * limit_s + min(DRAWING_S, DRAWING_SHARE * limit_s)
 
 
-def _server_of(runtime: str | None, network: NetworkFile) -> str | None:
-    """Return the server whose restrictions a plan must meet; None if it has none.
-
-    `runtime` is what was asked for, and else the network file says it.
-    """
-    if runtime is None:
-        runtime = network.runtime.name if network.runtime is not None else "ideal"
-    server = catalog.runtime(runtime).server
-    return server if server in ONE_PIPELINE else None
-
-
 def _shortfalls(plan: Plan) -> Iterator[str]:
     """Say where a plan that is exported does not serve what was asked for."""
     forecast, query = plan.forecast, plan.query
@@ -206,23 +173,19 @@ def _shortfalls(plan: Plan) -> Iterator[str]:
         )
 
 
-def _for_runtime(best: Plan, runtime: str, in_full: bool, deadline: Deadline) -> Plan:
-    """Return a plan that the runtime can express, and report how it differs."""
-    with show_progress() as progress:
-        plan = nearest_plan(
-            best,
-            runtime,
-            time_limit_s=best.query.time_limit_s,
-            with_upgrades=in_full,
-            progress=progress,
-            deadline=deadline,
-        )
+def _tell_difference(found: ServerPlan, server: str) -> None:
+    """Report why a server cannot express the best plan, and how its own plan differs."""
+    best, plan = found.best, found.plan
+    if best.stopped:
+        print(f"{server} cannot express it: {found.why}", file=sys.stderr)
+        return
+    print(f"{server} cannot express the best plan: {found.why}", file=sys.stderr)
     if not plan.fits:
         verdict, *details = plan.reasons
         print(f"nor does a plan fit that it can express: {verdict}", file=sys.stderr)
         for line in details:
             print(f"  {line}", file=sys.stderr)
-        return plan
+        return
     words = ""
     if best.fits:
         more = plan.value / best.value - 1
@@ -231,8 +194,7 @@ def _for_runtime(best: Plan, runtime: str, in_full: bool, deadline: Deadline) ->
     used = [node.node for node in plan.nodes if node.is_used]
     row = f"on {', '.join(used)}{words}: {describe_proof(plan)}"
     print(f"planned for it instead, {row}", file=sys.stderr)
-    _hint_at_inner_links(best, plan, runtime)
-    return plan
+    _hint_at_inner_links(best, plan, server)
 
 
 def _hint_at_inner_links(best: Plan, plan: Plan, server: str) -> None:

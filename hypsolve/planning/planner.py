@@ -1,4 +1,4 @@
-"""`plan`: split a model over a network, forecast how it serves, and find upgrades."""
+"""`plan_query`: split a model, forecast how it serves, and find upgrades, on all nodes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from hypsolve.planning.query import (
     Solution,
     instance_of,
     solve_query,
-    takes_query,
 )
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.slo_answer import SloAnswer, SloSearch
 from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.throughput import ServedSplit
-from hypsolve.planning.what_if import Upgrade, find_upgrades, lighter_models
+from hypsolve.planning.what_if import Upgrade, find_upgrades
 from hypsolve.problem.deployment import Model
 from hypsolve.problem.instance import Objective
 from hypsolve.problem.solution import Status
@@ -40,102 +39,6 @@ SLO_SHARE = 0.4  # of the time that is left then, for the largest loads within t
 UPGRADE_SHARE = 0.6  # of the time that is left then, for the cheapest upgrade
 
 
-@takes_query
-def plan(
-    model: ModelSource,
-    network: NetworkSource,
-    *,
-    weights: str | None = None,
-    with_upgrades: bool = True,
-    progress: Progress | None = None,
-    **arguments: Any,
-) -> Plan:
-    """Plan how to serve a model on a network: split, proof, forecast and upgrades.
-
-    Parameters
-    ----------
-    model : str, path or Model
-        A name in `hypsolve.models`; or a ``config.json``, a GGUF file or a folder, for
-        `hypsolve.read_model`.
-    network : path, Network or NetworkFile
-        A TOML file for `hypsolve.read_network_file`, or an .ini file for `hypsolve.read_helix`.
-    weights : str, optional
-        Format of the weights: a key of `hypsolve.weight_formats`. Default: the format in the
-        model's files, or fp16 if `model` is a name.
-    tensor_parallel : int, optional
-        Number of GPUs of a machine that compute as one. Default: all degrees that the runtime
-        can run are planned and simulated, and the best is taken; ``plan.degrees`` lists them.
-    with_upgrades : bool
-        Whether to solve what-if scenarios, and to simulate the splits for other objectives.
-    progress : callable, optional
-        Called with a line of text about the work in progress.
-    prompt_tokens, output_tokens : int
-        Lengths of every request.
-    rate_per_s : float
-        Requests per second, for the forecast and for ``mean_latency``.
-    concurrency : int
-        Sequences for which every node must have KV cache at once; where batches pass whole
-        pipelines, `Runtime.max_num_seqs` at most.
-    objective : {"throughput", "goodput", "cost", "bottleneck", "path", "p0", "mean_latency"}
-        Requests per second of servers that batch: the largest rate, the largest rate within the
-        targets, or the least price per request. Or seconds: the paper's objectives, for
-        requests one at a time, and the mean latency of requests at this rate, simulated token
-        by token; its proof holds for the simulated requests only. Default: ``goodput`` with a
-        target, else ``throughput``; with a `method` ``bottleneck``, or ``path`` where the
-        runtime computes one batch at a time.
-    method : str, optional
-        A name in `hypsolve.METHODS` that decides a partition. Default: for requests per second,
-        the search of `hypsolve.planning.throughput`; for ``mean_latency`` a search by
-        simulation; for others ``hypsplit_dp``, which is exact, and of equal splits the one with
-        the most room for KV cache. If `method` is given with ``mean_latency``, the method
-        minimises the bottleneck, and its split is then simulated.
-    time_limit_s, seed
-        As in `hypsolve.solve`.
-    **options
-        Options of the method.
-
-    Returns
-    -------
-    Plan
-        A KeyboardInterrupt ends the work in progress. The plan then holds the finished parts,
-        and ``stopped`` names the missing ones.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If an argument or a file is invalid; the message names the argument, or the file and the
-        entry.
-    OSError
-        If a file does not exist or cannot be read.
-    KeyboardInterrupt
-        If the interrupt comes before a split has been found.
-
-    Examples
-    --------
-    >>> import hypsolve as hs
-    >>> box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("rtx-4090")),))
-    >>> home = hs.Network(name="home", tiers=(box,))
-    >>> plan = hs.plan("llama-3-8b", home, concurrency=8, with_upgrades=False)
-    >>> plan.fits, plan.stages[0].blocks
-    (True, range(0, 34))
-    >>> plan.forecast.keeps_up
-    True
-    """
-    query = PlanQuery.of(model, network, weights=weights, **arguments)
-    lighter = lighter_models(model, weights, query.runtime.server) if with_upgrades else {}
-    warm(query)
-    deadline = Deadline(query.time_limit_s)
-    query, degrees = choose_degrees(query, progress, deadline)
-    found = plan_query(
-        query,
-        with_upgrades=with_upgrades,
-        lighter=lighter,
-        progress=progress,
-        deadline=deadline,
-    )
-    return replace(found, degrees=degrees)
-
-
 def plan_query(
     query: PlanQuery,
     *,
@@ -144,13 +47,15 @@ def plan_query(
     progress: Progress | None = None,
     deadline: Deadline | None = None,
 ) -> Plan:
-    """Answer a query as `plan` does.
+    """Answer a query on all nodes of its network.
+
+    `hypsolve.planning.server_plan` answers it on those that its runtime can use.
 
     Parameters
     ----------
     query : PlanQuery
     with_upgrades, progress
-        As in `plan`.
+        As in `hypsolve.plan`.
     lighter : mapping, optional
         As in `hypsolve.planning.what_if.find_upgrades`.
     deadline : Deadline, optional
@@ -393,12 +298,12 @@ def split(
     progress: Progress | None = None,
     **arguments: Any,
 ) -> Solution:
-    """Split a model as `plan` does, without forecast and upgrades.
+    """Split a model as `plan_query` does, without forecast and upgrades.
 
     Parameters
     ----------
     model, network, progress, **arguments
-        As in `plan`.
+        As in `hypsolve.plan`.
     simulates : bool
         Whether the caller simulates the split next, so that those kernels are compiled, too.
 

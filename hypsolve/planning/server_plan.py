@@ -1,0 +1,196 @@
+"""`plan`: the answer to a query on the nodes that its runtime can use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hypsolve.planning.exporters import ONE_PIPELINE, not_expressible
+from hypsolve.planning.plan import Plan
+from hypsolve.planning.planner import add_upgrades, plan_query, warm
+from hypsolve.planning.query import ModelSource, NetworkSource, PlanQuery, takes_query
+from hypsolve.planning.runtime_restrictions import nearest_plan, restricting_server
+from hypsolve.planning.simulation_search import Progress
+from hypsolve.planning.tensor_parallel import choose_degrees
+from hypsolve.planning.what_if import lighter_models
+from hypsolve.problem.deployment import Model
+from hypsolve.solvers.clock import Deadline
+
+FIRST_SHARE = 0.5  # of the time limit, for the best plan, where one for a server may follow
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPlan:
+    """A plan that a server can express, and the best plan of all nodes.
+
+    Attributes
+    ----------
+    plan : Plan
+        The answer. If the search was stopped, it is `best`, which the server may be unable to
+        express.
+    best : Plan
+        The plan itself, if the server can express the best plan of all nodes.
+    why : str
+        Why the server cannot express `best`; empty if it can.
+    """
+
+    plan: Plan
+    best: Plan
+    why: str = ""
+
+
+@takes_query
+def plan(
+    model: ModelSource,
+    network: NetworkSource,
+    *,
+    weights: str | None = None,
+    with_upgrades: bool = True,
+    progress: Progress | None = None,
+    **arguments: Any,
+) -> Plan:
+    """Plan how to serve a model on a network: split, proof, forecast and upgrades.
+
+    If the runtime is a server of whole pipelines, such as vLLM, that cannot express the best
+    split of all nodes, the plan is the best one that the server can express: see
+    `hypsolve.nearest_plan`. ``plan.unused_nodes`` names the nodes in no pipeline.
+
+    Parameters
+    ----------
+    model : str, path or Model
+        A name in `hypsolve.models`; or a ``config.json``, a GGUF file or a folder, for
+        `hypsolve.read_model`.
+    network : path, Network or NetworkFile
+        A TOML file for `hypsolve.read_network_file`, or an .ini file for `hypsolve.read_helix`.
+    weights : str, optional
+        Format of the weights: a key of `hypsolve.weight_formats`. Default: the format in the
+        model's files, or fp16 if `model` is a name.
+    tensor_parallel : int, optional
+        Number of GPUs of a machine that compute as one. Default: all degrees that the runtime
+        can run are planned and simulated, and the best is taken; ``plan.degrees`` lists them.
+    with_upgrades : bool
+        Whether to solve what-if scenarios, and to simulate the splits for other objectives.
+    progress : callable, optional
+        Called with a line of text about the work in progress.
+    prompt_tokens, output_tokens : int
+        Lengths of every request.
+    rate_per_s : float
+        Requests per second, for the forecast and for ``mean_latency``.
+    concurrency : int
+        Sequences for which every node must have KV cache at once; where batches pass whole
+        pipelines, `Runtime.max_num_seqs` at most.
+    objective : {"throughput", "goodput", "cost", "bottleneck", "path", "p0", "mean_latency"}
+        Requests per second of servers that batch: the largest rate, the largest rate within the
+        targets, or the least price per request. Or seconds: the paper's objectives, for
+        requests one at a time, and the mean latency of requests at this rate, simulated token
+        by token; its proof holds for the simulated requests only. Default: ``goodput`` with a
+        target, else ``throughput``; with a `method` ``bottleneck``, or ``path`` where the
+        runtime computes one batch at a time.
+    method : str, optional
+        A name in `hypsolve.METHODS` that decides a partition. Default: for requests per second,
+        the search of `hypsolve.planning.throughput`; for ``mean_latency`` a search by
+        simulation; for others ``hypsplit_dp``, which is exact, and of equal splits the one with
+        the most room for KV cache. If `method` is given with ``mean_latency``, the method
+        minimises the bottleneck, and its split is then simulated.
+    time_limit_s, seed
+        As in `hypsolve.solve`.
+    **options
+        Options of the method.
+
+    Returns
+    -------
+    Plan
+        A KeyboardInterrupt ends the work in progress. The plan then holds the finished parts,
+        and ``stopped`` names the missing ones.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument or a file is invalid; the message names the argument, or the file and the
+        entry. If the server of the runtime can express no plan on the network.
+    OSError
+        If a file does not exist or cannot be read.
+    KeyboardInterrupt
+        If the interrupt comes before a split has been found.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("rtx-4090")),))
+    >>> home = hs.Network(name="home", tiers=(box,))
+    >>> plan = hs.plan("llama-3-8b", home, concurrency=8, with_upgrades=False)
+    >>> plan.fits, plan.stages[0].blocks
+    (True, range(0, 34))
+    >>> plan.forecast.keeps_up
+    True
+    """
+    query = PlanQuery.of(model, network, weights=weights, **arguments)
+    lighter = lighter_models(model, weights, query.runtime.server) if with_upgrades else {}
+    return plan_for_server(
+        query, with_upgrades=with_upgrades, lighter=lighter, progress=progress
+    ).plan
+
+
+def plan_for_server(
+    query: PlanQuery,
+    server: str = "",
+    *,
+    with_upgrades: bool = True,
+    lighter: Mapping[str, Model] | None = None,
+    progress: Progress | None = None,
+    deadline: Deadline | None = None,
+) -> ServerPlan:
+    """Answer a query by a plan that a server can express, as ``hypsolve plan`` does.
+
+    Parameters
+    ----------
+    query : PlanQuery
+    server : str, optional
+        A name in `hypsolve.planning.exporters.RUNTIMES`. Default: the server whose whole
+        pipelines the runtime of the query runs, if there is one.
+    with_upgrades, progress
+        As in `plan`.
+    lighter : mapping, optional
+        The model in formats that take fewer bytes, by name of the format.
+    deadline : Deadline, optional
+        When all work must have ended. Default: the time limit of the query from now on, after
+        kernels have been compiled.
+
+    Raises
+    ------
+    ValueError
+        As `hypsolve.nearest_plan` does.
+    KeyboardInterrupt
+        If the interrupt comes before a split has been found.
+    """
+    warm(query)
+    deadline = deadline or Deadline(query.time_limit_s)
+    query, degrees = choose_degrees(query, progress, deadline)
+    server = server or restricting_server(query.runtime)
+    best = plan_query(
+        query,
+        with_upgrades=with_upgrades and not server,
+        lighter=lighter,
+        progress=progress,
+        deadline=deadline.part(FIRST_SHARE) if server else deadline,
+    )
+    best = replace(best, degrees=degrees)
+    if not server:
+        return ServerPlan(best, best)
+    why = ""
+    if best.fits or server in ONE_PIPELINE:
+        why = not_expressible(best, server) if best.fits else "nothing fits as it is"
+    if why and not best.stopped:
+        near = nearest_plan(
+            best,
+            server,
+            time_limit_s=query.time_limit_s,
+            with_upgrades=with_upgrades,
+            progress=progress,
+            deadline=deadline,
+        )
+        return ServerPlan(near, best, why)
+    if not best.stopped and (with_upgrades or not best.fits):
+        best = add_upgrades(best, lighter=lighter, progress=progress, deadline=deadline)
+    return ServerPlan(best, best, why)
