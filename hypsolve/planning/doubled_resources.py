@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hypsolve.problem.deployment import Deployment, Link, Node, Tier
+from hypsolve.problem.units import GIB
 
 GAINS = tuple(
     0.1 * 2**k for k in range(7)
@@ -24,7 +25,8 @@ def doubled(deployment: Deployment, resource: str) -> Deployment:
     deployment : Deployment
     resource : str
         One of `DOUBLED`: FLOP/s, byte/s of the memory, and the memory of all nodes; requests
-        and tokens in a batch; byte/s of all links. Of latencies there is half.
+        and tokens in a batch, which take no more memory than before; byte/s of all links. Of
+        latencies there is half.
 
     Examples
     --------
@@ -42,6 +44,9 @@ def doubled(deployment: Deployment, resource: str) -> Deployment:
         runtime, tokens = deployment.runtime, deployment.runtime.max_num_batched_tokens
         larger = replace(
             runtime,
+            fixed_gib=runtime.overhead_bytes(deployment.model) / GIB,
+            activation_widths=0.0,
+            logits_copies=0.0,
             max_num_seqs=2 * runtime.max_num_seqs,
             max_num_batched_tokens=None if tokens is None else 2 * tokens,
         )
