@@ -41,8 +41,8 @@ from hypsolve.planning.runtime_restrictions import (
     describe_nodes,
     network_for_server,
 )
+from hypsolve.planning.saturation import MET
 from hypsolve.planning.serving_frontier import (
-    WELL_SERVED,
     ServingPoint,
     serving_points,
     undominated,
@@ -199,7 +199,7 @@ def pareto(
         if slos := describe_slos(query.load):
             print(
                 f"within targets: share of the requests at this load within {slos}; * from"
-                f" {WELL_SERVED:.0%}"
+                f" {MET:.0%}"
             )
         rows = [
             {

@@ -11,6 +11,7 @@ import numpy as np
 
 from hypsolve.planning.forecast import predict
 from hypsolve.planning.load import Load
+from hypsolve.planning.saturation import MET
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Partition
@@ -18,7 +19,6 @@ from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.partition.hypsplit import ParetoPoint, pareto_frontier
 
 MAX_POINTS = 12  # splits that are simulated
-WELL_SERVED = 0.9  # share of the requests within their targets from which these are met
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class ServingPoint:
     @property
     def meets_targets(self) -> bool:
         """Whether enough requests are within the targets; False without targets."""
-        return self.slo_attainment >= WELL_SERVED
+        return self.slo_attainment >= MET
 
 
 @functools.lru_cache(maxsize=8)
