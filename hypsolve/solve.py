@@ -288,12 +288,12 @@ def warm_methods(
     """Compile or load all kernels of several methods at once.
 
     Notices of a compilation then count all families of kernels, and not those of one method.
-    `simulates` adds the kernels of simulations at token level, `pipelines` those of the
+    `simulates` adds the kernels of simulations at token level, with `pipelines` those of the
     batching modes in which batches pass whole pipelines, and `families` further ones.
     """
     needed = [*families] + [family for name in methods for family in METHODS[name].kernels]
-    needed += ["token_level"] if simulates else []
-    needed += ["token_level.pipeline"] if simulates and pipelines else []
+    if simulates:
+        needed.append("token_level.pipeline" if pipelines else "token_level")
     if needed:
         warm(*needed)
 

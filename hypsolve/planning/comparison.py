@@ -96,7 +96,7 @@ def choose_nodes(
         *names,
         simulates=simulates,
         pipelines=query.has_pipelines,
-        families=("throughput",) if chooses and planned.is_rate else (),
+        families=planned.families if chooses else (),
     )
     deadline = Deadline(query.time_limit_s)
     planned, _ = choose_degrees(planned, progress, deadline)

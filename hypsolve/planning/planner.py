@@ -104,12 +104,11 @@ def add_upgrades(
 
 def warm(query: PlanQuery) -> None:
     """Compile or load the kernels that a plan for a query needs, before a clock starts."""
-    more = ("throughput",) if query.is_rate else ()
     warm_methods(
         query.method or DEFAULT_METHOD,
         simulates=True,
         pipelines=query.has_pipelines,
-        families=more,
+        families=query.families,
     )
 
 
@@ -316,7 +315,7 @@ def split(
         query.method or DEFAULT_METHOD,
         simulates=simulates or query.is_simulated or query.is_rate,
         pipelines=query.has_pipelines,
-        families=("throughput",) if query.is_rate else (),
+        families=query.families,
     )
     return solve_query(query, progress)
 

@@ -38,6 +38,7 @@ from hypsolve.problem.runtime import IDEAL, Batching, Runtime
 from hypsolve.problem.serving_result import ServingResult
 from hypsolve.problem.solution import Outcome, Partition, Status
 from hypsolve.solve import METHODS, Method, options_of, solve
+from hypsolve.solvers.throughput.server_arrays import FAMILIES
 
 RATES = ("throughput", "goodput", "cost")
 """Objectives in requests per second; see `hypsolve.planning.throughput`."""
@@ -335,6 +336,11 @@ class PlanQuery:
     def is_rate(self) -> bool:
         """Whether requests per second of servers that batch are maximised."""
         return self.objective in RATES
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families of kernels of the search for the largest rate, if one is maximised."""
+        return (FAMILIES[self.runtime.batching],) if self.is_rate else ()
 
     @property
     def has_pipelines(self) -> bool:

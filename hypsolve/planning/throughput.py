@@ -33,6 +33,7 @@ from hypsolve.solve import Method, solve
 from hypsolve.solvers import clock
 from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.throughput.exact import throughput_exact
+from hypsolve.solvers.throughput.server_arrays import FAMILIES
 
 RULES = (Objective.BOTTLENECK, Objective.PATH, Objective.P0)
 """Objectives of requests served one at a time, whose best splits are simulated, too."""
@@ -240,14 +241,14 @@ class RateSearch:
         outcome = Outcome(Status.FEASIBLE, fluid.partition, message="fluid model")
         return rates, outcome
 
-    @staticmethod
-    def method(outcome: Callable[[], Outcome]) -> Method:
+    def method(self, outcome: Callable[[], Outcome]) -> Method:
         """Return a method for `hypsolve.solve` that gives an outcome."""
 
         def throughput(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
             return outcome()
 
-        return Method(throughput, "partition", kernels=("hypsplit", "throughput"))
+        family = FAMILIES[self.deployment.runtime.batching]
+        return Method(throughput, "partition", kernels=("hypsplit", family))
 
     def run(
         self, time_limit_s: float, progress: Progress | None = None

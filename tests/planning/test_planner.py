@@ -617,7 +617,7 @@ def test_a_command_compiles_all_its_kernels_at_once(monkeypatch):
     assert calls[0] == {"hypsplit", "token_level"}
     calls.clear()
     hs.plan("phi-3-mini", box, concurrency=1, output_tokens=16, with_upgrades=False)
-    assert calls[0] == {"hypsplit", "token_level", "throughput"}
+    assert calls[0] == {"hypsplit", "token_level", "throughput.stage_mode"}
     calls.clear()
     list(comparison.compare("phi-3-mini", box, ("even_split", "hypsplit_dp")))
     assert calls[0] == {"hypsplit"}
