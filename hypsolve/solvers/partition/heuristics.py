@@ -1,7 +1,7 @@
 """Baselines: the rules by which tools in use partition a model.
 
 They prove nothing and repair nothing. A partition that breaks a rule of the instance is
-reported as INFEASIBLE.
+reported as INFEASIBLE. They know nothing of tiers whose limits are 0 to 0 blocks.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from hypsolve.problem.arrays import Array
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Outcome, Partition, Status
 from hypsolve.solvers.clock import NEVER, Deadline, OutOfTime
+from hypsolve.solvers.partition.open_tiers import cuts_of_all_tiers, without_closed_tiers
 
 
 def even_split(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
@@ -26,7 +27,7 @@ def even_split(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome
     .. [1] Y. Huang et al., "GPipe: efficient training of giant neural networks using pipeline
        parallelism", NeurIPS 2019.
     """
-    return unrepaired_outcome(instance, even_cuts(instance))
+    return _outcome(instance, even_cuts)
 
 
 def even_cuts(instance: Instance) -> list[int]:
@@ -44,7 +45,7 @@ def memory_proportional(instance: Instance, *, time_limit_s: float, seed: int) -
     ----------
     .. [1] exo, ``RingMemoryWeightedPartitioningStrategy``, https://github.com/exo-explore/exo.
     """
-    return unrepaired_outcome(instance, memory_proportional_cuts(instance))
+    return _outcome(instance, memory_proportional_cuts)
 
 
 def memory_proportional_cuts(instance: Instance) -> list[int]:
@@ -59,7 +60,7 @@ def speed_proportional(instance: Instance, *, time_limit_s: float, seed: int) ->
     The rule of thumb for unequal devices; it imitates no particular tool. The work of a block
     is its mean time over the nodes.
     """
-    return unrepaired_outcome(instance, speed_proportional_cuts(instance))
+    return _outcome(instance, speed_proportional_cuts)
 
 
 def speed_proportional_cuts(instance: Instance) -> list[int]:
@@ -88,7 +89,7 @@ def torchgpipe(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome
     .. [2] I. Barany, V. Grinberg, "Block partitions of sequences", Israel Journal of
        Mathematics 206, 2015.
     """
-    return unrepaired_outcome(instance, torchgpipe_cuts(instance))
+    return _outcome(instance, torchgpipe_cuts)
 
 
 def torchgpipe_cuts(instance: Instance) -> list[int]:
@@ -195,7 +196,7 @@ def _in_time(
 ) -> Outcome:
     """Return the outcome of a rule, or an unknown one if the rule exceeds the time limit."""
     try:
-        return unrepaired_outcome(instance, rule(instance, Deadline(time_limit_s)))
+        return _outcome(instance, lambda of_open: rule(of_open, Deadline(time_limit_s)))
     except OutOfTime:
         return Outcome(Status.UNKNOWN, message="the time limit passed before the last cut")
 
@@ -262,6 +263,12 @@ def _proportional(instance: Instance, weights: Array, shares: Array) -> list[int
         latest = n_blocks - min_blocks * (n_tiers - k)
         cuts.append(max(min(nearest, latest), min(cuts[-1] + min_blocks, n_blocks)))
     return [*cuts, n_blocks]
+
+
+def _outcome(instance: Instance, rule: Callable[[Instance], list[int]]) -> Outcome:
+    """Return the outcome of a rule, which knows the tiers that may hold blocks alone."""
+    cuts = rule(without_closed_tiers(instance))
+    return unrepaired_outcome(instance, cuts_of_all_tiers(instance, cuts))
 
 
 def unrepaired_outcome(instance: Instance, cuts: list[int]) -> Outcome:
