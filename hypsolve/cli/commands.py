@@ -51,7 +51,7 @@ from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.slo_text import describe_slos
 from hypsolve.planning.split_forecasts import SplitForecasts
 from hypsolve.planning.tensor_parallel import choose_degrees
-from hypsolve.planning.text import describe_forecast
+from hypsolve.planning.text import describe_forecast, describe_rate
 from hypsolve.problem import validation as valid
 from hypsolve.problem.optional import optional
 from hypsolve.problem.result import Result
@@ -450,11 +450,13 @@ def replan(
             print(line)
     else:
         _print_replan(plan, plan.partition)
+    if plan.stopped:
+        print(f"stopped: {plan.stopped}", file=sys.stderr)
+        return 130
     return 0 if plan.partition is not None else 1
 
 
 def _print_replan(plan: Replan, partition: Partition) -> None:
-    objective, min_s = plan.instance.objective, show_seconds(plan.objective_s)
     rows = []
     for k, tier in enumerate(plan.deployment.network.tiers):
         loads = [plan.moved_bytes.get(node.name, 0) for node in tier.nodes]
@@ -471,14 +473,21 @@ def _print_replan(plan: Replan, partition: Partition) -> None:
     if line := describe_nodes(plan.server, plan.used, plan.left_out):
         print(line)
     of = " of these nodes" if plan.server else ""
-    print(
-        f"proved: with at most {plan.max_moves} moved, no split{of} has a {objective} below"
-        f" {min_s}"
-    )
-    show(
-        [{"moves": str(m), f"least {objective}": show_seconds(s)} for m, s in plan.frontier],
-        as_json=False,
-    )
+    if plan.throughput is not None:
+        print(describe_rate(plan.throughput, of))
+        n_splits = len(plan.throughput.splits)
+        print(f"best of {n_splits} simulated splits that move at most {plan.max_moves} blocks")
+        head, values = "requests/s, simulated", [f"{rate:.3g}" for _, rate in plan.frontier]
+    else:
+        print(
+            f"proved: with at most {plan.max_moves} moved, no split{of} has a {plan.objective}"
+            f" below {show_seconds(plan.objective_s)}"
+        )
+        head, values = f"least {plan.objective}", [show_seconds(s) for _, s in plan.frontier]
+    numbers = [str(moves) for moves, _ in plan.frontier]
+    pairs = zip(numbers, values, strict=True)
+    if numbers:
+        show([{"moves": moves, head: value} for moves, value in pairs], as_json=False)
     if plan.forecast is not None:
         for line in describe_forecast(plan.forecast):
             print(line)

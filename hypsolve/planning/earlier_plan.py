@@ -24,7 +24,7 @@ from hypsolve.problem.runtime import Runtime, runtime_from_dict
 from hypsolve.problem.solution import Outcome, Partition, Status
 from hypsolve.solve import Method, solve
 
-OBJECTIVES = ("bottleneck", "path")
+OBJECTIVES = ("bottleneck", "path", *RATES)
 OF_LATENCY = ("mean_latency", "p0")  # of earlier plans; `path` is the nearest objective here
 KEPT = (
     "prompt_tokens", "output_tokens", "concurrency", "rate_per_s", "users", "think_time_s",
@@ -270,10 +270,8 @@ def _kept(owner: str, document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the earlier query that the document states."""
     kept = {key: document[key] for key in KEPT if document.get(key) is not None}
     if (objective := document.get("objective")) is not None:
-        valid.known(f"objective of {owner}", objective, (*OBJECTIVES, *OF_LATENCY, *RATES))
+        valid.known(f"objective of {owner}", objective, (*OBJECTIVES, *OF_LATENCY))
         kept["objective"] = "path" if objective in OF_LATENCY else objective
-        if objective in RATES:  # None: the nearest one, under each batching mode
-            kept["objective"] = None
     runtime = kept.get("runtime")
     if isinstance(runtime, dict):
         kept["runtime"] = runtime_from_dict(owner, runtime)

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from hypsolve.planning.earlier_plan import (
     KEPT,
     OBJECTIVES,
@@ -19,10 +17,18 @@ from hypsolve.planning.earlier_plan import (
     query_of_plan,
     weights_in,
 )
+from hypsolve.planning.few_moves import (
+    FewMovesSearch,
+    best_split,
+    fewest_moves,
+    moved_blocks,
+    moves_table,
+)
 from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.plan import FORMAT, VERSION, Plan, record_to_dict
 from hypsolve.planning.planner import warm
 from hypsolve.planning.query import (
+    RATES,
     ModelSource,
     NetworkSource,
     PlanQuery,
@@ -34,19 +40,19 @@ from hypsolve.planning.runtime_networks import with_layers
 from hypsolve.planning.runtime_restrictions import ServerNetwork, network_for_server
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.tensor_parallel import choose_degrees
+from hypsolve.planning.throughput import Throughput
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
-from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.deployment import Deployment, Model
-from hypsolve.problem.instance import Instance, Objective
+from hypsolve.problem.instance import Instance
 from hypsolve.problem.result import Result
 from hypsolve.problem.solution import Outcome, Partition, Status
 from hypsolve.problem.units import finite_or_none
 from hypsolve.solve import Method, solve
 from hypsolve.solvers.clock import Deadline
-from hypsolve.solvers.partition.stage_tables import cost_table
 
 CHOICE_SHARE = 0.5  # of the time limit, to choose the nodes that a server's pipelines use
+SEARCH_SHARE = 0.8  # of the time that is left then, for the split that serves most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +66,15 @@ class Replan:
         The best partition with at most `max_moves` moved blocks; of several, one with the
         fewest moves. None if nothing fits with so few moves.
     objective_s : float
-        Objective of the partition; inf without one.
+        Objective of the partition; inf without one, nan if it is in requests per second.
     n_moved, max_moves : int
         Moved blocks, and their limit.
     moved_bytes : dict
         Weights that each node must load, by name; nodes that load nothing are left out.
     frontier : tuple of (int, float)
-        Each number of moves at which the least objective falls, with that objective.
+        Each number of moves at which the least objective falls, with that objective. If it is
+        in requests per second: moves and rates of the splits that were simulated in full and
+        that no other one beats in both.
     min_moves : int or None
         The fewest moves with which anything fits; None if nothing fits with any.
     reason : str
@@ -85,6 +93,11 @@ class Replan:
     used, left_out : tuple of str
         Names of the nodes that these pipelines use, and of all others. What is proved about the
         objective is proved of the nodes in use.
+    throughput : Throughput or None
+        What the partition serves in simulation, and the bound over all splits; None unless the
+        objective is in requests per second. `best_for` there is about splits with so few moves.
+    stopped : str
+        What a KeyboardInterrupt left unfinished; empty if the search was complete.
     """
 
     instance: Instance
@@ -103,6 +116,13 @@ class Replan:
     server: str = ""
     used: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    throughput: Throughput | None = None
+    stopped: str = ""
+
+    @property
+    def objective(self) -> str:
+        """The objective of the query."""
+        return self.query.objective
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the instance as plain numbers, strings, lists and dicts, for JSON.
@@ -138,7 +158,9 @@ class Replan:
             },
             "runtime": self.query.runtime.to_dict(),
             "forecast": None if self.forecast is None else record_to_dict(self.forecast),
-            "objective": str(self.instance.objective),
+            "objective": self.objective,
+            "throughput": None if self.throughput is None else record_to_dict(self.throughput),
+            "stopped": self.stopped,
             "cuts": None if self.partition is None else list(self.partition.cuts),
             "objective_s": finite_or_none(self.objective_s),
             "n_moved": self.n_moved,
@@ -166,12 +188,17 @@ def replan(
 ) -> Replan:
     """Repartition a model after the network has changed, moving at most `max_moves` blocks.
 
-    A block counts as moved if the name of its tier differs from the name before. The objective
-    is minimised exactly: dynamic programming over tiers, cuts and moves takes O(n_tiers *
-    n_blocks**2 * max_moves) steps. A server of whole pipelines, such as vLLM, may be unable to
-    use all nodes at once. If the network has the same nodes as before, the earlier plan says
-    which are used; otherwise they are chosen as ``hypsolve plan`` chooses them, by the best
-    splits with so few moves. The objective is minimal for these nodes.
+    A block counts as moved if the name of its tier differs from the name before. An objective
+    in seconds is minimised exactly: dynamic programming over tiers, cuts and moves takes
+    O(n_tiers * n_blocks**2 * max_moves) steps. For requests per second, the splits with so few
+    moves that are best in the fluid model (exactly, by branch and bound) are simulated, with
+    those that are best for requests one at a time and the split of the earlier plan, if it
+    fits. The one that serves most is taken.
+
+    A server of whole pipelines, such as vLLM, may be unable to use all nodes at once. If the
+    network has the same nodes as before, the earlier plan says which are used; otherwise they
+    are chosen as ``hypsolve plan`` chooses them, by the best splits with so few moves. What is
+    proved about the objective is proved of these nodes.
 
     Parameters
     ----------
@@ -182,10 +209,10 @@ def replan(
         replan --json``, of this version or of version 1.
     max_moves : int
         Largest number of blocks that may move.
-    objective : {"bottleneck", "path"}, optional
-        Default: that of the earlier plan, ``path`` if it minimised ``mean_latency`` or ``p0``;
-        if the plan minimised none of these, or the runtime is given anew: ``bottleneck``, or
-        ``path`` where the runtime computes one batch at a time.
+    objective : {"bottleneck", "path", "throughput", "goodput", "cost"}, optional
+        Default: that of the earlier plan, ``path`` if it minimised ``mean_latency`` or ``p0``.
+        If the plan states none, or was for an objective in seconds and the runtime is given
+        anew: ``bottleneck``, or ``path`` where the runtime computes one batch at a time.
     weights : str, optional
         As in `hypsolve.plan`. Default: the format of the earlier plan.
     progress : callable, optional
@@ -236,8 +263,8 @@ def replan(
     if weights is None and not isinstance(model, Model):
         weights = of_file or weights_in(old.model, model)
     of_plan = kept.pop("objective", None)
-    if objective is None and "runtime" not in arguments:  # another runtime has its own default
-        objective = of_plan
+    if objective is None and (of_plan in RATES or "runtime" not in arguments):
+        objective = of_plan  # in seconds, another runtime has its own default
     query = PlanQuery.of(model, network, weights=weights, objective=objective, **kept)
     if objective is None:
         query = replace(query, objective=query.objective_alone)
@@ -247,15 +274,11 @@ def replan(
     query, _ = choose_degrees(query, progress, deadline)
     restricted = _restricted(query, old, max_moves, progress, deadline)
     query = restricted.query
-    solution = solve_query(replace(query, time_limit_s=deadline.part(1.0).limit_s))
-    deployment, instance = solution.deployment, solution.instance
-    moves = _moves(instance, old)
-    frontier, partition = _best_split(instance, moves, max_moves, deadline)
-    objective_s, n_moved = math.inf, 0
-    if partition is not None:
-        n_moved, _ = frontier[-1]
-        objective_s = evaluation.evaluate(instance, partition)
-    forecast = None
+    find = _most_served if query.is_rate else _least
+    found = find(query, old, max_moves, progress, deadline)
+    instance, partition = found.instance, found.partition
+    deployment, moves = query.deployment(), moves_table(instance, old)
+    forecast, n_moved, min_moves, reason = None, 0, None, found.reason
     if partition is not None:
         if progress is not None:
             progress("simulating requests")
@@ -268,23 +291,20 @@ def replan(
             instance=instance,
             deadline=deadline,
         )
-    min_moves, reason = frontier[0][0] if frontier else None, ""
-    if not frontier:
-        enough = np.flatnonzero(
-            np.isfinite(_search(instance, moves, instance.n_blocks, deadline)[0])
-        )
-        reason = solution.result.message
-        if enough.size:
-            min_moves = int(enough[0])
+        n_moved = moved_blocks(moves, partition)
+        min_moves = fewest_moves(instance, moves, n_moved)
+    else:
+        min_moves = fewest_moves(instance, moves, instance.n_blocks, deadline)
+        if min_moves is not None:
             reason = f"at least {min_moves} blocks must move, not {max_moves}"
     return Replan(
         instance=instance,
         partition=partition,
-        objective_s=objective_s,
+        objective_s=found.objective_s,
         n_moved=n_moved,
         max_moves=max_moves,
         moved_bytes={} if partition is None else _loads(deployment, instance, partition, old),
-        frontier=frontier,
+        frontier=found.frontier,
         min_moves=min_moves,
         reason=reason,
         deployment=deployment,
@@ -294,6 +314,76 @@ def replan(
         server=restricted.server,
         used=restricted.used,
         left_out=restricted.left_out,
+        throughput=found.throughput,
+        stopped=found.stopped,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """A split with few moves; attributes are those of `Replan`."""
+
+    instance: Instance
+    partition: Partition | None
+    objective_s: float
+    frontier: tuple[tuple[int, float], ...]
+    reason: str
+    throughput: Throughput | None = None
+    stopped: str = ""
+
+
+def _least(
+    query: PlanQuery,
+    old: Placement,
+    max_moves: int,
+    progress: Progress | None,
+    deadline: Deadline,
+) -> _Found:
+    """Return the split with the least objective in seconds, which is proved."""
+    solution = solve_query(replace(query, time_limit_s=deadline.part(1.0).limit_s))
+    instance = solution.instance
+    table = moves_table(instance, old)
+    frontier, partition = best_split(instance, table, max_moves, deadline)
+    return _Found(
+        instance=instance,
+        partition=partition,
+        objective_s=math.inf if partition is None else evaluation.evaluate(instance, partition),
+        frontier=frontier,
+        reason="" if partition is not None else solution.result.message,
+    )
+
+
+def _most_served(
+    query: PlanQuery,
+    old: Placement,
+    max_moves: int,
+    progress: Progress | None,
+    deadline: Deadline,
+) -> _Found:
+    """Return the split that serves most, of those that are simulated.
+
+    Raises
+    ------
+    TimeoutError
+        If the deadline passes before a split is found.
+    """
+    search = FewMovesSearch(query, old, max_moves)
+    result, throughput = search.run(deadline.part(SEARCH_SHARE).limit_s, progress)
+    if result.status is Status.UNKNOWN:
+        raise TimeoutError(
+            f"replan: the time limit of {query.time_limit_s:g} s passed before the split was"
+            " found"
+        )
+    return _Found(
+        instance=search.instance,
+        partition=result.partition,
+        objective_s=math.inf if result.partition is None else math.nan,
+        frontier=() if throughput is None else search.served_points(throughput),
+        reason="" if result.partition is not None else result.message,
+        throughput=throughput,
+        stopped="the search was stopped: this is the best split so far"
+        if search.interrupted
+        else "",
     )
 
 
@@ -328,9 +418,11 @@ def _restricted(
         return ServerNetwork.of(query, replace(kept, network=network))
 
     def split(query: PlanQuery) -> Solution:
+        if query.is_rate:
+            return FewMovesSearch(query, old, max_moves).solution(progress)
         instance, mine = instance_of(query), Deadline(query.time_limit_s)
         try:
-            _, partition = _best_split(instance, _moves(instance, old), max_moves, mine)
+            _, partition = best_split(instance, moves_table(instance, old), max_moves, mine)
         except TimeoutError:
             partition = None
         return Solution(
@@ -340,8 +432,13 @@ def _restricted(
             result=_result(instance, partition),
         )
 
-    choice = deadline.part(CHOICE_SHARE)
-    return network_for_server(query, split=split, progress=progress, deadline=choice)
+    return network_for_server(
+        query,
+        split=split,
+        fluid=lambda query: FewMovesSearch(query, old, max_moves).fluid_solution(),
+        progress=progress,
+        deadline=deadline.part(CHOICE_SHARE),
+    )
 
 
 def _result(instance: Instance, partition: Partition | None) -> Result:
@@ -352,77 +449,6 @@ def _result(instance: Instance, partition: Partition | None) -> Result:
         return Outcome(status, partition)
 
     return solve(instance, Method(few_moves, "partition"))
-
-
-def _best_split(
-    instance: Instance, moves: IntArray, max_moves: int, deadline: Deadline
-) -> tuple[tuple[tuple[int, float], ...], Partition | None]:
-    """Return the objective that each number of moves allows, and the best partition if any."""
-    best, cuts = _search(instance, moves, min(max_moves, instance.n_blocks), deadline)
-    frontier = _falling(best)
-    if not frontier:
-        return frontier, None
-    return frontier, Partition(tuple(int(c) for c in cuts[frontier[-1][0]]))
-
-
-def _moves(instance: Instance, old: Placement) -> IntArray:
-    """Count the blocks of i:j that were not in tier k; shape (n_tiers, n_cuts, n_cuts)."""
-    names = np.array(old.tier_of_block)
-    away = np.array([names != tier for tier in instance.tier_names]).astype(np.int64)
-    sums = np.concatenate([np.zeros((len(away), 1), np.int64), away.cumsum(axis=1)], axis=1)
-    return sums[:, None, :] - sums[:, :, None]
-
-
-def _search(
-    instance: Instance, moves: IntArray, max_moves: int, deadline: Deadline
-) -> tuple[Array, IntArray]:
-    """Return the least objective with exactly m moves, and its cuts, for m = 0..max_moves.
-
-    Raises
-    ------
-    TimeoutError
-        If the deadline passes before the end; nothing is known then.
-    """
-    n_tiers, n_cuts = instance.n_tiers, instance.n_blocks + 1
-    cost_s = cost_table(instance)
-    is_sum = instance.objective is Objective.PATH
-    best = np.full((n_tiers + 1, n_cuts, max_moves + 1), math.inf)
-    last = np.zeros((n_tiers + 1, n_cuts, max_moves + 1), np.int64)
-    best[0, 0, 0] = 0.0
-    for k in range(n_tiers):
-        for i, j in np.argwhere(np.isfinite(cost_s[k])).tolist():
-            if deadline.has_passed():
-                raise TimeoutError(
-                    f"replan: the time limit of {deadline.limit_s:g} s passed before the split"
-                    " was found"
-                )
-            moved = int(moves[k, i, j])
-            if moved > max_moves:
-                continue
-            before = best[k, i, : max_moves + 1 - moved]
-            value = before + cost_s[k, i, j] if is_sum else np.maximum(before, cost_s[k, i, j])
-            better = value < best[k + 1, j, moved:]
-            best[k + 1, j, moved:][better] = value[better]
-            last[k + 1, j, moved:][better] = i
-    cuts = np.zeros((max_moves + 1, n_tiers + 1), np.int64)
-    for m in range(max_moves + 1):
-        left, cuts[m, n_tiers] = m, instance.n_blocks
-        if math.isinf(best[n_tiers, -1, m]):
-            continue
-        for k in range(n_tiers, 0, -1):
-            j = cuts[m, k]
-            cuts[m, k - 1] = last[k, j, left]
-            left -= int(moves[k - 1, cuts[m, k - 1], j])
-    return best[n_tiers, -1], cuts
-
-
-def _falling(best: Array) -> tuple[tuple[int, float], ...]:
-    """Return (moves, objective) wherever one more move lets the objective fall."""
-    points: list[tuple[int, float]] = []
-    for m, value in enumerate(best.tolist()):
-        if math.isfinite(value) and (not points or value < points[-1][1] * (1 - 1e-12)):
-            points.append((m, value))
-    return tuple(points)
 
 
 def _loads(

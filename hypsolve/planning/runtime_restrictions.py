@@ -18,6 +18,7 @@ from hypsolve.planning.query import PlanQuery, Solution, solve_fluid, solve_quer
 from hypsolve.planning.runtime_networks import MAX_PIPELINES, by_layer, candidates, limited
 from hypsolve.planning.served_best import Choice, served_best
 from hypsolve.planning.simulation_search import Progress
+from hypsolve.planning.throughput import Cuts
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.instance import Objective
@@ -30,6 +31,7 @@ FIRST_SHARE = 0.5  # of the time of a choice, for the split of all nodes
 SIMULATED_SHARE = 0.4  # of that time, to simulate the best few networks
 SAME = 1e-9  # relative difference of objectives that are equal
 Split = Callable[[PlanQuery], Solution]
+Fluid = Callable[[PlanQuery], tuple[Solution, dict[Cuts, float]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,7 @@ def network_for_server(
     query: PlanQuery,
     *,
     split: Split | None = None,
+    fluid: Fluid = solve_fluid,
     progress: Progress | None = None,
     deadline: Deadline | None = None,
 ) -> ServerNetwork:
@@ -116,6 +119,8 @@ def network_for_server(
     query : PlanQuery
     split : callable, optional
         Splits the model of a query. Default: `hypsolve.planning.query.solve_query`.
+    fluid : callable, optional
+        Splits it by the fluid model alone, where a rate is maximised.
     progress : callable, optional
         Called with a line of text about the work in progress.
     deadline : Deadline, optional
@@ -136,7 +141,7 @@ def network_for_server(
         if solution.interrupted or not why:
             found = ServerNetwork.of(query, replace(query, network=network), why)
             return replace(found, solution=solution) if network is query.network else found
-    best = _restricted(solution, server, deadline, progress, split)
+    best = _restricted(solution, server, deadline, progress, split, fluid)
     return ServerNetwork.of(query, best, why)
 
 
@@ -292,6 +297,7 @@ def _restricted(
     deadline: Deadline,
     progress: Progress | None,
     split: Split | None = None,
+    fluid: Fluid = solve_fluid,
 ) -> PlanQuery:
     """Return the query of a split on the best network that a runtime allows."""
     found = candidates(solution, runtime)
@@ -302,7 +308,7 @@ def _restricted(
     ]
     if len(queries) == 1:
         return queries[0]
-    return _best_of(queries, runtime, deadline, progress, split or _solver(progress))
+    return _best_of(queries, runtime, deadline, progress, split or _solver(progress), fluid)
 
 
 def _best_of(
@@ -311,6 +317,7 @@ def _best_of(
     deadline: Deadline,
     progress: Progress | None,
     split: Split,
+    fluid: Fluid,
 ) -> PlanQuery:
     """Return the best query that the runtime can express; all share the time that is left.
 
@@ -324,7 +331,7 @@ def _best_of(
         limit_s = splitting.part(1 / (len(queries) - at)).limit_s
         of_part = replace(query, time_limit_s=limit_s)
         if query.is_rate:  # the best few networks are simulated later
-            solution, rates = solve_fluid(of_part)
+            solution, rates = fluid(of_part)
         else:
             solution, rates = split(of_part), {}
         if solution.interrupted:

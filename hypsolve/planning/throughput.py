@@ -159,6 +159,7 @@ class RateSearch:
         self.interrupted = False
         self._of_users: dict[Cuts, SimulatedRate] = {}
         self.misses_targets = False  # all splits, at any rate in the fluid model
+        self.settled: set[Cuts] = set()  # splits that were simulated at the length for print
 
     def fluid(self, time_limit_s: float, n_splits: int = N_SPLITS) -> ServingResult:
         """Return the best splits of the fluid model; see `hypsolve.solve`.
@@ -305,19 +306,20 @@ class RateSearch:
                     break
                 simulate(cuts, FIRST_SHARE)
             finals = sorted(served, key=by_rate)[:FINALISTS]
-            of_rules = [cuts for cuts in served if candidates[cuts].best_for]
-            finals += [cuts for cuts in of_rules if cuts not in finals]
+            beside = [cuts for cuts in served if candidates[cuts].is_printed]
+            finals += [cuts for cuts in beside if cuts not in finals]
             for cuts in finals:
                 if deadline.has_passed():
                     break
                 simulate(cuts, 1.0)
                 in_full.add(cuts)
             chosen = min(served, key=lambda cuts: (cuts not in in_full, by_rate(cuts)))
-            printed = list(dict.fromkeys((chosen, *of_rules)))
+            printed = list(dict.fromkeys((chosen, *beside)))
             for at, cuts in enumerate(printed):
                 mine = deadline.part(1 / (len(printed) - at + 1))
                 settled = self._settled(cuts, *known[cuts], bound, mine)
                 served[cuts] = candidates[cuts].served(settled)
+                self.settled.add(cuts)
         except KeyboardInterrupt:
             if not served:
                 raise
@@ -443,12 +445,12 @@ class RateSearch:
             for node in tier.nodes
         )
 
-    def _candidates(self, fluid: Mapping[Cuts, float]) -> dict[Cuts, _Candidate]:
+    def _candidates(self, fluid: Mapping[Cuts, float]) -> dict[Cuts, Candidate]:
         """Return the splits to simulate, those of the fluid model first."""
-        found = {cuts: _Candidate("fluid model", cuts, rate) for cuts, rate in fluid.items()}
+        found = {cuts: Candidate("fluid model", cuts, rate) for cuts, rate in fluid.items()}
         for objective, cuts in self._splits_of_rules():
-            each = found.get(cuts, _Candidate(objective, cuts))
-            found[cuts] = replace(each, best_for=(*each.best_for, objective))
+            each = found.get(cuts, Candidate(objective, cuts))
+            found[cuts] = replace(each, best_for=(*each.best_for, objective), is_printed=True)
         return found
 
     def _splits_of_rules(self) -> Iterator[tuple[str, Cuts]]:
@@ -463,13 +465,21 @@ class RateSearch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
+class Candidate:
+    """A split that is simulated; attributes are those of `ServedSplit`.
+
+    `is_printed` says whether its rate is printed beside that of the best split, so that it is
+    simulated in full.
+    """
+
     origin: str
     cuts: Cuts
     fluid_requests_per_s: float = math.nan
     best_for: tuple[str, ...] = ()
+    is_printed: bool = False
 
     def served(self, rate: SimulatedRate) -> ServedSplit:
+        """Return the split with a rate that it serves."""
         return ServedSplit(
             origin=self.origin,
             cuts=self.cuts,

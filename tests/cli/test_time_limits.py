@@ -229,7 +229,7 @@ def test_replan(capsys, spent, network, tmp_path, monkeypatch):
         assert_in_time(spent)
     monkeypatch.setattr(replan, "solve_query", slowly(spent, replan.solve_query))
     spent.now_s = 0.0
-    code, out, err = run(capsys, *command)
+    code, out, err = run(capsys, *command, "--objective", "bottleneck")
     assert (code, out) == (1, "") and "replan: the time limit of 40 s passed" in err
 
 

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hypsolve as hs
+from hypsolve.planning.few_moves import falling, moves_table, search_moves
 from hypsolve.planning.forecast import predict
 from hypsolve.planning.planner import split
-from hypsolve.planning.replan import Placement, _falling, _moves, _search, replan
+from hypsolve.planning.replan import Placement, replan
 from hypsolve.solvers.clock import NEVER
 from hypsolve.solvers.partition.stage_tables import cost_table
 from tests.cli.test_cli import run
@@ -66,7 +67,7 @@ def test_every_number_of_moves_is_enumeration(seed, objective, allow_empty):
     before = tuple(names[int(n)] for n in rng.integers(0, len(names), n_blocks))
     most = int(rng.integers(0, n_blocks + 1))
     old = Placement(tier_of_block=before, blocks_of_node={})
-    best, cuts = _search(instance, _moves(instance, old), most, NEVER)
+    best, cuts = search_moves(instance, moves_table(instance, old), most, NEVER)
     least = {}
     for inner in itertools.combinations_with_replacement(range(n_blocks + 1), n_tiers - 1):
         partition = hs.Partition((0, *inner, n_blocks))
@@ -82,7 +83,7 @@ def test_every_number_of_moves_is_enumeration(seed, objective, allow_empty):
             chosen = hs.Partition(tuple(cuts[m].tolist()))
             assert hs.evaluate(instance, chosen) == pytest.approx(wanted, rel=1e-12)
             assert moved(before, instance.tier_names, chosen.cuts) == m
-    values = [value for _, value in _falling(best)]
+    values = [value for _, value in falling(best)]
     assert values == sorted(values, reverse=True) and len(set(values)) == len(values)
     assert (cost_table(instance) >= 0).all()
 

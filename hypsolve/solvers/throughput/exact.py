@@ -97,7 +97,7 @@ fluid gap 0.000%>
     deadline = Deadline(time_limit_s)
     server = server_of(instance)
     statistics = {"trials": 0, "solves": 0}
-    solver = _Solver(instance, server, deadline, statistics)
+    solver = BoxSolver(instance, server, deadline, statistics)
     found = list(itertools.islice(solver.ranked(), n_splits))
     if not found:
         if solver.was_cut_off:
@@ -128,8 +128,8 @@ fluid gap 0.000%>
     )
 
 
-class _Solver:
-    """Solves parts of the set of all splits."""
+class BoxSolver:
+    """Solve boxes: sets of splits whose cuts lie in given ranges."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class _Solver:
         while heap:
             _, _, split, server, fixed = heapq.heappop(heap)
             yield split
-            for part, at in _parts(server, split.cuts, fixed):
+            for part, at in parts(server, split.cuts, fixed):
                 if self.deadline.has_passed():
                     self.was_cut_off = True
                     return
@@ -230,7 +230,7 @@ class _Solver:
                 heapq.heappush(heap, (hourly + float(self.price[k]), (*used, k), at + 1))
 
 
-def _parts(server: Server, cuts: tuple[int, ...], fixed: int) -> Iterator[tuple[Server, int]]:
+def parts(server: Server, cuts: tuple[int, ...], fixed: int) -> Iterator[tuple[Server, int]]:
     """Divide all splits but one into parts: equal up to a cut, and smaller or larger there.
 
     Cuts before `fixed` are equal in all splits of the part that the given split came from.
