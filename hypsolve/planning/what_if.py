@@ -22,6 +22,7 @@ from hypsolve.planning.query import (
     to_model,
     with_tier,
 )
+from hypsolve.planning.saturation import SimulatedRate
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.throughput import FIRST_SHARE
 from hypsolve.problem import evaluation
@@ -73,8 +74,9 @@ class Upgrade:
     slo_attainment : float
         Share of the requests within the targets, with the upgrade; nan without targets.
     before_is_lower_bound, is_lower_bound : bool
-        Whether `before`, or `after`, is only a lower bound because the search for the largest
-        rate was cut short. The gain is then unknown, or a lower bound, too.
+        Whether `before`, or `after`, is only a lower bound, because the search for the largest
+        rate was cut short or fewer requests were simulated than for a printed rate. The gain is
+        then unknown, or a lower bound, too.
     extrapolated : bool
         Whether no block times were measured with its weights.
     """
@@ -331,15 +333,20 @@ def _simulated(candidate: _Candidate, goal: Goal, deadline: Deadline) -> Simulat
 def _saturated(
     query: PlanQuery, splits: Sequence[tuple[int, ...]], deadline: Deadline
 ) -> Simulated:
-    """Simulate splits in short with full queues, and the best of them at length."""
-    rates: dict[tuple[int, ...], float] = {}
+    """Simulate splits in short with full queues, and the best of them at length.
+
+    Fewer requests are simulated than for the printed rate of a plan. The rate is then a lower
+    bound, as `SimulatedRate` says, since the seconds to fill and to drain count for more.
+    """
+    rates: dict[tuple[int, ...], SimulatedRate] = {}
     for cuts in splits:
         if not rates or not deadline.has_passed():
-            rates[cuts] = saturated(query, cuts, FIRST_SHARE).requests_per_s
-    best = max(rates, key=rates.__getitem__)
+            rates[cuts] = saturated(query, cuts, FIRST_SHARE)
+    best = max(rates, key=lambda cuts: rates[cuts].requests_per_s)
     if not deadline.has_passed():
-        rates[best] = saturated(query, best).requests_per_s
-    return Simulated(rates[best], best)
+        rates[best] = saturated(query, best)
+    rate = rates[best]
+    return Simulated(rate.requests_per_s, best, is_lower_bound=rate.is_lower_bound)
 
 
 def lighter_models(
