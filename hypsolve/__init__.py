@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+import hypsolve.interrupt  # noqa: F401  # before what takes seconds to load
+
+# isort: split
 from hypsolve.bounds.throughput import throughput_bound
 from hypsolve.catalog import (
     WeightFormat,

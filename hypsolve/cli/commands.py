@@ -126,6 +126,8 @@ def compare(
             f"requests/s, TTFT and TPOT (mean, p50, p95, p99): simulated with"
             f" {query.load.describe()}; {query.runtime.describe()}"
         )
+    if len(results) < n_methods:
+        return 130
     return 0 if any(result.partition is not None for result in results) else 1
 
 

@@ -85,7 +85,8 @@ def plan(
     the largest rate that are, what binds, and the cheapest change that reaches the targets.
 
     Exit code: 0 a plan; 1 no plan, since nothing fits or the time ran out, or a plan that does
-    not serve the load within the targets; 2 bad input.
+    not serve the load within the targets; 2 bad input; 130 stopped by Ctrl-C, with the best
+    plan so far if there is one.
     """  # noqa: D301
     if server is not None and as_json:
         raise click.UsageError("--export and --json exclude each other")
@@ -139,7 +140,9 @@ def plan(
 
 
 def _exit_code(plan: Plan) -> int:
-    """Return 1 without a plan, or if it does not serve the load within its targets."""
+    """Return 130 after an interrupt, 1 without a plan or if its load misses its targets."""
+    if plan.interrupted:
+        return 130
     answer = plan.slo_answer
     return 0 if plan.fits and (answer is None or answer.is_met) else 1
 

@@ -152,7 +152,8 @@ class Plan:
     upgrades : tuple of Upgrade
         Scenarios that improve the objective, or make the model fit; the best is first.
     stopped : str
-        What a KeyboardInterrupt left unfinished; empty if the plan is complete.
+        What the time limit or a KeyboardInterrupt left unfinished; empty if the plan is
+        complete.
     deployment : Deployment
         Model and network with one request, and the KV cache to leave room for.
     degrees : tuple of DegreeChoice
@@ -167,6 +168,8 @@ class Plan:
     slo_answer : SloAnswer or None
         Whether the load is served within the targets, and the largest loads that are; None
         without targets, or if nothing fits.
+    interrupted : bool
+        Whether it was a KeyboardInterrupt: the plan is the best so far.
     """
 
     query: PlanQuery
@@ -183,6 +186,7 @@ class Plan:
     throughput: Throughput | None = None
     unused_nodes: tuple[str, ...] = ()
     slo_answer: SloAnswer | None = None
+    interrupted: bool = False
 
     if not TYPE_CHECKING:  # type checkers would accept every name
 
@@ -379,6 +383,7 @@ class Plan:
             "throughput": None if self.throughput is None else record_to_dict(self.throughput),
             "unused_nodes": list(self.unused_nodes),
             "slo_answer": None if self.slo_answer is None else record_to_dict(self.slo_answer),
+            "interrupted": self.interrupted,
         }
 
 

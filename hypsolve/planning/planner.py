@@ -22,7 +22,7 @@ from hypsolve.planning.query import (
     solve_query,
 )
 from hypsolve.planning.simulation_search import Progress
-from hypsolve.planning.slo_answer import SloAnswer, SloSearch
+from hypsolve.planning.slo_answer import SloAnswer, SloSearch, answer_of
 from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.throughput import ServedSplit
 from hypsolve.planning.what_if import Upgrade, find_upgrades
@@ -37,6 +37,7 @@ SEARCH_SHARE = 0.5  # of the time limit, for the search where upgrades are looke
 RESERVED_SHARE = 0.2  # of the time limit, for the forecast
 SLO_SHARE = 0.4  # of the time that is left then, for the largest loads within the targets
 UPGRADE_SHARE = 0.6  # of the time that is left then, for the cheapest upgrade
+WRAP_UP_S = 2.0  # seconds after an interrupt, for the forecast of the best split so far
 
 
 def plan_query(
@@ -69,8 +70,11 @@ def plan_query(
     share = SEARCH_SHARE if with_upgrades else 1 - RESERVED_SHARE
     limited = replace(query, time_limit_s=max(share * limit_s, MIN_S))
     solution, stopped = _solve_or_fall_back(limited, progress)
+    interrupted = bool(stopped)
+    if interrupted:
+        deadline = Deadline(min(WRAP_UP_S, deadline.left_s()))
     return _plan_of(
-        query, solution, stopped,
+        query, solution, stopped, interrupted=interrupted,
         with_upgrades=with_upgrades, lighter=lighter, progress=progress, deadline=deadline,
     )  # fmt: skip
 
@@ -95,7 +99,7 @@ def add_upgrades(
         throughput=plan.throughput,
     )
     found = _plan_of(
-        query, solution, plan.stopped,
+        query, solution, plan.stopped, interrupted=plan.interrupted,
         forecast=plan.forecast, slo_answer=plan.slo_answer, with_upgrades=True,
         lighter=lighter, progress=progress or (lambda line: None), deadline=deadline,
     )  # fmt: skip
@@ -117,6 +121,7 @@ def _plan_of(
     solution: Solution,
     stopped: str,
     *,
+    interrupted: bool,
     forecast: Forecast | None = None,
     slo_answer: SloAnswer | None = None,
     with_upgrades: bool,
@@ -142,14 +147,15 @@ def _plan_of(
                 deadline=deadline,
             )
         if forecast is not None and query.has_targets and slo_answer is None:
-            search = _slo_search(query, solution, forecast)
-            try:
-                search.run(deadline.part(SLO_SHARE), progress)
-            except KeyboardInterrupt:
+            slo_answer = answer_of(solution.deployment, forecast)
+            if not interrupted:
                 unfinished = "the search for the largest loads within the targets was cut short"
-                raise
-            finally:  # an interrupt leaves what is known
-                slo_answer = search.answer()
+                search = _slo_search(query, solution, forecast)
+                try:
+                    search.run(deadline.part(SLO_SHARE), progress)
+                finally:  # an interrupt leaves what is known
+                    slo_answer = search.answer()
+                unfinished = "not all upgrades were tried"
         if slo_answer is not None and not slo_answer.is_met and with_upgrades and not stopped:
             slo_answer, stopped = _with_upgrade(
                 slo_answer, query, lighter, deadline.part(UPGRADE_SHARE), progress
@@ -179,7 +185,7 @@ def _plan_of(
             ):
                 upgrades.append(upgrade)  # those before an interrupt stay
     except KeyboardInterrupt:
-        stopped = stopped or unfinished
+        stopped, interrupted = stopped or unfinished, True
     except TimeoutError:
         stopped = (
             stopped or f"time limit of {query.time_limit_s:g} s: not all upgrades were tried"
@@ -200,6 +206,7 @@ def _plan_of(
         deployment=solution.deployment,
         throughput=solution.throughput,
         slo_answer=slo_answer,
+        interrupted=interrupted,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hypsolve.planning.forecast import Forecast, room_of, serve_load
-from hypsolve.planning.load import Load, max_requests
+from hypsolve.planning.load import Load, max_requests, with_requests
 from hypsolve.planning.rate_bound import bound_on_rate
 from hypsolve.planning.saturation import (
     MET,
@@ -105,6 +105,23 @@ class SloAnswer:
     limited_by: str
     upgrade: SufficientUpgrade | None = None
     upgrades_were_tried: bool = False
+
+
+def answer_of(deployment: Deployment, forecast: Forecast) -> SloAnswer:
+    """Return what a forecast says of its load; no larger load was looked for."""
+    load, is_met = forecast.load, forecast.slo_attainment >= MET
+    is_met = is_met and (load.users is not None or forecast.keeps_up is not False)
+    return SloAnswer(
+        is_met=is_met,
+        slo_attainment=forecast.slo_attainment,
+        n_requests=len(with_requests(deployment, load).requests),
+        max_users=(load.users or 0) if is_met else 0,
+        max_users_is_lower_bound=True,
+        max_requests_per_s=load.rate_per_s if is_met and load.users is None else 0.0,
+        max_rate_is_lower_bound=True,
+        binding_target="",
+        limited_by=forecast.limited_by,
+    )
 
 
 def attainment_at(

@@ -61,6 +61,8 @@ def text(plan: Plan) -> str:
 
 
 def _lines(plan: Plan) -> Iterator[str]:
+    if plan.interrupted:
+        yield f"stopped: {plan.stopped}"
     if lines := slo_lines(plan):
         yield from (*lines, "")
     yield f"{title(plan)}: {describe_query(plan)}"
@@ -97,7 +99,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     limit = plan.model.context_tokens
     if limit and plan.query.tokens > limit:
         yield f"longer than the {limit} tokens the model was made for: runtimes may refuse it"
-    if plan.stopped:
+    if plan.stopped and not plan.interrupted:
         yield f"stopped: {plan.stopped}"
     if plan.upgrades or not plan.stopped:
         yield ""

@@ -190,7 +190,8 @@ def test_an_interrupted_search_prints_the_best_so_far(example):
     out, _ = process.communicate(timeout=300)  # for one that hangs
     os.close(stderr)
     os.close(terminal)
-    assert process.returncode == 0
+    assert process.returncode == 130
+    assert out.startswith("stopped: ")
     assert (
         "not proved optimal: no split over all tiers has a mean latency" in out
         and "(gap " in out
@@ -330,7 +331,7 @@ def test_an_interrupted_comparison_says_so(capsys, example, monkeypatch):
 
     monkeypatch.setattr(comparison, "solve_query", solve_query)
     code, out, err = run(capsys, "compare", "--model", "llama-3-8b", "--network", example)
-    assert (code, err) == (0, "stopped: 2 of 12 methods are finished\n")
+    assert (code, err) == (130, "stopped: 2 of 12 methods are finished\n")
     methods = [line.split()[0] for line in out.splitlines()[1:-2]]
     assert methods == ["hypsplit_dp", "even_split"]
 
