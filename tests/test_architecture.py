@@ -71,6 +71,7 @@ MAY_IMPORT = {
         "hypsolve.simulation", "hypsolve.solvers", "hypsolve.solve", "hypsolve.verify",
         "hypsolve.bounds",
     ),
+    "hypsolve.interrupt": (),
     "hypsolve": ("hypsolve",),
     "hypsolve.cli": ("hypsolve",),
     "instances": (

@@ -190,7 +190,7 @@ def plan_for_server(
             progress=progress,
             deadline=deadline,
         )
-        return ServerPlan(near, best, why)
+        return ServerPlan(replace(near, degrees=degrees), best, why)
     if not best.stopped and (with_upgrades or not best.fits):
         best = add_upgrades(best, lighter=lighter, progress=progress, deadline=deadline)
     return ServerPlan(best, best, why)

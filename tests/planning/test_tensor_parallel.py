@@ -37,7 +37,7 @@ def box_plan():
 
 
 def test_70b_on_eight_h100(box_plan):
-    """One GPU cannot hold it, so that without tensor parallelism nothing fits."""
+    """One GPU cannot hold it: without tensor parallelism, it takes several in a row."""
     assert box_plan.fits
     assert box_plan.forecast.keeps_up
     alone = next(each for each in box_plan.degrees if each.degrees == (1,))
@@ -46,7 +46,7 @@ def test_70b_on_eight_h100(box_plan):
     single = plan_alone(
         "llama-3-70b", lab([machine()]), runtime="vllm", tensor_parallel=1, **FAST
     )
-    assert not single.fits
+    assert single.fits and len([stage for stage in single.stages if stage.blocks]) > 1
     assert f"{box_plan.nodes[0].n_gpus} x H100-SXM" in str(box_plan)
 
 
@@ -280,9 +280,7 @@ def test_the_report_has_the_degrees(box_plan, tmp_path):
 
 def test_gpus_of_a_machine_can_be_stages_in_a_row():
     """llama.cpp holds a model on eight GPUs that none of them could hold: one after another."""
-    plan = plan_alone("llama-3-70b", lab([machine()]), runtime="llama.cpp", **FAST)
-    assert not plan.fits
-    near = hs.nearest_plan(plan, "llama.cpp", with_upgrades=False)
+    near = plan_alone("llama-3-70b", lab([machine()]), runtime="llama.cpp", **FAST)
     assert near.fits
     used = [node.node for node in near.nodes if node.is_used]
     assert set(used) <= {f"box/{i}" for i in range(8)}
