@@ -34,6 +34,10 @@ Split = Callable[[PlanQuery], Solution]
 Fluid = Callable[[PlanQuery], tuple[Solution, dict[Cuts, float]]]
 
 
+class NoServerPlan(ValueError):
+    """A runtime can express no plan on a network, though all input is valid."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerNetwork:
     """The nodes that the pipelines of a query's runtime use.
@@ -277,7 +281,7 @@ def nearest_plan(
     )
     against = refusals(Layout.of(near), runtime) if near.fits else []
     if against:
-        raise ValueError(f"nearest_plan: {runtime} can express no plan: {against[0]}")
+        raise NoServerPlan(f"nearest_plan: {runtime} can express no plan: {against[0]}")
     return near
 
 
@@ -347,7 +351,7 @@ def _best_of(
             # the load of a simulation follows the limit of the whole query, not of its part
             choices.append(Choice(order, replace(solution, query=query)))
     if not choices and why:
-        raise ValueError(f"nearest_plan: {runtime} can express no plan: {why[0]}")
+        raise NoServerPlan(f"nearest_plan: {runtime} can express no plan: {why[0]}")
     if not choices:
         return queries[0]
     return queries[int(served_best(_in_order(choices), deadline, progress).order[-1])]
