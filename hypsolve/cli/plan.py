@@ -24,7 +24,7 @@ from hypsolve.planning.html_report import report_path, write_report
 from hypsolve.planning.plan import FRONTIER_SHARE, Plan
 from hypsolve.planning.platforms import runs_on
 from hypsolve.planning.query import PlanQuery
-from hypsolve.planning.runtime_restrictions import restricting_server
+from hypsolve.planning.runtime_restrictions import NoServerPlan, restricting_server
 from hypsolve.planning.saturation import MET
 from hypsolve.planning.server_plan import ServerPlan, plan_for_server
 from hypsolve.planning.slo_text import describe_slos
@@ -106,15 +106,19 @@ def plan(
     if report is not None:
         optional("matplotlib.figure")  # loaded before the clock starts, as kernels are
     deadline = Deadline(query.time_limit_s - _report_s(query.time_limit_s, report))
-    with show_progress() as progress:
-        found = plan_for_server(
-            query,
-            server or "",
-            with_upgrades=in_full,
-            lighter=lighter,
-            progress=progress,
-            deadline=deadline,
-        )
+    try:
+        with show_progress() as progress:
+            found = plan_for_server(
+                query,
+                server or "",
+                with_upgrades=in_full,
+                lighter=lighter,
+                progress=progress,
+                deadline=deadline,
+            )
+    except NoServerPlan as error:
+        print(f"hypsolve: {error}", file=sys.stderr)
+        return 1
     plan, best = found.plan, found.best
     if server is not None and best.stopped:
         print(f"stopped: {best.stopped}", file=sys.stderr)
@@ -191,13 +195,19 @@ def _tell_difference(found: ServerPlan, server: str) -> None:
         return
     words = ""
     if best.fits:
-        more = plan.value / best.value - 1
-        side = "above" if more >= 0 else "below"
-        words = f" ({plan.objective_name} {abs(more):.1%} {side} that plan's)"
+        words = f" ({plan.objective_name} {_against(plan, best)})"
     used = [node.node for node in plan.nodes if node.is_used]
     row = f"on {', '.join(used)}{words}: {describe_proof(plan)}"
     print(f"planned for it instead, {row}", file=sys.stderr)
     _hint_at_inner_links(best, plan, server)
+
+
+def _against(plan: Plan, best: Plan) -> str:
+    """Compare the value of a plan with that of the best plan, which may be 0."""
+    if not best.value:
+        return f"{plan.describe_value()}, and that plan's is {best.describe_value()}"
+    more = plan.value / best.value - 1
+    return f"{abs(more):.1%} {'above' if more >= 0 else 'below'} that plan's"
 
 
 def _hint_at_inner_links(best: Plan, plan: Plan, server: str) -> None:
