@@ -182,7 +182,12 @@ def _network_of(network: NetworkFile, layout: Layout) -> NetworkFile:
         elif len(nodes[tier.name]) != len(tier.nodes):
             used = tuple(node for node in tier.nodes if node.name in nodes[tier.name])
             network = network.in_a_row(k, [used])
-    return limited(network, tuple(empty)) if empty else network
+    if not empty:
+        return network
+    closed = limited(network, tuple(empty))
+    least = network.min_blocks or (None,) * len(closed.min_blocks)
+    least = tuple(0 if k in empty else given for k, given in enumerate(least))
+    return replace(closed, min_blocks=least)  # other tiers that may be empty still may
 
 
 @valid.suggest_keywords("nearest_plan")

@@ -1,0 +1,36 @@
+"""Degrees of tensor parallelism are compared under one rule, by what the plan is asked for."""
+
+from dataclasses import replace
+
+import hypsolve as hs
+from hypsolve.planning.query import solve_query
+from hypsolve.planning.runtime_restrictions import network_for_server
+
+WIRE = hs.Link(bytes_per_s=1.25e9, latency_s=5e-3)
+SHORT = {"output_tokens": 32, "runtime": "vllm", "time_limit_s": 600}
+TARGETS = {"ttft_slo_s": 1.5, "tpot_slo_s": 0.06, "rate_per_s": 5.0}
+
+
+def sites(*tiers, **rules):
+    """Return a network file of the nodes of tiers in a row."""
+    made = tuple(
+        hs.Tier(name=f"t{k}", nodes=tuple(nodes), link=WIRE if k < len(tiers) - 1 else None)
+        for k, nodes in enumerate(tiers)
+    )
+    return hs.NetworkFile(network=hs.Network(name="sites", tiers=made), **rules)
+
+
+def alike(gpu, n, name=None):
+    return [hs.Node(name=f"{name or gpu}-{i}", gpu=hs.gpu(gpu)) for i in range(n)]
+
+
+def test_nodes_of_a_server_leave_optional_tiers_optional():
+    """A tier with a node for each pipeline had to hold blocks when another one was closed."""
+    network = sites(alike("t4", 1), alike("l4", 2), alike("h100", 2), min_blocks=(0, 0, 0))
+    query = hs.PlanQuery.of("llama-3-8b", network, **SHORT)
+    best = solve_query(query)
+    assert best.result.partition.cuts == (0, 0, 0, 34)  # the premise
+    chosen = network_for_server(query, split=lambda of: replace(best, query=of))
+    assert not chosen.why
+    again = solve_query(chosen.query)
+    assert again.result.partition.cuts == (0, 0, 0, 34)
