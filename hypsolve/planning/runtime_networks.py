@@ -196,9 +196,9 @@ def by_layer(
 ) -> list[NetworkFile]:
     """Return a network with a layer in every stage for each choice of empty tiers.
 
-    If there are more than `max_choices`, only two are made: no tier is empty that need not be,
-    or the tiers that are empty in the plan. A runtime that needs no layer in a stage gets the
-    network itself.
+    If there are more than `max_choices`, only few are made: no tier is empty that need not be,
+    the tiers that are empty in the plan, or all that may be but one tier of the query, if there
+    is room for these choices. A runtime that needs no layer in a stage gets the network itself.
     """
     network, tiers = candidate.network, candidate.network.network.tiers
     must = tuple(k for k, tier in enumerate(tiers) if tier.name in candidate.empty)
@@ -208,6 +208,12 @@ def by_layer(
     unused = _empty_tiers(solution)
     as_planned = tuple(k for k in optional if tiers[k].name in unused)
     choices: list[tuple[int, ...]] = list(dict.fromkeys([(), as_planned]))
+    alone = [
+        tuple(k for k in optional if not _is_of(tier.name, tiers[k].name))
+        for tier in solution.query.network.network.tiers
+    ]
+    if len(choices) + len(alone) <= max_choices:
+        choices = list(dict.fromkeys([*choices, *alone]))
     if 2 ** len(optional) <= max_choices:
         sizes = range(len(optional) + 1)
         choices = [each for n in sizes for each in itertools.combinations(optional, n)]
@@ -223,6 +229,11 @@ def by_layer(
     if not networks:
         raise errors[0]
     return networks
+
+
+def _is_of(tier: str, name: str) -> bool:
+    """Return whether a tier by name is a tier of the query, or a stage of it in a row."""
+    return name == tier or name.startswith(f"{tier}/")
 
 
 def _empty_tiers(solution: Solution) -> set[str]:

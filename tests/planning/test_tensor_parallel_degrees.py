@@ -5,6 +5,7 @@ from dataclasses import replace
 import hypsolve as hs
 from hypsolve.planning.query import solve_query
 from hypsolve.planning.runtime_restrictions import network_for_server
+from tests.planning.test_tensor_parallel import machine
 
 WIRE = hs.Link(bytes_per_s=1.25e9, latency_s=5e-3)
 SHORT = {"output_tokens": 32, "runtime": "vllm", "time_limit_s": 600}
@@ -34,3 +35,13 @@ def test_nodes_of_a_server_leave_optional_tiers_optional():
     assert not chosen.why
     again = solve_query(chosen.query)
     assert again.result.partition.cuts == (0, 0, 0, 34)
+
+
+def test_gpus_in_a_row_are_found_beside_other_tiers():
+    """With many ways to leave tiers empty, none was tried where no node alone holds the model."""
+    network = sites(alike("t4", 2), alike("l4", 4), [machine()], min_blocks=(0, 0, 0))
+    query = hs.PlanQuery.of("llama-3-70b", network, tensor_parallel=1, **SHORT)
+    chosen = network_for_server(query)
+    best = solve_query(chosen.query)
+    assert best.result.partition is not None
+    assert all(name.startswith("box/") for name in chosen.used)
