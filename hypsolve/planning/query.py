@@ -28,7 +28,7 @@ from hypsolve.planning.simulation_search import (
     minimise_mean_latency,
     solve_simulated,
 )
-from hypsolve.planning.throughput import Cuts, RateSearch, Throughput
+from hypsolve.planning.throughput import Cuts, RateSearch, ServedSplit, Throughput
 from hypsolve.problem import validation as valid
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.deployment import Deployment, Model, Network, Requests
@@ -38,6 +38,7 @@ from hypsolve.problem.runtime import IDEAL, Batching, Runtime
 from hypsolve.problem.serving_result import ServingResult
 from hypsolve.problem.solution import Outcome, Partition, Status
 from hypsolve.solve import METHODS, Method, options_of, solve
+from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.throughput.server_arrays import FAMILIES
 
 RATES = ("throughput", "goodput", "cost")
@@ -560,6 +561,18 @@ def rank_fluid(query: PlanQuery, n_splits: int = 1) -> tuple[Solution, list[Cuts
 def saturated(query: PlanQuery, cuts: Cuts, share: float = 1.0) -> SimulatedRate:
     """Simulate a split of a query where every queue is full; see `RateSearch.saturated`."""
     return _rate_search(query, query.deployment()).saturated(cuts, share)
+
+
+def served_by(
+    query: PlanQuery, cuts: Cuts, share: float, deadline: Deadline
+) -> tuple[ServedSplit, tuple[float, ...]]:
+    """Simulate a split of a query for a rate; see `RateSearch.served`."""
+    return _rate_search(query, query.deployment()).served(cuts, share, deadline)
+
+
+def bound_of(query: PlanQuery, *, has_users: bool = True) -> float:
+    """Return requests per second that no split of a query exceeds; see `RateSearch.bound`."""
+    return _rate_search(query, query.deployment()).bound(has_users=has_users)
 
 
 def fluid_within_targets(query: PlanQuery, n_splits: int = 1) -> ServingResult | None:

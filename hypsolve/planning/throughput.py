@@ -374,6 +374,29 @@ class RateSearch:
             slo_attainment=share_of_users,
         )
 
+    def served(
+        self, cuts: Cuts, share: float, deadline: Deadline
+    ) -> tuple[ServedSplit, tuple[float, ...]]:
+        """Simulate one split as `run` does, and return what it serves.
+
+        Parameters
+        ----------
+        cuts : tuple of int
+        share : float
+            Share of the requests of a full simulation.
+        deadline : Deadline
+            When it has passed, the search for a rate within the targets ends.
+
+        Returns
+        -------
+        served : ServedSplit
+        order : tuple of float
+            The smallest is the best, over splits and over networks.
+        """
+        rate = self._rate(cuts, share, self.bound(), deadline)
+        served = Candidate("fluid model", cuts).served(rate)
+        return served, self._order(served)
+
     def saturated(
         self, cuts: Cuts, share: float = 1.0, bound_per_s: float = math.inf
     ) -> SimulatedRate:
