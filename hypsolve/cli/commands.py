@@ -245,7 +245,7 @@ def _nodes(
     """Choose the nodes of a query as ``hypsolve plan`` does, and start the time limit."""
     planner.warm(query)
     deadline = Deadline(query.time_limit_s)
-    query, _ = choose_degrees(query, progress, deadline)
+    query, _ = choose_degrees(query, progress, deadline, restrict=network_for_server)
     choice = deadline.part(NODES_SHARE)
     return network_for_server(query, progress=progress, deadline=choice), deadline
 
@@ -272,7 +272,7 @@ def _planned(
     """Return the split of an earlier plan, on the nodes of this plan."""
     planner.warm(query)
     deadline = Deadline(query.time_limit_s)
-    query, _ = choose_degrees(query, progress, deadline)
+    query, _ = choose_degrees(query, progress, deadline, restrict=network_for_server)
     nodes = ServerNetwork.of(query, query_of_plan(plan, query))
     return nodes, solution_of_plan(plan, nodes.query), deadline
 

@@ -99,7 +99,7 @@ def choose_nodes(
         families=planned.families if chooses else (),
     )
     deadline = Deadline(query.time_limit_s)
-    planned, _ = choose_degrees(planned, progress, deadline)
+    planned, _ = choose_degrees(planned, progress, deadline, restrict=network_for_server)
     choice = deadline.part(CHOICE_SHARE)
     nodes = network_for_server(planned, progress=progress, deadline=choice)
     return replace(nodes, query=replace(nodes.query, objective=asked), solution=None), deadline

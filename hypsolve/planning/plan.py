@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hypsolve.formats.network_toml import NetworkFile
+from hypsolve.planning.degree_choice import DegreeChoice
 from hypsolve.planning.forecast import Forecast, serve_load
 from hypsolve.planning.layers import describe_blocks
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.serving_frontier import ServingPoint, serving_points, undominated
 from hypsolve.planning.slo_answer import SloAnswer
-from hypsolve.planning.tensor_parallel import DegreeChoice
 from hypsolve.planning.throughput import Throughput
 from hypsolve.planning.what_if import Upgrade
 from hypsolve.problem import evaluation

@@ -271,7 +271,7 @@ def replan(
     warm(query)
     deadline = Deadline(query.time_limit_s)
     _check_same_model(old, query.model)
-    query, _ = choose_degrees(query, progress, deadline)
+    query, _ = choose_degrees(query, progress, deadline, restrict=network_for_server)
     restricted = _restricted(query, old, max_moves, progress, deadline)
     query = restricted.query
     find = _most_served if query.is_rate else _least

@@ -10,7 +10,11 @@ from hypsolve.planning.exporters import ONE_PIPELINE, not_expressible
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import add_upgrades, plan_query, warm
 from hypsolve.planning.query import ModelSource, NetworkSource, PlanQuery, takes_query
-from hypsolve.planning.runtime_restrictions import nearest_plan, restricting_server
+from hypsolve.planning.runtime_restrictions import (
+    nearest_plan,
+    network_for_server,
+    restricting_server,
+)
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.what_if import lighter_models
@@ -166,7 +170,7 @@ def plan_for_server(
     """
     warm(query)
     deadline = deadline or Deadline(query.time_limit_s)
-    query, degrees = choose_degrees(query, progress, deadline)
+    query, degrees = choose_degrees(query, progress, deadline, restrict=network_for_server)
     server = server or restricting_server(query.runtime)
     best = plan_query(
         query,

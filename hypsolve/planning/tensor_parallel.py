@@ -6,19 +6,27 @@ degree of its own. Under one degree, a machine with fewer GPUs is left out, and 
 more is several nodes of its tier.
 
 *Choice.* The model is split for every degree that is known for the interconnects and divides
-the heads. The splits are exact for the query's objective, which is about requests one at a
-time, so the degrees are compared by what is simulated: the `Goal` of the query. Where tiers may
-differ, the `MAX_SIMULATED` degrees that a model of the goal ranks first are simulated.
+the heads, on the nodes that the server of the runtime can use, and each split is simulated.
+
+- Under an objective in requests/s, degrees are compared as splits are: by the rate that the
+  best split of the fluid model serves. Short simulations rank all degrees; the best `FINALISTS`
+  are simulated as long as a plan is, unless the best one is ahead by `CLEARLY`.
+- Under an objective in seconds, which is about requests one at a time, they are compared by the
+  `Goal` of the query.
+
+Where tiers may differ, the `MAX_SIMULATED` degrees that a model ranks first are simulated.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hypsolve.formats.network_file import NetworkFile
+from hypsolve.planning.degree_choice import DegreeChoice
 from hypsolve.planning.forecast import predict
 from hypsolve.planning.goal import Goal
 from hypsolve.planning.gpu_groups import degrees_of
@@ -26,10 +34,12 @@ from hypsolve.planning.query import (
     DEFAULT_METHOD,
     PlanQuery,
     Solution,
-    solve_fluid,
+    rank_fluid,
+    served_by,
     solve_query,
 )
 from hypsolve.planning.simulation_search import Progress
+from hypsolve.planning.throughput import FIRST_SHARE, Cuts
 from hypsolve.problem.gpu_group import check_degree
 from hypsolve.problem.network import Node, Tier
 from hypsolve.solve import warm_methods
@@ -42,49 +52,10 @@ NO_DEGREE = ("llama.cpp",)
 MAX_SIMULATED = 6  # choices of degrees that differ over the tiers
 SHARE = 0.4  # of the time that is left, for all simulations
 MAX_CHOICES = 4096  # of them that are split
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DegreeChoice:
-    """One choice of the degrees of tensor parallelism, and what it serves.
-
-    Attributes
-    ----------
-    degrees : tuple of int
-        Largest degree of each tier.
-    is_allowed : bool
-        Whether the runtime can run it.
-    fits : bool
-        Whether the model fits.
-    reason : str
-        Why it was not simulated; empty if it was.
-    objective_s : float
-        Least objective; inf if nothing fits.
-    value : float
-        What the query asks for, simulated: the largest rate, the rate of the users, the goodput
-        or the mean latency; nan if it was not simulated.
-    max_requests_per_s, latency_mean_s, goodput_requests_per_s : float
-        As in `Forecast`; nan if it was not simulated.
-    max_rate_is_lower_bound : bool
-        As in `Forecast`.
-    """
-
-    degrees: tuple[int, ...]
-    is_allowed: bool
-    fits: bool = False
-    reason: str = ""
-    objective_s: float = math.inf
-    value: float = math.nan
-    max_requests_per_s: float = math.nan
-    latency_mean_s: float = math.nan
-    goodput_requests_per_s: float = math.nan
-    max_rate_is_lower_bound: bool = False
-
-    def describe_degrees(self) -> str:
-        """Name the degree, or those of the tiers if they differ."""
-        if len(set(self.degrees)) == 1:
-            return str(self.degrees[0])
-        return "/".join(map(str, self.degrees))
+FINALISTS = 2  # degrees that are simulated at length, under an objective in requests/s
+CLEARLY = 1.25  # times the rate of another degree: short simulations tell them apart
+Restrict = Callable[..., Any]
+"""`hypsolve.planning.runtime_restrictions.network_for_server`, which imports plans."""
 
 
 @dataclass(slots=True)
@@ -94,7 +65,9 @@ class _Candidate:
     query: PlanQuery
     choice: DegreeChoice
     solution: Solution | None = None
-    modelled: float = math.nan  # value of the goal, by its model
+    modelled: tuple[float, ...] = (math.inf,)  # rank by a model; the smallest is the best
+    short: tuple[float, ...] = (math.inf,)  # rank by short simulations
+    full: tuple[float, ...] = (math.inf,)  # rank by simulations as long as a plan's
 
     @property
     def is_common(self) -> bool:
@@ -108,7 +81,11 @@ class _Candidate:
 
 
 def choose_degrees(
-    query: PlanQuery, progress: Progress | None = None, deadline: Deadline | None = None
+    query: PlanQuery,
+    progress: Progress | None = None,
+    deadline: Deadline | None = None,
+    *,
+    restrict: Restrict | None = None,
 ) -> tuple[PlanQuery, tuple[DegreeChoice, ...]]:
     """Choose the degrees of tensor parallelism of a query's machines.
 
@@ -121,6 +98,9 @@ def choose_degrees(
         When the caller's work must have ended: the choice takes `SHARE` of what is left.
         Default: the time limit of the query from now on. What is not simulated by then is
         compared by a model alone.
+    restrict : callable, optional
+        `hypsolve.planning.runtime_restrictions.network_for_server`: every degree is compared on
+        the nodes that the server of the runtime can use. Default: on all nodes.
 
     Returns
     -------
@@ -145,25 +125,27 @@ def choose_degrees(
     if query.tensor_parallel is not None or all(node.gpus == 1 for node in machines):
         return query, ()
     progress = progress or (lambda line: None)
-    warm_methods(DEFAULT_METHOD, simulates=True, pipelines=query.has_pipelines)
+    warm_methods(
+        DEFAULT_METHOD,
+        simulates=True,
+        pipelines=query.has_pipelines,
+        families=query.families,
+    )
     deadline = (deadline or Deadline(query.time_limit_s)).part(SHARE)
     candidates, refused = _candidates(query)
-    goal, to_split = Goal(query), deadline.part(0.5)  # the other half is for simulations
-    for each in candidates:
-        if each.is_common or not to_split.has_passed():
-            _split(each, goal)
-    best = _best_modelled(goal, [each for each in candidates if each.solution is not None])
-    for at, each in enumerate(best):
-        if deadline.has_passed():
-            break
-        progress(f"tensor parallelism {each.choice.describe_degrees()}: simulating requests")
-        _simulate(each, goal, deadline.part(1 / (len(best) - at)))
     if not any(each.choice.is_allowed for each in candidates):
         why = "; ".join(choice.reason for choice in refused)
         if query.runtime.name in ONE_DEGREE:
             why = f"runtime {query.runtime.name!r} takes one for all stages; {why}"
         raise ValueError(f"plan: no degree of tensor parallelism can be run: {why}")
-    order = sorted(candidates, key=lambda each: _order(goal, each))
+    goal, to_split = Goal(query), deadline.part(0.5)  # the other half is for simulations
+    for at, each in enumerate(candidates):
+        if each.is_common or not to_split.has_passed():
+            mine = to_split.part(1 / (len(candidates) - at))
+            _split(each, goal, restrict if each.choice.is_allowed else None, mine)
+    fitting = [each for each in candidates if each.solution is not None]
+    _simulate_all(fitting, goal, progress, deadline)
+    order = sorted(candidates, key=_order)
     chosen = order[0]
     tried = [
         each.choice
@@ -173,18 +155,45 @@ def choose_degrees(
     return chosen.query, (*tried, *refused)
 
 
-def _best_modelled(goal: Goal, fitting: list[_Candidate]) -> list[_Candidate]:
-    """Return the candidates to simulate, the best by the model of the goal first.
+def _simulate_all(
+    fitting: list[_Candidate], goal: Goal, progress: Progress, deadline: Deadline
+) -> None:
+    """Simulate the candidates, the best by the model first, as far as the time allows."""
+    best = _best_modelled(fitting)
+    for at, each in enumerate(best):
+        if deadline.has_passed():
+            break
+        progress(f"tensor parallelism {each.choice.describe_degrees()}: simulating requests")
+        _simulate(each, goal, deadline.part(1 / (len(best) - at)))
+    if not best or not best[0].query.is_rate:
+        return
+    allowed = [each for each in best if each.choice.is_allowed and not math.isnan(each.value)]
+    finals = sorted(allowed, key=lambda each: each.short)[:FINALISTS]
+    close = [each for each in finals if each.value * CLEARLY > finals[0].value]
+    if len(close) < FINALISTS:
+        return
+    for at, each in enumerate(close):
+        progress(f"tensor parallelism {each.choice.describe_degrees()}: simulating at length")
+        mine = deadline.part(1 / (len(close) - at))
+        if not _simulate_in_full(each, mine):
+            for other in close:  # one of them alone tells nothing
+                other.full = (math.inf,)
+                other.choice = replace(other.choice, full_value=math.nan)
+            return
+
+
+def _best_modelled(fitting: list[_Candidate]) -> list[_Candidate]:
+    """Return the candidates to simulate, the best by the model first.
 
     All common degrees come first, then the `MAX_SIMULATED` best of the others.
     """
-    ranked = sorted(fitting, key=lambda each: (not each.is_common, goal.rank(each.modelled)))
+    ranked = sorted(fitting, key=lambda each: (not each.is_common, each.modelled))
     mixed = [each for each in ranked if not each.is_common]
     out = {id(each) for each in mixed[MAX_SIMULATED:]}
     return [each for each in ranked if id(each) not in out]
 
 
-def _order(goal: Goal, each: _Candidate) -> tuple[bool, bool, float, float, tuple[int, ...]]:
+def _order(each: _Candidate) -> tuple[Any, ...]:
     """Return the key that sorts candidates: runnable, fitting, simulated, modelled, smaller.
 
     If nothing fits, the largest degree says how much is missing.
@@ -193,8 +202,9 @@ def _order(goal: Goal, each: _Candidate) -> tuple[bool, bool, float, float, tupl
     return (
         not each.choice.is_allowed,
         each.solution is None,
-        goal.rank(each.value),
-        goal.rank(each.modelled),
+        each.full,
+        each.short,
+        each.modelled,
         degrees if each.solution is not None else tuple(-degree for degree in degrees),
     )
 
@@ -276,33 +286,73 @@ def _largest(network: NetworkFile) -> tuple[int, ...]:
     return tuple(max(node.gpus for node in tier.nodes) for tier in network.network.tiers)
 
 
-def _split(each: _Candidate, goal: Goal) -> None:
-    """Split the model; a search by simulation begins after the degree is chosen."""
-    quick = each.query
-    if quick.is_simulated or quick.method is not None:
-        quick = replace(quick, method=DEFAULT_METHOD, options={})
-    if quick.is_simulated:
-        quick = replace(quick, objective="path")
-    solution = solve_fluid(quick)[0] if quick.is_rate else solve_query(quick)
-    if solution.result.partition is None:
+def _split(each: _Candidate, goal: Goal, restrict: Restrict | None, deadline: Deadline) -> None:
+    """Split the model, on the nodes that a server can use."""
+    query = each.query
+    if restrict is not None:
+        try:
+            query = restrict(
+                query, split=_quick_split, fluid=_fluid_split, deadline=deadline
+            ).query
+        except ValueError as error:  # it can express no plan
+            each.choice = replace(each.choice, reason=str(error).removeprefix("nearest_plan: "))
+            return
+    if query.is_rate:
+        solution, splits = _fluid_split(query)
+        modelled: tuple[float, ...] = (
+            solution.misses_targets,
+            -max(splits.values(), default=0),
+        )
+    else:
+        solution = _quick_split(query)
+    partition = solution.result.partition
+    if partition is None:
         each.choice = replace(each.choice, reason="the model does not fit")
         return
-    each.solution = solution
-    each.modelled = goal.model(solution, solution.result.partition.cuts, each.query)
-    each.choice = replace(each.choice, fits=True, objective_s=solution.result.objective_s)
+    if not query.is_rate:
+        modelled = (goal.rank(goal.model(solution, partition.cuts, each.query)),)
+        each.choice = replace(each.choice, objective_s=solution.result.objective_s)
+    each.solution, each.modelled = solution, modelled
+    each.choice = replace(each.choice, fits=True)
+
+
+def _fluid_split(query: PlanQuery) -> tuple[Solution, dict[Cuts, float]]:
+    """Return the best split of the fluid model with its rate."""
+    solution, splits, rate = rank_fluid(query)
+    return solution, dict.fromkeys(splits[:1], rate)
+
+
+def _quick_split(query: PlanQuery) -> Solution:
+    """Split the model; a search by simulation begins after the degree is chosen."""
+    if query.is_rate:
+        return rank_fluid(query)[0]
+    quick = query
+    if query.is_simulated or query.method is not None:
+        quick = replace(query, method=DEFAULT_METHOD, options={})
+    if query.is_simulated:
+        quick = replace(quick, objective="path")
+    return replace(solve_query(quick), query=query)
 
 
 def _simulate(each: _Candidate, goal: Goal, deadline: Deadline) -> None:
-    """Simulate the split of a candidate under the load of the query."""
+    """Simulate the split of a candidate, shortly, or under the load of the query."""
     assert each.solution is not None and each.solution.result.partition is not None
+    partition = each.solution.result.partition
+    if each.query.is_rate:
+        served, each.short = served_by(
+            each.solution.query, partition.cuts, FIRST_SHARE, deadline
+        )
+        each.choice = replace(each.choice, value=served.simulated_requests_per_s)
+        return
     forecast = predict(
         each.solution.deployment,
-        each.solution.result.partition,
+        partition,
         each.query.load,
         instance=each.solution.instance,
         deadline=deadline,
         only=goal.quantity,
     )
+    each.short = (goal.rank(goal.of(forecast)),)
     each.choice = replace(
         each.choice,
         value=goal.of(forecast),
@@ -311,6 +361,17 @@ def _simulate(each: _Candidate, goal: Goal, deadline: Deadline) -> None:
         latency_mean_s=forecast.latency_s.mean,
         goodput_requests_per_s=forecast.goodput_requests_per_s,
     )
+
+
+def _simulate_in_full(each: _Candidate, deadline: Deadline) -> bool:
+    """Simulate the split of a candidate as long as a plan; return whether there was time."""
+    assert each.solution is not None and each.solution.result.partition is not None
+    if deadline.has_passed():
+        return False
+    cuts = each.solution.result.partition.cuts
+    served, each.full = served_by(each.solution.query, cuts, 1.0, deadline)
+    each.choice = replace(each.choice, full_value=served.simulated_requests_per_s)
+    return not (served.is_lower_bound and deadline.has_passed())
 
 
 def restriction_cost(

@@ -7,11 +7,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hypsolve.planning.goal import RATE, Goal
+from hypsolve.planning.degree_text import degree_lines
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.saturation import MET
 from hypsolve.planning.slo_text import describe_slos, slo_lines
-from hypsolve.planning.tensor_parallel import DegreeChoice, restriction_cost
 from hypsolve.planning.upgrade_text import (
     CLEARLY,
     describe_bound,
@@ -150,36 +149,6 @@ def infeasible_lines(plan: Plan) -> list[str]:
             f" file ({', '.join(wide)}), they can be stages in a row"
         ]
     return [f"{plan.result.status}: {verdict}", *tiers, *hint]
-
-
-def degree_lines(plan: Plan) -> Iterator[str]:
-    """Yield what each degree of tensor parallelism serves, and what a restriction costs."""
-    if not plan.degrees:
-        return
-    goal = Goal(plan.query)
-    of_each = (
-        f"{each.describe_degrees()}: {_value(goal, each) if each.fits else each.reason}"
-        for each in plan.degrees
-        if each.is_allowed
-    )
-    yield f"tensor parallelism, {goal.quantity} simulated: {'; '.join(of_each)}"
-    cost = restriction_cost(goal, plan.degrees)
-    if cost is not None:
-        other, gain = cost
-        yield (
-            f"degrees of {other.describe_degrees()} by tier, which {plan.query.runtime.name}"
-            f" cannot run, would give {_value(goal, other)} ({gain:.1%}"
-            f" {'more' if goal.is_rate else 'less'})"
-        )
-
-
-def _value(goal: Goal, choice: DegreeChoice) -> str:
-    """Write what a choice of degrees serves."""
-    if math.isnan(choice.value):
-        return "not simulated"
-    at_least = "at least " * (choice.max_rate_is_lower_bound and goal.quantity == RATE)
-    written = f"{choice.value:.3g}" if goal.is_rate else show_seconds(choice.value)
-    return f"{at_least}{written}"
 
 
 def rows_of_nodes(plan: Plan) -> list[dict[str, str]]:

@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
+
 import hypsolve as hs
 from hypsolve.planning.query import solve_query
 from hypsolve.planning.runtime_restrictions import network_for_server
+from hypsolve.planning.tensor_parallel import CLEARLY, choose_degrees
 from tests.planning.test_tensor_parallel import machine
 
 WIRE = hs.Link(bytes_per_s=1.25e9, latency_s=5e-3)
@@ -38,10 +41,33 @@ def test_nodes_of_a_server_leave_optional_tiers_optional():
 
 
 def test_gpus_in_a_row_are_found_beside_other_tiers():
-    """With many ways to leave tiers empty, none was tried where no node alone holds the model."""
+    """Where no node alone holds the model, no tier was left empty if there are many ways."""
     network = sites(alike("t4", 2), alike("l4", 4), [machine()], min_blocks=(0, 0, 0))
     query = hs.PlanQuery.of("llama-3-70b", network, tensor_parallel=1, **SHORT)
     chosen = network_for_server(query)
     best = solve_query(chosen.query)
     assert best.result.partition is not None
     assert all(name.startswith("box/") for name in chosen.used)
+
+
+@pytest.mark.parametrize("targets", [TARGETS, {}])
+def test_the_degree_that_serves_most_is_taken(targets):
+    """Goodput at the offered rate is that rate for every degree: 8 won by its low latency.
+
+    The oracle plans each degree on its own.
+    """
+    network, asked = sites([machine(gpus=4)]), SHORT | targets
+    serves = {
+        degree: solve_query(
+            hs.PlanQuery.of("llama-3-8b", network, tensor_parallel=degree, **asked)
+        ).throughput.simulated_requests_per_s
+        for degree in (1, 2, 4)
+    }
+    query = hs.PlanQuery.of("llama-3-8b", network, **asked)
+    chosen, degrees = choose_degrees(query, restrict=network_for_server)
+    best = max(serves, key=serves.__getitem__)
+    assert serves[best] > CLEARLY * min(serves.values())  # the premise
+    assert chosen.tensor_parallel == best
+    for each in degrees:
+        if each.full_value == each.full_value:  # known
+            assert each.full_value == pytest.approx(serves[each.degrees[0]], rel=0.05)

@@ -1,0 +1,54 @@
+"""Degrees of tensor parallelism as text: what each serves, and what a restriction costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hypsolve.planning.degree_choice import DegreeChoice
+from hypsolve.planning.goal import RATE, Goal
+from hypsolve.planning.tensor_parallel import restriction_cost
+from hypsolve.problem.units import show_seconds
+
+if TYPE_CHECKING:
+    from hypsolve.planning.plan import Plan
+
+
+def degree_lines(plan: Plan) -> Iterator[str]:
+    """Yield what each degree of tensor parallelism serves, and what a restriction costs."""
+    if not plan.degrees:
+        return
+    goal = Goal(plan.query)
+    how = "simulated"
+    if plan.query.is_rate:
+        how = "in short simulations, which compare degrees"
+    of_each = (
+        f"{each.describe_degrees()}: {_value(goal, each) if each.fits else each.reason}"
+        for each in plan.degrees
+        if each.is_allowed
+    )
+    full = [
+        f"{each.describe_degrees()}: {each.full_value:.3g}"
+        for each in plan.degrees
+        if not math.isnan(each.full_value)
+    ]
+    at_length = f"; at full length {'; '.join(full)}" if full else ""
+    yield f"tensor parallelism, {goal.quantity} {how}: {'; '.join(of_each)}{at_length}"
+    cost = None if plan.query.objective == "cost" else restriction_cost(goal, plan.degrees)
+    if cost is not None:
+        other, gain = cost
+        yield (
+            f"degrees of {other.describe_degrees()} by tier, which {plan.query.runtime.name}"
+            f" cannot run, would give {_value(goal, other)} ({gain:.1%}"
+            f" {'more' if goal.is_rate else 'less'}{', likewise' * plan.query.is_rate})"
+        )
+
+
+def _value(goal: Goal, choice: DegreeChoice) -> str:
+    """Write what a choice of degrees serves."""
+    if math.isnan(choice.value):
+        return "not simulated"
+    at_least = "at least " * (choice.max_rate_is_lower_bound and goal.quantity == RATE)
+    written = f"{choice.value:.3g}" if goal.is_rate else show_seconds(choice.value)
+    return f"{at_least}{written}"
