@@ -21,6 +21,7 @@ from hypsolve.planning.gpu_groups import under_one_degree
 from hypsolve.planning.load import MAX_VISITS, Load, under_load
 from hypsolve.planning.platforms import check_weights, supported, weights_of, with_empty
 from hypsolve.planning.room_for_kv import with_most_room
+from hypsolve.planning.rpc_links import rpc_network
 from hypsolve.planning.saturation import SimulatedRate
 from hypsolve.planning.simulation_search import (
     Progress,
@@ -356,11 +357,14 @@ class PlanQuery:
         return min(self.concurrency, self.runtime.max_num_seqs)
 
     def deployment(self) -> Deployment:
-        """Return model and network with one request, and the KV cache to leave room for."""
+        """Return model and network with one request, and the KV cache to leave room for.
+
+        The links are those that the messages of the runtime use, see `rpc_network`.
+        """
         prompt, output = np.array([self.prompt_tokens]), np.array([self.output_tokens])
         return Deployment(
             model=self.model,
-            network=self.network.network,
+            network=rpc_network(self.network, self.runtime),
             requests=Requests(np.zeros(1), prompt, output),
             max_resident_tokens=self.n_reserved * self.runtime.held_tokens(self.tokens),
             runtime=self.runtime,

@@ -15,6 +15,7 @@ from hypsolve.planning.forecast import Forecast
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import plan_query, warm
 from hypsolve.planning.query import PlanQuery, Solution, solve_fluid, solve_query
+from hypsolve.planning.rpc_links import depends_on_empty_tiers
 from hypsolve.planning.runtime_networks import MAX_PIPELINES, by_layer, candidates, limited
 from hypsolve.planning.served_best import Choice, served_best
 from hypsolve.planning.simulation_search import Progress
@@ -142,7 +143,8 @@ def network_for_server(
         layout = _layout(solution)
         why = not_expressible(layout, server)
         network = query.network if why else _network_of(query.network, layout)
-        if solution.interrupted or not why:
+        ways_are_known = not depends_on_empty_tiers(query.network, query.runtime)
+        if solution.interrupted or (ways_are_known and not why):
             found = ServerNetwork.of(query, replace(query, network=network), why)
             return replace(found, solution=solution) if network is query.network else found
     best = _restricted(solution, server, deadline, progress, split, fluid)
@@ -234,7 +236,9 @@ def nearest_plan(
     Plan
         `plan` itself if the runtime can express `plan`; otherwise a new plan. The network of
         the new plan may differ from the network of `plan`. The new plan may fit even if `plan`
-        does not, because nodes in a row hold more than each node alone.
+        does not, because nodes in a row hold more than each node alone. A plan of llama.cpp is
+        also made anew if tiers may be empty: the way of its messages depends on the empty ones
+        (`hypsolve.planning.rpc_links`).
 
     Raises
     ------
@@ -260,7 +264,10 @@ def nearest_plan(
     """
     valid.of_type("nearest_plan", "plan", plan, Plan)
     valid.known("runtime", runtime, RUNTIMES)
-    if plan.fits and not not_expressible(plan, runtime):
+    ways_are_known = runtime not in ONE_PIPELINE or not depends_on_empty_tiers(
+        plan.query.network, plan.query.runtime
+    )
+    if plan.fits and ways_are_known and not not_expressible(plan, runtime):
         return plan
     query = replace(plan.query, time_limit_s=time_limit_s)
     solution = Solution(

@@ -10,6 +10,7 @@ from hypsolve.planning.exporters import ONE_PIPELINE, not_expressible
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import add_upgrades, plan_query, warm
 from hypsolve.planning.query import ModelSource, NetworkSource, PlanQuery, takes_query
+from hypsolve.planning.rpc_links import depends_on_empty_tiers
 from hypsolve.planning.runtime_restrictions import (
     nearest_plan,
     network_for_server,
@@ -185,7 +186,10 @@ def plan_for_server(
     why = ""
     if best.fits or server in ONE_PIPELINE:
         why = not_expressible(best, server) if best.fits else "nothing fits as it is"
-    if why and not best.stopped:
+    ways_are_known = server not in ONE_PIPELINE or not depends_on_empty_tiers(
+        query.network, query.runtime
+    )
+    if (why or not ways_are_known) and not best.stopped:
         near = nearest_plan(
             best,
             server,
@@ -194,7 +198,9 @@ def plan_for_server(
             progress=progress,
             deadline=deadline,
         )
-        return ServerPlan(replace(near, degrees=degrees), best, why)
+        near = replace(near, degrees=degrees)
+        # a plan whose messages take other ways than was counted is no better one
+        return ServerPlan(near, best, why) if ways_are_known else ServerPlan(near, near)
     if not best.stopped and (with_upgrades or not best.fits):
         best = add_upgrades(best, lighter=lighter, progress=progress, deadline=deadline)
     return ServerPlan(best, best, why)

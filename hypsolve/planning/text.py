@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hypsolve.planning.degree_text import degree_lines
 from hypsolve.planning.layers import describe_cuts
+from hypsolve.planning.rpc_links import describe_rpc
 from hypsolve.planning.saturation import MET
 from hypsolve.planning.slo_text import describe_slos, slo_lines
 from hypsolve.planning.upgrade_text import (
@@ -91,6 +92,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         if idle := describe_idle(plan):
             yield idle
         yield from degree_lines(plan)
+        if ways := describe_rpc(plan.query.network, plan.query.runtime):
+            yield ways
         if plan.forecast is not None:
             # the proof is of another quantity, so what it misses stands beside it
             yield from alternatives_lines(plan)
