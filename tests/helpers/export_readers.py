@@ -113,17 +113,20 @@ def llama_layers(text):
     """Layers of each (host, card): local devices by name, RPC devices by their server."""
     found, of_servers = defaultdict(list), {}
     for each in commands(text, "ggml-rpc-server"):
-        card = int(re.sub(r"\D", "", each.flags.get("--device", ["CUDA0"])[0]))
+        devices = each.flags.get("--device", ["CUDA0"])[0].split(",")
         assert each["--host"] == "0.0.0.0"
-        of_servers[f"{each.where}:{each['--port']}"] = (each.where, card)
+        of_servers[f"{each.where}:{each['--port']}"] = [
+            (each.where, int(re.sub(r"\D", "", device))) for device in devices
+        ]
     for each in commands(text, "llama-server"):
         servers = each.flags["--rpc"][0].split(",") if "--rpc" in each.flags else []
         assert not any(server.startswith(f"{each.where}:") for server in servers)
-        places = []
+        # as ggml_backend_rpc_add_server numbers them: over all servers, in their order
+        rpc, places = [place for server in servers for place in of_servers[server]], []
         for device in each["--device"].split(","):
             name, number = re.fullmatch(r"(CUDA|ROCm|MTL|RPC)(\d+)", device).groups()
             remote = name == "RPC"
-            places.append(of_servers[servers[int(number)]] if remote else
+            places.append(rpc[int(number)] if remote else
                           (each.where, int(number)))  # fmt: skip
         values = [float(value) for value in each.flags.get("-ts", ["1"])[0].split(",")]
         devices = devices_of([values], 32, int(each["-ngl"]))[0]

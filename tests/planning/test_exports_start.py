@@ -220,6 +220,12 @@ def test_rpc_servers_of_a_machine_have_ports_and_devices_of_their_own():
     assert [(each.where, each["--port"], each["--device"]) for each in servers] == [
         ("old", "50052", "CUDA0"), ("old", "50053", "CUDA1"),
     ]  # fmt: skip
+    # one pipeline through two cards of a machine: one server, which copies between them itself
+    text = text_of("rows over boxes", "llama.cpp")
+    (server,) = commands(text, "ggml-rpc-server")
+    assert (server.where, server["--device"]) == ("y", "CUDA0,CUDA1")
+    (client,) = commands(text, "llama-server")
+    assert client["--rpc"] == "y:50052" and client["--device"] == "CUDA0,CUDA1,RPC0,RPC1"
     assert "--rpc" not in text_of("a row in a box", "llama.cpp")
     assert "ggml-rpc-server" not in text_of("a row in a box", "llama.cpp")
     assert "the output layer counts" in text_of("two boxes", "llama.cpp")

@@ -42,6 +42,10 @@ def write(export: Export) -> str:
             "# -ts counts one entry more than there are layers, for the output layer counts;",
             "# llama-server keeps the embedding table in its own memory",
         ]
+    if any(_has_server_of_several(replica) for replica in layout.replicas):
+        lines.append(
+            "# a ggml-rpc-server has several devices since October 2025 (pull request 16276)"
+        )
     benches = []
     for replica in layout.replicas:
         host = replica.hosts[0]
@@ -100,30 +104,38 @@ def tensor_split(layers: tuple[int, ...]) -> tuple[int, ...]:
 def _rpc_servers(replica: Replica, ports: Ports) -> tuple[list[str], Devices]:
     """Return the lines that start the RPC servers of a replica, and its devices.
 
-    GPUs of the host that runs ``llama-server`` are local. Every other GPU has a server and a
-    port of its own, so that device RPC0 is that of the first server.
+    GPUs of the host that runs ``llama-server`` are local. Every other host has one server with
+    all its GPUs, for tensors are copied directly between the devices of one server alone.
+    ``llama-server`` numbers the devices of all servers in the order of ``--rpc``.
     """
     home = replica.hosts[0]
     lines: list[str] = []
-    names: list[str] = []
+    names = {card.node: _device(card) for card in replica.cards if card.host == home}
     servers: list[str] = []
-    for card in replica.cards:
-        if card.host == home:
-            names.append(_device(card))
-            continue
-        port = ports.take(card.host)
-        names.append(f"RPC{len(servers)}")
-        servers.append(f"{card.host}:{port}")
+    n_remote = 0
+    for host in replica.hosts[1:]:
+        cards = [card for card in replica.cards if card.host == host]
+        port = ports.take(host)
+        servers.append(f"{host}:{port}")
+        names |= {card.node: f"RPC{n_remote + i}" for i, card in enumerate(cards)}
+        n_remote += len(cards)
+        devices = ",".join(map(_device, cards))
         lines += [
-            on(card.host),
+            on(host),
             command(
-                _order(card),
+                _order(cards[0]),
                 "ggml-rpc-server",
-                f"--device {_device(card)}" if card.is_shared else "",
+                f"--device {devices}" if cards[0].is_shared else "",
                 f"--host 0.0.0.0 --port {port}",
             ),
         ]
-    return lines, Devices(tuple(names), tuple(servers))
+    return lines, Devices(tuple(names[card.node] for card in replica.cards), tuple(servers))
+
+
+def _has_server_of_several(replica: Replica) -> bool:
+    """Return whether an RPC server of a replica has several devices."""
+    remote = [card.host for card in replica.cards if card.host != replica.hosts[0]]
+    return len(remote) > len(set(remote))
 
 
 def _device(card: Card) -> str:
