@@ -156,11 +156,13 @@ def infeasible_lines(plan: Plan) -> list[str]:
 
 def rows_of_nodes(plan: Plan) -> list[dict[str, str]]:
     """Return a row per group of nodes that are alike; `HEADS` explains the columns."""
-    rows = []
+    rows: list[dict[str, str]] = []
     stages = {stage.tier: stage for stage in plan.stages}
     for (tier, *_), alike in itertools.groupby(plan.nodes, key=_alike):
         nodes = list(alike)
         node, stage = nodes[0], stages[tier]
+        # the nodes of all rows of a tier are one stage, which the first row states
+        is_first = not any(row["tier"] == tier for row in rows)
         rows.append(
             {
                 "tier": tier,
@@ -170,9 +172,9 @@ def rows_of_nodes(plan: Plan) -> list[dict[str, str]]:
                 "KV GB": f"{node.kv_bytes / 1e9:.2f}",
                 "free GB": f"{node.free_bytes / 1e9:.2f}",
                 "node alone": show_seconds(node.time_s) if node.is_used else "-",
-                "stage": show_seconds(stage.time_s),
-                "link": show_seconds(stage.link_s),
-                SHARE_OF[plan.query.objective]: _share(stage.share),
+                "stage": show_seconds(stage.time_s) if is_first else "",
+                "link": show_seconds(stage.link_s) if is_first else "",
+                SHARE_OF[plan.query.objective]: _share(stage.share) if is_first else "",
             }
         )
     return rows
@@ -503,7 +505,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(rows[0])
     cells = [names, *([_cell(row[name]) for name in names] for row in rows)]
     widths = [max(len(row[at]) for row in cells) for at in range(len(names))]
-    right = [all(row[at][:1].isdigit() or row[at] == "-" for row in cells[1:])
+    right = [all(row[at][:1].isdigit() or row[at] in ("-", "") for row in cells[1:])
              for at in range(len(names))]  # fmt: skip
     lines = []
     for row in cells:
