@@ -95,7 +95,8 @@ class Forecast:
         Number of sequences that run at once. `Runtime.max_num_seqs` limits each pipeline or,
         under the batching mode ``stage``, the iterations of each node.
     max_context_tokens : int
-        Longest single sequence, limited by memory and by the model; 0 if no block has a cache.
+        Longest single sequence, limited by memory, and by the model unless the sequences of the
+        query are longer than it was made for; 0 if no block has a cache.
     joules_per_token : float
         Energy per output token: busy time of the GPUs while load is offered, times their board
         power, over the tokens served in that time; nan if a GPU in use has no ``power_w``.
@@ -337,7 +338,8 @@ def room_of(deployment: Deployment, instance: Instance, partition: Partition) ->
     """Return how many sequences fit and run at once, and how long a single one can be."""
     stages = stages_of(deployment, instance, partition)
     limit = deployment.runtime.max_num_seqs
-    tokens = deployment.runtime.held_tokens(sum(lengths(deployment)))
+    length = sum(lengths(deployment))
+    tokens = deployment.runtime.held_tokens(length)
     rooms = [stage.room_tokens for stage in stages]  # of each stage, a number per node
     if deployment.runtime.batching is not Batching.STAGE:
         n = n_pipelines(stages)
@@ -349,7 +351,7 @@ def room_of(deployment: Deployment, instance: Instance, partition: Partition) ->
         for each in rooms
         for room in each
     )
-    longest = _max_context(deployment.model, known)
+    longest = _max_context(deployment.model, known, length)
     return Room(sequences, min(running, sequences) if known else running, longest)
 
 
@@ -458,6 +460,11 @@ def _limited_by(
     return names[0] if len(names) == 1 else helps_most(names, keeps_up)
 
 
-def _max_context(model: Model, rooms: list[list[float]]) -> int:
+def _max_context(model: Model, rooms: list[list[float]], length: float) -> int:
+    """Return the tokens of the longest sequence that fits.
+
+    The model was made for sequences up to a length, unless those of the query are longer.
+    """
     limit = model.context_tokens or math.inf
+    limit = math.inf if length > limit else limit
     return int(min(limit, *(max(each) for each in rooms))) if rooms else 0

@@ -26,9 +26,10 @@ FLAGS = {
     },
     # sgl-project/sglang: docs/advanced_features/server_arguments.md
     "python -m sglang.launch_server": {
-        "--model-path", "--pp-size", "--tp-size", "--nnodes", "--node-rank", "--dist-init-addr",
-        "--context-length", "--max-running-requests", "--chunked-prefill-size",
-        "--max-prefill-tokens", "--mem-fraction-static", "--page-size",
+        "--model-path", "--pp-size", "--tp-size", "--dp-size",
+        "--nnodes", "--node-rank", "--dist-init-addr", "--context-length",
+        "--max-running-requests", "--chunked-prefill-size", "--max-prefill-tokens",
+        "--mem-fraction-static", "--page-size",
         "--kv-cache-dtype", "--dtype", "--host", "--port",
     },
     # sgl-project/sglang: sgl-model-gateway/bindings/python/src/sglang_router/router_args.py

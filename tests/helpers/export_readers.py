@@ -104,8 +104,10 @@ def sglang_layers(text):
         rank = int(each.flags.get("--node-rank", ["0"])[0])
         local = n_stages // n_hosts
         assert local * n_hosts == n_stages == len(layers)
-        for k, card in enumerate(numbers(each)[:local]):
-            found[each.where, card].append(layers[rank * local + k])
+        copies = int(each.flags.get("--dp-size", ["1"])[0])
+        assert copies == 1 or n_hosts == n_stages == 1
+        for k, card in enumerate(numbers(each)[: local * copies]):
+            found[each.where, card].append(layers[rank * local + k % local])
     return found
 
 

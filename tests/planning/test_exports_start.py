@@ -209,6 +209,13 @@ def test_alike_cards_of_a_box_are_one_data_parallel_server():
     assert serve["--data-parallel-size"] == "3"
     assert serve.variables["CUDA_VISIBLE_DEVICES"] == "0,1,2"
     assert "vllm-router" not in text_of("alike in a box", "vllm")
+    # ServerArgs.dp_size of SGLang: its limits are those of each rank, without dp attention
+    text = text_of("alike in a box", "sglang")
+    (serve,) = commands(text, "python -m sglang.launch_server")
+    assert serve["--dp-size"] == "3"
+    assert serve.variables["CUDA_VISIBLE_DEVICES"] == "0,1,2"
+    assert "sglang_router" not in text
+    assert "--mem-fraction-static: for weights and KV cache" in text
     assert len(commands(text_of("unlike in a box", "vllm"), "vllm serve")) == 2
     box = hs.Network(name="n", tiers=(named(*cards("box", "h200", 2)),))
     experts = export(plan("mixtral-8x7b", box, weights="int8", concurrency=1), "vllm")

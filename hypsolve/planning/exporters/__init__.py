@@ -9,7 +9,7 @@ from hypsolve.planning.exporters import benchmark, libraries, llama_cpp, sglang,
 from hypsolve.planning.exporters.layout import BenchmarkLoad, Export, Layout
 from hypsolve.planning.exporters.left_out import left_out, summary
 from hypsolve.planning.exporters.modules import MODULES
-from hypsolve.planning.exporters.untold import no_slack, too_many_slots, untold
+from hypsolve.planning.exporters.untold import no_slack, too_long, too_many_slots, untold
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.platforms import (
     ONE_PLATFORM,
@@ -223,6 +223,7 @@ def cautions(plan: Plan, runtime: str) -> list[str]:
         )
     if runtime in SERVERS:
         lines += untold(simulated, runtime)
+    lines += too_long(plan.model, BenchmarkLoad.of(plan), runtime)
     if runtime in SERVERS and plan.result.partition is not None:
         load = BenchmarkLoad.of(plan)
         if runtime == "llama.cpp":

@@ -10,6 +10,7 @@ from hypsolve.planning.exporters.shell import (
     Ports,
     behind_router,
     command,
+    is_data_parallel,
     of_replicas,
     of_stages,
     on,
@@ -19,18 +20,25 @@ from hypsolve.planning.exporters.shell import (
 from hypsolve.problem.runtime import KvAdmission
 
 MAX_PREFILL_TOKENS = 16384  # the server's default
+MEMORY = (
+    "# --mem-fraction-static: for weights and KV cache; activations and graphs take the rest"
+)
 
 
 def write(export: Export) -> str:
-    """Write one command per machine of each replica."""
+    """Write one command per machine of each replica, or one if all are in one machine."""
     layout, load = export.layout, export.load
-    lines, urls = [of_stages(layout), *of_replicas(layout)], []
+    lines, urls = [of_stages(layout), *of_replicas(layout), MEMORY], []
     ports, meeting_points = Ports(30000), Ports(50000)
-    for replica in layout.replicas:
+    is_one = is_data_parallel(layout)
+    for replica in layout.replicas[: 1 if is_one else None]:
         host = replica.hosts[0]
         port = ports.take(host)
         urls.append(url(host, port))
-        lines += _start(layout, replica, load, port, meeting_points)
+        if is_one:
+            lines += [on(host), _data_parallel(layout, load, port)]
+        else:
+            lines += _start(layout, replica, load, port, meeting_points)
     router, address = behind_router(layout, "python -m sglang_router.launch_router", urls)
     return "\n".join([*lines, *router, *benchmark.sglang(load, address)])
 
@@ -51,6 +59,19 @@ def refusals(layout: Layout) -> list[str]:
             hosts = ", ".join(f"{host} {len(cards)}" for host, cards in replica.runs)
             why.append(f"every machine must have as many stages, and they have {hosts}")
     return list(dict.fromkeys(why))
+
+
+def _data_parallel(layout: Layout, load: BenchmarkLoad, port: int) -> str:
+    """Return the command of one server with all replicas; its limits hold for each of them."""
+    cards = [card for replica in layout.replicas for card in replica.cards]
+    return command(
+        visible(cards),
+        "python -m sglang.launch_server --model-path MODEL",
+        f"--dp-size {len(cards)}",
+        f"--tp-size {layout.degree}" if layout.degree > 1 else "",
+        _limits(layout, layout.replicas[0], load),
+        f"--host 0.0.0.0 --port {port}",
+    )
 
 
 def _start(

@@ -83,6 +83,18 @@ def behind_router(layout: Layout, program: str, urls: Sequence[str]) -> tuple[li
     return lines, url(host, ROUTER_PORT)
 
 
+def is_data_parallel(layout: Layout) -> bool:
+    """Return whether one server can run all replicas.
+
+    They must be alike GPUs of one machine, and the model dense: the ranks of a mixture of
+    experts would share its experts.
+    """
+    cards = [card for replica in layout.replicas for card in replica.cards]
+    alike = {(card.gpu, card.memory_share) for card in cards}
+    several = len(layout.replicas) > 1 and layout.n_stages == 1
+    return several and layout.is_one_machine and len(alike) == 1 and not layout.has_experts
+
+
 def of_stages(layout: Layout) -> str:
     """Return the comment that names the layers of each stage."""
     stages = (f"{tier} {n}" for tier, n in zip(layout.tiers, layout.layers, strict=True))

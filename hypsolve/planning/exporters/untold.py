@@ -6,6 +6,7 @@ from hypsolve import catalog
 from hypsolve.planning.exporters.layout import BenchmarkLoad, Layout
 from hypsolve.planning.exporters.llama_cpp import MAX_SLOTS, slot_tokens, slots
 from hypsolve.planning.exporters.vllm import BLOCK_TOKENS
+from hypsolve.problem.model import Model
 from hypsolve.problem.runtime import KvAdmission, Runtime
 from hypsolve.problem.units import count
 
@@ -82,6 +83,22 @@ def too_many_slots(layout: Layout, load: BenchmarkLoad) -> list[str]:
                 f" {count(has, 'slot')} of {slot_tokens(load)} tokens"
             )
     return list(dict.fromkeys(lines))
+
+
+def too_long(model: Model, load: BenchmarkLoad, server: str) -> list[str]:
+    """Return a line if a sequence is longer than the model was made for.
+
+    vLLM (``get_and_verify_max_len``) and SGLang (``ModelConfig``) then refuse to start. The
+    context of llama.cpp is the one that it is told.
+    """
+    limit = model.context_tokens
+    if not limit or load.tokens <= limit:
+        return []
+    line = f"{load.tokens} tokens are longer than the {limit} that the model was made for"
+    flag = {"vllm": "--max-model-len", "sglang": "--context-length"}.get(server)
+    if flag is None:
+        return [f"{line}: answers become poor"]
+    return [f"{line}: {server} refuses to start with {flag} {load.tokens}"]
 
 
 def no_slack(load: BenchmarkLoad, context: int) -> str:

@@ -12,6 +12,7 @@ from hypsolve.planning.exporters.shell import (
     Ports,
     behind_router,
     command,
+    is_data_parallel,
     of_replicas,
     of_stages,
     on,
@@ -29,7 +30,7 @@ def write(export: Export) -> str:
     """Write one command per replica, or one for all if they are in one machine."""
     layout, load = export.layout, export.load
     ports, lines, urls = Ports(8000), [of_stages(layout), *of_replicas(layout)], []
-    if _is_data_parallel(layout):
+    if is_data_parallel(layout):
         host = layout.replicas[0].hosts[0]
         port = ports.take(host)
         urls.append(url(host, port))
@@ -97,18 +98,6 @@ def _is_even(layout: Layout) -> bool:
         and len({len(cards) for _, cards in replica.runs}) == 1
         for replica in layout.replicas
     )
-
-
-def _is_data_parallel(layout: Layout) -> bool:
-    """Return whether one server can run all replicas.
-
-    They must be alike GPUs of one machine, and the model dense: the ranks of a mixture of
-    experts would share its experts.
-    """
-    cards = [card for replica in layout.replicas for card in replica.cards]
-    alike = {(card.gpu, card.memory_share) for card in cards}
-    several = len(layout.replicas) > 1 and layout.n_stages == 1
-    return several and layout.is_one_machine and len(alike) == 1 and not layout.has_experts
 
 
 def _data_parallel(layout: Layout, load: BenchmarkLoad, port: int) -> str:
