@@ -30,8 +30,9 @@ class ServedRate:
     ----------
     fluid_requests_per_s : float
         The largest rate that the split carries in the fluid model; 0 if it carries none. Under
-        the batching modes ``pipeline`` and ``serial``, pipelines of unequal nodes all count as
-        the slowest of them; `serving_pipelines` says how far this is from simulations.
+        the batching modes ``pipeline`` and ``serial``, nodes that hold all blocks are servers,
+        whose rates are added; pipelines of unequal nodes in several stages all count as the
+        slowest of them. `serving_pipelines` says how far this is from simulations.
     latencies : Latencies or None
         Latencies at this rate. None if it is 0.
     limit : str

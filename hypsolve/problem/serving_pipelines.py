@@ -18,15 +18,19 @@ which also holds for o = 1, and ``y (o + (n_c - 1) / n)`` requests run. They are
 counts in proportion to the KV cache that requests hold, as in `serving_stage_mode`. A batch
 holds at most Q prompt tokens, ``y p <= n Q``, and T tokens, ``y (p + o - 1) <= n T``.
 
-*Pipelines.* Pipeline r consists of the r-th node of every stage that can hold it. All take
-equal shares of X. If nodes differ, each pipeline is charged the slowest and the smallest among
-the first R nodes of every stage, and R is the number of pipelines that gives the largest rate.
-For equal nodes this is exact. For others it is at most the sum of the rates that the pipelines
-carry each by itself, and a simulation may serve more or less: for 20 random pairs of pipelines
-of unequal nodes, this rate is 0.68 to 1.39 of the simulated one under ``pipeline`` (median
-1.10) and 0.56 to 1.43 under ``serial`` (median 1.06), while the sum is 1.05 to 1.52 of it. (Two
-tiers of two nodes, Llama-3-8B, 64 to 256 prompt tokens, 32 requests at once, 1,400 requests
-with the time to fill and to empty the pipelines.)
+*Servers of all blocks.* If one stage holds all blocks, every node that can hold it is a server
+of its own, see `serving_servers`: the split carries the sum of the rates that they carry.
+
+*Pipelines.* Of several stages, pipeline r consists of the r-th node of every stage that can
+hold it. All take equal shares of X. If nodes differ, each pipeline is charged the slowest and
+the smallest among the first R nodes of every stage, and R is the number of pipelines that gives
+the largest rate. For equal nodes this is exact. For others it is at most the sum of the rates
+that the pipelines carry each by itself, and a simulation may serve more or less: for 20 random
+pairs of pipelines of unequal nodes, this rate is 0.68 to 1.39 of the simulated one under
+``pipeline`` (median 1.10) and 0.56 to 1.43 under ``serial`` (median 1.06), while the sum is
+1.05 to 1.52 of it. (Two tiers of two nodes, Llama-3-8B, 64 to 256 prompt tokens, 32 requests at
+once, 1,400 requests with the time to fill and to empty the pipelines.) The planner therefore
+also simulates networks without the slower nodes of a tier, and keeps the better one.
 
 *Latencies.* The time per output token is C. The time to first token is the entry plus ``C (1 +
 (n_c - 1) / n)``. Parts of batches that overlap (`micro_batch_tokens`) are not modelled.
@@ -39,6 +43,7 @@ import math
 from hypsolve.problem.runtime import Batching
 from hypsolve.problem.serving import ServingInstance
 from hypsolve.problem.serving_iteration import Replica, holders
+from hypsolve.problem.serving_servers import Servers
 from hypsolve.problem.serving_split import (
     SLACK,
     Latencies,
@@ -67,9 +72,12 @@ class PipelineMode:
         self.cycles = lengths.decode_passes + 1 + (lengths.chunks - 1) / self.n_batches
         self.entry_s = entry_s(instance, partition)
         self.n_pipelines = range(1, min(map(len, self.holders)) + 1)
+        self.servers = Servers(instance, *self.stages[0]) if len(self.stages) == 1 else None
 
     def most(self) -> float:
         """Return the largest rate without targets."""
+        if self.servers is not None:
+            return self.servers.rate(math.inf)
         rates = [0.0]
         for n in self.n_pipelines:
             y = self._most_per_cycle(n)
@@ -78,6 +86,8 @@ class PipelineMode:
 
     def at(self, x: float) -> tuple[str, Latencies | None]:
         """Return the rule that refuses x requests per second, or the latencies."""
+        if self.servers is not None:
+            return self.servers.at(x)
         why, best = "", None
         for n in self.n_pipelines:
             refused, latencies = self._at(n, x / n)

@@ -10,7 +10,8 @@ simulations or about measured servers.
 multiples of 2**-200, once rounded down and once rounded up. The split is checked with numbers
 rounded up, and must carry its rate, less 1e-9 of it. The refuted rate is checked with numbers
 rounded down, by the certificate: under ``stage`` by the chain of hold times (`hold_chain`),
-under ``pipeline`` and ``serial`` by ranges of requests per cycle (`level_ranges`).
+under ``pipeline`` and ``serial`` by ranges of requests per cycle (`level_ranges`), and by
+bounds on nodes that hold all blocks (`whole_servers`), which need no certificate.
 
 *Why larger rates are refuted, too.* With the rate, all seconds of a split rise, and the room
 for KV cache and the targets do not, so a split that carries a rate carries all smaller ones.
@@ -31,7 +32,7 @@ larger one, or that did not try the batches just below a jump, is refuted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -43,6 +44,7 @@ from hypsolve.verify.iterations import Server
 from hypsolve.verify.level_ranges import Cycle, Ranges, cycles_that_carry
 from hypsolve.verify.reading import need
 from hypsolve.verify.serving_claims import LATENCIES, ServingClaims, read_serving
+from hypsolve.verify.whole_servers import WholeServers
 
 CARRIED = Fraction(1, 10**9)  # relative amount by which a rate may be rounded up
 OPTIMAL = Fraction(101, 10**8)  # largest gap of an optimal result: 1e-6, with rounding
@@ -118,7 +120,7 @@ def _check_answer(server: Server, claims: ServingClaims) -> None:
 
 
 def _of_best_cycle(
-    cycles: list[Cycle], low: Fraction, high: Fraction
+    cycles: Sequence[Cycle | WholeServers], low: Fraction, high: Fraction
 ) -> list[tuple[int, int, int]]:
     """Return bounds on the latencies with the number of pipelines that answers first."""
     bounds = [[each.latencies(low, False), each.latencies(high, True)] for each in cycles]

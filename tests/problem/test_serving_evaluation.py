@@ -154,6 +154,44 @@ def test_unequal_pipelines_count_as_the_slowest_of_them(mode):
     assert less >= 5
 
 
+@pytest.mark.parametrize("mode", ["pipeline", "serial"])
+def test_unequal_nodes_that_hold_all_blocks_add_their_rates(mode):
+    """They are servers of their own: the slow one counted for all, below the fast one alone."""
+    rng = np.random.default_rng(16)
+    for _ in range(20):
+        fixed_s = rng.uniform(1e-3, 9e-3, (3, 1))
+        nodes = [(int(c), 1e9) for c in rng.integers(0, 3, rng.integers(1, 5))]
+
+        def servers(nodes, fixed_s=fixed_s, **changes):
+            return tables(fixed_s=fixed_s, batching=mode, tiers=[nodes, [(0, 1e9)]], **changes)
+
+        alone = [rate(servers([node], allow_empty=True), 0, 2, 2) for node in nodes]
+        both = rate(servers(nodes, allow_empty=True), 0, 2, 2)
+        assert both == pytest.approx(sum(alone))
+
+
+@pytest.mark.parametrize("mode", ["pipeline", "serial"])
+def test_a_server_that_misses_the_target_gets_no_requests(mode):
+    """The target holds at each server, and latencies are means over requests."""
+    fast, slow = (0, 1e9), (1, 1e9)
+
+    def served(nodes, tpot_slo_s):
+        instance = tables(
+            fixed_s=[[1e-3], [3e-3]], batching=mode, tiers=[nodes, [fast]], allow_empty=True,
+            objective="goodput", tpot_slo_s=tpot_slo_s,
+        )  # fmt: skip
+        return evaluate_serving(instance, hs.Partition((0, 2, 2)))
+
+    alone = served([fast], 4e-3)
+    assert served([fast, slow], 4e-3).fluid_requests_per_s == pytest.approx(
+        alone.fluid_requests_per_s
+    )
+    both = served([fast, slow], 7e-3)
+    assert both.fluid_requests_per_s == pytest.approx(alone.fluid_requests_per_s * 4 / 3)
+    # 3 of 4 requests at 2 ms per token, and 1 of 4 at 6 ms
+    assert both.latencies.tpot_s == pytest.approx(3e-3)
+
+
 @pytest.mark.parametrize("mode", ["stage", "pipeline", "serial"])
 def test_users_and_targets_limit_the_rate(mode):
     """Little's law for users; a target that the best rate just meets, and one below it."""

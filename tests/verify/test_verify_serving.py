@@ -121,6 +121,23 @@ def test_a_rate_that_some_split_carries_is_not_refuted(mode):
     assert tried >= 10
 
 
+@pytest.mark.parametrize("mode", ["pipeline", "serial"])
+def test_servers_of_unequal_nodes_are_not_refuted_by_the_slowest(mode):
+    """Ranges of equal shares refute twice the slow server's rate, but not the sum of both."""
+    instance = hs.ServingInstance.from_tables(
+        fixed_s=[[1e-3], [3e-3]], block_kind=[0] * 2, tiers=[[(0, 1e9), (1, 1e9)]],
+        prompt_tokens=100, output_tokens=10, max_num_seqs=20, batching=mode,
+    )  # fmt: skip
+    result = solved(instance)
+    assert "no split carries" in verify(instance, result)
+    for field in ("served", "certificate"):
+        name = "fluid" if field == "served" else "refuted"
+        result[field][f"{name}_requests_per_s"] *= 0.9
+    result["fluid_bound"] = result["certificate"]["refuted_requests_per_s"]
+    with pytest.raises(Refuted, match="the servers of tier 0 may carry the rate"):
+        verify(instance, result)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_bounds_of_one_split_enclose_its_scored_numbers(mode):
     """Numbers rounded down and up, and the re-scorer in floats, by other code."""

@@ -11,6 +11,7 @@
 | `arcs` | every stage as an arc, for integer programs |
 | `pipeline_tables` | rooms of stages, seconds of a batch under ``pipeline`` and ``serial`` |
 | `pipeline_search` | the largest rate under ``pipeline`` and ``serial`` |
+| `servers` | the largest rate of nodes that hold all blocks, under these modes |
 | `batch_chains` | splits with similar KV memory, for certificates |
 | `stage_mode`, `pipeline_mode` | compilation of all that a batching mode needs |
 | `tiny` | the input of `warm_up` |

@@ -14,6 +14,7 @@ from hypsolve.kernels.throughput.pipeline_tables import (
     under_way,
 )
 from hypsolve.kernels.throughput.server import SLACK, crosses, is_allowed
+from hypsolve.kernels.throughput.servers import set_whole
 
 
 @kernel
@@ -106,6 +107,12 @@ def rate_of(server, tables, cuts):
     return split_rate(server, tables, cuts, 0.0)
 
 
+@kernel
+def is_whole(server, k, cuts):
+    """Put all blocks into one tier; return whether the limits of the tiers allow that."""
+    return set_whole(server, k, cuts)
+
+
 def warm_up(server):
     """Compile the kernels on a small server."""
     tables, cuts = new_tables(server), np.array([0, 1, 2])
@@ -115,3 +122,4 @@ def warm_up(server):
     batch_arcs(server, tables, 1, -1, 1, 0.0, 1.0, 0.1)
     level_of(server, tables, cuts, 2, 1)
     rate_of(server, tables, cuts)
+    is_whole(server, 0, cuts)

@@ -13,6 +13,9 @@ stages with memory for y' carries a rate at y, memory apart, then no level of th
 it. Otherwise the range is divided. A range of one level is decided exactly. The test of a range
 is a shortest chain over stages and links that are short enough. Each chain that is found is a
 split, and its own rate is the next rate to beat.
+
+A split in one stage is a set of servers (`servers`), and carries at least what the search
+counts for it. These few splits are tried first.
 """
 
 import numpy as np
@@ -29,6 +32,7 @@ from hypsolve.kernels.throughput.pipeline_tables import (
     under_way,
 )
 from hypsolve.kernels.throughput.server import PIPELINE, SLACK, crosses
+from hypsolve.kernels.throughput.servers import set_whole, whole_rate
 
 CLOSE = 1e-11  # a rate is not improved by less than this share of it
 LEAST = 1e-9  # requests per second; smaller rates count as none
@@ -194,6 +198,8 @@ def split_rate(server, tables, cuts, low):
             least = min(least, tables.n_holders[k, server.content[cuts[k], cuts[k + 1]]])
     n = under_way(server, n_stages)
     best = low
+    if n_stages == 1:
+        least, best = 0, max(low, whole_rate(server, first))
     for n_pipelines in range(1, least + 1):
         room = np.inf
         for k in range(len(server.min_blocks)):
@@ -221,13 +227,20 @@ def max_rate(server, cuts):
     by_entry = (times < np.inf or targets.users < np.inf) and server.entry_s.max() > 0.0
     most_stages, fewest_stages, n_free = ANY, ANY, 0
     if server.batching == PIPELINE:
-        most_stages, fewest_stages = n_tiers, 1
+        most_stages, fewest_stages = n_tiers, 2
         for k in range(n_tiers):
             if server.min_blocks[k] > 0:
                 fewest_stages = max(fewest_stages, k + 1 - n_free)
             else:
                 n_free += 1
     best, n_trials, raised = 0.0, 0, True
+    for k in range(n_tiers):
+        if set_whole(server, k, found):
+            rate = whole_rate(server, k)
+            if rate > max(best, LEAST):
+                best = rate
+                for at in range(n_tiers + 1):
+                    cuts[at] = found[at]
     while raised:
         raised = False
         for n_stages in range(most_stages, fewest_stages - 1, -1):

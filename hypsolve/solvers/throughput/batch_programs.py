@@ -10,6 +10,9 @@ carries the rate if the path is not longer than the cycle.
 Splits differ in y, so the program is solved for ranges of y: stages need room for the smallest
 y of the range, and take the seconds of the largest. If no path is short enough, the range holds
 no split that carries the rate. Otherwise the y of the split found divides the range.
+
+Splits in one stage are sets of servers (`hypsolve.problem.serving_servers`). There are few of
+them, and each is tried by itself.
 """
 
 from __future__ import annotations
@@ -63,16 +66,32 @@ class BatchTrials:
 
     def find(self, x: float, high: float) -> tuple[float, Partition] | None:
         """Return a split that carries a rate, with its largest rate."""
+        if (whole := self._whole(x)) is not None:
+            return whole
         for n_stages, n_pipelines, first in self._shapes():
             found = self._find(x, n_stages, n_pipelines, first)
             if found is not None:
                 return found
         return None
 
+    def _whole(self, x: float) -> tuple[float, Partition] | None:
+        """Return a split in one stage that carries a rate."""
+        from hypsolve.kernels.throughput import batch_chains
+
+        n_tiers = len(self.server.min_blocks)
+        cuts = np.zeros(n_tiers + 1, np.int64)
+        for k in range(n_tiers):
+            if not batch_chains.is_whole(self.server, k, cuts):
+                continue
+            rate = float(batch_chains.rate_of(self.server, self.tables, cuts))
+            if rate >= x:
+                return rate, Partition(tuple(cuts.tolist()))
+        return None
+
     def _shapes(self) -> Iterator[tuple[int, int, int]]:
-        """Yield numbers of stages and pipelines, and the first tier with blocks; -1: any."""
+        """Yield numbers of stages (not 1) and pipelines, and the first tier; -1: any."""
         n_tiers, widest = len(self.server.min_blocks), self.tables.rooms.shape[2]
-        for n_stages in range(n_tiers, 0, -1):
+        for n_stages in range(n_tiers, 1, -1):
             for n_pipelines in range(widest, 0, -1):
                 for first in range(n_tiers) if self.by_first else (-1,):
                     yield n_stages, n_pipelines, first
