@@ -102,7 +102,7 @@ def _named(network: str, model: str) -> ServingSeries:
         build=build,
         values=_sizes(
             (256,) if network == "two-regions" and is_first else (),
-            (256,) if network == "campus" and is_first else (),
+            tuple(LENGTHS) if network == "home-lab" else (),  # methods differ, runs are short
             tuple(LENGTHS),
         ),
         calls=(*RULES, FLUID, *PROGRAMS, BEST),

@@ -55,7 +55,7 @@ def pins_of(split):
     return {block: k for k in range(split.n_tiers) for block in split.stage(k)}
 
 
-@pytest.mark.parametrize("seed", range(n_cases(60, 150)))
+@pytest.mark.parametrize("seed", range(n_cases(60, 1000)))
 def test_no_schedule_of_any_split_exceeds_the_bound(seed):
     """Random models, networks, limits and modes, 120 requests at once, with and without links.
 
@@ -151,7 +151,7 @@ def mixed(deployment, rng, n_requests=N_REQUESTS):
     )
 
 
-@pytest.mark.parametrize("seed", range(n_cases(100, 200)))
+@pytest.mark.parametrize("seed", range(n_cases(100, 1000)))
 def test_no_schedule_of_mixed_lengths_exceeds_the_bound(seed):
     """Adversarial mixes in all modes: no assumption on which node serves which request."""
     case = random_case(seed)
