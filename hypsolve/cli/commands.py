@@ -23,6 +23,7 @@ from hypsolve.cli.options import (
 from hypsolve.dispatch.policies import POLICIES
 from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning import comparison, planner
+from hypsolve.planning.degree_text import of_degree
 from hypsolve.planning.earlier_plan import (
     OBJECTIVES,
     query_in,
@@ -476,7 +477,7 @@ def _print_replan(plan: Replan, partition: Partition) -> None:
         print(line)
     of = " of these nodes" if plan.server else ""
     if plan.throughput is not None:
-        print(describe_rate(plan.throughput, of))
+        print(describe_rate(plan.throughput, of + of_degree(plan)))
         n_splits = len(plan.throughput.splits)
         print(f"best of {n_splits} simulated splits that move at most {plan.max_moves} blocks")
         head, values = "requests/s, simulated", [f"{rate:.3g}" for _, rate in plan.frontier]

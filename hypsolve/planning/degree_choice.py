@@ -30,6 +30,9 @@ class DegreeChoice:
     full_value : float
         Under an objective in requests/s, the same rate in a simulation as long as that of the
         plan; nan where the short one had decided.
+    bound_requests_per_s : float
+        No split over the tiers and no schedule serves more with these degrees, under an
+        objective in requests/s; nan if it was not computed.
     max_requests_per_s, latency_mean_s, goodput_requests_per_s : float
         As in `Forecast`; nan if it was not simulated, or under an objective in requests/s.
     max_rate_is_lower_bound : bool
@@ -43,6 +46,7 @@ class DegreeChoice:
     objective_s: float = math.inf
     value: float = math.nan
     full_value: float = math.nan
+    bound_requests_per_s: float = math.nan
     max_requests_per_s: float = math.nan
     latency_mean_s: float = math.nan
     goodput_requests_per_s: float = math.nan

@@ -13,6 +13,7 @@ from hypsolve.problem.units import show_seconds
 
 if TYPE_CHECKING:
     from hypsolve.planning.plan import Plan
+    from hypsolve.planning.replan import Replan
 
 
 def degree_lines(plan: Plan) -> Iterator[str]:
@@ -52,3 +53,19 @@ def _value(goal: Goal, choice: DegreeChoice) -> str:
     at_least = "at least " * (choice.max_rate_is_lower_bound and goal.quantity == RATE)
     written = f"{choice.value:.3g}" if goal.is_rate else show_seconds(choice.value)
     return f"{at_least}{written}"
+
+
+def before_split(plan: Plan | Replan) -> str:
+    """Return what a bound covers beside all splits: all degrees, where several were tried."""
+    covers = plan.throughput is not None and plan.throughput.bound_is_of_all_degrees
+    return "no degree of tensor parallelism, " if covers else ""
+
+
+def of_degree(plan: Plan | Replan) -> str:
+    """Name the degrees that a bound is limited to; empty if it is of all, or there is one."""
+    nodes = [node for tier in plan.deployment.network.tiers for node in tier.nodes]
+    if before_split(plan) or all(node.tensor_parallel is None for node in nodes):
+        return ""
+    if plan.query.tensor_parallel is None:
+        return " with these degrees of tensor parallelism"
+    return f" with tensor parallelism of degree {plan.query.tensor_parallel}"

@@ -14,6 +14,7 @@ from html import escape
 from importlib import metadata
 from pathlib import Path
 
+from hypsolve.planning.degree_text import before_split, of_degree
 from hypsolve.planning.figures import FIGURES, draw
 from hypsolve.planning.html_parts import capital, html_table, sentence, verdict
 from hypsolve.planning.layers import describe_cuts
@@ -230,7 +231,8 @@ def _numbers(plan: Plan) -> str:
     forecast, numbers = plan.forecast, _tiles_of_targets(plan)
     if plan.throughput is not None:
         numbers[plan.objective_name] = plan.describe_value()
-        numbers["no split serves more than"] = (
+        covers = f"{before_split(plan)}no split{of_degree(plan)}"
+        numbers[f"{covers} serves more than"] = (
             f"{plan.throughput.bound_requests_per_s:.3g} requests/s"
         )
         numbers["gap"] = f"{plan.throughput.gap:.1%}"

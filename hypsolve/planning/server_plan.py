@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hypsolve.planning.degree_choice import DegreeChoice
 from hypsolve.planning.exporters import ONE_PIPELINE, not_expressible
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import add_upgrades, plan_query, warm
@@ -180,7 +181,7 @@ def plan_for_server(
         progress=progress,
         deadline=deadline.part(FIRST_SHARE) if server else deadline,
     )
-    best = replace(best, degrees=degrees)
+    best = replace(_over_degrees(best, degrees), degrees=degrees)
     if not server:
         return ServerPlan(best, best)
     why = ""
@@ -204,3 +205,16 @@ def plan_for_server(
     if not best.stopped and (with_upgrades or not best.fits):
         best = add_upgrades(best, lighter=lighter, progress=progress, deadline=deadline)
     return ServerPlan(best, best, why)
+
+
+def _over_degrees(plan: Plan, degrees: Sequence[DegreeChoice]) -> Plan:
+    """Return a plan whose bound on the rate holds for all degrees that were compared.
+
+    Those bounds are for the users of the query. If these miss their targets, the plan's is for
+    an open loop, and stays that of its own degrees.
+    """
+    found = plan.throughput
+    if found is None or not degrees or found.splits[0].misses_targets:
+        return plan
+    bounds = [each.bound_requests_per_s for each in degrees if each.is_allowed]
+    return replace(plan, throughput=found.over_degrees(bounds))

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from hypsolve.planning.query import (
     DEFAULT_METHOD,
     PlanQuery,
     Solution,
+    bound_of,
     rank_fluid,
     served_by,
     solve_query,
@@ -58,7 +59,7 @@ Restrict = Callable[..., Any]
 """`hypsolve.planning.runtime_restrictions.network_for_server`, which imports plans."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Candidate:
     """A query with its degrees, and its split if the model fits."""
 
@@ -145,14 +146,38 @@ def choose_degrees(
             _split(each, goal, restrict if each.choice.is_allowed else None, mine)
     fitting = [each for each in candidates if each.solution is not None]
     _simulate_all(fitting, goal, progress, deadline)
+    largest = _bound(candidates, deadline) if query.is_rate else None
     order = sorted(candidates, key=_order)
     chosen = order[0]
     tried = [
         each.choice
         for each in order
-        if each is chosen or each.is_common or not math.isnan(each.value)
+        if each in (chosen, largest) or each.is_common or not math.isnan(each.value)
     ]
     return chosen.query, (*tried, *refused)
+
+
+def _bound(candidates: Sequence[_Candidate], deadline: Deadline) -> _Candidate:
+    """Bound the rate of all degrees that can be run, and return the one with the largest.
+
+    Common degrees are bounded in any case. The bound of a degree covers all splits over the
+    tiers of its whole network, and of the network of its split.
+    """
+    allowed = [each for each in candidates if each.choice.is_allowed]
+    for at, each in enumerate(allowed):
+        is_complete = at < MAX_CHOICES - 1  # more choices were perhaps not even split
+        if (each.is_common or not deadline.has_passed()) and is_complete:
+            networks = [each.query]
+            if each.solution is not None and each.solution.query is not each.query:
+                networks.append(each.solution.query)
+            bound = max(bound_of(of_network) for of_network in networks)
+            each.choice = replace(each.choice, bound_requests_per_s=bound)
+
+    def largest(each: _Candidate) -> float:
+        bound = each.choice.bound_requests_per_s
+        return math.inf if math.isnan(bound) else bound
+
+    return max(allowed, key=largest)
 
 
 def _simulate_all(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hypsolve.planning.degree_text import degree_lines
+from hypsolve.planning.degree_text import before_split, degree_lines, of_degree
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.rpc_links import describe_rpc
 from hypsolve.planning.saturation import MET
@@ -189,7 +189,7 @@ def describe_proof(plan: Plan) -> str:
     """State in one sentence what is proved about the split."""
     of_nodes = " of these nodes" if plan.unused_nodes else ""
     if plan.throughput is not None:
-        return describe_rate(plan.throughput, of_nodes)
+        return describe_rate(plan.throughput, of_nodes + of_degree(plan), before_split(plan))
     result = plan.result
     value = show_seconds(result.objective_s)
     of = ", requests one at a time"
@@ -208,10 +208,11 @@ def describe_proof(plan: Plan) -> str:
     return f"nothing proved: this split has a {plan.objective_name} of {value}{of}"
 
 
-def describe_rate(found: Throughput, of_nodes: str = "") -> str:
+def describe_rate(found: Throughput, of_nodes: str = "", before: str = "") -> str:
     """State what a split serves in simulation, and what no other one exceeds.
 
-    `of_nodes` says of which nodes the other splits are.
+    `of_nodes` says of which nodes and degrees the other splits are, and `before` what else
+    none exceeds.
     """
     at_least = "at least " * found.is_lower_bound
     rate = f"{at_least}{found.simulated_requests_per_s:.3g} requests/s"
@@ -222,7 +223,7 @@ def describe_rate(found: Throughput, of_nodes: str = "") -> str:
         rate += f" of Poisson arrivals with {MET:.0%} within the targets"
     return (
         f"simulated over {found.n_requests} requests, from the first arrival to the last"
-        f" completion, it serves {rate}; proved: no split{of_nodes} and no"
+        f" completion, it serves {rate}; proved: {before}no split{of_nodes} and no"
         f" schedule serves more than {found.bound_requests_per_s:.3g} under the limits of this"
         f" runtime (gap {'at most ' * found.is_lower_bound}{found.gap:.1%})"
     )

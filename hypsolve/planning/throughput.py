@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,6 +111,9 @@ class Throughput:
         Largest rate of all splits in the fluid model.
     bound_requests_per_s : float
         No split and no schedule serves more, under the limits of the runtime.
+    bound_is_of_all_degrees : bool
+        Whether `bound_requests_per_s` also holds for all other degrees of tensor parallelism
+        that the runtime can run; False if it is of the degrees of the plan alone.
     gap : float
         ``1 - simulated_requests_per_s / bound_requests_per_s``.
     splits : tuple of ServedSplit
@@ -125,6 +128,19 @@ class Throughput:
     bound_requests_per_s: float
     gap: float
     splits: tuple[ServedSplit, ...]
+    bound_is_of_all_degrees: bool = False
+
+    def over_degrees(self, bounds: Sequence[float]) -> Throughput:
+        """Return a copy with the largest of some degrees' bounds, if all are known."""
+        bound = max([self.bound_requests_per_s, *bounds])
+        if any(map(math.isnan, bounds)):
+            return self
+        return replace(
+            self,
+            bound_requests_per_s=bound,
+            gap=1 - self.simulated_requests_per_s / bound,
+            bound_is_of_all_degrees=True,
+        )
 
 
 class RateSearch:

@@ -71,3 +71,46 @@ def test_the_degree_that_serves_most_is_taken(targets):
     for each in degrees:
         if each.full_value == each.full_value:  # known
             assert each.full_value == pytest.approx(serves[each.degrees[0]], rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def quick_plan():
+    """A target that the largest degree alone meets, though others serve more without it."""
+    asked = SHORT | {"tpot_slo_s": 0.003, "with_upgrades": False}
+    return hs.plan("llama-3-8b", sites([machine(gpus=4)]), **asked)
+
+
+def test_what_is_proved_holds_for_every_degree(quick_plan):
+    """It was called the bound of all splits, and was that of the chosen degree alone."""
+    found, bounds = quick_plan.throughput, {}
+    for degree in (1, 2, 4):
+        query = hs.PlanQuery.of(
+            "llama-3-8b", sites([machine(gpus=4)]), tensor_parallel=degree, **SHORT
+        )
+        bounds[degree] = hs.throughput_bound(query.deployment())
+        serves = solve_query(query).throughput.simulated_requests_per_s
+        assert serves <= found.bound_requests_per_s
+    assert quick_plan.query.tensor_parallel == 4  # the premise
+    assert bounds[4] < max(bounds.values())
+    assert found.bound_requests_per_s == pytest.approx(max(bounds.values()))
+    assert found.gap == 1 - found.simulated_requests_per_s / found.bound_requests_per_s
+    assert found.bound_is_of_all_degrees
+    said = "proved: no degree of tensor parallelism, no split and no schedule serves more than"
+    assert f"{said} {max(bounds.values()):.3g} " in str(quick_plan)
+    listed = {each.degrees[0]: each.bound_requests_per_s for each in quick_plan.degrees}
+    assert listed == pytest.approx(bounds)
+
+
+def test_a_given_degree_is_named_beside_its_bound(quick_plan, tmp_path):
+    """Other degrees may serve more than what is proved of one."""
+    asked = SHORT | {"tensor_parallel": 4, "with_upgrades": False}
+    plan = hs.plan("llama-3-8b", sites([machine(gpus=4)]), **asked)
+    assert not plan.throughput.bound_is_of_all_degrees
+    assert "proved: no split with tensor parallelism of degree 4 and no schedule" in str(plan)
+    for each, covers in (
+        (plan, "no split with tensor parallelism of degree 4"),
+        (quick_plan, "no degree of tensor parallelism, no split"),
+    ):
+        path = tmp_path / "plan.html"
+        hs.write_report(each, path)
+        assert f"<dt>{covers} serves more than</dt>" in path.read_text()
