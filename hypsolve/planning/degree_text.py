@@ -16,6 +16,32 @@ if TYPE_CHECKING:
     from hypsolve.planning.replan import Replan
 
 
+def left_out_lines(plan: Plan) -> Iterator[str]:
+    """Yield what degrees leave out: nodes, and the rule that every tier holds a block."""
+    query = plan.query
+    if query.too_small:
+        names = ", ".join(query.too_small)
+        yield f"left out: {names} (fewer GPUs than compute as one, {query.tensor_parallel})"
+    if empty := _left_empty(plan):
+        yield (
+            f"set aside: that every tier holds a block, for {', '.join(empty)}: a tier without a"
+            " machine for some degree of tensor parallelism may be empty under all degrees,"
+            " unless the network file states its min_blocks"
+        )
+
+
+def _left_empty(plan: Plan) -> list[str]:
+    """Return the optional tiers of a plan that hold no block."""
+    if not plan.fits:
+        return []
+    used = {stage.tier for stage in plan.stages if stage.blocks}
+    return [
+        name
+        for name in plan.query.optional
+        if not any(each == name or each.startswith(f"{name}/") for each in used)
+    ]
+
+
 def degree_lines(plan: Plan) -> Iterator[str]:
     """Yield what each degree of tensor parallelism serves, and what a restriction costs."""
     if not plan.degrees:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from hypsolve.formats.network_file import NetworkFile
 from hypsolve.planning.platforms import with_empty
-from hypsolve.problem.network import Node
+from hypsolve.problem.gpu_group import check_degree
+from hypsolve.problem.model import Model
+from hypsolve.problem.network import Node, Tier
+
+ONE_DEGREE = ("vllm", "sglang", "tensorrt-llm")
+"""Runtimes that take one degree for all stages."""
+NO_DEGREE = ("llama.cpp",)
+"""Runtimes that compute no layer on several GPUs."""
 
 
 def degrees_of(node: Node) -> list[int]:
@@ -16,6 +24,59 @@ def degrees_of(node: Node) -> list[int]:
     if node.interconnect is None:
         return [1]
     return [1, *(degree for degree in node.interconnect.degrees if degree <= node.gpus)]
+
+
+def dividing(model: Model, degrees: Iterable[int]) -> list[int]:
+    """Return the degrees that divide the heads of a model."""
+    found = []
+    for degree in degrees:
+        try:
+            check_degree(model, degree)
+        except ValueError:
+            continue
+        found.append(degree)
+    return found
+
+
+def with_optional(network: NetworkFile, model: Model) -> tuple[NetworkFile, tuple[str, ...]]:
+    """Return a network in which tiers that lack some degree may stay empty, and their names.
+
+    Under one degree for all stages, a tier without a machine for it is empty. So that all
+    degrees are compared by one rule, such a tier may be empty under every degree. Tiers with
+    `min_blocks` or a pin keep their rule; with these, degrees that would leave them empty are
+    refused.
+
+    Parameters
+    ----------
+    network : NetworkFile
+        The network itself is returned if all its machines have their degree.
+    model : Model
+        Degrees that do not divide its heads do not count.
+    """
+    tiers = network.network.tiers
+    if all(node.is_group for tier in tiers for node in tier.nodes):
+        return network, ()
+
+    def degrees(tier: Tier) -> set[int]:
+        return set(dividing(model, {d for node in tier.nodes for d in degrees_of(node)}))
+
+    known = set().union(*map(degrees, tiers))
+    least = network.min_blocks or (None,) * len(tiers)
+    most = network.max_blocks or (None,) * len(tiers)
+    names = tuple(
+        tier.name
+        for tier, low, high in zip(tiers, least, most, strict=True)
+        if low is None
+        and high != 0
+        and degrees(tier) != known
+        and tier.name not in network.pins.values()
+    )
+    if not names:
+        return network, ()
+    least = tuple(
+        0 if tier.name in names else low for tier, low in zip(tiers, least, strict=True)
+    )
+    return replace(network, min_blocks=least), names
 
 
 def under_one_degree(network: NetworkFile, degree: int) -> tuple[NetworkFile, tuple[str, ...]]:

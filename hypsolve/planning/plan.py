@@ -371,6 +371,7 @@ class Plan:
             "seed": query.seed,
             "left_out": list(query.left_out),
             "too_small": list(query.too_small),
+            "optional": list(query.optional),
             "result": self.result.to_dict(),
             "reasons": list(self.reasons),
             "nodes": [record_to_dict(node) for node in self.nodes],

@@ -17,7 +17,7 @@ from hypsolve.formats.helix_pipeedge import read_helix
 from hypsolve.formats.huggingface import read_model
 from hypsolve.formats.network_toml import NetworkFile, read_network_file
 from hypsolve.formats.network_toml_types import runtime_keys
-from hypsolve.planning.gpu_groups import under_one_degree
+from hypsolve.planning.gpu_groups import ONE_DEGREE, under_one_degree, with_optional
 from hypsolve.planning.load import MAX_VISITS, Load, under_load
 from hypsolve.planning.platforms import check_weights, supported, weights_of, with_empty
 from hypsolve.planning.room_for_kv import with_most_room
@@ -110,6 +110,10 @@ class PlanQuery:
         tier holds no blocks.
     too_small : tuple of str
         Nodes that are left out likewise, for they have fewer GPUs than `tensor_parallel`.
+    optional : tuple of str
+        Tiers that may hold no blocks, though the network file gives no ``min_blocks = 0``: they
+        have no machine for some degree of tensor parallelism, and `runtime` takes one for all
+        stages.
 
     Raises
     ------
@@ -149,6 +153,7 @@ class PlanQuery:
     options: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     too_small: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "output_tokens"):
@@ -190,6 +195,10 @@ class PlanQuery:
             valid.known("method", self.method, METHODS)
         if self.is_rate:
             self._check_rate()
+        if self.runtime.name in ONE_DEGREE and self.objective != Objective.P0:
+            network, lacking = with_optional(self.network, self.model)
+            object.__setattr__(self, "network", network)
+            object.__setattr__(self, "optional", (*self.optional, *lacking))
         if self.tensor_parallel is not None:
             degree = valid.whole("plan", "tensor_parallel", self.tensor_parallel, minimum=1)
             network, small = under_one_degree(self.network, degree)
@@ -285,7 +294,7 @@ class PlanQuery:
             similar name.
         """
         own = {each.name for each in fields(cls)} - {
-            "model", "network", "options", "weights", "left_out", "too_small",
+            "model", "network", "options", "weights", "left_out", "too_small", "optional",
         }  # fmt: skip
         file = to_network_file(network)
         overrides = {name: arguments.pop(name) for name in OVERRIDES if name in arguments}
@@ -405,7 +414,7 @@ def takes_query(function: Function) -> Function:
     signature = inspect.signature(function)
     own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
     named = {each.name for each in own} | {
-        "model", "network", "options", "weights", "left_out", "too_small",
+        "model", "network", "options", "weights", "left_out", "too_small", "optional",
     }  # fmt: skip
     types = get_type_hints(PlanQuery)  # as text, they would name what the caller lacks
     keywords = [

@@ -3,7 +3,8 @@
 *Rule.* vLLM, SGLang and TensorRT-LLM take one degree of tensor parallelism for all stages of a
 pipeline; llama.cpp over RPC computes no layer on several GPUs; ``ideal`` lets every tier have a
 degree of its own. Under one degree, a machine with fewer GPUs is left out, and a machine with
-more is several nodes of its tier.
+more is several nodes of its tier. A tier without a machine for some degree may be empty under
+all of them (`hypsolve.planning.gpu_groups.with_optional`).
 
 *Choice.* The model is split for every degree that is known for the interconnects and divides
 the heads, on the nodes that the server of the runtime can use, and each split is simulated.
@@ -29,7 +30,7 @@ from hypsolve.formats.network_file import NetworkFile
 from hypsolve.planning.degree_choice import DegreeChoice
 from hypsolve.planning.forecast import predict
 from hypsolve.planning.goal import Goal
-from hypsolve.planning.gpu_groups import degrees_of
+from hypsolve.planning.gpu_groups import NO_DEGREE, ONE_DEGREE, degrees_of, dividing
 from hypsolve.planning.query import (
     DEFAULT_METHOD,
     PlanQuery,
@@ -46,10 +47,6 @@ from hypsolve.problem.network import Node, Tier
 from hypsolve.solve import warm_methods
 from hypsolve.solvers.clock import Deadline
 
-ONE_DEGREE = ("vllm", "sglang", "tensorrt-llm")
-"""Runtimes that take one degree for all stages."""
-NO_DEGREE = ("llama.cpp",)
-"""Runtimes that compute no layer on several GPUs."""
 MAX_SIMULATED = 6  # choices of degrees that differ over the tiers
 SHARE = 0.4  # of the time that is left, for all simulations
 MAX_CHOICES = 4096  # of them that are split
@@ -263,7 +260,7 @@ def _mixed(query: PlanQuery) -> Iterator[_Candidate]:
     tiers, name = query.network.network.tiers, query.runtime.name
     if name in NO_DEGREE:
         return
-    degrees = [_divides(query, _degrees_of(tier)) for tier in tiers]
+    degrees = [dividing(query.model, _degrees_of(tier)) for tier in tiers]
     seen: set[tuple[int, ...]] = set()
     choices = itertools.islice(itertools.product(*degrees), MAX_CHOICES)
     for chosen in sorted(choices, key=lambda each: len(set(each))):
@@ -293,18 +290,6 @@ def _degrees_of(tier: Tier) -> list[int]:
 
 def _at_most(node: Node, degree: int) -> int:
     return max(each for each in degrees_of(node) if each <= degree)
-
-
-def _divides(query: PlanQuery, degrees: list[int]) -> list[int]:
-    """Return the degrees that divide the heads of the model."""
-    found = []
-    for degree in degrees:
-        try:
-            check_degree(query.model, degree)
-        except ValueError:
-            continue
-        found.append(degree)
-    return found
 
 
 def _largest(network: NetworkFile) -> tuple[int, ...]:

@@ -7,7 +7,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hypsolve.planning.degree_text import before_split, degree_lines, of_degree
+from hypsolve.planning.degree_text import (
+    before_split,
+    degree_lines,
+    left_out_lines,
+    of_degree,
+)
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.rpc_links import describe_rpc
 from hypsolve.planning.saturation import MET
@@ -71,10 +76,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     if plan.unused_nodes:
         names = ", ".join(plan.unused_nodes)
         yield f"left out: {names} (in no pipeline of this plan)"
-    if plan.query.too_small:
-        names = ", ".join(plan.query.too_small)
-        degree = plan.query.tensor_parallel
-        yield f"left out: {names} (fewer GPUs than compute as one, {degree})"
+    yield from left_out_lines(plan)
     yield ""
     if not plan.fits:
         verdict, *details = infeasible_lines(plan)

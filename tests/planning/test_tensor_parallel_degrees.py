@@ -114,3 +114,43 @@ def test_a_given_degree_is_named_beside_its_bound(quick_plan, tmp_path):
         path = tmp_path / "plan.html"
         hs.write_report(each, path)
         assert f"<dt>{covers} serves more than</dt>" in path.read_text()
+
+
+def company(**rules):
+    """Two cards at the edge, and a machine of two better ones; no tier says min_blocks."""
+    return sites(alike("l4", 2), [machine(gpus=2)], **rules)
+
+
+def test_all_degrees_are_compared_under_one_rule():
+    """Degree 2 left the edge empty against the rule, and degree 1 had to use it.
+
+    The oracle is a network whose tiers may be empty, by its file.
+    """
+    open_tiers = company(min_blocks=(0, None))
+    _, expected = choose_degrees(
+        hs.PlanQuery.of("llama-3-8b", open_tiers, **SHORT), restrict=network_for_server
+    )
+    query = hs.PlanQuery.of("llama-3-8b", company(), **SHORT)
+    chosen, degrees = choose_degrees(query, restrict=network_for_server)
+    assert [(each.degrees, each.value) for each in degrees] == [
+        (each.degrees, each.value) for each in expected
+    ]
+    for degree in (1, 2):  # whether it is chosen or given
+        given = hs.PlanQuery.of("llama-3-8b", company(), tensor_parallel=degree, **SHORT)
+        assert given.optional == chosen.optional == ("t0",)
+        assert given.network.min_blocks[0] == 0 and not given.network.min_blocks[1]
+    plan = hs.plan("llama-3-8b", company(), with_upgrades=False, **SHORT)
+    assert not plan.stages[0].blocks and plan.to_dict()["optional"] == ["t0"]
+    assert "set aside: that every tier holds a block, for t0: " in str(plan)
+
+
+def test_a_stated_rule_is_kept_under_every_degree():
+    """min_blocks and pins are the user's own: degrees that need the tier empty are refused."""
+    for rules in ({"min_blocks": (1, None)}, {"pins": {"embedding": "t0"}}):
+        query = hs.PlanQuery.of("llama-3-8b", company(**rules), **SHORT)
+        chosen, degrees = choose_degrees(query, restrict=network_for_server)
+        assert (query.optional, chosen.tensor_parallel) == ((), 1)
+        (refused,) = [each for each in degrees if each.degrees == (2, 2)]
+        assert not refused.is_allowed and "it has no machine for" in refused.reason
+    query = hs.PlanQuery.of("llama-3-8b", company(), **SHORT | {"runtime": "ideal"})
+    assert query.optional == ()  # every tier has its own degree
