@@ -24,7 +24,7 @@ PACKAGES = ("hypsolve", "instances", "experiments")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 ON_DEMAND = {
     "pandas", "matplotlib", "pulp", "ortools", "highspy", "scipy", "rich", "tqdm", "simpy",
-    "dask", "distributed", "click", "yaml",
+    "dask", "distributed", "click", "yaml", "torch",
 }  # fmt: skip
 
 # What the files of a package may import, besides those of their own package. `solve` is a file.
@@ -37,6 +37,10 @@ MAY_IMPORT = {
     "hypsolve.formats": ("hypsolve.problem", "hypsolve.catalog"),
     "hypsolve.simulation": (
         "hypsolve.problem", "hypsolve.kernels", "hypsolve.catalog", "hypsolve.dispatch",
+    ),
+    "hypsolve.calibration": (
+        "hypsolve.problem", "hypsolve.catalog", "hypsolve.formats", "hypsolve.simulation",
+        "hypsolve.dispatch",
     ),
     "hypsolve.verify": ("hypsolve.problem", "hypsolve.formats"),
     "hypsolve.solvers.clock": (),

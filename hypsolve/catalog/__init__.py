@@ -40,6 +40,7 @@ __all__ = [
     "name_of",
     "runtime",
     "runtimes",
+    "shape",
     "transformer",
     "weight_format",
     "weight_formats",
@@ -129,6 +130,29 @@ def models() -> tuple[str, ...]:
     return tuple(_table("models.toml"))
 
 
+def shape(name: str) -> dict[str, Any]:
+    """Return the shape of an LLM of the catalogue, as arguments of `transformer`.
+
+    Parameters
+    ----------
+    name : str
+        A name in `models`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name; the message suggests the likeliest.
+
+    Examples
+    --------
+    >>> from hypsolve import catalog
+    >>> catalog.shape("llama-3-8b")["n_kv_heads"]
+    8
+    """
+    shapes = _table("models.toml")
+    return dict(shapes[valid.known("model", name, shapes)])
+
+
 @valid.suggest_keywords("model")
 def model(name: str, weights: str = "fp16") -> Model:
     """Return an LLM of the catalogue as a chain of blocks: embedding, layers, head.
@@ -158,9 +182,7 @@ def model(name: str, weights: str = "fp16") -> Model:
     >>> hs.model("llama-3-8b", weights="q4_k_m").extrapolated
     True
     """
-    shapes = _table("models.toml")
-    shape = dict(shapes[valid.known("model", name, shapes)])
-    return transformer(name, **shape, weights=weights)
+    return transformer(name, **shape(name), weights=weights)
 
 
 def runtimes() -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import click
 
 from hypsolve.cli.catalog import gpus, init, interconnect_list, methods, models, schema
 from hypsolve.cli.commands import compare, pareto, replan, simulate
+from hypsolve.cli.measure import measure
 from hypsolve.cli.options import OneLine
 from hypsolve.cli.plan import plan
 
@@ -25,5 +26,5 @@ def main() -> None:
 
 
 LISTS = (gpus, interconnect_list, models, methods, schema)
-for command in (init, plan, compare, pareto, simulate, replan, *LISTS):
+for command in (init, plan, compare, pareto, simulate, replan, measure, *LISTS):
     main.add_command(command)

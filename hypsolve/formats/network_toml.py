@@ -1,27 +1,17 @@
 """Networks on disk: TOML files of machines, links and limits."""
 
-import functools
 import itertools
 import math
 import os
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    NotRequired,
-    TypeVar,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, get_args
 
 from hypsolve import catalog
 from hypsolve.catalog import nearest
 from hypsolve.catalog.interconnects import interconnect, interconnects
+from hypsolve.formats.gpu_profile import PROFILE_ENDING, profile_of, read_gpu_profile
 from hypsolve.formats.network_file import NetworkFile
 from hypsolve.formats.network_toml_types import (
     End,
@@ -33,17 +23,14 @@ from hypsolve.formats.network_toml_types import (
     RuntimeTable,
     TierTable,
 )
+from hypsolve.formats.toml_tables import checked_table, checked_value, read_toml
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import GpuProfile, Link, Network, Node, Tier
-from hypsolve.problem.files import checked_path, read_bytes
+from hypsolve.problem.files import checked_path
 from hypsolve.problem.runtime import Runtime
 from hypsolve.problem.units import GIB, gbps_to_bytes_per_s, gib_to_bytes, ms_to_s
 
 __all__ = ["NetworkFile", "read_network", "read_network_file"]
-
-MAX_BYTES = 2**26
-
-Table = TypeVar("Table")
 
 
 def read_network(path: str | os.PathLike[str]) -> Network:
@@ -154,11 +141,12 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
     """
     path = checked_path("read_network", path)
     owner = path.name
-    table = _table(owner, NetworkTable, _read_toml(path))
-    gpus = _gpus(owner, table.get("gpus", {}))
+    table = checked_table(owner, NetworkTable, read_toml(path))
     entries = [
-        _table(f"{owner}: tier {k}", TierTable, entry) for k, entry in enumerate(table["tiers"])
+        checked_table(f"{owner}: tier {k}", TierTable, entry)
+        for k, entry in enumerate(table["tiers"])
     ]
+    gpus = _gpus(owner, table.get("gpus", {})) | _profile_files(entries, path.parent)
     tiers: list[Tier] = []
     pins: dict[str | int, str] = {}
     prices: dict[str, float] = {}
@@ -207,22 +195,12 @@ def _runtime(owner: str, given: str | RuntimeTable, network: Network) -> Runtime
         given = {"name": given}
     if not isinstance(given, dict):
         raise TypeError(f"{owner}: runtime must be a name or a table, got {given!r:.60}")
-    entry: dict[str, Any] = dict(_table(f"{owner}: runtime", RuntimeTable, given))
+    entry: dict[str, Any] = dict(checked_table(f"{owner}: runtime", RuntimeTable, given))
     gpus = [node.gpu for tier in network.tiers for node in tier.nodes]
     try:
         return catalog.runtime(entry.pop("name"), gpus=gpus, **entry)
     except ValueError as error:
         raise ValueError(f"{owner}: {error}") from None
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(read_bytes(path, MAX_BYTES).decode())
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError also for a number of 5,000 digits
-        raise ValueError(f"{path.name}: not TOML: {error}") from None
 
 
 def _gpus(owner: str, tables: Mapping[str, GpuTable]) -> dict[str, GpuProfile]:
@@ -231,23 +209,26 @@ def _gpus(owner: str, tables: Mapping[str, GpuTable]) -> dict[str, GpuProfile]:
     for name, given in tables.items():
         of_gpu = f"{owner}: gpu {name!r}"
         try:
-            entry = _table(of_gpu, GpuTable, given)
+            entry = checked_table(of_gpu, GpuTable, given)
         except ValueError as error:
             raise ValueError(
                 f"{error}{nearest.hint_by_figures(given, catalog.gpus())}"
             ) from None
         if name in catalog.gpus():
             raise ValueError(f"{of_gpu}: name must not be one of the catalogue's")
-        found[name] = GpuProfile(
-            name=name,
-            t0_s=entry["t0_us"] * 1e-6,
-            flops_per_s=entry["tflops"] * 1e12,
-            bytes_per_s=entry["gb_per_s"] * 1e9,
-            memory_bytes=gib_to_bytes(entry["memory_gib"]),
-            power_w=entry.get("power_w", 0.0),
-            source=entry.get("source", ""),
-        )
+        found[name] = profile_of(name, entry)
     return found
+
+
+def _profile_files(tiers: Iterable[TierTable], folder: Path) -> dict[str, GpuProfile]:
+    """Return the GPUs that nodes name by the path of a profile file, relative to `folder`."""
+    groups = [group for tier in tiers for group in tier["nodes"] if isinstance(group, dict)]
+    paths = dict.fromkeys(group.get("gpu") for group in groups)
+    return {
+        path: read_gpu_profile(folder / path)
+        for path in paths
+        if isinstance(path, str) and path.endswith(PROFILE_ENDING)
+    }
 
 
 def _tier(
@@ -262,7 +243,7 @@ def _tier(
             raise TypeError(
                 f"{of_group}: gpu must be a name, got a table; define it as [gpus.NAME]{hint}"
             )
-        group = _table(of_group, NodesTable, given)
+        group = checked_table(of_group, NodesTable, given)
         group.setdefault("host", entry.get("host", ""))
         made = _nodes(of_group, entry["name"], group, gpus, nodes)
         if "tensor_parallel" in group:
@@ -296,7 +277,8 @@ def _nodes(
     names = group.get("names")
     if names is None:
         taken = {node.name for node in before}
-        free = (name for i in itertools.count() if (name := f"{tier}-{gpu}-{i}") not in taken)
+        kind = profile.name if gpu.endswith(PROFILE_ENDING) else gpu
+        free = (name for i in itertools.count() if (name := f"{tier}-{kind}-{i}") not in taken)
         names = list(itertools.islice(free, group.get("count", 1)))
     elif group.get("count", len(names)) != len(names):
         raise ValueError(
@@ -354,7 +336,7 @@ def _slower(gpu: GpuProfile, slowdown: float) -> GpuProfile:
 
 
 def _link(owner: str, given: Any) -> Link:
-    entry = _table(owner, LinkTable, given)
+    entry = checked_table(owner, LinkTable, given)
     return Link(
         bytes_per_s=gbps_to_bytes_per_s(entry["gbps"]),
         latency_s=ms_to_s(entry["latency_ms"]),
@@ -367,57 +349,5 @@ def _pins(owner: str, blocks: Sequence[str | int]) -> Sequence[str | int]:
         if isinstance(block, str):
             valid.known(f"block to pin ({owner})", block, get_args(End))
         else:
-            _value(owner, "pin", block, Layer)
+            checked_value(owner, "pin", block, Layer)
     return blocks
-
-
-@functools.cache
-def _hints(record: Any) -> dict[str, Any]:
-    return get_type_hints(record, include_extras=True)
-
-
-def _table(owner: str, kind: type[Table], entry: Any) -> Table:
-    """Return a table whose keys and values follow the rules of its type.
-
-    Nested tables are not checked: their readers know the names for error messages.
-    """
-    if not isinstance(entry, dict):
-        raise TypeError(f"{owner}: must be a table, got {entry!r:.60}")
-    record: Any = kind
-    hints = _hints(record)
-    for key in sorted(entry.keys() - hints.keys()):
-        hint = valid.did_you_mean(key, hints)
-        raise ValueError(f"{owner}: unknown key {key!r}; {hint}known: {sorted(hints)}")
-    for key in sorted(record.__required_keys__ - entry.keys()):
-        raise ValueError(f"{owner}: key {key!r} is missing")
-    return cast(
-        Table, {key: _value(owner, key, value, hints[key]) for key, value in entry.items()}
-    )
-
-
-def _value(owner: str, key: str, value: Any, hint: Any) -> Any:
-    if get_origin(hint) is NotRequired:
-        (hint,) = get_args(hint)
-    if get_origin(hint) is not Annotated:
-        return value
-    kind, rule = get_args(hint)
-    if kind is str:
-        return valid.text(owner, key, value)
-    if get_origin(kind) is dict and not isinstance(value, dict):
-        hint = f"; write [{key}.NAME], not [[{key}]]" if isinstance(value, list) else ""
-        raise TypeError(f"{owner}: {key} must be tables, got {value!r:.60}{hint}")
-    if get_origin(kind) is list:
-        if rule.minimum and (not isinstance(value, list) or len(value) < rule.minimum):
-            raise ValueError(
-                f"{owner}: {key} must be a list of at least one, got {value!r:.60}"
-            )
-        if not isinstance(value, list):
-            raise TypeError(f"{owner}: {key} must be a list, got {value!r:.60}")
-        return [_value(owner, key, each, *get_args(kind)) for each in value]
-    if kind is int:
-        value = valid.whole(owner, key, value, minimum=rule.minimum)
-    elif kind is float:
-        value = valid.real(owner, key, value, minimum=rule.minimum, strict=rule.strict)
-    if kind in (int, float) and value > rule.maximum:
-        raise ValueError(f"{owner}: {key} must be at most {rule.maximum:g}, got {value!r}")
-    return value

@@ -66,7 +66,11 @@ class NodesTable(TypedDict):
 
     gpu: Annotated[
         str,
-        Key("Name of the GPU: of `hypsolve gpus` or of [gpus.NAME].", known=catalog.gpus),
+        Key(
+            "Name of the GPU: of `hypsolve gpus` or of [gpus.NAME]; or the path of a profile"
+            " file (.toml) of `hypsolve measure` or `hypsolve calibrate`, from this folder.",
+            known=catalog.gpus,
+        ),
     ]
     count: NotRequired[
         Annotated[

@@ -1,0 +1,1 @@
+"""Forecasts beside measurements of real servers: runs, predictors, fitted costs."""

@@ -1,0 +1,401 @@
+"""Measure blocks on this machine, and fit a GPU profile to their times: `measure`.
+
+Steps run in the order of the grid, the shapes in turn. A step that needs more memory than there
+is, or more time than is left, is skipped and named.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from hypsolve.calibration.measure_blocks import (
+    Stack,
+    element_bytes_of,
+    load_torch,
+    n_layers_of,
+)
+from hypsolve.calibration.measure_fit import (
+    Roofline,
+    ShapeError,
+    Steps,
+    fit_roofline,
+    held_out,
+    intervals,
+    shape_error,
+)
+from hypsolve.calibration.measure_grid import (
+    DEFAULT_SHAPES,
+    BlockShape,
+    Step,
+    grid,
+    need_bytes,
+    read_shape,
+)
+from hypsolve.calibration.measure_rows import (
+    Machine,
+    Row,
+    memory_bytes_of,
+    steps_of,
+    this_machine,
+)
+from hypsolve.formats.gpu_profile import MeasuredProfile
+from hypsolve.problem import validation as valid
+from hypsolve.problem.network import GpuProfile
+from hypsolve.problem.units import show_bytes
+
+DEVICES = tuple(DEFAULT_SHAPES)
+DTYPES = {"cpu": "float32", "mps": "float16", "cuda": "float16"}
+"""Type of numbers by device. Few CPUs compute with 16 bits at full speed."""
+KNOWN_DTYPES = ("float32", "bfloat16", "float16")
+MEMORY_SHARE = 0.8  # of the free memory
+QUICK_S, FULL_S = 75.0, 1200.0  # time limits
+REPEATS, STEP_S = 3, 0.2  # repeats of a step at least, and their seconds at least
+MIN_STEPS = 4  # of a fit of three numbers
+RATES = ("flops_per_s", "bytes_per_s")
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Times of steps on a machine, and what was fitted to them.
+
+    Attributes
+    ----------
+    machine : Machine
+    rows : tuple of Row
+        All steps of the grid; the skipped ones with their reason.
+    fitted : Roofline
+        Fit to all measured steps.
+    interval : dict of str to (float, float)
+        95 % intervals of the three numbers.
+    error : ShapeError
+        Error of the fit on the steps that it was fitted to.
+    held_out : tuple of ShapeError
+        Error on each shape of a fit to the other shapes.
+    memory_bytes : int
+        Memory of the device.
+    unlimited : tuple of str
+        Rates that limit no step: the profile has the largest one seen in their place.
+    """
+
+    machine: Machine
+    rows: tuple[Row, ...]
+    fitted: Roofline
+    interval: dict[str, tuple[float, float]]
+    error: ShapeError
+    held_out: tuple[ShapeError, ...]
+    memory_bytes: int
+    unlimited: tuple[str, ...] = ()
+
+    @property
+    def busy(self) -> float:
+        """How many times as long steps took by the clock on the wall, in the median."""
+        timings = [row.timing for row in self.rows if row.timing]
+        return statistics.median(timing.wall_s / timing.median_s for timing in timings)
+
+    @property
+    def skipped(self) -> list[Row]:
+        """Steps that were not measured."""
+        return [row for row in self.rows if row.timing is None]
+
+    def profile(self, name: str = "") -> MeasuredProfile:
+        """Return the profile for a network file; `name` is that of the machine by default."""
+        gpu = GpuProfile(
+            name=name or slug(self.machine),
+            t0_s=self.fitted.t0_s,
+            flops_per_s=self.fitted.flops_per_s,
+            bytes_per_s=self.fitted.bytes_per_s,
+            memory_bytes=float(self.memory_bytes),
+            basis="fitted",
+            source=self.describe_source(),
+        )
+        shown = {"prefill": self.error.prefill, "decode": self.error.decode}
+        return MeasuredProfile(
+            gpu=gpu,
+            intervals=self.interval,
+            errors={"of the fit": shown}
+            | {
+                f"{each.shape}, held out": {"prefill": each.prefill, "decode": each.decode}
+                for each in self.held_out
+            },
+            measured={key: getattr(self.machine, key) for key in Machine.__slots__},
+        )
+
+    def describe_source(self) -> str:
+        """Describe in a line what the profile was fitted to, and its error."""
+        machine, n = self.machine, self.error.n_steps
+        shapes = list(dict.fromkeys(row.shape.name for row in self.rows if row.timing))
+        text = (
+            f"hypsolve measure on {machine.machine}, {machine.device}, {machine.dtype},"
+            f" {machine.threads} threads, torch {machine.torch}, {machine.date[:10]}: {n} steps"
+            f" of blocks of {', '.join(shapes)}"
+        )
+        errors = [
+            f"{each.shape} {percent(each.prefill)} and {percent(each.decode)}"
+            for each in self.held_out
+        ]
+        if not errors:
+            return f"{text}; no error on a shape that was not fitted, for there is one shape"
+        return (
+            f"{text}; mean error in prefill and decode on a shape that was not fitted:"
+            f" {', '.join(errors)}"
+        )
+
+
+def percent(share: float) -> str:
+    """Return a share as text, in whole per cent."""
+    return f"{share:.0%}" if share == share else "unknown"
+
+
+def slug(machine: Machine) -> str:
+    """Return a name for the profile of a machine, such as ``amd-epyc-2-threads-float32``."""
+    words = [machine.machine]
+    if machine.device == "cpu":
+        words += [f"{machine.threads}-threads"]
+    text = re.sub(r"[^a-z0-9]+", "-", " ".join([*words, machine.dtype]).lower())
+    return text.strip("-")
+
+
+def default_device() -> str:
+    """Return the fastest kind of device that torch sees here."""
+    torch = load_torch()
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@valid.suggest_keywords("measure")
+def measure(
+    shapes: Sequence[str | BlockShape] = (),
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    threads: int | None = None,
+    quick: bool = False,
+    steps: Sequence[Step] | None = None,
+    memory_bytes: int | None = None,
+    time_limit_s: float | None = None,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Measure transformer blocks on this machine, and fit the three numbers of a profile.
+
+    Parameters
+    ----------
+    shapes : sequence of str or BlockShape
+        Shapes of blocks; see `read_shape`. A single shape gets a second one, the first default
+        that has other numbers. Default: `DEFAULT_SHAPES` of the device.
+    device : str, optional
+        ``cpu``, ``cuda`` or ``mps``. Default: the fastest kind that there is.
+    dtype : str, optional
+        ``float32``, ``bfloat16`` or ``float16``, for weights, activations and KV cache.
+        Default: `DTYPES` of the device.
+    threads : int, optional
+        Threads of torch on the CPU. Default: as many as torch starts, one for each core.
+    quick : bool
+        Whether a few steps are measured, within `QUICK_S` seconds.
+    steps : sequence of Step, optional
+        Steps in place of the grid.
+    memory_bytes : int, optional
+        Memory that may be used. Default: `MEMORY_SHARE` of the free memory.
+    time_limit_s : float, optional
+        Seconds after which no further step starts. Default: `QUICK_S` or `FULL_S`.
+    progress : callable, optional
+        Called with a line of text before each step.
+
+    Returns
+    -------
+    Measurement
+
+    Raises
+    ------
+    ValueError, TypeError
+        If torch is missing, if an argument is invalid, or if fewer than `MIN_STEPS` steps could
+        be measured; the message names it.
+    """
+    torch = load_torch()
+    device = device or default_device()
+    valid.known("device", device, DEVICES)
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if device in available and not available[device]():
+        raise ValueError(f"measure: device must be one that torch sees here, got {device!r}")
+    dtype = valid.known("dtype", dtype or DTYPES[device], KNOWN_DTYPES)
+    element_bytes = element_bytes_of(dtype)
+    total, free = memory_bytes_of(device)
+    if memory_bytes is None:
+        memory_bytes = int(MEMORY_SHARE * free)
+    valid.whole("measure", "memory_bytes", memory_bytes, minimum=1)
+    limit_s = time_limit_s if time_limit_s is not None else QUICK_S if quick else FULL_S
+    valid.real("measure", "time_limit_s", limit_s, strict=True)
+    if threads is not None:
+        torch.set_num_threads(valid.whole("measure", "threads", threads, minimum=1))
+    machine = this_machine(device, dtype)
+    run = _Run(
+        shapes=_both(shapes, device),
+        steps=grid(quick) if steps is None else list(steps),
+        device=device,
+        dtype=dtype,
+        element_bytes=element_bytes,
+        memory_bytes=memory_bytes,
+        deadline=time.monotonic() + limit_s,
+        progress=progress or (lambda line: None),
+    )
+    return conclude(machine, run.rows(), total)
+
+
+def conclude(machine: Machine, rows: Sequence[Row], memory_bytes: int) -> Measurement:
+    """Fit a profile to measured rows, with intervals and errors.
+
+    Raises
+    ------
+    ValueError
+        If fewer than `MIN_STEPS` steps were measured.
+    """
+    measured = steps_of(rows)
+    n = len(measured.seconds)
+    if n < MIN_STEPS:
+        reasons = sorted({row.skipped for row in rows if row.skipped})
+        raise ValueError(
+            f"measure: must time at least {MIN_STEPS} steps to fit three numbers, got {n};"
+            f" skipped: {'; '.join(reasons) or 'none'}"
+        )
+    fitted = fit_roofline(measured)
+    bounded = with_rates_seen(fitted, measured)
+    return Measurement(
+        machine=machine,
+        rows=tuple(rows),
+        fitted=bounded,
+        interval=intervals(measured, fitted),
+        error=shape_error(measured, bounded, "all", ()),
+        held_out=tuple(held_out(measured)),
+        memory_bytes=memory_bytes,
+        unlimited=tuple(
+            name for name in RATES if getattr(fitted, name) != getattr(bounded, name)
+        ),
+    )
+
+
+def with_rates_seen(fitted: Roofline, measured: Steps) -> Roofline:
+    """Return a fit whose infinite rates are replaced by the largest ones that steps reached.
+
+    A rate is infinite where no step is limited by it: it is only known that it is no lower.
+    """
+    rates = dict(zip(RATES, (measured.flops, measured.moved_bytes), strict=True))
+    seen = {
+        name: float((work / measured.seconds).max())
+        for name, work in rates.items()
+        if math.isinf(getattr(fitted, name))
+    }
+    return replace(fitted, **seen)
+
+
+def _both(shapes: Sequence[str | BlockShape], device: str) -> list[BlockShape]:
+    """Return the shapes to measure: two at least."""
+    if isinstance(shapes, str):
+        raise TypeError(f"measure: shapes must be a sequence of names, got {shapes!r:.60}")
+    found = [read_shape(each) if isinstance(each, str) else each for each in shapes]
+    for each in found:
+        valid.of_type("measure", "shapes", each, BlockShape)
+    defaults = [read_shape(text) for text in DEFAULT_SHAPES[device]]
+    if not found:
+        return defaults
+    if len(set(found)) == 1:
+        found.append(
+            next(each for each in reversed(defaults) if each.n_weights != found[0].n_weights)
+        )
+    names = [each.name for each in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f"measure: shapes must have distinct names, got {', '.join(names)}")
+    return found
+
+
+@dataclass(slots=True)
+class _Run:
+    """A measurement under way: its rows so far, and the rates seen."""
+
+    shapes: list[BlockShape]
+    steps: list[Step]
+    device: str
+    dtype: str
+    element_bytes: int
+    memory_bytes: int
+    deadline: float
+    progress: Progress
+    flops_per_s: float = 0.0  # largest rates seen: they tell how long a step will take
+    bytes_per_s: float = 0.0
+
+    def rows(self) -> list[Row]:
+        """Measure all steps of all shapes."""
+        found: list[Row] = []
+        n_all = len(self.shapes) * len(self.steps)
+        started = time.monotonic()
+        for at, shape in enumerate(self.shapes):
+            # each shape may use an equal part of the time that is left
+            now = time.monotonic()
+            until = now + (self.deadline - now) / (len(self.shapes) - at)
+            found += self._of_shape(shape, len(found), n_all, started, until)
+        return found
+
+    def _of_shape(
+        self, shape: BlockShape, n_done: int, n_all: int, started: float, until: float
+    ) -> list[Row]:
+        n_layers = n_layers_of(shape, self.element_bytes)
+        least = shape.n_weights * self.element_bytes
+        n_layers = max(1, min(n_layers, self.memory_bytes // 2 // least))
+        stack: Stack | None = None
+        found = []
+        for i, step in enumerate(self.steps):
+            flops, moved = step.work(shape, self.element_bytes)
+            row = Row(shape, step, n_layers, flops, moved)
+            reason = self._reason_to_skip(row, until)
+            if reason:
+                found.append(_skipped(row, reason))
+                continue
+            self._report(shape, step, n_done + i, n_all, started)
+            try:
+                stack = stack or Stack(shape, n_layers, self.device, self.dtype)
+                left_s = max(0.0, until - time.monotonic())
+                timing = stack.time(step, repeats=REPEATS, min_s=STEP_S, max_s=left_s)
+            except RuntimeError as error:  # torch: out of memory, or no kernel for it
+                if "memory" not in str(error).lower():
+                    raise
+                found.append(_skipped(row, "memory: the device had less than it said"))
+                continue
+            self.flops_per_s = max(self.flops_per_s, flops / timing.median_s)
+            self.bytes_per_s = max(self.bytes_per_s, moved / timing.median_s)
+            found.append(Row(shape, step, n_layers, flops, moved, timing))
+        return found
+
+    def _reason_to_skip(self, row: Row, until: float) -> str:
+        need = need_bytes(row.shape, row.step, row.layers, self.element_bytes)
+        if need > self.memory_bytes:
+            return f"memory: needs {show_bytes(need)} of {show_bytes(self.memory_bytes)}"
+        left_s = until - time.monotonic()
+        twice_s = 2 * row.layers * self._expected_s(row)  # a warm-up and a repeat
+        if twice_s >= left_s:
+            return "time: the limit would be exceeded"
+        return ""
+
+    def _expected_s(self, row: Row) -> float:
+        """Return the least seconds of a block that the rates seen so far allow."""
+        by_compute = row.flops / self.flops_per_s if self.flops_per_s else 0.0
+        by_memory = row.moved_bytes / self.bytes_per_s if self.bytes_per_s else 0.0
+        return max(by_compute, by_memory)
+
+    def _report(
+        self, shape: BlockShape, step: Step, n_done: int, n_all: int, started: float
+    ) -> None:
+        line = f"{n_done + 1} of {n_all}: {shape.name}, {step.describe()}"
+        if n_done:
+            now = time.monotonic()
+            left_s = (now - started) / n_done * (n_all - n_done)
+            line += f"; about {max(1, round(min(left_s, self.deadline - now)))} s left"
+        self.progress(line)
+
+
+def _skipped(row: Row, reason: str) -> Row:
+    return Row(row.shape, row.step, row.layers, row.flops, row.moved_bytes, None, reason)

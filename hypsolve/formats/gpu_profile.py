@@ -1,0 +1,169 @@
+"""Profile files: a GPU profile in TOML, with what it was fitted to and how true it is.
+
+The first keys are those of a table ``[gpus.NAME]`` of a network file, and a name. The tables
+below them are for people and for later comparisons: 95 % intervals, errors, provenance.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NotRequired
+
+from hypsolve.formats.network_toml_types import GpuTable, Key
+from hypsolve.formats.toml_tables import checked_table, read_toml
+from hypsolve.problem import validation as valid
+from hypsolve.problem.files import checked_path, replacing
+from hypsolve.problem.network import GpuProfile
+from hypsolve.problem.units import GIB, gib_to_bytes
+
+PROFILE_ENDING = ".toml"
+_BARE = re.compile(r"[A-Za-z0-9_-]+")  # a key of TOML that needs no quotes
+_KEYS = {
+    "t0_s": ("t0_us", 1e6),
+    "flops_per_s": ("tflops", 1e-12),
+    "bytes_per_s": ("gb_per_s", 1e-9),
+}
+"""Key of each rate in files, and the factor of its unit."""
+
+
+class ProfileTable(GpuTable):
+    """A profile file, as `hypsolve measure` and `hypsolve calibrate` write it."""
+
+    name: Annotated[str, Key("Name of the GPU or machine.")]
+    intervals: NotRequired[dict[str, Any]]
+    errors: NotRequired[dict[str, Any]]
+    measured: NotRequired[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredProfile:
+    """A GPU profile with its intervals, its errors, and its provenance.
+
+    Attributes
+    ----------
+    gpu : GpuProfile
+    intervals : mapping of str to (float, float)
+        95 % intervals of attributes of the profile, in their units.
+    errors : mapping of str to mapping of str to float
+        Mean absolute relative errors by what they are about; 0.05 is 5 %.
+    measured : mapping of str to str or number
+        Machine, versions, date, files.
+    """
+
+    gpu: GpuProfile
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    measured: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+def profile_of(name: str, entry: GpuTable) -> GpuProfile:
+    """Return the profile of a GPU that a file defines by its own numbers."""
+    return GpuProfile(
+        name=name,
+        t0_s=entry["t0_us"] * 1e-6,
+        flops_per_s=entry["tflops"] * 1e12,
+        bytes_per_s=entry["gb_per_s"] * 1e9,
+        memory_bytes=gib_to_bytes(entry["memory_gib"]),
+        power_w=entry.get("power_w", 0.0),
+        source=entry.get("source", ""),
+    )
+
+
+def read_gpu_profile(path: str | os.PathLike[str]) -> GpuProfile:
+    r"""Read the GPU profile of a profile file.
+
+    Parameters
+    ----------
+    path : str or path
+        TOML with ``name``, the keys of a table ``[gpus.NAME]`` of a network file, and the
+        tables ``intervals``, ``errors`` and ``measured``, which are not read.
+
+    Returns
+    -------
+    GpuProfile
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the file is invalid; the message names the file, the key, the rule and the value.
+    OSError
+        If the file does not exist or cannot be read.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "desk.toml")
+    ...     _ = path.write_text(
+    ...         "name = 'desk'\nt0_us = 40\ntflops = 0.2\ngb_per_s = 20\nmemory_gib = 16"
+    ...     )
+    ...     read_gpu_profile(path).bytes_per_s
+    20000000000.0
+    """
+    path = checked_path("read_gpu_profile", path)
+    entry = checked_table(path.name, ProfileTable, read_toml(path))
+    return profile_of(valid.name(path.name, entry["name"]), entry)
+
+
+def write_gpu_profile(path: str | os.PathLike[str], profile: MeasuredProfile) -> None:
+    """Write a profile file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; a file that was there keeps its content.
+    """
+    path = checked_path("write_gpu_profile", path)
+    with replacing(path, "a GPU profile") as file:
+        file.write(profile_text(profile, path.name))
+
+
+def profile_text(profile: MeasuredProfile, file: str = "this-file.toml") -> str:
+    """Return the text of a profile file."""
+    gpu = profile.gpu
+    lines = [
+        "# A GPU profile for a network file:",
+        f"#     nodes = [{{gpu = {_text(file)}}}]",
+        "# In one step, a block takes t0 + max(FLOPs / tflops, bytes / gb_per_s).",
+        f"name = {_text(gpu.name)}",
+        *(f"{key} = {_number(getattr(gpu, f) * unit)}" for f, (key, unit) in _KEYS.items()),
+        f"memory_gib = {_number(gpu.memory_bytes / GIB)}",
+    ]
+    if gpu.power_w:
+        lines.append(f"power_w = {_number(gpu.power_w)}")
+    if gpu.source:
+        lines.append(f"source = {_text(gpu.source)}")
+    if profile.intervals:
+        lines += ["", "[intervals]  # 95 %"]
+        for name, (low, high) in profile.intervals.items():
+            key, unit = _KEYS.get(name, (name, 1.0))
+            lines.append(f"{key} = [{_number(low * unit)}, {_number(high * unit)}]")
+    if profile.errors:
+        lines += ["", "[errors]  # mean absolute relative errors; 0.05 is 5 %"]
+        for about, parts in profile.errors.items():
+            known = {k: v for k, v in parts.items() if math.isfinite(v)}
+            inner = ", ".join(f"{_key(k)} = {_number(v, 3)}" for k, v in known.items())
+            lines.append(f"{_key(about)} = {{{inner}}}")
+    if profile.measured:
+        lines += ["", "[measured]"]
+        lines += [f"{_key(key)} = {_value(value)}" for key, value in profile.measured.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float, digits: int = 4) -> str:
+    return f"{value:.{digits}g}" if abs(value) < 1e16 else f"{value:.{digits - 1}e}"
+
+
+def _text(value: str) -> str:
+    return json.dumps(value)  # a basic string of TOML has the escapes of JSON
+
+
+def _key(key: str) -> str:
+    return key if _BARE.fullmatch(key) else _text(key)
+
+
+def _value(value: str | int | float) -> str:
+    return _text(value) if isinstance(value, str) else str(value)

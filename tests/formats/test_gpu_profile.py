@@ -1,0 +1,87 @@
+"""Profile files: written and read again, and named by a network file."""
+
+import tomllib
+
+import pytest
+
+import hypsolve as hs
+from hypsolve.formats.gpu_profile import (
+    MeasuredProfile,
+    profile_text,
+    read_gpu_profile,
+    write_gpu_profile,
+)
+from hypsolve.formats.network_toml import read_network_file
+
+GPU = hs.GpuProfile(
+    name='a "desk"', t0_s=123.4e-6, flops_per_s=7.5e10, bytes_per_s=3.1e10,
+    memory_bytes=24 * 2**30, power_w=65.0, source="measured\non a desk",
+)  # fmt: skip
+FILE = MeasuredProfile(
+    gpu=GPU,
+    intervals={"t0_s": (1e-4, 2e-4), "bytes_per_s": (2e10, float("inf"))},
+    errors={"of the fit": {"prefill": 0.05, "decode": float("nan")}},
+    measured={"machine": "desk", "threads": 2},
+)
+MINIMAL = 'name = "d"\nt0_us = 40\ntflops = 0.2\ngb_per_s = 20\nmemory_gib = 16\n'
+
+
+def test_a_profile_is_read_as_it_was_written(tmp_path):
+    """Text with quotes and line breaks, and four digits of each number."""
+    path = tmp_path / "desk.toml"
+    write_gpu_profile(path, FILE)
+    assert read_gpu_profile(path) == GPU
+    table = tomllib.loads(path.read_text())
+    assert table["intervals"] == {
+        "t0_us": [100.0, 200.0], "gb_per_s": [20.0, float("inf")],
+    }  # fmt: skip
+    assert table["errors"] == {"of the fit": {"prefill": 0.05}}  # what is unknown is left out
+    assert table["measured"] == {"machine": "desk", "threads": 2}
+
+
+def test_a_network_file_takes_a_profile_by_its_path(tmp_path):
+    """The plan is that of a network file with the numbers of the profile in it."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "desk.toml").write_text(MINIMAL)
+    by_path, by_numbers = tmp_path / "a.toml", tmp_path / "b.toml"
+    by_path.write_text(
+        '[[tiers]]\nname = "t"\nnodes = [{gpu = "sub/desk.toml", count = 2}, {gpu = "l4"}]'
+    )
+    by_numbers.write_text(
+        "gpus.d = {t0_us = 40, tflops = 0.2, gb_per_s = 20, memory_gib = 16}\n"
+        '[[tiers]]\nname = "t"\nnodes = [{gpu = "d", count = 2}, {gpu = "l4"}]'
+    )
+    networks = [read_network_file(path).network for path in (by_path, by_numbers)]
+    assert networks[0].tiers == networks[1].tiers
+    assert [node.name for node in networks[0].tiers[0].nodes] == ["t-d-0", "t-d-1", "t-l4-0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (MINIMAL.replace("tflops = 0.2\n", ""), r"desk.toml: key 'tflops' is missing"),
+        (MINIMAL.replace('name = "d"\n', ""), r"desk.toml: key 'name' is missing"),
+        (MINIMAL + "tflop = 3\n", r"desk.toml: unknown key 'tflop'; did you mean tflops\?"),
+        (
+            MINIMAL.replace("0.2", "-1"),
+            r"desk.toml: tflops must be positive and finite, got -1",
+        ),
+        ("t0_us", r"desk.toml: not TOML"),
+    ],
+)
+def test_a_wrong_profile_is_refused(tmp_path, text, words):
+    path = tmp_path / "desk.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read_gpu_profile(path)
+
+
+def test_a_missing_profile_is_named(tmp_path):
+    path = tmp_path / "net.toml"
+    path.write_text('[[tiers]]\nname = "t"\nnodes = [{gpu = "desk.toml"}]')
+    with pytest.raises(FileNotFoundError, match=r"desk\.toml"):
+        read_network_file(path)
+
+
+def test_the_text_says_how_a_network_file_names_it():
+    assert '#     nodes = [{gpu = "desk.toml"}]' in profile_text(FILE, "desk.toml")
