@@ -4,6 +4,7 @@ import logging
 
 import click
 
+from hypsolve.cli.calibrate import calibrate
 from hypsolve.cli.catalog import gpus, init, interconnect_list, methods, models, schema
 from hypsolve.cli.commands import compare, pareto, replan, simulate
 from hypsolve.cli.measure import measure
@@ -26,5 +27,5 @@ def main() -> None:
 
 
 LISTS = (gpus, interconnect_list, models, methods, schema)
-for command in (init, plan, compare, pareto, simulate, replan, measure, *LISTS):
+for command in (init, plan, compare, pareto, simulate, replan, measure, calibrate, *LISTS):
     main.add_command(command)

@@ -1,0 +1,404 @@
+"""Fit a GPU profile to the benchmark of a server: `calibrate`.
+
+Three numbers are fitted, as logarithms of their ratios to a profile to start from: that of the
+catalogue, or a measured one. The start is a prior: `PRIOR` states how far the numbers of a real
+server are from it. So a benchmark that says nothing about a number, as decoding says nothing
+about the FLOP rate, leaves it where it was, and the interval says so. The fit minimises squared
+errors of logarithms by the Gauss-Newton method. Times per token weigh most, because times to
+first token contain queues and the start of a benchmark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hypsolve.calibration.benchmarks import Benchmark
+from hypsolve.calibration.benchmarks_run import BenchmarkRun
+from hypsolve.calibration.calibrate_forecast import (
+    Server,
+    SteadyStates,
+    simulated,
+    with_numbers,
+)
+from hypsolve.formats.gpu_profile import MeasuredProfile
+from hypsolve.problem import validation as valid
+from hypsolve.problem.arrays import Array
+from hypsolve.problem.interconnect import Interconnect
+from hypsolve.problem.model import Model
+from hypsolve.problem.network import GpuProfile
+from hypsolve.problem.runtime import Runtime
+from hypsolve.problem.units import count
+
+NUMBERS = ("t0_s", "flops_per_s", "bytes_per_s")
+PRIOR = np.array([1.0, 0.4, 0.3])
+"""Standard deviations of the logarithms of the numbers, before a benchmark is seen."""
+TPOT, TTFT, TTFT_OF_USERS = 0.03, 0.1, 0.3
+"""Errors that weigh the same: of times per token; of times to first token (one user, many)."""
+Index = NDArray[np.int64]
+MIN_T0_S = 1e-7  # from which a fixed time of 0 is fitted
+N_STEPS, MAX_STEP, DIFFERENCE = 30, 0.7, 1e-4
+N_CORRECTIONS = 2  # of the closed form by simulations
+MAX_ALONE = 12  # runs that are left out one by one; more are left out by lengths in two halves
+MIN_HELD_OUT = 3  # runs
+KNOWN = 0.5  # share of the prior's variance below which a number counts as seen
+T_QUANTILES = (
+    12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13,
+    2.12, 2.11, 2.10, 2.09, 2.09, 2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05, 2.04,
+)  # fmt: skip
+"""97.5 % quantiles of Student's distribution with 1, 2, ... degrees of freedom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Mean absolute relative errors of forecasts; nan where nothing was measured.
+
+    Attributes
+    ----------
+    ttft, tpot : float
+        0.05 is 5 %.
+    n_runs : int
+    """
+
+    ttft: float
+    tpot: float
+    n_runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunForecast:
+    """A run with its forecasts before and after, in seconds; nan where there is none.
+
+    Attributes
+    ----------
+    run : BenchmarkRun
+    before, after, held_out : (float, float)
+        Time to first token and time per token: by the profile to start from, by the fitted one,
+        and by a fit that has not seen the run.
+    """
+
+    run: BenchmarkRun
+    before: tuple[float, float]
+    after: tuple[float, float]
+    held_out: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A profile fitted to a benchmark, and how true it is.
+
+    Attributes
+    ----------
+    benchmark : Benchmark
+    server : Server
+    start, gpu : GpuProfile
+        Before and after.
+    intervals : dict of str to (float, float)
+        95 % intervals of the three numbers.
+    unseen : tuple of str
+        Numbers about which the runs say little: they stay near the start.
+    forecasts : tuple of RunForecast
+    before, after, held_out : Errors
+        `held_out` has no runs if there are too few.
+    """
+
+    benchmark: Benchmark
+    server: Server
+    start: GpuProfile
+    gpu: GpuProfile
+    intervals: dict[str, tuple[float, float]]
+    unseen: tuple[str, ...]
+    forecasts: tuple[RunForecast, ...]
+    before: Errors
+    after: Errors
+    held_out: Errors
+
+    def profile(self) -> MeasuredProfile:
+        """Return the profile file."""
+        shown = {"before": self.before, "of the fit": self.after, "held out": self.held_out}
+        return MeasuredProfile(
+            gpu=self.gpu,
+            intervals=self.intervals,
+            errors={
+                about: {"ttft": each.ttft, "tpot": each.tpot}
+                for about, each in shown.items()
+                if each.n_runs
+            },
+            measured={
+                "file": self.benchmark.path.name,
+                "format": self.benchmark.format,
+                "runs": len(self.benchmark.runs),
+                "model": self.server.model.name,
+                "runtime": self.server.runtime.name,
+                "started_from": self.start.name,
+                "little_seen": ", ".join(self.unseen),
+                "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            },
+        )
+
+
+@valid.suggest_keywords("calibrate")
+def calibrate(
+    benchmark: Benchmark,
+    *,
+    gpu: GpuProfile,
+    model: Model,
+    runtime: Runtime,
+    interconnect: Interconnect | None = None,
+    name: str = "",
+) -> Calibration:
+    """Fit the three numbers of a GPU profile to a benchmark of a server.
+
+    Parameters
+    ----------
+    benchmark : Benchmark
+        Of `hypsolve.calibration.benchmarks.read_benchmark`.
+    gpu : GpuProfile
+        The profile to start from, of one GPU.
+    model : Model
+        The model that was served, with its format of weights.
+    runtime : Runtime
+        The server, with the limits that it had.
+    interconnect : Interconnect, optional
+        Among the GPUs, if several compute as one.
+    name : str
+        Name of the new profile. Default: of the GPU and the runtime.
+
+    Returns
+    -------
+    Calibration
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is invalid, or the model does not fit on the GPUs; the message names it.
+
+    Examples
+    --------
+    >>> import json, pathlib, tempfile
+    >>> import hypsolve as hs
+    >>> from hypsolve.calibration.benchmarks import read_benchmark
+    >>> rows = [{"n_prompt": 512, "n_gen": 0, "avg_ns": 1.6e8},
+    ...     {"n_prompt": 0, "n_gen": 128, "avg_ns": 128 * 6.5e7}]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "bench.json")
+    ...     _ = path.write_text(json.dumps(rows))
+    ...     bench = read_benchmark(path)
+    >>> server = {"model": hs.model("llama-3-8b"), "runtime": hs.runtime("llama.cpp")}
+    >>> found = calibrate(bench, gpu=hs.gpu("l4"), **server)
+    >>> found.before.tpot > 5 * found.after.tpot  # by the catalogue, and by the new profile
+    True
+    >>> found.held_out.n_runs  # two runs: none can be held out
+    0
+    """
+    valid.of_type("calibrate", "benchmark", benchmark, Benchmark)
+    valid.of_type("calibrate", "gpu", gpu, GpuProfile)
+    valid.of_type("calibrate", "model", model, Model)
+    valid.of_type("calibrate", "runtime", runtime, Runtime)
+    runs = benchmark.runs
+    degrees = {run.tensor_parallel for run in runs}
+    if len(degrees) > 1:
+        raise ValueError(
+            f"calibrate: tensor_parallel must be one number, got {sorted(degrees)}"
+        )
+    if interconnect is None and max(degrees) > 1:
+        raise ValueError(
+            "calibrate: interconnect must be given where several GPUs compute as one"
+        )
+    server = Server(model, runtime, interconnect)
+    start = replace(
+        gpu,
+        name=name or f"{gpu.name}-{runtime.name}",
+        t0_s=max(gpu.t0_s, MIN_T0_S),
+        # a profile file has one size of memory: what a server sees
+        memory_bytes=gpu.memory_bytes - gpu.hidden_bytes,
+        visible_bytes=None,
+        basis="fitted",
+    )
+    before = np.array([simulated(server, start, run) for run in runs])
+    problem = _Problem(server, start, runs, before)
+    x = problem.fit()
+    for _ in range(N_CORRECTIONS):
+        fitted = problem.gpu(x)
+        after = np.array([simulated(server, fitted, run) for run in runs])
+        problem.correct(fitted, after)
+        x = problem.fit(x)
+    fitted = problem.gpu(x)
+    after = np.array([simulated(server, fitted, run) for run in runs])
+    interval, unseen = problem.intervals(x)
+    unmeasured = np.full_like(after, np.nan)
+    held_out = problem.held_out() if len(runs) >= MIN_HELD_OUT else unmeasured
+    errors = [problem.mean_errors(each) for each in (before, after, held_out)]
+    source = _source(benchmark, server, errors[0], errors[2])
+    return Calibration(
+        benchmark=benchmark,
+        server=server,
+        start=gpu,
+        gpu=replace(fitted, source=source),
+        intervals=interval,
+        unseen=unseen,
+        forecasts=tuple(
+            RunForecast(run, *((float(a[0]), float(a[1])) for a in each))
+            for run, *each in zip(runs, before, after, held_out, strict=True)
+        ),
+        before=errors[0],
+        after=errors[1],
+        held_out=errors[2],
+    )
+
+
+def _source(benchmark: Benchmark, server: Server, before: Errors, held_out: Errors) -> str:
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    text = (
+        f"hypsolve calibrate, {date}: {count(len(benchmark.runs), 'run')} of {benchmark.format}"
+        f" ({benchmark.path.name}), {server.model.name} on {server.runtime.name}; mean error"
+        f" before: {describe_errors(before)}"
+    )
+    if not held_out.n_runs:
+        return f"{text}; held out: unknown, too few runs"
+    return f"{text}; on runs held out: {describe_errors(held_out)}"
+
+
+def describe_errors(errors: Errors) -> str:
+    """Describe errors in a few words, such as ``TPOT 4.1 %, TTFT 20 %``."""
+    parts = [
+        f"{name} {100 * value:.2g} %"
+        for name, value in (("TPOT", errors.tpot), ("TTFT", errors.ttft))
+        if not math.isnan(value)
+    ]
+    return ", ".join(parts) or "unknown"
+
+
+class _Problem:
+    """The least squares of one server: measured times, forecasts of the closed form."""
+
+    def __init__(
+        self, server: Server, start: GpuProfile, runs: Sequence[BenchmarkRun], before: Array
+    ) -> None:
+        self.start, self.runs = start, tuple(runs)
+        self.states = SteadyStates(server, start, runs)
+        self.centre = np.log([getattr(start, name) for name in NUMBERS])
+        missing = math.nan
+        self.measured = np.array(
+            [[run.ttft_s or missing, run.tpot_s or missing] for run in runs]
+        )
+        one = np.array([run.users <= 1 for run in runs])
+        first = np.where(one, TTFT, TTFT_OF_USERS)
+        self.units = np.stack([first, np.full(len(runs), TPOT)], axis=1)
+        self.ratio = np.ones_like(self.measured)  # of simulations to the closed form
+        self.correct(start, before)
+
+    def gpu(self, x: Array) -> GpuProfile:
+        """Return the profile with the logarithmic ratios `x` to the start."""
+        return with_numbers(self.start, np.exp(self.centre + x))
+
+    def closed_forms(self, gpu: GpuProfile, which: Index) -> Array:
+        """Return the times of some runs by the closed form, shape (n_runs, 2)."""
+        return self.states.seconds(gpu, which)
+
+    def correct(self, gpu: GpuProfile, simulations: Array) -> None:
+        """Set the ratios of simulations to the closed form, from those of one profile."""
+        made = self.closed_forms(gpu, np.arange(len(self.runs)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self.ratio = np.where(made > 0, simulations / made, 1.0)
+
+    def forecast(self, x: Array, which: Index) -> Array:
+        """Return the corrected times of some runs, shape (n_runs, 2)."""
+        return self.closed_forms(self.gpu(x), which) * self.ratio[which]
+
+    def errors(self, x: Array, which: Index) -> Array:
+        """Return the errors of logarithms in units, of all that was measured."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs = np.log(self.forecast(x, which) / self.measured[which])
+        errors = (logs / self.units[which]).ravel()
+        return errors[np.isfinite(errors)]
+
+    def fit(self, x: Array | None = None, which: Index | None = None) -> Array:
+        """Return the ratios of least squares, by damped Gauss-Newton steps."""
+        x = np.zeros(len(NUMBERS)) if x is None else x
+        which = np.arange(len(self.runs)) if which is None else which
+        errors = self.errors(x, which)
+        cost = float(errors @ errors + ((x / PRIOR) ** 2).sum())
+        damping = 1e-3
+        for _ in range(N_STEPS):
+            slopes = self.slopes(x, which, errors)
+            normal = slopes.T @ slopes + np.diag(1 / PRIOR**2)
+            gradient = slopes.T @ errors + x / PRIOR**2
+            step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -gradient)
+            tried = x + np.clip(step, -MAX_STEP, MAX_STEP)
+            new_errors = self.errors(tried, which)
+            new_cost = float(new_errors @ new_errors + ((tried / PRIOR) ** 2).sum())
+            if new_cost < cost:
+                gain, x, errors, cost = cost - new_cost, tried, new_errors, new_cost
+                damping = max(damping / 5, 1e-9)
+                if gain < 1e-7 * cost:
+                    break
+            else:
+                damping *= 8
+                if damping > 1e6:
+                    break
+        return x
+
+    def slopes(self, x: Array, which: Index, errors: Array) -> Array:
+        """Return the derivatives of the errors."""
+        moved = x + DIFFERENCE * np.eye(len(x))
+        return (
+            np.stack([self.errors(row, which) - errors for row in moved], axis=1) / DIFFERENCE
+        )
+
+    def intervals(self, x: Array) -> tuple[dict[str, tuple[float, float]], tuple[str, ...]]:
+        """Return 95 % intervals, and the numbers about which the runs say little."""
+        which = np.arange(len(self.runs))
+        errors = self.errors(x, which)
+        slopes = self.slopes(x, which, errors)
+        freedom = max(len(errors) - len(x), 1)
+        scale = max(1.0, float(errors @ errors) / freedom)  # the form is off by more than units
+        variance = np.diag(np.linalg.inv(slopes.T @ slopes / scale + np.diag(1 / PRIOR**2)))
+        quantile = T_QUANTILES[freedom - 1] if freedom <= len(T_QUANTILES) else 1.96
+        half = quantile * np.sqrt(variance)
+        low, high = np.exp(self.centre + x - half), np.exp(self.centre + x + half)
+        unseen = tuple(
+            name
+            for name, v, p in zip(NUMBERS, variance, PRIOR, strict=True)
+            if v > KNOWN * p**2
+        )
+        ranges = {n: (float(low[i]), float(high[i])) for i, n in enumerate(NUMBERS)}
+        return ranges, unseen
+
+    def held_out(self) -> Array:
+        """Return forecasts of each run by a fit to others, shape (n_runs, 2)."""
+        made = np.full_like(self.measured, np.nan)
+        parts = np.array(self.parts())
+        for part in np.unique(parts):
+            own = np.flatnonzero(parts == part)
+            others = np.flatnonzero(parts != part)
+            made[own] = self.forecast(self.fit(which=others), own)
+        return made
+
+    def parts(self) -> list[int]:
+        """Return the part of each run: one load each, or one of two halves of the lengths."""
+        loads = [
+            (r.prompt_tokens, r.output_tokens, r.cached_tokens, r.users) for r in self.runs
+        ]
+        different = sorted(set(loads))
+        if len(different) <= MAX_ALONE:
+            return [different.index(load) for load in loads]
+        lengths = sorted({load[:3] for load in loads})
+        if len(lengths) > 1:
+            return [lengths.index(load[:3]) % 2 for load in loads]
+        return [different.index(load) % 2 for load in loads]
+
+    def mean_errors(self, made: Array) -> Errors:
+        """Return the mean errors of forecasts of all runs."""
+        known = np.isfinite(made) & np.isfinite(self.measured)
+        errors = np.abs(made / self.measured - 1)
+        means = [
+            float(errors[known[:, i], i].mean()) if known[:, i].any() else math.nan
+            for i in range(2)
+        ]
+        return Errors(means[0], means[1], int(known.any(axis=1).sum()))

@@ -1,0 +1,216 @@
+"""The command `calibrate`: a GPU profile from the benchmark of a server."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from hypsolve import catalog
+from hypsolve.calibration.benchmarks import Benchmark, read_benchmark
+from hypsolve.calibration.calibrate import Calibration, Errors, describe_errors
+from hypsolve.calibration.calibrate import calibrate as fit
+from hypsolve.catalog.interconnects import interconnect as links_of
+from hypsolve.catalog.interconnects import interconnects
+from hypsolve.cli.measure import keep
+from hypsolve.cli.options import to_write
+from hypsolve.formats.gpu_profile import PROFILE_ENDING, read_gpu_profile, write_gpu_profile
+from hypsolve.planning.query import to_model
+from hypsolve.planning.text import table
+from hypsolve.problem.model import Model
+from hypsolve.problem.network import GpuProfile
+from hypsolve.problem.units import count
+
+UNITS = {
+    "t0_s": ("t0_us", 1e6),
+    "flops_per_s": ("tflops", 1e-12),
+    "bytes_per_s": ("gb_per_s", 1e-9),
+}
+FEW = 8  # runs, below which the text says how little they are
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--gpu", required=True, help="GPU of hypsolve gpus, or a profile file, to start from."
+)
+@click.option(
+    "--runtime", required=True, type=click.Choice(catalog.runtimes()), help="The server."
+)
+@click.option(
+    "--model",
+    help="Model that was served: a name, a config.json, a .gguf file."
+    "  [default: as the file says]",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(catalog.weights_choices(), case_sensitive=False),
+    help="Format of its weights.  [default: as stored; fp16 for a name]",
+)
+@click.option(
+    "--tensor-parallel", type=int, help="GPUs that compute as one.  [default: as the file says]"
+)
+@click.option(
+    "--interconnect", type=click.Choice(interconnects()), help="Links among these GPUs."
+)
+@click.option("--max-num-seqs", type=int, help="Limit of the server.  [default: its default]")
+@click.option(
+    "--max-num-batched-tokens", type=int, help="Limit of the server.  [default: its default]"
+)
+@click.option(
+    "--where", multiple=True, metavar="COLUMN=VALUE", help="Of a CSV, the rows with this value."
+)
+@click.option("--name", default="", help="Name of the profile.  [default: GPU-RUNTIME]")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Profile to write.  [default: GPU-RUNTIME.toml]",
+)
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
+def calibrate(
+    file: Path,
+    gpu: str,
+    runtime: str,
+    model: str | None,
+    weights: str | None,
+    tensor_parallel: int | None,
+    interconnect: str | None,
+    max_num_seqs: int | None,
+    max_num_batched_tokens: int | None,
+    where: tuple[str, ...],
+    name: str,
+    out: Path | None,
+    force: bool,
+) -> None:
+    """Fit a GPU profile to the benchmark of a server, and say how far the forecast was off.
+
+    FILE is a result of vllm bench serve --save-result, sglang.bench_serving, llama-bench -o
+    json, genai-perf, or a CSV with the columns prompt_tokens, output_tokens, concurrency,
+    ttft_ms and tpot_ms.
+    """
+    start = _gpu(gpu)
+    out = out or Path(f"{name or f'{start.name}-{runtime}'.replace(' ', '-').lower()}.toml")
+    to_write(out, PROFILE_ENDING)
+    keep(out, force)
+    benchmark = _with_degree(read_benchmark(file, _conditions(where)), tensor_parallel)
+    limits = {
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+    }
+    given = {key: value for key, value in limits.items() if value is not None}
+    found = fit(
+        benchmark,
+        gpu=start,
+        model=_model(benchmark, model, weights),
+        runtime=catalog.runtime(runtime, gpus=[start], **given),
+        interconnect=None if interconnect is None else links_of(interconnect, gpu),
+        name=name,
+    )
+    write_gpu_profile(out, found.profile())
+    print(describe(found))
+    print(f'{out}: for a network file, nodes = [{{gpu = "{out.name}"}}]')
+
+
+def _gpu(text: str) -> GpuProfile:
+    return read_gpu_profile(text) if text.endswith(PROFILE_ENDING) else catalog.gpu(text)
+
+
+def _conditions(where: tuple[str, ...]) -> dict[str, str]:
+    pairs = [each.partition("=") for each in where]
+    for text, (_, sign, _) in zip(where, pairs, strict=True):
+        if not sign:
+            raise click.ClickException(f"--where must be COLUMN=VALUE, got {text!r}")
+    return {column: value for column, _, value in pairs}
+
+
+def _with_degree(benchmark: Benchmark, degree: int | None) -> Benchmark:
+    if degree is None:
+        return benchmark
+    runs = tuple(replace(run, tensor_parallel=degree) for run in benchmark.runs)
+    return replace(benchmark, runs=runs)
+
+
+def _model(benchmark: Benchmark, model: str | None, weights: str | None) -> Model:
+    """Return the model that was served: as it is asked, or as the file names it."""
+    if model is not None:
+        return to_model(model, weights)
+    named = benchmark.model
+    if not named:
+        raise click.ClickException(f"{benchmark.path}: names no model; give --model")
+    own = catalog.name_of(named)
+    short = named.rpartition("/")[2].lower().removeprefix("meta-")
+    for name in (own, short, short.removesuffix("-instruct")):
+        if name in catalog.models():
+            return to_model(name, weights)
+    raise click.ClickException(
+        f"{benchmark.path}: model {named!r} is not in the catalogue; give --model"
+    )
+
+
+def describe(found: Calibration) -> str:
+    """Describe a calibration: errors before and after, numbers with intervals, cautions."""
+    benchmark, server = found.benchmark, found.server
+    n = len(benchmark.runs)
+    lines = [
+        f"{benchmark.path.name}: {count(n, 'run')} of {benchmark.format},"
+        f" {server.model.name} on {server.runtime.name}",
+        *(f"left out: {reason}" for reason in benchmark.left_out),
+        f"hypsolve's forecast by {found.start.name} was off by {describe_errors(found.before)}",
+    ]
+    rows = [
+        {"forecast": "as before", **_row(found.before)},
+        {"forecast": "fitted, on these runs", **_row(found.after)},
+    ]
+    if found.held_out.n_runs:
+        rows.append({"forecast": "fitted, on runs held out", **_row(found.held_out)})
+    lines.append(table(rows))
+    numbers = []
+    for key, (name, unit) in UNITS.items():
+        low, high = found.intervals[key]
+        numbers.append(
+            {
+                "number": name,
+                "before": f"{getattr(found.start, key) * unit:.4g}",
+                "fitted": f"{getattr(found.gpu, key) * unit:.4g}",
+                "from": f"{low * unit:.4g}",
+                "to (95 %)": f"{high * unit:.4g}",
+                "note": "little seen" if key in found.unseen else "",
+            }
+        )
+    lines.append(table(numbers))
+    lines += _cautions(found)
+    return "\n".join(lines)
+
+
+def _row(errors: Errors) -> dict[str, str]:
+    shown = {"TPOT off by": errors.tpot, "TTFT off by": errors.ttft}
+    text = {
+        key: "-" if math.isnan(value) else f"{100 * value:.2g} %"
+        for key, value in shown.items()
+    }
+    return {**text, "runs": str(errors.n_runs)}
+
+
+def _cautions(found: Calibration) -> list[str]:
+    """Say how little the runs tell."""
+    n = len(found.benchmark.runs)
+    lines = []
+    if found.unseen:
+        names = ", ".join(UNITS[key][0] for key in found.unseen)
+        lines.append(
+            f"the runs say little about {names}: the fit started from {found.start.name}, and"
+            " stays near it there"
+        )
+    if not found.held_out.n_runs:
+        few = f"{count(n, 'run')}: too few to hold some out"
+        lines.append(f"{few}, so the error on others is unknown")
+    elif n < FEW:
+        lines.append(f"{n} runs are few: the held-out error is a rough one")
+    loads = {(run.prompt_tokens, run.output_tokens) for run in found.benchmark.runs}
+    if len(loads) == 1:
+        lines.append(
+            "all runs have one length of prompts and outputs: other lengths are unknown"
+        )
+    lines.append("forecasts of other models, lengths and numbers of users were not validated")
+    return lines

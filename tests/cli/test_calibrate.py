@@ -1,0 +1,118 @@
+"""The command `calibrate`: what it prints, the file that it writes, bad input in one line."""
+
+import json
+
+import pytest
+
+from hypsolve.formats.gpu_profile import read_gpu_profile
+from tests.cli.test_measure import run
+
+HEADER = "model,prompt_tokens,output_tokens,concurrency,ttft_ms,tpot_ms\n"
+RUNS = HEADER + "".join(
+    f"meta-llama/Meta-Llama-3-8B,{prompt},{output},{users},{ttft},{tpot}\n"
+    for prompt, output, users, ttft, tpot in (
+        (512, 64, 1, 300, 90), (512, 64, 8, 900, 120), (1024, 32, 4, 1200, 130),
+        (256, 128, 16, 800, 110), (1024, 64, 8, 2000, 150),
+    )
+)  # fmt: skip
+
+
+@pytest.fixture
+def runs(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text(RUNS)
+    return path
+
+
+def test_five_runs_in_a_file(capsys, tmp_path, runs):
+    """The forecast of before, the new one, its held-out error, and how little five runs are."""
+    out = tmp_path / "mine.toml"
+    code, printed, errors = run(
+        capsys, "calibrate", runs, "--gpu", "l4", "--runtime", "vllm", "-o", out
+    )
+    assert (code, errors) == (0, "")
+    for words in (
+        "runs.csv: 5 runs of table, llama-3-8b on vllm",
+        "hypsolve's forecast by L4 was off by TPOT ",
+        "fitted, on runs held out",
+        "5 runs are few: the held-out error is a rough one",
+        "t0_us", "tflops", "gb_per_s",
+        'nodes = [{gpu = "mine.toml"}]',
+    ):  # fmt: skip
+        assert words in printed
+    profile = read_gpu_profile(out)
+    assert profile.name == "L4-vllm"
+    assert "5 runs of table (runs.csv), llama-3-8b on vllm; mean error before: TPOT" in (
+        profile.source
+    )
+    code, _, errors = run(
+        capsys, "calibrate", runs, "--gpu", "l4", "--runtime", "vllm", "-o", out
+    )
+    assert code == 2
+    assert errors == f"hypsolve: {out} exists already; give another name, or --force\n"
+    # a profile is a start as good as a GPU of the catalogue
+    code, printed, errors = run(
+        capsys, "calibrate", runs, "--gpu", out, "--runtime", "vllm", "-o", out, "--force"
+    )
+    assert (code, errors) == (0, "")
+    assert "forecast by L4-vllm was off by" in printed
+
+
+def test_one_run_says_how_little_it_is(capsys, tmp_path):
+    """One decode test: no held-out error, and two numbers that it does not tell apart."""
+    bench = tmp_path / "llama.json"
+    entry = {
+        "n_prompt": 0, "n_gen": 128, "avg_ns": 128 * 90e6, "model_filename": "x.gguf",
+    }  # fmt: skip
+    bench.write_text(json.dumps([entry]))
+    out = tmp_path / "p.toml"
+    code, printed, errors = run(
+        capsys, "calibrate", bench, "--gpu", "l4", "--runtime", "llama.cpp", "-o", out,
+        "--model", "llama-3-8b",
+    )  # fmt: skip
+    assert (code, errors) == (0, "")
+    assert "1 run: too few to hold some out, so the error on others is unknown" in printed
+    assert "the runs say little about" in printed
+    assert "tflops" in printed.split("the runs say little about")[1].splitlines()[0]
+    assert "all runs have one length of prompts and outputs" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--gpu", "h101"], "unknown gpu 'h101'; did you mean h100?"),
+        (["--gpu", "l4", "--where", "model"], "--where must be COLUMN=VALUE, got 'model'"),
+        (["--gpu", "l4", "--tensor-parallel", "2"], "interconnect must be given where several"),
+        (["--gpu", "l4", "--max-num-seqs", "0"], "max_num_seqs must be at least 1, got 0"),
+        (["--gpu", "none.toml"], "none.toml: No such file or directory"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, tmp_path, runs, options, words):
+    out = tmp_path / "out.toml"
+    code, printed, errors = run(
+        capsys, "calibrate", runs, "--runtime", "vllm", "-o", out, *options
+    )
+    assert (code, printed) == (2, "")
+    assert words in errors and errors.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [("", "names no model; give --model"), ("acme/big", "'acme/big' is not in the catalogue")],
+)
+def test_a_model_that_is_not_known_must_be_given(capsys, tmp_path, runs, model, words):
+    runs.write_text(RUNS.replace("meta-llama/Meta-Llama-3-8B", model))
+    arguments = (
+        "calibrate",
+        runs,
+        "--gpu",
+        "l4",
+        "--runtime",
+        "vllm",
+        "-o",
+        tmp_path / "o.toml",
+    )
+    code, _, errors = run(capsys, *arguments)
+    assert code == 2 and words in errors
+    assert run(capsys, *arguments, "--model", "llama-3-8b")[0] == 0
