@@ -46,7 +46,7 @@ from hypsolve.calibration.measure_rows import (
 from hypsolve.formats.gpu_profile import MeasuredProfile
 from hypsolve.problem import validation as valid
 from hypsolve.problem.network import GpuProfile
-from hypsolve.problem.units import show_bytes
+from hypsolve.problem.units import count, show_bytes
 
 DEVICES = tuple(DEFAULT_SHAPES)
 DTYPES = {"cpu": "float32", "mps": "float16", "cuda": "float16"}
@@ -132,7 +132,7 @@ class Measurement:
         shapes = list(dict.fromkeys(row.shape.name for row in self.rows if row.timing))
         text = (
             f"hypsolve measure on {machine.machine}, {machine.device}, {machine.dtype},"
-            f" {machine.threads} threads, torch {machine.torch}, {machine.date[:10]}: {n} steps"
+            f" {count(machine.threads, 'thread')}, torch {machine.torch}, {machine.date[:10]}: {n} steps"
             f" of blocks of {', '.join(shapes)}"
         )
         errors = [
@@ -156,7 +156,7 @@ def slug(machine: Machine) -> str:
     """Return a name for the profile of a machine, such as ``amd-epyc-2-threads-float32``."""
     words = [machine.machine]
     if machine.device == "cpu":
-        words += [f"{machine.threads}-threads"]
+        words += [count(machine.threads, "thread")]
     text = re.sub(r"[^a-z0-9]+", "-", " ".join([*words, machine.dtype]).lower())
     return text.strip("-")
 

@@ -1,16 +1,18 @@
 """The command `measure`: a profile of this machine, or of a link."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from hypsolve.calibration import measure as blocks
+from hypsolve.calibration import measure_links as links
 from hypsolve.calibration.measure_grid import FIELDS
 from hypsolve.calibration.measure_rows import write_rows
 from hypsolve.cli.options import show_progress, to_write
 from hypsolve.formats.gpu_profile import write_gpu_profile
 from hypsolve.planning.text import table
-from hypsolve.problem.units import gib_to_bytes, show_bytes, show_seconds
+from hypsolve.problem.units import count, gib_to_bytes, show_bytes, show_seconds
 
 DEFAULT_OUT = "profile.toml"
 BUSY = 1.2  # from which the machine is called busy
@@ -47,6 +49,16 @@ BUSY = 1.2  # from which the machine is called busy
     help="Profile to write; the table of all times gets the same name with .csv.",
 )
 @click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option(
+    "--link",
+    metavar="HOST[:PORT]",
+    help="Measure TCP to a host with --serve-link instead; loopback: within this host.",
+)
+@click.option(
+    "--serve-link",
+    metavar="[ADDRESS:]PORT",
+    help=f"Serve such measurements until Ctrl-C; {links.PORT} is the port of --link.",
+)
 def measure(
     device: str | None,
     shapes: tuple[str, ...],
@@ -58,12 +70,22 @@ def measure(
     name: str,
     out: Path,
     force: bool,
+    link: str | None,
+    serve_link: str | None,
 ) -> None:
     """Measure transformer blocks on this machine, and fit a GPU profile to their times.
 
     Blocks have random weights, so nothing is downloaded. A network file takes the profile by
     its path: nodes = [{gpu = "profile.toml"}]. Needs torch: pip install 'hypsolve[measure]'.
     """
+    if serve_link is not None:
+        serve(serve_link)
+        return
+    if link is not None:
+        host, port = address_of(link, links.PORT)
+        with show_progress() as progress:
+            print(describe_link(links.measure_link(host, port, progress=progress)))
+        return
     to_write(out, ".toml")
     rows_file = out.with_suffix(".csv")
     for path in (out, rows_file):
@@ -93,12 +115,56 @@ def keep(path: Path, force: bool) -> None:
         raise click.ClickException(f"{path} exists already; give another name, or --force")
 
 
+def address_of(text: str, default_port: int | None = None) -> tuple[str, int]:
+    """Return host and port of a text such as ``box.lan:47147`` or ``[fe80::1]:47147``."""
+    host, sign, port = text.rpartition(":")
+    bare = ":" in host and not host.startswith("[")  # an address of IPv6 without a port
+    if default_port is not None and (not sign or bare or text.endswith("]")):
+        host, port = text, str(default_port)
+    if not (port.isascii() and port.isdigit() and len(port) < 6):
+        raise click.ClickException(f"port must be a whole number, got {port!r:.60}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def serve(text: str) -> None:
+    """Serve measurements of links until Ctrl-C."""
+    host, port = address_of(text)
+
+    def ready(found: int) -> None:
+        print(
+            f"serving on port {found}; on the other host: hypsolve measure --link HOST:{found}"
+        )
+        print("Ctrl-C ends it", flush=True)
+
+    links.serve_links(host, port, ready=ready)
+
+
+def describe_link(times: links.LinkTimes) -> str:
+    """Describe a measured link, with the line of a network file."""
+    link = times.link()
+    low, high = times.round_trip_range_s
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    source = f"hypsolve measure --link {times.host}, {date}"
+    gbps = times.up_bytes_per_s * 8e-9
+    return "\n".join(
+        [
+            f"TCP to {times.host}: {gbps:.4g} Gbit/s,"
+            f" back {times.down_bytes_per_s * 8e-9:.4g} Gbit/s; round trip"
+            f" {show_seconds(times.round_trip_s)} (90 % within {show_seconds(low)} to"
+            f" {show_seconds(high)})",
+            "for a tier of a network file, if the latency is alike both ways:",
+            f"link = {{gbps = {gbps:.4g}, latency_ms = {link.latency_s * 1e3:.4g},"
+            f' gbps_source = "{source}", latency_source = "half of its round trip"}}',
+        ]
+    )
+
+
 def describe(found: blocks.Measurement) -> str:
     """Describe a measurement: machine, numbers with intervals, errors, skipped steps."""
     machine = found.machine
     n = sum(row.timing is not None for row in found.rows)
     lines = [
-        f"{machine.machine}, {machine.device}, {machine.dtype}, {machine.threads} threads,"
+        f"{machine.machine}, {machine.device}, {machine.dtype}, {count(machine.threads, 'thread')},"
         f" torch {machine.torch}: {n} of {len(found.rows)} steps,"
         f" memory {show_bytes(found.memory_bytes)}",
         "in one step, a block takes t0 + max(FLOPs / tflops, bytes / gb_per_s):",

@@ -1,11 +1,16 @@
 """The command `measure`: files that it writes and keeps, and its one line without torch."""
 
+import functools
+import tomllib
+
 import pytest
 
 from hypsolve import cli
-from hypsolve.calibration import measure_blocks
+from hypsolve.calibration import measure_blocks, measure_links
+from hypsolve.cli.measure import address_of
 from hypsolve.formats.gpu_profile import read_gpu_profile
 from hypsolve.formats.network_toml import read_network_file
+from hypsolve.formats.network_toml_types import LinkTable
 
 
 def run(capsys, *arguments):
@@ -69,3 +74,36 @@ def test_a_measured_profile_serves_in_a_network_file(capsys, tmp_path):
     network.write_text('[[tiers]]\nname = "t"\nnodes = [{gpu = "p.toml"}]')
     assert read_network_file(network).network.tiers[0].nodes[0].gpu == profile
     assert (tmp_path / "p.csv").stat().st_size > 0
+
+
+def test_a_link_within_this_host(capsys, monkeypatch):
+    """Links need no torch; the last line is one of a network file."""
+    short = functools.partial(measure_links.measure_link, seconds=0.02)
+    monkeypatch.setattr(measure_links, "measure_link", short)
+    code, printed, errors = run(capsys, "measure", "--link", "loopback")
+    assert (code, errors) == (0, "")
+    link = tomllib.loads(printed.splitlines()[-1])["link"]
+    assert link["gbps"] > 0 and link["latency_ms"] > 0
+    assert set(link) <= set(LinkTable.__annotations__)
+
+
+@pytest.mark.parametrize(
+    ("text", "port", "expected"),
+    [
+        ("box.lan", 1, ("box.lan", 1)),
+        ("box.lan:22", 1, ("box.lan", 22)),
+        ("[fe80::1]:22", 1, ("fe80::1", 22)),
+        ("fe80::1", 1, ("fe80::1", 1)),
+        ("[fe80::1]", 1, ("fe80::1", 1)),
+        ("47147", None, ("", 47147)),
+        ("0.0.0.0:47147", None, ("0.0.0.0", 47147)),
+    ],
+)
+def test_addresses(text, port, expected):
+    assert address_of(text, port) == expected
+
+
+@pytest.mark.parametrize("option", ["--link", "--serve-link"])
+def test_a_wrong_port_is_one_line(capsys, option):
+    code, _, errors = run(capsys, "measure", option, "box:http")
+    assert (code, errors) == (2, "hypsolve: port must be a whole number, got 'http'\n")
