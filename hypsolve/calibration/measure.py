@@ -77,6 +77,9 @@ class Measurement:
         Error of the fit on the steps that it was fitted to.
     held_out : tuple of ShapeError
         Error on each shape of a fit to the other shapes.
+    added_up : tuple of ShapeError
+        Errors of a form in which compute and memory times add up: on all steps it was fitted
+        to, then on each shape held out. They tell how much of the error is due to the form.
     memory_bytes : int
         Memory of the device.
     unlimited : tuple of str
@@ -89,6 +92,7 @@ class Measurement:
     interval: dict[str, tuple[float, float]]
     error: ShapeError
     held_out: tuple[ShapeError, ...]
+    added_up: tuple[ShapeError, ...]
     memory_bytes: int
     unlimited: tuple[str, ...] = ()
 
@@ -114,17 +118,22 @@ class Measurement:
             basis="fitted",
             source=self.describe_source(),
         )
-        shown = {"prefill": self.error.prefill, "decode": self.error.decode}
         return MeasuredProfile(
             gpu=gpu,
             intervals=self.interval,
-            errors={"of the fit": shown}
-            | {
-                f"{each.shape}, held out": {"prefill": each.prefill, "decode": each.decode}
-                for each in self.held_out
-            },
+            errors={about: _by_phase(each) for about, each in self.errors().items()},
             measured={key: getattr(self.machine, key) for key in Machine.__slots__},
         )
+
+    def errors(self) -> dict[str, ShapeError]:
+        """Return all errors by what they are about."""
+        found = {"of the fit": self.error}
+        found |= {f"{each.shape}, held out": each for each in self.held_out}
+        added = "if compute and memory times added up"
+        for each in self.added_up:
+            about = f", {each.shape} held out" if each.fitted_to else ""
+            found[f"{added}{about}"] = each
+        return found
 
     def describe_source(self) -> str:
         """Describe in a line what the profile was fitted to, and its error."""
@@ -132,8 +141,8 @@ class Measurement:
         shapes = list(dict.fromkeys(row.shape.name for row in self.rows if row.timing))
         text = (
             f"hypsolve measure on {machine.machine}, {machine.device}, {machine.dtype},"
-            f" {count(machine.threads, 'thread')}, torch {machine.torch}, {machine.date[:10]}: {n} steps"
-            f" of blocks of {', '.join(shapes)}"
+            f" {count(machine.threads, 'thread')}, torch {machine.torch},"
+            f" {machine.date[:10]}: {n} steps of blocks of {', '.join(shapes)}"
         )
         errors = [
             f"{each.shape} {percent(each.prefill)} and {percent(each.decode)}"
@@ -145,6 +154,10 @@ class Measurement:
             f"{text}; mean error in prefill and decode on a shape that was not fitted:"
             f" {', '.join(errors)}"
         )
+
+
+def _by_phase(error: ShapeError) -> dict[str, float]:
+    return {"prefill": error.prefill, "decode": error.decode}
 
 
 def percent(share: float) -> str:
@@ -265,6 +278,8 @@ def conclude(machine: Machine, rows: Sequence[Row], memory_bytes: int) -> Measur
         )
     fitted = fit_roofline(measured)
     bounded = with_rates_seen(fitted, measured)
+    added = fit_roofline(measured, overlaps=False)
+    of_added = shape_error(measured, added, "all", ())
     return Measurement(
         machine=machine,
         rows=tuple(rows),
@@ -272,6 +287,7 @@ def conclude(machine: Machine, rows: Sequence[Row], memory_bytes: int) -> Measur
         interval=intervals(measured, fitted),
         error=shape_error(measured, bounded, "all", ()),
         held_out=tuple(held_out(measured)),
+        added_up=(of_added, *held_out(measured, overlaps=False)),
         memory_bytes=memory_bytes,
         unlimited=tuple(
             name for name in RATES if getattr(fitted, name) != getattr(bounded, name)
@@ -284,13 +300,14 @@ def with_rates_seen(fitted: Roofline, measured: Steps) -> Roofline:
 
     A rate is infinite where no step is limited by it: it is only known that it is no lower.
     """
-    rates = dict(zip(RATES, (measured.flops, measured.moved_bytes), strict=True))
-    seen = {
-        name: float((work / measured.seconds).max())
-        for name, work in rates.items()
-        if math.isinf(getattr(fitted, name))
-    }
-    return replace(fitted, **seen)
+    known = [
+        rate if math.isfinite(rate) else float((work / measured.seconds).max())
+        for rate, work in (
+            (fitted.flops_per_s, measured.flops),
+            (fitted.bytes_per_s, measured.moved_bytes),
+        )
+    ]
+    return replace(fitted, flops_per_s=known[0], bytes_per_s=known[1])
 
 
 def _both(shapes: Sequence[str | BlockShape], device: str) -> list[BlockShape]:

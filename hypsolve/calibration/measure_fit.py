@@ -30,15 +30,20 @@ class Roofline:
     ----------
     t0_s, flops_per_s, bytes_per_s : float
         A rate is infinite if no step is limited by it.
+    overlaps : bool
+        Whether a step computes while it reads. If not, the two times add up, as on a CPU core;
+        profiles have no such form.
     """
 
     t0_s: float
     flops_per_s: float
     bytes_per_s: float
+    overlaps: bool = True
 
     def seconds(self, flops: Array, moved_bytes: Array) -> Array:
         """Return the seconds of a block in each step."""
-        limits = np.maximum(flops / self.flops_per_s, moved_bytes / self.bytes_per_s)
+        combine = np.maximum if self.overlaps else np.add
+        limits = combine(flops / self.flops_per_s, moved_bytes / self.bytes_per_s)
         return np.asarray(self.t0_s + limits)
 
 
@@ -67,7 +72,9 @@ class Steps:
         )  # fmt: skip
 
 
-def fit_roofline(steps: Steps, start: Roofline | None = None) -> Roofline:
+def fit_roofline(
+    steps: Steps, start: Roofline | None = None, *, overlaps: bool = True
+) -> Roofline:
     """Fit the three numbers by least mean relative error.
 
     In turn, the steps are divided into those limited by compute and those limited by memory,
@@ -80,6 +87,8 @@ def fit_roofline(steps: Steps, start: Roofline | None = None) -> Roofline:
         At least one.
     start : Roofline, optional
         The division begins there. Default: several rates that few steps beat; the best counts.
+    overlaps : bool
+        Whether the larger of both times is fitted, or their sum.
 
     Returns
     -------
@@ -106,39 +115,40 @@ def fit_roofline(steps: Steps, start: Roofline | None = None) -> Roofline:
     best_error, best = np.inf, starts[0]
     for numbers in starts:
         for _ in range(MAX_ROUNDS):
-            error = float(np.abs(_errors(steps, numbers)).mean())
+            error = float(np.abs(_errors(steps, numbers, overlaps)).mean())
             if error >= best_error * (1 - 1e-9):
                 break
             best_error, best = error, numbers
-            numbers = _refit(steps, numbers)
+            numbers = _refit(steps, numbers, overlaps)
         else:
             continue
     t0, u, v = best
-    return Roofline(float(t0), _inverse(u), _inverse(v))
+    return Roofline(float(t0), _inverse(u), _inverse(v), overlaps)
 
 
 def _inverse(number: float) -> float:
     return float(1 / number) if number > 0 else np.inf
 
 
-def _errors(steps: Steps, numbers: Array) -> Array:
+def _errors(steps: Steps, numbers: Array, overlaps: bool) -> Array:
     """Return the relative error of each step under t0, 1 / F and 1 / B."""
     t0, u, v = numbers
-    predicted = t0 + np.maximum(steps.flops * u, steps.moved_bytes * v)
+    combine = np.maximum if overlaps else np.add
+    predicted = t0 + combine(steps.flops * u, steps.moved_bytes * v)
     return np.asarray(predicted / steps.seconds - 1)
 
 
-def _refit(steps: Steps, numbers: Array) -> Array:
+def _refit(steps: Steps, numbers: Array, overlaps: bool) -> Array:
     """Return better numbers for the division of steps that the given numbers make."""
     _, u, v = numbers
     by_compute = steps.flops * u > steps.moved_bytes * v
     columns = (
         np.ones_like(steps.seconds),
-        np.where(by_compute, steps.flops, 0.0),
-        np.where(by_compute, 0.0, steps.moved_bytes),
+        np.where(by_compute | (not overlaps), steps.flops, 0.0),
+        np.where(by_compute & overlaps, 0.0, steps.moved_bytes),
     )
     relative = np.stack([column / steps.seconds for column in columns], axis=1)
-    weights = 1 / np.sqrt(np.maximum(np.abs(_errors(steps, numbers)), SMALLEST))
+    weights = 1 / np.sqrt(np.maximum(np.abs(_errors(steps, numbers, overlaps)), SMALLEST))
     found = nonnegative(relative * weights[:, None], weights)
     unseen = ~relative.any(axis=0)  # no step is limited by this rate: it stays
     found[unseen] = numbers[unseen]
@@ -225,7 +235,7 @@ class ShapeError:
     decode: float
 
 
-def held_out(steps: Steps) -> list[ShapeError]:
+def held_out(steps: Steps, *, overlaps: bool = True) -> list[ShapeError]:
     """Return the error on each shape of a fit to all other shapes; none for a single shape."""
     names = list(dict.fromkeys(steps.shape.tolist()))
     if len(names) < 2:
@@ -233,7 +243,7 @@ def held_out(steps: Steps) -> list[ShapeError]:
     errors = []
     for name in names:
         unseen = steps.shape == name
-        fitted = fit_roofline(steps.take(~unseen))
+        fitted = fit_roofline(steps.take(~unseen), overlaps=overlaps)
         others = tuple(other for other in names if other != name)
         errors.append(shape_error(steps.take(unseen), fitted, name, others))
     return errors

@@ -31,7 +31,7 @@ class Machine:
     machine : str
         Name of the CPU or GPU, as the operating system or the driver gives it.
     system : str
-        Operating system.
+        Operating system and instruction set.
     device : str
         ``cpu``, ``cuda`` or ``mps``.
     dtype : str
@@ -59,7 +59,7 @@ def this_machine(device: str, dtype: str) -> Machine:
     name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
     return Machine(
         machine=name,
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        system=f"{platform.system()} {platform.machine()}",
         device=device,
         dtype=dtype,
         threads=torch.get_num_threads(),

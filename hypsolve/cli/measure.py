@@ -15,6 +15,7 @@ from hypsolve.planning.text import table
 from hypsolve.problem.units import count, gib_to_bytes, show_bytes, show_seconds
 
 DEFAULT_OUT = "profile.toml"
+BETTER = 0.75  # of the error, from which another form is said to fit better
 BUSY = 1.2  # from which the machine is called busy
 
 
@@ -164,8 +165,9 @@ def describe(found: blocks.Measurement) -> str:
     machine = found.machine
     n = sum(row.timing is not None for row in found.rows)
     lines = [
-        f"{machine.machine}, {machine.device}, {machine.dtype}, {count(machine.threads, 'thread')},"
-        f" torch {machine.torch}: {n} of {len(found.rows)} steps,"
+        f"{machine.machine}, {machine.device}, {machine.dtype},"
+        f" {count(machine.threads, 'thread')}, torch {machine.torch}:"
+        f" {n} of {len(found.rows)} steps,"
         f" memory {show_bytes(found.memory_bytes)}",
         "in one step, a block takes t0 + max(FLOPs / tflops, bytes / gb_per_s):",
     ]
@@ -180,19 +182,23 @@ def describe(found: blocks.Measurement) -> str:
         }
         for key, (name, unit) in units.items()
     ]
-    lines += [table(rows), "mean error of the form:"]
-    errors = [("the fit itself", found.error)]
-    errors += [(f"{e.shape}, fitted to {', '.join(e.fitted_to)}", e) for e in found.held_out]
+    lines.append(table(rows))
     shown = [
         {
-            "on": about,
+            "error": about,
             "steps": each.n_steps,
             "prefill": blocks.percent(each.prefill),
             "decode": blocks.percent(each.decode),
         }
-        for about, each in errors
+        for about, each in found.errors().items()
     ]
     lines.append(table(shown))
+    fit, added = found.error, found.added_up[0]
+    if added.prefill + added.decode < BETTER * (fit.prefill + fit.decode):
+        lines.append(
+            "this machine computes and reads in turn: its times fit better if they add up, but"
+            " hypsolve takes the larger of both, so that forecasts for it are rough"
+        )
     slowest = max(row.timing.median_s for row in found.rows if row.timing)
     lines.append(f"the slowest step of a block took {show_seconds(slowest)}")
     for key in found.unlimited:

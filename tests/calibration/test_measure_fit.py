@@ -1,5 +1,7 @@
 """The fit of a profile to times of blocks: known numbers, other solvers, held-out shapes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import nnls
@@ -18,6 +20,7 @@ from hypsolve.problem import costs
 from hypsolve.problem.deployment import GpuProfile
 
 TRUE = Roofline(t0_s=60e-6, flops_per_s=7e12, bytes_per_s=3e11)
+RATES = ("t0_s", "flops_per_s", "bytes_per_s")
 SHAPES = ("llama-3.2-1b", "llama-3-8b")
 
 
@@ -42,8 +45,23 @@ def test_the_numbers_of_exact_times_are_found(seed):
     rng = np.random.default_rng(seed)
     truth = Roofline(*(10 ** rng.uniform(low, low + 1) for low in (-5, 12, 11)))
     found = fit_roofline(steps_of(truth))
-    for name in Roofline.__slots__:
+    for name in RATES:
         assert getattr(found, name) == pytest.approx(getattr(truth, name), rel=1e-3), name
+
+
+def test_times_that_add_up_are_told_from_times_that_overlap():
+    """A core that reads and computes in turn: the sum fits, the larger of both does not."""
+    steps = steps_of(TRUE)
+    seconds = 1e-3 + steps.flops / 7e10 + steps.moved_bytes / 7e9
+    steps = replace(steps, seconds=seconds)
+    added = fit_roofline(steps, overlaps=False)
+    assert (added.t0_s, added.flops_per_s, added.bytes_per_s) == pytest.approx(
+        (1e-3, 7e10, 7e9)
+    )
+    np.testing.assert_allclose(added.seconds(steps.flops, steps.moved_bytes), seconds)
+    larger = fit_roofline(steps)
+    assert np.abs(larger.seconds(steps.flops, steps.moved_bytes) / seconds - 1).mean() > 0.02
+    assert max(each.decode for each in held_out(steps, overlaps=False)) < 1e-6
 
 
 def test_a_few_disturbed_steps_do_not_bend_the_fit():
@@ -67,7 +85,7 @@ def test_least_squares_without_negative_numbers_agrees_with_scipy():
 
 def test_intervals_hold_the_true_numbers_and_narrow_with_less_noise():
     """Twenty noisy measurements: 95 % intervals hold the truth in most of them."""
-    held = {name: 0 for name in Roofline.__slots__}
+    held = {name: 0 for name in RATES}
     widths = {}
     for noise in (0.05, 0.005):
         for seed in range(20):

@@ -66,7 +66,7 @@ def test_a_measured_profile_serves_in_a_network_file(capsys, tmp_path):
     )  # fmt: skip
     assert (code, errors) == (0, "")
     assert "24 of 24 steps" in printed
-    assert "small, fitted to tiny" in printed and "tiny, fitted to small" in printed
+    assert "small, held out" in printed and "tiny, held out" in printed
     profile = read_gpu_profile(out)
     assert profile.name == "desk"
     assert "mean error in prefill and decode on a shape that was not fitted" in profile.source
