@@ -47,6 +47,7 @@ N_CORRECTIONS = 2  # of the closed form by simulations
 MAX_ALONE = 12  # runs that are left out one by one; more are left out by lengths in two halves
 MIN_HELD_OUT = 3  # runs
 KNOWN = 0.5  # share of the prior's variance below which a number counts as seen
+NORMAL = 1.96  # 97.5 % quantile of the normal distribution
 T_QUANTILES = (
     12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13,
     2.12, 2.11, 2.10, 2.09, 2.09, 2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05, 2.04,
@@ -356,11 +357,13 @@ class _Problem:
         which = np.arange(len(self.runs))
         errors = self.errors(x, which)
         slopes = self.slopes(x, which, errors)
-        freedom = max(len(errors) - len(x), 1)
-        scale = max(1.0, float(errors @ errors) / freedom)  # the form is off by more than units
+        # the prior is as good as a measurement of each number
+        squares = float(errors @ errors + ((x / PRIOR) ** 2).sum())
+        freedom = max(len(errors), 1)
+        scale = max(1.0, squares / freedom)  # the form is off by more than the units
         variance = np.diag(np.linalg.inv(slopes.T @ slopes / scale + np.diag(1 / PRIOR**2)))
-        quantile = T_QUANTILES[freedom - 1] if freedom <= len(T_QUANTILES) else 1.96
-        half = quantile * np.sqrt(variance)
+        quantile = T_QUANTILES[freedom - 1] if freedom <= len(T_QUANTILES) else NORMAL
+        half = np.minimum(quantile * np.sqrt(variance), NORMAL * PRIOR)
         low, high = np.exp(self.centre + x - half), np.exp(self.centre + x + half)
         unseen = tuple(
             name

@@ -86,7 +86,7 @@ def test_decoding_alone_says_nothing_about_the_compute_rate():
     assert "flops_per_s" in found.unseen
     assert found.gpu.flops_per_s == pytest.approx(L4.flops_per_s, rel=1e-3)
     low, high = found.intervals["flops_per_s"]
-    assert high / low > 2
+    assert high / low == pytest.approx(np.exp(2 * 1.96 * PRIOR[1]), rel=0.01)  # the prior's
     assert "bytes_per_s" not in found.unseen
     assert found.held_out.n_runs == 0 and np.isnan(found.held_out.tpot)
     assert "held out: unknown, too few runs" in found.gpu.source
