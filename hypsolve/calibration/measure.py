@@ -11,7 +11,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from hypsolve.calibration.measure_blocks import (
     Stack,
@@ -55,6 +55,7 @@ KNOWN_DTYPES = ("float32", "bfloat16", "float16")
 MEMORY_SHARE = 0.8  # of the free memory
 QUICK_S, FULL_S = 75.0, 1200.0  # time limits
 REPEATS, STEP_S = 3, 0.2  # repeats of a step at least, and their seconds at least
+STOPPED = "stopped"
 MIN_STEPS = 4  # of a fit of three numbers
 RATES = ("flops_per_s", "bytes_per_s")
 Progress = Callable[[str], None]
@@ -101,6 +102,11 @@ class Measurement:
         """How many times as long steps took by the clock on the wall, in the median."""
         timings = [row.timing for row in self.rows if row.timing]
         return statistics.median(timing.wall_s / timing.median_s for timing in timings)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether Ctrl-C ended the measurement."""
+        return any(row.skipped == STOPPED for row in self.rows)
 
     @property
     def skipped(self) -> list[Row]:
@@ -223,6 +229,7 @@ def measure(
     Returns
     -------
     Measurement
+        After Ctrl-C, of the steps until then.
 
     Raises
     ------
@@ -344,50 +351,53 @@ class _Run:
     progress: Progress
     flops_per_s: float = 0.0  # largest rates seen: they tell how long a step will take
     bytes_per_s: float = 0.0
+    is_stopped: bool = False
+    found: list[Row] = field(default_factory=list)
 
     def rows(self) -> list[Row]:
         """Measure all steps of all shapes."""
-        found: list[Row] = []
         n_all = len(self.shapes) * len(self.steps)
         started = time.monotonic()
         for at, shape in enumerate(self.shapes):
             # each shape may use an equal part of the time that is left
             now = time.monotonic()
             until = now + (self.deadline - now) / (len(self.shapes) - at)
-            found += self._of_shape(shape, len(found), n_all, started, until)
-        return found
+            self._measure(shape, n_all, started, until)
+        return self.found
 
-    def _of_shape(
-        self, shape: BlockShape, n_done: int, n_all: int, started: float, until: float
-    ) -> list[Row]:
+    def _measure(self, shape: BlockShape, n_all: int, started: float, until: float) -> None:
         n_layers = n_layers_of(shape, self.element_bytes)
         least = shape.n_weights * self.element_bytes
         n_layers = max(1, min(n_layers, self.memory_bytes // 2 // least))
         stack: Stack | None = None
-        found = []
-        for i, step in enumerate(self.steps):
-            flops, moved = step.work(shape, self.element_bytes)
-            row = Row(shape, step, n_layers, flops, moved)
+        for step in self.steps:
+            row = Row(shape, step, n_layers, *step.work(shape, self.element_bytes))
             reason = self._reason_to_skip(row, until)
-            if reason:
-                found.append(_skipped(row, reason))
-                continue
-            self._report(shape, step, n_done + i, n_all, started)
-            try:
-                stack = stack or Stack(shape, n_layers, self.device, self.dtype)
-                left_s = max(0.0, until - time.monotonic())
-                timing = stack.time(step, repeats=REPEATS, min_s=STEP_S, max_s=left_s)
-            except RuntimeError as error:  # torch: out of memory, or no kernel for it
-                if "memory" not in str(error).lower():
-                    raise
-                found.append(_skipped(row, "memory: the device had less than it said"))
-                continue
-            self.flops_per_s = max(self.flops_per_s, flops / timing.median_s)
-            self.bytes_per_s = max(self.bytes_per_s, moved / timing.median_s)
-            found.append(Row(shape, step, n_layers, flops, moved, timing))
-        return found
+            if not reason:
+                self._report(shape, step, n_all, started)
+                try:
+                    stack = stack or Stack(shape, n_layers, self.device, self.dtype)
+                    self.found.append(self._timed(stack, row, until))
+                    continue
+                except KeyboardInterrupt:
+                    self.is_stopped, reason = True, STOPPED
+                except RuntimeError as error:  # torch: out of memory, or no kernel for it
+                    if "memory" not in str(error).lower():
+                        raise
+                    reason = "memory: the device had less than it said"
+            self.found.append(replace(row, skipped=reason))
+
+    def _timed(self, stack: Stack, row: Row, until: float) -> Row:
+        """Return a row with its time, and note the rates seen."""
+        left_s = max(0.0, until - time.monotonic())
+        timing = stack.time(row.step, repeats=REPEATS, min_s=STEP_S, max_s=left_s)
+        self.flops_per_s = max(self.flops_per_s, row.flops / timing.median_s)
+        self.bytes_per_s = max(self.bytes_per_s, row.moved_bytes / timing.median_s)
+        return replace(row, timing=timing)
 
     def _reason_to_skip(self, row: Row, until: float) -> str:
+        if self.is_stopped:
+            return STOPPED
         need = need_bytes(row.shape, row.step, row.layers, self.element_bytes)
         if need > self.memory_bytes:
             return f"memory: needs {show_bytes(need)} of {show_bytes(self.memory_bytes)}"
@@ -403,16 +413,11 @@ class _Run:
         by_memory = row.moved_bytes / self.bytes_per_s if self.bytes_per_s else 0.0
         return max(by_compute, by_memory)
 
-    def _report(
-        self, shape: BlockShape, step: Step, n_done: int, n_all: int, started: float
-    ) -> None:
+    def _report(self, shape: BlockShape, step: Step, n_all: int, started: float) -> None:
+        n_done = len(self.found)
         line = f"{n_done + 1} of {n_all}: {shape.name}, {step.describe()}"
         if n_done:
             now = time.monotonic()
             left_s = (now - started) / n_done * (n_all - n_done)
             line += f"; about {max(1, round(min(left_s, self.deadline - now)))} s left"
         self.progress(line)
-
-
-def _skipped(row: Row, reason: str) -> Row:
-    return Row(row.shape, row.step, row.layers, row.flops, row.moved_bytes, None, reason)

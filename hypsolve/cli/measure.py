@@ -73,7 +73,7 @@ def measure(
     force: bool,
     link: str | None,
     serve_link: str | None,
-) -> None:
+) -> int:
     """Measure transformer blocks on this machine, and fit a GPU profile to their times.
 
     Blocks have random weights, so nothing is downloaded. A network file takes the profile by
@@ -81,12 +81,12 @@ def measure(
     """
     if serve_link is not None:
         serve(serve_link)
-        return
+        return 0
     if link is not None:
         host, port = address_of(link, links.PORT)
         with show_progress() as progress:
             print(describe_link(links.measure_link(host, port, progress=progress)))
-        return
+        return 0
     to_write(out, ".toml")
     rows_file = out.with_suffix(".csv")
     for path in (out, rows_file):
@@ -108,6 +108,7 @@ def measure(
     print(describe(found))
     print(f'{out}: for a network file, nodes = [{{gpu = "{out.name}"}}]')
     print(f"{rows_file}: all times")
+    return 130 if found.is_stopped else 0
 
 
 def keep(path: Path, force: bool) -> None:

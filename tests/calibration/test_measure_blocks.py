@@ -143,6 +143,23 @@ def test_steps_that_do_not_fit_are_skipped_and_named():
     assert re.fullmatch(r"memory: needs [0-9.]+ GB of 1.074 GB", found.skipped[0].skipped)
 
 
+def test_ctrl_c_keeps_what_was_measured(monkeypatch):
+    """Twenty minutes of a full measurement are not lost; the rest is named."""
+    time = Stack.time
+    calls = []
+
+    def interrupted(self, step, **limits):
+        calls.append(step)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return time(self, step, **limits)
+
+    monkeypatch.setattr(Stack, "time", interrupted)
+    found = measure([TINY, OTHER], device="cpu", threads=1, steps=STEPS)
+    assert found.is_stopped and len(calls) == 6
+    assert [row.skipped for row in found.rows] == [""] * 5 + ["stopped"] * 3
+
+
 def test_too_little_time_is_an_error_that_says_what_was_skipped():
     words = r"at least 4 steps .* got 0; skipped: time: the limit"
     with pytest.raises(ValueError, match=words):
