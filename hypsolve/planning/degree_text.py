@@ -24,8 +24,8 @@ def left_out_lines(plan: Plan) -> Iterator[str]:
         yield f"left out: {names} (fewer GPUs than compute as one, {query.tensor_parallel})"
     if empty := _left_empty(plan):
         yield (
-            f"set aside: that every tier holds a block, for {', '.join(empty)}: a tier without a"
-            " machine for some degree of tensor parallelism may be empty under all degrees,"
+            f"set aside: that every tier holds a block, for {', '.join(empty)}: a tier without"
+            " a machine for some degree of tensor parallelism may be empty under all degrees,"
             " unless the network file states its min_blocks"
         )
 

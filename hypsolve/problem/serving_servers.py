@@ -6,8 +6,8 @@ a slow server takes few of them and does not hold up the others.
 *Cycle.* In server r, y requests start per cycle, and one batch is under way. It holds
 ``b = y (o - 1)`` decode tokens and ``k = y n_c`` chunks, and takes ``C_r(y) = iteration_s +
 tau_r(b, k)`` seconds. The server carries ``y / C_r(y)`` requests per second, which does not
-fall in y, see `serving_pipelines`. As there, y is limited by `max_num_seqs`, by the room for KV cache of this
-server, and by the tokens of a batch.
+fall in y, see `serving_pipelines`. As there, y is limited by `max_num_seqs`, by the room for
+KV cache of this server, and by the tokens of a batch.
 
 *Rate.* Let L be the longest cycle within the targets, and X_r(L) the largest rate of server r
 with ``C_r(y) <= L``. The split carries X if and only if ``X <= sum X_r(L)``: all servers answer
