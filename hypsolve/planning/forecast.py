@@ -150,6 +150,7 @@ def predict(
     instance: Instance | None = None,
     deadline: Deadline = NEVER,
     only: str = "",
+    known_per_s: float = 0.0,
 ) -> Forecast:
     """Forecast how a partition serves requests like the first one of a deployment.
 
@@ -173,6 +174,9 @@ def predict(
     only : str
         ``mean latency`` and ``goodput`` leave out the search for the largest rate,
         ``requests/s`` what limits it.
+    known_per_s : float
+        A rate that the partition served in another simulation: the search for the largest rate
+        begins there, so that no smaller one is reported.
 
     Returns
     -------
@@ -188,7 +192,7 @@ def predict(
     max_rate, keeps_up, is_lower_bound, limited_by = math.nan, None, False, ""
     if only not in ("mean latency", "goodput") and not (only and load.users is not None):
         max_rate, keeps_up, is_lower_bound = _sustained(
-            deployment, partition, bound, load, deadline
+            deployment, partition, bound, load, deadline, min(known_per_s, bound)
         )
     is_known = 0 < max_rate < math.inf and not is_lower_bound
     if is_known and not only and not deadline.has_passed():
@@ -380,6 +384,7 @@ def _sustained(
     bound: float,
     load: Load,
     deadline: Deadline,
+    known_per_s: float = 0.0,
 ) -> tuple[float, bool | None, bool]:
     """Return about the largest sustainable rate, and whether the load is sustained.
 
@@ -395,10 +400,13 @@ def _sustained(
     if math.isinf(bound):
         return math.inf, True, False
     keeps_up = _Sustains(deployment, partition, load, deadline)
-    is_sustained = rate_per_s == 0 or (rate_per_s < bound and keeps_up(rate_per_s))
+    is_sustained: bool | None = rate_per_s <= known_per_s
+    if not is_sustained:
+        is_sustained = rate_per_s < bound and keeps_up(rate_per_s)
     if is_sustained is None:
-        return math.nan, None, False
+        return known_per_s or math.nan, None, known_per_s > 0
     low, high = (rate_per_s, bound) if is_sustained else (0.0, min(rate_per_s, bound))
+    low = max(low, known_per_s)
     for _ in range(N_BISECTIONS):
         rate = (low + high) / 2
         does_keep_up = keeps_up(rate)

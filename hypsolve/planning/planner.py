@@ -145,6 +145,7 @@ def _plan_of(
                 currency=query.network.currency,
                 instance=solution.instance,
                 deadline=deadline,
+                known_per_s=_known_per_s(query, solution),
             )
         if forecast is not None and query.has_targets and slo_answer is None:
             slo_answer = answer_of(solution.deployment, forecast)
@@ -208,6 +209,13 @@ def _plan_of(
         slo_answer=slo_answer,
         interrupted=interrupted,
     )
+
+
+def _known_per_s(query: PlanQuery, solution: Solution) -> float:
+    """Return the rate at which the search for the split saw it serve; 0 if there was none."""
+    if solution.throughput is None or query.users is not None:
+        return 0.0
+    return solution.throughput.simulated_requests_per_s
 
 
 def _slo_search(query: PlanQuery, solution: Solution, forecast: Forecast) -> SloSearch:
