@@ -60,7 +60,7 @@ def degree_lines(plan: Plan) -> Iterator[str]:
         for each in plan.degrees
         if not math.isnan(each.full_value)
     ]
-    at_length = f"; at full length {'; '.join(full)}" if full else ""
+    at_length = f"; in long ones {'; '.join(full)}" if full else ""
     yield f"tensor parallelism, {goal.quantity} {how}: {'; '.join(of_each)}{at_length}"
     cost = None if plan.query.objective == "cost" else restriction_cost(goal, plan.degrees)
     if cost is not None:

@@ -10,8 +10,9 @@ all of them (`hypsolve.planning.gpu_groups.with_optional`).
 the heads, on the nodes that the server of the runtime can use, and each split is simulated.
 
 - Under an objective in requests/s, degrees are compared as splits are: by the rate that the
-  best split of the fluid model serves. Short simulations rank all degrees; the best `FINALISTS`
-  are simulated as long as a plan is, unless the best one is ahead by `CLEARLY`.
+  best split of the fluid model serves. Short simulations rank all degrees. If another degree is
+  the best in the fluid model, and not behind by `CLEARLY`, both are simulated as long as a plan
+  is.
 - Under an objective in seconds, which is about requests one at a time, they are compared by the
   `Goal` of the query.
 
@@ -50,7 +51,6 @@ from hypsolve.solvers.clock import Deadline
 MAX_SIMULATED = 6  # choices of degrees that differ over the tiers
 SHARE = 0.4  # of the time that is left, for all simulations
 MAX_CHOICES = 4096  # of them that are split
-FINALISTS = 2  # degrees that are simulated at length, under an objective in requests/s
 CLEARLY = 1.25  # times the rate of another degree: short simulations tell them apart
 Restrict = Callable[..., Any]
 """`hypsolve.planning.runtime_restrictions.network_for_server`, which imports plans."""
@@ -190,9 +190,11 @@ def _simulate_all(
     if not best or not best[0].query.is_rate:
         return
     allowed = [each for each in best if each.choice.is_allowed and not math.isnan(each.value)]
-    finals = sorted(allowed, key=lambda each: each.short)[:FINALISTS]
-    close = [each for each in finals if each.value * CLEARLY > finals[0].value]
-    if len(close) < FINALISTS:
+    if not allowed:
+        return
+    first, modelled = (min(allowed, key=key) for key in (_short, _modelled))
+    close = [first, modelled]
+    if first is modelled or modelled.value * CLEARLY < first.value:
         return
     for at, each in enumerate(close):
         progress(f"tensor parallelism {each.choice.describe_degrees()}: simulating at length")
@@ -202,6 +204,14 @@ def _simulate_all(
                 other.full = (math.inf,)
                 other.choice = replace(other.choice, full_value=math.nan)
             return
+
+
+def _short(each: _Candidate) -> tuple[Any, ...]:
+    return each.short, each.modelled
+
+
+def _modelled(each: _Candidate) -> tuple[float, ...]:
+    return each.modelled
 
 
 def _best_modelled(fitting: list[_Candidate]) -> list[_Candidate]:

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 import hypsolve as hs
+from hypsolve.planning.forecast import predict
 from hypsolve.planning.query import solve_query
 from hypsolve.planning.runtime_restrictions import network_for_server
 from hypsolve.planning.tensor_parallel import CLEARLY, choose_degrees
+from hypsolve.solvers.clock import Deadline
 from tests.planning.test_tensor_parallel import machine
 
 WIRE = hs.Link(bytes_per_s=1.25e9, latency_s=5e-3)
@@ -68,9 +70,7 @@ def test_the_degree_that_serves_most_is_taken(targets):
     best = max(serves, key=serves.__getitem__)
     assert serves[best] > CLEARLY * min(serves.values())  # the premise
     assert chosen.tensor_parallel == best
-    for each in degrees:
-        if each.full_value == each.full_value:  # known
-            assert each.full_value == pytest.approx(serves[each.degrees[0]], rel=0.05)
+    assert degrees[0].value == max(each.value for each in degrees)
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +154,20 @@ def test_a_stated_rule_is_kept_under_every_degree():
         assert not refused.is_allowed and "it has no machine for" in refused.reason
     query = hs.PlanQuery.of("llama-3-8b", company(), **SHORT | {"runtime": "ideal"})
     assert query.optional == ()  # every tier has its own degree
+
+
+def test_one_split_has_one_largest_rate():
+    """A page said that a split serves 372, and that it keeps up with 364."""
+    query = hs.PlanQuery.of("llama-3-8b", sites(alike("h100", 2)), **SHORT)
+    found = solve_query(query)
+    served, partition = found.throughput.simulated_requests_per_s, found.result.partition
+    asked = (found.deployment, partition, query.load)
+    bound = predict(*asked, only="requests/s").bound_requests_per_s
+    for known in (0.5 * served, served, 0.999 * bound, 2 * bound):
+        forecast = predict(*asked, known_per_s=known, only="requests/s")
+        assert min(known, bound) <= forecast.max_requests_per_s <= bound
+        assert forecast.keeps_up
+    late = predict(*asked, known_per_s=served, only="requests/s", deadline=Deadline(0.0))
+    assert late.max_requests_per_s == served and late.max_rate_is_lower_bound
+    plan = hs.plan("llama-3-8b", sites(alike("h100", 2)), with_upgrades=False, **SHORT)
+    assert plan.forecast.max_requests_per_s >= plan.throughput.simulated_requests_per_s
