@@ -16,6 +16,8 @@ class DegreeChoice:
         Largest degree of each tier.
     is_allowed : bool
         Whether the runtime can run it.
+    n_idle_gpus : int
+        GPUs of machines with groups that are in no group.
     fits : bool
         Whether the model fits.
     reason : str
@@ -41,6 +43,7 @@ class DegreeChoice:
 
     degrees: tuple[int, ...]
     is_allowed: bool
+    n_idle_gpus: int = 0
     fits: bool = False
     reason: str = ""
     objective_s: float = math.inf

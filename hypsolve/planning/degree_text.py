@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hypsolve.planning.degree_choice import DegreeChoice
 from hypsolve.planning.goal import RATE, Goal
 from hypsolve.planning.tensor_parallel import restriction_cost
-from hypsolve.problem.units import show_seconds
+from hypsolve.problem.units import count, show_seconds
 
 if TYPE_CHECKING:
     from hypsolve.planning.plan import Plan
@@ -22,12 +22,37 @@ def left_out_lines(plan: Plan) -> Iterator[str]:
     if query.too_small:
         names = ", ".join(query.too_small)
         yield f"left out: {names} (fewer GPUs than compute as one, {query.tensor_parallel})"
+    yield from idle_lines(plan)
     if empty := _left_empty(plan):
         yield (
             f"set aside: that every tier holds a block, for {', '.join(empty)}: a tier without"
             " a machine for some degree of tensor parallelism may be empty under all degrees,"
             " unless the network file states its min_blocks"
         )
+
+
+def idle_lines(plan: Plan) -> Iterator[str]:
+    """Name the GPUs of machines that are in no group, and what degrees without any serve."""
+    idle = plan.query.idle_gpus
+    if not idle:
+        return
+    names = ", ".join(f"{count(n, 'GPU')} of {name}" for name, n in idle.items())
+    degree = plan.query.tensor_parallel
+    groups = "groups" if degree is None else f"groups of {degree}"
+    line = f"left out: {names} (the others compute in {groups})"
+    goal = Goal(plan.query)
+    others = [
+        each
+        for each in plan.degrees
+        if each.is_allowed and not each.n_idle_gpus and not math.isnan(each.value)
+    ]
+    if others and plan.degrees[0].n_idle_gpus:
+        other = min(others, key=lambda each: goal.rank(each.value))
+        value, own = _value(goal, other), _value(goal, plan.degrees[0])
+        short = ", in short simulations" * plan.query.is_rate
+        degrees = other.describe_degrees()
+        line += f"; degree {degrees} uses all GPUs: {goal.quantity} {value}, not {own}{short}"
+    yield line
 
 
 def _left_empty(plan: Plan) -> list[str]:

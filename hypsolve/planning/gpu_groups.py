@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from hypsolve.formats.network_file import NetworkFile
@@ -79,8 +79,24 @@ def with_optional(network: NetworkFile, model: Model) -> tuple[NetworkFile, tupl
     return replace(network, min_blocks=least), names
 
 
-def under_one_degree(network: NetworkFile, degree: int) -> tuple[NetworkFile, tuple[str, ...]]:
-    """Return a network in which all groups have as many GPUs, and the nodes that it leaves out.
+def idle_gpus(network: NetworkFile, degrees: Mapping[str, int]) -> dict[str, int]:
+    """Return the GPUs of each machine that are in no group, where there are some.
+
+    Parameters
+    ----------
+    network : NetworkFile
+    degrees : mapping of str to int
+        GPUs of a group, by name of the machine.
+    """
+    nodes = [node for tier in network.network.tiers for node in tier.nodes]
+    rest = {node.name: node.gpus % degrees[node.name] for node in nodes if node.name in degrees}
+    return {name: n_gpus for name, n_gpus in rest.items() if n_gpus}
+
+
+def under_one_degree(
+    network: NetworkFile, degree: int
+) -> tuple[NetworkFile, tuple[str, ...], dict[str, int]]:
+    """Return a network in which all groups have as many GPUs, and what it leaves out.
 
     Machines with fewer GPUs, or with another degree of their own, are left out. Tiers that have
     no others keep them, as single GPUs or with their own degree, but must be empty.
@@ -90,6 +106,14 @@ def under_one_degree(network: NetworkFile, degree: int) -> tuple[NetworkFile, tu
     network : NetworkFile
     degree : int
         The degree of tensor parallelism.
+
+    Returns
+    -------
+    network : NetworkFile
+    left_out : tuple of str
+        Machines without a group.
+    idle : dict of str to int
+        GPUs of other machines that are in no group, by name of the machine.
 
     Raises
     ------
@@ -121,4 +145,6 @@ def under_one_degree(network: NetworkFile, degree: int) -> tuple[NetworkFile, tu
                 f"plan: block {block!r} must not be pinned to tier {tier_name!r}: {why}"
             )
     restricted = replace(network, network=replace(network.network, tiers=tuple(tiers)))
-    return with_empty(restricted, frozenset(empty), why).in_groups(degrees), tuple(gone)
+    grouped = with_empty(restricted, frozenset(empty), why).in_groups(degrees)
+    in_use = {name: of_node for name, of_node in degrees.items() if name not in gone}
+    return grouped, tuple(gone), idle_gpus(network, in_use)

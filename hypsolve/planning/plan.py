@@ -372,6 +372,7 @@ class Plan:
             "left_out": list(query.left_out),
             "too_small": list(query.too_small),
             "optional": list(query.optional),
+            "idle_gpus": dict(query.idle_gpus),
             "result": self.result.to_dict(),
             "reasons": list(self.reasons),
             "nodes": [record_to_dict(node) for node in self.nodes],

@@ -114,6 +114,9 @@ class PlanQuery:
         Tiers that may hold no blocks, though the network file gives no ``min_blocks = 0``: they
         have no machine for some degree of tensor parallelism, and `runtime` takes one for all
         stages.
+    idle_gpus : mapping of str to int
+        GPUs that are left out of machines whose number of GPUs is no multiple of their degree,
+        by name of the machine.
 
     Raises
     ------
@@ -154,6 +157,7 @@ class PlanQuery:
     left_out: tuple[str, ...] = ()
     too_small: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    idle_gpus: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "output_tokens"):
@@ -201,7 +205,8 @@ class PlanQuery:
             object.__setattr__(self, "optional", (*self.optional, *lacking))
         if self.tensor_parallel is not None:
             degree = valid.whole("plan", "tensor_parallel", self.tensor_parallel, minimum=1)
-            network, small = under_one_degree(self.network, degree)
+            network, small, idle = under_one_degree(self.network, degree)
+            object.__setattr__(self, "idle_gpus", {**self.idle_gpus, **idle})
             object.__setattr__(self, "network", network)
             names = dict.fromkeys((*self.too_small, *small))
             object.__setattr__(self, "too_small", tuple(names))
@@ -295,6 +300,7 @@ class PlanQuery:
         """
         own = {each.name for each in fields(cls)} - {
             "model", "network", "options", "weights", "left_out", "too_small", "optional",
+        "idle_gpus",
         }  # fmt: skip
         file = to_network_file(network)
         overrides = {name: arguments.pop(name) for name in OVERRIDES if name in arguments}
@@ -415,6 +421,7 @@ def takes_query(function: Function) -> Function:
     own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
     named = {each.name for each in own} | {
         "model", "network", "options", "weights", "left_out", "too_small", "optional",
+        "idle_gpus",
     }  # fmt: skip
     types = get_type_hints(PlanQuery)  # as text, they would name what the caller lacks
     keywords = [

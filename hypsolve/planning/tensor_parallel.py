@@ -31,7 +31,7 @@ from hypsolve.formats.network_file import NetworkFile
 from hypsolve.planning.degree_choice import DegreeChoice
 from hypsolve.planning.forecast import predict
 from hypsolve.planning.goal import Goal
-from hypsolve.planning.gpu_groups import NO_DEGREE, ONE_DEGREE, degrees_of, dividing
+from hypsolve.planning.gpu_groups import NO_DEGREE, ONE_DEGREE, degrees_of, dividing, idle_gpus
 from hypsolve.planning.query import (
     DEFAULT_METHOD,
     PlanQuery,
@@ -257,7 +257,9 @@ def _candidates(query: PlanQuery) -> tuple[list[_Candidate], list[DegreeChoice]]
             continue
         if of_degree.too_small and name not in (*ONE_DEGREE, *NO_DEGREE):
             continue  # such a runtime need not leave machines out
-        common.append(_Candidate(of_degree, DegreeChoice(degrees=degrees, is_allowed=True)))
+        n_idle = sum(of_degree.idle_gpus.values())
+        choice = DegreeChoice(degrees=degrees, is_allowed=True, n_idle_gpus=n_idle)
+        common.append(_Candidate(of_degree, choice))
     return common + list(_mixed(query)), refused
 
 
@@ -284,8 +286,14 @@ def _mixed(query: PlanQuery) -> Iterator[_Candidate]:
             continue  # it is a common degree, or known
         seen.add(of_all)
         network = query.network.in_groups(of_nodes)
-        choice = DegreeChoice(degrees=_largest(network), is_allowed=name not in ONE_DEGREE)
-        yield _Candidate(replace(query, network=network, tensor_parallel=None), choice)
+        idle = idle_gpus(query.network, of_nodes)
+        choice = DegreeChoice(
+            degrees=_largest(network),
+            is_allowed=name not in ONE_DEGREE,
+            n_idle_gpus=sum(idle.values()),
+        )
+        of_tiers = replace(query, network=network, tensor_parallel=None, idle_gpus=idle)
+        yield _Candidate(of_tiers, choice)
 
 
 def _known(tiers: tuple[Tier, ...]) -> list[int]:

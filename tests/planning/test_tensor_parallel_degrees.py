@@ -14,6 +14,7 @@ from tests.planning.test_tensor_parallel import machine
 
 WIRE = hs.Link(bytes_per_s=1.25e9, latency_s=5e-3)
 SHORT = {"output_tokens": 32, "runtime": "vllm", "time_limit_s": 600}
+LONG = {"output_tokens": 32, "time_limit_s": 600}
 TARGETS = {"ttft_slo_s": 1.5, "tpot_slo_s": 0.06, "rate_per_s": 5.0}
 
 
@@ -171,3 +172,22 @@ def test_one_split_has_one_largest_rate():
     assert late.max_requests_per_s == served and late.max_rate_is_lower_bound
     plan = hs.plan("llama-3-8b", sites(alike("h100", 2)), with_upgrades=False, **SHORT)
     assert plan.forecast.max_requests_per_s >= plan.throughput.simulated_requests_per_s
+
+
+def test_gpus_that_no_group_takes_are_named():
+    """The third GPU of a machine was idle under degree 2, and no line named it."""
+    network = sites([machine(gpus=3)])
+    asked = SHORT | {"tpot_slo_s": 0.035, "with_upgrades": False}
+    plan = hs.plan("llama-2-70b", network, **asked)
+    assert plan.query.tensor_parallel == 2  # the premise
+    assert dict(plan.query.idle_gpus) == plan.to_dict()["idle_gpus"] == {"box": 1}
+    assert [each.n_idle_gpus for each in plan.degrees] == [1, 0]
+    alone = plan.degrees[1]
+    values = f"goodput {alone.value:.3g}, not {plan.degrees[0].value:.3g}"
+    said = f"degree 1 uses all GPUs: {values}, in short simulations"
+    line = f"left out: 1 GPU of box (the others compute in groups of 2); {said}"
+    assert line in str(plan)
+    assert f"# {line}" in hs.export(plan, "vllm")
+    free = hs.PlanQuery.of("llama-2-70b", sites([machine(gpus=3)], alike("h100", 1)), **LONG)
+    for each in choose_degrees(free)[1]:
+        assert each.n_idle_gpus == (each.degrees[0] == 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from hypsolve import catalog
+from hypsolve.planning.degree_text import idle_lines
 from hypsolve.planning.exporters import benchmark, libraries, llama_cpp, sglang, vllm
 from hypsolve.planning.exporters.layout import BenchmarkLoad, Export, Layout
 from hypsolve.planning.exporters.left_out import left_out, summary
@@ -140,7 +141,8 @@ def export(
         )
     )
     if runtime in ONE_PIPELINE and runtime != "accelerate":
-        text = "\n".join([*left_out(plan, layout, instead_of), text])
+        idle = [f"# {line}" for line in idle_lines(plan)]
+        text = "\n".join([*left_out(plan, layout, instead_of), *idle, text])
     return text.rstrip("\n") + "\n"
 
 
