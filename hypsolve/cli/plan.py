@@ -186,7 +186,8 @@ def _tell_difference(found: ServerPlan, server: str) -> None:
     if best.stopped:
         print(f"{server} cannot express it: {found.why}", file=sys.stderr)
         return
-    print(f"{server} cannot express the best plan: {found.why}", file=sys.stderr)
+    of = " of one stage per tier" * _is_better(plan, best)  # nodes in a row are several
+    print(f"{server} cannot express the best plan{of}: {found.why}", file=sys.stderr)
     if not plan.fits:
         verdict, *details = plan.reasons
         print(f"nor does a plan fit that it can express: {verdict}", file=sys.stderr)
@@ -200,6 +201,13 @@ def _tell_difference(found: ServerPlan, server: str) -> None:
     row = f"on {', '.join(used)}{words}: {describe_proof(plan)}"
     print(f"planned for it instead, {row}", file=sys.stderr)
     _hint_at_inner_links(best, plan, server)
+
+
+def _is_better(plan: Plan, best: Plan) -> bool:
+    """Return whether a plan for a server beats the best plan of all nodes."""
+    if not (plan.fits and best.fits):
+        return False
+    return plan.value > best.value if plan.query.is_rate else plan.value < best.value
 
 
 def _against(plan: Plan, best: Plan) -> str:
