@@ -188,6 +188,16 @@ class Plan:
     slo_answer: SloAnswer | None = None
     interrupted: bool = False
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Nodes that the plan leaves out of the network that was asked for.
+
+        The runtime does not run on them, they have fewer GPUs than compute as one
+        (``query.left_out``, ``query.too_small``), or no pipeline has them (`unused_nodes`).
+        """
+        query = self.query
+        return tuple(dict.fromkeys((*query.left_out, *query.too_small, *self.unused_nodes)))
+
     if not TYPE_CHECKING:  # type checkers would accept every name
 
         def __getattr__(self, name):
@@ -369,7 +379,7 @@ class Plan:
             "method": query.method,
             "time_limit_s": float(query.time_limit_s),
             "seed": query.seed,
-            "left_out": list(query.left_out),
+            "left_out": list(self.left_out),
             "too_small": list(query.too_small),
             "optional": list(query.optional),
             "idle_gpus": dict(query.idle_gpus),
