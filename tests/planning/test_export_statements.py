@@ -5,7 +5,10 @@ import re
 import pytest
 
 import hypsolve as hs
+from hypsolve.cli.plan import _tell_difference
+from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning.exporters import cautions, export
+from hypsolve.planning.server_plan import ServerPlan
 from hypsolve.planning.text import rows_of_nodes
 
 WIRE = hs.Link(bytes_per_s=1.25e9, latency_s=1e-3)
@@ -71,3 +74,62 @@ def test_a_tier_of_two_kinds_states_its_share_once():
     assert rows[1]["link"] == rows[1]["stage"] == rows[1]["of latency alone"] == ""
     shares = [float(row["of latency alone"].rstrip("%") or 0) for row in rows]
     assert sum(shares) == pytest.approx(100, abs=1.5)
+
+
+def left_out_lines(plan, server, instead_of=None):
+    """The comments of an export on nodes, without their start."""
+    lines = export(plan, server, instead_of=instead_of).splitlines()
+    return [line.removeprefix("# left out: ") for line in lines if line.startswith("# left")]
+
+
+def test_an_export_names_every_node_that_is_left_out_with_a_reason():
+    """Each node of the file is in a pipeline or in one line, and JSON has the same list."""
+    bridge = hs.interconnect("nvlink4", "h100")
+    machine = hs.Node(name="box", gpu=hs.gpu("h100"), gpus=2, interconnect=bridge)
+    tiers = (nodes("mac", "apple-m2-max"), nodes("old", "a10", 2), (machine,))
+    file = NetworkFile(network=network(*tiers), min_blocks=(0, 0, 0))
+    plan = hs.plan("llama-3-8b", file, runtime="vllm", tensor_parallel=2, with_upgrades=False)
+    assert left_out_lines(plan, "vllm") == [
+        "mac0; they add nothing: vllm runs on none",
+        "old0, old1 (fewer GPUs than compute as one, 2)",
+    ]
+    assert set(plan.to_dict()["left_out"]) == set(plan.left_out) == {"mac0", "old0", "old1"}
+    free = hs.plan("llama-3-8b", file, runtime="vllm", with_upgrades=False)
+    named = [node.node for node in free.nodes if node.is_used]
+    told = " ".join(left_out_lines(free, "vllm"))
+    for name in ("mac0", "old0", "old1"):
+        assert (name in named) != (name in told)
+    if free.query.too_small:
+        (one,) = [each for each in free.degrees if each.degrees == (1, 1, 1)]
+        assert f"degree 1, which lets them in, serves {one.value:.3g} requests/s" in told
+
+
+def test_one_list_names_what_a_plan_and_its_export_leave_out():
+    """Nodes that the best plan does not use either are missing from no list."""
+    file = NetworkFile(
+        network=network(nodes("slow", "t4"), nodes("fast", "h100"), nodes("weak", "t4")),
+        min_blocks=(0, 0, 0),
+    )
+    plan = hs.plan("llama-3-8b", file, runtime="llama.cpp", users=2, with_upgrades=False)
+    assert [node.node for node in plan.nodes if node.is_used] == ["fast0"]
+    (line,) = left_out_lines(plan, "llama.cpp")
+    assert line == "slow0, weak0; they add nothing: no plan found with them serves more"
+
+
+def test_a_substitute_is_compared_with_the_plan_that_it_is_better_or_worse_than(capsys):
+    """Nodes in a row may serve more than the best plan of one stage per tier."""
+    slow, fast = (
+        hs.plan(
+            "phi-3-mini", network(nodes("a", gpu)), runtime="vllm", users=1, with_upgrades=False
+        )
+        for gpu in ("l4", "h100")
+    )
+    for found, best in ((fast, slow), (slow, fast)):
+        _tell_difference(ServerPlan(plan=found, best=best, why="of a reason"), "vllm")
+        first, second = capsys.readouterr().err.splitlines()[:2]
+        of = " of one stage per tier" if found is fast else ""
+        assert first == f"vllm cannot express the best plan{of}: of a reason"
+        share, side = re.search(r"throughput (\S+)% (above|below) that plan's", second).groups()
+        assert side == ("above" if found is fast else "below")
+        change = found.value / best.value - 1
+        assert float(share) == pytest.approx(abs(change) * 100, abs=0.06)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from hypsolve.planning.exporters.layout import Layout
 from hypsolve.planning.forecast import Forecast, predict
+from hypsolve.planning.goal import GOODPUT, Goal
 from hypsolve.planning.plan import Plan
 from hypsolve.problem.deployment import Deployment
-from hypsolve.problem.units import count
+from hypsolve.problem.units import count, show_seconds
 from hypsolve.solvers.clock import Deadline
 
 
@@ -31,6 +32,9 @@ UNKNOWN = Rate(math.nan)
 def left_out(plan: Plan, layout: Layout, instead_of: Plan | None) -> list[str]:
     """Return comments on the nodes that no pipeline has, with their cost in requests/s.
 
+    They are one line for each reason: what they would have served, that the runtime does not
+    run on them, or that they have too few GPUs.
+
     Parameters
     ----------
     plan : Plan
@@ -42,11 +46,48 @@ def left_out(plan: Plan, layout: Layout, instead_of: Plan | None) -> list[str]:
     """
     best = plan if instead_of is None or not instead_of.fits else instead_of
     kept = {card.node for replica in layout.replicas for card in replica.cards}
-    missing = [node.node for node in best.nodes if node.is_used and node.node not in kept]
-    if not missing:
-        return []
-    before = UNKNOWN if best.forecast is None else _rate(best.forecast)
-    return [f"# left out: {', '.join(missing)}; {describe(before, sustained(plan, layout))}"]
+    missed = [node.node for node in best.nodes if node.is_used and node.node not in kept]
+    empty = [node.node for node in plan.nodes if node.node not in kept]
+    alone = (*plan.query.left_out, *plan.query.too_small)
+    others = [n for n in dict.fromkeys([*missed, *empty, *plan.unused_nodes]) if n not in alone]
+    lines = []
+    if missed:
+        before = UNKNOWN if best.forecast is None else _rate(best.forecast)
+        lines.append(_line(others, f"; {describe(before, sustained(plan, layout))}"))
+    elif others:
+        lines.append(_line(others, "; they add nothing: no plan found with them serves more"))
+    if plan.query.left_out:
+        name = plan.query.runtime.name
+        lines.append(_line(plan.query.left_out, f"; they add nothing: {name} runs on none"))
+    small = [name for name in plan.query.too_small if name not in plan.query.left_out]
+    if small:
+        lines.append(_line(small, _of_degrees(plan)))
+    return lines
+
+
+def _line(nodes: Sequence[str], why: str) -> str:
+    return f"# left out: {', '.join(nodes)}{why}"
+
+
+def _of_degrees(plan: Plan) -> str:
+    """Say what a degree that lets in nodes with few GPUs serves."""
+    words = f" (fewer GPUs than compute as one, {plan.query.tensor_parallel})"
+    goal = Goal(plan.query)
+    lets_in = min(
+        (each for each in plan.degrees[1:] if each.is_allowed),
+        key=lambda each: each.degrees,
+        default=None,
+    )
+    if lets_in is None or math.isnan(lets_in.value):
+        return words
+    served = f"has a mean latency of {show_seconds(lets_in.value)}"
+    if goal.is_rate:
+        within = " within the targets" * (goal.quantity == GOODPUT)
+        served = f"serves {lets_in.value:.3g} requests/s{within}"
+    return (
+        f"{words}; they add nothing: degree {lets_in.describe_degrees()}, which lets them in,"
+        f" {served}, simulated"
+    )
 
 
 def sustained(plan: Plan, layout: Layout, deadline: Deadline | None = None) -> Rate:
