@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,8 @@ from hypsolve.solvers.clock import NEVER, Deadline
 
 OVERLOAD = 1.05  # of the bound: every queue fills
 HEADROOM = 1.1  # of the rate that was served then
+OVERLOAD_COSTS = 1.02  # times the rate under overload: from there, overload lowers the rate
+N_CLIMBS = 4  # loads that are tried then, between the rate that was served and the bound
 NEARLY = 0.99  # of the bound: another load cannot show clearly more
 ROUNDS = 20  # requests simulated to rank splits, over the number that can be under way at once
 PRINTED_ROUNDS = (
@@ -70,7 +73,10 @@ def saturated_rate(
     Requests arrive evenly, first at `OVERLOAD` times a bound on the rate, so that queues never
     empty. Batches may then bunch in waves, so they arrive again at `HEADROOM` times the rate
     that was served, or at the bound if that is less; the larger rate counts. Splits that serve
-    `NEARLY` the bound are not simulated again. The seconds in which the first requests fill the
+    `NEARLY` the bound are not simulated again. If the second rate is clearly larger, overload
+    costs: a queue for KV cache preempts requests, and a dispatcher that sends every request on
+    as it arrives leaves a long queue at the slowest server. Then loads between this rate and
+    the bound are tried, too, by bisection. The seconds in which the first requests fill the
     pipeline and the last ones leave it count, so the rate is below the one that is sustained,
     and never exceeds a valid bound. With n requests, of which w are under way at once, the
     difference is about w / n of it.
@@ -98,13 +104,30 @@ def saturated_rate(
     if known is None:
         rate = served(OVERLOAD * bound_per_s)
         if rate < NEARLY * bound_per_s:
-            rate = max(rate, served(min(HEADROOM * rate, bound_per_s)))
+            again = served(min(HEADROOM * rate, bound_per_s))
+            if again > OVERLOAD_COSTS * rate:
+                again = _climb(served, again, bound_per_s)
+            rate = max(rate, again)
     else:
         sustained = known.requests_per_s * (1 + under_way / known.n_requests)
         rate = served(min(OVERLOAD * bound_per_s, HEADROOM * sustained))
         if rate <= known.requests_per_s:
             return replace(known, is_lower_bound=is_short)
     return SimulatedRate(requests_per_s=rate, n_requests=n_requests, is_lower_bound=is_short)
+
+
+def _climb(served: Callable[[float], float], rate: float, bound_per_s: float) -> float:
+    """Return the largest rate that is served under loads from a rate to a bound.
+
+    The queue hardly grows under a load that is nearly served; larger loads are then tried.
+    """
+    low, high = rate, bound_per_s
+    for _ in range(N_CLIMBS):
+        offered = math.sqrt(low * high)
+        found = served(offered)
+        rate = max(rate, found)
+        low, high = (offered, high) if found >= offered / HEADROOM else (low, offered)
+    return rate
 
 
 def rate_of_users(deployment: Deployment, partition: Partition, load: Load) -> SimulatedRate:
