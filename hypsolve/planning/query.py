@@ -32,7 +32,7 @@ from hypsolve.planning.simulation_search import (
 from hypsolve.planning.throughput import Cuts, RateSearch, ServedSplit, Throughput
 from hypsolve.problem import validation as valid
 from hypsolve.problem.costs import to_instance
-from hypsolve.problem.deployment import Deployment, Model, Network, Requests
+from hypsolve.problem.deployment import Deployment, GpuProfile, Model, Network, Requests
 from hypsolve.problem.instance import Instance, Objective, StageRule
 from hypsolve.problem.result import Result
 from hypsolve.problem.runtime import IDEAL, Batching, Runtime
@@ -117,6 +117,9 @@ class PlanQuery:
     idle_gpus : mapping of str to int
         GPUs that are left out of machines whose number of GPUs is no multiple of their degree,
         by name of the machine.
+    follows : tuple of str
+        Attributes of `runtime` that are its server's defaults for the GPUs of the network, so
+        that they follow if other nodes are used; see `on`.
 
     Raises
     ------
@@ -158,6 +161,7 @@ class PlanQuery:
     too_small: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     idle_gpus: Mapping[str, int] = field(default_factory=dict)
+    follows: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "output_tokens"):
@@ -300,15 +304,15 @@ class PlanQuery:
         """
         own = {each.name for each in fields(cls)} - {
             "model", "network", "options", "weights", "left_out", "too_small", "optional",
-        "idle_gpus",
+            "idle_gpus", "follows",
         }  # fmt: skip
         file = to_network_file(network)
         overrides = {name: arguments.pop(name) for name in OVERRIDES if name in arguments}
-        arguments["runtime"] = catalog.runtime(
-            _runtime(arguments.get("runtime"), file),
-            gpus=[node.gpu for tier in file.network.tiers for node in tier.nodes],
-            **overrides,
-        )
+        asked = _runtime(arguments.get("runtime"), file)
+        is_record = isinstance(arguments.get("runtime"), Runtime)
+        gpus = [node.gpu for tier in file.network.tiers for node in tier.nodes]
+        arguments["runtime"] = catalog.runtime(asked, gpus=gpus, **overrides)
+        follows = () if is_record else _defaults(arguments["runtime"], gpus, overrides)
         options = {name: value for name, value in arguments.items() if name not in own}
         method = arguments.get("method")
         known = options_of(METHODS[method].function) if method in METHODS else set()
@@ -322,8 +326,28 @@ class PlanQuery:
             network=file,
             weights=weights,
             options=options,
+            follows=follows,
             **{name: value for name, value in arguments.items() if name in own},
         )
+
+    def on(self, network: NetworkFile) -> PlanQuery:
+        """Return the query on some nodes, with the defaults of the runtime for their GPUs.
+
+        Nodes of tiers that may hold no blocks do not count.
+        """
+        tiers = network.network.tiers
+        most = network.max_blocks or (None,) * len(tiers)
+        gpus = [
+            node.gpu
+            for tier, limit in zip(tiers, most, strict=True)
+            for node in tier.nodes
+            if limit != 0
+        ]
+        runtime = self.runtime
+        if self.follows:
+            own = catalog.runtime(runtime.name, gpus=gpus)
+            runtime = replace(runtime, **{name: getattr(own, name) for name in self.follows})
+        return replace(self, network=network, runtime=runtime)
 
     @property
     def tokens(self) -> int:
@@ -629,6 +653,23 @@ def _runtime(asked: str | Runtime | None, network: NetworkFile) -> str | Runtime
     if of_file is not None and asked in (None, of_file.name):
         return of_file
     return "ideal" if asked is None else asked
+
+
+def _defaults(
+    runtime: Runtime, gpus: list[GpuProfile], overrides: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Return the attributes that have the defaults of the server for these GPUs.
+
+    A value in a network file that is equal to the default counts as one.
+    """
+    if runtime.name not in catalog.runtimes():
+        return ()
+    own = catalog.runtime(runtime.name, gpus=gpus)
+    return tuple(
+        each.name
+        for each in fields(Runtime)
+        if each.name not in overrides and getattr(own, each.name) == getattr(runtime, each.name)
+    )
 
 
 def _meant(option: str, names: Collection[str]) -> str:

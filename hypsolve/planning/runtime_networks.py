@@ -120,7 +120,7 @@ def _rows(network: NetworkFile, k: int, n_replicas: int) -> Iterator[Row]:
     Rows that differ only by nodes of one kind are yielded once. The nodes of a stage in a row
     are of one kind.
     """
-    kinds = _kinds(network.network.tiers[k].nodes)
+    kinds = kinds_of(network.network.tiers[k].nodes)
     numbers = tuple(map(len, kinds))
     alone = (
         Counter(kind)
@@ -141,7 +141,7 @@ def _rows(network: NetworkFile, k: int, n_replicas: int) -> Iterator[Row]:
     return itertools.islice(itertools.chain(single, several), MAX_PIPELINES + 1)
 
 
-def _kinds(nodes: Sequence[Node]) -> list[list[Node]]:
+def kinds_of(nodes: Sequence[Node]) -> list[list[Node]]:
     """Return the nodes by kind, the fastest kind first."""
     alike: dict[tuple[GpuProfile, int, float], list[Node]] = {}
     for node in nodes:
@@ -182,7 +182,7 @@ def _some(network: NetworkFile, k: int, n_replicas: int) -> list[Row]:
     by_size = sorted(nodes, key=lambda node: -node.gpus * node.usable_bytes)
     rows: list[Row] = [(tuple(by_size[:n_replicas]),), (tuple(by_speed[:n_replicas]),)]
     if network.may_be_stages(k):
-        kinds = _kinds(nodes)
+        kinds = kinds_of(nodes)
         places = {id(node): at for at, node in enumerate(nodes)}
         row = tuple(kind for kind, of in enumerate(kinds) for _ in range(len(of) // n_replicas))
         stages = _assigned(kinds, row, n_replicas)

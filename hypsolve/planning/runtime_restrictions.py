@@ -12,6 +12,7 @@ from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning.exporters import ONE_PIPELINE, RUNTIMES, not_expressible, refusals
 from hypsolve.planning.exporters.layout import Layout
 from hypsolve.planning.forecast import Forecast
+from hypsolve.planning.node_choice import best_nodes
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import plan_query, warm
 from hypsolve.planning.query import PlanQuery, Solution, solve_fluid, solve_query
@@ -28,6 +29,7 @@ from hypsolve.problem.runtime import Runtime
 from hypsolve.solvers.clock import Deadline
 
 CHOICE_SHARE = 0.5  # of the time limit, to choose among the networks that are allowed
+NODES_SHARE = 0.25  # of the time of a choice, for nodes without the slow ones
 FIRST_SHARE = 0.5  # of the time of a choice, for the split of all nodes
 SIMULATED_SHARE = 0.4  # of that time, to simulate the best few networks
 SAME = 1e-9  # relative difference of objectives that are equal
@@ -135,6 +137,7 @@ def network_for_server(
     if not server:
         return ServerNetwork(query=query)
     deadline = deadline or Deadline(query.time_limit_s)
+    asked, query = query, best_nodes(query, deadline.part(NODES_SHARE), progress)
     split = split or _solver(progress)
     first_s = deadline.part(FIRST_SHARE).limit_s
     solution = replace(split(replace(query, time_limit_s=first_s)), query=query)
@@ -145,10 +148,10 @@ def network_for_server(
         network = query.network if why else _network_of(query.network, layout)
         ways_are_known = not depends_on_empty_tiers(query.network, query.runtime)
         if solution.interrupted or (ways_are_known and not why):
-            found = ServerNetwork.of(query, replace(query, network=network), why)
+            found = ServerNetwork.of(asked, replace(query, network=network), why)
             return replace(found, solution=solution) if network is query.network else found
     best = _restricted(solution, server, deadline, progress, split, fluid)
-    return ServerNetwork.of(query, best, why)
+    return ServerNetwork.of(asked, best, why)
 
 
 def _solver(progress: Progress | None) -> Split:
@@ -318,7 +321,7 @@ def _restricted(
     """Return the query of a split on the best network that a runtime allows."""
     found = candidates(solution, runtime)
     queries = [
-        replace(solution.query, network=restricted)
+        solution.query.on(restricted)
         for candidate in found
         for restricted in by_layer(solution, candidate, runtime, MAX_PIPELINES // len(found))
     ]

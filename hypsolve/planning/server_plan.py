@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hypsolve.planning.degree_choice import DegreeChoice
 from hypsolve.planning.exporters import ONE_PIPELINE, not_expressible
+from hypsolve.planning.node_choice import best_nodes
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import add_upgrades, plan_query, warm
 from hypsolve.planning.query import ModelSource, NetworkSource, PlanQuery, takes_query
@@ -15,6 +17,7 @@ from hypsolve.planning.rpc_links import depends_on_empty_tiers
 from hypsolve.planning.runtime_restrictions import (
     nearest_plan,
     network_for_server,
+    nodes_in,
     restricting_server,
 )
 from hypsolve.planning.simulation_search import Progress
@@ -23,6 +26,7 @@ from hypsolve.planning.what_if import lighter_models
 from hypsolve.problem.deployment import Model
 from hypsolve.solvers.clock import Deadline
 
+NODES_SHARE = 0.25  # of the time limit, for nodes without the slow ones
 FIRST_SHARE = 0.5  # of the time limit, for the best plan, where one for a server may follow
 
 
@@ -173,7 +177,10 @@ def plan_for_server(
     warm(query)
     deadline = deadline or Deadline(query.time_limit_s)
     query, degrees = choose_degrees(query, progress, deadline, restrict=network_for_server)
-    server = server or restricting_server(query.runtime)
+    asked, own = query, restricting_server(query.runtime)
+    server = server or own
+    if server and server == own:
+        query = best_nodes(query, deadline.part(NODES_SHARE), progress)
     best = plan_query(
         query,
         with_upgrades=with_upgrades and not server,
@@ -200,10 +207,12 @@ def plan_for_server(
             deadline=deadline,
         )
         near = replace(near, degrees=degrees)
+        near, best = (_naming_all(each, query, asked) for each in (near, best))
         # a plan whose messages take other ways than was counted is no better one
         return ServerPlan(near, best, why) if ways_are_known else ServerPlan(near, near)
     if not best.stopped and (with_upgrades or not best.fits):
         best = add_upgrades(best, lighter=lighter, progress=progress, deadline=deadline)
+    best = _naming_all(best, query, asked)
     return ServerPlan(best, best, why)
 
 
@@ -218,3 +227,25 @@ def _over_degrees(plan: Plan, degrees: Sequence[DegreeChoice]) -> Plan:
         return plan
     bounds = [each.bound_requests_per_s for each in degrees if each.is_allowed]
     return replace(plan, throughput=found.over_degrees(bounds))
+
+
+def _naming_all(plan: Plan, query: PlanQuery, asked: PlanQuery) -> Plan:
+    """Return a plan that names the nodes which `query` leaves out of those that were asked for.
+
+    Their prices count as those of unused nodes.
+    """
+    if query is asked:
+        return plan
+    order = [node.name for tier in asked.network.network.tiers for node in tier.nodes]
+    kept = {node.name for tier in query.network.network.tiers for node in tier.nodes}
+    dropped = [name for name in order if name not in kept]
+    closed = set(nodes_in(asked.network)) - set(nodes_in(query.network))
+    unused = {*plan.unused_nodes, *dropped, *closed}
+    price = sum(asked.network.price_per_hour.get(name, 0.0) for name in dropped)
+    forecast = plan.forecast
+    if forecast is not None and price:
+        before = forecast.unused_price_per_hour
+        forecast = replace(
+            forecast, unused_price_per_hour=(0.0 if math.isnan(before) else before) + price
+        )
+    return replace(plan, forecast=forecast, unused_nodes=tuple(n for n in order if n in unused))

@@ -1,0 +1,106 @@
+"""The nodes of a server's plan: none that lowers the rate, and the defaults of their GPUs."""
+
+import numpy as np
+import pytest
+
+import hypsolve as hs
+from hypsolve.formats.network_toml import NetworkFile
+from hypsolve.planning.node_choice import networks
+from hypsolve.planning.query import PlanQuery
+from hypsolve.planning.runtime_networks import limited
+
+LINK = hs.Link(bytes_per_s=1.25e9, latency_s=1e-3)
+
+
+def network(*tiers, **rules):
+    """Return a network of tiers, each a list of GPUs; all may be empty."""
+    made = [
+        hs.Tier(
+            name=f"tier-{k}",
+            nodes=tuple(hs.Node(name=f"{k}{i}", gpu=hs.gpu(g)) for i, g in enumerate(gpus)),
+            link=LINK if k + 1 < len(tiers) else None,
+        )
+        for k, gpus in enumerate(tiers)
+    ]
+    rules.setdefault("min_blocks", (0,) * len(tiers))
+    return NetworkFile(network=hs.Network(name="net", tiers=tuple(made)), **rules)
+
+
+def on_the_second_tier(query):
+    return query.on(limited(query.network, (0,)))
+
+
+@pytest.mark.parametrize(
+    ("server", "expected"),
+    [
+        ("vllm", {"max_num_seqs": 1024, "max_num_batched_tokens": 8192}),
+        ("sglang", {"chunk_tokens": 8192, "memory_fraction": 0.83}),
+    ],
+)
+def test_the_defaults_of_a_server_are_those_of_the_gpus_in_use(server, expected):
+    """An L4 that holds no blocks gave an H100 the limits of small GPUs."""
+    query = PlanQuery.of("llama-3-8b", network(["l4"], ["h100"]), runtime=server)
+    alone = PlanQuery.of("llama-3-8b", network(["h100"]), runtime=server)
+    found = on_the_second_tier(query).runtime
+    assert found == alone.runtime != query.runtime
+    for name, value in expected.items():
+        assert getattr(found, name) == pytest.approx(value, abs=0.01)
+
+
+def test_limits_that_were_given_stay():
+    """Given as an argument, also where it is a default, and given as a record."""
+    tiers = network(["l4"], ["h100"])
+    query = PlanQuery.of("llama-3-8b", tiers, runtime="vllm", max_num_seqs=256)
+    found = on_the_second_tier(query).runtime
+    assert (found.max_num_seqs, found.max_num_batched_tokens) == (256, 8192)
+    record = hs.runtime("vllm")
+    query = PlanQuery.of("llama-3-8b", tiers, runtime=record)
+    assert on_the_second_tier(query).runtime == record
+
+
+def test_a_plan_has_the_limits_of_its_nodes_and_names_the_others():
+    """The plan on the H100 alone was simulated and exported with 2,048 tokens in a batch."""
+    plan = hs.plan(
+        "llama-3-8b", network(["l4"], ["h100"]), runtime="vllm", prompt_tokens=256,
+        output_tokens=32, with_upgrades=False,
+    )  # fmt: skip
+    assert plan.result.partition.cuts == (0, 0, 34)
+    assert plan.query.runtime.max_num_batched_tokens == 8192
+    assert plan.unused_nodes == ("00",)
+
+
+def test_all_sets_of_kinds_and_tiers_are_tried():
+    """Two kinds in the first tier, one in the second: all, one of two, or none; all or none."""
+    found = list(networks(network(["a10", "l40s", "l40s"], ["a100-80gb"])))
+    kept = {
+        tuple(
+            node.gpu.name
+            for tier, most in zip(
+                each.network.tiers, each.max_blocks or (None, None), strict=True
+            )
+            for node in tier.nodes
+            if most != 0
+        )
+        for each, _ in found
+    }
+    first = [("A10", "L40S", "L40S"), ("L40S", "L40S"), ("A10",), ()]
+    second = [("A100-80GB",), ()]
+    expected = {a + b for a in first for b in second} - {()} - {(*first[0], *second[0])}
+    assert kept == expected and len(found) == len(expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_node_more_does_not_lower_the_planned_rate(seed):
+    """Pipelines are as slow as their slowest node, so a slow one may have to be left out."""
+    rng = np.random.default_rng([seed, 61])
+    gpus = ["t4", "l4", "a10", "l40s"]
+    tiers = [list(rng.choice(gpus[1:], 2)), list(rng.choice(gpus[2:], 2))]
+    more = [[*tiers[0], "t4"], [*tiers[1], str(rng.choice(gpus))]]
+    rates = []
+    for each in (tiers, more):
+        plan = hs.plan(
+            "llama-3.2-3b", network(*each), runtime="vllm", prompt_tokens=128,
+            output_tokens=32, with_upgrades=False, time_limit_s=30,
+        )  # fmt: skip
+        rates.append(plan.forecast.max_requests_per_s)
+    assert rates[1] >= 0.95 * rates[0]
