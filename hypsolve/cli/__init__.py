@@ -13,10 +13,13 @@ from hypsolve.cli.plan import plan
 
 
 @click.group(
-    cls=OneLine, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=OneLine,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="hypsolve")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> int:
     """Place one LLM on a network of unequal GPUs, and prove that no split is better.
 
     \b
@@ -24,6 +27,10 @@ def main() -> None:
     hypsolve plan --model llama-3-8b --network network.toml
     """  # noqa: D301
     logging.basicConfig(format="%(message)s", level=logging.WARNING)  # which kernels compile
+    if context.invoked_subcommand is not None:
+        return 0
+    print(context.get_help())
+    return 2
 
 
 LISTS = (gpus, interconnect_list, models, methods, schema)

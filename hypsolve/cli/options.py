@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,23 @@ _OBJECTIVE_HELP = {
     "p0": "p0: the objective of the Hyperion paper.",
     "mean_latency": "mean_latency: simulated at --rate.",
 }
+
+
+class _Known(click.types.StringParamType):
+    """A string of which help lists the known values; the query checks it."""
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self.known = tuple(map(str, known))
+
+    def get_metavar(self, *_: Any, **__: Any) -> str:
+        return f"[{'|'.join(self.known)}]"
+
+
 _RUNTIME = {
-    name: (kind, f"{rule.about}  [default: the runtime's]")
+    name: (
+        kind if rule.known is None else _Known(rule.known()),
+        f"{rule.about}  [default: the runtime's]",
+    )
     for name, (kind, rule) in runtime_keys().items()
 }
 """Type and help of the options that replace values of the runtime, which checks them."""
@@ -206,6 +221,8 @@ def query_options(
                 if option in given
             }
             arguments = {name: value for name, value in taken.items() if value is not None}
+            if taken.get("users") is not None and _is_given("rate"):
+                raise click.UsageError("--users and --rate exclude each other")
             return command(arguments=arguments, **given)
 
         for option in reversed(options):
@@ -215,14 +232,15 @@ def query_options(
     return decorate
 
 
+def _is_given(option: str) -> bool:
+    """Return whether an option stands on the command line of the command that runs."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source not in (None, ParameterSource.DEFAULT)
+
+
 def without_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that stand on the command line of the command that runs."""
-    context = click.get_current_context()
-    given = {
-        name
-        for option, name in _ARGUMENTS.items()
-        if context.get_parameter_source(option) is not ParameterSource.DEFAULT
-    }
+    given = {name for option, name in _ARGUMENTS.items() if _is_given(option)}
     return {name: value for name, value in arguments.items() if name in given}
 
 

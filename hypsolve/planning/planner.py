@@ -24,7 +24,7 @@ from hypsolve.planning.query import (
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.slo_answer import SloAnswer, SloSearch, answer_of
 from hypsolve.planning.tensor_parallel import choose_degrees
-from hypsolve.planning.throughput import ServedSplit
+from hypsolve.planning.throughput import ServedSplit, Throughput
 from hypsolve.planning.what_if import Upgrade, find_upgrades
 from hypsolve.problem.deployment import Model
 from hypsolve.problem.instance import Objective
@@ -147,6 +147,7 @@ def _plan_of(
                 deadline=deadline,
                 known_per_s=_known_per_s(query, solution),
             )
+            forecast = _within_bound(forecast, solution.throughput)
         if forecast is not None and query.has_targets and slo_answer is None:
             slo_answer = answer_of(solution.deployment, forecast)
             if not interrupted:
@@ -216,6 +217,14 @@ def _known_per_s(query: PlanQuery, solution: Solution) -> float:
     if solution.throughput is None or query.users is not None:
         return 0.0
     return solution.throughput.simulated_requests_per_s
+
+
+def _within_bound(forecast: Forecast, found: Throughput | None) -> Forecast:
+    """Return a forecast with the bound on all splits, if it is less than that on its split."""
+    bound = math.inf if found is None else found.bound_requests_per_s
+    if bound < forecast.bound_requests_per_s and not bound < forecast.max_requests_per_s:
+        return replace(forecast, bound_requests_per_s=bound)
+    return forecast
 
 
 def _slo_search(query: PlanQuery, solution: Solution, forecast: Forecast) -> SloSearch:

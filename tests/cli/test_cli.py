@@ -442,7 +442,6 @@ def test_init_leaves_a_file_alone(capsys, example):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Missing command"),
         (("plan",), "Missing option '--model'"),
         (("plan", "--model", "gpt-9", "--network", "NET"), "unknown model 'gpt-9'"),
         (("plan", "--model", "llama-3-8b", "--network", "no.toml"), "No such file"),

@@ -42,7 +42,8 @@ def test_every_command_takes_load_runtime_and_weights(capsys, network, plan_file
     code, out, _ = run(capsys, *arguments)
     assert "runtime vllm" in out and "at most 8 requests at once" in out
     assert code == int(out.startswith("no"))  # `plan` alone answers
-    code, out, _ = run(capsys, *arguments, "--users", 3, "--json")
+    closed = (*arguments[:5], *LOAD[2:], *more, "--users", 3)  # in place of the rate
+    code, out, _ = run(capsys, *closed, "--json")
     assert code == int(command == "plan" and not json.loads(out)["slo_answer"]["is_met"])
     document = json.loads(out)
     document = document[0] if isinstance(document, list) else document
