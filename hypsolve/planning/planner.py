@@ -222,7 +222,10 @@ def _known_per_s(query: PlanQuery, solution: Solution) -> float:
 def _within_bound(forecast: Forecast, found: Throughput | None) -> Forecast:
     """Return a forecast with the bound on all splits, if it is less than that on its split."""
     bound = math.inf if found is None else found.bound_requests_per_s
-    if bound < forecast.bound_requests_per_s and not bound < forecast.max_requests_per_s:
+    has_users = forecast.load.users is not None
+    served = forecast.requests_per_s if has_users else forecast.max_requests_per_s
+    # the largest sustained rate is approximate
+    if bound < forecast.bound_requests_per_s and not bound < served:
         return replace(forecast, bound_requests_per_s=bound)
     return forecast
 
