@@ -28,6 +28,7 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment, Model
 from hypsolve.problem.instance import Objective
 from hypsolve.problem.result import Result
+from hypsolve.problem.serving_result import ServingResult
 from hypsolve.problem.solution import Status
 
 Schema = dict[str, Any]
@@ -105,7 +106,7 @@ _WRITTEN_AS: dict[Any, Any] = {  # types that `Plan.to_dict` does not write fiel
     ],
 }
 _INLINED = {PlanQuery}  # its fields are written as fields of the plan
-_NOT_WRITTEN = {Deployment, Mapping[str, Any]}
+_NOT_WRITTEN = {Deployment, Mapping[str, Any], ServingResult | None}
 _STATED: dict[type, Schema] = {  # fields that a file states beside those of its type
     Plan: {
         "format": {"const": FORMAT, "description": "Kind of the file."},

@@ -20,6 +20,7 @@ from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment, Model
 from hypsolve.problem.result import Result
+from hypsolve.problem.serving_result import ServingResult
 from hypsolve.problem.solution import Partition
 from hypsolve.problem.units import finite_or_none, show_seconds
 from hypsolve.simulation.trace import Trace
@@ -170,6 +171,11 @@ class Plan:
         without targets, or if nothing fits.
     interrupted : bool
         Whether it was a KeyboardInterrupt: the plan is the best so far.
+    fluid_result : ServingResult or None
+        The best splits of the fluid model, under an objective in requests per second. Its
+        certificate says that no split carries more in this model; save it and its `instance`
+        to check it with `hypsolve.verify`. `result` has no certificate then, since its split
+        is chosen by simulation. Not part of the JSON.
     """
 
     query: PlanQuery
@@ -187,6 +193,7 @@ class Plan:
     unused_nodes: tuple[str, ...] = ()
     slo_answer: SloAnswer | None = None
     interrupted: bool = False
+    fluid_result: ServingResult | None = None
 
     @property
     def left_out(self) -> tuple[str, ...]:

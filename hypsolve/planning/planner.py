@@ -97,6 +97,7 @@ def add_upgrades(
         instance=instance_of(query),
         result=plan.result,
         throughput=plan.throughput,
+        fluid_result=plan.fluid_result,
     )
     found = _plan_of(
         query, solution, plan.stopped, interrupted=plan.interrupted,
@@ -209,6 +210,7 @@ def _plan_of(
         throughput=solution.throughput,
         slo_answer=slo_answer,
         interrupted=interrupted,
+        fluid_result=solution.fluid_result,
     )
 
 

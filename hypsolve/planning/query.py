@@ -484,6 +484,9 @@ class Solution:
     misses_targets : bool
         Whether no split meets the targets at any rate in the fluid model, which then looked for
         the best split without them.
+    fluid_result : ServingResult or None
+        The best splits of the fluid model with their certificate, under an objective in
+        requests per second.
     """
 
     query: PlanQuery
@@ -493,6 +496,7 @@ class Solution:
     interrupted: bool = False
     throughput: Throughput | None = None
     misses_targets: bool = False
+    fluid_result: ServingResult | None = None
 
 
 def instance_of(query: PlanQuery) -> Instance:
@@ -522,6 +526,7 @@ def solve_query(
             result=result,
             interrupted=search.interrupted,
             throughput=throughput,
+            fluid_result=search.fluid_result,
         )
     method: str | Method = query.method or DEFAULT_METHOD
     limits: dict[str, Any] = {"time_limit_s": query.time_limit_s, "seed": query.seed}

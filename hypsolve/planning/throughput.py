@@ -173,6 +173,7 @@ class RateSearch:
         self.prices_per_hour = dict(prices_per_hour)
         self.instance = to_instance(deployment, objective=Objective.PATH, **rules)
         self.interrupted = False
+        self.fluid_result: ServingResult | None = None  # of the last call of `fluid`
         self._of_users: dict[Cuts, SimulatedRate] = {}
         self.misses_targets = False  # all splits, at any rate in the fluid model
         self.settled: set[Cuts] = set()  # splits that were simulated at the length for print
@@ -190,6 +191,7 @@ class RateSearch:
             if result.partition is not None:
                 self.misses_targets = misses_targets
                 break
+        self.fluid_result = result
         return result
 
     def claimed(self, time_limit_s: float, n_splits: int = 1) -> tuple[list[Cuts], float]:
