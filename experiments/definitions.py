@@ -485,6 +485,14 @@ MEASUREMENTS = {
             "calibration_points": Shown(None, "experiments.figures:calibration_points_figures")
         },
     ),
+    "validation": Measurement(
+        question="How far are forecasts from measured servers?",
+        shown=Shown(
+            "experiments.validation_errors:validation_tables",
+            "experiments.validation_errors:validation_figures",
+            "experiments.validation_errors:answers",
+        ),
+    ),
 }
 
 

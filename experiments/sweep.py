@@ -178,8 +178,8 @@ def _sweep(options: argparse.Namespace, names: Sequence[str], command: str) -> i
     with _workers(options) as workers:
         for step, name in enumerate(names, start=1):
             print(f"step {step} of {n_steps}: {name}", flush=True)
-            if name == "calibration":
-                _calibrate(options, session)
+            if name in ("calibration", "validation"):
+                _compare(name, options, session)
             elif name == "speed":
                 _measure_speed(options, session)
             else:
@@ -320,13 +320,14 @@ def _locating_errors(progress: "Progress", record: Record) -> Iterator[None]:
         ) from error
 
 
-def _calibrate(options: argparse.Namespace, session: Mapping[str, Any]) -> None:
-    """Compare predictions with the measured block times, if those are on this machine."""
-    from experiments import calibration
+def _compare(name: str, options: argparse.Namespace, session: Mapping[str, Any]) -> None:
+    """Compare predictions with measurements, if those are on this machine."""
+    from experiments import calibration, validation
 
-    path = options.out / "calibration.csv"
+    path = options.out / f"{name}.csv"
     before = path.stat().st_mtime_ns if path.exists() else 0
-    calibration.run(options.out)
+    compare = {"calibration": calibration.run, "validation": validation.run}[name]
+    compare(options.out)
     if path.exists() and path.stat().st_mtime_ns != before:
         note_session(path, {**session, **machine()}, 0)
 

@@ -45,7 +45,7 @@ def test_q4_k_m_has_its_known_average():
 
 def test_the_table_has_the_formats_that_users_have():
     """The names of the issue, each with a source."""
-    names = ["fp16", "bf16", "fp8", "int8", "awq", "gptq-int4", "nf4"]
+    names = ["fp16", "bf16", "fp8", "int8", "awq", "gptq-int4", "nf4", "nvfp4"]
     names += ["q8_0", "q5_k_m", "q4_k_m", "q4_0"]
     assert list(hs.weight_formats()) == names
     for each in hs.weight_formats().values():
@@ -56,7 +56,7 @@ def test_the_table_has_the_formats_that_users_have():
     assert hs.weight_formats()
 
 
-@pytest.mark.parametrize("weights", ["fp8", "int8", "awq", "gptq-int4", "nf4"])
+@pytest.mark.parametrize("weights", ["fp8", "int8", "awq", "gptq-int4", "nf4", "nvfp4"])
 def test_embedding_and_head_of_checkpoints_stay_in_16_bits(weights):
     """They were counted as quantised, so that plans did not load."""
     full, small = (hs.model("llama-3-8b", each) for each in ("fp16", weights))

@@ -404,7 +404,7 @@ def test_a_definition_that_asks_for_one_run_twice_is_refused(experiments, tmp_pa
 def test_list_names_every_experiment(capsys):
     assert sweep.main(["--list"]) == 0
     printed = capsys.readouterr().out
-    for name in (*EXPERIMENTS, "speed", "calibration"):
+    for name in (*EXPERIMENTS, "speed", "calibration", "validation"):
         assert f"  {name} " in printed
 
 

@@ -22,10 +22,10 @@ nodes = [{gpu = "rtx-4090"}, {gpu = "jetson-agx-orin"}]
 """
 LEFT_OUT = ["mac-apple-m2-ultra-0", "desk-jetson-agx-orin-0"]
 LOADED = {
-    "ideal": "fp16 bf16 fp8 int8 awq gptq-int4 nf4 q8_0 q5_k_m q4_k_m q4_0",
-    "vllm": "fp16 bf16 fp8 int8 awq gptq-int4 nf4",
-    "sglang": "fp16 bf16 fp8 int8 awq gptq-int4 nf4",
-    "tensorrt-llm": "fp16 bf16 fp8 int8 awq gptq-int4 nf4",
+    "ideal": "fp16 bf16 fp8 int8 awq gptq-int4 nf4 nvfp4 q8_0 q5_k_m q4_k_m q4_0",
+    "vllm": "fp16 bf16 fp8 int8 awq gptq-int4 nf4 nvfp4",
+    "sglang": "fp16 bf16 fp8 int8 awq gptq-int4 nf4 nvfp4",
+    "tensorrt-llm": "fp16 bf16 fp8 int8 awq gptq-int4 nf4 nvfp4",
     "llama.cpp": "fp16 bf16 q8_0 q5_k_m q4_k_m q4_0",
 }
 
