@@ -2,24 +2,35 @@
 
 ``python -m experiments.sweep validation`` predicts every run of the tables
 ``$HYPSOLVE_SHARED/data/serving_runs/*.csv`` by every predictor, writes ``validation.csv``, and
-makes tables and figures of it. ``python -m experiments.validation [OUT]`` writes the rows alone.
+makes tables and figures of it. ``python -m experiments.validation [OUT]`` writes rows alone.
 A run that cannot be predicted has an empty prediction and a reason.
 """
 
+import csv
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from experiments import validation_errors
+from experiments.aiconfigurator_forecasts import KEY
 from hypsolve.calibration.closed_loop import Forecast
-from hypsolve.calibration.predictors import PREDICTORS
+from hypsolve.calibration.predictors import PREDICTORS, Predictor
 from hypsolve.calibration.rules import left_out
-from hypsolve.calibration.runs import COLUMNS, ServingRun, is_table_of_runs, read_runs
+from hypsolve.calibration.runs import (
+    COLUMNS,
+    ServingRun,
+    closed_loop_tokens_per_s,
+    is_table_of_runs,
+    read_runs,
+)
 
+ROOT = Path(__file__).resolve().parents[1]
 QUANTITIES = ("ttft_s", "tpot_s", "tokens_per_s")
 SIDES = ("measured", "predicted")
 ADDED = (
@@ -27,13 +38,36 @@ ADDED = (
     "reason",
 )  # fmt: skip
 MISSING = "validation: no measured serving runs here (HYPSOLVE_SHARED is not set); skipped"
-EVERY = 100  # runs between two lines of progress
+
+
+def aiconfigurator(runs: Sequence[ServingRun]) -> list[Forecast]:
+    """Return the forecasts of NVIDIA's aiconfigurator for the settings of runs.
+
+    They were made once by ``experiments.aiconfigurator_forecasts``.
+    """
+    path = ROOT / "results" / "aiconfigurator.csv"
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    known = {tuple(row[name] for name in KEY): row for row in rows}
+    return [_of_aiconfigurator(run, known) for run in runs]
+
+
+def _of_aiconfigurator(run: ServingRun, known: Mapping[Any, Mapping[str, str]]) -> Forecast:
+    row = known.get(tuple(run.row.get(name, "") for name in KEY))
+    if row is None:
+        return Forecast(reason="not forecast: results/aiconfigurator.csv has other settings")
+    if row["reason"]:
+        return Forecast(reason=row["reason"])
+    ttft_s, tpot_s = float(row["ttft_s"]), float(row["tpot_s"])
+    return Forecast(ttft_s, tpot_s, closed_loop_tokens_per_s(run, ttft_s, tpot_s))
+
+
+ALL: dict[str, Predictor] = {**PREDICTORS, "aiconfigurator": aiconfigurator}
 
 
 def data_dir() -> Path | None:
     """Return the folder of measured runs in ``$HYPSOLVE_SHARED`` or ``../shared``."""
-    own = Path(__file__).resolve().parents[2] / "shared"
-    shared = Path(os.environ.get("HYPSOLVE_SHARED") or own)
+    shared = Path(os.environ.get("HYPSOLVE_SHARED") or ROOT.parent / "shared")
     path = shared / "data" / "serving_runs"
     return path if path.is_dir() and tables(path) else None
 
@@ -55,17 +89,20 @@ def load(folder: Path) -> list[ServingRun]:
 
 
 def predicted_rows(
-    runs: list[ServingRun], tell: Callable[[str], Any] = print
+    runs: list[ServingRun], predictors: Mapping[str, Predictor] = ALL
 ) -> Iterator[dict[str, Any]]:
-    """Predict runs by every predictor; yield a row per run and predictor."""
+    """Predict runs; yield a row per run and predictor."""
     names = dict.fromkeys(name for run in runs for name in run.row)
+    forecasts = {}
+    for name, predict in predictors.items():
+        began_s = time.perf_counter()
+        forecasts[name] = predict(runs)
+        print(f"validation: {name}, {time.perf_counter() - began_s:.0f} s", flush=True)
     for number, run in enumerate(runs):
-        if number and number % EVERY == 0:
-            tell(f"validation: {number} of {len(runs)} runs are predicted")
         own = {name: run.row.get(name, "") for name in names or COLUMNS}
         why = _left_out(run)
-        for predictor, predict in PREDICTORS.items():
-            yield {**own, **_added(run, predictor, predict(run), why)}
+        for name, made in forecasts.items():
+            yield {**own, **_added(run, name, made[number], why)}
 
 
 def _added(run: ServingRun, predictor: str, forecast: Forecast, why: str) -> dict[str, Any]:
@@ -91,7 +128,7 @@ def frame_of(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def run(out: Path) -> int:
-    """Write ``validation.csv`` into `out`; always returns 0.
+    """Write ``validation.csv`` and ``validation_errors.csv`` into `out`; always returns 0.
 
     Without measured runs it prints one line, and writes nothing.
 
@@ -112,7 +149,11 @@ def run(out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "validation.csv"
     frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
-    print(f"validation: {len(runs)} runs, {len(PREDICTORS)} predictors; {path}")
+    errors = validation_errors.by_group(frame)
+    errors.to_csv(
+        out / "validation_errors.csv", index=False, float_format="%.4f", lineterminator="\n"
+    )
+    print(f"validation: {len(runs)} runs, {len(ALL)} predictors; {path}")
     return 0
 
 

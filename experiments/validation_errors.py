@@ -14,6 +14,7 @@ from experiments import figure_style as style
 
 GROUP = ["gpu", "runtime", "model"]
 QUANTITIES = {"tpot_s": "TPOT", "tokens_per_s": "tokens/s", "ttft_s": "TTFT"}
+EXTERNAL = ("aiconfigurator",)
 KNOWN = {"gpu": "h100_sxm", "runtime": "trtllm", "model": "meta-llama/Llama-3.1-8B-Instruct",
          "tensor_parallel": 1}  # fmt: skip
 """The 42 runs that the targets name: those of this group on one GPU."""
@@ -22,8 +23,8 @@ KNOWN = {"gpu": "h100_sxm", "runtime": "trtllm", "model": "meta-llama/Llama-3.1-
 def counted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rows that a claim is about, with relative errors of each quantity.
 
-    Left out are runs by a rule (``left_out``), and runs that some predictor could not predict:
-    all predictors are compared on the same runs.
+    Left out are runs by a rule (``left_out``), and runs that one of our predictors could not
+    predict: all are compared on the same runs. `EXTERNAL` predictors may lack some.
     """
     frame = frame.copy()
     for name in QUANTITIES:
@@ -32,7 +33,8 @@ def counted(frame: pd.DataFrame) -> pd.DataFrame:
         frame[name] = (frame[f"predicted_{name}"] / frame[f"measured_{name}"] - 1).abs()
     run = [name for name in frame if name not in _OF_A_PREDICTOR]
     frame["run"] = frame.groupby(run, sort=False, dropna=False).ngroup()
-    unpredicted = frame.loc[frame["predicted_tpot_s"].isna(), "run"]
+    own = ~frame["predictor"].isin(EXTERNAL)
+    unpredicted = frame.loc[own & frame["predicted_tpot_s"].isna(), "run"]
     kept = frame["left_out"].fillna("").eq("") & ~frame["run"].isin(unpredicted)
     return frame[kept]
 
@@ -60,6 +62,8 @@ def validation_tables(_: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the tables of errors: all predictors side by side, and by group."""
     rows, errors = counted(frame), by_group(frame)
     known = rows[(rows[list(KNOWN)] == pd.Series(KNOWN)).all(axis=1)]
+    lacking = rows.loc[rows["tpot_s"].isna(), "run"]
+    common = rows[~rows["run"].isin(lacking)]
     order = list(dict.fromkeys(frame["predictor"]))
     tables = {
         f"median over {len(errors.groupby(GROUP))} groups of the mean absolute error":
@@ -67,6 +71,10 @@ def validation_tables(_: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         f"mean absolute error of all {rows['run'].nunique()} runs":
             _summary(rows.groupby("predictor")[list(QUANTITIES)].mean(), order),
     }  # fmt: skip
+    if len(lacking) and len(common):
+        medians = common.groupby([*GROUP, "predictor"])[list(QUANTITIES)].mean()
+        title = f"median over groups, on the {common['run'].nunique()} runs that all forecast"
+        tables[title] = _summary(medians.groupby("predictor").median(), order)
     if len(known):
         title = (
             f"mean absolute error of {known['run'].nunique()} runs of Llama-3.1-8B on one H100"
@@ -108,6 +116,9 @@ def _left_out(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"runs": list(counts.values())}, pd.Index(counts, name="rule")).map(str)
 
 
+HIDDEN = ("today_fluid",)  # in scatter plots, which look like those of the simulation
+
+
 def validation_figures(_: str, frame: pd.DataFrame) -> dict[str, Figure]:
     """Draw predicted against measured values, and errors by group."""
     rows, errors = counted(frame), by_group(frame)
@@ -117,7 +128,7 @@ def validation_figures(_: str, frame: pd.DataFrame) -> dict[str, Figure]:
 
 
 def _scatters(rows: pd.DataFrame) -> Figure:
-    predictors = list(dict.fromkeys(rows["predictor"]))
+    predictors = [name for name in dict.fromkeys(rows["predictor"]) if name not in HIDDEN]
     with style.page():
         figure, axes = plt.subplots(
             len(predictors), 2, figsize=(style.WIDTH_IN, 2.3 * len(predictors) + 0.5),

@@ -1,24 +1,41 @@
-"""Predictors of measured runs by name: `PREDICTORS`."""
+"""Predictors of measured runs by name: `PREDICTORS`.
+
+A predictor forecasts all runs of a table. It may fit to some of them, but never forecasts a run
+by coefficients that were fitted to it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hypsolve import catalog
+from hypsolve.calibration import splits
 from hypsolve.calibration.closed_loop import Forecast, fluid, forecast, simulated
+from hypsolve.calibration.features import features_of
 from hypsolve.calibration.runs import ServingRun, UnknownName
+from hypsolve.problem.arrays import Array
 
-Predictor = Callable[[ServingRun], Forecast]
+Predictor = Callable[[Sequence[ServingRun]], list[Forecast]]
 
 
-def today(run: ServingRun) -> Forecast:
+def today(runs: Sequence[ServingRun]) -> list[Forecast]:
     """Forecast by simulation, with the three numbers of the GPU in the catalogue."""
-    return _by(run, simulated)
+    return [_by(run, simulated) for run in runs]
 
 
-def today_fluid(run: ServingRun) -> Forecast:
+def today_fluid(runs: Sequence[ServingRun]) -> list[Forecast]:
     """Forecast by the fluid model, with the three numbers of the GPU in the catalogue."""
-    return _by(run, fluid)
+    return [_by(run, fluid) for run in runs]
+
+
+def calibrated_new_groups(runs: Sequence[ServingRun]) -> list[Forecast]:
+    """Forecast by coefficients fitted to other groups; see `splits.new_groups`."""
+    return _held_out(runs, splits.new_groups)
+
+
+def calibrated_new_lengths(runs: Sequence[ServingRun]) -> list[Forecast]:
+    """Forecast by coefficients fitted to other lengths; see `splits.new_lengths`."""
+    return _held_out(runs, splits.new_lengths)
 
 
 def _by(run: ServingRun, method: Callable[..., Forecast]) -> Forecast:
@@ -29,4 +46,29 @@ def _by(run: ServingRun, method: Callable[..., Forecast]) -> Forecast:
     return forecast(run, method, gpu)
 
 
-PREDICTORS: dict[str, Predictor] = {"today": today, "today_fluid": today_fluid}
+def _held_out(
+    runs: Sequence[ServingRun], split: Callable[[Sequence[ServingRun]], Array]
+) -> list[Forecast]:
+    reasons = [_reason(run) for run in runs]
+    possible = [run for run, reason in zip(runs, reasons, strict=True) if not reason]
+    made = iter(split(possible).tolist() if possible else ())
+    return [Forecast(reason=reason) if reason else Forecast(*next(made)) for reason in reasons]
+
+
+def _reason(run: ServingRun) -> str:
+    """Return why a run cannot be forecast; empty if it can."""
+    try:
+        features_of([run])
+    except UnknownName as error:
+        return str(error)
+    except ValueError as error:
+        return f"cannot be deployed: {error}"
+    return ""
+
+
+PREDICTORS: dict[str, Predictor] = {
+    "today": today,
+    "today_fluid": today_fluid,
+    "calibrated_new_groups": calibrated_new_groups,
+    "calibrated_new_lengths": calibrated_new_lengths,
+}

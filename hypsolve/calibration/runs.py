@@ -26,6 +26,8 @@ _REAL = ("ttft_ms", "tpot_ms")
 MAX_BYTES = 2**28
 GPUS = {"a100": "a100-80gb", "gb200": "b200", "rtx-pro-6000-server": "rtx-pro-6000"}
 """Names of GPUs in tables of runs, and the GPU of the catalogue that each is or stands for."""
+STAND_INS = frozenset({"gb200"})
+"""Names in `GPUS` of GPUs that are another one than that of the catalogue."""
 RUNTIMES = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm", "llamacpp": "llama.cpp"}
 PRECISIONS = {
     "fp8": "fp8", "fp8_block": "fp8", "nvfp4": "nvfp4", "fp4": "nvfp4", "mxfp4": "nvfp4",
@@ -107,6 +109,11 @@ class ServingRun:
             if known in catalog.gpus():
                 return known
         raise UnknownName(f"GPU {self.gpu!r} is not in the catalogue")
+
+    @property
+    def peak_gpu(self) -> str:
+        """Name of the GPU whose peaks count: its own, also if another stands for it."""
+        return self.gpu if self.gpu in STAND_INS else self.catalog_gpu
 
     @property
     def catalog_runtime(self) -> str:

@@ -7,7 +7,7 @@ import pytest
 import hypsolve as hs
 from hypsolve.calibration.closed_loop import deployment_of, fluid, forecast, simulated
 from hypsolve.calibration.predictors import PREDICTORS
-from hypsolve.calibration.rules import KV_QUEUE, PREFIX_CACHE, left_out, peak_share
+from hypsolve.calibration.rules import KV_QUEUE, PREFIX_CACHE, left_out, prompt_share
 from hypsolve.calibration.runs import ServingRun
 from hypsolve.problem import costs
 
@@ -62,22 +62,23 @@ def test_the_fluid_model_agrees_with_the_simulation_of_many_users(concurrency):
 )
 def test_what_cannot_be_predicted_has_a_reason(predict, change, why):
     """A row of an unseen server must not stop the rows after it."""
-    made = predict(replace(RUN, **change))
+    made, other = predict([replace(RUN, **change), RUN])
     assert made.reason.startswith(why)
     assert made.tpot_s != made.tpot_s  # nan
+    assert not other.reason and other.tpot_s > 0
 
 
 def test_prompts_faster_than_the_chip_are_left_out():
     """A closed form: 8.03e9 - embedding weights, 2 FLOPs each, at 989.4 TFLOP/s."""
     seconds = 2 * 1024 * 6.98e9 / 989.4e12
-    assert peak_share(replace(RUN, ttft_s=seconds)) == pytest.approx(1, rel=0.03)
+    assert prompt_share(replace(RUN, ttft_s=seconds)) == pytest.approx(1, rel=0.03)
     assert left_out(replace(RUN, ttft_s=seconds)) == PREFIX_CACHE
     assert left_out(replace(RUN, ttft_s=2 * seconds)) == ""
 
 
 def test_long_waits_for_kv_cache_are_left_out():
     """64 users of 16k tokens hold 137 GB of KV cache; one H100 has 80 GB."""
-    waits = replace(RUN, prompt_tokens=16000, concurrency=64, ttft_s=30.0)
+    waits = replace(RUN, prompt_tokens=16000, concurrency=64, ttft_s=30.0, tpot_s=0.1)
     assert left_out(waits) == KV_QUEUE
     assert left_out(replace(waits, concurrency=2)) == ""
     waits_little = replace(waits, prompt_tokens=2000, output_tokens=14000, ttft_s=1.9)

@@ -1,10 +1,14 @@
 """The experiment `validation`: on tables of other servers, and where there are no tables."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
-from experiments import sweep, validation, validation_errors
+from experiments import aiconfigurator_forecasts, sweep, validation, validation_errors
+from hypsolve.calibration.runs import read_runs
 
+ROOT = Path(__file__).parents[2]
 TABLE = """\
 gpu,runtime,model,precision,weights,tensor_parallel,prompt_tokens,output_tokens,concurrency,ttft_ms,tpot_ms,note
 h100_sxm,trtllm,meta-llama/Llama-3.1-8B,,,1,512,32,4,50,7,a
@@ -29,10 +33,12 @@ def test_every_run_of_any_table_has_a_row_per_predictor(shared, tmp_path):
     frame = pd.read_csv(tmp_path / "validation.csv", keep_default_na=False)
     own = TABLE.splitlines()[0].split(",")
     assert list(frame) == [*own, *validation.ADDED]
-    assert frame.groupby("note").size().eq(len(validation.PREDICTORS)).all()
+    assert frame.groupby("note").size().eq(len(validation.ALL)).all()
     unknown = frame[frame["note"] == "c"]
     assert (unknown["predicted_tpot_s"] == "").all()
-    assert unknown["reason"].str.contains("'tpu_v6' is not in the catalogue").all()
+    ours = unknown[unknown["predictor"] != "aiconfigurator"]
+    assert ours["reason"].str.contains("'tpu_v6' is not in the catalogue").all()
+    assert unknown["reason"].str.contains("aiconfigurator.csv has other settings").sum() == 1
     known = frame[(frame["note"] != "c") & (frame["predictor"] == "today")]
     assert (known["reason"] == "").all() and (known["predicted_tpot_s"] != "").all()
     assert known["measured_tokens_per_s"].astype(float).tolist() == pytest.approx(
@@ -77,3 +83,21 @@ def test_predictors_are_compared_on_the_same_runs():
     assert tables["runs left out"]["runs"].to_dict() == {
         "all runs": "3", "a rule": "1", "b: why": "1", "counted": "1",
     }  # fmt: skip
+
+
+def test_forecasts_of_others_are_found_by_their_settings(tmp_path):
+    """The committed forecasts of aiconfigurator belong to settings, and hold no measurement."""
+    path = ROOT / "results" / "aiconfigurator.csv"
+    frame = pd.read_csv(path, keep_default_na=False, dtype=str)
+    assert tuple(frame) == aiconfigurator_forecasts.COLUMNS
+    assert not frame.duplicated(list(aiconfigurator_forecasts.KEY)).any()
+    row = frame[frame["reason"] == ""].iloc[0]
+    table = tmp_path / "runs.csv"
+    cells = {**{name: row[name] for name in aiconfigurator_forecasts.KEY}, "ttft_ms": "1",
+             "tpot_ms": "1"}  # fmt: skip
+    table.write_text(",".join(cells) + "\n" + ",".join(cells.values()) + "\n")
+    (made,) = validation.aiconfigurator(read_runs(table))
+    assert (made.ttft_s, made.tpot_s) == (float(row["ttft_s"]), float(row["tpot_s"]))
+    assert aiconfigurator_forecasts.settings(table) == [
+        {name: row[name] for name in aiconfigurator_forecasts.KEY}
+    ]

@@ -1,0 +1,148 @@
+"""Fitted servers of the catalogue (``servers.toml``), and the error to expect of a forecast.
+
+A server is a GPU under a runtime. ``python -m experiments.fit_servers`` makes the table.
+"""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from hypsolve.calibration.fit import Fit
+from hypsolve.calibration.server_costs import NAMES, ServerCosts
+
+QUANTITIES = {"tpot": "time per output token", "tokens_per_s": "tokens/s", "ttft": "TTFT"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedServer:
+    """A GPU under a runtime, and how well its coefficients forecast what they had not seen.
+
+    Attributes
+    ----------
+    gpu, runtime : str
+        Names in the catalogue.
+    costs, low, high : ServerCosts
+        Coefficients, and the ends of their 90 % intervals: the fit was repeated on lengths of
+        requests that were drawn with replacement.
+    n_runs : int
+        Runs of this server that they were fitted to.
+    models : tuple of str
+        Models of these runs.
+    new_groups, new_lengths : dict of str to float
+        Mean relative errors (0.05 is 5 %) of ``tpot``, ``tokens_per_s`` and ``ttft``, of models
+        and of lengths to which the coefficients had not been fitted.
+    three_numbers : dict of str to float
+        Errors of `hypsolve.plan` and `hypsolve.simulate` today: their profiles of GPUs have
+        three numbers, which were fitted to block times and not to servers.
+    source : str
+    """
+
+    gpu: str
+    runtime: str
+    costs: ServerCosts
+    low: ServerCosts
+    high: ServerCosts
+    n_runs: int
+    models: tuple[str, ...]
+    new_groups: dict[str, float]
+    new_lengths: dict[str, float]
+    three_numbers: dict[str, float]
+    source: str
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    path = resources.files("hypsolve.catalog").joinpath("servers.toml")
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def fitted_groups() -> frozenset[tuple[str, str, str]]:
+    """Return the groups of runs (GPU, runtime, model) that the catalogue was fitted to.
+
+    The names are those of the table of runs.
+    """
+    groups = _table().get("groups", [])
+    return frozenset((gpu, runtime, model) for gpu, runtime, model in groups)
+
+
+@functools.cache
+def catalog_fit() -> Fit:
+    """Return the fit of the catalogue, which has coefficients for any GPU and runtime.
+
+    Examples
+    --------
+    >>> costs = catalog_fit().costs("h100", "vllm")
+    >>> 0.8 < costs.read_16 < 1  # of 3.35 TB/s
+    True
+    """
+    parts = {
+        (part["gpu"], part["runtime"]): np.log([part["factors"][name] for name in NAMES])
+        for part in _table().get("parts", [])
+    }
+    return Fit(parts, int(_table().get("n_runs", 0)))
+
+
+@functools.cache
+def fitted_servers() -> dict[tuple[str, str], FittedServer]:
+    """Return the servers of the catalogue by GPU and runtime.
+
+    Examples
+    --------
+    >>> ("h100", "tensorrt-llm") in fitted_servers()
+    True
+    """
+    source = _table().get("source", "")
+    return {
+        (row["gpu"], row["runtime"]): FittedServer(
+            gpu=row["gpu"],
+            runtime=row["runtime"],
+            costs=catalog_fit().costs(row["gpu"], row["runtime"]),
+            low=ServerCosts(**row["low"]),
+            high=ServerCosts(**row["high"]),
+            n_runs=row["n_runs"],
+            models=tuple(row["models"]),
+            new_groups=row["new_groups"],
+            new_lengths=row["new_lengths"],
+            three_numbers=row["three_numbers"],
+            source=source,
+        )
+        for row in _table().get("servers", [])
+    }
+
+
+def expected_error(gpu: str, runtime: str) -> str:
+    """Return what is known of the error of a plan's forecast, as one sentence.
+
+    Parameters
+    ----------
+    gpu, runtime : str
+        Names in the catalogue.
+
+    Returns
+    -------
+    str
+        The mean errors of forecasts with the GPU's three numbers on measured servers, to which
+        they were not fitted; or that there are none.
+
+    Examples
+    --------
+    >>> expected_error("rtx-4090", "vllm")
+    'not validated on this GPU and runtime'
+    >>> expected_error("h100", "vllm").startswith("expected error of this forecast: ")
+    True
+    """
+    found = fitted_servers().get((gpu, runtime))
+    if found is None:
+        return "not validated on this GPU and runtime"
+    errors = found.three_numbers
+    words = ", ".join(f"{words} {errors[name]:.0%}" for name, words in QUANTITIES.items())
+    return (
+        f"expected error of this forecast: {words} (mean of {found.n_runs} measured runs of"
+        f" {' and '.join(found.models)})"
+    )
