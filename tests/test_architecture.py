@@ -43,9 +43,6 @@ MAY_IMPORT = {
         "hypsolve.dispatch",
     ),
     "hypsolve.verify": ("hypsolve.problem", "hypsolve.formats"),
-    "hypsolve.calibration": (
-        "hypsolve.problem", "hypsolve.catalog", "hypsolve.formats", "hypsolve.simulation",
-    ),
     "hypsolve.solvers.clock": (),
     "hypsolve.solvers.backends": ("hypsolve.problem", "hypsolve.solvers.clock"),
     "hypsolve.solvers.outcomes": ("hypsolve.problem",),
