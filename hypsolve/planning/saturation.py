@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hypsolve.planning.forecast import serve, serve_load
-from hypsolve.planning.load import Load, arriving, evenly
+from hypsolve.planning.load import Load, arriving, evenly, max_requests
 from hypsolve.planning.rate_bound import lengths
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.solution import Partition
+from hypsolve.simulation.metrics import served_share
 from hypsolve.simulation.trace import Trace
 from hypsolve.solvers.clock import NEVER, Deadline
 
@@ -21,12 +23,19 @@ HEADROOM = 1.1  # of the rate that was served then
 OVERLOAD_COSTS = 1.02  # times the rate under overload: from there, overload lowers the rate
 N_CLIMBS = 4  # loads that are tried then, between the rate that was served and the bound
 NEARLY = 0.99  # of the bound: another load cannot show clearly more
+SETTLES = 0.15  # of the share that fill and drain may take: a longer simulation serves more
 ROUNDS = 20  # requests simulated to rank splits, over the number that can be under way at once
 PRINTED_ROUNDS = (
     50  # likewise for a rate that is printed: fill and drain take 2 % of it at most
 )
 MIN_REQUESTS = 100
+LONG = 4000  # requests that tell whether a rate is served within targets, at least
+KEEPS_UP = 0.99  # of the rate of arrivals, at which requests end
 N_BISECTIONS = 7  # a rate within targets is found to 1/128 of the largest rate
+FIRST_STEP = 0.02  # by which a rate within targets is lowered if it is not confirmed
+MAX_STEP = 0.3
+RAISED, MAX_RAISED = 0.04, 8  # steps by which it is raised while it is confirmed
+MIN_CONFIRMED = 0.05  # of the rate of a short simulation, below which none is confirmed
 MET = 0.95  # share of the requests that must meet the targets
 
 
@@ -67,6 +76,7 @@ def saturated_rate(
     *,
     under_way: int = 0,
     known: SimulatedRate | None = None,
+    is_quick: bool = False,
 ) -> SimulatedRate:
     """Simulate a split at its limit, and return what it serves.
 
@@ -92,7 +102,10 @@ def saturated_rate(
     under_way : int
         Requests that can be under way at once.
     known : SimulatedRate, optional
-        A rate that was simulated with fewer requests. The first simulation is then left out.
+        A rate that was simulated with fewer requests. The first simulation is then left out,
+        unless the second one serves hardly more than is known.
+    is_quick : bool
+        Whether the second simulation is left out, to rank splits.
     """
 
     def served(offered_per_s: float) -> float:
@@ -103,7 +116,7 @@ def saturated_rate(
     is_short = n_requests < PRINTED_ROUNDS * under_way
     if known is None:
         rate = served(OVERLOAD * bound_per_s)
-        if rate < NEARLY * bound_per_s:
+        if rate < NEARLY * bound_per_s and not is_quick:
             again = served(min(HEADROOM * rate, bound_per_s))
             if again > OVERLOAD_COSTS * rate:
                 again = _climb(served, again, bound_per_s)
@@ -111,6 +124,10 @@ def saturated_rate(
     else:
         sustained = known.requests_per_s * (1 + under_way / known.n_requests)
         rate = served(min(OVERLOAD * bound_per_s, HEADROOM * sustained))
+        if rate <= known.requests_per_s * (1 + SETTLES * under_way / known.n_requests):
+            rate = max(
+                rate, served(min(HEADROOM * max(rate, known.requests_per_s), bound_per_s))
+            )
         if rate <= known.requests_per_s:
             return replace(known, is_lower_bound=is_short)
     return SimulatedRate(requests_per_s=rate, n_requests=n_requests, is_lower_bound=is_short)
@@ -161,6 +178,15 @@ def enough_requests(
     return max(MIN_REQUESTS, int(share * most))
 
 
+def long_requests(under_way: int, deployment: Deployment, load: Load) -> int:
+    """Return how many requests tell whether a rate is served within targets.
+
+    At most as many as make the `max_visits` of the load, where a visit is a token at a stage.
+    """
+    most = max_requests(deployment, load.max_visits)
+    return max(MIN_REQUESTS, min(max(PRINTED_ROUNDS * under_way, LONG), most))
+
+
 def rate_within_targets(
     deployment: Deployment,
     partition: Partition,
@@ -168,6 +194,8 @@ def rate_within_targets(
     largest_per_s: float,
     n_requests: int,
     deadline: Deadline = NEVER,
+    *,
+    least_per_s: float = 0.0,
 ) -> SimulatedRate:
     """Return the largest rate at which 95 % of the simulated requests meet the targets.
 
@@ -186,21 +214,134 @@ def rate_within_targets(
         Requests of each simulation.
     deadline : Deadline, optional
         When it has passed, the largest rate so far is returned.
+    least_per_s : float
+        Rate below which none is looked for. If the targets are missed at it, the rate is nan.
     """
 
     def is_met(rate_per_s: float) -> bool:
         return attainment(deployment, partition, load, rate_per_s, n_requests) >= MET
 
     low, high = 0.0, largest_per_s
+    if least_per_s > 0:
+        if least_per_s >= high or not is_met(least_per_s):
+            return SimulatedRate(requests_per_s=math.nan, n_requests=n_requests)
+        low = least_per_s
     if is_met(high):
-        return SimulatedRate(requests_per_s=high, n_requests=n_requests)
-    is_cut_short = False
-    for _ in range(N_BISECTIONS):
-        if is_cut_short := deadline.has_passed():
-            break
+        return _within(high, n_requests)
+    is_cut_short, finest = False, largest_per_s * 2.0**-N_BISECTIONS
+    while high - low > finest and not (is_cut_short := deadline.has_passed()):
         rate_per_s = (low + high) / 2
         low, high = (rate_per_s, high) if is_met(rate_per_s) else (low, rate_per_s)
-    return SimulatedRate(requests_per_s=low, n_requests=n_requests, is_lower_bound=is_cut_short)
+    if is_cut_short and low == 0:  # that there is none was not found
+        low = math.nan
+    return _within(low, n_requests, is_cut_short)
+
+
+def _within(rate_per_s: float, n_requests: int, is_cut_short: bool = False) -> SimulatedRate:
+    return SimulatedRate(
+        requests_per_s=rate_per_s,
+        n_requests=n_requests,
+        is_lower_bound=is_cut_short,
+        within_targets_per_s=rate_per_s,
+    )
+
+
+def confirmed_rate(
+    deployment: Deployment,
+    partition: Partition,
+    load: Load,
+    known: SimulatedRate,
+    n_requests: int,
+    deadline: Deadline = NEVER,
+    *,
+    largest_per_s: float = math.inf,
+) -> SimulatedRate:
+    """Return a rate within targets that a longer simulation confirms; see `is_served`.
+
+    Near the rate that a split can sustain, queues build up so slowly that the requests of a
+    short simulation are served in time, and those of a longer one are not. The rate is lowered
+    in steps of 2, 4, 8, ... % until it is confirmed. If it is confirmed at once, it is raised
+    in steps of 4 % as long as that is confirmed, too.
+
+    Parameters
+    ----------
+    deployment, partition, load
+        As in `rate_within_targets`.
+    known : SimulatedRate
+        The rate that a shorter simulation found.
+    n_requests : int
+        Requests of the longer one.
+    deadline : Deadline, optional
+        When it has passed, no further rate is tried: the last one is returned, unconfirmed, as
+        a lower bound.
+    largest_per_s : float
+        Rate beyond which none is looked for.
+    """
+
+    def is_confirmed(rate_per_s: float) -> bool:
+        trace = serve_at_rate(deployment, partition, load, rate_per_s, n_requests)
+        return is_served(trace, load)
+
+    rate_per_s, step = known.requests_per_s, FIRST_STEP
+    if not rate_per_s > 0:
+        return known
+    while rate_per_s > MIN_CONFIRMED * known.requests_per_s:
+        if deadline.has_passed():
+            return _within(rate_per_s, known.n_requests, is_cut_short=True)
+        if is_confirmed(rate_per_s):
+            break
+        rate_per_s, step = rate_per_s * (1 - step), min(2 * step, MAX_STEP)
+    else:
+        return _within(0.0, n_requests)
+    is_cut_short = False
+    for _ in range(MAX_RAISED if rate_per_s == known.requests_per_s else 0):
+        higher = min(rate_per_s * (1 + RAISED), largest_per_s)
+        is_cut_short = deadline.has_passed()
+        if is_cut_short or higher <= rate_per_s or not is_confirmed(higher):
+            break
+        rate_per_s = higher
+    return _within(rate_per_s, n_requests, known.is_lower_bound and is_cut_short)
+
+
+def is_served(trace: Trace, load: Load) -> bool:
+    """Return whether a load is served within its targets, and goes on to be.
+
+    95 % of the requests meet the targets: of all, and of the later half, where a queue that
+    grows slowly shows. Requests also end at the rate at which they arrive: under a loose
+    target, a longer simulation would miss it.
+    """
+    return attained(trace, load)[0] >= MET and is_steady(trace)
+
+
+def is_steady(trace: Trace) -> bool:
+    """Return whether requests end at the rate at which they arrive, as far as it is told."""
+    return not served_share(trace) < KEEPS_UP  # nan: cannot be told
+
+
+def attained(trace: Trace, load: Load) -> tuple[float, bool]:
+    """Return the share of the requests within the targets, of all or of the later half.
+
+    The smaller share counts, of Poisson arrivals; the second value says whether it is that of
+    the later half. Users in a closed loop build up no queue, so all of their requests count.
+    """
+    is_within = requests_within(trace, load)
+    of_all = float(is_within.mean())
+    if trace.users is not None:
+        return of_all, False
+    later = float(is_within[len(is_within) // 2 :].mean())
+    return min(of_all, later), later < of_all and later < MET <= of_all
+
+
+def requests_within(trace: Trace, load: Load) -> NDArray[np.bool_]:
+    """Return which requests of a trace meet the targets of a load, by arrival."""
+    kept = np.isfinite(trace.end_s)
+    for times_s, limit_s in (
+        (trace.ttft_s, load.ttft_slo_s),
+        (trace.tpot_s, load.tpot_slo_s),
+    ):
+        if limit_s is not None:
+            kept &= ~(times_s > limit_s)  # nan keeps it: a request of one token has no TPOT
+    return kept[np.argsort(trace.arrival_s, kind="stable")]
 
 
 def attainment(

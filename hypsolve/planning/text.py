@@ -216,6 +216,14 @@ def describe_rate(found: Throughput, of_nodes: str = "", before: str = "") -> st
     `of_nodes` says of which nodes and degrees the other splits are, and `before` what else
     none exceeds.
     """
+    proved = (
+        f"proved: {before}no split{of_nodes} and no schedule serves more than"
+        f" {found.bound_requests_per_s:.3g} under the limits of this runtime"
+    )
+    if found.objective == "goodput":
+        proved += ", with or without targets"
+    if math.isnan(found.simulated_requests_per_s):
+        return f"the rate within the targets was not found in time; {proved}"
     at_least = "at least " * found.is_lower_bound
     rate = f"{at_least}{found.simulated_requests_per_s:.3g} requests/s"
     best = found.splits[0]
@@ -225,9 +233,8 @@ def describe_rate(found: Throughput, of_nodes: str = "", before: str = "") -> st
         rate += f" of Poisson arrivals with {MET:.0%} within the targets"
     return (
         f"simulated over {found.n_requests} requests, from the first arrival to the last"
-        f" completion, it serves {rate}; proved: {before}no split{of_nodes} and no"
-        f" schedule serves more than {found.bound_requests_per_s:.3g} under the limits of this"
-        f" runtime (gap {'at most ' * found.is_lower_bound}{found.gap:.1%})"
+        f" completion, it serves {rate}; {proved}"
+        f" (gap {'at most ' * found.is_lower_bound}{found.gap:.1%})"
     )
 
 
@@ -251,7 +258,9 @@ def describe_rules(found: Throughput) -> str:
     best, *others = found.splits
     said = []
     for split in sorted(others, key=lambda each: [rule not in each.best_for for rule in RULES]):
-        if split.best_for:
+        if split.best_for and not math.isnan(
+            split.simulated_requests_per_s + best.simulated_requests_per_s
+        ):
             most = best.simulated_requests_per_s
             share = 1 - split.simulated_requests_per_s / most if most else 0.0
             said.append(
@@ -484,7 +493,9 @@ def upgrade_title(plan: Plan) -> str:
     what = "what would help" if plan.fits else "what would make it fit"
     nothing = "nothing that was tried"
     share = math.nan if plan.forecast is None else plan.forecast.slo_attainment
-    if share == 1:
+    if plan.slo_answer is not None and not plan.slo_answer.keeps_up:
+        nothing += " lets it keep up with this load"
+    elif share == 1:
         nothing = "nothing; all requests are within the targets at this load"
     elif share < 1:
         nothing += " brings more requests within the targets"

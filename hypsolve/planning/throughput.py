@@ -8,19 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hypsolve.bounds.throughput import throughput_bound
-from hypsolve.planning.forecast import room_of
 from hypsolve.planning.load import Load
-from hypsolve.planning.rate_bound import bound_on_rate
-from hypsolve.planning.saturation import (
-    MET,
-    PRINTED_ROUNDS,
-    SimulatedRate,
-    enough_requests,
-    rate_of_users,
-    rate_within_targets,
-    saturated_rate,
-)
+from hypsolve.planning.saturation import MET, SimulatedRate
 from hypsolve.planning.simulation_search import Progress
+from hypsolve.planning.split_race import SplitRace
+from hypsolve.planning.split_simulator import UNKNOWN, Cuts, SplitSimulator
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.instance import Instance, Objective
@@ -30,17 +22,16 @@ from hypsolve.problem.serving_costs import to_serving_instance
 from hypsolve.problem.serving_result import ServingResult
 from hypsolve.problem.solution import Outcome, Partition, Status
 from hypsolve.solve import Method, solve
-from hypsolve.solvers import clock
 from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.throughput.exact import throughput_exact
 from hypsolve.solvers.throughput.server_arrays import FAMILIES
 
 RULES = (Objective.BOTTLENECK, Objective.PATH, Objective.P0)
 """Objectives of requests served one at a time, whose best splits are simulated, too."""
-FIRST_SHARE = 0.1  # of the requests of a full simulation, to rank splits before it
-Cuts = tuple[int, ...]
-MORE = 1.5  # times the requests of a simulation, from which it is worth another one
-FINALISTS = 3  # splits that are simulated in full
+PROPORTIONAL = ("speed_proportional", "memory_proportional")
+"""Rules in use today whose splits are simulated, too: small stages bunch batches in waves."""
+NEIGHBOUR = "neighbour"  # origin of a split with one cut moved
+FIRST_SHARE = 0.1  # of the requests of a full simulation, to rank splits of an upgrade
 N_SPLITS = 6  # best splits of the fluid model that are simulated
 
 
@@ -51,27 +42,30 @@ class ServedSplit:
     Attributes
     ----------
     origin : str
-        ``fluid model``, or the objective of requests served one at a time whose best split it
-        is.
+        ``fluid model``, the objective of requests served one at a time whose best split it is,
+        the rule that made it, or ``neighbour``: a better split with a cut moved by one block.
     cuts : tuple of int
     fluid_requests_per_s : float
         Rate in the fluid model; nan if it was not computed.
     simulated_requests_per_s : float
         Requests over the seconds from the first arrival to the last completion, where every
-        queue is full. With targets: the largest rate at which 95 % of the requests meet them.
-        With users: the rate that they get, of requests within the targets if there are any;
-        but `within_targets_per_s`, if that was looked for.
+        queue is full. With users: the rate that they get. With targets: the largest rate of
+        Poisson arrivals at which 95 % of the requests meet them; but where the chosen split
+        serves the users within the targets, the rate of their requests within the targets. All
+        splits of a plan state the same of these. It is nan if it was not looked for to the end:
+        in time, or because the split has less than 95 % of the rate of another one.
     n_requests : int
         Requests of that simulation.
     is_lower_bound : bool
         Whether the split may serve clearly more: so few requests were simulated in time that
         the seconds in which the first ones fill the pipeline, and the last ones leave it, count
-        for more than 2 % of the rate; or the search for a rate within targets was cut short.
+        for more than 2 % of the rate; or the search for a rate within targets was cut short,
+        or there was none.
     slo_attainment : float
         Share of the requests of the users that are within the targets; nan without both.
     within_targets_per_s : float
-        Largest rate of Poisson arrivals at which 95 % of the requests meet the targets; nan
-        without targets, and with users who are served within them.
+        Largest rate of Poisson arrivals at which 95 % of the requests meet the targets, of all
+        and of the later half; nan without targets, and where it was not looked for to the end.
     best_for : tuple of str
         Objectives of requests served one at a time (``bottleneck``, ``path``, ``p0``) whose
         split by HypSplit-DP this is.
@@ -110,12 +104,13 @@ class Throughput:
     fluid_requests_per_s : float
         Largest rate of all splits in the fluid model.
     bound_requests_per_s : float
-        No split and no schedule serves more, under the limits of the runtime.
+        No split and no schedule serves more, under the limits of the runtime. It knows no
+        targets: with targets, the largest rate may be far below it for every split.
     bound_is_of_all_degrees : bool
         Whether `bound_requests_per_s` also holds for all other degrees of tensor parallelism
         that the runtime can run; False if it is of the degrees of the plan alone.
     gap : float
-        ``1 - simulated_requests_per_s / bound_requests_per_s``.
+        ``1 - simulated_requests_per_s / bound_requests_per_s``; nan if that rate is.
     splits : tuple of ServedSplit
         All that were simulated; the chosen one is first.
     """
@@ -174,7 +169,6 @@ class RateSearch:
         self.instance = to_instance(deployment, objective=Objective.PATH, **rules)
         self.interrupted = False
         self.fluid_result: ServingResult | None = None  # of the last call of `fluid`
-        self._of_users: dict[Cuts, SimulatedRate] = {}
         self.misses_targets = False  # all splits, at any rate in the fluid model
         self.settled: set[Cuts] = set()  # splits that were simulated at the length for print
 
@@ -294,56 +288,24 @@ class RateSearch:
     def _simulate(
         self, fluid: Mapping[Cuts, float], deadline: Deadline, progress: Progress
     ) -> Throughput:
-        """Rank splits by short simulations, and simulate the `FINALISTS` best in full.
-
-        The splits of `RULES`, which are printed beside the best, are simulated in full, too.
-        """
+        """Simulate splits, and return what the best one serves; see `SplitRace`."""
         bound = self.bound()
         candidates = self._candidates(fluid)
-        served: dict[Cuts, ServedSplit] = {}
-        in_full: set[Cuts] = set()
-        known: dict[Cuts, tuple[SimulatedRate, float]] = {}
-
-        def simulate(cuts: Cuts, share: float) -> None:
-            began_s = clock.now()
-            rate = self._rate(cuts, share, bound, deadline)
-            known[cuts] = rate, clock.now() - began_s
-            served[cuts] = candidates[cuts].served(rate)
-            best = max(each.simulated_requests_per_s for each in served.values())
-            progress(
-                f"{len(served)} of {len(candidates)} splits simulated, best"
-                f" {best:.3g} requests/s, gap {1 - best / bound:.1%}"
-            )
-
-        def by_rate(cuts: Cuts) -> tuple[float, ...]:
-            return self._order(served[cuts])
-
+        race = self._race(candidates, bound)
         try:
-            for cuts in candidates:
-                if served and deadline.has_passed():
-                    break
-                simulate(cuts, FIRST_SHARE)
-            finals = sorted(served, key=by_rate)[:FINALISTS]
-            beside = [cuts for cuts in served if candidates[cuts].is_printed]
-            finals += [cuts for cuts in beside if cuts not in finals]
-            for cuts in finals:
-                if deadline.has_passed():
-                    break
-                simulate(cuts, 1.0)
-                in_full.add(cuts)
-            chosen = min(served, key=lambda cuts: (cuts not in in_full, by_rate(cuts)))
-            printed = list(dict.fromkeys((chosen, *beside)))
-            for at, cuts in enumerate(printed):
-                mine = deadline.part(1 / (len(printed) - at + 1))
-                settled = self._settled(cuts, *known[cuts], bound, mine)
-                served[cuts] = candidates[cuts].served(settled)
-                self.settled.add(cuts)
+            race.run(list(candidates), deadline, progress)
         except KeyboardInterrupt:
-            if not served:
+            if not race.rates:
                 raise
             self.interrupted = True
-        order = sorted(served, key=lambda cuts: (cuts not in in_full, by_rate(cuts)))
-        best = served[order[0]]
+        self.settled = race.in_full
+        order = race.order()
+        is_of_users = race.serves_users(order[0])
+        splits = tuple(
+            candidates.get(cuts, Candidate(NEIGHBOUR, cuts)).served(race, is_of_users)
+            for cuts in order
+        )
+        best = splits[0]
         if best.misses_targets:
             bound = self.bound(has_users=False)
         return Throughput(
@@ -354,42 +316,16 @@ class RateSearch:
             fluid_requests_per_s=max(fluid.values()),
             bound_requests_per_s=bound,
             gap=1 - best.simulated_requests_per_s / bound,
-            splits=tuple(served[cuts] for cuts in order),
+            splits=splits,
         )
 
-    def _rate(
-        self, cuts: Cuts, share: float, bound: float, deadline: Deadline
-    ) -> SimulatedRate:
-        """Simulate a split, with a share of the requests of a full simulation.
-
-        With users, the largest rate within the targets is looked for in a full simulation, if
-        they are not served within the targets.
-        """
-        partition = Partition(cuts)
-        has_targets = self.has_targets and self.objective != "throughput"
-        if self.load.users is not None:
-            if cuts not in self._of_users:
-                self._of_users[cuts] = rate_of_users(self.deployment, partition, self.load)
-            of_users = self._of_users[cuts]
-            if not has_targets or share < 1 or of_users.slo_attainment >= MET:
-                return of_users
-        # with users, the bound is for so many of them
-        rate = self.saturated(cuts, share, math.inf if self.load.users is not None else bound)
-        if not has_targets:
-            return rate
-        within = rate_within_targets(
-            self.deployment,
-            partition,
-            self.load,
-            rate.requests_per_s,
-            rate.n_requests,
-            deadline,
-        )
-        share_of_users = math.nan if self.load.users is None else of_users.slo_attainment
-        return replace(
-            within,
-            within_targets_per_s=within.requests_per_s,
-            slo_attainment=share_of_users,
+    def _race(self, candidates: Mapping[Cuts, Candidate], bound_per_s: float) -> SplitRace:
+        has_goal = self.has_targets and self.objective != "throughput"
+        return SplitRace(
+            self._simulator(has_goal, bound_per_s),
+            printed=[cuts for cuts, each in candidates.items() if each.is_printed],
+            price=self.price_per_hour if self.objective == "cost" else lambda cuts: 1.0,
+            is_allowed=self.is_allowed,
         )
 
     def served(
@@ -411,9 +347,10 @@ class RateSearch:
         order : tuple of float
             The smallest is the best, over splits and over networks.
         """
-        rate = self._rate(cuts, share, self.bound(), deadline)
-        served = Candidate("fluid model", cuts).served(rate)
-        return served, self._order(served)
+        race = self._race({}, self.bound())
+        order = race.alone(cuts, deadline, in_full=share >= 1)
+        served = Candidate("fluid model", cuts).served(race, race.serves_users(cuts))
+        return served, order
 
     def saturated(
         self, cuts: Cuts, share: float = 1.0, bound_per_s: float = math.inf
@@ -428,54 +365,25 @@ class RateSearch:
         bound_per_s : float
             An upper bound on the rate, beside the one of this split.
         """
-        partition = Partition(cuts)
-        under_way = room_of(self.deployment, self.instance, partition).running
-        n = enough_requests(under_way, self.deployment, self.load.max_visits, share)
-        most = min(bound_per_s, bound_on_rate(self.deployment, self.instance, partition))
-        return saturated_rate(self.deployment, partition, most, n, under_way=under_way)
+        return self._simulator(False, bound_per_s).saturated(cuts, share)
 
-    def _settled(
-        self, cuts: Cuts, rate: SimulatedRate, took_s: float, bound: float, deadline: Deadline
-    ) -> SimulatedRate:
-        """Simulate a split again, with as many requests as a printed rate needs.
-
-        If the time does not allow that, with as many as it allows: two simulations of the
-        known size took `took_s` seconds.
-        """
-        has_goal = self.objective != "throughput" and self.has_targets
-        if has_goal or self.load.users is not None or not rate.is_lower_bound:
-            return rate
-        partition = Partition(cuts)
-        under_way = room_of(self.deployment, self.instance, partition).running
-        n = PRINTED_ROUNDS * under_way
-        if took_s > 0:
-            n = min(n, int(rate.n_requests * deadline.left_s() / took_s))
-        if n < MORE * rate.n_requests:
-            return rate
-        most = min(bound, bound_on_rate(self.deployment, self.instance, partition))
-        return saturated_rate(
-            self.deployment, partition, most, n, under_way=under_way, known=rate
+    def _simulator(self, has_goal: bool, bound_per_s: float) -> SplitSimulator:
+        return SplitSimulator(
+            self.deployment,
+            self.instance,
+            self.load,
+            has_goal=has_goal,
+            bound_per_s=bound_per_s,
         )
+
+    def is_allowed(self, cuts: Cuts) -> bool:
+        """Return whether a split that fits may be chosen."""
+        return True
 
     @property
     def has_targets(self) -> bool:
         """Whether there is a target for a latency."""
         return self.load.ttft_slo_s is not None or self.load.tpot_slo_s is not None
-
-    def _order(self, served: ServedSplit) -> tuple[float, ...]:
-        """Return the key that sorts splits, the best first.
-
-        With users and targets, splits that serve the users within the targets come first, then
-        those that serve the largest rate within them.
-        """
-        return served.misses_targets, -self._value(served)
-
-    def _value(self, served: ServedSplit) -> float:
-        """Return what is maximised: the rate, or under ``cost`` requests per price."""
-        if self.objective != "cost":
-            return served.simulated_requests_per_s
-        hourly = self.price_per_hour(served.cuts)
-        return served.simulated_requests_per_s / hourly if hourly else math.inf
 
     def price_per_hour(self, cuts: Cuts) -> float:
         """Return the price of all nodes of the tiers that host blocks; others cost nothing."""
@@ -492,6 +400,10 @@ class RateSearch:
         for objective, cuts in self._splits_of_rules():
             each = found.get(cuts, Candidate(objective, cuts))
             found[cuts] = replace(each, best_for=(*each.best_for, objective), is_printed=True)
+        for rule in PROPORTIONAL:
+            partition = solve(self.instance, rule).partition
+            if partition is not None and self.is_allowed(partition.cuts):
+                found.setdefault(partition.cuts, Candidate(rule, partition.cuts))
         return found
 
     def _splits_of_rules(self) -> Iterator[tuple[str, Cuts]]:
@@ -519,16 +431,25 @@ class Candidate:
     best_for: tuple[str, ...] = ()
     is_printed: bool = False
 
-    def served(self, rate: SimulatedRate) -> ServedSplit:
-        """Return the split with a rate that it serves."""
+    def served(self, race: SplitRace, is_of_users: bool) -> ServedSplit:
+        """Return the split with what it serves.
+
+        `is_of_users` says whether the rate of the users is what the best split is chosen by,
+        so that it is stated for all splits.
+        """
+        rate, of_users = race.stated(self.cuts), race.of_users.get(self.cuts, UNKNOWN)
+        within_per_s, stated = rate.within_targets_per_s, of_users if is_of_users else rate
+        if is_of_users and (self.cuts not in race.in_full or rate.is_lower_bound):
+            within_per_s = math.nan
+        known = of_users if of_users.n_requests else rate
         return ServedSplit(
             origin=self.origin,
             cuts=self.cuts,
             fluid_requests_per_s=self.fluid_requests_per_s,
-            simulated_requests_per_s=rate.requests_per_s,
-            n_requests=rate.n_requests,
-            is_lower_bound=rate.is_lower_bound,
-            slo_attainment=rate.slo_attainment,
-            within_targets_per_s=rate.within_targets_per_s,
+            simulated_requests_per_s=stated.requests_per_s,
+            n_requests=stated.n_requests,
+            is_lower_bound=stated.is_lower_bound or math.isnan(stated.requests_per_s),
+            slo_attainment=known.slo_attainment,
+            within_targets_per_s=within_per_s,
             best_for=self.best_for,
         )

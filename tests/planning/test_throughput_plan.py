@@ -297,7 +297,10 @@ def test_a_claimed_rate_is_the_one_that_is_scored(t4_plan):
 
 
 def test_users_who_miss_their_targets_are_told_the_rate_within(t4_plan):
-    """All of 500 users miss them: the best split is the one with the largest rate within."""
+    """All of 500 users miss them: the rate of every split is the one of Poisson arrivals.
+
+    It is null where it was not confirmed, and never the rate of the few users who are in time.
+    """
     targets = {"ttft_slo_s": 2.0, "tpot_slo_s": 0.2}
     load = Load(users=500, max_visits=2e6, **targets)
     problem = deployment(*SMALL["t4, l4"])
@@ -306,6 +309,8 @@ def test_users_who_miss_their_targets_are_told_the_rate_within(t4_plan):
     best = found.splits[0]
     assert best.misses_targets and best.slo_attainment < MET
     assert best.within_targets_per_s == found.simulated_requests_per_s > 0
-    in_full = [each for each in found.splits if each.within_targets_per_s >= 0]
-    assert found.simulated_requests_per_s == max(each.within_targets_per_s for each in in_full)
+    for each in found.splits:
+        assert each.simulated_requests_per_s == pytest.approx(
+            each.within_targets_per_s, nan_ok=True
+        )
     assert found.bound_requests_per_s == search.bound(has_users=False)

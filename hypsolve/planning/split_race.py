@@ -1,0 +1,234 @@
+"""`SplitRace`: of many splits, the one that serves most in simulation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+
+from hypsolve.planning.saturation import MET, SimulatedRate
+from hypsolve.planning.simulation_search import Progress
+from hypsolve.planning.slo_answer import Bracket
+from hypsolve.planning.split_simulator import Cuts, SplitSimulator, neighbours
+from hypsolve.solvers.clock import Deadline
+
+FINALISTS = 2  # splits that are simulated at length
+MAX_CLIMBED = 8  # neighbours that are simulated to rank them
+CLIMB_SHARE = 0.4  # of the time that is left, for neighbours
+MAX_USERS = 10_000  # that are looked for to compare splits
+
+
+class SplitRace:
+    """Ranks splits by short simulations, climbs to better neighbours, simulates the best ones.
+
+    Attributes
+    ----------
+    rates : dict
+        What each split serves, of users if there are no targets; with targets the largest rate
+        within them, nan where it was not looked for to the end.
+    of_users : dict
+        With users and targets: what the users get, of the splits that were simulated with them.
+    max_users : dict
+        Users within the targets, where those of the load are not.
+    in_full : set
+        Splits that were simulated with as many requests as a printed rate needs.
+
+    Parameters
+    ----------
+    simulator : SplitSimulator
+    printed : collection of tuple of int
+        Splits that are printed beside the best one, and so simulated at length, too.
+    price : callable
+        Price of the nodes of a split, by which its rate is divided; 1.0 for all under the other
+        objectives.
+    is_allowed : callable
+        Whether a neighbour may be chosen, if it fits.
+    """
+
+    def __init__(
+        self,
+        simulator: SplitSimulator,
+        *,
+        printed: Collection[Cuts],
+        price: Callable[[Cuts], float],
+        is_allowed: Callable[[Cuts], bool],
+    ) -> None:
+        self.simulator, self.printed = simulator, printed
+        self.price, self.is_allowed = price, is_allowed
+        self.rates: dict[Cuts, SimulatedRate] = {}
+        self.of_users: dict[Cuts, SimulatedRate] = {}
+        self.max_users: dict[Cuts, float] = {}
+        self.in_full: set[Cuts] = set()
+        load = simulator.load
+        self.asks_users = simulator.has_goal and load.users is not None
+
+    def run(self, first: Sequence[Cuts], deadline: Deadline, progress: Progress) -> None:
+        """Find the best split; what is known stands if the deadline passes.
+
+        A KeyboardInterrupt passes through, too.
+        """
+        for cuts in first:
+            if self.rates and deadline.has_passed():
+                return
+            self._rank(cuts, deadline)
+            progress(self._so_far(len(first)))
+        self._climb(deadline.part(CLIMB_SHARE), progress)
+        finals = self.order()[:FINALISTS]
+        printed = [cuts for cuts in self.rates if cuts in self.printed]
+        if self.asks_users:
+            finals = self._with_users(finals, deadline, progress)
+        if any(self.serves_users(cuts) for cuts in finals):  # it is printed what users get
+            for cuts in printed:
+                if not deadline.has_passed():
+                    self.of_users[cuts] = self.simulator.of_users(cuts)
+            printed = []
+        at_length = list(dict.fromkeys((*finals, *printed)))
+        for at, cuts in enumerate(at_length):
+            if deadline.has_passed():
+                return
+            mine = deadline.part(1 / (len(at_length) - at + 1))
+            self.rates[cuts], is_refined = self.simulator.refined(cuts, self.rates[cuts], mine)
+            if is_refined:
+                self.in_full.add(cuts)
+            progress(self._so_far(len(first)))
+
+    def alone(self, cuts: Cuts, deadline: Deadline, *, in_full: bool) -> tuple[float, ...]:
+        """Simulate one split without its neighbours, and return its place in an order.
+
+        The smallest place is the best one, over splits and over networks.
+        """
+        self._rank(cuts, deadline)
+        if self.asks_users:
+            self._count_users(cuts, deadline)
+        if in_full and not self.serves_users(cuts):
+            self.rates[cuts], is_refined = self.simulator.refined(
+                cuts, self.rates[cuts], deadline
+            )
+            if is_refined:
+                self.in_full.add(cuts)
+        return self._key(cuts)
+
+    def order(self) -> list[Cuts]:
+        """Return all splits that were simulated, the best first."""
+        return sorted(self.rates, key=self._key)
+
+    def serves_users(self, cuts: Cuts) -> bool:
+        """Return whether the users of the load are served within their targets."""
+        return cuts in self.of_users and self.of_users[cuts].slo_attainment >= MET
+
+    def stated(self, cuts: Cuts) -> SimulatedRate:
+        """Return what a split serves; a rate within targets only once it is confirmed.
+
+        If none was confirmed in time, the rates of short simulations are returned.
+        """
+        rate = self.rates[cuts]
+        if not self.simulator.has_goal or cuts in self.in_full or not self.in_full:
+            return rate
+        return replace(
+            rate, requests_per_s=math.nan, within_targets_per_s=math.nan, is_lower_bound=True
+        )
+
+    def _key(self, cuts: Cuts) -> tuple[bool, float, bool, float]:
+        value = self._value(cuts)
+        return (
+            self.asks_users and not self.serves_users(cuts),
+            -self.max_users.get(cuts, 0.0),
+            cuts not in self.in_full,
+            math.inf if math.isnan(value) else -value,
+        )
+
+    def _value(self, cuts: Cuts) -> float:
+        price = self.price(cuts)
+        return self.rates[cuts].requests_per_s / price if price else math.inf
+
+    def _best(self) -> float:
+        """Return the best value so far; 0 if none is known."""
+        known = [self._value(cuts) for cuts in self.rates]
+        return max((value for value in known if not math.isnan(value)), default=0.0)
+
+    def _rank(self, cuts: Cuts, deadline: Deadline) -> None:
+        best = self._best()
+        to_beat = best * self.price(cuts) if math.isfinite(best) else 0.0
+        self.rates[cuts] = self.simulator.ranked(cuts, to_beat, deadline)
+
+    def _climb(self, deadline: Deadline, progress: Progress) -> None:
+        """Simulate the neighbours of the best split, until none is better."""
+        n_climbed, around = 0, None
+        while around != (best := self.order()[0]):
+            around = best
+            for cuts in neighbours(self.simulator.instance, best):
+                if n_climbed == MAX_CLIMBED or deadline.has_passed():
+                    return
+                if cuts in self.rates or not self.is_allowed(cuts):
+                    continue
+                self._rank(cuts, deadline)
+                n_climbed += 1
+                progress(self._so_far(0))
+
+    def _with_users(
+        self, finals: list[Cuts], deadline: Deadline, progress: Progress
+    ) -> list[Cuts]:
+        """Return the finalists that serve the users, or else those that serve most users."""
+        for cuts in finals:
+            if self.of_users and deadline.has_passed():
+                return list(self.of_users)
+            self.of_users[cuts] = self.simulator.of_users(cuts)
+        if any(self.serves_users(cuts) for cuts in finals):
+            return [cuts for cuts in finals if self.serves_users(cuts)]
+        search = deadline.part(CLIMB_SHARE)
+        for cuts in finals:
+            self._count_users(cuts, search)
+            progress(f"targets: {max(self.max_users.values()):.0f} users within them")
+        self._climb_users(search, progress)
+        return self.order()[:1]
+
+    def _climb_users(self, deadline: Deadline, progress: Progress) -> None:
+        """Look for neighbours that serve more users, until none does."""
+        n_climbed, around = 0, None
+        while around != (best := max(self.max_users, key=self.max_users.__getitem__)):
+            around = best
+            for cuts in neighbours(self.simulator.instance, best):
+                if n_climbed == MAX_CLIMBED or deadline.has_passed():
+                    return
+                if cuts in self.max_users or not self.is_allowed(cuts):
+                    continue
+                n_climbed += 1
+                if cuts not in self.rates:
+                    self._rank(cuts, deadline)
+                self._count_users(cuts, deadline)
+                progress(f"targets: {max(self.max_users.values()):.0f} users within them")
+                if self.serves_users(cuts):
+                    return
+
+    def _count_users(self, cuts: Cuts, deadline: Deadline) -> None:
+        """Find the users of a split that are within the targets, if they are most so far."""
+        asked = self.simulator.load.users
+        assert asked is not None
+        most = max(self.max_users.values(), default=0.0)
+        bracket = Bracket()
+
+        def holds(users: float) -> bool:
+            return self.simulator.serves_users(cuts, users) >= MET
+
+        if self.max_users and most + 1 < asked and not holds(most + 1):
+            self.max_users[cuts] = 0.0  # no more than the best one: the number is not needed
+            return
+        self.of_users[cuts] = self.simulator.of_users(cuts)
+        bracket.note(asked, self.serves_users(cuts))
+        if self.max_users and most + 1 < asked:
+            bracket.note(most + 1, True)
+        start = max(2 * most, asked / 2)
+        bracket.search(
+            holds, start=start, least=1.0, most=float(min(MAX_USERS, asked)), step=1.0,
+            deadline=deadline,
+        )  # fmt: skip
+        self.max_users[cuts] = bracket.low
+
+    def _so_far(self, n_first: int) -> str:
+        done = f"{len(self.rates)} of {max(n_first, len(self.rates))} splits simulated"
+        known = [r.requests_per_s for r in self.rates.values() if r.requests_per_s >= 0]
+        if not known:
+            return done
+        best, bound = max(known), self.simulator.bound_per_s
+        gap = "" if self.asks_users else f", gap {1 - best / bound:.1%}"  # it is for so many
+        return f"{done}, best {best:.3g} requests/s{gap}"
