@@ -416,6 +416,18 @@ def _sustained(
     return low, is_sustained, False
 
 
+def sustains(
+    deployment: Deployment, partition: Partition, load: Load, deadline: Deadline = NEVER
+) -> bool | None:
+    """Return whether a partition keeps up with the rate of a load, as `Forecast.keeps_up`.
+
+    None if too many requests would have to be simulated to tell; True for users.
+    """
+    if load.users is not None:
+        return True
+    return _Sustains(deployment, partition, load, deadline)(load.rate_per_s)
+
+
 class _Sustains:
     """Whether a partition sustains a rate; see `_sustained`."""
 
