@@ -9,13 +9,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from hypsolve.planning.forecast import sustains
 from hypsolve.planning.query import PlanQuery, fluid_within_targets, with_tier
-from hypsolve.planning.saturation import MET
 from hypsolve.planning.simulation_search import Progress
-from hypsolve.planning.slo_answer import SufficientUpgrade, attainment_at
+from hypsolve.planning.slo_answer import SufficientUpgrade, judged
+from hypsolve.planning.throughput import PROPORTIONAL, Cuts
 from hypsolve.planning.what_if import Scenario, kinds_of_nodes, scenarios
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.deployment import Model, Node
+from hypsolve.problem.instance import Instance
+from hypsolve.problem.solution import Partition
+from hypsolve.solve import solve
 from hypsolve.solvers.clock import Deadline
 
 MAX_MORE = 32  # nodes of a kind, copies of the network, or links that are added
@@ -30,11 +34,18 @@ Sized = Callable[[int], Scenario]
 
 @dataclass(frozen=True, slots=True)
 class _Option:
-    """A scenario that is worth a simulation, and the same scenario with more of it."""
+    """A scenario that is worth a simulation, and the same scenario with more or less of it.
+
+    `n` is its size, and `failed` the largest size that is known not to be enough. The scenario
+    of another size is `at` of it, if there are several sizes.
+    """
 
     scenario: Scenario
     n_gpus: int
-    larger: Callable[[], _Option | None] = lambda: None
+    at: Sized | None = None
+    n: int = 1
+    failed: int = 0
+    n_left: int = 0  # times that more is tried
 
     @property
     def cost(self) -> Cost:
@@ -56,7 +67,8 @@ def cheapest_upgrade(
     kind in a tier (also where every tier may be empty), copies of the whole network, and faster
     links. Each is solved again in the fluid model, and those that carry the load there, or
     nearly, are simulated: the cheapest first. Upgrades of unknown price come after the others,
-    those with the fewest GPUs first.
+    those with the fewest GPUs first. Of the first one that is enough, smaller sizes are
+    simulated, too. Upgrades of several kinds at once are not tried.
 
     Parameters
     ----------
@@ -91,11 +103,40 @@ def cheapest_upgrade(
         progress(f"simulating: {option.scenario.what}")
         upgrade = _simulated(option, query)
         if upgrade is not None:
-            return upgrade
-        larger = option.larger()
-        if larger is not None:
+            return _fewest(option, upgrade, query, deadline, progress)
+        if option.at is not None and option.n_left:
+            larger = _resized(option, query, option.n + max(1, option.n // 4), option.n)
             heapq.heappush(queue, (larger.cost, next(order), larger))
     return None
+
+
+def _fewest(
+    option: _Option,
+    upgrade: SufficientUpgrade,
+    query: PlanQuery,
+    deadline: Deadline,
+    progress: Progress,
+) -> SufficientUpgrade:
+    """Return the smallest size of an option that is enough in simulation, by bisection.
+
+    The fluid model, which has chosen the size, may ask for more than it takes. If the deadline
+    passes, the smallest size so far is returned as an upper bound.
+    """
+    if option.at is None:
+        return upgrade
+    low, high = option.failed, option.n
+    while high - low > 1:
+        if deadline.has_passed():
+            return replace(upgrade, is_upper_bound=True)
+        middle = (low + high) // 2
+        smaller = _resized(option, query, middle, low)
+        progress(f"simulating: {smaller.scenario.what}")
+        found = _simulated(smaller, query)
+        if found is None:
+            low = middle
+        else:
+            high, upgrade = middle, found
+    return upgrade
 
 
 def _in_time(deadline: Deadline) -> None:
@@ -104,24 +145,39 @@ def _in_time(deadline: Deadline) -> None:
 
 
 def _simulated(option: _Option, query: PlanQuery) -> SufficientUpgrade | None:
-    """Simulate the best splits of an option; return None if none is enough."""
+    """Simulate the best splits of an option; return None if none is enough.
+
+    The judge is the one of the query itself, see `hypsolve.planning.slo_answer.judged`: it asks
+    for the targets, and for a rate that the split keeps up with.
+    """
     scenario = option.scenario
     deployment = scenario.query.deployment()
     instance = to_instance(deployment, objective="path", **scenario.query.rules())
-    fluid = fluid_within_targets(scenario.query, N_SPLITS)
-    assert fluid is not None and fluid.partition is not None
-    for partition in (fluid.partition, *(other for other, _ in fluid.alternatives)):
-        share = attainment_at(deployment, instance, partition, query.load)
-        if share >= MET:
+    for cuts in _splits(scenario.query, instance):
+        partition = Partition(cuts)
+        verdict = judged(deployment, instance, partition, query.load)
+        if verdict.is_met and sustains(deployment, partition, query.load) is not False:
             return SufficientUpgrade(
                 what=scenario.what,
                 price_per_hour=scenario.price_per_hour,
                 n_gpus=option.n_gpus,
-                cuts=partition.cuts,
-                slo_attainment=share,
+                cuts=cuts,
+                slo_attainment=verdict.slo_attainment,
                 extrapolated=scenario.query.model.extrapolated,
             )
     return None
+
+
+def _splits(query: PlanQuery, instance: Instance) -> list[Cuts]:
+    """Return splits of a query to simulate: the best of the fluid model, and those of rules."""
+    fluid = fluid_within_targets(query, N_SPLITS)
+    if fluid is None or fluid.partition is None:
+        return []
+    found: list[Partition | None] = [fluid.partition]
+    found += [other for other, _ in fluid.alternatives]
+    if instance.n_tiers > 1:
+        found += [solve(instance, rule).partition for rule in PROPORTIONAL]
+    return list(dict.fromkeys(each.cuts for each in found if each is not None))
 
 
 def _options(
@@ -156,17 +212,17 @@ def _smallest(at: Sized, query: PlanQuery, deadline: Deadline) -> _Option | None
         _in_time(deadline)
         middle = (low + high) // 2
         low, high = (low, middle) if _carried(at(middle).query) >= NEARLY else (middle, high)
-    return _of_size(at, query, high, MAX_LARGER)
+    scenario = at(high)
+    n_gpus = _gpus(scenario.query) - _gpus(query)
+    return _Option(scenario, n_gpus, at, high, n_left=MAX_LARGER)
 
 
-def _of_size(at: Sized, query: PlanQuery, n: int, n_left: int) -> _Option:
-    """Return the option of a size, which knows the next larger one."""
-    scenario, more = at(n), n + max(1, n // 4)
-
-    def larger() -> _Option | None:
-        return _of_size(at, query, more, n_left - 1) if n_left else None
-
-    return _Option(scenario, _gpus(scenario.query) - _gpus(query), larger)
+def _resized(option: _Option, query: PlanQuery, n: int, failed: int) -> _Option:
+    """Return an option of another size, of which a smaller size has failed."""
+    assert option.at is not None
+    scenario = option.at(n)
+    n_gpus = _gpus(scenario.query) - _gpus(query)
+    return _Option(scenario, n_gpus, option.at, n, failed, option.n_left - 1)
 
 
 def _carried(query: PlanQuery) -> float:

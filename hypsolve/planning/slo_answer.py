@@ -11,7 +11,10 @@ from hypsolve.planning.load import Load, max_requests, with_requests
 from hypsolve.planning.rate_bound import bound_on_rate
 from hypsolve.planning.saturation import (
     MET,
+    attained,
     enough_requests,
+    is_steady,
+    long_requests,
     saturated_rate,
     serve_at_rate,
 )
@@ -46,6 +49,8 @@ class SufficientUpgrade:
         Share of the requests within the targets.
     extrapolated : bool
         Whether no block times were measured with its weights.
+    is_upper_bound : bool
+        Whether the time limit ended the search: less of it may be enough.
     """
 
     what: str
@@ -54,6 +59,7 @@ class SufficientUpgrade:
     cuts: tuple[int, ...]
     slo_attainment: float
     extrapolated: bool
+    is_upper_bound: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +76,17 @@ class SloAnswer:
         Whether the load of the query is served within the targets.
     slo_attainment : float
         Share of the requests within all targets at this load.
+    is_of_later_half : bool
+        Whether that share is of the later half of the requests: fewer of them are within the
+        targets, so that a queue builds up.
     n_requests : int
         Requests of the simulation of this load.
+    keeps_up : bool
+        Whether requests are served as fast as they arrive, as far as it can be told. If not,
+        the load is not served, even if a simulation ends before the targets are missed.
+    sustained_requests_per_s : float
+        Approximate largest rate that this split keeps up with, without targets; nan if it is
+        not known.
     max_users : int
         Largest number of users in a closed loop, with the think time of the query, that are
         served within the targets; 0 if a single one is not.
@@ -84,7 +99,7 @@ class SloAnswer:
         As `max_users_is_lower_bound`.
     binding_target : str
         ``TTFT`` or ``TPOT``: the target that fewer requests meet where the load is too large;
-        empty if no load was too large.
+        empty if no load was seen to miss its targets.
     limited_by : str
         Resource that limits the rate without targets; see `Forecast.limited_by`.
     upgrade : SufficientUpgrade or None
@@ -96,7 +111,10 @@ class SloAnswer:
 
     is_met: bool
     slo_attainment: float
+    is_of_later_half: bool
     n_requests: int
+    keeps_up: bool
+    sustained_requests_per_s: float
     max_users: int
     max_users_is_lower_bound: bool
     max_requests_per_s: float
@@ -109,11 +127,15 @@ class SloAnswer:
 
 def answer_of(deployment: Deployment, forecast: Forecast) -> SloAnswer:
     """Return what a forecast says of its load; no larger load was looked for."""
-    load, is_met = forecast.load, forecast.slo_attainment >= MET
-    is_met = is_met and (load.users is not None or forecast.keeps_up is not False)
+    load = forecast.load
+    keeps_up = load.users is not None or forecast.keeps_up is not False
+    is_met = forecast.slo_attainment >= MET and keeps_up
     return SloAnswer(
         is_met=is_met,
         slo_attainment=forecast.slo_attainment,
+        is_of_later_half=False,
+        keeps_up=keeps_up,
+        sustained_requests_per_s=forecast.max_requests_per_s,
         n_requests=len(with_requests(deployment, load).requests),
         max_users=(load.users or 0) if is_met else 0,
         max_users_is_lower_bound=True,
@@ -124,11 +146,49 @@ def answer_of(deployment: Deployment, forecast: Forecast) -> SloAnswer:
     )
 
 
-def attainment_at(
-    deployment: Deployment, instance: Instance, partition: Partition, load: Load
-) -> float:
-    """Return the share of the requests of a load that are within its targets, simulated."""
-    return within(load_trace(deployment, instance, partition, load), load)
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a split serves a load within its targets, simulated.
+
+    Attributes
+    ----------
+    is_met : bool
+        Whether 95 % of the requests are within the targets, and the split keeps up.
+    slo_attainment : float
+        Share of the requests within all targets; see `hypsolve.planning.saturation.attained`.
+    is_of_later_half : bool
+        Whether it is that of the later half of the requests.
+    keeps_up : bool
+        Whether requests are served as fast as they arrive, as far as it can be told.
+    trace : Trace
+        The simulation.
+    """
+
+    is_met: bool
+    slo_attainment: float
+    is_of_later_half: bool
+    keeps_up: bool
+    trace: Trace
+
+
+def judged(
+    deployment: Deployment,
+    instance: Instance,
+    partition: Partition,
+    load: Load,
+    *,
+    keeps_up: bool | None = None,
+) -> Verdict:
+    """Judge whether a split serves a load within its targets, by a simulation.
+
+    `keeps_up` says whether the split keeps up with the rate, if it is known; see
+    `hypsolve.planning.forecast.sustains`.
+    """
+    trace = load_trace(deployment, instance, partition, load)
+    share, is_of_later_half = attained(trace, load)
+    keeps_up = load.users is not None or (keeps_up is not False and is_steady(trace))
+    is_met = share >= MET and keeps_up
+    return Verdict(is_met, share, is_of_later_half, keeps_up, trace)
 
 
 def load_trace(
@@ -138,7 +198,7 @@ def load_trace(
     if load.users is not None:
         return serve_load(deployment, partition, load)
     running = room_of(deployment, instance, partition).running
-    n = enough_requests(running, deployment, load.max_visits)
+    n = long_requests(running, deployment, load)
     return serve_at_rate(deployment, partition, load, load.rate_per_s, n)
 
 
@@ -249,16 +309,14 @@ class SloSearch:
         self.load, self.forecast = load, forecast
         self.users, self.rate = Bracket(), Bracket()
         self.failing: tuple[float, Trace] | None = None  # attainment of the least bad failure
-        asked = load_trace(deployment, instance, partition, load)
-        self.attainment, self.n_requests = within(asked, load), len(asked.end_s)
-        keeps_up = load.users is not None or forecast.keeps_up is not False
-        self.holds_asked = keeps_up and self.attainment >= MET
-        if not self.holds_asked:
-            self.failing = self.attainment, asked
+        asked = judged(deployment, instance, partition, load, keeps_up=forecast.keeps_up)
+        self.asked = asked
+        if asked.slo_attainment < MET:
+            self.failing = asked.slo_attainment, asked.trace
         if load.users is not None:
-            self.users.note(load.users, self.holds_asked)
+            self.users.note(load.users, asked.is_met)
         else:
-            self.rate.note(load.rate_per_s, self.holds_asked)
+            self.rate.note(load.rate_per_s, asked.is_met)
         if not math.isnan(within_targets_per_s):
             self.rate.low = max(self.rate.low, within_targets_per_s)
             self.rate.is_found = not is_lower_bound
@@ -303,9 +361,12 @@ class SloSearch:
         asked = self.load.rate_per_s if self.load.users is None else self.load.users
         bracket = self.rate if self.load.users is None else self.users
         return SloAnswer(
-            is_met=self.holds_asked or bracket.low >= asked,
-            slo_attainment=self.attainment,
-            n_requests=self.n_requests,
+            is_met=self.asked.is_met or (self.asked.keeps_up and bracket.low >= asked),
+            slo_attainment=self.asked.slo_attainment,
+            is_of_later_half=self.asked.is_of_later_half,
+            n_requests=len(self.asked.trace.end_s),
+            keeps_up=self.asked.keeps_up,
+            sustained_requests_per_s=self._sustained_per_s(),
             max_users=int(self.users.low),
             max_users_is_lower_bound=not self.users.is_found,
             max_requests_per_s=self.rate.low,
@@ -313,6 +374,11 @@ class SloSearch:
             binding_target="" if self.failing is None else self._binding(self.failing[1]),
             limited_by=self.forecast.limited_by,
         )
+
+    def _sustained_per_s(self) -> float:
+        """Return the rate that the split keeps up with: at least the one within targets."""
+        known = (self.forecast.max_requests_per_s, self.rate.low or math.nan)
+        return max((each for each in known if not math.isnan(each)), default=math.nan)
 
     def _users_at(self, rate_per_s: float) -> float:
         """Return the users of a rate by Little's law, with the mean latency of the forecast."""
@@ -328,11 +394,11 @@ class SloSearch:
         return saturated_rate(deployment, partition, bound, n).requests_per_s
 
     def _holds(self, load: Load) -> bool:
-        trace = load_trace(self.deployment, self.instance, self.partition, load)
-        share = within(trace, load)
+        verdict = judged(self.deployment, self.instance, self.partition, load)
+        share = verdict.slo_attainment
         if share < MET and (self.failing is None or share > self.failing[0]):
-            self.failing = share, trace
-        return share >= MET
+            self.failing = share, verdict.trace
+        return verdict.is_met
 
     def _binding(self, trace: Trace) -> str:
         """Return the target that fewer requests of a simulation meet."""

@@ -28,7 +28,15 @@ def slo_lines(plan: Plan) -> list[str]:
 def describe_answer(answer: SloAnswer, load: Load) -> str:
     """Say whether a load is served within its targets."""
     who = f"{load.rate_per_s:g} requests/s" if load.users is None else load.describe()
-    share = f"{answer.slo_attainment:.1%} of {answer.n_requests} simulated requests"
+    later = "the later half of " * answer.is_of_later_half
+    share = f"{answer.slo_attainment:.1%} of {later}{answer.n_requests} simulated requests"
+    if not answer.is_met and not answer.keeps_up:
+        most = answer.sustained_requests_per_s
+        about = f", which is about {most:.3g}" if most > 0 else ""
+        return (
+            f"no: {who} are more than this split keeps up with{about}: latencies grow without"
+            f" limit, though {share} are within {describe_slos(load)}"
+        )
     if answer.is_met:
         return f"yes: {who} are served within {describe_slos(load)} ({share})"
     return (
@@ -74,7 +82,7 @@ def _details(plan: Plan, answer: SloAnswer) -> Iterator[str]:
         yield f"what binds: {'; '.join(binds)}"
     if answer.upgrade is not None:
         upgrade = describe_sufficient(answer.upgrade, plan.network.currency)
-        yield f"the cheapest upgrade that reaches it: {upgrade}"
+        yield f"the cheapest upgrade of one kind that reaches it: {upgrade}"
     elif answer.upgrades_were_tried:
         yield "no upgrade that was tried reaches it"
 
@@ -91,4 +99,5 @@ def describe_sufficient(upgrade: SufficientUpgrade, currency: str = "") -> str:
     else:
         price = "no hardware"
     mark = ", extrapolated" if upgrade.extrapolated else ""
-    return f"{upgrade.what} ({price}{mark}); {upgrade.slo_attainment:.1%} are then within them"
+    what = "at most " * upgrade.is_upper_bound + upgrade.what
+    return f"{what} ({price}{mark}); {upgrade.slo_attainment:.1%} are then within them"

@@ -16,8 +16,8 @@ from hypsolve.planning import (
     serving_frontier,
     slo_answer,
     split_forecasts,
+    split_simulator,
     tensor_parallel,
-    throughput,
     what_if,
 )
 from hypsolve.planning import runtime_restrictions as restrictions
@@ -61,9 +61,9 @@ class SpentClock:
         ):  # fmt: skip
             monkeypatch.setattr(module, "predict", self.predicted)
         for module, name in (
-            (throughput, "saturated_rate"), (throughput, "rate_of_users"),
-            (throughput, "rate_within_targets"), (slo_answer, "load_trace"),
-            (cheapest_upgrade, "attainment_at"),
+            (split_simulator, "saturated_rate"), (split_simulator, "rate_of_users"),
+            (split_simulator, "rate_within_targets"), (split_simulator, "confirmed_rate"),
+            (slo_answer, "load_trace"), (cheapest_upgrade, "judged"),
         ):  # fmt: skip
             monkeypatch.setattr(module, name, self.simulated(getattr(module, name)))
 

@@ -111,7 +111,7 @@ def test_the_rate_within_targets_is_that_of_the_plan():
     assert answer.is_met
     assert answer.max_requests_per_s == plan.throughput.simulated_requests_per_s > 0.01
     largest = answer.max_requests_per_s
-    for factor, is_met in ((0.9, True), (1.1, False)):
+    for factor, is_met in ((0.9, True), (1.25, False)):  # draws are only about monotone
         assert answer_of(asked(rate_per_s=factor * largest)).is_met == is_met
 
 
