@@ -108,6 +108,10 @@ class FewMovesSearch(RateSearch):
                 points.append((moved, -rate))
         return tuple(points)
 
+    def is_allowed(self, cuts: Cuts) -> bool:
+        """Return whether a split moves few blocks."""
+        return self.moves.of(cuts) <= self.max_moves
+
     def _candidates(self, fluid: Mapping[Cuts, float]) -> dict[Cuts, Candidate]:
         found = super()._candidates(fluid)
         _, stays = best_split(self.instance, self.table, 0, NEVER)

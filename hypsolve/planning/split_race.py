@@ -15,6 +15,7 @@ from hypsolve.solvers.clock import Deadline
 FINALISTS = 2  # splits that are simulated at length
 MAX_CLIMBED = 8  # neighbours that are simulated to rank them
 CLIMB_SHARE = 0.4  # of the time that is left, for neighbours
+LEAST_SHARE = 0.4  # of the time that is left, for each split that is simulated at length
 MAX_USERS = 10_000  # that are looked for to compare splits
 
 
@@ -86,7 +87,7 @@ class SplitRace:
         for at, cuts in enumerate(at_length):
             if deadline.has_passed():
                 return
-            mine = deadline.part(1 / (len(at_length) - at + 1))
+            mine = deadline.part(max(1 / (len(at_length) - at + 1), LEAST_SHARE))
             self.rates[cuts], is_refined = self.simulator.refined(cuts, self.rates[cuts], mine)
             if is_refined:
                 self.in_full.add(cuts)

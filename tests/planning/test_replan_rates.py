@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import hypsolve as hs
-from hypsolve.planning.few_moves import FewMovesSearch, moved_blocks, moves_table
+from hypsolve.planning.few_moves import moved_blocks, moves_table
 from hypsolve.planning.query import instance_of, saturated
 from hypsolve.planning.replan import placement
+from hypsolve.planning.split_simulator import SplitSimulator
 from tests.cli.test_cli import run
 from tests.planning.test_replan import NEW, OLD, moved
 
@@ -126,7 +127,7 @@ def test_an_interrupt_leaves_the_best_split_so_far(before, monkeypatch, capsys, 
     path.write_text(NETWORK.replace("COUNT", "1"))
     asked = ("--model", "phi-3-mini", "--network", path)
     plan.write_text(run(capsys, "plan", *asked, "--output", 8, "--json")[1])
-    simulate, n_done = FewMovesSearch._rate, 0
+    simulate, n_done = SplitSimulator.ranked, 0
 
     def interrupted(self, *arguments):
         nonlocal n_done
@@ -135,7 +136,7 @@ def test_an_interrupt_leaves_the_best_split_so_far(before, monkeypatch, capsys, 
             raise KeyboardInterrupt
         return simulate(self, *arguments)
 
-    monkeypatch.setattr(FewMovesSearch, "_rate", interrupted)
+    monkeypatch.setattr(SplitSimulator, "ranked", interrupted)
     code, out, err = run(capsys, "replan", *asked, "--before", plan, "--max-moves", 9)
     assert code == 130 and "stopped: the search was stopped: this is the best split so" in err
     assert "blocks moved" in out and "gap" in out
