@@ -23,7 +23,7 @@ from hypsolve.cli.options import (
 from hypsolve.dispatch.policies import POLICIES
 from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning import comparison, planner
-from hypsolve.planning.degree_text import of_degree
+from hypsolve.planning.degree_text import describe_lost_degree, of_degree
 from hypsolve.planning.earlier_plan import (
     OBJECTIVES,
     query_in,
@@ -445,6 +445,8 @@ def replan(
         plan = plan_anew(
             model, network, before, max_moves=max_moves, progress=progress, **arguments
         )
+    if line := describe_lost_degree(plan):
+        print(line, file=sys.stderr if as_json else sys.stdout)
     if as_json:
         print(json.dumps(plan.to_dict(), indent=2, allow_nan=False))
     elif plan.partition is None:

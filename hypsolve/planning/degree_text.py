@@ -120,3 +120,15 @@ def of_degree(plan: Plan | Replan) -> str:
     if plan.query.tensor_parallel is None:
         return " with these degrees of tensor parallelism"
     return f" with tensor parallelism of degree {plan.query.tensor_parallel}"
+
+
+def describe_lost_degree(plan: Replan) -> str:
+    """Say that an earlier plan's degree was chosen anew; empty if it was not."""
+    if plan.lost_degree is None:
+        return ""
+    degree = plan.query.tensor_parallel
+    chosen = "the degrees were" if degree is None else f"degree {degree} was"
+    return (
+        f"the earlier plan had tensor parallelism of degree {plan.lost_degree}, which no"
+        f" machine can have any more: {chosen} chosen anew"
+    )

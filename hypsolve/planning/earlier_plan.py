@@ -44,6 +44,8 @@ class Placement:
         Name of the tier of each block.
     blocks_of_node : mapping
         Blocks of each node, by name of the node.
+    gpus_of_node : mapping
+        GPUs of each node, which compute as one, by name of the node; some may not be known.
     nodes_of_tier : mapping
         Nodes of each tier, in the order of the pipelines; empty if they are not known.
     known_nodes : frozenset of str
@@ -60,6 +62,7 @@ class Placement:
     known_nodes: frozenset[str] = frozenset()
     model: str = ""
     query: Mapping[str, Any] = field(default_factory=dict)
+    gpus_of_node: Mapping[str, int] = field(default_factory=dict)
 
 
 def query_in(plan: str | os.PathLike[str]) -> dict[str, Any]:
@@ -253,6 +256,11 @@ def _of(document: Mapping[str, Any], owner: str) -> Placement:
         ),
         model=valid.text(owner, "model", model) if model else "",
         query=_kept(owner, document),
+        gpus_of_node={
+            str(node["node"]): node["n_gpus"]
+            for node in _list(nodes)
+            if type(node.get("n_gpus")) is int
+        },
     )
 
 

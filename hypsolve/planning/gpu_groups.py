@@ -26,6 +26,12 @@ def degrees_of(node: Node) -> list[int]:
     return [1, *(degree for degree in node.interconnect.degrees if degree <= node.gpus)]
 
 
+def has_degree(network: NetworkFile, degree: int) -> bool:
+    """Return whether some machine of a network can have a degree."""
+    tiers = network.network.tiers
+    return any(degree in degrees_of(node) for tier in tiers for node in tier.nodes)
+
+
 def dividing(model: Model, degrees: Iterable[int]) -> list[int]:
     """Return the degrees that divide the heads of a model."""
     found = []

@@ -25,6 +25,7 @@ from hypsolve.planning.few_moves import (
     moves_table,
 )
 from hypsolve.planning.forecast import Forecast, predict
+from hypsolve.planning.gpu_groups import has_degree
 from hypsolve.planning.plan import FORMAT, VERSION, Plan, record_to_dict
 from hypsolve.planning.planner import warm
 from hypsolve.planning.query import (
@@ -35,6 +36,7 @@ from hypsolve.planning.query import (
     Solution,
     instance_of,
     solve_query,
+    to_network_file,
 )
 from hypsolve.planning.runtime_networks import with_layers
 from hypsolve.planning.runtime_restrictions import ServerNetwork, network_for_server
@@ -70,7 +72,8 @@ class Replan:
     n_moved, max_moves : int
         Moved blocks, and their limit.
     moved_bytes : dict
-        Weights that each node must load, by name; nodes that load nothing are left out.
+        Weights that each node must load, by name; nodes that load nothing are left out. A node
+        of another number of GPUs than before loads all, since each GPU holds another part.
     frontier : tuple of (int, float)
         Each number of moves at which the least objective falls, with that objective. If it is
         in requests per second: moves and rates of the splits that were simulated in full and
@@ -98,6 +101,9 @@ class Replan:
         objective is in requests per second. `best_for` there is about splits with so few moves.
     stopped : str
         What a KeyboardInterrupt left unfinished; empty if the search was complete.
+    lost_degree : int or None
+        Degree of tensor parallelism of the earlier plan, if no machine can have it any more, so
+        that the degree was chosen anew; None otherwise.
     """
 
     instance: Instance
@@ -118,6 +124,7 @@ class Replan:
     left_out: tuple[str, ...] = ()
     throughput: Throughput | None = None
     stopped: str = ""
+    lost_degree: int | None = None
 
     @property
     def objective(self) -> str:
@@ -139,7 +146,12 @@ class Replan:
                     holds = evaluation.can_hold(self.instance, k, *at)
                     held = zip(tier.nodes, holds, strict=True)
                     nodes += [
-                        {"tier": tier.name, "node": node.name, "blocks": at}
+                        {
+                            "tier": tier.name,
+                            "node": node.name,
+                            "blocks": at,
+                            "n_gpus": node.gpus,
+                        }
                         for node, has in held
                         if has
                     ]
@@ -161,6 +173,7 @@ class Replan:
             "objective": self.objective,
             "throughput": None if self.throughput is None else record_to_dict(self.throughput),
             "stopped": self.stopped,
+            "lost_degree": self.lost_degree,
             "cuts": None if self.partition is None else list(self.partition.cuts),
             "objective_s": finite_or_none(self.objective_s),
             "n_moved": self.n_moved,
@@ -218,8 +231,9 @@ def replan(
     progress : callable, optional
         Called with a line of text about the work in progress.
     **arguments
-        As in `hypsolve.plan`, except the method. Lengths, load, targets, concurrency and
-        runtime default to those of the earlier plan.
+        As in `hypsolve.plan`, except the method. Lengths, load, targets, concurrency, runtime
+        and the degree of tensor parallelism default to those of the earlier plan. A degree that
+        no machine can have any more is chosen anew.
 
     Returns
     -------
@@ -255,6 +269,11 @@ def replan(
         valid.known("objective", objective, OBJECTIVES)
     old = placement(before)
     kept = {**old.query, **arguments}
+    lost_degree = None
+    if "tensor_parallel" in old.query and "tensor_parallel" not in arguments:
+        network = to_network_file(network)
+        if not has_degree(network, old.query["tensor_parallel"]):
+            lost_degree = kept.pop("tensor_parallel")
     if "users" in arguments or "rate_per_s" in arguments:  # one load replaces the other
         for name in ("users", "think_time_s"):
             kept[name] = arguments.get(name)
@@ -316,6 +335,7 @@ def replan(
         left_out=restricted.left_out,
         throughput=found.throughput,
         stopped=found.stopped,
+        lost_degree=lost_degree,
     )
 
 
@@ -454,13 +474,18 @@ def _result(instance: Instance, partition: Partition | None) -> Result:
 def _loads(
     deployment: Deployment, instance: Instance, partition: Partition, old: Placement
 ) -> dict[str, int]:
-    """Return the weights of the blocks that each node holds now and did not hold before."""
+    """Return the weights of the blocks that each node holds now and did not hold before.
+
+    With another number of GPUs, each of them holds another part of every block.
+    """
     loads = {}
     for k, tier in enumerate(deployment.network.tiers):
         stage = partition.stage(k)
         holds = evaluation.can_hold(instance, k, stage.start, stage.stop)
         for node, held in zip(tier.nodes, holds, strict=True):
             had = old.blocks_of_node.get(node.name, range(0))
+            if old.gpus_of_node.get(node.name, node.gpus) != node.gpus:
+                had = range(0)
             new = [b for b in stage if b not in had] if held else []
             n_bytes = sum(deployment.model.blocks[b].weight_bytes for b in new)
             if n_bytes:

@@ -1,4 +1,6 @@
-"""What `plan` says of machines of several GPUs, and of plans that serve nothing."""
+"""What commands say of machines of several GPUs, and of plans that serve nothing."""
+
+import json
 
 import pytest
 
@@ -16,6 +18,13 @@ link = {gbps = 10, latency_ms = 1}
 [[tiers]]
 name = "cloud"
 nodes = [{gpu = "l4"}]
+"""
+MACHINE = """
+runtime = "vllm"
+
+[[tiers]]
+name = "rack"
+nodes = [{gpu = "h100", gpus = 4, interconnect = "nvlink4"}]
 """
 LINK = "link = {gbps = 10, latency_ms = 1}"
 HOSTS = 'runtime = "vllm"\n' + "".join(
@@ -52,3 +61,26 @@ def test_no_plan_of_a_server_is_no_bad_input(capsys, tmp_path):
     assert "vllm can express no plan: Ray puts" in err.splitlines()[-1]
     with pytest.raises(ValueError, match="vllm can express no plan: Ray puts"):
         hs.plan("phi-3-mini", network, output_tokens=16, with_upgrades=False)
+
+
+def test_replan_says_that_a_degree_is_lost(capsys, tmp_path):
+    """The error named an option that was not given."""
+    model = ("--model", "phi-3-mini", "--output", 16)
+    network = written(tmp_path, MACHINE)
+    _, out, _ = run(
+        capsys, "plan", *model, "--network", network, "--tensor-parallel", 4, "--json"
+    )  # fmt: skip
+    before = tmp_path / "plan.json"
+    before.write_text(out)
+    written(tmp_path, MACHINE.replace("gpus = 4", "gpus = 2"))
+    again = ("replan", *model, "--network", network, "--before", before, "--max-moves", 0)
+    code, out, err = run(capsys, *again, "--json")
+    document = json.loads(out)
+    said = (
+        "the earlier plan had tensor parallelism of degree 4, which no machine can have any"
+        f" more: degree {document['tensor_parallel']} was chosen anew\n"
+    )
+    assert (code, document["lost_degree"], err) == (0, 4, said)
+    code, out, _ = run(capsys, *again)
+    assert code == 0 and out.startswith(said)
+    assert "no split of these nodes with tensor parallelism of degree" in out

@@ -191,3 +191,27 @@ def test_gpus_that_no_group_takes_are_named():
     free = hs.PlanQuery.of("llama-2-70b", sites([machine(gpus=3)], alike("h100", 1)), **LONG)
     for each in choose_degrees(free)[1]:
         assert each.n_idle_gpus == (each.degrees[0] == 2)
+
+
+@pytest.mark.parametrize("gpus", [2, 3])
+def test_a_lost_degree_is_chosen_anew(gpus):
+    """A machine lost GPUs, and an option that nobody gave was refused; then 0 bytes moved."""
+    asked = SHORT | {"objective": "throughput"}
+    before = hs.plan(
+        "llama-3-8b",
+        sites([machine(gpus=4)]),
+        tensor_parallel=4,
+        with_upgrades=False,
+        **asked,
+    )
+    network = sites([machine(gpus=gpus)])
+    again = hs.replan("llama-3-8b", network, before, max_moves=0)
+    assert (again.lost_degree, again.n_moved) == (4, 0)
+    whole = sum(block.weight_bytes for block in before.model.blocks)
+    nodes = [node for tier in again.deployment.network.tiers for node in tier.nodes]
+    assert again.moved_bytes == {node.name: whole for node in nodes}
+    given = hs.replan("llama-3-8b", network, before, max_moves=0, tensor_parallel=2)
+    assert given.lost_degree is None and given.moved_bytes == {"box": whole}
+    assert again.to_dict()["nodes"][0]["n_gpus"] == nodes[0].gpus
+    kept = hs.replan("llama-3-8b", sites([machine(gpus=4)]), before, max_moves=0)
+    assert kept.lost_degree is None and kept.moved_bytes == {}
