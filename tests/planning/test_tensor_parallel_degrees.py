@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 
 import hypsolve as hs
+from hypsolve.planning import tensor_parallel
 from hypsolve.planning.forecast import predict
 from hypsolve.planning.query import solve_query
 from hypsolve.planning.runtime_restrictions import network_for_server
 from hypsolve.planning.tensor_parallel import CLEARLY, choose_degrees
+from hypsolve.planning.throughput import ServedSplit
 from hypsolve.solvers.clock import Deadline
 from tests.planning.test_tensor_parallel import machine
 
@@ -215,3 +217,38 @@ def test_a_lost_degree_is_chosen_anew(gpus):
     assert again.to_dict()["nodes"][0]["n_gpus"] == nodes[0].gpus
     kept = hs.replan("llama-3-8b", sites([machine(gpus=4)]), before, max_moves=0)
     assert kept.lost_degree is None and kept.moved_bytes == {}
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "expected"),
+    [
+        ({1: 9.0, 2: 10.0}, {1: 20.0, 2: 15.0}, 1),
+        ({1: 9.0, 2: 10.0}, {1: 14.0, 2: 15.0}, 2),
+        ({1: 7.0, 2: 10.0}, {}, 2),  # clearly less
+        ({1: 10.0, 2: 9.0}, {}, 1),  # as the fluid model has it
+    ],
+)
+def test_long_simulations_decide_where_short_ones_and_the_model_differ(
+    monkeypatch, short, long, expected
+):
+    """Short simulations hold few requests, so that they rank close degrees by chance."""
+    asked = []
+
+    def served(query, cuts, share, deadline):
+        degree = query.tensor_parallel
+        asked.append((degree, share))
+        rate = (long if share == 1 else short)[degree]
+        split = ServedSplit(
+            origin="", cuts=cuts, fluid_requests_per_s=rate, simulated_requests_per_s=rate,
+            n_requests=100,
+        )  # fmt: skip
+        return split, (0.0, -rate)
+
+    monkeypatch.setattr(tensor_parallel, "served_by", served)
+    query = hs.PlanQuery.of("llama-3-8b", sites([machine(gpus=2)]), **SHORT)
+    chosen, degrees = choose_degrees(query, restrict=network_for_server)
+    assert chosen.tensor_parallel == expected == degrees[0].degrees[0]
+    assert sorted(degree for degree, share in asked if share == 1) == sorted(long)
+    assert {each.degrees[0]: each.value for each in degrees} == short
+    known = {each.degrees[0]: each.full_value for each in degrees if each.full_value > 0}
+    assert known == long
