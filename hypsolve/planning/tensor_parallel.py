@@ -12,7 +12,7 @@ the heads, on the nodes that the server of the runtime can use, and each split i
 - Under an objective in requests/s, degrees are compared as splits are: by the rate that the
   best split of the fluid model serves. Short simulations rank all degrees. If another degree is
   the best in the fluid model, and not behind by `CLEARLY`, both are simulated as long as a plan
-  is.
+  is, if the time allows.
 - Under an objective in seconds, which is about requests one at a time, they are compared by the
   `Goal` of the query.
 
@@ -46,11 +46,13 @@ from hypsolve.planning.throughput import FIRST_SHARE, Cuts
 from hypsolve.problem.gpu_group import check_degree
 from hypsolve.problem.network import Node, Tier
 from hypsolve.solve import warm_methods
+from hypsolve.solvers import clock
 from hypsolve.solvers.clock import Deadline
 
 MAX_SIMULATED = 6  # choices of degrees that differ over the tiers
 SHARE = 0.4  # of the time that is left, for all simulations
 MAX_CHOICES = 4096  # of them that are split
+BOUND_SHARE = 0.2  # of the time that is left then, for bounds of degrees that differ over tiers
 CLEARLY = 1.25  # times the rate of another degree: short simulations tell them apart
 Restrict = Callable[..., Any]
 """`hypsolve.planning.runtime_restrictions.network_for_server`, which imports plans."""
@@ -66,6 +68,7 @@ class _Candidate:
     modelled: tuple[float, ...] = (math.inf,)  # rank by a model; the smallest is the best
     short: tuple[float, ...] = (math.inf,)  # rank by short simulations
     full: tuple[float, ...] = (math.inf,)  # rank by simulations as long as a plan's
+    took_s: float = 0.0  # by the short simulations
 
     @property
     def is_common(self) -> bool:
@@ -141,9 +144,9 @@ def choose_degrees(
         if each.is_common or not to_split.has_passed():
             mine = to_split.part(1 / (len(candidates) - at))
             _split(each, goal, restrict if each.choice.is_allowed else None, mine)
+    largest = _bound(candidates, deadline.part(BOUND_SHARE)) if query.is_rate else None
     fitting = [each for each in candidates if each.solution is not None]
     _simulate_all(fitting, goal, progress, deadline)
-    largest = _bound(candidates, deadline) if query.is_rate else None
     order = sorted(candidates, key=_order)
     chosen = order[0]
     tried = [
@@ -195,6 +198,8 @@ def _simulate_all(
     first, modelled = (min(allowed, key=key) for key in (_short, _modelled))
     close = [first, modelled]
     if first is modelled or modelled.value * CLEARLY < first.value:
+        return
+    if (first.took_s + modelled.took_s) / FIRST_SHARE > deadline.left_s():
         return
     for at, each in enumerate(close):
         progress(f"tensor parallelism {each.choice.describe_degrees()}: simulating at length")
@@ -367,9 +372,11 @@ def _simulate(each: _Candidate, goal: Goal, deadline: Deadline) -> None:
     assert each.solution is not None and each.solution.result.partition is not None
     partition = each.solution.result.partition
     if each.query.is_rate:
+        began_s = clock.now()
         served, each.short = served_by(
             each.solution.query, partition.cuts, FIRST_SHARE, deadline
         )
+        each.took_s = clock.now() - began_s
         each.choice = replace(each.choice, value=served.simulated_requests_per_s)
         return
     forecast = predict(
