@@ -104,8 +104,9 @@ class Throughput:
     fluid_requests_per_s : float
         Largest rate of all splits in the fluid model.
     bound_requests_per_s : float
-        No split and no schedule serves more, under the limits of the runtime. It knows no
-        targets: with targets, the largest rate may be far below it for every split.
+        No split and no schedule serves more, under the limits of the runtime, with the degrees
+        of tensor parallelism that `bound_is_of_all_degrees` tells.
+        It knows no targets: with targets, every split may serve far less.
     bound_is_of_all_degrees : bool
         Whether `bound_requests_per_s` also holds for all other degrees of tensor parallelism
         that the runtime can run; False if it is of the degrees of the plan alone.
