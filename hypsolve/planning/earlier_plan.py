@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hypsolve import catalog
 from hypsolve.planning.plan import FORMAT, VERSION, Plan
@@ -63,6 +64,35 @@ class Placement:
     model: str = ""
     query: Mapping[str, Any] = field(default_factory=dict)
     gpus_of_node: Mapping[str, int] = field(default_factory=dict)
+
+    def former(self, node: str) -> str:
+        """Return the name that a node had before: its own, unless its machine changed.
+
+        The first group of GPUs of a machine, ``NAME/0``, is the machine itself where all its
+        GPUs are one group, or where it has a single one.
+        """
+        group = "/0"
+        alias = node.removesuffix(group) if node.endswith(group) else node + group
+        return (
+            alias if node not in self.blocks_of_node and alias in self.blocks_of_node else node
+        )
+
+    def held_by(self, node: str) -> range:
+        """Return the blocks that a node held before; none if it is new."""
+        return self.blocks_of_node.get(self.former(node), range(0))
+
+    def was_in(self, instance: Instance) -> NDArray[np.bool_]:
+        """Return whether each block was in each tier of an instance: shape (n_tiers, n_blocks).
+
+        It was if the tier has the name of its tier before, or a node that held it: stages of
+        nodes in a row, and GPUs of a machine, change the names of tiers.
+        """
+        names = np.array(self.tier_of_block)
+        found = np.array([names == tier for tier in instance.tier_names])
+        for k, node in zip(instance.node_tier, instance.node_names, strict=True):
+            held = self.held_by(node)
+            found[k, held.start : held.stop] = True
+        return found
 
 
 def query_in(plan: str | os.PathLike[str]) -> dict[str, Any]:

@@ -46,9 +46,7 @@ class FewMovesSearch(RateSearch):
             prices_per_hour=query.network.price_per_hour,
         )
         self.query, self.max_moves = query, max_moves
-        tiers = self.instance.tier_names
-        numbers = [tiers.index(name) if name in tiers else -1 for name in old.tier_of_block]
-        self.moves = Moves(np.array(numbers))
+        self.moves = Moves(old.was_in(self.instance))
         self.table = moves_table(self.instance, old)
 
     def splits(
@@ -155,8 +153,7 @@ def best_split(
 
 def moves_table(instance: Instance, old: Placement) -> IntArray:
     """Count the blocks of i:j that were not in tier k; shape (n_tiers, n_cuts, n_cuts)."""
-    names = np.array(old.tier_of_block)
-    away = np.array([names != tier for tier in instance.tier_names]).astype(np.int64)
+    away = (~old.was_in(instance)).astype(np.int64)
     sums = np.concatenate([np.zeros((len(away), 1), np.int64), away.cumsum(axis=1)], axis=1)
     return sums[:, None, :] - sums[:, :, None]
 

@@ -201,7 +201,8 @@ def replan(
 ) -> Replan:
     """Repartition a model after the network has changed, moving at most `max_moves` blocks.
 
-    A block counts as moved if the name of its tier differs from the name before. An objective
+    A block counts as moved if its tier has another name than before and no node that held the
+    block. The first GPUs of a machine count as the machine. An objective
     in seconds is minimised exactly: dynamic programming over tiers, cuts and moves takes
     O(n_tiers * n_blocks**2 * max_moves) steps. For requests per second, the splits with so few
     moves that are best in the fluid model (exactly, by branch and bound) are simulated, with
@@ -483,8 +484,8 @@ def _loads(
         stage = partition.stage(k)
         holds = evaluation.can_hold(instance, k, stage.start, stage.stop)
         for node, held in zip(tier.nodes, holds, strict=True):
-            had = old.blocks_of_node.get(node.name, range(0))
-            if old.gpus_of_node.get(node.name, node.gpus) != node.gpus:
+            had = old.held_by(node.name)
+            if old.gpus_of_node.get(old.former(node.name), node.gpus) != node.gpus:
                 had = range(0)
             new = [b for b in stage if b not in had] if held else []
             n_bytes = sum(deployment.model.blocks[b].weight_bytes for b in new)

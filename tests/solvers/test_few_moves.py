@@ -30,7 +30,11 @@ def test_the_best_splits_with_few_moves_are_those_of_enumeration(mode):
         before = np.sort(rng.integers(-1, instance.n_tiers, instance.n_blocks))
         max_moves = int(rng.integers(0, instance.n_blocks + 1))
         splits, was_cut_off = splits_with_few_moves(
-            instance, Moves(before), max_moves, n_splits=3, deadline=NEVER
+            instance,
+            Moves.of_tiers(before, instance.n_tiers),
+            max_moves,
+            n_splits=3,
+            deadline=NEVER,
         )
         few = [s for s in feasible_splits(instance) if moved(before, s.cuts) <= max_moves]
         n_limited += 0 < len(few) < len(list(feasible_splits(instance)))
@@ -53,7 +57,7 @@ def test_moves_are_counted_block_by_block():
     for _ in range(200):
         n_tiers, n_blocks = int(rng.integers(1, 5)), int(rng.integers(1, 7))
         before = rng.integers(-1, n_tiers, n_blocks)
-        moves = Moves(before)
+        moves = Moves.of_tiers(before, n_tiers)
         inner = np.sort(rng.integers(0, n_blocks + 1, (2, n_tiers - 1)), axis=1)
         low = np.concatenate(([0], inner.min(axis=0), [n_blocks]))
         high = np.concatenate(([0], inner.max(axis=0), [n_blocks]))
@@ -66,6 +70,29 @@ def test_moves_are_counted_block_by_block():
         assert moves.fewest(low, high) <= min(counts)
 
 
+def test_a_block_that_was_in_several_tiers_may_stay_in_each():
+    """Cards that held equal blocks are now stages of their own: counted block by block."""
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        n_tiers, n_blocks = int(rng.integers(1, 5)), int(rng.integers(1, 7))
+        was_in = rng.random((n_tiers, n_blocks)) < 0.5
+        moves = Moves(was_in)
+        low = np.concatenate(
+            ([0], np.sort(rng.integers(0, n_blocks + 1, n_tiers - 1)), [n_blocks])
+        )
+        high = low.copy()
+        high[1:-1] = np.minimum(np.maximum.accumulate(low[1:-1] + rng.integers(0, 3)), n_blocks)
+        counts = []
+        for cuts in np.ndindex(*(high - low + 1)):
+            each = tuple((low + cuts).tolist())
+            if list(each) == sorted(each):
+                stages = [k for k in range(n_tiers) for _ in range(each[k], each[k + 1])]
+                away = sum(not was_in[k, b] for b, k in enumerate(stages))
+                assert moves.of(each) == away
+                counts.append(away)
+        assert moves.fewest(low, high) <= min(counts)
+
+
 def test_a_passed_deadline_cuts_the_search_off():
     """What is found by then is returned, and that more may be better."""
     instance = hs.ServingInstance.from_tables(
@@ -73,6 +100,6 @@ def test_a_passed_deadline_cuts_the_search_off():
         prompt_tokens=100, output_tokens=10, max_num_seqs=20,
     )  # fmt: skip
     spent = Deadline(1e-9)
-    moves = Moves(np.array([1] * 6))
+    moves = Moves.of_tiers(np.array([1] * 6), 2)
     splits, was_cut_off = splits_with_few_moves(instance, moves, 2, n_splits=9, deadline=spent)
     assert was_cut_off and len(splits) < 3

@@ -7,6 +7,7 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hypsolve.kernels.throughput.server import Server
 from hypsolve.problem.arrays import IntArray
@@ -18,26 +19,32 @@ from hypsolve.solvers.throughput.server_arrays import server_of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moves:
-    """The tier of each block before, by which moved blocks are counted.
+    """The tiers in which each block was before, by which moved blocks are counted.
 
     Attributes
     ----------
-    tier_before : ndarray of int, shape (n_blocks,)
-        Number of the tier; -1 for a tier that is gone.
+    was_in : ndarray of bool, shape (n_tiers, n_blocks)
+        Whether a block was in a tier: it may stay there. Nodes that held equal blocks may now
+        be tiers of their own, so a block may have been in several.
     """
 
-    tier_before: IntArray
+    was_in: NDArray[np.bool_]
+
+    @classmethod
+    def of_tiers(cls, tier_before: IntArray, n_tiers: int) -> Moves:
+        """Make it of the number of each block's tier; -1 for a tier that is gone."""
+        return cls(np.arange(n_tiers)[:, None] == tier_before)
 
     def fewest(self, cut_min: IntArray, cut_max: IntArray) -> int:
         """Return a lower bound on the moved blocks of all splits with cuts in these ranges.
 
         It is exact if every range is a single cut.
         """
-        low = np.maximum.accumulate(cut_min)
-        high = np.minimum.accumulate(cut_max[::-1])[::-1]
-        tier, block = self.tier_before, np.arange(len(self.tier_before))
-        may_stay = (tier >= 0) & (low[tier] <= block) & (block < high[tier + 1])
-        return int(len(tier) - may_stay.sum())
+        low = np.maximum.accumulate(cut_min)[:-1, None]
+        high = np.minimum.accumulate(cut_max[::-1])[::-1][1:, None]
+        block = np.arange(self.was_in.shape[1])
+        may_stay = (self.was_in & (low <= block) & (block < high)).any(axis=0)
+        return int(len(block) - may_stay.sum())
 
     def of(self, cuts: tuple[int, ...]) -> int:
         """Return the number of blocks that a split moves."""
