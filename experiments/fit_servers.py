@@ -101,6 +101,8 @@ def server_rows(
     for gpu, runtime in sorted(key for key in fit.parts if all(key)):
         own = [run for run in counted if _is_of(run, gpu, runtime)]
         fitted = [run for run in used if _is_of(run, gpu, runtime)]
+        if not fitted:  # another GPU stood for it
+            continue
         costs = np.array([each.costs(gpu, runtime).to_array() for each in drawn])
         low, high = np.percentile(costs, INTERVAL, axis=0)
         at = fit.costs(gpu, runtime)
@@ -118,7 +120,7 @@ def server_rows(
 
 def _is_of(run: ServingRun, gpu: str, runtime: str) -> bool:
     is_server = (run.catalog_gpu, run.catalog_runtime) == (gpu, runtime)
-    return is_server and run.gpu not in STAND_INS
+    return is_server and run.peak_gpu not in STAND_INS
 
 
 def main(table: Path = TABLE, n_draws: int = N_DRAWS) -> int:

@@ -24,20 +24,25 @@ COLUMNS = (
 _WHOLE = ("tensor_parallel", "prompt_tokens", "output_tokens", "concurrency")
 _REAL = ("ttft_ms", "tpot_ms")
 MAX_BYTES = 2**28
-GPUS = {"a100": "a100-80gb", "gb200": "b200", "rtx-pro-6000-server": "rtx-pro-6000"}
+GPUS = {
+    "a100": "a100-80gb", "a100-pcie": "a100-80gb-pcie", "gb200": "b200", "b300": "b200",
+    "gb300": "b200", "rtx-pro-6000-server": "rtx-pro-6000",
+}  # fmt: skip
 """Names of GPUs in tables of runs, and the GPU of the catalogue that each is or stands for."""
-STAND_INS = frozenset({"gb200"})
+STAND_INS = frozenset({"gb200", "b300", "gb300"})
 """Names in `GPUS` of GPUs that are another one than that of the catalogue."""
+SAME_SHAPE = {"llama-3.3-70b": "llama-3.1-70b"}
 RUNTIMES = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm", "llamacpp": "llama.cpp"}
 PRECISIONS = {
     "fp8": "fp8", "fp8_block": "fp8", "nvfp4": "nvfp4", "fp4": "nvfp4", "mxfp4": "nvfp4",
     "bf16": "bf16", "fp16": "bf16", "bfloat16": "bf16", "float16": "bf16", "int8": "int8",
-    "w8a8": "int8", "awq": "awq", "int4": "gptq-int4", "gptq": "gptq-int4", "": "bf16",
+    "w8a8": "int8", "w4a16": "gptq-int4", "awq": "awq", "int4": "gptq-int4",
+    "gptq": "gptq-int4", "": "bf16",
 }  # fmt: skip
 _FORM_FACTOR = re.compile(r"[-_](sxm\d?|nvl)$")
 _VARIANT = re.compile(
     r"-(instruct|it|chat|hf|fp8|nvfp4|fp4|bf16|awq|gptq|int4|int8|dynamic|w8a8|w4a16"
-    r"|quantized\.\w+|\d\d\d\d)(?=-|$)"
+    r"|quantized\.\w+|v\d+\.\d+|\d\d\d\d)(?=-|$)"
 )
 
 
@@ -105,15 +110,15 @@ class ServingRun:
         """Name of the GPU in the catalogue, or of the one that stands for it."""
         name = self.gpu.lower().strip().replace("_", "-")
         for known in (name, _FORM_FACTOR.sub("", name)):
-            known = GPUS.get(known, known)
-            if known in catalog.gpus():
-                return known
+            if GPUS.get(known, known) in catalog.gpus():
+                return GPUS.get(known, known)
         raise UnknownName(f"GPU {self.gpu!r} is not in the catalogue")
 
     @property
     def peak_gpu(self) -> str:
         """Name of the GPU whose peaks count: its own, also if another stands for it."""
-        return self.gpu if self.gpu in STAND_INS else self.catalog_gpu
+        name = _FORM_FACTOR.sub("", self.gpu.lower().strip().replace("_", "-"))
+        return name if name in STAND_INS else self.catalog_gpu
 
     @property
     def catalog_runtime(self) -> str:
@@ -129,7 +134,8 @@ class ServingRun:
         """Name of the model in the catalogue, variants of its checkpoint left out."""
         own = catalog.name_of(self.model)
         short = self.model.rpartition("/")[2].lower().removeprefix("meta-")
-        for name in (own, short, _VARIANT.sub("", short)):
+        plain = _VARIANT.sub("", short)
+        for name in (own, short, plain, SAME_SHAPE.get(plain, plain)):
             if name in catalog.models():
                 return name
         raise UnknownName(f"model {self.model!r} is not in the catalogue")

@@ -177,9 +177,10 @@ def closed_loop(
     Returns
     -------
     ttft_s, tpot_s, tokens_per_s : ndarray
+        Requests of one output token are taken to have one pass after it.
     """
     f, c = features, dict(zip(NAMES, costs, strict=True))
-    n, passes = f.running, np.maximum(f.output_tokens - 1, 1e-9)
+    n, passes = f.running, np.maximum(f.output_tokens - 1, 1)
     tpot_s = np.full_like(n, 0.02) if start_s is None else start_s
     chunk = f.prompt_tokens / f.chunks
     zero, one = np.zeros_like(n), np.ones_like(n)

@@ -111,6 +111,13 @@ def test_one_user_decodes_alone():
     assert rate[0] == pytest.approx(256 / (ttft_s[0] + 255 * tpot_s[0]))
 
 
+def test_requests_of_one_token_have_finite_times():
+    """A table may hold prefill alone; the time per token is then that of one more pass."""
+    f = features_of([replace(RUN, output_tokens=1, concurrency=64)])
+    made = closed_loop(f, column(SERVER))
+    assert all(0 < float(x[0]) < 1e6 for x in made) and made[1][0] < 10
+
+
 def test_a_loop_conserves_prompts():
     """In the time of a request, the prompts of all others are computed once."""
     costs = replace(SERVER, in_step=1e-9, request_s=1e-9, first_factor=1e-9)

@@ -107,3 +107,39 @@ def test_no_published_error_grows():
     for name in validation_errors.QUANTITIES:
         grown = both[both[name] > 1.05 * both[f"{name}_then"] + 2e-4]
         assert grown.empty, grown[[*key, name, f"{name}_then"]].to_string()
+
+
+def test_the_table_of_servers_can_be_made_and_read_again(tmp_path, monkeypatch):
+    """What `experiments.fit_servers` writes is what forecasts read: factors, groups, errors."""
+    import tomllib
+
+    from experiments import fit_servers as script
+    from hypsolve.calibration import servers
+    from hypsolve.calibration.fit import fit_servers
+
+    runs = [
+        replace(RUN, gpu=gpu, concurrency=users, prompt_tokens=p, tpot_s=0.006 + users * 1e-4)
+        for gpu in ("h100_sxm", "gb200") for users in (1, 8) for p in (128, 256)
+    ]  # fmt: skip
+    fit = fit_servers(runs, n_steps=3)
+    monkeypatch.setattr(script, "PREDICTORS", {
+        name: PREDICTORS["today_fluid"] for name in script.SPLITS.values()
+    })  # fmt: skip
+    drawn = script.draws(runs, 2, print)
+    rows = script.server_rows(runs, runs, fit, drawn)
+    path = tmp_path / "servers.toml"
+    path.write_text(script.render(fit, runs, rows))
+    table = tomllib.loads(path.read_text())
+    monkeypatch.setattr(servers, "_table", lambda: table)
+    for cached in (servers.catalog_fit, servers.fitted_servers):
+        cached.cache_clear()
+    try:
+        assert servers.fitted_groups() == {run.group for run in runs}
+        made, found = fit.costs("h100", "vllm"), servers.fitted_servers()["h100", "vllm"]
+        assert found.costs.to_array() == pytest.approx(made.to_array(), rel=1e-3)
+        assert found.n_runs == 4 and found.models == ("llama-3.1-8b",)
+        errors = script.errors(runs[:1], script.np.array([[0.2, 2 * runs[0].tpot_s, 100]]))
+        assert (errors["ttft"], errors["tpot"]) == pytest.approx((1, 1))
+    finally:
+        for cached in (servers.catalog_fit, servers.fitted_servers):
+            cached.cache_clear()
