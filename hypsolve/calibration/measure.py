@@ -285,20 +285,22 @@ def conclude(machine: Machine, rows: Sequence[Row], memory_bytes: int) -> Measur
         )
     fitted = fit_roofline(measured)
     bounded = with_rates_seen(fitted, measured)
+    ranges = intervals(measured, fitted)
+    # a rate that limits no step is only known to be no lower than the largest one seen
+    unlimited = tuple(n for n in RATES if getattr(fitted, n) != getattr(bounded, n))
+    ranges |= {name: (getattr(bounded, name), math.inf) for name in unlimited}
     added = fit_roofline(measured, overlaps=False)
     of_added = shape_error(measured, added, "all", ())
     return Measurement(
         machine=machine,
         rows=tuple(rows),
         fitted=bounded,
-        interval=intervals(measured, fitted),
+        interval=ranges,
         error=shape_error(measured, bounded, "all", ()),
         held_out=tuple(held_out(measured)),
         added_up=(of_added, *held_out(measured, overlaps=False)),
         memory_bytes=memory_bytes,
-        unlimited=tuple(
-            name for name in RATES if getattr(fitted, name) != getattr(bounded, name)
-        ),
+        unlimited=unlimited,
     )
 
 

@@ -1,5 +1,6 @@
 """The command `measure`: a profile of this machine, or of a link."""
 
+import itertools
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypsolve.calibration.measure_rows import write_rows
 from hypsolve.cli.options import show_progress, to_write
 from hypsolve.formats.gpu_profile import write_gpu_profile
 from hypsolve.planning.text import table
+from hypsolve.problem import validation as valid
 from hypsolve.problem.units import count, gib_to_bytes, show_bytes, show_seconds
 
 DEFAULT_OUT = "profile.toml"
@@ -91,6 +93,10 @@ def measure(
     rows_file = out.with_suffix(".csv")
     for path in (out, rows_file):
         keep(path, force)
+    memory_bytes = None
+    if memory_gib is not None:
+        valid.real("measure", "memory_gib", memory_gib, strict=True)
+        memory_bytes = int(gib_to_bytes(memory_gib))
     with show_progress() as progress:
         found = blocks.measure(
             shapes,
@@ -98,7 +104,7 @@ def measure(
             dtype=dtype,
             threads=threads,
             quick=quick,
-            memory_bytes=None if memory_gib is None else int(gib_to_bytes(memory_gib)),
+            memory_bytes=memory_bytes,
             time_limit_s=time_limit,
             progress=progress,
         )
@@ -209,10 +215,28 @@ def describe(found: blocks.Measurement) -> str:
             f"the machine was busy: by the clock on the wall, steps took {found.busy:.1f} times"
             " as long as on the core; times on the core are used"
         )
-    reasons: dict[str, list[str]] = {}
-    for row in found.skipped:
-        text = f"{row.shape.name}, {row.step.describe()}"
-        reasons.setdefault(row.skipped, []).append(text)
-    for reason, steps in reasons.items():
-        lines.append(f"skipped, {reason}: {'; '.join(steps)}")
+    if not found.held_out:
+        lines.append(
+            "one shape alone was measured: t0 and the reading of weights cannot be told apart,"
+            " and the error on other shapes is unknown"
+        )
+    lines += describe_skipped(found)
     return "\n".join(lines)
+
+
+def describe_skipped(found: blocks.Measurement) -> list[str]:
+    """Describe what was not measured, a line for each reason and shape."""
+    lines = []
+    shapes = dict.fromkeys(row.shape for row in found.rows)
+    kinds = dict.fromkeys(row.skipped.partition(":")[0] for row in found.skipped)
+    for kind, shape in itertools.product(kinds, shapes):
+        own = [row for row in found.rows if row.shape == shape]
+        rows = [row for row in own if row.skipped.partition(":")[0] == kind]
+        if not rows:
+            continue
+        steps = "; ".join(row.step.describe() for row in rows)
+        what = f"all {len(own)} steps" if len(rows) == len(own) else steps
+        details = [row.skipped.partition(": ")[2] for row in rows]
+        detail = details[0] if len(set(details)) == 1 else f"{details[0]} and others"
+        lines.append(f"skipped, {kind}{detail and f' ({detail})'}: {shape.name}, {what}")
+    return lines

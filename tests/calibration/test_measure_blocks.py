@@ -10,6 +10,7 @@ from hypsolve.calibration.measure import measure
 from hypsolve.calibration.measure_blocks import EPSILON, Stack
 from hypsolve.calibration.measure_grid import BlockShape, Step
 from hypsolve.calibration.measure_rows import COLUMNS, read_steps, steps_of, write_rows
+from hypsolve.cli.measure import describe, describe_skipped
 
 torch = pytest.importorskip("torch", reason="the extra `measure` is not installed")
 
@@ -137,6 +138,10 @@ def test_steps_that_do_not_fit_are_skipped_and_named():
     found = measure(
         [TINY, OTHER], device="cpu", threads=1, steps=[*STEPS, huge], memory_bytes=2**30
     )
+    assert describe_skipped(found) == [
+        f"skipped, {each.skipped.replace(': ', ' (')}): {each.shape.name}, {huge.describe()}"
+        for each in found.skipped
+    ]
     assert [(row.shape.name, row.step) for row in found.skipped] == [
         ("tiny", huge), ("other", huge),
     ]  # fmt: skip
@@ -158,6 +163,19 @@ def test_ctrl_c_keeps_what_was_measured(monkeypatch):
     found = measure([TINY, OTHER], device="cpu", threads=1, steps=STEPS)
     assert found.is_stopped and len(calls) == 6
     assert [row.skipped for row in found.rows] == [""] * 5 + ["stopped"] * 3
+
+
+def test_a_shape_that_does_not_fit_leaves_one_alone():
+    """With one shape there is no error on another one, and the text says so."""
+    large = BlockShape("large", hidden=1024, n_heads=8, n_kv_heads=8, head_dim=128, ffn=4096)
+    found = measure([large, TINY], device="cpu", threads=1, steps=STEPS, memory_bytes=2**25)
+    assert found.held_out == ()
+    text = describe(found)
+    assert "one shape alone was measured: t0 and the reading of weights cannot be told" in text
+    assert "large, all 4 steps" in text
+    assert "no error on a shape that was not fitted" in found.profile().gpu.source
+    for name, (low, high) in found.interval.items():
+        assert low <= high and (name not in found.unlimited or high == np.inf)
 
 
 def test_too_little_time_is_an_error_that_says_what_was_skipped():
