@@ -38,11 +38,11 @@ MAY_IMPORT = {
     "hypsolve.simulation": (
         "hypsolve.problem", "hypsolve.kernels", "hypsolve.catalog", "hypsolve.dispatch",
     ),
+    "hypsolve.verify": ("hypsolve.problem", "hypsolve.formats"),
     "hypsolve.calibration": (
         "hypsolve.problem", "hypsolve.catalog", "hypsolve.formats", "hypsolve.simulation",
         "hypsolve.dispatch",
     ),
-    "hypsolve.verify": ("hypsolve.problem", "hypsolve.formats"),
     "hypsolve.solvers.clock": (),
     "hypsolve.solvers.backends": ("hypsolve.problem", "hypsolve.solvers.clock"),
     "hypsolve.solvers.outcomes": ("hypsolve.problem",),
