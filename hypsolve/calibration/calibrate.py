@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ from hypsolve.problem.interconnect import Interconnect
 from hypsolve.problem.model import Model
 from hypsolve.problem.network import GpuProfile
 from hypsolve.problem.runtime import Runtime
-from hypsolve.problem.units import count
+from hypsolve.problem.units import count, finite_or_none
 
 NUMBERS = ("t0_s", "flops_per_s", "bytes_per_s")
 PRIOR = np.array([1.0, 0.4, 0.3])
@@ -88,6 +89,29 @@ class RunForecast:
     after: tuple[float, float]
     held_out: tuple[float, float]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the run and its times as plain values."""
+        run = self.run
+        times = {
+            "measured": (run.ttft_s, run.tpot_s),
+            "before": self.before,
+            "after": self.after,
+            "held_out": self.held_out,
+        }
+        plain = {
+            f"{key}_{about}_s": None if value is None else finite_or_none(value)
+            for about, pair in times.items()
+            for key, value in zip(("ttft", "tpot"), pair, strict=True)
+        }
+        return {
+            "label": run.label,
+            "prompt_tokens": run.prompt_tokens,
+            "output_tokens": run.output_tokens,
+            "cached_tokens": run.cached_tokens,
+            "users": run.users,
+            **plain,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -118,6 +142,30 @@ class Calibration:
     before: Errors
     after: Errors
     held_out: Errors
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return runs, forecasts, numbers, intervals and errors as plain values."""
+        errors = {"before": self.before, "of_the_fit": self.after, "held_out": self.held_out}
+        return {
+            "file": self.benchmark.path.name,
+            "format": self.benchmark.format,
+            "model": self.server.model.name,
+            "runtime": self.server.runtime.name,
+            "started_from": self.start.name,
+            **{name: getattr(self.gpu, name) for name in NUMBERS},
+            "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
+            "little_seen": list(self.unseen),
+            "errors": {
+                about: {
+                    "ttft": finite_or_none(each.ttft),
+                    "tpot": finite_or_none(each.tpot),
+                    "runs": each.n_runs,
+                }
+                for about, each in errors.items()
+            },
+            "left_out": list(self.benchmark.left_out),
+            "runs": [each.to_dict() for each in self.forecasts],
+        }
 
     def profile(self) -> MeasuredProfile:
         """Return the profile file."""

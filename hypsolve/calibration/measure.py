@@ -11,7 +11,8 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from hypsolve.calibration.measure_blocks import (
     Stack,
@@ -46,7 +47,7 @@ from hypsolve.calibration.measure_rows import (
 from hypsolve.formats.gpu_profile import MeasuredProfile
 from hypsolve.problem import validation as valid
 from hypsolve.problem.network import GpuProfile
-from hypsolve.problem.units import count, show_bytes
+from hypsolve.problem.units import count, finite_or_none, show_bytes
 
 DEVICES = tuple(DEFAULT_SHAPES)
 DTYPES = {"cpu": "float32", "mps": "float16", "cuda": "float16"}
@@ -56,6 +57,7 @@ MEMORY_SHARE = 0.8  # of the free memory
 QUICK_S, FULL_S = 75.0, 1200.0  # time limits
 REPEATS, STEP_S = 3, 0.2  # repeats of a step at least, and their seconds at least
 STOPPED = "stopped"
+MAX_REASON = 100  # characters of an error of torch that are kept
 MIN_STEPS = 4  # of a fit of three numbers
 RATES = ("flops_per_s", "bytes_per_s")
 Progress = Callable[[str], None]
@@ -140,6 +142,33 @@ class Measurement:
             about = f", {each.shape} held out" if each.fitted_to else ""
             found[f"{added}{about}"] = each
         return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return machine, numbers, intervals, errors and all steps as plain values."""
+        return {
+            "machine": asdict(self.machine),
+            "memory_bytes": self.memory_bytes,
+            **{name: getattr(self.fitted, name) for name in ("t0_s", *RATES)},
+            "intervals": {
+                name: [finite_or_none(bound) for bound in bounds]
+                for name, bounds in self.interval.items()
+            },
+            "errors": {
+                about: {phase: finite_or_none(e) for phase, e in _by_phase(each).items()}
+                for about, each in self.errors().items()
+            },
+            "unlimited": list(self.unlimited),
+            "busy": self.busy,
+            "steps": [
+                {
+                    "shape": row.shape.name,
+                    **asdict(row.step),
+                    "median_s": row.timing.median_s if row.timing else None,
+                    "skipped": row.skipped,
+                }
+                for row in self.rows
+            ],
+        }
 
     def describe_source(self) -> str:
         """Describe in a line what the profile was fitted to, and its error."""
@@ -383,10 +412,8 @@ class _Run:
                     continue
                 except KeyboardInterrupt:
                     self.is_stopped, reason = True, STOPPED
-                except RuntimeError as error:  # torch: out of memory, or no kernel for it
-                    if "memory" not in str(error).lower():
-                        raise
-                    reason = "memory: the device had less than it said"
+                except RuntimeError as error:  # out of memory, or no kernel for it
+                    reason = f"torch: {' '.join(str(error).split())[:MAX_REASON]}"
             self.found.append(replace(row, skipped=reason))
 
     def _timed(self, stack: Stack, row: Row, until: float) -> Row:

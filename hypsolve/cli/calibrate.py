@@ -1,5 +1,6 @@
 """The command `calibrate`: a GPU profile from the benchmark of a server."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,12 @@ import click
 
 from hypsolve import catalog
 from hypsolve.calibration.benchmarks import Benchmark, read_benchmark
-from hypsolve.calibration.calibrate import Calibration, Errors, describe_errors
+from hypsolve.calibration.calibrate import Calibration, Errors, RunForecast, describe_errors
 from hypsolve.calibration.calibrate import calibrate as fit
 from hypsolve.catalog.interconnects import interconnect as links_of
 from hypsolve.catalog.interconnects import interconnects
 from hypsolve.cli.measure import keep
-from hypsolve.cli.options import to_write
+from hypsolve.cli.options import as_json_option, to_write
 from hypsolve.formats.gpu_profile import PROFILE_ENDING, read_gpu_profile, write_gpu_profile
 from hypsolve.planning.query import to_model
 from hypsolve.planning.text import table
@@ -68,6 +69,7 @@ FEW = 8  # runs, below which the text says how little they are
     help="Profile to write.  [default: GPU-RUNTIME.toml]",
 )
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
+@as_json_option
 def calibrate(
     file: Path,
     gpu: str,
@@ -82,6 +84,7 @@ def calibrate(
     name: str,
     out: Path | None,
     force: bool,
+    as_json: bool,
 ) -> None:
     """Fit a GPU profile to the benchmark of a server, and say how far the forecast was off.
 
@@ -108,6 +111,9 @@ def calibrate(
         name=name,
     )
     write_gpu_profile(out, found.profile())
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
+        return
     print(describe(found))
     print(f'{out}: for a network file, nodes = [{{gpu = "{out.name}"}}]')
 
@@ -165,6 +171,8 @@ def describe(found: Calibration) -> str:
     if found.held_out.n_runs:
         rows.append({"forecast": "fitted, on runs held out", **_row(found.held_out)})
     lines.append(table(rows))
+    if n < FEW:
+        lines.append(table([_run_row(each) for each in found.forecasts]))
     numbers = []
     for key, (name, unit) in UNITS.items():
         low, high = found.intervals[key]
@@ -181,6 +189,19 @@ def describe(found: Calibration) -> str:
     lines.append(table(numbers))
     lines += _cautions(found)
     return "\n".join(lines)
+
+
+def _run_row(forecast: RunForecast) -> dict[str, str]:
+    """Return the row of a run: milliseconds measured, and forecast before and after."""
+    run, row = forecast.run, {"run": forecast.run.describe()}
+    for i, (name, measured_s) in enumerate((("TTFT", run.ttft_s), ("TPOT", run.tpot_s))):
+        times = (measured_s, forecast.before[i], forecast.after[i])
+        heads = (f"{name} ms", f"{name} before", f"{name} after")
+        row |= {
+            head: "-" if measured_s is None or time is None else f"{time * 1e3:.4g}"
+            for head, time in zip(heads, times, strict=True)
+        }
+    return row
 
 
 def _row(errors: Errors) -> dict[str, str]:

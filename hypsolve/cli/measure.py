@@ -1,8 +1,11 @@
 """The command `measure`: a profile of this machine, or of a link."""
 
 import itertools
+import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,7 +13,7 @@ from hypsolve.calibration import measure as blocks
 from hypsolve.calibration import measure_links as links
 from hypsolve.calibration.measure_grid import FIELDS
 from hypsolve.calibration.measure_rows import write_rows
-from hypsolve.cli.options import show_progress, to_write
+from hypsolve.cli.options import as_json_option, show_progress, to_write
 from hypsolve.formats.gpu_profile import write_gpu_profile
 from hypsolve.planning.text import table
 from hypsolve.problem import validation as valid
@@ -62,6 +65,7 @@ BUSY = 1.2  # from which the machine is called busy
     metavar="[ADDRESS:]PORT",
     help=f"Serve such measurements until Ctrl-C; {links.PORT} is the port of --link.",
 )
+@as_json_option
 def measure(
     device: str | None,
     shapes: tuple[str, ...],
@@ -75,6 +79,7 @@ def measure(
     force: bool,
     link: str | None,
     serve_link: str | None,
+    as_json: bool,
 ) -> int:
     """Measure transformer blocks on this machine, and fit a GPU profile to their times.
 
@@ -87,7 +92,8 @@ def measure(
     if link is not None:
         host, port = address_of(link, links.PORT)
         with show_progress() as progress:
-            print(describe_link(links.measure_link(host, port, progress=progress)))
+            times = links.measure_link(host, port, progress=progress)
+        show_found(asdict(times), describe_link(times), as_json)
         return 0
     to_write(out, ".toml")
     rows_file = out.with_suffix(".csv")
@@ -111,10 +117,16 @@ def measure(
     profile = found.profile(name)
     write_rows(rows_file, found.machine, found.rows)
     write_gpu_profile(out, profile)
-    print(describe(found))
-    print(f'{out}: for a network file, nodes = [{{gpu = "{out.name}"}}]')
-    print(f"{rows_file}: all times")
+    show_found(found.to_dict(), describe(found), as_json)
+    if not as_json:
+        print(f'{out}: for a network file, nodes = [{{gpu = "{out.name}"}}]')
+        print(f"{rows_file}: all times")
     return 130 if found.is_stopped else 0
+
+
+def show_found(plain: dict[str, Any], text: str, as_json: bool) -> None:
+    """Print what was found as text or as JSON."""
+    print(json.dumps(plain, indent=2, allow_nan=False) if as_json else text)
 
 
 def keep(path: Path, force: bool) -> None:

@@ -1,6 +1,7 @@
 """Blocks in torch against a plain NumPy block, and a measurement of tiny blocks end to end."""
 
 import csv
+import json
 import re
 
 import numpy as np
@@ -176,6 +177,23 @@ def test_a_shape_that_does_not_fit_leaves_one_alone():
     assert "no error on a shape that was not fitted" in found.profile().gpu.source
     for name, (low, high) in found.interval.items():
         assert low <= high and (name not in found.unlimited or high == np.inf)
+
+
+def test_a_step_that_torch_cannot_run_is_skipped_and_named(monkeypatch):
+    """A device may lack a kernel, or have less memory than it said."""
+    time = Stack.time
+
+    def failing(self, step, **limits):
+        if step == STEPS[0]:
+            raise RuntimeError("out of\nmemory")
+        return time(self, step, **limits)
+
+    monkeypatch.setattr(Stack, "time", failing)
+    found = measure([TINY, OTHER], device="cpu", threads=1, steps=STEPS)
+    assert [row.skipped for row in found.skipped] == ["torch: out of memory"] * 2
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert len(plain["steps"]) == 8 and plain["steps"][0]["median_s"] is None
+    assert plain["t0_s"] == found.fitted.t0_s
 
 
 def test_too_little_time_is_an_error_that_says_what_was_skipped():

@@ -35,6 +35,7 @@ def test_five_runs_in_a_file(capsys, tmp_path, runs):
         "runs.csv: 5 runs of table, llama-3-8b on vllm",
         "hypsolve's forecast by L4 was off by TPOT ",
         "fitted, on runs held out",
+        "512 + 64 tokens, 8 users      900 ",
         "5 runs are few: the held-out error is a rough one",
         "t0_us", "tflops", "gb_per_s",
         'nodes = [{gpu = "mine.toml"}]',
@@ -56,6 +57,21 @@ def test_five_runs_in_a_file(capsys, tmp_path, runs):
     )
     assert (code, errors) == (0, "")
     assert "forecast by L4-vllm was off by" in printed
+
+
+def test_json_has_what_the_text_has(capsys, tmp_path, runs):
+    """Times of every run, in seconds; errors follow from them."""
+    code, printed, errors = run(
+        capsys, "calibrate", runs, "--gpu", "l4", "--runtime", "vllm", "-o",
+        tmp_path / "o.toml", "--json",
+    )  # fmt: skip
+    assert (code, errors) == (0, "")
+    found = json.loads(printed)
+    assert [each["tpot_measured_s"] for each in found["runs"]] == [0.09, 0.12, 0.13, 0.11, 0.15]
+    for about, key in (("before", "before"), ("of_the_fit", "after"), ("held_out", "held_out")):
+        off = [abs(r[f"tpot_{key}_s"] / r["tpot_measured_s"] - 1) for r in found["runs"]]
+        assert found["errors"][about]["tpot"] == pytest.approx(sum(off) / 5)
+    assert set(found["intervals"]) == {"t0_s", "flops_per_s", "bytes_per_s"}
 
 
 def test_one_run_says_how_little_it_is(capsys, tmp_path):

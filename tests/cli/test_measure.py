@@ -1,6 +1,7 @@
 """The command `measure`: files that it writes and keeps, and its one line without torch."""
 
 import functools
+import json
 import tomllib
 
 import pytest
@@ -85,6 +86,8 @@ def test_a_link_within_this_host(capsys, monkeypatch):
     link = tomllib.loads(printed.splitlines()[-1])["link"]
     assert link["gbps"] > 0 and link["latency_ms"] > 0
     assert set(link) <= set(LinkTable.__annotations__)
+    code, printed, _ = run(capsys, "measure", "--link", "loopback", "--json")
+    assert code == 0 and json.loads(printed)["round_trip_s"] > 0
 
 
 @pytest.mark.parametrize(
