@@ -27,6 +27,7 @@ UNITS = {
     "flops_per_s": ("tflops", 1e-12),
     "bytes_per_s": ("gb_per_s", 1e-9),
 }
+ROUGH = 0.3  # error of times to first token from which the text explains it
 FEW = 8  # runs, below which the text says how little they are
 
 
@@ -232,6 +233,11 @@ def _cautions(found: Calibration) -> list[str]:
     if len(loads) == 1:
         lines.append(
             "all runs have one length of prompts and outputs: other lengths are unknown"
+        )
+    if found.after.ttft > ROUGH:
+        lines.append(
+            f"times to first token stay off by {100 * found.after.ttft:.2g} %: a profile has no"
+            " time per request outside of iterations, and benchmarks begin with a queue"
         )
     lines.append("forecasts of other models, lengths and numbers of users were not validated")
     return lines
