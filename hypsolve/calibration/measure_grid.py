@@ -160,19 +160,20 @@ class Step:
 def need_bytes(shape: BlockShape, step: Step, n_layers: int, element_bytes: int) -> int:
     """Return the memory that a step needs: weights, KV caches, and activations of one layer.
 
-    The activations are those of the largest moment in a layer: input, queries, keys, values and
-    the result of attention; or input and the three arrays of the MLP. A step on cached tokens
-    adds the mask of its attention, and devices may expand keys and values to all heads.
+    The activations are those of the largest moment in a layer: input, queries, keys and values
+    before and after the rotary embedding, and the result of attention; or input and the arrays
+    of the MLP. Steps of several tokens add the mask of their attention in two types, and
+    devices may expand keys and values to all heads.
     """
     heads = shape.n_heads * shape.head_dim
     held = step.cached + step.tokens
     kv = 2 * step.batch * held * shape.n_kv_heads * shape.head_dim
     tokens = step.batch * step.tokens
-    attention = 3 * shape.hidden + 4 * heads
+    attention = 3 * shape.hidden + 6 * heads + 4 * shape.n_kv_heads * shape.head_dim
     mlp = 2 * shape.hidden + 4 * shape.ffn
-    expanded = 2 * step.batch * held * heads
-    mask = step.tokens * held if step.tokens > 1 else 0
-    numbers = n_layers * (shape.n_weights + kv) + tokens * max(attention, mlp) + expanded + mask
+    numbers = n_layers * (shape.n_weights + kv) + tokens * max(attention, mlp)
+    if step.tokens > 1:
+        numbers += 2 * step.batch * held * heads + 2 * step.tokens * held
     return numbers * element_bytes
 
 

@@ -136,10 +136,13 @@ def test_work_of_a_step_by_hand():
     kv = 2 * 2 * 2 * 4  # bytes of a token: keys and values of two heads
     assert moved == 4 * weights + 2 * kv * 8 + 6 * 2 * 8 * 4
     kv_numbers = 2 * 2 * 8 * 2 * 2
-    expanded, mask = 2 * 2 * 8 * 8, 3 * 8
-    largest = 6 * (2 * 8 + 4 * 16)
+    expanded, mask = 2 * 2 * 8 * 8, 2 * 3 * 8
+    largest = 6 * (3 * 8 + 6 * 8 + 4 * 4)  # attention; the MLP has 2 * 8 + 4 * 16
     numbers = 3 * (weights + kv_numbers) + largest + expanded + mask
     assert need_bytes(shape, step, 3, 4) == 4 * numbers
+    decode = type(step)("decode", batch=2, tokens=1, context=8)  # keys are read where they are
+    largest = 2 * (3 * 8 + 6 * 8 + 4 * 4)
+    assert need_bytes(shape, decode, 3, 4) == 4 * (3 * (weights + kv_numbers) + largest)
 
 
 @pytest.mark.parametrize(
