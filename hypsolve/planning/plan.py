@@ -375,7 +375,7 @@ class Plan:
             "output_tokens": query.output_tokens,
             "weights": query.weights,
             "tensor_parallel": query.tensor_parallel,
-            "rate_per_s": query.rate_per_s,
+            "rate_per_s": query.rate_per_s if query.users is None else None,
             "users": query.users,
             "think_time_s": query.think_time_s,
             "ttft_slo_s": query.ttft_slo_s,

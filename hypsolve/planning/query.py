@@ -72,7 +72,8 @@ class PlanQuery:
     prompt_tokens, output_tokens : int
         Lengths of every request.
     rate_per_s : float
-        Requests per second, for the forecast and for the objective ``mean_latency``.
+        Requests per second, for the forecast and for the objective ``mean_latency``. Not used
+        with `users`, nor stated in the JSON of a plan then.
     users, think_time_s : int or None, float
         Closed loop instead of a rate: users with one request at a time each, and the seconds
         from the end of a request to the user's next one.

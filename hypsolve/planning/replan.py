@@ -168,6 +168,7 @@ class Replan:
                 for name in KEPT
                 if name not in ("prompt_tokens", "output_tokens", "runtime")
             },
+            "rate_per_s": self.query.rate_per_s if self.query.users is None else None,
             "runtime": self.query.runtime.to_dict(),
             "forecast": None if self.forecast is None else record_to_dict(self.forecast),
             "objective": self.objective,
