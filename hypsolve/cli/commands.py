@@ -32,6 +32,7 @@ from hypsolve.planning.earlier_plan import (
 )
 from hypsolve.planning.figures import draw_pareto
 from hypsolve.planning.forecast import round_s
+from hypsolve.planning.frontier_of_nodes import nodes_with_blocks, points_of_networks
 from hypsolve.planning.layers import describe_blocks, describe_cuts
 from hypsolve.planning.load import Load, arriving, at_rate, starts
 from hypsolve.planning.query import ALONE, PlanQuery, Solution, solve_query
@@ -41,6 +42,7 @@ from hypsolve.planning.runtime_restrictions import (
     ServerNetwork,
     describe_nodes,
     network_for_server,
+    queries_of_server,
 )
 from hypsolve.planning.saturation import MET
 from hypsolve.planning.serving_frontier import (
@@ -65,6 +67,7 @@ from hypsolve.simulation.workloads import WORKLOADS, workload
 from hypsolve.solvers.backends.scip import hide_spurious_scip_errors
 from hypsolve.solvers.clock import Deadline
 
+OWN_SHARE = 0.5  # of the time of a frontier, for splits on the nodes of the plan
 NODES_SHARE = 0.3  # of the time limit, to choose the nodes that a server's pipelines use
 
 
@@ -174,9 +177,12 @@ def pareto(
     if solution.result.partition is None:
         print("[]" if as_json else f"{solution.result.status}: {solution.result.message}")
         return 1
+    share = OWN_SHARE if nodes.server else 1.0  # of the time, for the nodes of the plan
     tried = serving_points(
-        solution.deployment, solution.instance, query.load, deadline.left_s()
+        solution.deployment, solution.instance, query.load, deadline.part(share).limit_s
     )
+    if nodes.server:
+        tried = _with_other_nodes(tried, nodes, planned, deadline)
     points = undominated(tried)
     if not points:
         print(
@@ -193,12 +199,14 @@ def pareto(
                 "path_s": point.path_s,
                 "slo_attainment": finite_or_none(point.slo_attainment),
                 "cuts": list(point.partition.cuts),
+                "nodes": list(point.nodes),
             }
             for point in points
         ]
         print(json.dumps(plain, indent=2, allow_nan=False))
     elif points:
-        print(f"simulated with {query.load.describe()}; {query.runtime.describe()}")
+        others = "; on other GPUs its defaults for them" if nodes.server else ""
+        print(f"simulated with {query.load.describe()}; {query.runtime.describe()}{others}")
         if slos := describe_slos(query.load):
             print(
                 f"within targets: share of the requests at this load within {slos}; * from"
@@ -212,6 +220,7 @@ def pareto(
                 "alone": show_seconds(point.path_s),
                 **_attainment(point),
                 "layers": describe_cuts(point.partition.cuts),
+                **({"nodes": ", ".join(point.nodes)} if point.nodes else {}),
             }
             for point in points
         ]
@@ -221,6 +230,17 @@ def pareto(
     if png is not None and points:
         _draw(points, solution.instance.name, png)
     return 0 if points else 1
+
+
+def _with_other_nodes(
+    tried: Sequence[ServingPoint], nodes: ServerNetwork, asked: PlanQuery, deadline: Deadline
+) -> tuple[ServingPoint, ...]:
+    """Add splits on the other choices of nodes that the server can use, named by nodes."""
+    tiers = nodes.query.network.network.tiers
+    own = tuple(replace(p, nodes=nodes_with_blocks(tiers, p.partition)) for p in tried)
+    alone = replace(nodes.query, network=asked.network, objective="path")
+    queries = queries_of_server(solve_query(alone), nodes.server)
+    return own + points_of_networks(queries, deadline)
 
 
 def _not_simulated(tried: Sequence[ServingPoint]) -> str:

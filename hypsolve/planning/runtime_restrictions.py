@@ -310,6 +310,16 @@ def _with_left_out(near: Plan, network: NetworkFile) -> Forecast | None:
     return replace(near.forecast, unused_price_per_hour=np.nan_to_num(unused) + price)
 
 
+def queries_of_server(solution: Solution, runtime: str) -> list[PlanQuery]:
+    """Return the query of a split on each network that a runtime of whole pipelines allows."""
+    found = candidates(solution, runtime)
+    return [
+        solution.query.on(restricted)
+        for candidate in found
+        for restricted in by_layer(solution, candidate, runtime, MAX_PIPELINES // len(found))
+    ]
+
+
 def _restricted(
     solution: Solution,
     runtime: str,
@@ -319,12 +329,7 @@ def _restricted(
     fluid: Fluid = solve_fluid,
 ) -> PlanQuery:
     """Return the query of a split on the best network that a runtime allows."""
-    found = candidates(solution, runtime)
-    queries = [
-        solution.query.on(restricted)
-        for candidate in found
-        for restricted in by_layer(solution, candidate, runtime, MAX_PIPELINES // len(found))
-    ]
+    queries = queries_of_server(solution, runtime)
     if len(queries) == 1:
         return queries[0]
     return _best_of(queries, runtime, deadline, progress, split or _solver(progress), fluid)

@@ -40,6 +40,9 @@ class ServingPoint:
     max_rate_is_lower_bound : bool
         Whether the search for the largest rate was cut short: `max_requests_per_s` is
         sustained, and larger rates may be.
+    nodes : tuple of str
+        Names of the nodes of all tiers with blocks, where splits on several choices of nodes
+        are compared; else empty.
     """
 
     partition: Partition
@@ -49,6 +52,7 @@ class ServingPoint:
     path_s: float
     slo_attainment: float = math.nan
     max_rate_is_lower_bound: bool = False
+    nodes: tuple[str, ...] = ()
 
     @property
     def is_known(self) -> bool:
@@ -91,7 +95,7 @@ def serving_points(
     for i in dict.fromkeys(int(at) for at in few):
         if simulated and deadline.has_passed():
             break
-        simulated[i] = _simulated(deployment, instance, load, points[i], deadline)
+        simulated[i] = simulated_point(deployment, instance, load, points[i], deadline)
     return tuple(simulated.get(i, _unknown(point)) for i, point in enumerate(points))
 
 
@@ -105,13 +109,14 @@ def _unknown(point: ParetoPoint) -> ServingPoint:
     )
 
 
-def _simulated(
+def simulated_point(
     deployment: Deployment,
     instance: Instance,
     load: Load,
     point: ParetoPoint,
     deadline: Deadline,
 ) -> ServingPoint:
+    """Simulate a split: its largest rate, and its latency at the load."""
     rate = replace(load, users=None, think_time_s=0.0)
     forecast = predict(
         deployment,

@@ -136,6 +136,31 @@ def test_pareto_is_on_the_nodes_of_the_plan(capsys, pair):
     assert code == 0 and not err and "pipelines" not in out
 
 
+SITES = """
+[[tiers]]
+name = "edge"
+nodes = [{gpu = "l4", names = ["a", "b"]}]
+link = {gbps = 1, latency_ms = 1500}
+min_blocks = 0
+[[tiers]]
+name = "cloud"
+nodes = [{gpu = "a100-80gb", names = ["big"]}]
+min_blocks = 0
+"""
+
+
+def test_pareto_is_over_all_nodes_that_the_server_can_use(capsys, tmp_path):
+    """Only splits on the nodes of one plan were listed, which are one end of the trade."""
+    network = tmp_path / "sites.toml"
+    network.write_text(SITES)
+    command = ("pareto", *ASKED, "--network", network, "--runtime", "vllm", "--json")
+    code, out, _ = run(capsys, *command)
+    rows = json.loads(out)
+    assert code == 0 and {"a", "b"} in [set(row["nodes"]) for row in rows]
+    assert rows[0]["nodes"] == ["big"]  # the largest rate, 3 s away
+    assert rows[0]["latency_mean_s"] > 3 > rows[-1]["latency_mean_s"]
+
+
 def point(rate, latency_s, *, is_lower_bound=False, cut=0):
     return ServingPoint(
         partition=Partition((0, cut, 34)), max_requests_per_s=rate, latency_mean_s=latency_s,

@@ -10,15 +10,16 @@ from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.runtime_networks import limited
 
 LINK = hs.Link(bytes_per_s=1.25e9, latency_s=1e-3)
+WAN = hs.Link(bytes_per_s=1.25e8, latency_s=25e-3)
 
 
-def network(*tiers, **rules):
+def network(*tiers, link=LINK, **rules):
     """Return a network of tiers, each a list of GPUs; all may be empty."""
     made = [
         hs.Tier(
             name=f"tier-{k}",
             nodes=tuple(hs.Node(name=f"{k}{i}", gpu=hs.gpu(g)) for i, g in enumerate(gpus)),
-            link=LINK if k + 1 < len(tiers) else None,
+            link=link if k + 1 < len(tiers) else None,
         )
         for k, gpus in enumerate(tiers)
     ]
@@ -104,3 +105,18 @@ def test_a_node_more_does_not_lower_the_planned_rate(seed):
         )  # fmt: skip
         rates.append(plan.forecast.max_requests_per_s)
     assert rates[1] >= 0.95 * rates[0]
+
+
+def test_unequal_replicas_of_one_tier_are_planned():
+    """Their fluid rate was that of three A10, so the A100 alone was planned, with 40 % less."""
+    gpus = (["l4", "l4"], ["a10", "l40s", "l40s"], ["a100-80gb"])
+    plan = hs.plan(
+        "llama-3-8b", network(*gpus, link=WAN), runtime="vllm", prompt_tokens=1024,
+        output_tokens=256, with_upgrades=False,
+    )  # fmt: skip
+    assert plan.result.partition.cuts == (0, 0, 34, 34)
+    served = plan.throughput
+    # of one split: what a run served with filling and draining, and the model of a steady state
+    assert 0.85 * served.fluid_requests_per_s <= served.simulated_requests_per_s
+    assert served.simulated_requests_per_s <= 1.02 * plan.forecast.max_requests_per_s
+    assert plan.forecast.max_requests_per_s <= served.bound_requests_per_s
