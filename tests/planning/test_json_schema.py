@@ -299,7 +299,7 @@ def test_wrong_plans_are_refused(plans, plan_schema):
         if "statistics" in path:
             continue
         wrong = []
-        if isinstance(value, dict):
+        if isinstance(value, dict) and path != ("idle_gpus",):  # its keys are names of nodes
             wrong.append(((*path, "speed"), 3))
         if path and isinstance(path[-1], str):
             wrong.append((path, MISSING))
