@@ -68,11 +68,11 @@ def test_room_is_told_for_sequences_as_long_as_those_of_the_query(long):
 def test_a_tier_of_two_kinds_states_its_share_once():
     """The column of shares adds up to the whole, and empty cells follow the first row."""
     mixed = network(nodes("a", "a10", 2) + nodes("b", "l40s"), nodes("c", "h100"))
-    plan = hs.plan("llama-3-8b", mixed, with_upgrades=False)
+    plan = hs.plan("llama-3-8b", mixed, objective="path", with_upgrades=False)
     rows = rows_of_nodes(plan)
     assert [row["tier"] for row in rows] == ["t0", "t0", "t1"]
-    assert rows[1]["link"] == rows[1]["stage"] == rows[1]["of latency alone"] == ""
-    shares = [float(row["of latency alone"].rstrip("%") or 0) for row in rows]
+    assert rows[1]["link"] == rows[1]["stage"] == rows[1]["of path"] == ""
+    shares = [float(row["of path"].rstrip("%") or 0) for row in rows]
     assert sum(shares) == pytest.approx(100, abs=1.5)
 
 
@@ -88,13 +88,14 @@ def test_an_export_names_every_node_that_is_left_out_with_a_reason():
     machine = hs.Node(name="box", gpu=hs.gpu("h100"), gpus=2, interconnect=bridge)
     tiers = (nodes("mac", "apple-m2-max"), nodes("old", "a10", 2), (machine,))
     file = NetworkFile(network=network(*tiers), min_blocks=(0, 0, 0))
-    plan = hs.plan("llama-3-8b", file, runtime="vllm", tensor_parallel=2, with_upgrades=False)
+    asked = {"runtime": "vllm", "users": 1, "output_tokens": 32, "with_upgrades": False}
+    plan = hs.plan("phi-3-mini", file, tensor_parallel=2, **asked)
     assert left_out_lines(plan, "vllm") == [
         "mac0; they add nothing: vllm runs on none",
         "old0, old1 (fewer GPUs than compute as one, 2)",
     ]
     assert set(plan.to_dict()["left_out"]) == set(plan.left_out) == {"mac0", "old0", "old1"}
-    free = hs.plan("llama-3-8b", file, runtime="vllm", with_upgrades=False)
+    free = hs.plan("phi-3-mini", file, **asked)
     named = [node.node for node in free.nodes if node.is_used]
     told = " ".join(left_out_lines(free, "vllm"))
     for name in ("mac0", "old0", "old1"):
