@@ -88,6 +88,21 @@ def test_the_expected_error_is_that_of_the_forecast():
 
 
 @needs_data
+def test_the_catalogue_is_what_the_runs_give():
+    """A table that was edited by hand, or made of other sources, would be cited wrongly."""
+    from experiments import validation
+    from hypsolve.calibration.fit import fit_servers
+    from hypsolve.calibration.rules import fit_for
+
+    used = fit_for(validation.load(DATA))
+    assert {run.group for run in used} == fitted_groups()
+    made = fit_servers(used)
+    for server in fitted_servers().values():
+        costs = made.costs(server.gpu, server.runtime).to_array()
+        assert server.costs.to_array() == pytest.approx(costs, rel=0.02)
+
+
+@needs_data
 def test_no_published_error_grows():
     """Every group's held-out errors are at most 5 % above the committed ones.
 
