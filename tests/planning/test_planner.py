@@ -965,7 +965,8 @@ def test_nodes_that_no_pipeline_takes_are_named():
         tiers=(hs.Tier(name="m", nodes=(desk,), link=link), hs.Tier(name="box", nodes=cards)),
     )
     for runtime in ("llama.cpp", "vllm", "ideal"):
-        made = plan_alone("llama-3-8b", lab, runtime=runtime, with_upgrades=False, **SHORT)
+        query = query_alone("llama-3-8b", lab, runtime=runtime, **SHORT)
+        made = planner.plan_query(query, with_upgrades=False)  # of all nodes
         drawn = hs.workload(n_requests=20, rate_per_s=1)
         deployment = replace(made.deployment, requests=drawn, max_resident_tokens=None)
         busy_s = hs.simulate(deployment, made.result.partition).busy_s
