@@ -390,6 +390,7 @@ class Plan:
             "too_small": list(query.too_small),
             "optional": list(query.optional),
             "idle_gpus": dict(query.idle_gpus),
+            "follows": list(query.follows),
             "result": self.result.to_dict(),
             "reasons": list(self.reasons),
             "nodes": [record_to_dict(node) for node in self.nodes],
