@@ -32,7 +32,7 @@ from hypsolve.planning.earlier_plan import (
 )
 from hypsolve.planning.figures import draw_pareto
 from hypsolve.planning.forecast import round_s
-from hypsolve.planning.frontier_of_nodes import nodes_with_blocks, points_of_networks
+from hypsolve.planning.frontier_of_nodes import with_other_nodes
 from hypsolve.planning.layers import describe_blocks, describe_cuts
 from hypsolve.planning.load import Load, arriving, at_rate, starts
 from hypsolve.planning.query import ALONE, PlanQuery, Solution, solve_query
@@ -42,7 +42,6 @@ from hypsolve.planning.runtime_restrictions import (
     ServerNetwork,
     describe_nodes,
     network_for_server,
-    queries_of_server,
 )
 from hypsolve.planning.saturation import MET
 from hypsolve.planning.serving_frontier import (
@@ -182,7 +181,7 @@ def pareto(
         solution.deployment, solution.instance, query.load, deadline.part(share).limit_s
     )
     if nodes.server:
-        tried = _with_other_nodes(tried, nodes, planned, deadline)
+        tried = with_other_nodes(tried, nodes, planned, deadline)
     points = undominated(tried)
     if not points:
         print(
@@ -230,17 +229,6 @@ def pareto(
     if png is not None and points:
         _draw(points, solution.instance.name, png)
     return 0 if points else 1
-
-
-def _with_other_nodes(
-    tried: Sequence[ServingPoint], nodes: ServerNetwork, asked: PlanQuery, deadline: Deadline
-) -> tuple[ServingPoint, ...]:
-    """Add splits on the other choices of nodes that the server can use, named by nodes."""
-    tiers = nodes.query.network.network.tiers
-    own = tuple(replace(p, nodes=nodes_with_blocks(tiers, p.partition)) for p in tried)
-    alone = replace(nodes.query, network=asked.network, objective="path")
-    queries = queries_of_server(solve_query(alone), nodes.server)
-    return own + points_of_networks(queries, deadline)
 
 
 def _not_simulated(tried: Sequence[ServingPoint]) -> str:

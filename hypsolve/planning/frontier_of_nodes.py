@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hypsolve.planning.query import PlanQuery, Solution, rank_fluid, solve_query
+from hypsolve.planning.runtime_restrictions import ServerNetwork, queries_of_server
 from hypsolve.planning.serving_frontier import MAX_POINTS, ServingPoint, simulated_point
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.problem.deployment import Tier
@@ -96,3 +97,14 @@ def nodes_with_blocks(tiers: Sequence[Tier], partition: Partition) -> tuple[str,
     return tuple(
         node.name for k, tier in enumerate(tiers) if partition.stage(k) for node in tier.nodes
     )
+
+
+def with_other_nodes(
+    tried: Sequence[ServingPoint], nodes: ServerNetwork, asked: PlanQuery, deadline: Deadline
+) -> tuple[ServingPoint, ...]:
+    """Add splits on the other choices of nodes that the server can use, named by nodes."""
+    tiers = nodes.query.network.network.tiers
+    own = tuple(replace(p, nodes=nodes_with_blocks(tiers, p.partition)) for p in tried)
+    alone = replace(nodes.query, network=asked.network, objective="path")
+    queries = queries_of_server(solve_query(alone), nodes.server)
+    return own + points_of_networks(queries, deadline)
