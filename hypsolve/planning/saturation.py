@@ -13,6 +13,7 @@ from hypsolve.planning.forecast import serve, serve_load
 from hypsolve.planning.load import Load, arriving, evenly, max_requests
 from hypsolve.planning.rate_bound import lengths
 from hypsolve.problem.deployment import Deployment
+from hypsolve.problem.runtime import Batching
 from hypsolve.problem.solution import Partition
 from hypsolve.simulation.metrics import served_share
 from hypsolve.simulation.trace import Trace
@@ -83,10 +84,11 @@ def saturated_rate(
     Requests arrive evenly, first at `OVERLOAD` times a bound on the rate, so that queues never
     empty. Batches may then bunch in waves, so they arrive again at `HEADROOM` times the rate
     that was served, or at the bound if that is less; the larger rate counts. Splits that serve
-    `NEARLY` the bound are not simulated again. If the second rate is clearly larger, overload
-    costs: a queue for KV cache preempts requests, and a dispatcher that sends every request on
-    as it arrives leaves a long queue at the slowest server. Then loads between this rate and
-    the bound are tried, too, by bisection. The seconds in which the first requests fill the
+    `NEARLY` the bound are not simulated again. Where batches pass whole pipelines and the
+    second rate is clearly larger, overload costs: a queue for KV cache preempts requests, and a
+    dispatcher that sends every request on as it arrives leaves a long queue at the slowest
+    server. Then loads between this rate and the bound are tried, too, by bisection. The seconds
+    in which the first requests fill the
     pipeline and the last ones leave it count, so the rate is below the one that is sustained,
     and never exceeds a valid bound. With n requests, of which w are under way at once, the
     difference is about w / n of it.
@@ -118,7 +120,8 @@ def saturated_rate(
         rate = served(OVERLOAD * bound_per_s)
         if rate < NEARLY * bound_per_s and not is_quick:
             again = served(min(HEADROOM * rate, bound_per_s))
-            if again > OVERLOAD_COSTS * rate:
+            in_pipelines = deployment.runtime.batching is not Batching.STAGE
+            if in_pipelines and again > OVERLOAD_COSTS * rate:
                 again = _climb(served, again, bound_per_s)
             rate = max(rate, again)
     else:
