@@ -35,7 +35,7 @@ def best_nodes(
     query : PlanQuery
         Its objective is ``throughput`` or ``goodput``; the query itself is returned for others.
     deadline : Deadline
-        When it has passed, the best network so far is returned.
+        When it has passed before anything is simulated, the query itself is returned.
     progress : callable, optional
         Called with a line for each simulated network.
     """
@@ -58,7 +58,7 @@ def best_nodes(
         if splits and rate > 0:
             rates[at] = rate
             choices[at] = Choice((1 / rate, at), replace(solution, query=each))
-    if not choices:
+    if not choices or deadline.has_passed():
         return query
     least = SHARE * max(rates.values())
     tried = [choices[at] for at in choices if at == 0 or rates[at] >= least]

@@ -88,10 +88,9 @@ def saturated_rate(
     second rate is clearly larger, overload costs: a queue for KV cache preempts requests, and a
     dispatcher that sends every request on as it arrives leaves a long queue at the slowest
     server. Then loads between this rate and the bound are tried, too, by bisection. The seconds
-    in which the first requests fill the
-    pipeline and the last ones leave it count, so the rate is below the one that is sustained,
-    and never exceeds a valid bound. With n requests, of which w are under way at once, the
-    difference is about w / n of it.
+    in which the first requests fill the pipeline and the last ones leave it count, so the rate
+    is below the one that is sustained, and never exceeds a valid bound. With n requests, of
+    which w are under way at once, the difference is about w / n of it.
 
     Parameters
     ----------
