@@ -228,7 +228,7 @@ def rate_within_targets(
         if least_per_s >= high or not is_met(least_per_s):
             return SimulatedRate(requests_per_s=math.nan, n_requests=n_requests)
         low = least_per_s
-    if is_met(high):
+    elif is_met(high):
         return _within(high, n_requests)
     is_cut_short, finest = False, largest_per_s * 2.0**-N_BISECTIONS
     while high - low > finest and not (is_cut_short := deadline.has_passed()):

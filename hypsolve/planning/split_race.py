@@ -88,7 +88,9 @@ class SplitRace:
             if deadline.has_passed():
                 return
             mine = deadline.part(max(1 / (len(at_length) - at + 1), LEAST_SHARE))
-            self.rates[cuts], is_refined = self.simulator.refined(cuts, self.rates[cuts], mine)
+            self.rates[cuts], is_refined = self.simulator.refined(
+                cuts, self.rates[cuts], mine, raises=cuts in finals
+            )
             if is_refined:
                 self.in_full.add(cuts)
             progress(self._so_far(len(first)))

@@ -99,9 +99,16 @@ class SplitSimulator:
         )  # fmt: skip
 
     def refined(
-        self, cuts: Cuts, known: SimulatedRate, deadline: Deadline
+        self,
+        cuts: Cuts,
+        known: SimulatedRate,
+        deadline: Deadline = clock.NEVER,
+        *,
+        raises: bool = True,
     ) -> tuple[SimulatedRate, bool]:
         """Simulate a split with as many requests as a printed rate needs, or as time allows.
+
+        `raises` says whether a rate within targets that is confirmed is raised.
 
         Returns
         -------
@@ -112,7 +119,9 @@ class SplitSimulator:
         if not self.has_goal and self.load.users is not None:
             return known, True
         if self.has_goal:
-            return self._refined_within(cuts, known, deadline), not deadline.has_passed()
+            return self._refined_within(
+                cuts, known, deadline, raises
+            ), not deadline.has_passed()
         if not known.is_lower_bound:
             return known, True
         under_way = self._under_way(cuts)
@@ -128,7 +137,7 @@ class SplitSimulator:
         return rate, True
 
     def _refined_within(
-        self, cuts: Cuts, known: SimulatedRate, deadline: Deadline
+        self, cuts: Cuts, known: SimulatedRate, deadline: Deadline, raises: bool
     ) -> SimulatedRate:
         """Return the largest rate within targets, confirmed by a long simulation."""
         partition = Partition(cuts)
@@ -139,7 +148,7 @@ class SplitSimulator:
         n = long_requests(self._under_way(cuts), self.deployment, self.load)
         return confirmed_rate(
             self.deployment, partition, self.load, known, n, deadline,
-            largest_per_s=self._most(cuts),
+            largest_per_s=self._most(cuts) if raises else known.requests_per_s,
         )  # fmt: skip
 
     def of_users(self, cuts: Cuts) -> SimulatedRate:
