@@ -256,6 +256,8 @@ class Plan:
         """Write the value of the objective with its unit."""
         if self.throughput is None:
             return show_seconds(self.value)
+        if math.isnan(self.value):
+            return "a rate that was not found in time"
         return f"{self.value:.3g} requests/s"
 
     @property

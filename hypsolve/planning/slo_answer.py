@@ -291,7 +291,7 @@ class SloSearch:
     within_targets_per_s : float
         Largest rate within the targets, if it is known already; nan: it is searched.
     is_lower_bound : bool
-        Whether that rate is only a lower bound, from which the search goes on.
+        Whether that rate is not confirmed, so that the search starts with it.
     """
 
     def __init__(
@@ -317,9 +317,10 @@ class SloSearch:
             self.users.note(load.users, asked.is_met)
         else:
             self.rate.note(load.rate_per_s, asked.is_met)
-        if not math.isnan(within_targets_per_s):
+        self.start_per_s = within_targets_per_s  # to be confirmed
+        if not math.isnan(within_targets_per_s) and not is_lower_bound:
             self.rate.low = max(self.rate.low, within_targets_per_s)
-            self.rate.is_found = not is_lower_bound
+            self.rate.is_found = True
 
     def run(self, deadline: Deadline, progress: Progress) -> None:
         """Search the largest rate and the largest number of users; `answer` can be read then.
@@ -345,8 +346,9 @@ class SloSearch:
         of_rate = deadline.part(0.5)
         if not self.rate.is_found and not of_rate.has_passed():
             most = max(self._saturated_per_s(), self.rate.low)
+            start = self.start_per_s if self.start_per_s > 0 else most
             self.rate.search(
-                holds_rate, start=most, least=MIN_SHARE * most, most=most, step=0.0,
+                holds_rate, start=start, least=MIN_SHARE * most, most=most, step=0.0,
                 deadline=of_rate,
             )  # fmt: skip
             self.rate.is_found = self.rate.is_found or self.rate.low >= most

@@ -122,11 +122,13 @@ class SplitRace:
     def stated(self, cuts: Cuts) -> SimulatedRate:
         """Return what a split serves; a rate within targets only once it is confirmed.
 
-        If none was confirmed in time, the rates of short simulations are returned.
+        If none was confirmed in time, the rates of short simulations are lower bounds.
         """
         rate = self.rates[cuts]
-        if not self.simulator.has_goal or cuts in self.in_full or not self.in_full:
+        if not self.simulator.has_goal or cuts in self.in_full:
             return rate
+        if not self.in_full:
+            return replace(rate, is_lower_bound=True)
         return replace(
             rate, requests_per_s=math.nan, within_targets_per_s=math.nan, is_lower_bound=True
         )

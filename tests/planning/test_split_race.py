@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import hypsolve as hs
-from hypsolve.planning import planner
+from hypsolve.planning import planner, split_simulator
 from hypsolve.planning.load import Load
 from hypsolve.planning.saturation import (
     MET,
@@ -123,6 +123,24 @@ def test_a_cut_search_writes_null(capsys, two):
     found = json.loads(out)["throughput"]
     assert code == 1 and found["is_lower_bound"]
     assert found["simulated_requests_per_s"] is None and found["gap"] is None
+
+
+def test_an_interrupt_leaves_a_lower_bound(two, monkeypatch):
+    """Ctrl-C before any rate is confirmed: the plan said 0.02 requests/s, its answer 1.7."""
+    monkeypatch.setattr(split_simulator, "confirmed_rate", interrupted)
+    query = hs.PlanQuery.of("llama-3-8b", hs.read_network_file(two), **TARGETS, users=200)
+    plan = planner.plan_query(query, with_upgrades=False)
+    found, answer = plan.throughput, plan.slo_answer
+    assert plan.stopped and found.is_lower_bound
+    assert found.simulated_requests_per_s == pytest.approx(answer.max_requests_per_s, rel=0.1)
+    assert "serves at least" in describe_rate(found)
+    at_most = replace(query.load, users=None, rate_per_s=answer.max_requests_per_s)
+    deployment, instance = plan.deployment, plan.result.instance
+    assert judged(deployment, instance, plan.result.partition, at_most).is_met
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
 
 
 def test_proportional_splits_are_tried_for_throughput():
