@@ -147,7 +147,7 @@ def answer_of(deployment: Deployment, forecast: Forecast) -> SloAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """Whether a split serves a load within its targets, simulated.
 
     Attributes
@@ -178,7 +178,7 @@ def judged(
     load: Load,
     *,
     keeps_up: bool | None = None,
-) -> Verdict:
+) -> Judgement:
     """Judge whether a split serves a load within its targets, by a simulation.
 
     `keeps_up` says whether the split keeps up with the rate, if it is known; see
@@ -188,7 +188,7 @@ def judged(
     share, is_of_later_half = attained(trace, load)
     keeps_up = load.users is not None or (keeps_up is not False and is_steady(trace))
     is_met = share >= MET and keeps_up
-    return Verdict(is_met, share, is_of_later_half, keeps_up, trace)
+    return Judgement(is_met, share, is_of_later_half, keeps_up, trace)
 
 
 def load_trace(
@@ -371,11 +371,16 @@ class SloSearch:
             sustained_requests_per_s=self._sustained_per_s(),
             max_users=int(self.users.low),
             max_users_is_lower_bound=not self.users.is_found,
-            max_requests_per_s=self.rate.low,
+            max_requests_per_s=self._largest_per_s(),
             max_rate_is_lower_bound=not self.rate.is_found,
             binding_target="" if self.failing is None else self._binding(self.failing[1]),
             limited_by=self.forecast.limited_by,
         )
+
+    def _largest_per_s(self) -> float:
+        """Return the largest rate that is known, confirmed or at least not refuted."""
+        is_open = not self.rate.is_found and self.start_per_s < self.rate.high
+        return max(self.rate.low, self.start_per_s) if is_open else self.rate.low
 
     def _sustained_per_s(self) -> float:
         """Return the rate that the split keeps up with: at least the one within targets."""
