@@ -73,7 +73,7 @@ MAY_IMPORT = {
     "hypsolve.planning": (
         "hypsolve.problem", "hypsolve.catalog", "hypsolve.formats", "hypsolve.dispatch",
         "hypsolve.simulation", "hypsolve.solvers", "hypsolve.solve", "hypsolve.verify",
-        "hypsolve.bounds",
+        "hypsolve.bounds", "hypsolve.calibration",
     ),
     "hypsolve.interrupt": (),
     "hypsolve": ("hypsolve",),

@@ -223,11 +223,11 @@ def _gpus(owner: str, tables: Mapping[str, GpuTable]) -> dict[str, GpuProfile]:
 def _profile_files(tiers: Iterable[TierTable], folder: Path) -> dict[str, GpuProfile]:
     """Return the GPUs that nodes name by the path of a profile file, relative to `folder`."""
     groups = [group for tier in tiers for group in tier["nodes"] if isinstance(group, dict)]
-    paths = dict.fromkeys(group.get("gpu") for group in groups)
+    names = [name for group in groups if isinstance(name := group.get("gpu"), str)]
     return {
         path: read_gpu_profile(folder / path)
-        for path in paths
-        if isinstance(path, str) and path.endswith(PROFILE_ENDING)
+        for path in dict.fromkeys(names)
+        if path.endswith(PROFILE_ENDING)
     }
 
 

@@ -106,7 +106,8 @@ def saturated_rate(
         A rate that was simulated with fewer requests. The first simulation is then left out,
         unless the second one serves hardly more than is known.
     is_quick : bool
-        Whether the second simulation is left out, to rank splits.
+        Whether the second simulation is left out, to rank splits. It is made where batches pass
+        whole pipelines, for overload may cost one split more than another.
     """
 
     def served(offered_per_s: float) -> float:
@@ -115,11 +116,11 @@ def saturated_rate(
         return n_requests / took_s if took_s else math.inf
 
     is_short = n_requests < PRINTED_ROUNDS * under_way
+    in_pipelines = deployment.runtime.batching is not Batching.STAGE
     if known is None:
         rate = served(OVERLOAD * bound_per_s)
-        if rate < NEARLY * bound_per_s and not is_quick:
+        if rate < NEARLY * bound_per_s and (in_pipelines or not is_quick):
             again = served(min(HEADROOM * rate, bound_per_s))
-            in_pipelines = deployment.runtime.batching is not Batching.STAGE
             if in_pipelines and again > OVERLOAD_COSTS * rate:
                 again = _climb(served, again, bound_per_s)
             rate = max(rate, again)

@@ -55,6 +55,12 @@ def describe_slos(load: Load) -> str:
     )
 
 
+def is_unsearched(answer: SloAnswer) -> bool:
+    """Return whether no load was seen to be within the targets before the search was cut."""
+    found = answer.max_users or answer.max_requests_per_s
+    return not found and answer.max_users_is_lower_bound and answer.max_rate_is_lower_bound
+
+
 def largest_users(answer: SloAnswer) -> str:
     """Write the largest number of users within the targets."""
     at_least = "at least " * answer.max_users_is_lower_bound
@@ -69,10 +75,13 @@ def largest_rate(answer: SloAnswer) -> str:
 
 def _details(plan: Plan, answer: SloAnswer) -> Iterator[str]:
     """Yield the largest loads, what binds, and the cheapest upgrade."""
-    yield (
-        f"the largest load of this split within the targets: {largest_users(answer)}, or"
-        f" {largest_rate(answer)} of Poisson arrivals"
-    )
+    if is_unsearched(answer):
+        yield "the largest load of this split within the targets was not found in time"
+    else:
+        yield (
+            f"the largest load of this split within the targets: {largest_users(answer)}, or"
+            f" {largest_rate(answer)} of Poisson arrivals"
+        )
     binds = []
     if answer.binding_target:
         binds.append(f"with a larger load, {answer.binding_target} misses its target first")

@@ -13,6 +13,7 @@ from hypsolve.planning.degree_text import (
     left_out_lines,
     of_degree,
 )
+from hypsolve.planning.expected_errors import error_lines
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.rpc_links import describe_rpc
 from hypsolve.planning.saturation import MET
@@ -100,6 +101,7 @@ def _lines(plan: Plan) -> Iterator[str]:
             # the proof is of another quantity, so what it misses stands beside it
             yield from alternatives_lines(plan)
             yield from forecast_lines(plan)
+            yield from error_lines(plan)
     limit = plan.model.context_tokens
     if limit and plan.query.tokens > limit:
         yield f"longer than the {limit} tokens the model was made for: runtimes may refuse it"

@@ -68,7 +68,7 @@ class Servers:
         rates, lengths = self.rates(longest_s), self.instance.lengths
         share = x / self.rate(longest_s)
         cycle_s = math.fsum(
-            n * of_server * self._least_cycle_s(server, of_server * share)
+            n * of_server * self._least_cycle_s(server, of_server * share, longest_s)
             for server, n, of_server in zip(
                 self.servers, [n for _, _, n in self.servers], rates, strict=True
             )
@@ -111,9 +111,14 @@ class Servers:
 
     def _rate_of(self, replica: Replica, room: float, longest_s: float) -> float:
         """Return the largest rate of a server with cycles of at most so many seconds."""
+        y = self._largest(replica, room, longest_s)
+        return y / self._cycle_s(replica, y) if y > 0.0 else 0.0
+
+    def _largest(self, replica: Replica, room: float, longest_s: float) -> float:
+        """Return the most requests that may start in cycles of at most so many seconds."""
         most = min(self._limits(room).values())
         if self._cycle_s(replica, most) <= longest_s * (1 + SLACK):
-            return most / self._cycle_s(replica, most)
+            return most
         low, high = 0.0, most
         while high - low > 1e-15 * high:
             middle = (low + high) / 2
@@ -123,12 +128,18 @@ class Servers:
                 low = middle
             else:
                 high = middle
-        return low / self._cycle_s(replica, low) if low > 1e-15 * most else 0.0
+        return low if low > 1e-15 * most else 0.0
 
-    def _least_cycle_s(self, server: tuple[Replica, float, int], x: float) -> float:
-        """Return the shortest cycle in which a server carries x requests per second."""
+    def _least_cycle_s(
+        self, server: tuple[Replica, float, int], x: float, longest_s: float
+    ) -> float:
+        """Return the shortest cycle in which a server carries x requests per second.
+
+        Where a collective jumps to another algorithm, a larger batch may carry x again, in
+        cycles that are too long.
+        """
         replica, room, _ = server
-        low, high = 0.0, min(self._limits(room).values())
+        low, high = 0.0, self._largest(replica, room, longest_s)
         while high - low > 1e-15 * high:
             middle = (low + high) / 2
             if not low < middle < high:

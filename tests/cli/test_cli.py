@@ -57,7 +57,7 @@ def test_plan_of_the_example(capsys, example, objective):
     assert (code, err) == (0, "")
     for words in (
         "llama-3-8b on network: 512 + 16 tokens, KV cache for 16 sequences",
-        "2 x RTX 4090", "embedding, layer", ", head",
+        "2 x RTX 4090", "embedding", "layer", "head",
         *OF_OBJECTIVE[objective],
         "with a rate of 1 per second, simulated token by token: 1 requests/s",
         "no schedule of this split serves more", "per million output tokens", "what would help",

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from hypsolve.planning import planner, slo_answer
-from hypsolve.planning.throughput import RateSearch
+from hypsolve.planning.split_simulator import SplitSimulator
 from tests.cli.test_cli import run
 
 SITES = """
@@ -61,7 +61,7 @@ def interrupt(monkeypatch, owner, name, at):
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
     [
-        (RateSearch, "_rate", 2),  # in the search for the split
+        (SplitSimulator, "ranked", 2),  # in the search for the split
         (slo_answer, "load_trace", 1),  # before the first simulation of the answer
         (slo_answer, "load_trace", 3),  # in the search for the largest loads
         (planner, "find_upgrades", 1),
@@ -81,7 +81,7 @@ def test_an_interrupted_answer_is_given_with_code_130(
 
 def test_the_json_of_an_interrupted_plan_says_so(capsys, command, monkeypatch):
     """A reader of JSON could not tell an interrupt from a time limit."""
-    interrupt(monkeypatch, RateSearch, "_rate", 2)
+    interrupt(monkeypatch, SplitSimulator, "ranked", 2)
     code, out, _ = run(capsys, *command, "--json")
     document = json.loads(out)
     assert code == 130 and document["interrupted"] and document["stopped"]
@@ -92,7 +92,7 @@ def test_the_json_of_an_interrupted_plan_says_so(capsys, command, monkeypatch):
 
 def test_little_is_simulated_after_an_interrupt(capsys, command, monkeypatch):
     """It went on for as long as before, with the largest loads and the upgrades."""
-    interrupt(monkeypatch, RateSearch, "_rate", 2)
+    interrupt(monkeypatch, SplitSimulator, "ranked", 2)
     for name in ("_slo_search", "find_upgrades", "cheapest_upgrade"):
         monkeypatch.setattr(planner, name, None)  # would be an error if called
     limits, real = [], planner.predict

@@ -82,5 +82,12 @@ def test_a_sweep_ends_with_its_answers_and_a_picture(tmp_path, capsys):
 
 def test_only_experiments_with_answers_state_them():
     named = {name for name in registry.questions() if registry.shown(name).answers}
-    solved = {"gap", "solve_time", "latency", "throughput", "throughput_exhaustive"}
+    solved = {
+        "gap",
+        "solve_time",
+        "latency",
+        "throughput",
+        "throughput_exhaustive",
+        "validation",
+    }
     assert named == solved | {"speed"}

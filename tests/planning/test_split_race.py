@@ -132,11 +132,10 @@ def test_an_interrupt_leaves_a_lower_bound(two, monkeypatch):
     plan = planner.plan_query(query, with_upgrades=False)
     found, answer = plan.throughput, plan.slo_answer
     assert plan.stopped and found.is_lower_bound
-    assert found.simulated_requests_per_s == pytest.approx(answer.max_requests_per_s, rel=0.1)
+    assert answer.max_rate_is_lower_bound
+    assert answer.max_requests_per_s <= found.simulated_requests_per_s * 1.1
     assert "serves at least" in describe_rate(found)
-    at_most = replace(query.load, users=None, rate_per_s=answer.max_requests_per_s)
-    deployment, instance = plan.deployment, plan.result.instance
-    assert judged(deployment, instance, plan.result.partition, at_most).is_met
+    assert "at least 0 " not in str(plan)
 
 
 def interrupted(*_, **__):

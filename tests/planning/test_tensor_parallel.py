@@ -81,14 +81,14 @@ def test_the_command_of_vllm_starts_the_groups(box_plan):
     assert "CUDA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7 " in command
 
 
-def test_sglang_starts_a_server_for_each_group():
-    """Servers of one machine see disjoint GPUs in a row."""
+def test_sglang_starts_one_server_with_a_replica_on_each_group():
+    """Equal replicas of one machine are ranks of one server, which sees all GPUs."""
     plan = plan_alone(
         "llama-3-70b", lab([machine()]), runtime="sglang", tensor_parallel=4, **FAST
     )
     text = hs.export(plan, "sglang")
-    shown = re.findall(r"CUDA_VISIBLE_DEVICES=(\S+) .*--tp-size 4 ", text)
-    assert shown == ["0,1,2,3", "4,5,6,7"]
+    shown = re.findall(r"CUDA_VISIBLE_DEVICES=(\S+) .*--dp-size 2 --tp-size 4 ", text)
+    assert shown == ["0,1,2,3,4,5,6,7"]
 
 
 def test_a_pipeline_of_two_machines():

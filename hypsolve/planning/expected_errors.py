@@ -1,0 +1,48 @@
+"""`error_lines`: the error to expect of a plan's forecast, where servers were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hypsolve.calibration.servers import QUANTITIES, fitted_servers
+from hypsolve.catalog import gpus
+
+if TYPE_CHECKING:
+    from hypsolve.planning.plan import Plan
+
+
+def error_lines(plan: Plan) -> Iterator[str]:
+    """Yield the error to expect of the forecast for each kind of GPU in use.
+
+    The measured servers hold all blocks. Nothing is known of the error of a forecast for
+    several stages.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("rtx-4090")),))
+    >>> plan = hs.plan("llama-3-8b", hs.Network(name="box", tiers=(box,)), with_upgrades=False)
+    >>> print(*error_lines(plan), sep=chr(10))
+    expected error: unknown, for no server of RTX 4090 under runtime ideal was measured
+    """
+    runtime = plan.query.runtime.name
+    slugs = {profile.name: slug for slug, profile in gpus().items()}
+    used = dict.fromkeys(node.gpu for node in plan.nodes if node.is_used and node.blocks)
+    servers = {gpu: fitted_servers().get((slugs.get(gpu, gpu), runtime)) for gpu in used}
+    n_stages = sum(bool(stage.blocks) for stage in plan.stages)
+    for gpu, found in servers.items():
+        if found is not None:
+            errors = ", ".join(
+                f"{words} {found.three_numbers[name]:.0%}" for name, words in QUANTITIES.items()
+            )
+            alone = " as one stage; that of several stages is unknown" if n_stages > 1 else ""
+            yield (
+                f"expected error: {errors}, the mean of {found.n_runs} measured runs of"
+                f" {' and '.join(found.models)} on {gpu} under runtime {runtime}{alone}"
+            )
+    if unknown := [gpu for gpu, found in servers.items() if found is None]:
+        yield (
+            f"expected error: unknown, for no server of {' or '.join(unknown)} under runtime"
+            f" {runtime} was measured"
+        )
