@@ -116,6 +116,13 @@ def _left_out(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"runs": list(counts.values())}, pd.Index(counts, name="rule")).map(str)
 
 
+LABELS = {
+    "today": "simulation, three numbers per GPU",
+    "today_fluid": "fluid model, three numbers per GPU",
+    "calibrated_new_groups": "fitted costs, whole group held out",
+    "calibrated_new_lengths": "fitted costs, half of the lengths held out",
+    "aiconfigurator": "NVIDIA aiconfigurator 0.12",
+}
 HIDDEN = ("today_fluid",)  # in scatter plots, which look like those of the simulation
 
 
@@ -159,7 +166,9 @@ def _scatter(ax: Axes, rows: pd.DataFrame, name: str, predictor: str) -> None:
     style.plain_log(ax.yaxis)
     ax.set_ylabel("predicted")
     error = _percent(float(rows[name].mean()))
-    style.title(ax, f"{predictor}: {QUANTITIES[name]}, mean error {error}")
+    style.title(
+        ax, f"{LABELS.get(predictor, predictor)}: mean error of {QUANTITIES[name]} {error}"
+    )
     style.clean(ax)
 
 
@@ -176,7 +185,7 @@ def _groups(errors: pd.DataFrame) -> Figure:
                 heights = [place[key] for key in rows[GROUP].itertuples(index=False, name=None)]
                 ax.plot(
                     100 * rows[name], heights, "osDv^<>Pd"[i % 9], color=f"C{i % 10}", ms=4,
-                    mfc="none" if i % 2 else None, label=str(predictor),
+                    mfc="none" if i % 2 else None, label=LABELS.get(predictor, predictor),
                 )  # fmt: skip
             style.log_ticks(ax, (1, 2, 5, 10, 20, 50, 100, 200))
             ax.set_xlabel(f"mean error of {QUANTITIES[name]} (%)")
