@@ -33,7 +33,7 @@ RULES = tuple(
     )
 )
 FLUID = Call("throughput_exact")
-PROGRAMS = tuple(map(Call, ("throughput_highs", "throughput_cpsat")))  # for one batching mode
+PROGRAMS = tuple(map(Call, ("throughput_highs", "throughput_cpsat")))
 BEST = Call("best_simulated")
 
 
@@ -115,7 +115,6 @@ def _drawn(batching: str) -> ServingSeries:
     def build(n_tiers: int, seed: int) -> Deployment:
         return drawn(n_tiers, seed=seed, batching=batching)
 
-    programs = PROGRAMS if batching == "stage" else ()
     return ServingSeries(
         axis="tiers",
         build=build,
@@ -124,7 +123,7 @@ def _drawn(batching: str) -> ServingSeries:
             (3,) if batching != "stage" else (),
             (2, 3, 4),
         ),
-        calls=(*RULES, FLUID, *programs, BEST),
+        calls=(*RULES, FLUID, *PROGRAMS, BEST),
         is_drawn=True,
     )
 
