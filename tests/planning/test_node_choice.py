@@ -8,6 +8,7 @@ from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning.node_choice import networks
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.runtime_networks import limited
+from tests.helpers.sizes import n_cases
 
 LINK = hs.Link(bytes_per_s=1.25e9, latency_s=1e-3)
 WAN = hs.Link(bytes_per_s=1.25e8, latency_s=25e-3)
@@ -90,7 +91,7 @@ def test_all_sets_of_kinds_and_tiers_are_tried():
     assert kept == expected and len(found) == len(expected)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(n_cases(2, 3)))
 def test_a_node_more_does_not_lower_the_planned_rate(seed):
     """Pipelines are as slow as their slowest node, so a slow one may have to be left out."""
     rng = np.random.default_rng([seed, 61])
