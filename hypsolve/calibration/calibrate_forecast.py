@@ -37,7 +37,7 @@ MAX_VISITS = 4e6  # tokens in a simulation, at most
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What is calibrated: a model under a runtime, on GPUs of one kind.
+    """Hold what is calibrated: a model under a runtime, on GPUs of one kind.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What measured runs compute and move, as arrays: `Features`, for forecasts of many runs."""
+"""Count what measured runs compute and move, as arrays: `Features`, for many forecasts."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Measurement:
 
     @property
     def busy(self) -> float:
-        """How many times as long steps took by the clock on the wall, in the median."""
+        """Return the median ratio of wall-clock time to measured time of the steps."""
         timings = [row.timing for row in self.rows if row.timing]
         return statistics.median(timing.wall_s / timing.median_s for timing in timings)
 

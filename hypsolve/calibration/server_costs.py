@@ -110,7 +110,7 @@ TYPICAL = ServerCosts(
     iteration_s=3e-4, token_s=5e-6, all_reduce_factor=1.0, request_s=0.02, first_factor=1.5,
     in_step=0.1,
 )  # fmt: skip
-"""What is assumed of a server that was not measured, and where fits start.
+"""State what is assumed of a server that was not measured, and where fits start.
 
 No number was fitted to end-to-end runs. Reading, 16-bit GEMM and `layer_s` are those of H100,
 H200 and B200 in the catalogue, which were fitted to block times; attention and KV cache are

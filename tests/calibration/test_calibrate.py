@@ -147,7 +147,7 @@ def test_the_closed_form_is_near_the_simulation(load):
 
 
 def test_users_that_the_limits_keep_out_wait():
-    """Of 8 users, 2 may run: by Little's law, a request takes four times as long."""
+    """A request takes four times as long if 2 of 8 users may run, by Little's law."""
     runtime = replace(SERVER.runtime, max_num_seqs=2)
     two, eight = (run_of((512, 64, users)) for users in (2, 8))
     (two_s, eight_s) = SteadyStates(Server(MODEL, runtime), L4, [two, eight]).seconds(L4)

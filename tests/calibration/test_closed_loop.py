@@ -32,7 +32,7 @@ def step_s(run, tokens, cached):
 
 @pytest.mark.parametrize("degree", [1, 4])
 def test_one_user_waits_for_a_prefill_and_for_each_pass(degree):
-    """With one user nothing is batched: both forecasts are sums of block times."""
+    """Both forecasts of a single user are sums of block times, for nothing is batched."""
     run = replace(RUN, tensor_parallel=degree)
     made = simulated(run, hs.gpu("h100"))
     assert made.ttft_s == pytest.approx(step_s(run, 1024, 0), rel=1e-9)

@@ -30,7 +30,7 @@ def column(costs):
 
 
 def made_by(costs, runs):
-    """The same runs with the times that a server of these costs has."""
+    """Return the runs with the times that a server of these costs has."""
     arrays = np.repeat(column(costs), len(runs), axis=1)
     ttft_s, tpot_s, _ = closed_loop(features_of(runs), arrays)
     return [

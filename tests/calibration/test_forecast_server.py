@@ -57,6 +57,6 @@ def test_what_cannot_be_forecast_is_refused(change, message):
 
 
 def test_coefficients_come_from_the_catalogue():
-    """The same numbers that the catalogue states are those that forecast."""
+    """Forecasts use the numbers that the catalogue states."""
     stated = fitted_servers()["h100", "vllm"].costs
     assert catalog_fit().costs("h100", "vllm") == stated

@@ -67,7 +67,7 @@ def plain_layer(x, layer, cached):
     ids=Step.describe,
 )
 def test_a_stack_computes_transformer_layers(step):
-    """What is timed is a real block: a NumPy block that loops over heads gives its numbers."""
+    """A timed block is a real one: a NumPy block that loops over heads gives its numbers."""
     stack = Stack(TINY, 2, "cpu", "float32")
     torch.manual_seed(3)
     run = stack._prepared(step)
@@ -167,7 +167,7 @@ def test_ctrl_c_keeps_what_was_measured(monkeypatch):
 
 
 def test_a_shape_that_does_not_fit_leaves_one_alone():
-    """With one shape there is no error on another one, and the text says so."""
+    """The text says that one shape gives no error on another one."""
     large = BlockShape("large", hidden=1024, n_heads=8, n_kv_heads=8, head_dim=128, ffn=4096)
     found = measure([large, TINY], device="cpu", threads=1, steps=STEPS, memory_bytes=2**25)
     assert found.held_out == ()

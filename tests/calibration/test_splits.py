@@ -38,7 +38,7 @@ def table():
 
 @pytest.fixture
 def seen(monkeypatch, table):
-    """What each fit saw, in the order of the fits."""
+    """Record what each fit sees, in the order of the fits."""
     calls = []
     true_fit = splits.fit_servers
 
@@ -125,7 +125,7 @@ def test_no_published_error_grows():
 
 
 def test_the_table_of_servers_can_be_made_and_read_again(tmp_path, monkeypatch):
-    """What `experiments.fit_servers` writes is what forecasts read: factors, groups, errors."""
+    """Forecasts read the factors, groups and errors that `experiments.fit_servers` writes."""
     import tomllib
 
     from experiments import fit_servers as script
