@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -116,6 +117,17 @@ def fitted_servers() -> dict[tuple[str, str], FittedServer]:
     }
 
 
+def describe_errors(errors: Mapping[str, float]) -> str:
+    """Write mean relative errors in words.
+
+    Examples
+    --------
+    >>> describe_errors({"tpot": 0.078, "tokens_per_s": 0.058, "ttft": 0.32})
+    'time per output token 8%, tokens/s 6%, TTFT 32%'
+    """
+    return ", ".join(f"{words} {errors[name]:.0%}" for name, words in QUANTITIES.items())
+
+
 def expected_error(gpu: str, runtime: str) -> str:
     """Return what is known of the error of a plan's forecast, as one sentence.
 
@@ -140,9 +152,7 @@ def expected_error(gpu: str, runtime: str) -> str:
     found = fitted_servers().get((gpu, runtime))
     if found is None:
         return "not validated on this GPU and runtime"
-    errors = found.three_numbers
-    words = ", ".join(f"{words} {errors[name]:.0%}" for name, words in QUANTITIES.items())
     return (
-        f"expected error of this forecast: {words} (mean of {found.n_runs} measured runs of"
-        f" {' and '.join(found.models)})"
+        f"expected error of this forecast: {describe_errors(found.three_numbers)} (mean of"
+        f" {found.n_runs} measured runs of {' and '.join(found.models)})"
     )

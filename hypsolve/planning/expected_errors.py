@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hypsolve.calibration.servers import QUANTITIES, fitted_servers
+from hypsolve.calibration.servers import describe_errors, fitted_servers
 from hypsolve.catalog import gpus
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def error_lines(plan: Plan) -> Iterator[str]:
     n_stages = sum(bool(stage.blocks) for stage in plan.stages)
     for gpu, found in servers.items():
         if found is not None:
-            errors = ", ".join(
-                f"{words} {found.three_numbers[name]:.0%}" for name, words in QUANTITIES.items()
-            )
+            errors = describe_errors(found.three_numbers)
             alone = " as one stage; that of several stages is unknown" if n_stages > 1 else ""
             yield (
                 f"expected error: {errors}, the mean of {found.n_runs} measured runs of"

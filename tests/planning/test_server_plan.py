@@ -7,16 +7,8 @@ import pytest
 import hypsolve as hs
 from hypsolve.planning.planner import plan_query
 from tests.cli.test_cli import run
+from tests.cli.test_nodes_of_commands import PAIR
 
-PAIR = """
-[[tiers]]
-name = "edge"
-nodes = [{gpu = "t4", names = ["slow"]}, {gpu = "rtx-4090", names = ["fast"]}]
-link = {gbps = 10, latency_ms = 1}
-[[tiers]]
-name = "cloud"
-nodes = [{gpu = "a100-80gb", names = ["big"]}]
-"""
 TOO_SMALL = """
 [[tiers]]
 name = "slow"
