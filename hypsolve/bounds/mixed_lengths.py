@@ -33,13 +33,14 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from hypsolve.bounds.node_groups import SLACK, NodeGroups
 from hypsolve.bounds.request_work import RequestWork, request_work
 from hypsolve.problem import costs
-from hypsolve.problem.arrays import Array
+from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.deployment import Deployment, Requests
 from hypsolve.problem.model import Block
 from hypsolve.problem.network import GpuProfile, Tier
@@ -47,6 +48,7 @@ from hypsolve.problem.runtime import KvAdmission
 
 MAX_PAIRS = 300
 N_QUANTILES = 16
+MAX_KNOWN = 8  # mixes that are kept
 FEW_TOKENS = 1e-3  # at which the slope of all-reduces is taken
 
 
@@ -79,15 +81,38 @@ class LengthMix:
         return np.asarray(values @ self.share)
 
 
+_KNOWN: dict[tuple[Any, ...], LengthMix] = {}
+
+
 def length_mix(
     deployment: Deployment, kinds: Sequence[Block], gpus: Sequence[GpuProfile]
 ) -> LengthMix:
-    """Return the mix of lengths of a deployment's requests."""
-    runtime, requests = deployment.runtime, deployment.requests
+    """Return the mix of lengths of a deployment's requests; the last ones are kept."""
+    requests = deployment.requests
     pairs = np.stack([requests.prompt_tokens, requests.output_tokens], axis=1)
     if len(np.unique(pairs, axis=0)) > MAX_PAIRS:
         pairs = np.stack([_rounded_down(column) for column in pairs.T], axis=1)
     pairs, counts = np.unique(pairs, axis=0, return_counts=True)
+    key = (
+        pairs.tobytes(), counts.tobytes(), deployment.runtime, deployment.cost_model,
+        tuple(kinds), tuple(gpus),
+    )  # fmt: skip
+    if key not in _KNOWN:
+        while len(_KNOWN) >= MAX_KNOWN:
+            _KNOWN.pop(next(iter(_KNOWN)))
+        _KNOWN[key] = _mix_of(deployment, kinds, gpus, pairs, counts)
+    return _KNOWN[key]
+
+
+def _mix_of(
+    deployment: Deployment,
+    kinds: Sequence[Block],
+    gpus: Sequence[GpuProfile],
+    pairs: IntArray,
+    counts: IntArray,
+) -> LengthMix:
+    """Return the mix of distinct pairs of lengths, with the requests of each."""
+    runtime = deployment.runtime
     works = [request_work(_alike(deployment, p, o), kinds, gpus) for p, o in pairs.tolist()]
     p, o = pairs.T.astype(np.float64)
     is_paged = runtime.kv_admission is KvAdmission.PAGED

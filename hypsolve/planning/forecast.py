@@ -12,11 +12,19 @@ from numpy.typing import NDArray
 
 from hypsolve.planning.doubled_resources import DOUBLED, doubled, helps_most
 from hypsolve.planning.limiting_resource import limiting_resources
-from hypsolve.planning.load import N_REQUESTS, Load, evenly, max_requests, with_requests
+from hypsolve.planning.load import (
+    N_REQUESTS,
+    Load,
+    evenly,
+    in_whole_rounds,
+    max_requests,
+    one_alone,
+    with_requests,
+)
 from hypsolve.planning.rate_bound import bound_on_rate, lengths, n_pipelines, stages_of
 from hypsolve.problem import costs, evaluation
 from hypsolve.problem import validation as valid
-from hypsolve.problem.deployment import Deployment, Model
+from hypsolve.problem.deployment import Deployment, Model, Requests
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.runtime import Batching
 from hypsolve.problem.solution import Partition
@@ -86,11 +94,13 @@ class Forecast:
         Upper bound on the rate of every schedule of this partition under the limits of
         `runtime` and, with users, for so many of them; see `hypsolve.planning.rate_bound`. The
         rate is the number of requests over the time from the first arrival to the last
-        completion or, with users, to the end of the last think time.
+        completion or, with users, to the end of the last think time. If lengths differ, it
+        holds for the lengths of the representatives (`RequestMix`) or, with users, of the
+        requests that were simulated.
     max_sequences : int
-        Number of sequences that fit into the KV caches at the same time: of every tier or,
-        where batches pass whole pipelines, of the pipelines together. 0 if no block has a
-        cache.
+        Number of sequences that fit into the KV caches at the same time, of mean length if
+        they differ: of every tier or, where batches pass whole pipelines, of the pipelines
+        together. 0 if no block has a cache.
     max_running_sequences : int
         Number of sequences that run at once. `Runtime.max_num_seqs` limits each pipeline or,
         under the batching mode ``stage``, the iterations of each node.
@@ -152,12 +162,13 @@ def predict(
     only: str = "",
     known_per_s: float = 0.0,
 ) -> Forecast:
-    """Forecast how a partition serves requests like the first one of a deployment.
+    """Forecast how a partition serves requests like those of a deployment.
 
     Parameters
     ----------
     deployment : Deployment
-        Its runtime gives batching mode and limits.
+        Its runtime gives batching mode and limits. Bound and largest rate are of its requests;
+        the load may have others.
     partition : Partition
         Every stage must fit on some node of its tier.
     load : Load or float
@@ -199,8 +210,9 @@ def predict(
         limited_by = _limited_by(deployment, instance, partition, max_rate, load, deadline)
     served_per_s, goodput_per_s = found.requests_per_s, found.goodput_requests_per_s
     if load.users is not None:
+        sent = deployment if load.mix is None else _with_lengths(deployment, trace)
         bound = bound_on_rate(
-            deployment, instance, partition, users=load.users, think_time_s=load.think_time_s
+            sent, instance, partition, users=load.users, think_time_s=load.think_time_s
         )
         share = found.observed_s / (found.observed_s + load.think_time_s)
         served_per_s, goodput_per_s = share * served_per_s, share * goodput_per_s
@@ -210,7 +222,7 @@ def predict(
             served_per_s = min(served_per_s, max_rate)
         elif keeps_up is False:  # its largest rate is unknown, this one is simulated
             served_per_s = min(served_per_s, found.requests_per_s)
-    output = lengths(deployment)[1]
+    output = float(trace.output_tokens.mean())
     room = room_of(deployment, instance, partition)
     used = nodes_in_use(deployment, instance, partition)
     names = trace.node_names
@@ -257,9 +269,15 @@ def serve_load(
     )
 
 
+def _with_lengths(deployment: Deployment, trace: Trace) -> Deployment:
+    """Return a deployment with the requests of a simulation."""
+    served = Requests(trace.arrival_s, trace.prompt_tokens, trace.output_tokens)
+    return replace(deployment, requests=served)
+
+
 def round_s(deployment: Deployment, partition: Partition, load: Load) -> float:
     """Return the latency of a request on the idle network, and the think time."""
-    alone = serve(evenly(deployment, 1.0, 1), partition)
+    alone = serve(one_alone(deployment), partition)
     return float(alone.latency_s[0]) + load.think_time_s
 
 
@@ -342,7 +360,8 @@ def room_of(deployment: Deployment, instance: Instance, partition: Partition) ->
     """Return how many sequences fit and run at once, and how long a single one can be."""
     stages = stages_of(deployment, instance, partition)
     limit = deployment.runtime.max_num_seqs
-    length = sum(lengths(deployment))
+    length, requests = sum(lengths(deployment)), deployment.requests
+    longest = int((requests.prompt_tokens + requests.output_tokens).max())
     tokens = deployment.runtime.held_tokens(length)
     rooms = [stage.room_tokens for stage in stages]  # of each stage, a number per node
     if deployment.runtime.batching is not Batching.STAGE:
@@ -355,8 +374,8 @@ def room_of(deployment: Deployment, instance: Instance, partition: Partition) ->
         for each in rooms
         for room in each
     )
-    longest = _max_context(deployment.model, known, length)
-    return Room(sequences, min(running, sequences) if known else running, longest)
+    context = _max_context(deployment.model, known, longest)
+    return Room(sequences, min(running, sequences) if known else running, context)
 
 
 def serve(
@@ -435,7 +454,7 @@ class _Sustains:
         self, deployment: Deployment, partition: Partition, load: Load, deadline: Deadline
     ) -> None:
         self.deployment, self.partition, self.deadline = deployment, partition, deadline
-        self.alone_s = float(serve(evenly(deployment, 1.0, 1), partition).latency_s[0])
+        self.alone_s = float(serve(one_alone(deployment), partition).latency_s[0])
         self.most = min(MAX_SIMULATED, max_requests(deployment, load.max_visits))
 
     def __call__(self, rate: float) -> bool | None:
@@ -444,9 +463,10 @@ class _Sustains:
         if n > most or self.deadline.has_passed():
             return None
         for _ in range(TRIES):
+            n = in_whole_rounds(self.deployment, n)
             trace = serve(evenly(self.deployment, rate, n), self.partition)
             grows = growth(trace)
-            if grows <= STEADY or grows > SURELY or n == most:
+            if grows <= STEADY or grows > SURELY or n >= most:
                 break
             in_progress = rate * float(trace.latency_s.mean())  # Little's law
             n = min(max(4 * n, math.ceil(WINDOW * in_progress)), most)

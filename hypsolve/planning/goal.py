@@ -120,7 +120,7 @@ def modelled_slack(solution: Solution, partition: Partition, query: PlanQuery) -
     prefill = costs.to_instance(replace(deployment, requests=first), allow_empty=True)
     alone_s = path_s(solution.instance, partition)
     ttft_s = path_s(prefill, partition)
-    tpot_s = (alone_s - ttft_s) / max(query.output_tokens - 1, 1)
+    tpot_s = (alone_s - ttft_s) / max(float(requests.output_tokens.mean()) - 1, 1)
     offered_per_s = query.rate_per_s
     if query.users is not None:
         offered_per_s = query.users / (alone_s + query.think_time_s)

@@ -125,7 +125,7 @@ class _Used:
         ]
         nodes = nodes[served]
         n_tokens = trace.n_tokens[nodes]
-        per_request = int(trace.prompt_tokens[0] + trace.output_tokens[0]) - 1
+        per_request = float((trace.prompt_tokens + trace.output_tokens).mean()) - 1
         n_iterations = trace.n_iterations[nodes] * per_request / n_tokens
         shares = n_tokens / n_tokens.sum() if nodes.size else n_tokens
         return cls(stage, nodes, gpus, shares.tolist(), n_iterations.tolist())
@@ -419,7 +419,7 @@ def _share_of_kv(used: _Used, trace: Trace, offered: NDArray[np.bool_]) -> float
     capacity = trace.kv_capacity_bytes[used.nodes]
     if np.isinf(capacity).any() or not capacity.all():
         return 0.0
-    tokens = float(trace.prompt_tokens[0] + trace.output_tokens[0])
+    tokens = float((trace.prompt_tokens + trace.output_tokens).mean())
     copies = np.array([gpu.kv_copies for gpu in used.gpus])
     request = tokens * sum(block.kv_bytes_per_token for block in used.stage.blocks) * copies
     held = trace.series.kv_bytes[used.nodes][:, offered].mean(axis=1)

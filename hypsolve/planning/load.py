@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve.planning.rate_bound import lengths
+from hypsolve.planning.request_mix import RequestMix
 from hypsolve.problem.deployment import Deployment, Requests
 
 N_REQUESTS, MIN_REQUESTS = 400, 20  # in one simulation
@@ -17,7 +19,7 @@ ROUNDS_OF_USERS = 20  # requests of each user in a closed loop
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """The load that a forecast is for: Poisson arrivals, or users in a closed loop.
+    """The load that a forecast is for: arrivals at a rate, or users in a closed loop.
 
     Attributes
     ----------
@@ -34,6 +36,10 @@ class Load:
         Seed of the arrivals, and of the starts of users.
     max_visits : float
         Visits, of a token at a stage, in one simulation at most.
+    mix : RequestMix or None
+        Requests of different lengths; if it has all of them, they arrive as they did, faster or
+        slower for the rate, or are sent by the users in their order. None: Poisson arrivals of
+        requests like those of the deployment.
     """
 
     rate_per_s: float = 1.0
@@ -43,11 +49,17 @@ class Load:
     tpot_slo_s: float | None = None
     seed: int = 0
     max_visits: float = MAX_VISITS
+    mix: RequestMix | None = None
+
+    @property
+    def trace(self) -> Requests | None:
+        """All requests of the mix, in order of arrival; None if they are not known."""
+        return None if self.mix is None else self.mix.requests
 
     def describe(self) -> str:
         """Describe the load in a few words."""
         if self.users is None:
-            return f"a rate of {self.rate_per_s:g} per second"
+            return f"a rate of {self.rate_per_s:.6g} per second"
         think = f" who think for {self.think_time_s:g} s" if self.think_time_s else ""
         return f"{self.users} user{'s' * (self.users != 1)}{think}"
 
@@ -55,14 +67,58 @@ class Load:
 def with_requests(deployment: Deployment, load: Load, within_s: float = 0.0) -> Deployment:
     """Return a deployment with the requests that are simulated under a load.
 
-    Users start within `within_s` seconds.
+    Users start within `within_s` seconds. The requests of a trace are simulated once, as far as
+    visits allow; those of a short one over and over.
     """
     if load.users is None:
+        if load.trace is not None:
+            n = max(max_requests(deployment, load.max_visits), MIN_REQUESTS)
+            return from_trace(deployment, load, load.rate_per_s, min(_trace_size(load), n))
         rng = np.random.default_rng(load.seed)
         return under_load(deployment, load.rate_per_s, rng, load.max_visits)
-    n = max(N_REQUESTS, ROUNDS_OF_USERS * load.users)
+    n = max(N_REQUESTS, ROUNDS_OF_USERS * load.users, _trace_size(load))
     n = max(min(n, max_requests(deployment, load.max_visits)), load.users, MIN_REQUESTS)
-    return like_the_first(deployment, starts(load, n, within_s))
+    if load.trace is not None:
+        deployment = replace(deployment, requests=load.trace)
+    return in_order(deployment, starts(load, n, within_s))
+
+
+def _trace_size(load: Load) -> int:
+    """Return the requests of a trace, or of so many repetitions that there are enough."""
+    if load.trace is None:
+        return 0
+    n = len(load.trace)
+    return n * math.ceil(N_REQUESTS / n)
+
+
+def from_trace(deployment: Deployment, load: Load, rate_per_s: float, n: int) -> Deployment:
+    """Return a deployment with `n` requests of the trace of a load, over and over, at a rate.
+
+    The times between arrivals are those of the trace, all scaled by one number. If all of these
+    requests arrive at one time, their arrivals are Poisson arrivals.
+    """
+    trace = load.trace
+    assert trace is not None
+    deployment, size = replace(deployment, requests=trace), len(trace)
+    first_s, span_s = float(trace.arrival_s[0]), float(np.ptp(trace.arrival_s))
+    period_s = span_s * size / max(size - 1, 1)  # a mean gap between two repetitions
+    rounds = np.arange(n) // size
+    arrival_s = np.resize(trace.arrival_s - first_s, n) + rounds * period_s
+    if arrival_s[-1] == 0.0:
+        return arriving(deployment, rate_per_s, n, np.random.default_rng(load.seed))
+    return in_order(deployment, at_rate(arrival_s, rate_per_s))
+
+
+def at_rate_of(deployment: Deployment, load: Load, rate_per_s: float, n: int) -> Deployment:
+    """Return a deployment with `n` requests at another rate than that of a load, or more.
+
+    They are Poisson arrivals of the seed of the load, or those of its trace: all of it, as far
+    as visits allow.
+    """
+    if load.trace is None:
+        return arriving(deployment, rate_per_s, n, np.random.default_rng(load.seed))
+    most = max_requests(deployment, load.max_visits)
+    return from_trace(deployment, load, rate_per_s, max(n, min(len(load.trace), most)))
 
 
 def starts(load: Load, n: int, within_s: float) -> NDArray[np.float64]:
@@ -91,18 +147,27 @@ def under_load(
 
 def max_requests(deployment: Deployment, max_visits: float) -> int:
     """Return the largest number of requests for one simulation."""
-    n_passes = int(deployment.requests.output_tokens[0])
+    n_passes = float(deployment.requests.output_tokens.mean())
     return int(max_visits / (n_passes * len(deployment.network.tiers)))
+
+
+def in_whole_rounds(deployment: Deployment, n: int) -> int:
+    """Return a number of requests, at least `n`, that has all lengths equally often.
+
+    What is simulated then has the lengths that a bound on the rate is proved for.
+    """
+    size = len(deployment.requests)
+    return -(-n // size) * size
 
 
 def arriving(
     deployment: Deployment, rate_per_s: float, n: int, rng: np.random.Generator
 ) -> Deployment:
-    """Return a deployment with `n` requests like its first one, in Poisson arrivals.
+    """Return a deployment with `n` requests like its own, in Poisson arrivals.
 
     The arrivals are scaled: ``(n - 1) / (last arrival - first arrival)`` is the rate.
     """
-    return like_the_first(deployment, at_rate(rng.exponential(1.0, n).cumsum(), rate_per_s))
+    return in_order(deployment, at_rate(rng.exponential(1.0, n).cumsum(), rate_per_s))
 
 
 def at_rate(arrival_s: NDArray[np.float64], rate_per_s: float) -> NDArray[np.float64]:
@@ -114,13 +179,23 @@ def at_rate(arrival_s: NDArray[np.float64], rate_per_s: float) -> NDArray[np.flo
         return since_first * (len(arrival_s) - 1) / rate_per_s
 
 
-def like_the_first(deployment: Deployment, arrival_s: NDArray[np.float64]) -> Deployment:
-    """Return a deployment with requests like its first one at the given times."""
-    prompt, output = lengths(deployment)
-    ones = np.ones(len(arrival_s), np.int64)
-    return replace(deployment, requests=Requests(arrival_s, prompt * ones, output * ones))
+def in_order(deployment: Deployment, arrival_s: NDArray[np.float64]) -> Deployment:
+    """Return a deployment with its requests at the given times, in order, over and over."""
+    requests, n = deployment.requests, len(arrival_s)
+    prompt, output = (
+        np.resize(tokens, n) for tokens in (requests.prompt_tokens, requests.output_tokens)
+    )
+    return replace(deployment, requests=Requests(arrival_s, prompt, output))
 
 
 def evenly(deployment: Deployment, rate_per_s: float, n: int) -> Deployment:
-    """Return a deployment with `n` requests like its first one, in even arrivals."""
-    return like_the_first(deployment, np.arange(n) / rate_per_s)
+    """Return a deployment with `n` requests like its own, in even arrivals."""
+    return in_order(deployment, np.arange(n) / rate_per_s)
+
+
+def one_alone(deployment: Deployment) -> Deployment:
+    """Return a deployment with one request, of mean lengths."""
+    prompt, output = lengths(deployment)
+    return replace(
+        deployment, requests=Requests(np.zeros(1), np.array([prompt]), np.array([output]))
+    )

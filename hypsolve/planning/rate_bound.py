@@ -3,7 +3,8 @@
 The rate is the number n of requests over the time T from the first arrival to the last
 completion. No steady state is assumed: busy seconds of a node or a link, and the seconds for
 which one place in memory is taken, are at most T. All requests are alike: p prompt and o output
-tokens.
+tokens. If their lengths differ, the bound is that of `hypsolve.bounds.throughput` for the one
+split.
 
 *Iterations.* A request takes part in at least ``o - 1 + ceil(p / Q)`` iterations of a stage, if
 an iteration computes at most Q tokens of prompts. An iteration holds at most B requests, whose
@@ -42,6 +43,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hypsolve.planning.mix_bound import bound_of_mix
+from hypsolve.planning.request_mix import same_lengths
 from hypsolve.problem import costs, evaluation
 from hypsolve.problem.deployment import Block, CostModel, Deployment, GpuProfile, Node
 from hypsolve.problem.instance import Instance
@@ -98,7 +101,7 @@ def bound_on_rate(
     Parameters
     ----------
     deployment : Deployment
-        Its first request stands for all. Its runtime gives batching mode and limits.
+        Its runtime gives batching mode and limits.
     instance : Instance
         The compiled deployment.
     partition : Partition
@@ -112,6 +115,8 @@ def bound_on_rate(
     float
         See the docstring of this module for the proof.
     """
+    if not same_lengths(deployment.requests):
+        return bound_of_mix(deployment, partition, users=users, think_time_s=think_time_s)
     stages = stages_of(deployment, instance, partition)
     bound, round_trip_s = math.inf, 0.0
     for k, tier in enumerate(deployment.network.tiers[:-1]):
@@ -197,9 +202,9 @@ def bounded(deployment: Deployment, node: Node) -> GpuProfile:
 
 
 def lengths(deployment: Deployment) -> tuple[int, int]:
-    """Return prompt and output tokens of the first request, which stands for all."""
+    """Return prompt and output tokens of a request; if they differ, their rounded means."""
     requests = deployment.requests
-    return int(requests.prompt_tokens[0]), int(requests.output_tokens[0])
+    return round(requests.prompt_tokens.mean()), round(requests.output_tokens.mean())
 
 
 def _held_tokens(deployment: Deployment) -> float:

@@ -10,8 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve.planning.forecast import serve, serve_load
-from hypsolve.planning.load import Load, arriving, evenly, max_requests
-from hypsolve.planning.rate_bound import lengths
+from hypsolve.planning.load import (
+    Load,
+    at_rate_of,
+    evenly,
+    in_whole_rounds,
+    max_requests,
+)
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.runtime import Batching
 from hypsolve.problem.solution import Partition
@@ -95,11 +100,12 @@ def saturated_rate(
     Parameters
     ----------
     deployment : Deployment
-        Its first request stands for all.
+        Its requests come over and over.
     partition : Partition
     bound_per_s : float
         Finite upper bound on the rate.
     n_requests : int
+        It is raised to a multiple of the requests of the deployment, for which the bound holds.
     under_way : int
         Requests that can be under way at once.
     known : SimulatedRate, optional
@@ -109,6 +115,7 @@ def saturated_rate(
         Whether the second simulation is left out, to rank splits. It is made where batches pass
         whole pipelines, for overload may cost one split more than another.
     """
+    n_requests = in_whole_rounds(deployment, n_requests)
 
     def served(offered_per_s: float) -> float:
         trace = serve(evenly(deployment, offered_per_s, n_requests), partition)
@@ -176,8 +183,7 @@ def enough_requests(
     At most as many as make `max_visits`, where a visit is a token at a stage; and of these
     only a share, to rank splits.
     """
-    n_visits = lengths(deployment)[1] * len(deployment.network.tiers)
-    most = min(ROUNDS * under_way, int(max_visits / n_visits))
+    most = min(ROUNDS * under_way, max_requests(deployment, max_visits))
     return max(MIN_REQUESTS, int(share * most))
 
 
@@ -202,8 +208,9 @@ def rate_within_targets(
 ) -> SimulatedRate:
     """Return the largest rate at which 95 % of the simulated requests meet the targets.
 
-    Requests arrive in a Poisson process of the seed of `load`; the same draws are scaled to
-    each rate. The rate is found by bisection, since latencies grow with it.
+    Requests arrive in a Poisson process of the seed of `load`, or as in its trace; the same
+    arrivals are scaled to each rate. The rate is found by bisection, since latencies grow with
+    it.
 
     Parameters
     ----------
@@ -350,7 +357,7 @@ def requests_within(trace: Trace, load: Load) -> NDArray[np.bool_]:
 def attainment(
     deployment: Deployment, partition: Partition, load: Load, rate_per_s: float, n_requests: int
 ) -> float:
-    """Return the share of the requests, in Poisson arrivals, that meet a load's targets."""
+    """Return the share of the requests, at a rate, that meet a load's targets."""
     trace = serve_at_rate(deployment, partition, load, rate_per_s, n_requests)
     return trace.metrics(ttft_slo_s=load.ttft_slo_s, tpot_slo_s=load.tpot_slo_s).slo_attainment
 
@@ -358,6 +365,5 @@ def attainment(
 def serve_at_rate(
     deployment: Deployment, partition: Partition, load: Load, rate_per_s: float, n_requests: int
 ) -> Trace:
-    """Simulate Poisson arrivals at a rate, with the seed of a load."""
-    rng = np.random.default_rng(load.seed)
-    return serve(arriving(deployment, rate_per_s, n_requests, rng), partition)
+    """Simulate Poisson arrivals at a rate, with the seed of a load, or those of its trace."""
+    return serve(at_rate_of(deployment, load, rate_per_s, n_requests), partition)

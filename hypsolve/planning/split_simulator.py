@@ -30,6 +30,7 @@ from hypsolve.solvers.clock import Deadline
 Cuts = tuple[int, ...]
 RANKING_ROUNDS = 8  # requests simulated to rank splits, over the number under way at once
 RACED = 0.95  # of the best rate within targets: a split that misses it is not looked at further
+RANKED = 2000  # requests of a trace that tell whether a rate is within targets, to rank splits
 MORE = 1.5  # times the requests of a simulation, from which it is worth another one
 UNKNOWN = SimulatedRate(requests_per_s=math.nan, n_requests=0)
 
@@ -40,7 +41,7 @@ class SplitSimulator:
     Parameters
     ----------
     deployment : Deployment
-        Its first request stands for all.
+        Its requests are simulated over and over.
     instance : Instance
         The deployment, compiled.
     load : Load
@@ -61,8 +62,11 @@ class SplitSimulator:
         bound_per_s: float,
     ) -> None:
         self.deployment, self.instance, self.load = deployment, instance, load
+        mix = None if load.mix is None else load.mix.first(RANKED)
+        self.short_load = replace(load, mix=mix)
         self.has_goal, self.bound_per_s = has_goal, bound_per_s
         self._of_users: dict[Cuts, SimulatedRate] = {}
+        self._bounds: dict[Cuts, float] = {}
         self._took_s: dict[Cuts, float] = {}  # seconds of the simulation that ranked a split
 
     def ranked(
@@ -93,7 +97,7 @@ class SplitSimulator:
         if not self.has_goal:
             return rate
         return rate_within_targets(
-            self.deployment, Partition(cuts), self.load,
+            self.deployment, Partition(cuts), self.short_load,
             min(most, rate.requests_per_s * (1 + under_way / n)), n, deadline,
             least_per_s=RACED * to_beat_per_s,
         )  # fmt: skip
@@ -172,7 +176,10 @@ class SplitSimulator:
 
     def _most(self, cuts: Cuts) -> float:
         """Return a rate that the split does not exceed, without users."""
-        of_split = bound_on_rate(self.deployment, self.instance, Partition(cuts))
+        if cuts not in self._bounds:
+            partition = Partition(cuts)
+            self._bounds[cuts] = bound_on_rate(self.deployment, self.instance, partition)
+        of_split = self._bounds[cuts]
         return of_split if self.load.users is not None else min(self.bound_per_s, of_split)
 
     def _under_way(self, cuts: Cuts) -> int:

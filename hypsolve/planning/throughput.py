@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hypsolve.bounds.throughput import throughput_bound
-from hypsolve.planning.load import Load
+from hypsolve.planning.load import Load, with_requests
 from hypsolve.planning.saturation import MET, SimulatedRate
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.split_race import SplitRace
@@ -145,7 +145,8 @@ class RateSearch:
     Parameters
     ----------
     deployment : Deployment
-        Its first request stands for all.
+        Its requests are simulated over and over. With targets, and for users, those of the load
+        are, if it has a trace.
     rules : mapping
         Keyword arguments of `hypsolve.to_instance`.
     load : Load
@@ -165,6 +166,11 @@ class RateSearch:
         prices_per_hour: Mapping[str, float],
     ) -> None:
         self.deployment, self.load, self.objective = deployment, load, objective
+        self.of_users = self.of_fluid = deployment
+        if load.mix is not None and load.users is not None:
+            self.of_users = with_requests(deployment, load)
+        if load.trace is not None:
+            self.of_fluid = replace(deployment, requests=load.trace)
         self.splits_of = {key: value for key, value in rules.items() if key != "stage_rule"}
         self.prices_per_hour = dict(prices_per_hour)
         self.instance = to_instance(deployment, objective=Objective.PATH, **rules)
@@ -222,7 +228,7 @@ class RateSearch:
         for each in (goals, {}):
             yield (
                 to_serving_instance(
-                    self.deployment,
+                    self.of_fluid,
                     users=self.load.users,
                     think_time_s=self.load.think_time_s,
                     **self.splits_of,
@@ -236,9 +242,10 @@ class RateSearch:
 
         `has_users` says whether the users of the load send the requests, if it has some.
         """
+        users = self.load.users if has_users else None
         return throughput_bound(
-            self.deployment,
-            users=self.load.users if has_users else None,
+            self.deployment if users is None else self.of_users,
+            users=users,
             think_time_s=self.load.think_time_s if has_users else 0.0,
             **self.splits_of,
         )

@@ -1,0 +1,366 @@
+"""`RequestMix`: requests of different lengths that a plan is made for."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from hypsolve.formats.request_traces import read_requests
+from hypsolve.problem import validation as valid
+from hypsolve.problem.arrays import IntArray
+from hypsolve.problem.deployment import Requests
+from hypsolve.problem.units import count
+
+N_STRATA = 12
+N_REPRESENTATIVES = N_STRATA**2  # requests that splits are compared with, at most
+GOLDEN = (math.sqrt(5) - 1) / 2
+PERCENTILES = (50, 95, 99)
+
+
+class LengthSummary(TypedDict):
+    """Summary of the lengths of prompts, or of outputs, in tokens."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+
+class LongestRequest(TypedDict):
+    """The longest request: prompt and output together."""
+
+    number: int
+    prompt_tokens: int
+    output_tokens: int
+
+
+class LengthPairs(TypedDict):
+    """Lengths of some requests, in the order in which they are simulated."""
+
+    prompt_tokens: list[int]
+    output_tokens: list[int]
+
+
+class RequestMixTable(TypedDict):
+    """The requests of a plan, as its JSON states them."""
+
+    source: str
+    n_requests: int
+    sha256: str
+    rate_per_s: float | None
+    prompt_tokens: LengthSummary
+    output_tokens: LengthSummary
+    longest: LongestRequest
+    representatives: LengthPairs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RequestMix:
+    """Requests of different lengths, and the few of them that splits are compared with.
+
+    Attributes
+    ----------
+    source : str
+        Name of their file, without its folder; ``requests`` if they came from Python.
+    requests : Requests or None
+        All of them, in order of arrival. None if the mix was read from a plan, which keeps the
+        representatives alone.
+    representatives : Requests
+        At most `N_REPRESENTATIVES` requests that stand for all; see `representatives_of`. Their
+        arrivals mean nothing.
+    table : RequestMixTable
+        Numbers that describe all requests; see `to_dict`.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> mix = RequestMix.of(hs.workload("azure_conversation", n_requests=5000, rate_per_s=2.0))
+    >>> mix.n_requests, len(mix.representatives), round(mix.rate_per_s, 9)
+    (5000, 144, 2.0)
+    """
+
+    source: str
+    requests: Requests | None
+    representatives: Requests
+    table: RequestMixTable
+
+    @classmethod
+    def of(cls, given: str | os.PathLike[str] | Requests | RequestMix) -> RequestMix:
+        """Return the mix of requests in a file for `hypsolve.read_requests`, or as given.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the file or a row of it is invalid; the message names both.
+        OSError
+            If the file cannot be read.
+        """
+        if isinstance(given, RequestMix):
+            return given
+        source = "requests"
+        if isinstance(given, str | os.PathLike):
+            source, given = Path(given).name, read_requests(given)
+        if not isinstance(given, Requests):
+            raise TypeError(
+                f"plan: requests must be a file or Requests, got {given!r:.60}"
+            ) from None
+        order = np.argsort(given.arrival_s, kind="stable")
+        requests = _take(given, order)
+        representatives = representatives_of(requests)
+        return cls(
+            source=source,
+            requests=requests,
+            representatives=representatives,
+            table=_table(source, requests, representatives),
+        )
+
+    @classmethod
+    def from_dict(cls, owner: str, table: Any) -> RequestMix:
+        """Read a mix from the JSON of a plan, which `to_dict` wrote.
+
+        Parameters
+        ----------
+        owner : str
+            What messages begin with.
+        table : dict
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a key is missing or invalid.
+        """
+        if not isinstance(table, dict):
+            raise TypeError(f"{owner}: requests must be a table, got {table!r:.60}")
+        for key, kind in RequestMixTable.__annotations__.items():
+            if key not in table:
+                raise ValueError(f"{owner}: requests must have the key {key!r}, lacks it")
+            of_table = "LengthSummary" in str(kind) or key in ("longest", "representatives")
+            if of_table and not isinstance(table[key], dict):
+                raise TypeError(f"{owner}: requests.{key} must be a table")
+        pairs, longest = table["representatives"], table["longest"]
+        lengths = [pairs.get(name) for name in LengthPairs.__annotations__]
+        for name in LengthPairs.__annotations__:
+            valid.whole(f"{owner}: requests.longest", name, longest.get(name), minimum=1)
+        for name in ("prompt_tokens", "output_tokens"):
+            valid.real(f"{owner}: requests.{name}", "mean", table[name].get("mean"), minimum=1)
+        if table["rate_per_s"] is not None:
+            valid.real(f"{owner}: requests", "rate_per_s", table["rate_per_s"], strict=True)
+        valid.whole(f"{owner}: requests", "n_requests", table["n_requests"], minimum=1)
+        if not all(isinstance(each, list) and each for each in lengths):
+            raise ValueError(
+                f"{owner}: requests.representatives must hold prompt_tokens and output_tokens"
+            )
+        return cls(
+            source=valid.text(f"{owner}: requests", "source", table["source"]),
+            requests=None,
+            representatives=Requests(np.zeros(len(lengths[0])), *lengths),
+            table=table,  # type: ignore[arg-type]
+        )
+
+    @property
+    def n_requests(self) -> int:
+        """Number of all requests."""
+        return self.table["n_requests"]
+
+    @property
+    def rate_per_s(self) -> float:
+        """Requests per second as they arrived; nan if all arrived at one time."""
+        rate = self.table["rate_per_s"]
+        return math.nan if rate is None else rate
+
+    @property
+    def mean_tokens(self) -> tuple[int, int]:
+        """Mean prompt and output tokens of all requests, rounded."""
+        prompt, output = (
+            self.table["prompt_tokens"]["mean"],
+            self.table["output_tokens"]["mean"],
+        )
+        return max(round(prompt), 1), max(round(output), 1)
+
+    @property
+    def longest_tokens(self) -> int:
+        """Prompt and output of the longest request."""
+        longest = self.table["longest"]
+        return longest["prompt_tokens"] + longest["output_tokens"]
+
+    def describe(self) -> str:
+        """Describe the requests and their lengths."""
+        words = ", ".join(
+            f"{name} {count_tokens(self.table[key]['mean'])}"  # type: ignore[literal-required]
+            f" (p95 {count_tokens(self.table[key]['p95'])},"  # type: ignore[literal-required]
+            f" max {count_tokens(self.table[key]['max'])})"  # type: ignore[literal-required]
+            for name, key in (("prompt", "prompt_tokens"), ("output", "output_tokens"))
+        )
+        return f"{count(self.n_requests, 'request')} of {self.source}, mean tokens: {words}"
+
+    def describe_longest(self) -> str:
+        """Name the longest request."""
+        longest = self.table["longest"]
+        return (
+            f"request {longest['number']} of {self.source}, the longest,"
+            f" {longest['prompt_tokens']} + {longest['output_tokens']} tokens"
+        )
+
+    def describe_representatives(self) -> str:
+        """Say which requests splits are compared with."""
+        n, requests = len(self.representatives), self.representatives
+        if n == self.n_requests:
+            return "bounds and largest rates are of these requests, over and over"
+        means = requests.prompt_tokens.mean(), requests.output_tokens.mean()
+        return (
+            f"bounds and largest rates are of {n} of them that stand for all"
+            f" ({means[0]:.4g} + {means[1]:.4g} tokens on average), over and over"
+        )
+
+    def first(self, n: int) -> RequestMix:
+        """Return a copy with only the first `n` requests to simulate, or fewer."""
+        if self.requests is None or len(self.requests) <= n:
+            return self
+        return replace(self, requests=_take(self.requests, np.arange(n)))
+
+    def clipped(self, tokens: int) -> RequestMix:
+        """Return a copy in which requests are cut to at most `tokens`, at least 2.
+
+        The output is cut to `tokens` - 1, then the prompt.
+        """
+
+        def cut(requests: Requests) -> Requests:
+            output = np.minimum(requests.output_tokens, tokens - 1)
+            prompt = np.minimum(requests.prompt_tokens, tokens - output)
+            return Requests(requests.arrival_s, prompt, output)
+
+        requests = cut(self.representatives if self.requests is None else self.requests)
+        chosen = cut(self.representatives)
+        return RequestMix(
+            source=self.source,
+            requests=None if self.requests is None else requests,
+            representatives=chosen,
+            table=_table(self.source, requests, chosen),
+        )
+
+    def to_dict(self) -> RequestMixTable:
+        """Return what the JSON of a plan keeps: numbers, and the representatives' lengths."""
+        return self.table
+
+
+def count_tokens(tokens: float) -> str:
+    """Write a number of tokens, which may be a mean, in at most four digits or exactly."""
+    return f"{tokens:.4g}" if tokens < 1e4 else f"{tokens:.0f}"
+
+
+def representatives_of(requests: Requests) -> Requests:
+    """Return a few requests that stand for all, in an order of which every part does, too.
+
+    Requests are sorted by output and cut into `N_STRATA` parts, each of which is sorted by
+    prompt and cut again. Of every part, the request nearest to its means is taken. In steps of
+    the golden ratio, they are then put into an order in which requests that follow each other
+    come from all parts evenly: a section of a simulation sees the same mix as the whole. All
+    requests are taken if they are few.
+
+    Parameters
+    ----------
+    requests : Requests
+
+    Returns
+    -------
+    Requests
+        At most `N_REPRESENTATIVES`; all arrive at time 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ramp = np.arange(1, 10001)
+    >>> chosen = representatives_of(Requests(np.zeros(10000), ramp, ramp))
+    >>> len(chosen), float(chosen.prompt_tokens.mean()), float(ramp.mean())
+    (144, 5000.5, 5000.5)
+    """
+    strata = [
+        cell
+        for part in _parts(np.arange(len(requests)), requests.output_tokens)
+        for cell in _parts(part, requests.prompt_tokens)
+    ]
+    if len(requests) <= N_REPRESENTATIVES:
+        chosen = np.concatenate(strata)
+    else:
+        chosen = np.array([_nearest_to_mean(requests, cell) for cell in strata])
+    spread = np.argsort(np.arange(len(chosen)) * GOLDEN % 1, kind="stable")
+    found = _take(requests, chosen[spread])
+    return Requests(np.zeros(len(found)), found.prompt_tokens, found.output_tokens)
+
+
+def _parts(which: IntArray, tokens: IntArray) -> list[IntArray]:
+    """Cut some requests into parts of equal sizes, sorted by their tokens; none is empty."""
+    ordered = which[np.argsort(tokens[which], kind="stable")]
+    return np.array_split(ordered, min(N_STRATA, len(ordered)))
+
+
+def _nearest_to_mean(requests: Requests, cell: IntArray) -> int:
+    """Return the request of a part whose lengths are nearest to the means of the part."""
+    distance = np.zeros(len(cell))
+    for tokens in (requests.prompt_tokens[cell], requests.output_tokens[cell]):
+        distance += abs(tokens / tokens.mean() - 1)
+    return int(cell[distance.argmin()])
+
+
+def _take(requests: Requests, which: IntArray) -> Requests:
+    return Requests(
+        requests.arrival_s[which],
+        requests.prompt_tokens[which],
+        requests.output_tokens[which],
+    )
+
+
+def _table(source: str, requests: Requests, representatives: Requests) -> RequestMixTable:
+    prompt, output = requests.prompt_tokens, requests.output_tokens
+    longest = int((prompt + output).argmax())
+    span_s = float(np.ptp(requests.arrival_s))
+    digest = hashlib.sha256()
+    for array in (requests.arrival_s, prompt, output):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return {
+        "source": source,
+        "n_requests": len(requests),
+        "sha256": digest.hexdigest(),
+        "rate_per_s": (len(requests) - 1) / span_s if span_s else None,
+        "prompt_tokens": _summary(prompt),
+        "output_tokens": _summary(output),
+        "longest": {
+            "number": longest + 1,
+            "prompt_tokens": int(prompt[longest]),
+            "output_tokens": int(output[longest]),
+        },
+        "representatives": {
+            "prompt_tokens": representatives.prompt_tokens.tolist(),
+            "output_tokens": representatives.output_tokens.tolist(),
+        },
+    }
+
+
+def _summary(tokens: IntArray) -> LengthSummary:
+    p50, p95, p99 = np.percentile(tokens, PERCENTILES).tolist()
+    return {
+        "mean": float(tokens.mean()), "p50": p50, "p95": p95, "p99": p99,
+        "max": float(tokens.max()),
+    }  # fmt: skip
+
+
+def same_lengths(requests: Requests) -> bool:
+    """Return whether all requests have equal lengths."""
+    return all(
+        bool((tokens == tokens[0]).all())
+        for tokens in (requests.prompt_tokens, requests.output_tokens)
+    )
+
+
+def mix_from(owner: str, document: Mapping[str, Any]) -> RequestMix | None:
+    """Return the mix of requests that a document states; None if it states none."""
+    table = document.get("requests")
+    return None if table is None else RequestMix.from_dict(owner, table)
