@@ -21,7 +21,6 @@ from hypsolve.cli.options import (
     without_defaults,
 )
 from hypsolve.dispatch.policies import POLICIES
-from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning import comparison, planner
 from hypsolve.planning.degree_text import describe_lost_degree, of_degree
 from hypsolve.planning.earlier_plan import (
@@ -29,12 +28,13 @@ from hypsolve.planning.earlier_plan import (
     query_in,
     query_of_plan,
     solution_of_plan,
+    with_arguments,
 )
 from hypsolve.planning.figures import draw_pareto
 from hypsolve.planning.forecast import round_s
 from hypsolve.planning.frontier_of_nodes import with_other_nodes
 from hypsolve.planning.layers import describe_blocks, describe_cuts
-from hypsolve.planning.load import Load, arriving, at_rate, starts
+from hypsolve.planning.load import Load, arriving, at_rate, from_trace, starts
 from hypsolve.planning.query import ALONE, PlanQuery, Solution, solve_query
 from hypsolve.planning.replan import Replan
 from hypsolve.planning.replan import replan as plan_anew
@@ -302,7 +302,7 @@ def _draw(points: Sequence[ServingPoint], name: str, path: Path) -> None:
 
 
 @click.command()
-@query_options()
+@query_options(requests="--trace")
 @click.option("--method", help="Method of the split.  [default: as in hypsolve plan]")
 @click.option("--plan", "plan", type=click.Path(), help="Take the split from this plan (JSON).")
 @click.option(
@@ -312,7 +312,6 @@ def _draw(points: Sequence[ServingPoint], name: str, path: Path) -> None:
     help="Lengths and gaps of the requests.  [default: --prompt and --output for all]",
 )
 @click.option("--requests", default=300, show_default=True, help="Number of requests.")
-@click.option("--trace", type=click.Path(), help="Take the requests from this file.")
 @click.option(
     "--policy",
     type=click.Choice(tuple(POLICIES)),
@@ -329,7 +328,6 @@ def simulate(
     plan: str | None,
     source: str | None,
     requests: int,
-    trace: str | None,
     policy: str,
     perfetto: str | None,
     as_json: bool,
@@ -345,7 +343,7 @@ def simulate(
     if plan is not None and (method is not None or "objective" in arguments):
         raise click.UsageError("--plan excludes --method and --objective")
     if plan is not None:
-        arguments = {**query_in(plan), **without_defaults(arguments)}
+        arguments = with_arguments(query_in(plan), without_defaults(arguments))
     query = PlanQuery.of(model, network, method=method, **arguments)
     with show_progress() as progress:
         nodes, solution, deadline = (
@@ -362,8 +360,8 @@ def simulate(
         return 1
     if solution.interrupted:
         print("stopped: the split is the best so far", file=sys.stderr)
-    if trace is not None:
-        given = read_requests(trace)
+    if load.trace is not None:
+        given = from_trace(deployment, load, load.rate_per_s, len(load.trace)).requests
     elif source is not None:
         given = workload(
             source, n_requests=requests, rate_per_s=load.rate_per_s, seed=query.seed
@@ -373,9 +371,9 @@ def simulate(
         valid.whole("simulate", "requests", requests, minimum=1)
         rng = np.random.default_rng(query.seed)
         given = arriving(deployment, load.rate_per_s, requests, rng).requests
-        if load.users is not None:
-            within_s = round_s(deployment, partition, load)
-            given = replace(given, arrival_s=starts(load, requests, within_s))
+    if load.users is not None and (load.trace is not None or source is None):
+        within_s = round_s(deployment, partition, load)
+        given = replace(given, arrival_s=starts(load, len(given), within_s))
     longest = int((given.prompt_tokens + given.output_tokens).max())
     served = simulate_requests(
         replace(

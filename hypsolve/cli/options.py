@@ -116,6 +116,7 @@ def query_options(
     default_objective: str = "throughput; goodput with a target; with --method "
     + DEFAULT_ALONE,
     limits: str = "the whole command; compiling comes before",
+    requests: str = "--requests",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a command with the options of a query.
 
@@ -132,6 +133,8 @@ def query_options(
         What ``--objective`` is by default, in words.
     limits : str
         What the time limit is for.
+    requests : str
+        Name of the option for a file of requests.
     """
 
     def number(name: str, default: Any, words: str, **more: Any) -> Callable[..., Any]:
@@ -161,6 +164,13 @@ def query_options(
         ),
         number("--prompt", 512, "Prompt tokens of every request."),
         number("--output", 256, "Output tokens of every request."),
+        click.option(
+            requests,
+            "request_file",
+            type=click.Path(),
+            help="File of requests of different lengths, in place of --prompt and --output; its"
+            " own rate is the default of --rate.",
+        ),
         number("--rate", 1.0, "Requests per second."),
         maybe("--users", int, "Closed loop of so many users, in place of --rate."),
         maybe("--think-time", float, "Seconds from a user's request to the next one."),
@@ -223,6 +233,8 @@ def query_options(
             arguments = {name: value for name, value in taken.items() if value is not None}
             if taken.get("users") is not None and _is_given("rate"):
                 raise click.UsageError("--users and --rate exclude each other")
+            if "requests" in arguments:
+                _drop_lengths(arguments, requests)
             return command(arguments=arguments, **given)
 
         for option in reversed(options):
@@ -230,6 +242,15 @@ def query_options(
         return with_arguments
 
     return decorate
+
+
+def _drop_lengths(arguments: dict[str, Any], requests: str) -> None:
+    """Drop the defaults that a file of requests replaces; refuse lengths beside it."""
+    for option in ("prompt", "output", "rate"):
+        if not _is_given(option):
+            arguments.pop(_ARGUMENTS[option], None)
+        elif option != "rate":
+            raise click.UsageError(f"{requests} and --{option} exclude each other")
 
 
 def _is_given(option: str) -> bool:
@@ -249,7 +270,7 @@ _ARGUMENTS = {
     "weights": "weights", "objective": "objective", "time_limit": "time_limit_s",
     "rate": "rate_per_s", "users": "users", "think_time": "think_time_s",
     "ttft_slo": "ttft_slo_s", "tpot_slo": "tpot_slo_s", "runtime": "runtime",
-    "seed": "seed", "tensor_parallel": "tensor_parallel",
+    "seed": "seed", "tensor_parallel": "tensor_parallel", "request_file": "requests",
     **{name: name for name in _RUNTIME},
 }  # fmt: skip
 

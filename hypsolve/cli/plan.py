@@ -79,6 +79,7 @@ def plan(
     hypsolve plan --model llama-3-8b --network network.toml --export vllm
     hypsolve plan --model llama-3-8b --network network.toml --report plan.html
     hypsolve plan --model llama-3-8b --network network.toml --slo-ttft 1 --users 50
+    hypsolve plan --model llama-3-8b --network network.toml --requests requests.csv
 
     With --slo-ttft or --slo-tpot, the plan says whether --users, or --rate, are served within
     the targets: 95% of the simulated requests. It also says the largest number of users and

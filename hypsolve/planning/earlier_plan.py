@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from hypsolve import catalog
 from hypsolve.planning.plan import FORMAT, VERSION, Plan
 from hypsolve.planning.query import RATES, ModelSource, PlanQuery, Solution, instance_of
+from hypsolve.planning.query_arguments import LENGTHS
+from hypsolve.planning.request_mix import mix_from
 from hypsolve.planning.runtime_networks import limited, may_be_empty
 from hypsolve.planning.runtime_restrictions import restricting_server
 from hypsolve.problem import evaluation
@@ -98,6 +100,19 @@ class Placement:
 def query_in(plan: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the arguments of `hypsolve.plan` that made the plan in a file."""
     return dict(placement(plan).query)
+
+
+def with_arguments(kept: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an earlier plan with others in their place.
+
+    Requests of different lengths replace lengths of all requests, and the other way round.
+    """
+    found = {**kept, **arguments}
+    if "requests" in arguments:
+        found = {key: found[key] for key in found if key not in LENGTHS or key in arguments}
+    elif any(name in arguments for name in LENGTHS):
+        found.pop("requests", None)
+    return found
 
 
 def query_of_plan(
@@ -310,6 +325,10 @@ def _kept(owner: str, document: Mapping[str, Any]) -> dict[str, Any]:
     if (objective := document.get("objective")) is not None:
         valid.known(f"objective of {owner}", objective, (*OBJECTIVES, *OF_LATENCY))
         kept["objective"] = "path" if objective in OF_LATENCY else objective
+    if (mix := mix_from(owner, document)) is not None:
+        kept["requests"] = mix
+        for name in LENGTHS:  # the means of the requests
+            kept.pop(name, None)
     runtime = kept.get("runtime")
     if isinstance(runtime, dict):
         kept["runtime"] = runtime_from_dict(owner, runtime)

@@ -52,6 +52,8 @@ class Forecast:
     ----------
     load : Load
         Rate or users, and targets.
+    n_requests : int
+        Requests of the simulation.
     runtime : str
         The rules and limits that were simulated, in words.
     ttft_s, tpot_s, latency_s : Summary
@@ -120,6 +122,7 @@ class Forecast:
     """
 
     load: Load
+    n_requests: int
     runtime: str
     ttft_s: Summary
     tpot_s: Summary
@@ -229,6 +232,7 @@ def predict(
     price, unused = _prices(names, used, price_per_hour or {}, served_per_s * output)
     return Forecast(
         load=load,
+        n_requests=len(trace.arrival_s),
         runtime=deployment.runtime.describe(),
         ttft_s=found.ttft_s,
         tpot_s=found.tpot_s,

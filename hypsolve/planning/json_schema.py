@@ -23,6 +23,7 @@ from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.formats.network_toml_types import Key, NetworkTable
 from hypsolve.planning.plan import FORMAT, VERSION, Plan
 from hypsolve.planning.query import PlanQuery
+from hypsolve.planning.request_mix import RequestMix, RequestMixTable
 from hypsolve.planning.serving_schema import ServingInstanceFile, ServingResultFile
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment, Model
@@ -100,12 +101,16 @@ SCHEMAS: dict[str, tuple[str, type]] = {
 _WRITTEN_AS: dict[Any, Any] = {  # types that `Plan.to_dict` does not write field by field
     Model: Annotated[str, "Name of the model."],
     NetworkFile: Annotated[str, "Name of the network."],
+    RequestMix: Annotated[str, "Name of the file of the requests."],
     Result: ResultTable,
     range: Annotated[
         tuple[BlockNumber, BlockNumber], "First block, and the one after the last."
     ],
 }
 _INLINED = {PlanQuery}  # its fields are written as fields of the plan
+_FIELDS_WRITTEN_AS: dict[tuple[type, str], Any] = {
+    (PlanQuery, "requests"): RequestMixTable | None  # `Load` only names them
+}
 _NOT_WRITTEN = {Deployment, Mapping[str, Any], ServingResult | None}
 _STATED: dict[type, Schema] = {  # fields that a file states beside those of its type
     Plan: {
@@ -207,6 +212,7 @@ def _record(kind: Any) -> Schema:
         required = [name for name in hints if name in kind.__required_keys__]
     else:
         properties = dict(_STATED.get(kind, {}))
+        hints |= {n: hint for (of, n), hint in _FIELDS_WRITTEN_AS.items() if of is kind}
         for name in (each.name for each in dataclasses.fields(kind)):
             if hints[name] in _INLINED:
                 properties |= _record(hints[name])["properties"]

@@ -58,10 +58,14 @@ class Load:
 
     def describe(self) -> str:
         """Describe the load in a few words."""
+        if self.users is None and self.mix is not None:
+            return f"the requests of {self.mix.source} at {self.rate_per_s:g} per second"
         if self.users is None:
-            return f"a rate of {self.rate_per_s:.6g} per second"
+            return f"a rate of {self.rate_per_s:g} per second"
         think = f" who think for {self.think_time_s:g} s" if self.think_time_s else ""
-        return f"{self.users} user{'s' * (self.users != 1)}{think}"
+        what = "" if self.mix is None else f" who send the requests of {self.mix.source}"
+        think = think.replace(" who", " and", 1) if what else think
+        return f"{self.users} user{'s' * (self.users != 1)}{what}{think}"
 
 
 def with_requests(deployment: Deployment, load: Load, within_s: float = 0.0) -> Deployment:

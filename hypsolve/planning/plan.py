@@ -12,6 +12,7 @@ from hypsolve.planning.degree_choice import DegreeChoice
 from hypsolve.planning.forecast import Forecast, serve_load
 from hypsolve.planning.layers import describe_blocks
 from hypsolve.planning.query import PlanQuery
+from hypsolve.planning.request_mix import RequestMix
 from hypsolve.planning.serving_frontier import ServingPoint, serving_points, undominated
 from hypsolve.planning.slo_answer import SloAnswer
 from hypsolve.planning.throughput import Throughput
@@ -156,7 +157,8 @@ class Plan:
         What the time limit or a KeyboardInterrupt left unfinished; empty if the plan is
         complete.
     deployment : Deployment
-        Model and network with one request, and the KV cache to leave room for.
+        Model and network with one request, or with the representatives of requests of
+        different lengths, and the KV cache to leave room for.
     degrees : tuple of DegreeChoice
         Degrees of tensor parallelism that were tried, the chosen one first; empty if no machine
         has several GPUs or all degrees are given.
@@ -377,6 +379,7 @@ class Plan:
             "output_tokens": query.output_tokens,
             "weights": query.weights,
             "tensor_parallel": query.tensor_parallel,
+            "requests": None if query.requests is None else query.requests.to_dict(),
             "rate_per_s": query.rate_per_s if query.users is None else None,
             "users": query.users,
             "think_time_s": query.think_time_s,
@@ -419,6 +422,8 @@ def _plain(value: Any) -> Any:
         return [value.start, value.stop]
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
+    if isinstance(value, RequestMix):
+        return value.source
     if dataclasses.is_dataclass(value):
         return record_to_dict(value)
     return finite_or_none(value) if isinstance(value, float) else value

@@ -388,4 +388,6 @@ def _reasons(solution: Solution) -> tuple[str, ...]:
     if result.status is not Status.INFEASIBLE:
         return (result.message,)
     reasons = explain_infeasible(solution.instance)
-    return (reasons.verdict, *reasons.tiers)
+    mix = solution.query.requests
+    longest = () if mix is None else (f"KV cache must hold {mix.describe_longest()}",)
+    return (reasons.verdict, *reasons.tiers, *longest)

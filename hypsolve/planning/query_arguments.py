@@ -48,14 +48,14 @@ def check_load(query: PlanQuery) -> None:
     ValueError, TypeError
         The message names the field, the rule and the value.
     """
-    for name in ("prompt_tokens", "output_tokens"):
+    if query.requests is not None:
+        _check_requests(query, query.requests)
+    for name in LENGTHS:
         value = getattr(query, name)
         if valid.whole("plan", name, value, minimum=1) > MAX_PLAN_TOKENS:
             raise ValueError(
                 f"plan: {name} must be at most {MAX_PLAN_TOKENS}, got {value!r:.60}"
             )
-    if query.requests is not None:
-        _check_requests(query, query.requests)
     valid.real("plan", "rate_per_s", query.rate_per_s, minimum=MIN_RATE)
     if query.users is not None:
         valid.whole("plan", "users", query.users, minimum=1, maximum=MAX_USERS)

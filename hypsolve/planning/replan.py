@@ -16,6 +16,7 @@ from hypsolve.planning.earlier_plan import (
     placement,
     query_of_plan,
     weights_in,
+    with_arguments,
 )
 from hypsolve.planning.few_moves import (
     FewMovesSearch,
@@ -155,19 +156,14 @@ class Replan:
                         for node, has in held
                         if has
                     ]
-        requests = self.deployment.requests
+        mix = self.query.requests
         return {
             "format": FORMAT,
             "version": VERSION,
             "instance": self.instance.name,
             "model": self.deployment.model.name,
-            "prompt_tokens": int(requests.prompt_tokens[0]),
-            "output_tokens": int(requests.output_tokens[0]),
-            **{
-                name: getattr(self.query, name)
-                for name in KEPT
-                if name not in ("prompt_tokens", "output_tokens", "runtime")
-            },
+            **{name: getattr(self.query, name) for name in KEPT if name != "runtime"},
+            "requests": None if mix is None else mix.to_dict(),
             "rate_per_s": self.query.rate_per_s if self.query.users is None else None,
             "runtime": self.query.runtime.to_dict(),
             "forecast": None if self.forecast is None else record_to_dict(self.forecast),
@@ -270,7 +266,7 @@ def replan(
     if objective is not None:
         valid.known("objective", objective, OBJECTIVES)
     old = placement(before)
-    kept = {**old.query, **arguments}
+    kept = with_arguments(old.query, arguments)
     lost_degree = None
     if "tensor_parallel" in old.query and "tensor_parallel" not in arguments:
         network = to_network_file(network)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
@@ -27,35 +27,37 @@ PERCENTILES = (50, 95, 99)
 class LengthSummary(TypedDict):
     """Summary of the lengths of prompts, or of outputs, in tokens."""
 
-    mean: float
-    p50: float
-    p95: float
-    p99: float
-    max: float
+    mean: Annotated[float, "Their mean."]
+    p50: Annotated[float, "Half of them are at most so long."]
+    p95: Annotated[float, "95 % of them are at most so long."]
+    p99: Annotated[float, "99 % of them are at most so long."]
+    max: Annotated[float, "The largest."]
 
 
 class LongestRequest(TypedDict):
     """The longest request: prompt and output together."""
 
-    number: int
-    prompt_tokens: int
-    output_tokens: int
+    number: Annotated[int, "Its number in order of arrival, counted from 1."]
+    prompt_tokens: Annotated[int, "Tokens of its prompt."]
+    output_tokens: Annotated[int, "Tokens of its output."]
 
 
 class LengthPairs(TypedDict):
-    """Lengths of some requests, in the order in which they are simulated."""
+    """Lengths of the requests that splits are compared with, in the order of simulations."""
 
-    prompt_tokens: list[int]
-    output_tokens: list[int]
+    prompt_tokens: Annotated[list[int], "Tokens of each prompt."]
+    output_tokens: Annotated[list[int], "Tokens of each output."]
 
 
 class RequestMixTable(TypedDict):
     """The requests of a plan, as its JSON states them."""
 
-    source: str
-    n_requests: int
-    sha256: str
-    rate_per_s: float | None
+    source: Annotated[str, "Name of their file; `requests` if they came from Python."]
+    n_requests: Annotated[int, "Number of requests."]
+    sha256: Annotated[str, "SHA-256 of their arrivals and lengths."]
+    rate_per_s: Annotated[
+        float | None, "Requests per second as they arrived; null: all at one time."
+    ]
     prompt_tokens: LengthSummary
     output_tokens: LengthSummary
     longest: LongestRequest
@@ -212,7 +214,7 @@ class RequestMix:
     def describe_representatives(self) -> str:
         """Say which requests splits are compared with."""
         n, requests = len(self.representatives), self.representatives
-        if n == self.n_requests:
+        if n in (1, self.n_requests):
             return "bounds and largest rates are of these requests, over and over"
         means = requests.prompt_tokens.mean(), requests.output_tokens.mean()
         return (
@@ -263,7 +265,7 @@ def representatives_of(requests: Requests) -> Requests:
     prompt and cut again. Of every part, the request nearest to its means is taken. In steps of
     the golden ratio, they are then put into an order in which requests that follow each other
     come from all parts evenly: a section of a simulation sees the same mix as the whole. All
-    requests are taken if they are few.
+    requests are taken if they are few, and one of requests with equal lengths.
 
     Parameters
     ----------
@@ -282,6 +284,9 @@ def representatives_of(requests: Requests) -> Requests:
     >>> len(chosen), float(chosen.prompt_tokens.mean()), float(ramp.mean())
     (144, 5000.5, 5000.5)
     """
+    if same_lengths(requests):
+        one = _take(requests, np.zeros(1, np.int64))
+        return Requests(np.zeros(1), one.prompt_tokens, one.output_tokens)
     strata = [
         cell
         for part in _parts(np.arange(len(requests)), requests.output_tokens)

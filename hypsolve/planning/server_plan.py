@@ -85,8 +85,12 @@ def plan(
         Called with a line of text about the work in progress.
     prompt_tokens, output_tokens : int
         Lengths of every request.
+    requests : path or Requests, optional
+        Requests of different lengths, in place of both: a file for `hypsolve.read_requests`, or
+        the arrays. The split is chosen for their lengths, and the forecast serves them.
     rate_per_s : float
-        Requests per second, for the forecast and for ``mean_latency``.
+        Requests per second, for the forecast and for ``mean_latency``. Default: 1, or the rate
+        at which `requests` arrived, which are else sped up or slowed down.
     concurrency : int
         Sequences for which every node must have KV cache at once; where batches pass whole
         pipelines, `Runtime.max_num_seqs` at most.

@@ -135,10 +135,10 @@ def describe_query(plan: Plan) -> str:
     why = ""
     if n < query.concurrency:
         why = f" (all that runtime {query.runtime.name} runs at once, of {query.concurrency})"
-    return (
-        f"{query.prompt_tokens} + {query.output_tokens} tokens, KV cache for"
-        f" {count(n, 'sequence')}{why}"
-    )
+    lengths = f"{query.prompt_tokens} + {query.output_tokens} tokens"
+    if query.requests is not None:
+        lengths = query.requests.describe()
+    return f"{lengths}, KV cache for {count(n, 'sequence')}{why}"
 
 
 def infeasible_lines(plan: Plan) -> list[str]:
@@ -370,7 +370,8 @@ def describe_forecast(forecast: Forecast) -> list[str]:
     """Return a forecast in sentences; the first one judges the load."""
     load = forecast.load
     lines = [judge_load(forecast).words]
-    lines += [f"with {load.describe()}, simulated token by token: {_served(forecast)}"]
+    n_of = f"{forecast.n_requests} of them " * (load.mix is not None)
+    lines += [f"with {load.describe()}, {n_of}simulated token by token: {_served(forecast)}"]
     times = {"TTFT": forecast.ttft_s, "TPOT": forecast.tpot_s, "latency": forecast.latency_s}
     lines += [f"  {name:<8}{summary}" for name, summary in times.items() if summary.n]
     if not math.isnan(forecast.slo_attainment):
@@ -384,6 +385,7 @@ def describe_forecast(forecast: Forecast) -> list[str]:
         f" {forecast.bound_requests_per_s:.3g}",
         f"memory has room for {forecast.max_sequences} sequences at once{_running(forecast)},"
         f" or one of {forecast.max_context_tokens} tokens",
+        *([] if load.mix is None else [load.mix.describe_representatives()]),
         _load(forecast),
         forecast.runtime,
         *_costs(forecast),

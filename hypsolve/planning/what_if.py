@@ -463,6 +463,11 @@ def _smaller_requests(query: PlanQuery) -> Iterator[Scenario]:
         return Scenario(what=what, query=replace(query, concurrency=n))
 
     def shorter(tokens: int) -> Scenario:
+        if query.requests is not None:
+            cut = replace(query, requests=query.requests.clipped(tokens))
+            return Scenario(
+                what=f"requests cut to {tokens} tokens, not {query.tokens}", query=cut
+            )
         output = min(query.output_tokens, tokens - 1)
         return Scenario(
             what=f"sequences of {tokens} tokens, not {query.tokens}",

@@ -15,6 +15,7 @@ from hypsolve.planning.exporters.modules import ModuleNames
 from hypsolve.planning.load import with_requests
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.platforms import weights_of
+from hypsolve.planning.request_mix import RequestMix
 from hypsolve.problem.deployment import Deployment, Network, Node
 from hypsolve.problem.runtime import KvAdmission, Runtime
 from hypsolve.problem.units import count
@@ -101,6 +102,8 @@ class BenchmarkLoad:
         Users who each wait for an answer before they ask again; None: requests arrive.
     think_time_s : float
         Seconds from an answer to a user's next request.
+    mix : RequestMix or None
+        The simulated requests, if their lengths differ: those above are means then.
     """
 
     prompt_tokens: int
@@ -109,10 +112,13 @@ class BenchmarkLoad:
     rate_per_s: float
     users: int | None
     think_time_s: float = 0.0
+    mix: RequestMix | None = None
 
     @property
     def tokens(self) -> int:
-        """Tokens of one sequence."""
+        """Tokens of one sequence: of the longest one, if they differ."""
+        if self.mix is not None:
+            return self.mix.longest_tokens
         return self.prompt_tokens + self.output_tokens
 
     def __str__(self) -> str:
@@ -121,7 +127,10 @@ class BenchmarkLoad:
             load = count(self.users, "user")
         if self.think_time_s:
             load += f" (who think for {self.think_time_s:g} s; the benchmark's do not)"
-        return f"{load} of {self.prompt_tokens} + {self.output_tokens} tokens"
+        lengths = f"{load} of {self.prompt_tokens} + {self.output_tokens} tokens"
+        if self.mix is None:
+            return lengths
+        return f"{lengths} each, the means of {self.mix.source}, whose lengths differ"
 
     @classmethod
     def of(cls, plan: Plan) -> BenchmarkLoad:
@@ -135,6 +144,7 @@ class BenchmarkLoad:
             rate_per_s=load.rate_per_s,
             users=load.users,
             think_time_s=load.think_time_s,
+            mix=query.requests,
         )
 
 
@@ -223,7 +233,7 @@ class Layout:
         """
         limit = self.runtime.max_num_seqs
         if self.runtime.kv_admission is KvAdmission.RESERVE:
-            held = self.runtime.held_tokens(load.tokens)
+            held = self.runtime.held_tokens(load.prompt_tokens + load.output_tokens)
             room = min(card.room_tokens for card in replica.cards) // held
             limit = int(min(limit, max(room, 1)))
         return limit
