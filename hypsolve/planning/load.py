@@ -56,6 +56,13 @@ class Load:
         """All requests of the mix, in order of arrival; None if they are not known."""
         return None if self.mix is None else self.mix.requests
 
+    @property
+    def arrivals(self) -> str:
+        """How requests arrive at a rate, in words."""
+        if self.mix is None or self.mix.requests is None:
+            return "Poisson arrivals"
+        return f"arrivals as in {self.mix.source}"
+
     def describe(self) -> str:
         """Describe the load in a few words."""
         if self.users is None and self.mix is not None:
@@ -114,15 +121,13 @@ def from_trace(deployment: Deployment, load: Load, rate_per_s: float, n: int) ->
 
 
 def at_rate_of(deployment: Deployment, load: Load, rate_per_s: float, n: int) -> Deployment:
-    """Return a deployment with `n` requests at another rate than that of a load, or more.
+    """Return a deployment with `n` requests at a rate, as they arrive under a load.
 
-    They are Poisson arrivals of the seed of the load, or those of its trace: all of it, as far
-    as visits allow.
+    They are Poisson arrivals of the seed of the load, or those of its trace, from its begin.
     """
     if load.trace is None:
         return arriving(deployment, rate_per_s, n, np.random.default_rng(load.seed))
-    most = max_requests(deployment, load.max_visits)
-    return from_trace(deployment, load, rate_per_s, max(n, min(len(load.trace), most)))
+    return from_trace(deployment, load, rate_per_s, n)
 
 
 def starts(load: Load, n: int, within_s: float) -> NDArray[np.float64]:

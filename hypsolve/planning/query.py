@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from hypsolve.planning.load import under_load
+from hypsolve.planning.load import with_requests
 from hypsolve.planning.plan_query import PlanQuery, takes_query
 from hypsolve.planning.query_arguments import (
     ALONE,
@@ -138,9 +136,7 @@ def solve_query(
             method = with_most_room(deployment, rules)
         result = solve(instance, method, **limits, **query.options)
         return Solution(query=query, deployment=deployment, instance=instance, result=result)
-    rng = np.random.default_rng(query.seed)
-    load = query.load
-    splits = Splits(under_load(deployment, load.rate_per_s, rng, load.max_visits), rules)
+    splits = Splits(with_requests(deployment, query.load), rules)
     limits["bound_s"] = bound_s
     if query.method is None:
         result = minimise_mean_latency(splits, progress=progress, **limits, **query.options)

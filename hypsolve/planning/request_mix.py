@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -221,12 +221,6 @@ class RequestMix:
             f"bounds and largest rates are of {n} of them that stand for all"
             f" ({means[0]:.4g} + {means[1]:.4g} tokens on average), over and over"
         )
-
-    def first(self, n: int) -> RequestMix:
-        """Return a copy with only the first `n` requests to simulate, or fewer."""
-        if self.requests is None or len(self.requests) <= n:
-            return self
-        return replace(self, requests=_take(self.requests, np.arange(n)))
 
     def clipped(self, tokens: int) -> RequestMix:
         """Return a copy in which requests are cut to at most `tokens`, at least 2.

@@ -190,10 +190,12 @@ def enough_requests(
 def long_requests(under_way: int, deployment: Deployment, load: Load) -> int:
     """Return how many requests tell whether a rate is served within targets.
 
-    At most as many as make the `max_visits` of the load, where a visit is a token at a stage.
+    They are all requests of a trace, at least. At most as many as make the `max_visits` of the
+    load, where a visit is a token at a stage.
     """
     most = max_requests(deployment, load.max_visits)
-    return max(MIN_REQUESTS, min(max(PRINTED_ROUNDS * under_way, LONG), most))
+    n_trace = 0 if load.trace is None else len(load.trace)
+    return max(MIN_REQUESTS, min(max(PRINTED_ROUNDS * under_way, LONG, n_trace), most))
 
 
 def rate_within_targets(

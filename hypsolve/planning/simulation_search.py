@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from hypsolve.planning.forecast import serve
-from hypsolve.problem.arrays import Array
+from hypsolve.planning.request_mix import same_lengths
+from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.deployment import Deployment, Requests
 from hypsolve.problem.instance import Instance, Objective, StageRule
@@ -52,10 +53,13 @@ class Splits:
         bound = sum over stages and links of (one prompt token, all decode passes)
               + max over stages and links of (whole prompt - one prompt token)
 
+    If lengths differ, the terms are means over the requests: the mean of a maximum is at least
+    the maximum of the means.
+
     Parameters
     ----------
     deployment : Deployment
-        Its requests have equal lengths; their arrivals may differ.
+        The requests that are simulated.
     rules : mapping
         Arguments of `hypsolve.to_instance` that restrict the blocks of each tier.
 
@@ -64,7 +68,7 @@ class Splits:
     instance : Instance
         All requests, objective ``mean_latency``.
     alone : Instance
-        One request, objective ``path``.
+        One request, or all of different lengths, objective ``path``.
     mean_s : dict
         Maps the cuts of every partition simulated so far to its mean latency in seconds.
     interrupted : bool
@@ -77,15 +81,17 @@ class Splits:
         self.mean_s: dict[Cuts, float] = {}
         self.interrupted = False
 
-        def alone(prompt: int, output: int) -> Instance:
-            request = Requests(np.zeros(1), np.array([prompt]), np.array([output]))
-            one = replace(deployment, requests=request)
+        def alone(prompt: IntArray, output: IntArray) -> Instance:
+            requests = Requests(np.zeros(len(prompt)), prompt, output)
+            one = replace(deployment, requests=requests)
             return to_instance(one, objective=Objective.PATH, **rules)
 
-        requests = deployment.requests
-        prompt, output = int(requests.prompt_tokens[0]), int(requests.output_tokens[0])
+        prompt, output = deployment.requests.prompt_tokens, deployment.requests.output_tokens
+        if same_lengths(deployment.requests):
+            prompt, output = prompt[:1], output[:1]
+        one = np.ones(1, dtype=np.int64)
         self.alone = alone(prompt, output)
-        self._first, self._token = alone(prompt, 1), alone(1, 1)
+        self._first, self._token = alone(prompt, np.ones_like(prompt)), alone(one, one)
 
     @functools.cached_property
     def tables_s(self) -> tuple[Array, Array]:

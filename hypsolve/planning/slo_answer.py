@@ -94,7 +94,8 @@ class SloAnswer:
         Whether the time limit, an interrupt, or the number of requests of a simulation ended
         the search: more users may be served.
     max_requests_per_s : float
-        Largest rate of Poisson arrivals that is served within the targets; 0 if there is none.
+        Largest rate of Poisson arrivals, or of those of a trace at another speed, that is
+        served within the targets; 0 if there is none.
     max_rate_is_lower_bound : bool
         As `max_users_is_lower_bound`.
     binding_target : str

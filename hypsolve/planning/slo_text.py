@@ -80,7 +80,7 @@ def _details(plan: Plan, answer: SloAnswer) -> Iterator[str]:
     else:
         yield (
             f"the largest load of this split within the targets: {largest_users(answer)}, or"
-            f" {largest_rate(answer)} of Poisson arrivals"
+            f" {largest_rate(answer)} of {plan.query.load.arrivals}"
         )
     binds = []
     if answer.binding_target:

@@ -62,8 +62,6 @@ class SplitSimulator:
         bound_per_s: float,
     ) -> None:
         self.deployment, self.instance, self.load = deployment, instance, load
-        mix = None if load.mix is None else load.mix.first(RANKED)
-        self.short_load = replace(load, mix=mix)
         self.has_goal, self.bound_per_s = has_goal, bound_per_s
         self._of_users: dict[Cuts, SimulatedRate] = {}
         self._bounds: dict[Cuts, float] = {}
@@ -97,8 +95,9 @@ class SplitSimulator:
         if not self.has_goal:
             return rate
         return rate_within_targets(
-            self.deployment, Partition(cuts), self.short_load,
-            min(most, rate.requests_per_s * (1 + under_way / n)), n, deadline,
+            self.deployment, Partition(cuts), self.load,
+            min(most, rate.requests_per_s * (1 + under_way / n)),
+            self._requests_within(n), deadline,
             least_per_s=RACED * to_beat_per_s,
         )  # fmt: skip
 
@@ -184,6 +183,13 @@ class SplitSimulator:
 
     def _under_way(self, cuts: Cuts) -> int:
         return room_of(self.deployment, self.instance, Partition(cuts)).running
+
+    def _requests_within(self, n: int) -> int:
+        """Return how many requests tell whether a rate is within targets: at least `n`."""
+        if self.load.trace is None:
+            return n
+        most = max_requests(self.deployment, self.load.max_visits)
+        return max(n, min(RANKED, len(self.load.trace), most))
 
     def _ranking_requests(self, cuts: Cuts) -> int:
         most = max_requests(self.deployment, self.load.max_visits)

@@ -232,7 +232,7 @@ def describe_rate(found: Throughput, of_nodes: str = "", before: str = "") -> st
     if best.slo_attainment >= MET:
         rate += " of these users, who are within the targets"
     elif found.objective == "goodput":
-        rate += f" of Poisson arrivals with {MET:.0%} within the targets"
+        rate += f" of {found.arrivals} with {MET:.0%} within the targets"
     return (
         f"simulated over {found.n_requests} requests, from the first arrival to the last"
         f" completion, it serves {rate}; {proved}"

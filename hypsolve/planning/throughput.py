@@ -50,10 +50,11 @@ class ServedSplit:
     simulated_requests_per_s : float
         Requests over the seconds from the first arrival to the last completion, where every
         queue is full. With users: the rate that they get. With targets: the largest rate of
-        Poisson arrivals at which 95 % of the requests meet them; but where the chosen split
-        serves the users within the targets, the rate of their requests within the targets. All
-        splits of a plan state the same of these. It is nan if it was not looked for to the end:
-        in time, or because the split has less than 95 % of the rate of another one.
+        `Throughput.arrivals` at which 95 % of the requests meet them; but where the chosen
+        split serves the users within the targets, the rate of their requests within the
+        targets. All splits of a plan state the same of these. It is nan if it was not looked
+        for to the end: in time, or because the split has less than 95 % of the rate of another
+        one.
     n_requests : int
         Requests of that simulation.
     is_lower_bound : bool
@@ -64,8 +65,9 @@ class ServedSplit:
     slo_attainment : float
         Share of the requests of the users that are within the targets; nan without both.
     within_targets_per_s : float
-        Largest rate of Poisson arrivals at which 95 % of the requests meet the targets, of all
-        and of the later half; nan without targets, and where it was not looked for to the end.
+        Largest rate of `Throughput.arrivals` at which 95 % of the requests meet the targets, of
+        all and of the later half; nan without targets, and where it was not looked for to the
+        end.
     best_for : tuple of str
         Objectives of requests served one at a time (``bottleneck``, ``path``, ``p0``) whose
         split by HypSplit-DP this is.
@@ -114,6 +116,8 @@ class Throughput:
         ``1 - simulated_requests_per_s / bound_requests_per_s``; nan if that rate is.
     splits : tuple of ServedSplit
         All that were simulated; the chosen one is first.
+    arrivals : str
+        How requests arrive at a rate within targets, in words.
     """
 
     objective: str
@@ -125,6 +129,7 @@ class Throughput:
     gap: float
     splits: tuple[ServedSplit, ...]
     bound_is_of_all_degrees: bool = False
+    arrivals: str = "Poisson arrivals"
 
     def over_degrees(self, bounds: Sequence[float]) -> Throughput:
         """Return a copy with the largest of some degrees' bounds, if all are known."""
@@ -325,6 +330,7 @@ class RateSearch:
             bound_requests_per_s=bound,
             gap=1 - best.simulated_requests_per_s / bound,
             splits=splits,
+            arrivals=self.load.arrivals,
         )
 
     def _race(self, candidates: Mapping[Cuts, Candidate], bound_per_s: float) -> SplitRace:

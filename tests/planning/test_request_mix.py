@@ -11,11 +11,13 @@ import pytest
 import hypsolve as hs
 from hypsolve.planning.exporters.layout import BenchmarkLoad
 from hypsolve.planning.forecast import predict
-from hypsolve.planning.load import arriving, evenly, in_whole_rounds
+from hypsolve.planning.load import arriving, evenly, in_whole_rounds, with_requests
 from hypsolve.planning.mix_bound import bound_of_mix
 from hypsolve.planning.plan import record_to_dict
+from hypsolve.planning.query import solve_query
 from hypsolve.planning.rate_bound import bound_on_rate
 from hypsolve.planning.request_mix import N_REPRESENTATIVES, RequestMix, representatives_of
+from hypsolve.planning.simulation_search import Splits
 from hypsolve.planning.throughput import RateSearch
 from tests.cli.test_cli import run
 from tests.helpers import simpy_model
@@ -188,6 +190,7 @@ def test_a_search_states_rates_below_its_bound(load):
     )  # fmt: skip
     _, found = search.run(600.0)
     assert 0 < found.simulated_requests_per_s <= found.bound_requests_per_s
+    assert found.arrivals == "arrivals as in requests"
     # the moments of all requests, not those of the representatives
     serving = hs.to_serving_instance(
         replace(asked.deployment(), requests=asked.requests.requests),
@@ -197,6 +200,25 @@ def test_a_search_states_rates_below_its_bound(load):
     )  # fmt: skip
     fluid = hs.solve(serving, "throughput_exact").fluid_requests_per_s
     assert found.fluid_requests_per_s == pytest.approx(fluid, rel=1e-9)
+
+
+def test_the_least_mean_latency_is_that_of_all_splits_simulated():
+    """Every split serves the requests themselves; bounds of mean times are below each."""
+    requests = random_requests(60, seed=6, most=(2000, 12))
+    asked = query(requests, rate_per_s=20.0, objective="mean_latency", time_limit_s=600.0)
+    solution = solve_query(asked)
+    assert solution.result.status == "optimal"
+    served = with_requests(asked.deployment(), asked.load)
+    instance = hs.to_instance(served, **asked.rules())
+    splits, mean_s = Splits(served, asked.rules()), {}
+    for cut in range(1, 18):
+        split = hs.Partition((0, cut, 18))
+        if not hs.check(instance, split):
+            trace = hs.simulate(served, split, link_contention=True)
+            mean_s[split] = float(trace.latency_s.mean())
+            assert splits.bound_s(split.cuts) <= mean_s[split]
+    assert len(mean_s) > 10
+    assert solution.result.objective_s == pytest.approx(min(mean_s.values()), rel=1e-12)
 
 
 def test_long_requests_count_more_than_their_mean_says():
@@ -366,11 +388,6 @@ def test_an_upgrade_for_what_does_not_fit_cuts_the_requests():
         ("arrival_s,prompt_tokens,output_tokens\n0,5,5", (), "arrive at two times at least"),
         ("arrival_s,prompt_tokens,output_tokens\n0,5,5\n1,9000000000,5", (), "request 2 of"),
         ("arrival_s,prompt_tokens,output_tokens\n0,5,5", ("--prompt", 5), "--requests and"),
-        (
-            "arrival_s,prompt_tokens,output_tokens\n0,5,5\n1,5,6",
-            ("--objective", "mean_latency"),
-            "needs requests of equal lengths",
-        ),
     ],
 )
 def test_bad_requests_are_refused_in_one_line(capsys, tmp_path, planned, rows, options, words):
