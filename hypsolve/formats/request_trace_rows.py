@@ -23,6 +23,7 @@ from hypsolve.problem.deployment import MAX_TOKENS
 _LOG = logging.getLogger("hypsolve")
 _COLUMNS = {  # arrival, prompt tokens, output tokens
     "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+    "burstgpt": ("Timestamp", "Request tokens", "Response tokens"),
     "hypsolve": ("arrival_s", "prompt_tokens", "output_tokens"),
     "mooncake": ("timestamp", "input_length", "output_length"),
 }
@@ -94,11 +95,13 @@ def _guess(path: Path, line: int, first: str) -> str:
     if first.startswith("{"):
         return "mooncake"
     names = {name.strip(' "') for name in first.split(",")}
-    formats = [name for name in ("azure", "hypsolve") if names.issuperset(_COLUMNS[name])]
+    tables = ("azure", "burstgpt", "hypsolve")
+    formats = [name for name in tables if names.issuperset(_COLUMNS[name])]
     if not formats:
+        known = ", or ".join(", ".join(_COLUMNS[name]) for name in tables)
         raise ValueError(
-            f"{path}: line {line}: must name the columns {', '.join(_COLUMNS['azure'])}, or"
-            f" {', '.join(_COLUMNS['hypsolve'])}, or be a JSON object, got {first!r:.60}"
+            f"{path}: line {line}: must name the columns {known}, or be a JSON object,"
+            f" got {first!r:.60}"
         )
     return formats[0]
 

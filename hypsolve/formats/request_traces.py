@@ -43,6 +43,9 @@ def read_requests(
         ContextTokens, GeneratedTokens``. Times look like ``2023-11-16 18:17:03.9799600``, may
         have ``T`` for the blank and a zone (``Z``, ``+00:00``), and are exact to 1 ns. Time 0
         is the earliest timestamp in the file, even if its request is dropped.
+    ``burstgpt``
+        The BurstGPT traces [3]_: CSV with the columns ``Timestamp`` in seconds, ``Request
+        tokens`` and ``Response tokens``. Requests that failed have no output.
     ``mooncake``
         The Mooncake traces [2]_: a JSON object per line, with ``timestamp`` in ms,
         ``input_length`` and ``output_length``. Shared prefixes (``hash_ids``) are ignored.
@@ -56,7 +59,7 @@ def read_requests(
     path : str or path
         A name that ends in ``.gz`` is a gzip-compressed file.
     format : str
-        ``azure``, ``mooncake``, ``hypsolve``, or ``auto``.
+        ``azure``, ``burstgpt``, ``mooncake``, ``hypsolve``, or ``auto``.
     unsorted : str
         Treatment of rows out of order: ``error`` or ``sort``.
     start_s, end_s : float, optional
@@ -103,6 +106,8 @@ def read_requests(
        splitting", ISCA 2024; github.com/Azure/AzurePublicDataset.
     .. [2] R. Qin et al., "Mooncake: Trading more storage for less computation", FAST 2025;
        github.com/kvcache-ai/Mooncake.
+    .. [3] Y. Wang et al., "BurstGPT: A real-world workload dataset to optimize LLM serving
+       systems", KDD 2025; github.com/HPMLL/BurstGPT.
 
     Examples
     --------

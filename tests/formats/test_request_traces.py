@@ -263,7 +263,10 @@ def test_a_wrong_file_is_refused_by_line(tmp_path, text, message):
             r"trace\.csv: line 1: must name the column TIMESTAMP once, got 'arrival_s, p",
         ),
         ("mooncake", r"trace\.csv: line 1: must be a JSON object, got 'arrival_s,prompt"),
-        ("burst", "unknown format 'burst'; choose one of auto, azure, hypsolve, mooncake"),
+        (
+            "burst",
+            "unknown format 'burst'; did you mean burstgpt. choose one of auto, azure,",
+        ),
     ],
 )
 def test_the_format_given_must_be_that_of_the_file(tmp_path, format, message):
@@ -489,6 +492,17 @@ def test_real_traces_are_read_as_they_are(name, n_requests):
 
 
 @needs_traces
+def test_the_columns_of_burstgpt(tmp_path):
+    """Written by hand; a failed request has no output."""
+    header = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type"
+    rows = ["5,ChatGPT,472,18,490,Conversation log", "45.5,GPT-4,300,0,300,API log"]
+    rows += ["118,GPT-4,417,276,693,Conversation log"]
+    found = read(tmp_path, "\n".join([header, *rows]), zero_output="drop")
+    assert lists(found) == ([5.0, 118.0], [472, 417], [18, 276])
+    with pytest.raises(ValueError, match="line 3: Response tokens must be at least 1"):
+        read(tmp_path, "\n".join([header, *rows]))
+
+
 def test_a_real_trace_in_the_columns_of_azure(tmp_path):
     own = read_requests(TRACES / "azure_llm_2023_conv.csv")
     stamps = np.datetime64("2023-11-16T18:15:46.68059", "ns") + np.rint(
