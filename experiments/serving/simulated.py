@@ -1,10 +1,16 @@
 """The requests per second that a split serves in simulation, and the bound on all splits.
 
-The rate is n / (last completion - first arrival) of n requests alike, which arrive evenly and
-faster than they are served. Too many requests can serve a split ill: batches of nodes bunch in
-waves, and links idle in between. So a split is simulated at two loads, and the larger rate
-counts: at `OVERLOAD` times the bound on its rate, where all queues grow, and at `HEADROOM`
-times the rate that it served then, or at its bound if that is less.
+The rate is n / (last completion - first arrival) of n requests alike, which arrive evenly. Too
+many requests can serve a split ill: batches of nodes bunch in waves and links idle in between,
+or requests are preempted where KV cache runs short. So a split is simulated at several loads.
+The largest rate counts, by one rule for all methods:
+
+1. `OVERLOAD` times the bound on the rate of the split, where all queues grow.
+2. `HEADROOM` times the rate that was served then, or the bound if that is less.
+3. The bound, and from there down in steps of `STEP`, until the load is no more than the largest
+   rate so far: requests are not served faster than they arrive.
+4. If the split keeps up with its best load, there may be a better one below the next load that
+   was tried: `N_HALVINGS` bisections between the two.
 """
 
 import math
@@ -18,7 +24,10 @@ from hypsolve.planning.load import evenly
 from hypsolve.planning.rate_bound import bound_on_rate
 
 OVERLOAD, HEADROOM = 1.05, 1.1
+STEP = 0.9  # from one load to the next
+N_HALVINGS = 3  # of a step, so that the best load is found to 1.4 %
 ROUNDS = 20  # requests of a simulation, over those that can be under way at once
+KEEPS_UP = 1 / (1 + 1 / ROUNDS)  # of the load: filling and draining take the rest
 MIN_REQUESTS = 100
 _known: dict[Hashable, Any] = {}  # of this process; methods often find the same split
 
@@ -66,8 +75,8 @@ def served_by(
     n_requests : int, optional
         Requests of a simulation. Default: `ROUNDS` times those that can be under way.
     to_beat : float
-        The second load is left out where the split would not serve this rate at any load that
-        it offers: requests are not served faster than they arrive.
+        Loads at which the split could not serve more than this rate are left out, but for the
+        first one.
     """
     instance = to_instance(deployment, objective="path")
     under_way = room_of(deployment, instance, partition).running
@@ -80,11 +89,48 @@ def served_by(
             lambda: _rate(deployment, partition, offered_per_s, n),
         )
 
-    rate = served(OVERLOAD * most)
-    second = min(HEADROOM * rate, most)
-    if second * n / (n - 1) > to_beat:
-        rate = max(rate, served(second))
+    rate = _largest_rate(served, most, to_beat * (n - 1) / n, n)
     return Served(requests_per_s=rate, n_requests=n, n_under_way=under_way)
+
+
+def _largest_rate(
+    served: Callable[[float], float], most: float, least_load: float, n: int
+) -> float:
+    """Return the largest rate that is served, of the loads that the module describes.
+
+    Parameters
+    ----------
+    served : callable
+        The rate under a load of even arrivals.
+    most : float
+        A bound on the rate.
+    least_load : float
+        Loads up to this one are left out, but for the first one.
+    n : int
+        Requests of a simulation. The n-th one arrives ``(n - 1) / load`` seconds after the
+        first, so that no rate exceeds ``load * n / (n - 1)``.
+    """
+    rates = {OVERLOAD * most: served(OVERLOAD * most)}  # by load
+
+    def may_serve_more(load: float) -> bool:
+        return load > max(least_load, max(rates.values()) * (n - 1) / n)
+
+    again = min(HEADROOM * rates[OVERLOAD * most], most)
+    if may_serve_more(again):
+        rates[again] = served(again)
+    load = most
+    while may_serve_more(load):
+        rates[load] = served(load)
+        load *= STEP
+    low = max(rates, key=lambda load: rates[load])
+    high = min((load for load in rates if load > low), default=low)
+    for _ in range(N_HALVINGS):
+        load = (low + min(high, most)) / 2
+        if rates[low] < KEEPS_UP * low or load <= low or high <= least_load:
+            break
+        rates[load] = served(load)
+        low, high = (load, high) if rates[load] >= KEEPS_UP * load else (low, load)
+    return max(rates.values())
 
 
 def _rate(deployment: Deployment, partition: Partition, offered_per_s: float, n: int) -> float:

@@ -56,6 +56,16 @@ def short_box(prompt_tokens=32, output_tokens=4):
     )
 
 
+def rates_of_loads(deployment, partition, n, shares=(1.05, 0.97, 0.85)):
+    """Simulate a split under even arrivals, at shares of the bound on its rate."""
+    most = bound_on_rate(deployment, to_instance(deployment, objective="path"), partition)
+    rates = []
+    for share in shares:
+        trace = serve(evenly(deployment, share * most, n), partition)
+        rates.append(n / (trace.end_s.max() - trace.arrival_s.min()))
+    return rates
+
+
 def run_of(method, deployment, *, options=None, n_requests=None):
     return runs.ServingRun(
         experiment="throughput",
@@ -67,7 +77,7 @@ def run_of(method, deployment, *, options=None, n_requests=None):
         method=method,
         options=options or {},
         seed=0,
-        time_limit_s=20.0,
+        time_limit_s=600.0,
         version="0",
         n_requests=n_requests,
     )
@@ -170,17 +180,8 @@ def test_a_row_holds_what_solve_and_an_own_simulation_say(method):
     bound = throughput_bound(deployment)
     assert row["bound_requests_per_s"] == pytest.approx(bound, rel=1e-5)
     assert row["n_requests"] >= 20 * row["n_under_way"] > 0
-    most = bound_on_rate(
-        deployment, to_instance(deployment, objective="path"), result.partition
-    )
-
-    def served(offered_per_s):
-        trace = serve(evenly(deployment, offered_per_s, row["n_requests"]), result.partition)
-        return row["n_requests"] / (trace.end_s.max() - trace.arrival_s.min())
-
-    overloaded = served(1.05 * most)
-    rate = max(overloaded, served(min(1.1 * overloaded, most)))
-    assert row["simulated_requests_per_s"] == pytest.approx(rate, rel=1e-5)
+    rates = rates_of_loads(deployment, result.partition, row["n_requests"])
+    assert row["simulated_requests_per_s"] >= 0.985 * max(rates)
     assert row["simulated_requests_per_s"] <= bound
     assert row["gap"] == pytest.approx(1 - row["simulated_requests_per_s"] / bound, abs=1e-4)
 
@@ -212,22 +213,42 @@ def test_every_split_is_simulated_and_the_best_one_returned():
     """Against a loop of its own over all splits, with a simulation of its own."""
     deployment, n = short_box(), 60
     row = run_of("every_split", deployment, options={"n_requests": n}, n_requests=n).measure()
-    alone = to_instance(deployment)
-    rates = {}
-    for cut in range(1, alone.n_blocks):
-        partition = Partition((0, cut, alone.n_blocks))
-        most = bound_on_rate(deployment, alone, partition)
-
-        def served(offered_per_s, partition=partition):
-            trace = serve(evenly(deployment, offered_per_s, n), partition)
-            return n / (trace.end_s.max() - trace.arrival_s.min())
-
-        overloaded = served(1.05 * most)
-        rates[str(partition)] = max(overloaded, served(min(1.1 * overloaded, most)))
+    partitions = [Partition((0, cut, 34)) for cut in range(1, 34)]
+    rates = {str(each): max(rates_of_loads(deployment, each, n)) for each in partitions}
     assert row["n_simulated"] == len(rates) == 33
     assert row["status"] == "optimal"
-    assert row["simulated_requests_per_s"] == pytest.approx(max(rates.values()), rel=1e-5)
-    assert rates[row["cuts"]] == pytest.approx(max(rates.values()), rel=1e-9)
+    assert row["simulated_requests_per_s"] >= 0.985 * max(rates.values())
+    assert rates[row["cuts"]] >= 0.985 * max(rates.values())
+
+
+def test_a_split_that_overload_harms_counts_with_its_best_load():
+    """Above the bound, and at 1.1 times what is served then, batches bunch in waves here."""
+    deployment = named("factory", "phi-3-medium", 2048)
+    partition, n = Partition((0, 1, 2, 4, 42)), 1000
+    digest = to_serving_instance(deployment).digest()
+    rates = rates_of_loads(deployment, partition, n, shares=(1.05, 1.0))
+    assert rates[1] > 1.1 * rates[0]
+    found = simulated.served_by(deployment, digest, partition, n)
+    assert found.requests_per_s >= rates[1]
+
+
+@pytest.mark.parametrize("capacity", [0.13, 0.4, 0.61, 0.77, 0.93, 0.99, 1.0])
+@pytest.mark.parametrize("beyond", [0.1, 0.5, 0.9, 1.0])
+def test_the_best_load_is_found_by_one_rule(monkeypatch, capacity, beyond):
+    """A server that keeps up to its capacity, and serves a share of that beyond it."""
+    loads = []
+
+    def served(deployment, partition, load_per_s, n):
+        loads.append(load_per_s)
+        return load_per_s if load_per_s <= capacity * 7.0 else beyond * capacity * 7.0
+
+    monkeypatch.setattr(simulated, "_rate", served)
+    monkeypatch.setattr(simulated, "_known", {})
+    monkeypatch.setattr(simulated, "bound_on_rate", lambda *_: 7.0)
+    rate = simulated.served_by(short_box(), "", Partition((0, 17, 34)), 1000).requests_per_s
+    assert 0.985 * capacity * 7 <= rate <= capacity * 7 + 1e-9
+    assert len(loads) <= 6 + math.log(capacity) / math.log(0.9)
+    assert min(loads) >= 0.9 * rate
 
 
 def test_every_split_says_if_the_time_was_too_short():
@@ -249,7 +270,7 @@ def test_a_split_is_simulated_once_for_all_methods_of_a_process(monkeypatch):
         simulated.served_by(deployment, "another", partition, 40)
 
 
-def test_a_second_load_is_left_out_only_where_it_cannot_matter(monkeypatch):
+def test_loads_are_left_out_only_where_they_cannot_matter(monkeypatch):
     """Requests are not served faster than they arrive: a split that is behind stays behind."""
     deployment, partition = short_box(), Partition((0, 17, 34))
     loads = []
@@ -258,18 +279,18 @@ def test_a_second_load_is_left_out_only_where_it_cannot_matter(monkeypatch):
         loads.append(offered_per_s)
         return evenly(deployment, offered_per_s, n)
 
+    def rate_and_loads(to_beat):
+        loads.clear()
+        monkeypatch.setattr(simulated, "_known", {})
+        found = simulated.served_by(deployment, "", partition, 60, to_beat=to_beat)
+        return found.requests_per_s, len(loads)
+
     monkeypatch.setattr(simulated, "evenly", counted)
-    monkeypatch.setattr(simulated, "_known", {})
-    rate = simulated.served_by(deployment, "", partition, 60).requests_per_s
-    assert len(loads) == 2 and loads[1] < loads[0]
-    assert rate <= loads[1] * 60 / 59
-    monkeypatch.setattr(simulated, "_known", {})
-    to_beat = 1.02 * loads[1]
-    assert (
-        simulated.served_by(deployment, "", partition, 60, to_beat=to_beat).requests_per_s
-        <= rate
-    )
-    assert len(loads) == 3
+    rate, n_loads = rate_and_loads(0.0)
+    assert n_loads > 2 and rate <= max(loads[1:]) * 60 / 59
+    assert rate_and_loads(0.99 * rate)[0] == rate
+    behind, few_loads = rate_and_loads(1.02 * max(loads))
+    assert behind <= rate and few_loads == 1
 
 
 # the command
