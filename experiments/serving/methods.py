@@ -35,7 +35,8 @@ class Answer:
     partition : Partition or None
     solve_time_s : float
     n_simulated : int
-        Splits that the method simulated to find it.
+        Splits that the method simulated to find it, and those which the bound on their rate
+        shows to serve no more than another one that was simulated.
     message : str
     """
 
@@ -68,8 +69,10 @@ def every_split(
 ) -> Answer:
     """Simulate every split without an empty tier, and take the best.
 
-    Splits that serve more in the fluid model are simulated first. The status is ``optimal`` if
-    the time sufficed for all: no split serves more in these simulations.
+    Splits that serve more in the fluid model are simulated first. A split is left out if its
+    bound is no more than the best rate so far; see `experiments.serving.simulated.served_by`.
+    The status is ``optimal`` if the time sufficed for all: no split serves more in these
+    simulations.
     """
     began = time.perf_counter()
     digest = to_serving_instance(deployment).digest()

@@ -76,7 +76,8 @@ def served_by(
         Requests of a simulation. Default: `ROUNDS` times those that can be under way.
     to_beat : float
         Loads at which the split could not serve more than this rate are left out, but for the
-        first one.
+        first one. A split whose bound is no more than this rate is not simulated: its rate is
+        given as 0.
     """
     instance = to_instance(deployment, objective="path")
     under_way = room_of(deployment, instance, partition).running
@@ -89,7 +90,8 @@ def served_by(
             lambda: _rate(deployment, partition, offered_per_s, n),
         )
 
-    rate = _largest_rate(served, most, to_beat * (n - 1) / n, n)
+    least_load = to_beat * (n - 1) / n
+    rate = _largest_rate(served, most, least_load, n) if most > to_beat else 0.0
     return Served(requests_per_s=rate, n_requests=n, n_under_way=under_way)
 
 
