@@ -4,6 +4,8 @@ The fits of GPU profiles and all predictions share these conventions: a multiply
 FLOPs, attention is causal, and a block takes
 ``t0_s + max(flops / flops_per_s, bytes / bytes_per_s)`` in a step, where the bytes are the
 weights read, the KV cache read, and the activations. GPUs that compute as one add all-reduces.
+Profiles with `OperatorRates`, or whose times of computing and reading add up, take the seconds
+of `hypsolve.problem.step_costs` instead.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from hypsolve.problem.deployment import (
     Model,
 )
 from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
+from hypsolve.problem.step_costs import is_three_numbers, step_costs
 
 
 def weight_read_bytes(block: Block, tokens: ArrayLike) -> Array:
@@ -93,7 +96,7 @@ def step_s(
     moved_bytes: ArrayLike,
     cost_model: CostModel = CostModel.ROOFLINE,
 ) -> Array:
-    """Return the seconds of one block in one step.
+    """Return the seconds of one block in one step by the three numbers of a GPU.
 
     Cost model ``roofline`` is the formula at the top of this module. Cost model ``flops`` is
     the paper's f / C: FLOPs divided by the compute rate.
@@ -104,13 +107,64 @@ def step_s(
     return gpu.t0_s + np.maximum(compute_s, np.asarray(moved_bytes) / gpu.bytes_per_s)
 
 
+def linear_step_s(
+    block: Block,
+    gpu: GpuProfile,
+    tokens: ArrayLike,
+    cached_tokens: ArrayLike,
+    n_sequences: ArrayLike = 1,
+) -> Array:
+    """Return the seconds of one block in one step by `StepCosts`, without all-reduces.
+
+    Parameters
+    ----------
+    block : Block
+    gpu : GpuProfile
+        One with `OperatorRates`, or whose times of computing and reading add up.
+    tokens, cached_tokens, n_sequences : array_like
+        As in `step_work`. Sequences of one token are decode tokens.
+    """
+    q, c, n = (np.asarray(a, dtype=np.float64) for a in (tokens, cached_tokens, n_sequences))
+    costs = step_costs(block, gpu)
+    computed = n if block.last_token_only else n * q
+    pairs, reach = attended(block, q, c)
+    used = np.ones_like(computed)
+    if block.n_experts:
+        used = 1 - (1 - block.experts_per_token / block.n_experts) ** computed
+    memory_s = costs.read_s + costs.experts_s * used + costs.memory_token_s * computed
+    by_prompt_s = costs.prompt_pair_s * pairs + costs.prompt_kv_s * reach
+    attention_s = np.where(q == 1, costs.decode_pair_s * reach, by_prompt_s)
+    return np.asarray(
+        costs.fixed_s
+        + costs.mixed_s * (q != 1)
+        + np.maximum(costs.compute_token_s * computed, memory_s)
+        + costs.token_s * computed
+        + n * attention_s
+    )
+
+
+def attended(block: Block, tokens: Array, cached_tokens: Array) -> tuple[Array, Array]:
+    """Return the pairs that tokens of a sequence attend to, and the KV cache that they read."""
+    window, end = block.window_tokens, cached_tokens + tokens
+    pairs = _window_sum(end, window) - _window_sum(cached_tokens, window)
+    reach = cached_tokens if window is None else np.minimum(cached_tokens, window - 1)
+    return pairs, reach + tokens
+
+
+def n_collectives(block: Block, gpu: GpuProfile) -> float:
+    """Return the all-reduces of a block in a step, if several GPUs compute as one."""
+    if is_three_numbers(gpu):
+        return block.collectives
+    return step_costs(block, gpu).collectives
+
+
 def collectives_s(block: Block, gpu: GpuProfile, computed_tokens: ArrayLike) -> Array:
     """Return the seconds of a block's all-reduces in one step; 0 on a single GPU."""
     tokens = np.asarray(computed_tokens, dtype=np.float64)
     if gpu.all_reduce is None:
         return np.zeros_like(tokens)
     seconds = gpu.all_reduce.seconds(tokens * block.collective_bytes_per_token)
-    return block.collectives * np.asarray(seconds, dtype=np.float64)
+    return n_collectives(block, gpu) * np.asarray(seconds, dtype=np.float64)
 
 
 def service_s(
@@ -129,6 +183,8 @@ def service_s(
     """
     p = np.asarray(prompt_tokens, dtype=np.float64)
     o = np.asarray(output_tokens, dtype=np.float64)
+    if cost_model is CostModel.ROOFLINE and not is_three_numbers(gpu):
+        return _linear_service_s(block, gpu, p, o)
     copies = gpu.kv_copies
     prefill_s = step_s(gpu, *step_work(block, p, 0.0, kv_copies=copies), cost_model)
     constant = step_work(block, 1.0, -1.0, kv_copies=copies)  # at context 0
@@ -154,6 +210,17 @@ def service_s(
             u0 + u1 * w, v0 + v1 * w
         )
     return prefill_s + t0_s * (o - 1) + decode_s
+
+
+def _linear_service_s(block: Block, gpu: GpuProfile, p: Array, o: Array) -> Array:
+    """Return `service_s` by `StepCosts`: the context counts in a linear term alone."""
+    computed = np.ones_like(p) if block.last_token_only else p
+    prefill_s = linear_step_s(block, gpu, p, 0.0) + collectives_s(block, gpu, computed)
+    step_s = linear_step_s(block, gpu, 1.0, -1.0) + collectives_s(block, gpu, 1.0)
+    window = block.window_tokens
+    contexts = _window_sum(p + o - 1, window) - _window_sum(p, window)
+    pairs_s = step_costs(block, gpu).decode_pair_s * contexts
+    return np.asarray(prefill_s + (o - 1) * step_s + pairs_s)
 
 
 def _sum_of_max(u0: float, u1: float, v0: float, v1: float, first: Array, last: Array) -> Array:

@@ -202,6 +202,17 @@ class Deployment:
         """
         return group_profile(node, self.model, self.runtime.name)
 
+    @property
+    def request_s(self) -> float:
+        """Seconds per request outside of iterations: the largest of the nodes' `OperatorRates`.
+
+        They delay the first token. 0 under the cost model ``flops``, and without such rates.
+        """
+        rates = [node.gpu.operators for tier in self.network.tiers for node in tier.nodes]
+        if self.cost_model is CostModel.FLOPS:
+            return 0.0
+        return max((each.request_s for each in rates if each is not None), default=0.0)
+
     def kv_bytes_per_token(self, blocks: Iterable[Block], node: Node) -> int:
         """Return the KV cache of a token in some blocks, over all GPUs of a node."""
         kv_bytes = sum(block.kv_bytes_per_token for block in blocks)

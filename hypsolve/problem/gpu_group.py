@@ -24,6 +24,9 @@ def group_profile(node: Node, model: Model, library: str) -> GpuProfile:
     gpu, degree = node.gpu, node.gpus
     if degree == 1 or node.interconnect is None:
         return gpu
+    rates, all_reduce = gpu.operators, node.interconnect.all_reduce(degree, library)
+    if rates is not None:
+        all_reduce = all_reduce.scaled(rates.all_reduce_factor)
     return replace(
         gpu,
         name=node.class_name,
@@ -33,7 +36,8 @@ def group_profile(node: Node, model: Model, library: str) -> GpuProfile:
         visible_bytes=None if gpu.visible_bytes is None else degree * gpu.visible_bytes,
         power_w=degree * gpu.power_w,
         kv_copies=kv_copies(model, degree),
-        all_reduce=node.interconnect.all_reduce(degree, library),
+        all_reduce=all_reduce,
+        operators=None if rates is None else rates.of_group(degree),
     )
 
 

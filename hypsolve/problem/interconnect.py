@@ -66,6 +66,11 @@ class AllReduce:
         seconds = np.where(size <= self.switch_bytes, small, large)
         return seconds if seconds.ndim else float(seconds)
 
+    def scaled(self, factor: float) -> AllReduce:
+        """Return an all-reduce that takes so many times the seconds."""
+        seconds = ("small_s", "small_s_per_byte", "large_s", "large_s_per_byte")
+        return replace(self, **{name: factor * getattr(self, name) for name in seconds})
+
     def convex_minorant(self) -> AllReduce:
         """Return a convex all-reduce that nowhere takes longer.
 

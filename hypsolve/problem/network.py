@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from hypsolve.problem import validation as valid
 from hypsolve.problem.interconnect import AllReduce, Interconnect
+from hypsolve.problem.operator_rates import OperatorRates
 
 MAX_GPUS = 1024  # in one machine
 
@@ -40,6 +41,12 @@ class GpuProfile:
         Copies of the KV cache in a group with more GPUs than the model has KV heads.
     all_reduce : AllReduce or None
         Seconds of an all-reduce in a group; a block adds `Block.collectives` of them to a step.
+    overlaps : bool
+        Whether a block computes while it reads. If not, the two times add up, as on the core of
+        a CPU: ``t0_s + flops / flops_per_s + bytes / bytes_per_s``.
+    operators : OperatorRates or None
+        A rate for each kind of operator, in place of the three numbers. They remain the
+        profile's summary, and the cost model ``flops`` reads them.
 
     Raises
     ------
@@ -59,6 +66,8 @@ class GpuProfile:
     visible_bytes: float | None = None
     kv_copies: int = 1
     all_reduce: AllReduce | None = None
+    overlaps: bool = True
+    operators: OperatorRates | None = None
 
     def __post_init__(self) -> None:
         owner = f"gpu {valid.text('gpu', 'name', self.name)!r}"
@@ -76,6 +85,9 @@ class GpuProfile:
         valid.whole(owner, "kv_copies", self.kv_copies, minimum=1)
         if self.all_reduce is not None:
             valid.of_type(owner, "all_reduce", self.all_reduce, AllReduce)
+        valid.flag(owner, "overlaps", self.overlaps)
+        if self.operators is not None:
+            valid.of_type(owner, "operators", self.operators, OperatorRates)
 
     @property
     def hidden_bytes(self) -> float:

@@ -41,7 +41,7 @@ def pipeline_state(system: System) -> Any:
         stranded_seen_s=np.full(n_stages, clock[shared.ORIGIN]),
         dispatched=np.zeros(n_stages, np.int64),
         touched=np.zeros(n_pipes, np.int64),
-        sums=np.zeros((len(system.setup.windows), 2)),
+        sums=np.zeros((len(system.setup.windows), 3)),
         bins=np.zeros((shared.N_ROWS, len(nodes) + n_stages, shared.N_BINS)),
         counts=counts,
         clock=clock,

@@ -27,7 +27,10 @@ who start at once, with equal requests, stay in step: spread their starts.
 *Time of a batch.* A block takes ``t0_s + max(flops / flops_per_s, bytes / bytes_per_s)`` for
 all tokens that a node computes at once, and reads its weights once. The LM head computes only
 the positions that yield an output token: it costs nothing, not even its `t0_s`, where only
-chunks before the last of their prompts are computed.
+chunks before the last of their prompts are computed. A GPU with `OperatorRates`, or whose times
+of computing and reading add up, takes the seconds of `hypsolve.problem.step_costs`; a piece of
+a prompt of one token counts as a decode token there. `OperatorRates.request_s`, of the node
+with the largest, is added to the way back of every delivery.
 
 **Batching mode ``stage``**: every node forms its own batches.
 

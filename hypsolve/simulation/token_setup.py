@@ -26,6 +26,7 @@ from hypsolve.problem.deployment import (
 from hypsolve.problem.evaluation import stage_service_s
 from hypsolve.problem.runtime import Batching, KvAdmission
 from hypsolve.problem.solution import Partition, Schedule
+from hypsolve.problem.step_costs import is_three_numbers, step_costs
 from hypsolve.simulation.events import Event, EventKind
 from hypsolve.simulation.options import Options
 from hypsolve.simulation.pipeline_setup import pipeline_state
@@ -254,12 +255,13 @@ class System:
             record_visits=options.record_visits,
             n_stages=len(self.tiers),
             return_s=math.fsum(map(_return_s, links[first:last])),
-            delivery_s=math.fsum(map(_return_s, links[:first])),
+            delivery_s=math.fsum(map(_return_s, links[:first])) + self.deployment.request_s,
             order=np.arange(len(order)) if options.users is not None else order,
             part=parts,
             part_start=part_start,
             windows=windows,
             gpu=gpu,
+            cost=_cost(kernel, self.blocks, costs.node_classes(self.deployment)),
             hop_first=np.append(0, hop_end[:-1]),
             hop_end=hop_end,
             eligible=np.concatenate(self.nodes),
@@ -319,7 +321,7 @@ class System:
             dispatched=np.zeros(n_stages, np.int64),
             touched=np.zeros(n_nodes, np.int64),
             gone=np.zeros(n_requests, np.bool_),
-            sums=np.zeros((len(self.setup.windows), 2)),
+            sums=np.zeros((len(self.setup.windows), 3)),
             bins=np.zeros((kernel.N_ROWS, n_nodes + n_stages, kernel.N_BINS)),
             counts=counts,
             clock=clock,
@@ -406,11 +408,26 @@ def _limit(number: int | None) -> int:
 def _gpu(gpu: GpuProfile) -> tuple[float, ...]:
     """Return the record of a profile in the kernel."""
     rates = (gpu.t0_s, gpu.flops_per_s, gpu.bytes_per_s, gpu.kv_copies)
+    is_linear = int(not is_three_numbers(gpu))
     if gpu.all_reduce is None:
-        return (*rates, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        return (*rates, 0, 0.0, 0.0, 0.0, 0.0, 0.0, is_linear)
     lines = gpu.all_reduce
     small, large = lines.small_s_per_byte, lines.large_s_per_byte
-    return (*rates, 1, lines.switch_bytes, lines.small_s, small, lines.large_s, large)
+    return (
+        *(*rates, 1, lines.switch_bytes, lines.small_s, small, lines.large_s, large),
+        is_linear,
+    )
+
+
+def _cost(kernel: Any, stages: list[list[Block]], gpus: Sequence[GpuProfile]) -> Records:
+    """Return the coefficients of each part on each class, in the order of `_parts`."""
+    parts = [block for blocks in stages for block in Counter(blocks)]
+    cost: Records = kernel.records((len(gpus), len(parts)), kernel.COST)
+    for c, gpu in enumerate(gpus):
+        for at, block in enumerate(parts):
+            if not is_three_numbers(gpu):
+                cost[c, at] = tuple(step_costs(block, gpu))
+    return cost
 
 
 def _return_s(link: Link | None) -> float:

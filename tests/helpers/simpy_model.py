@@ -14,6 +14,7 @@ import simpy
 
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.evaluation import can_hold
+from tests.helpers.operator_costs import request_s
 from tests.helpers.simpy_node import Node
 from tests.helpers.simpy_parts import (
     DEFAULTS,
@@ -212,6 +213,7 @@ class System:
             arrival_s = yield self.sent[r]
         yield later(self.env, Phase.MESSAGE_ARRIVES, arrival_s - self.env.now, tie=r)
         delivery_s = sum(link.return_latency_s for link in self.leading)
+        delivery_s += request_s(self.deployment)
         delivered, attempt_before = 0, False
         while delivered < output:
             returned = simpy.Store(self.env)

