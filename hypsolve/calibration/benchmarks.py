@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hypsolve.calibration.benchmarks_csv import read_genai_perf_csv, read_own_table
-from hypsolve.calibration.benchmarks_run import BenchmarkRun, Left, number, positive
+from hypsolve.calibration.benchmarks_run import BenchmarkRun, Left
+from hypsolve.calibration.csv_tables import number, positive
 from hypsolve.problem.files import checked_path, parse_json, read_bytes
 
 MAX_BYTES = 2**28

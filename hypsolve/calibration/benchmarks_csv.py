@@ -7,7 +7,8 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from hypsolve.calibration.benchmarks_run import BenchmarkRun, Left, number, positive
+from hypsolve.calibration.benchmarks_run import BenchmarkRun, Left
+from hypsolve.calibration.csv_tables import TableRow, positive, positive_whole, read_table
 from hypsolve.problem import validation as valid
 
 COLUMNS = ("prompt_tokens", "output_tokens", "concurrency", "ttft_ms", "tpot_ms")
@@ -23,57 +24,42 @@ def read_own_table(
 
     Empty cells of ``ttft_ms`` or ``tpot_ms`` mean that they were not measured.
     """
-    table = csv.DictReader(io.StringIO(text))
-    names = list(table.fieldnames or ())
-    missing = [name for name in COLUMNS if name not in names]
-    if missing:
-        raise ValueError(
-            f"{path}: column {missing[0]!r} is missing; a table of runs has the columns"
-            f" {', '.join(COLUMNS)}"
-        )
+    names, rows = read_table(path, text, COLUMNS)
     for name in where:
         valid.known(f"column of {path}", name, names)
-    rows = [
-        (line, row)
-        for line, row in enumerate(table, start=2)
-        if all(row[name] == value for name, value in where.items())
-    ]
+    rows = [row for row in rows if all(row.cells[name] == where[name] for name in where)]
     if where and not rows:
         raise ValueError(f"{path}: no row has {dict(where)}")
     for name in (name for name in SERVER if name in names):
-        values = sorted({row[name] or "" for _, row in rows})
+        values = sorted({row.cells[name] for row in rows})
         if len(values) > 1:
             raise ValueError(
                 f"{path}: {name} must be the same in all runs, got {', '.join(values[:6])};"
                 f" select some, as by {name}={values[-1]}"
             )
-    return [_run(path, line, row, left) for line, row in rows]
+    return [_run(row, left) for row in rows]
 
 
-def _run(path: Path, line: int, row: dict[str, str], left: Left) -> BenchmarkRun | None:
-    owner = f"{path}: line {line}"
-    if None in row or None in row.values():
-        raise ValueError(f"{owner}: must have as many cells as the first line")
-    cells = {name: positive(owner, name, row[name]) for name in COLUMNS[:3]}
+def _run(row: TableRow, left: Left) -> BenchmarkRun | None:
+    owner, cells = row.owner, row.cells
+    load = {name: positive(owner, name, cells[name]) for name in COLUMNS[:3]}
     times = {
-        name: positive(owner, name, row[name]) * MILLISECONDS if row[name].strip() else None
+        name: positive(owner, name, cells[name]) * MILLISECONDS if cells[name].strip() else None
         for name in COLUMNS[3:]
     }
     if all(value is None for value in times.values()):
         left.out(owner, "neither ttft_ms nor tpot_ms is given")
         return None
-    degree = row.get("tensor_parallel") or "1"
+    degree = cells.get("tensor_parallel") or "1"
     return BenchmarkRun(
-        label=f"line {line}",
-        model=row.get("model", ""),
-        prompt_tokens=cells["prompt_tokens"],
-        output_tokens=cells["output_tokens"],
-        users=max(1.0, cells["concurrency"]),
+        label=row.label,
+        model=cells.get("model", ""),
+        prompt_tokens=load["prompt_tokens"],
+        output_tokens=load["output_tokens"],
+        users=max(1.0, load["concurrency"]),
         ttft_s=times["ttft_ms"],
-        tpot_s=times["tpot_ms"] if cells["output_tokens"] > 1 else None,
-        tensor_parallel=valid.whole(
-            owner, "tensor_parallel", int(number(owner, "tensor_parallel", degree)), minimum=1
-        ),
+        tpot_s=times["tpot_ms"] if load["output_tokens"] > 1 else None,
+        tensor_parallel=positive_whole(owner, "tensor_parallel", degree),
     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,24 +60,3 @@ class Left:
     def out(self, owner: str, reason: str) -> None:
         """Note that something is left out."""
         self.reasons.append(f"{owner.rpartition(': ')[2]}: {reason}")
-
-
-def number(owner: str, key: str, value: Any) -> float:
-    """Return a number of a file that is not negative; text with digits is one, too."""
-    if value is None:
-        raise ValueError(f"{owner}: key {key!r} is missing")
-    try:
-        found = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        found = math.nan
-    if not 0 <= found < math.inf:
-        raise ValueError(f"{owner}: {key} must be a number of at least 0, got {value!r:.60}")
-    return found
-
-
-def positive(owner: str, key: str, value: Any) -> float:
-    """Return a positive number of a file."""
-    found = number(owner, key, value)
-    if found == 0:
-        raise ValueError(f"{owner}: {key} must be positive, got {value!r:.60}")
-    return found

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
-import math
 import os
 import platform
 from collections.abc import Iterable
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hypsolve.calibration.csv_tables import positive, read_table
 from hypsolve.calibration.measure_blocks import Timing, load_torch
 from hypsolve.calibration.measure_fit import Steps
 from hypsolve.calibration.measure_grid import FIELDS, BlockShape, Step
@@ -209,30 +208,16 @@ def read_steps(path: str | Path) -> Steps:
     """
     path = Path(path)
     text = files.read_bytes(path, MAX_BYTES).decode("utf-8-sig")
-    table = csv.DictReader(io.StringIO(text))
     wanted = ("flops", "bytes", "median_s", "shape", "phase")
-    missing = [name for name in wanted if name not in (table.fieldnames or ())]
-    if missing:
-        raise ValueError(f"{path}: column {missing[0]!r} is missing")
-    numbers: list[tuple[float, ...]] = []
-    names: list[tuple[str, str]] = []
-    for line, row in enumerate(table, start=2):
-        if not row["median_s"]:
-            continue
-        numbers.append(tuple(_positive(f"{path}: line {line}", row, key) for key in wanted[:3]))
-        names.append((row["shape"], row["phase"]))
+    _, rows = read_table(path, text, wanted)
+    measured = [row for row in rows if row.cells["median_s"]]
+    numbers = [
+        tuple(positive(row.owner, key, row.cells[key]) for key in wanted[:3])
+        for row in measured
+    ]
+    names = [(row.cells["shape"], row.cells["phase"]) for row in measured]
     if not numbers:
         raise ValueError(f"{path}: must hold at least one measured step, got none")
     flops, moved, seconds = np.array(numbers).T
     shapes, phases = np.array(names).T
     return Steps(flops, moved, seconds, shapes, phases)
-
-
-def _positive(owner: str, row: dict[str, str], key: str) -> float:
-    try:
-        number = float(row[key])
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ValueError(f"{owner}: {key} must be a positive number, got {row[key]!r:.60}")
-    return number

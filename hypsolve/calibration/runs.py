@@ -7,14 +7,13 @@ A table is a CSV with the columns `COLUMNS`; others are kept as they are. Empty 
 from __future__ import annotations
 
 import csv
-import io
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypsolve import catalog
+from hypsolve.calibration.csv_tables import TableRow, positive, positive_whole, read_table
 from hypsolve.problem import files
 
 COLUMNS = (
@@ -176,11 +175,8 @@ def read_runs(path: str | Path) -> list[ServingRun]:
     """
     path = Path(path)
     text = files.read_bytes(path, MAX_BYTES).decode("utf-8-sig")
-    reader = csv.DictReader(io.StringIO(text))
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-    if missing:
-        raise ValueError(f"{path}: column {missing[0]!r} is missing")
-    return [_run(f"{path}: line {number}", row) for number, row in enumerate(reader, start=2)]
+    _, rows = read_table(path, text, COLUMNS)
+    return [_run(row) for row in rows]
 
 
 def is_table_of_runs(path: str | Path) -> bool:
@@ -200,12 +196,10 @@ def of_groups(
     return groups
 
 
-def _run(owner: str, row: dict[str, str | None]) -> ServingRun:
-    if None in row or None in row.values():
-        raise ValueError(f"{owner}: must have as many cells as the first line")
-    cells = {key: str(value) for key, value in row.items()}
-    numbers = {name: _whole(owner, name, cells[name]) for name in _WHOLE}
-    seconds = {name: _positive(owner, name, cells[name]) / 1e3 for name in _REAL}
+def _run(row: TableRow) -> ServingRun:
+    owner, cells = row.owner, row.cells
+    numbers = {name: positive_whole(owner, name, cells[name]) for name in _WHOLE}
+    seconds = {name: positive(owner, name, cells[name]) / 1e3 for name in _REAL}
     texts = {name: cells[name] for name in COLUMNS if name not in (*_WHOLE, *_REAL)}
     return ServingRun(
         ttft_s=seconds["ttft_ms"],
@@ -214,22 +208,3 @@ def _run(owner: str, row: dict[str, str | None]) -> ServingRun:
         **texts,  # type: ignore[arg-type]
         **numbers,  # type: ignore[arg-type]
     )
-
-
-def _whole(owner: str, name: str, text: str) -> int:
-    number = _positive(owner, name, text)
-    if number % 1 or number > 2**40:
-        raise ValueError(
-            f"{owner}: {name} must be a whole number up to 2**40, got {text!r:.60}"
-        )
-    return int(number)
-
-
-def _positive(owner: str, name: str, text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ValueError(f"{owner}: {name} must be a positive number, got {text!r:.60}")
-    return number

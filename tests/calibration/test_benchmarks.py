@@ -177,7 +177,12 @@ def test_a_table_of_ones_own(tmp_path):
     [
         (TABLE, "r.csv", "gpu must be the same in all runs, got h100, l4; select some"),
         (TABLE.replace("tpot_ms", "tpot"), "r.csv", "column 'tpot_ms' is missing"),
-        (ONE.replace("8,190", "-8,190"), "r.csv", "line 2: concurrency must be a number of"),
+        (ONE.replace("8,190", "-8,190"), "r.csv", "line 2: concurrency must be a positive nu"),
+        (
+            ONE.replace("8b,2,", "8b,1.5,"),
+            "r.csv",
+            "line 2: tensor_parallel must be a whole number",
+        ),
         (ONE.replace(",7.9381", ""), "r.csv", "line 2: must have as many cells as"),
         (TABLE.splitlines()[0], "r.csv", "at least one run that says something: the file is"),
         ({"a": 1}, "r.json", "must be a result of vllm bench serve, llama-bench -o json or"),
@@ -186,7 +191,7 @@ def test_a_table_of_ones_own(tmp_path):
         ({**VLLM, "completed": 0}, "r.json", "says something: entry 0: no request was comp"),
         ({**VLLM, "mean_tpot_ms": "fast"}, "r.json", "mean_tpot_ms must be a number of at"),
         ({**VLLM, "total_input_tokens": None}, "r.json", "key 'total_input_tokens' is missing"),
-        ([{**LLAMA, "avg_ns": 0}], "r.json", "entry 0: avg_ns must be positive, got 0"),
+        ([{**LLAMA, "avg_ns": 0}], "r.json", "entry 0: avg_ns must be a positive number, got"),
         (
             {**GENAI, "input_sequence_length": {}},
             "r.json",

@@ -98,6 +98,15 @@ def test_bad_cells_name_line_column_rule_and_value(tmp_path, row, message):
         read_runs(written(tmp_path, row))
 
 
+def test_lines_are_counted_as_an_editor_does(tmp_path):
+    """Blank lines are none of a table's rows, but lines of the file."""
+    path = written(tmp_path, {}, {"ttft_ms": "0"})
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([first, "", *rest]))
+    with pytest.raises(ValueError, match="line 4: ttft_ms must be a positive number, got '0'"):
+        read_runs(path)
+
+
 def test_a_table_without_a_column_is_none(tmp_path):
     """The folder of measured runs also holds the all-reduces, which are no runs."""
     path = written(tmp_path, {}, columns=COLUMNS[1:])
