@@ -21,14 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve.calibration.benchmarks_run import BenchmarkRun
+from hypsolve.calibration.closed_loop import mean_times, start_times
 from hypsolve.problem import costs
 from hypsolve.problem.arrays import Array
 from hypsolve.problem.deployment import Block, Deployment, GpuProfile, Model, Requests
 from hypsolve.problem.interconnect import Interconnect
 from hypsolve.problem.network import Network, Node, Tier
 from hypsolve.problem.runtime import KvAdmission, Runtime
-from hypsolve.problem.solution import Partition
-from hypsolve.simulation.simulate import simulate
 
 ROUNDS = 3  # requests of each user in a simulation; the first and the last are not counted
 MIN_COUNTED = 16  # requests that count
@@ -236,15 +235,9 @@ def simulated(server: Server, gpu: GpuProfile, run: BenchmarkRun) -> tuple[float
     latency_s = ttft_s + (output - 1) * (0.0 if math.isnan(tpot_s) else tpot_s)
     rounds = max(ROUNDS, 2 + math.ceil(MIN_COUNTED / users))
     rounds = max(2, min(rounds, int(MAX_VISITS / (users * output)) or 2))
-    start_s = np.minimum(np.arange(rounds * users) / users, 1.0) * latency_s
-    deployment = server.deployment(gpu, run, start_s)
-    trace = simulate(deployment, Partition((0, server.model.n_blocks)), users=users)
-    counted = slice(users, (rounds - 1) * users if rounds > 2 else None)
-    first_s = trace.ttft_s[counted]
-    if output == 1:
-        return float(np.nanmean(first_s)), math.nan
-    decode_s = trace.latency_s[counted] - first_s
-    return float(np.nanmean(first_s)), float(np.nanmean(decode_s)) / (output - 1)
+    deployment = server.deployment(gpu, run, start_times(users, rounds, latency_s))
+    ttft_s, tpot_s = mean_times(deployment, users, rounds)
+    return ttft_s, tpot_s if output > 1 else math.nan
 
 
 def with_numbers(gpu: GpuProfile, numbers: np.ndarray) -> GpuProfile:

@@ -17,6 +17,7 @@ import numpy as np
 from hypsolve import catalog
 from hypsolve.calibration.runs import ServingRun, UnknownName, closed_loop_tokens_per_s
 from hypsolve.catalog.interconnects import interconnect, measured_gpus
+from hypsolve.problem.arrays import Array
 from hypsolve.problem.deployment import Deployment, GpuProfile, Model, Requests
 from hypsolve.problem.network import Network, Node, Tier
 from hypsolve.problem.serving_costs import to_serving_instance
@@ -145,14 +146,45 @@ def simulated(run: ServingRun, gpu: GpuProfile) -> Forecast:
     users = run.concurrency
     latency_s = users * run.output_tokens / expected.tokens_per_s
     n_rounds = max(3, math.ceil(MIN_REQUESTS / users) + 2)
-    start_s = np.minimum(np.arange(n_rounds * users) / users, 1.0) * latency_s
-    deployment = deployment_of(run, gpu, start_s)
-    partition = Partition((0, deployment.model.n_blocks))
-    trace = simulate(deployment, partition, users=users).to_frame()
-    counted = trace.iloc[users : (n_rounds - 1) * users]
-    ttft_s = float(counted["ttft_s"].mean())
-    decode_s = float((counted["latency_s"] - counted["ttft_s"]).mean())
-    return _forecast(run, ttft_s, decode_s / max(run.output_tokens - 1, 1))
+    deployment = deployment_of(run, gpu, start_times(users, n_rounds, latency_s))
+    return _forecast(run, *mean_times(deployment, users, n_rounds))
+
+
+def start_times(users: int, n_rounds: int, latency_s: float) -> Array:
+    """Return the earliest times of the requests of a closed loop, in seconds.
+
+    The first requests of the users are evenly spread over the latency of one request, so that
+    the loop starts near its steady state. All others come when an answer has ended.
+
+    Examples
+    --------
+    >>> start_times(2, 3, 8.0).tolist()
+    [0.0, 4.0, 8.0, 8.0, 8.0, 8.0]
+    """
+    return np.minimum(np.arange(n_rounds * users) / users, 1.0) * latency_s
+
+
+def mean_times(deployment: Deployment, users: int, n_rounds: int) -> tuple[float, float]:
+    """Simulate a closed loop; return the mean time to first token and time per later token.
+
+    The first request of each user is not counted, and the last one only if there are two.
+
+    Parameters
+    ----------
+    deployment : Deployment
+        Of one machine, with `n_rounds` equal requests of each user.
+
+    Returns
+    -------
+    ttft_s, tpot_s : float
+        Seconds. A single output token has a `tpot_s` of 0.
+    """
+    trace = simulate(deployment, Partition((0, deployment.model.n_blocks)), users=users)
+    counted = slice(users, (n_rounds - 1) * users if n_rounds > 2 else None)
+    first_s = trace.ttft_s[counted]
+    decode_s = trace.latency_s[counted] - first_s
+    passes = max(int(deployment.requests.output_tokens[0]) - 1, 1)
+    return float(np.nanmean(first_s)), float(np.nanmean(decode_s)) / passes
 
 
 def forecast(
