@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hypsolve.calibration.runs import ServingRun
-from hypsolve.calibration.servers import QUANTITIES, catalog_fit, fitted_servers
+from hypsolve.calibration.servers import catalog_fit, describe_errors, fitted_servers
 from hypsolve.problem import validation as valid
 
 
@@ -35,8 +35,7 @@ class ServerForecast:
         if self.expected_error is None:
             error = "not validated on this GPU and runtime"
         else:
-            words = (f"{QUANTITIES[k]} {e:.0%}" for k, e in self.expected_error.items())
-            error = "expected error: " + ", ".join(words)
+            error = f"expected error: {describe_errors(self.expected_error)}"
         return (
             f"TTFT {self.ttft_s:.3g} s, {1e3 * self.tpot_s:.3g} ms per output token,"
             f" {self.tokens_per_s:.4g} tokens/s; {error}"

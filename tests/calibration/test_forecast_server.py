@@ -3,7 +3,7 @@
 import pytest
 
 from hypsolve.calibration.forecast_server import forecast_server
-from hypsolve.calibration.servers import catalog_fit, fitted_servers
+from hypsolve.calibration.servers import catalog_fit, expected_error, fitted_servers
 
 LOAD = {"prompt_tokens": 1024, "output_tokens": 256, "users": 16}
 
@@ -60,3 +60,13 @@ def test_coefficients_come_from_the_catalogue():
     """Forecasts use the numbers that the catalogue states."""
     stated = fitted_servers()["h100", "vllm"].costs
     assert catalog_fit().costs("h100", "vllm") == stated
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen3-8b"])
+def test_errors_are_written_in_the_order_of_plans(model):
+    """One order everywhere: time per output token, tokens/s, time to first token."""
+    text = str(forecast_server("h100", "vllm", model, **LOAD)).partition("error: ")[2]
+    words = ["time per output token", "tokens/s", "TTFT"]
+    assert [text.index(word) for word in words] == sorted(text.index(word) for word in words)
+    plan = expected_error("h100", "vllm")
+    assert [plan.index(word) for word in words] == sorted(plan.index(word) for word in words)
