@@ -33,9 +33,24 @@ class ProfileTable(GpuTable):
     """A profile file, as `hypsolve measure` and `hypsolve calibrate` write it."""
 
     name: Annotated[str, Key("Name of the GPU or machine.")]
-    intervals: NotRequired[dict[str, Any]]
-    errors: NotRequired[dict[str, Any]]
-    measured: NotRequired[dict[str, Any]]
+    intervals: NotRequired[
+        Annotated[
+            dict[str, tuple[float, float]],
+            Key("95 % intervals of the numbers above, in their units, by key."),
+        ]
+    ]
+    errors: NotRequired[
+        Annotated[
+            dict[str, dict[str, float]],
+            Key("Mean absolute relative errors, by what they are about; 0.05 is 5 %."),
+        ]
+    ]
+    measured: NotRequired[
+        Annotated[
+            dict[str, str | int | float],
+            Key("Machine, versions, date, files: what the numbers were fitted to."),
+        ]
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +94,8 @@ def read_gpu_profile(path: str | os.PathLike[str]) -> GpuProfile:
     ----------
     path : str or path
         TOML with ``name``, the keys of a table ``[gpus.NAME]`` of a network file, and the
-        tables ``intervals``, ``errors`` and ``measured``, which are not read.
+        tables ``intervals``, ``errors`` and ``measured``, which are checked alone. The JSON
+        Schema is ``hypsolve schema profile``.
 
     Returns
     -------
@@ -105,7 +121,31 @@ def read_gpu_profile(path: str | os.PathLike[str]) -> GpuProfile:
     """
     path = checked_path("read_gpu_profile", path)
     entry = checked_table(path.name, ProfileTable, read_toml(path))
+    _check_tables(path.name, entry)
     return profile_of(valid.name(path.name, entry["name"]), entry)
+
+
+def _check_tables(owner: str, entry: ProfileTable) -> None:
+    """Raise if a table of intervals, errors or provenance holds another kind of value."""
+    for key, bounds in entry.get("intervals", {}).items():
+        if not (isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds))):
+            raise TypeError(
+                f"{owner}: intervals.{key} must be a list of two numbers, got {bounds!r:.60}"
+            )
+    for about, parts in entry.get("errors", {}).items():
+        if not (isinstance(parts, dict) and all(map(_is_number, parts.values()))):
+            raise TypeError(
+                f"{owner}: errors.{about} must be a table of numbers, got {parts!r:.60}"
+            )
+    for key, value in entry.get("measured", {}).items():
+        if not (isinstance(value, str) or _is_number(value)):
+            raise TypeError(
+                f"{owner}: measured.{key} must be text or a number, got {value!r:.60}"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def write_gpu_profile(path: str | os.PathLike[str], profile: MeasuredProfile) -> None:

@@ -1,4 +1,4 @@
-"""JSON Schemas of files: networks, plans, serving instances and their results."""
+"""JSON Schemas of files: networks, GPU profiles, plans, serving instances, their results."""
 
 import dataclasses
 import inspect
@@ -19,6 +19,7 @@ from typing import (
     is_typeddict,
 )
 
+from hypsolve.formats.gpu_profile import ProfileTable
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.formats.network_toml_types import Key, NetworkTable
 from hypsolve.planning.plan import FORMAT, VERSION, Plan
@@ -94,6 +95,7 @@ class ResultTable(TypedDict):
 
 SCHEMAS: dict[str, tuple[str, type]] = {
     "network": ("Network file of hypsolve", NetworkTable),
+    "profile": ("GPU profile of hypsolve", ProfileTable),
     "plan": ("Plan of hypsolve", Plan),
     "serving-instance": ("Serving instance of hypsolve", ServingInstanceFile),
     "serving-result": ("Result on a serving instance of hypsolve", ServingResultFile),
@@ -130,9 +132,10 @@ def schema(kind: str) -> Schema:
 
     Parameters
     ----------
-    kind : {"network", "plan", "serving-instance", "serving-result"}
-        The TOML file of `hypsolve.read_network_file`; the JSON of `Plan.to_dict`; that of
-        `hypsolve.save` for a `ServingInstance`; or that of `ServingResult.save`.
+    kind : {"network", "profile", "plan", "serving-instance", "serving-result"}
+        The TOML file of `hypsolve.read_network_file`; that of ``hypsolve measure`` and
+        ``hypsolve calibrate``; the JSON of `Plan.to_dict`; that of `hypsolve.save` for a
+        `ServingInstance`; or that of `ServingResult.save`.
 
     Returns
     -------

@@ -8,6 +8,7 @@ import re
 import tomllib
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -17,6 +18,7 @@ import hypsolve as hs
 import instances
 from hypsolve.cli import catalog as catalog_commands
 from hypsolve.cli.options import OBJECTIVES
+from hypsolve.formats.gpu_profile import read_gpu_profile
 from hypsolve.formats.network_toml import read_network_file
 from hypsolve.planning.json_schema import SCHEMAS, _of, schema
 from instances.scenarios import scenario
@@ -94,7 +96,7 @@ def test_schemas_are_schemas(kind):
     assert '"$ref"' not in json.dumps(document)
     with pytest.raises(
         ValueError,
-        match="unknown schema 'tiers'; choose one of network, plan, serving-instance",
+        match="unknown schema 'tiers'; choose one of network, profile, plan, serving",
     ):
         schema("tiers")
 
@@ -214,13 +216,13 @@ def changed(document, path, value):
     return document
 
 
-def refusal(document, tmp_path):
+def refusal(document, tmp_path, read=read_network_file):
     """What the reader says of it; None if it takes it."""
     path = tmp_path / "net.toml"
     path.write_text("\n".join(f"{json.dumps(k)} = {toml(v)}" for k, v in document.items()))
     assert repr(tomllib.loads(path.read_text())) == repr(document)
     try:
-        read_network_file(path)
+        read(path)
     except (ValueError, TypeError) as error:
         return str(error)
     return None
@@ -232,6 +234,89 @@ def toml(value):
     if isinstance(value, list):
         return f"[{', '.join(map(toml, value))}]"
     return json.dumps(value) if isinstance(value, str | bool) else str(value)
+
+
+# --- profiles of GPUs ------------------------------------------------------------------------
+
+PROFILE = tomllib.loads("""
+name = "desk"
+t0_us = 40
+tflops = 0.2
+gb_per_s = 20.5
+memory_gib = 16
+power_w = 65
+source = "measured"
+[intervals]
+t0_us = [30, 50.5]
+gb_per_s = [19.0, inf]
+[errors]
+"of the fit" = {prefill = 0.05, decode = 1}
+[measured]
+machine = "desk"
+threads = 2
+""")
+BEYOND_PROFILE = {
+    "what can be printed": r"name must be printable",
+    "that nan is a number": r"got nan$",
+}
+
+
+@pytest.fixture(scope="module")
+def profile_schema():
+    return jsonschema.Draft202012Validator(schema("profile"))
+
+
+def test_profiles_of_the_repository_are_accepted(profile_schema):
+    files = sorted((Path(instances.__file__).parent / "profiles").glob("*.toml"))
+    assert files
+    for path in files:
+        profile_schema.validate(tomllib.loads(path.read_text()))
+        assert read_gpu_profile(path).name
+
+
+def test_schema_and_reader_of_profiles_agree(profile_schema, tmp_path):
+    """Every value of PROFILE replaced by each of VALUES, every key dropped and one added."""
+    profile_schema.validate(PROFILE)
+    counts = {True: 0, False: 0}
+    seen = set()
+    for document in mutations(PROFILE):
+        why = refusal(document, tmp_path, read_gpu_profile)
+        valid = profile_schema.is_valid(document)
+        if valid and why:
+            rules = [each for each, like in BEYOND_PROFILE.items() if re.search(like, why)]
+            assert rules, f"the schema takes it, but {why}"
+            seen.update(rules)
+        else:
+            assert valid == (why is None), (why, document)
+            counts[valid] += 1
+    assert seen == set(BEYOND_PROFILE)
+    assert min(counts.values()) > 100, counts
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("name",), MISSING, r"net.toml: key 'name' is missing"),
+        (("tflops",), 0, r"net.toml: tflops must be positive and finite, got 0"),
+        (("tflop",), 1, r"net.toml: unknown key 'tflop'; did you mean tflops\?"),
+        (("intervals",), 3, r"net.toml: intervals must be tables, got 3"),
+        (
+            ("intervals", "t0_us"),
+            [1],
+            r"intervals.t0_us must be a list of two numbers",
+        ),
+        (
+            ("errors", "of the fit"),
+            {"decode": "5 %"},
+            r"errors.of the fit must be a table",
+        ),
+        (("measured", "threads"), True, r"measured.threads must be text or a number"),
+    ],
+)
+def test_a_wrong_profile_is_refused_by_both(path, value, words, profile_schema, tmp_path):
+    document = changed(PROFILE, path, value)
+    assert not profile_schema.is_valid(document)
+    assert re.search(words, refusal(document, tmp_path, read_gpu_profile))
 
 
 # --- plans ------------------------------------------------------------------------------------
