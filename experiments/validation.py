@@ -150,9 +150,13 @@ def run(out: Path) -> int:
     path = out / "validation.csv"
     frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
     errors = validation_errors.by_group(frame)
+    committed = ROOT / "results" / "validation_errors.csv"  # before it is written anew
+    grown = validation_errors.grown(pd.read_csv(committed), errors)
     errors.to_csv(
         out / "validation_errors.csv", index=False, float_format="%.4f", lineterminator="\n"
     )
+    for line in grown:
+        print(f"validation: the error grew; add to *Results affected* in CHANGELOG.md: {line}")
     print(f"validation: {len(runs)} runs, {len(ALL)} predictors; {path}")
     return 0
 

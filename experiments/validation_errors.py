@@ -1,5 +1,6 @@
 """Errors of forecasts against measured runs: by group, in tables, in figures, in one line."""
 
+import re
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -56,6 +57,54 @@ def by_group(frame: pd.DataFrame) -> pd.DataFrame:
     errors = groups[list(QUANTITIES)].mean()
     errors.insert(0, "n", groups.size())
     return errors.reset_index()
+
+
+MAY_GROW = 0.05  # share by which an error may rise without a line in the changelog
+ROUNDING = 1e-4  # of the errors in `validation_errors.csv`
+
+
+def grown(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
+    """Return the errors of groups that rose by more than `MAY_GROW`, a line each.
+
+    Parameters
+    ----------
+    before, after : DataFrame
+        As `by_group` returns them. Groups and predictors that only one of them has, and
+        `EXTERNAL` predictors, are not compared.
+
+    Returns
+    -------
+    list of str
+        Group, predictor, quantity, both errors.
+    """
+    keys = [*GROUP, "predictor"]
+    both = before.merge(after, on=keys, suffixes=("_before", "_after"))
+    lines = []
+    for row in both[~both["predictor"].isin(EXTERNAL)].to_dict("records"):
+        for name, words in QUANTITIES.items():
+            old, new = row[f"{name}_before"], row[f"{name}_after"]
+            if new > (1 + MAY_GROW) * old + ROUNDING:
+                lines.append(
+                    f"{group_name(row)}: {words} by {row['predictor']},"
+                    f" {_percent(old)} -> {_percent(new)}"
+                )
+    return lines
+
+
+def group_name(row: Mapping[str, Any]) -> str:
+    """Return the name of a row's group, such as ``h100_sxm, vllm, Qwen3-32B``."""
+    return ", ".join([row["gpu"], row["runtime"], str(row["model"]).rpartition("/")[2]])
+
+
+def untold(lines: list[str], changelog: str) -> list[str]:
+    """Return the lines of `grown` whose group is not named under *Results affected*."""
+    parts = re.split(r"^(###? .*)$", changelog, flags=re.MULTILINE)
+    told = " ".join(
+        " ".join(text.split())
+        for head, text in zip(parts[1::2], parts[2::2], strict=True)
+        if head.endswith("Results affected")
+    )
+    return [line for line in lines if line.partition(":")[0] not in told]
 
 
 def validation_tables(_: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
