@@ -6,6 +6,10 @@ server are from it. So a benchmark that says nothing about a number, as decoding
 about the FLOP rate, leaves it where it was, and the interval says so. The fit minimises squared
 errors of logarithms by the Gauss-Newton method. Times per token weigh most, because times to
 first token contain queues and the start of a benchmark.
+
+Seconds per request outside of iterations are fitted, too, if the times to first token identify
+them: if their 95 % interval lies above 0. They hold what a server does before the first
+iteration, and the queues with which benchmarks begin.
 """
 
 from __future__ import annotations
@@ -39,6 +43,10 @@ from hypsolve.problem.units import count, finite_or_none
 NUMBERS = ("t0_s", "flops_per_s", "bytes_per_s")
 PRIOR = np.array([1.0, 0.4, 0.3])
 """Standard deviations of the logarithms of the numbers, before a benchmark is seen."""
+REQUEST_S = 0.1
+"""Standard deviation of the seconds per request outside of iterations, before: half normal."""
+WIDTHS = np.array([*PRIOR, 1.0])  # of all four; seconds per request are in units of `REQUEST_S`
+REQUEST = len(NUMBERS)  # place of the seconds per request
 TPOT, TTFT, TTFT_OF_USERS = 0.03, 0.1, 0.3
 """Errors that weigh the same: of times per token; of times to first token (one user, many)."""
 Index = NDArray[np.int64]
@@ -127,6 +135,11 @@ class Calibration:
         95 % intervals of the three numbers.
     unseen : tuple of str
         Numbers about which the runs say little: they stay near the start.
+    request_s : float
+        Seconds per request outside of iterations, in each time to first token; 0 if the runs do
+        not identify them. A profile file holds them for people alone: plans do not add them.
+    request_interval_s : (float, float)
+        Their 95 % interval.
     forecasts : tuple of RunForecast
     before, after, held_out : Errors
         `held_out` has no runs if there are too few.
@@ -138,6 +151,8 @@ class Calibration:
     gpu: GpuProfile
     intervals: dict[str, tuple[float, float]]
     unseen: tuple[str, ...]
+    request_s: float
+    request_interval_s: tuple[float, float]
     forecasts: tuple[RunForecast, ...]
     before: Errors
     after: Errors
@@ -153,7 +168,11 @@ class Calibration:
             "runtime": self.server.runtime.name,
             "started_from": self.start.name,
             **{name: getattr(self.gpu, name) for name in NUMBERS},
-            "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
+            "request_s": self.request_s,
+            "intervals": {
+                **{name: list(bounds) for name, bounds in self.intervals.items()},
+                "request_s": list(self.request_interval_s),
+            },
             "little_seen": list(self.unseen),
             "errors": {
                 about: {
@@ -170,6 +189,7 @@ class Calibration:
     def profile(self) -> MeasuredProfile:
         """Return the profile file."""
         shown = {"before": self.before, "of the fit": self.after, "held out": self.held_out}
+        request = {"request_ms": round(1e3 * self.request_s, 1)} if self.request_s else {}
         return MeasuredProfile(
             gpu=self.gpu,
             intervals=self.intervals,
@@ -186,6 +206,7 @@ class Calibration:
                 "runtime": self.server.runtime.name,
                 "started_from": self.start.name,
                 "little_seen": ", ".join(self.unseen),
+                **request,
                 "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             },
         )
@@ -273,12 +294,9 @@ def calibrate(
     problem = _Problem(server, start, runs, before)
     x = problem.fit()
     for _ in range(N_CORRECTIONS):
-        fitted = problem.gpu(x)
-        after = np.array([simulated(server, fitted, run) for run in runs])
-        problem.correct(fitted, after)
+        problem.correct(x, problem.simulations(x))
         x = problem.fit(x)
-    fitted = problem.gpu(x)
-    after = np.array([simulated(server, fitted, run) for run in runs])
+    fitted, after = problem.gpu(x), problem.simulations(x)
     interval, unseen = problem.intervals(x)
     unmeasured = np.full_like(after, np.nan)
     held_out = problem.held_out() if len(runs) >= MIN_HELD_OUT else unmeasured
@@ -291,6 +309,8 @@ def calibrate(
         gpu=replace(fitted, source=source),
         intervals=interval,
         unseen=unseen,
+        request_s=problem.request_s(x),
+        request_interval_s=problem.request_interval(x),
         forecasts=tuple(
             RunForecast(run, *((float(a[0]), float(a[1])) for a in each))
             for run, *each in zip(runs, before, after, held_out, strict=True)
@@ -324,12 +344,16 @@ def describe_errors(errors: Errors) -> str:
 
 
 class _Problem:
-    """The least squares of one server: measured times, forecasts of the closed form."""
+    """The least squares of one server: measured times, forecasts of the closed form.
+
+    A point `x` holds the logarithmic ratios of the numbers to the start, and the seconds per
+    request in units of `REQUEST_S`.
+    """
 
     def __init__(
         self, server: Server, start: GpuProfile, runs: Sequence[BenchmarkRun], before: Array
     ) -> None:
-        self.start, self.runs = start, tuple(runs)
+        self.server, self.start, self.runs = server, start, tuple(runs)
         self.states = SteadyStates(server, start, runs)
         self.centre = np.log([getattr(start, name) for name in NUMBERS])
         missing = math.nan
@@ -339,26 +363,39 @@ class _Problem:
         one = np.array([run.users <= 1 for run in runs])
         first = np.where(one, TTFT, TTFT_OF_USERS)
         self.units = np.stack([first, np.full(len(runs), TPOT)], axis=1)
+        of_server = [[0.0 if run.is_kernel_time else 1.0, 0.0] for run in runs]
+        self.requests = np.array(of_server)  # to which the seconds per request are added
         self.ratio = np.ones_like(self.measured)  # of simulations to the closed form
-        self.correct(start, before)
+        self.correct(np.zeros(len(WIDTHS)), before)
 
     def gpu(self, x: Array) -> GpuProfile:
-        """Return the profile with the logarithmic ratios `x` to the start."""
-        return with_numbers(self.start, np.exp(self.centre + x))
+        """Return the profile of a point."""
+        return with_numbers(self.start, np.exp(self.centre + x[:REQUEST]))
 
-    def closed_forms(self, gpu: GpuProfile, which: Index) -> Array:
+    def request_s(self, x: Array) -> float:
+        """Return the seconds per request of a point."""
+        return float(REQUEST_S * x[REQUEST])
+
+    def closed_forms(self, x: Array, which: Index) -> Array:
         """Return the times of some runs by the closed form, shape (n_runs, 2)."""
-        return self.states.seconds(gpu, which)
+        return self.states.seconds(self.gpu(x), which)
 
-    def correct(self, gpu: GpuProfile, simulations: Array) -> None:
-        """Set the ratios of simulations to the closed form, from those of one profile."""
-        made = self.closed_forms(gpu, np.arange(len(self.runs)))
+    def simulations(self, x: Array) -> Array:
+        """Return the simulated times of all runs, shape (n_runs, 2)."""
+        gpu, request_s = self.gpu(x), self.request_s(x)
+        return np.array([simulated(self.server, gpu, run, request_s) for run in self.runs])
+
+    def correct(self, x: Array, simulations: Array) -> None:
+        """Set the ratios of simulations to the closed form, from those of one point."""
+        made = self.closed_forms(x, np.arange(len(self.runs)))
+        within = simulations - self.request_s(x) * self.requests
         with np.errstate(divide="ignore", invalid="ignore"):
-            self.ratio = np.where(made > 0, simulations / made, 1.0)
+            self.ratio = np.where(made > 0, within / made, 1.0)
 
     def forecast(self, x: Array, which: Index) -> Array:
         """Return the corrected times of some runs, shape (n_runs, 2)."""
-        return self.closed_forms(self.gpu(x), which) * self.ratio[which]
+        within = self.closed_forms(x, which) * self.ratio[which]
+        return within + self.request_s(x) * self.requests[which]
 
     def errors(self, x: Array, which: Index) -> Array:
         """Return the errors of logarithms in units, of all that was measured."""
@@ -368,20 +405,34 @@ class _Problem:
         return errors[np.isfinite(errors)]
 
     def fit(self, x: Array | None = None, which: Index | None = None) -> Array:
-        """Return the ratios of least squares, by damped Gauss-Newton steps."""
-        x = np.zeros(len(NUMBERS)) if x is None else x
+        """Return the point of least squares.
+
+        The seconds per request are 0 unless the runs identify them.
+        """
+        x = np.zeros(len(WIDTHS)) if x is None else x
         which = np.arange(len(self.runs)) if which is None else which
+        measured = np.isfinite(self.measured[which]) & (self.requests[which] > 0)
+        if measured.sum() > 1:
+            found = self.least_squares(x, which, len(WIDTHS))
+            if self.request_interval(found, which)[0] > 0:
+                return found
+        return self.least_squares(np.append(x[:REQUEST], 0.0), which, REQUEST)
+
+    def least_squares(self, x: Array, which: Index, n_free: int) -> Array:
+        """Return the point of least squares over the first numbers, by damped Gauss-Newton."""
         errors = self.errors(x, which)
-        cost = float(errors @ errors + ((x / PRIOR) ** 2).sum())
+        cost = float(errors @ errors + ((x / WIDTHS) ** 2).sum())
         damping = 1e-3
         for _ in range(N_STEPS):
-            slopes = self.slopes(x, which, errors)
-            normal = slopes.T @ slopes + np.diag(1 / PRIOR**2)
-            gradient = slopes.T @ errors + x / PRIOR**2
+            slopes = self.slopes(x, which, errors)[:, :n_free]
+            normal = slopes.T @ slopes + np.diag(1 / WIDTHS[:n_free] ** 2)
+            gradient = slopes.T @ errors + x[:n_free] / WIDTHS[:n_free] ** 2
             step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -gradient)
-            tried = x + np.clip(step, -MAX_STEP, MAX_STEP)
+            tried = x.copy()
+            tried[:n_free] += np.clip(step, -MAX_STEP, MAX_STEP)
+            tried[REQUEST] = max(tried[REQUEST], 0.0)
             new_errors = self.errors(tried, which)
-            new_cost = float(new_errors @ new_errors + ((tried / PRIOR) ** 2).sum())
+            new_cost = float(new_errors @ new_errors + ((tried / WIDTHS) ** 2).sum())
             if new_cost < cost:
                 gain, x, errors, cost = cost - new_cost, tried, new_errors, new_cost
                 damping = max(damping / 5, 1e-9)
@@ -400,26 +451,44 @@ class _Problem:
             np.stack([self.errors(row, which) - errors for row in moved], axis=1) / DIFFERENCE
         )
 
-    def intervals(self, x: Array) -> tuple[dict[str, tuple[float, float]], tuple[str, ...]]:
-        """Return 95 % intervals, and the numbers about which the runs say little."""
-        which = np.arange(len(self.runs))
+    def deviations(
+        self, x: Array, which: Index | None = None, *, with_request: bool
+    ) -> tuple[Array, float]:
+        """Return standard deviations of the numbers, and the quantile of a 95 % interval."""
+        which = np.arange(len(self.runs)) if which is None else which
+        n_free = len(WIDTHS) if with_request else REQUEST
         errors = self.errors(x, which)
-        slopes = self.slopes(x, which, errors)
+        slopes = self.slopes(x, which, errors)[:, :n_free]
         # the prior is as good as a measurement of each number
-        squares = float(errors @ errors + ((x / PRIOR) ** 2).sum())
+        squares = float(errors @ errors + ((x / WIDTHS) ** 2).sum())
         freedom = max(len(errors), 1)
         scale = max(1.0, squares / freedom)  # the form is off by more than the units
-        variance = np.diag(np.linalg.inv(slopes.T @ slopes / scale + np.diag(1 / PRIOR**2)))
+        prior = np.diag(1 / WIDTHS[:n_free] ** 2)
+        variance = np.diag(np.linalg.inv(slopes.T @ slopes / scale + prior))
         quantile = T_QUANTILES[freedom - 1] if freedom <= len(T_QUANTILES) else NORMAL
-        half = np.minimum(quantile * np.sqrt(variance), NORMAL * PRIOR)
-        low, high = np.exp(self.centre + x - half), np.exp(self.centre + x + half)
+        return np.sqrt(variance), quantile
+
+    def intervals(self, x: Array) -> tuple[dict[str, tuple[float, float]], tuple[str, ...]]:
+        """Return 95 % intervals, and the numbers about which the runs say little."""
+        deviations, quantile = self.deviations(x, with_request=x[REQUEST] > 0)
+        deviations = deviations[:REQUEST]
+        half = np.minimum(quantile * deviations, NORMAL * PRIOR)
+        low, high = (np.exp(self.centre + x[:REQUEST] + side) for side in (-half, half))
         unseen = tuple(
             name
-            for name, v, p in zip(NUMBERS, variance, PRIOR, strict=True)
-            if v > KNOWN * p**2
+            for name, deviation, p in zip(NUMBERS, deviations, PRIOR, strict=True)
+            if deviation**2 > KNOWN * p**2
         )
         ranges = {n: (float(low[i]), float(high[i])) for i, n in enumerate(NUMBERS)}
         return ranges, unseen
+
+    def request_interval(self, x: Array, which: Index | None = None) -> tuple[float, float]:
+        """Return the 95 % interval of the seconds per request; (0, 0) if they are 0."""
+        if not x[REQUEST]:
+            return 0.0, 0.0
+        deviations, quantile = self.deviations(x, which, with_request=True)
+        at, half = float(x[REQUEST]), float(quantile * deviations[REQUEST])
+        return REQUEST_S * max(at - half, 0.0), REQUEST_S * (at + half)
 
     def held_out(self) -> Array:
         """Return forecasts of each run by a fit to others, shape (n_runs, 2)."""

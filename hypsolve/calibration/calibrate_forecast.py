@@ -216,11 +216,15 @@ def room(deployment: Deployment, prompt: float, output: float) -> float:
     return max(free / per_token / max(held, 1.0), 1.0)
 
 
-def simulated(server: Server, gpu: GpuProfile, run: BenchmarkRun) -> tuple[float, float]:
+def simulated(
+    server: Server, gpu: GpuProfile, run: BenchmarkRun, request_s: float = 0.0
+) -> tuple[float, float]:
     """Return the time to first token and the time per token of a run by simulation.
 
     Users start evenly over the latency of one request, and the first and the last request of
-    each are not counted. A test of `llama-bench` needs no simulation: it is a single sequence.
+    each are not counted. A test of `llama-bench` needs no simulation: it is a single sequence,
+    without a server. A server adds `request_s` to each time to first token; meanwhile, the
+    request is not under way.
 
     Raises
     ------
@@ -236,8 +240,8 @@ def simulated(server: Server, gpu: GpuProfile, run: BenchmarkRun) -> tuple[float
     rounds = max(ROUNDS, 2 + math.ceil(MIN_COUNTED / users))
     rounds = max(2, min(rounds, int(MAX_VISITS / (users * output)) or 2))
     deployment = server.deployment(gpu, run, start_times(users, rounds, latency_s))
-    ttft_s, tpot_s = mean_times(deployment, users, rounds)
-    return ttft_s, tpot_s if output > 1 else math.nan
+    ttft_s, tpot_s = mean_times(deployment, users, rounds, request_s)
+    return ttft_s + request_s, tpot_s if output > 1 else math.nan
 
 
 def with_numbers(gpu: GpuProfile, numbers: np.ndarray) -> GpuProfile:

@@ -164,7 +164,9 @@ def start_times(users: int, n_rounds: int, latency_s: float) -> Array:
     return np.minimum(np.arange(n_rounds * users) / users, 1.0) * latency_s
 
 
-def mean_times(deployment: Deployment, users: int, n_rounds: int) -> tuple[float, float]:
+def mean_times(
+    deployment: Deployment, users: int, n_rounds: int, think_time_s: float = 0.0
+) -> tuple[float, float]:
     """Simulate a closed loop; return the mean time to first token and time per later token.
 
     The first request of each user is not counted, and the last one only if there are two.
@@ -173,13 +175,17 @@ def mean_times(deployment: Deployment, users: int, n_rounds: int) -> tuple[float
     ----------
     deployment : Deployment
         Of one machine, with `n_rounds` equal requests of each user.
+    users, n_rounds : int
+    think_time_s : float
+        Seconds that a user is away from the server between two requests.
 
     Returns
     -------
     ttft_s, tpot_s : float
         Seconds. A single output token has a `tpot_s` of 0.
     """
-    trace = simulate(deployment, Partition((0, deployment.model.n_blocks)), users=users)
+    whole = Partition((0, deployment.model.n_blocks))
+    trace = simulate(deployment, whole, users=users, think_time_s=think_time_s)
     counted = slice(users, (n_rounds - 1) * users if n_rounds > 2 else None)
     first_s = trace.ttft_s[counted]
     decode_s = trace.latency_s[counted] - first_s

@@ -187,6 +187,18 @@ def describe(found: Calibration) -> str:
                 "note": "little seen" if key in found.unseen else "",
             }
         )
+    if found.request_s:
+        low, high = (1e3 * bound for bound in found.request_interval_s)
+        numbers.append(
+            {
+                "number": "request_ms",
+                "before": "0",
+                "fitted": f"{1e3 * found.request_s:.4g}",
+                "from": f"{low:.4g}",
+                "to (95 %)": f"{high:.4g}",
+                "note": "",
+            }
+        )
     lines.append(table(numbers))
     lines += _cautions(found)
     return "\n".join(lines)
@@ -234,10 +246,16 @@ def _cautions(found: Calibration) -> list[str]:
         lines.append(
             "all runs have one length of prompts and outputs: other lengths are unknown"
         )
+    if found.request_s:
+        lines.append(
+            "request_ms passes in each request outside of iterations: work of the server, and"
+            " the queue with which a benchmark begins; plans do not add it to a time to first"
+            " token"
+        )
     if found.after.ttft > ROUGH:
         lines.append(
-            f"times to first token stay off by {100 * found.after.ttft:.2g} %: a profile has no"
-            " time per request outside of iterations, and benchmarks begin with a queue"
+            f"times to first token stay off by {100 * found.after.ttft:.2g} %: benchmarks begin"
+            " with a queue, which the runs do not tell apart"
         )
     lines.append("forecasts of other models, lengths and numbers of users were not validated")
     return lines

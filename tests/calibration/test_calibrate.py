@@ -12,6 +12,7 @@ from hypsolve.calibration.benchmarks_run import BenchmarkRun
 from hypsolve.calibration.calibrate import (
     NUMBERS,
     PRIOR,
+    WIDTHS,
     _Problem,
     calibrate,
     describe_errors,
@@ -67,6 +68,30 @@ def test_a_server_that_differs_from_the_catalogue_is_found():
     assert describe_errors(found.held_out) in found.gpu.source
 
 
+@pytest.mark.parametrize("request_s", [0.15, 0.0])
+def test_seconds_per_request_are_found_where_there_are_any(request_s):
+    """Five simulated runs of a server that adds them to each time to first token."""
+    runs = [run_of(load, simulated(SERVER, TRUE, run_of(load), request_s)) for load in LOADS]
+    found = fit(runs)
+    low, high = found.request_interval_s
+    assert found.request_s == pytest.approx(request_s, rel=0.15, abs=1e-3)
+    assert low <= request_s <= high
+    assert found.after.ttft < 0.1 and found.held_out.ttft < 0.25
+    assert found.gpu.bytes_per_s == pytest.approx(TRUE.bytes_per_s, rel=0.1)
+    assert found.to_dict()["intervals"]["request_s"] == [low, high]
+    measured = found.profile().measured
+    assert measured.get("request_ms", 0) == pytest.approx(1e3 * found.request_s, abs=0.06)
+
+
+def test_one_time_to_first_token_does_not_identify_seconds_per_request():
+    """It could be the compute rate as well; tests without a server have no such seconds."""
+    times = (2.0, 0.09)
+    assert fit([run_of(LOADS[0], times)]).request_s == 0
+    kernels = [run_of((p, 1, 1), (s, None), is_kernel_time=True)
+               for p, s in ((64, 0.2), (512, 0.4))]  # fmt: skip
+    assert fit(kernels, runtime=hs.runtime("llama.cpp")).request_s == 0
+
+
 def test_the_forecast_of_before_is_that_of_the_catalogue():
     """Measured times that the catalogue itself forecasts: nothing was off, nothing moves."""
     found = fit(measured(gpu=replace(L4, memory_bytes=L4.memory_bytes - L4.hidden_bytes,
@@ -118,9 +143,10 @@ def test_a_fit_is_a_minimum_of_what_it_minimises():
 
     def cost(at):
         errors = problem.errors(at, which)
-        return errors @ errors + ((at / PRIOR) ** 2).sum()
+        return errors @ errors + ((at / WIDTHS) ** 2).sum()
 
-    for step in np.vstack([np.eye(3), -np.eye(3)]):
+    bounded = 3 if x[3] == 0 else 4  # seconds per request are not negative
+    for step in np.vstack([np.eye(4)[:bounded], -np.eye(4)[:bounded]]):
         assert cost(x + 1e-3 * step) >= cost(x) * (1 - 1e-9)
 
 

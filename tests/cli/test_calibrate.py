@@ -71,7 +71,7 @@ def test_json_has_what_the_text_has(capsys, tmp_path, runs):
     for about, key in (("before", "before"), ("of_the_fit", "after"), ("held_out", "held_out")):
         off = [abs(r[f"tpot_{key}_s"] / r["tpot_measured_s"] - 1) for r in found["runs"]]
         assert found["errors"][about]["tpot"] == pytest.approx(sum(off) / 5)
-    assert set(found["intervals"]) == {"t0_s", "flops_per_s", "bytes_per_s"}
+    assert set(found["intervals"]) == {"t0_s", "flops_per_s", "bytes_per_s", "request_s"}
 
 
 def test_one_run_says_how_little_it_is(capsys, tmp_path):
@@ -132,3 +132,22 @@ def test_a_model_that_is_not_known_must_be_given(capsys, tmp_path, runs, model, 
     code, _, errors = run(capsys, *arguments)
     assert code == 2 and words in errors
     assert run(capsys, *arguments, "--model", "llama-3-8b")[0] == 0
+
+
+def test_seconds_per_request_have_a_row_and_an_explanation(capsys, tmp_path):
+    """A server that adds 400 ms to each first token: one user cannot wait for a queue."""
+    path = tmp_path / "runs.csv"
+    path.write_text(HEADER + "".join(
+        f"meta-llama/Meta-Llama-3-8B,{prompt},64,1,{400 + 0.3 * prompt},80\n"
+        for prompt in (64, 256, 1024, 2048)
+    ))  # fmt: skip
+    out = tmp_path / "mine.toml"
+    code, printed, _ = run(
+        capsys, "calibrate", path, "--gpu", "l4", "--runtime", "vllm", "-o", out
+    )
+    assert code == 0
+    row = next(line.split() for line in printed.splitlines() if line.startswith("request_ms "))
+    assert float(row[3]) < float(row[2]) < float(row[4])
+    assert float(row[2]) == pytest.approx(400, rel=0.2)
+    assert "request_ms passes in each request outside of iterations" in printed
+    assert f"request_ms = {float(row[2]):.3g}" in out.read_text()
