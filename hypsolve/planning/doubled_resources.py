@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from hypsolve.planning.rpc_links import returns_logits
 from hypsolve.problem.deployment import Deployment, Link, Node, Tier
 from hypsolve.problem.units import GIB
 
@@ -25,8 +26,8 @@ def doubled(deployment: Deployment, resource: str) -> Deployment:
     deployment : Deployment
     resource : str
         One of `DOUBLED`: FLOP/s, byte/s of the memory, and the memory of all nodes; requests
-        and tokens in a batch, which take no more memory than before; byte/s of all links. Of
-        latencies there is half.
+        and tokens in a batch, which take no more memory than before; byte/s of all links, and
+        of logits on their way back (`hypsolve.planning.rpc_links`). Of latencies there is half.
 
     Examples
     --------
@@ -57,7 +58,9 @@ def doubled(deployment: Deployment, resource: str) -> Deployment:
 
 def _tier(tier: Tier, resource: str) -> Tier:
     if resource in (LINK, LATENCY):
-        return replace(tier, link=None if tier.link is None else _link(tier.link, resource))
+        tier = replace(tier, link=None if tier.link is None else _link(tier.link, resource))
+    if resource == LATENCY:
+        return tier
     return replace(tier, nodes=tuple(_node(node, resource) for node in tier.nodes))
 
 
@@ -74,6 +77,13 @@ def _link(link: Link, resource: str) -> Link:
 
 def _node(node: Node, resource: str) -> Node:
     gpu = node.gpu
+    if resource == LINK:
+        lines = gpu.all_reduce
+        if lines is None or not returns_logits(node):
+            return node
+        half = lines.large_s_per_byte / 2
+        faster = replace(lines, small_s_per_byte=half, large_s_per_byte=half)
+        return replace(node, gpu=replace(gpu, all_reduce=faster))
     if resource == COMPUTE:
         return replace(node, gpu=replace(gpu, flops_per_s=2 * gpu.flops_per_s))
     if resource == BANDWIDTH:

@@ -34,6 +34,7 @@ from hypsolve.planning.rate_bound import (
     request_work,
     stages_of,
 )
+from hypsolve.planning.rpc_links import returns_logits
 from hypsolve.problem import costs, evaluation
 from hypsolve.problem.arrays import IntArray
 from hypsolve.problem.deployment import Block, CostModel, Deployment, GpuProfile
@@ -199,13 +200,23 @@ class _RequestTime:
             gains[LATENCY_NAME] = self.gain(less_latency=2.0)
             if self.links:
                 longest = max(self.links, key=self.links.__getitem__)
-                gains[f"link from {longest!r}"] = self.gain(faster_links=2.0)
+                faster = {"faster_links": 2.0}
+                if self._logits_return:
+                    faster["faster_all_reduces"] = 2.0
+                gains[f"link from {longest!r}"] = self.gain(**faster)
         return gains
 
     @property
     def _has_groups(self) -> bool:
         """Return whether several GPUs compute as one somewhere."""
-        return any(gpu.all_reduce is not None for each in self.stages for gpu in each.gpus)
+        summed = any(gpu.all_reduce is not None for each in self.stages for gpu in each.gpus)
+        return summed and not self._logits_return
+
+    @property
+    def _logits_return(self) -> bool:
+        """Return whether logits take the place of all-reduces, see `planning.rpc_links`."""
+        tiers = self.deployment.network.tiers
+        return any(returns_logits(node) for tier in tiers for node in tier.nodes)
 
     def gain(self, **doubled: float) -> float:
         """Return the share by which the rate grows if something is doubled."""

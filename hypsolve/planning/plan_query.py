@@ -31,7 +31,7 @@ from hypsolve.planning.query_arguments import (
     to_network_file,
 )
 from hypsolve.planning.request_mix import RequestMix
-from hypsolve.planning.rpc_links import rpc_network
+from hypsolve.planning.rpc_links import rpc_model, rpc_network
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment, Model, Requests
 from hypsolve.problem.instance import Objective, StageRule
@@ -348,16 +348,18 @@ class PlanQuery:
 
         If lengths differ, it has the representatives of the requests. There is room for
         `n_reserved` requests of mean length then, and at least for the longest one. The links
-        are those that the messages of the runtime use, see `rpc_network`.
+        are those that the messages of the runtime use, see `rpc_network`, and the head returns
+        what the runtime fetches from it, see `rpc_model`.
         """
         prompt, output = np.array([self.prompt_tokens]), np.array([self.output_tokens])
         requests = Requests(np.zeros(1), prompt, output)
         if self.requests is not None:
             requests = self.requests.representatives
         held = self.runtime.held_tokens(self.prompt_tokens + self.output_tokens)
+        network = rpc_network(self.network, self.runtime)
         return Deployment(
-            model=self.model,
-            network=rpc_network(self.network, self.runtime),
+            model=rpc_model(self.model, network),
+            network=network,
             requests=requests,
             max_resident_tokens=max(
                 self.n_reserved * held, self.runtime.held_tokens(self.tokens)

@@ -10,9 +10,17 @@ server has several devices):
 - Between two other machines, ``llama-server`` fetches the tensor (``GET_TENSOR``) and sends it
   on (``SET_TENSOR``): two transfers, one after the other.
 - States are 32-bit floats, twice the 16 bits that models are described with.
+- ``llama-server`` samples the tokens itself. From the machine of the last stage it fetches the
+  logits of each token that a batch puts out: 4 bytes for every token of the vocabulary.
 
 Each connection is one TCP stream over the links between two machines. Its rate is that of the
 slowest link, and its latency is the sum of theirs. The last stage returns to ``llama-server``.
+
+The bytes of logits depend on the tokens that come out of a batch, and not on those that go in.
+They are counted as seconds of the head, on every machine from which they cross the network: the
+head carries them as it carries the all-reduces of GPUs that compute as one (`rpc_model`). The
+simulator, the fluid model, the bounds and the exact methods thus count them alike: per batch,
+or per part of a batch (`micro_batch_tokens`), for this is when ``llama-server`` fetches them.
 """
 
 from __future__ import annotations
@@ -23,11 +31,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hypsolve.formats.network_toml import NetworkFile
-from hypsolve.problem.deployment import Link, Network, Tier
-from hypsolve.problem.runtime import Runtime
+from hypsolve.problem.deployment import Link, Model, Network, Node, Tier
+from hypsolve.problem.interconnect import AllReduce
+from hypsolve.problem.runtime import BYTES_PER_LOGIT, Runtime, vocabulary
 
 SERVER = "llama.cpp"
 STATE_RATIO = 2.0  # bytes of a 32-bit float over those of the 16 bits in a model's description
+LOGITS = "logits"  # the name of the lines that carry them
 NO_WAY = Link(bytes_per_s=1e18, latency_s=0.0)  # between closed tiers, which nothing crosses
 
 
@@ -42,6 +52,9 @@ class Way:
 
 def rpc_network(network: NetworkFile, runtime: Runtime) -> Network:
     """Return a network whose links take as long as messages of llama.cpp between stages do.
+
+    The GPUs of later stages carry the seconds per byte of the logits that they would return,
+    see `rpc_model`.
 
     Tiers that may hold no block (``max_blocks`` of 0) take no part; all others count as stages.
     Links before the first stage stay, for requests and answers cross them as before.
@@ -76,7 +89,48 @@ def rpc_network(network: NetworkFile, runtime: Runtime) -> Network:
         tiers[k] = replace(tiers[k], link=_hop(given, stages[0], k, after, is_last))
         for empty in range(k + 1, after):
             tiers[empty] = replace(tiers[empty], link=NO_WAY)
+        tiers[after] = replace(tiers[after], nodes=_returning(given, stages[0], after))
     return replace(network.network, tiers=tuple(tiers))
+
+
+def rpc_model(model: Model, network: Network) -> Model:
+    """Return a model whose head returns logits where nodes of the network carry them.
+
+    llama.cpp over RPC computes no layer on several GPUs: no other block has all-reduces.
+
+    Parameters
+    ----------
+    model : Model
+    network : Network
+        As `rpc_network` returns it. A network without `returns_logits` keeps the model.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> names = ("mac", "pc")
+    >>> mac, pc = (hs.Node(name=name, gpu=hs.gpu("rtx-4070")) for name in names)
+    >>> link = hs.Link(bytes_per_s=1e8, latency_s=1e-3)
+    >>> tiers = (hs.Tier(name="mac", nodes=(mac,), link=link), hs.Tier(name="pc", nodes=(pc,)))
+    >>> home = NetworkFile(network=hs.Network(name="home", tiers=tiers))
+    >>> found = rpc_network(home, hs.runtime("llama.cpp"))
+    >>> rpc_model(hs.model("llama-3-8b"), found).blocks[-1].collective_bytes_per_token
+    513024
+    """
+    if not any(returns_logits(node) for tier in network.tiers for node in tier.nodes):
+        return model
+    *others, head = (
+        replace(b, collectives=0, collective_bytes_per_token=0) for b in model.blocks
+    )
+    logits_bytes = round(vocabulary(model)) * BYTES_PER_LOGIT
+    if head.last_token_only and logits_bytes:
+        head = replace(head, collectives=1, collective_bytes_per_token=logits_bytes)
+    return replace(model, blocks=(*others, head))
+
+
+def returns_logits(node: Node) -> bool:
+    """Return whether a node would return logits over the network, see `rpc_network`."""
+    lines = node.gpu.all_reduce
+    return lines is not None and lines.library == LOGITS
 
 
 def depends_on_empty_tiers(network: NetworkFile, runtime: Runtime) -> bool:
@@ -100,7 +154,9 @@ def describe_rpc(network: NetworkFile, runtime: Runtime) -> str:
     if not remote:
         return "messages between stages: 32-bit floats, within one machine"
     line = f"messages between stages: 32-bit floats, all by way of {tiers[stages[0]].name}"
-    line += ", where llama-server runs"
+    line += (
+        ", where llama-server runs; the logits return there, 4 bytes a token of the vocabulary"
+    )
     if any(_share_host(tiers[a], tiers[b]) for a, b in itertools.pairwise(remote)):
         line += "; GPUs of one machine copy on its own links, told so by llama-server"
     return line
@@ -128,6 +184,23 @@ def _hop(tiers: Sequence[Tier], first: int, k: int, after: int, is_last: bool) -
         latency_s=latency_s,
         return_latency_s=on.back_s if is_last else 0.0,
     )
+
+
+def _returning(tiers: Sequence[Tier], first: int, k: int) -> tuple[Node, ...]:
+    """Return the nodes of stage `k` with the seconds per byte of logits on their way back."""
+    s_per_byte = _way(tiers, first, k).s_per_byte
+    if not s_per_byte or _share_host(tiers[first], tiers[k]):
+        return tiers[k].nodes
+    lines = AllReduce(
+        library=LOGITS,
+        degree=2,
+        switch_bytes=0.0,
+        small_s=0.0,
+        small_s_per_byte=s_per_byte,
+        large_s=0.0,
+        large_s_per_byte=s_per_byte,
+    )
+    return tuple(replace(n, gpu=replace(n.gpu, all_reduce=lines)) for n in tiers[k].nodes)
 
 
 def _way(tiers: Sequence[Tier], a: int, b: int, *, within_hosts: bool = False) -> Way:

@@ -191,13 +191,11 @@ class Runtime:
         pipeline is charged the logits, which only the last stage needs.
         """
         width_bytes = model.blocks[0].output_bytes_per_token
-        head = model.blocks[-1]
-        vocabulary = max(head.activation_bytes_per_token - width_bytes, 0) / 2
         tokens = self.max_num_batched_tokens or self.prompt_limit or 0
         if self.micro_batch_tokens is not None:
             tokens = min(tokens or self.micro_batch_tokens, self.micro_batch_tokens)
         activations = self.activation_widths * tokens * width_bytes
-        logits = self.logits_copies * self.max_num_seqs * vocabulary * BYTES_PER_LOGIT
+        logits = self.logits_copies * self.max_num_seqs * vocabulary(model) * BYTES_PER_LOGIT
         return self.fixed_gib * GIB + max(activations, logits)
 
     def card_bytes(self, node: Node) -> float:
@@ -266,6 +264,12 @@ class Runtime:
             else value
             for name, value in plain.items()
         }
+
+
+def vocabulary(model: Model) -> float:
+    """Return the size of a model's vocabulary, by the activations of its head; 0 if unknown."""
+    width_bytes = model.blocks[0].output_bytes_per_token
+    return max(model.blocks[-1].activation_bytes_per_token - width_bytes, 0) / 2
 
 
 def runtime_from_dict(owner: str, table: Mapping[str, Any]) -> Runtime:

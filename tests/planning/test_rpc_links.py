@@ -1,14 +1,23 @@
 """The links of llama.cpp over RPC, against its own rules written out for every message."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import hypsolve as hs
 from hypsolve.formats.network_toml import NetworkFile
+from hypsolve.planning.doubled_resources import doubled
 from hypsolve.planning.query import PlanQuery
-from hypsolve.planning.rpc_links import depends_on_empty_tiers, rpc_network
+from hypsolve.planning.rpc_links import (
+    depends_on_empty_tiers,
+    returns_logits,
+    rpc_model,
+    rpc_network,
+)
+from tests.helpers import simpy_pipeline
+from tests.helpers.agreement import assert_agree
 
 GIGABIT = 1.25e8
 BRIDGE = hs.Link(bytes_per_s=4e10, latency_s=2e-5)
@@ -127,6 +136,106 @@ def test_splitting_simulating_and_bounding_count_the_same_links():
     text = str(apart)
     assert "messages between stages: 32-bit floats, all by way of tier0" in text
     assert "GPUs of one machine copy on its own links" in str(beside)
+
+
+VOCABULARY = 128_256  # of Llama 3, config.json
+
+
+def without_logits(deployment):
+    """The same links, and no logits: as if the last machine sampled the tokens."""
+    tiers = [
+        replace(
+            t, nodes=tuple(replace(n, gpu=replace(n.gpu, all_reduce=None)) for n in t.nodes)
+        )
+        for t in deployment.network.tiers
+    ]
+    network = replace(deployment.network, tiers=tuple(tiers))
+    return replace(deployment, network=network, model=hs.model("llama-3.2-1b"))
+
+
+def served(hosts, wires, requests, runtime="llama.cpp"):
+    """A deployment of llama.cpp over RPC, or one of other rules on its links."""
+    network = rpc_network(home(hosts, wires), hs.runtime("llama.cpp"))
+    model = rpc_model(hs.model("llama-3.2-1b"), network)
+    return hs.Deployment(
+        model=model, network=network, requests=requests, runtime=hs.runtime(runtime)
+    )
+
+
+FAR = [link(1, 1e-3), link(0.1, 2e-3)]
+LOGITS_CASES = {  # bytes/s of the stream back to the first stage's machine
+    "last far": (["a", "b", "c"], 0.1 * GIGABIT),
+    "last beside the middle": (["a", "b", "b"], GIGABIT),
+    "last beside the client": (["a", "a", "a"], None),
+}
+
+
+@pytest.mark.parametrize("case", LOGITS_CASES)
+def test_the_last_machine_returns_logits_of_every_token(case):
+    """One request at a time: each output token brings 4 bytes a token of the vocabulary."""
+    hosts, bytes_per_s = LOGITS_CASES[case]
+    n_output = 9
+    deployment = served(hosts, FAR, hs.Requests([0.0], [700], [n_output]))
+    split = hs.Partition((0, 6, 12, 18))
+    ours = hs.simulate(deployment, split).latency_s[0]
+    without = hs.simulate(without_logits(deployment), split).latency_s[0]
+    extra_s = 0.0 if bytes_per_s is None else 4 * VOCABULARY * n_output / bytes_per_s
+    assert ours - without == pytest.approx(extra_s, rel=1e-9, abs=1e-12)
+    assert any(returns_logits(t.nodes[0]) for t in deployment.network.tiers) == bool(extra_s)
+    faster = hs.simulate(doubled(deployment, "link"), split).latency_s[0]
+    alike = hs.simulate(doubled(without_logits(deployment), "link"), split).latency_s[0]
+    assert faster - alike == pytest.approx(extra_s / 2, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_batches_return_logits_as_in_an_independent_model(seed, monkeypatch):
+    """Parts of batches with any number of outputs: the SimPy model sends logits by itself."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(5, 30))
+    requests = hs.Requests(
+        np.sort(rng.uniform(0, 4.0, n)), rng.integers(1, 900, n), rng.integers(1, 30, n)
+    )
+    limits = {"max_num_seqs": int(rng.integers(1, 9)), "max_num_batched_tokens": 512}
+    limits["micro_batch_tokens"] = int(rng.choice([16, 128, 512]))
+    hosts, bytes_per_s = LOGITS_CASES["last far" if seed % 2 else "last beside the middle"]
+    deployment = served(hosts, FAR, requests, "ideal")
+    split = hs.Partition((0, 6, 12, 18))
+    of_batch = simpy_pipeline.iteration_s
+
+    def with_logits(blocks, batch, cards, cost_model):
+        seconds = of_batch(blocks, batch, cards, cost_model)
+        if any(block.kind == "head" for block, _ in blocks):
+            outputs = sum(entry.ends_pass for entry in batch)
+            seconds += outputs * 4 * VOCABULARY / bytes_per_s
+        return seconds
+
+    monkeypatch.setattr(simpy_pipeline, "iteration_s", with_logits)
+    options = {"batching": "serial", "kv_admission": "reserve", **limits}
+    theirs = simpy_pipeline.simulate(without_logits(deployment), split, **options)
+    assert_agree(hs.simulate(deployment, split, record_visits=True, **options), theirs)
+
+
+def test_optimum_and_bound_count_logits():
+    """A slow way back makes the far machine costly, and no schedule beats the bound."""
+    wires = [link(0.1, 1e-4)]
+    asked = {
+        "runtime": "llama.cpp",
+        "users": 4,
+        "prompt_tokens": 64,
+        "output_tokens": 128,
+        "objective": "throughput",
+        "with_upgrades": False,
+        "time_limit_s": 20,
+    }
+    plan = hs.plan("llama-3.2-1b", home(["a", "b"], wires), **asked)
+    logits_s = 4 * VOCABULARY * 128 / (0.1 * GIGABIT)  # of one request
+    best = plan.throughput
+    assert best.simulated_requests_per_s <= best.bound_requests_per_s < 1 / logits_s
+    assert best.fluid_requests_per_s < 1 / logits_s
+    near = hs.plan("llama-3.2-1b", home(["a", "a"], wires), **asked).throughput
+    assert near.simulated_requests_per_s > 2 / logits_s
+    assert "the logits return there" in str(plan)
+    assert "link from 'tier0'" in plan.forecast.limited_by
 
 
 def test_each_choice_of_empty_tiers_has_links_of_its_own():
