@@ -20,6 +20,7 @@ from hypsolve.planning.exporters import (
     cautions,
     export,
 )
+from hypsolve.planning.exporters.vllm import EXECUTORS
 from hypsolve.planning.html_report import report_path, write_report
 from hypsolve.planning.plan import FRONTIER_SHARE, Plan
 from hypsolve.planning.platforms import runs_on
@@ -61,6 +62,12 @@ DRAWING_S, DRAWING_SHARE = 2.0, 0.2  # seconds of the figures of a report, or a 
     "--model-type", type=click.Choice(tuple(MODULES)),
     help="Architecture whose module names --export writes.  [default: as in config.json]",
 )  # fmt: skip
+@click.option(
+    "--executor",
+    type=click.Choice(EXECUTORS),
+    help="How --export vllm starts pipelines over several machines.  [default: ray, where it"
+    " keeps the order of the stages; else mp]",
+)
 def plan(
     arguments: dict[str, Any],
     model: str,
@@ -69,6 +76,7 @@ def plan(
     report: str | None,
     server: str | None,
     model_type: str | None,
+    executor: str | None,
     as_json: bool,
 ) -> int:
     """Plan how to serve a model: split, proof, forecast, and upgrades that would help.
@@ -91,6 +99,8 @@ def plan(
     """  # noqa: D301
     if server is not None and as_json:
         raise click.UsageError("--export and --json exclude each other")
+    if executor is not None and server != "vllm":
+        raise click.UsageError("--executor is for --export vllm")
     if report is not None:
         report_path(report)  # before the work
     if model_type is None:
@@ -133,7 +143,10 @@ def plan(
         for line in _shortfalls(plan):
             print(f"warning: {line}", file=sys.stderr)
         instead_of = best if best.fits and best is not plan else None
-        print(export(plan, server, model_type=model_type, instead_of=instead_of), end="")
+        text = export(
+            plan, server, model_type=model_type, instead_of=instead_of, executor=executor
+        )
+        print(text, end="")
     elif as_json:
         print(json.dumps(plan.to_dict(), indent=2, allow_nan=False))
     else:

@@ -73,7 +73,14 @@ def vllm_layers(text):
         if backend == "ray":
             driver = [host for host in ray if host[0] == each.where]
             others = [host for host in ray if host[0] != each.where]
-            assert len(others) <= 1  # vLLM 0.33.0 sorts them by random node ids
+            # vLLM 0.33.0 sorts machines by random node ids: all orders must do alike
+            at = len(driver[0][1])
+            kinds = set()
+            for _, on_host in others:
+                of_host = [len(each) for each in layers[at : at + len(on_host)]]
+                kinds.add(tuple(of_host))
+                at += len(on_host)
+            assert len(others) == 1 or len(kinds) == 1
             ranked = driver + others
             places = [(host, card) for host, on_host in ranked for card in on_host]
         elif "--nnodes" in each.flags:

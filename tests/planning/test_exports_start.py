@@ -197,11 +197,104 @@ def test_vllm_speaks_of_ray_only_where_a_pipeline_spans_machines(site):
     text = text_of(site, "vllm")
     several = site in ("two machines", "two replicas", "one left out",
                        "rows over boxes", "a card is elsewhere", "Radeon")  # fmt: skip
-    assert ("ray" in text.lower()) == several
+    assert ("ray start" in text) == several
     for serve in commands(text, "vllm serve"):
         if "--pipeline-parallel-size" in serve.flags:
             backend = serve["--distributed-executor-backend"]
             assert backend == ("ray" if several else "mp")
+
+
+LAN = hs.Link(bytes_per_s=1.25e8, latency_s=2e-4)
+WAN = hs.Link(bytes_per_s=1.25e8, latency_s=2e-2)
+SLOW = hs.Link(bytes_per_s=1.25e7, latency_s=2e-4)
+
+
+def boxes(cuts, gpus, links, hosts=None, cards=None):
+    """A plan of one stage for each GPU, in a machine of its own if `hosts` says nothing."""
+    names = "abcdef"[: len(gpus)]
+    tiers = [
+        named(
+            hs.Node(
+                name=name,
+                gpu=hs.gpu(gpu),
+                host=hosts[k] if hosts else name,
+                card=None if cards is None else cards[k],
+            ),
+            link=links[k] if k + 1 < len(gpus) else None,
+            name=name,
+        )
+        for k, (name, gpu) in enumerate(zip(names, gpus, strict=True))
+    ]
+    network = hs.Network(name="net", tiers=tuple(tiers))
+    return plan("llama-3-8b", pinned(network, cuts), concurrency=2)
+
+
+EXECUTORS = {  # cuts, GPUs, links, hosts: the executor, and a word of the comment
+    "alike": ((0, 13, 23, 34), ["l40s", "l4", "l4"], [LAN, LAN], None, "ray", "alike"),
+    "another GPU": ((0, 13, 23, 34), ["l4", "l4", "l40s"], [LAN, LAN], None, "mp", "differ"),
+    "more layers": ((0, 12, 22, 34), ["l4", "l4", "l4"], [LAN, LAN], None, "mp", "differ"),
+    "a slow link": ((0, 13, 23, 34), ["l4", "l4", "l4"], [LAN, SLOW], None, "mp", "differ"),
+    "far": ((0, 13, 23, 34), ["l4", "l4", "l4"], [WAN, WAN], None, "mp", "differ"),
+    "two": ((0, 12, 34), ["l4", "l40s"], [WAN], None, "ray", ""),
+    "pairs": (
+        (0, 7, 15, 19, 24, 28, 34),
+        ["l40s"] * 2 + ["l4", "l40s"] * 2,
+        [LAN] * 5,
+        ["x", "x", "y", "y", "z", "z"],
+        "ray",  # 4 and 5 layers on y, 4 and 5 on z
+        "alike",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EXECUTORS)
+def test_ray_is_used_where_its_order_of_machines_is_known_or_does_not_matter(case):
+    """Otherwise every machine gets its own command with its rank, and a comment says why."""
+    cuts, gpus, links, hosts, executor, word = EXECUTORS[case]
+    found = boxes(cuts, gpus, links, hosts)
+    text = export(found, "vllm")
+    serves = commands(text, "vllm serve")
+    assert {each["--distributed-executor-backend"] for each in serves} == {executor}
+    assert len(serves) == (1 if executor == "ray" else len(gpus))
+    assert (word in text) if word else "executor mp" not in text
+    assert bool(commands(text, "ray start")) == (executor == "ray")
+    wanted = planned_layers(found)
+    assert {place: [layers] for place, layers in wanted.items()} == READ["vllm"](text)
+
+
+def test_the_executor_can_be_asked_for():
+    """An executor that would start other stages is refused with its reason."""
+    alike = boxes((0, 13, 23, 34), ["l40s", "l4", "l4"], [LAN, LAN])
+    (first, *others) = commands(export(alike, "vllm", executor="mp"), "vllm serve")
+    assert (first["--nnodes"], len(others)) == ("3", 2)
+    assert export(alike, "vllm", executor="ray") == export(alike, "vllm")
+    unlike = boxes((0, 13, 23, 34), ["l4", "l4", "l40s"], [LAN, LAN])
+    with pytest.raises(ValueError, match=r"executor 'ray' of vllm cannot .* in no fixed order"):
+        export(unlike, "vllm", executor="ray")
+    uneven = boxes((0, 8, 20, 34), ["l4", "l4", "l40s"], [LAN, LAN], ["x", "x", "y"])
+    assert "ray start" in export(uneven, "vllm")
+    with pytest.raises(ValueError, match=r"executor 'mp' of vllm .* as many stages; they have"):
+        export(uneven, "vllm", executor="mp")
+    with pytest.raises(ValueError, match="executor must be None for sglang, got 'mp'"):
+        export(alike, "sglang", executor="mp")
+    with pytest.raises(ValueError, match="unknown executor 'rya'; did you mean ray"):
+        export(alike, "vllm", executor="rya")
+    alone = plan_of("a row in a box")
+    assert export(alone, "vllm", executor="mp") == export(alone, "vllm")
+    with pytest.raises(ValueError, match="every pipeline is in one machine"):
+        export(alone, "vllm", executor="ray")
+
+
+def test_ray_ranks_the_gpus_of_a_machine_by_their_numbers():
+    """So unequal GPUs in another order are left to the other executor, or refused."""
+    hosts, cards = ["x", "x", "y", "y"], [1, 0, 0, 1]
+    found = boxes((0, 9, 17, 26, 34), ["l4", "l40s", "l4", "l40s"], [LAN] * 3, hosts, cards)
+    text = export(found, "vllm")
+    assert "Ray ranks the GPUs of a machine by number, and x has 1, 0" in text
+    serves = commands(text, "vllm serve")
+    assert [each.variables["CUDA_VISIBLE_DEVICES"] for each in serves] == ["1,0", "0,1"]
+    alike = boxes((0, 9, 17, 26, 34), ["l4"] * 4, [LAN] * 3, hosts, cards)
+    assert len(commands(export(alike, "vllm"), "ray start")) == 2
 
 
 def test_alike_cards_of_a_box_are_one_data_parallel_server():

@@ -69,7 +69,12 @@ _REFUSALS: Mapping[str, Callable[[Layout], list[str]]] = {
 
 @valid.suggest_keywords("export")
 def export(
-    plan: Plan, runtime: str, *, model_type: str = "llama", instead_of: Plan | None = None
+    plan: Plan,
+    runtime: str,
+    *,
+    model_type: str = "llama",
+    instead_of: Plan | None = None,
+    executor: str | None = None,
 ) -> str:
     """Return a plan as text for a runtime: commands that can be started as printed.
 
@@ -91,6 +96,10 @@ def export(
     instead_of : Plan, optional
         The plan that `plan` replaces, if it is one of `hypsolve.nearest_plan`. Nodes that only
         this plan uses are named, too.
+    executor : str, optional
+        How vLLM starts a pipeline over several machines: ``ray`` or ``mp``. By default it is
+        ``ray`` where Ray starts the stages on the planned machines, and otherwise ``mp``; the
+        text says why.
 
     Returns
     -------
@@ -127,10 +136,16 @@ def export(
         valid.of_type("export", "instead_of", instead_of, Plan)
     if plan.result.partition is None:
         raise ValueError(f"export: no plan to write, {plan.result.status}")
+    if executor is not None:
+        valid.known("executor", executor, vllm.EXECUTORS)
+        if runtime != "vllm":
+            raise ValueError(f"export: executor must be None for {runtime}, got {executor!r}")
     layout, load = Layout.of(plan), BenchmarkLoad.of(plan)
-    why = refusals(layout, runtime)
+    why, what = refusals(layout, runtime), runtime
+    if not why and executor is not None:
+        why, what = vllm.executor_refusals(layout, executor), f"executor {executor!r} of vllm"
     if why:
-        raise ValueError(f"export: {runtime} cannot express this plan: {'; '.join(why)}")
+        raise ValueError(f"export: {what} cannot express this plan: {'; '.join(why)}")
     text = RUNTIMES[runtime](
         Export(
             layout=layout,
@@ -138,6 +153,7 @@ def export(
             model=plan.model.name,
             modules=MODULES[model_type],
             tied=plan.model.tied_bytes > 0,
+            executor=executor,
         )
     )
     if runtime in ONE_PIPELINE and runtime != "accelerate":

@@ -16,7 +16,7 @@ from hypsolve.planning.load import with_requests
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.platforms import weights_of
 from hypsolve.planning.request_mix import RequestMix
-from hypsolve.problem.deployment import Deployment, Network, Node
+from hypsolve.problem.deployment import Deployment, Network, Node, Tier
 from hypsolve.problem.runtime import KvAdmission, Runtime
 from hypsolve.problem.units import count
 
@@ -174,6 +174,9 @@ class Layout:
     weights : str
         Format of the weights, a key of `hypsolve.weight_formats`; empty if the name of the
         model says nothing, as for 16 bits.
+    ways : tuple of (float, float)
+        Between each two stages: the least bytes per second, and the sum of the larger latencies
+        of the two directions.
     """
 
     cuts: tuple[int, ...]
@@ -185,6 +188,7 @@ class Layout:
     has_experts: bool
     weights: str = ""
     degrees: tuple[tuple[int, ...], ...] = ()
+    ways: tuple[tuple[float, float], ...] = ()
 
     @property
     def n_stages(self) -> int:
@@ -286,6 +290,7 @@ class Layout:
             has_experts=any(block.n_experts for block in deployment.model.blocks),
             weights=weights_of(deployment.model),
             degrees=tuple(tuple(card.n_gpus for card in cards[k]) for k in stages),
+            ways=tuple(_way(tiers[a:b]) for a, b in itertools.pairwise(stages)),
         )
 
 
@@ -302,6 +307,8 @@ class Export:
     modules : ModuleNames
     tied : bool
         Whether the head uses the table of the embedding.
+    executor : str or None
+        Executor of vLLM across machines; None: as the layout allows.
     """
 
     layout: Layout
@@ -309,6 +316,14 @@ class Export:
     model: str
     modules: ModuleNames
     tied: bool
+    executor: str | None = None
+
+
+def _way(tiers: Sequence[Tier]) -> tuple[float, float]:
+    """Return the least bytes per second, and the latency, over the links of some tiers."""
+    links = [tier.link for tier in tiers if tier.link is not None]
+    one_way = (max(link.latency_s, link.round_trip_s - link.latency_s) for link in links)
+    return min(link.bytes_per_s for link in links), math.fsum(one_way)
 
 
 def numbered(network: Network) -> dict[str, int]:

@@ -1,4 +1,15 @@
-"""vLLM: `vllm serve`, Ray across machines, `vllm-router` before several replicas."""
+"""vLLM: `vllm serve`, Ray across machines, `vllm-router` before several replicas.
+
+*Executors*, as of vLLM 0.33. Within a machine, ``mp`` starts a process for each GPU, in the
+order of ``CUDA_VISIBLE_DEVICES``. Across machines there are two:
+
+- ``ray`` gives the first ranks to the machine of ``vllm serve``, and the others by Ray's node
+  id, which is random (``get_bundles_sorted_by_node``; before 0.23, by the number of GPUs and
+  the address). Within a machine, GPUs are ranked by their numbers. So Ray is used where the
+  order is known, for two machines, or does not matter, for machines that are alike.
+- ``mp`` with ``--nnodes`` (from 0.12 on) numbers the machines by ``--node-rank``, and every
+  machine must have as many GPUs.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +33,10 @@ from hypsolve.planning.exporters.shell import (
 from hypsolve.problem.runtime import KvAdmission
 
 RAY_PORT = 6379
+EXECUTORS = ("ray", "mp")
+"""Executors of pipelines over several machines."""
 RAY_HOSTS = 2  # whose order is known
+NEAR_S = 1e-3  # latency within a local network, where any two machines are as near
 BLOCK_TOKENS = (1, 8, 16, 32, 64, 128, 256)  # that --block-size takes
 
 
@@ -36,7 +50,9 @@ def write(export: Export) -> str:
         urls.append(url(host, port))
         lines += [on(host), _data_parallel(layout, load, port)]
     else:
-        meeting_points = Ports(29500) if _against_ray(layout) else None
+        executor, why = _executor(layout, export.executor)
+        lines += why
+        meeting_points = Ports(29500) if executor == "mp" else None
         for replica in layout.replicas:
             host = replica.hosts[0]
             port = ports.take(host)
@@ -48,7 +64,12 @@ def write(export: Export) -> str:
 
 def refusals(layout: Layout) -> list[str]:
     """Return why vLLM cannot start a layout; see `hypsolve.planning.exporters.refusals`."""
-    why = [] if _is_even(layout) else _against_ray(layout)
+    against_mp, why = _against_mp(layout), []
+    if against_mp:
+        why += [
+            reason if reason == against_mp else f"{reason}, and {against_mp}"
+            for reason in _against_ray(layout)
+        ]
     if layout.mixed_degrees:
         why.append(
             "it takes one degree of tensor parallelism for all stages, and they have"
@@ -62,22 +83,47 @@ def refusals(layout: Layout) -> list[str]:
     return why
 
 
-def _against_ray(layout: Layout) -> list[str]:
-    """Return why Ray cannot place the stages as planned.
+def executor_refusals(layout: Layout, executor: str) -> list[str]:
+    """Return why an executor cannot start the pipelines that span several machines."""
+    if all(len(replica.runs) == 1 for replica in layout.replicas):
+        alone = "every pipeline is in one machine, which has executor 'mp'"
+        return [] if executor == "mp" else [alone]
+    if executor == "ray":
+        return _against_ray(layout)
+    why = _against_mp(layout)
+    return [why] if why else []
 
-    vLLM 0.33.0 ranks the driver's machine first, then the others by Ray's node id, which is
-    random (``get_bundles_sorted_by_node``): with three machines the order is open.
-    """
+
+def _executor(layout: Layout, asked: str | None) -> tuple[str, list[str]]:
+    """Return the executor across machines, and a comment if Ray is not as usual."""
+    if asked != "mp":
+        why = _against_ray(layout)
+        if why:
+            return "mp", [f"# executor mp (vLLM 0.12 or later): {'; '.join(why)}"]
+    spans = max(len(replica.hosts) for replica in layout.replicas)
+    if asked == "mp" or spans <= RAY_HOSTS:
+        return asked or "ray", []
+    return "ray", [
+        "# executor ray: it may change the order of machines after the first, all alike"
+    ]
+
+
+def _against_ray(layout: Layout) -> list[str]:
+    """Return why Ray cannot place the stages as planned."""
     why = []
     for replica in layout.replicas:
         if len(replica.runs) > len(replica.hosts):
-            why.append(f"its stages return to a machine ({', '.join(replica.hosts)})")
-        elif len(replica.hosts) > RAY_HOSTS:
-            hosts = ", ".join(f"{host} {len(cards)}" for host, cards in replica.runs)
-            why.append(
-                f"Ray puts machines after the first in no fixed order, and without Ray every"
-                f" machine must have as many stages; they have {hosts}"
-            )
+            why.append(_return_to(replica))
+            continue
+        if len(replica.hosts) > RAY_HOSTS and not _are_alike(layout, replica):
+            why.append("Ray puts machines after the first in no fixed order, and they differ")
+        if len(replica.hosts) > 1:
+            why += [
+                f"Ray ranks the GPUs of a machine by number, and {host} has"
+                f" {', '.join(str(card.number) for card in cards)}"
+                for host, cards in replica.runs
+                if _is_reordered(cards)
+            ]
     clusters = Counter(
         host for replica in layout.replicas if len(replica.hosts) > 1 for host in replica.hosts
     )
@@ -88,16 +134,47 @@ def _against_ray(layout: Layout) -> list[str]:
     return list(dict.fromkeys(why))
 
 
-def _is_even(layout: Layout) -> bool:
-    """Return whether the machines of each replica have equally many stages, in a row.
+def _against_mp(layout: Layout) -> str:
+    """Return why vLLM's own processes (``--nnodes``) cannot start the stages; empty if not.
 
-    vLLM's own processes (``--nnodes``) can then take the place of Ray.
+    The machines of each replica must have equally many stages, in a row.
     """
-    return all(
-        len(replica.runs) == len(replica.hosts)
-        and len({len(cards) for _, cards in replica.runs}) == 1
-        for replica in layout.replicas
-    )
+    for replica in layout.replicas:
+        if len(replica.runs) > len(replica.hosts):
+            return _return_to(replica)
+        if len({len(cards) for _, cards in replica.runs}) > 1:
+            hosts = ", ".join(f"{host} {len(cards)}" for host, cards in replica.runs)
+            return f"without Ray every machine must have as many stages; they have {hosts}"
+    return ""
+
+
+def _return_to(replica: Replica) -> str:
+    return f"its stages return to a machine ({', '.join(replica.hosts)})"
+
+
+def _are_alike(layout: Layout, replica: Replica) -> bool:
+    """Return whether machines after the first can change places.
+
+    They have the same GPUs for the same numbers of layers, and are in one local network.
+    """
+    at = 0
+    rows: list[tuple[object, ...]] = []
+    ways: list[tuple[float, float]] = []
+    for _, cards in replica.runs:
+        end = at + len(cards)
+        kinds = [(card.gpu, card.n_gpus, card.memory_share) for card in cards]
+        rows.append((kinds, layout.layers[at:end], layout.ways[at : end - 1]))
+        ways += layout.ways[end - 1 : end]
+        at = end
+    near = all(latency_s <= NEAR_S for _, latency_s in ways)
+    return near and len(set(ways)) == 1 and all(row == rows[1] for row in rows[2:])
+
+
+def _is_reordered(cards: Sequence[Card]) -> bool:
+    """Return whether Ray would give unequal GPUs of a machine to other stages."""
+    numbers = [card.number for card in cards]
+    alike = len({(card.gpu, card.n_gpus) for card in cards}) == 1
+    return numbers != sorted(numbers) and not alike
 
 
 def _data_parallel(layout: Layout, load: BenchmarkLoad, port: int) -> str:
