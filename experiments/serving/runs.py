@@ -17,7 +17,7 @@ from experiments.solving import (
     describe_run,
     with_loaded_kernels,
 )
-from hypsolve import Deployment, evaluate_serving, to_serving_instance
+from hypsolve import Deployment, Partition, evaluate_serving, to_serving_instance
 from hypsolve.kernels.warm_up import warm
 
 COLUMNS = (
@@ -121,14 +121,10 @@ class ServingRun:
         }
         if answer.partition is not None:
             instance = to_serving_instance(self.deployment)
-            served = served_by(self.deployment, self.digest, answer.partition, self.n_requests)
             fluid = evaluate_serving(instance, answer.partition).fluid_requests_per_s
             seen = {
-                "simulated_requests_per_s": _short(served.requests_per_s),
                 "fluid_requests_per_s": _short(fluid),
-                "gap": _short(1 - served.requests_per_s / bound),
-                "n_requests": served.n_requests,
-                "n_under_way": served.n_under_way,
+                **self.simulate(answer.partition, bound),
             }
         return {
             "status": str(answer.status),
@@ -140,6 +136,16 @@ class ServingRun:
             "n_timings": len(times_s),
             "run_time_s": _short(time.perf_counter() - began),
             "message": answer.message,
+        }
+
+    def simulate(self, partition: Partition, bound: float) -> dict[str, Any]:
+        """Simulate a split, and return the columns on that."""
+        served = served_by(self.deployment, self.digest, partition, self.n_requests)
+        return {
+            "simulated_requests_per_s": _short(served.requests_per_s),
+            "gap": _short(1 - served.requests_per_s / bound),
+            "n_requests": served.n_requests,
+            "n_under_way": served.n_under_way,
         }
 
     def _timed(self) -> tuple[Answer, list[float]]:

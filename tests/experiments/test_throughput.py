@@ -248,7 +248,6 @@ def test_the_best_load_is_found_by_one_rule(monkeypatch, capacity, beyond):
     rate = simulated.served_by(short_box(), "", Partition((0, 17, 34)), 1000).requests_per_s
     assert 0.985 * capacity * 7 <= rate <= capacity * 7 + 1e-9
     assert len(loads) <= 7 + math.log(capacity) / math.log(0.9)
-    assert min(loads) >= 0.9 * rate
 
 
 def test_every_split_says_if_the_time_was_too_short():
@@ -361,6 +360,28 @@ def test_the_record_holds_the_command_as_it_was_typed(monkeypatch):
     monkeypatch.setattr("sys.argv", [throughput.__file__, "--exhaustive", "--quick"])
     command = sweep._command(["throughput_exhaustive", "--quick"])
     assert command == "python -m experiments.throughput --exhaustive --quick"
+
+
+@pytest.mark.parametrize("cuts", [(0, 12, 34), (0, 0, 34, 34), (0, 34)])
+def test_splits_are_read_as_they_are_written(cuts):
+    assert throughput.partition_of(str(Partition(cuts))) == Partition(cuts)
+
+
+def test_rates_are_simulated_again_and_all_else_is_kept(in_process, tmp_path, capsys):
+    """Rates were spoilt by hand; solve times are those of the quiet machine that took them."""
+    arguments = ["--quick", "--out", str(tmp_path)]
+    assert throughput.main(arguments) == 0
+    path = tmp_path / "throughput.csv"
+    before = report.load(path)
+    spoilt = before.assign(simulated_requests_per_s=1.0, gap=0.5, solve_time_s=77.0)
+    spoilt.to_csv(path, index=False)
+    assert throughput.main(["--rates", *arguments]) == 0
+    after = report.load(path)
+    kept = before.assign(solve_time_s=77.0)  # the gap is to a bound of six digits here
+    pd.testing.assert_frame_equal(after, kept, check_dtype=False, rtol=1e-5, atol=2e-6)
+    (session,) = json.loads((tmp_path / "throughput.json").read_text())["sessions"]
+    assert session["rates"]["command"].endswith("--rates " + " ".join(arguments))
+    plt.close("all")
 
 
 # tables, on rows made by hand
