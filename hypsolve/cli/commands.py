@@ -14,6 +14,8 @@ import numpy as np
 
 from hypsolve.cli.options import (
     DEFAULT_ALONE,
+    is_given,
+    planned_for,
     query_options,
     show,
     show_progress,
@@ -21,6 +23,7 @@ from hypsolve.cli.options import (
     without_defaults,
 )
 from hypsolve.dispatch.policies import POLICIES
+from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning import comparison, planner
 from hypsolve.planning.degree_text import describe_lost_degree, of_degree
 from hypsolve.planning.earlier_plan import (
@@ -34,7 +37,7 @@ from hypsolve.planning.figures import draw_pareto
 from hypsolve.planning.forecast import round_s
 from hypsolve.planning.frontier_of_nodes import with_other_nodes
 from hypsolve.planning.layers import describe_blocks, describe_cuts
-from hypsolve.planning.load import Load, arriving, at_rate, from_trace, starts
+from hypsolve.planning.load import Load, arriving, at_rate, starts
 from hypsolve.planning.query import ALONE, PlanQuery, Solution, solve_query
 from hypsolve.planning.replan import Replan
 from hypsolve.planning.replan import replan as plan_anew
@@ -302,7 +305,7 @@ def _draw(points: Sequence[ServingPoint], name: str, path: Path) -> None:
 
 
 @click.command()
-@query_options(requests="--trace")
+@query_options(takes_requests=False)
 @click.option("--method", help="Method of the split.  [default: as in hypsolve plan]")
 @click.option("--plan", "plan", type=click.Path(), help="Take the split from this plan (JSON).")
 @click.option(
@@ -312,6 +315,11 @@ def _draw(points: Sequence[ServingPoint], name: str, path: Path) -> None:
     help="Lengths and gaps of the requests.  [default: --prompt and --output for all]",
 )
 @click.option("--requests", default=300, show_default=True, help="Number of requests.")
+@click.option(
+    "--trace",
+    type=click.Path(),
+    help="Take the requests from this file, and plan for them unless lengths are given.",
+)
 @click.option(
     "--policy",
     type=click.Choice(tuple(POLICIES)),
@@ -328,6 +336,7 @@ def simulate(
     plan: str | None,
     source: str | None,
     requests: int,
+    trace: str | None,
     policy: str,
     perfetto: str | None,
     as_json: bool,
@@ -344,6 +353,8 @@ def simulate(
         raise click.UsageError("--plan excludes --method and --objective")
     if plan is not None:
         arguments = with_arguments(query_in(plan), without_defaults(arguments))
+    elif trace is not None:
+        arguments = planned_for(arguments, trace, needs_rate=False)
     query = PlanQuery.of(model, network, method=method, **arguments)
     with show_progress() as progress:
         nodes, solution, deadline = (
@@ -360,8 +371,10 @@ def simulate(
         return 1
     if solution.interrupted:
         print("stopped: the split is the best so far", file=sys.stderr)
-    if load.trace is not None:
-        given = from_trace(deployment, load, load.rate_per_s, len(load.trace)).requests
+    if trace is not None:
+        given = read_requests(trace) if load.trace is None else load.trace
+        if is_given("rate"):
+            given = replace(given, arrival_s=at_rate(given.arrival_s, load.rate_per_s))
     elif source is not None:
         given = workload(
             source, n_requests=requests, rate_per_s=load.rate_per_s, seed=query.seed
@@ -371,7 +384,7 @@ def simulate(
         valid.whole("simulate", "requests", requests, minimum=1)
         rng = np.random.default_rng(query.seed)
         given = arriving(deployment, load.rate_per_s, requests, rng).requests
-    if load.users is not None and (load.trace is not None or source is None):
+    if load.users is not None and (trace is not None or source is None):
         within_s = round_s(deployment, partition, load)
         given = replace(given, arrival_s=starts(load, len(given), within_s))
     longest = int((given.prompt_tokens + given.output_tokens).max())

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import json
+import math
 import os
 import shlex
 import sys
@@ -17,8 +18,10 @@ from click.core import ParameterSource
 from hypsolve import catalog
 from hypsolve.formats.network_toml_types import runtime_keys
 from hypsolve.planning.query import OBJECTIVES
+from hypsolve.planning.request_mix import RequestMix
 from hypsolve.planning.text import table
 
+LENGTHS = ("prompt", "output")  # options for the lengths of all requests
 OLD_OPTIONS = {"--dtype": "--weights", "--from": "--before"}  # old options and their successors
 
 
@@ -116,7 +119,7 @@ def query_options(
     default_objective: str = "throughput; goodput with a target; with --method "
     + DEFAULT_ALONE,
     limits: str = "the whole command; compiling comes before",
-    requests: str = "--requests",
+    takes_requests: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a command with the options of a query.
 
@@ -133,8 +136,8 @@ def query_options(
         What ``--objective`` is by default, in words.
     limits : str
         What the time limit is for.
-    requests : str
-        Name of the option for a file of requests.
+    takes_requests : bool
+        Whether there is an option ``--requests`` for a file.
     """
 
     def number(name: str, default: Any, words: str, **more: Any) -> Callable[..., Any]:
@@ -164,13 +167,6 @@ def query_options(
         ),
         number("--prompt", 512, "Prompt tokens of every request."),
         number("--output", 256, "Output tokens of every request."),
-        click.option(
-            requests,
-            "request_file",
-            type=click.Path(),
-            help="File of requests of different lengths, in place of --prompt and --output; its"
-            " own rate is the default of --rate.",
-        ),
         number("--rate", 1.0, "Requests per second."),
         maybe("--users", int, "Closed loop of so many users, in place of --rate."),
         maybe("--think-time", float, "Seconds from a user's request to the next one."),
@@ -222,19 +218,32 @@ def query_options(
             )
         )
 
+    if takes_requests:
+        options.append(
+            maybe(
+                "--requests",
+                click.Path(),
+                "File of requests of different lengths, in place of --prompt and --output; its"
+                " own rate is the default of --rate.",
+            )
+        )
+
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def with_arguments(**given: Any) -> Any:
             taken = {
                 name: given.pop(option)
                 for option, name in _ARGUMENTS.items()
-                if option in given
+                if option in given and (option != "requests" or takes_requests)
             }
             arguments = {name: value for name, value in taken.items() if value is not None}
-            if taken.get("users") is not None and _is_given("rate"):
+            if taken.get("users") is not None and is_given("rate"):
                 raise click.UsageError("--users and --rate exclude each other")
             if "requests" in arguments:
-                _drop_lengths(arguments, requests)
+                for option in LENGTHS:
+                    if is_given(option):
+                        raise click.UsageError(f"--requests and --{option} exclude each other")
+                arguments = planned_for(arguments, arguments["requests"])
             return command(arguments=arguments, **given)
 
         for option in reversed(options):
@@ -244,16 +253,26 @@ def query_options(
     return decorate
 
 
-def _drop_lengths(arguments: dict[str, Any], requests: str) -> None:
-    """Drop the defaults that a file of requests replaces; refuse lengths beside it."""
-    for option in ("prompt", "output", "rate"):
-        if not _is_given(option):
-            arguments.pop(_ARGUMENTS[option], None)
-        elif option != "rate":
-            raise click.UsageError(f"{requests} and --{option} exclude each other")
+def planned_for(
+    arguments: Mapping[str, Any], requests: str, *, needs_rate: bool = True
+) -> dict[str, Any]:
+    """Return the arguments of a plan for the requests of a file, without other defaults.
+
+    They are returned as they are if lengths are given on the command line. `needs_rate` says
+    whether requests that arrive all at one time need a rate that is given.
+    """
+    if any(map(is_given, LENGTHS)):
+        return dict(arguments)
+    mix = RequestMix.of(requests)
+    kept = {**arguments, "requests": mix}
+    for option in (*LENGTHS, "rate"):
+        has_none = option == "rate" and math.isnan(mix.rate_per_s) and not needs_rate
+        if not (is_given(option) or has_none):
+            kept.pop(_ARGUMENTS[option], None)
+    return kept
 
 
-def _is_given(option: str) -> bool:
+def is_given(option: str) -> bool:
     """Return whether an option stands on the command line of the command that runs."""
     source = click.get_current_context().get_parameter_source(option)
     return source not in (None, ParameterSource.DEFAULT)
@@ -261,7 +280,7 @@ def _is_given(option: str) -> bool:
 
 def without_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that stand on the command line of the command that runs."""
-    given = {name for option, name in _ARGUMENTS.items() if _is_given(option)}
+    given = {name for option, name in _ARGUMENTS.items() if is_given(option)}
     return {name: value for name, value in arguments.items() if name in given}
 
 
@@ -270,7 +289,7 @@ _ARGUMENTS = {
     "weights": "weights", "objective": "objective", "time_limit": "time_limit_s",
     "rate": "rate_per_s", "users": "users", "think_time": "think_time_s",
     "ttft_slo": "ttft_slo_s", "tpot_slo": "tpot_slo_s", "runtime": "runtime",
-    "seed": "seed", "tensor_parallel": "tensor_parallel", "request_file": "requests",
+    "seed": "seed", "tensor_parallel": "tensor_parallel", "requests": "requests",
     **{name: name for name in _RUNTIME},
 }  # fmt: skip
 

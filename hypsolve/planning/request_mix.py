@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -256,10 +256,11 @@ def representatives_of(requests: Requests) -> Requests:
     """Return a few requests that stand for all, in an order of which every part does, too.
 
     Requests are sorted by output and cut into `N_STRATA` parts, each of which is sorted by
-    prompt and cut again. Of every part, the request nearest to its means is taken. In steps of
-    the golden ratio, they are then put into an order in which requests that follow each other
-    come from all parts evenly: a section of a simulation sees the same mix as the whole. All
-    requests are taken if they are few, and one of requests with equal lengths.
+    prompt and cut again. Of every part, the request nearest to its means is taken; what it
+    lacks of them, the next ones make up. In steps of the golden ratio, they are then put into
+    an order in which requests that follow each other come from all parts evenly: a section of a
+    simulation sees the same mix as the whole. All requests are taken if they are few, and one
+    of requests with equal lengths.
 
     Parameters
     ----------
@@ -276,7 +277,7 @@ def representatives_of(requests: Requests) -> Requests:
     >>> ramp = np.arange(1, 10001)
     >>> chosen = representatives_of(Requests(np.zeros(10000), ramp, ramp))
     >>> len(chosen), round(chosen.prompt_tokens.mean()), round(ramp.mean())
-    (144, 5003, 5000)
+    (144, 5000, 5000)
     """
     if same_lengths(requests):
         one = _take(requests, np.zeros(1, np.int64))
@@ -289,7 +290,7 @@ def representatives_of(requests: Requests) -> Requests:
     if len(requests) <= N_REPRESENTATIVES:
         chosen = np.concatenate(strata)
     else:
-        chosen = np.array([_nearest_to_mean(requests, cell) for cell in strata])
+        chosen = _nearest_to_means(requests, strata)
     spread = np.argsort(np.arange(len(chosen)) * GOLDEN % 1, kind="stable")
     found = _take(requests, chosen[spread])
     return Requests(np.zeros(len(found)), found.prompt_tokens, found.output_tokens)
@@ -298,15 +299,27 @@ def representatives_of(requests: Requests) -> Requests:
 def _parts(which: IntArray, tokens: IntArray) -> list[IntArray]:
     """Cut some requests into parts of equal sizes, sorted by their tokens; none is empty."""
     ordered = which[np.argsort(tokens[which], kind="stable")]
-    return np.array_split(ordered, min(N_STRATA, len(ordered)))
+    ends = np.linspace(0, len(ordered), min(N_STRATA, len(ordered)) + 1).round()
+    return np.split(ordered, ends[1:-1].astype(np.int64))
 
 
-def _nearest_to_mean(requests: Requests, cell: IntArray) -> int:
-    """Return the request of a part whose lengths are nearest to the means of the part."""
-    distance = np.zeros(len(cell))
-    for tokens in (requests.prompt_tokens[cell], requests.output_tokens[cell]):
-        distance += abs(tokens / tokens.mean() - 1)
-    return int(cell[distance.argmin()])
+def _nearest_to_means(requests: Requests, cells: Sequence[IntArray]) -> IntArray:
+    """Return the request of each part that is nearest to the means of the part.
+
+    What the requests chosen so far lack of their parts' tokens, or have too much, is made up by
+    the next ones, so that the means over all are nearly those of all requests.
+    """
+    tokens = np.stack([requests.prompt_tokens, requests.output_tokens]).astype(np.float64)
+    scale = tokens.mean(axis=1, keepdims=True)
+    lacking = np.zeros((2, 1))
+    chosen = []
+    for cell in cells:
+        share = len(cells) * len(cell) / len(requests)
+        wanted = lacking + share * tokens[:, cell].mean(axis=1, keepdims=True)
+        at = int((abs(tokens[:, cell] - wanted) / scale).sum(axis=0).argmin())
+        lacking = wanted - tokens[:, cell[at], None]
+        chosen.append(cell[at])
+    return np.array(chosen)
 
 
 def _take(requests: Requests, which: IntArray) -> Requests:
