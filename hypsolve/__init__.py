@@ -53,6 +53,7 @@ from hypsolve.problem.deployment import (
 from hypsolve.problem.evaluation import check, evaluate
 from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
 from hypsolve.problem.interconnect import AllReduce, Interconnect
+from hypsolve.problem.operator_rates import OperatorRates
 from hypsolve.problem.result import Result
 from hypsolve.problem.runtime import Runtime
 from hypsolve.problem.serving import ServingInstance, ServingObjective
@@ -115,6 +116,7 @@ __all__ = [
     "NetworkFile",
     "Node",
     "Objective",
+    "OperatorRates",
     "Outcome",
     "ParetoPoint",
     "Partition",

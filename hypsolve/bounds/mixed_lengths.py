@@ -8,11 +8,11 @@ one node and long ones to another.
 below by a sum over its requests: ``(o - 1 + n_c) / B``, ``p / Q``, ``(p + o - 1) / T``, and, by
 KV memory of M tokens, ``h (o - 1 + n_c) / M`` where a request holds h tokens. One of them is
 chosen for each stage. The seconds of a block are at least those of computation, and at least
-those of memory traffic; one of them is chosen, too. All-reduces are at least their value at 0
-tokens plus the slope there. So request r keeps node g busy for at least L_g(r) seconds,
-whatever the other requests are, and the sum of L_g(r) over its requests is at most T. Let a_g =
-1 / E[L_g]. Then ``T sum a_g >= sum over r of min over g of a_g L_g(r)``, and ``X <= sum a_g /
-E[min a_g L_g]``. With equal nodes this is their number over E[L].
+those of memory traffic; one of them is chosen, too. Linear terms add up. All-reduces are at
+least their value at 0 tokens plus the slope there. So request r keeps node g busy for at least
+L_g(r) seconds, whatever the other requests are, and the sum of L_g(r) over its requests is at
+most T. Let a_g = 1 / E[L_g]. Then ``T sum a_g >= sum over r of min over g of a_g L_g(r)``, and
+``X <= sum a_g / E[min a_g L_g]``. With equal nodes this is their number over E[L].
 
 **Memory.** A request holds h tokens in a tier during its prefill there, P(r) seconds at least,
 and during its decode passes through all stages and links. Each pass takes at least as long as
@@ -210,6 +210,7 @@ class MixedConditions(NodeGroups):
             at_0, slope = self._all_reduces(g, block)
             tokens_of = o if block.last_token_only else p + o - 1
             seconds = seconds + n * at_0 + tokens_of * slope
+            seconds = seconds + work.decode_linear[:, c, kind] + work.prompt_linear[:, c, kind]
             busy = busy + self.counts[:, kind, None] * seconds
         return np.maximum(busy, 1e-300)
 
@@ -250,7 +251,7 @@ class MixedConditions(NodeGroups):
             work.prompt_compute, times * work.weights + work.prompt_memory
         )
         self.alone_s = self._fastest(work.alone)
-        prefill = self._fastest(prompt)
+        prefill = self._fastest(prompt + work.prompt_linear)
         self.prefill_s = prefill if self.is_reserved else np.zeros_like(prefill)
         if by_tokens:
             room = self.tokens / mix.mean(mix.held)

@@ -1,9 +1,9 @@
 """The least work of a request in a block, in seconds, for bounds on the rate.
 
-All requests are alike. FLOPs, KV reads and activations add up over requests; an iteration
-shares t0 and the weights. Of a mixture of experts, an iteration reads at least the experts of
-one token, which is constant: the expected number of distinct experts is concave in the tokens,
-so that a mean over iterations says nothing about it.
+All requests are alike. FLOPs, KV reads, activations and linear terms (`StepCosts`) add up over
+requests; an iteration shares t0 and the weights. Of a mixture of experts, an iteration reads at
+least the experts of one token, which is constant: the expected number of distinct experts is
+concave in the tokens, so that a mean over iterations says nothing about it.
 
 GPUs that compute as one add all-reduces to every block. Their seconds are replaced by a convex
 function of the bytes that is nowhere larger (`bounded`), so that iterations take at least its
@@ -12,6 +12,7 @@ value at the mean of their tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ import numpy as np
 from hypsolve.problem import costs
 from hypsolve.problem.arrays import Array
 from hypsolve.problem.deployment import Block, CostModel, Deployment, GpuProfile
+from hypsolve.problem.runtime import KvAdmission
+from hypsolve.problem.step_costs import is_three_numbers, step_costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class RequestWork:
     prompt_compute, prompt_memory : the prompt of a request, in as many chunks as needed.
     pass_compute, pass_memory : one decode pass at the least context, p + 1 tokens.
     alone : all decode passes of a request that is alone.
+    decode_linear, prompt_linear, pass_linear : what is behind the maximum of both, likewise.
     """
 
     fixed: Array
@@ -46,6 +50,9 @@ class RequestWork:
     pass_compute: Array
     pass_memory: Array
     alone: Array
+    decode_linear: Array
+    prompt_linear: Array
+    pass_linear: Array
 
 
 def bounded(gpu: GpuProfile) -> GpuProfile:
@@ -60,14 +67,17 @@ def request_work(
 ) -> RequestWork:
     """Return the least work of a request in each kind of block on each class of nodes."""
     rows = [[_row(deployment, block, gpu) for block in kinds] for gpu in gpus]
-    table = np.array(rows)  # (n_classes, n_kinds, 9)
-    return RequestWork(*(np.ascontiguousarray(table[:, :, at]) for at in range(9)))
+    table = np.array(rows)  # (n_classes, n_kinds, fields of RequestWork)
+    fields = dataclasses.fields(RequestWork)
+    return RequestWork(*(np.ascontiguousarray(table[:, :, at]) for at in range(len(fields))))
 
 
 def _row(deployment: Deployment, block: Block, gpu: GpuProfile) -> tuple[float, ...]:
     p = int(deployment.requests.prompt_tokens[0])
     o = int(deployment.requests.output_tokens[0])
     roofline = deployment.cost_model is CostModel.ROOFLINE
+    if roofline and not is_three_numbers(gpu):
+        return _linear_row(deployment, block, gpu)
     per_flop, per_byte = 1 / gpu.flops_per_s, 1 / gpu.bytes_per_s if roofline else 0.0
     one_read = float(costs.weight_read_bytes(block, 1.0)) - block.gathered_bytes_per_token
     cached = np.arange(p, p + o - 1, dtype=np.float64)
@@ -94,6 +104,38 @@ def _row(deployment: Deployment, block: Block, gpu: GpuProfile) -> tuple[float, 
         float(least[0]) * per_flop,
         (float(least[1]) - one_read) * per_byte,
         float(alone),
+        0.0,
+        0.0,
+        0.0,
+    )
+
+
+def _linear_row(deployment: Deployment, block: Block, gpu: GpuProfile) -> tuple[float, ...]:
+    """Return `_row` by `StepCosts`; seconds that prompts add to an iteration are left out."""
+    p = int(deployment.requests.prompt_tokens[0])
+    o = int(deployment.requests.output_tokens[0])
+    row = step_costs(block, gpu)
+    is_paged = deployment.runtime.kv_admission is KvAdmission.PAGED
+    all_s, prompt_s = costs.linear_terms_s(block, gpu, p, o)
+    decode_s, _ = costs.linear_terms_s(block, gpu, p, o, may_recompute=is_paged)
+    prompt_s += row.prompt_kv_s * reread_tokens(deployment, block)
+    experts = block.experts_per_token / block.n_experts if block.n_experts else 0.0
+    computed = 1.0 if block.last_token_only else float(p)
+    _, read = costs.attended(block, 1.0, p)
+    alone = costs.service_s(block, gpu, p, o) - costs.service_s(block, gpu, p, 1)
+    return (
+        row.fixed_s,
+        row.read_s + row.experts_s * experts,
+        row.compute_token_s * (o - 1),
+        row.memory_token_s * (o - 1),
+        row.compute_token_s * computed,
+        row.memory_token_s * computed,
+        row.compute_token_s,
+        row.memory_token_s,
+        float(alone) - (all_s - decode_s),
+        decode_s,
+        prompt_s,
+        row.token_s + row.decode_pair_s * float(read),
     )
 
 

@@ -72,6 +72,8 @@ class StageConditions(NodeGroups):
             )
             computed = o if self.is_last[kind] else self.prompt + o - 1
             seconds = seconds + times * self._all_reduces_s(kind, computed / times)
+            linear = work.decode_linear + work.prompt_linear
+            seconds = seconds + linear[c, kind, None]
             busy = busy + np.where(
                 self.counts[:, kind] > 0, self.counts[:, kind] * seconds, 0.0
             )
@@ -110,6 +112,7 @@ class StageConditions(NodeGroups):
         times = np.where(self.is_last, 1.0, self.n_chunks)
         compute, memory = work.prompt_compute[c], work.prompt_memory[c]
         seconds = times * work.fixed[c] + np.maximum(compute, times * work.weights[c] + memory)
+        seconds = seconds + work.prompt_linear[c]
         prefill = np.where(self.holds, seconds @ self.counts.T, math.inf).min(axis=0)
         self.prefill_s = prefill if self.is_reserved else np.zeros_like(prefill)
         alone = np.where(self.holds, work.alone[c] @ self.counts.T, math.inf)
@@ -132,16 +135,20 @@ class StageConditions(NodeGroups):
             once = work.pass_compute[c, kind, None], work.pass_memory[c, kind, None]
             alone = fixed + np.maximum(batches * once[0], weights + batches * once[1])
             alone = alone + self._all_reduces_s(kind, batches)
+            alone = alone + batches * work.pass_linear[c, kind, None]
             pass_s = pass_s + n * alone[:, None, :]
             compute = work.decode_compute[c, kind, None]
             memory = work.decode_memory[c, kind, None]
+            linear = work.decode_linear[c, kind, None]
             if self.is_last[kind]:
                 fixed, weights = np.zeros_like(fixed), np.zeros_like(weights)
             else:
                 compute = compute + work.prompt_compute[c, kind, None]
                 memory = memory + work.prompt_memory[c, kind, None]
+                linear = linear + work.prompt_linear[c, kind, None]
             share = batches * per_pass
             mean = fixed + np.maximum(share * compute, weights + share * memory)
+            mean = mean + share * linear
             if not self.is_last[kind]:
                 tokens = batches * (1 + self.prompt * per_pass)
                 mean = mean + self._all_reduces_s(kind, tokens)

@@ -18,8 +18,11 @@ tokens. Then n_g requests need at least ``n_g phi`` iterations, ``phi = max((o -
 of them. An iteration takes t0 + max(compute, memory) in each block, and a sum of maxima is at
 least the maximum of the sums. So n_g requests keep a node busy for ``n_g l_g`` seconds, l_g =
 sum over blocks of ``phi t0 + max(compute, phi weights + memory)``, and X is at most the sum of
-1 / l_g over the nodes of a tier. Under ``paged``, a request in an iteration may hold as little
-as p tokens, and only decode passes count against the B of memory.
+1 / l_g over the nodes of a tier. With `OperatorRates`, a block takes seconds that are linear in
+its contents behind the maximum (`StepCosts`). They add up over requests, and are added to l_g,
+to tau and to P_k below. What prompts add to an iteration, and one token of a prompt that is
+computed apart, count with their least seconds. Under ``paged``, a request in an iteration may
+hold as little as p tokens, and only decode passes count against the B of memory.
 
 **Passes** (mode ``stage`` with ``reserve``). Of N iterations of a node, mean contents are b =
 n_g (o - 1) / N decode tokens and b p / (o - 1) prompt tokens. Seconds of an iteration are

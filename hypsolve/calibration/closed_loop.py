@@ -16,6 +16,7 @@ import numpy as np
 
 from hypsolve import catalog
 from hypsolve.calibration.runs import ServingRun, UnknownName, closed_loop_tokens_per_s
+from hypsolve.calibration.weight_bits import kv_share, with_kv_share
 from hypsolve.catalog.interconnects import interconnect, measured_gpus
 from hypsolve.problem.arrays import Array
 from hypsolve.problem.deployment import Deployment, GpuProfile, Model, Requests
@@ -90,7 +91,8 @@ def deployment_of(
     ----------
     run : ServingRun
     gpu : GpuProfile
-        Costs of one GPU.
+        Costs of one GPU. With `OperatorRates`, the KV cache has the bits that the server gives
+        it: they were fitted so.
     arrival_s : ndarray, optional
         Earliest times of requests, in seconds. Default: one request.
 
@@ -109,7 +111,10 @@ def deployment_of(
     n = len(times)
     requests = Requests(times, np.full(n, run.prompt_tokens), np.full(n, run.output_tokens))
     runtime = catalog.runtime(run.catalog_runtime, gpus=[gpu])
-    return Deployment(model=model_of(run), network=network, requests=requests, runtime=runtime)
+    model = model_of(run)
+    if gpu.operators is not None:
+        model = with_kv_share(model, kv_share(run))
+    return Deployment(model=model, network=network, requests=requests, runtime=runtime)
 
 
 def fluid(run: ServingRun, gpu: GpuProfile) -> Forecast:

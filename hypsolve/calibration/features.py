@@ -12,6 +12,7 @@ from hypsolve import catalog
 from hypsolve.calibration.closed_loop import deployment_of, model_of
 from hypsolve.calibration.peaks import peaks
 from hypsolve.calibration.runs import ServingRun
+from hypsolve.calibration.weight_bits import GEMM_BITS, READ_BITS, kv_share
 from hypsolve.problem import costs
 from hypsolve.problem.arrays import Array
 from hypsolve.problem.deployment import Model
@@ -19,21 +20,6 @@ from hypsolve.problem.runtime import KvAdmission
 
 PREFILL_FIRST = frozenset({"sglang"})
 """Runtimes that compute all waiting prompts before they decode, unless asked to mix them."""
-EIGHT_BIT_KV = frozenset({"fp8", "nvfp4"})
-GEMM_BITS = {"fp8": 8, "int8": 8, "nvfp4": 4}  # other formats are computed in 16 bits
-READ_BITS = {"fp8": 8, "int8": 8, "q8_0": 8, "fp16": 16, "bf16": 16}  # others: 4
-
-
-def kv_share(run: ServingRun) -> float:
-    """Return the size of a run's KV cache, as a share of one in 16 bits.
-
-    TensorRT-LLM keeps the KV cache of 8-bit and 4-bit checkpoints in 8 bits, as its Model
-    Optimizer writes into them; vLLM and SGLang do so for checkpoints of the Model Optimizer.
-    """
-    if run.catalog_weights not in EIGHT_BIT_KV:
-        return 1.0
-    optimizer = run.catalog_weights == "nvfp4" or run.model.startswith("nvidia/")
-    return 0.5 if optimizer or run.catalog_runtime == "tensorrt-llm" else 1.0
 
 
 @dataclass(frozen=True, slots=True)

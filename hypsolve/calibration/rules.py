@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from hypsolve.calibration.features import EIGHT_BIT_KV, features_of, kv_share, room_tokens
+from hypsolve.calibration.features import features_of, room_tokens
 from hypsolve.calibration.peaks import peaks
 from hypsolve.calibration.runs import ServingRun
+from hypsolve.calibration.weight_bits import EIGHT_BIT_KV, kv_share
 
 PREFIX_CACHE = "prefix cache: prompts would be computed above 90 % of the peak"
 KV_QUEUE = "KV queue: users wait over 2 s, and their requests need more KV cache than there is"

@@ -34,15 +34,18 @@ def new_groups(runs: Sequence[ServingRun]) -> Array:
     ndarray, shape (n_runs, 3)
         Time to first token, time per output token, tokens per second.
     """
-    known = fitted_groups()
+    return _forecast(runs, fits_of_new_groups(runs))
+
+
+def fits_of_new_groups(runs: Sequence[ServingRun]) -> list[Fit]:
+    """Return the fit of each run that did not see its group."""
+    known, made = fitted_groups(), {}
     seen = [run for run in fit_for(runs) if run.group in known]
-    made = np.zeros((len(runs), 3))
     for group in dict.fromkeys(run.group for run in runs):
-        fit = catalog_fit()
+        made[group] = catalog_fit()
         if group in known:
-            fit = fit_servers([run for run in seen if run.group != group])
-        _fill(made, fit, runs, [i for i, run in enumerate(runs) if run.group == group])
-    return made
+            made[group] = fit_servers([run for run in seen if run.group != group])
+    return [made[run.group] for run in runs]
 
 
 def new_lengths(runs: Sequence[ServingRun]) -> Array:
@@ -53,16 +56,22 @@ def new_lengths(runs: Sequence[ServingRun]) -> Array:
     ndarray, shape (n_runs, 3)
         As in `new_groups`.
     """
+    return _forecast(runs, fits_of_new_lengths(runs))
+
+
+def fits_of_new_lengths(runs: Sequence[ServingRun]) -> list[Fit]:
+    """Return the fit of each run that saw only the other half of its group's lengths."""
     known, usable = fitted_groups(), {id(run) for run in fit_for(runs)}
-    half = halves(runs)
-    made = np.zeros((len(runs), 3))
+    half, made = halves(runs), [catalog_fit()] * len(runs)
     for is_known in (True, False):
         some = [i for i, run in enumerate(runs) if (run.group in known) == is_known]
         base = None if is_known else catalog_fit()
         for tested in (0, 1):
             others = [runs[i] for i in some if half[i] != tested and id(runs[i]) in usable]
             fit = fit_servers(others, base=base)
-            _fill(made, fit, runs, [i for i in some if half[i] == tested])
+            for i in some:
+                if half[i] == tested:
+                    made[i] = fit
     return made
 
 
@@ -78,6 +87,12 @@ def halves(runs: Sequence[ServingRun]) -> list[int]:
     return [half[run.group, run.prompt_tokens, run.output_tokens] for run in runs]
 
 
-def _fill(made: Array, fit: Fit, runs: Sequence[ServingRun], index: list[int]) -> None:
-    if index:
-        made[index] = np.array(fit.forecast([runs[i] for i in index])).T
+def _forecast(runs: Sequence[ServingRun], fits: Sequence[Fit]) -> Array:
+    """Return the forecasts of runs, each by its own fit."""
+    made = np.zeros((len(runs), 3))
+    by_fit: dict[int, list[int]] = {}
+    for i, fit in enumerate(fits):
+        by_fit.setdefault(id(fit), []).append(i)
+    for index in by_fit.values():
+        made[index] = np.array(fits[index[0]].forecast([runs[i] for i in index])).T
+    return made

@@ -326,10 +326,11 @@ def _machine(owner: str, group: NodesTable) -> dict[str, Any]:
 
 
 def _slower(gpu: GpuProfile, slowdown: float) -> GpuProfile:
+    rate = 1 / slowdown
+    slower = gpu.scaled(seconds=slowdown, flops=rate, moved=rate)
     return replace(
-        gpu,
+        slower,
         name=f"{gpu.name} {slowdown:g}x slower",
-        t0_s=gpu.t0_s * slowdown,
         flops_per_s=gpu.flops_per_s / slowdown,
         bytes_per_s=gpu.bytes_per_s / slowdown,
     )

@@ -85,9 +85,9 @@ def _node(node: Node, resource: str) -> Node:
         faster = replace(lines, small_s_per_byte=half, large_s_per_byte=half)
         return replace(node, gpu=replace(gpu, all_reduce=faster))
     if resource == COMPUTE:
-        return replace(node, gpu=replace(gpu, flops_per_s=2 * gpu.flops_per_s))
+        return replace(node, gpu=gpu.scaled(flops=2.0))
     if resource == BANDWIDTH:
-        return replace(node, gpu=replace(gpu, bytes_per_s=2 * gpu.bytes_per_s))
+        return replace(node, gpu=gpu.scaled(moved=2.0))
     seen = gpu.visible_bytes
     larger = replace(
         gpu,

@@ -41,6 +41,7 @@ from hypsolve.problem.deployment import Block, CostModel, Deployment, GpuProfile
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.runtime import Batching
 from hypsolve.problem.solution import Partition
+from hypsolve.problem.step_costs import is_three_numbers, step_costs
 from hypsolve.simulation.trace import Trace
 
 FULL = 0.85  # share from which a resource counts as full
@@ -313,6 +314,9 @@ class _RequestTime:
         """Return the seconds of a block for one request that costs some iterations."""
         prompt, output = lengths(self.deployment)
         flops_per_s, bytes_per_s = gpu.flops_per_s * more_flops, gpu.bytes_per_s * more_bytes
+        if self.deployment.cost_model is CostModel.ROOFLINE and not is_three_numbers(gpu):
+            faster = gpu.scaled(flops=more_flops, moved=more_bytes)
+            return self._linear_block_s(block, faster, n_iterations)
         copies = gpu.kv_copies
         whole = request_work(block, self.deployment, copies)
         later = request_work(block, self.deployment, copies, decodes_only=True)
@@ -333,6 +337,22 @@ class _RequestTime:
             + max(alone_flops / flops_per_s, alone_bytes / bytes_per_s)
             + max(mixed_flops / flops_per_s, mixed_bytes / bytes_per_s)
         )
+
+    def _linear_block_s(self, block: Block, gpu: GpuProfile, n_iterations: float) -> float:
+        """Return `_block_s` by `StepCosts`."""
+        prompt, output = lengths(self.deployment)
+        row, is_last = step_costs(block, gpu), block.last_token_only
+        n_mixed = min(self.n_chunks, n_iterations)  # iterations with a chunk
+        decodes = (output - 1) / n_iterations
+        chunk = 1.0 if is_last else prompt / n_mixed
+        one_s = math.fsum(costs.linear_terms_s(block, gpu, prompt, output))
+        for n, tokens in ((n_iterations - n_mixed, decodes), (n_mixed, decodes + chunk)):
+            used = 0.0
+            if block.n_experts:
+                used = 1 - (1 - block.experts_per_token / block.n_experts) ** tokens
+            memory_s = row.read_s + row.experts_s * used + row.memory_token_s * tokens
+            one_s += n * (row.fixed_s + max(row.compute_token_s * tokens, memory_s))
+        return one_s + n_mixed * row.mixed_s
 
     def _collectives_s(self, used: _Used, gpu: GpuProfile, n_iterations: float) -> float:
         """Return the seconds of all-reduces for one request that costs some iterations."""

@@ -14,6 +14,9 @@ head computes only tokens that come out, so it needs at least o / B iterations p
 
 *Busy seconds.* A block takes t0 + max(FLOPs / FLOP/s, bytes / bytes/s). A sum of maxima is at
 least the maximum of the sums, so n requests keep a node busy for at least n times `_min_s`.
+Linear terms of `StepCosts` add up over requests; what prompts add to an iteration is left out.
+Under ``paged``, a prompt that is computed again after a preemption may take less of them than
+the decode pass that it replaces, so that the smaller of both counts.
 
 *Tensor parallelism.* GPUs that compute as one add all-reduces to every block. Their seconds
 lie on or above a convex function of the bytes (`AllReduce.convex_minorant`), so iterations take
@@ -50,6 +53,7 @@ from hypsolve.problem.deployment import Block, CostModel, Deployment, GpuProfile
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.runtime import Batching, KvAdmission, Runtime
 from hypsolve.problem.solution import Partition
+from hypsolve.problem.step_costs import is_three_numbers, step_costs
 
 Rooms = Mapping[int, Sequence[float]]
 
@@ -294,16 +298,28 @@ def _min_s(
     FLOPs, KV reads and activations add up over requests. Requests share t0 and the weights of
     each iteration; of experts, an iteration reads at least those of one token.
     """
-    work = request_work(block, deployment, gpu.kv_copies, decodes_only=decodes_only)
     if block.last_token_only:
         n_iterations = (lengths(deployment)[1] - 1 + (not decodes_only)) / batch
+    tokens = computed_tokens(block, deployment, decodes_only=decodes_only)
+    each = tokens / n_iterations if n_iterations else 0.0
+    collectives_s = n_iterations * float(costs.collectives_s(block, gpu, each))
+    if deployment.cost_model is CostModel.ROOFLINE and not is_three_numbers(gpu):
+        row = step_costs(block, gpu)
+        one = block.experts_per_token / block.n_experts if block.n_experts else 0.0
+        read_s = n_iterations * (row.read_s + one * row.experts_s)
+        decode_s, prompt_s = _linear_terms_s(block, gpu, deployment)
+        return (
+            n_iterations * row.fixed_s
+            + max(row.compute_token_s * tokens, read_s + row.memory_token_s * tokens)
+            + decode_s
+            + (0.0 if decodes_only else prompt_s)
+            + collectives_s
+        )
+    work = request_work(block, deployment, gpu.kv_copies, decodes_only=decodes_only)
     moved = work.moved_bytes + work.weight_bytes * n_iterations
     compute_s, memory_s = work.flops / gpu.flops_per_s, moved / gpu.bytes_per_s
     if deployment.cost_model is CostModel.FLOPS:
         return compute_s
-    tokens = computed_tokens(block, deployment, decodes_only=decodes_only)
-    each = tokens / n_iterations if n_iterations else 0.0
-    collectives_s = n_iterations * float(costs.collectives_s(block, gpu, each))
     return n_iterations * gpu.t0_s + max(compute_s, memory_s) + collectives_s
 
 
@@ -346,13 +362,24 @@ def request_work(
 
 
 def _decodes_s(blocks: list[Block], gpu: GpuProfile, deployment: Deployment) -> float:
-    """Return seconds of all decode passes of one request alone."""
+    """Return seconds of all decode passes of one request alone, at least."""
     prompt, output = lengths(deployment)
-    return sum(
-        count
-        * float(
+    seconds = 0.0
+    for block, count in Counter(blocks).items():
+        passes_s = float(
             costs.service_s(block, gpu, prompt, output, deployment.cost_model)
             - costs.service_s(block, gpu, prompt, 1, deployment.cost_model)
         )
-        for block, count in Counter(blocks).items()
-    )
+        if deployment.cost_model is CostModel.ROOFLINE:
+            passes_s -= costs.linear_terms_s(block, gpu, prompt, output)[0]
+            passes_s += _linear_terms_s(block, gpu, deployment)[0]
+        seconds += count * passes_s
+    return seconds
+
+
+def _linear_terms_s(
+    block: Block, gpu: GpuProfile, deployment: Deployment
+) -> tuple[float, float]:
+    """Return the least seconds of the linear terms of decode passes and of the prompt."""
+    is_paged = deployment.runtime.kv_admission is KvAdmission.PAGED
+    return costs.linear_terms_s(block, gpu, *lengths(deployment), may_recompute=is_paged)

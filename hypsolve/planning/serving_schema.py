@@ -27,6 +27,11 @@ class BlocksTable(TypedDict):
     memory_token_s: Annotated[OfKinds, "Seconds of memory traffic for a decode token."]
     compute_chunk_s: Annotated[OfKinds, "Seconds of computation for a chunk of a prompt."]
     memory_chunk_s: Annotated[OfKinds, "Seconds of memory traffic for a chunk of a prompt."]
+    mixed_s: NotRequired[Annotated[OfKinds, "Seconds more in an iteration with a chunk."]]
+    linear_token_s: NotRequired[
+        Annotated[OfKinds, "Seconds of a decode token that nothing overlaps."]
+    ]
+    linear_chunk_s: NotRequired[Annotated[OfKinds, "Seconds of a chunk that nothing overlaps."]]
     weight_bytes: Annotated[OfKinds, "Bytes of its weights."]
     kv_bytes_per_token: Annotated[OfKinds, "Bytes of its KV cache for each token."]
     idle_share: Annotated[
@@ -122,6 +127,11 @@ class RulesTable(TypedDict):
     users: NotRequired[Annotated[Limit | None, "Users of a closed loop; null: none."]]
     think_time_s: NotRequired[
         Annotated[Seconds, "Seconds between an answer and the next request of a user."]
+    ]
+    request_s: NotRequired[
+        Annotated[
+            Seconds, "Seconds of a request outside of iterations, before its first token."
+        ]
     ]
     allow_empty: NotRequired[Annotated[bool, "Whether a tier may host no block."]]
 

@@ -143,12 +143,13 @@ def linear_step_s(
     )
 
 
-def attended(block: Block, tokens: Array, cached_tokens: Array) -> tuple[Array, Array]:
+def attended(block: Block, tokens: ArrayLike, cached_tokens: ArrayLike) -> tuple[Array, Array]:
     """Return the pairs that tokens of a sequence attend to, and the KV cache that they read."""
-    window, end = block.window_tokens, cached_tokens + tokens
-    pairs = _window_sum(end, window) - _window_sum(cached_tokens, window)
-    reach = cached_tokens if window is None else np.minimum(cached_tokens, window - 1)
-    return pairs, reach + tokens
+    q, c = (np.asarray(a, dtype=np.float64) for a in (tokens, cached_tokens))
+    window = block.window_tokens
+    pairs = _window_sum(c + q, window) - _window_sum(c, window)
+    reach = c if window is None else np.minimum(c, window - 1)
+    return pairs, reach + q
 
 
 def n_collectives(block: Block, gpu: GpuProfile) -> float:
@@ -210,6 +211,46 @@ def service_s(
             u0 + u1 * w, v0 + v1 * w
         )
     return prefill_s + t0_s * (o - 1) + decode_s
+
+
+def linear_terms_s(
+    block: Block,
+    gpu: GpuProfile,
+    prompt_tokens: int,
+    output_tokens: int,
+    *,
+    may_recompute: bool = False,
+) -> tuple[float, float]:
+    """Return the least seconds of the linear terms of `StepCosts` in a whole request.
+
+    Parameters
+    ----------
+    may_recompute : bool
+        Whether requests may be preempted, as under ``paged``. A prompt that is computed again,
+        with the tokens that came out, replaces a decode pass, and may take less.
+
+    Returns
+    -------
+    decode_s, prompt_s : float
+        Of all decode passes; and of the prompt, in whatever pieces it is computed. 0 for three
+        numbers of which the larger time counts.
+    """
+    if is_three_numbers(gpu):
+        return 0.0, 0.0
+    row, p = step_costs(block, gpu), float(prompt_tokens)
+    computed = 1.0 if block.last_token_only else p
+    contexts = np.arange(p + 1, p + output_tokens)
+    reach = attended(block, 1.0, contexts - 1)[1]
+    # a piece of one token counts as a decode token
+    pair_s = min(row.prompt_pair_s, row.decode_pair_s)
+    passes_s = row.token_s + row.decode_pair_s * reach
+    if may_recompute:
+        tokens = np.ones_like(contexts) if block.last_token_only else contexts
+        again_s = row.token_s * tokens + pair_s * attended(block, contexts, 0.0)[0]
+        passes_s = np.minimum(passes_s, again_s)
+    pairs, read = attended(block, p, 0.0)
+    prompt_s = row.token_s * computed + pair_s * float(pairs) + row.prompt_kv_s * float(read)
+    return float(passes_s.sum()), prompt_s
 
 
 def _linear_service_s(block: Block, gpu: GpuProfile, p: Array, o: Array) -> Array:

@@ -94,6 +94,26 @@ class GpuProfile:
         """Memory that the card has and CUDA does not show."""
         return 0.0 if self.visible_bytes is None else self.memory_bytes - self.visible_bytes
 
+    def scaled(
+        self, *, seconds: float = 1.0, flops: float = 1.0, moved: float = 1.0
+    ) -> "GpuProfile":
+        """Return a profile with constants, FLOPs/s and bytes/s times factors.
+
+        Examples
+        --------
+        >>> import hypsolve as hs
+        >>> hs.gpu("l4").scaled(flops=2).flops_per_s / hs.gpu("l4").flops_per_s
+        2.0
+        """
+        rates = self.operators
+        return replace(
+            self,
+            t0_s=self.t0_s * seconds,
+            flops_per_s=self.flops_per_s * flops,
+            bytes_per_s=self.bytes_per_s * moved,
+            operators=None if rates is None else rates.scaled(seconds, flops, moved),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:

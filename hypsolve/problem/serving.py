@@ -235,6 +235,9 @@ class ServingInstance:
         memory_chunk_s: ArrayLike | None = None,
         weight_bytes: ArrayLike | None = None,
         kv_bytes_per_token: ArrayLike | None = None,
+        mixed_s: ArrayLike | None = None,
+        linear_token_s: ArrayLike | None = None,
+        linear_chunk_s: ArrayLike | None = None,
         idle_share: ArrayLike | None = None,
         last_token_only: ArrayLike | None = None,
         collective_s: ArrayLike | None = None,
@@ -256,7 +259,8 @@ class ServingInstance:
         Parameters
         ----------
         fixed_s, read_s, expert_s, compute_token_s, memory_token_s, compute_chunk_s, \
-memory_chunk_s, weight_bytes, kv_bytes_per_token : array_like, shape (n_classes, n_kinds)
+memory_chunk_s, weight_bytes, kv_bytes_per_token, mixed_s, linear_token_s, \
+linear_chunk_s : array_like, shape (n_classes, n_kinds)
             As in `BlockTimes`; default: 0.
         block_kind : array_like of int, shape (n_blocks,)
             Kind of each block.
@@ -305,6 +309,9 @@ memory_chunk_s, weight_bytes, kv_bytes_per_token : array_like, shape (n_classes,
             "memory_chunk_s": memory_chunk_s,
             "weight_bytes": weight_bytes,
             "kv_bytes_per_token": kv_bytes_per_token,
+            "mixed_s": mixed_s,
+            "linear_token_s": linear_token_s,
+            "linear_chunk_s": linear_chunk_s,
         }
         fixed = valid.reals(OWNER, "fixed_s", fixed_s, (None, None))
         n_classes, n_kinds = fixed.shape

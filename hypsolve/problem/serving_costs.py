@@ -23,6 +23,7 @@ from hypsolve.problem.serving_records import (
     ServingObjective,
     ServingRules,
 )
+from hypsolve.problem.step_costs import is_three_numbers, step_costs
 
 
 @valid.suggest_keywords("to_serving_instance")
@@ -109,6 +110,7 @@ def to_serving_instance(
         users=users,
         think_time_s=think_time_s,
         allow_empty=allow_empty,
+        request_s=deployment.request_s,
     )
     requests = deployment.requests
     lengths = lengths_of(
@@ -198,9 +200,9 @@ def block_times(
 def _collective_s(block: Block, gpu: GpuProfile, cost_model: CostModel) -> list[float]:
     """Return the all-reduces of a block on a class of nodes, as in `BlockTimes`."""
     lines, size = gpu.all_reduce, block.collective_bytes_per_token
-    if lines is None or cost_model is CostModel.FLOPS or not block.collectives:
+    if lines is None or cost_model is CostModel.FLOPS or not costs.n_collectives(block, gpu):
         return [0.0] * 5
-    n = block.collectives
+    n = costs.n_collectives(block, gpu)
     small = lines.small_s, lines.small_s_per_byte
     large = lines.large_s, lines.large_s_per_byte
     if not size:
@@ -227,10 +229,12 @@ def mean_context(deployment: Deployment) -> float:
 def _block_row(
     block: Block, gpu: GpuProfile, cost_model: CostModel, lengths: Lengths, context: float
 ) -> dict[str, float]:
-    """Return a block's numbers on a GPU, for each of `KIND_TABLES`.
+    """Return a block's numbers on a GPU, for some of `KIND_TABLES`; the others are 0.
 
     Weights that every iteration reads are left out of the seconds of a token and of a chunk.
     """
+    if cost_model is CostModel.ROOFLINE and not is_three_numbers(gpu):
+        return _linear_row(block, gpu, lengths, context)
     chunk = lengths.chunk_tokens
     cached = (lengths.prompt_tokens - chunk) / 2
     copies = gpu.kv_copies
@@ -256,6 +260,35 @@ def _block_row(
         "memory_chunk_s": moved(piece, computed) / per_prompt,
         "weight_bytes": float(block.weight_bytes),
         "kv_bytes_per_token": float(block.kv_bytes_per_token * copies),
+    }
+
+
+def _linear_row(
+    block: Block, gpu: GpuProfile, lengths: Lengths, context: float
+) -> dict[str, float]:
+    """Return `_block_row` by `StepCosts`."""
+    row, chunk = step_costs(block, gpu), lengths.chunk_tokens
+    _, reach = costs.attended(block, 1.0, context - 1)
+    pairs, read = costs.attended(block, chunk, (lengths.prompt_tokens - chunk) / 2)
+    # of a block that computes last tokens only: one token of a prompt, spread over its chunks
+    computed = 1 / lengths.chunks if block.last_token_only else chunk
+    n = 1 / lengths.chunks if block.last_token_only else 1.0
+    attention_s = row.prompt_pair_s * float(pairs) + row.prompt_kv_s * float(read)
+    if chunk == 1:  # as a decode token
+        attention_s = row.decode_pair_s * float(read)
+    return {
+        "fixed_s": row.fixed_s,
+        "mixed_s": row.mixed_s if chunk != 1 else 0.0,
+        "read_s": row.read_s,
+        "expert_s": row.experts_s,
+        "compute_token_s": row.compute_token_s,
+        "memory_token_s": row.memory_token_s,
+        "compute_chunk_s": row.compute_token_s * computed,
+        "memory_chunk_s": row.memory_token_s * computed,
+        "linear_token_s": row.token_s + row.decode_pair_s * float(reach),
+        "linear_chunk_s": row.token_s * computed + n * attention_s,
+        "weight_bytes": float(block.weight_bytes),
+        "kv_bytes_per_token": float(block.kv_bytes_per_token * gpu.kv_copies),
     }
 
 

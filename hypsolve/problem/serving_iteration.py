@@ -72,6 +72,9 @@ class _BlockSeconds:
         self.compute_chunk = float(blocks.compute_chunk_s[c, kind])
         self.memory_token = float(blocks.memory_token_s[c, kind])
         self.memory_chunk = float(blocks.memory_chunk_s[c, kind])
+        self.mixed = float(blocks.mixed_s[c, kind])
+        self.linear_token = float(blocks.linear_token_s[c, kind])
+        self.linear_chunk = float(blocks.linear_chunk_s[c, kind])
         self.lines = blocks.collective_s[c, kind].tolist()
         self.is_last_token_only = bool(blocks.last_token_only[kind])
         lengths = instance.lengths
@@ -93,7 +96,10 @@ class _BlockSeconds:
         collective = alpha + beta * tokens
         if tokens > switch:
             collective = max(gamma + delta * tokens, alpha + beta * switch)
-        return share * (self.fixed + collective) + max(compute, memory)
+        linear = n_decode * self.linear_token + n_chunks * self.linear_chunk
+        if n_chunks > 0:
+            linear += self.mixed
+        return share * (self.fixed + collective) + max(compute, memory) + linear
 
 
 def stage_bytes(

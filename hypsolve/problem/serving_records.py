@@ -23,8 +23,13 @@ KIND_TABLES = (
     "memory_chunk_s",
     "weight_bytes",
     "kv_bytes_per_token",
+    "mixed_s",
+    "linear_token_s",
+    "linear_chunk_s",
 )
 """Fields of `BlockTimes` with a row per node class and a column per kind of block."""
+LATER_FIELDS = ("mixed_s", "linear_token_s", "linear_chunk_s", "request_s")
+"""Fields that are left out of files and digests where they are 0, as before they existed."""
 
 
 class ServingObjective(StrEnum):
@@ -45,9 +50,10 @@ class BlockTimes:
     """Seconds and bytes of the blocks, by node class and kind of block.
 
     An iteration computes b decode tokens and k chunks of c prompt tokens each. A block takes
-    ``fixed_s + max(compute, memory) + collective`` seconds, with ``compute = b
-    compute_token_s + k compute_chunk_s`` and ``memory = read_s + expert_s (1 - idle_share **
-    (b + k c)) + b memory_token_s + k memory_chunk_s``. The tables are affine in b and k, but
+    ``fixed_s + max(compute, memory) + linear + collective`` seconds, with ``compute = b
+    compute_token_s + k compute_chunk_s``, ``memory = read_s + expert_s (1 - idle_share **
+    (b + k c)) + b memory_token_s + k memory_chunk_s`` and ``linear = b linear_token_s + k
+    linear_chunk_s``, and `mixed_s` more if k is positive. The tables are affine in b and k, but
     for the experts of a mixture, of which an iteration reads those that are hit.
 
     A block that computes last tokens only sees ``m = b + k / n_chunks`` tokens. It works only
@@ -63,6 +69,9 @@ class BlockTimes:
     compute_chunk_s, memory_chunk_s : ndarray, shape (n_classes, n_kinds)
         Seconds of a chunk at the mean number of cached tokens. For a block that computes last
         tokens only: the seconds of one token, divided by the chunks of a prompt.
+    mixed_s, linear_token_s, linear_chunk_s : ndarray, shape (n_classes, n_kinds), optional
+        Seconds more in an iteration with chunks; and seconds of a decode token and of a chunk
+        that nothing overlaps, as those of attention by `OperatorRates`. Default: 0.
     idle_share : ndarray, shape (n_kinds,)
         Probability that a token does not hit a given expert; 0 without experts.
     last_token_only : ndarray of int, shape (n_kinds,)
@@ -92,6 +101,9 @@ class BlockTimes:
     kv_bytes_per_token: Array
     tied_bytes: Array
     block_kind: IntArray
+    mixed_s: Array = None  # type: ignore[assignment]
+    linear_token_s: Array = None  # type: ignore[assignment]
+    linear_chunk_s: Array = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         shape = valid.reals(OWNER, "fixed_s", self.fixed_s, (None, None)).shape
@@ -100,6 +112,8 @@ class BlockTimes:
                 f"{OWNER}: fixed_s must hold at least one class and kind, got shape {shape}"
             )
         for field in KIND_TABLES:
+            if field in LATER_FIELDS and getattr(self, field) is None:
+                _set(self, field, np.zeros(shape))
             _set(self, field, valid.reals(OWNER, field, getattr(self, field), shape))
         n_classes, n_kinds = shape
         lines = valid.reals(OWNER, "collective_s", self.collective_s, (n_classes, n_kinds, 5))
@@ -241,6 +255,8 @@ class ServingRules:
         Tokens, and prompt tokens, of an iteration. None: no limit.
     iteration_s : float
         Seconds on the host that an iteration adds.
+    request_s : float
+        Seconds of a request outside of iterations, before its first token is delivered.
     ttft_slo_s, tpot_slo_s, latency_slo_s : float or None
         Targets for the mean time to first token, the mean time per output token after it, and
         the mean latency, in seconds. The objective ``throughput`` does not read them.
@@ -266,6 +282,7 @@ class ServingRules:
     users: int | None = None
     think_time_s: float = 0.0
     allow_empty: bool = False
+    request_s: float = 0.0
 
     def __post_init__(self) -> None:
         for field, kind in (
@@ -278,7 +295,7 @@ class ServingRules:
         for field in ("max_num_batched_tokens", "prompt_limit", "users"):
             if (value := getattr(self, field)) is not None:
                 valid.whole(OWNER, field, value, minimum=1, maximum=MAX_LIMIT)
-        for field in ("iteration_s", "think_time_s"):
+        for field in ("iteration_s", "think_time_s", "request_s"):
             _set(self, field, valid.real(OWNER, field, getattr(self, field)))
         for field in ("ttft_slo_s", "tpot_slo_s", "latency_slo_s"):
             if (value := getattr(self, field)) is not None:
@@ -302,7 +319,10 @@ def _set(record: Any, field: str, value: Any) -> None:
 
 
 def plain_fields(record: Any) -> dict[str, Any]:
-    """Return the fields of a record as JSON holds them: arrays as nested lists."""
+    """Return the fields of a record as JSON holds them: arrays as nested lists.
+
+    `LATER_FIELDS` are left out where they are 0.
+    """
     return {
         field.name: value.tolist()
         if isinstance(value := getattr(record, field.name), np.ndarray)
@@ -312,4 +332,5 @@ def plain_fields(record: Any) -> dict[str, Any]:
         if isinstance(value, tuple)
         else value
         for field in fields(record)
+        if field.name not in LATER_FIELDS or np.any(getattr(record, field.name))
     }

@@ -44,7 +44,8 @@ class Servers:
 
     def __init__(self, instance: ServingInstance, tier: int, start: int, stop: int) -> None:
         self.instance = instance
-        self.entry_s = math.fsum(instance.links.entry_s[:tier].tolist())
+        entry_s = instance.links.entry_s[:tier].tolist()
+        self.entry_s = math.fsum([instance.rules.request_s, *entry_s])
         kinds = Counter(
             (int(instance.nodes.node_class[node]), room)
             for node, room in holders(instance, tier, start, stop)

@@ -52,9 +52,9 @@ def crossed_links(
 
 
 def entry_s(instance: ServingInstance, partition: Partition) -> float:
-    """Return the seconds that the links before the first stage add to the first token."""
+    """Return the seconds that links before the first stage, and `request_s`, add to TTFT."""
     first = stages(partition)[0][0]
-    return math.fsum(instance.links.entry_s[:first].tolist())
+    return math.fsum([instance.rules.request_s, *instance.links.entry_s[:first].tolist()])
 
 
 def check_targets(

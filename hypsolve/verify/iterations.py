@@ -48,7 +48,8 @@ class BlockSeconds:
     def seconds(self, n_decode: int, n_chunks: int, up: bool) -> int:
         """Return the seconds of the block in an iteration with these contents."""
         (fixed_s, read, experts, compute_token, compute_chunk, memory_token, memory_chunk,
-         alpha, beta, switch, gamma, delta, of_chunk) = self.rounded[up]  # fmt: skip
+         mixed, linear_token, linear_chunk, alpha, beta, switch, gamma, delta,
+         of_chunk) = self.rounded[up]  # fmt: skip
         tokens = n_decode + times(n_chunks, of_chunk, up)
         share = min(ONE, tokens) if self.is_last else ONE
         compute = times(n_decode, compute_token, up) + times(n_chunks, compute_chunk, up)
@@ -64,7 +65,10 @@ class BlockSeconds:
                 fixed_s += max(gamma + times(delta, tokens, up), flat)
             else:
                 fixed_s += alpha + times(beta, tokens, up)
-        return times(share, fixed_s, up) + max(compute, memory)
+        linear = times(n_decode, linear_token, up) + times(n_chunks, linear_chunk, up)
+        if n_chunks:
+            linear += mixed
+        return times(share, fixed_s, up) + max(compute, memory) + linear
 
     def jumps(self, lengths: Lengths) -> list[Fraction]:
         """Return the requests per iteration above which collective operations jump up.
@@ -101,7 +105,7 @@ class BlockSeconds:
 
 _COLUMNS = (
     "fixed_s", "read_s", "expert_s", "compute_token_s", "compute_chunk_s", "memory_token_s",
-    "memory_chunk_s",
+    "memory_chunk_s", "mixed_s", "linear_token_s", "linear_chunk_s",
 )  # fmt: skip
 _GAMMA, _DELTA = len(_COLUMNS) + 3, len(_COLUMNS) + 4
 
@@ -164,7 +168,8 @@ class Server:
         self.cut_kind: list[int] = instance.links.cut_kind.tolist()
         self.round_trip_s: list[float] = instance.links.round_trip_s.tolist()
         entry = [Fraction(x) for x in instance.links.entry_s.tolist()]
-        self.entry_s = [sum(entry[:k], Fraction(0)) for k in range(self.n_tiers)]
+        request_s = Fraction(instance.rules.request_s)
+        self.entry_s = [sum(entry[:k], request_s) for k in range(self.n_tiers)]
         is_stage = instance.rules.batching is Batching.STAGE
         host = instance.rules.iteration_s if is_stage else 0.0
         host_s = fixed(host, False), fixed(host, True)

@@ -21,12 +21,14 @@ seconds of an iteration in which z requests start. Let f0 and f1 be the seconds 
 without and with one chunk. Up to one chunk, tau = (1 - k) f0 + k f1 with k = z n_c. A block
 takes max(compute, memory) with compute in proportion to the contents, and memory concave and
 not negative at zero. So a slope of f0 or f1, times the decode tokens, is at most f0, and the
-derivative of tau(z) / z is at most ``(-f0 + (1 - k) f0 + k f0) / z**2 = 0``. Above one chunk,
-each term over z does not rise. Collective operations keep this property if their second line
-neither starts above the first one nor is too steep. If it is too steep, ``(delta - beta)
-max(switch, 1) > alpha``, nothing is verified. Where it starts above, the proofs treat the sides
-of the jump one by one. The least solution counts, as the model says: a method that took a
-larger one, or that did not try the batches just below a jump, is refuted.
+derivative of tau(z) / z is at most ``(-f0 + (1 - k) f0 + k f0) / z**2 = 0``. Linear seconds
+behind the maximum are no less in f0 than their slope times the decode tokens, and `mixed_s` has
+no slope, so they change nothing. Above one chunk, each term over z does not rise. Collective
+operations keep this property if their second line neither starts above the first one nor is too
+steep. If it is too steep, ``(delta - beta) max(switch, 1) > alpha``, nothing is verified. Where
+it starts above, the proofs treat the sides of the jump one by one. The least solution counts,
+as the model says: a method that took a larger one, or that did not try the batches just below a
+jump, is refuted.
 """
 
 from __future__ import annotations

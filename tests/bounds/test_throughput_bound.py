@@ -9,6 +9,7 @@ import hypsolve as hs
 from hypsolve.bounds.throughput import throughput_bound
 from hypsolve.problem.runtime import Runtime
 from tests.helpers import token_toys as toys
+from tests.helpers.operator_costs import with_operators
 from tests.helpers.scenarios_token import random_scenario
 from tests.helpers.sizes import n_cases
 
@@ -35,9 +36,11 @@ def random_runtime(rng):
     )
 
 
-def random_case(seed):
+def random_case(seed, *, operators=False):
     """Draw a deployment of equal requests, a split that fits, and a generator."""
     scenario = random_scenario(seed, hs.simulate)
+    if operators:
+        scenario = with_operators(seed, scenario)
     rng = np.random.default_rng(seed + 2_000_000)
     p, o = int(rng.integers(1, 40)), int(rng.integers(1, 20))
     deployment = replace(
@@ -78,6 +81,23 @@ def test_no_schedule_of_any_split_exceeds_the_bound(seed):
     of_all = throughput_bound(deployment, allow_empty=True, **options, **load)
     assert N_REQUESTS / time_s <= of_split * (1 + 1e-9)
     assert of_split <= of_all * (1 + 1e-7)
+
+
+@pytest.mark.parametrize("are_mixed", [False, True])
+@pytest.mark.parametrize("seed", range(5000, 5000 + n_cases(100, 1000)))
+def test_rates_of_operators_do_not_exceed_the_bound(seed, are_mixed):
+    """Linear terms, seconds that prompts add to iterations, and times that add up."""
+    case = random_case(seed, operators=True)
+    if case is None:
+        pytest.skip("the split does not fit")
+    deployment, split, rng = case
+    if are_mixed:
+        deployment = mixed(deployment, rng)
+        if hs.check(hs.to_instance(deployment, allow_empty=True), split):
+            pytest.skip("the split does not fit")
+    trace = hs.simulate(deployment, split, link_contention=True)
+    bound = throughput_bound(deployment, allow_empty=True, pinned=pins_of(split))
+    assert N_REQUESTS / trace.end_s.max() <= bound * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -74,6 +74,15 @@ def random_serving(rng, mode):
     if rng.random() < 0.2:
         lines = [1e-4, 1e-5, 30, 2e-4, 6e-6]
         tables["collective_s"] = np.full((*size, 5), lines)
+    later = np.random.default_rng([prompt, output, n_blocks])  # what else is drawn stays
+    if later.random() < 0.4:
+        tables |= {
+            "mixed_s": later.uniform(0, 5e-3, size),
+            "linear_token_s": later.uniform(0, 1e-3, size),
+            "linear_chunk_s": later.uniform(0, 1e-2, size),
+        }
+    if later.random() < 0.3:
+        tables["request_s"] = float(later.uniform(0, 0.1))
     return ServingInstance.from_tables(**tables)
 
 

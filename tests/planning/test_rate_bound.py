@@ -10,6 +10,7 @@ from hypsolve.planning.rate_bound import bound_on_rate
 from hypsolve.problem import evaluation
 from hypsolve.problem.runtime import Runtime
 from tests.helpers import token_toys as toys
+from tests.helpers.operator_costs import with_operators
 from tests.helpers.scenarios_token import in_groups, random_scenario
 
 N_REQUESTS = 120
@@ -35,11 +36,13 @@ def random_runtime(rng):
     )
 
 
-def random_case(seed, *, groups=False):
+def random_case(seed, *, groups=False, operators=False):
     """Draw a deployment, a partition that fits, and a runtime; None if it does not fit."""
     scenario = random_scenario(seed, hs.simulate)
     if groups:
         scenario = in_groups(seed, scenario)
+    if operators:
+        scenario = with_operators(seed, scenario)
     rng = np.random.default_rng(seed + 1_000_000)
     p, o = int(rng.integers(1, 40)), int(rng.integers(1, 20))
     deployment = replace(
@@ -80,6 +83,40 @@ def test_groups_of_gpus_do_not_beat_the_bound(seed):
     bound = bound_on_rate(deployment, instance, partition)
     trace = hs.simulate(deployment, partition, link_contention=True)
     assert N_REQUESTS / trace.end_s.max() <= bound * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(600, 800))
+def test_rates_of_operators_do_not_beat_the_bound(seed):
+    """Linear terms, seconds that prompts add to iterations, and times that add up."""
+    case = random_case(seed, groups=seed % 2 == 0, operators=True)
+    if case is None:
+        pytest.skip("the split does not fit")
+    deployment, instance, partition, _ = case
+    bound = bound_on_rate(deployment, instance, partition)
+    trace = hs.simulate(deployment, partition, link_contention=True)
+    assert N_REQUESTS / trace.end_s.max() <= bound * (1 + 1e-9)
+
+
+def test_the_bound_charges_linear_terms():
+    """Attention takes nearly all the time here: its closed form is the bound."""
+    block = hs.Block(kind="b", weight_bytes=0, kv_bytes_per_token=1, flops_per_token=1.0,
+                     attention_flops_per_pair=2.0)  # fmt: skip
+    rates = hs.OperatorRates(
+        gemm_flops_per_s=1e9, attention_flops_per_s=8.0, weight_bytes_per_s=1e9,
+        kv_bytes_per_s=2.0, state_bytes_per_s=1e9,
+    )  # fmt: skip
+    gpu = hs.GpuProfile(name="g", t0_s=0.0, flops_per_s=1e9, bytes_per_s=1e9,
+                        memory_bytes=1e9, operators=rates)  # fmt: skip
+    tier = hs.Tier(name="t", nodes=(hs.Node(name="a", gpu=gpu),))
+    deployment = hs.Deployment(
+        model=hs.Model(name="m", blocks=(block,)),
+        network=hs.Network(name="n", tiers=(tier,)),
+        requests=toys.burst(64, 4, 3),
+    )
+    bound = bound_on_rate(deployment, hs.to_instance(deployment), hs.Partition((0, 1)))
+    # 10 pairs of a prompt of 4 tokens, of 2 FLOPs each; decode tokens at contexts 5 and 6
+    assert bound == pytest.approx(1 / (10 * 2 / 8 + (5 + 6) / 2), rel=1e-6)
+    assert hs.throughput_bound(deployment) == pytest.approx(bound, rel=1e-6)
 
 
 def test_the_bound_charges_all_reduces():

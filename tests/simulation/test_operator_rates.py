@@ -35,14 +35,7 @@ def test_simulator_agrees(seed):
 
 
 def test_scenarios_cover_everything():
-    seen = {
-        "operators": 0,
-        "three numbers": 0,
-        "sums": 0,
-        "groups": 0,
-        "request": 0,
-        "mixed": 0,
-    }
+    seen = Counter()
     for seed in SEEDS:
         deployment = scenario(seed)[1].deployment
         if deployment.cost_model == "flops":

@@ -13,8 +13,9 @@ SLACK = 1e-12
 # columns of `Server.times`
 FIXED, READ, EXPERTS, IDLE, COMPUTE_TOKEN, MEMORY_TOKEN = 0, 1, 2, 3, 4, 5
 COMPUTE_CHUNK, MEMORY_CHUNK, CHUNK_TOKENS, LAST_ONLY = 6, 7, 8, 9
-ALPHA, BETA, SWITCH, GAMMA, DELTA = 10, 11, 12, 13, 14
-N_COLUMNS = 15
+MIXED, LINEAR_TOKEN, LINEAR_CHUNK = 10, 11, 12
+ALPHA, BETA, SWITCH, GAMMA, DELTA = 13, 14, 15, 16, 17
+N_COLUMNS = 18
 
 
 class Lengths(NamedTuple):
@@ -58,7 +59,7 @@ class Server(NamedTuple):
     node_group: np.ndarray  # in the order of the nodes, (n_nodes,)
     link_s: np.ndarray  # seconds of a token on the link behind tier k, (n_tiers, n_cuts)
     round_trip_s: np.ndarray  # of the link behind tier k, last one 0, (n_tiers,)
-    entry_s: np.ndarray  # seconds to enter at tier k, (n_tiers,)
+    entry_s: np.ndarray  # seconds to enter at tier k, and of each request, (n_tiers,)
     max_num_seqs: float
     max_tokens: float  # of an iteration
     max_prompt_tokens: float  # of an iteration
@@ -90,7 +91,10 @@ def _one_s(row, n_decode, n_chunks):
             fixed += max(row[GAMMA] + row[DELTA] * tokens, row[ALPHA] + row[BETA] * row[SWITCH])
         else:
             fixed += row[ALPHA] + row[BETA] * tokens
-    return share * fixed + max(compute, memory)
+    linear = n_decode * row[LINEAR_TOKEN] + n_chunks * row[LINEAR_CHUNK]
+    if n_chunks > 0.0:
+        linear += row[MIXED]
+    return share * fixed + max(compute, memory) + linear
 
 
 @bare_inner_kernel

@@ -151,4 +151,7 @@ def _alone_s(instance: ServingInstance, n_decode: float, n_chunks: float) -> Arr
     moved = np.where(last, np.maximum(tokens, 1.0), tokens)
     above = np.maximum(gamma + delta * moved, alpha + beta * switch)
     collective = np.where(moved > switch, above, alpha + beta * moved)
-    return np.asarray(share * (blocks.fixed_s + collective) + np.maximum(compute, memory))
+    linear = n_decode * blocks.linear_token_s + n_chunks * blocks.linear_chunk_s
+    linear = linear + (n_chunks > 0) * blocks.mixed_s
+    seconds = share * (blocks.fixed_s + collective) + np.maximum(compute, memory) + linear
+    return np.asarray(seconds)

@@ -58,7 +58,7 @@ def server_of(instance: ServingInstance) -> kernels.Server:
         node_group=node_group,
         link_s=link_s,
         round_trip_s=np.append(links.round_trip_s, 0.0),
-        entry_s=np.append(0.0, np.cumsum(links.entry_s)),
+        entry_s=np.append(0.0, np.cumsum(links.entry_s)) + rules.request_s,
         max_num_seqs=float(rules.max_num_seqs),
         max_tokens=_or_inf(rules.max_num_batched_tokens),
         max_prompt_tokens=_or_inf(rules.prompt_limit),
@@ -95,6 +95,9 @@ def _times(instance: ServingInstance) -> Array:
             np.where(last, 1 / lengths.chunks, lengths.chunk_tokens), blocks.fixed_s.shape
         ),
         np.broadcast_to(last.astype(np.float64), blocks.fixed_s.shape),
+        blocks.mixed_s,
+        blocks.linear_token_s,
+        blocks.linear_chunk_s,
     ]
     for at, column in enumerate(columns):
         times[:, :, at] = column

@@ -180,6 +180,7 @@ def _links(
     round_trips, entries = np.zeros((n_rows, n_tiers)), np.zeros((n_rows, n_tiers))
     round_trips[:, :-1] = rows["round_trip_s"]
     entries[:, 1:] = np.cumsum(rows["entry_s"], axis=1)
+    entries += instance.rules.request_s
     return by_cut, round_trips, entries
 
 
