@@ -12,7 +12,11 @@ from hypsolve.problem.deployment import Model
 from hypsolve.problem.runtime import Runtime
 
 PASCAL = "cuda of Pascal"  # compute capability 6: too old for vLLM, which asks for 7
+CPU = "cpu"
+_THREADS = re.compile(r"(?i)\b(\d+)[- ]threads?\b")  # as `hypsolve measure` names a CPU
 BY_NAME = (
+    (_THREADS.pattern, CPU),
+    (r"\b(CPU|EPYC|Xeon|Threadripper|Neoverse|Graviton)\b", CPU),
     (r"^Apple\b", "metal"),
     (r"\b(GTX 10|GTX TITAN X|TITAN X|P4|P40|P100)", PASCAL),
     (r"\b(Jetson|Orin|Xavier|Thor)\b", "jetson"),
@@ -23,7 +27,10 @@ BY_NAME = (
     (r"^(T4|V100|L4|L40S?|A10G?|A16|A30|A40|A100|H\d{3}|GH\d{3}|B\d{3}|GB\d{3})\b",
      "cuda"),
 )  # fmt: skip
-"""Platform of a GPU: the first pattern that its name holds. ROCm supports few Radeon cards."""
+"""Platform of a GPU, or a CPU: the first pattern that its name holds.
+
+ROCm supports few Radeon cards.
+"""
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "deepspeed": ("cuda", "rocm"),
     "megatron": ("cuda", "rocm"),
@@ -46,6 +53,18 @@ ONE_PLATFORM = ("vllm", "sglang", "deepspeed", "megatron")
 def platform_of(gpu: str) -> str:
     """Return the platform of a GPU by its name; empty if the name says nothing."""
     return next((platform for pattern, platform in BY_NAME if re.search(pattern, gpu)), "")
+
+
+def threads_of(gpu: str) -> int | None:
+    """Return the threads of a CPU that its name states; None if it states none.
+
+    Examples
+    --------
+    >>> threads_of("amd-epyc-2-threads-float32"), threads_of("RTX 4090")
+    (2, None)
+    """
+    found = _THREADS.search(gpu)
+    return None if found is None else int(found[1])
 
 
 def platforms_of(server: str, runtime: Runtime) -> tuple[str, ...]:

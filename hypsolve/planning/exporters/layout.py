@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hypsolve.planning.exporters.modules import ModuleNames
 from hypsolve.planning.load import with_requests
 from hypsolve.planning.plan import Plan
-from hypsolve.planning.platforms import weights_of
+from hypsolve.planning.platforms import CPU, platform_of, weights_of
 from hypsolve.planning.request_mix import RequestMix
 from hypsolve.problem.deployment import Deployment, Network, Node, Tier
 from hypsolve.problem.runtime import KvAdmission, Runtime
@@ -330,13 +330,16 @@ def numbered(network: Network) -> dict[str, int]:
     """Return the number of each node's first GPU in its host, by the node's name.
 
     Nodes without a number get the free ones, in the order of the network. GPUs of one node have
-    numbers in a row.
+    numbers in a row. A CPU has no number among GPUs: 0.
     """
     of_hosts: dict[str, list[Node]] = defaultdict(list)
     for tier in network.tiers:
         for node in tier.nodes:
             of_hosts[node.host or node.name].append(node)
     numbers: dict[str, int] = {}
+    for host, nodes in of_hosts.items():
+        numbers |= {node.name: 0 for node in nodes if platform_of(node.gpu.name) == CPU}
+        of_hosts[host] = [node for node in nodes if node.name not in numbers]
     for nodes in of_hosts.values():
         taken = {
             node.card + i for node in nodes if node.card is not None for i in range(node.gpus)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hypsolve.planning.exporters import benchmark
@@ -16,7 +18,7 @@ from hypsolve.planning.exporters.shell import (
     on,
     url,
 )
-from hypsolve.planning.platforms import BACKENDS, platform_of
+from hypsolve.planning.platforms import BACKENDS, CPU, platform_of, threads_of
 
 MAX_DEVICES = 16  # llama_max_devices()
 MAX_SLOTS = 256  # LLAMA_MAX_SEQ: llama-server refuses more
@@ -26,10 +28,14 @@ N_GPU_LAYERS = 999  # all, and the output layer
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """The devices of a replica as ``llama-server`` sees them, in the order of the stages."""
+    """The devices of a replica as ``llama-server`` sees them, in the order of the stages.
+
+    The CPU of its own host is none: it computes the layers that no device has, the first ones.
+    """
 
     names: tuple[str, ...]
     servers: tuple[str, ...]  # host:port of each RPC server
+    on_cpu: Card | None = None  # the first stage, if ``llama-server`` computes it itself
 
 
 def write(export: Export) -> str:
@@ -57,7 +63,7 @@ def write(export: Export) -> str:
             *servers,
             on(host),
             command(
-                _order(replica.cards[0]),
+                _order([card for card in replica.cards if card.host == host]),
                 "llama-server",
                 flags,
                 f"-np {slots(layout, replica, load)} -fit off --host 0.0.0.0 --port {port}",
@@ -76,7 +82,19 @@ def refusals(layout: Layout) -> list[str]:
     """Return why llama.cpp cannot start a layout."""
     if layout.n_stages > MAX_DEVICES:
         return [f"it takes {MAX_DEVICES} devices, and there are {layout.n_stages} stages"]
-    return []
+    why = []
+    for replica in layout.replicas:
+        own = [card for card in replica.cards if _is_cpu(card)]
+        home = [card for card in own if card.host == replica.hosts[0]]
+        if home and home[0] is not replica.cards[0]:
+            why.append(
+                "a CPU beside llama-server computes the first layers alone, and"
+                f" {home[0].node} has later ones"
+            )
+        for host, n in Counter(card.host for card in own).items():
+            if n > 1:
+                why.append(f"{host} has one CPU, and {n} stages on it")
+    return list(dict.fromkeys(why))
 
 
 def slots(layout: Layout, replica: Replica, load: BenchmarkLoad) -> int:
@@ -110,7 +128,13 @@ def _rpc_servers(replica: Replica, ports: Ports) -> tuple[list[str], Devices]:
     """
     home = replica.hosts[0]
     lines: list[str] = []
-    names = {card.node: _device(card) for card in replica.cards if card.host == home}
+    first = replica.cards[0]
+    on_cpu = first if _is_cpu(first) else None
+    names = {
+        card.node: _device(card)
+        for card in replica.cards
+        if card.host == home and card is not on_cpu
+    }
     servers: list[str] = []
     n_remote = 0
     for host in replica.hosts[1:]:
@@ -120,16 +144,19 @@ def _rpc_servers(replica: Replica, ports: Ports) -> tuple[list[str], Devices]:
         names |= {card.node: f"RPC{n_remote + i}" for i, card in enumerate(cards)}
         n_remote += len(cards)
         devices = ",".join(map(_device, cards))
+        has_cpu = any(map(_is_cpu, cards))
         lines += [
             on(host),
             command(
-                _order(cards[0]),
+                _order(cards),
                 "ggml-rpc-server",
-                f"--device {devices}" if cards[0].is_shared else "",
+                f"--device {devices}" if cards[0].is_shared or has_cpu else "",
+                _threads(cards) if has_cpu else "",
                 f"--host 0.0.0.0 --port {port}",
             ),
         ]
-    return lines, Devices(tuple(names[card.node] for card in replica.cards), tuple(servers))
+    offloaded = replica.cards[1:] if on_cpu else replica.cards
+    return lines, Devices(tuple(names[each.node] for each in offloaded), tuple(servers), on_cpu)
 
 
 def _has_server_of_several(replica: Replica) -> bool:
@@ -138,13 +165,26 @@ def _has_server_of_several(replica: Replica) -> bool:
     return len(remote) > len(set(remote))
 
 
+def _is_cpu(card: Card) -> bool:
+    return platform_of(card.gpu) == CPU
+
+
+def _threads(cards: Sequence[Card]) -> str:
+    """Return the flag of as many threads as the CPU among cards was measured with."""
+    found = [threads_of(card.gpu) for card in cards if _is_cpu(card)]
+    return f"-t {found[0]}" if found and found[0] else ""
+
+
 def _device(card: Card) -> str:
+    if _is_cpu(card):
+        return "CPU"
     return f"{BACKENDS.get(platform_of(card.gpu), 'CUDA')}{card.number}"
 
 
-def _order(card: Card) -> str:
+def _order(cards: Sequence[Card]) -> str:
     """Return the variable that numbers GPUs as `nvidia-smi` does, where CUDA has several."""
-    return "CUDA_DEVICE_ORDER=PCI_BUS_ID" if card.is_shared and _device(card)[0] == "C" else ""
+    shared = any(card.is_shared and _device(card).startswith("CUDA") for card in cards)
+    return "CUDA_DEVICE_ORDER=PCI_BUS_ID" if shared else ""
 
 
 def _flags(layout: Layout, replica: Replica, load: BenchmarkLoad, devices: Devices) -> str:
@@ -154,12 +194,19 @@ def _flags(layout: Layout, replica: Replica, load: BenchmarkLoad, devices: Devic
     batch = layout.batched_tokens(replica, load)
     micro = runtime.micro_batch_tokens or runtime.prompt_limit or batch
     servers = ",".join(devices.servers)
+    layers, threads = layout.layers, ""
+    n_offloaded = N_GPU_LAYERS
+    if devices.on_cpu:
+        layers, threads = layers[1:], _threads([devices.on_cpu])
+        n_offloaded = sum(layers) + 1  # the last ones, and the output layer
+    shares = ",".join(map(str, tensor_split(layers))) if len(layers) > 1 else ""
     return command(
         "-m MODEL.gguf",
-        f"-ngl {N_GPU_LAYERS}",
+        threads,
+        f"-ngl {n_offloaded}" if devices.names else "",
         f"--rpc {shlex.quote(servers)}" if servers else "",
-        f"--device {','.join(devices.names)}",
-        f"-ts {','.join(map(str, tensor_split(layout.layers)))}" if layout.n_stages > 1 else "",
+        f"--device {','.join(devices.names) or 'none'}",
+        f"-ts {shares}" if shares else "",
         f"-c {n_parallel * slot_tokens(load)}",
         "" if batch is None else f"-b {batch}",
         "" if micro is None else f"-ub {micro if batch is None else min(micro, batch)}",

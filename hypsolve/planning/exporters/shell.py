@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from hypsolve.planning.exporters.layout import Card, Layout
-from hypsolve.planning.platforms import platform_of
+from hypsolve.planning.platforms import CPU, platform_of
 
 ROUTER_PORT = 9000
 VISIBLE = {"rocm": "HIP_VISIBLE_DEVICES"}
@@ -38,6 +38,8 @@ def visible(cards: Sequence[Card]) -> str:
     `nvidia-smi` is asked for.
     """
     if not any(card.is_shared for card in cards):
+        return ""
+    if platform_of(cards[0].gpu) == CPU:
         return ""
     numbers = ",".join(str(number) for card in cards for number in card.numbers)
     platform = platform_of(cards[0].gpu)
