@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from hypsolve import catalog
 from hypsolve.planning.plan import FORMAT, VERSION, Plan
 from hypsolve.planning.query import RATES, ModelSource, PlanQuery, Solution, instance_of
-from hypsolve.planning.query_arguments import LENGTHS
-from hypsolve.planning.request_mix import mix_from
+from hypsolve.planning.request_mix import LENGTHS, mix_from
 from hypsolve.planning.runtime_networks import limited, may_be_empty
 from hypsolve.planning.runtime_restrictions import restricting_server
 from hypsolve.problem import evaluation

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypsolve.planning.rate_bound import lengths
-from hypsolve.planning.request_mix import RequestMix
+from hypsolve.planning.request_mix import GIVEN, RequestMix
 from hypsolve.problem.deployment import Deployment, Requests
 
 N_REQUESTS, MIN_REQUESTS = 400, 20  # in one simulation
@@ -61,17 +61,21 @@ class Load:
         """How requests arrive at a rate, in words."""
         if self.mix is None or self.mix.requests is None:
             return "Poisson arrivals"
-        return f"arrivals as in {self.mix.source}"
+        where = "given" if self.mix.source == GIVEN else f"in {self.mix.source}"
+        return f"arrivals as {where}"
 
     def describe(self) -> str:
         """Describe the load in a few words."""
-        if self.users is None and self.mix is not None:
-            return f"the requests of {self.mix.source} at {self.rate_per_s:g} per second"
+        what = "" if self.mix is None else f"the requests{self.mix.of_source}"
+        if self.mix is not None and self.mix.requests is None:
+            what = f"requests like those{self.mix.of_source or ' of the plan'}"
+        if self.users is None and what:
+            return f"{what} at {self.rate_per_s:g} per second"
         if self.users is None:
             return f"a rate of {self.rate_per_s:g} per second"
         think = f" who think for {self.think_time_s:g} s" if self.think_time_s else ""
-        what = "" if self.mix is None else f" who send the requests of {self.mix.source}"
-        think = think.replace(" who", " and", 1) if what else think
+        if what:
+            what, think = f" who send {what}", think.replace(" who", " and", 1)
         return f"{self.users} user{'s' * (self.users != 1)}{what}{think}"
 
 

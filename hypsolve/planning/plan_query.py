@@ -16,7 +16,6 @@ from hypsolve.planning.gpu_groups import ONE_DEGREE, under_one_degree, with_opti
 from hypsolve.planning.load import MAX_VISITS, Load
 from hypsolve.planning.platforms import check_weights, supported, weights_of, with_empty
 from hypsolve.planning.query_arguments import (
-    LENGTHS,
     MAX_PLAN_TOKENS,
     OVERRIDES,
     RATES,
@@ -30,7 +29,7 @@ from hypsolve.planning.query_arguments import (
     to_model,
     to_network_file,
 )
-from hypsolve.planning.request_mix import RequestMix
+from hypsolve.planning.request_mix import LENGTHS, RequestMix
 from hypsolve.planning.rpc_links import rpc_model, rpc_network
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment, Model, Requests
@@ -411,7 +410,7 @@ def _of_requests(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if "rate_per_s" not in arguments and arguments.get("users") is None:
         if math.isnan(mix.rate_per_s):
             raise ValueError(
-                f"plan: requests of {mix.source} must arrive at two times at least, unless"
+                f"plan: requests{mix.of_source} must arrive at two times at least, unless"
                 " rate_per_s or users is given"
             )
         arguments["rate_per_s"] = mix.rate_per_s

@@ -14,7 +14,7 @@ from hypsolve.formats.helix_pipeedge import read_helix
 from hypsolve.formats.huggingface import read_model
 from hypsolve.formats.network_toml import NetworkFile, read_network_file
 from hypsolve.formats.network_toml_types import runtime_keys
-from hypsolve.planning.request_mix import RequestMix
+from hypsolve.planning.request_mix import LENGTHS, RequestMix
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import GpuProfile, Model, Network, Requests
 from hypsolve.problem.instance import Objective
@@ -33,7 +33,6 @@ MIN_RATE = 1e-6  # requests per second: one in 12 days
 MAX_USERS = 100_000
 OVERRIDES = tuple(runtime_keys())
 """Attributes of `Runtime` that are arguments of `hypsolve.plan`, too."""
-LENGTHS = ("prompt_tokens", "output_tokens")
 MAX_PLAN_TOKENS = 2**31  # of one sequence, and of all sequences that a node must hold
 ModelSource = str | os.PathLike[str] | Model
 NetworkSource = str | os.PathLike[str] | Network | NetworkFile

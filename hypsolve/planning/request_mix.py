@@ -20,14 +20,17 @@ from hypsolve.problem.units import count
 
 N_STRATA = 12
 N_REPRESENTATIVES = N_STRATA**2  # requests that splits are compared with, at most
+GIVEN = "requests"  # source of those that came from Python
 GOLDEN = (math.sqrt(5) - 1) / 2
 PERCENTILES = (50, 95, 99)
+LENGTHS = ("prompt_tokens", "output_tokens")
 
 
 class LengthSummary(TypedDict):
     """Summary of the lengths of prompts, or of outputs, in tokens."""
 
     mean: Annotated[float, "Their mean."]
+    std: Annotated[float, "Their standard deviation."]
     p50: Annotated[float, "Half of them are at most so long."]
     p95: Annotated[float, "95 % of them are at most so long."]
     p99: Annotated[float, "99 % of them are at most so long."]
@@ -107,7 +110,7 @@ class RequestMix:
         """
         if isinstance(given, RequestMix):
             return given
-        source = "requests"
+        source = GIVEN
         if isinstance(given, str | os.PathLike):
             source, given = Path(given).name, read_requests(given)
         if not isinstance(given, Requests):
@@ -139,32 +142,13 @@ class RequestMix:
         ValueError, TypeError
             If a key is missing or invalid.
         """
-        if not isinstance(table, dict):
-            raise TypeError(f"{owner}: requests must be a table, got {table!r:.60}")
-        for key, kind in RequestMixTable.__annotations__.items():
-            if key not in table:
-                raise ValueError(f"{owner}: requests must have the key {key!r}, lacks it")
-            of_table = "LengthSummary" in str(kind) or key in ("longest", "representatives")
-            if of_table and not isinstance(table[key], dict):
-                raise TypeError(f"{owner}: requests.{key} must be a table")
-        pairs, longest = table["representatives"], table["longest"]
-        lengths = [pairs.get(name) for name in LengthPairs.__annotations__]
-        for name in LengthPairs.__annotations__:
-            valid.whole(f"{owner}: requests.longest", name, longest.get(name), minimum=1)
-        for name in ("prompt_tokens", "output_tokens"):
-            valid.real(f"{owner}: requests.{name}", "mean", table[name].get("mean"), minimum=1)
-        if table["rate_per_s"] is not None:
-            valid.real(f"{owner}: requests", "rate_per_s", table["rate_per_s"], strict=True)
-        valid.whole(f"{owner}: requests", "n_requests", table["n_requests"], minimum=1)
-        if not all(isinstance(each, list) and each for each in lengths):
-            raise ValueError(
-                f"{owner}: requests.representatives must hold prompt_tokens and output_tokens"
-            )
+        _check_table(owner, table)
+        lengths = [table["representatives"][name] for name in LENGTHS]
         return cls(
-            source=valid.text(f"{owner}: requests", "source", table["source"]),
+            source=table["source"],
             requests=None,
             representatives=Requests(np.zeros(len(lengths[0])), *lengths),
-            table=table,  # type: ignore[arg-type]
+            table=table,
         )
 
     @property
@@ -193,6 +177,11 @@ class RequestMix:
         longest = self.table["longest"]
         return longest["prompt_tokens"] + longest["output_tokens"]
 
+    @property
+    def of_source(self) -> str:
+        """Words that name the file, with a blank before; empty if there is none."""
+        return "" if self.source == GIVEN else f" of {self.source}"
+
     def describe(self) -> str:
         """Describe the requests and their lengths."""
         words = ", ".join(
@@ -201,13 +190,13 @@ class RequestMix:
             f" max {count_tokens(self.table[key]['max'])})"  # type: ignore[literal-required]
             for name, key in (("prompt", "prompt_tokens"), ("output", "output_tokens"))
         )
-        return f"{count(self.n_requests, 'request')} of {self.source}, mean tokens: {words}"
+        return f"{count(self.n_requests, 'request')}{self.of_source}, mean tokens: {words}"
 
     def describe_longest(self) -> str:
         """Name the longest request."""
         longest = self.table["longest"]
         return (
-            f"request {longest['number']} of {self.source}, the longest,"
+            f"request {longest['number']}{self.of_source}, the longest,"
             f" {longest['prompt_tokens']} + {longest['output_tokens']} tokens"
         )
 
@@ -358,10 +347,35 @@ def _table(source: str, requests: Requests, representatives: Requests) -> Reques
 
 def _summary(tokens: IntArray) -> LengthSummary:
     p50, p95, p99 = np.percentile(tokens, PERCENTILES).tolist()
-    return {
-        "mean": float(tokens.mean()), "p50": p50, "p95": p95, "p99": p99,
-        "max": float(tokens.max()),
-    }  # fmt: skip
+    mean, std, longest = float(tokens.mean()), float(tokens.std()), float(tokens.max())
+    return {"mean": mean, "std": std, "p50": p50, "p95": p95, "p99": p99, "max": longest}
+
+
+def _check_table(owner: str, table: Any) -> None:
+    """Check the JSON of a mix, but for the numbers of its representatives."""
+    if not isinstance(table, dict):
+        raise TypeError(f"{owner}: requests must be a table, got {table!r:.60}")
+    for key in RequestMixTable.__annotations__:
+        if key not in table:
+            raise ValueError(f"{owner}: requests must have the key {key!r}, lacks it")
+    for key in (*LENGTHS, "longest", "representatives"):
+        if not isinstance(table[key], dict):
+            raise TypeError(f"{owner}: requests.{key} must be a table")
+    owner = f"{owner}: requests"
+    for name in ("source", "sha256"):
+        valid.text(owner, name, table[name])
+    valid.whole(owner, "n_requests", table["n_requests"], minimum=1)
+    if table["rate_per_s"] is not None:
+        valid.real(owner, "rate_per_s", table["rate_per_s"], strict=True)
+    for name in LongestRequest.__annotations__:
+        valid.whole(f"{owner}.longest", name, table["longest"].get(name), minimum=1)
+    for key in LENGTHS:
+        for name in LengthSummary.__annotations__:
+            least = 0.0 if name == "std" else 1.0
+            valid.real(f"{owner}.{key}", name, table[key].get(name), minimum=least)
+    found = [table["representatives"].get(name) for name in LENGTHS]
+    if not all(isinstance(each, list) and each for each in found):
+        raise ValueError(f"{owner}.representatives must hold {' and '.join(LENGTHS)}")
 
 
 def same_lengths(requests: Requests) -> bool:

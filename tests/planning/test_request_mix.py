@@ -190,7 +190,7 @@ def test_a_search_states_rates_below_its_bound(load):
     )  # fmt: skip
     _, found = search.run(600.0)
     assert 0 < found.simulated_requests_per_s <= found.bound_requests_per_s
-    assert found.arrivals == "arrivals as in requests"
+    assert found.arrivals == "arrivals as given"
     # the moments of all requests, not those of the representatives
     serving = hs.to_serving_instance(
         replace(asked.deployment(), requests=asked.requests.requests),
@@ -269,11 +269,12 @@ def test_room_is_left_for_the_longest_request_and_its_lack_is_told():
     network = hs.Network(name="n", tiers=(hs.Tier(name="box", nodes=(tiny,)),))
     arguments = {"time_limit_s": 5.0, "concurrency": 1, "with_upgrades": False}
     assert hs.plan("llama-3.2-1b", network, requests=requests, **arguments).fits
-    plan = hs.plan("llama-3.2-1b", network, requests=huge, **arguments)
-    assert not plan.fits
-    assert f"request 50 of requests, the longest, 60000 + {huge.output_tokens[-1]} tokens" in (
-        str(plan)
+    plan = hs.plan(
+        "llama-3.2-1b", network, requests=huge, **arguments | {"with_upgrades": True}
     )
+    assert not plan.fits
+    assert any(each.what.startswith("requests cut to ") for each in plan.upgrades)
+    assert f"request 50, the longest, 60000 + {huge.output_tokens[-1]} tokens" in (str(plan))
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +314,7 @@ def test_the_text_and_the_file_say_what_was_simulated(planned):
     stated = json.loads(path.read_text())["requests"]
     assert stated["n_requests"] == 300 and stated["source"] == "mine.csv"
     assert stated["output_tokens"]["mean"] == means[1]
+    assert stated["output_tokens"]["std"] == pytest.approx(requests.output_tokens.std())
     assert stated["prompt_tokens"]["p95"] == np.percentile(requests.prompt_tokens, 95)
     schema = hs.schema("plan")
     jsonschema.validate(json.loads(path.read_text()), schema)
@@ -325,6 +327,7 @@ def test_a_plan_file_can_be_used_without_the_requests(planned):
     again = hs.replan("llama-3.2-1b", network, path, max_moves=2, time_limit_s=4.0)
     mix = again.query.requests
     assert mix.table == plan.query.requests.table and mix.requests is None
+    assert again.query.load.describe().startswith("requests like those of mine.csv at ")
     assert again.query.rate_per_s == plan.query.rate_per_s
     assert again.deployment.max_resident_tokens == plan.deployment.max_resident_tokens
     assert again.throughput.simulated_requests_per_s > 0
@@ -363,7 +366,7 @@ def test_the_benchmark_of_an_export_says_that_its_lengths_are_means(planned):
     assert load.tokens == longest["prompt_tokens"] + longest["output_tokens"]
     words = hs.export(plan, "vllm")
     means = f"{plan.query.prompt_tokens} + {plan.query.output_tokens} tokens each, the means"
-    assert f"{means} of mine.csv, whose lengths differ" in words
+    assert f"{means} of lengths that differ in mine.csv" in words
     assert f"--max-model-len {load.tokens}" in words
 
 
@@ -410,7 +413,7 @@ def test_bad_requests_are_refused_in_one_line(capsys, tmp_path, planned, rows, o
     [
         ({"requests": 3}, "requests must be a table"),
         ({"requests": {}}, "requests must have the key 'source'"),
-        ({"longest": {"prompt_tokens": 0, "output_tokens": 1}}, "must be at least 1"),
+        ({"longest": {"number": 0}}, "longest: number must be at least 1"),
         ({"representatives": {"prompt_tokens": []}}, "must hold prompt_tokens and"),
         (
             {"representatives": {"prompt_tokens": [1], "output_tokens": [1, 2]}},
@@ -418,6 +421,8 @@ def test_bad_requests_are_refused_in_one_line(capsys, tmp_path, planned, rows, o
         ),
         ({"rate_per_s": 0}, "rate_per_s must be positive"),
         ({"output_tokens": {"mean": math.inf}}, "mean must be"),
+        ({"prompt_tokens": {"mean": 5.0}}, "requests.prompt_tokens: std must be a number"),
+        ({"longest": {"number": 1, "prompt_tokens": 1}}, "output_tokens must be a whole"),
         ({"source": 5}, "source must be a string"),
     ],
 )

@@ -15,7 +15,7 @@ from hypsolve.planning.exporters.modules import ModuleNames
 from hypsolve.planning.load import with_requests
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.platforms import CPU, platform_of, weights_of
-from hypsolve.planning.request_mix import RequestMix
+from hypsolve.planning.request_mix import GIVEN, RequestMix
 from hypsolve.problem.deployment import Deployment, Network, Node, Tier
 from hypsolve.problem.runtime import KvAdmission, Runtime
 from hypsolve.problem.units import count
@@ -130,7 +130,8 @@ class BenchmarkLoad:
         lengths = f"{load} of {self.prompt_tokens} + {self.output_tokens} tokens"
         if self.mix is None:
             return lengths
-        return f"{lengths} each, the means of {self.mix.source}, whose lengths differ"
+        where = "" if self.mix.source == GIVEN else f" in {self.mix.source}"
+        return f"{lengths} each, the means of lengths that differ{where}"
 
     @classmethod
     def of(cls, plan: Plan) -> BenchmarkLoad:
