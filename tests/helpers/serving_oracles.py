@@ -74,7 +74,7 @@ def random_serving(rng, mode):
     if rng.random() < 0.2:
         lines = [1e-4, 1e-5, 30, 2e-4, 6e-6]
         tables["collective_s"] = np.full((*size, 5), lines)
-    later = np.random.default_rng([prompt, output, n_blocks])  # what else is drawn stays
+    later = np.random.default_rng([prompt, output, 1])  # what else is drawn stays
     if later.random() < 0.4:
         tables |= {
             "mixed_s": later.uniform(0, 5e-3, size),
