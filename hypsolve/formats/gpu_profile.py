@@ -84,6 +84,7 @@ def profile_of(name: str, entry: GpuTable) -> GpuProfile:
         memory_bytes=gib_to_bytes(entry["memory_gib"]),
         power_w=entry.get("power_w", 0.0),
         source=entry.get("source", ""),
+        overlaps=entry.get("overlaps", True),
     )
 
 
@@ -172,6 +173,9 @@ def profile_text(profile: MeasuredProfile, file: str = "this-file.toml") -> str:
         *(f"{key} = {_number(getattr(gpu, f) * unit)}" for f, (key, unit) in _KEYS.items()),
         f"memory_gib = {_number(gpu.memory_bytes / GIB)}",
     ]
+    if not gpu.overlaps:
+        lines[2] = "# In one step, a block takes t0 + FLOPs / tflops + bytes / gb_per_s."
+        lines.append("overlaps = false  # computing and reading take turns")
     if gpu.power_w:
         lines.append(f"power_w = {_number(gpu.power_w)}")
     if gpu.source:

@@ -58,6 +58,9 @@ class GpuTable(TypedDict):
     gb_per_s: Annotated[float, Key("Memory bandwidth in 10^9 bytes/s.", strict=True)]
     memory_gib: Annotated[float, Key("Memory in GiB (2^30 bytes).", strict=True)]
     power_w: NotRequired[Annotated[float, Key("Board power in W, for joules per token.")]]
+    overlaps: NotRequired[
+        Annotated[bool, "Whether it computes while it reads; false: the two times add up."]
+    ]
     source: NotRequired[Source]
 
 

@@ -1,6 +1,7 @@
 """Profile files: written and read again, and named by a network file."""
 
 import tomllib
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from hypsolve.formats.gpu_profile import (
     write_gpu_profile,
 )
 from hypsolve.formats.network_toml import read_network_file
+from hypsolve.problem import costs
 
 GPU = hs.GpuProfile(
     name='a "desk"', t0_s=123.4e-6, flops_per_s=7.5e10, bytes_per_s=3.1e10,
@@ -37,6 +39,20 @@ def test_a_profile_is_read_as_it_was_written(tmp_path):
     }  # fmt: skip
     assert table["errors"] == {"of the fit": {"prefill": 0.05}}  # what is unknown is left out
     assert table["measured"] == {"machine": "desk", "threads": 2}
+
+
+def test_times_that_add_up_are_written_and_read(tmp_path):
+    """A layer's prefill on such a profile takes t0, computing and reading, one after another."""
+    path, core = tmp_path / "core.toml", replace(GPU, overlaps=False)
+    write_gpu_profile(path, MeasuredProfile(gpu=core))
+    found = read_gpu_profile(path)
+    assert found == core
+    assert "overlaps" not in profile_text(FILE)
+    block = hs.Block(kind="b", weight_bytes=7 * 10**6, always_read_bytes=7 * 10**6,
+                     flops_per_token=1e6)  # fmt: skip
+    assert costs.service_s(block, found, 100, 1) == pytest.approx(
+        123.4e-6 + 1e8 / 7.5e10 + 7e6 / 3.1e10
+    )
 
 
 def test_a_network_file_takes_a_profile_by_its_path(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -180,3 +182,18 @@ def test_reserved_kv_cache_is_rounded_up_to_slots():
     given = hs.to_serving_instance(group_of_two(hs.runtime("ideal")), runtime=slots)
     assert given.lengths.held_tokens == given.lengths.resident_tokens == 1024
     assert given.rules.max_num_seqs == 10_000
+
+
+def test_fields_that_came_later_are_left_out_where_they_are_0():
+    """Files and digests of instances without linear terms are those of before."""
+    instance = hs.to_serving_instance(group_of_two(hs.runtime("vllm")))
+    later = {"mixed_s", "linear_token_s", "linear_chunk_s", "request_s"}
+    tables = instance.to_dict()
+    assert not later & {*tables["blocks"], *tables["rules"]}
+    zeros = {name: np.zeros_like(instance.blocks.fixed_s) for name in later - {"request_s"}}
+    same = replace(instance, blocks=replace(instance.blocks, **zeros))
+    assert same.digest() == instance.digest()
+    more = replace(instance, blocks=replace(instance.blocks, mixed_s=zeros["mixed_s"] + 1e-3))
+    slow = more.replace(request_s=0.5)
+    assert len({each.digest() for each in (instance, more, slow)}) == 3
+    assert type(slow).from_dict(slow.to_dict()) == slow
