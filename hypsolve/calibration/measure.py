@@ -116,9 +116,12 @@ class Measurement:
         return [row for row in self.rows if row.timing is None]
 
     def profile(self, name: str = "") -> MeasuredProfile:
-        """Return the profile for a network file; `name` is that of the machine by default."""
+        """Return the profile for a network file; `name` is that of the machine by default.
+
+        The name of a CPU ends in its threads, by which plans and exports know it as one.
+        """
         gpu = GpuProfile(
-            name=name or slug(self.machine),
+            name=with_threads(name, self.machine) if name else slug(self.machine),
             t0_s=self.fitted.t0_s,
             flops_per_s=self.fitted.flops_per_s,
             bytes_per_s=self.fitted.bytes_per_s,
@@ -207,6 +210,14 @@ def slug(machine: Machine) -> str:
         words += [count(machine.threads, "thread")]
     text = re.sub(r"[^a-z0-9]+", "-", " ".join([*words, machine.dtype]).lower())
     return text.strip("-")
+
+
+def with_threads(name: str, machine: Machine) -> str:
+    """Return a name for the profile of a machine that states the threads of a CPU."""
+    threads = count(machine.threads, "thread").replace(" ", "-")
+    if machine.device != "cpu" or threads in name:
+        return name
+    return f"{name}-{threads}"
 
 
 def default_device() -> str:

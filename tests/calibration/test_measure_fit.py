@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from hypsolve.calibration.measure import with_rates_seen
+from hypsolve.calibration.measure import with_rates_seen, with_threads
 from hypsolve.calibration.measure_fit import (
     Roofline,
     Steps,
@@ -16,6 +16,7 @@ from hypsolve.calibration.measure_fit import (
     nonnegative,
 )
 from hypsolve.calibration.measure_grid import BlockShape, grid, need_bytes, read_shape
+from hypsolve.calibration.measure_rows import Machine
 from hypsolve.problem import costs
 from hypsolve.problem.deployment import GpuProfile
 from tests.helpers.sizes import n_cases
@@ -161,3 +162,15 @@ def test_work_of_a_step_by_hand():
 def test_a_wrong_shape_is_refused(text, words):
     with pytest.raises(ValueError, match=words):
         read_shape(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "threads", "expected"),
+    [("desk", "cpu", 1, "desk-1-thread"), ("desk", "cpu", 8, "desk-8-threads"),
+     ("desk-8-threads", "cpu", 8, "desk-8-threads"), ("desk", "cuda", 8, "desk")],
+)  # fmt: skip
+def test_a_cpu_is_named_with_its_threads(name, device, threads, expected):
+    """Plans and exports know a CPU by its name."""
+    machine = Machine(machine="AMD EPYC", system="Linux", device=device, dtype="float32",
+                      threads=threads, torch="2", date="2026-11-29")  # fmt: skip
+    assert with_threads(name, machine) == expected

@@ -69,7 +69,7 @@ def test_a_measured_profile_serves_in_a_network_file(capsys, tmp_path):
     assert "24 of 24 steps" in printed
     assert "small, held out" in printed and "tiny, held out" in printed
     profile = read_gpu_profile(out)
-    assert profile.name == "desk"
+    assert profile.name == "desk-1-thread"
     assert "mean error in prefill and decode on a shape that was not fitted" in profile.source
     network = tmp_path / "net.toml"
     network.write_text('[[tiers]]\nname = "t"\nnodes = [{gpu = "p.toml"}]')
