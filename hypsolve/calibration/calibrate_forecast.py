@@ -174,7 +174,8 @@ class SteadyStates:
         chosen = np.arange(len(self.runs)) if which is None else which
         group = _profile(self.server, gpu, self.runs[0])
         work = self.work[chosen]
-        of_kinds = costs.step_s(group, work[..., 0], work[..., 1])
+        flops_s, bytes_s = work[..., 0] / group.flops_per_s, work[..., 1] / group.bytes_per_s
+        of_kinds = group.t0_s + (np.maximum if group.overlaps else np.add)(flops_s, bytes_s)
         steps = of_kinds @ self.counts + self.constant_s[chosen]
         return self._times(chosen, steps)
 

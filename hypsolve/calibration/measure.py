@@ -24,6 +24,7 @@ from hypsolve.calibration.measure_fit import (
     Roofline,
     ShapeError,
     Steps,
+    choose_form,
     fit_roofline,
     held_out,
     intervals,
@@ -60,6 +61,11 @@ STOPPED = "stopped"
 MAX_REASON = 100  # characters of an error of torch that are kept
 MIN_STEPS = 4  # of a fit of three numbers
 RATES = ("flops_per_s", "bytes_per_s")
+OTHER_FORM = {
+    True: "if compute and memory times added up",
+    False: "if the larger of compute and memory time counted",
+}
+"""What the form is called that was not chosen, by `Roofline.overlaps` of the chosen one."""
 Progress = Callable[[str], None]
 
 
@@ -80,9 +86,9 @@ class Measurement:
         Error of the fit on the steps that it was fitted to.
     held_out : tuple of ShapeError
         Error on each shape of a fit to the other shapes.
-    added_up : tuple of ShapeError
-        Errors of a form in which compute and memory times add up: on all steps it was fitted
-        to, then on each shape held out. They tell how much of the error is due to the form.
+    other_form : tuple of ShapeError
+        Errors of the form that was not chosen, in which compute and memory times add up, or
+        the larger of both counts: on all steps it was fitted to, then on each shape held out.
     memory_bytes : int
         Memory of the device.
     unlimited : tuple of str
@@ -95,7 +101,7 @@ class Measurement:
     interval: dict[str, tuple[float, float]]
     error: ShapeError
     held_out: tuple[ShapeError, ...]
-    added_up: tuple[ShapeError, ...]
+    other_form: tuple[ShapeError, ...]
     memory_bytes: int
     unlimited: tuple[str, ...] = ()
 
@@ -125,6 +131,7 @@ class Measurement:
             t0_s=self.fitted.t0_s,
             flops_per_s=self.fitted.flops_per_s,
             bytes_per_s=self.fitted.bytes_per_s,
+            overlaps=self.fitted.overlaps,
             memory_bytes=float(self.memory_bytes),
             basis="fitted",
             source=self.describe_source(),
@@ -140,10 +147,10 @@ class Measurement:
         """Return all errors by what they are about."""
         found = {"of the fit": self.error}
         found |= {f"{each.shape}, held out": each for each in self.held_out}
-        added = "if compute and memory times added up"
-        for each in self.added_up:
+        other = OTHER_FORM[self.fitted.overlaps]
+        for each in self.other_form:
             about = f", {each.shape} held out" if each.fitted_to else ""
-            found[f"{added}{about}"] = each
+            found[f"{other}{about}"] = each
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,6 +159,7 @@ class Measurement:
             "machine": asdict(self.machine),
             "memory_bytes": self.memory_bytes,
             **{name: getattr(self.fitted, name) for name in ("t0_s", *RATES)},
+            "overlaps": self.fitted.overlaps,
             "intervals": {
                 name: [finite_or_none(bound) for bound in bounds]
                 for name, bounds in self.interval.items()
@@ -323,22 +331,22 @@ def conclude(machine: Machine, rows: Sequence[Row], memory_bytes: int) -> Measur
             f"measure: must time at least {MIN_STEPS} steps to fit three numbers, got {n};"
             f" skipped: {'; '.join(reasons) or 'none'}"
         )
-    fitted = fit_roofline(measured)
+    overlaps = choose_form(measured)
+    fitted = fit_roofline(measured, overlaps=overlaps)
     bounded = with_rates_seen(fitted, measured)
     ranges = intervals(measured, fitted)
     # a rate that limits no step is only known to be no lower than the largest one seen
     unlimited = tuple(n for n in RATES if getattr(fitted, n) != getattr(bounded, n))
     ranges |= {name: (getattr(bounded, name), math.inf) for name in unlimited}
-    added = fit_roofline(measured, overlaps=False)
-    of_added = shape_error(measured, added, "all", ())
+    other = shape_error(measured, fit_roofline(measured, overlaps=not overlaps), "all", ())
     return Measurement(
         machine=machine,
         rows=tuple(rows),
         fitted=bounded,
         interval=ranges,
         error=shape_error(measured, bounded, "all", ()),
-        held_out=tuple(held_out(measured)),
-        added_up=(of_added, *held_out(measured, overlaps=False)),
+        held_out=tuple(held_out(measured, overlaps=overlaps)),
+        other_form=(other, *held_out(measured, overlaps=not overlaps)),
         memory_bytes=memory_bytes,
         unlimited=unlimited,
     )

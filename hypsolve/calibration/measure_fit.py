@@ -1,6 +1,7 @@
 """Fit of the three numbers of a GPU profile to times of steps, and errors on held-out shapes.
 
-The form is that of the cost model, ``t0 + max(flops / F, bytes / B)``. The fit minimises the
+The form is that of the cost model: ``t0 + max(flops / F, bytes / B)``, or the sum of both times
+on a machine that computes and reads in turn; see `choose_form`. The fit minimises the
 mean relative error, because a slow step weighs no more than a fast one, and because a disturbed
 step must not bend the others.
 """
@@ -19,6 +20,7 @@ QUANTILES = (0.02, 0.1, 0.3)  # few steps beat the true rates: the fit starts th
 MAX_ROUNDS = 30
 N_SAMPLES = 200  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # percentiles
+CLEARLY = 0.75  # of the other form's error on held-out shapes: a sum must be better than this
 SMALLEST = 1e-3  # relative error from which a step has its full weight
 
 
@@ -31,8 +33,7 @@ class Roofline:
     t0_s, flops_per_s, bytes_per_s : float
         A rate is infinite if no step is limited by it.
     overlaps : bool
-        Whether a step computes while it reads. If not, the two times add up, as on a CPU core;
-        profiles have no such form.
+        Whether a step computes while it reads. If not, the two times add up, as on a CPU core.
     """
 
     t0_s: float
@@ -208,7 +209,7 @@ def intervals(steps: Steps, fitted: Roofline, seed: int = 0) -> dict[str, tuple[
     drawn = []
     for _ in range(N_SAMPLES):
         which = np.concatenate([rng.choice(part, len(part)) for part in parts if len(part)])
-        found = fit_roofline(steps.take(which), fitted)
+        found = fit_roofline(steps.take(which), fitted, overlaps=fitted.overlaps)
         drawn.append((found.t0_s, found.flops_per_s, found.bytes_per_s))
     low, high = np.percentile(drawn, INTERVAL, axis=0, method="nearest")
     names = ("t0_s", "flops_per_s", "bytes_per_s")
@@ -261,3 +262,28 @@ def shape_error(
         for phase in ("prefill", "decode")
     }
     return ShapeError(name, tuple(fitted_to), len(steps.seconds), **of_phase)
+
+
+def choose_form(steps: Steps) -> bool:
+    """Return whether a step is taken to compute while it reads, as on a GPU.
+
+    It is, unless the sum of both times has less than `CLEARLY` of the error: on shapes that
+    were not fitted, or on the fitted steps of a single shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> flops, moved = np.array([1e9, 2e9, 4e9, 8e9]), np.array([8e8, 4e8, 8e8, 2e8])
+    >>> names = np.array(["a"] * 4)
+    >>> choose_form(Steps(flops, moved, flops / 1e10 + moved / 1e10, names, names))
+    False
+    """
+    return not _error_of(steps, overlaps=False) < CLEARLY * _error_of(steps, overlaps=True)
+
+
+def _error_of(steps: Steps, *, overlaps: bool) -> float:
+    """Return the mean error of a form over shapes and phases, held out where that can be."""
+    errors = held_out(steps, overlaps=overlaps)
+    if not errors:
+        errors = [shape_error(steps, fit_roofline(steps, overlaps=overlaps), "all", ())]
+    return float(np.nanmean([[each.prefill, each.decode] for each in errors]))

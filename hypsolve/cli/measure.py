@@ -14,13 +14,12 @@ from hypsolve.calibration import measure_links as links
 from hypsolve.calibration.measure_grid import FIELDS
 from hypsolve.calibration.measure_rows import write_rows
 from hypsolve.cli.options import as_json_option, show_progress, to_write
-from hypsolve.formats.gpu_profile import write_gpu_profile
+from hypsolve.formats.gpu_profile import formula, write_gpu_profile
 from hypsolve.planning.text import table
 from hypsolve.problem import validation as valid
 from hypsolve.problem.units import count, gib_to_bytes, show_bytes, show_seconds
 
 DEFAULT_OUT = "profile.toml"
-BETTER = 0.75  # of the error, from which another form is said to fit better
 BUSY = 1.2  # from which the machine is called busy
 
 
@@ -188,7 +187,7 @@ def describe(found: blocks.Measurement) -> str:
         f" {count(machine.threads, 'thread')}, torch {machine.torch}:"
         f" {n} of {len(found.rows)} steps,"
         f" memory {show_bytes(found.memory_bytes)}",
-        "in one step, a block takes t0 + max(FLOPs / tflops, bytes / gb_per_s):",
+        f"in one step, a block takes {formula(found.fitted.overlaps)}:",
     ]
     units = {"t0_s": ("t0_us", 1e6), "flops_per_s": ("tflops", 1e-12)}
     units["bytes_per_s"] = ("gb_per_s", 1e-9)
@@ -212,12 +211,8 @@ def describe(found: blocks.Measurement) -> str:
         for about, each in found.errors().items()
     ]
     lines.append(table(shown))
-    fit, added = found.error, found.added_up[0]
-    if added.prefill + added.decode < BETTER * (fit.prefill + fit.decode):
-        lines.append(
-            "this machine computes and reads in turn: its times fit better if they add up, but"
-            " hypsolve takes the larger of both, so that forecasts for it are rough"
-        )
+    if not found.fitted.overlaps:
+        lines.append("this machine computes and reads in turn, so both times add up")
     slowest = max(row.timing.median_s for row in found.rows if row.timing)
     lines.append(f"the slowest step of a block took {show_seconds(slowest)}")
     for key in found.unlimited:

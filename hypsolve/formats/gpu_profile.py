@@ -83,8 +83,8 @@ def profile_of(name: str, entry: GpuTable) -> GpuProfile:
         bytes_per_s=entry["gb_per_s"] * 1e9,
         memory_bytes=gib_to_bytes(entry["memory_gib"]),
         power_w=entry.get("power_w", 0.0),
-        source=entry.get("source", ""),
         overlaps=entry.get("overlaps", True),
+        source=entry.get("source", ""),
     )
 
 
@@ -162,20 +162,32 @@ def write_gpu_profile(path: str | os.PathLike[str], profile: MeasuredProfile) ->
         file.write(profile_text(profile, path.name))
 
 
+def formula(overlaps: bool) -> str:
+    """Return the seconds of a block in a step, by the keys of a file.
+
+    Examples
+    --------
+    >>> formula(overlaps=False)
+    't0 + FLOPs / tflops + bytes / gb_per_s'
+    """
+    if overlaps:
+        return "t0 + max(FLOPs / tflops, bytes / gb_per_s)"
+    return "t0 + FLOPs / tflops + bytes / gb_per_s"
+
+
 def profile_text(profile: MeasuredProfile, file: str = "this-file.toml") -> str:
     """Return the text of a profile file."""
     gpu = profile.gpu
     lines = [
         "# A GPU profile for a network file:",
         f"#     nodes = [{{gpu = {_text(file)}}}]",
-        "# In one step, a block takes t0 + max(FLOPs / tflops, bytes / gb_per_s).",
+        f"# In one step, a block takes {formula(gpu.overlaps)}.",
         f"name = {_text(gpu.name)}",
         *(f"{key} = {_number(getattr(gpu, f) * unit)}" for f, (key, unit) in _KEYS.items()),
         f"memory_gib = {_number(gpu.memory_bytes / GIB)}",
     ]
     if not gpu.overlaps:
-        lines[2] = "# In one step, a block takes t0 + FLOPs / tflops + bytes / gb_per_s."
-        lines.append("overlaps = false  # computing and reading take turns")
+        lines.append("overlaps = false")
     if gpu.power_w:
         lines.append(f"power_w = {_number(gpu.power_w)}")
     if gpu.source:

@@ -50,13 +50,23 @@ Layer = Annotated[int, Key("Number of a layer, counted from 0.")]
 class GpuTable(TypedDict):
     """A GPU by the speeds that it reaches, not by those of its datasheet.
 
-    A block takes t0 + max(FLOPs / tflops, bytes / gb_per_s) in a step.
+    A block takes t0 + max(FLOPs / tflops, bytes / gb_per_s) in a step, or the sum of both times
+    if they do not overlap.
     """
 
     t0_us: Annotated[float, Key("Fixed time of a block in each step, in microseconds.")]
     tflops: Annotated[float, Key("Compute rate in 10^12 FLOP/s.", strict=True)]
     gb_per_s: Annotated[float, Key("Memory bandwidth in 10^9 bytes/s.", strict=True)]
     memory_gib: Annotated[float, Key("Memory in GiB (2^30 bytes).", strict=True)]
+    overlaps: NotRequired[
+        Annotated[
+            bool,
+            Key(
+                "Whether a block computes while it reads, as on a GPU; default: true. If false,"
+                " the two times add up, as on a core of a CPU."
+            ),
+        ]
+    ]
     power_w: NotRequired[Annotated[float, Key("Board power in W, for joules per token.")]]
     overlaps: NotRequired[
         Annotated[bool, "Whether it computes while it reads; false: the two times add up."]

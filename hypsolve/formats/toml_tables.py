@@ -75,6 +75,8 @@ def checked_value(owner: str, key: str, value: Any, hint: Any) -> Any:
     kind, rule = get_args(hint)
     if kind is str:
         return valid.text(owner, key, value)
+    if kind is bool:
+        return valid.flag(owner, key, value)
     if get_origin(kind) is dict and not isinstance(value, dict):
         hint = f"; write [{key}.NAME], not [[{key}]]" if isinstance(value, list) else ""
         raise TypeError(f"{owner}: {key} must be tables, got {value!r:.60}{hint}")

@@ -162,6 +162,17 @@ def test_one_user_takes_the_seconds_of_a_request(load):
     assert tpot_s * (output - 1) == pytest.approx(whole - first, rel=2e-3)
 
 
+def test_times_that_add_up_are_calibrated_as_such():
+    """A core that computes and reads in turn: its own forecast is off by nothing."""
+    core = replace(L4, overlaps=False, memory_bytes=L4.memory_bytes - L4.hidden_bytes,
+                   visible_bytes=None)  # fmt: skip
+    found = fit(measured(gpu=core), gpu=core)
+    assert found.before.tpot == pytest.approx(0, abs=1e-9)
+    assert not found.gpu.overlaps
+    exact = SteadyStates(SERVER, core, [run_of((512, 2, 1))]).seconds(core)[0]
+    assert exact[0] == pytest.approx(simulated(SERVER, core, run_of((512, 2, 1)))[0], rel=0.02)
+
+
 @pytest.mark.parametrize("load", LOADS)
 def test_the_closed_form_is_near_the_simulation(load):
     """The fit corrects it by simulations, so it has to be near, not exact."""

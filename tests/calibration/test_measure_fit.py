@@ -10,6 +10,7 @@ from hypsolve.calibration.measure import with_rates_seen, with_threads
 from hypsolve.calibration.measure_fit import (
     Roofline,
     Steps,
+    choose_form,
     fit_roofline,
     held_out,
     intervals,
@@ -174,3 +175,15 @@ def test_a_cpu_is_named_with_its_threads(name, device, threads, expected):
     machine = Machine(machine="AMD EPYC", system="Linux", device=device, dtype="float32",
                       threads=threads, torch="2", date="2026-11-29")  # fmt: skip
     assert with_threads(name, machine) == expected
+
+
+@pytest.mark.parametrize("shapes", [SHAPES, SHAPES[:1]])
+def test_the_form_is_that_of_the_machine(shapes):
+    """Times of either form, 5 % of noise: the sum is taken for a machine that has it alone."""
+    steps = steps_of(TRUE, shapes)
+    rng = np.random.default_rng(1)
+    for overlaps in (True, False):
+        true = replace(TRUE, overlaps=overlaps)
+        seconds = true.seconds(steps.flops, steps.moved_bytes)
+        noisy = seconds * np.exp(0.05 * rng.standard_normal(len(seconds)))
+        assert choose_form(replace(steps, seconds=noisy)) == overlaps

@@ -42,17 +42,28 @@ def test_a_profile_is_read_as_it_was_written(tmp_path):
 
 
 def test_times_that_add_up_are_written_and_read(tmp_path):
-    """A layer's prefill on such a profile takes t0, computing and reading, one after another."""
-    path, core = tmp_path / "core.toml", replace(GPU, overlaps=False)
+    """A block of a CPU core takes its FLOPs at 1e9 per second, and its bytes at 4e9."""
+    layer = hs.model("llama-3-8b").blocks[1]
+    flops, moved = costs.step_work(layer, 64, 0)
+    expected = pytest.approx(float(flops / 1e9 + moved / 4e9))
+    core = replace(GPU, name="core", t0_s=0.0, flops_per_s=1e9, bytes_per_s=4e9, overlaps=False)
+    path = tmp_path / "core.toml"
     write_gpu_profile(path, MeasuredProfile(gpu=core))
-    found = read_gpu_profile(path)
-    assert found == core
+    assert read_gpu_profile(path) == core
+    assert "t0 + FLOPs / tflops + bytes / gb_per_s" in path.read_text()
+    assert tomllib.loads(path.read_text())["overlaps"] is False
     assert "overlaps" not in profile_text(FILE)
-    block = hs.Block(kind="b", weight_bytes=7 * 10**6, always_read_bytes=7 * 10**6,
-                     flops_per_token=1e6)  # fmt: skip
-    assert costs.service_s(block, found, 100, 1) == pytest.approx(
-        123.4e-6 + 1e8 / 7.5e10 + 7e6 / 3.1e10
+    assert float(costs.service_s(layer, read_gpu_profile(path), 64, 1)) == expected
+    net = tmp_path / "net.toml"
+    net.write_text(
+        "gpus.c = {t0_us = 0, tflops = 0.001, gb_per_s = 4, memory_gib = 1, overlaps = false}\n"
+        '[[tiers]]\nname = "t"\nnodes = [{gpu = "c"}, {gpu = "core.toml"}]'
     )
+    for node in read_network_file(net).network.tiers[0].nodes:
+        assert float(costs.service_s(layer, node.gpu, 64, 1)) == expected
+    path.write_text(MINIMAL + "overlaps = 0")
+    with pytest.raises(TypeError, match=r"core.toml: overlaps must be True or False, got 0"):
+        read_gpu_profile(path)
 
 
 def test_a_network_file_takes_a_profile_by_its_path(tmp_path):

@@ -50,6 +50,7 @@ tflops = 60
 gb_per_s = 500.5
 memory_gib = 16
 power_w = 250
+overlaps = true
 source = "s"
 """)
 VALUES = [
@@ -244,6 +245,7 @@ t0_us = 40
 tflops = 0.2
 gb_per_s = 20.5
 memory_gib = 16
+overlaps = false
 power_w = 65
 source = "measured"
 [intervals]
