@@ -121,9 +121,9 @@ def read_gpu_profile(path: str | os.PathLike[str]) -> GpuProfile:
     20000000000.0
     """
     path = checked_path("read_gpu_profile", path)
-    entry = checked_table(path.name, ProfileTable, read_toml(path))
-    _check_tables(path.name, entry)
-    return profile_of(valid.name(path.name, entry["name"]), entry)
+    entry = checked_table(str(path), ProfileTable, read_toml(path))
+    _check_tables(str(path), entry)
+    return profile_of(valid.name(str(path), entry["name"]), entry)
 
 
 def _check_tables(owner: str, entry: ProfileTable) -> None:

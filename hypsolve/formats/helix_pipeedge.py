@@ -119,7 +119,7 @@ def read_pipeedge(
     reserved_bytes = valid.real(owner, "reserved_bytes", reserved_bytes)
     paths = [checked_path(owner, path) for path in (models, device_types, devices)]
     keys = {"layers", "mem_MB", "parameters_in", "parameters_out"}
-    of_model, entry = _entry(paths[0].name, "model", _read_yaml(paths[0]), model, keys)
+    of_model, entry = _entry(str(paths[0]), "model", _read_yaml(paths[0]), model, keys)
     n_layers = valid.whole(of_model, "layers", entry["layers"], minimum=1)
     block_bytes = np.array(_row(of_model, "mem_MB", entry, n_layers, valid.real)) * _MEBI
     crossing = [_count(of_model, "parameters_in", entry["parameters_in"])]
@@ -128,7 +128,7 @@ def read_pipeedge(
 
     type_of = _hosts(paths[2])
     if order is not None:
-        what = f"host ({paths[2].name})"
+        what = f"host ({paths[2]})"
         type_of = {
             host: type_of[host] for host in _chosen(owner, "order", what, order, type_of)
         }
@@ -141,7 +141,7 @@ def read_pipeedge(
     table, keys = _read_yaml(paths[1]), {"mem_MB", "bw_Mbps", "model_profiles"}
     block_s, node_bytes, bytes_per_s = [], {}, {}
     for kind in kinds:
-        of_kind, entry = _entry(paths[1].name, "device type", table, kind, keys)
+        of_kind, entry = _entry(str(paths[1]), "device type", table, kind, keys)
         node_bytes[kind] = valid.real(of_kind, "mem_MB", entry["mem_MB"]) * _MEBI
         if reserved_bytes > node_bytes[kind]:
             raise ValueError(
@@ -172,7 +172,7 @@ def _hosts(path: Path) -> dict[str, str]:
     """Return the device type of each host."""
     type_of: dict[str, str] = {}
     for kind, hosts in _read_yaml(path).items():
-        owner = f"{path.name}: device type {kind!r}"
+        owner = f"{path}: device type {kind!r}"
         if not isinstance(hosts, list):
             raise TypeError(f"{owner}: hosts must be a list, got {hosts!r:.60}")
         for host in hosts:
@@ -180,7 +180,7 @@ def _hosts(path: Path) -> dict[str, str]:
                 raise ValueError(f"{owner}: hosts must be distinct, got {host!r} twice")
             type_of[host] = kind
     if not type_of:
-        raise ValueError(f"{path.name}: must hold at least one host, got none")
+        raise ValueError(f"{path}: must hold at least one host, got none")
     return type_of
 
 
@@ -234,11 +234,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         table = yaml.load(content.decode("utf-8-sig"), Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ValueError(f"{path.name}: line {line}: {error.problem}") from None
+        raise ValueError(f"{path}: line {line}: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name}: not YAML: {_on_one_line(error)}") from None
+        raise ValueError(f"{path}: not YAML: {_on_one_line(error)}") from None
     if not isinstance(table, dict):
-        raise TypeError(f"{path.name}: must be a mapping, got {table!r:.60}")
+        raise TypeError(f"{path}: must be a mapping, got {table!r:.60}")
     return table
 
 
@@ -322,10 +322,10 @@ def read_helix(
     if isinstance(tiers, dict):
         groups = {name: _numbers(f"tiers[{name!r}]", tiers[name]) for name in tiers}
         picked = [i for members in groups.values() for i in members]
-        _chosen(owner, "tiers", f"node ({path.name})", picked, type_of)
+        _chosen(owner, "tiers", f"node ({path})", picked, type_of)
     else:
         if tiers is not None:
-            types = _chosen(owner, "tiers", f"type ({path.name})", tiers, types)
+            types = _chosen(owner, "tiers", f"type ({path})", tiers, types)
         groups = {kind: [i for i in type_of if type_of[i] == kind] for kind in types}
     profiles: dict[str, Any] = _GPUS | valid.of_type(owner, "gpus", gpus or {}, dict)
     made: list[Tier] = []
@@ -336,14 +336,14 @@ def read_helix(
         for i in members:
             if type_of[i] not in profiles:
                 raise ValueError(
-                    f"{path.name}: ComputeNode-{i}: type must be one of {', '.join(profiles)},"
+                    f"{path}: ComputeNode-{i}: type must be one of {', '.join(profiles)},"
                     " or one of gpus (several GPUs in a node have no counterpart here),"
                     f" got {type_of[i]!r:.60}"
                 )
             gpu = profiles[type_of[i]]
             gpu = catalog.gpu(gpu) if isinstance(gpu, str) else gpu
             nodes.append(Node(name=f"ComputeNode-{i}", gpu=gpu))
-        link = _slowest(f"{path.name}: tier {name!r}", members, after, links) if after else None
+        link = _slowest(f"{path}: tier {name!r}", members, after, links) if after else None
         made.append(Tier(name=name, nodes=tuple(nodes), link=link))
     return Network(name=path.stem, tiers=tuple(made))
 
@@ -375,14 +375,14 @@ def _read_ini(path: Path) -> tuple[dict[str, str], dict[frozenset[str], Link]]:
     # interpolation and a section of defaults would change values silently
     parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
-        parser.read_string(read_bytes(path, MAX_BYTES).decode("utf-8-sig"), path.name)
+        parser.read_string(read_bytes(path, MAX_BYTES).decode("utf-8-sig"), str(path))
     except (configparser.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name}: not INI: {_on_one_line(error)}") from None
+        raise ValueError(f"{path}: not INI: {_on_one_line(error)}") from None
     types: dict[str, str] = {}
     links: dict[frozenset[str], Link] = {}
     others: dict[str, Any] = {}
     for section in parser.sections():
-        owner, entry = f"{path.name}: {section}", dict(parser[section])
+        owner, entry = f"{path}: {section}", dict(parser[section])
         if ends := _LINK.fullmatch(section):
             _check_keys(owner, entry, {"bandwidth", "latency"})
             pair = frozenset(ends.groups())
@@ -397,18 +397,16 @@ def _read_ini(path: Path) -> tuple[dict[str, str], dict[frozenset[str], Link]]:
             types[node[1]] = entry["type"]
         else:
             others[section] = entry
-    _check_keys(path.name, others, {"NodeNames", "SourceNode", "SinkNode"}, "section")
-    _check_keys(f"{path.name}: NodeNames", others["NodeNames"], {"total_compute_nodes"})
+    _check_keys(str(path), others, {"NodeNames", "SourceNode", "SinkNode"}, "section")
+    _check_keys(f"{path}: NodeNames", others["NodeNames"], {"total_compute_nodes"})
     total, numbers = others["NodeNames"]["total_compute_nodes"], sorted(map(int, types))
     if total != str(len(types)) or not types or numbers != list(range(len(types))):
         raise ValueError(
-            f"{path.name}: NodeNames: total_compute_nodes must be the number of sections"
+            f"{path}: NodeNames: total_compute_nodes must be the number of sections"
             f" ComputeNode-0, ComputeNode-1, ..., which are {numbers!s:.60}, got {total!r:.60}"
         )
     for end in frozenset().union(*links) - {"source", "sink", *types}:
-        raise ValueError(
-            f"{path.name}: ends of links must be nodes below {len(types)}, got {end}"
-        )
+        raise ValueError(f"{path}: ends of links must be nodes below {len(types)}, got {end}")
     return {str(i): types[str(i)] for i in numbers}, links
 
 

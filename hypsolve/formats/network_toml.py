@@ -140,7 +140,7 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
     ({'head': 'desk'}, {'desk-l4-0': 0.7})
     """
     path = checked_path("read_network", path)
-    owner = path.name
+    owner = str(path)
     table = checked_table(owner, NetworkTable, read_toml(path))
     entries = [
         checked_table(f"{owner}: tier {k}", TierTable, entry)

@@ -68,9 +68,6 @@ class GpuTable(TypedDict):
         ]
     ]
     power_w: NotRequired[Annotated[float, Key("Board power in W, for joules per token.")]]
-    overlaps: NotRequired[
-        Annotated[bool, "Whether it computes while it reads; false: the two times add up."]
-    ]
     source: NotRequired[Source]
 
 

@@ -38,7 +38,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ValueError,
         RecursionError,
     ) as error:  # ValueError also for a number of 5,000 digits
-        raise ValueError(f"{path.name}: not TOML: {error}") from None
+        raise ValueError(f"{path}: not TOML: {error}") from None
 
 
 @functools.cache

@@ -175,7 +175,7 @@ def test_networks_of_the_repository_give_their_sources():
         (
             '"embedding", 3',
             '"tail"',
-            r"unknown block to pin \(net.toml: tier 0\) 'tail'; choose",
+            r"unknown block to pin \(\S*net.toml: tier 0\) 'tail'; choose",
         ),
         ('"embedding", 3', "-1", "tier 0: pin must be at least 0, got -1"),
         ('["embedding", 3]', '"embedding"', "tier 0: pin must be a list, got 'embedding'"),
