@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hypsolve.solve_serving import THROUGHPUT_METHODS, ThroughputMethod
 
 PROVE_A_BOUND = ("hyperion_plus",)
 """Methods that prove a lower bound, but not that an answer is optimal."""
+SOURCE_WIDTH = 32  # characters of the source of a GPU in the list
 EXAMPLE = """\
 # A network for `hypsolve plan`: tiers in the order in which requests pass them.
 # `hypsolve gpus` lists the GPUs. Lines that begin with # are optional settings.
@@ -94,22 +96,53 @@ def init(path: Path) -> None:
 
 
 @click.command()
+@click.argument("name", required=False)
 @as_json_option
-def gpus(as_json: bool) -> None:
-    """List the GPUs of the catalogue with the sources of their numbers."""
-    rows = [
-        {
-            "gpu": name,
-            "memory_gib": round(gpu.memory_bytes / 2**30, 1),
-            "tflops": round(gpu.flops_per_s / 1e12, 1),
-            "gb_per_s": round(gpu.bytes_per_s / 1e9),
-            "t0_us": round(gpu.t0_s * 1e6, 1),
-            "basis": gpu.basis,
-            "source": gpu.source,
-        }
-        for name, gpu in catalog.gpus().items()
-    ]
+def gpus(name: str | None, as_json: bool) -> None:
+    """List the GPUs of the catalogue, or show one of them with the source of its numbers.
+
+    \b
+    hypsolve gpus
+    hypsolve gpus rtx-4090
+    """  # noqa: D301
+    if name is not None:
+        row = _row_of_gpu(name)
+        print(json.dumps(row, indent=2) if as_json else _listed(row))
+        return
+    rows = [_row_of_gpu(each) for each in catalog.gpus()]
+    if not as_json:
+        rows = [row | {"source": _first_source(row["source"])} for row in rows]
     show(rows, as_json)
+    if not as_json:
+        print("hypsolve gpus NAME shows the whole source of its numbers", file=sys.stderr)
+
+
+def _row_of_gpu(name: str) -> dict[str, Any]:
+    """Return the row of a GPU."""
+    gpu = catalog.gpu(name)
+    return {
+        "gpu": name,
+        "memory_gib": round(gpu.memory_bytes / 2**30, 1),
+        "tflops": round(gpu.flops_per_s / 1e12, 1),
+        "gb_per_s": round(gpu.bytes_per_s / 1e9),
+        "t0_us": round(gpu.t0_s * 1e6, 1),
+        "basis": gpu.basis,
+        "source": gpu.source,
+    }
+
+
+def _first_source(source: str) -> str:
+    """Return the first part of a source, short enough for a column of a terminal."""
+    first = re.split(r"[;:,(]", source)[0].strip()
+    if len(first) > SOURCE_WIDTH:
+        first = first[: SOURCE_WIDTH - 4].rsplit(" ", 1)[0]
+    return first if first == source else f"{first} ..."
+
+
+def _listed(row: dict[str, Any]) -> str:
+    """Return a row as lines, one for each number."""
+    width = max(map(len, row))
+    return "\n".join(f"{key:{width}}  {value}" for key, value in row.items())
 
 
 @click.command()

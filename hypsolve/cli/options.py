@@ -239,6 +239,8 @@ def query_options(
             arguments = {name: value for name, value in taken.items() if value is not None}
             if taken.get("users") is not None and is_given("rate"):
                 raise click.UsageError("--users and --rate exclude each other")
+            if taken.get("users") is not None:
+                arguments.pop("rate_per_s", None)  # the default
             if "requests" in arguments:
                 for option in LENGTHS:
                     if is_given(option):

@@ -20,12 +20,14 @@ from hypsolve.planning.html_parts import capital, html_table, sentence, verdict
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.palette import FAINT, GREY, INK, MUTED, RC
 from hypsolve.planning.plan import Alternative, Plan
+from hypsolve.planning.rpc_links import describe_rpc
 from hypsolve.planning.slo_text import largest_rate, largest_users, slo_lines
 from hypsolve.planning.text import (
     HEADS,
     degree_lines,
     describe_bottleneck,
     describe_idle,
+    describe_pipelines,
     describe_query,
     forecast_lines,
     rate_lines,
@@ -198,8 +200,10 @@ def _page(plan: Plan, command: str) -> Iterator[str]:
         yield f"<p>{escape(sentence(describe_bottleneck(plan)))}</p>"
         for line in (*rate_lines(plan), *degree_lines(plan)):
             yield f"<p>{escape(sentence(line))}</p>"
-        if idle := describe_idle(plan):
-            yield f"<p>{escape(sentence(idle))}</p>"
+        ways = describe_rpc(plan.query.network, plan.query.runtime)
+        for line in (describe_pipelines(plan), describe_idle(plan), ways):
+            if line:
+                yield f"<p>{escape(sentence(line))}</p>"
         yield _figure(plan, "stages")
         yield _figure(plan, "pareto")
     if plan.forecast is not None:
@@ -276,7 +280,7 @@ def _tiles_of_targets(plan: Plan) -> dict[str, str]:
         "users within the targets": largest_users(answer),
         "rate within the targets": largest_rate(answer),
         "target that binds": answer.binding_target,
-        "cheapest upgrade that reaches it": upgrade,
+        "cheapest upgrade of one kind that reaches it": upgrade,
     }
 
 

@@ -244,7 +244,15 @@ class PlanQuery:
         TypeError
             If the method takes no such option, and an argument of `hypsolve.plan` has a
             similar name.
+        ValueError
+            If users and a rate are given, which exclude each other.
         """
+        users, rate = arguments.get("users"), arguments.get("rate_per_s")
+        if users is not None and rate is not None:
+            raise ValueError(
+                f"plan: users and rate_per_s exclude each other, got {users!r:.60} and"
+                f" {rate!r:.60}"
+            )
         own = {each.name for each in fields(cls)} - {
             "model", "network", "options", "weights", "left_out", "too_small", "optional",
             "idle_gpus", "follows",

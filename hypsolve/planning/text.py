@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -92,6 +93,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield describe_proof(plan)
         yield from rate_lines(plan)
         yield describe_bottleneck(plan)
+        if pairs := describe_pipelines(plan):
+            yield pairs
         if idle := describe_idle(plan):
             yield idle
         yield from degree_lines(plan)
@@ -296,24 +299,45 @@ def describe_bottleneck(plan: Plan) -> str:
     return f"bottleneck stage{'s' * (len(full) > 1)}: {', '.join(full)}{binds}{words}"
 
 
+def describe_pipelines(plan: Plan) -> str:
+    """Say which GPUs of the tiers form pipelines; empty if all pipelines are alike.
+
+    Pipeline i has the i-th node of each tier in the plan, in the simulation and in the commands
+    of `hypsolve.export`.
+    """
+    of_tier = _nodes_of_pipelines(plan)
+    pipelines = list(zip(*of_tier.values(), strict=False))
+    kinds = Counter(tuple(node.describe_gpus() for node in nodes) for nodes in pipelines)
+    if len(kinds) < 2 or len(of_tier) < 2:
+        return ""
+    rows = [f"{n} x {' -> '.join(gpus)}" for gpus, n in kinds.items()]
+    shown = ", ".join(rows[:MAX_STAGES]) + ", ..." * (len(rows) > MAX_STAGES)
+    return f"pipelines: {shown}"
+
+
 def describe_idle(plan: Plan) -> str:
     """Name the nodes that hold a stage but are in no pipeline; empty if there are none."""
-    if not plan.query.has_pipelines:
-        return ""
-    of_tier: dict[str, list[str]] = {}
-    for node in plan.nodes:
-        if node.is_used:
-            of_tier.setdefault(node.tier, []).append(node.node)
-    n_pipelines = min(map(len, of_tier.values()))
-    idle = [name for names in of_tier.values() for name in names[n_pipelines:]]
+    of_tier = _nodes_of_pipelines(plan)
+    n_pipelines = min(map(len, of_tier.values()), default=0)
+    idle = [node.node for nodes in of_tier.values() for node in nodes[n_pipelines:]]
     if not idle:
         return ""
-    fewest = next(tier for tier, names in of_tier.items() if len(names) == n_pipelines)
+    fewest = next(tier for tier, nodes in of_tier.items() if len(nodes) == n_pipelines)
     shown = ", ".join(idle[:MAX_STAGES]) + ", ..." * (len(idle) > MAX_STAGES)
     return (
         f"idle: {shown}; a pipeline takes one node of each tier, and {fewest} has"
         f" {n_pipelines}; with `inner` links in the network file, they can be stages in a row"
     )
+
+
+def _nodes_of_pipelines(plan: Plan) -> dict[str, list[NodePlan]]:
+    """Return the nodes that hold a stage, by tier; none if batches pass no whole pipelines."""
+    of_tier: dict[str, list[NodePlan]] = {}
+    if plan.query.has_pipelines:
+        for node in plan.nodes:
+            if node.is_used:
+                of_tier.setdefault(node.tier, []).append(node)
+    return of_tier
 
 
 def _slack(share: float) -> str:

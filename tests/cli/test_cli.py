@@ -432,6 +432,20 @@ def test_lists(capsys, command):
     assert all(row.get("source", "x") and row.get("what", "x") for row in rows)
 
 
+def test_the_list_of_gpus_fits_a_terminal(capsys):
+    """Sources of hundreds of characters are cut there, and whole for a single GPU."""
+    _, out, err = run(capsys, "gpus")
+    assert max(map(len, out.splitlines())) <= 110 and "hypsolve gpus NAME" in err
+    for name in ("rtx-3090", "apple-m1"):
+        _, out, err = run(capsys, "gpus", name)
+        assert err == "" and hs.gpu(name).source in out and name in out.splitlines()[0]
+        assert json.loads(run(capsys, "gpus", name, "--json")[1])["source"] == (
+            hs.gpu(name).source
+        )
+    code, out, err = run(capsys, "gpus", "rtx-309")
+    assert (code, out) == (2, "") and "unknown gpu 'rtx-309'; did you mean rtx-3090?" in err
+
+
 def test_init_leaves_a_file_alone(capsys, example):
     example.write_text("mine")
     code, _, err = run(capsys, "init", example)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+import hypsolve as hs
 from hypsolve.cli import main
 from hypsolve.cli.catalog import EXAMPLE
 from hypsolve.planning.query import OVERRIDES
@@ -116,6 +117,17 @@ def test_bad_loads_are_refused(capsys, network, options, message):
         capsys, "plan", "--model", "llama-3-8b", "--network", network, *options
     )
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+def test_users_and_a_rate_exclude_each_other_everywhere(capsys, network):
+    """A plan for users would silently forget the rate."""
+    both = ("plan", "--model", "llama-3-8b", "--network", network, "--users", 2, "--rate", 3)
+    code, out, err = run(capsys, *both)
+    assert (code, out, err) == (2, "", "hypsolve: --users and --rate exclude each other\n")
+    message = "plan: users and rate_per_s exclude each other, got 2 and 3"
+    for function in (hs.plan, hs.PlanQuery.of):
+        with pytest.raises(ValueError, match=message):
+            function("llama-3-8b", network, users=2, rate_per_s=3)
 
 
 RUNTIME_VALUES = {

@@ -297,6 +297,41 @@ def test_ray_ranks_the_gpus_of_a_machine_by_their_numbers():
     assert len(commands(export(alike, "vllm"), "ray start")) == 2
 
 
+PAIRS = [("a10", "t4", "l40s", "a10"), ("l4", "rtx-4090", "t4", "l4", "l40s")]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_simulation_and_export_pair_the_same_nodes(seed):
+    """Unequal nodes of a tier go on with the nodes that were simulated behind them.
+
+    Some cannot hold the stage, and then pairs are counted without them.
+    """
+    rng = np.random.default_rng(seed)
+    tiers = [
+        named(
+            *(
+                hs.Node(name=f"{name}{i}", gpu=hs.gpu(gpu), reserved_bytes=reserved)
+                for i, gpu in enumerate(rng.permutation(kinds))
+                for reserved in [int(rng.choice([0, 0, 12]) * 2**30)]
+            ),
+            link=WIRE if name == "a" else None,
+            name=name,
+        )
+        for name, kinds in zip("ab", PAIRS, strict=True)
+    ]
+    network = hs.Network(name="net", tiers=tuple(tiers))
+    found = plan("llama-3-8b", pinned(network, (0, 17, 34)), concurrency=1, runtime="vllm")
+    trace = found.simulate()
+    first, second = (each.nodes for each in found.network.network.tiers)
+    simulated = {(first[i].name, second[j].name) for i, j in trace.node.tolist()}
+    exported = [
+        tuple(re.sub(r"^#\s+", "", line).split(" -> "))
+        for line in export(found, "vllm").splitlines()
+        if " -> " in line and line.startswith("#   ")
+    ]
+    assert len(exported) > 1 and simulated <= set(exported)
+
+
 def test_alike_cards_of_a_box_are_one_data_parallel_server():
     (serve,) = commands(text_of("alike in a box", "vllm"), "vllm serve")
     assert serve["--data-parallel-size"] == "3"

@@ -278,6 +278,33 @@ def test_figures_go_where_they_are_told(found, too_small):
             too_small.plot(kind)
 
 
+def test_the_report_says_how_messages_go_and_nodes_pair(tmp_path):
+    """Both change what a plan serves, and the text of the plan has them."""
+    wire = hs.Link(bytes_per_s=1.25e8, latency_s=1e-4)
+    kinds = (("a", ("a10", "l40s")), ("b", ("l4", "l4")))
+    tiers = tuple(
+        hs.Tier(
+            name=name,
+            nodes=tuple(
+                hs.Node(name=f"{name}{i}", gpu=hs.gpu(gpu)) for i, gpu in enumerate(gpus)
+            ),
+            link=wire if name == "a" else None,
+        )
+        for name, gpus in kinds
+    )
+    network = hs.NetworkFile(
+        network=hs.Network(name="n", tiers=tiers), min_blocks=(5, 5), max_blocks=(29, 29)
+    )
+    for runtime in ("llama.cpp", "vllm"):
+        found = plan_alone("llama-3-8b", network, output_tokens=8, runtime=runtime)
+        hs.write_report(found, tmp_path / "x.html")
+        page, text = (tmp_path / "x.html").read_text(), str(found)
+        line = "ipelines: 1 x A10 -&gt; L4, 1 x L40S"
+        assert line in page and line.replace("&gt;", ">") in text
+        assert ("the logits return there" in page) == (runtime == "llama.cpp")
+        assert ("the logits return there" in text) == (runtime == "llama.cpp")
+
+
 # the file
 
 
