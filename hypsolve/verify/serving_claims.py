@@ -12,6 +12,9 @@ from hypsolve.problem.serving_result import VERSION
 from hypsolve.verify.reading import LARGEST, SAME, need
 
 OBJECTIVES = (ServingObjective.THROUGHPUT, ServingObjective.GOODPUT)
+NO_RATE = (
+    1.0001e-9  # requests per second: methods count less than 1e-9 as none, and add margins
+)
 LATENCIES = ("ttft_s", "tpot_s", "latency_s")
 
 
@@ -109,6 +112,8 @@ def read_serving(instance: ServingInstance, result: Any) -> ServingClaims:
     if status == "infeasible":
         for field in ("cuts", "served", "fluid_gap", "fluid_bound"):
             need(result.get(field) is None, f"{field}: there must be none")
+        why = "certificate: refuted_requests_per_s: must be at most"
+        need(refuted <= NO_RATE, why, NO_RATE, "where no split is claimed to carry any rate")
         return ServingClaims("infeasible", [], 0.0, [], None, refuted, steps, ranges)
     need(status in ("optimal", "feasible"), "status: must be optimal, feasible or infeasible")
     return _read_answer(instance, result, str(status), refuted, steps, ranges)

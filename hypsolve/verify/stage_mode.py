@@ -18,6 +18,7 @@ from hypsolve.verify.iterations import Content, Iterations, Server
 from hypsolve.verify.roots import least_root
 
 BISECTIONS = 48
+CLOSE_BITS = 40  # rates this close need no further bisection
 
 
 def largest_batch(server: Server, room: Fraction | None) -> Fraction:
@@ -99,6 +100,14 @@ class Node:
             return self.most[up]
         if self._load(self.largest[up], elsewhere_s, not up) <= self.room[False]:
             return self.most[up]
+        low, high = self._memory_rates(elsewhere_s, up)
+        if high - low > high >> CLOSE_BITS:  # a rate may belong to many z
+            low, high = self._between(low, high, elsewhere_s, up)
+        return high if up else low
+
+    def _memory_rates(self, elsewhere_s: int, up: bool) -> tuple[int, int]:
+        """Return rates between which y lies, by the requests that start per iteration."""
+        assert self.room is not None
         low, high = 0, self.largest[up]
         for _ in range(BISECTIONS):
             z = (low + high) // 2
@@ -106,9 +115,24 @@ class Node:
                 high = z
             else:
                 low = z
-        if not up:
-            return self.rate(low, False)
-        return max([self.rate(z, True) for z in (high, *self.jumps) if z <= high])
+        above = [self.rate(z, True) for z in (high, *self.jumps) if z <= high]
+        return self.rate(low, False), min(max(above), self.most[up])
+
+    def _between(self, low: int, high: int, elsewhere_s: int, up: bool) -> tuple[int, int]:
+        """Return closer rates between which y lies, by the least z that serves a rate.
+
+        A larger rate has a larger least z, and so KV cache is kept for longer. Where seconds
+        are in proportion to z, all z serve one rate, and smaller rates need hardly any z.
+        """
+        assert self.room is not None
+        for _ in range(BISECTIONS):
+            x = (low + high) // 2
+            held_s = elsewhere_s + self.kept_s(self.batch(x, not up), not up)
+            if times(x, held_s, not up) > self.room[up]:
+                high = x
+            else:
+                low = x
+        return low, high
 
     def _load(self, z: int, elsewhere_s: int, up: bool) -> int:
         return times(self.rate(z, up), elsewhere_s + self.kept_s(z, up), up)
