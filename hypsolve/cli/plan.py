@@ -135,8 +135,8 @@ def plan(
         print(f"stopped: {best.stopped}", file=sys.stderr)
     if found.why:
         _tell_difference(found, server or restricting_server(query.runtime))
-        if server is not None and (best.stopped or (best.fits and not plan.fits)):
-            return 130 if best.stopped else 1
+        if server is not None and (best.interrupted or (best.fits and not plan.fits)):
+            return 130 if best.interrupted else 1
     if server is not None and plan.fits:
         for line in cautions(plan, server):
             print(f"note: {line}", file=sys.stderr)
@@ -197,7 +197,7 @@ def _shortfalls(plan: Plan) -> Iterator[str]:
 def _tell_difference(found: ServerPlan, server: str) -> None:
     """Report why a server cannot express the best plan, and how its own plan differs."""
     best, plan = found.best, found.plan
-    if best.stopped:
+    if best.interrupted:
         print(f"{server} cannot express it: {found.why}", file=sys.stderr)
         return
     of = " of one stage per tier" * _is_better(plan, best)  # nodes in a row are several

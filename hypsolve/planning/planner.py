@@ -22,7 +22,13 @@ from hypsolve.planning.query import (
     solve_query,
 )
 from hypsolve.planning.simulation_search import Progress
-from hypsolve.planning.slo_answer import SloAnswer, SloSearch, answer_of
+from hypsolve.planning.slo_answer import (
+    TIME_LIMIT,
+    SloAnswer,
+    SloSearch,
+    answer_of,
+    decided,
+)
 from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.throughput import ServedSplit, Throughput
 from hypsolve.planning.what_if import Upgrade, find_upgrades
@@ -100,7 +106,7 @@ def add_upgrades(
         fluid_result=plan.fluid_result,
     )
     found = _plan_of(
-        query, solution, plan.stopped, interrupted=plan.interrupted,
+        query, solution, plan.stopped * plan.interrupted, interrupted=plan.interrupted,
         forecast=plan.forecast, slo_answer=plan.slo_answer, with_upgrades=True,
         lighter=lighter, progress=progress or (lambda line: None), deadline=deadline,
     )  # fmt: skip
@@ -159,6 +165,8 @@ def _plan_of(
                 finally:  # an interrupt leaves what is known
                     slo_answer = search.answer()
                 unfinished = "not all upgrades were tried"
+        if slo_answer is not None:
+            slo_answer = _decided(slo_answer, query, solution.throughput)
         if slo_answer is not None and not slo_answer.is_met and with_upgrades and not stopped:
             slo_answer, stopped = _with_upgrade(
                 slo_answer, query, lighter, deadline.part(UPGRADE_SHARE), progress
@@ -189,12 +197,17 @@ def _plan_of(
                 upgrades.append(upgrade)  # those before an interrupt stay
     except KeyboardInterrupt:
         stopped, interrupted = stopped or unfinished, True
+        if slo_answer is not None:
+            slo_answer = _decided(slo_answer, query, solution.throughput)
     except TimeoutError:
         stopped = (
             stopped or f"time limit of {query.time_limit_s:g} s: not all upgrades were tried"
         )
     if stopped and forecast is None and result.partition is not None:
         stopped += "; the forecast was not simulated"
+    if slo_answer is not None and slo_answer.decided_by == TIME_LIMIT and not stopped:
+        limit = f"time limit of {query.time_limit_s:g} s"
+        stopped = f"{limit}: not all splits were simulated at the load"
     goal = Goal(query)
     return Plan(
         query=query,
@@ -214,6 +227,14 @@ def _plan_of(
     )
 
 
+def _decided(answer: SloAnswer, query: PlanQuery, found: Throughput | None) -> SloAnswer:
+    """Return an answer that states what decides it; see `decided`."""
+    if found is None:
+        return answer
+    bound = found.bound_requests_per_s
+    return decided(answer, query.load, found.at_load, bound)
+
+
 def _known_per_s(query: PlanQuery, solution: Solution) -> float:
     """Return the rate at which the search for the split saw it serve; 0 if there was none."""
     if solution.throughput is None or query.users is not None:
@@ -225,6 +246,8 @@ def _within_bound(forecast: Forecast, found: Throughput | None) -> Forecast:
     """Return a forecast with the bound on all splits, if it is less than that on its split."""
     bound = math.inf if found is None else found.bound_requests_per_s
     has_users = forecast.load.users is not None
+    if found is not None and has_users:
+        bound = min(bound, found.users_bound_requests_per_s)
     served = forecast.requests_per_s if has_users else forecast.max_requests_per_s
     # the largest sustained rate is approximate
     if bound < forecast.bound_requests_per_s and not bound < served:

@@ -201,7 +201,7 @@ def plan_for_server(
     ways_are_known = server not in ONE_PIPELINE or not depends_on_empty_tiers(
         query.network, query.runtime
     )
-    if (why or not ways_are_known) and not best.stopped:
+    if (why or not ways_are_known) and not best.interrupted:
         near = nearest_plan(
             best,
             server,
@@ -214,20 +214,16 @@ def plan_for_server(
         near, best = (_naming_all(each, query, asked) for each in (near, best))
         # a plan whose messages take other ways than was counted is no better one
         return ServerPlan(near, best, why) if ways_are_known else ServerPlan(near, near)
-    if not best.stopped and (with_upgrades or not best.fits):
+    if not best.interrupted and (with_upgrades or not best.fits):
         best = add_upgrades(best, lighter=lighter, progress=progress, deadline=deadline)
     best = _naming_all(best, query, asked)
     return ServerPlan(best, best, why)
 
 
 def _over_degrees(plan: Plan, degrees: Sequence[DegreeChoice]) -> Plan:
-    """Return a plan whose bound on the rate holds for all degrees that were compared.
-
-    Those bounds are for the users of the query. If these miss their targets, the plan's is for
-    an open loop, and stays that of its own degrees.
-    """
+    """Return a plan whose bound on the rate holds for all degrees that were compared."""
     found = plan.throughput
-    if found is None or not degrees or found.splits[0].misses_targets:
+    if found is None or not degrees:
         return plan
     bounds = [each.bound_requests_per_s for each in degrees if each.is_allowed]
     return replace(plan, throughput=found.over_degrees(bounds))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from hypsolve.planning.forecast import Forecast, room_of, serve_load
 from hypsolve.planning.load import Load, max_requests, with_requests
+from hypsolve.planning.load_search import LoadSearched
 from hypsolve.planning.rate_bound import bound_on_rate
 from hypsolve.planning.saturation import (
     MET,
@@ -25,8 +26,12 @@ from hypsolve.problem.solution import Partition
 from hypsolve.simulation.trace import Trace
 from hypsolve.solvers.clock import Deadline
 
+SIMULATION, BOUND, THIS_SPLIT = "simulation", "bound", "this split"
+ALL_SPLITS, SOME_SPLITS, TIME_LIMIT = "all splits", "some splits", "time limit"
+"""Values of `SloAnswer.decided_by`."""
 TOLERANCE = 0.02  # relative difference to which the largest loads are found
 MAX_USERS = 100_000
+EXACT_USERS = 1000  # up to which the largest number is found to one user
 MIN_ROUNDS = 5  # requests of each user in a simulation, or the search is cut
 MIN_SHARE = 2.0**-10  # of the largest rate, below which no rate is looked for
 
@@ -67,8 +72,9 @@ class SloAnswer:
     """Whether the load of a query is served within its targets, and the largest loads that are.
 
     A load is served within the targets if 95 % of the simulated requests meet every one. All
-    values are of the split of the plan. The largest loads are found by bisection, to 2 % or to
-    one user, since fewer requests meet their targets where the load is larger.
+    values are of the split of the plan. The largest loads are found by bisection, since fewer
+    requests meet their targets where the load is larger: rates to 2 %, or to the steps of 4 %
+    in which they are confirmed; users to one, or to `max_users_tolerance`.
 
     Attributes
     ----------
@@ -93,6 +99,9 @@ class SloAnswer:
     max_users_is_lower_bound : bool
         Whether the time limit, an interrupt, or the number of requests of a simulation ended
         the search: more users may be served.
+    max_users_tolerance : float
+        Share of `max_users` by which more may be served, as one user more was not tried; 0 if
+        one user more is not served, or if the number is a lower bound.
     max_requests_per_s : float
         Largest rate of Poisson arrivals, or of those of a trace at another speed, that is
         served within the targets; 0 if there is none.
@@ -108,6 +117,16 @@ class SloAnswer:
         if it is served already, if none was found, or if none was looked for.
     upgrades_were_tried : bool
         Whether upgrades were looked for to the end.
+    decided_by : str
+        ``simulation`` if the load is served. Else why it is not, or is not known to be:
+        ``bound``, as no split and no schedule serves its rate; ``all splits``, as none of them
+        serves it in simulation; ``some splits``, as none of those that were simulated serves
+        it; ``time limit``, as the clock or an interrupt ended the search; or ``this split``, as
+        no other one was tried.
+    n_simulated_splits : int
+        Splits that were simulated at the load, until one served it.
+    n_splits : int or None
+        Splits that fit on the nodes of the plan; None if they were not counted.
     """
 
     is_met: bool
@@ -124,6 +143,38 @@ class SloAnswer:
     limited_by: str
     upgrade: SufficientUpgrade | None = None
     upgrades_were_tried: bool = False
+    max_users_tolerance: float = 0.0
+    decided_by: str = THIS_SPLIT
+    n_simulated_splits: int = 1
+    n_splits: int | None = None
+
+
+def decided(
+    answer: SloAnswer, load: Load, at_load: LoadSearched | None, bound_per_s: float
+) -> SloAnswer:
+    """Return an answer that states what decides it.
+
+    Parameters
+    ----------
+    answer : SloAnswer
+    load : Load
+        That of the query.
+    at_load : LoadSearched or None
+        The search for a split that serves the load; None if there was none.
+    bound_per_s : float
+        No split and no schedule serves a larger rate.
+    """
+    if at_load is not None:
+        n = max(at_load.n_simulated, 1)
+        answer = replace(answer, n_simulated_splits=n, n_splits=at_load.n_splits)
+    if answer.is_met:
+        return replace(answer, decided_by=SIMULATION)
+    if load.users is None and load.rate_per_s > bound_per_s:
+        return replace(answer, decided_by=BOUND)
+    if at_load is None:
+        return answer
+    how = ALL_SPLITS if at_load.is_of_all else SOME_SPLITS
+    return replace(answer, decided_by=TIME_LIMIT if at_load.was_cut_short else how)
 
 
 def answer_of(deployment: Deployment, forecast: Forecast) -> SloAnswer:
@@ -241,6 +292,7 @@ class Bracket:
         most: float,
         step: float,
         deadline: Deadline,
+        tolerance: float = TOLERANCE,
     ) -> None:
         """Double or halve a load until it brackets the answer, then bisect.
 
@@ -253,10 +305,12 @@ class Bracket:
         least, most : float
             Range of the loads that are tried.
         step : float
-            Loads are multiples of it, and the answer is found to `step` or to `TOLERANCE`; 0:
+            Loads are multiples of it, and the answer is found to `step` or to `tolerance`; 0:
             loads are real numbers.
         deadline : Deadline
             When it has passed, the search ends, and `low` is a lower bound.
+        tolerance : float
+            Relative difference to which the answer is found.
         """
 
         def next_load() -> float:
@@ -271,7 +325,7 @@ class Bracket:
             load = next_load()
             load = max(load // step * step, step) if step else load
             is_small = load < least or load >= self.high
-            is_close = self.high - self.low <= max(step, TOLERANCE * self.low)
+            is_close = self.high - self.low <= max(step, tolerance * self.low)
             if is_small or is_close or self.low >= most:
                 self.is_found = self.low < most or most == least
                 return
@@ -354,10 +408,20 @@ class SloSearch:
             )  # fmt: skip
             self.rate.is_found = self.rate.is_found or self.rate.low >= most
         largest = max_requests(self.deployment, self.load.max_visits) // MIN_ROUNDS
+        most = float(max(min(MAX_USERS, largest), 1))
         self.users.search(
-            holds_users, start=self._users_at(self.rate.low), least=1.0,
-            most=float(max(min(MAX_USERS, largest), 1)), step=1.0, deadline=deadline,
+            holds_users, start=self._users_at(self.rate.low), least=1.0, most=most, step=1.0,
+            deadline=deadline,
         )  # fmt: skip
+        if self.users.is_found and self.users.low <= EXACT_USERS and self.users.low < most:
+            self.users.is_found = False
+            try:
+                self.users.search(
+                    holds_users, start=self.users.low, least=1.0, most=most, step=1.0,
+                    deadline=deadline, tolerance=0.0,
+                )  # fmt: skip
+            finally:  # it is known to the tolerance in any case
+                self.users.is_found = True
 
     def answer(self) -> SloAnswer:
         """Return what is known."""
@@ -372,11 +436,18 @@ class SloSearch:
             sustained_requests_per_s=self._sustained_per_s(),
             max_users=int(self.users.low),
             max_users_is_lower_bound=not self.users.is_found,
+            max_users_tolerance=self._users_tolerance(),
             max_requests_per_s=self._largest_per_s(),
             max_rate_is_lower_bound=not self.rate.is_found,
             binding_target="" if self.failing is None else self._binding(self.failing[1]),
             limited_by=self.forecast.limited_by,
         )
+
+    def _users_tolerance(self) -> float:
+        users = self.users
+        if not users.is_found or not users.low or math.isinf(users.high):
+            return 0.0
+        return max(users.high - 1 - users.low, 0.0) / users.low
 
     def _largest_per_s(self) -> float:
         """Return the largest rate that is known, confirmed or at least not refuted."""

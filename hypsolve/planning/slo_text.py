@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hypsolve.planning.saturation import MET
+from hypsolve.planning.slo_answer import BOUND, SOME_SPLITS, THIS_SPLIT, TIME_LIMIT
 from hypsolve.problem.units import count, show_seconds
 
 if TYPE_CHECKING:
@@ -30,19 +31,35 @@ def describe_answer(answer: SloAnswer, load: Load) -> str:
     who = f"{load.rate_per_s:g} requests/s" if load.users is None else load.describe()
     later = "the later half of " * answer.is_of_later_half
     share = f"{answer.slo_attainment:.1%} of {later}{answer.n_requests} simulated requests"
-    if not answer.is_met and not answer.keeps_up:
+    targets = describe_slos(load)
+    if answer.is_met:
+        return f"yes: {who} are served within {targets} ({share})"
+    if answer.keeps_up:
+        why = f"only {share}; it takes {MET:.0%}"
+    else:
         most = answer.sustained_requests_per_s
         about = f", which is about {most:.3g}" if most > 0 else ""
-        return (
-            f"no: {who} are more than this split keeps up with{about}: latencies grow without"
-            f" limit, though {share} are within {describe_slos(load)}"
+        why = (
+            f"more than this split keeps up with{about}: latencies grow without limit, though"
+            f" {share} are within the targets"
         )
-    if answer.is_met:
-        return f"yes: {who} are served within {describe_slos(load)} ({share})"
-    return (
-        f"no: {who} are not served within {describe_slos(load)} (only {share}; it takes"
-        f" {MET:.0%})"
-    )
+    tried = f"{count(answer.n_simulated_splits, 'split')} simulated"
+    if answer.n_splits is not None:
+        tried = f"{answer.n_simulated_splits} of {count(answer.n_splits, 'split')} simulated"
+    if answer.decided_by == TIME_LIMIT:
+        return (
+            f"not decided in time: no split was found that serves {who} within {targets};"
+            f" {tried}, this one: {why}"
+        )
+    if answer.decided_by == SOME_SPLITS:
+        return f"no split found that serves {who} within {targets}: {tried}, this one: {why}"
+    if answer.decided_by == THIS_SPLIT:
+        return f"no: this split does not serve {who} within {targets} ({why})"
+    if answer.decided_by == BOUND:
+        why += "; proved: no split and no schedule serves so many"
+    elif answer.n_splits is not None and answer.n_splits > 1:
+        why += f"; none of the {answer.n_splits} splits of these nodes does, all simulated"
+    return f"no: {who} are not served within {targets} ({why})"
 
 
 def describe_slos(load: Load) -> str:
@@ -64,12 +81,14 @@ def is_unsearched(answer: SloAnswer) -> bool:
 def largest_users(answer: SloAnswer) -> str:
     """Write the largest number of users within the targets."""
     at_least = "at least " * answer.max_users_is_lower_bound
-    return f"{at_least}{count(answer.max_users, 'user')}"
+    tolerance = answer.max_users_tolerance
+    found_to = f" (found to {max(tolerance, 0.01):.0%})" if tolerance else ""
+    return f"{at_least}{count(answer.max_users, 'user')}{found_to}"
 
 
 def largest_rate(answer: SloAnswer) -> str:
     """Write the largest rate within the targets."""
-    at_least = "at least " * answer.max_rate_is_lower_bound
+    at_least = "at least " if answer.max_rate_is_lower_bound else "about "
     return f"{at_least}{answer.max_requests_per_s:.3g} requests/s"
 
 

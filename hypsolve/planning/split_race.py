@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
+from hypsolve.planning.load_search import LoadSearch, LoadSearched
 from hypsolve.planning.saturation import MET, SimulatedRate
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.slo_answer import Bracket
@@ -14,6 +16,8 @@ from hypsolve.solvers.clock import Deadline
 
 FINALISTS = 2  # splits that are simulated at length
 MAX_CLIMBED = 8  # neighbours that are simulated to rank them
+LOAD_SHARE = 0.5  # of the time, for a split that serves the load within its targets
+TIE = 0.01  # relative difference of rates, within which simulations tell no order
 CLIMB_SHARE = 0.4  # of the time that is left, for neighbours
 LEAST_SHARE = 0.4  # of the time that is left, for each split that is simulated at length
 MAX_USERS = 10_000  # that are looked for to compare splits
@@ -22,8 +26,15 @@ MAX_USERS = 10_000  # that are looked for to compare splits
 class SplitRace:
     """Ranks splits by short simulations, climbs to better neighbours, simulates the best ones.
 
+    With targets, a split that serves the load is looked for first, see `LoadSearch`. Of those
+    that serve it, the one with the largest rate within the targets is the best. Of splits whose
+    rates differ by less than `TIE`, the one with most room for KV cache is preferred, and then
+    the most even one.
+
     Attributes
     ----------
+    search : LoadSearch
+        The splits that were simulated at the load.
     rates : dict
         What each split serves, of users if there are no targets; with targets the largest rate
         within them, nan where it was not looked for to the end.
@@ -44,6 +55,8 @@ class SplitRace:
         objectives.
     is_allowed : callable
         Whether a neighbour may be chosen, if it fits.
+    asks_load : bool
+        Whether splits that serve the load within its targets come first.
     """
 
     def __init__(
@@ -53,6 +66,7 @@ class SplitRace:
         printed: Collection[Cuts],
         price: Callable[[Cuts], float],
         is_allowed: Callable[[Cuts], bool],
+        asks_load: bool = False,
     ) -> None:
         self.simulator, self.printed = simulator, printed
         self.price, self.is_allowed = price, is_allowed
@@ -62,27 +76,84 @@ class SplitRace:
         self.in_full: set[Cuts] = set()
         load = simulator.load
         self.asks_users = simulator.has_goal and load.users is not None
+        self.asks_load = asks_load
+        self.search = LoadSearch(simulator, is_allowed)
 
     def run(self, first: Sequence[Cuts], deadline: Deadline, progress: Progress) -> None:
         """Find the best split; what is known stands if the deadline passes.
 
         A KeyboardInterrupt passes through, too.
         """
+        if self.asks_load:
+            first = self._by_load(first, deadline.part(LOAD_SHARE), progress)
         for cuts in first:
             if self.rates and deadline.has_passed():
                 return
             self._rank(cuts, deadline)
             progress(self._so_far(len(first)))
         self._climb(deadline.part(CLIMB_SHARE), progress)
-        finals = self.order()[:FINALISTS]
+        finals = self._finals()
         printed = [cuts for cuts in self.rates if cuts in self.printed]
         if self.asks_users:
             finals = self._with_users(finals, deadline, progress)
-        if any(self.serves_users(cuts) for cuts in finals):  # it is printed what users get
-            for cuts in printed:
+            for cuts in printed:  # are they better, for these users too?
                 if not deadline.has_passed():
-                    self.of_users[cuts] = self.simulator.of_users(cuts)
-            printed = []
+                    self._judge_users(cuts, deadline)
+        self._at_length(finals, printed, deadline, progress)
+        if self.asks_load and not any(map(self.serves_load, self.rates)):
+            self._search_on(deadline, progress)
+
+    def _by_load(
+        self, first: Sequence[Cuts], deadline: Deadline, progress: Progress
+    ) -> list[Cuts]:
+        """Return the splits to rank: the one that serves the load, or nearly, comes first."""
+        self.search.run(first, deadline, progress)
+        best = self.search.best()
+        self._note_users()
+        return list(dict.fromkeys((*([] if best is None else [best]), *first)))
+
+    def _search_on(self, deadline: Deadline, progress: Progress) -> None:
+        """Use the time that is left for a split that serves the load."""
+        if deadline.has_passed():
+            return
+        self.search.run([], deadline, progress)
+        self._note_users()
+        for cuts in self.search.met:
+            if cuts not in self.rates:
+                self._rank(cuts, deadline)
+            self._at_length([cuts], [], deadline, progress)
+
+    def _note_users(self) -> None:
+        """Note what the users get of a split that serves them."""
+        if self.asks_users:
+            for cuts in self.search.met:
+                self.of_users[cuts] = self.simulator.of_users(cuts)
+
+    def _finals(self) -> list[Cuts]:
+        """Return the splits that are simulated at length."""
+        finals = self.order()[:FINALISTS]
+        if self.asks_load:  # whether the others serve the load is not known yet
+            finals += sorted(self.rates, key=lambda cuts: _descending(self._value(cuts)))[
+                :FINALISTS
+            ]
+            best = self.search.best()
+            finals += [] if best is None or best not in self.rates else [best]
+        return list(dict.fromkeys(finals))
+
+    def _judge_users(self, cuts: Cuts, deadline: Deadline) -> None:
+        """Find out whether a split serves the users, or else more users than others."""
+        self.of_users[cuts] = self.simulator.of_users(cuts)
+        if self.max_users and not self.serves_users(cuts) and cuts not in self.max_users:
+            self._count_users(cuts, deadline)
+
+    def _at_length(
+        self,
+        finals: Sequence[Cuts],
+        printed: Sequence[Cuts],
+        deadline: Deadline,
+        progress: Progress,
+    ) -> None:
+        """Simulate splits with as many requests as a printed rate needs."""
         at_length = list(dict.fromkeys((*finals, *printed)))
         for at, cuts in enumerate(at_length):
             if deadline.has_passed():
@@ -93,7 +164,7 @@ class SplitRace:
             )
             if is_refined:
                 self.in_full.add(cuts)
-            progress(self._so_far(len(first)))
+            progress(self._so_far(0))
 
     def alone(self, cuts: Cuts, deadline: Deadline, *, in_full: bool) -> tuple[float, ...]:
         """Simulate one split without its neighbours, and return its place in an order.
@@ -103,7 +174,7 @@ class SplitRace:
         self._rank(cuts, deadline)
         if self.asks_users:
             self._count_users(cuts, deadline)
-        if in_full and not self.serves_users(cuts):
+        if in_full:
             self.rates[cuts], is_refined = self.simulator.refined(
                 cuts, self.rates[cuts], deadline
             )
@@ -113,11 +184,48 @@ class SplitRace:
 
     def order(self) -> list[Cuts]:
         """Return all splits that were simulated, the best first."""
-        return sorted(self.rates, key=self._key)
+        ordered = sorted(self.rates, key=self._key)
+        if not ordered:
+            return []
+        best = self._key(ordered[0])
+        ties = [
+            cuts
+            for cuts in ordered
+            if (key := self._key(cuts))[:-1] == best[:-1]
+            and key[-1] <= best[-1] * (1 - TIE)  # both are negative
+        ]
+        if len(ties) > 1:
+            chosen = min(ties, key=lambda cuts: (*self._evenness(cuts), ordered.index(cuts)))
+            ordered.remove(chosen)
+            ordered.insert(0, chosen)
+        return ordered
+
+    def _evenness(self, cuts: Cuts) -> tuple[int, int]:
+        """Return a key of which the smallest has most room, and then the most even stages."""
+        sizes = [j - i for i, j in itertools.pairwise(cuts)]
+        return -self.simulator.max_sequences(cuts), max(sizes)
+
+    def serves_load(self, cuts: Cuts) -> bool:
+        """Return whether the load is known to be served within its targets."""
+        if self.asks_users:
+            return self.serves_users(cuts)
+        rate = self.rates[cuts].requests_per_s if cuts in self.rates else math.nan
+        return cuts in self.search.met or rate >= self.simulator.load.rate_per_s
 
     def serves_users(self, cuts: Cuts) -> bool:
         """Return whether the users of the load are served within their targets."""
         return cuts in self.of_users and self.of_users[cuts].slo_attainment >= MET
+
+    def searched(self) -> LoadSearched:
+        """Return how many splits were simulated at the load, and whether one serves it."""
+        found = self.search.result()
+        tried = {*self.search.stretch, *self.of_users}
+        is_met = found.is_met or any(map(self.serves_load, self.rates))
+        was_cut_short = found.was_cut_short and not is_met
+        found = replace(
+            found, is_met=is_met, n_simulated=len(tried), was_cut_short=was_cut_short
+        )
+        return replace(found, was_cut_short=was_cut_short and not found.is_of_all)
 
     def stated(self, cuts: Cuts) -> SimulatedRate:
         """Return what a split serves; a rate within targets only once it is confirmed.
@@ -136,10 +244,10 @@ class SplitRace:
     def _key(self, cuts: Cuts) -> tuple[bool, float, bool, float]:
         value = self._value(cuts)
         return (
-            self.asks_users and not self.serves_users(cuts),
+            (self.asks_load or self.asks_users) and not self.serves_load(cuts),
             -self.max_users.get(cuts, 0.0),
             cuts not in self.in_full,
-            math.inf if math.isnan(value) else -value,
+            _descending(value),
         )
 
     def _value(self, cuts: Cuts) -> float:
@@ -235,5 +343,9 @@ class SplitRace:
         if not known:
             return done
         best, bound = max(known), self.simulator.bound_per_s
-        gap = "" if self.asks_users else f", gap {1 - best / bound:.1%}"  # it is for so many
-        return f"{done}, best {best:.3g} requests/s{gap}"
+        return f"{done}, best {best:.3g} requests/s, gap {1 - best / bound:.1%}"
+
+
+def _descending(value: float) -> float:
+    """Return a key that sorts values, the largest first and nan last."""
+    return math.inf if math.isnan(value) else -value

@@ -10,15 +10,20 @@ from hypsolve.planning.forecast import room_of
 from hypsolve.planning.load import Load, max_requests
 from hypsolve.planning.rate_bound import bound_on_rate
 from hypsolve.planning.saturation import (
+    MET,
     MIN_REQUESTS,
     PRINTED_ROUNDS,
     SimulatedRate,
+    attained,
     confirmed_rate,
     enough_requests,
+    is_steady,
     long_requests,
     rate_of_users,
     rate_within_targets,
     saturated_rate,
+    serve_at_rate,
+    stretch_of,
 )
 from hypsolve.problem import evaluation
 from hypsolve.problem.deployment import Deployment
@@ -31,7 +36,10 @@ Cuts = tuple[int, ...]
 RANKING_ROUNDS = 8  # requests simulated to rank splits, over the number under way at once
 RACED = 0.95  # of the best rate within targets: a split that misses it is not looked at further
 RANKED = 2000  # requests of a trace that tell whether a rate is within targets, to rank splits
+SHORT_VISITS = 2e6  # of a token at a stage, in a simulation that tells how far a target is
+NEAR = 1.15  # times its targets, up to which a longer simulation decides
 MORE = 1.5  # times the requests of a simulation, from which it is worth another one
+BARELY = 1 + 1e-9  # times its targets, at least, where a load is not served
 UNKNOWN = SimulatedRate(requests_per_s=math.nan, n_requests=0)
 
 
@@ -64,6 +72,7 @@ class SplitSimulator:
         self.deployment, self.instance, self.load = deployment, instance, load
         self.has_goal, self.bound_per_s = has_goal, bound_per_s
         self._of_users: dict[Cuts, SimulatedRate] = {}
+        self._at_rate: dict[Cuts, tuple[float, bool]] = {}  # stretch, and whether it is served
         self._bounds: dict[Cuts, float] = {}
         self._took_s: dict[Cuts, float] = {}  # seconds of the simulation that ranked a split
 
@@ -160,6 +169,40 @@ class SplitSimulator:
             self._of_users[cuts] = rate_of_users(self.deployment, Partition(cuts), self.load)
         return self._of_users[cuts]
 
+    def stretch(self, cuts: Cuts) -> float:
+        """Return the factor on the targets at which a split would serve the load, simulated.
+
+        It is at most 1 if and only if the load is served, see
+        `hypsolve.planning.slo_answer.judged`. A short simulation that is far from the targets
+        is enough.
+        """
+        if self.load.users is None:
+            found, is_served = self._stretch_at_rate(cuts)
+        else:
+            short = replace(self.load, max_visits=min(self.load.max_visits, SHORT_VISITS))
+            found, is_served = math.inf, False
+            if cuts not in self._of_users:
+                found = rate_of_users(self.deployment, Partition(cuts), short).stretch
+            if cuts in self._of_users or found <= NEAR:
+                of_users = self.of_users(cuts)
+                found, is_served = of_users.stretch, of_users.slo_attainment >= MET
+        return min(found, 1.0) if is_served else max(found, BARELY)
+
+    def _stretch_at_rate(self, cuts: Cuts) -> tuple[float, bool]:
+        if cuts in self._at_rate:
+            return self._at_rate[cuts]
+        partition, load, is_served = Partition(cuts), self.load, False
+        n = long_requests(self._under_way(cuts), self.deployment, load)
+        short = max(MIN_REQUESTS, min(n // 4, max_requests(self.deployment, SHORT_VISITS)))
+        trace = serve_at_rate(self.deployment, partition, load, load.rate_per_s, short)
+        found = stretch_of(trace, load)
+        if found <= NEAR:
+            trace = serve_at_rate(self.deployment, partition, load, load.rate_per_s, n)
+            found = stretch_of(trace, load)
+            is_served = attained(trace, load)[0] >= MET and is_steady(trace)
+        self._at_rate[cuts] = found, is_served
+        return found, is_served
+
     def serves_users(self, cuts: Cuts, users: float) -> float:
         """Return the share of the requests of so many users that are within the targets."""
         load = replace(self.load, users=int(users))
@@ -183,6 +226,10 @@ class SplitSimulator:
 
     def _under_way(self, cuts: Cuts) -> int:
         return room_of(self.deployment, self.instance, Partition(cuts)).running
+
+    def max_sequences(self, cuts: Cuts) -> int:
+        """Return the sequences for which a split has room at once; see `Room`."""
+        return room_of(self.deployment, self.instance, Partition(cuts)).sequences
 
     def _requests_within(self, n: int) -> int:
         """Return how many requests tell whether a rate is within targets: at least `n`."""

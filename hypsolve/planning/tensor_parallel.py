@@ -170,7 +170,8 @@ def _bound(candidates: Sequence[_Candidate], deadline: Deadline) -> _Candidate:
             networks = [each.query]
             if each.solution is not None and each.solution.query is not each.query:
                 networks.append(each.solution.query)
-            bound = max(bound_of(of_network) for of_network in networks)
+            has_users = not each.query.has_targets  # see `Throughput.bound_requests_per_s`
+            bound = max(bound_of(of, has_users=has_users) for of in networks)
             each.choice = replace(each.choice, bound_requests_per_s=bound)
 
     def largest(each: _Candidate) -> float:

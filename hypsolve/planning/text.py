@@ -19,6 +19,7 @@ from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.rpc_links import describe_rpc
 from hypsolve.planning.saturation import MET
 from hypsolve.planning.slo_text import describe_slos, slo_lines
+from hypsolve.planning.throughput import QUEUES_FULL
 from hypsolve.planning.upgrade_text import (
     CLEARLY,
     describe_bound,
@@ -225,21 +226,30 @@ def describe_rate(found: Throughput, of_nodes: str = "", before: str = "") -> st
         f"proved: {before}no split{of_nodes} and no schedule serves more than"
         f" {found.bound_requests_per_s:.3g} under the limits of this runtime"
     )
-    if found.objective == "goodput":
+    if "targets" in found.quantity:
         proved += ", with or without targets"
+    elif not math.isnan(found.users_bound_requests_per_s):
+        proved = proved.replace("serves more", "serves these users more")
     if math.isnan(found.simulated_requests_per_s):
         return f"the rate within the targets was not found in time; {proved}"
     at_least = "at least " * found.is_lower_bound
-    rate = f"{at_least}{found.simulated_requests_per_s:.3g} requests/s"
-    best = found.splits[0]
-    if best.slo_attainment >= MET:
-        rate += " of these users, who are within the targets"
-    elif found.objective == "goodput":
-        rate += f" of {found.arrivals} with {MET:.0%} within the targets"
+    quantity = "requests/s" if found.quantity == QUEUES_FULL else found.quantity
     return (
         f"simulated over {found.n_requests} requests, from the first arrival to the last"
-        f" completion, it serves {rate}; {proved}"
-        f" (gap {'at most ' * found.is_lower_bound}{found.gap:.1%})"
+        f" completion, it serves {at_least}{found.simulated_requests_per_s:.3g} {quantity};"
+        f" {proved} (gap {'at most ' * found.is_lower_bound}{found.gap:.1%})"
+        f"{_of_users(found, of_nodes)}"
+    )
+
+
+def _of_users(found: Throughput, of_nodes: str) -> str:
+    """Say what users get where the rate of all arrivals is maximised; empty without users."""
+    if "targets" not in found.quantity or math.isnan(found.users_requests_per_s):
+        return ""
+    return (
+        f"; these users wait for their answers and get {found.users_requests_per_s:.3g}"
+        f" requests/s within the targets; proved: no split{of_nodes} and no schedule serves"
+        f" them more than {found.users_bound_requests_per_s:.3g}"
     )
 
 
@@ -252,6 +262,11 @@ def rate_lines(plan: Plan) -> list[str]:
         f"best of {len(found.splits)} splits that were simulated; in the fluid model the best"
         f" split of all serves {found.fluid_requests_per_s:.3g}"
     )
+    if not found.fluid_requests_per_s:
+        best = (
+            f"best of {len(found.splits)} splits that were simulated; in the fluid model no"
+            " split meets the targets at any rate"
+        )
     return [best, *([rules] if (rules := describe_rules(found)) else [])]
 
 
@@ -271,11 +286,24 @@ def describe_rules(found: Throughput) -> str:
             said.append(
                 f"for {_rules(split)} (layers {describe_cuts(split.cuts)}) would serve"
                 f" {split.simulated_requests_per_s:.3g} requests/s,"
-                f" {abs(share):.0%} {'less' if share >= 0 else 'more'}"
+                f" {abs(share):.0%} {'less' if share >= 0 else 'more'}{_but(found, split)}"
             )
     if best.best_for:
         said.append(f"for {_rules(best)} is this one")
     return f"requests one at a time: HypSplit-DP's split {'; '.join(said)}" if said else ""
+
+
+def _but(found: Throughput, split: ServedSplit) -> str:
+    """Say why a split that serves a larger rate was not chosen; empty if it serves less."""
+    best = found.splits[0]
+    if split.simulated_requests_per_s <= best.simulated_requests_per_s:
+        return ""
+    if found.objective == "cost":
+        return ", at a higher price per request"
+    if split.slo_attainment < MET:
+        more = " more of" * (best.slo_attainment < MET)
+        return f", but not{more} these users"
+    return ", within the noise of simulations"
 
 
 def _rules(split: ServedSplit) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 
 from hypsolve.bounds.throughput import throughput_bound
 from hypsolve.planning.load import Load, with_requests
+from hypsolve.planning.load_search import LoadSearched
 from hypsolve.planning.saturation import MET, SimulatedRate
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.split_race import SplitRace
 from hypsolve.planning.split_simulator import UNKNOWN, Cuts, SplitSimulator
+from hypsolve.planning.user_bound import bound_on_users
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.instance import Instance, Objective
@@ -32,6 +34,10 @@ PROPORTIONAL = ("speed_proportional", "memory_proportional")
 """Rules in use today whose splits are simulated, too: small stages bunch batches in waves."""
 NEIGHBOUR = "neighbour"  # origin of a split with one cut moved
 FIRST_SHARE = 0.1  # of the requests of a full simulation, to rank splits of an upgrade
+QUEUES_FULL = "requests/s, every queue full"
+OF_USERS = "requests/s of these users, who wait for their answers"
+RELAXED = (1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
+"""Factors on targets that no split meets in the fluid model, until some split meets them."""
 N_SPLITS = 6  # best splits of the fluid model that are simulated
 
 
@@ -49,12 +55,10 @@ class ServedSplit:
         Rate in the fluid model; nan if it was not computed.
     simulated_requests_per_s : float
         Requests over the seconds from the first arrival to the last completion, where every
-        queue is full. With users: the rate that they get. With targets: the largest rate of
-        `Throughput.arrivals` at which 95 % of the requests meet them; but where the chosen
-        split serves the users within the targets, the rate of their requests within the
-        targets. All splits of a plan state the same of these. It is nan if it was not looked
-        for to the end: in time, or because the split has less than 95 % of the rate of another
-        one.
+        queue is full. With users and no targets: the rate that they get. With targets: the
+        largest rate of `Throughput.arrivals` at which 95 % of the requests meet them, with or
+        without users. It is nan if it was not looked for to the end: in time, or because the
+        split has less than 95 % of the rate of another one.
     n_requests : int
         Requests of that simulation.
     is_lower_bound : bool
@@ -68,6 +72,9 @@ class ServedSplit:
         Largest rate of `Throughput.arrivals` at which 95 % of the requests meet the targets, of
         all and of the later half; nan without targets, and where it was not looked for to the
         end.
+    users_requests_per_s : float
+        Requests of the users that they get served, with targets those within them; nan without
+        users, and where these were not simulated.
     best_for : tuple of str
         Objectives of requests served one at a time (``bottleneck``, ``path``, ``p0``) whose
         split by HypSplit-DP this is.
@@ -81,6 +88,7 @@ class ServedSplit:
     is_lower_bound: bool = False
     slo_attainment: float = math.nan
     within_targets_per_s: float = math.nan
+    users_requests_per_s: float = math.nan
     best_for: tuple[str, ...] = ()
 
     @property
@@ -104,11 +112,13 @@ class Throughput:
     is_lower_bound : bool
         Whether that split may serve clearly more; see `ServedSplit`.
     fluid_requests_per_s : float
-        Largest rate of all splits in the fluid model.
+        Largest rate of all splits in the fluid model, with targets within them: 0 if no split
+        meets them in the model, whose numbers are means.
     bound_requests_per_s : float
         No split and no schedule serves more, under the limits of the runtime, with the degrees
-        of tensor parallelism that `bound_is_of_all_degrees` tells.
-        It knows no targets: with targets, every split may serve far less.
+        of tensor parallelism that `bound_is_of_all_degrees` tells. With users and no targets,
+        it is the bound on what these users get. With targets, it knows neither these nor users:
+        every split may serve far less.
     bound_is_of_all_degrees : bool
         Whether `bound_requests_per_s` also holds for all other degrees of tensor parallelism
         that the runtime can run; False if it is of the degrees of the plan alone.
@@ -118,6 +128,15 @@ class Throughput:
         All that were simulated; the chosen one is first.
     arrivals : str
         How requests arrive at a rate within targets, in words.
+    quantity : str
+        Which rate `simulated_requests_per_s`, the bound and the gap are about, in words.
+    users_requests_per_s : float
+        What users get of the chosen split; see `ServedSplit`.
+    users_bound_requests_per_s : float
+        No split and no schedule serves these users more, with the degrees of tensor parallelism
+        of the plan; nan without users.
+    at_load : LoadSearched or None
+        Splits that were simulated at the load; None if none had to serve it within targets.
     """
 
     objective: str
@@ -130,6 +149,10 @@ class Throughput:
     splits: tuple[ServedSplit, ...]
     bound_is_of_all_degrees: bool = False
     arrivals: str = "Poisson arrivals"
+    quantity: str = QUEUES_FULL
+    users_requests_per_s: float = math.nan
+    users_bound_requests_per_s: float = math.nan
+    at_load: LoadSearched | None = None
 
     def over_degrees(self, bounds: Sequence[float]) -> Throughput:
         """Return a copy with the largest of some degrees' bounds, if all are known."""
@@ -222,15 +245,21 @@ class RateSearch:
         return [each.cuts for each in splits], outcome.fluid_bound
 
     def _instances(self) -> Iterator[tuple[ServingInstance, bool]]:
-        """Yield the instance with the targets, and then without; whether these are missed."""
+        """Yield instances with the targets, with larger ones, and without.
+
+        The second value says whether the targets were left or enlarged.
+        """
         known = set(self.instance.node_names)
+        targets = {"ttft_slo_s": self.load.ttft_slo_s, "tpot_slo_s": self.load.tpot_slo_s}
         goals: dict[str, Any] = {
             "objective": self.objective,
-            "ttft_slo_s": self.load.ttft_slo_s,
-            "tpot_slo_s": self.load.tpot_slo_s,
             "prices_per_hour": {n: p for n, p in self.prices_per_hour.items() if n in known},
         }
-        for each in (goals, {}):
+        relaxed = [
+            goals | {name: None if s is None else factor * s for name, s in targets.items()}
+            for factor in (1.0, *RELAXED * self.has_targets)
+        ]
+        for each in (*relaxed, {}):
             yield (
                 to_serving_instance(
                     self.of_fluid,
@@ -239,7 +268,7 @@ class RateSearch:
                     **self.splits_of,
                     **each,
                 ),
-                not each and self.has_targets,
+                each is not relaxed[0] and self.has_targets,
             )
 
     def bound(self, *, has_users: bool = True) -> float:
@@ -248,12 +277,15 @@ class RateSearch:
         `has_users` says whether the users of the load send the requests, if it has some.
         """
         users = self.load.users if has_users else None
-        return throughput_bound(
+        bound = throughput_bound(
             self.deployment if users is None else self.of_users,
             users=users,
             think_time_s=self.load.think_time_s if has_users else 0.0,
             **self.splits_of,
         )
+        if users is None:
+            return bound
+        return min(bound, bound_on_users(self.of_users, self.splits_of, self.load))
 
     def splits(
         self, time_limit_s: float, n_splits: int = N_SPLITS
@@ -302,7 +334,8 @@ class RateSearch:
         self, fluid: Mapping[Cuts, float], deadline: Deadline, progress: Progress
     ) -> Throughput:
         """Simulate splits, and return what the best one serves; see `SplitRace`."""
-        bound = self.bound()
+        has_goal = self._has_goal
+        bound = self.bound(has_users=not has_goal)
         candidates = self._candidates(fluid)
         race = self._race(candidates, bound)
         try:
@@ -313,33 +346,38 @@ class RateSearch:
             self.interrupted = True
         self.settled = race.in_full
         order = race.order()
-        is_of_users = race.serves_users(order[0])
         splits = tuple(
-            candidates.get(cuts, Candidate(NEIGHBOUR, cuts)).served(race, is_of_users)
-            for cuts in order
+            candidates.get(cuts, Candidate(NEIGHBOUR, cuts)).served(race) for cuts in order
         )
-        best = splits[0]
-        if best.misses_targets:
-            bound = self.bound(has_users=False)
+        best, has_users = splits[0], self.load.users is not None
+        of_users = self.bound() if has_users and has_goal else bound
+        quantity = OF_USERS if has_users else QUEUES_FULL
+        if has_goal:
+            quantity = f"requests/s of {self.load.arrivals} with {MET:.0%} within the targets"
         return Throughput(
             objective=self.objective,
             simulated_requests_per_s=best.simulated_requests_per_s,
             n_requests=best.n_requests,
             is_lower_bound=best.is_lower_bound,
-            fluid_requests_per_s=max(fluid.values()),
+            fluid_requests_per_s=0.0 if self.misses_targets else max(fluid.values()),
             bound_requests_per_s=bound,
             gap=1 - best.simulated_requests_per_s / bound,
             splits=splits,
             arrivals=self.load.arrivals,
+            quantity=quantity,
+            users_requests_per_s=best.users_requests_per_s,
+            users_bound_requests_per_s=of_users if has_users else math.nan,
+            at_load=race.searched() if race.asks_load else None,
         )
 
     def _race(self, candidates: Mapping[Cuts, Candidate], bound_per_s: float) -> SplitRace:
-        has_goal = self.has_targets and self.objective != "throughput"
+        has_users = self.load.users is not None
         return SplitRace(
-            self._simulator(has_goal, bound_per_s),
+            self._simulator(self._has_goal, bound_per_s),
             printed=[cuts for cuts, each in candidates.items() if each.is_printed],
             price=self.price_per_hour if self.objective == "cost" else lambda cuts: 1.0,
             is_allowed=self.is_allowed,
+            asks_load=self._has_goal and (has_users or self.objective == "goodput"),
         )
 
     def served(
@@ -361,10 +399,9 @@ class RateSearch:
         order : tuple of float
             The smallest is the best, over splits and over networks.
         """
-        race = self._race({}, self.bound())
+        race = self._race({}, self.bound(has_users=not self._has_goal))
         order = race.alone(cuts, deadline, in_full=share >= 1)
-        served = Candidate("fluid model", cuts).served(race, race.serves_users(cuts))
-        return served, order
+        return Candidate("fluid model", cuts).served(race), order
 
     def saturated(
         self, cuts: Cuts, share: float = 1.0, bound_per_s: float = math.inf
@@ -399,6 +436,11 @@ class RateSearch:
         """Whether there is a target for a latency."""
         return self.load.ttft_slo_s is not None or self.load.tpot_slo_s is not None
 
+    @property
+    def _has_goal(self) -> bool:
+        """Whether the largest rate within targets is asked for."""
+        return self.has_targets and self.objective != "throughput"
+
     def price_per_hour(self, cuts: Cuts) -> float:
         """Return the price of all nodes of the tiers that host blocks; others cost nothing."""
         return math.fsum(
@@ -410,7 +452,10 @@ class RateSearch:
 
     def _candidates(self, fluid: Mapping[Cuts, float]) -> dict[Cuts, Candidate]:
         """Return the splits to simulate, those of the fluid model first."""
-        found = {cuts: Candidate("fluid model", cuts, rate) for cuts, rate in fluid.items()}
+        found = {
+            cuts: Candidate("fluid model", cuts, math.nan if self.misses_targets else rate)
+            for cuts, rate in fluid.items()
+        }
         for objective, cuts in self._splits_of_rules():
             each = found.get(cuts, Candidate(objective, cuts))
             found[cuts] = replace(each, best_for=(*each.best_for, objective), is_printed=True)
@@ -445,25 +490,21 @@ class Candidate:
     best_for: tuple[str, ...] = ()
     is_printed: bool = False
 
-    def served(self, race: SplitRace, is_of_users: bool) -> ServedSplit:
-        """Return the split with what it serves.
-
-        `is_of_users` says whether the rate of the users is what the best split is chosen by,
-        so that it is stated for all splits.
-        """
-        rate, of_users = race.stated(self.cuts), race.of_users.get(self.cuts, UNKNOWN)
-        within_per_s, stated = rate.within_targets_per_s, of_users if is_of_users else rate
-        if is_of_users and (self.cuts not in race.in_full or rate.is_lower_bound):
-            within_per_s = math.nan
-        known = of_users if of_users.n_requests else rate
+    def served(self, race: SplitRace) -> ServedSplit:
+        """Return the split with what it serves."""
+        rate = race.stated(self.cuts)
+        of_users = race.of_users.get(self.cuts, UNKNOWN)
+        if race.simulator.load.users is not None and not race.simulator.has_goal:
+            of_users = rate
         return ServedSplit(
             origin=self.origin,
             cuts=self.cuts,
             fluid_requests_per_s=self.fluid_requests_per_s,
-            simulated_requests_per_s=stated.requests_per_s,
-            n_requests=stated.n_requests,
-            is_lower_bound=stated.is_lower_bound or math.isnan(stated.requests_per_s),
-            slo_attainment=known.slo_attainment,
-            within_targets_per_s=within_per_s,
+            simulated_requests_per_s=rate.requests_per_s,
+            n_requests=rate.n_requests,
+            is_lower_bound=rate.is_lower_bound or math.isnan(rate.requests_per_s),
+            slo_attainment=of_users.slo_attainment,
+            within_targets_per_s=rate.within_targets_per_s,
+            users_requests_per_s=of_users.requests_per_s,
             best_for=self.best_for,
         )
