@@ -35,7 +35,7 @@ from hypsolve.planning.earlier_plan import (
 )
 from hypsolve.planning.figures import draw_pareto
 from hypsolve.planning.forecast import round_s
-from hypsolve.planning.frontier_of_nodes import with_other_nodes
+from hypsolve.planning.frontier_of_nodes import best_in_fluid, with_other_nodes
 from hypsolve.planning.layers import describe_blocks, describe_cuts
 from hypsolve.planning.load import Load, arriving, at_rate, starts
 from hypsolve.planning.query import ALONE, PlanQuery, Solution, solve_query
@@ -49,6 +49,7 @@ from hypsolve.planning.runtime_restrictions import (
 from hypsolve.planning.saturation import MET
 from hypsolve.planning.serving_frontier import (
     ServingPoint,
+    open_points,
     serving_points,
     undominated,
 )
@@ -70,6 +71,8 @@ from hypsolve.solvers.backends.scip import hide_spurious_scip_errors
 from hypsolve.solvers.clock import Deadline
 
 OWN_SHARE = 0.5  # of the time of a frontier, for splits on the nodes of the plan
+FLUID_SHARE = 0.2  # of the time left for a frontier, for the best splits of the fluid model
+N_NAMED = 4  # splits that were not simulated and are named
 NODES_SHARE = 0.3  # of the time limit, to choose the nodes that a server's pipelines use
 
 
@@ -180,8 +183,11 @@ def pareto(
         print("[]" if as_json else f"{solution.result.status}: {solution.result.message}")
         return 1
     share = OWN_SHARE if nodes.server else 1.0  # of the time, for the nodes of the plan
+    best = best_in_fluid(replace(query, time_limit_s=deadline.part(FLUID_SHARE).limit_s))
+    if nodes.solution is not None and (split := nodes.solution.result.partition) is not None:
+        best = tuple(dict.fromkeys((split, *best)))
     tried = serving_points(
-        solution.deployment, solution.instance, query.load, deadline.part(share).limit_s
+        solution.deployment, solution.instance, query.load, deadline.part(share).limit_s, best
     )
     if nodes.server:
         tried = with_other_nodes(tried, nodes, planned, deadline)
@@ -235,20 +241,33 @@ def pareto(
 
 
 def _not_simulated(tried: Sequence[ServingPoint]) -> str:
-    """Say how many splits were not simulated, or not to the end; empty if all were."""
-    n_known, n_cut = (
-        sum(p.is_known for p in tried),
-        sum(p.max_rate_is_lower_bound for p in tried),
+    """Say which splits were not simulated, or not to the end; empty if all were."""
+    left, n_cut = (
+        [point for point in tried if not point.is_known],
+        sum(point.max_rate_is_lower_bound for point in tried),
     )
     words = []
-    if n_known < len(tried):
+    if left:
         words.append(
-            f"{n_known} of the {len(tried)} splits that are best for requests one at a time"
-            " were simulated; others may be better"
+            f"{len(tried) - len(left)} of {len(tried)} splits were simulated: those that are"
+            " best for requests one at a time, and the best of the fluid model"
         )
+        maybe = open_points(tried)
+        if len(maybe) < len(left):
+            words.append(
+                f"{len(left) - len(maybe)} others were left out, for by their bounds they are"
+                " no better"
+            )
+        if maybe:
+            names = [describe_cuts(point.partition.cuts) for point in maybe]
+            more = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
+            words.append(
+                "for these the time (--time-limit) did not suffice, and they may be better:"
+                f" layers {'; '.join(names[:N_NAMED])}{more}"
+            )
     if n_cut:
         words.append(f"at least: the search for larger rates was cut short ({n_cut} splits)")
-    return "; ".join(words)
+    return "\n".join(words)
 
 
 def _nodes(

@@ -43,8 +43,7 @@ def points_of_networks(
         if found and choosing.has_passed():
             break
         limit_s = choosing.part(1.0).limit_s
-        fluid = replace(query, objective="throughput", method=None, options={})
-        _, splits, rate = rank_fluid(replace(fluid, time_limit_s=limit_s))
+        splits, rate = _fluid(replace(query, objective="throughput", time_limit_s=limit_s))
         alone = solve_query(replace(query, objective="path", time_limit_s=limit_s))
         if alone.result.partition is None or not splits:
             continue
@@ -75,6 +74,20 @@ def points_of_networks(
         point = simulated_point(solution.deployment, instance, load, at, deadline)
         points.append(replace(point, nodes=nodes))
     return tuple(points)
+
+
+def best_in_fluid(query: PlanQuery) -> tuple[Partition, ...]:
+    """Return the best splits of the fluid model: for the rate, and for that within targets."""
+    objectives = ("goodput", "throughput") if query.has_targets else ("throughput",)
+    limit_s = query.time_limit_s / len(objectives)
+    found = (_fluid(replace(query, objective=o, time_limit_s=limit_s)) for o in objectives)
+    return tuple(dict.fromkeys(Partition(cuts) for splits, _ in found for cuts in splits))
+
+
+def _fluid(query: PlanQuery) -> tuple[list[tuple[int, ...]], float]:
+    """Return the best split of the fluid model, or none, and its rate."""
+    _, splits, rate = rank_fluid(replace(query, method=None, options={}))
+    return splits, rate
 
 
 def _by_front(
