@@ -1,7 +1,6 @@
 """`ServingInstance`: errors, digests, files, and its seconds against the cost model."""
 
 import json
-
 from dataclasses import replace
 
 import numpy as np
