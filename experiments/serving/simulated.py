@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hypsolve import Deployment, Partition, throughput_bound, to_instance
-from hypsolve.planning.forecast import room_of, serve
-from hypsolve.planning.load import evenly
+from hypsolve.planning.forecast import room_of
+from hypsolve.planning.load import evenly, serve
 from hypsolve.planning.rate_bound import bound_on_rate
 
 OVERLOAD, HEADROOM = 1.05, 1.1

@@ -14,6 +14,7 @@ GAINS = tuple(
 )  # relative, at which doubled resources are told apart
 COMPUTE, BANDWIDTH, KV, BATCH = "compute", "memory bandwidth", "KV memory", "batch limit"
 LINK, LATENCY = "link", "latency"
+NONE = "no single resource"
 DOUBLED = (COMPUTE, BANDWIDTH, KV, BATCH, LINK, LATENCY)
 """Resources, as the names of `hypsolve.planning.limiting_resource` begin."""
 
@@ -101,9 +102,9 @@ def _node(node: Node, resource: str) -> Node:
 def helps_most(names: Sequence[str], keeps_up: Callable[[str, float], bool | None]) -> str:
     """Return the resource whose doubling lets the largest rate be sustained.
 
-    Of resources that reach one of `GAINS` and none beyond it, the first is returned, as well as
-    if none reaches the least of them. A resource is only tried at rates that no earlier one has
-    reached.
+    Of resources that reach one of `GAINS` and none beyond it, the first is returned. A resource
+    is only tried at rates that no earlier one has reached. If none reaches the least of them,
+    no single resource limits the rate.
 
     Parameters
     ----------
@@ -111,15 +112,22 @@ def helps_most(names: Sequence[str], keeps_up: Callable[[str, float], bool | Non
         At least one, the one that is expected to help most first.
     keeps_up : callable
         Whether a rate is sustained with twice of a resource, by its name and the gain of the
-        rate; None: not known, which ends the search.
+        rate; None: the time is over, which ends the search.
+
+    Returns
+    -------
+    str
+        A name, `NONE`, or empty if the search ended before one helped.
 
     Examples
     --------
     >>> gains = {"compute": 0.15, "link": 0.9, "latency": 0.5}
     >>> helps_most(tuple(gains), lambda name, gain: gain <= gains[name])
     'link'
+    >>> helps_most(("compute", "link"), lambda name, gain: False)
+    'no single resource'
     """
-    best, n_reached = names[0], 0
+    best, n_reached = "", 0
     for name in names:
         while n_reached < len(GAINS):
             does_keep_up = keeps_up(name, GAINS[n_reached])
@@ -128,4 +136,4 @@ def helps_most(names: Sequence[str], keeps_up: Callable[[str, float], bool | Non
             if not does_keep_up:
                 break
             best, n_reached = name, n_reached + 1
-    return best
+    return best or NONE

@@ -15,30 +15,31 @@ from hypsolve.planning.limiting_resource import limiting_resources
 from hypsolve.planning.load import (
     N_REQUESTS,
     Load,
+    at_rate_of,
     evenly,
-    in_whole_rounds,
     max_requests,
     one_alone,
+    serve,
     with_requests,
 )
 from hypsolve.planning.rate_bound import bound_on_rate, lengths, n_pipelines, stages_of
+from hypsolve.planning.sustained_rate import (
+    MAX_SIMULATED,
+    SETTLED_ROUNDS,
+    Sustained,
+    simulate_rate,
+)
 from hypsolve.problem import costs, evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment, Model, Requests
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.runtime import Batching
 from hypsolve.problem.solution import Partition
-from hypsolve.simulation.metrics import Metrics, Summary, growth
-from hypsolve.simulation.simulate import simulate
+from hypsolve.simulation.metrics import Metrics, Summary
 from hypsolve.simulation.trace import Trace
 from hypsolve.solvers.clock import NEVER, Deadline
 
-MAX_SIMULATED = 64_000  # requests in one simulation
-WINDOW = 8.0  # arrivals are simulated for this many latencies
-TRIES = 3  # simulations, each with more requests, before a rate is judged
-STEADY, SURELY = 1.1, 1.8  # growth of the requests in progress: none, and beyond doubt
-N_BISECTIONS = 5  # the largest rate is found to 1/32 of its bound
-DOUBLED_VISITS = 1.5e6  # in a simulation with twice of a resource, at most
+DOUBLED_VISITS = 6e6  # in a simulation with twice of a resource, at most
 OVERLOAD = 1.2  # of the largest rate, where the limiting resource is looked for
 
 
@@ -59,9 +60,13 @@ class Forecast:
     ttft_s, tpot_s, latency_s : Summary
         Simulated: mean, p50, p95 and p99 over the requests.
     keeps_up : bool or None
-        Whether requests are served as fast as they arrive. If not, the latencies above only
-        reflect the length of the simulation. None if too many requests would have to be
-        simulated to decide. True for users in a closed loop.
+        Whether requests are served as fast as they arrive; see `sustained_rate.is_steady`. If
+        not, the latencies above only reflect the length of the simulation. None if too many
+        requests would have to be simulated to decide. True for users in a closed loop.
+    is_settled : bool
+        Whether the latencies above are those of a load that goes on: the queue does not grow,
+        and requests many times those under way were simulated. False: with more requests, they
+        would be larger.
     requests_per_s : float
         Requests served per second at this load. The time of users in a closed loop runs to the
         end of the last think time.
@@ -81,17 +86,19 @@ class Forecast:
         asked for at this load. It is smaller than stated if `max_rate_is_lower_bound`; nan if
         the largest rate is not known.
     max_requests_per_s : float
-        Approximate largest sustainable rate, by bisection over simulations. It is nan if too
-        many requests are needed to tell, and 0 if it is below 1/32 of the bound. It is at least
-        the rate of the load if that rate is sustained.
+        Approximate largest sustained rate of Poisson arrivals, by bisection over simulations;
+        it was itself simulated until the queue did not grow. It is nan if too many requests are
+        needed to tell, and 0 if it is below 1/32 of the bound. It is at least the rate of the
+        load if that rate is sustained.
     max_rate_is_lower_bound : bool
         Whether the search for the largest rate was cut short, by the time limit or because too
         many requests are needed: `max_requests_per_s` is sustained, and larger rates may be.
     limited_by : str
         Resource that limits the rate: ``compute``, ``memory bandwidth``, ``KV memory``, ``batch
         limit``, ``link`` or ``latency``, and where. Twice of it lets the largest rate grow
-        most, in simulation; see `hypsolve.planning.limiting_resource`. Empty if it is not
-        known, also if the largest rate is not.
+        most, in simulation; see `hypsolve.planning.limiting_resource`. ``no single resource``
+        if twice of none lets it grow by 10 %. Empty if it is not known, also if the largest
+        rate is not.
     bound_requests_per_s : float
         Upper bound on the rate of every schedule of this partition under the limits of
         `runtime` and, with users, for so many of them; see `hypsolve.planning.rate_bound`. The
@@ -128,6 +135,7 @@ class Forecast:
     tpot_s: Summary
     latency_s: Summary
     keeps_up: bool | None
+    is_settled: bool
     requests_per_s: float
     output_tokens_per_s: float
     slo_attainment: float
@@ -163,7 +171,7 @@ def predict(
     instance: Instance | None = None,
     deadline: Deadline = NEVER,
     only: str = "",
-    known_per_s: float = 0.0,
+    near_per_s: float = 0.0,
 ) -> Forecast:
     """Forecast how a partition serves requests like those of a deployment.
 
@@ -188,9 +196,10 @@ def predict(
     only : str
         ``mean latency`` and ``goodput`` leave out the search for the largest rate,
         ``requests/s`` what limits it.
-    known_per_s : float
-        A rate that the partition served in another simulation: the search for the largest rate
-        begins there, so that no smaller one is reported.
+    near_per_s : float
+        Rate with which the search for the largest sustained rate begins, such as one that was
+        served under overload; 0: none. It is no lower bound: see
+        `hypsolve.planning.sustained_rate`.
 
     Returns
     -------
@@ -200,14 +209,19 @@ def predict(
         load = Load(rate_per_s=load)
     if instance is None:
         instance = costs.to_instance(deployment, allow_empty=True)
-    trace = serve_load(deployment, partition, load)
-    found = trace.metrics(ttft_slo_s=load.ttft_slo_s, tpot_slo_s=load.tpot_slo_s)
     bound = bound_on_rate(deployment, instance, partition)
-    max_rate, keeps_up, is_lower_bound, limited_by = math.nan, None, False, ""
+    judge, keeps_up = _judge(deployment, partition, load, deadline), None
+    if load.users is None and load.trace is None:
+        trace, keeps_up = _serve_rate(deployment, partition, load)
+    else:
+        trace = serve_load(deployment, partition, load)
+        keeps_up = True if load.users is not None else judge(load.rate_per_s)
+    found = trace.metrics(ttft_slo_s=load.ttft_slo_s, tpot_slo_s=load.tpot_slo_s)
+    if load.users is None and load.rate_per_s > bound:
+        keeps_up = False
+    max_rate, is_lower_bound, limited_by = math.nan, False, ""
     if only not in ("mean latency", "goodput") and not (only and load.users is not None):
-        max_rate, keeps_up, is_lower_bound = _sustained(
-            deployment, partition, bound, load, deadline, min(known_per_s, bound)
-        )
+        max_rate, is_lower_bound = _largest(judge, load, bound, keeps_up, near_per_s)
     is_known = 0 < max_rate < math.inf and not is_lower_bound
     if is_known and not only and not deadline.has_passed():
         limited_by = _limited_by(deployment, instance, partition, max_rate, load, deadline)
@@ -238,6 +252,7 @@ def predict(
         tpot_s=found.tpot_s,
         latency_s=found.latency_s,
         keeps_up=keeps_up,
+        is_settled=keeps_up is True,
         requests_per_s=served_per_s,
         output_tokens_per_s=served_per_s * output,
         slo_attainment=found.slo_attainment,
@@ -262,7 +277,13 @@ def predict(
 def serve_load(
     deployment: Deployment, partition: Partition, load: Load, *, record_visits: bool = False
 ) -> Trace:
-    """Simulate a partition under a load; users start within one round of a user alone."""
+    """Simulate a partition under a load; users start within one round of a user alone.
+
+    Poisson arrivals are simulated until there are `SETTLED_ROUNDS` times as many as requests
+    under way, as far as the visits of the load allow, or until they pile up beyond doubt.
+    """
+    if load.users is None and load.trace is None:
+        return _serve_rate(deployment, partition, load, record_visits=record_visits)[0]
     within_s = 0.0 if load.users is None else round_s(deployment, partition, load)
     return serve(
         with_requests(deployment, load, within_s),
@@ -271,6 +292,23 @@ def serve_load(
         users=load.users,
         think_time_s=load.think_time_s,
     )
+
+
+def _serve_rate(
+    deployment: Deployment, partition: Partition, load: Load, *, record_visits: bool = False
+) -> tuple[Trace, bool | None]:
+    """Simulate Poisson arrivals until latencies settle, and return whether they are served."""
+    first = len(with_requests(deployment, load).requests)
+    most = max(first, min(MAX_SIMULATED, max_requests(deployment, load.max_visits)))
+
+    def simulated(n: int) -> Trace:
+        return serve(
+            at_rate_of(deployment, load, load.rate_per_s, n),
+            partition,
+            record_visits=record_visits,
+        )
+
+    return simulate_rate(simulated, first, most, rounds=SETTLED_ROUNDS)
 
 
 def _with_lengths(deployment: Deployment, trace: Trace) -> Deployment:
@@ -382,61 +420,19 @@ def room_of(deployment: Deployment, instance: Instance, partition: Partition) ->
     return Room(sequences, min(running, sequences) if known else running, context)
 
 
-def serve(
-    deployment: Deployment,
-    partition: Partition,
-    *,
-    record_visits: bool = False,
-    users: int | None = None,
-    think_time_s: float = 0.0,
-) -> Trace:
-    """Simulate a partition as `predict` does: links send one message at a time."""
-    return simulate(
-        deployment,
-        partition,
-        link_contention=True,
-        record_visits=record_visits,
-        users=users,
-        think_time_s=think_time_s,
-    )
-
-
-def _sustained(
-    deployment: Deployment,
-    partition: Partition,
-    bound: float,
-    load: Load,
-    deadline: Deadline,
-    known_per_s: float = 0.0,
-) -> tuple[float, bool | None, bool]:
-    """Return about the largest sustainable rate, and whether the load is sustained.
-
-    The third value is whether the rate is only a lower bound, because the search was cut short.
-
-    A rate is sustained if the number of requests in progress does not grow. Requests arrive
-    evenly, so that no burst is mistaken for a growing queue, during `WINDOW` times the latency
-    of one request alone. If that cannot tell a growing queue from latencies that settle, more
-    requests are simulated, during `WINDOW` times their mean latency. Returns nan and None if
-    that takes too many requests or too long.
-    """
-    rate_per_s = load.rate_per_s if load.users is None else 0.0
+def _largest(
+    judge: Sustained, load: Load, bound: float, keeps_up: bool | None, near_per_s: float
+) -> tuple[float, bool]:
+    """Return about the largest sustained rate, and whether it is only a lower bound."""
     if math.isinf(bound):
-        return math.inf, True, False
-    keeps_up = _Sustains(deployment, partition, load, deadline)
-    is_sustained: bool | None = rate_per_s <= known_per_s
-    if not is_sustained:
-        is_sustained = rate_per_s < bound and keeps_up(rate_per_s)
-    if is_sustained is None:
-        return known_per_s or math.nan, None, known_per_s > 0
-    low, high = (rate_per_s, bound) if is_sustained else (0.0, min(rate_per_s, bound))
-    low = max(low, known_per_s)
-    for _ in range(N_BISECTIONS):
-        rate = (low + high) / 2
-        does_keep_up = keeps_up(rate)
-        if does_keep_up is None:  # `low` is sustained, larger rates are not known
-            return (low, is_sustained, True) if low > 0 else (math.nan, is_sustained, False)
-        low, high = (rate, high) if does_keep_up else (low, rate)
-    return low, is_sustained, False
+        return math.inf, False
+    asked = load.rate_per_s if load.users is None else 0.0
+    return judge.largest(
+        bound,
+        sustained_per_s=asked if keeps_up else 0.0,
+        refused_per_s=asked if keeps_up is False else math.inf,
+        near_per_s=near_per_s,
+    )
 
 
 def sustains(
@@ -448,33 +444,14 @@ def sustains(
     """
     if load.users is not None:
         return True
-    return _Sustains(deployment, partition, load, deadline)(load.rate_per_s)
+    return _judge(deployment, partition, load, deadline)(load.rate_per_s)
 
 
-class _Sustains:
-    """Whether a partition sustains a rate; see `_sustained`."""
-
-    def __init__(
-        self, deployment: Deployment, partition: Partition, load: Load, deadline: Deadline
-    ) -> None:
-        self.deployment, self.partition, self.deadline = deployment, partition, deadline
-        self.alone_s = float(serve(one_alone(deployment), partition).latency_s[0])
-        self.most = min(MAX_SIMULATED, max_requests(deployment, load.max_visits))
-
-    def __call__(self, rate: float) -> bool | None:
-        """Return whether a rate is sustained; None if that takes too long."""
-        n, most = max(N_REQUESTS, math.ceil(WINDOW * rate * self.alone_s)), self.most
-        if n > most or self.deadline.has_passed():
-            return None
-        for _ in range(TRIES):
-            n = in_whole_rounds(self.deployment, n)
-            trace = serve(evenly(self.deployment, rate, n), self.partition)
-            grows = growth(trace)
-            if grows <= STEADY or grows > SURELY or n >= most:
-                break
-            in_progress = rate * float(trace.latency_s.mean())  # Little's law
-            n = min(max(4 * n, math.ceil(WINDOW * in_progress)), most)
-        return grows <= STEADY
+def _judge(
+    deployment: Deployment, partition: Partition, load: Load, deadline: Deadline
+) -> Sustained:
+    most = max_requests(deployment, load.max_visits)
+    return Sustained(deployment, partition, most, load.seed, deadline)
 
 
 def _limited_by(
@@ -485,23 +462,26 @@ def _limited_by(
     load: Load,
     deadline: Deadline,
 ) -> str:
-    """Return the resource of which twice as much lets the largest rate be sustained."""
+    """Return the resource of which twice as much lets the largest rate be sustained.
+
+    Each one is simulated with the arrivals with which the largest rate was found.
+    """
     n = min(N_REQUESTS * 2, max_requests(deployment, load.max_visits))
     beyond = serve(evenly(deployment, OVERLOAD * max_rate, n), partition)
     names = limiting_resources(deployment, instance, partition, beyond)
-    sustains: dict[str, _Sustains] = {}
+    judges: dict[str, Sustained] = {}
     short = replace(load, max_visits=min(load.max_visits, DOUBLED_VISITS))
 
     def keeps_up(name: str, gain: float) -> bool | None:
         resource = next((each for each in DOUBLED if name.startswith(each)), None)
         if resource is None:  # all-reduces are not simulated
             return False
-        if name not in sustains:
-            more = doubled(deployment, resource)
-            sustains[name] = _Sustains(more, partition, short, deadline)
-        return sustains[name]((1 + gain) * max_rate)
+        if name not in judges:
+            judges[name] = _judge(doubled(deployment, resource), partition, short, deadline)
+        is_sustained = judges[name]((1 + gain) * max_rate)
+        return None if deadline.has_passed() else is_sustained is True
 
-    return names[0] if len(names) == 1 else helps_most(names, keeps_up)
+    return helps_most(names, keeps_up) if any(names) else ""
 
 
 def _max_context(model: Model, rooms: list[list[float]], length: float) -> int:

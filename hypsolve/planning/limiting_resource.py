@@ -65,8 +65,8 @@ def limiting_resources(
     -------
     tuple of str
         Such as ``memory bandwidth of 'edge'`` or ``link from 'edge'``, the one that limits the
-        rate by the model first; see the docstring of this module. One name is sure; it is empty
-        if nothing is known.
+        rate by the model first; see the docstring of this module. The only name is empty if
+        nothing is known.
     """
     offered = _offered_bins(beyond)
     if not offered.any():
@@ -82,8 +82,9 @@ def limiting_resources(
     link, link_load = _fullest_link(deployment, instance, partition, beyond)
     busy = [float(beyond.series.busy[each.nodes][:, offered].mean()) for each in stages]
     busiest = int(np.argmax(busy)) if busy else 0
-    if not stages or link_load >= max(FULL, busy[busiest]):
+    if not stages:
         return (link,)
+    is_link_full = link_load >= max(FULL, busy[busiest])
     is_full = busy[busiest] >= FULL and not is_serial
     at_work = [stages[busiest]] if is_full else stages
     time = _RequestTime(deployment, instance, partition, at_work, is_full=is_full)
@@ -94,6 +95,10 @@ def limiting_resources(
         gains[larger] = time.gain(larger_batches=2.0)
     elif not is_full and not _waits(beyond, offered):
         gains[LATENCY_NAME] = math.inf
+    if is_link_full:
+        if gains.get(LATENCY_NAME) == math.inf:
+            gains[LATENCY_NAME] = 0.0
+        gains[link] = math.inf
     return tuple(sorted(gains, key=lambda name: -gains[name]))
 
 

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from hypsolve.planning.rate_bound import lengths
 from hypsolve.planning.request_mix import GIVEN, RequestMix
 from hypsolve.problem.deployment import Deployment, Requests
+from hypsolve.problem.solution import Partition
+from hypsolve.simulation.simulate import simulate
+from hypsolve.simulation.trace import Trace
 
 N_REQUESTS, MIN_REQUESTS = 400, 20  # in one simulation
 MAX_VISITS = 2e7  # (token, stage) visits in one simulation, which take some seconds
@@ -211,4 +214,23 @@ def one_alone(deployment: Deployment) -> Deployment:
     prompt, output = lengths(deployment)
     return replace(
         deployment, requests=Requests(np.zeros(1), np.array([prompt]), np.array([output]))
+    )
+
+
+def serve(
+    deployment: Deployment,
+    partition: Partition,
+    *,
+    record_visits: bool = False,
+    users: int | None = None,
+    think_time_s: float = 0.0,
+) -> Trace:
+    """Simulate a partition as forecasts do: links send one message at a time."""
+    return simulate(
+        deployment,
+        partition,
+        link_contention=True,
+        record_visits=record_visits,
+        users=users,
+        think_time_s=think_time_s,
     )

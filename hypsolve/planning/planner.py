@@ -152,7 +152,7 @@ def _plan_of(
                 currency=query.network.currency,
                 instance=solution.instance,
                 deadline=deadline,
-                known_per_s=_known_per_s(query, solution),
+                near_per_s=_near_per_s(query, solution),
             )
             forecast = _within_bound(forecast, solution.throughput)
         if forecast is not None and query.has_targets and slo_answer is None:
@@ -235,7 +235,7 @@ def _decided(answer: SloAnswer, query: PlanQuery, found: Throughput | None) -> S
     return decided(answer, query.load, found.at_load, bound)
 
 
-def _known_per_s(query: PlanQuery, solution: Solution) -> float:
+def _near_per_s(query: PlanQuery, solution: Solution) -> float:
     """Return the rate at which the search for the split saw it serve; 0 if there was none."""
     if solution.throughput is None or query.users is not None:
         return 0.0

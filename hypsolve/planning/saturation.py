@@ -9,18 +9,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hypsolve.planning.forecast import serve, serve_load
+from hypsolve.planning import sustained_rate
+from hypsolve.planning.forecast import serve_load
 from hypsolve.planning.load import (
     Load,
     at_rate_of,
     evenly,
     in_whole_rounds,
     max_requests,
+    serve,
 )
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.runtime import Batching
 from hypsolve.problem.solution import Partition
-from hypsolve.simulation.metrics import served_share
 from hypsolve.simulation.trace import Trace
 from hypsolve.solvers.clock import NEVER, Deadline
 
@@ -36,7 +37,6 @@ PRINTED_ROUNDS = (
 )
 MIN_REQUESTS = 100
 LONG = 4000  # requests that tell whether a rate is served within targets, at least
-KEEPS_UP = 0.99  # of the rate of arrivals, at which requests end
 N_BISECTIONS = 7  # a rate within targets is found to 1/128 of the largest rate
 FIRST_STEP = 0.02  # by which a rate within targets is lowered if it is not confirmed
 MAX_STEP = 0.3
@@ -330,8 +330,11 @@ def is_served(trace: Trace, load: Load) -> bool:
 
 
 def is_steady(trace: Trace) -> bool:
-    """Return whether requests end at the rate at which they arrive, as far as it is told."""
-    return not served_share(trace) < KEEPS_UP  # nan: cannot be told
+    """Return whether a load is sustained, as far as the length of a simulation tells.
+
+    See `hypsolve.planning.sustained_rate`.
+    """
+    return sustained_rate.is_steady(trace) is not False
 
 
 def attained(trace: Trace, load: Load) -> tuple[float, bool]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hypsolve.planning.forecast import serve
+from hypsolve.planning.load import serve
 from hypsolve.planning.request_mix import same_lengths
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.costs import to_instance
