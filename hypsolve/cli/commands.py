@@ -73,6 +73,7 @@ from hypsolve.solvers.clock import Deadline
 OWN_SHARE = 0.5  # of the time of a frontier, for splits on the nodes of the plan
 FLUID_SHARE = 0.2  # of the time left for a frontier, for the best splits of the fluid model
 N_NAMED = 4  # splits that were not simulated and are named
+CUT_SHORT = "the time limit ended the choice of nodes: a longer --time-limit may find better"
 NODES_SHARE = 0.3  # of the time limit, to choose the nodes that a server's pipelines use
 
 
@@ -285,6 +286,8 @@ def _tell_nodes(nodes: ServerNetwork, as_json: bool) -> None:
     """Print on which nodes the answer is, if the runtime cannot use all; not amid JSON."""
     if line := nodes.describe():
         print(line, file=sys.stderr if as_json else sys.stdout)
+    if nodes.is_cut_short:
+        print(CUT_SHORT, file=sys.stderr)
 
 
 def _split(query: PlanQuery, progress: Progress) -> tuple[ServerNetwork, Solution, Deadline]:

@@ -57,6 +57,8 @@ class ServerNetwork:
         Why it cannot express the best split of all nodes; empty if it can.
     used, left_out : tuple of str
         Names of nodes: in pipelines, and all others of the network that was asked for.
+    is_cut_short : bool
+        Whether the time limit ended the choice; with more time it may be another one.
     """
 
     query: PlanQuery
@@ -65,6 +67,7 @@ class ServerNetwork:
     why: str = ""
     used: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    is_cut_short: bool = False
 
     @classmethod
     def of(cls, query: PlanQuery, restricted: PlanQuery, why: str = "") -> ServerNetwork:
@@ -137,7 +140,9 @@ def network_for_server(
     if not server:
         return ServerNetwork(query=query)
     deadline = deadline or Deadline(query.time_limit_s)
-    asked, query = query, best_nodes(query, deadline.part(NODES_SHARE), progress)
+    of_nodes = deadline.part(NODES_SHARE)
+    asked, query = query, best_nodes(query, of_nodes, progress)
+    is_cut_short = of_nodes.has_passed()
     split = split or _solver(progress)
     first_s = deadline.part(FIRST_SHARE).limit_s
     solution = replace(split(replace(query, time_limit_s=first_s)), query=query)
@@ -149,9 +154,11 @@ def network_for_server(
         ways_are_known = not depends_on_empty_tiers(query.network, query.runtime)
         if solution.interrupted or (ways_are_known and not why):
             found = ServerNetwork.of(asked, replace(query, network=network), why)
+            found = replace(found, is_cut_short=is_cut_short or deadline.has_passed())
             return replace(found, solution=solution) if network is query.network else found
     best = _restricted(solution, server, deadline, progress, split, fluid)
-    return ServerNetwork.of(asked, best, why)
+    is_cut_short = is_cut_short or deadline.has_passed()
+    return replace(ServerNetwork.of(asked, best, why), is_cut_short=is_cut_short)
 
 
 def _solver(progress: Progress | None) -> Split:

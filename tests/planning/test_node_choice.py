@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 import hypsolve as hs
+from hypsolve.cli.commands import _tell_nodes
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning.node_choice import networks
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.runtime_networks import limited
+from hypsolve.planning.runtime_restrictions import network_for_server
+from hypsolve.solvers.clock import Deadline
 from tests.helpers.sizes import n_cases
 
 LINK = hs.Link(bytes_per_s=1.25e9, latency_s=1e-3)
@@ -121,3 +124,22 @@ def test_unequal_replicas_of_one_tier_are_planned():
     assert 0.85 * served.fluid_requests_per_s <= served.simulated_requests_per_s
     assert served.simulated_requests_per_s <= 1.02 * plan.forecast.max_requests_per_s
     assert plan.forecast.max_requests_per_s <= served.bound_requests_per_s
+
+
+def test_a_choice_that_the_limit_ended_says_so(capsys):
+    """A shorter limit may choose other nodes, which the user must know."""
+    wire = hs.Link(bytes_per_s=1.25e8, latency_s=1e-4)
+    nodes = [hs.Node(name=name, gpu=hs.gpu("l4")) for name in ("a", "b", "c")]
+    tiers = (
+        hs.Tier(name="one", nodes=(nodes[0],), link=wire),
+        hs.Tier(name="two", nodes=tuple(nodes[1:])),
+    )
+    asked = {"runtime": "vllm", "output_tokens": 8, "objective": "bottleneck"}
+    query = hs.PlanQuery.of("phi-3-mini", hs.Network(name="n", tiers=tiers), **asked)
+    whole = network_for_server(query, deadline=Deadline(60.0))
+    short = network_for_server(query, deadline=Deadline(1e-6))
+    assert (whole.is_cut_short, short.is_cut_short) == (False, True)
+    for nodes_of in (whole, short):
+        _tell_nodes(nodes_of, as_json=True)
+        told = "a longer --time-limit" in capsys.readouterr().err
+        assert told == nodes_of.is_cut_short
