@@ -273,9 +273,10 @@ def choose_form(steps: Steps) -> bool:
     Examples
     --------
     >>> import numpy as np
-    >>> flops, moved = np.array([1e9, 2e9, 4e9, 8e9]), np.array([8e8, 4e8, 8e8, 2e8])
-    >>> names = np.array(["a"] * 4)
-    >>> choose_form(Steps(flops, moved, flops / 1e10 + moved / 1e10, names, names))
+    >>> flops = np.array([1e9, 1e9, 4e9, 4e9, 9e9, 9e9])
+    >>> moved = np.array([1e9, 4e9, 1e9, 4e9, 9e9, 1e9])
+    >>> phase = np.array(["prefill", "decode"] * 3)
+    >>> choose_form(Steps(flops, moved, (flops + moved) / 1e10, np.array(["a"] * 6), phase))
     False
     """
     return not _error_of(steps, overlaps=False) < CLEARLY * _error_of(steps, overlaps=True)
