@@ -16,6 +16,7 @@ from typing import Any
 from hypsolve.calibration.benchmarks_csv import read_genai_perf_csv, read_own_table
 from hypsolve.calibration.benchmarks_run import BenchmarkRun, Left
 from hypsolve.calibration.csv_tables import number, positive
+from hypsolve.calibration.served_weights import served_weights
 from hypsolve.problem.files import checked_path, parse_json, read_bytes
 
 MAX_BYTES = 2**28
@@ -48,6 +49,12 @@ class Benchmark:
         """The model as the file names it; empty if it does not, or names several."""
         names = {run.model for run in self.runs}
         return names.pop() if len(names) == 1 else ""
+
+    @property
+    def weights(self) -> str | None:
+        """The format of weights as the file names it; None if it does not, or names several."""
+        names = {run.weights for run in self.runs}
+        return names.pop() if len(names) == 1 else None
 
 
 def read_benchmark(
@@ -178,6 +185,7 @@ def _vllm(owner: str, entry: Mapping[str, Any], left: Left) -> BenchmarkRun | No
     return BenchmarkRun(
         label=owner.rpartition(": ")[2],
         model=str(entry.get("model_id") or ""),
+        weights=served_weights("", str(entry.get("model_id") or "")),
         prompt_tokens=prompt,
         output_tokens=output,
         users=max(1.0, positive(owner, "max_concurrency", users)),
@@ -203,10 +211,13 @@ def _llama_bench(owner: str, entry: Mapping[str, Any], left: Left) -> BenchmarkR
     if (n_prompt > 0) == (n_gen > 0):
         left.out(owner, "a test of prompt and generation together, whose parts are not known")
         return None
-    chunk = entry.get("n_ubatch")
+    chunk, n_bytes = entry.get("n_ubatch"), entry.get("model_size")
+    name = str(entry.get("model_filename") or "")
     return BenchmarkRun(
         label=owner.rpartition(": ")[2],
-        model=str(entry.get("model_filename") or ""),
+        model=name,
+        weights=served_weights(str(entry.get("model_type") or ""), name),
+        weight_bytes=None if n_bytes is None else positive(owner, "model_size", n_bytes),
         prompt_tokens=n_prompt,
         # generated tokens t see depth + t tokens each, the first one included
         output_tokens=n_gen + 1 if n_gen else 1.0,
@@ -246,6 +257,7 @@ def _genai_perf(owner: str, entry: Mapping[str, Any], left: Left) -> BenchmarkRu
     return BenchmarkRun(
         label=owner.rpartition(": ")[2],
         model=_model_of(config),
+        weights=served_weights("", _model_of(config)),
         prompt_tokens=prompt,
         output_tokens=output,
         users=max(1.0, float(users)),

@@ -29,6 +29,10 @@ class BenchmarkRun:
         Whether the time to first token is that of the prompt alone, without a server.
     tensor_parallel : int
         GPUs that compute as one.
+    weights : str or None
+        Format of the weights, as the file names it; None if it does not.
+    weight_bytes : float or None
+        Size of all weights, as the file states it.
     """
 
     label: str
@@ -42,6 +46,8 @@ class BenchmarkRun:
     chunk_tokens: float | None = None
     is_kernel_time: bool = False
     tensor_parallel: int = 1
+    weights: str | None = None
+    weight_bytes: float | None = None
 
     def describe(self) -> str:
         """Describe the load in a few words."""

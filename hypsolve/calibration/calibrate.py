@@ -10,6 +10,10 @@ first token contain queues and the start of a benchmark.
 Seconds per request outside of iterations are fitted, too, if the times to first token identify
 them: if their 95 % interval lies above 0. They hold what a server does before the first
 iteration, and the queues with which benchmarks begin.
+
+Few runs move the numbers less, for one run cannot tell which of three numbers is wrong: the
+squared errors of n runs count n / (n + `FEW_RUNS`) times. No rate is above the data sheet of
+the GPU.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from hypsolve.calibration.calibrate_forecast import (
     simulated,
     with_numbers,
 )
+from hypsolve.catalog.datasheets import Ceiling, ceiling
 from hypsolve.formats.gpu_profile import MeasuredProfile
 from hypsolve.problem import validation as valid
 from hypsolve.problem.arrays import Array
@@ -38,23 +43,24 @@ from hypsolve.problem.interconnect import Interconnect
 from hypsolve.problem.model import Model
 from hypsolve.problem.network import GpuProfile
 from hypsolve.problem.runtime import Runtime
-from hypsolve.problem.units import count, finite_or_none
+from hypsolve.problem.units import count, finite_or_none, show_percent
 
 NUMBERS = ("t0_s", "flops_per_s", "bytes_per_s")
 PRIOR = np.array([1.0, 0.4, 0.3])
 """Standard deviations of the logarithms of the numbers, before a benchmark is seen."""
 REQUEST_S = 0.1
 """Standard deviation of the seconds per request outside of iterations, before: half normal."""
-WIDTHS = np.array([*PRIOR, 1.0])  # of all four; seconds per request are in units of `REQUEST_S`
 REQUEST = len(NUMBERS)  # place of the seconds per request
 TPOT, TTFT, TTFT_OF_USERS = 0.03, 0.1, 0.3
 """Errors that weigh the same: of times per token; of times to first token (one user, many)."""
+FEW_RUNS = 4.0  # at so many, the errors weigh half
 Index = NDArray[np.int64]
 MIN_T0_S = 1e-7  # from which a fixed time of 0 is fitted
 N_STEPS, MAX_STEP, DIFFERENCE = 30, 0.7, 1e-4
 N_CORRECTIONS = 2  # of the closed form by simulations
 MAX_ALONE = 12  # runs that are left out one by one; more are left out by lengths in two halves
 MIN_HELD_OUT = 3  # runs
+AT_PEAK = 1e-3  # share below a data sheet from which it is what limits a fit
 KNOWN = 0.5  # share of the prior's variance below which a number counts as seen
 NORMAL = 1.96  # 97.5 % quantile of the normal distribution
 T_QUANTILES = (
@@ -140,6 +146,8 @@ class Calibration:
         not identify them. A profile file holds them for people alone: plans do not add them.
     request_interval_s : (float, float)
         Their 95 % interval.
+    at_peak : tuple of str
+        Rates that the runs would have above the data sheet of the GPU, and that it limits.
     forecasts : tuple of RunForecast
     before, after, held_out : Errors
         `held_out` has no runs if there are too few.
@@ -153,6 +161,7 @@ class Calibration:
     unseen: tuple[str, ...]
     request_s: float
     request_interval_s: tuple[float, float]
+    at_peak: tuple[str, ...]
     forecasts: tuple[RunForecast, ...]
     before: Errors
     after: Errors
@@ -174,6 +183,7 @@ class Calibration:
                 "request_s": list(self.request_interval_s),
             },
             "little_seen": list(self.unseen),
+            "at_peak": list(self.at_peak),
             "errors": {
                 about: {
                     "ttft": finite_or_none(each.ttft),
@@ -248,6 +258,10 @@ def calibrate(
     ValueError, TypeError
         If an argument is invalid, or the model does not fit on the GPUs; the message names it.
 
+    Notes
+    -----
+    The GPU is known by the name of its profile (`hypsolve.catalog.datasheets.ceiling`).
+
     Examples
     --------
     >>> import json, pathlib, tempfile
@@ -291,7 +305,8 @@ def calibrate(
         basis="fitted",
     )
     before = np.array([simulated(server, start, run) for run in runs])
-    problem = _Problem(server, start, runs, before)
+    most = ceiling(gpu.name, model.name)
+    problem = _Problem(server, start, runs, before, most)
     x = problem.fit()
     for _ in range(N_CORRECTIONS):
         problem.correct(x, problem.simulations(x))
@@ -311,6 +326,7 @@ def calibrate(
         unseen=unseen,
         request_s=problem.request_s(x),
         request_interval_s=problem.request_interval(x),
+        at_peak=problem.at_peak(x),
         forecasts=tuple(
             RunForecast(run, *((float(a[0]), float(a[1])) for a in each))
             for run, *each in zip(runs, before, after, held_out, strict=True)
@@ -336,11 +352,24 @@ def _source(benchmark: Benchmark, server: Server, before: Errors, held_out: Erro
 def describe_errors(errors: Errors) -> str:
     """Describe errors in a few words, such as ``TPOT 4.1 %, TTFT 20 %``."""
     parts = [
-        f"{name} {100 * value:.2g} %"
+        f"{name} {show_percent(value)}"
         for name, value in (("TPOT", errors.tpot), ("TTFT", errors.ttft))
         if not math.isnan(value)
     ]
     return ", ".join(parts) or "unknown"
+
+
+def _weight(which: Index) -> float:
+    """Return the weight of the errors of so many runs."""
+    return math.sqrt(len(which) / (len(which) + FEW_RUNS))
+
+
+def prior_widths(which: Index) -> Array:
+    """Return the standard deviations of all numbers before, in the units of weighted errors.
+
+    The seconds per request have no other start than 0: few runs move them like many.
+    """
+    return np.append(PRIOR, 1.0 / _weight(which) if len(which) else 1.0)
 
 
 class _Problem:
@@ -351,11 +380,19 @@ class _Problem:
     """
 
     def __init__(
-        self, server: Server, start: GpuProfile, runs: Sequence[BenchmarkRun], before: Array
+        self,
+        server: Server,
+        start: GpuProfile,
+        runs: Sequence[BenchmarkRun],
+        before: Array,
+        most: Ceiling | None = None,
     ) -> None:
         self.server, self.start, self.runs = server, start, tuple(runs)
         self.states = SteadyStates(server, start, runs)
         self.centre = np.log([getattr(start, name) for name in NUMBERS])
+        self.most = np.array([math.inf, math.inf, math.inf])
+        if most is not None:
+            self.most[1:] = most.flops_per_s, most.bytes_per_s
         missing = math.nan
         self.measured = np.array(
             [[run.ttft_s or missing, run.tpot_s or missing] for run in runs]
@@ -366,11 +403,17 @@ class _Problem:
         of_server = [[0.0 if run.is_kernel_time else 1.0, 0.0] for run in runs]
         self.requests = np.array(of_server)  # to which the seconds per request are added
         self.ratio = np.ones_like(self.measured)  # of simulations to the closed form
-        self.correct(np.zeros(len(WIDTHS)), before)
+        self.correct(np.zeros(REQUEST + 1), before)
 
     def gpu(self, x: Array) -> GpuProfile:
         """Return the profile of a point."""
-        return with_numbers(self.start, np.exp(self.centre + x[:REQUEST]))
+        ratios = np.exp(self.centre + x[:REQUEST])
+        return with_numbers(self.start, np.minimum(ratios, self.most))
+
+    def at_peak(self, x: Array) -> tuple[str, ...]:
+        """Return the numbers that the data sheet limits."""
+        is_there = np.exp(self.centre + x[:REQUEST]) > self.most * (1 - AT_PEAK)
+        return tuple(name for name, there in zip(NUMBERS, is_there, strict=True) if there)
 
     def request_s(self, x: Array) -> float:
         """Return the seconds per request of a point."""
@@ -401,7 +444,7 @@ class _Problem:
         """Return the errors of logarithms in units, of all that was measured."""
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(self.forecast(x, which) / self.measured[which])
-        errors = (logs / self.units[which]).ravel()
+        errors = (logs / self.units[which]).ravel() * _weight(which)
         return errors[np.isfinite(errors)]
 
     def fit(self, x: Array | None = None, which: Index | None = None) -> Array:
@@ -409,30 +452,30 @@ class _Problem:
 
         The seconds per request are 0 unless the runs identify them.
         """
-        x = np.zeros(len(WIDTHS)) if x is None else x
+        x = np.zeros(REQUEST + 1) if x is None else x
         which = np.arange(len(self.runs)) if which is None else which
         measured = np.isfinite(self.measured[which]) & (self.requests[which] > 0)
         if measured.sum() > 1:
-            found = self.least_squares(x, which, len(WIDTHS))
+            found = self.least_squares(x, which, REQUEST + 1)
             if self.request_interval(found, which)[0] > 0:
                 return found
         return self.least_squares(np.append(x[:REQUEST], 0.0), which, REQUEST)
 
     def least_squares(self, x: Array, which: Index, n_free: int) -> Array:
         """Return the point of least squares over the first numbers, by damped Gauss-Newton."""
-        errors = self.errors(x, which)
-        cost = float(errors @ errors + ((x / WIDTHS) ** 2).sum())
+        errors, widths = self.errors(x, which), prior_widths(which)
+        cost = float(errors @ errors + ((x / widths) ** 2).sum())
         damping = 1e-3
         for _ in range(N_STEPS):
             slopes = self.slopes(x, which, errors)[:, :n_free]
-            normal = slopes.T @ slopes + np.diag(1 / WIDTHS[:n_free] ** 2)
-            gradient = slopes.T @ errors + x[:n_free] / WIDTHS[:n_free] ** 2
+            normal = slopes.T @ slopes + np.diag(1 / widths[:n_free] ** 2)
+            gradient = slopes.T @ errors + x[:n_free] / widths[:n_free] ** 2
             step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -gradient)
             tried = x.copy()
             tried[:n_free] += np.clip(step, -MAX_STEP, MAX_STEP)
             tried[REQUEST] = max(tried[REQUEST], 0.0)
             new_errors = self.errors(tried, which)
-            new_cost = float(new_errors @ new_errors + ((tried / WIDTHS) ** 2).sum())
+            new_cost = float(new_errors @ new_errors + ((tried / widths) ** 2).sum())
             if new_cost < cost:
                 gain, x, errors, cost = cost - new_cost, tried, new_errors, new_cost
                 damping = max(damping / 5, 1e-9)
@@ -456,14 +499,14 @@ class _Problem:
     ) -> tuple[Array, float]:
         """Return standard deviations of the numbers, and the quantile of a 95 % interval."""
         which = np.arange(len(self.runs)) if which is None else which
-        n_free = len(WIDTHS) if with_request else REQUEST
-        errors = self.errors(x, which)
+        n_free = REQUEST + 1 if with_request else REQUEST
+        errors, widths = self.errors(x, which), prior_widths(which)
         slopes = self.slopes(x, which, errors)[:, :n_free]
         # the prior is as good as a measurement of each number
-        squares = float(errors @ errors + ((x / WIDTHS) ** 2).sum())
+        squares = float(errors @ errors + ((x / widths) ** 2).sum())
         freedom = max(len(errors), 1)
         scale = max(1.0, squares / freedom)  # the form is off by more than the units
-        prior = np.diag(1 / WIDTHS[:n_free] ** 2)
+        prior = np.diag(1 / widths[:n_free] ** 2)
         variance = np.diag(np.linalg.inv(slopes.T @ slopes / scale + prior))
         quantile = T_QUANTILES[freedom - 1] if freedom <= len(T_QUANTILES) else NORMAL
         return np.sqrt(variance), quantile
@@ -473,12 +516,14 @@ class _Problem:
         deviations, quantile = self.deviations(x, with_request=x[REQUEST] > 0)
         deviations = deviations[:REQUEST]
         half = np.minimum(quantile * deviations, NORMAL * PRIOR)
-        low, high = (np.exp(self.centre + x[:REQUEST] + side) for side in (-half, half))
+        numbers = np.minimum(x[:REQUEST], np.log(self.most) - self.centre)
+        low, high = (np.exp(self.centre + numbers + side) for side in (-half, half))
         unseen = tuple(
             name
             for name, deviation, p in zip(NUMBERS, deviations, PRIOR, strict=True)
             if deviation**2 > KNOWN * p**2
         )
+        high = np.minimum(high, self.most)
         ranges = {n: (float(low[i]), float(high[i])) for i, n in enumerate(NUMBERS)}
         return ranges, unseen
 

@@ -11,6 +11,7 @@ from hypsolve import catalog
 from hypsolve.calibration.benchmarks import Benchmark, read_benchmark
 from hypsolve.calibration.calibrate import Calibration, Errors, RunForecast, describe_errors
 from hypsolve.calibration.calibrate import calibrate as fit
+from hypsolve.calibration.served_weights import without_weights
 from hypsolve.catalog.interconnects import interconnect as links_of
 from hypsolve.catalog.interconnects import interconnects
 from hypsolve.cli.measure import keep
@@ -20,7 +21,7 @@ from hypsolve.planning.query import to_model
 from hypsolve.planning.text import table
 from hypsolve.problem.model import Model
 from hypsolve.problem.network import GpuProfile
-from hypsolve.problem.units import count
+from hypsolve.problem.units import count, show_percent
 
 UNITS = {
     "t0_s": ("t0_us", 1e6),
@@ -28,6 +29,8 @@ UNITS = {
     "bytes_per_s": ("gb_per_s", 1e-9),
 }
 ROUGH = 0.3  # error of times to first token from which the text explains it
+NEAR, FAR = 0.15, 0.4
+"""Largest logarithm of a file's size of weights over the model's: by its format, by another."""
 FEW = 8  # runs, below which the text says how little they are
 
 
@@ -47,7 +50,7 @@ FEW = 8  # runs, below which the text says how little they are
 @click.option(
     "--weights",
     type=click.Choice(catalog.weights_choices(), case_sensitive=False),
-    help="Format of its weights.  [default: as stored; fp16 for a name]",
+    help="Format of its weights.  [default: as the file says; else as stored; fp16 for a name]",
 )
 @click.option(
     "--tensor-parallel", type=int, help="GPUs that compute as one.  [default: as the file says]"
@@ -140,19 +143,47 @@ def _with_degree(benchmark: Benchmark, degree: int | None) -> Benchmark:
 
 def _model(benchmark: Benchmark, model: str | None, weights: str | None) -> Model:
     """Return the model that was served: as it is asked, or as the file names it."""
-    if model is not None:
-        return to_model(model, weights)
+    name = _name_in(benchmark) if model is None else model
+    by_name = catalog.name_of(name) in catalog.models()
+    served, far = weights, FAR
+    if weights is None and by_name:  # other models have a format of their own
+        served, far = benchmark.weights, NEAR
+        if served is not None and served not in catalog.weights_choices():
+            raise click.ClickException(
+                f"{benchmark.path}: weights {served!r} are not in the catalogue; give the"
+                " nearest as --weights"
+            )
+    found = to_model(name, served)
+    _check_size(benchmark, found, far)
+    return found
+
+
+def _name_in(benchmark: Benchmark) -> str:
+    """Return the name in the catalogue of the model that a file names."""
     named = benchmark.model
     if not named:
-        raise click.ClickException(f"{benchmark.path}: names no model; give --model")
-    own = catalog.name_of(named)
-    short = named.rpartition("/")[2].lower().removeprefix("meta-")
-    for name in (own, short, short.removesuffix("-instruct")):
+        raise click.ClickException(
+            f"{benchmark.path}: names no model; give --model and --weights"
+        )
+    short = without_weights(named).removeprefix("meta-")
+    for name in (catalog.name_of(named), short, short.removesuffix("-instruct")):
         if name in catalog.models():
-            return to_model(name, weights)
+            return name
     raise click.ClickException(
-        f"{benchmark.path}: model {named!r} is not in the catalogue; give --model"
+        f"{benchmark.path}: model {named!r} is not in the catalogue; give --model and --weights"
     )
+
+
+def _check_size(benchmark: Benchmark, model: Model, far: float) -> None:
+    """Raise if the file states another size of the weights than the model has."""
+    for run in benchmark.runs:
+        size = run.weight_bytes
+        if size is not None and abs(math.log(size / model.weight_bytes)) > far:
+            raise click.ClickException(
+                f"{benchmark.path}: {run.label}: model_size is {size / 1e9:.3g} GB, but"
+                f" {model.name} has {model.weight_bytes / 1e9:.3g} GB; give --model and"
+                " --weights as they were served"
+            )
 
 
 def describe(found: Calibration) -> str:
@@ -184,7 +215,7 @@ def describe(found: Calibration) -> str:
                 "fitted": f"{getattr(found.gpu, key) * unit:.4g}",
                 "from": f"{low * unit:.4g}",
                 "to (95 %)": f"{high * unit:.4g}",
-                "note": "little seen" if key in found.unseen else "",
+                "note": _note(found, key),
             }
         )
     if found.request_s:
@@ -204,6 +235,12 @@ def describe(found: Calibration) -> str:
     return "\n".join(lines)
 
 
+def _note(found: Calibration, key: str) -> str:
+    if key in found.at_peak:
+        return "peak of the data sheet"
+    return "little seen" if key in found.unseen else ""
+
+
 def _run_row(forecast: RunForecast) -> dict[str, str]:
     """Return the row of a run: milliseconds measured, and forecast before and after."""
     run, row = forecast.run, {"run": forecast.run.describe()}
@@ -220,8 +257,7 @@ def _run_row(forecast: RunForecast) -> dict[str, str]:
 def _row(errors: Errors) -> dict[str, str]:
     shown = {"TPOT off by": errors.tpot, "TTFT off by": errors.ttft}
     text = {
-        key: "-" if math.isnan(value) else f"{100 * value:.2g} %"
-        for key, value in shown.items()
+        key: "-" if math.isnan(value) else show_percent(value) for key, value in shown.items()
     }
     return {**text, "runs": str(errors.n_runs)}
 
@@ -230,8 +266,15 @@ def _cautions(found: Calibration) -> list[str]:
     """Say how little the runs tell."""
     n = len(found.benchmark.runs)
     lines = []
-    if found.unseen:
-        names = ", ".join(UNITS[key][0] for key in found.unseen)
+    if found.at_peak:
+        names = ", ".join(UNITS[key][0] for key in found.at_peak)
+        lines.append(
+            f"warning: the runs ask for more {names} than the data sheet of the GPU has, which"
+            " limits the fit: GPU, model, weights or server are not those of the benchmark, or"
+            " its times hold something else"
+        )
+    if unseen := [key for key in found.unseen if key not in found.at_peak]:
+        names = ", ".join(UNITS[key][0] for key in unseen)
         lines.append(
             f"the runs say little about {names}: the fit started from {found.start.name}, and"
             " stays near it there"
@@ -254,8 +297,8 @@ def _cautions(found: Calibration) -> list[str]:
         )
     if found.after.ttft > ROUGH:
         lines.append(
-            f"times to first token stay off by {100 * found.after.ttft:.2g} %: benchmarks begin"
-            " with a queue, which the runs do not tell apart"
+            f"times to first token stay off by {show_percent(found.after.ttft)}: benchmarks"
+            " begin with a queue, which the runs do not tell apart"
         )
     lines.append("forecasts of other models, lengths and numbers of users were not validated")
     return lines

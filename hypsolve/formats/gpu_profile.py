@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NotRequired
 
+from hypsolve.catalog.datasheets import ceiling
 from hypsolve.formats.network_toml_types import GpuTable, Key
 from hypsolve.formats.toml_tables import checked_table, read_toml
 from hypsolve.problem import validation as valid
@@ -20,6 +21,7 @@ from hypsolve.problem.network import GpuProfile
 from hypsolve.problem.units import GIB, gib_to_bytes
 
 PROFILE_ENDING = ".toml"
+ROUNDED = 1.001  # files have four digits
 _BARE = re.compile(r"[A-Za-z0-9_-]+")  # a key of TOML that needs no quotes
 _KEYS = {
     "t0_s": ("t0_us", 1e6),
@@ -75,7 +77,14 @@ class MeasuredProfile:
 
 
 def profile_of(name: str, entry: GpuTable) -> GpuProfile:
-    """Return the profile of a GPU that a file defines by its own numbers."""
+    """Return the profile of a GPU that a file defines by its own numbers.
+
+    Raises
+    ------
+    ValueError
+        If it is a fitted profile, and a rate is above the data sheet of its GPU.
+    """
+    _check_ceiling(name, entry)
     return GpuProfile(
         name=name,
         t0_s=entry["t0_us"] * 1e-6,
@@ -86,6 +95,27 @@ def profile_of(name: str, entry: GpuTable) -> GpuProfile:
         overlaps=entry.get("overlaps", True),
         source=entry.get("source", ""),
     )
+
+
+def _check_ceiling(name: str, entry: GpuTable) -> None:
+    """Raise if a rate of a fitted profile is above the data sheet of its GPU, if known."""
+    measured = entry.get("measured")
+    if not isinstance(measured, dict):
+        return
+    of_names = (ceiling(str(each)) for each in (measured.get("started_from", ""), name))
+    most = next((each for each in of_names if each is not None), None)
+    if most is None:
+        return
+    for key, limit in (
+        ("tflops", most.flops_per_s / 1e12),
+        ("gb_per_s", most.bytes_per_s / 1e9),
+    ):
+        value = entry.get(key)
+        if isinstance(value, int | float) and value > limit * ROUNDED:
+            raise ValueError(
+                f"profile {name!r}: {key} must be at most {limit:g}, the peak of {most.gpu} by"
+                f" its data sheet, got {value:g}; calibrate it anew"
+            )
 
 
 def read_gpu_profile(path: str | os.PathLike[str]) -> GpuProfile:

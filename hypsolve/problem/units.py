@@ -39,6 +39,18 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def show_percent(share: float) -> str:
+    """Return a share as text for people, with two digits, or as a whole number from 100 % on.
+
+    Examples
+    --------
+    >>> show_percent(0.0412), show_percent(1.94)
+    ('4.1 %', '194 %')
+    """
+    percent = 100 * share
+    return f"{percent:.2g} %" if percent < 99.5 else f"{percent:.0f} %"
+
+
 def show_bytes(n_bytes: float) -> str:
     """Return a number of bytes as text for people, in GB (10^9 bytes) from 10 MB on."""
     return f"{n_bytes / 1e9:.3f} GB" if n_bytes >= 1e7 else f"{n_bytes:g} bytes"

@@ -216,3 +216,35 @@ def test_rows_of_no_table_cannot_be_selected(tmp_path):
         read(tmp_path, TABLE, "r.csv", where={"gp": "h100"})
     with pytest.raises(ValueError, match="no row has"):
         read(tmp_path, TABLE, "r.csv", where={"gpu": "b200"})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "weights"),
+    [
+        ("llama 8B Q4_K - Medium", "x.gguf", "q4_k_m"),
+        ("qwen2 7B Q5_K - Medium", "a-Q4_0.gguf", "q5_k_m"),  # the type, not the name
+        ("llama 8B F16", "x.gguf", "fp16"),
+        ("llama 8B Q8_0", "x.gguf", "q8_0"),
+        ("llama 8B Q6_K", "x.gguf", "Q6_K"),  # in no table
+        ("llama 8B Q4_K - Small", "x.gguf", "Q4_K - Small"),
+        ("", "/m/Meta-Llama-3-8B-Q4_K_M.gguf", "q4_k_m"),
+        ("", "m/Llama-3-8B.IQ2_XS.gguf", "iq2_xs"),
+        ("llama 8B", "llama-3-8b.gguf", None),
+    ],
+)
+def test_llama_bench_names_the_format_of_weights(tmp_path, model_type, name, weights):
+    """They were taken as fp16, and 2119 GB/s were fitted for a card of 936."""
+    found = read(tmp_path, [{**LLAMA, "model_type": model_type, "model_filename": name}])
+    assert found.weights == weights
+    assert found.runs[0].weight_bytes == LLAMA["model_size"]
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", None), ("a/llama-3-8b-instruct-awq", "awq"),
+        ("neuralmagic/Meta-Llama-3-8B-Instruct-FP8", "fp8"), ("a/Llama-3-8B-GPTQ", "gptq-int4"),
+    ],
+)  # fmt: skip
+def test_names_of_repositories_may_have_the_format_of_weights(tmp_path, name, weights):
+    assert read(tmp_path, {**VLLM, "model_id": name}).weights == weights

@@ -12,10 +12,10 @@ from hypsolve.calibration.benchmarks_run import BenchmarkRun
 from hypsolve.calibration.calibrate import (
     NUMBERS,
     PRIOR,
-    WIDTHS,
     _Problem,
     calibrate,
     describe_errors,
+    prior_widths,
 )
 from hypsolve.calibration.calibrate_forecast import Server, SteadyStates, simulated
 from hypsolve.problem import costs
@@ -143,7 +143,7 @@ def test_a_fit_is_a_minimum_of_what_it_minimises():
 
     def cost(at):
         errors = problem.errors(at, which)
-        return errors @ errors + ((at / WIDTHS) ** 2).sum()
+        return errors @ errors + ((at / prior_widths(which)) ** 2).sum()
 
     bounded = 3 if x[3] == 0 else 4  # seconds per request are not negative
     for step in np.vstack([np.eye(4)[:bounded], -np.eye(4)[:bounded]]):
@@ -215,3 +215,29 @@ def test_wrong_arguments_are_refused():
         fit([one], gpus=L4)
     with pytest.raises(ValueError, match="has no node that can hold blocks 0:82"):
         fit([run_of((512, 64, 1), (0.1, 0.03))], model=hs.model("llama-3-70b"))
+
+
+def test_no_rate_is_above_the_data_sheet():
+    """One run of a server three times as fast as an L4 can be: 442 GB/s were fitted of 300."""
+    fast = replace(L4, t0_s=10e-6, flops_per_s=3e14, bytes_per_s=9e11)
+    found = fit(measured(fast, loads=[(512, 64, 16)]))
+    assert found.gpu.bytes_per_s <= 300e9 and found.gpu.flops_per_s <= 121e12
+    assert "bytes_per_s" in found.at_peak
+    assert max(found.intervals["bytes_per_s"]) <= 300e9
+    assert found.gpu.bytes_per_s == pytest.approx(300e9, rel=1e-3)
+    # of a GPU whose data sheet is not known, nothing is
+    unknown = fit(measured(fast, loads=[(512, 64, 16)]), gpu=replace(L4, name="mine"))
+    assert unknown.at_peak == () and unknown.gpu.bytes_per_s > 300e9
+
+
+def test_few_runs_move_the_numbers_less_than_many():
+    """The same load once and ten times: the fit to one stays nearer to the catalogue."""
+    one, ten = (fit(measured(loads=[LOADS[1]] * n)) for n in (1, 10))
+    logs = [
+        [np.log(getattr(found.gpu, name) / getattr(L4, name)) for name in NUMBERS]
+        for found in (one, ten)
+    ]
+    moved = [float(np.square(np.array(each) / PRIOR).sum()) for each in logs]
+    assert 0 < moved[0] < 0.95 * moved[1]
+    assert one.after.tpot > 1.5 * ten.after.tpot
+    assert one.before.tpot > one.after.tpot

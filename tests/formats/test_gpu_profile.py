@@ -1,5 +1,6 @@
 """Profile files: written and read again, and named by a network file."""
 
+import re
 import tomllib
 from dataclasses import replace
 
@@ -112,3 +113,32 @@ def test_a_missing_profile_is_named(tmp_path):
 
 def test_the_text_says_how_a_network_file_names_it():
     assert '#     nodes = [{gpu = "desk.toml"}]' in profile_text(FILE, "desk.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "started_from", "gb_per_s", "words"),
+    [
+        (
+            "L4-vllm",
+            "L4",
+            442,
+            "gb_per_s must be at most 300, the peak of L4 by its data sheet",
+        ),
+        ("mine", "L4-vllm", 301, "gb_per_s must be at most 300"),
+        ("L4-vllm", "L4", 300, ""),
+        ("L40S-vllm", "L40S", 442, ""),  # no L4
+        ("mine", "mine", 442, ""),
+    ],
+)
+def test_a_fit_above_the_data_sheet_is_refused(tmp_path, name, started_from, gb_per_s, words):
+    """Plans promised what no card of the kind can do."""
+    path = tmp_path / "fit.toml"
+    path.write_text(
+        f'name = "{name}"\nt0_us = 40\ntflops = 60\ngb_per_s = {gb_per_s}\nmemory_gib = 22\n'
+        f'[measured]\nstarted_from = "{started_from}"\n'
+    )
+    if not words:
+        assert read_gpu_profile(path).bytes_per_s == gb_per_s * 1e9
+        return
+    with pytest.raises(ValueError, match=re.escape(words)):
+        read_gpu_profile(path)
