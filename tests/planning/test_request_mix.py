@@ -148,7 +148,8 @@ def test_no_schedule_of_random_requests_exceeds_the_bounds(seed):
     runtime = ["ideal", "vllm", "llama.cpp"][seed % 3]
     requests = random_requests(int(rng.integers(2, N_REPRESENTATIVES)), seed)
     users = int(rng.integers(1, 40)) if seed % 4 == 0 else None
-    asked = query(requests, network, runtime=runtime, users=users)
+    load = {"users": users} if users else {"rate_per_s": 1.0}
+    asked = query(requests, network, runtime=runtime, **load)
     deployment = asked.deployment()
     order = rng.permutation(len(requests))
     deployment = replace(
