@@ -500,7 +500,7 @@ def test_bad_paths(tmp_path, found):
 def test_the_command_writes_it(capsys, site, tmp_path):
     path = tmp_path / "plan.html"
     command = (
-        "plan", "--model", "phi-3-mini", "--network", site, "--output", 16, "--report", path
+        "plan", "--model", "phi-3-mini", "--network", site, "--output", 4, "--report", path
     )  # fmt: skip
     code, out, err = run(capsys, *command)
     assert code == 0 and err == f"{path}: written\n"

@@ -1,5 +1,6 @@
 """Degrees of tensor parallelism are compared under one rule, by what the plan is asked for."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -15,8 +16,8 @@ from hypsolve.solvers.clock import Deadline
 from tests.planning.test_tensor_parallel import machine
 
 WIRE = hs.Link(bytes_per_s=1.25e9, latency_s=5e-3)
-SHORT = {"output_tokens": 32, "runtime": "vllm", "time_limit_s": 600}
-LONG = {"output_tokens": 32, "time_limit_s": 600}
+SHORT = {"output_tokens": 16, "runtime": "vllm", "time_limit_s": 600}
+LONG = {"output_tokens": 16, "time_limit_s": 600}
 TARGETS = {"ttft_slo_s": 1.5, "tpot_slo_s": 0.06, "rate_per_s": 5.0}
 
 
@@ -55,6 +56,14 @@ def test_gpus_in_a_row_are_found_beside_other_tiers():
     assert all(name.startswith("box/") for name in chosen.used)
 
 
+@functools.cache
+def solved(degree, *targets):
+    """Plan one degree on its own, on a machine of four GPUs; `targets` are names of targets."""
+    asked = SHORT | {name: TARGETS[name] for name in targets}
+    network = sites([machine(gpus=4)])
+    return solve_query(hs.PlanQuery.of("llama-3-8b", network, tensor_parallel=degree, **asked))
+
+
 @pytest.mark.parametrize("targets", [TARGETS, {}])
 def test_the_degree_that_serves_most_is_taken(targets):
     """Goodput at the offered rate is that rate for every degree: 8 won by its low latency.
@@ -63,9 +72,7 @@ def test_the_degree_that_serves_most_is_taken(targets):
     """
     network, asked = sites([machine(gpus=4)]), SHORT | targets
     serves = {
-        degree: solve_query(
-            hs.PlanQuery.of("llama-3-8b", network, tensor_parallel=degree, **asked)
-        ).throughput.simulated_requests_per_s
+        degree: solved(degree, *targets).throughput.simulated_requests_per_s
         for degree in (1, 2, 4)
     }
     query = hs.PlanQuery.of("llama-3-8b", network, **asked)
@@ -87,11 +94,9 @@ def test_what_is_proved_holds_for_every_degree(quick_plan):
     """It was called the bound of all splits, and was that of the chosen degree alone."""
     found, bounds = quick_plan.throughput, {}
     for degree in (1, 2, 4):
-        query = hs.PlanQuery.of(
-            "llama-3-8b", sites([machine(gpus=4)]), tensor_parallel=degree, **SHORT
-        )
-        bounds[degree] = hs.throughput_bound(query.deployment())
-        serves = solve_query(query).throughput.simulated_requests_per_s
+        alone = solved(degree)
+        bounds[degree] = hs.throughput_bound(alone.query.deployment())
+        serves = alone.throughput.simulated_requests_per_s
         assert serves <= found.bound_requests_per_s
     assert quick_plan.query.tensor_parallel == 4  # the premise
     assert bounds[4] < max(bounds.values())
