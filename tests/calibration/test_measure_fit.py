@@ -88,7 +88,7 @@ def test_least_squares_without_negative_numbers_agrees_with_scipy():
 
 def test_intervals_hold_the_true_numbers_and_narrow_with_less_noise():
     """Noisy measurements: 95 % intervals hold the truth in most of them."""
-    n, held = n_cases(5, 20), {name: 0 for name in RATES}
+    n, held = n_cases(10, 20), {name: 0 for name in RATES}
     widths = {}
     for noise in (0.05, 0.005):
         for seed in range(n):
