@@ -32,6 +32,8 @@ SOURCE = (
 SPLITS = {
     "new_groups": "calibrated_new_groups",
     "new_lengths": "calibrated_new_lengths",
+    "simulated_groups": "simulated_new_groups",
+    "simulated_lengths": "simulated_new_lengths",
     "three_numbers": "today",
 }
 

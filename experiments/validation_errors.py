@@ -170,9 +170,12 @@ LABELS = {
     "today_fluid": "fluid model, three numbers per GPU",
     "calibrated_new_groups": "fitted costs, whole group held out",
     "calibrated_new_lengths": "fitted costs, half of the lengths held out",
+    "simulated_new_groups": "simulation of fitted costs, whole group held out",
+    "simulated_new_lengths": "simulation of fitted costs, half of the lengths held out",
     "aiconfigurator": "NVIDIA aiconfigurator 0.12",
 }
-HIDDEN = ("today_fluid",)  # in scatter plots, which look like those of the simulation
+HIDDEN = ("today_fluid", "simulated_new_groups", "simulated_new_lengths")
+"""Predictors that scatter plots leave out, for others look like them."""
 
 
 def validation_figures(_: str, frame: pd.DataFrame) -> dict[str, Figure]:

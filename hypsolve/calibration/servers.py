@@ -38,6 +38,8 @@ class FittedServer:
     new_groups, new_lengths : dict of str to float
         Mean relative errors (0.05 is 5 %) of ``tpot``, ``tokens_per_s`` and ``ttft``, of models
         and of lengths to which the coefficients had not been fitted.
+    simulated_groups, simulated_lengths : dict of str to float
+        Likewise, of simulations with the coefficients as `OperatorRates`.
     three_numbers : dict of str to float
         Errors of `hypsolve.plan` and `hypsolve.simulate` today: their profiles of GPUs have
         three numbers, which were fitted to block times and not to servers.
@@ -53,6 +55,8 @@ class FittedServer:
     models: tuple[str, ...]
     new_groups: dict[str, float]
     new_lengths: dict[str, float]
+    simulated_groups: dict[str, float]
+    simulated_lengths: dict[str, float]
     three_numbers: dict[str, float]
     source: str
 
@@ -110,6 +114,8 @@ def fitted_servers() -> dict[tuple[str, str], FittedServer]:
             models=tuple(row["models"]),
             new_groups=row["new_groups"],
             new_lengths=row["new_lengths"],
+            simulated_groups=row["simulated_groups"],
+            simulated_lengths=row["simulated_lengths"],
             three_numbers=row["three_numbers"],
             source=source,
         )
