@@ -110,7 +110,9 @@ def server_rows(
         at = fit.costs(gpu, runtime)
         lines += ["", "[[servers]]", f'gpu = "{gpu}"', f'runtime = "{runtime}"']
         models = sorted({run.catalog_model for run in fitted})
-        lines += [f"n_runs = {len(fitted)}", f"models = {models}".replace("'", '"')]
+        lines += [f"n_runs = {len(fitted)}"]
+        lines += [f"max_users = {max(run.concurrency for run in fitted)}"]
+        lines += [f"models = {models}".replace("'", '"')]
         lines += [f"costs = {_inline(asdict(at), '.3g')}"]
         for name, values in (("low", low), ("high", high)):
             lines += [f"{name} = {_inline(dict(zip(NAMES, values, strict=True)), '.3g')}"]

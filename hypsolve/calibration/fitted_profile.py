@@ -22,9 +22,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hypsolve import catalog
 from hypsolve.calibration.peaks import peaks
 from hypsolve.calibration.server_costs import ServerCosts
-from hypsolve.calibration.weight_bits import GEMM_BITS, READ_BITS
+from hypsolve.calibration.servers import fitted_servers
+from hypsolve.calibration.weight_bits import EIGHT_BIT_KV, GEMM_BITS, READ_BITS
 from hypsolve.problem.deployment import GpuProfile
 from hypsolve.problem.operator_rates import OperatorRates
 
@@ -70,3 +72,54 @@ def fitted_profile(
 ) -> GpuProfile:
     """Return a profile with the rates of operators of a server; see `operator_rates`."""
     return replace(profile, operators=operator_rates(costs, gpu, weights))
+
+
+def server_profile(profile: GpuProfile, runtime: str, weights: str) -> GpuProfile:
+    """Return the profile of a GPU of the catalogue under a runtime, if that server was fitted.
+
+    Parameters
+    ----------
+    profile : GpuProfile
+        A profile of the catalogue, or one that is some times faster or slower: the rates are
+        then so, too.
+    runtime : str
+        Name in the catalogue.
+    weights : str
+        Format of the weights; others than those of `GEMM_BITS` are computed in 16 bits.
+
+    Returns
+    -------
+    GpuProfile
+        The given one, if no such server was fitted, or it has rates of operators.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> server_profile(hs.gpu("h100"), "vllm", "bf16").operators is None
+    False
+    >>> server_profile(hs.gpu("l4"), "vllm", "bf16") == hs.gpu("l4")
+    True
+    """
+    slug = fitted_gpu(profile, runtime)
+    if slug is None or profile.operators is not None:
+        return profile
+    of_catalog, costs = catalog.gpu(slug), fitted_servers()[slug, runtime].costs
+    rates = operator_rates(costs, slug, weights)
+    if weights in EIGHT_BIT_KV and (weights == "nvfp4" or runtime == "tensorrt-llm"):
+        rates = replace(rates, kv_bytes_per_s=2 * rates.kv_bytes_per_s)  # see `kv_share`
+    scaled = rates.scaled(
+        profile.t0_s / of_catalog.t0_s,
+        profile.flops_per_s / of_catalog.flops_per_s,
+        profile.bytes_per_s / of_catalog.bytes_per_s,
+    )
+    return replace(profile, operators=scaled)
+
+
+def fitted_gpu(profile: GpuProfile, runtime: str) -> str | None:
+    """Return the catalogue's name of a GPU whose server was fitted; None if none was."""
+    for slug, each in catalog.gpus().items():
+        is_named = profile.name == each.name or profile.name.startswith(f"{each.name} ")
+        same = (profile.basis, profile.source) == (each.basis, each.source)
+        if is_named and same and (slug, runtime) in fitted_servers():
+            return slug
+    return None

@@ -33,6 +33,8 @@ class FittedServer:
         requests that were drawn with replacement.
     n_runs : int
         Runs of this server that they were fitted to.
+    max_users : int
+        Largest number of users in these runs. Batches of more are an extrapolation.
     models : tuple of str
         Models of these runs.
     new_groups, new_lengths : dict of str to float
@@ -52,6 +54,7 @@ class FittedServer:
     low: ServerCosts
     high: ServerCosts
     n_runs: int
+    max_users: int
     models: tuple[str, ...]
     new_groups: dict[str, float]
     new_lengths: dict[str, float]
@@ -111,6 +114,7 @@ def fitted_servers() -> dict[tuple[str, str], FittedServer]:
             low=ServerCosts(**row["low"]),
             high=ServerCosts(**row["high"]),
             n_runs=row["n_runs"],
+            max_users=row["max_users"],
             models=tuple(row["models"]),
             new_groups=row["new_groups"],
             new_lengths=row["new_lengths"],

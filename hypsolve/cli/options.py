@@ -17,6 +17,7 @@ from click.core import ParameterSource
 
 from hypsolve import catalog
 from hypsolve.formats.network_toml_types import runtime_keys
+from hypsolve.planning.fitted_costs import COSTS, DEFAULT_COSTS
 from hypsolve.planning.query import OBJECTIVES
 from hypsolve.planning.request_mix import RequestMix
 from hypsolve.planning.text import table
@@ -193,6 +194,13 @@ def query_options(
             "GPUs of a machine that compute as one.  [default: "
             + ("as in the earlier plan]" if inherits else "the best by simulation]"),
         ),
+        maybe(
+            "--costs",
+            click.Choice(COSTS),
+            "Seconds of blocks by fits to measured servers where there are any, or by three"
+            " numbers per GPU.  [default: "
+            + ("as in the earlier plan]" if inherits else f"{DEFAULT_COSTS}]"),
+        ),
         *(maybe(_flag(name), kind, words) for name, (kind, words) in _RUNTIME.items()),
         click.option(
             "--time-limit",
@@ -292,6 +300,7 @@ _ARGUMENTS = {
     "rate": "rate_per_s", "users": "users", "think_time": "think_time_s",
     "ttft_slo": "ttft_slo_s", "tpot_slo": "tpot_slo_s", "runtime": "runtime",
     "seed": "seed", "tensor_parallel": "tensor_parallel", "requests": "requests",
+    "costs": "costs",
     **{name: name for name in _RUNTIME},
 }  # fmt: skip
 

@@ -31,6 +31,7 @@ OF_LATENCY = ("mean_latency", "p0")  # of earlier plans; `path` is the nearest o
 KEPT = (
     "prompt_tokens", "output_tokens", "concurrency", "rate_per_s", "users", "think_time_s",
     "ttft_slo_s", "tpot_slo_s", "runtime", "weights", "tensor_parallel",
+    "costs",
 )  # fmt: skip
 """Attributes of the query of an earlier plan that are kept."""
 MAX_BLOCKS = 10**6  # of a model in a file

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from hypsolve.calibration.servers import describe_errors, fitted_servers
 from hypsolve.catalog import gpus
+from hypsolve.planning.fitted_costs import FITTED
+from hypsolve.planning.platforms import weights_of
 
 if TYPE_CHECKING:
     from hypsolve.planning.plan import Plan
@@ -29,15 +31,27 @@ def error_lines(plan: Plan) -> Iterator[str]:
     runtime = plan.query.runtime.name
     slugs = {profile.name: slug for slug, profile in gpus().items()}
     used = dict.fromkeys(node.gpu for node in plan.nodes if node.is_used and node.blocks)
+    is_fitted, weights = plan.query.costs == FITTED, weights_of(plan.model)
+    model = plan.model.name.removesuffix(f"-{weights}")
     servers = {gpu: fitted_servers().get((slugs.get(gpu, gpu), runtime)) for gpu in used}
     n_stages = sum(bool(stage.blocks) for stage in plan.stages)
     for gpu, found in servers.items():
         if found is not None:
-            errors = describe_errors(found.three_numbers)
+            errors = found.three_numbers
+            models = f"{found.n_runs} measured runs of {' and '.join(found.models)}"
+            of = f"the mean of {models}"
+            models += f", with at most {found.max_users} users,"
+            if is_fitted and model in found.models:
+                errors, of = found.simulated_lengths, f"of a fit to other lengths of {models}"
+            elif is_fitted:
+                errors, of = (
+                    found.simulated_groups,
+                    f"of a fit to other models than in {models}",
+                )
             alone = " as one stage; that of several stages is unknown" if n_stages > 1 else ""
             yield (
-                f"expected error: {errors}, the mean of {found.n_runs} measured runs of"
-                f" {' and '.join(found.models)} on {gpu} under runtime {runtime}{alone}"
+                f"expected error: {describe_errors(errors)}, {of} on {gpu} under runtime"
+                f" {runtime}{alone}"
             )
     if unknown := [gpu for gpu, found in servers.items() if found is None]:
         yield (

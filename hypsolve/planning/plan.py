@@ -380,6 +380,7 @@ class Plan:
             "weights": query.weights,
             "tensor_parallel": query.tensor_parallel,
             "requests": None if query.requests is None else query.requests.to_dict(),
+            "costs": query.costs,
             "rate_per_s": query.rate_per_s if query.users is None else None,
             "users": query.users,
             "think_time_s": query.think_time_s,

@@ -1,10 +1,16 @@
 """Every plan states the error of its forecast, or that it is not known."""
 
+from dataclasses import replace
+
+import pytest
+
 import hypsolve as hs
+from hypsolve.calibration.fitted_profile import fitted_profile, server_profile
+from hypsolve.calibration.servers import fitted_servers
 from hypsolve.planning.expected_errors import error_lines
 
 
-def plan(*gpus, runtime, min_blocks=None):
+def plan(*gpus, runtime, **asked):
     """Plan one tier for each GPU."""
     link = hs.Link(bytes_per_s=1e10, latency_s=1e-4)
     tiers = tuple(
@@ -17,7 +23,7 @@ def plan(*gpus, runtime, min_blocks=None):
     )
     network = hs.Network(name="lab", tiers=tiers)
     return hs.plan(
-        "llama-3-8b", network, runtime=runtime, output_tokens=16, with_upgrades=False
+        "llama-3-8b", network, runtime=runtime, output_tokens=16, with_upgrades=False, **asked
     )
 
 
@@ -40,3 +46,56 @@ def test_several_stages_are_not_validated():
     assert lines[1] == (
         "expected error: unknown, for no server of L4 under runtime vllm was measured"
     )
+
+
+def test_fitted_costs_state_their_own_error():
+    """The seconds of a plan are those of a simulation by the rates of the fit."""
+    fitted, plain = (
+        plan("h100", runtime="vllm", costs=name) for name in ("fitted", "roofline")
+    )
+    server = fitted_servers()["h100", "vllm"]
+    (line,), (other,) = error_lines(fitted), error_lines(plain)
+    assert f"time per output token {server.simulated_groups['tpot']:.0%}" in line
+    assert "other models than in" in line
+    assert f"time per output token {server.three_numbers['tpot']:.0%}" in other
+    gpu = fitted_profile(hs.gpu("h100"), server.costs, "h100", "fp16")
+    deployment = plain.query.deployment()
+    node = replace(deployment.network.tiers[0].nodes[0], gpu=gpu)
+    network = hs.Network(name="lab", tiers=(hs.Tier(name="t0", nodes=(node,)),))
+    alone = hs.simulate(replace(deployment, network=network), hs.Partition((0, 34)))
+    decode_s = alone.end_s[0] - alone.first_token_s[0]
+    # with one request per second there is hardly a second request in a batch
+    assert fitted.forecast.tpot_s.mean == pytest.approx(decode_s / 15, rel=0.02)
+    assert fitted.to_dict()["costs"] == "fitted"
+
+
+def test_models_that_were_measured_have_the_error_of_other_lengths():
+    box = hs.Tier(name="t0", nodes=(hs.Node(name="n0", gpu=hs.gpu("h100")),))
+    made = hs.plan(
+        "qwen3-32b", hs.Network(name="lab", tiers=(box,)), runtime="vllm", weights="fp8",
+        output_tokens=16, with_upgrades=False, costs="fitted",
+    )  # fmt: skip
+    (line,) = error_lines(made)
+    server = fitted_servers()["h100", "vllm"]
+    assert f"time per output token {server.simulated_lengths['tpot']:.0%}" in line
+    assert "other lengths of" in line
+
+
+def test_slower_gpus_have_slower_rates_and_others_none():
+    h100 = hs.gpu("h100")
+    half = replace(h100.scaled(seconds=2, flops=0.5, moved=0.25), name="H100-SXM 2x slower")
+    whole, slow = (server_profile(gpu, "vllm", "fp16").operators for gpu in (h100, half))
+    assert slow.gemm_flops_per_s == pytest.approx(0.5 * whole.gemm_flops_per_s)
+    assert slow.kv_bytes_per_s == pytest.approx(0.25 * whole.kv_bytes_per_s)
+    assert slow.layer_s == pytest.approx(2 * whole.layer_s)
+    own = replace(h100, basis="user")
+    assert server_profile(own, "vllm", "fp16") == own
+    assert server_profile(h100, "ideal", "fp16") == h100
+    # TensorRT-LLM keeps the KV cache of FP8 checkpoints in 8 bits
+    a, b = (server_profile(h100, "tensorrt-llm", w).operators for w in ("fp16", "fp8"))
+    assert b.kv_bytes_per_s == pytest.approx(2 * a.kv_bytes_per_s)
+
+
+def test_an_unknown_form_of_costs_is_refused():
+    with pytest.raises(ValueError, match="costs"):
+        plan("h100", runtime="vllm", costs="fited")

@@ -1,0 +1,41 @@
+"""`with_fitted_costs`: a network whose GPUs have the rates of their fitted servers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypsolve.calibration.fitted_profile import server_profile
+from hypsolve.planning.platforms import weights_of
+from hypsolve.problem.deployment import Model, Network
+from hypsolve.problem.runtime import Runtime
+
+FITTED, ROOFLINE = "fitted", "roofline"
+COSTS = (FITTED, ROOFLINE)
+DEFAULT_COSTS = ROOFLINE
+
+
+def with_fitted_costs(network: Network, runtime: Runtime, model: Model) -> Network:
+    """Return the network with `OperatorRates` for GPUs whose server was fitted.
+
+    The others keep their three numbers. A server is a GPU of the catalogue under a runtime; the
+    rates depend on the format of the model's weights.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> boxes = tuple(hs.Node(name=name, gpu=hs.gpu(name)) for name in ("h100", "l4"))
+    >>> lab = hs.Network(name="lab", tiers=(hs.Tier(name="rack", nodes=boxes),))
+    >>> found = with_fitted_costs(lab, hs.runtime("vllm"), hs.model("llama-3-8b"))
+    >>> [node.gpu.operators is not None for node in found.tiers[0].nodes]
+    [True, False]
+    """
+    weights = weights_of(model)
+    gpus = {node.gpu for tier in network.tiers for node in tier.nodes}
+    fitted = {gpu: server_profile(gpu, runtime.name, weights or "fp16") for gpu in gpus}
+    if all(gpu == found for gpu, found in fitted.items()):
+        return network
+    tiers = tuple(
+        replace(tier, nodes=tuple(replace(node, gpu=fitted[node.gpu]) for node in tier.nodes))
+        for tier in network.tiers
+    )
+    return replace(network, tiers=tiers)
