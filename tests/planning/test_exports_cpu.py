@@ -65,6 +65,7 @@ def test_two_machines_without_gpus():
     (server,) = commands(text, "llama-server")
     assert server["--device"] == "RPC0" and server["-t"] == "2"
     assert layers_on_devices(server) == (12, [20 + 1])
+    assert "-ts" not in text
 
 
 @pytest.mark.parametrize("cut", [2, 9, 20])

@@ -43,7 +43,7 @@ def write(export: Export) -> str:
     layout, load = export.layout, export.load
     lines, urls = [of_stages(layout), *of_replicas(layout)], []
     ports, rpc_ports = Ports(8080), Ports(50052)
-    if layout.n_stages > 1:
+    if layout.n_stages > 1 + _is_cpu(layout.replicas[0].cards[0]):
         lines += [
             "# -ts counts one entry more than there are layers, for the output layer counts;",
             "# llama-server keeps the embedding table in its own memory",
