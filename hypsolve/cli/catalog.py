@@ -79,6 +79,7 @@ price_per_hour = 1.8         # in `currency`, a key at the top of the file
 # tflops = 60.0
 # gb_per_s = 500.0
 # memory_gib = 16.0
+# overlaps = false           # optional: on a core of a CPU, the two times add up
 # power_w = 200.0            # optional, for the energy forecast
 """
 
