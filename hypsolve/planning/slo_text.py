@@ -80,6 +80,8 @@ def is_unsearched(answer: SloAnswer) -> bool:
 
 def largest_users(answer: SloAnswer) -> str:
     """Write the largest number of users within the targets."""
+    if not answer.max_users and answer.max_users_is_lower_bound:
+        return "a number of users that was not found in time"
     at_least = "at least " * answer.max_users_is_lower_bound
     tolerance = answer.max_users_tolerance
     found_to = f" (found to {max(tolerance, 0.01):.0%})" if tolerance else ""

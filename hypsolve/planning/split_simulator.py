@@ -36,6 +36,7 @@ Cuts = tuple[int, ...]
 RANKING_ROUNDS = 8  # requests simulated to rank splits, over the number under way at once
 RACED = 0.95  # of the best rate within targets: a split that misses it is not looked at further
 RANKED = 2000  # requests of a trace that tell whether a rate is within targets, to rank splits
+SHORT = 1000  # requests at a rate that tell how far a target is
 SHORT_VISITS = 2e6  # of a token at a stage, in a simulation that tells how far a target is
 NEAR = 1.15  # times its targets, up to which a longer simulation decides
 MORE = 1.5  # times the requests of a simulation, from which it is worth another one
@@ -193,7 +194,9 @@ class SplitSimulator:
             return self._at_rate[cuts]
         partition, load, is_served = Partition(cuts), self.load, False
         n = long_requests(self._under_way(cuts), self.deployment, load)
-        short = max(MIN_REQUESTS, min(n // 4, max_requests(self.deployment, SHORT_VISITS)))
+        short = max(
+            MIN_REQUESTS, min(n // 4, SHORT, max_requests(self.deployment, SHORT_VISITS))
+        )
         trace = serve_at_rate(self.deployment, partition, load, load.rate_per_s, short)
         found = stretch_of(trace, load)
         if found <= NEAR:

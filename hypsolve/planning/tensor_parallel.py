@@ -10,9 +10,10 @@ all of them (`hypsolve.planning.gpu_groups.with_optional`).
 the heads, on the nodes that the server of the runtime can use, and each split is simulated.
 
 - Under an objective in requests/s, degrees are compared as splits are: by the rate that the
-  best split of the fluid model serves. Short simulations rank all degrees. If another degree is
-  the best in the fluid model, and not behind by `CLEARLY`, both are simulated as long as a plan
-  is, if the time allows.
+  best split of the fluid model serves. Short simulations rank the degrees: all in time, and
+  those within `CLOSE` of the best in the fluid model in any case. If another degree is the best
+  in the fluid model, and not behind by `CLEARLY`, both are simulated as long as a plan is, if
+  the time allows.
 - Under an objective in seconds, which is about requests one at a time, they are compared by the
   `Goal` of the query.
 
@@ -53,6 +54,7 @@ MAX_SIMULATED = 6  # choices of degrees that differ over the tiers
 SHARE = 0.4  # of the time that is left, for all simulations
 MAX_CHOICES = 4096  # of them that are split
 BOUND_SHARE = 0.2  # of the time that is left then, for bounds of degrees that differ over tiers
+CLOSE = 0.8  # of the best rate by the model, from which a degree is simulated in any case
 CLEARLY = 1.25  # times the rate of another degree: short simulations tell them apart
 Restrict = Callable[..., Any]
 """`hypsolve.planning.runtime_restrictions.network_for_server`, which imports plans."""
@@ -187,8 +189,8 @@ def _simulate_all(
     """Simulate the candidates, the best by the model first, as far as the time allows."""
     best = _best_modelled(fitting)
     for at, each in enumerate(best):
-        if deadline.has_passed():
-            break
+        if deadline.has_passed() and not _is_close(each, best[0]):
+            continue
         progress(f"tensor parallelism {each.choice.describe_degrees()}: simulating requests")
         _simulate(each, goal, deadline.part(1 / (len(best) - at)))
     if not best or not best[0].query.is_rate:
@@ -210,6 +212,15 @@ def _simulate_all(
                 other.full = (math.inf,)
                 other.choice = replace(other.choice, full_value=math.nan)
             return
+
+
+def _is_close(each: _Candidate, best: _Candidate) -> bool:
+    """Return whether a common degree is simulated in any case: the model may err by so much."""
+    if not (each.query.is_rate and each.is_common and each.choice.is_allowed):
+        return False
+    return (
+        each.modelled[0] == best.modelled[0] and each.modelled[-1] <= CLOSE * best.modelled[-1]
+    )
 
 
 def _short(each: _Candidate) -> tuple[Any, ...]:
