@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[2]
 ERRORS = ROOT / "results" / "validation_errors.csv"
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 QUICK = ("calibrated_new_groups", "calibrated_new_lengths")
-MAX_RUNS = n_cases(16, 1000)
-"""Runs of a group that other predictors forecast, too: for all groups they take minutes."""
+UNFITTED = ("today", "today_fluid")
+MAX_RUNS = 16  # of a group that these forecast, too: for all groups they take minutes
+IS_NIGHTLY = n_cases(False, True)
 
 
 def previous(number: int) -> pd.DataFrame:
@@ -73,12 +74,13 @@ def test_no_error_of_a_group_has_grown():
         pytest.skip(validation.MISSING)
     runs = validation.load(folder)
     few = [r for of_one in of_groups(runs).values() if len(of_one) <= MAX_RUNS for r in of_one]
-    quick = {name: PREDICTORS[name] for name in QUICK}
-    slow = {name: each for name, each in PREDICTORS.items() if name not in QUICK}
+    parts = [(runs, QUICK), (few, UNFITTED)]
+    if IS_NIGHTLY:
+        parts = [(runs, tuple(PREDICTORS))]
     published = pd.read_csv(ERRORS)
-    for some, predictors in ((runs, quick), (few, slow)):
-        rows = validation.predicted_rows(some, predictors)
+    for some, names in parts:
+        rows = validation.predicted_rows(some, {name: PREDICTORS[name] for name in names})
         errors = validation_errors.by_group(validation.frame_of(rows))
-        known = published[published["predictor"].isin(predictors)]
+        known = published[published["predictor"].isin(names)]
         assert some is few or len(errors) == len(known)
         assert untold(grown(published, errors), CHANGELOG) == []
