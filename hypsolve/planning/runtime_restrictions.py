@@ -152,13 +152,29 @@ def network_for_server(
         why = not_expressible(layout, server)
         network = query.network if why else _network_of(query.network, layout)
         ways_are_known = not depends_on_empty_tiers(query.network, query.runtime)
-        if solution.interrupted or (ways_are_known and not why):
+        is_enough = ways_are_known and not why and not may_be_rows(query)
+        if solution.interrupted or is_enough:
             found = ServerNetwork.of(asked, replace(query, network=network), why)
             found = replace(found, is_cut_short=is_cut_short or deadline.has_passed())
             return replace(found, solution=solution) if network is query.network else found
     best = _restricted(solution, server, deadline, progress, split, fluid)
     is_cut_short = is_cut_short or deadline.has_passed()
     return replace(ServerNetwork.of(asked, best, why), is_cut_short=is_cut_short)
+
+
+def may_be_rows(query: PlanQuery) -> bool:
+    """Return whether groups of GPUs that are whole pipelines may serve more as stages in a row.
+
+    A group that holds the model has less room for KV cache than one that holds a stage. This is
+    tried within machines, where a rate is asked for.
+    """
+    network = query.network
+    return query.is_rate and any(
+        len(tier.nodes) > 1
+        and network.may_be_stages(k)
+        and all(node.tensor_parallel is not None for node in tier.nodes)
+        for k, tier in enumerate(network.network.tiers)
+    )
 
 
 def _solver(progress: Progress | None) -> Split:
@@ -279,6 +295,25 @@ def nearest_plan(
     )
     if plan.fits and ways_are_known and not not_expressible(plan, runtime):
         return plan
+    return plan_in_rows(
+        plan, runtime, time_limit_s=time_limit_s, with_upgrades=with_upgrades,
+        progress=progress, deadline=deadline,
+    )  # fmt: skip
+
+
+def plan_in_rows(
+    plan: Plan,
+    runtime: str,
+    *,
+    time_limit_s: float,
+    with_upgrades: bool,
+    progress: Progress | None = None,
+    deadline: Deadline | None = None,
+) -> Plan:
+    """Return the best plan that a runtime can express, as `nearest_plan` does.
+
+    `plan` is not returned itself, even if the runtime can express it.
+    """
     query = replace(plan.query, time_limit_s=time_limit_s)
     solution = Solution(
         query=query,

@@ -15,9 +15,11 @@ from hypsolve.planning.planner import add_upgrades, plan_query, warm
 from hypsolve.planning.query import ModelSource, NetworkSource, PlanQuery, takes_query
 from hypsolve.planning.rpc_links import depends_on_empty_tiers
 from hypsolve.planning.runtime_restrictions import (
+    may_be_rows,
     nearest_plan,
     network_for_server,
     nodes_in,
+    plan_in_rows,
     restricting_server,
 )
 from hypsolve.planning.simulation_search import Progress
@@ -201,8 +203,9 @@ def plan_for_server(
     ways_are_known = server not in ONE_PIPELINE or not depends_on_empty_tiers(
         query.network, query.runtime
     )
-    if (why or not ways_are_known) and not best.interrupted:
-        near = nearest_plan(
+    in_rows = server == own and server in ONE_PIPELINE and may_be_rows(query)
+    if (why or not ways_are_known or in_rows) and not best.interrupted:
+        near = (nearest_plan if why or not ways_are_known else plan_in_rows)(
             best,
             server,
             time_limit_s=query.time_limit_s,
@@ -213,7 +216,8 @@ def plan_for_server(
         near = replace(near, degrees=degrees)
         near, best = (_naming_all(each, query, asked) for each in (near, best))
         # a plan whose messages take other ways than was counted is no better one
-        return ServerPlan(near, best, why) if ways_are_known else ServerPlan(near, near)
+        is_other = ways_are_known and bool(why)
+        return ServerPlan(near, best, why) if is_other else ServerPlan(near, near)
     if not best.interrupted and (with_upgrades or not best.fits):
         best = add_upgrades(best, lighter=lighter, progress=progress, deadline=deadline)
     best = _naming_all(best, query, asked)

@@ -257,3 +257,31 @@ def test_long_simulations_decide_where_short_ones_and_the_model_differ(
     assert {each.degrees[0]: each.value for each in degrees} == short
     known = {each.degrees[0]: each.full_value for each in degrees if each.full_value > 0}
     assert known == long
+
+
+def test_close_degrees_are_simulated_however_short_the_time_is():
+    """A time limit left only the first degree simulated, which was then refined."""
+    network = sites([machine()])
+    query = hs.PlanQuery.of("llama-3-70b", network, **SHORT)
+    _, choices = choose_degrees(query, deadline=Deadline(0.0))
+    assert len([each for each in choices if each.value > 0]) >= 1
+    candidates, _ = tensor_parallel._candidates(query)
+    rates = {}
+    for each in candidates:
+        if each.is_common and each.choice.is_allowed:
+            tensor_parallel._split(each, None, network_for_server, Deadline(60.0))
+            rates[each.choice.degrees] = -each.modelled[-1]
+    close = {of for of, rate in rates.items() if rate >= 0.8 * max(rates.values())}
+    assert close <= {each.degrees for each in choices if each.value > 0}
+
+
+def test_groups_that_hold_the_model_may_be_stages_in_a_row():
+    """Two GPUs hold Llama-3-70B with little room for KV cache: stages of them serve more."""
+    network = sites([machine()])
+    query = hs.PlanQuery.of("llama-3-70b", network, tensor_parallel=2, **SHORT)
+    copies = solve_query(query)
+    assert copies.result.partition is not None and len(query.network.network.tiers) == 1
+    chosen = network_for_server(query).query
+    assert len(chosen.network.network.tiers) > 1
+    rows = solve_query(chosen).throughput
+    assert rows.simulated_requests_per_s > 1.3 * copies.throughput.simulated_requests_per_s
