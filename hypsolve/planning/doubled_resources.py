@@ -10,7 +10,7 @@ from hypsolve.problem.deployment import Deployment, Link, Node, Tier
 from hypsolve.problem.units import GIB
 
 GAINS = tuple(
-    0.1 * 2**k for k in range(7)
+    0.1 * 1.5**k for k in range(11)
 )  # relative, at which doubled resources are told apart
 COMPUTE, BANDWIDTH, KV, BATCH = "compute", "memory bandwidth", "KV memory", "batch limit"
 LINK, LATENCY = "link", "latency"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hypsolve.planning.doubled_resources import DOUBLED, doubled, helps_most
+from hypsolve.planning.doubled_resources import DOUBLED, NONE, doubled, helps_most
 from hypsolve.planning.limiting_resource import limiting_resources
 from hypsolve.planning.load import (
     N_REQUESTS,
@@ -39,7 +39,8 @@ from hypsolve.simulation.metrics import Metrics, Summary
 from hypsolve.simulation.trace import Trace
 from hypsolve.solvers.clock import NEVER, Deadline
 
-DOUBLED_VISITS = 6e6  # in a simulation with twice of a resource, at most
+DOUBLED_VISITS = 3e6  # in a simulation with twice of a resource, at most
+DOUBLED_ROUNDS = 5  # requests of such a simulation, over those under way
 OVERLOAD = 1.2  # of the largest rate, where the limiting resource is looked for
 
 
@@ -470,18 +471,25 @@ def _limited_by(
     beyond = serve(evenly(deployment, OVERLOAD * max_rate, n), partition)
     names = limiting_resources(deployment, instance, partition, beyond)
     judges: dict[str, Sustained] = {}
-    short = replace(load, max_visits=min(load.max_visits, DOUBLED_VISITS))
+    untold: list[str] = []  # resources of which it would take too long to tell
+    max_visits = min(load.max_visits, DOUBLED_VISITS)
 
     def keeps_up(name: str, gain: float) -> bool | None:
         resource = next((each for each in DOUBLED if name.startswith(each)), None)
         if resource is None:  # all-reduces are not simulated
             return False
         if name not in judges:
-            judges[name] = _judge(doubled(deployment, resource), partition, short, deadline)
+            more, most = doubled(deployment, resource), max_requests(deployment, max_visits)
+            judges[name] = Sustained(
+                more, partition, most, load.seed, deadline, rounds=DOUBLED_ROUNDS
+            )
         is_sustained = judges[name]((1 + gain) * max_rate)
+        if is_sustained is None:
+            untold.append(name)
         return None if deadline.has_passed() else is_sustained is True
 
-    return helps_most(names, keeps_up) if any(names) else ""
+    found = helps_most(names, keeps_up) if any(names) else ""
+    return "" if found == NONE and untold else found
 
 
 def _max_context(model: Model, rooms: list[list[float]], length: float) -> int:

@@ -31,7 +31,7 @@ MAX_SIMULATED = 64_000  # requests in one simulation
 LONG = 4000  # requests that confirm the largest rate, at least
 ROUNDS = 20  # requests that tell that a load is sustained, over those under way
 SETTLED_ROUNDS = 50  # likewise, where latencies are printed
-WINDOW = 8  # requests that tell that a load is not sustained, over those that run at once
+WINDOW = 20  # requests that tell that a load is not sustained, over those that run at once
 GROWS = 1.15  # growth from which requests may pile up
 DRIFT = 0.005  # share of the arrivals that add to a queue, from which they do
 NOISE = 2.0  # over the root of the number of requests: a drift beyond it is no chance
@@ -214,7 +214,7 @@ def simulate_rate(
             break
         needed = n if found.grows else math.ceil(1.1 * rounds * found.n_under_way)
         n = min(max(MORE * n, needed), max_requests)
-    return trace, None if found is None else _verdict(found, ROUNDS)
+    return trace, None if found is None else _verdict(found, min(rounds, ROUNDS))
 
 
 class Sustained:
@@ -231,6 +231,8 @@ class Sustained:
         Seed of the arrivals.
     deadline : Deadline
         When it has passed, no further simulation begins.
+    rounds : float
+        Requests that are enough if they do not pile up, over those under way.
     """
 
     def __init__(
@@ -240,8 +242,10 @@ class Sustained:
         max_requests: int,
         seed: int = 0,
         deadline: Deadline = NEVER,
+        rounds: float = ROUNDS,
     ) -> None:
         self.deployment, self.partition, self.deadline = deployment, partition, deadline
+        self.rounds = rounds
         self.max_requests = max(min(MAX_SIMULATED, max_requests), ROUNDS)
         self.seed = seed
 
@@ -259,7 +263,9 @@ class Sustained:
             return serve(arriving(self.deployment, rate_per_s, n, rng), self.partition)
 
         n = max(N_REQUESTS, least)
-        return simulate_rate(simulated, n, self.max_requests, deadline=self.deadline)[1]
+        return simulate_rate(
+            simulated, n, self.max_requests, rounds=self.rounds, deadline=self.deadline
+        )[1]
 
     def largest(
         self,

@@ -425,7 +425,10 @@ def describe_forecast(forecast: Forecast) -> list[str]:
     n_of = f"{forecast.n_requests} of them " * (load.mix is not None)
     lines += [f"with {load.describe()}, {n_of}simulated token by token: {_served(forecast)}"]
     times = {"TTFT": forecast.ttft_s, "TPOT": forecast.tpot_s, "latency": forecast.latency_s}
-    lines += [f"  {name:<8}{summary}" for name, summary in times.items() if summary.n]
+    if forecast.is_settled:
+        lines += [f"  {name:<8}{summary}" for name, summary in times.items() if summary.n]
+    else:
+        lines.append(f"  latencies are not settled: {_why_not_settled(forecast)}")
     if not math.isnan(forecast.slo_attainment):
         lines.append(
             f"  goodput {forecast.goodput_requests_per_s:.3g} requests/s within the targets"
@@ -443,6 +446,14 @@ def describe_forecast(forecast: Forecast) -> list[str]:
         *_costs(forecast),
     ]
     return lines
+
+
+def _why_not_settled(forecast: Forecast) -> str:
+    """Say why the latencies of a simulation are not those of a load that goes on."""
+    n = forecast.n_requests
+    if forecast.keeps_up is None:
+        return f"{n} requests are too few for {forecast.mean_in_flight:.3g} under way"
+    return f"the queue still grows after {n} requests"
 
 
 def _largest_rate(forecast: Forecast) -> str:

@@ -175,7 +175,7 @@ def limits_of(server, command):
             "chunk_tokens": None if chunk == -1 else chunk,
             "kv_block_tokens": page,
         }
-        context = number("--context-length", 0)
+        context = number("--context-length", 0) - 6  # two are never used, five in some versions
     else:
         slots, batch = number("-np", 4), number("-b", 2048)
         assert slots <= 256  # LLAMA_MAX_SEQ

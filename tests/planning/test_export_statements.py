@@ -41,7 +41,7 @@ def long():
 
 def test_a_context_that_servers_refuse_is_said_with_the_export(long):
     """The flag is written as simulated, so the line must say that it cannot start."""
-    flags = {"vllm": "--max-model-len 12000", "sglang": "--context-length 12000"}
+    flags = {"vllm": "--max-model-len 12000", "sglang": "--context-length 12006"}
     for server, flag in flags.items():
         assert flag in export(long, server)
         (line,) = [each for each in cautions(long, server) if "made for" in each]
@@ -55,6 +55,27 @@ def test_a_context_that_servers_refuse_is_said_with_the_export(long):
         prompt_tokens=8000, output_tokens=192,
     )  # fmt: skip
     assert not any("made for" in each for each in cautions(short, "vllm"))
+    (line,) = [each for each in cautions(short, "sglang") if "made for" in each]
+    assert line.endswith("sglang refuses to start with --context-length 8198")
+
+
+def test_answers_are_as_long_as_simulated(long):
+    """`--context-length 12000` gave 998 of the 1000 tokens; each server has its own rule."""
+    prompt, output = 11_000, 1000
+
+    def flag(server, name):
+        return int(re.search(rf"{name} (\d+)", export(long, server))[1])
+
+    def vllm(context):  # it ends once a sequence has as many tokens as the context
+        return next(n for n in range(1, output + 1) if prompt + n >= context or n == output)
+
+    def sglang(context):  # max_req_len, and what the prompt and one more token leave of it
+        longest = context - 1
+        assert prompt < longest - 5
+        return min(output, longest - prompt - 1)
+
+    assert vllm(flag("vllm", "--max-model-len")) == output
+    assert sglang(flag("sglang", "--context-length")) == output
 
 
 def test_room_is_told_for_sequences_as_long_as_those_of_the_query(long):

@@ -8,8 +8,10 @@ import pytest
 
 import hypsolve as hs
 from hypsolve.planning import forecast as module
+from hypsolve.planning import load as load_module
 from hypsolve.planning.forecast import predict, serve_load
-from hypsolve.planning.load import Load, under_load
+from hypsolve.planning.limiting_resource import limiting_resources
+from hypsolve.planning.load import Load, evenly, serve, under_load
 from hypsolve.planning.text import describe_forecast
 from hypsolve.problem.runtime import Runtime
 from hypsolve.solvers.clock import Deadline
@@ -60,8 +62,12 @@ def test_compute_limits_prefill_and_bandwidth_limits_decoding(prompt, output, re
         network=hs.Network(name="box", tiers=(box,)),
         requests=toys.burst(1, prompt, output),
     )
-    found = limited_by(problem, hs.Partition((0, 18)), Runtime(name="toy", max_num_seqs=4096))
-    assert found == f"{resource} of 'box'"
+    problem = replace(problem, runtime=Runtime(name="toy", max_num_seqs=4096))
+    partition, instance = hs.Partition((0, 18)), hs.to_instance(problem)
+    bound = predict(problem, partition, 0.1, only="mean latency").bound_requests_per_s
+    beyond = serve(evenly(problem, bound, 800), partition)
+    found = limiting_resources(problem, instance, partition, beyond)
+    assert found[0] == f"{resource} of 'box'"
 
 
 L4, A10, A100, T4 = "l4", "a10", "a100-40gb", "t4"
@@ -363,14 +369,15 @@ def test_a_deadline_ends_the_search_for_the_rate(monkeypatch):
     """No further simulation starts once the time is over."""
     monkeypatch.setattr("hypsolve.solvers.clock.now", Ticks(1.0))
     simulated = []
-    real = module.simulate
+    real = load_module.simulate
     monkeypatch.setattr(
-        module, "simulate", lambda *a, **k: simulated.append(1) or real(*a, **k)
+        load_module, "simulate", lambda *a, **k: simulated.append(1) or real(*a, **k)
     )
     problem = toys.deployment([[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1), toys.model(1))
     late = predict(problem, toys.even(1), 0.2, deadline=Deadline(0.5))
-    assert len(simulated) == 2  # the forecast itself, and one request alone
-    assert late.keeps_up is None and math.isnan(late.max_requests_per_s)
+    assert len(simulated) == 1  # the forecast itself, which tells that 0.2 is sustained
+    assert late.keeps_up is True and late.max_rate_is_lower_bound
+    assert late.max_requests_per_s == 0.2
     predict(problem, toys.even(1), 0.2, deadline=Deadline(1e9))
     assert len(simulated) > 8
 

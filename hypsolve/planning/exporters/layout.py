@@ -137,7 +137,11 @@ class BenchmarkLoad:
     def of(cls, plan: Plan) -> BenchmarkLoad:
         """Read the load of a plan."""
         query, load = plan.query, plan.query.load
-        n_requests = len(with_requests(plan.deployment, load).requests)
+        n_requests = (
+            len(with_requests(plan.deployment, load).requests)
+            if plan.forecast is None
+            else plan.forecast.n_requests
+        )
         return cls(
             prompt_tokens=query.prompt_tokens,
             output_tokens=query.output_tokens,

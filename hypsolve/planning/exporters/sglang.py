@@ -20,6 +20,12 @@ from hypsolve.planning.exporters.shell import (
 from hypsolve.problem.runtime import KvAdmission
 
 MAX_PREFILL_TOKENS = 16384  # the server's default
+HEADROOM_TOKENS = 6
+"""Tokens of the context that no request can use.
+
+The scheduler allows ``max_req_len - prompt - 1`` output tokens, where ``max_req_len`` is the
+context less one. Some versions also refuse prompts longer than ``max_req_len - 5``.
+"""
 MEMORY = (
     "# --mem-fraction-static: for weights and KV cache; activations and graphs take the rest"
 )
@@ -113,7 +119,7 @@ def _limits(layout: Layout, replica: Replica, load: BenchmarkLoad) -> str:
         pages = max(chunk // runtime.kv_block_tokens, 1)
         chunk = pages * runtime.kv_block_tokens
     return command(
-        f"--context-length {load.tokens}",
+        f"--context-length {load.tokens + HEADROOM_TOKENS}",
         f"--max-running-requests {layout.sequences(replica, load)}",
         f"--chunked-prefill-size {chunk}",
         f"--max-prefill-tokens {chunk}" if chunk > MAX_PREFILL_TOKENS else "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypsolve import catalog
 from hypsolve.planning.exporters.layout import BenchmarkLoad, Layout
 from hypsolve.planning.exporters.llama_cpp import MAX_SLOTS, slot_tokens, slots
+from hypsolve.planning.exporters.sglang import HEADROOM_TOKENS
 from hypsolve.planning.exporters.vllm import BLOCK_TOKENS
 from hypsolve.problem.model import Model
 from hypsolve.problem.runtime import KvAdmission, Runtime
@@ -91,14 +92,20 @@ def too_long(model: Model, load: BenchmarkLoad, server: str) -> list[str]:
     vLLM (``get_and_verify_max_len``) and SGLang (``ModelConfig``) then refuse to start. The
     context of llama.cpp is the one that it is told.
     """
-    limit = model.context_tokens
-    if not limit or load.tokens <= limit:
+    limit, more = model.context_tokens, HEADROOM_TOKENS if server == "sglang" else 0
+    if not limit or load.tokens + more <= limit:
         return []
-    line = f"{load.tokens} tokens are longer than the {limit} that the model was made for"
-    flag = {"vllm": "--max-model-len", "sglang": "--context-length"}.get(server)
+    what = f"{load.tokens} tokens"
+    if load.tokens <= limit:
+        what += f" and the {more} that {server} keeps free"
+    line = f"{what} are longer than the {limit} that the model was made for"
+    flag = {
+        "vllm": f"--max-model-len {load.tokens}",
+        "sglang": f"--context-length {load.tokens + HEADROOM_TOKENS}",
+    }.get(server)
     if flag is None:
         return [f"{line}: answers become poor"]
-    return [f"{line}: {server} refuses to start with {flag} {load.tokens}"]
+    return [f"{line}: {server} refuses to start with {flag}"]
 
 
 def no_slack(load: BenchmarkLoad, context: int) -> str:
