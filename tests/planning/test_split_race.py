@@ -216,7 +216,7 @@ def test_the_stated_rate_holds_in_a_longer_run(two):
 def test_of_equal_rates_the_roomy_and_even_split_comes_first():
     """Rates that differ by less than 1 % are no order; larger differences are.
 
-    Under `serial`, noise of 0.8 % had put 34 blocks on one of two equal GPUs, and 6 on the other.
+    Under `serial`, noise of 0.8 % had put 34 blocks on one of two equal GPUs, 6 on the other.
     """
     from hypsolve.planning.split_race import SplitRace
 

@@ -257,24 +257,25 @@ def test_long_simulations_decide_where_short_ones_and_the_model_differ(
 
 def test_close_degrees_are_simulated_however_short_the_time_is():
     """A time limit left only the first degree simulated, which was then refined."""
-    network = sites([machine()])
-    query = hs.PlanQuery.of("llama-3-70b", network, **SHORT)
-    _, choices = choose_degrees(query, deadline=Deadline(0.0))
-    assert len([each for each in choices if each.value > 0]) >= 1
-    candidates, _ = tensor_parallel._candidates(query)
-    rates = {}
-    for each in candidates:
-        if each.is_common and each.choice.is_allowed:
-            tensor_parallel._split(each, None, network_for_server, Deadline(60.0))
-            rates[each.choice.degrees] = -each.modelled[-1]
-    close = {of for of, rate in rates.items() if rate >= 0.8 * max(rates.values())}
-    assert close <= {each.degrees for each in choices if each.value > 0}
+    network = sites([machine(gpus=4)])
+    query = hs.PlanQuery.of("llama-3-8b", network, **SHORT)
+    found, _ = tensor_parallel._candidates(query)
+    found = [each for each in found if each.is_common and each.choice.is_allowed]
+    goal = tensor_parallel.Goal(query)
+    for each in found:
+        tensor_parallel._split(each, goal, network_for_server, Deadline(60.0))
+    most = max(-each.modelled[-1] for each in found)
+    close = [each for each in found if -each.modelled[-1] >= 0.8 * most]
+    tensor_parallel._simulate_all(found, goal, lambda line: None, Deadline(0.0))
+    assert {each.choice.degrees for each in found if each.value > 0} == {
+        each.choice.degrees for each in close
+    }
 
 
 def test_groups_that_hold_the_model_may_be_stages_in_a_row():
     """Two GPUs hold Llama-3-70B with little room for KV cache: stages of them serve more."""
     network = sites([machine()])
-    query = hs.PlanQuery.of("llama-3-70b", network, tensor_parallel=2, **SHORT)
+    query = hs.PlanQuery.of("llama-3-70b", network, tensor_parallel=2, runtime="vllm")
     copies = solve_query(query)
     assert copies.result.partition is not None and len(query.network.network.tiers) == 1
     chosen = network_for_server(query).query
