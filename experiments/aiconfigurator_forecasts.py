@@ -1,7 +1,7 @@
 """Forecast the measured runs by NVIDIA's aiconfigurator.
 
-``python -m experiments.aiconfigurator_forecasts [OUT]`` needs ``pip install
-'hypsolve[aiconfigurator]'`` and the measured runs; it writes ``aiconfigurator.csv`` into OUT
+``python -m experiments.aiconfigurator_forecasts [OUT]`` needs ``pip install -e
+".[aiconfigurator]"`` and the measured runs; it writes ``aiconfigurator.csv`` into OUT
 (default: results). All options are its defaults, except that KV cache is in 8 bits where our
 predictors assume so, too: without it, 18 more runs do not fit. The experiment `validation`
 puts the forecasts beside ours. The settings of the runs are read, not what was measured; of the

@@ -16,6 +16,7 @@ from experiments import claims, registry, runner, solving
 from experiments.definitions import MEASUREMENTS, SIZES
 from experiments.record import Record, machine, note_session, provenance, recording
 from experiments.waiting import duration
+from hypsolve.problem.optional import install
 
 if TYPE_CHECKING:
     from experiments.progress import Progress
@@ -123,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extras["distributed"] = "dask"
     for package, extra in extras.items():
         if importlib.util.find_spec(package) is None:
-            parser.error(f"{package} is missing: pip install 'hypsolve[{extra}]'")
+            parser.error(f"{package} is missing: {install(extra)}")
     options.size = next((size for size in SIZES if vars(options).get(size)), "default")
     if options.full and not options.out and (options.seeds or options.time_limit):
         parser.error("--full with --seeds or --time-limit needs --out: results has the whole")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hypsolve.calibration.measure_grid import BlockShape, Step
+from hypsolve.problem.optional import install
 
 MIN_STACK_BYTES = 200_000_000  # more than most caches hold
 MAX_LAYERS = 32  # of a stack
@@ -34,8 +35,7 @@ def load_torch() -> Any:
         return importlib.import_module("torch")
     except ImportError as error:
         raise ValueError(
-            f"measure: needs torch, which cannot be imported ({error}); pip install"
-            " 'hypsolve[measure]'"
+            f"measure: needs torch, which cannot be imported ({error}); {install('measure')}"
         ) from error
 
 

@@ -37,7 +37,7 @@ from hypsolve.planning.figures import draw_pareto
 from hypsolve.planning.forecast import round_s
 from hypsolve.planning.frontier_of_nodes import best_in_fluid, with_other_nodes
 from hypsolve.planning.layers import describe_blocks, describe_cuts
-from hypsolve.planning.load import Load, arriving, at_rate, starts
+from hypsolve.planning.load import ROUNDS_OF_USERS, Load, arriving, at_rate, starts
 from hypsolve.planning.query import ALONE, PlanQuery, Solution, solve_query
 from hypsolve.planning.replan import Replan
 from hypsolve.planning.replan import replan as plan_anew
@@ -72,6 +72,7 @@ from hypsolve.solvers.clock import Deadline
 
 OWN_SHARE = 0.5  # of the time of a frontier, for splits on the nodes of the plan
 FLUID_SHARE = 0.2  # of the time left for a frontier, for the best splits of the fluid model
+N_REQUESTS = 300  # of a simulation
 N_NAMED = 4  # splits that were not simulated and are named
 CUT_SHORT = "the time limit ended the choice of nodes: a longer --time-limit may find better"
 NODES_SHARE = 0.3  # of the time limit, to choose the nodes that a server's pipelines use
@@ -336,7 +337,11 @@ def _draw(points: Sequence[ServingPoint], name: str, path: Path) -> None:
     type=click.Choice(tuple(WORKLOADS)),
     help="Lengths and gaps of the requests.  [default: --prompt and --output for all]",
 )
-@click.option("--requests", default=300, show_default=True, help="Number of requests.")
+@click.option(
+    "--requests",
+    type=int,
+    help=f"Number of requests.  [default: {N_REQUESTS}; {ROUNDS_OF_USERS} for each user]",
+)
 @click.option(
     "--trace",
     type=click.Path(),
@@ -357,7 +362,7 @@ def simulate(
     method: str | None,
     plan: str | None,
     source: str | None,
-    requests: int,
+    requests: int | None,
     trace: str | None,
     policy: str,
     perfetto: str | None,
@@ -378,6 +383,7 @@ def simulate(
     elif trace is not None:
         arguments = planned_for(arguments, trace, needs_rate=False)
     query = PlanQuery.of(model, network, method=method, **arguments)
+    n_requests = _n_requests(requests, query.users)
     with show_progress() as progress:
         nodes, solution, deadline = (
             _split(query, progress) if plan is None else _planned(query, plan, progress)
@@ -399,13 +405,12 @@ def simulate(
             given = replace(given, arrival_s=at_rate(given.arrival_s, load.rate_per_s))
     elif source is not None:
         given = workload(
-            source, n_requests=requests, rate_per_s=load.rate_per_s, seed=query.seed
+            source, n_requests=n_requests, rate_per_s=load.rate_per_s, seed=query.seed
         )
         given = replace(given, arrival_s=at_rate(given.arrival_s, load.rate_per_s))
     else:
-        valid.whole("simulate", "requests", requests, minimum=1)
         rng = np.random.default_rng(query.seed)
-        given = arriving(deployment, load.rate_per_s, requests, rng).requests
+        given = arriving(deployment, load.rate_per_s, n_requests, rng).requests
     if load.users is not None and (trace is not None or source is None):
         within_s = round_s(deployment, partition, load)
         given = replace(given, arrival_s=starts(load, len(given), within_s))
@@ -440,6 +445,21 @@ def simulate(
     if perfetto is not None:
         write_perfetto(served, perfetto)
     return 0
+
+
+def _n_requests(asked: int | None, users: int | None) -> int:
+    """Return the requests to simulate; say so if they are few for the users."""
+    enough = ROUNDS_OF_USERS * (users or 0)
+    if asked is None:
+        return max(N_REQUESTS, enough)
+    valid.whole("simulate", "requests", asked, minimum=1)
+    if asked < enough:
+        print(
+            f"note: {asked} requests are under {ROUNDS_OF_USERS} for each of {users} users:"
+            " their start counts for much",
+            file=sys.stderr,
+        )
+    return asked
 
 
 def _offered(trace: Trace, load: Load) -> str:

@@ -83,7 +83,7 @@ def measure(
     """Measure transformer blocks on this machine, and fit a GPU profile to their times.
 
     Blocks have random weights, so nothing is downloaded. A network file takes the profile by
-    its path: nodes = [{gpu = "profile.toml"}]. Needs torch: pip install 'hypsolve[measure]'.
+    its path: nodes = [{gpu = "profile.toml"}]. Needs torch: pip install -e ".[measure]".
     """
     if serve_link is not None:
         serve(serve_link)

@@ -143,10 +143,10 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
     owner = str(path)
     table = checked_table(owner, NetworkTable, read_toml(path))
     entries = [
-        checked_table(f"{owner}: tier {k}", TierTable, entry)
+        checked_table(f"{owner}: tier {k}", TierTable, _without_keys_of_nodes(owner, k, entry))
         for k, entry in enumerate(table["tiers"])
     ]
-    gpus = _gpus(owner, table.get("gpus", {})) | _profile_files(entries, path.parent)
+    gpus = _gpus(owner, table.get("gpus", {})) | _profile_files(owner, entries, path.parent)
     tiers: list[Tier] = []
     pins: dict[str | int, str] = {}
     prices: dict[str, float] = {}
@@ -220,15 +220,33 @@ def _gpus(owner: str, tables: Mapping[str, GpuTable]) -> dict[str, GpuProfile]:
     return found
 
 
-def _profile_files(tiers: Iterable[TierTable], folder: Path) -> dict[str, GpuProfile]:
+def _without_keys_of_nodes(owner: str, at: int, entry: Any) -> Any:
+    """Return the table of a tier; raise if it has a key that belongs to its nodes."""
+    for key in entry if isinstance(entry, dict) else ():
+        if key in NodesTable.__annotations__ and key not in TierTable.__annotations__:
+            raise ValueError(
+                f"{owner}: tier {at}: key {key!r} belongs to nodes: nodes = [{{gpu = ...,"
+                f" {key} = {entry[key]!r:.20}}}]"
+            )
+    return entry
+
+
+def _profile_files(
+    owner: str, tiers: Iterable[TierTable], folder: Path
+) -> dict[str, GpuProfile]:
     """Return the GPUs that nodes name by the path of a profile file, relative to `folder`."""
-    groups = [group for tier in tiers for group in tier["nodes"] if isinstance(group, dict)]
-    names = [name for group in groups if isinstance(name := group.get("gpu"), str)]
-    return {
-        path: read_gpu_profile(folder / path)
-        for path in dict.fromkeys(names)
-        if path.endswith(PROFILE_ENDING)
-    }
+    found: dict[str, GpuProfile] = {}
+    for tier in tiers:
+        for k, group in enumerate(tier["nodes"]):
+            name = group.get("gpu") if isinstance(group, dict) else None
+            if not isinstance(name, str) or not name.endswith(PROFILE_ENDING) or name in found:
+                continue
+            try:
+                found[name] = read_gpu_profile(folder / name)
+            except OSError as error:
+                where = f"{owner}: tier {tier['name']!r} nodes {k}: gpu {name}"
+                raise type(error)(error.errno, error.strerror, where) from None
+    return found
 
 
 def _tier(
@@ -294,6 +312,7 @@ def _nodes(
             f"{owner}: reserved_gib must be below the memory, {has_gib:.4g} GiB,"
             f" got {group['reserved_gib']}"
         )
+    machine = _machine(owner, group)
     try:
         return [
             Node(
@@ -302,7 +321,7 @@ def _nodes(
                 memory_bytes=None if memory_gib is None else gib_to_bytes(memory_gib),
                 reserved_bytes=gib_to_bytes(group.get("reserved_gib", 0.0)),
                 host=host,
-                **_machine(owner, group),
+                **machine,
             )
             for name in names
         ]
@@ -321,7 +340,10 @@ def _machine(owner: str, group: NodesTable) -> dict[str, Any]:
     keys = ("gpus", "tensor_parallel")
     fields: dict[str, Any] = {name: value for name, value in group.items() if name in keys}
     if "interconnect" in group:
-        fields["interconnect"] = interconnect(group["interconnect"], group["gpu"])
+        try:
+            fields["interconnect"] = interconnect(group["interconnect"], group["gpu"])
+        except ValueError as error:
+            raise ValueError(f"{owner}: {error}") from None
     return fields
 
 

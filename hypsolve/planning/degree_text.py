@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def left_out_lines(plan: Plan) -> Iterator[str]:
     """Yield what degrees leave out: nodes, and the rule that every tier holds a block."""
     query = plan.query
-    if query.too_small:
-        names = ", ".join(query.too_small)
+    if too_small := [name for name in query.too_small if name not in query.left_out]:
+        names = ", ".join(too_small)
         yield f"left out: {names} (fewer GPUs than compute as one, {query.tensor_parallel})"
     yield from idle_lines(plan)
     if empty := _left_empty(plan):

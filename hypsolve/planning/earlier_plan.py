@@ -105,14 +105,38 @@ def query_in(plan: str | os.PathLike[str]) -> dict[str, Any]:
 def with_arguments(kept: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of an earlier plan with others in their place.
 
-    Requests of different lengths replace lengths of all requests, and the other way round.
+    Requests of different lengths replace lengths of all requests, and a rate replaces users;
+    and the other way round.
     """
     found = {**kept, **arguments}
     if "requests" in arguments:
         found = {key: found[key] for key in found if key not in LENGTHS or key in arguments}
     elif any(name in arguments for name in LENGTHS):
         found.pop("requests", None)
-    return found
+    return one_load(
+        found, {key: value for key, value in arguments.items() if value is not None}
+    )
+
+
+def one_load(kept: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments in which the load of an earlier plan gives way to one that is given.
+
+    Parameters
+    ----------
+    kept : mapping
+        Arguments of the earlier plan, with those that are given in their place.
+    given : mapping
+        A rate, or users, replace users and rate of the earlier plan.
+
+    Examples
+    --------
+    >>> one_load({"users": 400, "rate_per_s": 2.0, "seed": 1}, {"rate_per_s": 2.0})
+    {'rate_per_s': 2.0, 'seed': 1}
+    """
+    gone = {"rate_per_s"} if kept.get("users") is not None else set()
+    if "users" in given or "rate_per_s" in given:
+        gone = {"users", "think_time_s", "rate_per_s"}
+    return {name: kept[name] for name in kept if name not in gone or name in given}
 
 
 def query_of_plan(

@@ -10,6 +10,8 @@ from hypsolve.catalog import gpus
 from hypsolve.planning.fitted_costs import FITTED
 from hypsolve.planning.platforms import weights_of
 
+ASSUMED = "assumed"  # basis of an interconnect that was not measured
+
 if TYPE_CHECKING:
     from hypsolve.planning.plan import Plan
 
@@ -57,4 +59,24 @@ def error_lines(plan: Plan) -> Iterator[str]:
         yield (
             f"expected error: unknown, for no server of {' or '.join(unknown)} under runtime"
             f" {runtime} was measured"
+        )
+    yield from _assumed_links(plan)
+
+
+def _assumed_links(plan: Plan) -> Iterator[str]:
+    """Yield a line where all-reduces take the times of another card or link."""
+    used = {node.node for node in plan.nodes if node.is_used and node.blocks}
+    nodes = [node for tier in plan.deployment.network.tiers for node in tier.nodes]
+    names = {
+        f"{node.interconnect.name} of {node.gpu.name}": node.interconnect.source
+        for node in nodes
+        if node.name in used
+        and node.gpus > 1
+        and node.interconnect is not None
+        and node.interconnect.basis == ASSUMED
+    }
+    if names:
+        yield (
+            f"assumed: all-reduces over {', '.join(names)}, which were not measured:"
+            f" {next(iter(names.values())).partition(': ')[2].partition(';')[0]}"
         )

@@ -272,12 +272,6 @@ def replan(
         network = to_network_file(network)
         if not has_degree(network, old.query["tensor_parallel"]):
             lost_degree = kept.pop("tensor_parallel")
-    if "users" in arguments or "rate_per_s" in arguments:  # one load replaces the other
-        for name in ("users", "think_time_s"):
-            kept[name] = arguments.get(name)
-        kept = {name: value for name, value in kept.items() if value is not None}
-    if "users" in kept and "rate_per_s" not in arguments:
-        kept.pop("rate_per_s", None)
     of_file = kept.pop("weights", None)
     if weights is None and not isinstance(model, Model):
         weights = of_file or weights_in(old.model, model)

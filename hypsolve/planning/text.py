@@ -71,14 +71,20 @@ def text(plan: Plan) -> str:
 def _lines(plan: Plan) -> Iterator[str]:
     if plan.interrupted:
         yield f"stopped: {plan.stopped}"
+    limit, tokens = plan.model.context_tokens, plan.query.tokens
+    if limit and tokens > limit:
+        yield (
+            f"warning: {tokens} tokens are longer than the {limit} tokens the model was made"
+            " for: runtimes may refuse them"
+        )
     if lines := slo_lines(plan):
         yield from (*lines, "")
     yield f"{title(plan)}: {describe_query(plan)}"
     if plan.query.left_out:
         yield describe_left_out(plan)
-    if plan.unused_nodes:
-        names = ", ".join(plan.unused_nodes)
-        yield f"left out: {names} (in no pipeline of this plan)"
+    said = {*plan.query.left_out, *plan.query.too_small}
+    if names := [name for name in plan.unused_nodes if name not in said]:
+        yield f"left out: {', '.join(names)} (in no pipeline of this plan)"
     yield from left_out_lines(plan)
     yield ""
     if not plan.fits:
@@ -106,9 +112,6 @@ def _lines(plan: Plan) -> Iterator[str]:
             yield from alternatives_lines(plan)
             yield from forecast_lines(plan)
             yield from error_lines(plan)
-    limit = plan.model.context_tokens
-    if limit and plan.query.tokens > limit:
-        yield f"longer than the {limit} tokens the model was made for: runtimes may refuse it"
     if plan.stopped and not plan.interrupted:
         yield f"stopped: {plan.stopped}"
     if plan.upgrades or not plan.stopped:

@@ -4,6 +4,17 @@ import importlib
 from typing import Any
 
 
+def install(extra: str) -> str:
+    """Return the command that installs what an extra of ``pyproject.toml`` brings.
+
+    Examples
+    --------
+    >>> install("measure")
+    'in a clone of hypsolve, run pip install -e ".[measure]"'
+    """
+    return f'in a clone of hypsolve, run pip install -e ".[{extra}]"'
+
+
 def optional(module: str) -> Any:
     """Import and return a module.
 
@@ -17,5 +28,5 @@ def optional(module: str) -> Any:
     except ImportError as error:
         raise ValueError(
             f"this needs the package {module.partition('.')[0]!r}, which cannot be imported"
-            f" ({error}); pip install 'hypsolve[experiments]'"
+            f" ({error}); {install('experiments')}"
         ) from error

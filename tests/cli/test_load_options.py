@@ -209,3 +209,48 @@ def test_pareto_marks_what_is_within_the_targets(capsys, network, ttft_slo_s, sh
     code, out, _ = run(capsys, *command[:-2], "--json")
     assert all(point["slo_attainment"] is None for point in json.loads(out))
     assert "within targets" not in run(capsys, *command[:-2])[1]
+
+
+@pytest.fixture(scope="module")
+def plan_of_users(network, tmp_path_factory):
+    """A plan for 30 users who think."""
+    import hypsolve as hs
+
+    made = hs.plan(
+        "llama-3.2-1b",
+        network,
+        output_tokens=8,
+        users=30,
+        think_time_s=1.0,
+        with_upgrades=False,
+    )
+    path = tmp_path_factory.mktemp("users") / "plan.json"
+    path.write_text(json.dumps(made.to_dict()))
+    return path
+
+
+def simulated(capsys, network, plan, *more):
+    command = ("simulate", "--model", "llama-3.2-1b", "--network", network, "--plan", plan)
+    return run(capsys, *command, *more)
+
+
+def test_a_rate_replaces_the_users_of_a_plan(capsys, network, plan_of_users):
+    """`simulate --plan` ignored the rate, and simulated the users of the plan."""
+    code, out, err = simulated(capsys, network, plan_of_users, "--rate", 2)
+    assert code == 0 and not err
+    assert "300 requests, 2 per second, of" in out and "user" not in out
+    code, out, _ = simulated(capsys, network, plan_of_users, "--users", 4)
+    assert code == 0 and "4 users, of" in out  # the think time of the plan is gone, too
+    code, out, err = simulated(capsys, network, plan_of_users, "--rate", 2, "--think-time", 1)
+    assert (code, out) == (2, "") and "think_time_s needs users" in err
+
+
+def test_users_send_as_many_requests_as_in_a_plan(capsys, network, plan_of_users):
+    """300 requests of 400 users are less than one each, and say nothing of a steady load."""
+    code, out, err = simulated(capsys, network, plan_of_users)
+    assert code == 0 and not err and "600 requests, 30 users who think for 1 s" in out
+    code, out, err = simulated(capsys, network, plan_of_users, "--requests", 60)
+    assert code == 0 and "60 requests, 30 users" in out
+    assert err == (
+        "note: 60 requests are under 20 for each of 30 users: their start counts for much\n"
+    )

@@ -34,7 +34,7 @@ def test_without_torch_one_line_names_the_extra(capsys, tmp_path, monkeypatch):
     assert (code, printed) == (2, "")
     assert errors == (
         "hypsolve: measure: needs torch, which cannot be imported (No module named 'torch');"
-        " pip install 'hypsolve[measure]'\n"
+        ' in a clone of hypsolve, run pip install -e ".[measure]"\n'
     )
     assert list(tmp_path.iterdir()) == []
 

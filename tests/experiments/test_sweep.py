@@ -260,7 +260,8 @@ def test_a_missing_package_is_named_with_its_extra(
         sweep.main(["toy", "--dask", "tcp://127.0.0.1:1"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error == f"sweep: {package} is missing: pip install 'hypsolve[{extra}]'\n"
+    install = f'in a clone of hypsolve, run pip install -e ".[{extra}]"'
+    assert error == f"sweep: {package} is missing: {install}\n"
 
 
 @pytest.mark.parametrize("name", ["file", "file/out"])

@@ -376,3 +376,26 @@ def test_every_value_of_a_runtime_can_be_in_a_file():
 def test_bad_runtimes_of_a_file(runtime, message, tmp_path):
     with pytest.raises((ValueError, TypeError), match=message):
         read(tmp_path, f"runtime = {runtime}\n" + SHORT)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            '{gpu = "h100", gpus = 8}]',
+            "tier 0 'a' nodes 0: interconnect must be given with gpus",
+        ),
+        (
+            '{gpu = "l4"}]\ntensor_parallel = 3',
+            "tier 0: key 'tensor_parallel' belongs to nodes",
+        ),
+        ('{gpu = "l4"}, {gpu = "no/p.toml"}]', "tier 'a' nodes 1: gpu no/p.toml"),
+    ],
+)
+def test_errors_name_the_place_once(tmp_path, text, words):
+    """One named it twice, one not at all, and one listed keys without saying where it goes."""
+    path = tmp_path / "net.toml"
+    path.write_text(f'[[tiers]]\nname = "a"\nnodes = [{text}\n')
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        read_network_file(path)
+    assert words in str(caught.value) and str(caught.value).count("net.toml") == 1

@@ -99,3 +99,37 @@ def test_slower_gpus_have_slower_rates_and_others_none():
 def test_an_unknown_form_of_costs_is_refused():
     with pytest.raises(ValueError, match="costs"):
         plan("h100", runtime="vllm", costs="fited")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "link", "is_assumed"),
+    [("rtx-3090", "nvlink-bridge", True), ("a100-80gb", "nvlink3", False)],
+)
+def test_links_among_gpus_that_were_not_measured_are_named(gpu, link, is_assumed):
+    """Cards on an NVLink bridge were planned by the figures of PCIe, and nothing said so."""
+    box = hs.Node(name="box", gpu=hs.gpu(gpu), gpus=2, interconnect=hs.interconnect(link, gpu))
+    network = hs.Network(name="lab", tiers=(hs.Tier(name="box", nodes=(box,)),))
+    found = hs.plan(
+        "llama-3-8b", network, runtime="vllm", tensor_parallel=2, output_tokens=16,
+        with_upgrades=False,
+    )  # fmt: skip
+    lines = [line for line in str(found).splitlines() if line.startswith("assumed: ")]
+    words = f"{link} of {hs.gpu(gpu).name}, which were not measured: figures of l40s"
+    assert lines == [f"assumed: all-reduces over {words}"] * is_assumed
+
+
+def test_what_is_longer_than_the_context_is_said_first():
+    """A prompt of 100,000 tokens was planned for a model of 8,192, or did not fit."""
+    network = hs.Network(
+        name="lab", tiers=(hs.Tier(name="t", nodes=(hs.Node(name="n", gpu=hs.gpu("h100")),)),)
+    )
+    for prompt, fits in ((20_000, True), (900_000, False)):
+        found = hs.plan(
+            "llama-3-8b", network, prompt_tokens=prompt, output_tokens=8, concurrency=1,
+            rate_per_s=0.01, runtime="vllm", with_upgrades=False,
+        )  # fmt: skip
+        first = str(found).splitlines()[0]
+        assert first.startswith(f"warning: {prompt + 8} tokens are longer than the 8192 tokens")
+        if fits:
+            comment = hs.export(found, "vllm").splitlines()[0]
+            assert comment.startswith(f"# {prompt + 8} tokens are longer than the 8192 that")

@@ -1,4 +1,4 @@
-"""Whether a rate is sustained: judged by simulations that are longer, and by queueing theory."""
+"""Whether a rate is sustained: judged by longer simulations, and by queueing theory."""
 
 from dataclasses import replace
 

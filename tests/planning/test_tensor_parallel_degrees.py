@@ -12,6 +12,7 @@ from hypsolve.planning.query import solve_query
 from hypsolve.planning.runtime_restrictions import network_for_server
 from hypsolve.planning.tensor_parallel import CLEARLY, choose_degrees
 from hypsolve.planning.throughput import ServedSplit
+from hypsolve.solvers.clock import Deadline
 from tests.planning.test_tensor_parallel import machine
 
 WIRE = hs.Link(bytes_per_s=1.25e9, latency_s=5e-3)

@@ -158,7 +158,8 @@ def export(
     )
     if runtime in ONE_PIPELINE and runtime != "accelerate":
         idle = [f"# {line}" for line in idle_lines(plan)]
-        text = "\n".join([*left_out(plan, layout, instead_of), *idle, text])
+        long = [f"# {line}" for line in too_long(plan.model, load, runtime)]
+        text = "\n".join([*long, *left_out(plan, layout, instead_of), *idle, text])
     return text.rstrip("\n") + "\n"
 
 
