@@ -11,7 +11,7 @@ from hypsolve.problem.runtime import Runtime
 
 FITTED, ROOFLINE = "fitted", "roofline"
 COSTS = (FITTED, ROOFLINE)
-DEFAULT_COSTS = ROOFLINE
+DEFAULT_COSTS = FITTED
 
 
 def with_fitted_costs(network: Network, runtime: Runtime, model: Model) -> Network:
