@@ -27,7 +27,7 @@ from hypsolve.catalog.weights import (
 )
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Block, GpuProfile, Model
-from hypsolve.problem.runtime import Runtime
+from hypsolve.problem.runtime import Batching, Runtime
 from hypsolve.problem.units import GIB
 
 __all__ = [
@@ -235,7 +235,15 @@ def runtime(
     entry = dict(table[valid.known("runtime", name, table)])
     entry |= _of_gpus(entry.pop("tiers", ()), list(gpus))
     entry = {key: None if value == "none" else value for key, value in entry.items()}
-    return Runtime(name=name, **{**entry, **overrides})
+    found = Runtime(name=name, **{**entry, **overrides})
+    if overrides.get("micro_batch_tokens") is not None and (
+        found.batching is not Batching.SERIAL
+    ):
+        raise ValueError(
+            f"runtime {name!r}: micro_batch_tokens needs batching serial, got"
+            f" {str(found.batching)!r}"
+        )
+    return found
 
 
 def _of_gpus(tiers: Iterable[dict[str, Any]], gpus: list[GpuProfile]) -> dict[str, Any]:

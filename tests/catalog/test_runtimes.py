@@ -194,3 +194,13 @@ def test_an_unknown_runtime_suggests_a_name():
 def test_bad_tables_are_refused(table, message):
     with pytest.raises(ValueError, match=message):
         runtime_from_dict("file", table)
+
+
+def test_parts_of_batches_need_batching_serial():
+    """`micro_batch_tokens=4` of vLLM was accepted, printed nowhere and simulated nowhere."""
+    message = "'vllm': micro_batch_tokens needs batching serial, got 'pipeline'"
+    with pytest.raises(ValueError, match=message):
+        hs.runtime("vllm", micro_batch_tokens=4)
+    with pytest.raises(ValueError, match="needs batching serial, got 'stage'"):
+        hs.runtime("llama.cpp", batching="stage", micro_batch_tokens=4)
+    assert hs.runtime("vllm", batching="serial", micro_batch_tokens=4).micro_batch_tokens == 4
