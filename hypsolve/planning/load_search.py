@@ -19,8 +19,8 @@ MAX_ALL = 500  # splits up to which all are simulated, if the time allows
 MAX_CUTS = 20_000  # splits with or without memory, up to which those that fit are counted
 STEPS = (1, 2, 4, 8)  # blocks by which a cut is moved
 STEP_COSTS = 0.02  # relative, by which a split is put back for each of these blocks
-PATIENCE, LITTLE = 150, 40  # splits without a better one, after which the search ends
-FAR = 2.0  # times its targets, from which there is little patience
+PATIENCE, LITTLE = 60, 20  # splits without a better one, after which the search ends
+FAR = 1.4  # times its targets, from which there is little patience
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +83,26 @@ class LoadSearch:
         self._has_counted = False
         self._n_since_better = 0
 
-    def run(self, first: Sequence[Cuts], deadline: Deadline, progress: Progress) -> None:
-        """Search from some splits on, or go on where the deadline ended the search."""
+    def run(
+        self,
+        first: Sequence[Cuts],
+        deadline: Deadline,
+        progress: Progress,
+        *,
+        stops_far: bool = False,
+    ) -> None:
+        """Search from some splits on, or go on where the deadline ended the search.
+
+        `stops_far` says whether the search stops for now where all first splits are far from
+        the targets, since others hardly meet them.
+        """
+        n_first = len(self.stretch) + len(first)
         for cuts in first:
             self._push(cuts, 0.0)
         while not (self.met or self.is_complete):
+            is_far = min(self.stretch.values(), default=0.0) > FAR
+            if stops_far and is_far and len(self.stretch) >= n_first:
+                return
             if self.stretch and deadline.has_passed():
                 return
             following = self._next()

@@ -16,7 +16,7 @@ from hypsolve.solvers.clock import Deadline
 
 FINALISTS = 2  # splits that are simulated at length
 MAX_CLIMBED = 8  # neighbours that are simulated to rank them
-LOAD_SHARE = 0.5  # of the time, for a split that serves the load within its targets
+LOAD_SHARE = 0.35  # of the time, for a split that serves the load within its targets
 TIE = 0.01  # relative difference of rates, within which simulations tell no order
 CLIMB_SHARE = 0.4  # of the time that is left, for neighbours
 LEAST_SHARE = 0.4  # of the time that is left, for each split that is simulated at length
@@ -107,7 +107,7 @@ class SplitRace:
         self, first: Sequence[Cuts], deadline: Deadline, progress: Progress
     ) -> list[Cuts]:
         """Return the splits to rank: the one that serves the load, or nearly, comes first."""
-        self.search.run(first, deadline, progress)
+        self.search.run(first, deadline, progress, stops_far=True)
         best = self.search.best()
         self._note_users()
         return list(dict.fromkeys((*([] if best is None else [best]), *first)))
