@@ -371,6 +371,9 @@ def profiles(data: Path) -> dict[str, GpuProfile]:
     }
 
 
+OTHERS = ("visible_bytes", "kv_copies", "all_reduce", "overlaps", "operators")
+
+
 def render(table: dict[str, GpuProfile]) -> str:
     """Return the TOML text of GPU profiles."""
     lines = [
@@ -380,8 +383,8 @@ def render(table: dict[str, GpuProfile]) -> str:
     for slug, profile in table.items():
         lines += ["", f"[{slug}]"]
         for field in fields(GpuProfile):
-            # of catalog/cards.toml, and of groups of GPUs
-            if field.name in ("visible_bytes", "kv_copies", "all_reduce"):
+            # of catalog/cards.toml, of groups of GPUs, and of other forms of costs
+            if field.name in OTHERS:
                 continue
             value = getattr(profile, field.name)
             if isinstance(value, str):
