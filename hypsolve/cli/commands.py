@@ -108,6 +108,9 @@ def compare(
         )
     query = nodes.query
     forecasts = SplitForecasts(query)
+    fluid = [] if methods else comparison.fluid_results(nodes, deadline)
+    for result in fluid:
+        forecasts.add(result, deadline.part(FLUID_SHARE))
     with (
         contextlib.suppress(KeyboardInterrupt),
         show_progress() as progress,
@@ -123,36 +126,51 @@ def compare(
     if len(results) < n_methods:
         print(f"stopped: {len(results)} of {n_methods} methods are finished", file=sys.stderr)
     if as_json:
-        plain = [result.to_dict() | forecasts.to_dict(result) for result in results]
+        plain = [result.to_dict() | forecasts.to_dict(result) for result in (*fluid, *results)]
         print(json.dumps(plain, indent=2, allow_nan=False))
     elif results:
         bound_s = max(result.bound_s for result in results)
-        show([_row(result, bound_s, forecasts) for result in results], as_json=False)
-        print(
-            "gap: the optimum is at most this share below, by the best bound that a method"
-            " here proved; layers by tier: the embedding comes before layer 0, the head after"
-            " the last"
-        )
+        is_asked = "objective" in arguments
+        rows = [_row(result, bound_s, forecasts, is_asked) for result in (*fluid, *results)]
+        show(rows, as_json=False)
+        if is_asked:
+            print(
+                "gap: the optimum is at most this share below, by the best bound that a method"
+                " here proved"
+            )
+        print("layers by tier: the embedding comes before layer 0, the head after the last")
         print(
             f"requests/s, TTFT and TPOT (mean, p50, p95, p99): simulated with"
             f" {query.load.describe()}; {query.runtime.describe()}"
         )
+        if slos := describe_slos(query.load):
+            print(f"within targets: share of the requests at this load within {slos}")
+        if any(">=" in row["requests/s"] for row in rows):
+            print(">=: the time limit ended the search for larger rates (--time-limit)")
     if len(results) < n_methods:
         return 130
     return 0 if any(result.partition is not None for result in results) else 1
 
 
-def _row(result: Result, bound_s: float, forecasts: SplitForecasts) -> dict[str, str]:
-    """Return a row of `compare`; no split is below `bound_s`, whichever method proved it."""
+def _row(
+    result: Result, bound_s: float, forecasts: SplitForecasts, is_asked: bool
+) -> dict[str, str]:
+    """Return a row of `compare`; no split is below `bound_s`, whichever method proved it.
+
+    What the split is for requests one at a time is shown if that objective `is_asked` for.
+    """
     fits = result.partition is not None
     gap = max(0.0, 1 - bound_s / result.objective_s) if fits and result.objective_s > 0 else 0.0
-    return {
-        "method": result.method,
-        "status": str(result.status),
+    alone = {
         str(result.instance.objective): show_seconds(result.objective_s) if fits else "-",
         "gap": f"{gap:.2%}" if fits and bound_s > 0 else "-",
-        "solved in": show_seconds(result.solve_time_s),
+    }
+    return {
+        "method": result.method,
         **forecasts.row(result),
+        "status": str(result.status),
+        **(alone if is_asked else {}),
+        "solved in": show_seconds(result.solve_time_s),
         "layers": describe_cuts(result.partition.cuts) if result.partition else result.message,
     }
 

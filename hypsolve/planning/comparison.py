@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hypsolve.planning.frontier_of_nodes import best_in_fluid
 from hypsolve.planning.query import (
     DEFAULT_METHOD,
     ModelSource,
     NetworkSource,
     PlanQuery,
+    instance_of,
     solve_query,
 )
 from hypsolve.planning.runtime_restrictions import (
@@ -22,12 +24,14 @@ from hypsolve.planning.simulation_search import METHOD as SIMULATED
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.problem import validation as valid
-from hypsolve.problem.instance import Objective
+from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.result import Result
-from hypsolve.solve import METHODS, warm_methods
-from hypsolve.solvers.clock import Deadline
+from hypsolve.problem.solution import Outcome, Partition, Status
+from hypsolve.solve import METHODS, Method, solve, warm_methods
+from hypsolve.solvers.clock import Deadline, now
 
 CHOICE_SHARE = 0.3  # of the time limit, to choose the nodes that a server's pipelines use
+FLUID_SHARE = 0.1  # of the time left, for the best splits of the fluid model
 SEARCH_SHARE = 0.5  # of the time of a method, where its split is simulated, too
 SEARCH_WEIGHT, RULE_WEIGHT = 5.0, 0.1  # of the search by simulation and of rules; exact: 1
 
@@ -90,7 +94,11 @@ def choose_nodes(
     restricts = bool(restricting_server(query.runtime))
     simulates = simulates or query.is_simulated or restricts
     tiers = query.network.network.tiers
-    chooses = restricts or any(node.gpus > 1 for tier in tiers for node in tier.nodes)
+    chooses = (
+        restricts
+        or methods is None
+        or any(node.gpus > 1 for tier in tiers for node in tier.nodes)
+    )
     asked, planned = query.objective, query if planned is None else planned
     warm_methods(
         *names,
@@ -139,6 +147,31 @@ def compare_query(
         yield result
         if solution.interrupted:
             return
+
+
+def fluid_results(nodes: ServerNetwork, deadline: Deadline) -> list[Result]:
+    """Return the best splits of the fluid model, scored like the others.
+
+    Parameters
+    ----------
+    nodes : ServerNetwork
+        Of `choose_nodes`.
+    deadline : Deadline
+        A share of it is used.
+    """
+    query, instance = nodes.query, instance_of(nodes.query)
+    limit_s = deadline.part(FLUID_SHARE).limit_s
+    began_s = now()
+    splits = best_in_fluid(replace(query, time_limit_s=limit_s))
+    took_s = now() - began_s
+
+    def result_of(partition: Partition) -> Result:
+        def throughput_exact(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:
+            return Outcome(Status.FEASIBLE, partition, message="best of the fluid model")
+
+        return solve(instance, Method(throughput_exact, "partition"))
+
+    return [replace(result_of(partition), solve_time_s=took_s) for partition in splits]
 
 
 def methods_of(query: PlanQuery, methods: Sequence[str] | None) -> list[str | None]:

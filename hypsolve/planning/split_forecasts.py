@@ -57,8 +57,11 @@ class SplitForecasts:
         is_closed = forecast.load.users is not None
         rate = forecast.requests_per_s if is_closed else forecast.max_requests_per_s
         at_least = ">= " if forecast.max_rate_is_lower_bound and not is_closed else ""
+        share = forecast.slo_attainment
+        within = {} if math.isnan(share) else {"within targets": f"{share:.1%}"}
         return {
             "requests/s": "?" if math.isnan(rate) else f"{at_least}{rate:.3g}",
+            **within,
             "TTFT": _short(forecast.ttft_s),
             "TPOT": _short(forecast.tpot_s),
         }

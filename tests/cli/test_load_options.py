@@ -254,3 +254,25 @@ def test_users_send_as_many_requests_as_in_a_plan(capsys, network, plan_of_users
     assert err == (
         "note: 60 requests are under 20 for each of 30 users: their start counts for much\n"
     )
+
+
+def test_compare_has_targets_and_the_split_that_serves_most(capsys, tmp_path):
+    """It compared splits for requests one at a time alone, and ignored the targets."""
+    network = tmp_path / "far.toml"
+    network.write_text(
+        '[[tiers]]\nname = "edge"\nnodes = [{gpu = "l4"}]\nmin_blocks = 0\n'
+        "link = {gbps = 1, latency_ms = 40}\n"
+        '[[tiers]]\nname = "cloud"\nnodes = [{gpu = "h100"}]\nmin_blocks = 0\n'
+    )
+    command = ("compare", "--model", "llama-3.2-1b", "--network", network, "--output", 8,
+               "--slo-ttft", 1, "--slo-tpot", 0.02, "--rate", 2)  # fmt: skip
+    code, out, _ = run(capsys, *command)
+    head, first, *rows = out.splitlines()
+    names = ["method", "requests/s", "within targets", "TTFT", "TPOT", "status"]
+    assert code == 0 and re.split(r"\s{2,}", head)[:6] == names
+    assert "gap" not in head and "bottleneck" not in head
+    assert first.startswith("throughput_exact") and "none | 0-15" in first
+    assert "  100.0%  " in first and any(" 0.0%  " in row for row in rows)
+    assert "within TTFT <= 1 s and TPOT <= 20 ms" in out
+    code, out, _ = run(capsys, *command, "--objective", "bottleneck")
+    assert code == 0 and {"gap", "bottleneck"} <= set(out.splitlines()[0].split())
