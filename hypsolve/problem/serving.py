@@ -193,6 +193,14 @@ class ServingInstance:
                 sha.update(f"{record} {json.dumps(content, sort_keys=True)}\n".encode())
         return sha.hexdigest()
 
+    def names_digest(self) -> str:
+        """Return the SHA-256 digest of the names of tiers and nodes, and `extrapolated`.
+
+        `digest` leaves them out; the name of the instance is in neither.
+        """
+        names = {key: value for key, value in plain_fields(self.names).items() if key != "name"}
+        return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
+
     def to_dict(self) -> dict[str, Any]:
         """Return the instance as plain tables; `from_dict` reads them."""
         tables = {name: plain_fields(getattr(self, name)) for name in RECORDS}

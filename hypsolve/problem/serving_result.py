@@ -194,6 +194,7 @@ class ServingResult:
             "version": VERSION,
             "instance": self.instance.name,
             "digest": self.instance.digest(),
+            "names_digest": self.instance.names_digest(),
             "extrapolated": self.instance.names.extrapolated,
             "objective": str(self.instance.objective),
             "method": self.method,

@@ -58,13 +58,16 @@ COVERED = frozenset(
     }
 )  # fmt: skip
 """Fields of a result that `hypsolve.verify.verify` confirms or refutes."""
+NAMES = frozenset({"names_digest", "extrapolated"})
+"""Fields that are covered, too, if there is a digest of the names; older results have none."""
 SERVED = frozenset({"fluid_requests_per_s", "price_per_request", *LATENCIES})
 CERTIFICATE = frozenset({"refuted_requests_per_s", "hold_steps", "level_ranges"})
 
 
 def serving_not_covered(result: dict[str, Any]) -> list[str]:
     """Return the fields of a verified result that the check does not cover, at any depth."""
-    fields_of = {str(field) for field in result} - COVERED
+    covered = COVERED | NAMES if "names_digest" in result else COVERED
+    fields_of = {str(field) for field in result} - covered
     named = {"instance (its name)" if field == "instance" else field for field in fields_of}
     certificate = result["certificate"]
     for where, tables, known in (
@@ -103,6 +106,11 @@ def read_serving(instance: ServingInstance, result: Any) -> ServingClaims:
             " certificate: throughput_exact gives one for throughput and goodput"
         )
     need(result.get("digest") == instance.digest(), "digest: of another instance")
+    if "names_digest" in result:
+        same = result["names_digest"] == instance.names_digest()
+        need(same, "names_digest: of other names, or of another `extrapolated`")
+        same = result.get("extrapolated") is bool(instance.names.extrapolated)
+        need(same, "extrapolated: it is", bool(instance.names.extrapolated))
     need(result.get("objective") == str(instance.objective), "objective: not the instance's")
     need(instance.objective in OBJECTIVES, "certificate: not of this objective")
     refuted = _positive("certificate: refuted_requests_per_s",
