@@ -17,7 +17,7 @@ from click.core import ParameterSource
 
 from hypsolve import catalog
 from hypsolve.formats.network_toml_types import runtime_keys
-from hypsolve.planning.fitted_costs import COSTS, DEFAULT_COSTS
+from hypsolve.planning.fitted_costs import COSTS
 from hypsolve.planning.query import OBJECTIVES
 from hypsolve.planning.request_mix import RequestMix
 from hypsolve.planning.text import table
@@ -199,7 +199,7 @@ def query_options(
             click.Choice(COSTS),
             "Seconds of blocks by fits to measured servers where there are any, or by three"
             " numbers per GPU.  [default: "
-            + ("as in the earlier plan]" if inherits else f"{DEFAULT_COSTS}]"),
+            + ("as in the earlier plan]" if inherits else "fitted, if all GPUs have fits]"),
         ),
         *(maybe(_flag(name), kind, words) for name, (kind, words) in _RUNTIME.items()),
         click.option(

@@ -1,17 +1,17 @@
-"""`with_fitted_costs`: a network whose GPUs have the rates of their fitted servers."""
+"""Networks whose GPUs have the rates of their fitted servers, and where a plan uses these."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from hypsolve.calibration.fitted_profile import server_profile
+from hypsolve.calibration.fitted_profile import fitted_gpu, server_profile
+from hypsolve.calibration.servers import fitted_servers
 from hypsolve.planning.platforms import weights_of
 from hypsolve.problem.deployment import Model, Network
 from hypsolve.problem.runtime import Runtime
 
 FITTED, ROOFLINE = "fitted", "roofline"
 COSTS = (FITTED, ROOFLINE)
-DEFAULT_COSTS = FITTED
 
 
 def with_fitted_costs(network: Network, runtime: Runtime, model: Model) -> Network:
@@ -39,3 +39,31 @@ def with_fitted_costs(network: Network, runtime: Runtime, model: Model) -> Netwo
         for tier in network.tiers
     )
     return replace(network, tiers=tiers)
+
+
+def default_costs(network: Network, runtime: Runtime) -> str:
+    """Return the costs of a plan that names none.
+
+    They are ``fitted`` if the server of every GPU was fitted, and simulations by each fit err
+    less in the time per output token of other models than those by three numbers. Else they
+    are ``roofline``, so that no GPU looks faster than another because it was not fitted.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> def lab(*gpus):
+    ...     nodes = tuple(hs.Node(name=gpu, gpu=hs.gpu(gpu)) for gpu in gpus)
+    ...     return hs.Network(name="lab", tiers=(hs.Tier(name="rack", nodes=nodes),))
+    >>> default_costs(lab("h100"), hs.runtime("vllm"))
+    'fitted'
+    >>> default_costs(lab("h100", "l4"), hs.runtime("vllm"))
+    'roofline'
+    """
+    for gpu in {node.gpu for tier in network.tiers for node in tier.nodes}:
+        slug = fitted_gpu(gpu, runtime.name)
+        if slug is None:
+            return ROOFLINE
+        server = fitted_servers()[slug, runtime.name]
+        if server.simulated_groups["tpot"] >= server.three_numbers["tpot"]:
+            return ROOFLINE
+    return FITTED
