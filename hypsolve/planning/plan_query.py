@@ -65,9 +65,9 @@ class PlanQuery:
     ttft_slo_s, tpot_slo_s : float or None
         Targets for the first token and for each later one.
     concurrency : int
-        Sequences for which every node must have room in its KV cache at once. Where batches
-        pass whole pipelines, a node needs room for `Runtime.max_num_seqs` at most, see
-        `n_reserved`.
+        Sequences for which every node must have room in its KV cache at once. A node needs room
+        for `users` at most, and for `Runtime.max_num_seqs` where batches pass whole pipelines,
+        see `n_reserved`.
     runtime : Runtime
         The serving runtime: memory, limits and batching mode.
     objective : str or None
@@ -357,10 +357,9 @@ class PlanQuery:
 
     @property
     def n_reserved(self) -> int:
-        """Sequences for which KV cache is reserved: no more than a pipeline can run."""
-        if not self.has_pipelines:
-            return self.concurrency
-        return min(self.concurrency, self.runtime.max_num_seqs)
+        """Sequences with KV cache reserved: no more than a pipeline or the users can run."""
+        n = self.concurrency if self.users is None else min(self.concurrency, self.users)
+        return min(n, self.runtime.max_num_seqs) if self.has_pipelines else n
 
     def deployment(self) -> Deployment:
         """Return model and network with one request, and the KV cache to leave room for.

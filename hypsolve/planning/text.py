@@ -140,7 +140,7 @@ def describe_query(plan: Plan) -> str:
     """Describe the requests of the query."""
     query, n = plan.query, plan.query.n_reserved
     why = ""
-    if n < query.concurrency:
+    if query.has_pipelines and n == query.runtime.max_num_seqs < query.concurrency:
         why = f" (all that runtime {query.runtime.name} runs at once, of {query.concurrency})"
     lengths = f"{query.prompt_tokens} + {query.output_tokens} tokens"
     if query.requests is not None:

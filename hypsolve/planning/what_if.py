@@ -161,7 +161,8 @@ def find_upgrades(
 ) -> Iterator[Upgrade]:
     """Solve what-if scenarios, rank them by a model, and simulate the best.
 
-    A scenario that helps only the model is not an upgrade.
+    Those that change nothing but where blocks may be come first, for they cost nothing. A
+    scenario that helps only the model is not an upgrade.
 
     Parameters
     ----------
@@ -210,6 +211,30 @@ def find_upgrades(
         fluid, _, rate = rank_fluid(query)
         is_fluid = not fluid.misses_targets
         modelled = rate if is_fluid else modelled
+
+    def simulated(candidate: _Candidate) -> Upgrade | None:
+        _in_time(deadline)
+        scenario = candidate.scenario
+        progress(f"simulating: {scenario.what}")
+        best = _simulated(candidate, goal, deadline)
+        gain = goal.gain(before, best.value)
+        above_known = goal.gain(goal.best([before, best_known]), best.value)
+        if above_known < MIN_SIMULATED_GAIN or (partition is not None and math.isnan(gain)):
+            return None
+        return Upgrade(
+            what=scenario.what,
+            quantity=goal.quantity,
+            before=before,
+            after=best.value,
+            gain=math.nan if is_vague else gain,
+            price_per_hour=scenario.price_per_hour,
+            cuts=best.cuts,
+            slo_attainment=best.slo_attainment,
+            before_is_lower_bound=is_vague,
+            is_lower_bound=best.is_lower_bound,
+            extrapolated=scenario.query.model.extrapolated,
+        )
+
     candidates: list[_Candidate] = []
     best_of: dict[str, float] = {}
     for scenario in scenarios(query, fits=partition is not None, lighter=lighter or {}):
@@ -224,30 +249,20 @@ def find_upgrades(
             continue
         if scenario.group:
             best_of[scenario.group] = candidate.modelled
-        candidates.append(candidate)
+        if partition is not None and _changes_rules_alone(query, scenario.query):
+            if (upgrade := simulated(candidate)) is not None:
+                yield upgrade
+        else:
+            candidates.append(candidate)
     candidates.sort(key=lambda each: goal.rank(each.modelled))
     for candidate in candidates[:MAX_SIMULATED]:
-        _in_time(deadline)
-        scenario = candidate.scenario
-        progress(f"simulating: {scenario.what}")
-        best = _simulated(candidate, goal, deadline)
-        gain = goal.gain(before, best.value)
-        above_known = goal.gain(goal.best([before, best_known]), best.value)
-        if above_known < MIN_SIMULATED_GAIN or (partition is not None and math.isnan(gain)):
-            continue
-        yield Upgrade(
-            what=scenario.what,
-            quantity=goal.quantity,
-            before=before,
-            after=best.value,
-            gain=math.nan if is_vague else gain,
-            price_per_hour=scenario.price_per_hour,
-            cuts=best.cuts,
-            slo_attainment=best.slo_attainment,
-            before_is_lower_bound=is_vague,
-            is_lower_bound=best.is_lower_bound,
-            extrapolated=scenario.query.model.extrapolated,
-        )
+        if (upgrade := simulated(candidate)) is not None:
+            yield upgrade
+
+
+def _changes_rules_alone(query: PlanQuery, other: PlanQuery) -> bool:
+    """Return whether a query has the same machines and the same model as another."""
+    return other.network.network == query.network.network and other.model == query.model
 
 
 def _in_time(deadline: Deadline) -> None:
@@ -377,12 +392,6 @@ def scenarios(
     query: PlanQuery, *, fits: bool, lighter: Mapping[str, Model]
 ) -> Iterator[Scenario]:
     """Yield the scenarios that may improve a query, or make it fit."""
-    for name, model in lighter.items():
-        yield Scenario(
-            what=f"weights in {name}", query=replace(query, model=model), price_per_hour=0.0
-        )
-    if not fits:
-        yield from _smaller_requests(query)
     n_tiers = len(query.network.network.tiers)
     limits = query.network.min_blocks or (None,) * n_tiers
     # with two tiers, it is one of the scenarios of a tier
@@ -392,6 +401,12 @@ def scenarios(
             "blocks only where they serve best (min_blocks = 0 everywhere)",
             min_blocks=(0,) * n_tiers,
         )
+    for name, model in lighter.items():
+        yield Scenario(
+            what=f"weights in {name}", query=replace(query, model=model), price_per_hour=0.0
+        )
+    if not fits:
+        yield from _smaller_requests(query)
     for k in range(n_tiers):
         yield from _of_tier(query, k, fits=fits)
 

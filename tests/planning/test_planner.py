@@ -165,6 +165,23 @@ def test_what_another_split_gains_is_no_gain_of_an_upgrade(found):
     assert listed[0] and listed[1] == {} and goal.quantity == "requests/s"
 
 
+def test_a_change_of_rules_alone_is_simulated_first():
+    """Far tiers that must hold a block: without them the same machines serve more."""
+    far = replace(WIRE, latency_s=0.04)
+    tiers = (tier("edge", "l4", 1, far), tier("rack", "a100-40gb", 1, far), tier("sky", "l4"))
+    network = hs.Network(name="wan", tiers=tiers)
+    asked = query_alone("llama-3-8b", network, rate_per_s=0.5, **SHORT)
+    solution = solve_query(asked)
+    before = what_if.Goal(asked).of(
+        predict(asked.deployment(), solution.result.partition, asked.load)
+    )
+    lines = []
+    found = what_if.find_upgrades(asked, solution, before=before, progress=lines.append)
+    first = next(found)
+    assert first.what.startswith("blocks only where they serve best") and first.gain > 0
+    assert lines == [f"tried: {first.what}", f"simulating: {first.what}"]
+
+
 def test_prices_of_upgrades_are_those_of_the_file():
     """A second node costs what the first does, lighter weights cost nothing."""
     site = hs.NetworkFile(

@@ -121,3 +121,19 @@ def test_no_more_kv_cache_is_reserved_than_slots_use():
     few = plan_alone("llama-3-8b", site, runtime="llama.cpp", concurrency=1, **long)
     assert few.nodes[0].kv_bytes == kv_bytes
     assert str(few).splitlines()[0].endswith("KV cache for 1 sequence")
+
+
+@pytest.mark.parametrize("users", [3, 40])
+def test_users_need_no_more_room_than_for_themselves(users):
+    """Seventy billion weights in 4 bits leave two 3090 room for less than 16 sequences."""
+    box = hs.Node(
+        name="box", gpu=hs.gpu("rtx-3090"), gpus=2,
+        interconnect=hs.interconnect("nvlink-bridge", "rtx-3090"),
+    )  # fmt: skip
+    found = hs.plan(
+        "llama-3-70b", hs.Network(name="lab", tiers=(hs.Tier(name="t", nodes=(box,)),)),
+        weights="awq", runtime="vllm", users=users, tensor_parallel=2, output_tokens=16,
+        with_upgrades=False,
+    )  # fmt: skip
+    assert found.query.n_reserved == min(users, 16)
+    assert (found.partition is not None) == (users == 3)
