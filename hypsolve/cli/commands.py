@@ -108,7 +108,9 @@ def compare(
         )
     query = nodes.query
     forecasts = SplitForecasts(query)
-    fluid = [] if methods else comparison.fluid_results(nodes, deadline)
+    fluid = []
+    if not methods and not query.is_simulated:  # which scores splits in another unit
+        fluid = comparison.fluid_results(nodes, deadline)
     for result in fluid:
         forecasts.add(result, deadline.part(FLUID_SHARE))
     with (

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -122,24 +123,28 @@ def test_extrapolated_costs_are_marked(capsys, example):
 
 def test_methods_side_by_side(capsys, example):
     arguments = ("compare", "--model", "llama-3-8b", "--network", example, *SHORT)
-    code, out, err = run(capsys, *arguments)
+    code, out, err = run(capsys, *arguments, "--objective", "bottleneck")
     assert (code, err) == (0, "")
-    *table, note, limits = out.strip().splitlines()
-    assert note.startswith("gap: ") and "TTFT and TPOT (mean, p50, p95, p99)" in limits
+    *table, note, layers, limits = out.strip().splitlines()
+    assert note.startswith("gap: ") and layers.startswith("layers by tier: ")
+    assert "TTFT and TPOT (mean, p50, p95, p99)" in limits
     rows = {line.split()[0]: line for line in table[1:]}
-    assert set(rows) == {n for n, m in hs.METHODS.items() if m.decides == "partition"}
-    exact = [rows[name].split()[2:4] for name, method in hs.METHODS.items()
-             if name in rows and method.exact]  # fmt: skip
-    assert len(exact) == 5 and all(row == exact[0] for row in exact)
+    assert next(iter(rows)) == "throughput_exact"
+    partitions = {n for n, m in hs.METHODS.items() if m.decides == "partition"}
+    assert set(rows) - {"throughput_exact"} == partitions
+    alone = re.compile(r"(optimal|feasible) +(\S+ \S+) +(\S+%)")
+    found = {name: alone.search(row).groups() for name, row in rows.items()}
+    exact = [found[name] for name in partitions if hs.METHODS[name].exact]
+    assert len(exact) == 5 and all(each == exact[0] for each in exact)
+    assert exact[0][0] == "optimal"
     code, out, _ = run(capsys, *arguments, "--method", "even_split", "--json")
     (row,) = json.loads(out)
     assert code == 0 and row["method"] == "even_split"
     ttft_s = row["forecast"]["ttft_s"]
     assert 0 < ttft_s["p50"] <= ttft_s["p95"] <= ttft_s["p99"]
-    alone = planner.split("llama-3-8b", example, output_tokens=16, objective="bottleneck")
-    best_s = alone.result.bound_s
-    gap = rows["even_split"].split()[4]  # to the bound that an exact method proved
-    assert gap == f"{1 - best_s / row['objective_s']:.2%}" and row["gap"] == 1.0
+    best = planner.split("llama-3-8b", example, output_tokens=16, objective="bottleneck")
+    gap = found["even_split"][2]  # to the bound that an exact method proved
+    assert gap == f"{1 - best.result.bound_s / row['objective_s']:.2%}" and row["gap"] == 1.0
 
 
 def test_methods_by_simulated_mean_latency(capsys, example):
@@ -147,9 +152,11 @@ def test_methods_by_simulated_mean_latency(capsys, example):
     asked = ("--objective", "mean_latency", "--rate", 3, "--time-limit", 300)
     code, out, err = run(capsys, *arguments, *asked)
     assert (code, err) == (0, "")
-    rows = {line.split()[0]: line.split() for line in out.splitlines()[1:-2]}
-    assert next(iter(rows)) == "simulated" and rows["simulated"][1] == "optimal"
-    seconds = {name: in_seconds(row[2], row[3]) for name, row in rows.items()}
+    rows = {line.split()[0]: line for line in out.splitlines()[1:-3]}
+    alone = re.compile(r"(optimal|feasible) +(\S+) (s|ms) ")
+    found = {name: alone.search(row).groups() for name, row in rows.items()}
+    assert next(iter(rows)) == "simulated" and found["simulated"][0] == "optimal"
+    seconds = {name: in_seconds(number, unit) for name, (_, number, unit) in found.items()}
     assert seconds["simulated"] == min(seconds.values()) < seconds["even_split"]
     assert set(rows) == {"simulated"} | {
         n for n, m in hs.METHODS.items() if m.decides == "partition"
@@ -331,8 +338,9 @@ def test_an_interrupted_comparison_says_so(capsys, example, monkeypatch):
     monkeypatch.setattr(comparison, "solve_query", solve_query)
     code, out, err = run(capsys, "compare", "--model", "llama-3-8b", "--network", example)
     assert (code, err) == (130, "stopped: 2 of 12 methods are finished\n")
-    methods = [line.split()[0] for line in out.splitlines()[1:-2]]
-    assert methods == ["hypsplit_dp", "even_split"]
+    rows = out.partition("layers by tier: ")[0].splitlines()[1:]
+    methods = [line.split()[0] for line in rows]
+    assert methods == ["throughput_exact", "hypsplit_dp", "even_split"]
 
 
 def test_an_interrupt_before_there_is_a_split_is_exit_code_130(capsys, example, monkeypatch):

@@ -132,8 +132,8 @@ def test_users_need_no_more_room_than_for_themselves(users):
     )  # fmt: skip
     found = hs.plan(
         "llama-3-70b", hs.Network(name="lab", tiers=(hs.Tier(name="t", nodes=(box,)),)),
-        weights="awq", runtime="vllm", users=users, tensor_parallel=2, output_tokens=16,
+        weights="awq", runtime="vllm", users=users, tensor_parallel=2, prompt_tokens=752,
         with_upgrades=False,
     )  # fmt: skip
     assert found.query.n_reserved == min(users, 16)
-    assert (found.partition is not None) == (users == 3)
+    assert found.fits == (users == 3)
