@@ -193,7 +193,8 @@ def test_the_best_simulated_split_serves_no_less_than_the_others():
         for method in ("best_simulated", "bottleneck_split", "path_split", "p0_split",
                        "throughput_exact")
     }  # fmt: skip
-    assert max(rates.values()) == rates["best_simulated"]
+    # rates are those of the best of several loads, which bisection finds to a few in thousand
+    assert rates["best_simulated"] >= 0.995 * max(rates.values())
     assert run_of("best_simulated", deployment).measure()["n_simulated"] > 1
 
 
