@@ -156,7 +156,9 @@ def _simulated(option: _Option, query: PlanQuery) -> SufficientUpgrade | None:
     for cuts in _splits(scenario.query, instance):
         partition = Partition(cuts)
         verdict = judged(deployment, instance, partition, query.load)
-        if verdict.is_met and sustains(deployment, partition, query.load) is not False:
+        if not verdict.is_met:
+            continue
+        if sustains(deployment, instance, partition, query.load) is not False:
             return SufficientUpgrade(
                 what=scenario.what,
                 price_per_hour=scenario.price_per_hour,

@@ -437,7 +437,7 @@ def _largest(
 
 
 def sustains(
-    deployment: Deployment, partition: Partition, load: Load, deadline: Deadline = NEVER
+    deployment: Deployment, instance: Instance, partition: Partition, load: Load
 ) -> bool | None:
     """Return whether a partition keeps up with the rate of a load, as `Forecast.keeps_up`.
 
@@ -445,7 +445,11 @@ def sustains(
     """
     if load.users is not None:
         return True
-    return _judge(deployment, partition, load, deadline)(load.rate_per_s)
+    if load.rate_per_s > bound_on_rate(deployment, instance, partition):
+        return False
+    if load.trace is None:
+        return _serve_rate(deployment, partition, load)[1]
+    return _judge(deployment, partition, load, NEVER)(load.rate_per_s)
 
 
 def _judge(
