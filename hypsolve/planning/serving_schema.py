@@ -27,11 +27,15 @@ class BlocksTable(TypedDict):
     memory_token_s: Annotated[OfKinds, "Seconds of memory traffic for a decode token."]
     compute_chunk_s: Annotated[OfKinds, "Seconds of computation for a chunk of a prompt."]
     memory_chunk_s: Annotated[OfKinds, "Seconds of memory traffic for a chunk of a prompt."]
-    mixed_s: NotRequired[Annotated[OfKinds, "Seconds more in an iteration with a chunk."]]
-    linear_token_s: NotRequired[
-        Annotated[OfKinds, "Seconds of a decode token that nothing overlaps."]
+    mixed_s: NotRequired[
+        Annotated[OfKinds | None, "Seconds more in an iteration with a chunk."]
     ]
-    linear_chunk_s: NotRequired[Annotated[OfKinds, "Seconds of a chunk that nothing overlaps."]]
+    linear_token_s: NotRequired[
+        Annotated[OfKinds | None, "Seconds of a decode token that nothing overlaps."]
+    ]
+    linear_chunk_s: NotRequired[
+        Annotated[OfKinds | None, "Seconds of a chunk that nothing overlaps."]
+    ]
     weight_bytes: Annotated[OfKinds, "Bytes of its weights."]
     kv_bytes_per_token: Annotated[OfKinds, "Bytes of its KV cache for each token."]
     idle_share: Annotated[
@@ -214,6 +218,7 @@ class ServingResultFile(TypedDict):
     version: Annotated[Literal[2], "Version of the format."]
     instance: Annotated[str, "Name of the instance."]
     digest: Annotated[str, "SHA-256 of the instance, without names."]
+    names_digest: Annotated[str, "SHA-256 of names of tiers and nodes, and `extrapolated`."]
     extrapolated: Annotated[bool, "Whether costs were not measured."]
     objective: Annotated[ServingObjective, "What is optimised."]
     method: Annotated[str, "Name in `hypsolve methods`, or of your own method."]

@@ -75,7 +75,7 @@ def test_of_several_networks_one_is_taken(monkeypatch, left_s):
 
 @pytest.mark.parametrize("left_s", [0.0, LIMIT_S])
 def test_a_degree_is_chosen(monkeypatch, left_s):
-    """Every degree of two GPUs gets a share of the time; without any, a model chooses."""
+    """Every degree of two GPUs gets a share of the time; without any, close ones get little."""
     link = hs.interconnect("nvlink3", "a100-80gb")
     network = lab("a100-80gb", gpus=2, interconnect=link)
     query = query_on(network, runtime="vllm")
@@ -84,8 +84,6 @@ def test_a_degree_is_chosen(monkeypatch, left_s):
     assert spent.n_simulated <= 2 and spent.now_s <= max(LIMIT_S * tensor_parallel.SHARE, 0.01)
     assert chosen.tensor_parallel in (1, 2) and degrees[0].fits
     assert solve_query(chosen).result.partition is not None
-    if not left_s:
-        assert all(math.isnan(each.value) for each in degrees)
 
 
 @pytest.mark.parametrize("left_s", [0.0, LIMIT_S])
