@@ -43,8 +43,8 @@ class FittedServer:
     simulated_groups, simulated_lengths : dict of str to float
         Likewise, of simulations with the coefficients as `OperatorRates`.
     three_numbers : dict of str to float
-        Errors with three numbers per GPU, which were fitted to block times and not to servers:
-        of `hypsolve.plan` with ``costs="roofline"``.
+        Errors of `hypsolve.plan` and `hypsolve.simulate` today: their profiles of GPUs have
+        three numbers, which were fitted to block times and not to servers.
     source : str
     """
 
@@ -149,8 +149,8 @@ def expected_error(gpu: str, runtime: str) -> str:
     Returns
     -------
     str
-        The mean errors of simulations with coefficients that were fitted to other models; or
-        that there are none.
+        The mean errors of forecasts with the GPU's three numbers on measured servers, to which
+        they were not fitted; or that there are none.
 
     Examples
     --------
@@ -163,6 +163,6 @@ def expected_error(gpu: str, runtime: str) -> str:
     if found is None:
         return "not validated on this GPU and runtime"
     return (
-        f"expected error of this forecast: {describe_errors(found.simulated_groups)} (mean of"
+        f"expected error of this forecast: {describe_errors(found.three_numbers)} (mean of"
         f" {found.n_runs} measured runs of {' and '.join(found.models)})"
     )

@@ -197,9 +197,9 @@ def query_options(
         maybe(
             "--costs",
             click.Choice(COSTS),
-            "Seconds of blocks by fits to measured servers where there are any, or by three"
-            " numbers per GPU.  [default: "
-            + ("as in the earlier plan]" if inherits else "fitted, if all GPUs have fits]"),
+            "Seconds of blocks by three numbers per GPU, or by fits to measured servers where"
+            " there are any; auto: by fits if all GPUs have one that errs less.  [default: "
+            + ("as in the earlier plan]" if inherits else "roofline]"),
         ),
         *(maybe(_flag(name), kind, words) for name, (kind, words) in _RUNTIME.items()),
         click.option(

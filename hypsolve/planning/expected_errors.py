@@ -51,9 +51,13 @@ def error_lines(plan: Plan) -> Iterator[str]:
                     f"of a fit to other models than in {models}",
                 )
             alone = " as one stage; that of several stages is unknown" if n_stages > 1 else ""
+            less = found.simulated_groups["tpot"]
+            by_fit = ""
+            if not is_fitted and less < found.three_numbers["tpot"]:
+                by_fit = f" ({less:.0%} of the time per output token with --costs fitted)"
             yield (
-                f"expected error: {describe_errors(errors)}, {of} on {gpu} under runtime"
-                f" {runtime}{alone}"
+                f"expected error: {describe_errors(errors)}{by_fit}, {of} on {gpu} under"
+                f" runtime {runtime}{alone}"
             )
     if unknown := [gpu for gpu, found in servers.items() if found is None]:
         yield (

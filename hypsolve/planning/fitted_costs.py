@@ -10,8 +10,8 @@ from hypsolve.planning.platforms import weights_of
 from hypsolve.problem.deployment import Model, Network
 from hypsolve.problem.runtime import Runtime
 
-FITTED, ROOFLINE = "fitted", "roofline"
-COSTS = (FITTED, ROOFLINE)
+ROOFLINE, FITTED, AUTO = "roofline", "fitted", "auto"
+COSTS = (ROOFLINE, FITTED, AUTO)
 
 
 def with_fitted_costs(network: Network, runtime: Runtime, model: Model) -> Network:
@@ -41,12 +41,12 @@ def with_fitted_costs(network: Network, runtime: Runtime, model: Model) -> Netwo
     return replace(network, tiers=tiers)
 
 
-def default_costs(network: Network, runtime: Runtime) -> str:
-    """Return the costs of a plan that names none.
+def costs_for(network: Network, runtime: Runtime) -> str:
+    """Return what ``auto`` stands for on a network.
 
-    They are ``fitted`` if the server of every GPU was fitted, and simulations by each fit err
-    less in the time per output token of other models than those by three numbers. Else they
-    are ``roofline``, so that no GPU looks faster than another because it was not fitted.
+    It is ``fitted`` if the server of every GPU was fitted, and simulations by each fit err
+    less in the time per output token of other models than those by three numbers. Else it
+    is ``roofline``, so that no GPU looks faster than another because it was not fitted.
 
     Examples
     --------
@@ -54,9 +54,9 @@ def default_costs(network: Network, runtime: Runtime) -> str:
     >>> def lab(*gpus):
     ...     nodes = tuple(hs.Node(name=gpu, gpu=hs.gpu(gpu)) for gpu in gpus)
     ...     return hs.Network(name="lab", tiers=(hs.Tier(name="rack", nodes=nodes),))
-    >>> default_costs(lab("h100"), hs.runtime("vllm"))
+    >>> costs_for(lab("h100"), hs.runtime("vllm"))
     'fitted'
-    >>> default_costs(lab("h100", "l4"), hs.runtime("vllm"))
+    >>> costs_for(lab("h100", "l4"), hs.runtime("vllm"))
     'roofline'
     """
     for gpu in {node.gpu for tier in network.tiers for node in tier.nodes}:

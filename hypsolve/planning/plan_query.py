@@ -12,7 +12,14 @@ import numpy as np
 
 from hypsolve import catalog
 from hypsolve.formats.network_toml import NetworkFile
-from hypsolve.planning.fitted_costs import COSTS, FITTED, default_costs, with_fitted_costs
+from hypsolve.planning.fitted_costs import (
+    AUTO,
+    COSTS,
+    FITTED,
+    ROOFLINE,
+    costs_for,
+    with_fitted_costs,
+)
 from hypsolve.planning.gpu_groups import ONE_DEGREE, under_one_degree, with_optional
 from hypsolve.planning.load import MAX_VISITS, Load
 from hypsolve.planning.platforms import check_weights, supported, weights_of, with_empty
@@ -89,11 +96,11 @@ class PlanQuery:
     tensor_parallel : int or None
         Degree of tensor parallelism of all stages: GPUs of a machine that compute as one.
         None: `hypsolve.plan` chooses, see `hypsolve.planning.tensor_parallel`.
-    costs : str or None
-        ``fitted``: GPUs whose server was fitted to measured runs have the rates of operators of
-        that fit, see `hypsolve.calibration.fitted_profile`; others have three numbers.
-        ``roofline``: all have three numbers. None becomes one of them, see
-        `hypsolve.planning.fitted_costs.default_costs`.
+    costs : str
+        ``roofline``: every GPU has three numbers. ``fitted``: GPUs whose server was fitted to
+        measured runs have the rates of operators of that fit, see
+        `hypsolve.calibration.fitted_profile`; others have three numbers. ``auto`` becomes one
+        of both, see `hypsolve.planning.fitted_costs.costs_for`.
     options : mapping
         Further options of the method.
     left_out : tuple of str
@@ -150,7 +157,7 @@ class PlanQuery:
     seed: int = 0
     weights: str | None = None
     tensor_parallel: int | None = None
-    costs: str = None  # type: ignore[assignment]  # becomes a name
+    costs: str = ROOFLINE
     options: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     too_small: tuple[str, ...] = ()
@@ -168,12 +175,11 @@ class PlanQuery:
         check_load(self)
         object.__setattr__(self, "rate_per_s", float(self.rate_per_s))
         valid.of_type("plan", "runtime", self.runtime, Runtime)
-        if self.costs is not None:
-            valid.known("costs", self.costs, COSTS)
+        valid.known("costs", self.costs, COSTS)
         check_weights("plan", self.runtime, weights_of(self.model))
         self._leave_out()
-        if self.costs is None:
-            costs = default_costs(self.network.network, self.runtime)
+        if self.costs == AUTO:
+            costs = costs_for(self.network.network, self.runtime)
             object.__setattr__(self, "costs", costs)
         if self.objective is None:
             object.__setattr__(self, "objective", self._default_objective())

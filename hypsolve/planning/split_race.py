@@ -28,8 +28,8 @@ class SplitRace:
 
     With targets, a split that serves the load is looked for first, see `LoadSearch`. Of those
     that serve it, the one with the largest rate within the targets is the best. Of splits whose
-    rates differ by less than `TIE`, the one with most room for KV cache is preferred, and then
-    the most even one.
+    rates differ by less than `TIE`, the one with fewest stages is preferred, then the one with
+    most room for KV cache, and then the most even one.
 
     Attributes
     ----------
@@ -200,10 +200,11 @@ class SplitRace:
             ordered.insert(0, chosen)
         return ordered
 
-    def _evenness(self, cuts: Cuts) -> tuple[int, int]:
-        """Return a key of which the smallest has most room, and then the most even stages."""
+    def _evenness(self, cuts: Cuts) -> tuple[int, int, int]:
+        """Return a key: the smallest has fewest stages, then most room, then even stages."""
         sizes = [j - i for i, j in itertools.pairwise(cuts)]
-        return -self.simulator.max_sequences(cuts), max(sizes)
+        n_stages = sum(size > 0 for size in sizes)
+        return n_stages, -self.simulator.max_sequences(cuts), max(sizes)
 
     def serves_load(self, cuts: Cuts) -> bool:
         """Return whether the load is known to be served within its targets."""

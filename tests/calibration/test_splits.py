@@ -94,8 +94,8 @@ def test_simulations_of_fitted_servers_are_as_true_as_the_closed_form():
 
 
 def test_the_expected_error_is_that_of_the_forecast():
-    """Plans simulate with the fitted coefficients."""
-    errors = fitted_servers()["h100", "vllm"].simulated_groups
+    """Plans forecast by three numbers, not by the fitted coefficients."""
+    errors = fitted_servers()["h100", "vllm"].three_numbers
     assert f"time per output token {errors['tpot']:.0%}" in expected_error("h100", "vllm")
     assert expected_error("t4", "vllm") == "not validated on this GPU and runtime"
 

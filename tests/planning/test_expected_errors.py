@@ -96,13 +96,17 @@ def test_slower_gpus_have_slower_rates_and_others_none():
     assert b.kv_bytes_per_s == pytest.approx(2 * a.kv_bytes_per_s)
 
 
-def test_fits_that_err_more_or_gpus_without_are_not_the_default():
+def test_fits_that_err_more_or_gpus_without_are_not_taken_by_auto():
     """SGLang computes prompts first, so that simulations of its fit err more."""
     sglang = fitted_servers()["h100", "sglang"]
     assert sglang.simulated_groups["tpot"] > sglang.three_numbers["tpot"]
-    assert plan("h100", runtime="sglang").query.costs == "roofline"
-    assert plan("h100", runtime="vllm").query.costs == "fitted"
-    assert plan("l4", "h100", runtime="vllm").query.costs == "roofline"
+    for gpus, runtime, costs in (
+        (("h100",), "sglang", "roofline"),
+        (("h100",), "vllm", "fitted"),
+        (("l4", "h100"), "vllm", "roofline"),
+    ):
+        assert plan(*gpus, runtime=runtime, costs="auto").query.costs == costs
+        assert plan(*gpus, runtime=runtime).query.costs == "roofline"
 
 
 def test_an_unknown_form_of_costs_is_refused():

@@ -37,7 +37,7 @@ def alike(gpu, n, name=None):
 def test_nodes_of_a_server_leave_optional_tiers_optional():
     """A tier with a node for each pipeline had to hold blocks when another one was closed."""
     network = sites(alike("t4", 1), alike("l4", 2), alike("h100", 2), min_blocks=(0, 0, 0))
-    query = hs.PlanQuery.of("llama-3-8b", network, costs="roofline", **SHORT)
+    query = hs.PlanQuery.of("llama-3-8b", network, **SHORT)
     best = solve_query(query)
     assert best.result.partition.cuts == (0, 0, 0, 34)  # the premise
     chosen = network_for_server(query, split=lambda of: replace(best, query=of))
