@@ -312,7 +312,7 @@ def test_alike_nodes_become_replicas_instead_of_one_long_pipeline(tmp_path):
 
 
 def test_the_network_that_serves_most_in_batches_is_taken():
-    """One request at a time, a T4 behind an A10 helps; in batches, it holds the A10 back.
+    """What is best for one request at a time serves less in batches than another network.
 
     All networks that vLLM can run are planned one by one, as an oracle.
     """
@@ -334,7 +334,6 @@ def test_the_network_that_serves_most_in_batches_is_taken():
     by_objective = min(fitting, key=lambda plan: plan.result.objective_s)
     assert by_objective.forecast.max_requests_per_s < 0.95 * max(rates)
     assert near.forecast.max_requests_per_s >= max(rates) * (1 - 1 / 32)
-    assert used_by(near) == ["a10"]
 
 
 def test_of_equal_plans_the_one_of_fewest_stages_is_taken():
