@@ -90,7 +90,7 @@ def trend(trace: Trace) -> Trend | None:
     Examples
     --------
     >>> import hypsolve as hs
-    >>> gpu = hs.GpuProfile("box", t0_s=1.0, flops_per_s=1e12, bytes_per_s=1e30,
+    >>> gpu = hs.GpuProfile(name="box", t0_s=1.0, flops_per_s=1e12, bytes_per_s=1e30,
     ...                     memory_bytes=1e12)
     >>> block = hs.Block(kind="block", weight_bytes=0, flops_per_token=0)
     >>> box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=gpu),))
