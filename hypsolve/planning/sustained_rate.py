@@ -27,7 +27,7 @@ from hypsolve.problem.solution import Partition
 from hypsolve.simulation.trace import Trace
 from hypsolve.solvers.clock import NEVER, Deadline
 
-MAX_SIMULATED = 64_000  # requests in one simulation
+MAX_SIMULATED = 16_000  # requests in one simulation
 LONG = 4000  # requests that confirm the largest rate, at least
 ROUNDS = 20  # requests that tell that a load is sustained, over those under way
 SETTLED_ROUNDS = 50  # likewise, where latencies are printed
