@@ -205,7 +205,7 @@ def test_metrics_are_a_method_too():
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ValueError, match=r"package 'pandas'.*hypsolve\[experiments\]"):
+    with pytest.raises(ValueError, match=r"package 'pandas'.*\[experiments\]"):
         traces.small().to_frame()
 
 
