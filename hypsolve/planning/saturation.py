@@ -32,16 +32,11 @@ N_CLIMBS = 4  # loads that are tried then, between the rate that was served and 
 NEARLY = 0.99  # of the bound: another load cannot show clearly more
 SETTLES = 0.15  # of the share that fill and drain may take: a longer simulation serves more
 ROUNDS = 20  # requests simulated to rank splits, over the number that can be under way at once
-PRINTED_ROUNDS = (
-    50  # likewise for a rate that is printed: fill and drain take 2 % of it at most
-)
+PRINTED_ROUNDS = 50  # likewise for a printed rate: fill and drain take 2 % of it at most
 MIN_REQUESTS = 100
 LONG = 4000  # requests that tell whether a rate is served within targets, at least
 N_BISECTIONS = 7  # a rate within targets is found to 1/128 of the largest rate
-FIRST_STEP = 0.02  # by which a rate within targets is lowered if it is not confirmed
-MAX_STEP = 0.3
 RAISED, MAX_RAISED = 0.04, 8  # steps by which it is raised while it is confirmed
-MIN_CONFIRMED = 0.05  # of the rate of a short simulation, below which none is confirmed
 MET = 0.95  # share of the requests that must meet the targets
 
 
@@ -298,15 +293,13 @@ def confirmed_rate(
         trace = serve_at_rate(deployment, partition, load, rate_per_s, n_requests)
         return is_served(trace, load)
 
-    rate_per_s, step = known.requests_per_s, FIRST_STEP
-    if not rate_per_s > 0:
+    if not known.requests_per_s > 0:
         return known
-    while rate_per_s > MIN_CONFIRMED * known.requests_per_s:
+    for rate_per_s in sustained_rate.lowered(known.requests_per_s):
         if deadline.has_passed():
             return _within(rate_per_s, known.n_requests, is_cut_short=True)
         if is_confirmed(rate_per_s):
             break
-        rate_per_s, step = rate_per_s * (1 - step), min(2 * step, MAX_STEP)
     else:
         return _within(0.0, n_requests)
     is_cut_short = False

@@ -15,7 +15,7 @@ add to a queue. The second condition tells the fluctuations of a short queue fro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,13 +37,13 @@ DRIFT = 0.005  # share of the arrivals that add to a queue, from which they do
 NOISE = 2.0  # over the root of the number of requests: a drift beyond it is no chance
 MORE = 4  # times the requests of a simulation that does not tell
 N_BISECTIONS = 5  # the largest rate is found to 1/32 of its bound
-FIRST_STEP, MAX_STEP = 0.02, 0.3  # by which the largest rate is lowered if not confirmed
+FIRST_STEP, MAX_STEP = 0.02, 0.3  # by which a rate is lowered if it is not confirmed
 MIN_CONFIRMED = 0.05  # of the rate that was found, below which none is confirmed
 
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """How latencies and the requests under way develop while requests arrive.
+    """Development of latencies and of the requests under way while requests arrive.
 
     Attributes
     ----------
@@ -217,6 +217,20 @@ def simulate_rate(
     return trace, None if found is None else _verdict(found, min(rounds, ROUNDS))
 
 
+def lowered(rate_per_s: float) -> Iterator[float]:
+    """Yield a rate, then lower ones, until one is confirmed: by 2, 4, 8, ... % each time.
+
+    Examples
+    --------
+    >>> [round(rate, 1) for _, rate in zip(range(4), lowered(100.0))]
+    [100.0, 98.0, 94.1, 86.6]
+    """
+    rate, step = rate_per_s, FIRST_STEP
+    while rate > MIN_CONFIRMED * rate_per_s:
+        yield rate
+        rate, step = rate * (1 - step), min(2 * step, MAX_STEP)
+
+
 class Sustained:
     """Whether a partition sustains a rate of Poisson arrivals, and the largest such rate.
 
@@ -309,8 +323,9 @@ class Sustained:
 
     def _confirmed(self, found_per_s: float, sustained_per_s: float) -> tuple[float, bool]:
         """Return a rate that longer simulations confirm, and whether time ended the search."""
-        rate, step = found_per_s, FIRST_STEP
-        while rate > max(MIN_CONFIRMED * found_per_s, sustained_per_s):
+        for rate in lowered(found_per_s):
+            if rate <= sustained_per_s:
+                break
             verdicts = [self(rate, least=LONG, seed=1)]
             if verdicts[0] and rate < found_per_s:
                 verdicts.append(self(rate, least=LONG))
@@ -318,5 +333,4 @@ class Sustained:
                 return rate, False
             if self.deadline.has_passed():
                 return sustained_per_s, True
-            rate, step = rate * (1 - step), min(2 * step, MAX_STEP)
         return sustained_per_s, False
