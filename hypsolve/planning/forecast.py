@@ -211,15 +211,9 @@ def predict(
     if instance is None:
         instance = costs.to_instance(deployment, allow_empty=True)
     bound = bound_on_rate(deployment, instance, partition)
-    judge, keeps_up = _judge(deployment, partition, load, deadline), None
-    if load.users is None and load.trace is None:
-        trace, keeps_up = _serve_rate(deployment, partition, load)
-    else:
-        trace = serve_load(deployment, partition, load)
-        keeps_up = True if load.users is not None else judge(load.rate_per_s)
+    judge = _judge(deployment, partition, load, deadline)
+    trace, keeps_up = _judged(deployment, partition, load, bound, judge)
     found = trace.metrics(ttft_slo_s=load.ttft_slo_s, tpot_slo_s=load.tpot_slo_s)
-    if load.users is None and load.rate_per_s > bound:
-        keeps_up = False
     max_rate, is_lower_bound, limited_by = math.nan, False, ""
     if only not in ("mean latency", "goodput") and not (only and load.users is not None):
         max_rate, is_lower_bound = _largest(judge, load, bound, keeps_up, near_per_s)
@@ -443,13 +437,23 @@ def sustains(
 
     None if too many requests would have to be simulated to tell; True for users.
     """
+    bound = bound_on_rate(deployment, instance, partition)
+    judge = _judge(deployment, partition, load, NEVER)
+    return _judged(deployment, partition, load, bound, judge)[1]
+
+
+def _judged(
+    deployment: Deployment, partition: Partition, load: Load, bound: float, judge: Sustained
+) -> tuple[Trace, bool | None]:
+    """Simulate a load, and return whether a partition keeps up with it."""
     if load.users is not None:
-        return True
-    if load.rate_per_s > bound_on_rate(deployment, instance, partition):
-        return False
+        return serve_load(deployment, partition, load), True
     if load.trace is None:
-        return _serve_rate(deployment, partition, load)[1]
-    return _judge(deployment, partition, load, NEVER)(load.rate_per_s)
+        trace, keeps_up = _serve_rate(deployment, partition, load)
+    else:
+        trace = serve_load(deployment, partition, load)
+        keeps_up = judge(load.rate_per_s)
+    return trace, False if load.rate_per_s > bound else keeps_up
 
 
 def _judge(

@@ -14,10 +14,9 @@ from hypsolve.planning.saturation import (
     MIN_REQUESTS,
     PRINTED_ROUNDS,
     SimulatedRate,
-    attained,
     confirmed_rate,
     enough_requests,
-    is_steady,
+    is_served,
     long_requests,
     rate_of_users,
     rate_within_targets,
@@ -178,21 +177,21 @@ class SplitSimulator:
         is enough.
         """
         if self.load.users is None:
-            found, is_served = self._stretch_at_rate(cuts)
+            found, serves = self._stretch_at_rate(cuts)
         else:
             short = replace(self.load, max_visits=min(self.load.max_visits, SHORT_VISITS))
-            found, is_served = math.inf, False
+            found, serves = math.inf, False
             if cuts not in self._of_users:
                 found = rate_of_users(self.deployment, Partition(cuts), short).stretch
             if cuts in self._of_users or found <= NEAR:
                 of_users = self.of_users(cuts)
-                found, is_served = of_users.stretch, of_users.slo_attainment >= MET
-        return min(found, 1.0) if is_served else max(found, BARELY)
+                found, serves = of_users.stretch, of_users.slo_attainment >= MET
+        return min(found, 1.0) if serves else max(found, BARELY)
 
     def _stretch_at_rate(self, cuts: Cuts) -> tuple[float, bool]:
         if cuts in self._at_rate:
             return self._at_rate[cuts]
-        partition, load, is_served = Partition(cuts), self.load, False
+        partition, load, serves = Partition(cuts), self.load, False
         n = long_requests(self._under_way(cuts), self.deployment, load)
         short = max(
             MIN_REQUESTS, min(n // 4, SHORT, max_requests(self.deployment, SHORT_VISITS))
@@ -202,9 +201,9 @@ class SplitSimulator:
         if found <= NEAR:
             trace = serve_at_rate(self.deployment, partition, load, load.rate_per_s, n)
             found = stretch_of(trace, load)
-            is_served = attained(trace, load)[0] >= MET and is_steady(trace)
-        self._at_rate[cuts] = found, is_served
-        return found, is_served
+            serves = is_served(trace, load)
+        self._at_rate[cuts] = found, serves
+        return found, serves
 
     def serves_users(self, cuts: Cuts, users: float) -> float:
         """Return the share of the requests of so many users that are within the targets."""
