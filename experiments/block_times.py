@@ -28,7 +28,7 @@ UNKNOWN = 1e-18  # seconds per FLOP or byte, of work that no row has
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What rows compute and move; arrays with a value per row.
+    """Work of rows: FLOPs and bytes, as arrays with a value per row.
 
     Attributes
     ----------

@@ -81,10 +81,7 @@ def number(owner: str, key: str, value: Any) -> float:
     ValueError
         If it is missing or none; the message names owner, key, rule and value.
     """
-    found = _number(owner, key, value)
-    if not 0 <= found < math.inf:
-        raise ValueError(f"{owner}: {key} must be a number of at least 0, got {value!r:.60}")
-    return found
+    return _number(owner, key, value, strict=False)
 
 
 def positive(owner: str, key: str, value: Any) -> float:
@@ -95,10 +92,7 @@ def positive(owner: str, key: str, value: Any) -> float:
     ValueError
         If it is missing or none; the message names owner, key, rule and value.
     """
-    found = _number(owner, key, value)
-    if not 0 < found < math.inf:
-        raise ValueError(f"{owner}: {key} must be a positive number, got {value!r:.60}")
-    return found
+    return _number(owner, key, value, strict=True)
 
 
 def positive_whole(owner: str, key: str, value: Any) -> int:
@@ -117,10 +111,15 @@ def positive_whole(owner: str, key: str, value: Any) -> int:
     return int(found)
 
 
-def _number(owner: str, key: str, value: Any) -> float:
+def _number(owner: str, key: str, value: Any, *, strict: bool) -> float:
+    """Return a finite number of at least 0, or above 0 if `strict`."""
     if value is None:
         raise ValueError(f"{owner}: key {key!r} is missing")
     try:
-        return math.nan if isinstance(value, bool) else float(value)
+        found = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
-        return math.nan
+        found = math.nan
+    if not 0 <= found < math.inf or (strict and not found):
+        rule = "a positive number" if strict else "a number of at least 0"
+        raise ValueError(f"{owner}: {key} must be {rule}, got {value!r:.60}")
+    return found

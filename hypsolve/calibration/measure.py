@@ -65,7 +65,7 @@ OTHER_FORM = {
     True: "if compute and memory times added up",
     False: "if the larger of compute and memory time counted",
 }
-"""What the form is called that was not chosen, by `Roofline.overlaps` of the chosen one."""
+"""Name of the form that was not chosen, by `Roofline.overlaps` of the chosen one."""
 Progress = Callable[[str], None]
 
 

@@ -54,7 +54,7 @@ def error_lines(plan: Plan) -> Iterator[str]:
             less = found.simulated_groups["tpot"]
             by_fit = ""
             if not is_fitted and less < found.three_numbers["tpot"]:
-                by_fit = f" ({less:.0%} of the time per output token with --costs fitted)"
+                by_fit = f" (time per output token {less:.0%} with --costs fitted)"
             yield (
                 f"expected error: {describe_errors(errors)}{by_fit}, {of} on {gpu} under"
                 f" runtime {runtime}{alone}"

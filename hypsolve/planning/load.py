@@ -61,7 +61,7 @@ class Load:
 
     @property
     def arrivals(self) -> str:
-        """How requests arrive at a rate, in words."""
+        """Description of the arrivals of requests at a rate."""
         if self.mix is None or self.mix.requests is None:
             return "Poisson arrivals"
         where = "given" if self.mix.source == GIVEN else f"in {self.mix.source}"

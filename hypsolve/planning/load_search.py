@@ -25,7 +25,7 @@ FAR = 1.4  # times its targets, from which there is little patience
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSearched:
-    """How many splits were simulated at a load, and whether one of them serves it.
+    """Number of splits simulated at a load, and whether one of them serves it.
 
     Attributes
     ----------
@@ -119,10 +119,11 @@ class LoadSearch:
 
     def result(self) -> LoadSearched:
         """Return what is known."""
+        splits = self._splits()
         return LoadSearched(
             is_met=bool(self.met),
             n_simulated=len(self.stretch),
-            n_splits=None if self._splits() is None else len(self._splits() or []),
+            n_splits=None if splits is None else len(splits),
             was_cut_short=not (self.met or self.is_complete),
         )
 
