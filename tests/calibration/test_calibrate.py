@@ -231,7 +231,7 @@ def test_no_rate_is_above_the_data_sheet():
 
 
 def test_few_runs_move_the_numbers_less_than_many():
-    """The same load once and ten times: the fit to one stays nearer to the catalogue."""
+    """A fit to one run stays nearer to the catalogue than a fit to ten equal ones."""
     one, ten = (fit(measured(loads=[LOADS[1]] * n)) for n in (1, 10))
     logs = [
         [np.log(getattr(found.gpu, name) / getattr(L4, name)) for name in NUMBERS]

@@ -7,9 +7,24 @@ import numpy as np
 
 import hypsolve
 from tests.helpers import scenarios_token as scenarios
+from tests.helpers import simpy_model, simpy_pipeline
 from tests.helpers.simpy_parts import Answer
 
 VISIT = ("request", "node", "start_s", "end_s", "tokens", "context_tokens")
+
+
+MODELS = {
+    "stage": simpy_model.simulate,
+    "pipeline": simpy_pipeline.simulate,
+    "serial": simpy_pipeline.simulate,
+}
+"""The SimPy model of each batching mode."""
+
+
+def scenario_of_any_mode(seed: int) -> tuple[str, scenarios.Scenario]:
+    """Draw a scenario of a batching mode, which changes with every second seed."""
+    mode = list(MODELS)[seed // 2 % 3]
+    return mode, scenarios.random_scenario(seed, MODELS[mode], (mode,))
 
 
 class Judge:

@@ -312,7 +312,7 @@ def test_alike_nodes_become_replicas_instead_of_one_long_pipeline(tmp_path):
 
 
 def test_the_network_that_serves_most_in_batches_is_taken():
-    """What is best for one request at a time serves less in batches than another network.
+    """The best network for one request at a time serves less in batches than another one.
 
     All networks that vLLM can run are planned one by one, as an oracle.
     """

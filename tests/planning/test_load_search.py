@@ -258,7 +258,7 @@ def of_users(two, users, **targets):
 
 
 def test_rate_bound_and_gap_are_of_one_quantity(two):
-    """With targets, a rate of arrivals stood beside the bound on what five users send."""
+    """A rate of arrivals within targets stood beside the bound on what five users send."""
     plan = of_users(two, 5, ttft_slo_s=1.0, tpot_slo_s=0.06)
     found, query = plan.throughput, plan.query
     alone = hs.throughput_bound(query.deployment())

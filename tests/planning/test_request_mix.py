@@ -80,7 +80,7 @@ def write(path, requests):
 
 @pytest.mark.parametrize("users", [None, 5])
 def test_requests_of_equal_lengths_are_the_lengths_of_every_request(users):
-    """With the arrivals that a plan draws by itself, all that is computed is the same."""
+    """Requests that arrive as a plan draws them itself change nothing that is computed."""
     load = {"users": users} if users else {"rate_per_s": 3.0}
     plain = hs.PlanQuery.of(
         "llama-3.2-1b", lab(), prompt_tokens=120, output_tokens=20, time_limit_s=1.0,

@@ -142,7 +142,7 @@ VOCABULARY = 128_256  # of Llama 3, config.json
 
 
 def without_logits(deployment):
-    """The same links, and no logits: as if the last machine sampled the tokens."""
+    """Return the same links without logits, as if the last machine sampled the tokens."""
     tiers = [
         replace(
             t, nodes=tuple(replace(n, gpu=replace(n.gpu, all_reduce=None)) for n in t.nodes)

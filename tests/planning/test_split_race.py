@@ -236,7 +236,7 @@ def test_of_equal_rates_the_roomy_and_even_split_comes_first():
 
 
 def test_the_largest_number_of_users_does_not_depend_on_those_asked_for(two):
-    """The same split had 228 users for one question and 225 for another."""
+    """One split was said to serve 228 users for one question and 225 for another."""
     from hypsolve.planning.forecast import predict
     from hypsolve.planning.slo_answer import SloSearch
     from hypsolve.solvers.clock import NEVER

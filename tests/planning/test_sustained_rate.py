@@ -79,7 +79,7 @@ def test_a_single_server_sustains_less_than_its_capacity(load, is_sustained):
 
 
 def test_latencies_are_of_many_times_the_requests_under_way():
-    """With 400 requests, of which 20 are under way, a twentieth sees an empty server."""
+    """Of 400 requests, 20 of which are under way, a twentieth sees an empty server."""
     problem = toys.deployment(
         [[toys.gpu("gpu", t0_s=1.0)]], toys.burst(1, 1, 20), toys.model(1)
     )

@@ -6,22 +6,16 @@ from functools import cache
 import pytest
 
 import hypsolve
-from tests.helpers import operator_costs, simpy_model, simpy_pipeline
+from tests.helpers import operator_costs
 from tests.helpers import scenarios_token as scenarios
-from tests.helpers.agreement import assert_agree
+from tests.helpers.agreement import MODELS, assert_agree, scenario_of_any_mode
 
 SEEDS = range(120)
-MODES = {
-    "stage": simpy_model.simulate,
-    "pipeline": simpy_pipeline.simulate,
-    "serial": simpy_pipeline.simulate,
-}
 
 
 @cache
 def scenario(seed):
-    mode = list(MODES)[seed // 2 % 3]
-    given = scenarios.random_scenario(seed, MODES[mode], (mode,))
+    mode, given = scenario_of_any_mode(seed)
     if seed % 4 < 2:
         given = scenarios.in_groups(seed, given)
     return mode, operator_costs.with_operators(seed, given)
@@ -31,7 +25,7 @@ def scenario(seed):
 def test_simulator_agrees(seed):
     """The models count the work of every GPU and sequence; the simulator sums coefficients."""
     mode, given = scenario(seed)
-    assert_agree(given.run(hypsolve.simulate, record_visits=True), given.run(MODES[mode]))
+    assert_agree(given.run(hypsolve.simulate, record_visits=True), given.run(MODELS[mode]))
 
 
 def test_scenarios_cover_everything():

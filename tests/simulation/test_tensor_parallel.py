@@ -6,28 +6,26 @@ import pytest
 
 import hypsolve
 from tests.helpers import scenarios_token as scenarios
-from tests.helpers import simpy_model, simpy_pipeline
-from tests.helpers.agreement import assert_agree, assert_series_agree
+from tests.helpers.agreement import (
+    MODELS,
+    assert_agree,
+    assert_series_agree,
+    scenario_of_any_mode,
+)
 
 SEEDS = range(120)
-MODES = {
-    "stage": simpy_model.simulate,
-    "pipeline": simpy_pipeline.simulate,
-    "serial": simpy_pipeline.simulate,
-}
 
 
 @cache
 def scenario(seed):
-    mode = list(MODES)[seed // 2 % 3]
-    given = scenarios.random_scenario(seed, MODES[mode], (mode,))
+    mode, given = scenario_of_any_mode(seed)
     return mode, scenarios.in_groups(seed, given)
 
 
 @cache
 def answer(seed):
     mode, given = scenario(seed)
-    return given.run(MODES[mode])
+    return given.run(MODELS[mode])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
