@@ -214,12 +214,13 @@ def warm_alone() -> None:
 
 def _warm_families(folder: str | Path | None) -> None:
     """Prepare the kernels family by family, and print how far that is."""
-    from hypsolve.kernels.warm_up import FAMILIES, warm
+    from hypsolve.kernels.warm_up import FAMILIES, SECONDS, warm
 
+    minutes = sum(SECONDS.values()) / 60
     cache = f"the cache is {folder}" if folder else "no folder to cache them is writable"
     print(
-        f"kernels: preparing {len(FAMILIES)} families; they compile once, for about a minute,"
-        f" and load in seconds afterwards; {cache}",
+        f"kernels: preparing {len(FAMILIES)} families; they compile once, for about"
+        f" {minutes:.0f} minutes, and load in seconds afterwards; {cache}",
         flush=True,
     )
     began_s = time.perf_counter()
