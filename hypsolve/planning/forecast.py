@@ -64,6 +64,9 @@ class Forecast:
         Whether requests are served as fast as they arrive; see `sustained_rate.is_steady`. If
         not, the latencies above only reflect the length of the simulation. None if too many
         requests would have to be simulated to decide. True for users in a closed loop.
+    drains : bool
+        False: requests are served as fast as they arrive only until a queue forms, by a burst
+        say, which never drains; see `sustained_rate.drains_queue`. `keeps_up` is then False.
     is_settled : bool
         Whether the latencies above are those of a load that goes on: the queue does not grow,
         and requests many times those under way were simulated. False: with more requests, they
@@ -136,6 +139,7 @@ class Forecast:
     tpot_s: Summary
     latency_s: Summary
     keeps_up: bool | None
+    drains: bool
     is_settled: bool
     requests_per_s: float
     output_tokens_per_s: float
@@ -212,10 +216,13 @@ def predict(
         instance = costs.to_instance(deployment, allow_empty=True)
     bound = bound_on_rate(deployment, instance, partition)
     judge = _judge(deployment, partition, load, deadline)
-    trace, keeps_up = _judged(deployment, partition, load, bound, judge)
+    in_search = only in ("mean latency", "goodput")
+    trace, keeps_up, drains = _judged(
+        deployment, partition, load, bound, judge, has_burst=not in_search
+    )
     found = trace.metrics(ttft_slo_s=load.ttft_slo_s, tpot_slo_s=load.tpot_slo_s)
     max_rate, is_lower_bound, limited_by = math.nan, False, ""
-    if only not in ("mean latency", "goodput") and not (only and load.users is not None):
+    if not in_search and not (only and load.users is not None):
         max_rate, is_lower_bound = _largest(judge, load, bound, keeps_up, near_per_s)
     is_known = 0 < max_rate < math.inf and not is_lower_bound
     if is_known and not only and not deadline.has_passed():
@@ -247,6 +254,7 @@ def predict(
         tpot_s=found.tpot_s,
         latency_s=found.latency_s,
         keeps_up=keeps_up,
+        drains=drains,
         is_settled=keeps_up is True,
         requests_per_s=served_per_s,
         output_tokens_per_s=served_per_s * output,
@@ -443,17 +451,30 @@ def sustains(
 
 
 def _judged(
-    deployment: Deployment, partition: Partition, load: Load, bound: float, judge: Sustained
-) -> tuple[Trace, bool | None]:
-    """Simulate a load, and return whether a partition keeps up with it."""
+    deployment: Deployment,
+    partition: Partition,
+    load: Load,
+    bound: float,
+    judge: Sustained,
+    *,
+    has_burst: bool = True,
+) -> tuple[Trace, bool | None, bool]:
+    """Simulate a load, and return whether a partition keeps up with it, and drains a queue.
+
+    `has_burst` says whether a burst is simulated, too, that leaves a queue.
+    """
     if load.users is not None:
-        return serve_load(deployment, partition, load), True
+        return serve_load(deployment, partition, load), True, True
     if load.trace is None:
         trace, keeps_up = _serve_rate(deployment, partition, load)
     else:
         trace = serve_load(deployment, partition, load)
         keeps_up = judge(load.rate_per_s)
-    return trace, False if load.rate_per_s > bound else keeps_up
+    if load.rate_per_s > bound:
+        return trace, False, True
+    if keeps_up and has_burst and judge.drains(load.rate_per_s) is False:
+        return trace, False, False
+    return trace, keeps_up, True
 
 
 def _judge(

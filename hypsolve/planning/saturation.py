@@ -271,8 +271,9 @@ def confirmed_rate(
 
     Near the rate that a split can sustain, queues build up so slowly that the requests of a
     short simulation are served in time, and those of a longer one are not. The rate is lowered
-    in steps of 2, 4, 8, ... % until it is confirmed. If it is confirmed at once, it is raised
-    in steps of 4 % as long as that is confirmed, too.
+    in steps of 2, 4, 8, ... % until it is confirmed, and then found by bisection to
+    `sustained_rate.CONFIRMED_TO`. If it is confirmed at once, it is raised in steps of 4 % as
+    long as that is confirmed, too.
 
     Parameters
     ----------
@@ -291,19 +292,26 @@ def confirmed_rate(
 
     def is_confirmed(rate_per_s: float) -> bool:
         trace = serve_at_rate(deployment, partition, load, rate_per_s, n_requests)
-        return is_served(trace, load)
+        return is_served(trace, load) and drains(deployment, partition, load, trace)
 
     if not known.requests_per_s > 0:
         return known
+    refused_per_s = math.inf
     for rate_per_s in sustained_rate.lowered(known.requests_per_s):
         if deadline.has_passed():
             return _within(rate_per_s, known.n_requests, is_cut_short=True)
         if is_confirmed(rate_per_s):
             break
+        refused_per_s = rate_per_s
     else:
         return _within(0.0, n_requests)
+    if math.isfinite(refused_per_s):
+        rate_per_s, is_cut_short = sustained_rate.raised(
+            rate_per_s, refused_per_s, is_confirmed, deadline
+        )
+        return _within(rate_per_s, n_requests, is_cut_short)
     is_cut_short = False
-    for _ in range(MAX_RAISED if rate_per_s == known.requests_per_s else 0):
+    for _ in range(MAX_RAISED):
         higher = min(rate_per_s * (1 + RAISED), largest_per_s)
         is_cut_short = deadline.has_passed()
         if is_cut_short or higher <= rate_per_s or not is_confirmed(higher):
@@ -320,6 +328,19 @@ def is_served(trace: Trace, load: Load) -> bool:
     target, a longer simulation would miss it.
     """
     return attained(trace, load)[0] >= MET and is_steady(trace)
+
+
+def drains(deployment: Deployment, partition: Partition, load: Load, trace: Trace) -> bool:
+    """Return whether a queue surely drains at the rate of a simulation.
+
+    See `hypsolve.planning.sustained_rate.drains_queue`. Users in a closed loop leave no queue.
+    """
+    span_s = float(np.ptp(trace.arrival_s))
+    if load.users is not None or span_s == 0:
+        return True
+    rate_per_s = (len(trace.arrival_s) - 1) / span_s
+    found = sustained_rate.drains_queue(deployment, partition, rate_per_s, seed=load.seed + 1)
+    return found is True
 
 
 def is_steady(trace: Trace) -> bool:

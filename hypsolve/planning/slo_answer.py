@@ -13,6 +13,7 @@ from hypsolve.planning.rate_bound import bound_on_rate
 from hypsolve.planning.saturation import (
     MET,
     attained,
+    drains,
     enough_requests,
     is_steady,
     long_requests,
@@ -238,7 +239,10 @@ def judged(
     """
     trace = load_trace(deployment, instance, partition, load)
     share, is_of_later_half = attained(trace, load)
+    is_known = keeps_up is not None
     keeps_up = load.users is not None or (keeps_up is not False and is_steady(trace))
+    if share >= MET and keeps_up and not is_known:
+        keeps_up = drains(deployment, partition, load, trace)
     is_met = share >= MET and keeps_up
     return Judgement(is_met, share, is_of_later_half, keeps_up, trace)
 

@@ -15,6 +15,7 @@ from hypsolve.planning.saturation import (
     PRINTED_ROUNDS,
     SimulatedRate,
     confirmed_rate,
+    drains,
     enough_requests,
     is_served,
     long_requests,
@@ -201,7 +202,7 @@ class SplitSimulator:
         if found <= NEAR:
             trace = serve_at_rate(self.deployment, partition, load, load.rate_per_s, n)
             found = stretch_of(trace, load)
-            serves = is_served(trace, load)
+            serves = is_served(trace, load) and drains(self.deployment, partition, load, trace)
         self._at_rate[cuts] = found, serves
         return found, serves
 

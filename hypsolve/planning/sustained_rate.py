@@ -10,6 +10,10 @@ from 40 to 60 % of the arrivals and of the last tenth, and the mean number under
 second and in the last quarter of the time. A load is not sustained if one of them grows by more
 than `GROWS`, and by more than `DRIFT` of the requests that arrive in between: so many of them
 add to a queue. The second condition tells the fluctuations of a short queue from a growing one.
+
+A rate must also be sustained from a queue, see `drains_queue`. Under paged KV cache, a server
+with a queue preempts requests and computes them again. It may then serve far less than before,
+and never get rid of a queue that a burst has left, at a rate that it sustains without one.
 """
 
 from __future__ import annotations
@@ -21,7 +25,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hypsolve.planning.load import N_REQUESTS, arriving, in_whole_rounds, serve
+from hypsolve.planning.load import (
+    N_REQUESTS,
+    arriving,
+    at_rate,
+    in_order,
+    in_whole_rounds,
+    serve,
+)
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.solution import Partition
 from hypsolve.simulation.trace import Trace
@@ -39,6 +50,13 @@ MORE = 4  # times the requests of a simulation that does not tell
 N_BISECTIONS = 5  # the largest rate is found to 1/32 of its bound
 FIRST_STEP, MAX_STEP = 0.02, 0.3  # by which a rate is lowered if it is not confirmed
 MIN_CONFIRMED = 0.05  # of the rate that was found, below which none is confirmed
+CONFIRMED_TO = 0.02  # relative difference to which the largest confirmed rate is found
+BURST = 2.0  # times a rate, at which the first third of the requests arrives to form a queue
+QUEUED = 1.1  # times those that run, from which requests queue
+SERVED = 0.8  # share of a burst that is served as it comes
+DRAINED = 0.75  # of the requests under way after the burst, below which the queue drains
+FIRST_BURST = 900  # requests of the first simulation with a burst
+QUEUED_ROUNDS = 15  # requests with a burst, over those that can run at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +186,108 @@ def is_steady(trace: Trace) -> bool | None:
 
 def _verdict(found: Trend, rounds: float) -> bool | None:
     if found.grows:
-        return False if found.has_begun else None
+        return False if found.is_sure and found.has_begun else None
     return True if found.has_rounds(rounds) else None
+
+
+def drains_queue(
+    deployment: Deployment,
+    partition: Partition,
+    rate_per_s: float,
+    *,
+    seed: int = 0,
+) -> bool | None:
+    """Return whether a queue drains while requests arrive at a rate.
+
+    The first third of the requests arrives at `BURST` times the rate, the others at the rate.
+    More and more requests are simulated, from `FIRST_BURST` up to `MAX_SIMULATED`, until the
+    burst is served as it comes, or leaves a queue and the requests are `QUEUED_ROUNDS` times
+    those that run at once.
+
+    The mean numbers under way are compared in the last tenth of the burst, and in the first and
+    in the last tenth of the time after it. The queue drains if the number falls by a quarter or
+    does not rise after the burst, or if the burst leaves no queue. It does not if the number
+    rises by more than `DRIFT` of the requests that arrive meanwhile.
+
+    Parameters
+    ----------
+    deployment : Deployment
+        Its requests arrive over and over.
+    partition : Partition
+    rate_per_s : float
+    seed : int
+        Seed of the arrivals.
+
+    Returns
+    -------
+    bool or None
+        None if the number rises by less: the rate is close to the largest one.
+    """
+    n, most = FIRST_BURST, max(MAX_SIMULATED, FIRST_BURST)
+    while True:
+        found = _after_burst(deployment, partition, rate_per_s, n, seed)
+        needed = max(QUEUED_ROUNDS * found.running, LONG) if found.is_queued else 2 * n
+        if found.is_served or n >= min(needed, most):
+            break
+        n = min(max(2 * n, math.ceil(needed)), most)
+    if not found.is_queued or found.after <= max(DRAINED * found.peak, found.before):
+        return True
+    return False if found.after - found.before > DRIFT * found.n_later else None
+
+
+@dataclass(frozen=True, slots=True)
+class _AfterBurst:
+    """Mean numbers of requests under way at the end of a burst, and after it.
+
+    `running` is the mean number that ran at the end of the burst, in the fullest tier,
+    `is_queued` says whether the burst left a queue, `is_served` whether it was served as it
+    came, and `n_later` is the number of requests that arrive after it, between the two
+    intervals that are compared.
+    """
+
+    peak: float
+    before: float
+    after: float
+    n_later: float
+    running: float
+    is_queued: bool
+    is_served: bool
+
+
+def _after_burst(
+    deployment: Deployment, partition: Partition, rate_per_s: float, n: int, seed: int
+) -> _AfterBurst:
+    """Simulate a burst at `BURST` times a rate, and then twice as many requests at the rate."""
+    n_burst = n // 3
+    rng = np.random.default_rng(seed)
+    burst_s = at_rate(rng.exponential(1.0, n_burst + 1).cumsum(), BURST * rate_per_s)
+    later_s = at_rate(rng.exponential(1.0, n - n_burst).cumsum(), rate_per_s)
+    begin_s, end_s = float(burst_s[-1]), float(burst_s[-1] + later_s[-1])
+    arrival_s = np.concatenate([burst_s[:-1], begin_s + later_s])
+    trace = serve(in_order(deployment, arrival_s), partition).from_first()
+    ends_s = np.where(np.isnan(trace.end_s), math.inf, trace.end_s)
+    span_s = (end_s - begin_s) / 10
+    peak, before, after = (
+        _under_way(trace.arrival_s, ends_s, since_s, until_s)
+        for since_s, until_s in (
+            (0.9 * begin_s, begin_s),
+            (begin_s, begin_s + span_s),
+            (end_s - span_s, end_s),
+        )
+    )
+    widest = max(len(tier.nodes) for tier in deployment.network.tiers)
+    running = min(
+        _running(trace, 0.9 * begin_s, begin_s), widest * deployment.runtime.max_num_seqs
+    )
+    return _AfterBurst(
+        peak=peak,
+        before=before,
+        after=after,
+        n_later=0.9 * (n - n_burst),
+        running=running,
+        is_queued=peak > QUEUED * running,
+        is_served=float((ends_s <= begin_s).mean()) * n > SERVED * n_burst,
+    )
 
 
 def simulate_rate(
@@ -231,6 +349,28 @@ def lowered(rate_per_s: float) -> Iterator[float]:
         rate, step = rate * (1 - step), min(2 * step, MAX_STEP)
 
 
+def raised(
+    confirmed_per_s: float,
+    refused_per_s: float,
+    is_confirmed: Callable[[float], bool],
+    deadline: Deadline = NEVER,
+) -> tuple[float, bool]:
+    """Return the largest confirmed rate to `CONFIRMED_TO`, and whether time ended the search.
+
+    Examples
+    --------
+    >>> raised(70.0, 100.0, lambda rate: rate < 86.6)
+    (86.40625, False)
+    """
+    low, high = confirmed_per_s, refused_per_s
+    while high - low > CONFIRMED_TO * high:
+        if deadline.has_passed():
+            return low, True
+        rate = (low + high) / 2
+        low, high = (rate, high) if is_confirmed(rate) else (low, rate)
+    return low, False
+
+
 class Sustained:
     """Whether a partition sustains a rate of Poisson arrivals, and the largest such rate.
 
@@ -281,6 +421,12 @@ class Sustained:
             simulated, n, self.max_requests, rounds=self.rounds, deadline=self.deadline
         )[1]
 
+    def drains(self, rate_per_s: float) -> bool | None:
+        """Return whether a queue drains at a rate; see `drains_queue`."""
+        if self.deadline.has_passed():
+            return None
+        return drains_queue(self.deployment, self.partition, rate_per_s, seed=self.seed + 1)
+
     def largest(
         self,
         bound_per_s: float,
@@ -323,14 +469,23 @@ class Sustained:
 
     def _confirmed(self, found_per_s: float, sustained_per_s: float) -> tuple[float, bool]:
         """Return a rate that longer simulations confirm, and whether time ended the search."""
+
+        def is_confirmed(rate: float) -> bool:
+            if not self(rate, least=LONG, seed=1) or not self.drains(rate):
+                return False
+            return rate == found_per_s or bool(self(rate, least=LONG))
+
+        refused = math.inf
         for rate in lowered(found_per_s):
             if rate <= sustained_per_s:
                 break
-            verdicts = [self(rate, least=LONG, seed=1)]
-            if verdicts[0] and rate < found_per_s:
-                verdicts.append(self(rate, least=LONG))
-            if all(verdicts):
-                return rate, False
+            if is_confirmed(rate):
+                if math.isinf(refused):
+                    return rate, False
+                return raised(rate, refused, is_confirmed, self.deadline)
             if self.deadline.has_passed():
                 return sustained_per_s, True
-        return sustained_per_s, False
+            refused = rate
+        if math.isinf(refused) or sustained_per_s == 0:
+            return sustained_per_s, False
+        return raised(sustained_per_s, refused, is_confirmed, self.deadline)

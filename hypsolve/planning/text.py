@@ -382,6 +382,9 @@ class Verdict(NamedTuple):
     is_met: bool | None  # None: not known
 
 
+NOT_DRAINED = "a queue that a burst leaves never drains"
+
+
 def judge_load(forecast: Forecast) -> Verdict:
     """Say whether the load that was asked for is served, and within the targets.
 
@@ -397,7 +400,8 @@ def judge_load(forecast: Forecast) -> Verdict:
         words = f"it keeps up with the {rate} that were asked for"
     else:
         most = f"; it sustains {most}" if most else ""
-        words = f"it cannot keep up with {rate}: latencies grow without end{most}"
+        why = "latencies grow without end" if forecast.drains else NOT_DRAINED
+        words = f"it cannot keep up with {rate}: {why}{most}"
     share = forecast.slo_attainment
     if math.isnan(share):
         return Verdict(words, is_met)

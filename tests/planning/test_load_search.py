@@ -75,7 +75,7 @@ def test_the_answer_is_that_of_all_splits(seed):
     rng, deployment, instance, splits, load = drawn(seed)
     load = with_tight_targets(rng, deployment, instance, splits, load)
     search = RateSearch(deployment, {}, load, objective="goodput", prices_per_hour={})
-    _, found = search.run(20.0)
+    _, found = search.run(200.0)
     best = hs.Partition(found.splits[0].cuts)
     assert judged(deployment, instance, best, load).is_met
     assert found.at_load.is_met and found.splits[0].slo_attainment >= MET
@@ -83,7 +83,7 @@ def test_the_answer_is_that_of_all_splits(seed):
     harder = replace(load, tpot_slo_s=0.5 * load.tpot_slo_s)
     n_met = sum(judged(deployment, instance, split, harder).is_met for split in splits)
     search = RateSearch(deployment, {}, harder, objective="goodput", prices_per_hour={})
-    at_load = search.run(20.0)[1].at_load
+    at_load = search.run(200.0)[1].at_load
     assert at_load.is_met == (n_met > 0)
     if not n_met:
         assert at_load == LoadSearched(
@@ -99,7 +99,7 @@ def test_a_rate_is_looked_for_in_all_splits_too(seed):
     load = replace(load, users=None, rate_per_s=2.0)
     load = with_tight_targets(rng, deployment, instance, splits, load)
     search = RateSearch(deployment, {}, load, objective="goodput", prices_per_hour={})
-    _, found = search.run(20.0)
+    _, found = search.run(200.0)
     assert found.at_load.is_met
     met = [each.cuts for each in found.splits[:1]]
     assert judged(deployment, instance, hs.Partition(met[0]), load).is_met

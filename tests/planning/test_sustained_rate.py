@@ -8,7 +8,7 @@ import pytest
 import hypsolve as hs
 from hypsolve.planning.forecast import predict
 from hypsolve.planning.load import Load
-from hypsolve.planning.sustained_rate import Sustained, is_steady
+from hypsolve.planning.sustained_rate import Sustained, drains_queue, is_steady
 from hypsolve.planning.text import describe_forecast
 from tests.helpers import token_toys as toys
 
@@ -99,3 +99,32 @@ def test_too_few_requests_tell_nothing():
     trace = hs.simulate(replace(problem, requests=requests), toys.even(1))
     assert is_steady(trace) is None
     assert is_steady(hs.simulate(replace(problem, requests=requests), toys.even(1), users=3))
+
+
+@pytest.mark.parametrize("share", [0.9, 0.99, 1.01, 1.1])
+def test_a_queue_drains_below_the_capacity_and_only_there(share):
+    """A node that serves one request at a time, in 1 s each: its capacity is 1 per second."""
+    problem = toys.deployment(
+        [[toys.gpu(t0_s=1.0)]], toys.burst(1), runtime=hs.runtime("ideal", max_num_seqs=1)
+    )
+    assert drains_queue(problem, hs.Partition((0, 1)), share) is (share < 1)
+
+
+def test_a_rate_is_not_sustained_where_a_queue_makes_the_server_slower():
+    """KV cache is short and paged: once requests queue, about 1.72 per second are served.
+
+    Without a queue, 1.79 per second are served; a plan said so, and a longer run fell behind.
+    """
+    problem = replace(
+        company(["rtx-3090"], []),
+        requests=toys.burst(1, 500, 600),
+        runtime=hs.runtime(
+            "vllm", kv_admission="paged", max_num_seqs=256, max_num_batched_tokens=2048
+        ),
+    )
+    partition = hs.Partition((0, 34))
+    assert Sustained(problem, partition, 16_000)(1.79, least=4000)
+    assert [drains_queue(problem, partition, rate) for rate in (1.6, 1.79)] == [True, False]
+    forecast = predict(problem, partition, Load(rate_per_s=1.79), only="requests/s")
+    assert forecast.keeps_up is False
+    assert 1.5 < forecast.max_requests_per_s < 1.79
