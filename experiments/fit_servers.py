@@ -116,9 +116,16 @@ def server_rows(
         lines += [f"costs = {_inline(asdict(at), '.3g')}"]
         for name, values in (("low", low), ("high", high)):
             lines += [f"{name} = {_inline(dict(zip(NAMES, values, strict=True)), '.3g')}"]
-        rows = [index[id(run)] for run in own]
-        for split, made in forecasts.items():
-            lines += [f"{split} = {_inline(errors(own, made[rows]), '.3f')}"]
+        of_model = {"": own}  # all first: a table ends the keys of the server
+        for run in sorted(own, key=lambda run: run.catalog_model):
+            of_model.setdefault(run.catalog_model, []).append(run)
+        for model, some in of_model.items():
+            lines += [f'[servers.by_model."{model}"]'] if model else []
+            lines += [f"n_counted = {len(some)}"]
+            lines += [f"max_counted_users = {max(run.concurrency for run in some)}"]
+            rows = [index[id(run)] for run in some]
+            for split, made in forecasts.items():
+                lines += [f"{split} = {_inline(errors(some, made[rows]), '.4f')}"]
     return lines
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import resources
 from typing import Any
 
@@ -21,8 +21,42 @@ QUANTITIES = {"tpot": "time per output token", "tokens_per_s": "tokens/s", "ttft
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FittedServer:
+class MeanErrors:
+    """Mean relative errors of forecasts of measured runs (0.05 is 5 %).
+
+    The runs are all that count by `hypsolve.calibration.rules.left_out`, also those that no
+    coefficient was fitted to. Each dict has ``tpot``, ``tokens_per_s`` and ``ttft``.
+
+    Attributes
+    ----------
+    n_counted : int
+        Runs whose errors these are.
+    max_counted_users : int
+        Largest number of users in these runs. Batches of more are an extrapolation.
+    new_groups, new_lengths : dict of str to float
+        Of the closed form, on models and on lengths to which the coefficients had not been
+        fitted.
+    simulated_groups, simulated_lengths : dict of str to float
+        Likewise, of simulations with the coefficients as `OperatorRates`.
+    three_numbers : dict of str to float
+        Of `hypsolve.plan` and `hypsolve.simulate` today: their profiles of GPUs have three
+        numbers, which were fitted to block times and not to servers.
+    """
+
+    n_counted: int
+    max_counted_users: int
+    new_groups: dict[str, float]
+    new_lengths: dict[str, float]
+    simulated_groups: dict[str, float]
+    simulated_lengths: dict[str, float]
+    three_numbers: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedServer(MeanErrors):
     """A GPU under a runtime, and how well its coefficients forecast what they had not seen.
+
+    The errors are those of all its runs that count; `by_model` has those of each model.
 
     Attributes
     ----------
@@ -37,14 +71,9 @@ class FittedServer:
         Largest number of users in these runs. Batches of more are an extrapolation.
     models : tuple of str
         Models of these runs.
-    new_groups, new_lengths : dict of str to float
-        Mean relative errors (0.05 is 5 %) of ``tpot``, ``tokens_per_s`` and ``ttft``, of models
-        and of lengths to which the coefficients had not been fitted.
-    simulated_groups, simulated_lengths : dict of str to float
-        Likewise, of simulations with the coefficients as `OperatorRates`.
-    three_numbers : dict of str to float
-        Errors of `hypsolve.plan` and `hypsolve.simulate` today: their profiles of GPUs have
-        three numbers, which were fitted to block times and not to servers.
+    by_model : dict of str to MeanErrors
+        Errors of the runs of each measured model, by its name in the catalogue; of all models
+        with runs that count, also of those that no coefficient was fitted to.
     source : str
     """
 
@@ -56,11 +85,7 @@ class FittedServer:
     n_runs: int
     max_users: int
     models: tuple[str, ...]
-    new_groups: dict[str, float]
-    new_lengths: dict[str, float]
-    simulated_groups: dict[str, float]
-    simulated_lengths: dict[str, float]
-    three_numbers: dict[str, float]
+    by_model: dict[str, MeanErrors]
     source: str
 
 
@@ -116,12 +141,9 @@ def fitted_servers() -> dict[tuple[str, str], FittedServer]:
             n_runs=row["n_runs"],
             max_users=row["max_users"],
             models=tuple(row["models"]),
-            new_groups=row["new_groups"],
-            new_lengths=row["new_lengths"],
-            simulated_groups=row["simulated_groups"],
-            simulated_lengths=row["simulated_lengths"],
-            three_numbers=row["three_numbers"],
+            by_model={model: MeanErrors(**errors) for model, errors in row["by_model"].items()},
             source=source,
+            **{field.name: row[field.name] for field in fields(MeanErrors)},
         )
         for row in _table().get("servers", [])
     }
@@ -164,5 +186,5 @@ def expected_error(gpu: str, runtime: str) -> str:
         return "not validated on this GPU and runtime"
     return (
         f"expected error of this forecast: {describe_errors(found.three_numbers)} (mean of"
-        f" {found.n_runs} measured runs of {' and '.join(found.models)})"
+        f" {found.n_counted} measured runs of {' and '.join(found.by_model)})"
     )

@@ -1,6 +1,7 @@
 """The commands `compare`, `pareto`, `simulate` and `replan`."""
 
 import contextlib
+import itertools
 import json
 import math
 import sys
@@ -33,11 +34,19 @@ from hypsolve.planning.earlier_plan import (
     solution_of_plan,
     with_arguments,
 )
+from hypsolve.planning.expected_errors import (
+    ExpectedError,
+    distinct_words,
+    errors_of_stages,
+    expected_errors,
+    used_nodes,
+)
 from hypsolve.planning.figures import draw_pareto
 from hypsolve.planning.forecast import round_s
 from hypsolve.planning.frontier_of_nodes import best_in_fluid, with_other_nodes
 from hypsolve.planning.layers import describe_blocks, describe_cuts
 from hypsolve.planning.load import ROUNDS_OF_USERS, Load, arriving, at_rate, starts
+from hypsolve.planning.plan import record_to_dict
 from hypsolve.planning.query import ALONE, PlanQuery, Solution, solve_query
 from hypsolve.planning.replan import Replan
 from hypsolve.planning.replan import replan as plan_anew
@@ -59,6 +68,7 @@ from hypsolve.planning.split_forecasts import SplitForecasts
 from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.text import describe_forecast, describe_rate
 from hypsolve.problem import validation as valid
+from hypsolve.problem.network import Node
 from hypsolve.problem.optional import optional
 from hypsolve.problem.result import Result
 from hypsolve.problem.solution import Partition
@@ -147,6 +157,9 @@ def compare(
         )
         if slos := describe_slos(query.load):
             print(f"within targets: share of the requests at this load within {slos}")
+        errors = (forecasts.errors(result) for result in (*fluid, *results))
+        for line in distinct_words(itertools.chain.from_iterable(errors)):
+            print(line)
         if any(">=" in row["requests/s"] for row in rows):
             print(">=: the time limit ended the search for larger rates (--time-limit)")
     if len(results) < n_methods:
@@ -219,6 +232,7 @@ def pareto(
             f"no split could be simulated within {planned.time_limit_s:g} s (--time-limit)",
             file=sys.stderr,
         )
+    errors = {point: _errors_of_point(point, solution, nodes, planned) for point in points}
     if as_json:
         plain = [
             {
@@ -230,6 +244,7 @@ def pareto(
                 "slo_attainment": finite_or_none(point.slo_attainment),
                 "cuts": list(point.partition.cuts),
                 "nodes": list(point.nodes),
+                "expected_errors": [record_to_dict(error) for error in errors[point]],
             }
             for point in points
         ]
@@ -255,11 +270,30 @@ def pareto(
             for point in points
         ]
         show(rows, as_json=False)
+        for line in distinct_words(itertools.chain.from_iterable(errors.values())):
+            print(line)
     if points and (line := _not_simulated(tried)):
         print(line, file=sys.stderr if as_json else sys.stdout)
     if png is not None and points:
         _draw(points, solution.instance.name, png)
     return 0 if points else 1
+
+
+def _errors_of_point(
+    point: ServingPoint, solution: Solution, nodes: ServerNetwork, planned: PlanQuery
+) -> tuple[ExpectedError, ...]:
+    """Return the error to expect of what a split serves, for each kind of GPU in use."""
+    deployment, runtime = solution.deployment, planned.runtime.name
+    if not point.nodes:
+        stages = list(used_nodes(deployment, solution.instance, point.partition))
+    else:  # on another choice of nodes
+        of_tier: dict[str, dict[str, Node]] = {}
+        for query in (planned, nodes.query):
+            for tier in query.deployment().network.tiers:
+                chosen = {node.name: node for node in tier.nodes if node.name in point.nodes}
+                of_tier[tier.name] = of_tier.get(tier.name, {}) | chosen
+        stages = [list(each.values()) for each in of_tier.values() if each]
+    return errors_of_stages(stages, runtime, planned.model)
 
 
 def _not_simulated(tried: Sequence[ServingPoint]) -> str:
@@ -451,8 +485,14 @@ def simulate(
         time_limit_s=deadline.part(1.0).limit_s,
     )
     numbers = served.metrics(ttft_slo_s=load.ttft_slo_s, tpot_slo_s=load.tpot_slo_s)
+    at_once = numbers.mean_in_flight if load.users is None else float(load.users)
+    errors = expected_errors(
+        deployment, result.instance, partition, at_once=at_once, model=query.model
+    )
     if as_json:
-        print(json.dumps(numbers.to_dict(), indent=2, allow_nan=False))
+        plain_errors = [record_to_dict(error) for error in errors]
+        plain_numbers = numbers.to_dict() | {"expected_errors": plain_errors}
+        print(json.dumps(plain_numbers, indent=2, allow_nan=False))
     else:
         lengths = (given.prompt_tokens.mean(), given.output_tokens.mean())
         print(
@@ -462,6 +502,8 @@ def simulate(
         )
         print(deployment.runtime.describe())
         print(numbers)
+        for line in distinct_words(errors):
+            print(line)
     if perfetto is not None:
         write_perfetto(served, perfetto)
     return 0
@@ -575,5 +617,8 @@ def _print_replan(plan: Replan, partition: Partition) -> None:
     if numbers:
         show([{"moves": moves, head: value} for moves, value in pairs], as_json=False)
     if plan.forecast is not None:
-        for line in describe_forecast(plan.forecast):
+        for line in (
+            *describe_forecast(plan.forecast),
+            *distinct_words(plan.expected_errors),
+        ):
             print(line)

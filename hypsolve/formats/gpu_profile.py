@@ -8,8 +8,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NotRequired
 
 from hypsolve.catalog.datasheets import ceiling
@@ -18,9 +18,11 @@ from hypsolve.formats.toml_tables import checked_table, read_toml
 from hypsolve.problem import validation as valid
 from hypsolve.problem.files import checked_path, replacing
 from hypsolve.problem.network import GpuProfile
+from hypsolve.problem.profile_errors import NAMES, ProfileErrors
 from hypsolve.problem.units import GIB, gib_to_bytes
 
 PROFILE_ENDING = ".toml"
+HELD_OUT = "held out"  # ends the name of errors of what a profile was not fitted to
 ROUNDED = 1.001  # files have four digits
 _BARE = re.compile(r"[A-Za-z0-9_-]+")  # a key of TOML that needs no quotes
 _KEYS = {
@@ -153,7 +155,32 @@ def read_gpu_profile(path: str | os.PathLike[str]) -> GpuProfile:
     path = checked_path("read_gpu_profile", path)
     entry = checked_table(str(path), ProfileTable, read_toml(path))
     _check_tables(str(path), entry)
-    return profile_of(valid.name(str(path), entry["name"]), entry)
+    gpu = profile_of(valid.name(str(path), entry["name"]), entry)
+    return replace(gpu, errors=_errors_in(entry))
+
+
+def _errors_in(entry: ProfileTable) -> ProfileErrors | None:
+    """Return the errors of what a profile was not fitted to; None if a person wrote it."""
+    errors, measured = entry.get("errors", {}), entry.get("measured", {})
+    if not measured:
+        return None
+    held_out = [
+        parts
+        for about, parts in errors.items()
+        if about == HELD_OUT or about.endswith(f", {HELD_OUT}")
+    ]
+    n_runs = measured.get("runs", 0)
+    return ProfileErrors(
+        **{name: _mean(parts.get(name) for parts in held_out) for name in NAMES},  # type: ignore[arg-type]
+        n_runs=n_runs if isinstance(n_runs, int) and n_runs >= 0 else 0,
+        **{key: str(measured.get(key, "")) for key in ("model", "runtime", "file")},  # type: ignore[arg-type]
+    )
+
+
+def _mean(errors: Iterable[float | None]) -> float | None:
+    """Return the mean of the errors that are known; None if none is."""
+    known = [error for error in errors if error is not None and 0 <= error < math.inf]
+    return sum(known) / len(known) if known else None
 
 
 def _check_tables(owner: str, entry: ProfileTable) -> None:

@@ -73,14 +73,40 @@ class NetworkFile:
         """Return the link among the nodes of tier k; None if unknown."""
         return self.inner_links[k] if self.inner_links else None
 
-    def may_be_stages(self, k: int) -> bool:
-        """Return whether each node of tier k can be a stage of its own.
+    def row_link(self, k: int, stages: Sequence[Sequence[Node]] | None = None) -> Link | None:
+        """Return the link among nodes of tier k that are stages in a row; None if unknown.
+
+        It is that of the tier. Without one, the groups of one machine have the link of its
+        interconnect, also where the tier has other nodes; of several machines, the slowest.
+
+        Parameters
+        ----------
+        k : int
+        stages : sequence of sequence of Node, optional
+            The nodes of each stage, one for each pipeline. Default: any nodes of the tier.
+        """
+        inner = self.inner_link(k)
+        if inner is not None or stages is None or len(set(map(len, stages))) != 1:
+            return inner
+        tier, links = self.network.tiers[k], []
+        for pipeline in zip(*stages, strict=True):
+            link = replace(tier, nodes=pipeline).machine_link
+            if link is None:
+                return None
+            links.append(link)
+        return Link(
+            bytes_per_s=min(link.bytes_per_s for link in links),
+            latency_s=max(link.latency_s for link in links),
+        )
+
+    def may_be_stages(self, k: int, stages: Sequence[Sequence[Node]] | None = None) -> bool:
+        """Return whether nodes of tier k can be stages of their own; see `row_link`.
 
         The nodes must be linked, and no pin or limit may name the tier. A minimum of 0 is no
         limit: every stage may then be empty.
         """
         return (
-            self.inner_link(k) is not None
+            self.row_link(k, stages) is not None
             and self.network.tiers[k].name not in self.pins.values()
             and all(limit in (None, 0) for limit in self.min_blocks[k : k + 1])
             and all(limit is None for limit in self.max_blocks[k : k + 1])
@@ -92,11 +118,11 @@ class NetworkFile:
         A stage is a node, or several nodes that hold equal blocks. A single stage keeps the
         tier's name and limits. Several stages need `may_be_stages`.
         """
-        tier, inner = self.network.tiers[k], self.inner_link(k)
+        tier = self.network.tiers[k]
         groups = [stage if isinstance(stage, tuple) else (stage,) for stage in stages]
         made = [replace(tier, nodes=groups[0])]
         if len(groups) > 1:
-            links = [*[inner] * (len(groups) - 1), tier.link]
+            links = [*[self.row_link(k, groups)] * (len(groups) - 1), tier.link]
             made = [
                 Tier(name=f"{tier.name}/{group[0].name}", nodes=group, link=link)
                 for group, link in zip(groups, links, strict=True)

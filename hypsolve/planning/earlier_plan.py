@@ -169,7 +169,7 @@ def query_of_plan(
             for name, nodes in old.nodes_of_tier.items()
             if name in held and name in (tier.name, f"{tier.name}/{nodes[0]}")
         ]
-        if len(stages) > 1 and not network.may_be_stages(k):
+        if len(stages) > 1 and not network.may_be_stages(k, stages):
             raise ValueError(
                 f"{owner}: tier {tier.name!r} of the network must have a link `inner` and no"
                 f" limits, for the plan has {len(stages)} stages in it"

@@ -15,12 +15,14 @@ from hypsolve.planning.limiting_resource import limiting_resources
 from hypsolve.planning.load import (
     N_REQUESTS,
     Load,
+    after_start,
     at_rate_of,
     evenly,
     max_requests,
     one_alone,
     serve,
     with_requests,
+    within_targets,
 )
 from hypsolve.planning.rate_bound import bound_on_rate, lengths, n_pipelines, stages_of
 from hypsolve.planning.sustained_rate import (
@@ -78,6 +80,8 @@ class Forecast:
         Their output tokens per second.
     slo_attainment, goodput_requests_per_s : float
         Share of the requests within the targets, and how many per second; nan without targets.
+        The first request of each user does not count in the share: their start is a burst that
+        does not come again.
     mean_in_flight : float
         Mean number of requests in flight at this load, by Little's law: users at once.
     utilisation : float
@@ -258,7 +262,7 @@ def predict(
         is_settled=keeps_up is True,
         requests_per_s=served_per_s,
         output_tokens_per_s=served_per_s * output,
-        slo_attainment=found.slo_attainment,
+        slo_attainment=_attainment(trace, load, found),
         goodput_requests_per_s=goodput_per_s,
         mean_in_flight=served_per_s * found.latency_s.mean,
         utilisation=_utilisation(trace, used, found, served_per_s),
@@ -312,6 +316,13 @@ def _serve_rate(
         )
 
     return simulate_rate(simulated, first, most, rounds=SETTLED_ROUNDS)
+
+
+def _attainment(trace: Trace, load: Load, found: Metrics) -> float:
+    """Return the share of the requests within targets, without the first one of each user."""
+    if math.isnan(found.slo_attainment):
+        return math.nan
+    return float(within_targets(trace, load)[after_start(trace)].mean())
 
 
 def _with_lengths(deployment: Deployment, trace: Trace) -> Deployment:

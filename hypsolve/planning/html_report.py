@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from hypsolve.planning.degree_text import before_split, of_degree
+from hypsolve.planning.expected_errors import error_lines
 from hypsolve.planning.figures import FIGURES, draw
 from hypsolve.planning.html_parts import capital, html_table, sentence, verdict
 from hypsolve.planning.layers import describe_cuts
@@ -208,7 +209,8 @@ def _page(plan: Plan, command: str) -> Iterator[str]:
         yield _figure(plan, "pareto")
     if plan.forecast is not None:
         yield "<h2>Forecast</h2>"
-        lines = "".join(f"<li>{escape(line)}</li>" for line in forecast_lines(plan))
+        said = (*forecast_lines(plan), *error_lines(plan))
+        lines = "".join(f"<li>{escape(line)}</li>" for line in said)
         yield f"<ul>{lines}</ul>"
         yield _figure(plan, "latency")
         if plan.alternatives:

@@ -22,6 +22,7 @@ from typing import (
 from hypsolve.formats.gpu_profile import ProfileTable
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.formats.network_toml_types import Key, NetworkTable
+from hypsolve.planning.expected_errors import ExpectedError
 from hypsolve.planning.plan import FORMAT, VERSION, Plan
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.request_mix import RequestMix, RequestMixTable
@@ -120,6 +121,14 @@ _STATED: dict[type, Schema] = {  # fields that a file states beside those of its
         "version": {"const": VERSION, "description": "Version of the format."},
     }
 }
+_ADDED: dict[type, dict[str, Any]] = {  # likewise, which are no fields of the type
+    Plan: {
+        "expected_errors": Annotated[
+            tuple[ExpectedError, ...],
+            "The error to expect of the forecast, for each kind of GPU in use.",
+        ]
+    }
+}
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _UNITS = {"_s": "seconds", "_bytes": "bytes", "_tokens": "tokens"}
 
@@ -215,6 +224,7 @@ def _record(kind: Any) -> Schema:
         required = [name for name in hints if name in kind.__required_keys__]
     else:
         properties = dict(_STATED.get(kind, {}))
+        properties |= {name: _of(hint) for name, hint in _ADDED.get(kind, {}).items()}
         hints |= {n: hint for (of, n), hint in _FIELDS_WRITTEN_AS.items() if of is kind}
         for name in (each.name for each in dataclasses.fields(kind)):
             if hints[name] in _INLINED:

@@ -101,6 +101,30 @@ def with_requests(deployment: Deployment, load: Load, within_s: float = 0.0) -> 
     return in_order(deployment, starts(load, n, within_s))
 
 
+def after_start(trace: Trace) -> NDArray[np.bool_]:
+    """Return which requests of a simulation count towards targets, by index.
+
+    Of users in a closed loop, the first request of each does not count: all users start within
+    one round of a user alone, so their prompts meet in a burst that does not come again. If
+    there are no other requests, and where requests arrive at a rate, all count.
+    """
+    n = len(trace.arrival_s)
+    first = 0 if trace.users is None or trace.users >= n else trace.users
+    return np.arange(n) >= first
+
+
+def within_targets(trace: Trace, load: Load) -> NDArray[np.bool_]:
+    """Return which requests of a simulation meet the targets of a load, by index."""
+    kept = np.isfinite(trace.end_s)
+    for times_s, limit_s in (
+        (trace.ttft_s, load.ttft_slo_s),
+        (trace.tpot_s, load.tpot_slo_s),
+    ):
+        if limit_s is not None:
+            kept &= ~(times_s > limit_s)  # nan keeps it: a request of one token has no TPOT
+    return kept
+
+
 def _trace_size(load: Load) -> int:
     """Return the requests of a trace, or of so many repetitions that there are enough."""
     if load.trace is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning.degree_choice import DegreeChoice
+from hypsolve.planning.expected_errors import errors_of_plan
 from hypsolve.planning.forecast import Forecast, serve_load
 from hypsolve.planning.layers import describe_blocks
 from hypsolve.planning.query import PlanQuery
@@ -410,6 +411,7 @@ class Plan:
             "unused_nodes": list(self.unused_nodes),
             "slo_answer": None if self.slo_answer is None else record_to_dict(self.slo_answer),
             "interrupted": self.interrupted,
+            "expected_errors": [record_to_dict(error) for error in errors_of_plan(self)],
         }
 
 

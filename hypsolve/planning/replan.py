@@ -18,6 +18,11 @@ from hypsolve.planning.earlier_plan import (
     weights_in,
     with_arguments,
 )
+from hypsolve.planning.expected_errors import (
+    ExpectedError,
+    expected_errors,
+    requests_at_once,
+)
 from hypsolve.planning.few_moves import (
     FewMovesSearch,
     best_split,
@@ -132,6 +137,16 @@ class Replan:
         """The objective of the query."""
         return self.query.objective
 
+    @property
+    def expected_errors(self) -> tuple[ExpectedError, ...]:
+        """The error to expect of the forecast for each kind of GPU in use."""
+        if self.partition is None:
+            return ()
+        return expected_errors(
+            self.deployment, self.instance, self.partition,
+            at_once=requests_at_once(self.forecast), model=self.query.model,
+        )  # fmt: skip
+
     def to_dict(self) -> dict[str, Any]:
         """Return all but the instance as plain numbers, strings, lists and dicts, for JSON.
 
@@ -167,6 +182,7 @@ class Replan:
             "rate_per_s": self.query.rate_per_s if self.query.users is None else None,
             "runtime": self.query.runtime.to_dict(),
             "forecast": None if self.forecast is None else record_to_dict(self.forecast),
+            "expected_errors": [record_to_dict(error) for error in self.expected_errors],
             "objective": self.objective,
             "throughput": None if self.throughput is None else record_to_dict(self.throughput),
             "stopped": self.stopped,

@@ -131,14 +131,28 @@ def _rows(network: NetworkFile, k: int, n_replicas: int) -> Iterator[Row]:
         for counts in alone
         if all(counts[kind] <= numbers[kind] for kind in counts)
     )
-    groups = tuple(number // n_replicas for number in numbers)
-    longest = sum(groups) if network.may_be_stages(k) else 1
-    several = (
-        _assigned(kinds, row, n_replicas)
-        for length in range(2, longest + 1)
-        for row in _sequences(groups, length)
-    )
+    several = rows_of_machines(network, k, n_replicas)
+    if network.may_be_stages(k):
+        groups = tuple(number // n_replicas for number in numbers)
+        several = (
+            _assigned(kinds, row, n_replicas)
+            for length in range(2, sum(groups) + 1)
+            for row in _sequences(groups, length)
+        )
     return itertools.islice(itertools.chain(single, several), MAX_PIPELINES + 1)
+
+
+def rows_of_machines(network: NetworkFile, k: int, n_replicas: int = 1) -> Iterator[Row]:
+    """Yield the rows in which a pipeline has only groups of one machine, the shortest first.
+
+    The links among other nodes of the tier may be unknown.
+    """
+    kinds = kinds_of(network.network.tiers[k].nodes)
+    for kind, nodes in enumerate(kinds):
+        for length in range(2, len(nodes) // n_replicas + 1):
+            row = _assigned(kinds, (kind,) * length, n_replicas)
+            if network.may_be_stages(k, row):
+                yield row
 
 
 def kinds_of(nodes: Sequence[Node]) -> list[list[Node]]:
@@ -188,6 +202,8 @@ def _some(network: NetworkFile, k: int, n_replicas: int) -> list[Row]:
         stages = _assigned(kinds, row, n_replicas)
         if len(stages) > 1:
             rows.append(tuple(sorted(stages, key=lambda stage: places[id(stage[0])])))
+    else:
+        rows += list(rows_of_machines(network, k, n_replicas))[-1:]
     return list(dict.fromkeys(rows))
 
 

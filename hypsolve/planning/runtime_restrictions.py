@@ -17,7 +17,13 @@ from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import plan_query, warm
 from hypsolve.planning.query import PlanQuery, Solution, solve_fluid, solve_query
 from hypsolve.planning.rpc_links import depends_on_empty_tiers
-from hypsolve.planning.runtime_networks import MAX_PIPELINES, by_layer, candidates, limited
+from hypsolve.planning.runtime_networks import (
+    MAX_PIPELINES,
+    by_layer,
+    candidates,
+    limited,
+    rows_of_machines,
+)
 from hypsolve.planning.served_best import Choice, served_best
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.throughput import Cuts
@@ -169,12 +175,15 @@ def may_be_rows(query: PlanQuery) -> bool:
     tried within machines, where a rate is asked for.
     """
     network = query.network
-    return query.is_rate and any(
-        len(tier.nodes) > 1
-        and network.may_be_stages(k)
-        and all(node.tensor_parallel is not None for node in tier.nodes)
-        for k, tier in enumerate(network.network.tiers)
-    )
+    if not query.is_rate:
+        return False
+    for k, tier in enumerate(network.network.tiers):
+        if not network.may_be_stages(k):
+            if any(rows_of_machines(network, k)):
+                return True
+        elif len(tier.nodes) > 1 and all(n.tensor_parallel is not None for n in tier.nodes):
+            return True
+    return False
 
 
 def _solver(progress: Progress | None) -> Split:

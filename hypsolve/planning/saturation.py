@@ -13,11 +13,13 @@ from hypsolve.planning import sustained_rate
 from hypsolve.planning.forecast import serve_load
 from hypsolve.planning.load import (
     Load,
+    after_start,
     at_rate_of,
     evenly,
     in_whole_rounds,
     max_requests,
     serve,
+    within_targets,
 )
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.runtime import Batching
@@ -165,11 +167,12 @@ def rate_of_users(deployment: Deployment, partition: Partition, load: Load) -> S
     took_s = float(trace.end_s.max() - trace.arrival_s.min()) + load.think_time_s
     n = len(trace.end_s)
     found = trace.metrics(ttft_slo_s=load.ttft_slo_s, tpot_slo_s=load.tpot_slo_s)
-    share = 1.0 if math.isnan(found.slo_attainment) else found.slo_attainment
+    no_targets = math.isnan(found.slo_attainment)
+    share = 1.0 if no_targets else found.slo_attainment
     return SimulatedRate(
         requests_per_s=share * n / took_s if took_s else math.inf,
         n_requests=n,
-        slo_attainment=found.slo_attainment,
+        slo_attainment=math.nan if no_targets else attained_by_users(trace, load),
         stretch=stretch_of(trace, load),
     )
 
@@ -355,14 +358,23 @@ def attained(trace: Trace, load: Load) -> tuple[float, bool]:
     """Return the share of the requests within the targets, of all or of the later half.
 
     The smaller share counts, of Poisson arrivals; the second value says whether it is that of
-    the later half. Users in a closed loop build up no queue, so all of their requests count.
+    the later half. Users in a closed loop build up no queue, so all of their requests count but
+    the first one of each; see `after_start`.
     """
+    if trace.users is not None:
+        return attained_by_users(trace, load), False
     is_within = requests_within(trace, load)
     of_all = float(is_within.mean())
-    if trace.users is not None:
-        return of_all, False
     later = float(is_within[len(is_within) // 2 :].mean())
     return min(of_all, later), later < of_all and later < MET <= of_all
+
+
+def attained_by_users(trace: Trace, load: Load) -> float:
+    """Return the share of the requests of users after their start that are within targets.
+
+    See `after_start`.
+    """
+    return float(within_targets(trace, load)[after_start(trace)].mean())
 
 
 def stretch_of(trace: Trace, load: Load) -> float:
@@ -377,21 +389,16 @@ def stretch_of(trace: Trace, load: Load) -> float:
         return math.nan
     worst = np.fmax.reduce(factors)  # a request of one token has no TPOT
     worst = np.where(np.isfinite(trace.end_s), np.nan_to_num(worst, nan=0.0), math.inf)
-    worst = worst[np.argsort(trace.arrival_s, kind="stable")]
-    parts = [worst] if trace.users is not None else [worst, worst[len(worst) // 2 :]]
+    parts = [worst[after_start(trace)]]
+    if trace.users is None:
+        worst = worst[np.argsort(trace.arrival_s, kind="stable")]
+        parts = [worst, worst[len(worst) // 2 :]]
     return max(float(np.sort(part)[math.ceil(MET * len(part)) - 1]) for part in parts)
 
 
 def requests_within(trace: Trace, load: Load) -> NDArray[np.bool_]:
     """Return which requests of a trace meet the targets of a load, by arrival."""
-    kept = np.isfinite(trace.end_s)
-    for times_s, limit_s in (
-        (trace.ttft_s, load.ttft_slo_s),
-        (trace.tpot_s, load.tpot_slo_s),
-    ):
-        if limit_s is not None:
-            kept &= ~(times_s > limit_s)  # nan keeps it: a request of one token has no TPOT
-    return kept[np.argsort(trace.arrival_s, kind="stable")]
+    return within_targets(trace, load)[np.argsort(trace.arrival_s, kind="stable")]
 
 
 def attainment(

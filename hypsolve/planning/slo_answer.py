@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hypsolve.planning.forecast import Forecast, room_of, serve_load
-from hypsolve.planning.load import Load, max_requests, with_requests
+from hypsolve.planning.load import Load, after_start, max_requests, with_requests
 from hypsolve.planning.load_search import LoadSearched
 from hypsolve.planning.rate_bound import bound_on_rate
 from hypsolve.planning.saturation import (
@@ -87,7 +87,9 @@ class SloAnswer:
         Whether that share is of the later half of the requests: fewer of them are within the
         targets, so that a queue builds up.
     n_requests : int
-        Requests of the simulation of this load.
+        Requests of the simulation of this load that count. Of users, the first request of each
+        does not: they all start within one round of a user alone, in a burst that does not come
+        again.
     keeps_up : bool
         Whether requests are served as fast as they arrive, as far as it can be told. If not,
         the load is not served, even if a simulation ends before the targets are missed.
@@ -183,13 +185,14 @@ def answer_of(deployment: Deployment, forecast: Forecast) -> SloAnswer:
     load = forecast.load
     keeps_up = load.users is not None or forecast.keeps_up is not False
     is_met = forecast.slo_attainment >= MET and keeps_up
+    n = len(with_requests(deployment, load).requests)
     return SloAnswer(
         is_met=is_met,
         slo_attainment=forecast.slo_attainment,
         is_of_later_half=False,
         keeps_up=keeps_up,
         sustained_requests_per_s=forecast.max_requests_per_s,
-        n_requests=len(with_requests(deployment, load).requests),
+        n_requests=n if load.users is None or load.users >= n else n - load.users,
         max_users=(load.users or 0) if is_met else 0,
         max_users_is_lower_bound=True,
         max_requests_per_s=load.rate_per_s if is_met and load.users is None else 0.0,
@@ -256,12 +259,6 @@ def load_trace(
     running = room_of(deployment, instance, partition).running
     n = long_requests(running, deployment, load)
     return serve_at_rate(deployment, partition, load, load.rate_per_s, n)
-
-
-def within(trace: Trace, load: Load, *targets: str) -> float:
-    """Return the share of the requests within the named targets of a load; default: all."""
-    names = targets or ("ttft_slo_s", "tpot_slo_s")
-    return trace.metrics(**{name: getattr(load, name) for name in names}).slo_attainment
 
 
 class Bracket:
@@ -435,7 +432,7 @@ class SloSearch:
             is_met=self.asked.is_met or (self.asked.keeps_up and bracket.low >= asked),
             slo_attainment=self.asked.slo_attainment,
             is_of_later_half=self.asked.is_of_later_half,
-            n_requests=len(self.asked.trace.end_s),
+            n_requests=int(after_start(self.asked.trace).sum()),
             keeps_up=self.asked.keeps_up,
             sustained_requests_per_s=self._sustained_per_s(),
             max_users=int(self.users.low),
@@ -484,10 +481,14 @@ class SloSearch:
         return verdict.is_met
 
     def _binding(self, trace: Trace) -> str:
-        """Return the target that fewer requests of a simulation meet."""
-        shares = {
-            name: within(trace, self.load, field)
-            for name, field in (("TTFT", "ttft_slo_s"), ("TPOT", "tpot_slo_s"))
-            if getattr(self.load, field) is not None
+        """Return the target that fewer requests of a simulation meet, the start left out."""
+        counts = after_start(trace)
+        missed = {
+            name: (times_s > limit_s)[counts].mean()  # nan: a request of one token has no TPOT
+            for name, times_s, limit_s in (
+                ("TTFT", trace.ttft_s, self.load.ttft_slo_s),
+                ("TPOT", trace.tpot_s, self.load.tpot_slo_s),
+            )
+            if limit_s is not None
         }
-        return min(shares, key=shares.__getitem__)
+        return max(missed, key=missed.__getitem__)

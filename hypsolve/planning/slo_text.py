@@ -31,6 +31,8 @@ def describe_answer(answer: SloAnswer, load: Load) -> str:
     who = f"{load.rate_per_s:g} requests/s" if load.users is None else load.describe()
     later = "the later half of " * answer.is_of_later_half
     share = f"{answer.slo_attainment:.1%} of {later}{answer.n_requests} simulated requests"
+    if load.users is not None:
+        share += " after the first one of each user"
     targets = describe_slos(load)
     if answer.is_met:
         return f"yes: {who} are served within {targets} ({share})"

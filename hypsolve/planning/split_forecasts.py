@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from hypsolve.planning.expected_errors import (
+    ExpectedError,
+    expected_errors,
+    requests_at_once,
+)
 from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.plan import record_to_dict
 from hypsolve.planning.query import PlanQuery
@@ -45,9 +50,21 @@ class SplitForecasts:
         return None if partition is None else self._of_cuts.get(partition.cuts)
 
     def to_dict(self, result: Result) -> dict[str, Any]:
-        """Return the forecast for JSON, under the key ``forecast``."""
+        """Return the forecast and its expected errors for JSON, each under its name."""
         forecast = self.of(result)
-        return {"forecast": None if forecast is None else record_to_dict(forecast)}
+        return {
+            "forecast": None if forecast is None else record_to_dict(forecast),
+            "expected_errors": [record_to_dict(error) for error in self.errors(result)],
+        }
+
+    def errors(self, result: Result) -> tuple[ExpectedError, ...]:
+        """Return the error to expect of the forecast for each kind of GPU in use."""
+        if result.partition is None:
+            return ()
+        return expected_errors(
+            self.deployment, result.instance, result.partition,
+            at_once=requests_at_once(self.of(result)), model=self.query.model,
+        )  # fmt: skip
 
     def row(self, result: Result) -> dict[str, str]:
         """Return the columns of a table."""

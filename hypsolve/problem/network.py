@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from hypsolve.problem import validation as valid
 from hypsolve.problem.interconnect import AllReduce, Interconnect
 from hypsolve.problem.operator_rates import OperatorRates
+from hypsolve.problem.profile_errors import ProfileErrors
 
 MAX_GPUS = 1024  # in one machine
 
@@ -47,6 +48,9 @@ class GpuProfile:
     operators : OperatorRates or None
         A rate for each kind of operator, in place of the three numbers. They remain the
         profile's summary, and the cost model ``flops`` reads them.
+    errors : ProfileErrors or None
+        How far times by a profile that was fitted to a benchmark, or to steps of blocks, were
+        off; forecasts state it.
 
     Raises
     ------
@@ -68,6 +72,7 @@ class GpuProfile:
     all_reduce: AllReduce | None = None
     overlaps: bool = True
     operators: OperatorRates | None = None
+    errors: ProfileErrors | None = None
 
     def __post_init__(self) -> None:
         owner = f"gpu {valid.text('gpu', 'name', self.name)!r}"
@@ -88,6 +93,8 @@ class GpuProfile:
         valid.flag(owner, "overlaps", self.overlaps)
         if self.operators is not None:
             valid.of_type(owner, "operators", self.operators, OperatorRates)
+        if self.errors is not None:
+            valid.of_type(owner, "errors", self.errors, ProfileErrors)
 
     @property
     def hidden_bytes(self) -> float:

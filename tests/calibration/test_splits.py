@@ -1,5 +1,6 @@
 """Held-out forecasts never see what they forecast."""
 
+import csv
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,55 @@ def test_every_server_of_the_catalogue_states_what_is_known():
             assert all(0 < error < 10 for error in errors.values()), (gpu, runtime)
         low, at, high = (each.to_array() for each in (server.low, server.costs, server.high))
         assert (low <= high).all() and ((0.5 * low < at) & (at < 2 * high)).all()
+
+
+PUBLISHED = {
+    "calibrated_new_groups": "new_groups", "calibrated_new_lengths": "new_lengths",
+    "simulated_new_groups": "simulated_groups", "simulated_new_lengths": "simulated_lengths",
+    "today": "three_numbers",
+}  # fmt: skip
+MODELS = {
+    "meta-llama/Llama-3.1-70B": "llama-3.1-70b", "Qwen/Qwen3-32B": "qwen3-32b",
+    "nvidia/Qwen3-32B-NVFP4": "qwen3-32b", "meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b",
+    "nvidia/Llama-3.1-8B-Instruct-FP8": "llama-3.1-8b",
+}  # fmt: skip
+
+
+def published():
+    """Read the published errors: by server, model and kind, a list of (runs, errors)."""
+    with (ROOT / "results" / "validation_errors.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["predictor"] in PUBLISHED]
+    found = {}
+    for row in rows:
+        if row["gpu"] == "gb200":  # its runs are not those of a B200
+            continue
+        server = row["gpu"].split("_")[0], row["runtime"].replace("trtllm", "tensorrt-llm")
+        errors = {key: float(row[f"{key}_s" if key[0] == "t" and "_" not in key else key])
+                  for key in ("ttft", "tpot", "tokens_per_s")}  # fmt: skip
+        key = server, PUBLISHED[row["predictor"]]
+        found.setdefault(key, []).append((MODELS[row["model"]], int(row["n"]), errors))
+    return found
+
+
+def mean(groups, name):
+    return sum(n * errors[name] for _, n, errors in groups) / sum(n for _, n, _ in groups)
+
+
+def test_errors_of_servers_are_those_that_results_publish():
+    """The mean of 69 runs of two models was printed as that of the 57 runs of one of them."""
+    assert {server for server, _ in published()} == set(fitted_servers())
+    for (server, kind), groups in published().items():
+        found = fitted_servers()[server]
+        of_model = {}
+        for each in groups:
+            of_model.setdefault(each[0], []).append(each)
+        assert set(found.by_model) == set(of_model)
+        pairs = [(found, groups), *((found.by_model[m], of_model[m]) for m in of_model)]
+        for errors, some in pairs:
+            assert errors.n_counted == sum(n for _, n, _ in some)
+            for name, error in getattr(errors, kind).items():
+                # the published ones were simulated a few versions earlier
+                assert error == pytest.approx(mean(some, name), rel=0.02, abs=2e-4)
 
 
 def test_simulations_of_fitted_servers_are_as_true_as_the_closed_form():
