@@ -8,14 +8,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import settings
 
 from hypsolve.problem.instance import Instance
 from hypsolve.problem.solution import Status
 from hypsolve.solve import solve
 from tests.helpers import oracles
+from tests.helpers.sizes import n_cases
 
-N_SEEDS = 40 * max(1, settings.default.max_examples // 50)  # nightly: 40 times as many
+N_SEEDS = n_cases(16, 1600)
 PARTITION = ("partition_highs", "partition_cbc", "partition_cpsat", "partition_scip")
 JOINT = {
     "highs": ("joint_milp", {"backend": "highs"}),
