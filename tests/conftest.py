@@ -5,6 +5,10 @@ import signal
 
 import hypothesis
 
+# There is a process per core already: more threads of theirs wait for each other. NumPy, which
+# reads this, is not imported yet.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 hypothesis.settings.register_profile(
     "ci", derandomize=True, max_examples=50, deadline=None, print_blob=True
 )

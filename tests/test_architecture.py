@@ -219,20 +219,6 @@ def test_every_public_name_is_there_and_documented():
             assert thing.__doc__, f"hypsolve.{name} has no docstring"
 
 
-@pytest.mark.parametrize("first", ["highspy", "ortools.sat.python.cp_model"])
-def test_pulp_with_highs_and_ortools_work_in_one_process(first):
-    """highspy 1.15 and ortools 9.15 do not; the order of import matters too."""
-    code = (
-        f"import {first}\n"
-        "import ortools.sat.python.cp_model, highspy, pulp, hypsolve\n"
-        "from hypsolve import Instance, solve\n"
-        "i = Instance.from_tables([[[1, 2]]], [0, 0], [[(0, 0)], [(0, 0)]])\n"
-        "for m in ('partition_cpsat', 'partition_highs', 'partition_scip', 'partition_cbc'):\n"
-        "    assert solve(i, m).objective_s == 2, m\n"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
 # --- kernels ----------------------------------------------------------------------------------
 
 

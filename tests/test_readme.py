@@ -23,6 +23,7 @@ import hypsolve as hs
 from experiments import losses, readme_picture
 from hypsolve import cli
 from hypsolve.planning.query import PlanQuery
+from tests.helpers.short_simulations import SHORT, count_own_seconds, set_lengths
 
 matplotlib.use("Agg")
 
@@ -86,8 +87,10 @@ def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
 
     monkeypatch.chdir(tmp_path)
+    count_own_seconds(monkeypatch)
     if not any(mark in ("output", "printed") for _, mark, _ in blocks_of(page)):
         shorten_outputs(monkeypatch)
+        set_lengths(monkeypatch, SHORT)
     names: dict[str, object] = {}
     printed = None
     for number, (language, mark, text) in enumerate(blocks_of(page)):

@@ -336,7 +336,8 @@ def test_an_interrupted_comparison_says_so(capsys, example, monkeypatch):
         return real(query, *others, **options)
 
     monkeypatch.setattr(comparison, "solve_query", solve_query)
-    code, out, err = run(capsys, "compare", "--model", "llama-3-8b", "--network", example)
+    arguments = ("compare", "--model", "llama-3-8b", "--network", example, *SHORT)
+    code, out, err = run(capsys, *arguments)
     assert (code, err) == (130, "stopped: 2 of 12 methods are finished\n")
     rows = out.partition("layers by tier: ")[0].splitlines()[1:]
     methods = [line.split()[0] for line in rows]

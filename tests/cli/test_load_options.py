@@ -165,11 +165,11 @@ def test_options_mean_what_files_and_python_mean(capsys, network, tmp_path, name
     keys = ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
     table = f'runtime = {{name = "ideal", {keys}}}\n'
     of_file.write_text(table + network.read_text())
-    asked = {"objective": "path", "with_upgrades": False, "output_tokens": 16}
+    asked = {"objective": "path", "with_upgrades": False, "output_tokens": 2}
     of_python = hs.plan("llama-3-8b", network, **asked, **values).to_dict()["runtime"]
     assert of_python[name] == values[name]
     assert hs.plan("llama-3-8b", of_file, **asked).to_dict()["runtime"] == of_python
-    arguments = ("plan", "--model", "llama-3-8b", "--network", network, "--output", 16)
+    arguments = ("plan", "--model", "llama-3-8b", "--network", network, "--output", 2)
     flags = [
         each for key, value in values.items() for each in ("--" + key.replace("_", "-"), value)
     ]

@@ -349,6 +349,11 @@ def test_wrong_profiles_are_constant_factors():
 # every experiment, from its definition to the table of claims
 
 
+def plan(name, **options):
+    """Runs of size quick, with a limit that no method reaches, on a busy machine either."""
+    return definitions.plan(name, "quick", version="0", time_limit_s=300.0, **options)
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """Folder with the rows of all experiments at size quick."""
@@ -357,7 +362,7 @@ def quick(tmp_path_factory):
         with (folder / f"{name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(claims.COLUMNS)
-            for run in definitions.plan(name, "quick", version="0"):
+            for run in plan(name):
                 before, after = run.row(), run.measure()
                 assert not before.keys() & after.keys()
                 assert sorted(before | after) == sorted(claims.COLUMNS)
@@ -374,7 +379,7 @@ def test_a_run_repeats_itself(quick, name):
     times = ("solve_time_s", "run_time_s")
     with (quick / f"{name}.csv").open(newline="") as file:
         before = {runner.identity(row, claims.IDENTITY): row for row in csv.DictReader(file)}
-    for run in definitions.plan(name, "quick", version="0", n_seeds=1):
+    for run in plan(name, n_seeds=1):
         arrived = pickle.loads(pickle.dumps(run))
         assert arrived.scene.digest() == run.digest
         row = before[runner.identity(run.row(), claims.IDENTITY)]

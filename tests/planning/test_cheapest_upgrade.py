@@ -34,6 +34,7 @@ def is_enough(query, n_more):
     return judged(deployment, instance, whole, larger.load).is_met
 
 
+@pytest.mark.full_length
 def test_the_plan_with_the_upgrade_says_yes():
     """One more node met a loose target in a short simulation, but did not keep up."""
     query = asked(ttft_slo_s=10.0, rate_per_s=400)

@@ -16,6 +16,7 @@ from hypsolve.planning.text import describe_forecast
 from hypsolve.problem.runtime import Runtime
 from hypsolve.solvers.clock import Deadline
 from tests.helpers import token_toys as toys
+from tests.helpers.sizes import n_cases
 
 
 def limited_by(problem, partition, runtime=None):
@@ -81,8 +82,10 @@ DOUBLED = [  # of every kind of limit; three were said to be limited by a batch 
     ("llama-3-8b", ((A10, 3),), (0, 34), 140, 155, 256, "llama.cpp", "fp16"),
     ("llama-3-8b", ((A10, 1),), (0, 34), 2000, 500, 256, "ideal", "fp16"),
 ]  # fmt: skip
+DOUBLED = DOUBLED[n_cases(slice(1, None, 2), slice(None))]  # by default the shorter half
 
 
+@pytest.mark.full_length
 @pytest.mark.parametrize("case", DOUBLED, ids=[f"{c[0]}-{c[6]}-{c[3]}" for c in DOUBLED])
 def test_twice_of_what_limits_helps_more_than_half_as_much_as_anything(case):
     """The name is a claim about the simulator, so the simulator judges it."""
@@ -129,8 +132,10 @@ WAVES = [  # batches that bunch in waves, which a model of means does not know
     ("llama-2-13b", (("l40s", 3), ("rtx-4090", 2)), ((1.573e9, 1.189e-3),), (0, 6, 42), 1053,
      278, 16, "llama.cpp"),
 ]  # fmt: skip
+WAVES = WAVES[n_cases(slice(1, 3), slice(None))]
 
 
+@pytest.mark.full_length
 @pytest.mark.parametrize("case", WAVES, ids=[f"{c[0]}-{c[3]}" for c in WAVES])
 def test_what_limits_is_what_helps_in_simulation(case):
     """The model of a full batch named a limit of which twice as much changes nothing."""

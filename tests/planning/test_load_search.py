@@ -1,5 +1,6 @@
 """Whether a load is served by some split: by enumeration, and how a "no" is said."""
 
+import functools
 import itertools
 import json
 import math
@@ -252,6 +253,7 @@ def test_time_that_runs_out_is_no_plain_no(capsys, two):
     assert code == 1 and out.startswith("no: 100000 requests/s are not served")
 
 
+@functools.cache
 def of_users(two, users, **targets):
     query = hs.PlanQuery.of("llama-3-8b", hs.read_network_file(two), users=users, **targets)
     return planner.plan_query(query, with_upgrades=False)

@@ -111,6 +111,7 @@ def test_a_node_more_does_not_lower_the_planned_rate(seed):
     assert rates[1] >= 0.95 * rates[0]
 
 
+@pytest.mark.full_length
 def test_unequal_replicas_of_one_tier_are_planned():
     """Their fluid rate was that of three A10, so the A100 alone was planned, with 40 % less."""
     gpus = (["l4", "l4"], ["a10", "l40s", "l40s"], ["a100-80gb"])

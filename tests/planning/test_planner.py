@@ -29,6 +29,7 @@ from instances import network, networks
 from tests.helpers import token_toys as toys
 from tests.helpers.plans import alone, plan_alone, query_alone
 from tests.helpers.scenarios_token import random_scenario
+from tests.helpers.sizes import n_cases
 
 WIRE = hs.Link(bytes_per_s=1e8, latency_s=1e-3)
 SHORT = {"output_tokens": 32}  # simulating each token is most of the time of a plan
@@ -787,8 +788,11 @@ def test_the_room_is_that_of_the_tier_with_the_least():
     assert beyond.forecast.price_per_million_tokens == pytest.approx(price)
 
 
-@pytest.mark.parametrize("name", networks())
-@pytest.mark.parametrize("lengths", [(1, 1), (300, 40), (8, 60)])
+LENGTHS = ((1, 1), (300, 40), (8, 60))
+EACH = [(name, lengths) for name in networks() for lengths in LENGTHS]
+
+
+@pytest.mark.parametrize(("name", "lengths"), EACH[:: n_cases(4, 1)])  # all lengths in turn
 def test_what_is_predicted_is_below_the_bound(name, lengths):
     found = plan_alone(
         "phi-3-mini", network(name), prompt_tokens=lengths[0], output_tokens=lengths[1],
@@ -801,7 +805,7 @@ def test_what_is_predicted_is_below_the_bound(name, lengths):
     assert forecast.max_context_tokens >= sum(lengths)
 
 
-@pytest.mark.parametrize("seed", range(0, 240, 2))
+@pytest.mark.parametrize("seed", range(0, n_cases(80, 240), 2))
 def test_no_schedule_beats_the_bound(seed):
     """Random models (experts, windows), networks and chunks, and many requests at once."""
     scenario = random_scenario(seed, hs.simulate)

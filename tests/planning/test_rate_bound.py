@@ -12,6 +12,7 @@ from hypsolve.problem.runtime import Runtime
 from tests.helpers import token_toys as toys
 from tests.helpers.operator_costs import with_operators
 from tests.helpers.scenarios_token import in_groups, random_scenario
+from tests.helpers.sizes import n_cases
 
 N_REQUESTS = 120
 
@@ -60,7 +61,7 @@ def random_case(seed, *, groups=False, operators=False):
     return deployment, instance, scenario.partition, rng
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", range(n_cases(100, 300)))
 def test_no_schedule_of_any_runtime_beats_the_bound(seed):
     """Random models, networks, limits and batching modes, 120 requests at once."""
     case = random_case(seed)
@@ -73,13 +74,13 @@ def test_no_schedule_of_any_runtime_beats_the_bound(seed):
     assert N_REQUESTS / trace.end_s.max() <= bound * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("seed", range(400, 600))
+@pytest.mark.parametrize("seed", range(400, 400 + n_cases(80, 200)))
 def test_groups_of_gpus_do_not_beat_the_bound(seed):
     """All-reduces that get cheaper where they switch, and copies of KV heads."""
     assert_bound_holds(random_case(seed, groups=True))
 
 
-@pytest.mark.parametrize("seed", range(600, 800))
+@pytest.mark.parametrize("seed", range(600, 600 + n_cases(80, 200)))
 def test_rates_of_operators_do_not_beat_the_bound(seed):
     """Linear terms, seconds that prompts add to iterations, and times that add up."""
     assert_bound_holds(random_case(seed, groups=seed % 2 == 0, operators=True))
@@ -139,7 +140,7 @@ def test_the_bound_charges_all_reduces():
     assert bound == pytest.approx(1 / (9 / 4 * 0.5 + 12 * 0.125), rel=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(300, 360))
+@pytest.mark.parametrize("seed", range(300, 300 + n_cases(30, 60)))
 def test_users_in_a_closed_loop_do_not_beat_the_bound(seed):
     """Each user has one request under way, and thinks; half of the times all start at once."""
     case = random_case(seed)

@@ -12,6 +12,8 @@ from hypsolve.planning.sustained_rate import Sustained, drains_queue, is_steady
 from hypsolve.planning.text import describe_forecast
 from tests.helpers import token_toys as toys
 
+pytestmark = pytest.mark.full_length
+
 CHAIN = ("l4", "l40s", "a100-80gb"), (0.005, 0.04), (0, 2, 3, 34)
 LAN = ("a10", "l40s"), (0.0003,), (0, 9, 34)
 

@@ -8,6 +8,7 @@ import pytest
 import hypsolve as hs
 from hypsolve.simulation.events import LATEST_S
 from tests.helpers.scenarios_token import random_scenario
+from tests.helpers.sizes import n_cases
 
 ORIGINS_S = (0.0, 1e3, 1.7e9, 1e12)
 MODES = ("stage", "pipeline", "serial")
@@ -49,7 +50,7 @@ def assert_equal(here, there):
 @pytest.mark.parametrize("batching", MODES)
 def test_token_level_does_not_depend_on_the_clock(batching, origin_s):
     """At 1.7e9 s, TTFT was 3.5e-6 off; times of 1e12 s were refused."""
-    for seed in range(40):
+    for seed in range(n_cases(12, 40)):
         scenario = random_scenario(seed, hs.simulate, (batching,))
         near = at(scenario, 0.0).run(hs.simulate, record_visits=True)
         far = at(scenario, origin_s).run(hs.simulate, record_visits=True)

@@ -9,8 +9,9 @@ import hypsolve
 from tests.helpers import operator_costs
 from tests.helpers import scenarios_token as scenarios
 from tests.helpers.agreement import MODELS, assert_agree, scenario_of_any_mode
+from tests.helpers.sizes import n_cases
 
-SEEDS = range(120)
+SEEDS = range(n_cases(80, 120))
 
 
 @cache

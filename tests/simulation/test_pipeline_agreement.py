@@ -10,9 +10,10 @@ import hypsolve
 from tests.helpers import scenarios_token as scenarios
 from tests.helpers import simpy_pipeline
 from tests.helpers.agreement import Judge, assert_agree, assert_series_agree
+from tests.helpers.sizes import n_cases
 
 # the last ones tell apart whether a batch that preempts admits requests
-SEEDS = (*range(400), 622, 666, 1372, 1471, 1552, 1972)
+SEEDS = (*range(n_cases(200, 400)), 622, 666, 1372, 1471, 1552, 1972)
 MODES = ("pipeline", "serial")
 
 

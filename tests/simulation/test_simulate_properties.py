@@ -20,7 +20,7 @@ from tests.helpers.traces import kv_free_s
 
 SPEEDS = (EventKind.SLOWDOWN, EventKind.BANDWIDTH)
 slower = 20 if os.environ.get("NUMBA_DISABLE_JIT") == "1" else 1  # then a run takes 0.1 s
-thorough = settings(max_examples=max(2 * settings.default.max_examples // slower, 5))
+thorough = settings(max_examples=max(settings.default.max_examples // slower, 5))
 
 
 @dataclass

@@ -8,8 +8,9 @@ import pytest
 import hypsolve
 from tests.helpers import simpy_model
 from tests.helpers.agreement import Judge, assert_agree, assert_series_agree
+from tests.helpers.sizes import n_cases
 
-SEEDS = range(300)
+SEEDS = range(n_cases(150, 300))
 
 
 judge = Judge(simpy_model.simulate, ("stage",))

@@ -12,8 +12,9 @@ from tests.helpers.agreement import (
     assert_series_agree,
     scenario_of_any_mode,
 )
+from tests.helpers.sizes import n_cases
 
-SEEDS = range(120)
+SEEDS = range(n_cases(80, 120))
 
 
 @cache

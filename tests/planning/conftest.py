@@ -1,0 +1,3 @@
+"""Plans of these tests simulate few requests; see `tests.helpers.short_simulations`."""
+
+from tests.helpers.short_simulations import full_length, short_simulations  # noqa: F401
