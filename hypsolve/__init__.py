@@ -51,9 +51,24 @@ from hypsolve.problem.deployment import (
     Tier,
 )
 from hypsolve.problem.evaluation import check, evaluate
+from hypsolve.problem.fleet import Fleet, Machine, Pin, Site
 from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
 from hypsolve.problem.interconnect import AllReduce, Interconnect
 from hypsolve.problem.operator_rates import OperatorRates
+from hypsolve.problem.placement import (
+    DegreeRule,
+    Pipeline,
+    PlacedStage,
+    Placement,
+    PlacementObjective,
+    PlacementProblem,
+)
+from hypsolve.problem.placement_evaluation import (
+    ServedPlacement,
+    check_placement,
+    evaluate_placement,
+)
+from hypsolve.problem.placement_result import PlacementOutcome, PlacementResult
 from hypsolve.problem.result import Result
 from hypsolve.problem.runtime import Runtime
 from hypsolve.problem.serving import ServingInstance, ServingObjective
@@ -75,6 +90,7 @@ from hypsolve.simulation.simulate import simulate
 from hypsolve.simulation.trace import Series, Trace, Visits
 from hypsolve.simulation.workloads import WORKLOADS, workload
 from hypsolve.solve import METHODS, Method, solve
+from hypsolve.solve_placement import PLACEMENT_METHODS, PlacementMethod
 from hypsolve.solve_serving import THROUGHPUT_METHODS, ThroughputMethod
 from hypsolve.solvers.joint.hyperion_plus_params import AscentParams, HyperionPlusParams
 from hypsolve.solvers.joint.joint_exact_params import JointExactParams
@@ -86,6 +102,7 @@ from hypsolve.verify.bottleneck import verify_certificate
 
 __all__ = [
     "METHODS",
+    "PLACEMENT_METHODS",
     "POLICIES",
     "RUNTIMES",
     "THROUGHPUT_METHODS",
@@ -96,11 +113,13 @@ __all__ = [
     "Block",
     "Certificate",
     "CostModel",
+    "DegreeRule",
     "Deployment",
     "Dispatcher",
     "DispatcherParams",
     "Event",
     "EventKind",
+    "Fleet",
     "FluidPlans",
     "GpuProfile",
     "HyperionPlusParams",
@@ -109,6 +128,7 @@ __all__ = [
     "JointExactParams",
     "Link",
     "LinkCost",
+    "Machine",
     "Method",
     "Metrics",
     "Model",
@@ -120,6 +140,15 @@ __all__ = [
     "Outcome",
     "ParetoPoint",
     "Partition",
+    "Pin",
+    "Pipeline",
+    "PlacedStage",
+    "Placement",
+    "PlacementMethod",
+    "PlacementObjective",
+    "PlacementOutcome",
+    "PlacementProblem",
+    "PlacementResult",
     "Plan",
     "PlanQuery",
     "Plans",
@@ -130,11 +159,13 @@ __all__ = [
     "Runtime",
     "Schedule",
     "Series",
+    "ServedPlacement",
     "ServedRate",
     "ServingInstance",
     "ServingObjective",
     "ServingOutcome",
     "ServingResult",
+    "Site",
     "StageRule",
     "Status",
     "Summary",
@@ -146,8 +177,10 @@ __all__ = [
     "Visits",
     "WeightFormat",
     "check",
+    "check_placement",
     "draw_events",
     "evaluate",
+    "evaluate_placement",
     "evaluate_serving",
     "export",
     "gpu",

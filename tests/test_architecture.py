@@ -62,13 +62,21 @@ MAY_IMPORT = {
         "hypsolve.solvers.backends", "hypsolve.solvers.clock", "hypsolve.solvers.outcomes",
         "hypsolve.solvers.partition", "hypsolve.solvers.many_networks",
     ),
+    "hypsolve.solvers.placement": (
+        "hypsolve.problem", "hypsolve.kernels",
+        "hypsolve.solvers.backends", "hypsolve.solvers.clock", "hypsolve.solvers.outcomes",
+        "hypsolve.solvers.throughput",
+    ),
     "hypsolve.solvers.write_formulation": ("hypsolve.problem", "hypsolve.solvers"),
     "hypsolve.solve_serving": (
         "hypsolve.problem", "hypsolve.kernels", "hypsolve.solvers",
     ),
+    "hypsolve.solve_placement": (
+        "hypsolve.problem", "hypsolve.kernels", "hypsolve.solvers",
+    ),
     "hypsolve.solve": (
         "hypsolve.problem", "hypsolve.kernels", "hypsolve.dispatch", "hypsolve.solvers",
-        "hypsolve.solve_serving",
+        "hypsolve.solve_serving", "hypsolve.solve_placement",
     ),
     "hypsolve.planning": (
         "hypsolve.problem", "hypsolve.catalog", "hypsolve.formats", "hypsolve.dispatch",
