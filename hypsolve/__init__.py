@@ -29,8 +29,12 @@ from hypsolve.formats.instance_json import load, save
 from hypsolve.formats.network_toml import NetworkFile, read_network, read_network_file
 from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning.exporters import RUNTIMES, export
+from hypsolve.planning.exporters.placements import export_placement
 from hypsolve.planning.html_report import write_report
 from hypsolve.planning.json_schema import schema
+from hypsolve.planning.place import place, rent
+from hypsolve.planning.place_query import PlaceQuery
+from hypsolve.planning.placement_plan import PlacementPlan
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.replan import Replan, replan
@@ -142,11 +146,13 @@ __all__ = [
     "Partition",
     "Pin",
     "Pipeline",
+    "PlaceQuery",
     "PlacedStage",
     "Placement",
     "PlacementMethod",
     "PlacementObjective",
     "PlacementOutcome",
+    "PlacementPlan",
     "PlacementProblem",
     "PlacementResult",
     "Plan",
@@ -183,6 +189,7 @@ __all__ = [
     "evaluate_placement",
     "evaluate_serving",
     "export",
+    "export_placement",
     "gpu",
     "gpus",
     "interconnect",
@@ -193,6 +200,7 @@ __all__ = [
     "models",
     "nearest_plan",
     "pareto_frontier",
+    "place",
     "plan",
     "read_chains",
     "read_events",
@@ -203,6 +211,7 @@ __all__ = [
     "read_network_file",
     "read_pipeedge",
     "read_requests",
+    "rent",
     "replan",
     "runtime",
     "runtimes",

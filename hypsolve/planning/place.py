@@ -1,0 +1,468 @@
+"""`place`: which machines form which pipelines, with what degree and which blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hypsolve.planning.place_answer import answer_at_load, largest_loads
+from hypsolve.planning.place_query import PlaceQuery
+from hypsolve.planning.place_simulation import (
+    PlacementRate,
+    PlacementSimulator,
+    weighted,
+)
+from hypsolve.planning.place_unused import unused_machines, usable_bytes, words_of_limit
+from hypsolve.planning.placement_plan import (
+    PlaceAnswer,
+    PlacedPipeline,
+    PlacedThroughput,
+    PlacementPlan,
+    SimulatedPlacement,
+    UnusedMachine,
+)
+from hypsolve.planning.query_arguments import ModelSource
+from hypsolve.planning.saturation import MET
+from hypsolve.planning.simulation_search import Progress
+from hypsolve.problem.placement import Placement, PlacementObjective, PlacementProblem
+from hypsolve.problem.placement_evaluation import ServedPlacement
+from hypsolve.problem.placement_result import PlacementResult
+from hypsolve.problem.runtime import Batching
+from hypsolve.problem.serving_evaluation import latencies_at
+from hypsolve.problem.solution import Status
+from hypsolve.solve import solve, warm_methods
+from hypsolve.solve_placement import PLACEMENT_METHODS
+from hypsolve.solvers.clock import MIN_S, Deadline
+from hypsolve.solvers.throughput.server_arrays import FAMILIES
+
+EXACT, BASELINE = "placement_highs", "replica_per_machine"
+SOLVE_SHARE = 0.4  # of the time limit, for the search in the fluid model
+RANK_SHARE = 0.4  # of the time that is left then, to rank placements by simulation
+FULL_SHARE = 0.4  # of the time that is left then, to simulate the best one at length
+UNUSED_SHARE = 0.2  # of the time that is left then, for machines that are left out
+WRAP_UP_S = 2.0  # seconds after an interrupt, for the best placement so far
+N_PLACEMENTS = 6  # that are simulated, at most
+CLOSE = 0.02  # share by which a brief simulation may misjudge a placement
+DEARER = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 2.0)
+"""Factors on the rate, under ``cost``, until the cheapest machines serve it in simulation."""
+QUEUES_FULL = "requests/s, every queue full"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A placement to simulate, and what it carries in the fluid model."""
+
+    origin: str
+    placement: Placement
+    served: ServedPlacement
+
+
+def place(
+    model: ModelSource,
+    machines: Any,
+    *,
+    progress: Progress | None = None,
+    **arguments: Any,
+) -> PlacementPlan:
+    """Decide which machines serve a model, in which pipelines, and with which blocks.
+
+    Machines have no order, and some may stay unused. A pipeline is a sequence of stages; a
+    stage is a group of equal GPUs of one machine and a range of blocks. The method proves its
+    answer in the fluid model; the best few placements are then simulated token by token behind
+    a router, and the best simulated one is returned.
+
+    Parameters
+    ----------
+    model : str, path or Model
+        As in `hypsolve.plan`.
+    machines : path, Fleet, Network or NetworkFile
+        A file of machines, or a network whose tiers have no order here.
+    progress : callable, optional
+        Called with a line of text about the work in progress.
+    runtime : str or Runtime
+        Default: ``vllm``. Its attributes may be given, too: ``max_num_seqs=64``.
+    rate_per_s, users, think_time_s
+        The load to serve, as in `hypsolve.plan`. Default: the largest rate is asked for.
+    ttft_slo_s, tpot_slo_s : float, optional
+        Targets that 95 % of the requests must meet.
+    prompt_tokens, output_tokens, requests, weights, time_limit_s, seed
+        As in `hypsolve.plan`.
+    objective : {"throughput", "goodput", "cost"}
+        Default: ``goodput`` with a target, else ``throughput``. `hypsolve.rent` has ``cost``.
+    method : str, optional
+        A name in `hypsolve.PLACEMENT_METHODS`. Default: an exact one.
+    max_stages : int
+        Largest number of stages of a pipeline.
+
+    Returns
+    -------
+    PlacementPlan
+        A KeyboardInterrupt ends the work in progress; the plan then holds the best placement so
+        far, and ``stopped`` names what is missing.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument or a file is invalid; the message names it.
+    OSError
+        If a file does not exist or cannot be read.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> boxes = [hs.Node(name=name, gpu=hs.gpu("rtx-4090")) for name in ("a", "b")]
+    >>> lab = hs.Fleet(
+    ...     name="lab",
+    ...     sites=(hs.Site(name="room", link=hs.Link(bytes_per_s=1.25e9, latency_s=1e-4)),),
+    ...     machines=tuple(hs.Machine(node=box, site="room") for box in boxes),
+    ... )
+    >>> plan = hs.place("llama-3-8b", lab, output_tokens=64, time_limit_s=20)
+    >>> plan.machines, len(plan.pipelines)
+    (('a', 'b'), 2)
+    """
+    return place_query(PlaceQuery.of(model, machines, **arguments), progress=progress)
+
+
+def rent(
+    model: ModelSource,
+    machines: Any,
+    *,
+    progress: Progress | None = None,
+    **arguments: Any,
+) -> PlacementPlan:
+    """Find the cheapest machines that serve a load within targets, and their pipelines.
+
+    Machines with a price cost it if they host a stage, and others are free. The price is
+    proved in the fluid model for the rate that is asked for. If the cheapest machines do not
+    serve the load in simulation, the cheapest ones for a slightly larger rate are tried, until
+    some do.
+
+    Parameters
+    ----------
+    model, machines, progress, **arguments
+        As in `place`, with ``rate_per_s`` or ``users``, and without ``objective``.
+
+    Returns
+    -------
+    PlacementPlan
+        Its `throughput` states the price that no other machines undercut, ``fluid_bound``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument or a file is invalid; the message names it.
+    OSError
+        If a file does not exist or cannot be read.
+    """
+    query = PlaceQuery.of(model, machines, **{**arguments, "objective": "cost"})
+    return place_query(query, progress=progress)
+
+
+def place_query(
+    query: PlaceQuery, *, progress: Progress | None = None, deadline: Deadline | None = None
+) -> PlacementPlan:
+    """Answer a query for a placement; see `place`."""
+    warm(query)
+    limit_s = query.time_limit_s if deadline is None else deadline.left_s()
+    deadline = deadline or Deadline(limit_s)
+    return _Placer(query, progress or (lambda line: None), deadline).run()
+
+
+def warm(query: PlaceQuery) -> None:
+    """Compile or load the kernels that a placement needs, before a clock starts."""
+    warm_methods(
+        "hypsplit_dp",
+        simulates=True,
+        pipelines=query.runtime.batching is not Batching.STAGE,
+        families=(FAMILIES[query.runtime.batching],),
+    )
+
+
+class _Placer:
+    """The work of `place_query`, whose finished parts an interrupt leaves."""
+
+    def __init__(self, query: PlaceQuery, progress: Progress, deadline: Deadline) -> None:
+        self.query, self.progress, self.deadline = query, progress, deadline
+        self.stopped, self.interrupted = "", False
+
+    def run(self) -> PlacementPlan:
+        problem = self.query.problem()
+        if problem.objective is PlacementObjective.COST:
+            return self._cheapest(problem)
+        result, candidates = self._solve(problem)
+        return self._plan(result, candidates)
+
+    def _cheapest(self, problem: PlacementProblem) -> PlacementPlan:
+        """Return the cheapest machines that serve the load in simulation, too."""
+        assert problem.requests_per_s is not None
+        found = None
+        whole = self.deadline
+        for n_left, factor in zip(range(len(DEARER), 0, -1), DEARER, strict=True):
+            rate = factor * problem.requests_per_s
+            self.deadline = whole.part(1 / n_left if n_left > 1 else 0.9)
+            result, candidates = self._solve(problem.replace(requests_per_s=rate))
+            if found is not None and not candidates:
+                break
+            plan = self._plan(result, candidates)
+            first = result if found is None else found.result
+            found = replace(plan, result=replace_bound(plan.result, first))
+            if plan.is_met or not plan.fits or self.interrupted or whole.has_passed():
+                break
+        assert found is not None
+        return found
+
+    # the fluid model
+
+    def _solve(self, problem: PlacementProblem) -> tuple[PlacementResult, list[Candidate]]:
+        method = self.query.method or default_method(problem.objective)
+        limit_s = max(SOLVE_SHARE * self.deadline.left_s(), MIN_S)
+        self.progress(f"{method}: searching placements")
+        try:
+            result = solve(problem, method, time_limit_s=limit_s, seed=self.query.seed)
+        except KeyboardInterrupt:
+            self._interrupt("the search was stopped: this is a placement without search")
+            result = solve(problem.replace(objective="throughput"), BASELINE)
+        candidates = []
+        if result.placement is not None and result.served is not None:
+            candidates.append(Candidate(result.method, result.placement, result.served))
+            candidates += [
+                Candidate(f"{result.method}, alternative", placement, served)
+                for placement, served in result.alternatives[: N_PLACEMENTS - 2]
+            ]
+        elif problem.objective is PlacementObjective.GOODPUT:
+            return self._without_targets(problem)
+        if not problem.objective.needs_rate and result.method != BASELINE:
+            other = solve(problem, BASELINE)
+            if other.placement is not None and other.served is not None:
+                candidates.append(Candidate(BASELINE, other.placement, other.served))
+        return result, candidates
+
+    def _without_targets(
+        self, problem: PlacementProblem
+    ) -> tuple[PlacementResult, list[Candidate]]:
+        """Return the placement with the largest rate: none meets the targets as means."""
+        return self._solve(problem.replace(objective=PlacementObjective.THROUGHPUT))
+
+    def _interrupt(self, what: str) -> None:
+        self.stopped, self.interrupted = self.stopped or what, True
+        self.deadline = Deadline(min(WRAP_UP_S, self.deadline.left_s()))
+
+    # simulation
+
+    def _plan(self, result: PlacementResult, candidates: list[Candidate]) -> PlacementPlan:
+        if not candidates:
+            return PlacementPlan(
+                query=self.query,
+                result=result,
+                placement=None,
+                reasons=tuple(_reasons(result)),
+                stopped=self.stopped,
+                interrupted=self.interrupted,
+            )
+        simulator = PlacementSimulator(self.query, result.problem)
+        best, rate, simulated = self._race(simulator, candidates)
+        placement = weighted(best.placement, rate.of_pipelines)
+        answer: PlaceAnswer | None = None
+        unused: tuple[UnusedMachine, ...] = ()
+        try:
+            self.progress("trying machines that are left out")
+            unused = unused_machines(
+                self.query, result.problem, best.placement, best.served,
+                self.deadline.part(UNUSED_SHARE),
+            )  # fmt: skip
+            if not self.interrupted:
+                answer = answer_at_load(simulator, placement, rate, self.progress)
+                answer = largest_loads(
+                    simulator, placement, rate, answer, self.deadline, self.progress
+                )
+        except KeyboardInterrupt:
+            self._interrupt("the search for the largest loads was stopped")
+        return PlacementPlan(
+            query=self.query,
+            result=result,
+            placement=placement,
+            pipelines=tuple(_pipelines(simulator, best, rate, answer)),
+            throughput=self._throughput(result, simulator, best, rate, simulated),
+            answer=answer,
+            unused=unused,
+            stopped=self.stopped,
+            interrupted=self.interrupted,
+        )
+
+    def _race(
+        self, simulator: PlacementSimulator, candidates: list[Candidate]
+    ) -> tuple[Candidate, PlacementRate, list[tuple[Candidate, PlacementRate]]]:
+        """Return the best placement in simulation, its rate, and all that were simulated."""
+        deadline = self.deadline.part(RANK_SHARE)
+        found: list[tuple[Candidate, PlacementRate]] = []
+        try:
+            for n, each in enumerate(_distinct(simulator, candidates)):
+                if found and deadline.has_passed():
+                    self.stopped = self.stopped or (
+                        f"time limit of {self.query.time_limit_s:g} s: not all placements were"
+                        " simulated"
+                    )
+                    break
+                self.progress(f"simulating placement {n + 1} of {len(candidates)}")
+                rate = simulator.rate(each.placement, each.served, deadline)
+                found.append((each, rate))
+        except KeyboardInterrupt:
+            if not found:
+                raise
+            self._interrupt("not all placements were simulated")
+        found.sort(key=lambda each: -self._value(*each))
+        best, rate = found[0]
+        try:
+            full = self.deadline.part(FULL_SHARE)
+            for at, (each, brief) in enumerate(found):
+                if at and self._value(each, brief) * (1 + CLOSE) <= self._value(best, rate):
+                    break
+                self.progress("simulating the best placement at length")
+                refined = simulator.rate(each.placement, each.served, full, in_full=True)
+                found[at] = each, refined
+                if at == 0 or self._value(each, refined) > self._value(best, rate):
+                    best, rate = each, refined
+                if full.has_passed():
+                    break
+        except KeyboardInterrupt:
+            self._interrupt("the best placement was simulated briefly")
+        found.sort(key=lambda each: each[0] is not best)
+        return best, rate, found
+
+    def _value(self, candidate: Candidate, rate: PlacementRate) -> float:
+        """Return what placements are ranked by: larger is better."""
+        if self.query.objective == "cost":
+            return -candidate.served.price_per_hour
+        return rate.requests_per_s
+
+    def _throughput(
+        self,
+        result: PlacementResult,
+        simulator: PlacementSimulator,
+        best: Candidate,
+        rate: PlacementRate,
+        simulated: list[tuple[Candidate, PlacementRate]],
+    ) -> PlacedThroughput:
+        query = self.query
+        bounds: dict[object, float] = {}
+        for pipeline in best.placement.pipelines:
+            key = simulator.key(pipeline)
+            if key not in bounds:
+                bounds[key] = simulator.bound(pipeline)
+        bound = math.fsum(bounds[simulator.key(each)] for each in best.placement.pipelines)
+        quantity = QUEUES_FULL
+        if simulator.has_goal:
+            quantity = f"requests/s of {query.load.arrivals} with {MET:.0%} within the targets"
+        fluid_bound = math.nan if result.fluid_bound is None else result.fluid_bound
+        return PlacedThroughput(
+            objective=query.objective,
+            simulated_requests_per_s=rate.requests_per_s,
+            quantity=quantity,
+            n_requests=rate.n_requests,
+            is_lower_bound=rate.is_lower_bound,
+            fluid_requests_per_s=best.served.requests_per_s,
+            fluid_bound=fluid_bound,
+            fluid_gap=math.nan if math.isnan(fluid_bound) else result.fluid_gap,
+            bound_requests_per_s=bound,
+            gap=1 - rate.requests_per_s / bound if bound else math.nan,
+            placements=tuple(
+                SimulatedPlacement(
+                    origin=each.origin,
+                    placement=each.placement,
+                    fluid_requests_per_s=each.served.requests_per_s,
+                    simulated_requests_per_s=found.requests_per_s,
+                )
+                for each, found in simulated
+            ),
+        )
+
+
+def default_method(objective: PlacementObjective) -> str:
+    """Return the exact method of an objective, or else one that proves nothing."""
+    exact = PLACEMENT_METHODS.get(EXACT)
+    if exact is not None and objective in exact.objectives:
+        return EXACT
+    return next(
+        (name for name, each in PLACEMENT_METHODS.items() if objective in each.objectives),
+        BASELINE,
+    )
+
+
+def replace_bound(result: PlacementResult, first: PlacementResult) -> PlacementResult:
+    """Return a result for a larger rate with the bound for the rate that was asked for."""
+    if result is first:
+        return result
+    status: Status = result.status
+    if status is Status.OPTIMAL:
+        status = Status.FEASIBLE
+    if result.objective <= first.objective * (1 + 1e-9):
+        status = first.status
+    return replace(result, fluid_bound=first.fluid_bound, status=status)
+
+
+def _distinct(
+    simulator: PlacementSimulator, candidates: list[Candidate]
+) -> Iterator[Candidate]:
+    """Yield the candidates whose pipelines are not those of an earlier one."""
+    seen: set[tuple[object, ...]] = set()
+    for each in candidates:
+        keys = tuple(sorted(map(repr, map(simulator.key, each.placement.pipelines))))
+        if keys not in seen:
+            seen.add(keys)
+            yield each
+
+
+def _pipelines(
+    simulator: PlacementSimulator,
+    best: Candidate,
+    rate: PlacementRate,
+    answer: PlaceAnswer | None,
+) -> Iterator[PlacedPipeline]:
+    query, problem = simulator.query, simulator.problem
+    total = query.rate_per_s
+    if total is None:
+        total = math.nan if answer is None else answer.served_per_s
+    if math.isnan(total):
+        total = rate.requests_per_s
+    known: dict[object, tuple[int, float]] = {}
+    for pipeline, fluid, served, share in zip(
+        best.placement.pipelines,
+        best.served.pipelines,
+        rate.of_pipelines,
+        rate.shares(),
+        strict=True,
+    ):
+        key = simulator.key(pipeline)
+        if key not in known:
+            known[key] = simulator.room(pipeline).sequences, simulator.bound(pipeline)
+        load = min(share * total, fluid.fluid_requests_per_s)
+        times = None
+        if load > 0:
+            instance = problem.serving_instance(pipeline.groups)
+            times = latencies_at(instance, pipeline.partition, load)
+        yield PlacedPipeline(
+            stages=pipeline.stages,
+            requests_per_s=served,
+            share=share,
+            fluid_requests_per_s=fluid.fluid_requests_per_s,
+            limit=words_of_limit(fluid.limit),
+            ttft_s=math.nan if times is None else times.ttft_s,
+            tpot_s=math.nan if times is None else times.tpot_s,
+            load_per_s=load,
+            max_sequences=known[key][0],
+            bound_requests_per_s=known[key][1],
+        )
+
+
+def _reasons(result: PlacementResult) -> Iterator[str]:
+    """Yield why there is no placement."""
+    problem = result.problem
+    yield result.message or "no placement was found"
+    held = problem.model.stage_weight_bytes(problem.model.blocks)
+    usable = math.fsum(usable_bytes(problem, each) for each in problem.fleet.machines)
+    yield (
+        f"the weights take {held / 1e9:.1f} GB, and all machines together have"
+        f" {usable / 1e9:.1f} GB beside the runtime"
+    )
