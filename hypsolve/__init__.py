@@ -26,6 +26,8 @@ from hypsolve.formats.benchmarks import read_chains, read_hybrid_flow_shop
 from hypsolve.formats.helix_pipeedge import read_helix, read_pipeedge
 from hypsolve.formats.huggingface import read_model
 from hypsolve.formats.instance_json import load, save
+from hypsolve.formats.machines import read_machines
+from hypsolve.formats.machines_file import MachinesFile
 from hypsolve.formats.network_toml import NetworkFile, read_network, read_network_file
 from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning.exporters import RUNTIMES, export
@@ -133,6 +135,7 @@ __all__ = [
     "Link",
     "LinkCost",
     "Machine",
+    "MachinesFile",
     "Method",
     "Metrics",
     "Model",
@@ -206,6 +209,7 @@ __all__ = [
     "read_events",
     "read_helix",
     "read_hybrid_flow_shop",
+    "read_machines",
     "read_model",
     "read_network",
     "read_network_file",
