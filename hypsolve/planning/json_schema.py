@@ -22,6 +22,7 @@ from typing import (
 from hypsolve.formats.gpu_profile import ProfileTable
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.formats.network_toml_types import Key, NetworkTable
+from hypsolve.planning.place_schema import PlacementFile
 from hypsolve.planning.plan import FORMAT, VERSION, Plan
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.request_mix import RequestMix, RequestMixTable
@@ -97,6 +98,7 @@ SCHEMAS: dict[str, tuple[str, type]] = {
     "network": ("Network file of hypsolve", NetworkTable),
     "profile": ("GPU profile of hypsolve", ProfileTable),
     "plan": ("Plan of hypsolve", Plan),
+    "placement": ("Placement of hypsolve", PlacementFile),
     "serving-instance": ("Serving instance of hypsolve", ServingInstanceFile),
     "serving-result": ("Result on a serving instance of hypsolve", ServingResultFile),
 }
@@ -132,10 +134,10 @@ def schema(kind: str) -> Schema:
 
     Parameters
     ----------
-    kind : {"network", "profile", "plan", "serving-instance", "serving-result"}
+    kind : {"network", "profile", "plan", "placement", "serving-instance", "serving-result"}
         The TOML file of `hypsolve.read_network_file`; that of ``hypsolve measure`` and
-        ``hypsolve calibrate``; the JSON of `Plan.to_dict`; that of `hypsolve.save` for a
-        `ServingInstance`; or that of `ServingResult.save`.
+        ``hypsolve calibrate``; the JSON of `Plan.to_dict`; that of `PlacementPlan.to_dict`;
+        that of `hypsolve.save` for a `ServingInstance`; or that of `ServingResult.save`.
 
     Returns
     -------

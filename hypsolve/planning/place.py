@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hypsolve.planning.place_answer import answer_at_load, largest_loads
-from hypsolve.planning.place_query import PlaceQuery
+from hypsolve.planning.place_query import MachinesSource, PlaceQuery
 from hypsolve.planning.place_simulation import (
     PlacementRate,
     PlacementSimulator,
     weighted,
 )
 from hypsolve.planning.place_unused import unused_machines, usable_bytes, words_of_limit
+from hypsolve.planning.placement_bound import placement_bound
 from hypsolve.planning.placement_plan import (
     PlaceAnswer,
     PlacedPipeline,
@@ -38,9 +39,11 @@ from hypsolve.solvers.clock import MIN_S, Deadline
 from hypsolve.solvers.throughput.server_arrays import FAMILIES
 
 EXACT, BASELINE = "placement_highs", "replica_per_machine"
+OTHERS_SHARE = 0.05  # of the time that is left, for each placement of shorter pipelines
 SOLVE_SHARE = 0.4  # of the time limit, for the search in the fluid model
 RANK_SHARE = 0.4  # of the time that is left then, to rank placements by simulation
 FULL_SHARE = 0.4  # of the time that is left then, to simulate the best one at length
+BOUND_SHARE = 0.3  # likewise, for the bound on all placements
 UNUSED_SHARE = 0.2  # of the time that is left then, for machines that are left out
 WRAP_UP_S = 2.0  # seconds after an interrupt, for the best placement so far
 N_PLACEMENTS = 6  # that are simulated, at most
@@ -61,7 +64,7 @@ class Candidate:
 
 def place(
     model: ModelSource,
-    machines: Any,
+    machines: MachinesSource,
     *,
     progress: Progress | None = None,
     **arguments: Any,
@@ -77,12 +80,13 @@ def place(
     ----------
     model : str, path or Model
         As in `hypsolve.plan`.
-    machines : path, Fleet, Network or NetworkFile
-        A file of machines, or a network whose tiers have no order here.
+    machines : path, MachinesFile, Fleet, Network or NetworkFile
+        A file for `hypsolve.read_machines`, or machines. Tiers of a network have no order here.
     progress : callable, optional
         Called with a line of text about the work in progress.
     runtime : str or Runtime
-        Default: ``vllm``. Its attributes may be given, too: ``max_num_seqs=64``.
+        Default: that of the file, else ``vllm``. Its attributes may be given, too,
+        such as ``max_num_seqs=64``.
     rate_per_s, users, think_time_s
         The load to serve, as in `hypsolve.plan`. Default: the largest rate is asked for.
     ttft_slo_s, tpot_slo_s : float, optional
@@ -127,7 +131,7 @@ def place(
 
 def rent(
     model: ModelSource,
-    machines: Any,
+    machines: MachinesSource,
     *,
     progress: Progress | None = None,
     **arguments: Any,
@@ -198,20 +202,25 @@ class _Placer:
         """Return the cheapest machines that serve the load in simulation, too."""
         assert problem.requests_per_s is not None
         found = None
-        whole = self.deadline
-        for n_left, factor in zip(range(len(DEARER), 0, -1), DEARER, strict=True):
+        for factor in DEARER:
             rate = factor * problem.requests_per_s
-            self.deadline = whole.part(1 / n_left if n_left > 1 else 0.9)
             result, candidates = self._solve(problem.replace(requests_per_s=rate))
             if found is not None and not candidates:
                 break
-            plan = self._plan(result, candidates)
+            is_last = factor == DEARER[-1]
+            plan = self._plan(result, candidates, only_if_met=not is_last)
             first = result if found is None else found.result
             found = replace(plan, result=replace_bound(plan.result, first))
-            if plan.is_met or not plan.fits or self.interrupted or whole.has_passed():
+            if plan.is_met or not plan.fits or self.interrupted:
+                break
+            if self.deadline.has_passed():
+                self.stopped = self.stopped or (
+                    f"time limit of {self.query.time_limit_s:g} s: no machines were found that"
+                    " serve the load in simulation"
+                )
                 break
         assert found is not None
-        return found
+        return replace(found, stopped=self.stopped)
 
     # the fluid model
 
@@ -233,11 +242,35 @@ class _Placer:
             ]
         elif problem.objective is PlacementObjective.GOODPUT:
             return self._without_targets(problem)
-        if not problem.objective.needs_rate and result.method != BASELINE:
-            other = solve(problem, BASELINE)
-            if other.placement is not None and other.served is not None:
-                candidates.append(Candidate(BASELINE, other.placement, other.served))
+        if not problem.objective.needs_rate and not self.interrupted:
+            candidates += self._others(problem, method, result)
         return result, candidates
+
+    def _others(
+        self, problem: PlacementProblem, method: str, result: PlacementResult
+    ) -> Iterator[Candidate]:
+        """Yield placements of shorter pipelines, and one machine each.
+
+        The fluid model overestimates pipelines of many small stages, in which batches bunch.
+        """
+        if result.placement is None:
+            return
+        longest = max(len(each.stages) for each in result.placement.pipelines)
+        tries = [(problem.replace(max_stages=n), method) for n in range(longest - 1, 0, -1)]
+        if method != BASELINE:
+            tries.append((problem, BASELINE))
+        for each, name in tries:
+            if self.deadline.has_passed():
+                return
+            limit_s = max(OTHERS_SHARE * self.deadline.left_s(), MIN_S)
+            try:
+                other = solve(each, name, time_limit_s=limit_s, seed=self.query.seed)
+            except KeyboardInterrupt:
+                self._interrupt("not all placements were found")
+                return
+            if other.placement is not None and other.served is not None:
+                origin = name if name == BASELINE else f"{name}, {each.max_stages} stages"
+                yield Candidate(origin, other.placement, other.served)
 
     def _without_targets(
         self, problem: PlacementProblem
@@ -251,7 +284,18 @@ class _Placer:
 
     # simulation
 
-    def _plan(self, result: PlacementResult, candidates: list[Candidate]) -> PlacementPlan:
+    def _plan(
+        self,
+        result: PlacementResult,
+        candidates: list[Candidate],
+        *,
+        only_if_met: bool = False,
+    ) -> PlacementPlan:
+        """Return the plan of the best placement in simulation.
+
+        `only_if_met` says whether a placement that does not serve the load is of no interest,
+        so that its largest loads and bounds are not looked for.
+        """
         if not candidates:
             return PlacementPlan(
                 query=self.query,
@@ -266,17 +310,22 @@ class _Placer:
         placement = weighted(best.placement, rate.of_pipelines)
         answer: PlaceAnswer | None = None
         unused: tuple[UnusedMachine, ...] = ()
+        bound = math.inf
         try:
-            self.progress("trying machines that are left out")
-            unused = unused_machines(
-                self.query, result.problem, best.placement, best.served,
-                self.deadline.part(UNUSED_SHARE),
-            )  # fmt: skip
             if not self.interrupted:
-                answer = answer_at_load(simulator, placement, rate, self.progress)
-                answer = largest_loads(
-                    simulator, placement, rate, answer, self.deadline, self.progress
-                )
+                answer = answer_at_load(simulator, placement, self.progress)
+            if not only_if_met or answer is None or answer.is_met:
+                self.progress("trying machines that are left out")
+                unused = unused_machines(
+                    self.query, result.problem, best.placement, best.served,
+                    self.deadline.part(UNUSED_SHARE),
+                )  # fmt: skip
+                self.progress("bounding all placements")
+                bound = placement_bound(result.problem, self.deadline.part(BOUND_SHARE))
+                if not self.interrupted:
+                    answer = largest_loads(
+                        simulator, placement, rate, answer, self.deadline, self.progress
+                    )
         except KeyboardInterrupt:
             self._interrupt("the search for the largest loads was stopped")
         return PlacementPlan(
@@ -284,7 +333,7 @@ class _Placer:
             result=result,
             placement=placement,
             pipelines=tuple(_pipelines(simulator, best, rate, answer)),
-            throughput=self._throughput(result, simulator, best, rate, simulated),
+            throughput=self._throughput(result, simulator, best, rate, simulated, bound),
             answer=answer,
             unused=unused,
             stopped=self.stopped,
@@ -344,6 +393,7 @@ class _Placer:
         best: Candidate,
         rate: PlacementRate,
         simulated: list[tuple[Candidate, PlacementRate]],
+        every: float,
     ) -> PlacedThroughput:
         query = self.query
         bounds: dict[object, float] = {}
@@ -365,8 +415,9 @@ class _Placer:
             fluid_requests_per_s=best.served.requests_per_s,
             fluid_bound=fluid_bound,
             fluid_gap=math.nan if math.isnan(fluid_bound) else result.fluid_gap,
-            bound_requests_per_s=bound,
-            gap=1 - rate.requests_per_s / bound if bound else math.nan,
+            bound_requests_per_s=every,
+            gap=1 - rate.requests_per_s / every if every else math.nan,
+            pipelines_bound_requests_per_s=bound,
             placements=tuple(
                 SimulatedPlacement(
                     origin=each.origin,

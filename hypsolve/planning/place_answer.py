@@ -21,7 +21,6 @@ RATE_SHARE = 0.6  # of the time that is left, for the largest rate where users f
 def answer_at_load(
     simulator: PlacementSimulator,
     placement: Placement,
-    rate: PlacementRate,
     progress: Progress,
 ) -> PlaceAnswer | None:
     """Return whether a placement serves the load of the query; None if it asks for none.
@@ -31,8 +30,6 @@ def answer_at_load(
     simulator : PlacementSimulator
     placement : Placement
         Its loads are the weights of the router.
-    rate : PlacementRate
-        What its pipelines serve.
     progress : callable
     """
     query = simulator.query

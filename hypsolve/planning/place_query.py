@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 
 from hypsolve import catalog
+from hypsolve.formats.machines import read_machines
+from hypsolve.formats.machines_file import MachinesFile
+from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning.load import MAX_VISITS, Load
 from hypsolve.planning.plan_query import VISITS_PER_S
 from hypsolve.planning.platforms import (
@@ -28,26 +31,24 @@ from hypsolve.planning.query_arguments import (
     MIN_RATE,
     OVERRIDES,
     ModelSource,
-    NetworkSource,
     meant_option,
     to_model,
-    to_network_file,
 )
 from hypsolve.planning.request_mix import LENGTHS, RequestMix
 from hypsolve.problem import validation as valid
-from hypsolve.problem.deployment import Model, Requests
+from hypsolve.problem.deployment import Model, Network, Requests
 from hypsolve.problem.fleet import Fleet
 from hypsolve.problem.placement import MAX_STAGES, PlacementObjective, PlacementProblem
 from hypsolve.problem.runtime import Runtime
 from hypsolve.solve_placement import PLACEMENT_METHODS
 
-MachinesSource = NetworkSource | Fleet
+MachinesSource = str | os.PathLike[str] | MachinesFile | Fleet | Network | NetworkFile
 OWNER = "place"
 DEFAULT_RUNTIME = "vllm"
 RPC_SERVER = "llama.cpp"  # whose stages on two machines talk through the first one
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Machines:
     """Machines to choose from, as a file or a user gives them.
 
@@ -56,23 +57,53 @@ class Machines:
     fleet : Fleet
     currency : str
         Of the prices; empty if it is not stated.
+    runtime : Runtime or None
+        The one that their file names.
     notes : tuple of str
         What the reader of the file left out or assumed.
     """
 
     fleet: Fleet
     currency: str = ""
+    runtime: Runtime | None = None
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, source: Any) -> Machines:
-        """Read machines from a file, a fleet, or a network whose order does not count."""
-        if isinstance(source, Machines):
-            return source
+    def of(cls, source: MachinesSource, model: Model) -> Machines:
+        """Return machines from a file, a fleet, or a network whose order does not count."""
+        if isinstance(source, str | os.PathLike):
+            source = read_machines(source)
+        if isinstance(source, MachinesFile):
+            return cls(
+                fleet=source.fleet_for(model),
+                currency=source.currency,
+                runtime=source.runtime,
+                notes=source.notes,
+            )
         if isinstance(source, Fleet):
-            return cls(source)
-        file = to_network_file(source)
-        return cls(Fleet.of_network(file.network, file.price_per_hour), file.currency)
+            return cls(fleet=source)
+        if isinstance(source, Network):
+            return cls(fleet=Fleet.of_network(source))
+        if isinstance(source, NetworkFile):
+            return cls(
+                fleet=Fleet.of_network(source.network, source.price_per_hour),
+                currency=source.currency,
+                runtime=source.runtime,
+            )
+        raise TypeError(
+            f"{OWNER}: machines must be a path, a MachinesFile, a Fleet, a Network or a"
+            f" NetworkFile, got {source!r:.60}"
+        )
+
+    def runtime_asked(self, asked: str | Runtime | None) -> str | Runtime:
+        """Return the runtime that was asked for, or else that of the file, or vLLM.
+
+        The file's values also hold where its runtime is asked for by name.
+        """
+        own = self.runtime
+        if own is not None and asked in (None, own.name):
+            return own
+        return DEFAULT_RUNTIME if asked is None else asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +204,11 @@ class PlaceQuery:
             raise ValueError(
                 f"{OWNER}: objective {self.objective} needs rate_per_s or users, got neither"
             )
+        if self.objective == "cost" and self.users is not None and not self.has_targets:
+            raise ValueError(
+                f"{OWNER}: objective cost needs ttft_slo_s or tpot_slo_s with users, since any"
+                f" machine serves {self.users} users who wait, got neither"
+            )
         if self.method is not None:
             valid.known("method", self.method, PLACEMENT_METHODS)
         valid.whole(OWNER, "max_stages", self.max_stages, minimum=1)
@@ -205,9 +241,9 @@ class PlaceQuery:
     def of(
         cls,
         model: ModelSource,
-        machines: Any,
+        machines: MachinesSource,
         *,
-        runtime: str | Runtime = DEFAULT_RUNTIME,
+        runtime: str | Runtime | None = None,
         weights: str | None = None,
         **arguments: Any,
     ) -> PlaceQuery:
@@ -217,8 +253,10 @@ class PlaceQuery:
         ----------
         model, weights
             As in `hypsolve.plan`.
-        machines : path, Fleet, Network or NetworkFile
-        runtime : str or Runtime
+        machines : path, MachinesFile, Fleet, Network or NetworkFile
+            A path is for `hypsolve.read_machines`.
+        runtime : str or Runtime, optional
+            Default: that of the file, else ``vllm``.
         **arguments
             Attributes of `PlaceQuery`; attributes of `Runtime` replace its own.
         """
@@ -238,13 +276,15 @@ class PlaceQuery:
                         f"{OWNER}: requests have lengths of their own, got {name} ="
                         f" {arguments[name]!r:.60} beside them"
                     )
-        given = Machines.of(machines)
+        model = to_model(model, weights)
+        given = Machines.of(machines, model)
+        runtime = given.runtime_asked(runtime)
         asked = runtime if isinstance(runtime, Runtime) else catalog.runtime(runtime)
         usable, left_out = _usable(given, asked)
         fleet, restrictions = _restricted(usable.fleet, asked)
         gpus = [machine.node.gpu for machine in fleet.machines]
         return cls(
-            model=to_model(model, weights),
+            model=model,
             machines=dataclasses.replace(usable, fleet=fleet),
             runtime=catalog.runtime(runtime, gpus=gpus, **overrides),
             weights=weights,
@@ -270,15 +310,12 @@ class PlaceQuery:
 
     @property
     def needed_per_s(self) -> float | None:
-        """The rate to carry: as given, or of the users if each time is at its target.
-
-        Users of whom no time is known are thought to get their answers in a second.
-        """
+        """The rate to carry: as given, or of the users if each time is at its target."""
         if self.users is None:
             return self.rate_per_s
-        times_s = (self.ttft_slo_s or 0.0) + (self.output_tokens - 1) * (self.tpot_slo_s or 0.0)
-        round_s = self.think_time_s + times_s
-        return self.users / (round_s if self.has_targets else round_s + 1.0)
+        passes = self.output_tokens - 1
+        round_s = self.think_time_s + (self.ttft_slo_s or 0.0) + passes * (self.tpot_slo_s or 0)
+        return self.users / round_s if round_s > 0 else None
 
     @property
     def load(self) -> Load:
@@ -384,8 +421,3 @@ def _restricted(fleet: Fleet, runtime: Runtime) -> tuple[Fleet, tuple[str, ...]]
     return dataclasses.replace(fleet, apart=(*fleet.apart, *pairs)), (
         f"a pipeline of {runtime.server} has GPUs of one platform ({', '.join(platforms)})",
     )
-
-
-def is_path(source: Any) -> bool:
-    """Return whether machines are given as the path of a file."""
-    return isinstance(source, str | os.PathLike)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hypsolve.planning.layers import describe_blocks
-from hypsolve.planning.place_unused import idle_gpus
 from hypsolve.planning.placement_plan import RUNTIME
 from hypsolve.planning.saturation import MET
 from hypsolve.planning.slo_text import describe_slos
@@ -230,11 +229,20 @@ def _pair(times: Any) -> str:
 def _proof_lines(plan: PlacementPlan) -> Iterator[str]:
     found, result = plan.throughput, plan.result
     assert found is not None
-    yield (
-        "proved: no split over these groups of GPUs and no schedule serves more than"
-        f" {found.bound_requests_per_s:.3g} requests/s under the limits of this runtime"
-        + (f" (gap {found.gap:.1%})" if not math.isnan(found.gap) else "")
-    )
+    stages = f"pipelines of at most {count(plan.query.max_stages, 'stage')}"
+    if math.isfinite(found.bound_requests_per_s):
+        yield (
+            f"proved: no placement ({stages}) and no schedule serves more than"
+            f" {found.bound_requests_per_s:.3g} requests/s under the limits of this runtime"
+            f" (gap {found.gap:.1%}); on these pipelines, no split and no schedule more than"
+            f" {found.pipelines_bound_requests_per_s:.3g}"
+        )
+    else:
+        yield (
+            "proved: on these pipelines, no split and no schedule serves more than"
+            f" {found.pipelines_bound_requests_per_s:.3g} requests/s under the limits of this"
+            " runtime"
+        )
     yield describe_fluid(plan)
     if result.status is Status.OPTIMAL and found.fluid_requests_per_s < result.objective * (
         1 - 1e-6
@@ -253,6 +261,8 @@ def describe_fluid(plan: PlacementPlan) -> str:
     if result.problem.objective is PlacementObjective.COST:
         money = f" {query.machines.currency}" if query.machines.currency else ""
         price = f"{plan.price_per_hour:.4g}{money} per hour"
+        if not plan.price_per_hour:
+            return "these machines cost nothing: they have no price"
         if math.isnan(found.fluid_bound):
             return f"not proved: whether less than {price} is enough"
         if found.fluid_gap <= 1e-6:
@@ -278,11 +288,9 @@ def unused_lines(plan: PlacementPlan) -> Iterator[str]:
     """Yield the machines that are left out, and why; and idle GPUs of the others."""
     for each in plan.unused:
         yield f"left out: {_names(each.machines)}: {describe_reason(each)}"
-    if plan.placement is not None:
-        idle = idle_gpus(plan.result.problem, plan.placement)
-        for name, n in idle.items():
-            whole = plan.query.fleet.machine(name).node.gpus
-            yield f"idle: {n} of {count(whole, 'GPU')} of {name}"
+    for name, n in plan.idle_gpus.items():
+        whole = plan.query.fleet.machine(name).node.gpus
+        yield f"idle: {n} of {count(whole, 'GPU')} of {name}"
     known = {name for each in plan.unused if each.why == RUNTIME for name in each.machines}
     for name, reason in plan.query.left_out.items():
         if name not in known:

@@ -82,16 +82,6 @@ def _merged(found: Sequence[UnusedMachine]) -> Iterator[UnusedMachine]:
         yield replace(alike[0], machines=names)
 
 
-def idle_gpus(problem: PlacementProblem, placement: Placement) -> dict[str, int]:
-    """Return the number of GPUs without a stage of each machine that hosts some stages."""
-    taken: dict[str, int] = {}
-    for pipeline in placement.pipelines:
-        for stage in pipeline.stages:
-            taken[stage.machine] = taken.get(stage.machine, 0) + stage.gpus
-    idle = {name: problem.fleet.machine(name).node.gpus - n for name, n in taken.items()}
-    return {name: n for name, n in idle.items() if n}
-
-
 def _reason(
     problem: PlacementProblem,
     placement: Placement,
@@ -103,11 +93,8 @@ def _reason(
     if lacks := _lacks_room(problem, machine):
         return UnusedMachine(machines=names, why=NO_ROOM, reason=lacks)
     if problem.objective is PlacementObjective.COST:
-        price = machine.price_per_hour
         return UnusedMachine(
-            machines=names,
-            why=NOT_NEEDED,
-            reason=f"the rate is served without it, which saves {price:g} per hour",
+            machines=names, why=NOT_NEEDED, reason="the load is served without it"
         )
     best: tuple[float, float, int, Groups] | None = None  # gain, rate, pipeline, groups
     was_tried = False

@@ -141,7 +141,7 @@ def _unit(
     node = dataclasses.replace(problem.group(machine, gpus), name="group")
     network = Network(name="stage", tiers=(Tier(name="stage", nodes=(node,)),))
     counts = np.unique(np.geomspace(1, n_layers, N_COUNTS).round().astype(np.int64))
-    rates = []
+    rates: list[float] = []
     for count in counts:
         part = dataclasses.replace(
             problem.model, name="stage", blocks=(layer,) * int(count), tied_bytes=0

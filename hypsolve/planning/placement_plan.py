@@ -122,10 +122,13 @@ class PlacedThroughput:
     fluid_gap : float
         Share by which the best placement of the fluid model is away from it; nan if unknown.
     bound_requests_per_s : float
-        No split over the groups of GPUs of these pipelines and no schedule serves more, under
-        the limits of the runtime. It does not hold for other pipelines.
+        No placement of pipelines of at most ``max_stages`` stages and no schedule serves more,
+        under the limits of the runtime; see `hypsolve.planning.placement_bound`. inf if the
+        time did not allow it.
     gap : float
         ``1 - simulated_requests_per_s / bound_requests_per_s``.
+    pipelines_bound_requests_per_s : float
+        No split over the groups of GPUs of these pipelines and no schedule serves more.
     placements : tuple of SimulatedPlacement
         All that were simulated, the chosen one first.
     """
@@ -140,6 +143,7 @@ class PlacedThroughput:
     fluid_gap: float
     bound_requests_per_s: float
     gap: float
+    pipelines_bound_requests_per_s: float
     placements: tuple[SimulatedPlacement, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,6 +159,9 @@ class PlacedThroughput:
             "fluid_gap": finite_or_none(self.fluid_gap),
             "bound_requests_per_s": finite_or_none(self.bound_requests_per_s),
             "gap": finite_or_none(self.gap),
+            "pipelines_bound_requests_per_s": finite_or_none(
+                self.pipelines_bound_requests_per_s
+            ),
             "placements": [
                 {
                     "origin": each.origin,
@@ -339,6 +346,17 @@ class PlacementPlan:
         return () if self.placement is None else self.placement.machines
 
     @property
+    def idle_gpus(self) -> dict[str, int]:
+        """Number of GPUs without a stage of each machine that hosts some stages."""
+        taken: dict[str, int] = {}
+        for pipeline in self.pipelines:
+            for stage in pipeline.stages:
+                taken[stage.machine] = taken.get(stage.machine, 0) + stage.gpus
+        fleet = self.query.fleet
+        idle = {name: fleet.machine(name).node.gpus - n for name, n in taken.items()}
+        return {name: n for name, n in idle.items() if n}
+
+    @property
     def price_per_hour(self) -> float:
         """Price of the machines in use."""
         fleet = self.query.fleet
@@ -410,6 +428,7 @@ class PlacementPlan:
             "currency": query.machines.currency,
             "answer": None if self.answer is None else self.answer.to_dict(),
             "unused": [each.to_dict() for each in self.unused],
+            "idle_gpus": self.idle_gpus,
             "reasons": list(self.reasons),
             "stopped": self.stopped,
             "interrupted": self.interrupted,
