@@ -19,7 +19,7 @@ from hypsolve.problem.placement_evaluation import (
 from hypsolve.problem.placement_result import PlacementOutcome, PlacementResult
 from hypsolve.problem.solution import Status
 from hypsolve.solvers.backends.loading import preload
-from hypsolve.solvers.placement import rules
+from hypsolve.solvers.placement import exact, rules
 from hypsolve.solvers.throughput.server_arrays import FAMILIES
 
 ALL = tuple(PlacementObjective)
@@ -53,7 +53,18 @@ class PlacementMethod:
             )
 
 
+PROVED = (*RATES, PlacementObjective.COST)
+"""Objectives of the exact methods."""
 PLACEMENT_METHODS: dict[str, PlacementMethod] = {
+    "placement_highs": PlacementMethod(
+        exact.placement_highs, exact=True, objectives=PROVED, backends=("pulp", "highspy")
+    ),
+    "placement_cpsat": PlacementMethod(
+        exact.placement_cpsat,
+        exact=True,
+        objectives=PROVED,
+        backends=("ortools.sat.python.cp_model", "highspy"),
+    ),
     "replica_per_machine": PlacementMethod(rules.replica_per_machine, objectives=RATES),
 }
 """Methods that `hypsolve.solve` takes for a `PlacementProblem`."""

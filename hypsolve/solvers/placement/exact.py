@@ -1,0 +1,507 @@
+"""`placement_highs` and `placement_cpsat`: the best placement of pipelines, with a bound.
+
+The methods enumerate patterns, see `PatternSpace`. The relaxation of the integer program over
+the patterns whose rates are known gives prices of GPUs. A pattern whose upper bound on the rate
+does not pay for its GPUs is never solved for its cuts. The integer program is then solved over
+all patterns that an optimal solution may contain, by the gap between the relaxation and the
+best solution (reduced cost fixing).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hypsolve.problem.arrays import Array
+from hypsolve.problem.placement import (
+    Pipeline,
+    Placement,
+    PlacementObjective,
+    PlacementProblem,
+)
+from hypsolve.problem.placement_evaluation import link_rate
+from hypsolve.problem.placement_result import PlacementOutcome
+from hypsolve.problem.solution import Status
+from hypsolve.solvers.backends.loading import load_backend
+from hypsolve.solvers.clock import Deadline
+from hypsolve.solvers.placement import master as masters
+from hypsolve.solvers.placement.assignment import assign, stages
+from hypsolve.solvers.placement.master import Column, Copies, Duals, Link, Master, Program
+from hypsolve.solvers.placement.pattern_values import MARGIN, PatternValues
+from hypsolve.solvers.placement.patterns import Pattern, PatternSpace
+from hypsolve.solvers.placement.rate_limits import RateLimits
+from hypsolve.solvers.placement.values import best_split
+
+Solver = Callable[
+    [Program, int, Deadline, int], tuple[dict[int, int] | None, float, float, bool]
+]
+MAX_PATTERNS = 200_000
+"""Patterns that are enumerated at most."""
+BATCH = 256
+"""Patterns that are solved for their cuts before the relaxation is solved again."""
+SLACK = 1e-9
+CLOSE = 1e-8
+"""Relative slack of bounds, for the rounding of linear programs."""
+
+
+def placement_highs(
+    problem: PlacementProblem,
+    *,
+    time_limit_s: float,
+    seed: int,
+    max_patterns: int = MAX_PATTERNS,
+) -> PlacementOutcome:
+    """Find the best placement by an integer program over patterns, in PuLP with HiGHS.
+
+    Among placements of the same value, one of the fewest machines is returned, and of these one
+    of the fewest stages.
+
+    Parameters
+    ----------
+    problem : PlacementProblem
+        Its objective is ``throughput``, ``goodput`` or ``cost``.
+    time_limit_s : float
+    seed : int
+        ``random_seed`` of HiGHS.
+    max_patterns : int
+        Patterns that are enumerated at most. If there are more, those of fewer stages are
+        enumerated, and the bound covers the others by a relaxation.
+
+    Returns
+    -------
+    PlacementOutcome
+        Its bound holds for all placements of pipelines of at most `max_stages` stages.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> lan = hs.Link(bytes_per_s=1.25e9, latency_s=1e-4)
+    >>> boxes = [hs.Node(name=name, gpu=hs.gpu("rtx-4090")) for name in "abcde"]
+    >>> problem = hs.PlacementProblem(
+    ...     model=hs.model("llama-2-13b"), requests=hs.Requests([0.0], [512], [128]),
+    ...     fleet=hs.Fleet(
+    ...         name="lab", sites=(hs.Site(name="room", link=lan),),
+    ...         machines=tuple(hs.Machine(node=box, site="room") for box in boxes),
+    ...     ),
+    ... )
+    >>> result = hs.solve(problem, "placement_highs")
+    >>> result.status, [len(each.stages) for each in result.placement.pipelines]
+    (<Status.OPTIMAL: 'optimal'>, [5])
+    """
+    load_backend("placement_highs", "pulp", "pulp>=3.3,<4")
+    return Search(problem, Deadline(time_limit_s), seed, masters.by_highs, max_patterns).run()
+
+
+def placement_cpsat(
+    problem: PlacementProblem,
+    *,
+    time_limit_s: float,
+    seed: int,
+    max_patterns: int = MAX_PATTERNS,
+) -> PlacementOutcome:
+    """Find the best placement by an integer program over patterns, by CP-SAT.
+
+    The relaxations that choose the patterns are solved by HiGHS. See `placement_highs`.
+
+    Parameters
+    ----------
+    problem : PlacementProblem
+        Its objective is ``throughput``, ``goodput`` or ``cost``.
+    time_limit_s : float
+    seed : int
+        ``random_seed`` of CP-SAT.
+    max_patterns : int
+        Patterns that are enumerated at most.
+    """
+    load_backend("placement_cpsat", "ortools.sat.python.cp_model", "ortools>=9.15")
+    return Search(problem, Deadline(time_limit_s), seed, masters.by_cpsat, max_patterns).run()
+
+
+class Search:
+    """Patterns with what is known of their rates, and the search for the best placement."""
+
+    def __init__(
+        self,
+        problem: PlacementProblem,
+        deadline: Deadline,
+        seed: int,
+        solve: Solver,
+        max_patterns: int,
+    ) -> None:
+        self.problem, self.deadline, self.seed, self.solve = problem, deadline, seed, solve
+        self.space = PatternSpace(problem)
+        self.values = PatternValues(self.space)
+        self.is_cost = problem.objective is PlacementObjective.COST
+        self.n_stages = problem.max_stages
+        self.patterns = self._enumerated(max_patterns)
+        n = len(self.patterns)
+        self.is_solved = np.zeros(n, bool)
+        self.safe, self.best, self.limit = np.zeros(n), np.zeros(n), np.full(n, math.inf)
+        self.cuts: list[tuple[int, ...]] = [()] * n
+        self._index_shares()
+        self._index_links()
+        self.bound = math.inf  # on requests per second, or on the negative price
+        self.statistics: dict[str, Any] = {"patterns": n, "solved": 0, "relaxations": 0}
+
+    def _enumerated(self, max_patterns: int) -> list[Pattern]:
+        """Return all patterns, or those of fewer stages if there are too many."""
+        kept: list[Pattern] = []
+        for most in range(1, self.problem.max_stages + 1):
+            found = []
+            for pattern in self.space.patterns(most):
+                if len(pattern.units) == most:
+                    found.append(pattern)
+                    if len(kept) + len(found) > max_patterns:
+                        self.n_stages = most - 1
+                        return kept
+            kept += found
+        return kept
+
+    def _index_shares(self) -> None:
+        """Number the shares of machines, and list those of each pattern."""
+        shares = sorted({share for pattern in self.patterns for share in pattern.sizes})
+        number = {share: at for at, share in enumerate(shares)}
+        most = max((len(pattern.sizes) for pattern in self.patterns), default=1)
+        self.shares = shares
+        self.share_of = np.full((len(self.patterns), most), len(shares))
+        for p, pattern in enumerate(self.patterns):
+            self.share_of[p, : len(pattern.sizes)] = [number[share] for share in pattern.sizes]
+
+    def _index_links(self) -> None:
+        """List the shared links, and the bytes of a request on those that a pattern crosses."""
+        problem = self.problem
+        blocks = problem.model.blocks
+        requests = problem.requests
+        tokens = float((requests.prompt_tokens + requests.output_tokens - 1).mean())
+        sent = [b.output_bytes_per_token for b in blocks[:-1]] or [0]
+        self.sent = tokens * min(sent), tokens * max(sent)
+        self.is_exact = self.values.is_exact and self.sent[0] == self.sent[1]
+        kinds: dict[tuple[tuple[Link, int], ...], int] = {}
+        self.link_kind = np.zeros(len(self.patterns), np.int64)
+        for p, pattern in enumerate(self.patterns):
+            crossed = tuple(sorted(self._crossed(pattern).items()))
+            self.link_kind[p] = kinds.setdefault(crossed, len(kinds))
+        self.link_kinds = [dict(kind) for kind in kinds]
+        self.links = {
+            link: link_rate(problem, link) for kind in self.link_kinds for link in kind
+        }
+
+    def _crossed(self, pattern: Pattern) -> dict[Link, int]:
+        """Return how often a request crosses each shared link."""
+        found: dict[Link, int] = {}
+        for s in range(len(pattern.units) - 1):
+            if pattern.shares[s] == pattern.shares[s + 1]:
+                continue
+            start, end = (self.space.classes[pattern.units[t][0]] for t in (s, s + 1))
+            crossed: list[Link] = []
+            if start.site != end.site:
+                crossed.append(("sites", start.site, end.site))
+            if start.has_shared_uplink:
+                crossed.append(("out", start.machines[0].name))
+            if end.has_shared_uplink:
+                crossed.append(("in", end.machines[0].name))
+            for link in crossed:
+                found[link] = found.get(link, 0) + 1
+        return found
+
+    # -- the search ---------------------------------------------------------------------------
+
+    def run(self) -> PlacementOutcome:
+        """Return the best placement that is found in time, and the bound."""
+        if not self.patterns:
+            return self._nothing("no pipeline keeps the rules on machines, links and pins")
+        limits = RateLimits(self.values)
+        self.limit = limits.of(self.patterns, self.deadline.part(0.3))
+        duals = self._price(self.deadline.part(0.6))
+        if duals is None:
+            return self._without_relaxation()
+        copies = self._branch(duals)
+        if copies is None:
+            if self.bound == -math.inf:
+                return self._too_little()
+            return PlacementOutcome(
+                Status.UNKNOWN,
+                fluid_bound=self._public(self.bound),
+                message="the time limit has passed",
+                statistics=self.statistics,
+            )
+        return self._outcome(copies)
+
+    def _price(self, deadline: Deadline) -> Duals | None:
+        """Solve patterns for their cuts until no other one pays for its GPUs."""
+        if self.is_cost and not self._reaches_rate(deadline):
+            return None
+        return self._relaxed(self.is_cost, deadline, math.inf)
+
+    def _reaches_rate(self, deadline: Deadline) -> bool:
+        """Return whether the relaxation over the solved patterns carries the given rate."""
+        rate = self.problem.requests_per_s
+        assert rate is not None
+        duals = self._relaxed(False, deadline, rate * (1 + CLOSE))
+        return duals is not None and duals.value >= rate
+
+    def _relaxed(self, is_cost: bool, deadline: Deadline, enough: float) -> Duals | None:
+        duals: Duals | None = None
+        while True:
+            columns = self._columns(self._useful())
+            if columns:
+                duals = self._master(is_cost).relax(columns)
+                self.statistics["relaxations"] += 1
+                if duals is not None and duals.value >= enough:
+                    return duals
+            profit = self._profit(duals)
+            if duals is not None:
+                self._tighten(duals, profit, is_cost)
+            scale = CLOSE * (abs(duals.value) if duals is not None else 0.0)
+            open_ = np.flatnonzero(~self.is_solved & (profit > scale))
+            if not len(open_) or deadline.has_passed():
+                return duals
+            order = np.argsort(-profit[open_], kind="stable")
+            self._solve(open_[order[:BATCH]])
+
+    def _master(self, is_cost: bool) -> Master:
+        master = Master(self.space, set(self.shares), self.links)
+        master.is_cost = is_cost
+        return master
+
+    def _useful(self) -> list[int]:
+        return np.flatnonzero(self.is_solved & (self.best > 0)).tolist()
+
+    def _columns(self, of: Sequence[int], *, is_safe: bool = False) -> list[Column]:
+        rates = self.safe if is_safe else self.best
+        sent = self.sent[1] if is_safe else self.sent[0]
+        return [
+            Column(
+                self.patterns[p],
+                float(rates[p]),
+                {link: n * sent for link, n in self.link_kinds[self.link_kind[p]].items()},
+            )
+            for p in of
+        ]
+
+    def _profit(self, duals: Duals | None) -> Array:
+        """Return an upper bound on what each pattern earns above the price of its GPUs."""
+        rates = np.where(self.is_solved, self.best, self.limit)
+        if duals is None:
+            return rates
+        known = np.where(np.isinf(rates), 0.0, rates)
+        profit = known * self._reward(duals) - self._cost(duals)
+        return np.where(np.isinf(rates), math.inf, profit)
+
+    def _cost(self, duals: Duals) -> Array:
+        price = np.array([*(duals.share[share] for share in self.shares), 0.0])
+        return np.asarray(price[self.share_of].sum(axis=1))
+
+    def _reward(self, duals: Duals) -> Array:
+        of_kind = [
+            duals.reward({link: n * self.sent[0] for link, n in kind.items()})
+            for kind in self.link_kinds
+        ]
+        return np.array(of_kind)[self.link_kind]
+
+    def _tighten(self, duals: Duals, profit: Array, is_cost: bool) -> None:
+        """Lower the bound by dual values that are scaled until every pattern is too dear."""
+        if is_cost is not self.is_cost:
+            return
+        factor = 1.0
+        above = profit > 0
+        if above.any():
+            cost = self._cost(duals)[above]
+            earned = profit[above] + cost
+            if (cost <= 0).any() or not np.isfinite(earned).all():
+                return
+            factor = max(1.0, float((earned / cost).max()))
+        value = duals.value
+        if is_cost:
+            assert self.problem.requests_per_s is not None
+            value += duals.rate * self.problem.requests_per_s * (1 - 1 / factor)
+        else:
+            value *= factor
+        self.bound = min(self.bound, value + CLOSE * abs(value))
+        self.statistics["relaxation"] = self._public(duals.value)
+
+    def _solve(self, of: Sequence[int] | np.ndarray) -> None:
+        """Find the rates and cuts of some patterns."""
+        chosen = [int(p) for p in of]
+        patterns = [self.patterns[p] for p in chosen]
+        rates, cuts = self.values.rates(patterns)
+        self.safe[chosen] = rates * (1 - MARGIN)
+        self.best[chosen] = rates * (1 + MARGIN)
+        if not self.values.is_exact:
+            self.best[chosen] = self.values.rates(patterns, is_best=True)[0] * (1 + MARGIN)
+        for p, each in zip(chosen, cuts, strict=True):
+            self.cuts[p] = each
+        self.is_solved[chosen] = True
+        self.statistics["solved"] += len(chosen)
+
+    def _branch(self, duals: Duals) -> Copies | None:
+        """Solve the integer program until no unsolved pattern may improve on it."""
+        relaxed = self.bound
+        found: Copies | None = None
+        while True:
+            profit = self._profit(duals)
+            gap = math.inf if found is None else relaxed - found.value
+            used = [
+                p for p in self._useful() if profit[p] >= -gap - CLOSE * max(1.0, abs(relaxed))
+            ]
+            latest = self._integer(used)
+            if latest is None:
+                return found
+            if found is None or latest.value > found.value:
+                found = latest
+            gap = max(0.0, relaxed - found.value)
+            profit = np.where(self.is_solved, -math.inf, self._profit(duals))
+            missed = np.flatnonzero(profit > -gap)
+            elsewhere = relaxed + float(profit.max(initial=-math.inf))
+            bound = max(latest.bound, found.value, elsewhere)
+            self.bound = min(self.bound, bound + CLOSE * abs(bound))
+            if not len(missed) or self.deadline.part(0.7).has_passed():
+                return found
+            if self.deadline.left_s() < 0.2 * self.deadline.limit_s:
+                return found
+            self._solve(missed[np.argsort(-profit[missed], kind="stable")[: 4 * BATCH]])
+
+    def _integer(self, used: list[int]) -> Copies | None:
+        """Solve the integer program over some patterns; keys are indices of patterns."""
+        columns = self._columns(used)
+        master = self._master(self.is_cost)
+        program, _, _, machines = master.program(columns)
+        counts, value, bound, is_complete = self.solve(
+            program, len(columns), self.deadline.part(0.8), self.seed
+        )
+        if counts is None:
+            if is_complete:
+                self.bound = bound if not self.n_left() else self.bound
+            return None
+        if is_complete:
+            counts = self._tied(program, columns, machines, value) or counts
+        return Copies({used[r]: n for r, n in counts.items()}, value, bound, is_complete)
+
+    def n_left(self) -> int:
+        """Return how many patterns are not solved for their cuts."""
+        return int((~self.is_solved).sum())
+
+    def _tied(
+        self, program: Program, columns: list[Column], machines: list[int], value: float
+    ) -> dict[int, int] | None:
+        """Return copies of the same value on the fewest machines, in the fewest stages."""
+        slack = 1e-9 * abs(value)
+        worth = program.cost
+        program.row({v: -c for v, c in enumerate(worth) if c}, -(value - slack))
+        program.cost = [0.0] * len(worth)
+        weight = 1.0 + self.problem.fleet.n_gpus
+        for v in machines:
+            program.cost[v] = -weight
+        for r, column in enumerate(columns):
+            program.cost[r] = -float(len(column.pattern.units))
+        counts, _, _, _ = self.solve(program, len(columns), self.deadline.part(0.3), self.seed)
+        return counts
+
+    # -- the answer ---------------------------------------------------------------------------
+
+    def _outcome(self, copies: Copies) -> PlacementOutcome:
+        placement = self._placement(copies.counts)
+        total = placement.requests_per_s
+        rate = self.problem.requests_per_s
+        value = total
+        if self.is_cost:
+            assert rate is not None
+            if total < rate * (1 - SLACK):
+                return PlacementOutcome(
+                    Status.UNKNOWN,
+                    fluid_bound=self._public(self.bound),
+                    message="rounding: the safe rates of the answer do not add up to the rate",
+                    statistics=self.statistics,
+                )
+            value = -sum(
+                self.problem.fleet.machine(name).price_per_hour for name in placement.machines
+            )
+        is_whole = self.n_stages == self.problem.max_stages
+        bound = self.bound if is_whole else math.inf
+        bound = max(bound, value)
+        is_optimal = bound - value <= 1e-7 * abs(bound)
+        return PlacementOutcome(
+            Status.OPTIMAL if is_optimal else Status.FEASIBLE,
+            placement,
+            fluid_bound=None if bound == math.inf else self._public(bound),
+            message=self._about_stages(placement),
+            statistics=self.statistics,
+        )
+
+    def _public(self, value: float) -> float:
+        return max(0.0, -value) if self.is_cost else value
+
+    def _about_stages(self, placement: Placement) -> str:
+        longest = max(len(pipeline.stages) for pipeline in placement.pipelines)
+        if longest < self.problem.max_stages or longest >= self.problem.fleet.n_gpus:
+            return ""
+        return (
+            f"a pipeline has max_stages = {self.problem.max_stages} stages: more stages may"
+            " be better"
+        )
+
+    def _placement(self, counts: dict[int, int]) -> Placement:
+        """Return the pipelines over machines with names, at their loads."""
+        used = sorted(counts)
+        columns = self._columns(used, is_safe=True)
+        each = self._loads(columns, [counts[p] for p in used])
+        patterns = [self.patterns[p] for p in used]
+        pipelines = []
+        for r, groups in assign(self.space, patterns, dict(enumerate(counts[p] for p in used))):
+            cuts, load = self.cuts[used[r]], each[r]
+            is_full = not self.is_cost and load >= columns[r].rate * (1 - SLACK)
+            if is_full and _is_nearer(patterns[r], groups):
+                split = best_split(self.problem, groups)
+                if split is not None and split.requests_per_s > load:
+                    pipelines.append(split.at(split.requests_per_s))
+                    continue
+            pipelines.append(Pipeline(stages(groups, cuts), load))
+        return Placement(tuple(pipelines))
+
+    def _loads(self, columns: list[Column], counts: list[int]) -> list[float]:
+        """Return the load of a copy of each column."""
+        if not self.links or not any(column.link_bytes for column in columns):
+            loads = [column.rate for column in columns]
+        else:
+            found = self._master(self.is_cost).loads(columns, dict(enumerate(counts)))
+            loads = [
+                min(found[r] / n * (1 - MARGIN), columns[r].rate) for r, n in enumerate(counts)
+            ]
+        if self.is_cost:
+            assert self.problem.requests_per_s is not None
+            total = math.fsum(load * n for load, n in zip(loads, counts, strict=True))
+            scale = min(1.0, self.problem.requests_per_s / total)
+            if 1 - 3 * MARGIN < total / self.problem.requests_per_s < 1:
+                scale = self.problem.requests_per_s / total
+            loads = [load * scale for load in loads]
+        return loads
+
+    def _nothing(self, message: str) -> PlacementOutcome:
+        return PlacementOutcome(Status.INFEASIBLE, message=message, statistics=self.statistics)
+
+    def _without_relaxation(self) -> PlacementOutcome:
+        if self.n_left() or self.n_stages < self.problem.max_stages:
+            return PlacementOutcome(
+                Status.UNKNOWN, message="the time limit has passed", statistics=self.statistics
+            )
+        return self._too_little()
+
+    def _too_little(self) -> PlacementOutcome:
+        if self.is_cost:
+            return self._nothing(
+                f"no placement carries {self.problem.requests_per_s:g} requests/s"
+            )
+        return self._nothing("no pipeline has room for the model and meets the targets")
+
+
+def _is_nearer(pattern: Pattern, groups: Sequence[tuple[str, int]]) -> bool:
+    """Return whether stages next to each other share a machine though they need not."""
+    n = len(groups)
+    return any(
+        groups[s][0] == groups[(s + 1) % n][0]
+        and pattern.shares[s] != pattern.shares[(s + 1) % n]
+        for s in range(n)
+    )
