@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 from hypsolve.planning.load import max_requests
 from hypsolve.planning.place_simulation import PlacementRate, PlacementSimulator, Verdict
-from hypsolve.planning.placement_plan import PlaceAnswer
+from hypsolve.planning.placement_records import PlaceAnswer
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.slo_answer import EXACT_USERS, MAX_USERS, MIN_ROUNDS, Bracket
 from hypsolve.planning.sustained_rate import lowered
 from hypsolve.problem.placement import Placement
+from hypsolve.simulation.metrics import Summary, summary
+from hypsolve.simulation.trace import Trace
 from hypsolve.solvers.clock import Deadline
 
-RAISED, MAX_RAISED = 0.04, 4  # steps by which a rate is raised while it holds
+RAISED, MAX_RAISED = 0.04, 12  # steps by which a rate is raised while it holds
 RATE_SHARE = 0.6  # of the time that is left, for the largest rate where users follow
 
 
@@ -37,7 +40,7 @@ def answer_at_load(
         return None
     progress("simulating the load")
     verdict = simulator.judge(placement, query.load)
-    return _answer(verdict, is_asked=True)
+    return _answer(verdict, len(placement.pipelines), is_asked=True)
 
 
 def largest_loads(
@@ -83,11 +86,13 @@ def largest_loads(
             if not (found := judged(largest * (1 + RAISED))).is_met:
                 break
             largest, verdict = largest * (1 + RAISED), found
+        else:
+            is_lower_bound = True
     answer = asked
     if answer is None:
         if verdict is None:
             return None
-        answer = _answer(verdict, is_asked=False)
+        answer = _answer(verdict, len(placement.pipelines), is_asked=False)
     answer = replace(answer, max_requests_per_s=largest, max_rate_is_lower_bound=is_lower_bound)
     if not query.has_targets and query.users is None:
         return answer
@@ -133,7 +138,14 @@ def _most_users(
     return int(bracket.low), not bracket.is_found
 
 
-def _answer(verdict: Verdict, *, is_asked: bool) -> PlaceAnswer:
+def _of_pipelines(trace: Trace, n_pipelines: int) -> Iterator[tuple[Summary, Summary]]:
+    """Yield TTFT and TPOT of the requests of each pipeline."""
+    for p in range(n_pipelines):
+        own = trace.node[:, 0] == p
+        yield summary(trace.ttft_s[own]), summary(trace.tpot_s[own])
+
+
+def _answer(verdict: Verdict, n_pipelines: int, *, is_asked: bool) -> PlaceAnswer:
     found = verdict.trace.metrics()
     return PlaceAnswer(
         is_met=verdict.is_met if is_asked else None,
@@ -145,6 +157,7 @@ def _answer(verdict: Verdict, *, is_asked: bool) -> PlaceAnswer:
         tpot_s=found.tpot_s,
         latency_s=found.latency_s,
         served_per_s=found.requests_per_s,
+        of_pipelines=tuple(_of_pipelines(verdict.trace, n_pipelines)),
         max_requests_per_s=math.nan,
         max_rate_is_lower_bound=True,
         max_users=None,

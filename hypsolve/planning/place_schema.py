@@ -18,6 +18,15 @@ class StageTable(TypedDict):
     blocks: Annotated[tuple[int, int], "First block, and the one after the last."]
 
 
+class TimesTable(TypedDict):
+    """Mean and percentiles of times."""
+
+    mean: Seconds
+    p50: Seconds
+    p95: Seconds
+    p99: Seconds
+
+
 class PipelineTable(TypedDict):
     """A pipeline, with what it serves."""
 
@@ -27,8 +36,10 @@ class PipelineTable(TypedDict):
     fluid_requests_per_s: Annotated[float | None, "Largest rate in the fluid model."]
     limit: Annotated[str, "What limits that rate."]
     load_per_s: Annotated[float | None, "Rate of the times below."]
-    ttft_s: Annotated[float | None, "Mean seconds to the first token, fluid model."]
-    tpot_s: Annotated[float | None, "Mean seconds per later token, fluid model."]
+    fluid_ttft_s: Annotated[float | None, "Mean seconds to the first token, fluid model."]
+    fluid_tpot_s: Annotated[float | None, "Mean seconds per later token, fluid model."]
+    ttft_s: TimesTable | None
+    tpot_s: TimesTable | None
     max_sequences: Annotated[int, "Sequences that fit into its KV caches at once."]
     bound_requests_per_s: Annotated[
         float | None, "No split over these GPUs and no schedule serves more."
@@ -71,15 +82,6 @@ class PlacedThroughputTable(TypedDict):
         float | None, "No split over these pipelines and no schedule serves more."
     ]
     placements: Annotated[list[SimulatedTable], "The chosen one first."]
-
-
-class TimesTable(TypedDict):
-    """Mean and percentiles of times."""
-
-    mean: Seconds
-    p50: Seconds
-    p95: Seconds
-    p99: Seconds
 
 
 class AnswerTable(TypedDict):

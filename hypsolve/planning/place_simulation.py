@@ -42,6 +42,15 @@ Key = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A placement to simulate, and what it carries in the fluid model."""
+
+    origin: str
+    placement: Placement
+    served: ServedPlacement
+
+
+@dataclass(frozen=True, slots=True)
 class PlacementRate:
     """What a placement serves in simulation: the sum over its pipelines.
 

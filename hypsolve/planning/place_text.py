@@ -8,22 +8,20 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hypsolve.planning.layers import describe_blocks
-from hypsolve.planning.placement_plan import RUNTIME
+from hypsolve.planning.placement_records import RUNTIME
 from hypsolve.planning.saturation import MET
 from hypsolve.planning.slo_text import describe_slos
 from hypsolve.planning.text import table
+from hypsolve.planning.throughput import QUEUES_FULL
 from hypsolve.problem.placement import PlacedStage, PlacementObjective
-from hypsolve.problem.solution import Status
 from hypsolve.problem.units import count, show_seconds
 
 if TYPE_CHECKING:
-    from hypsolve.planning.placement_plan import (
-        PlaceAnswer,
-        PlacedPipeline,
-        PlacementPlan,
-        UnusedMachine,
-    )
+    from hypsolve.planning.placement_plan import PlacementPlan
+    from hypsolve.planning.placement_records import PlaceAnswer, PlacedPipeline, UnusedMachine
+    from hypsolve.simulation.metrics import Summary
 
+EQUAL = 1e-6  # relative difference of equal rates
 MAX_NAMED = 4  # equal machines that are named
 
 
@@ -49,12 +47,14 @@ def _lines(plan: PlacementPlan) -> Iterator[str]:
         yield describe_placement(plan)
         yield ""
         yield table(rows_of_stages(plan))
+        yield ""
         yield from _rate_lines(plan)
         yield from _proof_lines(plan)
     else:
         yield f"no placement of {query.model.name} on {query.fleet.name}: {query.describe()}"
         yield from (f"  {line}" for line in plan.reasons)
     yield from unused_lines(plan)
+    yield ""
     yield from query.restrictions
     yield from query.machines.notes
     if plan.fits:
@@ -141,8 +141,8 @@ def rows_of_stages(plan: PlacementPlan) -> list[dict[str, str]]:
                     "holds": _holds(stage, n_blocks),
                     "requests/s": _times(first.requests_per_s, len(alike)) if head else "",
                     "share": f"{first.share * len(alike):.0%}" if head else "",
-                    "TTFT": _seconds(first.ttft_s) if head else "",
-                    "TPOT": _seconds(first.tpot_s) if head else "",
+                    "TTFT p95": _p95([each.ttft_s for each in alike]) if head else "",
+                    "TPOT p95": _p95([each.tpot_s for each in alike]) if head else "",
                     "limited by": first.limit if head else "",
                 }
             )
@@ -188,6 +188,12 @@ def _names(names: Sequence[str]) -> str:
     return f"{', '.join(distinct[:2])}, ... {distinct[-1]} ({len(distinct)})"
 
 
+def _p95(times: Sequence[Summary | None]) -> str:
+    """Write the largest 95th percentile of equal pipelines."""
+    known = [each.p95 for each in times if each is not None and not math.isnan(each.p95)]
+    return _seconds(max(known, default=math.nan))
+
+
 def _times(rate: float, n: int) -> str:
     return f"{rate:.3g}" if n == 1 else f"{n} x {rate:.3g}"
 
@@ -200,26 +206,23 @@ def _rate_lines(plan: PlacementPlan) -> Iterator[str]:
     found, answer = plan.throughput, plan.answer
     assert found is not None
     at_least = "at least " * found.is_lower_bound
-    line = (
-        f"simulated over {found.n_requests} requests, the pipelines serve {at_least}"
-        f"{found.simulated_requests_per_s:.3g} {found.quantity}"
-    )
-    others = [each for each in found.placements[1:] if each.simulated_requests_per_s > 0]
+    what = "requests/s" if found.quantity == QUEUES_FULL else found.quantity
+    line = f"simulated, it serves {at_least}{found.simulated_requests_per_s:.3g} {what}"
+    if what == "requests/s":
+        line += f" ({found.n_requests} requests, every queue full)"
+    others = found.placements[1:]
     if others:
+        own = found.placements[0].simulated_requests_per_s
         best = max(each.simulated_requests_per_s for each in others)
-        line += f"; the best of {count(len(others), 'other placement')} simulated: {best:.3g}"
+        ratio = f"{own / best:.2f} times" if best else "more than"
+        line += f"; pipeline by pipeline, {ratio} the best of {count(len(others), 'other')}"
     yield line
     if answer is not None:
-        rate = f"{answer.served_per_s:.3g} requests/s"
         yield (
-            f"behind the router at {rate}: TTFT {_pair(answer.ttft_s)}, TPOT"
-            f" {_pair(answer.tpot_s)}, latency {_pair(answer.latency_s)}"
+            f"latencies, also of the table, at {answer.served_per_s:.3g} requests/s behind the"
+            f" router: TTFT {_pair(answer.ttft_s)}; TPOT {_pair(answer.tpot_s)}; whole"
+            f" {_pair(answer.latency_s)}"
         )
-    total = math.fsum(pipeline.load_per_s for pipeline in plan.pipelines)
-    yield (
-        f"TTFT and TPOT in the table: means in the fluid model at {total:.3g} requests/s,"
-        " without waiting for memory; requests/s: simulated"
-    )
 
 
 def _pair(times: Any) -> str:
@@ -227,7 +230,7 @@ def _pair(times: Any) -> str:
 
 
 def _proof_lines(plan: PlacementPlan) -> Iterator[str]:
-    found, result = plan.throughput, plan.result
+    found = plan.throughput
     assert found is not None
     stages = f"pipelines of at most {count(plan.query.max_stages, 'stage')}"
     if math.isfinite(found.bound_requests_per_s):
@@ -244,13 +247,6 @@ def _proof_lines(plan: PlacementPlan) -> Iterator[str]:
             " runtime"
         )
     yield describe_fluid(plan)
-    if result.status is Status.OPTIMAL and found.fluid_requests_per_s < result.objective * (
-        1 - 1e-6
-    ) and not result.is_smaller_better:  # fmt: skip
-        yield (
-            f"simulated, this placement serves more than the best one of the fluid model, which"
-            f" would carry {result.objective:.3g} requests/s there"
-        )
 
 
 def describe_fluid(plan: PlacementPlan) -> str:
@@ -271,16 +267,14 @@ def describe_fluid(plan: PlacementPlan) -> str:
             f"in the fluid model, no machines for less than {found.fluid_bound:.4g}{money} per"
             f" hour carry this rate, {stages} (gap {found.fluid_gap:.1%})"
         )
-    carries = f"this placement carries {found.fluid_requests_per_s:.3g} requests/s"
+    carries = f"in the fluid model, it carries {found.fluid_requests_per_s:.4g} requests/s"
     if math.isnan(found.fluid_bound):
-        return f"in the fluid model, {carries}; nothing is proved about others"
-    if result.status is Status.OPTIMAL and found.fluid_requests_per_s >= result.objective * (
-        1 - 1e-6
-    ):  # fmt: skip
-        return f"in the fluid model, {carries}; proved: no placement carries more, {stages}"
+        return f"{carries}; nothing is proved about others"
+    if found.fluid_requests_per_s >= found.fluid_bound * (1 - EQUAL):
+        return f"{carries}; proved: no placement carries more there, {stages}"
     return (
-        f"in the fluid model, {carries}; proved: no placement carries more than"
-        f" {found.fluid_bound:.3g}, {stages}"
+        f"{carries}; proved: no placement carries more than {found.fluid_bound:.4g} there,"
+        f" {stages}"
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from hypsolve.planning.place_query import PlaceQuery
-from hypsolve.planning.placement_plan import (
+from hypsolve.planning.placement_records import (
     BETTER,
     JOINS_LESS,
     JOINS_MORE,

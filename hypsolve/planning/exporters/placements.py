@@ -11,7 +11,8 @@ from hypsolve.planning.exporters.layout import BenchmarkLoad, Layout, Replica
 from hypsolve.planning.exporters.shell import ROUTER_PORT, Ports, nginx, url
 from hypsolve.planning.exporters.untold import too_long
 from hypsolve.planning.place_simulation import POLICY
-from hypsolve.planning.placement_plan import PlacedPipeline, PlacementPlan
+from hypsolve.planning.placement_plan import PlacementPlan
+from hypsolve.planning.placement_records import PlacedPipeline
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Network, Tier
 from hypsolve.problem.placement import PlacementProblem
