@@ -255,7 +255,7 @@ def _next_costs(rows: Sequence[tuple[float, Array]], gpus: Array) -> tuple[Array
     import pulp
 
     program = pulp.LpProblem("costs", pulp.LpMinimize)
-    of_kind = [pulp.LpVariable(f"c{m}", lowBound=0) for m in range(len(gpus))]
+    of_kind = [program.add_variable(f"c{m}", lowBound=0) for m in range(len(gpus))]
     program += pulp.lpSum(float(n) * each for n, each in zip(gpus, of_kind, strict=True))
     for rate, used in rows:
         program += (
