@@ -88,7 +88,9 @@ from hypsolve.problem.solution import (
 from hypsolve.simulation.events import Event, EventKind, draw_events, read_events
 from hypsolve.simulation.metrics import Metrics, Summary, metrics
 from hypsolve.simulation.perfetto import write_perfetto
+from hypsolve.simulation.pipeline_metrics import PipelineMetrics, pipeline_metrics
 from hypsolve.simulation.simulate import simulate
+from hypsolve.simulation.simulate_placement import PLACEMENT_POLICIES, simulate_placement
 from hypsolve.simulation.trace import Series, Trace, Visits
 from hypsolve.simulation.workloads import WORKLOADS, workload
 from hypsolve.solve import METHODS, Method, solve
@@ -105,6 +107,7 @@ from hypsolve.verify.bottleneck import verify_certificate
 __all__ = [
     "METHODS",
     "PLACEMENT_METHODS",
+    "PLACEMENT_POLICIES",
     "POLICIES",
     "RUNTIMES",
     "THROUGHPUT_METHODS",
@@ -145,6 +148,7 @@ __all__ = [
     "Partition",
     "Pin",
     "Pipeline",
+    "PipelineMetrics",
     "PlacedStage",
     "Placement",
     "PlacementMethod",
@@ -196,6 +200,7 @@ __all__ = [
     "models",
     "nearest_plan",
     "pareto_frontier",
+    "pipeline_metrics",
     "plan",
     "read_chains",
     "read_events",
@@ -214,6 +219,7 @@ __all__ = [
     "schedule",
     "schema",
     "simulate",
+    "simulate_placement",
     "solve",
     "solve_many",
     "throughput_bound",
