@@ -92,7 +92,9 @@ from hypsolve.problem.solution import (
 from hypsolve.simulation.events import Event, EventKind, draw_events, read_events
 from hypsolve.simulation.metrics import Metrics, Summary, metrics
 from hypsolve.simulation.perfetto import write_perfetto
+from hypsolve.simulation.pipeline_metrics import PipelineMetrics, pipeline_metrics
 from hypsolve.simulation.simulate import simulate
+from hypsolve.simulation.simulate_placement import PLACEMENT_POLICIES, simulate_placement
 from hypsolve.simulation.trace import Series, Trace, Visits
 from hypsolve.simulation.workloads import WORKLOADS, workload
 from hypsolve.solve import METHODS, Method, solve
@@ -109,6 +111,7 @@ from hypsolve.verify.bottleneck import verify_certificate
 __all__ = [
     "METHODS",
     "PLACEMENT_METHODS",
+    "PLACEMENT_POLICIES",
     "POLICIES",
     "RUNTIMES",
     "THROUGHPUT_METHODS",
@@ -149,6 +152,7 @@ __all__ = [
     "Partition",
     "Pin",
     "Pipeline",
+    "PipelineMetrics",
     "PlaceQuery",
     "PlacedStage",
     "Placement",
@@ -203,6 +207,7 @@ __all__ = [
     "models",
     "nearest_plan",
     "pareto_frontier",
+    "pipeline_metrics",
     "place",
     "plan",
     "read_chains",
@@ -223,6 +228,7 @@ __all__ = [
     "schedule",
     "schema",
     "simulate",
+    "simulate_placement",
     "solve",
     "solve_many",
     "throughput_bound",
