@@ -69,16 +69,16 @@ class PlacementSearch:
     def _cheapest(self, problem: PlacementProblem) -> PlacementPlan:
         """Return the cheapest machines that serve the load in simulation, too."""
         assert problem.requests_per_s is not None
-        found = None
+        found, first = None, None
         for factor in DEARER:
             rate = factor * problem.requests_per_s
             result, candidates = self._solve(problem.replace(requests_per_s=rate))
             if found is not None and not candidates:
                 break
+            first = first or result
+            result = replace_bound(result, first)
             is_last = factor == DEARER[-1]
-            plan = self._plan(result, candidates, only_if_met=not is_last)
-            first = result if found is None else found.result
-            found = replace(plan, result=replace_bound(plan.result, first))
+            found = plan = self._plan(result, candidates, only_if_met=not is_last)
             if plan.is_met or not plan.fits or self.interrupted:
                 break
             if self.deadline.has_passed():

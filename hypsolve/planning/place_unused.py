@@ -114,7 +114,9 @@ def _reason(
         return UnusedMachine(machines=names, why=why, reason=reason)
     if best is None:
         return UnusedMachine(
-            machines=names, why=NO_PIPELINE, reason=_no_pipeline(problem, placement, machine)
+            machines=names,
+            why=NO_PIPELINE,
+            reason=_no_pipeline(problem, placement, machine, was_tried=was_tried),
         )
     return _of_gain(names, placement, served, best)
 
@@ -177,13 +179,17 @@ def _may_join(
     return not any(machine.name in apart and names & apart for apart in problem.fleet.apart)
 
 
-def _no_pipeline(problem: PlacementProblem, placement: Placement, machine: Machine) -> str:
+def _no_pipeline(
+    problem: PlacementProblem, placement: Placement, machine: Machine, *, was_tried: bool
+) -> str:
     """Say why no pipeline can take a machine in."""
     degrees = {stage.gpus for pipeline in placement.pipelines for stage in pipeline.stages}
     own, why = set(problem.degrees_of(machine)), "none has a stage to spare or a link to it"
     longest = min(len(pipeline.stages) for pipeline in placement.pipelines)
     apart = {name for each in problem.fleet.apart if machine.name in each for name in each}
-    if longest >= problem.max_stages:
+    if was_tried:
+        why = "with a stage there, no split fits or carries anything"
+    elif longest >= problem.max_stages:
         why = f"all have {problem.max_stages} stages already, the most that are allowed"
     elif set(placement.machines) <= apart:
         why = "it must not be in a pipeline with their machines"
