@@ -80,8 +80,8 @@ MAY_IMPORT = {
     ),
     "hypsolve.planning": (
         "hypsolve.problem", "hypsolve.catalog", "hypsolve.formats", "hypsolve.dispatch",
-        "hypsolve.simulation", "hypsolve.solvers", "hypsolve.solve", "hypsolve.verify",
-        "hypsolve.bounds", "hypsolve.calibration",
+        "hypsolve.simulation", "hypsolve.solvers", "hypsolve.solve", "hypsolve.solve_placement",
+        "hypsolve.verify", "hypsolve.bounds", "hypsolve.calibration",
     ),
     "hypsolve.interrupt": (),
     "hypsolve": ("hypsolve",),

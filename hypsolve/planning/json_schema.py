@@ -98,9 +98,9 @@ SCHEMAS: dict[str, tuple[str, type]] = {
     "network": ("Network file of hypsolve", NetworkTable),
     "profile": ("GPU profile of hypsolve", ProfileTable),
     "plan": ("Plan of hypsolve", Plan),
-    "placement": ("Placement of hypsolve", PlacementFile),
     "serving-instance": ("Serving instance of hypsolve", ServingInstanceFile),
     "serving-result": ("Result on a serving instance of hypsolve", ServingResultFile),
+    "placement": ("Placement of hypsolve", PlacementFile),
 }
 _WRITTEN_AS: dict[Any, Any] = {  # types that `Plan.to_dict` does not write field by field
     Model: Annotated[str, "Name of the model."],

@@ -65,6 +65,8 @@ def largest_loads(
         progress(f"largest load: simulating {rate_per_s:.4g} requests/s")
         return simulator.judge(placement, replace(load, rate_per_s=rate_per_s))
 
+    if not rate.requests_per_s > 0:
+        return None if asked is None else replace(asked, max_requests_per_s=0.0)
     known = query.rate_per_s if asked is not None and asked.is_met and query.rate_per_s else 0.0
     for each in lowered(rate.requests_per_s):
         if each <= known:

@@ -27,7 +27,7 @@ def toy_gpu(name="toy", speed=1.0, memory=1e9):
     )  # fmt: skip
 
 
-def toy_model(n_blocks=6, weight_bytes=1e8, kv_bytes=1e4):
+def toy_model(n_blocks=6, weight_bytes=100_000_000, kv_bytes=10_000):
     """A model of equal blocks."""
     block = hs.Block(
         kind="layer", weight_bytes=weight_bytes, flops_per_token=1e9,
