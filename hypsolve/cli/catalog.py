@@ -14,6 +14,8 @@ from hypsolve import catalog
 from hypsolve.catalog.interconnects import interconnect, interconnects, measured_gpus
 from hypsolve.cli import examples
 from hypsolve.cli.options import as_json_option, show
+from hypsolve.formats.machines import read_machines
+from hypsolve.formats.machines_text import machines_text
 from hypsolve.planning.json_schema import SCHEMAS
 from hypsolve.planning.json_schema import schema as schema_of
 from hypsolve.solve import METHODS, Method
@@ -29,12 +31,32 @@ SOURCE_WIDTH = 32  # characters of the source of a GPU in the list
 @click.option(
     "--machines", is_flag=True, help="Write machines without an order, and offers, instead."
 )
-def init(path: Path | None, machines: bool) -> None:
-    """Write an example network file to edit; an existing file is kept."""
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --machines: write those of an inventory of nvidia-smi (.csv), a network file, or"
+    " a cluster of Helix (.ini).",
+)
+def init(path: Path | None, machines: bool, source: Path | None) -> None:
+    """Write an example network file to edit; an existing file is kept.
+
+    \b
+    hypsolve init
+    hypsolve init --machines
+    nvidia-smi --query-gpu=index,name,memory.total --format=csv > gpus.csv
+    hypsolve init --machines --from gpus.csv lab.toml
+    """  # noqa: D301
+    if source is not None and not machines:
+        raise click.UsageError("--from needs --machines")
     path = path or Path("machines.toml" if machines else "network.toml")
+    text = examples.MACHINES if machines else examples.NETWORK
+    if source is not None:
+        text = machines_text(read_machines(source))
     try:
         with path.open("x") as file:
-            file.write(examples.MACHINES if machines else examples.NETWORK)
+            file.write(text)
     except FileExistsError:
         raise click.ClickException(f"{path} exists already; give another name") from None
     then = f"place --model llama-3-8b --machines {path}"
