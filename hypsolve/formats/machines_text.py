@@ -11,6 +11,7 @@ from hypsolve import catalog
 from hypsolve.catalog.interconnects import interconnect, interconnects
 from hypsolve.formats.machines_file import MachinesFile
 from hypsolve.formats.network_toml_types import runtime_keys
+from hypsolve.formats.toml_nodes import slower_gpu
 from hypsolve.problem.fleet import Machine
 from hypsolve.problem.network import GpuProfile, Link, Node
 from hypsolve.problem.runtime import Runtime
@@ -18,6 +19,7 @@ from hypsolve.problem.units import gbps_to_bytes_per_s, gib_to_bytes, ms_to_s
 
 WIDTH = 96  # of comments
 _BARE = re.compile(r"[A-Za-z0-9_-]+")  # a key of TOML that needs no quotes
+_SLOWED = re.compile(r"(.+) ([0-9.e+]+)x slower")
 _FIGURES: dict[str, tuple[str, Callable[[float], float]]] = {
     "t0_us": ("t0_s", lambda value: value * 1e-6),
     "tflops": ("flops_per_s", lambda value: value * 1e12),
@@ -117,7 +119,7 @@ def _machines(
 
 
 def _hardware(node: Node, own: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {"gpu": _gpu(node.gpu, own)}
+    table: dict[str, Any] = _slowed(node.gpu) or {"gpu": _gpu(node.gpu, own)}
     if node.gpus > 1:
         table["gpus"] = node.gpus
     if node.interconnect is not None:
@@ -142,6 +144,21 @@ def _hardware(node: Node, own: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if node.host:
         table["host"] = node.host
     return table
+
+
+def _slowed(gpu: GpuProfile) -> dict[str, Any] | None:
+    """Return the keys of a GPU of the catalogue with a slowdown, if it is one."""
+    found = _SLOWED.fullmatch(gpu.name)
+    if not found:
+        return None
+    try:
+        slowdown = float(found[2])
+    except ValueError:
+        return None
+    for name, profile in catalog.gpus().items():
+        if slowdown > 1 and profile.name == found[1] and slower_gpu(profile, slowdown) == gpu:
+            return {"gpu": name, "slowdown": slowdown}
+    return None
 
 
 def _gpu(gpu: GpuProfile, own: dict[str, dict[str, Any]]) -> str:

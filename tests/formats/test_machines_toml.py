@@ -8,78 +8,7 @@ import hypsolve as hs
 from hypsolve.cli import examples
 from hypsolve.formats import machines_toml
 from hypsolve.problem.fleet import Pin
-
-LAB = """\
-description = "a lab and a cloud"
-currency = "EUR"
-runtime = {name = "vllm", max_num_seqs = 64}
-apart = [["desk", "cards"]]
-default_link = {gbps = 0.1, latency_ms = 40, return_latency_ms = 50}
-[entry]
-lab = 0.75
-office = 0.25
-[[sites]]
-name = "lab"
-link = {gbps = 10, latency_ms = 0.1}
-[[sites]]
-name = "office"
-[[sites]]
-name = "cloud"
-link = {gbps = 25, latency_ms = 0.05}
-[[links]]
-from = "lab"
-to = "cloud"
-gbps = 0.8
-latency_ms = 12
-[[links]]
-from = "cloud"
-to = "lab"
-gbps = 0.4
-latency_ms = 15
-[[machines]]
-name = "desk"
-gpu = "mine"
-site = "office"
-reserved_gib = 1.5
-price_per_hour = 0.1
-uplink = {gbps = 0.6, latency_ms = 4, return_latency_ms = 6}
-[[machines]]
-name = "cards"
-gpu = "rtx-4090"
-count = 2
-site = "lab"
-[[machines]]
-names = ["north", "south"]
-gpu = "l40s"
-gpus = 4
-interconnect = "pcie4"
-memory_gib = 40
-slowdown = 2
-site = "lab"
-[[machines]]
-gpu = "t4"
-count = 2
-site = "office"
-[[offers]]
-name = "big"
-gpu = "h100"
-gpus = 8
-interconnect = "nvlink4"
-max_count = 2
-price_per_hour = 20
-site = "cloud"
-[[pins]]
-blocks = "embedding"
-sites = ["lab", "office"]
-[[pins]]
-blocks = "30:"
-sites = ["lab"]
-[gpus.mine]
-t0_us = 20
-tflops = 60
-gb_per_s = 500
-memory_gib = 16
-"""
+from tests.helpers.machines_files import LAB
 
 
 def read(tmp_path, text):
@@ -277,7 +206,7 @@ BAD = [
     ('from = "lab"', 'from = "cloud"', "link 0 .*from and to must be two sites, got 'cloud' "),
     ('from = "lab"', "", r"link 0 \(line <links 0>\): key 'from' is missing"),
     ("latency_ms = 15", 'latency_ms = 15\n[[links]]\nfrom = "lab"\nto = "cloud"\ngbps = 1'
-     "\nlatency_ms = 1", r"link 2 \(line 27\): from and to must name a way once, got 'lab' to "),
+     "\nlatency_ms = 1", r"link 2 \(line 27\): from and to must name a way once, got 'lab'"),
     ("latency_ms = 15", "latency_ms = 15\nreturn_latency_ms = 3",
      r"link 1 \(line <links 1>\): return_latency_ms must not be given, for the link from 'la"),
     ("gbps = 0.8", "gbps = '0.8'", r"link 0 \(line <links 0>\): gbps must be a number, got '"),
