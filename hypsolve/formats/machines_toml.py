@@ -39,6 +39,7 @@ from hypsolve.problem.network import GpuProfile, Link
 ONLY_SITE = "site"
 """Name of the site of a file without sites."""
 MAX_APART = 100_000  # pairs of machines
+MAX_SHOWN = 5  # pairs of sites in a note
 
 
 @dataclass(slots=True)
@@ -161,9 +162,14 @@ def _note_links(reader: _Reader, fleet: Fleet) -> None:
         if not stated and here[name] > 1:
             where = f"site {name!r}" if "sites" in reader.table else "no link is given"
             reader.notes.append(assumed_link_note(where, site.link))
-    for start, end in itertools.combinations(reader.sites, 2):
-        if fleet.site_link(start, end) is None:
-            reader.notes.append(f"sites {start!r} and {end!r} have no link between them")
+    pairs = itertools.combinations(reader.sites, 2)
+    unjoined = [
+        f"{one!r} and {other!r}" for one, other in pairs if not fleet.site_link(one, other)
+    ]
+    if unjoined:
+        more = len(unjoined) - MAX_SHOWN
+        shown = ", ".join(unjoined[:MAX_SHOWN]) + (f", and {more} more" if more > 0 else "")
+        reader.notes.append(f"pairs of sites without a link between them: {shown}")
     if len(reader.sites) > 1 and not reader.table.get("entry"):
         reader.notes.append(
             f"all requests enter at site {fleet.sites[0].name!r}, the first one, for the file"

@@ -88,10 +88,16 @@ def test_sites_that_nothing_joins_are_noted(tmp_path):
     assert file.fleet.site_link("office", "cloud") is None
     assert file.fleet.entry == {"lab": 1.0}
     assert [note for note in file.notes if "assumed" not in note] == [
-        "sites 'lab' and 'office' have no link between them",
-        "sites 'office' and 'cloud' have no link between them",
+        "pairs of sites without a link between them: 'lab' and 'office', 'office' and 'cloud'",
         "all requests enter at site 'lab', the first one, for the file has no [entry]",
     ]
+
+
+def test_notes_of_many_sites_stay_short(tmp_path):
+    sites = "".join(f'[[sites]]\nname = "s{i}"\n' for i in range(9))
+    file = read(tmp_path, sites + '[entry]\ns0 = 1\n[[machines]]\ngpu = "l4"\nsite = "s0"')
+    (note,) = file.notes
+    assert note.count(" and ") == 6 and note.endswith("'s0' and 's5', and 31 more")
 
 
 def test_machines_of_two_names_stay_apart(tmp_path):
