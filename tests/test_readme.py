@@ -109,7 +109,8 @@ def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
             printed = stdout.getvalue()
         elif language == "toml":
             Path("block.toml").write_text(text)
-            hs.read_network_file("block.toml")
+            read = hs.read_machines if mark == "machines" else hs.read_network_file
+            read("block.toml")
         elif mark == "printed":
             n_lines = int(last.partition("| head -")[2])
             shown = of_commands.splitlines()[1 : n_lines + 1]  # `init` prints a line

@@ -1,5 +1,6 @@
 """GPUs of the catalogue by the names that drivers print, and their usual interconnects."""
 
+import functools
 import math
 import re
 from collections.abc import Iterable
@@ -67,6 +68,7 @@ def gpu_of_name(name: str, memory_bytes: float | None = None) -> str:
     return (same_form or found)[0]
 
 
+@functools.lru_cache(maxsize=1024)
 def _parts(name: str) -> tuple[str, float | None, bool]:
     """Return the words that name the GPU, the memory in its name, and whether it says PCIe."""
     kept, size_bytes, pcie = [], None, False

@@ -11,6 +11,7 @@ from hypsolve.formats.network_toml_types import (
     HardwareTable,
     Key,
     LinkTable,
+    RuntimeName,
     RuntimeTable,
     Source,
 )
@@ -128,7 +129,7 @@ class MachinesTable(TypedDict):
     currency: NotRequired[Annotated[str, Key("Currency of all prices, such as USD.")]]
     runtime: NotRequired[
         Annotated[
-            str | RuntimeTable,
+            RuntimeName | RuntimeTable,
             Key("Runtime that placements and simulations follow: its name, or a table."),
         ]
     ]

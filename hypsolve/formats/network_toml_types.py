@@ -307,6 +307,9 @@ def runtime_keys() -> dict[str, tuple[type, Key]]:
     return found
 
 
+RuntimeName = Annotated[str, Key("Name of a runtime of the catalogue.", known=catalog.runtimes)]
+
+
 class NetworkTable(TypedDict):
     """A network of GPUs, for `hypsolve plan`."""
 
@@ -314,7 +317,7 @@ class NetworkTable(TypedDict):
     currency: NotRequired[Annotated[str, Key("Currency of all prices, such as USD.")]]
     runtime: NotRequired[
         Annotated[
-            str | RuntimeTable,
+            RuntimeName | RuntimeTable,
             Key("Runtime that plans and simulations follow: its name, or a table."),
         ]
     ]

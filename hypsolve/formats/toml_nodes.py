@@ -71,7 +71,7 @@ def node_fields(
         raise ValueError(f"{owner}: {message}")
     profile = known[gpu]
     if (slowdown := group.get("slowdown", 1.0)) != 1:
-        profile = _slower(profile, slowdown)
+        profile = slower_gpu(profile, slowdown)
     host = group.get("host", "")
     if not host.isprintable():
         raise ValueError(f"{owner}: host must be printable, got {host!r:.60}")
@@ -117,7 +117,8 @@ def _of_several(owner: str, group: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _slower(gpu: GpuProfile, slowdown: float) -> GpuProfile:
+def slower_gpu(gpu: GpuProfile, slowdown: float) -> GpuProfile:
+    """Return a GPU that takes so many times as long for everything."""
     rate = 1 / slowdown
     slower = gpu.scaled(seconds=slowdown, flops=rate, moved=rate)
     return replace(
