@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 
 import hypsolve as hs
 from hypsolve.problem.interconnect import AllReduce
-from hypsolve.problem.placement import PlacedStage, Pipeline
+from hypsolve.problem.placement import Pipeline, PlacedStage
 from hypsolve.problem.placement_evaluation import link_bytes_per_request, link_rate
 from hypsolve.problem.serving_evaluation import check_serving, evaluate_serving
 
@@ -137,9 +137,7 @@ def _model(rng):
     ends = {"kv_bytes_per_token": 0, "weight_bytes": 40 * 10**6}
     embedding = block("embedding", **ends, flops_per_token=0.0, always_read_bytes=0)
     head = block("head", **ends, always_read_bytes=40 * 10**6, last_token_only=True)
-    return hs.Model(
-        name="tiny", blocks=(embedding, *layers, head), n_heads=4, n_kv_heads=2
-    )
+    return hs.Model(name="tiny", blocks=(embedding, *layers, head), n_heads=4, n_kv_heads=2)
 
 
 def best_value(problem):
@@ -228,7 +226,10 @@ def _load(problem, chosen):
     links = sorted({link for _, sent, _ in chosen for link in sent})
     if not links:
         return sum(rate for _, _, rate in chosen)
-    rows = [[sent.get(link, 0.0) / link_rate(problem, link) for _, sent, _ in chosen] for link in links]
+    rows = [
+        [sent.get(link, 0.0) / link_rate(problem, link) for _, sent, _ in chosen]
+        for link in links
+    ]
     found = linprog(
         -np.ones(len(chosen)), rows, np.ones(len(links)), bounds=[(0, r) for *_, r in chosen]
     )

@@ -43,6 +43,10 @@ MAX_PATTERNS = 200_000
 BATCH = 256
 """Patterns that are solved for their cuts before the relaxation is solved again."""
 SLACK = 1e-9
+FIRST_COLUMNS = 300
+"""Patterns of the first integer program."""
+PRICING_SHARE = 0.5
+"""Share of the time after which patterns are no longer solved for the relaxation."""
 CLOSE = 1e-8
 """Relative slack of bounds, for the rounding of linear programs."""
 
@@ -144,6 +148,9 @@ class Search:
         self._index_shares()
         self._index_links()
         self.bound = math.inf  # on requests per second, or on the negative price
+        self.bound_of_columns = math.inf  # of the last integer program
+        self.is_none = False  # whether it is proved that no placement carries the rate
+        self.working: set[int] = set()
         self.statistics: dict[str, Any] = {"patterns": n, "solved": 0, "relaxations": 0}
 
     def _enumerated(self, max_patterns: int) -> list[Pattern]:
@@ -213,65 +220,85 @@ class Search:
         """Return the best placement that is found in time, and the bound."""
         if not self.patterns:
             return self._nothing("no pipeline keeps the rules on machines, links and pins")
-        limits = RateLimits(self.values)
+        limits = RateLimits(self.values, self.patterns)
         self.limit = limits.of(self.patterns, self.deadline.part(0.3))
-        duals = self._price(self.deadline.part(0.6))
-        if duals is None:
-            return self._without_relaxation()
+        self._solve(np.flatnonzero(np.isinf(self.limit)))
+        duals = self._price(self.deadline.part(PRICING_SHARE))
+        if duals is None or (not self.is_cost and duals.value <= 0):
+            return self._too_little()
         copies = self._branch(duals)
         if copies is None:
-            if self.bound == -math.inf:
+            if self.is_none:
                 return self._too_little()
             return PlacementOutcome(
                 Status.UNKNOWN,
-                fluid_bound=self._public(self.bound),
+                fluid_bound=self._public(self.bound) if self.bound < math.inf else None,
                 message="the time limit has passed",
                 statistics=self.statistics,
             )
         return self._outcome(copies)
 
     def _price(self, deadline: Deadline) -> Duals | None:
-        """Solve patterns for their cuts until no other one pays for its GPUs."""
-        if self.is_cost and not self._reaches_rate(deadline):
-            return None
-        return self._relaxed(self.is_cost, deadline, math.inf)
+        """Solve patterns for their cuts until the relaxation contains no unsolved one.
 
-    def _reaches_rate(self, deadline: Deadline) -> bool:
-        """Return whether the relaxation over the solved patterns carries the given rate."""
-        rate = self.problem.requests_per_s
-        assert rate is not None
-        duals = self._relaxed(False, deadline, rate * (1 + CLOSE))
-        return duals is not None and duals.value >= rate
-
-    def _relaxed(self, is_cost: bool, deadline: Deadline, enough: float) -> Duals | None:
-        duals: Duals | None = None
+        Patterns that are not solved count with their upper bounds, so that the relaxation is a
+        bound at any time. None: it has no solution.
+        """
         while True:
-            columns = self._columns(self._useful())
-            if columns:
-                duals = self._master(is_cost).relax(columns)
-                self.statistics["relaxations"] += 1
-                if duals is not None and duals.value >= enough:
-                    return duals
+            duals = self._relaxed()
+            if duals is None:
+                return None
             profit = self._profit(duals)
-            if duals is not None:
-                self._tighten(duals, profit, is_cost)
-            scale = CLOSE * (abs(duals.value) if duals is not None else 0.0)
-            open_ = np.flatnonzero(~self.is_solved & (profit > scale))
-            if not len(open_) or deadline.has_passed():
+            self._tighten(duals, profit)
+            profit[self.is_solved] = -math.inf
+            near = np.flatnonzero(profit >= -CLOSE * abs(duals.value))
+            if not len(near) or deadline.has_passed():
                 return duals
-            order = np.argsort(-profit[open_], kind="stable")
-            self._solve(open_[order[:BATCH]])
+            self._solve(np.argsort(-profit, kind="stable")[: max(BATCH, len(near))])
+
+    def _relaxed(self) -> Duals | None:
+        """Return the dual values of the relaxation over all patterns, by column generation."""
+        if self.is_cost:
+            assert self.problem.requests_per_s is not None
+            enough = self.problem.requests_per_s * (1 + CLOSE)
+            if not any(self.working) or self._generated(True, math.inf) is None:
+                most = self._generated(False, enough)
+                if most is None or most.value < self.problem.requests_per_s:
+                    return None
+        return self._generated(self.is_cost, math.inf)
+
+    def _generated(self, is_cost: bool, enough: float) -> Duals | None:
+        """Add patterns to the relaxation until no other one pays for its GPUs."""
+        master = self._master(is_cost)
+        if not self.working:
+            self.working = set(self._promising())
+        while True:
+            duals = master.relax(self._columns(sorted(self.working)))
+            self.statistics["relaxations"] += 1
+            if duals is None or duals.value >= enough:
+                return duals
+            profit = self._profit(duals)
+            least = CLOSE * max(abs(duals.value), 1e-300)
+            order = np.argsort(-profit, kind="stable")[:BATCH]
+            added = {int(p) for p in order if profit[p] > least} - self.working
+            if not added or self.deadline.has_passed():
+                return duals
+            self.working |= added
+
+    def _promising(self) -> list[int]:
+        """Return the patterns of the largest rate for each GPU."""
+        gpus = np.array([*(n for _, n in self.shares), 0])[self.share_of].sum(axis=1)
+        rates = np.where(self.is_solved, self.best, self.limit)
+        return [int(p) for p in np.argsort(-rates / gpus, kind="stable")[:BATCH]]
 
     def _master(self, is_cost: bool) -> Master:
         master = Master(self.space, set(self.shares), self.links)
         master.is_cost = is_cost
         return master
 
-    def _useful(self) -> list[int]:
-        return np.flatnonzero(self.is_solved & (self.best > 0)).tolist()
-
     def _columns(self, of: Sequence[int], *, is_safe: bool = False) -> list[Column]:
-        rates = self.safe if is_safe else self.best
+        known = self.safe if is_safe else self.best
+        rates = np.where(self.is_solved, known, self.limit)
         sent = self.sent[1] if is_safe else self.sent[0]
         return [
             Column(
@@ -282,14 +309,10 @@ class Search:
             for p in of
         ]
 
-    def _profit(self, duals: Duals | None) -> Array:
+    def _profit(self, duals: Duals) -> Array:
         """Return an upper bound on what each pattern earns above the price of its GPUs."""
         rates = np.where(self.is_solved, self.best, self.limit)
-        if duals is None:
-            return rates
-        known = np.where(np.isinf(rates), 0.0, rates)
-        profit = known * self._reward(duals) - self._cost(duals)
-        return np.where(np.isinf(rates), math.inf, profit)
+        return np.asarray(rates * self._reward(duals) - self._cost(duals))
 
     def _cost(self, duals: Duals) -> Array:
         price = np.array([*(duals.share[share] for share in self.shares), 0.0])
@@ -302,20 +325,17 @@ class Search:
         ]
         return np.array(of_kind)[self.link_kind]
 
-    def _tighten(self, duals: Duals, profit: Array, is_cost: bool) -> None:
+    def _tighten(self, duals: Duals, profit: Array) -> None:
         """Lower the bound by dual values that are scaled until every pattern is too dear."""
-        if is_cost is not self.is_cost:
-            return
         factor = 1.0
         above = profit > 0
         if above.any():
             cost = self._cost(duals)[above]
-            earned = profit[above] + cost
-            if (cost <= 0).any() or not np.isfinite(earned).all():
+            if (cost <= 0).any():
                 return
-            factor = max(1.0, float((earned / cost).max()))
+            factor = max(1.0, float(((profit[above] + cost) / cost).max()))
         value = duals.value
-        if is_cost:
+        if self.is_cost:
             assert self.problem.requests_per_s is not None
             value += duals.rate * self.problem.requests_per_s * (1 - 1 / factor)
         else:
@@ -338,71 +358,76 @@ class Search:
         self.statistics["solved"] += len(chosen)
 
     def _branch(self, duals: Duals) -> Copies | None:
-        """Solve the integer program until no unsolved pattern may improve on it."""
-        relaxed = self.bound
+        """Solve the integer program until no other pattern may improve on it.
+
+        A solution with a pattern of profit -q is at least q below the relaxation.
+        """
+        self.duals, self.relaxed = duals, self.bound
+        relaxed, profit = self.bound, self._profit(duals)
+        used = np.flatnonzero(self.is_solved & (self.best > 0))
+        used = used[np.argsort(-profit[used], kind="stable")[:FIRST_COLUMNS]]
         found: Copies | None = None
         while True:
-            profit = self._profit(duals)
-            gap = math.inf if found is None else relaxed - found.value
-            used = [
-                p for p in self._useful() if profit[p] >= -gap - CLOSE * max(1.0, abs(relaxed))
-            ]
-            latest = self._integer(used)
-            if latest is None:
-                return found
-            if found is None or latest.value > found.value:
+            latest = self._integer(used.tolist())
+            if latest is not None and (found is None or latest.value > found.value):
                 found = latest
-            gap = max(0.0, relaxed - found.value)
-            profit = np.where(self.is_solved, -math.inf, self._profit(duals))
-            missed = np.flatnonzero(profit > -gap)
-            elsewhere = relaxed + float(profit.max(initial=-math.inf))
-            bound = max(latest.bound, found.value, elsewhere)
+            value = -math.inf if found is None else found.value
+            profit = self._profit(duals)
+            gap = relaxed - value + CLOSE * abs(relaxed)
+            others = profit.copy()
+            others[used] = -math.inf
+            others[self.is_solved & (self.best == 0)] = -math.inf
+            elsewhere = relaxed + float(others.max(initial=-math.inf))
+            bound = max(self.bound_of_columns, value, elsewhere)
             self.bound = min(self.bound, bound + CLOSE * abs(bound))
-            if not len(missed) or self.deadline.part(0.7).has_passed():
+            missed = np.flatnonzero(others >= -gap)
+            if not len(missed):
+                self.is_none = found is None and self.bound_of_columns == -math.inf
                 return found
             if self.deadline.left_s() < 0.2 * self.deadline.limit_s:
                 return found
-            self._solve(missed[np.argsort(-profit[missed], kind="stable")[: 4 * BATCH]])
+            unsolved = missed[~self.is_solved[missed]]
+            self._solve(unsolved[np.argsort(-others[unsolved], kind="stable")[: 2 * BATCH]])
+            profit = self._profit(duals)
+            used = np.flatnonzero(self.is_solved & (self.best > 0) & (profit >= -gap))
 
     def _integer(self, used: list[int]) -> Copies | None:
         """Solve the integer program over some patterns; keys are indices of patterns."""
         columns = self._columns(used)
-        master = self._master(self.is_cost)
-        program, _, _, machines = master.program(columns)
+        program, _, _, _ = self._master(self.is_cost).program(columns)
         counts, value, bound, is_complete = self.solve(
-            program, len(columns), self.deadline.part(0.8), self.seed
+            program, len(columns), self.deadline.part(0.5), self.seed
         )
+        self.bound_of_columns = bound
         if counts is None:
-            if is_complete:
-                self.bound = bound if not self.n_left() else self.bound
             return None
-        if is_complete:
-            counts = self._tied(program, columns, machines, value) or counts
         return Copies({used[r]: n for r, n in counts.items()}, value, bound, is_complete)
 
-    def n_left(self) -> int:
-        """Return how many patterns are not solved for their cuts."""
-        return int((~self.is_solved).sum())
-
-    def _tied(
-        self, program: Program, columns: list[Column], machines: list[int], value: float
-    ) -> dict[int, int] | None:
+    def _tied(self, found: Copies) -> Copies:
         """Return copies of the same value on the fewest machines, in the fewest stages."""
-        slack = 1e-9 * abs(value)
-        worth = program.cost
-        program.row({v: -c for v, c in enumerate(worth) if c}, -(value - slack))
-        program.cost = [0.0] * len(worth)
-        weight = 1.0 + self.problem.fleet.n_gpus
+        profit = self._profit(self.duals)
+        gap = self.relaxed - found.value + CLOSE * abs(self.relaxed)
+        used = np.flatnonzero(self.is_solved & (self.best > 0) & (profit >= -gap)).tolist()
+        used = sorted({*used, *found.counts})
+        columns = self._columns(used)
+        program, _, _, machines = self._master(self.is_cost).program(columns)
+        slack = 1e-9 * abs(found.value)
+        program.row({v: -c for v, c in enumerate(program.cost) if c}, slack - found.value)
+        program.cost = [0.0] * len(program.cost)
         for v in machines:
-            program.cost[v] = -weight
+            program.cost[v] = -1.0 - self.problem.fleet.n_gpus
         for r, column in enumerate(columns):
             program.cost[r] = -float(len(column.pattern.units))
-        counts, _, _, _ = self.solve(program, len(columns), self.deadline.part(0.3), self.seed)
-        return counts
+        counts, _, _, _ = self.solve(program, len(columns), self.deadline.part(0.5), self.seed)
+        if counts is None:
+            return found
+        return Copies({used[r]: n for r, n in counts.items()}, found.value, found.bound, True)
 
     # -- the answer ---------------------------------------------------------------------------
 
     def _outcome(self, copies: Copies) -> PlacementOutcome:
+        if copies.is_complete:
+            copies = self._tied(copies)
         placement = self._placement(copies.counts)
         total = placement.requests_per_s
         rate = self.problem.requests_per_s
@@ -482,14 +507,13 @@ class Search:
     def _nothing(self, message: str) -> PlacementOutcome:
         return PlacementOutcome(Status.INFEASIBLE, message=message, statistics=self.statistics)
 
-    def _without_relaxation(self) -> PlacementOutcome:
-        if self.n_left() or self.n_stages < self.problem.max_stages:
-            return PlacementOutcome(
-                Status.UNKNOWN, message="the time limit has passed", statistics=self.statistics
-            )
-        return self._too_little()
-
     def _too_little(self) -> PlacementOutcome:
+        if self.n_stages < self.problem.max_stages:
+            return PlacementOutcome(
+                Status.UNKNOWN,
+                message=f"pipelines of at most {self.n_stages} stages carry too little",
+                statistics=self.statistics,
+            )
         if self.is_cost:
             return self._nothing(
                 f"no placement carries {self.problem.requests_per_s:g} requests/s"
