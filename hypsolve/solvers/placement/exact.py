@@ -42,6 +42,7 @@ MAX_PATTERNS = 200_000
 """Patterns that are enumerated at most."""
 BATCH = 256
 """Patterns that are solved for their cuts before the relaxation is solved again."""
+OPTIMAL_GAP = 5e-7
 SLACK = 1e-9
 FIRST_COLUMNS = 300
 """Patterns of the first integer program."""
@@ -401,6 +402,8 @@ class Search:
         self.bound_of_columns = bound
         if counts is None:
             return None
+        if not self.is_cost:  # CP-SAT rounds its value up
+            value = math.fsum(self._master(False).loads(columns, counts).values())
         return Copies({used[r]: n for r, n in counts.items()}, value, bound, is_complete)
 
     def _tied(self, found: Copies) -> Copies:
@@ -447,7 +450,7 @@ class Search:
         is_whole = self.n_stages == self.problem.max_stages
         bound = self.bound if is_whole else math.inf
         bound = max(bound, value)
-        is_optimal = bound - value <= 1e-7 * abs(bound)
+        is_optimal = bound - value <= OPTIMAL_GAP * abs(bound)
         return PlacementOutcome(
             Status.OPTIMAL if is_optimal else Status.FEASIBLE,
             placement,

@@ -8,8 +8,8 @@ stages there are, the least latency of its links, and the least seconds that its
 take, for each token passes all of them.
 
 The stage of a unit is computed by `throughput_many` for a model of few blocks: one block has
-the numbers of m layers, those before and behind it are free. Where the layers of a model differ,
-each number is the least of all kinds of layers.
+the numbers of m layers, those before and behind it are free. Where the layers of a model
+differ, each number is the least of all kinds of layers.
 """
 
 from __future__ import annotations
