@@ -9,6 +9,7 @@ best solution (reduced cost fixing).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,6 @@ import numpy as np
 
 from hypsolve.problem.arrays import Array
 from hypsolve.problem.placement import (
-    Pipeline,
     Placement,
     PlacementObjective,
     PlacementProblem,
@@ -33,7 +33,7 @@ from hypsolve.solvers.placement.master import Column, Copies, Duals, Link, Maste
 from hypsolve.solvers.placement.pattern_values import MARGIN, PatternValues
 from hypsolve.solvers.placement.patterns import Pattern, PatternSpace
 from hypsolve.solvers.placement.rate_limits import RateLimits
-from hypsolve.solvers.placement.values import best_split
+from hypsolve.solvers.placement.values import Split, best_split
 
 Solver = Callable[
     [Program, int, Deadline, int], tuple[dict[int, int] | None, float, float, bool]
@@ -392,14 +392,15 @@ class Search:
             profit = self._profit(duals)
             used = np.flatnonzero(self.is_solved & (self.best > 0) & (profit >= -gap))
 
-    def _integer(self, used: list[int]) -> Copies | None:
+    def _integer(self, used: list[int], *, is_safe: bool = False) -> Copies | None:
         """Solve the integer program over some patterns; keys are indices of patterns."""
-        columns = self._columns(used)
+        columns = self._columns(used, is_safe=is_safe)
         program, _, _, _ = self._master(self.is_cost).program(columns)
         counts, value, bound, is_complete = self.solve(
             program, len(columns), self.deadline.part(0.5), self.seed
         )
-        self.bound_of_columns = bound
+        if not is_safe:
+            self.bound_of_columns = bound
         if counts is None:
             return None
         if not self.is_cost:  # CP-SAT rounds its value up
@@ -438,12 +439,15 @@ class Search:
         if self.is_cost:
             assert rate is not None
             if total < rate * (1 - SLACK):
-                return PlacementOutcome(
-                    Status.UNKNOWN,
-                    fluid_bound=self._public(self.bound),
-                    message="rounding: the safe rates of the answer do not add up to the rate",
-                    statistics=self.statistics,
-                )
+                safe = self._integer(np.flatnonzero(self.safe > 0).tolist(), is_safe=True)
+                if safe is None:
+                    return PlacementOutcome(
+                        Status.UNKNOWN,
+                        fluid_bound=self._public(self.bound),
+                        message="no placement was found whose links are surely fast enough",
+                        statistics=self.statistics,
+                    )
+                placement = self._placement(safe.counts)
             value = -sum(
                 self.problem.fleet.machine(name).price_per_hour for name in placement.machines
             )
@@ -474,37 +478,40 @@ class Search:
     def _placement(self, counts: dict[int, int]) -> Placement:
         """Return the pipelines over machines with names, at their loads."""
         used = sorted(counts)
-        columns = self._columns(used, is_safe=True)
-        each = self._loads(columns, [counts[p] for p in used])
         patterns = [self.patterns[p] for p in used]
-        pipelines = []
-        for r, groups in assign(self.space, patterns, dict(enumerate(counts[p] for p in used))):
-            cuts, load = self.cuts[used[r]], each[r]
-            is_full = not self.is_cost and load >= columns[r].rate * (1 - SLACK)
-            if is_full and _is_nearer(patterns[r], groups):
-                split = best_split(self.problem, groups)
-                if split is not None and split.requests_per_s > load:
-                    pipelines.append(split.at(split.requests_per_s))
-                    continue
-            pipelines.append(Pipeline(stages(groups, cuts), load))
-        return Placement(tuple(pipelines))
+        columns = self._columns(used, is_safe=True)
+        found: list[tuple[Column, Split]] = []
+        splits: dict[tuple[tuple[str, int], ...], Split | None] = {}
+        for r, groups in assign(
+            self.space, patterns, {r: counts[p] for r, p in enumerate(used)}
+        ):
+            column = columns[r]
+            split = Split(stages(groups, self.cuts[used[r]]), column.rate)
+            if not self.values.is_exact or _is_nearer(patterns[r], groups):
+                if groups not in splits:
+                    splits[groups] = best_split(self.problem, groups)
+                other = splits[groups]
+                if other is not None and other.requests_per_s > split.requests_per_s:
+                    split = other
+            found.append((dataclasses.replace(column, rate=split.requests_per_s), split))
+        loads = self._loads([column for column, _ in found])
+        return Placement(
+            tuple(split.at(load) for (_, split), load in zip(found, loads, strict=True))
+        )
 
-    def _loads(self, columns: list[Column], counts: list[int]) -> list[float]:
-        """Return the load of a copy of each column."""
-        if not self.links or not any(column.link_bytes for column in columns):
-            loads = [column.rate for column in columns]
-        else:
-            found = self._master(self.is_cost).loads(columns, dict(enumerate(counts)))
-            loads = [
-                min(found[r] / n * (1 - MARGIN), columns[r].rate) for r, n in enumerate(counts)
-            ]
-        if self.is_cost:
-            assert self.problem.requests_per_s is not None
-            total = math.fsum(load * n for load, n in zip(loads, counts, strict=True))
-            scale = min(1.0, self.problem.requests_per_s / total)
-            if 1 - 3 * MARGIN < total / self.problem.requests_per_s < 1:
-                scale = self.problem.requests_per_s / total
-            loads = [load * scale for load in loads]
+    def _loads(self, columns: list[Column]) -> list[float]:
+        """Return the loads of pipelines, one of each column."""
+        loads = [column.rate for column in columns]
+        if any(column.link_bytes for column in columns):
+            each = dict.fromkeys(range(len(columns)), 1)
+            found = self._master(self.is_cost).loads(columns, each)
+            loads = [min(found[r] * (1 - MARGIN), load) for r, load in enumerate(loads)]
+        rate = self.problem.requests_per_s
+        if self.is_cost and rate is not None:
+            total = math.fsum(loads)
+            wanted = rate if total >= rate else rate * (1 - 0.9 * SLACK)
+            if total > wanted * (1 - 3 * MARGIN):
+                loads = [load * wanted / total for load in loads]
         return loads
 
     def _nothing(self, message: str) -> PlacementOutcome:
