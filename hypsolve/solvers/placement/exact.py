@@ -9,6 +9,7 @@ best solution (reduced cost fixing).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,6 @@ import numpy as np
 
 from hypsolve.problem.arrays import Array
 from hypsolve.problem.placement import (
-    Pipeline,
     Placement,
     PlacementObjective,
     PlacementProblem,
@@ -33,7 +33,7 @@ from hypsolve.solvers.placement.master import Column, Copies, Duals, Link, Maste
 from hypsolve.solvers.placement.pattern_values import MARGIN, PatternValues
 from hypsolve.solvers.placement.patterns import Pattern, PatternSpace
 from hypsolve.solvers.placement.rate_limits import RateLimits
-from hypsolve.solvers.placement.values import best_split
+from hypsolve.solvers.placement.values import Split, best_split
 
 Solver = Callable[
     [Program, int, Deadline, int], tuple[dict[int, int] | None, float, float, bool]
@@ -42,7 +42,12 @@ MAX_PATTERNS = 200_000
 """Patterns that are enumerated at most."""
 BATCH = 256
 """Patterns that are solved for their cuts before the relaxation is solved again."""
+OPTIMAL_GAP = 5e-7
 SLACK = 1e-9
+FIRST_COLUMNS = 300
+"""Patterns of the first integer program."""
+PRICING_SHARE = 0.5
+"""Share of the time after which patterns are no longer solved for the relaxation."""
 CLOSE = 1e-8
 """Relative slack of bounds, for the rounding of linear programs."""
 
@@ -144,6 +149,9 @@ class Search:
         self._index_shares()
         self._index_links()
         self.bound = math.inf  # on requests per second, or on the negative price
+        self.bound_of_columns = math.inf  # of the last integer program
+        self.is_none = False  # whether it is proved that no placement carries the rate
+        self.working: set[int] = set()
         self.statistics: dict[str, Any] = {"patterns": n, "solved": 0, "relaxations": 0}
 
     def _enumerated(self, max_patterns: int) -> list[Pattern]:
@@ -213,65 +221,85 @@ class Search:
         """Return the best placement that is found in time, and the bound."""
         if not self.patterns:
             return self._nothing("no pipeline keeps the rules on machines, links and pins")
-        limits = RateLimits(self.values)
+        limits = RateLimits(self.values, self.patterns)
         self.limit = limits.of(self.patterns, self.deadline.part(0.3))
-        duals = self._price(self.deadline.part(0.6))
-        if duals is None:
-            return self._without_relaxation()
+        self._solve(np.flatnonzero(np.isinf(self.limit)))
+        duals = self._price(self.deadline.part(PRICING_SHARE))
+        if duals is None or (not self.is_cost and duals.value <= 0):
+            return self._too_little()
         copies = self._branch(duals)
         if copies is None:
-            if self.bound == -math.inf:
+            if self.is_none:
                 return self._too_little()
             return PlacementOutcome(
                 Status.UNKNOWN,
-                fluid_bound=self._public(self.bound),
+                fluid_bound=self._public(self.bound) if self.bound < math.inf else None,
                 message="the time limit has passed",
                 statistics=self.statistics,
             )
         return self._outcome(copies)
 
     def _price(self, deadline: Deadline) -> Duals | None:
-        """Solve patterns for their cuts until no other one pays for its GPUs."""
-        if self.is_cost and not self._reaches_rate(deadline):
-            return None
-        return self._relaxed(self.is_cost, deadline, math.inf)
+        """Solve patterns for their cuts until the relaxation contains no unsolved one.
 
-    def _reaches_rate(self, deadline: Deadline) -> bool:
-        """Return whether the relaxation over the solved patterns carries the given rate."""
-        rate = self.problem.requests_per_s
-        assert rate is not None
-        duals = self._relaxed(False, deadline, rate * (1 + CLOSE))
-        return duals is not None and duals.value >= rate
-
-    def _relaxed(self, is_cost: bool, deadline: Deadline, enough: float) -> Duals | None:
-        duals: Duals | None = None
+        Patterns that are not solved count with their upper bounds, so that the relaxation is a
+        bound at any time. None: it has no solution.
+        """
         while True:
-            columns = self._columns(self._useful())
-            if columns:
-                duals = self._master(is_cost).relax(columns)
-                self.statistics["relaxations"] += 1
-                if duals is not None and duals.value >= enough:
-                    return duals
+            duals = self._relaxed()
+            if duals is None:
+                return None
             profit = self._profit(duals)
-            if duals is not None:
-                self._tighten(duals, profit, is_cost)
-            scale = CLOSE * (abs(duals.value) if duals is not None else 0.0)
-            open_ = np.flatnonzero(~self.is_solved & (profit > scale))
-            if not len(open_) or deadline.has_passed():
+            self._tighten(duals, profit)
+            profit[self.is_solved] = -math.inf
+            near = np.flatnonzero(profit >= -CLOSE * abs(duals.value))
+            if not len(near) or deadline.has_passed():
                 return duals
-            order = np.argsort(-profit[open_], kind="stable")
-            self._solve(open_[order[:BATCH]])
+            self._solve(np.argsort(-profit, kind="stable")[: max(BATCH, len(near))])
+
+    def _relaxed(self) -> Duals | None:
+        """Return the dual values of the relaxation over all patterns, by column generation."""
+        if self.is_cost:
+            assert self.problem.requests_per_s is not None
+            enough = self.problem.requests_per_s * (1 + CLOSE)
+            if not any(self.working) or self._generated(True, math.inf) is None:
+                most = self._generated(False, enough)
+                if most is None or most.value < self.problem.requests_per_s:
+                    return None
+        return self._generated(self.is_cost, math.inf)
+
+    def _generated(self, is_cost: bool, enough: float) -> Duals | None:
+        """Add patterns to the relaxation until no other one pays for its GPUs."""
+        master = self._master(is_cost)
+        if not self.working:
+            self.working = set(self._promising())
+        while True:
+            duals = master.relax(self._columns(sorted(self.working)))
+            self.statistics["relaxations"] += 1
+            if duals is None or duals.value >= enough:
+                return duals
+            profit = self._profit(duals)
+            least = CLOSE * max(abs(duals.value), 1e-300)
+            order = np.argsort(-profit, kind="stable")[:BATCH]
+            added = {int(p) for p in order if profit[p] > least} - self.working
+            if not added or self.deadline.has_passed():
+                return duals
+            self.working |= added
+
+    def _promising(self) -> list[int]:
+        """Return the patterns of the largest rate for each GPU."""
+        gpus = np.array([*(n for _, n in self.shares), 0])[self.share_of].sum(axis=1)
+        rates = np.where(self.is_solved, self.best, self.limit)
+        return [int(p) for p in np.argsort(-rates / gpus, kind="stable")[:BATCH]]
 
     def _master(self, is_cost: bool) -> Master:
         master = Master(self.space, set(self.shares), self.links)
         master.is_cost = is_cost
         return master
 
-    def _useful(self) -> list[int]:
-        return np.flatnonzero(self.is_solved & (self.best > 0)).tolist()
-
     def _columns(self, of: Sequence[int], *, is_safe: bool = False) -> list[Column]:
-        rates = self.safe if is_safe else self.best
+        known = self.safe if is_safe else self.best
+        rates = np.where(self.is_solved, known, self.limit)
         sent = self.sent[1] if is_safe else self.sent[0]
         return [
             Column(
@@ -282,14 +310,10 @@ class Search:
             for p in of
         ]
 
-    def _profit(self, duals: Duals | None) -> Array:
+    def _profit(self, duals: Duals) -> Array:
         """Return an upper bound on what each pattern earns above the price of its GPUs."""
         rates = np.where(self.is_solved, self.best, self.limit)
-        if duals is None:
-            return rates
-        known = np.where(np.isinf(rates), 0.0, rates)
-        profit = known * self._reward(duals) - self._cost(duals)
-        return np.where(np.isinf(rates), math.inf, profit)
+        return np.asarray(rates * self._reward(duals) - self._cost(duals))
 
     def _cost(self, duals: Duals) -> Array:
         price = np.array([*(duals.share[share] for share in self.shares), 0.0])
@@ -302,20 +326,17 @@ class Search:
         ]
         return np.array(of_kind)[self.link_kind]
 
-    def _tighten(self, duals: Duals, profit: Array, is_cost: bool) -> None:
+    def _tighten(self, duals: Duals, profit: Array) -> None:
         """Lower the bound by dual values that are scaled until every pattern is too dear."""
-        if is_cost is not self.is_cost:
-            return
         factor = 1.0
         above = profit > 0
         if above.any():
             cost = self._cost(duals)[above]
-            earned = profit[above] + cost
-            if (cost <= 0).any() or not np.isfinite(earned).all():
+            if (cost <= 0).any():
                 return
-            factor = max(1.0, float((earned / cost).max()))
+            factor = max(1.0, float(((profit[above] + cost) / cost).max()))
         value = duals.value
-        if is_cost:
+        if self.is_cost:
             assert self.problem.requests_per_s is not None
             value += duals.rate * self.problem.requests_per_s * (1 - 1 / factor)
         else:
@@ -338,71 +359,79 @@ class Search:
         self.statistics["solved"] += len(chosen)
 
     def _branch(self, duals: Duals) -> Copies | None:
-        """Solve the integer program until no unsolved pattern may improve on it."""
-        relaxed = self.bound
+        """Solve the integer program until no other pattern may improve on it.
+
+        A solution with a pattern of profit -q is at least q below the relaxation.
+        """
+        self.duals, self.relaxed = duals, self.bound
+        relaxed, profit = self.bound, self._profit(duals)
+        used = np.flatnonzero(self.is_solved & (self.best > 0))
+        used = used[np.argsort(-profit[used], kind="stable")[:FIRST_COLUMNS]]
         found: Copies | None = None
         while True:
-            profit = self._profit(duals)
-            gap = math.inf if found is None else relaxed - found.value
-            used = [
-                p for p in self._useful() if profit[p] >= -gap - CLOSE * max(1.0, abs(relaxed))
-            ]
-            latest = self._integer(used)
-            if latest is None:
-                return found
-            if found is None or latest.value > found.value:
+            latest = self._integer(used.tolist())
+            if latest is not None and (found is None or latest.value > found.value):
                 found = latest
-            gap = max(0.0, relaxed - found.value)
-            profit = np.where(self.is_solved, -math.inf, self._profit(duals))
-            missed = np.flatnonzero(profit > -gap)
-            elsewhere = relaxed + float(profit.max(initial=-math.inf))
-            bound = max(latest.bound, found.value, elsewhere)
+            value = -math.inf if found is None else found.value
+            profit = self._profit(duals)
+            gap = relaxed - value + CLOSE * abs(relaxed)
+            others = profit.copy()
+            others[used] = -math.inf
+            others[self.is_solved & (self.best == 0)] = -math.inf
+            elsewhere = relaxed + float(others.max(initial=-math.inf))
+            bound = max(self.bound_of_columns, value, elsewhere)
             self.bound = min(self.bound, bound + CLOSE * abs(bound))
-            if not len(missed) or self.deadline.part(0.7).has_passed():
+            missed = np.flatnonzero(others >= -gap)
+            if not len(missed):
+                self.is_none = found is None and self.bound_of_columns == -math.inf
                 return found
             if self.deadline.left_s() < 0.2 * self.deadline.limit_s:
                 return found
-            self._solve(missed[np.argsort(-profit[missed], kind="stable")[: 4 * BATCH]])
+            unsolved = missed[~self.is_solved[missed]]
+            self._solve(unsolved[np.argsort(-others[unsolved], kind="stable")[: 2 * BATCH]])
+            profit = self._profit(duals)
+            used = np.flatnonzero(self.is_solved & (self.best > 0) & (profit >= -gap))
 
-    def _integer(self, used: list[int]) -> Copies | None:
+    def _integer(self, used: list[int], *, is_safe: bool = False) -> Copies | None:
         """Solve the integer program over some patterns; keys are indices of patterns."""
-        columns = self._columns(used)
-        master = self._master(self.is_cost)
-        program, _, _, machines = master.program(columns)
+        columns = self._columns(used, is_safe=is_safe)
+        program, _, _, _ = self._master(self.is_cost).program(columns)
         counts, value, bound, is_complete = self.solve(
-            program, len(columns), self.deadline.part(0.8), self.seed
+            program, len(columns), self.deadline.part(0.5), self.seed
         )
+        if not is_safe:
+            self.bound_of_columns = bound
         if counts is None:
-            if is_complete:
-                self.bound = bound if not self.n_left() else self.bound
             return None
-        if is_complete:
-            counts = self._tied(program, columns, machines, value) or counts
+        if not self.is_cost:  # CP-SAT rounds its value up
+            value = math.fsum(self._master(False).loads(columns, counts).values())
         return Copies({used[r]: n for r, n in counts.items()}, value, bound, is_complete)
 
-    def n_left(self) -> int:
-        """Return how many patterns are not solved for their cuts."""
-        return int((~self.is_solved).sum())
-
-    def _tied(
-        self, program: Program, columns: list[Column], machines: list[int], value: float
-    ) -> dict[int, int] | None:
+    def _tied(self, found: Copies) -> Copies:
         """Return copies of the same value on the fewest machines, in the fewest stages."""
-        slack = 1e-9 * abs(value)
-        worth = program.cost
-        program.row({v: -c for v, c in enumerate(worth) if c}, -(value - slack))
-        program.cost = [0.0] * len(worth)
-        weight = 1.0 + self.problem.fleet.n_gpus
+        profit = self._profit(self.duals)
+        gap = self.relaxed - found.value + CLOSE * abs(self.relaxed)
+        used = np.flatnonzero(self.is_solved & (self.best > 0) & (profit >= -gap)).tolist()
+        used = sorted({*used, *found.counts})
+        columns = self._columns(used)
+        program, _, _, machines = self._master(self.is_cost).program(columns)
+        slack = 1e-9 * abs(found.value)
+        program.row({v: -c for v, c in enumerate(program.cost) if c}, slack - found.value)
+        program.cost = [0.0] * len(program.cost)
         for v in machines:
-            program.cost[v] = -weight
+            program.cost[v] = -1.0 - self.problem.fleet.n_gpus
         for r, column in enumerate(columns):
             program.cost[r] = -float(len(column.pattern.units))
-        counts, _, _, _ = self.solve(program, len(columns), self.deadline.part(0.3), self.seed)
-        return counts
+        counts, _, _, _ = self.solve(program, len(columns), self.deadline.part(0.5), self.seed)
+        if counts is None:
+            return found
+        return Copies({used[r]: n for r, n in counts.items()}, found.value, found.bound, True)
 
     # -- the answer ---------------------------------------------------------------------------
 
     def _outcome(self, copies: Copies) -> PlacementOutcome:
+        if copies.is_complete:
+            copies = self._tied(copies)
         placement = self._placement(copies.counts)
         total = placement.requests_per_s
         rate = self.problem.requests_per_s
@@ -410,19 +439,22 @@ class Search:
         if self.is_cost:
             assert rate is not None
             if total < rate * (1 - SLACK):
-                return PlacementOutcome(
-                    Status.UNKNOWN,
-                    fluid_bound=self._public(self.bound),
-                    message="rounding: the safe rates of the answer do not add up to the rate",
-                    statistics=self.statistics,
-                )
+                safe = self._integer(np.flatnonzero(self.safe > 0).tolist(), is_safe=True)
+                if safe is None:
+                    return PlacementOutcome(
+                        Status.UNKNOWN,
+                        fluid_bound=self._public(self.bound),
+                        message="no placement was found whose links are surely fast enough",
+                        statistics=self.statistics,
+                    )
+                placement = self._placement(safe.counts)
             value = -sum(
                 self.problem.fleet.machine(name).price_per_hour for name in placement.machines
             )
         is_whole = self.n_stages == self.problem.max_stages
         bound = self.bound if is_whole else math.inf
         bound = max(bound, value)
-        is_optimal = bound - value <= 1e-7 * abs(bound)
+        is_optimal = bound - value <= OPTIMAL_GAP * abs(bound)
         return PlacementOutcome(
             Status.OPTIMAL if is_optimal else Status.FEASIBLE,
             placement,
@@ -446,50 +478,52 @@ class Search:
     def _placement(self, counts: dict[int, int]) -> Placement:
         """Return the pipelines over machines with names, at their loads."""
         used = sorted(counts)
-        columns = self._columns(used, is_safe=True)
-        each = self._loads(columns, [counts[p] for p in used])
         patterns = [self.patterns[p] for p in used]
-        pipelines = []
-        for r, groups in assign(self.space, patterns, dict(enumerate(counts[p] for p in used))):
-            cuts, load = self.cuts[used[r]], each[r]
-            is_full = not self.is_cost and load >= columns[r].rate * (1 - SLACK)
-            if is_full and _is_nearer(patterns[r], groups):
-                split = best_split(self.problem, groups)
-                if split is not None and split.requests_per_s > load:
-                    pipelines.append(split.at(split.requests_per_s))
-                    continue
-            pipelines.append(Pipeline(stages(groups, cuts), load))
-        return Placement(tuple(pipelines))
+        columns = self._columns(used, is_safe=True)
+        found: list[tuple[Column, Split]] = []
+        splits: dict[tuple[tuple[str, int], ...], Split | None] = {}
+        for r, groups in assign(
+            self.space, patterns, {r: counts[p] for r, p in enumerate(used)}
+        ):
+            column = columns[r]
+            split = Split(stages(groups, self.cuts[used[r]]), column.rate)
+            if not self.values.is_exact or _is_nearer(patterns[r], groups):
+                if groups not in splits:
+                    splits[groups] = best_split(self.problem, groups)
+                other = splits[groups]
+                if other is not None and other.requests_per_s > split.requests_per_s:
+                    split = other
+            found.append((dataclasses.replace(column, rate=split.requests_per_s), split))
+        loads = self._loads([column for column, _ in found])
+        return Placement(
+            tuple(split.at(load) for (_, split), load in zip(found, loads, strict=True))
+        )
 
-    def _loads(self, columns: list[Column], counts: list[int]) -> list[float]:
-        """Return the load of a copy of each column."""
-        if not self.links or not any(column.link_bytes for column in columns):
-            loads = [column.rate for column in columns]
-        else:
-            found = self._master(self.is_cost).loads(columns, dict(enumerate(counts)))
-            loads = [
-                min(found[r] / n * (1 - MARGIN), columns[r].rate) for r, n in enumerate(counts)
-            ]
-        if self.is_cost:
-            assert self.problem.requests_per_s is not None
-            total = math.fsum(load * n for load, n in zip(loads, counts, strict=True))
-            scale = min(1.0, self.problem.requests_per_s / total)
-            if 1 - 3 * MARGIN < total / self.problem.requests_per_s < 1:
-                scale = self.problem.requests_per_s / total
-            loads = [load * scale for load in loads]
+    def _loads(self, columns: list[Column]) -> list[float]:
+        """Return the loads of pipelines, one of each column."""
+        loads = [column.rate for column in columns]
+        if any(column.link_bytes for column in columns):
+            each = dict.fromkeys(range(len(columns)), 1)
+            found = self._master(self.is_cost).loads(columns, each)
+            loads = [min(found[r] * (1 - MARGIN), load) for r, load in enumerate(loads)]
+        rate = self.problem.requests_per_s
+        if self.is_cost and rate is not None:
+            total = math.fsum(loads)
+            wanted = rate if total >= rate else rate * (1 - 0.9 * SLACK)
+            if total > wanted * (1 - 3 * MARGIN):
+                loads = [load * wanted / total for load in loads]
         return loads
 
     def _nothing(self, message: str) -> PlacementOutcome:
         return PlacementOutcome(Status.INFEASIBLE, message=message, statistics=self.statistics)
 
-    def _without_relaxation(self) -> PlacementOutcome:
-        if self.n_left() or self.n_stages < self.problem.max_stages:
-            return PlacementOutcome(
-                Status.UNKNOWN, message="the time limit has passed", statistics=self.statistics
-            )
-        return self._too_little()
-
     def _too_little(self) -> PlacementOutcome:
+        if self.n_stages < self.problem.max_stages:
+            return PlacementOutcome(
+                Status.UNKNOWN,
+                message=f"pipelines of at most {self.n_stages} stages carry too little",
+                statistics=self.statistics,
+            )
         if self.is_cost:
             return self._nothing(
                 f"no placement carries {self.problem.requests_per_s:g} requests/s"

@@ -33,7 +33,7 @@ Share = tuple[int, int]
 """Class of machines, and number of GPUs."""
 Link = tuple[str, ...]
 """A shared link, as in `hypsolve.problem.placement_evaluation`."""
-LOAD_TICKS = 2**30
+LOAD_TICKS = 2**26
 """CP-SAT: ticks of the largest load."""
 ROW_TICKS, OBJECTIVE_TICKS = 2**60, 2**52
 """CP-SAT: largest values of a row and of the objective, which counts in double precision."""
