@@ -272,7 +272,8 @@ def read_helix(
         nodes.
     gpus : dict of str to str or GpuProfile, optional
         GPU of each ``type``, in addition to A100 (a100-40gb), L4, T4 and V100 (v100-16gb). A
-        node with several GPUs (L4x2) is refused unless its type is given here.
+        node with several GPUs (L4x2) is refused unless its type is given here;
+        `hypsolve.read_machines` reads it as a machine.
 
     Returns
     -------
@@ -337,7 +338,7 @@ def read_helix(
             if type_of[i] not in profiles:
                 raise ValueError(
                     f"{path}: ComputeNode-{i}: type must be one of {', '.join(profiles)},"
-                    " or one of gpus (several GPUs in a node have no counterpart here),"
+                    " or one of gpus (hypsolve.read_machines reads several GPUs in a node),"
                     f" got {type_of[i]!r:.60}"
                 )
             gpu = profiles[type_of[i]]

@@ -1,6 +1,7 @@
 """Machines files in TOML: machines, offers, sites, links, and what may serve together."""
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ from hypsolve.formats.toml_nodes import (
     profile_files,
     runtime_of,
 )
-from hypsolve.formats.toml_tables import checked_table, header_lines
+from hypsolve.formats.toml_tables import checked_table, header_lines, key_line
 from hypsolve.problem import validation as valid
 from hypsolve.problem.fleet import Fleet, Machine, Site
 from hypsolve.problem.network import GpuProfile, Link
@@ -55,6 +56,11 @@ class _Reader:
     machines: dict[str, Machine] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def owner(self, key: str) -> str:
+        """Return what errors call the value of a key."""
+        line = key_line(self.content, key)
+        return f"{self.path}: {key}" + ("" if line is None else f" (line {line})")
 
     def entries(self, key: str, what: str) -> list[tuple[str, Any]]:
         """Return the entries of a list of tables, each with its name in errors."""
@@ -86,14 +92,15 @@ def machines_of_table(path: Path, content: bytes, table: Mapping[str, Any]) -> M
         _read_offer(reader, of_entry, entry)
     pins = tuple(_pin(reader, *each) for each in reader.entries("pins", "pin"))
     numbered = (pin.without_model() for pin in pins)
-    default = checked.get("default_link")
+    given = checked.get("default_link")
+    default = None if given is None else link_of(reader.owner("default_link"), given)
     fleet = _fleet(
         owner,
         name=path.stem,
         sites=tuple(reader.sites.values()),
         machines=tuple(reader.machines.values()),
         links=_links(reader),
-        default_link=None if default is None else link_of(f"{owner}: default_link", default),
+        default_link=default,
         entry=_entry(reader),
         pins=tuple(pin for pin in numbered if pin is not None),
         apart=_apart(reader),
@@ -138,7 +145,7 @@ def _distinct(owner: str, field: str, names: Sequence[str]) -> None:
 def _read_sites(reader: _Reader) -> None:
     """Fill `reader.sites`."""
     given = reader.table.get("link")
-    common = None if given is None else link_of(f"{reader.path}: link", given)
+    common = None if given is None else link_of(reader.owner("link"), given)
     entries = reader.entries("sites", "site")
     for owner, entry in entries:
         table = checked_table(owner, SiteTable, entry)
@@ -210,13 +217,16 @@ def _links(reader: _Reader) -> dict[tuple[str, str], Link]:
 
 def _entry(reader: _Reader) -> dict[str, float]:
     shares: Mapping[str, Any] = reader.table.get("entry", {})
-    owner = f"{reader.path}: entry"
+    owner = reader.owner("entry")
     found = {}
     for site, share in shares.items():
         _known(owner, "site", site, reader.sites)
         found[site] = valid.real(owner, site, share)
         if found[site] > 1:
             raise ValueError(f"{owner}: {site} must be at most 1, got {share!r}")
+    total = math.fsum(found.values())
+    if found and abs(total - 1) > 1e-9:
+        raise ValueError(f"{owner}: shares must add up to 1, got {total:g}")
     return found
 
 
@@ -334,7 +344,7 @@ def _apart(reader: _Reader) -> tuple[frozenset[str], ...]:
     found: dict[frozenset[str], None] = {}
     choices = dict.fromkeys([*reader.members, *reader.machines])
     for k, names in enumerate(reader.table.get("apart", [])):
-        owner = f"{reader.path}: apart {k}"
+        owner = f"{reader.owner('apart')}, list {k}"
         _distinct(owner, "names", names)
         groups = []
         for name in names:

@@ -58,6 +58,15 @@ def header_lines(content: bytes, key: str) -> list[int]:
     return [number for number, line in lines if header.match(line)]
 
 
+def key_line(content: bytes, key: str) -> int | None:
+    """Return the line of ``[key]`` or of ``key = ...`` if there is one such line, else None."""
+    name = key.encode()
+    start = re.compile(rb"[ \t]*(\[[ \t]*" + name + rb"[ \t]*\]|" + name + rb"[ \t]*=)")
+    lines = enumerate(content.splitlines(), start=1)
+    found = [number for number, line in lines if start.match(line)]
+    return found[0] if len(found) == 1 else None
+
+
 @functools.cache
 def _hints(record: Any) -> dict[str, Any]:
     return get_type_hints(record, include_extras=True)

@@ -325,7 +325,7 @@ BEYOND_MACHINES = {
     "how many machines an entry has": r"host must be given for a single machine",
     "two keys, or a key and the catalogue": r"reserved_gib must be below the memory",
     "what several GPUs need": r"interconnect must be given with gpus",
-    "sums": r"shares in entry must add up to 1",
+    "sums": r"shares must add up to 1",
     "the blocks of a model": r"blocks must be embedding, head, or numbers such as 0:4",
     "what can be printed": r"(name|host) must be printable",
     "how a whole number is written": r"must be a whole number, got -?\d+(\.0|\.?\d*e\+\d+)$",
