@@ -100,9 +100,7 @@ def machines_of_table(path: Path, content: bytes, table: Mapping[str, Any]) -> M
         sites=tuple(reader.sites.values()),
         machines=tuple(reader.machines.values()),
         links=_links(reader),
-        default_link=None
-        if default is None
-        else link_of(reader.owner("default_link"), default),
+        default_link=default,
         entry=_entry(reader),
         pins=tuple(pin for pin in numbered if pin is not None),
         apart=_apart(reader),

@@ -40,8 +40,8 @@ UNUSED_SHARE = 0.2  # of the time that is left then, for machines that are left 
 WRAP_UP_S = 2.0  # seconds after an interrupt, for the best placement so far
 N_PLACEMENTS = 6  # that are simulated, at most
 CLOSE = 0.02  # share by which a brief simulation may misjudge a placement
-DEARER = (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 2.0)
-"""Factors on the rate, under ``cost``, until the cheapest machines serve it in simulation."""
+DEARER, BEYOND, MAX_DEARER = 1.03, 1e-3, 12
+"""Steps of the rate, under ``cost``, until the cheapest machines serve it in simulation."""
 
 
 class PlacementSearch:
@@ -67,27 +67,31 @@ class PlacementSearch:
         return self._plan(result, candidates)
 
     def _cheapest(self, problem: PlacementProblem) -> PlacementPlan:
-        """Return the cheapest machines that serve the load in simulation, too."""
-        assert problem.requests_per_s is not None
+        """Return the cheapest machines that serve the load in simulation, too.
+
+        If they do not, the next ones must carry more than these in the fluid model.
+        """
+        rate = problem.requests_per_s
+        assert rate is not None
         found, first = None, None
-        for factor in DEARER:
-            rate = factor * problem.requests_per_s
+        for at in range(MAX_DEARER):
             result, candidates = self._solve(problem.replace(requests_per_s=rate))
             if found is not None and not candidates:
                 break
             first = first or result
             result = replace_bound(result, first)
-            is_last = factor == DEARER[-1]
-            found = plan = self._plan(result, candidates, only_if_met=not is_last)
-            if plan.is_met or not plan.fits or self.interrupted:
+            is_last = at == MAX_DEARER - 1
+            found = self._plan(result, candidates, only_if_met=not is_last)
+            if found.is_met or not found.fits or self.interrupted or self.deadline.has_passed():
                 break
-            if self.deadline.has_passed():
-                self.stopped = self.stopped or (
-                    f"time limit of {self.query.time_limit_s:g} s: no machines were found that"
-                    " serve the load in simulation"
-                )
-                break
+            carried = math.fsum(each.fluid_requests_per_s for each in found.pipelines)
+            rate = max(DEARER * rate, carried * (1 + BEYOND))
         assert found is not None
+        if not found.is_met and self.deadline.has_passed():
+            self.stopped = self.stopped or (
+                f"time limit of {self.query.time_limit_s:g} s: no machines were found in time"
+                " that serve the load in simulation"
+            )
         return replace(found, stopped=self.stopped)
 
     # the fluid model
@@ -188,8 +192,9 @@ class PlacementSearch:
                     self.query, result.problem, best.placement, best.served,
                     self.deadline.part(UNUSED_SHARE),
                 )  # fmt: skip
-                self.progress("bounding all placements")
-                bound = placement_bound(result.problem, self.deadline.part(BOUND_SHARE))
+                if not result.problem.objective.needs_rate:  # where nobody asks for the most
+                    self.progress("bounding all placements")
+                    bound = placement_bound(result.problem, self.deadline.part(BOUND_SHARE))
                 if not self.interrupted:
                     answer = largest_loads(
                         simulator, placement, rate, answer, self.deadline, self.progress
@@ -231,6 +236,8 @@ class PlacementSearch:
             self._interrupt("not all placements were simulated")
         found.sort(key=lambda each: -self._value(*each))
         best, rate = found[0]
+        if self.query.objective == "cost":  # the load is simulated in any case
+            return best, rate, found
         try:
             full = self.deadline.part(FULL_SHARE)
             for at, (each, brief) in enumerate(found):

@@ -69,7 +69,7 @@ def throughput_of(
         fluid_bound=fluid_bound,
         fluid_gap=math.nan if math.isnan(fluid_bound) else result.fluid_gap,
         bound_requests_per_s=bound_per_s,
-        gap=1 - total / bound_per_s if bound_per_s else math.nan,
+        gap=1 - total / bound_per_s if 0 < bound_per_s < math.inf else math.nan,
         pipelines_bound_requests_per_s=own,
         placements=tuple(
             SimulatedPlacement(

@@ -122,9 +122,9 @@ class PlacedThroughput:
     bound_requests_per_s : float
         No placement of pipelines of at most ``max_stages`` stages and no schedule serves more,
         under the limits of the runtime; see `hypsolve.planning.placement_bound`. inf if the
-        time did not allow it.
+        time did not allow it, and under ``cost``, where the largest rate is not asked for.
     gap : float
-        ``1 - simulated_requests_per_s / bound_requests_per_s``.
+        ``1 - simulated_requests_per_s / bound_requests_per_s``; nan if the bound is inf.
     pipelines_bound_requests_per_s : float
         No split over the groups of GPUs of these pipelines and no schedule serves more.
     placements : tuple of SimulatedPlacement
