@@ -22,6 +22,7 @@ from matplotlib import image
 import hypsolve as hs
 from experiments import losses, readme_picture
 from hypsolve import cli
+from hypsolve.planning.place_query import PlaceQuery
 from hypsolve.planning.query import PlanQuery
 
 matplotlib.use("Agg")
@@ -71,13 +72,13 @@ def run_command(line, page):
 
 def shorten_outputs(monkeypatch):
     """Let every plan be for 16 output tokens: a plan simulates each token many times."""
-    read = PlanQuery.of
+    for query in (PlanQuery, PlaceQuery):
 
-    def of(*arguments, **options):
-        shorter = {} if options.get("requests") is not None else {"output_tokens": 16}
-        return read(*arguments, **{**options, **shorter})
+        def of(*arguments, read=query.of, **options):
+            shorter = {} if options.get("requests") is not None else {"output_tokens": 16}
+            return read(*arguments, **{**options, **shorter})
 
-    monkeypatch.setattr(PlanQuery, "of", of)
+        monkeypatch.setattr(query, "of", of)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -123,7 +124,7 @@ def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
 def test_the_pages_say_something():
     assert sum(language == "python" for page in PAGES for language, *_ in blocks_of(page)) >= 9
     assert [mark for language, mark, _ in blocks_of("README.md") if mark] == [
-        "test", "output", "printed",
+        "test", "output", "printed", "printed",
     ]  # fmt: skip
     first = next(text for language, _, text in blocks_of("README.md") if language == "bash")
     assert first.strip().endswith("-m experiments.sweep")
