@@ -59,7 +59,7 @@ def fluid_model(size: str) -> list[dict[str, Any]]:
 def whole_plan(size: str) -> list[dict[str, Any]]:
     """Time `plan` for most requests per second on the example network, in a warm process."""
     import hypsolve as hs
-    from hypsolve.cli.catalog import EXAMPLE
+    from hypsolve.cli.examples import NETWORK as EXAMPLE
 
     repeats = {"quick": 1, "default": 1, "full": 5}[size]
     with tempfile.TemporaryDirectory() as folder:

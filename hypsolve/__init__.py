@@ -26,11 +26,17 @@ from hypsolve.formats.benchmarks import read_chains, read_hybrid_flow_shop
 from hypsolve.formats.helix_pipeedge import read_helix, read_pipeedge
 from hypsolve.formats.huggingface import read_model
 from hypsolve.formats.instance_json import load, save
+from hypsolve.formats.machines import read_machines
+from hypsolve.formats.machines_file import MachinesFile
 from hypsolve.formats.network_toml import NetworkFile, read_network, read_network_file
 from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning.exporters import RUNTIMES, export
+from hypsolve.planning.exporters.placements import export_placement
 from hypsolve.planning.html_report import write_report
 from hypsolve.planning.json_schema import schema
+from hypsolve.planning.place import place, rent
+from hypsolve.planning.place_query import PlaceQuery
+from hypsolve.planning.placement_plan import PlacementPlan
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.replan import Replan, replan
@@ -51,9 +57,24 @@ from hypsolve.problem.deployment import (
     Tier,
 )
 from hypsolve.problem.evaluation import check, evaluate
+from hypsolve.problem.fleet import Fleet, Machine, Pin, Site
 from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
 from hypsolve.problem.interconnect import AllReduce, Interconnect
 from hypsolve.problem.operator_rates import OperatorRates
+from hypsolve.problem.placement import (
+    DegreeRule,
+    Pipeline,
+    PlacedStage,
+    Placement,
+    PlacementObjective,
+    PlacementProblem,
+)
+from hypsolve.problem.placement_evaluation import (
+    ServedPlacement,
+    check_placement,
+    evaluate_placement,
+)
+from hypsolve.problem.placement_result import PlacementOutcome, PlacementResult
 from hypsolve.problem.result import Result
 from hypsolve.problem.runtime import Runtime
 from hypsolve.problem.serving import ServingInstance, ServingObjective
@@ -71,10 +92,13 @@ from hypsolve.problem.solution import (
 from hypsolve.simulation.events import Event, EventKind, draw_events, read_events
 from hypsolve.simulation.metrics import Metrics, Summary, metrics
 from hypsolve.simulation.perfetto import write_perfetto
+from hypsolve.simulation.pipeline_metrics import PipelineMetrics, pipeline_metrics
 from hypsolve.simulation.simulate import simulate
+from hypsolve.simulation.simulate_placement import PLACEMENT_POLICIES, simulate_placement
 from hypsolve.simulation.trace import Series, Trace, Visits
 from hypsolve.simulation.workloads import WORKLOADS, workload
 from hypsolve.solve import METHODS, Method, solve
+from hypsolve.solve_placement import PLACEMENT_METHODS, PlacementMethod
 from hypsolve.solve_serving import THROUGHPUT_METHODS, ThroughputMethod
 from hypsolve.solvers.joint.hyperion_plus_params import AscentParams, HyperionPlusParams
 from hypsolve.solvers.joint.joint_exact_params import JointExactParams
@@ -86,6 +110,8 @@ from hypsolve.verify.bottleneck import verify_certificate
 
 __all__ = [
     "METHODS",
+    "PLACEMENT_METHODS",
+    "PLACEMENT_POLICIES",
     "POLICIES",
     "RUNTIMES",
     "THROUGHPUT_METHODS",
@@ -96,11 +122,13 @@ __all__ = [
     "Block",
     "Certificate",
     "CostModel",
+    "DegreeRule",
     "Deployment",
     "Dispatcher",
     "DispatcherParams",
     "Event",
     "EventKind",
+    "Fleet",
     "FluidPlans",
     "GpuProfile",
     "HyperionPlusParams",
@@ -109,6 +137,8 @@ __all__ = [
     "JointExactParams",
     "Link",
     "LinkCost",
+    "Machine",
+    "MachinesFile",
     "Method",
     "Metrics",
     "Model",
@@ -120,6 +150,18 @@ __all__ = [
     "Outcome",
     "ParetoPoint",
     "Partition",
+    "Pin",
+    "Pipeline",
+    "PipelineMetrics",
+    "PlaceQuery",
+    "PlacedStage",
+    "Placement",
+    "PlacementMethod",
+    "PlacementObjective",
+    "PlacementOutcome",
+    "PlacementPlan",
+    "PlacementProblem",
+    "PlacementResult",
     "Plan",
     "PlanQuery",
     "Plans",
@@ -130,11 +172,13 @@ __all__ = [
     "Runtime",
     "Schedule",
     "Series",
+    "ServedPlacement",
     "ServedRate",
     "ServingInstance",
     "ServingObjective",
     "ServingOutcome",
     "ServingResult",
+    "Site",
     "StageRule",
     "Status",
     "Summary",
@@ -146,10 +190,13 @@ __all__ = [
     "Visits",
     "WeightFormat",
     "check",
+    "check_placement",
     "draw_events",
     "evaluate",
+    "evaluate_placement",
     "evaluate_serving",
     "export",
+    "export_placement",
     "gpu",
     "gpus",
     "interconnect",
@@ -160,16 +207,20 @@ __all__ = [
     "models",
     "nearest_plan",
     "pareto_frontier",
+    "pipeline_metrics",
+    "place",
     "plan",
     "read_chains",
     "read_events",
     "read_helix",
     "read_hybrid_flow_shop",
+    "read_machines",
     "read_model",
     "read_network",
     "read_network_file",
     "read_pipeedge",
     "read_requests",
+    "rent",
     "replan",
     "runtime",
     "runtimes",
@@ -177,6 +228,7 @@ __all__ = [
     "schedule",
     "schema",
     "simulate",
+    "simulate_placement",
     "solve",
     "solve_many",
     "throughput_bound",

@@ -11,10 +11,13 @@ from hypsolve.kernels.warm_up import warm
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.instance import Instance, Objective
+from hypsolve.problem.placement import PlacementProblem
+from hypsolve.problem.placement_result import PlacementOutcome, PlacementResult
 from hypsolve.problem.result import Result
 from hypsolve.problem.serving import ServingInstance
 from hypsolve.problem.serving_result import ServingOutcome, ServingResult
 from hypsolve.problem.solution import Outcome, Partition, Schedule, Status
+from hypsolve.solve_placement import PLACEMENT_METHODS, PlacementMethod, solve_placement
 from hypsolve.solve_serving import THROUGHPUT_METHODS, ThroughputMethod, solve_serving
 from hypsolve.solvers.backends.loading import preload
 from hypsolve.solvers.joint.cpsat import joint_cpsat
@@ -168,14 +171,23 @@ def solve(
     seed: int = 0,
     **options: Any,
 ) -> ServingResult: ...
+@overload
 def solve(
-    instance: Instance | ServingInstance,
+    instance: PlacementProblem,
+    method: str | PlacementMethod | Callable[..., PlacementOutcome],
+    *,
+    time_limit_s: float = 60.0,
+    seed: int = 0,
+    **options: Any,
+) -> PlacementResult: ...
+def solve(
+    instance: Instance | ServingInstance | PlacementProblem,
     method: Any,
     *,
     time_limit_s: float = 60.0,
     seed: int = 0,
     **options: Any,
-) -> Result | ServingResult:
+) -> Result | ServingResult | PlacementResult:
     """Solve an instance with a method, and certify the solution.
 
     The run of the method is timed, after its kernels are compiled and its solver is imported.
@@ -184,9 +196,11 @@ def solve(
 
     Parameters
     ----------
-    instance : Instance or ServingInstance
+    instance : Instance, ServingInstance or PlacementProblem
         A `ServingInstance` has methods of its own, ``THROUGHPUT_METHODS``. Its answer is a
-        split, which `hypsolve.problem.serving_evaluation` scores by the fluid model.
+        split, which `hypsolve.problem.serving_evaluation` scores by the fluid model. A
+        `PlacementProblem` has ``PLACEMENT_METHODS``; its answer is a placement, which
+        `hypsolve.problem.placement_evaluation` scores.
     method : str, callable or Method
         A name in ``METHODS``, or a function
         ``(instance, *, time_limit_s, seed, **options) -> Outcome`` of your own that returns a
@@ -206,7 +220,7 @@ def solve(
 
     Returns
     -------
-    Result or ServingResult
+    Result, ServingResult or PlacementResult
         The kind that belongs to the instance. The ``gap`` of a `Result` is ``(objective_s -
         bound_s) / objective_s``: the largest share of the objective that a better solution
         could save. It is 0 if the solution is proven optimal or the objective is 0, 1 if no
@@ -242,8 +256,13 @@ def solve(
     time_limit_s = valid.real("solve", "time_limit_s", time_limit_s, strict=True)
     seed = valid.whole("solve", "seed", seed)
     if isinstance(instance, ServingInstance):
-        others = tuple(METHODS)
+        others = (*METHODS, *PLACEMENT_METHODS)
         return solve_serving(
+            instance, method, others, time_limit_s=time_limit_s, seed=seed, **options
+        )
+    if isinstance(instance, PlacementProblem):
+        others = (*METHODS, *THROUGHPUT_METHODS)
+        return solve_placement(
             instance, method, others, time_limit_s=time_limit_s, seed=seed, **options
         )
     hint = " (hypsolve.to_instance makes one of a Deployment)"

@@ -1,20 +1,23 @@
-"""Problem instances: named networks, seeded generators, frozen files.
+"""Problem instances: named networks and fleets, seeded generators, frozen files.
 
 The named networks are the files ``networks/*.toml``. `instances.scenarios.scenario` puts a
-model and requests on one of them.
+model and requests on one of them. The named fleets are the files ``machines/*.toml``.
 """
 
 import functools
 from dataclasses import replace
 from pathlib import Path
 
+from hypsolve.formats.machines import read_machines
 from hypsolve.formats.network_toml import NetworkFile, read_network, read_network_file
 from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Network
+from hypsolve.problem.fleet import Fleet
 
-__all__ = ["describe", "network", "networks", "read_network"]
+__all__ = ["describe", "fleet", "fleets", "network", "networks", "read_network"]
 
 _FOLDER = Path(__file__).parent / "networks"
+_FLEETS = Path(__file__).parent / "machines"
 
 
 def networks() -> tuple[str, ...]:
@@ -57,6 +60,22 @@ def network(name: str, *, free_share: float = 0.0) -> Network:
             for tier in made.tiers
         ),
     )
+
+
+def fleets() -> tuple[str, ...]:
+    """Return the names of the fleets that come with the repository."""
+    return tuple(sorted(path.stem for path in _FLEETS.glob("*.toml")))
+
+
+def fleet(name: str) -> Fleet:
+    """Return a named fleet: machines without an order, and offers.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name; the message lists the choices.
+    """
+    return read_machines(_FLEETS / f"{valid.known('fleet', name, fleets())}.toml").fleet
 
 
 def describe(name: str) -> str:

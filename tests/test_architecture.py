@@ -62,18 +62,26 @@ MAY_IMPORT = {
         "hypsolve.solvers.backends", "hypsolve.solvers.clock", "hypsolve.solvers.outcomes",
         "hypsolve.solvers.partition", "hypsolve.solvers.many_networks",
     ),
+    "hypsolve.solvers.placement": (
+        "hypsolve.problem", "hypsolve.kernels",
+        "hypsolve.solvers.backends", "hypsolve.solvers.clock", "hypsolve.solvers.outcomes",
+        "hypsolve.solvers.throughput",
+    ),
     "hypsolve.solvers.write_formulation": ("hypsolve.problem", "hypsolve.solvers"),
     "hypsolve.solve_serving": (
         "hypsolve.problem", "hypsolve.kernels", "hypsolve.solvers",
     ),
+    "hypsolve.solve_placement": (
+        "hypsolve.problem", "hypsolve.kernels", "hypsolve.solvers",
+    ),
     "hypsolve.solve": (
         "hypsolve.problem", "hypsolve.kernels", "hypsolve.dispatch", "hypsolve.solvers",
-        "hypsolve.solve_serving",
+        "hypsolve.solve_serving", "hypsolve.solve_placement",
     ),
     "hypsolve.planning": (
         "hypsolve.problem", "hypsolve.catalog", "hypsolve.formats", "hypsolve.dispatch",
-        "hypsolve.simulation", "hypsolve.solvers", "hypsolve.solve", "hypsolve.verify",
-        "hypsolve.bounds", "hypsolve.calibration",
+        "hypsolve.simulation", "hypsolve.solvers", "hypsolve.solve", "hypsolve.solve_placement",
+        "hypsolve.verify", "hypsolve.bounds", "hypsolve.calibration",
     ),
     "hypsolve.interrupt": (),
     "hypsolve": ("hypsolve",),

@@ -22,6 +22,7 @@ from matplotlib import image
 import hypsolve as hs
 from experiments import losses, readme_picture
 from hypsolve import cli
+from hypsolve.planning.place_query import PlaceQuery
 from hypsolve.planning.query import PlanQuery
 from tests.helpers.short_simulations import SHORT, count_own_seconds, set_lengths
 
@@ -72,13 +73,13 @@ def run_command(line, page):
 
 def shorten_outputs(monkeypatch):
     """Let every plan be for 16 output tokens: a plan simulates each token many times."""
-    read = PlanQuery.of
+    for query in (PlanQuery, PlaceQuery):
 
-    def of(*arguments, **options):
-        shorter = {} if options.get("requests") is not None else {"output_tokens": 16}
-        return read(*arguments, **{**options, **shorter})
+        def of(*arguments, read=query.of, **options):
+            shorter = {} if options.get("requests") is not None else {"output_tokens": 16}
+            return read(*arguments, **{**options, **shorter})
 
-    monkeypatch.setattr(PlanQuery, "of", of)
+        monkeypatch.setattr(query, "of", of)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -112,7 +113,8 @@ def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
             printed = stdout.getvalue()
         elif language == "toml":
             Path("block.toml").write_text(text)
-            hs.read_network_file("block.toml")
+            read = hs.read_machines if mark == "machines" else hs.read_network_file
+            read("block.toml")
         elif mark == "printed":
             n_lines = int(last.partition("| head -")[2])
             shown = of_commands.splitlines()[1 : n_lines + 1]  # `init` prints a line
@@ -125,7 +127,7 @@ def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
 def test_the_pages_say_something():
     assert sum(language == "python" for page in PAGES for language, *_ in blocks_of(page)) >= 9
     assert [mark for language, mark, _ in blocks_of("README.md") if mark] == [
-        "test", "output", "printed",
+        "test", "output", "printed", "printed",
     ]  # fmt: skip
     first = next(text for language, _, text in blocks_of("README.md") if language == "bash")
     assert first.strip().endswith("-m experiments.sweep")

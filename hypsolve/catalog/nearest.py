@@ -131,5 +131,5 @@ def unknown_gpu(
     like = gpus[(near + by_figures or ["rtx-4090"])[0]]
     return (
         f"{message}; for a GPU of your own, put a line such as {own_line(text, like)}, with the"
-        " rates that it reaches, before the first table of the network file"
+        " rates that it reaches, before the first table of the file"
     )

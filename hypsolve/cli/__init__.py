@@ -9,6 +9,7 @@ from hypsolve.cli.catalog import gpus, init, interconnect_list, methods, models,
 from hypsolve.cli.commands import compare, pareto, replan, simulate
 from hypsolve.cli.measure import measure
 from hypsolve.cli.options import OneLine
+from hypsolve.cli.place import place, rent
 from hypsolve.cli.plan import plan
 
 
@@ -34,5 +35,6 @@ def main(context: click.Context) -> int:
 
 
 LISTS = (gpus, interconnect_list, models, methods, schema)
-for command in (init, plan, compare, pareto, simulate, replan, measure, calibrate, *LISTS):
+PLANS = (plan, place, rent, compare, pareto, simulate, replan)
+for command in (init, *PLANS, measure, calibrate, *LISTS):
     main.add_command(command)

@@ -12,7 +12,10 @@ import click
 
 from hypsolve import catalog
 from hypsolve.catalog.interconnects import interconnect, interconnects, measured_gpus
+from hypsolve.cli import examples
 from hypsolve.cli.options import as_json_option, show
+from hypsolve.formats.machines import read_machines
+from hypsolve.formats.machines_text import machines_text
 from hypsolve.planning.json_schema import SCHEMAS
 from hypsolve.planning.json_schema import schema as schema_of
 from hypsolve.solve import METHODS, Method
@@ -21,79 +24,45 @@ from hypsolve.solve_serving import THROUGHPUT_METHODS, ThroughputMethod
 PROVE_A_BOUND = ("hyperion_plus",)
 """Methods that prove a lower bound, but not that an answer is optimal."""
 SOURCE_WIDTH = 32  # characters of the source of a GPU in the list
-EXAMPLE = """\
-# A network for `hypsolve plan`: tiers in the order in which requests pass them.
-# `hypsolve gpus` lists the GPUs. Lines that begin with # are optional settings.
-# Editors with Taplo (such as Even Better TOML) check and explain the file if its first line is
-#     #:schema ./network.schema.json
-# Write that schema with `hypsolve schema network > network.schema.json`.
-
-# runtime = {name = "vllm", max_num_seqs = 64}  # or only "vllm", "llama.cpp", ...
-
-[[tiers]]
-name = "desk"
-# pin = ["embedding"]        # blocks that must be here: embedding, head, layers by number
-# min_blocks = 0             # blocks, of which embedding and head are two; 0: may be empty
-# max_blocks = 12
-
-[[tiers.nodes]]
-gpu = "jetson-agx-orin"
-reserved_gib = 8.0           # what the system keeps; --runtime knows the server's own use
-# memory_gib = 64.0          # if not all of the GPU's memory
-# names = ["orin"]           # default: desk-jetson-agx-orin-0, ...
-# slowdown = 2.0             # half as fast as the GPU, for example throttled
-
-[tiers.link]                 # to the next tier
-gbps = 0.94
-latency_ms = 0.3             # one way
-# return_latency_ms = 0.3    # if the way back differs
-
-[[tiers]]
-name = "box"
-
-# inner = {gbps = 50.0, latency_ms = 0.05}  # between its nodes: lets them be stages in a row
-
-[[tiers.nodes]]
-gpu = "rtx-4090"
-count = 2
-# host = "box.lan"           # both are cards of this machine
-
-[tiers.link]
-gbps = 0.5
-latency_ms = 10.0
-
-[[tiers]]
-name = "rented"
-
-[[tiers.nodes]]
-gpu = "a100-80gb"
-price_per_hour = 1.8         # in `currency`, a key at the top of the file
-# gpus = 8                   # in one machine, for tensor parallelism
-# interconnect = "nvlink3"   # among them; see hypsolve interconnects
-# tensor_parallel = 4        # that compute as one; default: the best is chosen
-
-# Your own GPU, by the rates that it reaches (not those of its datasheet). In one step, a block
-# takes t0 + max(FLOPs / tflops, bytes / gb_per_s).
-# [gpus.my-gpu]
-# t0_us = 20.0
-# tflops = 60.0
-# gb_per_s = 500.0
-# memory_gib = 16.0
-# overlaps = false           # optional: on a core of a CPU, the two times add up
-# power_w = 200.0            # optional, for the energy forecast
-"""
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path), default="network.toml")
-def init(path: Path) -> None:
-    """Write an example network file to edit; an existing file is kept."""
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--machines", is_flag=True, help="Write machines without an order, and offers, instead."
+)
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --machines: write those of an inventory of nvidia-smi (.csv), a network file, or"
+    " a cluster of Helix (.ini).",
+)
+def init(path: Path | None, machines: bool, source: Path | None) -> None:
+    """Write an example network file to edit; an existing file is kept.
+
+    \b
+    hypsolve init
+    hypsolve init --machines
+    nvidia-smi --query-gpu=index,name,memory.total --format=csv > gpus.csv
+    hypsolve init --machines --from gpus.csv lab.toml
+    """  # noqa: D301
+    if source is not None and not machines:
+        raise click.UsageError("--from needs --machines")
+    path = path or Path("machines.toml" if machines else "network.toml")
+    text = examples.MACHINES if machines else examples.NETWORK
+    if source is not None:
+        text = machines_text(read_machines(source))
     try:
         with path.open("x") as file:
-            file.write(EXAMPLE)
+            file.write(text)
     except FileExistsError:
         raise click.ClickException(f"{path} exists already; give another name") from None
-    print(f"{path}: edit it, then hypsolve plan --model llama-3-8b --network {path}")
+    then = f"place --model llama-3-8b --machines {path}"
+    if not machines:
+        then = f"plan --model llama-3-8b --network {path}"
+    print(f"{path}: edit it, then hypsolve {then}")
 
 
 @click.command()

@@ -108,9 +108,42 @@ _RUNTIME = {
     for name, (kind, rule) in runtime_keys().items()
 }
 """Type and help of the options that replace values of the runtime, which checks them."""
+network_option = click.option(
+    "--network",
+    required=True,
+    type=click.Path(),
+    help="A TOML file (see hypsolve init), or an .ini file of Helix.",
+)
+machines_option = click.option(
+    "--machines",
+    required=True,
+    type=click.Path(),
+    help="A TOML file of machines (see hypsolve init --machines) or of a network, whose order"
+    " does not count; an .ini file of Helix; or a .csv file of nvidia-smi.",
+)
 DEFAULT_ALONE = "bottleneck; path for a runtime of one batch at a time"
 """Default of objectives in seconds, in words."""
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def of_network(maybe: Callable[..., Any], inherits: bool) -> list[Any]:
+    """Return the options of a query that are for a network with tiers in order alone."""
+    earlier = "as in the earlier plan]"
+    return [
+        maybe(
+            "--tensor-parallel",
+            int,
+            "GPUs of a machine that compute as one.  [default: "
+            + (earlier if inherits else "the best by simulation]"),
+        ),
+        maybe(
+            "--costs",
+            click.Choice(COSTS),
+            "Seconds of blocks by three numbers per GPU, or by fits to measured servers where"
+            " there are any; auto: by fits if all GPUs have one that errs less.  [default: "
+            + (earlier if inherits else "roofline]"),
+        ),
+    ]
 
 
 def query_options(
@@ -121,6 +154,7 @@ def query_options(
     + DEFAULT_ALONE,
     limits: str = "the whole command; compiling comes before",
     takes_requests: bool = True,
+    takes_machines: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a command with the options of a query.
 
@@ -139,6 +173,9 @@ def query_options(
         What the time limit is for.
     takes_requests : bool
         Whether there is an option ``--requests`` for a file.
+    takes_machines : bool
+        Whether machines without an order are given in place of a network. The rate has no
+        default then, and the degree of tensor parallelism is not an option.
     """
 
     def number(name: str, default: Any, words: str, **more: Any) -> Callable[..., Any]:
@@ -160,20 +197,25 @@ def query_options(
             required=True,
             help="A name (see hypsolve models), a config.json, a .gguf file, or a folder.",
         ),
-        click.option(
-            "--network",
-            required=True,
-            type=click.Path(),
-            help="A TOML file (see hypsolve init), or an .ini file of Helix.",
-        ),
+        machines_option if takes_machines else network_option,
         number("--prompt", 512, "Prompt tokens of every request."),
         number("--output", 256, "Output tokens of every request."),
-        number("--rate", 1.0, "Requests per second."),
+        maybe("--rate", float, "Requests per second.  [default: the largest]")
+        if takes_machines
+        else number("--rate", 1.0, "Requests per second."),
         maybe("--users", int, "Closed loop of so many users, in place of --rate."),
         maybe("--think-time", float, "Seconds from a user's request to the next one."),
         target("ttft", "Target for the first token, in seconds."),
         target("tpot", "Target for each later token, in seconds."),
-        number("--concurrency", 16, "Sequences for which every node must have KV cache."),
+        *(
+            []
+            if takes_machines
+            else [
+                number(
+                    "--concurrency", 16, "Sequences for which every node must have KV cache."
+                )
+            ]
+        ),
         click.option(
             "--weights",
             type=click.Choice(catalog.weights_choices(), case_sensitive=False),
@@ -185,22 +227,14 @@ def query_options(
             click.Choice(catalog.runtimes()),
             "Server whose limits, memory and batches are simulated.  [default: "
             + (
-                "as in the earlier plan]" if inherits else "as in the network file, else ideal]"
+                "as in the earlier plan]"
+                if inherits
+                else "vllm]"
+                if takes_machines
+                else "as in the network file, else ideal]"
             ),
         ),
-        maybe(
-            "--tensor-parallel",
-            int,
-            "GPUs of a machine that compute as one.  [default: "
-            + ("as in the earlier plan]" if inherits else "the best by simulation]"),
-        ),
-        maybe(
-            "--costs",
-            click.Choice(COSTS),
-            "Seconds of blocks by three numbers per GPU, or by fits to measured servers where"
-            " there are any; auto: by fits if all GPUs have one that errs less.  [default: "
-            + ("as in the earlier plan]" if inherits else "roofline]"),
-        ),
+        *([] if takes_machines else of_network(maybe, inherits)),
         *(maybe(_flag(name), kind, words) for name, (kind, words) in _RUNTIME.items()),
         click.option(
             "--time-limit",

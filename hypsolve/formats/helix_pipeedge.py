@@ -20,7 +20,7 @@ MAX_BYTES = 2**24  # YAML is parsed in Python, at less than 1 MB/s
 MAX_CELLS = 10**7  # hosts times cuts
 _MEBI = 2**20  # PipeEdge uses MB and Mb for 2^20 bytes and bits
 _DTYPE_BYTES = {"torch.float32": 4, "torch.float64": 8, "torch.float16": 2, "torch.bfloat16": 2}
-_GPUS = {"A100": "a100-40gb", "L4": "l4", "T4": "t4", "V100": "v100-16gb"}
+GPUS_OF_TYPES = {"A100": "a100-40gb", "L4": "l4", "T4": "t4", "V100": "v100-16gb"}
 _UNITS = {  # Helix divides sizes in bytes by its "bps", so they are bytes/s
     "bandwidth": {"kbps": 1e3, "mbps": 1e6, "gbps": 1e9},
     "latency": {"Sec": 1.0, "MilliSec": 1e-3},
@@ -272,7 +272,8 @@ def read_helix(
         nodes.
     gpus : dict of str to str or GpuProfile, optional
         GPU of each ``type``, in addition to A100 (a100-40gb), L4, T4 and V100 (v100-16gb). A
-        node with several GPUs (L4x2) is refused unless its type is given here.
+        node with several GPUs (L4x2) is refused unless its type is given here;
+        `hypsolve.read_machines` reads it as a machine.
 
     Returns
     -------
@@ -317,7 +318,7 @@ def read_helix(
     <Network site, nodes of each tier: T4 (1), A100 (1)>
     """
     owner, path = "read_helix", checked_path("read_helix", path)
-    type_of, links = _read_ini(path)
+    type_of, links = cluster_of_ini(path, read_bytes(path, MAX_BYTES))
     types = list(dict.fromkeys(type_of.values()))
     if isinstance(tiers, dict):
         groups = {name: _numbers(f"tiers[{name!r}]", tiers[name]) for name in tiers}
@@ -327,7 +328,7 @@ def read_helix(
         if tiers is not None:
             types = _chosen(owner, "tiers", f"type ({path})", tiers, types)
         groups = {kind: [i for i in type_of if type_of[i] == kind] for kind in types}
-    profiles: dict[str, Any] = _GPUS | valid.of_type(owner, "gpus", gpus or {}, dict)
+    profiles: dict[str, Any] = GPUS_OF_TYPES | valid.of_type(owner, "gpus", gpus or {}, dict)
     made: list[Tier] = []
     for (name, members), after in zip(
         groups.items(), [*list(groups.values())[1:], None], strict=True
@@ -337,7 +338,7 @@ def read_helix(
             if type_of[i] not in profiles:
                 raise ValueError(
                     f"{path}: ComputeNode-{i}: type must be one of {', '.join(profiles)},"
-                    " or one of gpus (several GPUs in a node have no counterpart here),"
+                    " or one of gpus (hypsolve.read_machines reads several GPUs in a node),"
                     f" got {type_of[i]!r:.60}"
                 )
             gpu = profiles[type_of[i]]
@@ -370,12 +371,14 @@ def _slowest(
     )
 
 
-def _read_ini(path: Path) -> tuple[dict[str, str], dict[frozenset[str], Link]]:
+def cluster_of_ini(
+    path: Path, content: bytes
+) -> tuple[dict[str, str], dict[frozenset[str], Link]]:
     """Return the type of each node by its number, and each link by its two ends."""
     # interpolation and a section of defaults would change values silently
     parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
-        parser.read_string(read_bytes(path, MAX_BYTES).decode("utf-8-sig"), str(path))
+        parser.read_string(content.decode("utf-8-sig"), str(path))
     except (configparser.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not INI: {_on_one_line(error)}") from None
     types: dict[str, str] = {}

@@ -3,32 +3,26 @@
 import itertools
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from hypsolve import catalog
-from hypsolve.catalog import nearest
-from hypsolve.catalog.interconnects import interconnect, interconnects
-from hypsolve.formats.gpu_profile import PROFILE_ENDING, profile_of, read_gpu_profile
+from hypsolve.formats.gpu_profile import PROFILE_ENDING
 from hypsolve.formats.network_file import NetworkFile
-from hypsolve.formats.network_toml_types import (
-    End,
-    GpuTable,
-    Layer,
-    LinkTable,
-    NetworkTable,
-    NodesTable,
-    RuntimeTable,
-    TierTable,
+from hypsolve.formats.network_toml_types import End, Layer, NetworkTable, NodesTable, TierTable
+from hypsolve.formats.toml_nodes import (
+    check_gpu_is_named,
+    link_of,
+    node_fields,
+    nodes_of,
+    own_gpus,
+    profile_files,
+    runtime_of,
 )
 from hypsolve.formats.toml_tables import checked_table, checked_value, read_toml
 from hypsolve.problem import validation as valid
-from hypsolve.problem.deployment import GpuProfile, Link, Network, Node, Tier
+from hypsolve.problem.deployment import GpuProfile, Network, Node, Tier
 from hypsolve.problem.files import checked_path
-from hypsolve.problem.runtime import Runtime
-from hypsolve.problem.units import GIB, gbps_to_bytes_per_s, gib_to_bytes, ms_to_s
 
 __all__ = ["NetworkFile", "read_network", "read_network_file"]
 
@@ -140,13 +134,20 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
     ({'head': 'desk'}, {'desk-l4-0': 0.7})
     """
     path = checked_path("read_network", path)
+    return network_of_table(path, read_toml(path))
+
+
+def network_of_table(path: Path, content: Mapping[str, Any]) -> NetworkFile:
+    """Return the network of the content of a file; `read_network_file` describes it."""
     owner = str(path)
-    table = checked_table(owner, NetworkTable, read_toml(path))
+    table = checked_table(owner, NetworkTable, content)
     entries = [
         checked_table(f"{owner}: tier {k}", TierTable, _without_keys_of_nodes(owner, k, entry))
         for k, entry in enumerate(table["tiers"])
     ]
-    gpus = _gpus(owner, table.get("gpus", {})) | _profile_files(owner, entries, path.parent)
+    gpus = own_gpus(owner, table.get("gpus", {})) | profile_files(
+        _groups(owner, entries), path.parent
+    )
     tiers: list[Tier] = []
     pins: dict[str | int, str] = {}
     prices: dict[str, float] = {}
@@ -171,6 +172,7 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
         network = Network(name=path.stem, tiers=tuple(tiers))
     except ValueError as error:
         raise ValueError(f"{owner}: {error}") from None
+    gpus_of = [node.gpu for tier in network.tiers for node in tier.nodes]
     return NetworkFile(
         network=network,
         description=table.get("description", ""),
@@ -180,44 +182,13 @@ def read_network_file(path: str | os.PathLike[str]) -> NetworkFile:
         price_per_hour=prices,
         currency=table.get("currency", ""),
         inner_links=tuple(
-            _link(f"{owner}: tier {k} inner", entry["inner"])
+            link_of(f"{owner}: tier {k} inner", entry["inner"])
             if "inner" in entry
             else tiers[k].machine_link
             for k, entry in enumerate(entries)
         ),
-        runtime=_runtime(owner, table["runtime"], network) if "runtime" in table else None,
+        runtime=runtime_of(owner, table["runtime"], gpus_of) if "runtime" in table else None,
     )
-
-
-def _runtime(owner: str, given: str | RuntimeTable, network: Network) -> Runtime:
-    """Return the runtime of a file, with the defaults that it has on the file's GPUs."""
-    if isinstance(given, str):
-        given = {"name": given}
-    if not isinstance(given, dict):
-        raise TypeError(f"{owner}: runtime must be a name or a table, got {given!r:.60}")
-    entry: dict[str, Any] = dict(checked_table(f"{owner}: runtime", RuntimeTable, given))
-    gpus = [node.gpu for tier in network.tiers for node in tier.nodes]
-    try:
-        return catalog.runtime(entry.pop("name"), gpus=gpus, **entry)
-    except ValueError as error:
-        raise ValueError(f"{owner}: {error}") from None
-
-
-def _gpus(owner: str, tables: Mapping[str, GpuTable]) -> dict[str, GpuProfile]:
-    """Return the GPUs that a file defines by its own numbers."""
-    found = {}
-    for name, given in tables.items():
-        of_gpu = f"{owner}: gpu {name!r}"
-        try:
-            entry = checked_table(of_gpu, GpuTable, given)
-        except ValueError as error:
-            raise ValueError(
-                f"{error}{nearest.hint_by_figures(given, catalog.gpus())}"
-            ) from None
-        if name in catalog.gpus():
-            raise ValueError(f"{of_gpu}: name must not be one of the catalogue's")
-        found[name] = profile_of(name, entry)
-    return found
 
 
 def _without_keys_of_nodes(owner: str, at: int, entry: Any) -> Any:
@@ -231,22 +202,11 @@ def _without_keys_of_nodes(owner: str, at: int, entry: Any) -> Any:
     return entry
 
 
-def _profile_files(
-    owner: str, tiers: Iterable[TierTable], folder: Path
-) -> dict[str, GpuProfile]:
-    """Return the GPUs that nodes name by the path of a profile file, relative to `folder`."""
-    found: dict[str, GpuProfile] = {}
+def _groups(owner: str, tiers: Iterable[TierTable]) -> Iterator[tuple[str, Any]]:
+    """Yield every group of nodes, and what errors call it."""
     for tier in tiers:
         for k, group in enumerate(tier["nodes"]):
-            name = group.get("gpu") if isinstance(group, dict) else None
-            if not isinstance(name, str) or not name.endswith(PROFILE_ENDING) or name in found:
-                continue
-            try:
-                found[name] = read_gpu_profile(folder / name)
-            except OSError as error:
-                where = f"{owner}: tier {tier['name']!r} nodes {k}: gpu {name}"
-                raise type(error)(error.errno, error.strerror, where) from None
-    return found
+            yield f"{owner}: tier {tier['name']!r} nodes {k}", group
 
 
 def _tier(
@@ -256,11 +216,7 @@ def _tier(
     prices: dict[str, float] = {}
     for i, given in enumerate(entry["nodes"]):
         of_group = f"{owner} nodes {i}"
-        if isinstance(given, dict) and isinstance(own := given.get("gpu"), dict):
-            hint = nearest.hint_by_figures(own, catalog.gpus())
-            raise TypeError(
-                f"{of_group}: gpu must be a name, got a table; define it as [gpus.NAME]{hint}"
-            )
+        check_gpu_is_named(of_group, given)
         group = checked_table(of_group, NodesTable, given)
         group.setdefault("host", entry.get("host", ""))
         made = _nodes(of_group, entry["name"], group, gpus, nodes)
@@ -273,7 +229,7 @@ def _tier(
             n_groups = n_gpus // group.get("tensor_parallel", n_gpus)
             price = group["price_per_hour"] / n_groups
             prices |= dict.fromkeys((node.name for node in made), price)
-    link = _link(f"{owner} link", entry["link"]) if "link" in entry else None
+    link = link_of(f"{owner} link", entry["link"]) if "link" in entry else None
     return Tier(name=entry["name"], nodes=tuple(nodes), link=link), prices
 
 
@@ -284,87 +240,19 @@ def _nodes(
     gpus: Mapping[str, GpuProfile],
     before: list[Node],
 ) -> list[Node]:
-    gpu = group["gpu"]
-    known = catalog.gpus() | dict(gpus)
-    if gpu not in known:
-        message = nearest.unknown_gpu(gpu, known, nearest.usable_figures(group))
-        raise ValueError(f"{owner}: {message}")
-    profile = known[gpu]
-    if (slowdown := group.get("slowdown", 1.0)) != 1:
-        profile = _slower(profile, slowdown)
+    fields = node_fields(owner, group, gpus)
     names = group.get("names")
     if names is None:
         taken = {node.name for node in before}
-        kind = profile.name if gpu.endswith(PROFILE_ENDING) else gpu
+        gpu = group["gpu"]
+        kind = fields["gpu"].name if gpu.endswith(PROFILE_ENDING) else gpu
         free = (name for i in itertools.count() if (name := f"{tier}-{kind}-{i}") not in taken)
         names = list(itertools.islice(free, group.get("count", 1)))
     elif group.get("count", len(names)) != len(names):
         raise ValueError(
             f"{owner}: count must be the number of names, {len(names)}, got {group['count']}"
         )
-    host = group.get("host", "")
-    if not host.isprintable():
-        raise ValueError(f"{owner}: host must be printable, got {host!r:.60}")
-    memory_gib = group.get("memory_gib")
-    has_gib = profile.memory_bytes / GIB if memory_gib is None else memory_gib
-    if group.get("reserved_gib", 0.0) >= has_gib:
-        raise ValueError(
-            f"{owner}: reserved_gib must be below the memory, {has_gib:.4g} GiB,"
-            f" got {group['reserved_gib']}"
-        )
-    machine = _machine(owner, group)
-    try:
-        return [
-            Node(
-                name=name,
-                gpu=profile,
-                memory_bytes=None if memory_gib is None else gib_to_bytes(memory_gib),
-                reserved_bytes=gib_to_bytes(group.get("reserved_gib", 0.0)),
-                host=host,
-                **machine,
-            )
-            for name in names
-        ]
-    except ValueError as error:
-        raise ValueError(f"{owner}: {error}") from None
-
-
-def _machine(owner: str, group: NodesTable) -> dict[str, Any]:
-    """Return the fields of a machine of several GPUs; none for a single GPU."""
-    several = group.get("gpus", 1) > 1
-    if several and "interconnect" not in group:
-        raise ValueError(
-            f"{owner}: interconnect must be given with gpus = {group['gpus']}: one of"
-            f" {', '.join(interconnects())}"
-        )
-    keys = ("gpus", "tensor_parallel")
-    fields: dict[str, Any] = {name: value for name, value in group.items() if name in keys}
-    if "interconnect" in group:
-        try:
-            fields["interconnect"] = interconnect(group["interconnect"], group["gpu"])
-        except ValueError as error:
-            raise ValueError(f"{owner}: {error}") from None
-    return fields
-
-
-def _slower(gpu: GpuProfile, slowdown: float) -> GpuProfile:
-    rate = 1 / slowdown
-    slower = gpu.scaled(seconds=slowdown, flops=rate, moved=rate)
-    return replace(
-        slower,
-        name=f"{gpu.name} {slowdown:g}x slower",
-        flops_per_s=gpu.flops_per_s / slowdown,
-        bytes_per_s=gpu.bytes_per_s / slowdown,
-    )
-
-
-def _link(owner: str, given: Any) -> Link:
-    entry = checked_table(owner, LinkTable, given)
-    return Link(
-        bytes_per_s=gbps_to_bytes_per_s(entry["gbps"]),
-        latency_s=ms_to_s(entry["latency_ms"]),
-        return_latency_s=ms_to_s(entry.get("return_latency_ms", entry["latency_ms"])),
-    )
+    return nodes_of(owner, names, fields)
 
 
 def _pins(owner: str, blocks: Sequence[str | int]) -> Sequence[str | int]:

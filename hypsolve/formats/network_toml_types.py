@@ -71,8 +71,8 @@ class GpuTable(TypedDict):
     source: NotRequired[Source]
 
 
-class NodesTable(TypedDict):
-    """Nodes of one kind."""
+class HardwareTable(TypedDict):
+    """GPUs of a node or machine."""
 
     gpu: Annotated[
         str,
@@ -81,22 +81,6 @@ class NodesTable(TypedDict):
             " file (.toml) of `hypsolve measure` or `hypsolve calibrate`, from this folder.",
             known=catalog.gpus,
         ),
-    ]
-    count: NotRequired[
-        Annotated[
-            int,
-            Key(
-                "Number of nodes; default: 1, or the number of names.",
-                minimum=1,
-                maximum=MAX_COUNT,
-            ),
-        ]
-    ]
-    names: NotRequired[
-        Annotated[
-            list[Annotated[str, Key("Name of a node.")]],
-            Key("Names of the nodes; default: TIER-GPU-0, ...", minimum=1, distinct=True),
-        ]
     ]
     gpus: NotRequired[
         Annotated[
@@ -114,17 +98,6 @@ class NodesTable(TypedDict):
             Key("Links among the GPUs of a machine; required with gpus.", known=interconnects),
         ]
     ]
-    tensor_parallel: NotRequired[
-        Annotated[
-            int,
-            Key(
-                "Number of GPUs that compute as one, at most gpus: a machine is as many nodes"
-                " as it has such groups; default: `hypsolve plan` chooses.",
-                minimum=1,
-                maximum=MAX_GPUS,
-            ),
-        ]
-    ]
     memory_gib: NotRequired[
         Annotated[
             float,
@@ -140,6 +113,44 @@ class NodesTable(TypedDict):
             ),
         ]
     ]
+    slowdown: NotRequired[
+        Annotated[
+            float, Key("Factor by which it is slower than its GPU; default: 1.", minimum=1)
+        ]
+    ]
+    source: NotRequired[Source]
+
+
+class NodesTable(HardwareTable):
+    """Nodes of one kind."""
+
+    count: NotRequired[
+        Annotated[
+            int,
+            Key(
+                "Number of nodes; default: 1, or the number of names.",
+                minimum=1,
+                maximum=MAX_COUNT,
+            ),
+        ]
+    ]
+    names: NotRequired[
+        Annotated[
+            list[Annotated[str, Key("Name of a node.")]],
+            Key("Names of the nodes; default: TIER-GPU-0, ...", minimum=1, distinct=True),
+        ]
+    ]
+    tensor_parallel: NotRequired[
+        Annotated[
+            int,
+            Key(
+                "Number of GPUs that compute as one, at most gpus: a machine is as many nodes"
+                " as it has such groups; default: `hypsolve plan` chooses.",
+                minimum=1,
+                maximum=MAX_GPUS,
+            ),
+        ]
+    ]
     host: NotRequired[
         Annotated[
             str,
@@ -149,15 +160,9 @@ class NodesTable(TypedDict):
             ),
         ]
     ]
-    slowdown: NotRequired[
-        Annotated[
-            float, Key("Factor by which it is slower than its GPU; default: 1.", minimum=1)
-        ]
-    ]
     price_per_hour: NotRequired[
         Annotated[float, Key("Price of each node per hour, in `currency`.")]
     ]
-    source: NotRequired[Source]
 
 
 class LinkTable(TypedDict):
@@ -302,6 +307,9 @@ def runtime_keys() -> dict[str, tuple[type, Key]]:
     return found
 
 
+RuntimeName = Annotated[str, Key("Name of a runtime of the catalogue.", known=catalog.runtimes)]
+
+
 class NetworkTable(TypedDict):
     """A network of GPUs, for `hypsolve plan`."""
 
@@ -309,7 +317,7 @@ class NetworkTable(TypedDict):
     currency: NotRequired[Annotated[str, Key("Currency of all prices, such as USD.")]]
     runtime: NotRequired[
         Annotated[
-            str | RuntimeTable,
+            RuntimeName | RuntimeTable,
             Key("Runtime that plans and simulations follow: its name, or a table."),
         ]
     ]

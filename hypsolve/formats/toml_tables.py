@@ -1,6 +1,7 @@
 """Tables of TOML files, checked against the types that describe them."""
 
 import functools
+import re
 import tomllib
 from pathlib import Path
 from typing import (
@@ -32,13 +33,38 @@ def read_toml(path: Path) -> dict[str, Any]:
     OSError
         If the file does not exist or cannot be read.
     """
+    return parse_toml(path, read_bytes(path, MAX_BYTES))
+
+
+def parse_toml(path: Path, content: bytes) -> dict[str, Any]:
+    """Parse the content of a TOML file; errors are those of `read_toml`."""
     try:
-        return tomllib.loads(read_bytes(path, MAX_BYTES).decode())
+        return tomllib.loads(content.decode())
     except (
         ValueError,
         RecursionError,
     ) as error:  # ValueError also for a number of 5,000 digits
         raise ValueError(f"{path}: not TOML: {error}") from None
+
+
+def header_lines(content: bytes, key: str) -> list[int]:
+    """Return the line of each header ``[[key]]`` of a TOML file, counted from 1.
+
+    Headers inside a string of several lines are found, too, and entries of an inline list are
+    not: the lines are those of the entries if there are as many.
+    """
+    header = re.compile(rb"[ \t]*\[\[[ \t]*" + key.encode() + rb"[ \t]*\]\]")
+    lines = enumerate(content.splitlines(), start=1)
+    return [number for number, line in lines if header.match(line)]
+
+
+def key_line(content: bytes, key: str) -> int | None:
+    """Return the line of ``[key]`` or of ``key = ...`` if there is one such line, else None."""
+    name = key.encode()
+    start = re.compile(rb"[ \t]*(\[[ \t]*" + name + rb"[ \t]*\]|" + name + rb"[ \t]*=)")
+    lines = enumerate(content.splitlines(), start=1)
+    found = [number for number, line in lines if start.match(line)]
+    return found[0] if len(found) == 1 else None
 
 
 @functools.cache
@@ -82,8 +108,9 @@ def checked_value(owner: str, key: str, value: Any, hint: Any) -> Any:
         raise TypeError(f"{owner}: {key} must be tables, got {value!r:.60}{hint}")
     if get_origin(kind) is list:
         if rule.minimum and (not isinstance(value, list) or len(value) < rule.minimum):
+            least = "one" if rule.minimum == 1 else rule.minimum
             raise ValueError(
-                f"{owner}: {key} must be a list of at least one, got {value!r:.60}"
+                f"{owner}: {key} must be a list of at least {least}, got {value!r:.60}"
             )
         if not isinstance(value, list):
             raise TypeError(f"{owner}: {key} must be a list, got {value!r:.60}")

@@ -1,4 +1,4 @@
-"""JSON Schemas of files: networks, GPU profiles, plans, serving instances, their results."""
+"""JSON Schemas of files: networks, machines, profiles, plans, serving instances, results."""
 
 import dataclasses
 import inspect
@@ -20,9 +20,11 @@ from typing import (
 )
 
 from hypsolve.formats.gpu_profile import ProfileTable
+from hypsolve.formats.machines_toml_types import MachinesTable
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.formats.network_toml_types import Key, NetworkTable
 from hypsolve.planning.expected_errors import ExpectedError
+from hypsolve.planning.place_schema import PlacementFile
 from hypsolve.planning.plan import FORMAT, VERSION, Plan
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.request_mix import RequestMix, RequestMixTable
@@ -96,10 +98,12 @@ class ResultTable(TypedDict):
 
 SCHEMAS: dict[str, tuple[str, type]] = {
     "network": ("Network file of hypsolve", NetworkTable),
+    "machines": ("Machines file of hypsolve", MachinesTable),
     "profile": ("GPU profile of hypsolve", ProfileTable),
     "plan": ("Plan of hypsolve", Plan),
     "serving-instance": ("Serving instance of hypsolve", ServingInstanceFile),
     "serving-result": ("Result on a serving instance of hypsolve", ServingResultFile),
+    "placement": ("Placement of hypsolve", PlacementFile),
 }
 _WRITTEN_AS: dict[Any, Any] = {  # types that `Plan.to_dict` does not write field by field
     Model: Annotated[str, "Name of the model."],
@@ -141,10 +145,12 @@ def schema(kind: str) -> Schema:
 
     Parameters
     ----------
-    kind : {"network", "profile", "plan", "serving-instance", "serving-result"}
-        The TOML file of `hypsolve.read_network_file`; that of ``hypsolve measure`` and
-        ``hypsolve calibrate``; the JSON of `Plan.to_dict`; that of `hypsolve.save` for a
-        `ServingInstance`; or that of `ServingResult.save`.
+    kind : {"network", "machines", "profile", "plan", "serving-instance", "serving-result",
+        "placement"}
+        The TOML file of `hypsolve.read_network_file`; that of `hypsolve.read_machines`; that of
+        ``hypsolve measure`` and ``hypsolve calibrate``; the JSON of `Plan.to_dict`; that of
+        `hypsolve.save` for a `ServingInstance`; that of `ServingResult.save`; or that of
+        `PlacementPlan.to_dict`.
 
     Returns
     -------

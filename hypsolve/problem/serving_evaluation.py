@@ -111,6 +111,27 @@ def refusal(instance: ServingInstance, partition: Partition, requests_per_s: flo
     return _mode(instance, partition).at(rate)[0]
 
 
+def latencies_at(
+    instance: ServingInstance, partition: Partition, requests_per_s: float
+) -> Latencies | None:
+    """Return the mean latencies of a split at some rate; None if it does not carry the rate.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> instance = hs.ServingInstance.from_tables(
+    ...     fixed_s=[[1e-3]], block_kind=[0, 0], tiers=[[(0, 1e9)]], prompt_tokens=100,
+    ...     output_tokens=10, max_num_seqs=20,
+    ... )
+    >>> latencies_at(instance, hs.Partition((0, 2)), 500).tpot_s
+    0.002
+    """
+    for violation in check_serving(instance, partition):
+        raise ValueError(f"latencies_at: {violation}")
+    rate = valid.real("latencies_at", "requests_per_s", requests_per_s, strict=True)
+    return _mode(instance, partition).at(rate)[1]
+
+
 def price_per_hour(instance: ServingInstance, partition: Partition) -> float:
     """Return the price of all nodes of the tiers that host blocks, per hour."""
     return math.fsum(

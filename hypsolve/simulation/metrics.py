@@ -258,7 +258,7 @@ def metrics(
     has_limit = any(limit is not None for limit in limits.values())
     use = [_ratio(float(busy_s), observed_s) for busy_s in trace.busy_s]
     of_tier = [np.flatnonzero(trace.node_tier == k) for k in range(len(trace.tier_names))]
-    active = [n for k, nodes in enumerate(of_tier) if trace.partition.stage(k) for n in nodes]
+    active = [n for k in trace.active_tiers for n in of_tier[k]]
     ended_s = np.where(finished, trace.end_s, trace.end_of_run_s)
     in_flight_s = float(np.nansum(np.maximum(ended_s - trace.arrival_s, 0.0)))
     series = trace.series
@@ -274,9 +274,9 @@ def metrics(
         n_requests=len(finished),
         n_finished=n_finished,
         n_unfinished=len(finished) - n_finished,
-        latency_s=_summary(times["latency"]),
-        ttft_s=_summary(times["ttft"]),
-        tpot_s=_summary(times["tpot"]),
+        latency_s=summary(times["latency"]),
+        ttft_s=summary(times["ttft"]),
+        tpot_s=summary(times["tpot"]),
         observed_s=observed_s,
         offered_s=offered_s,
         requests_per_s=_ratio(n_finished, counted_s),
@@ -354,7 +354,8 @@ def served_share(trace: Trace) -> float:
     return share
 
 
-def _summary(times_s: Array) -> Summary:
+def summary(times_s: Array) -> Summary:
+    """Return the mean and the percentiles of those times that are known."""
     known = times_s[~np.isnan(times_s)]
     if not known.size:
         return Summary(n=0, mean=NAN, p50=NAN, p95=NAN, p99=NAN)

@@ -15,25 +15,28 @@ def choose_pipeline(system: System, kernel: Any, at: int) -> int:
     """Return the pipeline that a policy in Python chooses for request * n_stages."""
     from hypsolve.kernels.token_level import pipeline
 
+    if system.forms_batches_of_pipelines:
+        pipeline.observe(system.setup, system.state)
+    else:
+        kernel.observe_routes(system.setup, system.state)
     assert callable(system.policy)
     r, k, state, setup = at // len(system.tiers), system.tiers[0], system.state, system.setup
     up = np.flatnonzero(state.pipes["n_down"] == 0)
     pipes, request = state.pipes[up], state.requests[r]
     local = system.pipelines[up, 0] - system.instance.nodes_of(k).start
     local.setflags(write=False)
-    free_tokens = pipes["capacity"] - pipes["held"] - pipes["queued"]
-    slowdowns = [float(pipeline.slowdown(setup, state, p)) for p in up]
+    slowdowns = [float(kernel.slowdown(setup, state, p)) for p in up]
     tier_state = TierState(
         tier=k,
         time_s=system.time_of_day_s(r, float(state.clock[kernel.NOW])),
         nodes=local,
         n_jobs=pipes["n_jobs"].copy(),
         outstanding_s=pipes["outstanding_s"].copy(),
-        remaining_s=np.array([pipeline.remaining_s(setup, state, p) for p in up]),
+        remaining_s=pipes["work_s"].copy(),
         own_s=setup.own_s[r if len(setup.own_s) > 1 else 0, up],
         slowdown=np.array([kernel.factor(slowdown) for slowdown in slowdowns]),
         n_dispatched=int(state.dispatched[0]),
-        kv_free_tokens=free_tokens.astype(float),
+        kv_free_tokens=pipes["free"].astype(float),
         kv_own_tokens=system.kv_own_tokens(request),
         uniforms=setup.uniforms[0, r].copy(),
         rng=system.rng,
@@ -51,8 +54,9 @@ def stays(system: System) -> tuple[IntArray, dict[str, Array]]:
     requests, n_stages = system.state.requests, len(system.tiers)
     pipe = requests["pipe"]
     node = np.where(pipe[:, None] >= 0, system.pipelines[np.maximum(pipe, 0)], -1)
+    missing = (pipe[:, None] >= 0) & (node < 0)  # stages that the pipeline does not have
     wide = {
-        name: np.repeat(requests[f"{name}_s"][:, None], n_stages, axis=1)
+        name: np.where(missing, np.nan, requests[f"{name}_s"][:, None])
         for name in ("reached", "admitted")
     }
     left_s = system.state.places["left_s"].reshape(len(requests), n_stages)

@@ -23,8 +23,11 @@ def pipeline_state(system: System) -> Any:
     pipes = shared.records(n_pipes, kernel.PIPE)
     for name in ("running_head", "running_tail", "waiting_head", "waiting_tail"):
         pipes[name] = shared.NIL
-    pipes["capacity"] = nodes["capacity"][system.pipelines].min(axis=1)
-    pipes["n_down"] = (nodes["up"][system.pipelines] == 0).sum(axis=1)
+    pipes["n_stages"] = system.layout.n_stages
+    pipes["n_slots"] = np.minimum(n_slots, system.layout.n_stages)
+    for pipe, members in zip(pipes, system.pipelines, strict=True):
+        own = nodes[members[members >= 0]]
+        pipe["capacity"], pipe["n_down"] = own["capacity"].min(), (own["up"] == 0).sum()
     places = shared.records(n_requests * n_stages, kernel.PLACE)
     places["left_s"] = math.nan
     return kernel.PipelineState(
@@ -83,8 +86,10 @@ def _nodes(system: System, shared: Any, kernel: Any, origin_s: float) -> Records
     nodes["slowdown"] = 1.0
     nodes["seen_s"] = origin_s
     nodes["speed_at"], nodes["speed_end"] = system.speed_start[:-1], system.speed_start[1:]
+    blocks = system.blocks
     for p, members in enumerate(system.pipelines):
-        for stage, (n, blocks) in enumerate(zip(members, system.blocks, strict=True)):
-            nodes[n]["pipe"], nodes[n]["stage"] = p, stage
-            nodes[n]["capacity"] = system.capacity_tokens(blocks, int(n))
+        for stage, n in enumerate(members[members >= 0]):
+            span = int(system.layout.node_span[n])
+            nodes[n]["pipe"], nodes[n]["stage"], nodes[n]["span"] = p, stage, span
+            nodes[n]["capacity"] = system.capacity_tokens(blocks[span], int(n))
     return nodes

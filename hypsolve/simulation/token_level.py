@@ -26,7 +26,7 @@ def serve(system: System, time_limit_s: float | None = None) -> Trace:
     from hypsolve.kernels.token_level import pipeline
     from hypsolve.kernels.warm_up import warm
 
-    in_pipelines = len(system.pipelines) > 0
+    in_pipelines = system.forms_batches_of_pipelines
     warm("token_level.pipeline" if in_pipelines else "token_level")
     loop: Any = pipeline if in_pipelines else kernel
     state = system.state
@@ -49,8 +49,12 @@ def serve(system: System, time_limit_s: float | None = None) -> Trace:
             break
         if why == kernel.CHOOSE:
             at = int(state.counts[kernel.CHOICE_FOR])
-            choose = pipeline_level.choose_pipeline if in_pipelines else _choose
-            state.counts[kernel.CHOICE] = choose(system, kernel, at)
+            if len(system.pipelines):
+                p = pipeline_level.choose_pipeline(system, kernel, at)
+                chosen = p if in_pipelines else int(system.pipelines[p, 0])
+            else:
+                chosen = _choose(system, kernel, at)
+            state.counts[kernel.CHOICE] = chosen
         elif why == kernel.GROW:
             n_in_heap, n_logged = state.counts[[kernel.N_EVENTS, kernel.N_LOGGED]].tolist()
             if system.options.record_visits and n_logged + max_pushed > len(log):
@@ -118,20 +122,22 @@ def _trace(system: System, kernel: Any, log: Records) -> Trace:
     """Turn the state at the end of a run into a trace counted from the first arrival."""
     state, instance = system.state, system.instance
     shape = (instance.n_requests, instance.n_tiers)
-    in_pipelines = len(system.pipelines) > 0
+    in_pipelines = system.forms_batches_of_pipelines
     at_stage, at_times = (pipeline_level.stays if in_pipelines else _stays)(system)
     node = np.full(shape, -1, np.int64)
     times = {name: np.full(shape, math.nan) for name in at_times}
-    kv_bytes = np.zeros(instance.n_nodes)
+    blocks, spans = system.blocks, system.layout.node_span
+    kv_bytes = np.array(
+        [
+            system.deployment.kv_bytes_per_token(blocks[span], node) if span >= 0 else 0.0
+            for node, span in zip(system.all_nodes, spans, strict=True)
+        ]
+    )
     for stage, k in enumerate(system.tiers):
         at_tier = instance.nodes_of(k)
         node[:, k] = np.maximum(at_stage[:, stage] - at_tier.start, -1)
         for name, array in times.items():
             array[:, k] = at_times[name][:, stage]
-        kv_bytes[at_tier] = [
-            system.deployment.kv_bytes_per_token(system.blocks[stage], node)
-            for node in system.all_nodes[at_tier]
-        ]
     holds, nodes = state.nodes["stage"] != kernel.NIL, state.nodes
     limited = np.where(kv_bytes > 0, nodes["capacity"] * kv_bytes, math.inf)
     capacity_bytes = np.where(holds, limited, 0.0)

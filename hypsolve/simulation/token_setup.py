@@ -20,16 +20,17 @@ from hypsolve.problem.deployment import (
     CostModel,
     Deployment,
     GpuProfile,
-    Link,
     Requests,
 )
 from hypsolve.problem.evaluation import stage_service_s
+from hypsolve.problem.placement import Placement
 from hypsolve.problem.runtime import Batching, KvAdmission
 from hypsolve.problem.solution import Partition, Schedule
 from hypsolve.problem.step_costs import is_three_numbers, step_costs
 from hypsolve.simulation.events import Event, EventKind
 from hypsolve.simulation.options import Options
 from hypsolve.simulation.pipeline_setup import pipeline_state
+from hypsolve.simulation.token_layout import Layout, layout_of_tiers
 
 _UNLIMITED = 2**62
 Records = NDArray[np.void]
@@ -42,6 +43,8 @@ class System:
     ----------
     instance : Instance
         Flow-level instance of the deployment.
+    layout : Layout
+        Stages of the nodes, and the links to them.
     tiers : list of int
         Tiers that have a stage: the active stages.
     nodes : list of ndarray of int
@@ -49,10 +52,11 @@ class System:
     first_s : float
         The first arrival. A run counts its times from there.
     all_nodes : list of Node
-    expected_s : ndarray, shape (n_requests or 1, n_stages, n_classes)
+    expected_s : ndarray, shape (n_requests or 1, n_spans, n_classes)
         Service times of whole requests, as policies see them.
     pipelines : ndarray of int, shape (n_pipelines, n_stages)
-        Nodes of each pipeline; none under the batching mode ``stage``.
+        Nodes of each pipeline, -1 behind its last one. Without a placement, there are none
+        under the batching mode ``stage``.
     setup, state
         See `hypsolve.kernels.token_level.layout` and, for pipelines,
         `hypsolve.kernels.token_level.pipeline.layout`.
@@ -61,10 +65,11 @@ class System:
     def __init__(
         self,
         deployment: Deployment,
-        partition: Partition,
+        partition: Partition | Placement,
         policy: str | Choose | Schedule,
         seed: int,
         options: Options,
+        layout: Layout | None = None,
     ) -> None:
         from hypsolve.kernels import token_level as kernel
 
@@ -73,36 +78,23 @@ class System:
         self.all_nodes = [node for tier in deployment.network.tiers for node in tier.nodes]
         self.instance = costs.to_instance(deployment, allow_empty=True)
         self.first_s = float(self.instance.arrival_s.min())
-        schedule = policy if isinstance(policy, Schedule) else None
-        evaluation.require_shape(self.instance, partition, schedule)
-        self.tiers = [k for k in range(partition.n_tiers) if partition.stage(k)]
-        self.nodes = [
-            np.flatnonzero(
-                evaluation.can_hold(self.instance, k, partition.cuts[k], partition.cuts[k + 1])
-            )
-            + self.instance.nodes_of(k).start
-            for k in self.tiers
-        ]
-        for k, nodes in zip(self.tiers, self.nodes, strict=True):
-            if not nodes.size:
-                i, j = partition.cuts[k], partition.cuts[k + 1]
-                raise ValueError(
-                    f"simulate: tier {self.instance.tier_names[k]!r} has no node that can hold"
-                    f" blocks {i}:{j}, which need"
-                    f" {evaluation.stage_bytes(self.instance, i, j):g} bytes"
-                )
+        if layout is None:
+            assert isinstance(partition, Partition)
+            schedule = policy if isinstance(policy, Schedule) else None
+            evaluation.require_shape(self.instance, partition, schedule)
+            layout = layout_of_tiers(deployment, self.instance, partition, options.batching)
+        self.layout, self.tiers, self.nodes = layout, layout.tiers, layout.nodes
+        self.pipelines = layout.pipelines
         self.rng = np.random.default_rng(seed)
         self.expected_s = self._expected_s()
-        self.pipelines = self._pipelines()
         self.setup = self._setup(kernel)
-        self.state = pipeline_state(self) if len(self.pipelines) else self._state(kernel)
+        in_pipelines = self.forms_batches_of_pipelines
+        self.state = pipeline_state(self) if in_pipelines else self._state(kernel)
 
-    def _pipelines(self) -> IntArray:
-        """Return the nodes of each pipeline: the i-th node of every active stage."""
-        n_pipelines = 0
-        if self.options.batching is not Batching.STAGE:
-            n_pipelines = min(len(nodes) for nodes in self.nodes)
-        return np.stack([nodes[:n_pipelines] for nodes in self.nodes], axis=1)
+    @property
+    def forms_batches_of_pipelines(self) -> bool:
+        """Whether a batch passes a whole pipeline: the kernel is that of pipelines."""
+        return self.options.batching is not Batching.STAGE
 
     def kv_own_tokens(self, request: Any) -> float:
         """Return the KV cache that a request needs, as policies see it."""
@@ -123,27 +115,25 @@ class System:
 
     def _own_s(self) -> Array:
         """Return the service times of whole requests in each pipeline, as policies see them."""
-        kinds = self.instance.node_class[self.pipelines]
-        by_stage = [self.expected_s[:, s, kinds[:, s]] for s in range(len(self.tiers))]
+        kinds, spans = self.instance.node_class, self.layout.node_span
+        by_stage = [
+            np.where(at >= 0, self.expected_s[:, spans[at], kinds[at]], 0.0)
+            for at in self.pipelines.T
+        ]
         total_s = np.sum(by_stage, axis=0)
         return exact_sums(total_s, self.instance.n_requests) if total_s.size else total_s
 
     @property
     def blocks(self) -> list[list[Block]]:
-        """Return the blocks of each active stage."""
-        all_blocks = self.deployment.model.blocks
-        return [[all_blocks[b] for b in self.partition.stage(k)] for k in self.tiers]
+        """Return the blocks of each span."""
+        return [list(self.deployment.model.blocks[i:j]) for i, j in self.layout.spans]
 
     def _expected_s(self) -> Array:
         """Return the service times of whole requests that policies see.
 
-        Shape (n_requests or 1, n_stages, n_classes); one row if all requests are equal.
+        Shape (n_requests or 1, n_spans, n_classes); one row if all requests are equal.
         """
-        instance, cuts, n_requests = (
-            self.instance,
-            self.partition.cuts,
-            self.instance.n_requests,
-        )
+        instance, n_requests = self.instance, self.instance.n_requests
         if self.options.expected_output_tokens is not None:
             outputs = np.full(n_requests, self.options.expected_output_tokens)
             given = self.deployment.requests
@@ -151,7 +141,7 @@ class System:
             instance = costs.to_instance(
                 replace(self.deployment, requests=believed, max_resident_tokens=None)
             )
-        stages = (stage_service_s(instance, cuts[k], cuts[k + 1]) for k in self.tiers)
+        stages = (stage_service_s(instance, i, j) for i, j in self.layout.spans)
         return np.stack([exact_sums(s, n_requests) for s in stages], axis=1)
 
     def _prefill_s(self) -> Array:
@@ -163,24 +153,29 @@ class System:
         prefill_s = np.zeros(shape)
         gpus = costs.node_classes(self.deployment)
         prompt_tokens = self.deployment.requests.prompt_tokens[: shape[0]]
-        for stage, blocks in enumerate(self.blocks):
+        for span, blocks in enumerate(self.blocks):
             for c, gpu in enumerate(gpus):
                 for block, count in Counter(blocks).items():
                     seconds = costs.service_s(
                         block, gpu, prompt_tokens, 1, self.deployment.cost_model
                     )
-                    prefill_s[:, stage, c] += count * seconds
+                    prefill_s[:, span, c] += count * seconds
         return np.minimum(prefill_s, self.expected_s)
 
     def _uniforms(self) -> Array:
         """Draw two uniforms per stage and request, for policies that draw."""
         policy = self.policy
-        draws = callable(policy) or (isinstance(policy, str) and POLICIES[policy].draws)
+        draws = callable(policy) or (policy in POLICIES and POLICIES[policy].draws)
         n_requests = self.instance.n_requests if draws else 0
         return np.stack([self.rng.random((n_requests, 2)) for _ in self.tiers])
 
     def _assigned(self) -> IntArray:
-        """Return the nodes of a replayed schedule, shape (n_requests or 0, n_stages)."""
+        """Return the nodes of a replayed schedule, shape (n_requests or 0, n_stages).
+
+        Of pipelines: those that requests are assigned to, shape (n_requests, 1).
+        """
+        if self.layout.assigned is not None:
+            return self.layout.assigned[:, None]
         if not isinstance(self.policy, Schedule):
             return np.zeros((0, len(self.tiers)), np.int64)
         if len(self.pipelines):
@@ -214,7 +209,7 @@ class System:
 
     def _code(self, kernel: Any) -> int:
         """Return the number of the policy in the kernel."""
-        if isinstance(self.policy, Schedule):
+        if isinstance(self.policy, Schedule) or self.layout.assigned is not None:
             return int(kernel.ASSIGNED)
         if callable(self.policy):
             return int(kernel.PYTHON)
@@ -222,21 +217,18 @@ class System:
 
     def _setup(self, kernel: Any) -> Any:
         """Return the inputs of the kernel, which do not change."""
-        network, options = self.deployment.network, self.options
-        links = [tier.link for tier in network.tiers[:-1]]
-        first, last = self.tiers[0], self.tiers[-1]
+        options, layout = self.options, self.layout
         parts, part_start, windows = _parts(kernel, self.blocks)
         gpu = _records(list(map(_gpu, costs.node_classes(self.deployment))), kernel.GPU)
         self.node_names = [node.name for node in self.all_nodes]
-        tier_names = [tier.name for tier in network.tiers[:-1]]
         speed = _pieces(
             self.node_names, np.ones(len(self.node_names)), options.events, EventKind.SLOWDOWN
         )
-        rates = np.array([link.bytes_per_s for link in links if link is not None])
-        rate = _pieces(tier_names, rates, options.events, EventKind.BANDWIDTH)
+        rates = np.array([link.bytes_per_s for link in layout.links])
+        rate = _pieces(layout.link_names, rates, options.events, EventKind.BANDWIDTH)
         self.speed_start, self.rate_start = speed[2], rate[2]
         order = np.argsort(self.instance.arrival_s, kind="stable")
-        hop_end = np.array(self.tiers)  # links before tier k are 0..k - 1
+        n_users = 0 if options.users is None else min(options.users, len(order))
         return kernel.Setup(
             policy=self._code(kernel),
             max_num_seqs=_limit(options.max_num_seqs),
@@ -247,23 +239,23 @@ class System:
             paged=options.kv_admission is KvAdmission.PAGED,
             kv_block_tokens=_limit(options.kv_block_tokens),
             slot_tokens=self.deployment.runtime.held_tokens(1),
-            closed_loop=options.users is not None,
+            n_users=n_users,
             think_time_s=options.think_time_s,
             n_slots=len(self.tiers) if options.batching is Batching.PIPELINE else 1,
+            return_s=layout.return_s,
+            delivery_s=layout.delivery_s,
             contention=options.link_contention,
             bandwidth_bound=self.deployment.cost_model is CostModel.ROOFLINE,
             record_visits=options.record_visits,
             n_stages=len(self.tiers),
-            return_s=math.fsum(map(_return_s, links[first:last])),
-            delivery_s=math.fsum(map(_return_s, links[:first])) + self.deployment.request_s,
             order=np.arange(len(order)) if options.users is not None else order,
             part=parts,
             part_start=part_start,
             windows=windows,
             gpu=gpu,
             cost=_cost(kernel, self.blocks, costs.node_classes(self.deployment)),
-            hop_first=np.append(0, hop_end[:-1]),
-            hop_end=hop_end,
+            hop_first=layout.hop_first,
+            hop_end=layout.hop_end,
             eligible=np.concatenate(self.nodes),
             eligible_start=np.append(0, np.cumsum([len(nodes) for nodes in self.nodes])),
             speed_s=speed[0],
@@ -304,7 +296,7 @@ class System:
         if self.options.expected_output_tokens is not None:
             requests["believed"] = self.options.expected_output_tokens
         requests["rank"][self.setup.order] = np.arange(n_requests)
-        requests["next"] = kernel.NIL
+        requests["next"] = requests["pipe"] = kernel.NIL
         requests["first_token_s"] = requests["end_s"] = math.nan
         places = kernel.records(n_requests * n_stages, kernel.PLACE)
         places["node"] = kernel.NIL
@@ -314,6 +306,7 @@ class System:
             requests=requests,
             places=places,
             nodes=self._nodes(kernel, float(clock[kernel.ORIGIN])),
+            pipes=self._routes(kernel),
             links=self.links(kernel),
             stranded=np.full(n_stages, kernel.NIL),
             n_stranded=np.zeros(n_stages, np.int64),
@@ -330,11 +323,11 @@ class System:
 
     def links(self, kernel: Any) -> Records:
         """Return the records of the links at the start."""
-        links = kernel.records(self.instance.n_tiers - 1, kernel.LINK)
-        for k, tier in enumerate(self.deployment.network.tiers[:-1]):
-            assert tier.link is not None
-            links[k]["latency_s"] = tier.link.latency_s
-            links[k]["token_bytes"] = self._token_bytes(self.partition.cuts[k + 1])
+        layout = self.layout
+        links = kernel.records(len(layout.links), kernel.LINK)
+        for k, (link, cut) in enumerate(zip(layout.links, layout.link_cuts, strict=True)):
+            links[k]["latency_s"] = link.latency_s
+            links[k]["token_bytes"] = self._token_bytes(cut)
         links["rate_at"], links["rate_end"] = self.rate_start[:-1], self.rate_start[1:]
         return links
 
@@ -381,11 +374,22 @@ class System:
         nodes["slowdown"] = 1.0
         nodes["seen_s"] = origin_s
         nodes["speed_at"], nodes["speed_end"] = self.speed_start[:-1], self.speed_start[1:]
-        for stage, (at_tier, blocks) in enumerate(zip(self.nodes, self.blocks, strict=True)):
+        blocks = self.blocks
+        for stage, at_tier in enumerate(self.nodes):
             for n in at_tier:
-                nodes[n]["stage"] = stage
-                nodes[n]["capacity"] = self.capacity_tokens(blocks, n)
+                span = int(self.layout.node_span[n])
+                nodes[n]["stage"], nodes[n]["span"] = stage, span
+                nodes[n]["is_last"] = self.layout.is_last(stage, int(n))
+                nodes[n]["capacity"] = self.capacity_tokens(blocks[span], n)
+        for p, members in enumerate(self.pipelines):
+            nodes["pipe"][members[members >= 0]] = p
         return nodes
+
+    def _routes(self, kernel: Any) -> Records:
+        """Return the records of the pipelines of a placement whose nodes form batches."""
+        routes: Records = kernel.records(len(self.pipelines), kernel.ROUTE)
+        routes["n_stages"] = self.layout.n_stages
+        return routes
 
     def capacity_tokens(self, blocks: list[Block], n: int) -> int:
         """Return the KV tokens that fit on a node beside the weights of these blocks."""
@@ -428,12 +432,6 @@ def _cost(kernel: Any, stages: list[list[Block]], gpus: Sequence[GpuProfile]) ->
             if not is_three_numbers(gpu):
                 cost[c, at] = tuple(step_costs(block, gpu))
     return cost
-
-
-def _return_s(link: Link | None) -> float:
-    """Return the latency of a link on the way back."""
-    assert link is not None
-    return link.round_trip_s - link.latency_s
 
 
 def _parts(kernel: Any, stages: list[list[Block]]) -> tuple[Records, IntArray, Array]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.optional import optional
+from hypsolve.problem.placement import Placement
 from hypsolve.problem.solution import Partition
 from hypsolve.problem.units import show_seconds
 
@@ -130,8 +131,11 @@ class Trace:
     ----------
     level : str
         ``flow`` or ``token``.
-    name, policy, seed, partition
+    name, policy, seed
         Inputs of the simulation.
+    partition : Partition or Placement
+        A placement if `hypsolve.simulate_placement` made the trace, which says what its tiers
+        and nodes are.
     tier_names, node_names : tuple of str
         Names of the tiers, and of all nodes, tier by tier.
     node_tier : ndarray of int
@@ -196,7 +200,7 @@ class Trace:
     name: str
     policy: str
     seed: int
-    partition: Partition
+    partition: Partition | Placement
     tier_names: tuple[str, ...]
     node_names: tuple[str, ...]
     node_tier: IntArray
@@ -252,6 +256,14 @@ class Trace:
         capacity = self.kv_capacity_bytes[:, None]
         limited = np.isfinite(capacity) & (capacity > 0)
         return np.where(limited, self.series.kv_bytes / np.where(limited, capacity, 1.0), 0.0)
+
+    @property
+    def active_tiers(self) -> list[int]:
+        """Tiers that have a stage."""
+        tiers = range(len(self.tier_names))
+        if isinstance(self.partition, Placement):
+            return list(tiers)
+        return [k for k in tiers if self.partition.stage(k)]
 
     def from_first(self) -> Trace:
         """Return `since_first`, or this record where it is None."""
@@ -456,11 +468,18 @@ class Trace:
         mark = ", extrapolated" if self.extrapolated else ""
         return f"{self.name or 'instance'} at {self.level} level{mark}"
 
+    def _split(self) -> dict[str, str]:
+        """Return the text of the partition, or of each pipeline of a placement."""
+        if isinstance(self.partition, Partition):
+            return {"partition": str(self.partition)}
+        pipelines = enumerate(self.partition.pipelines)
+        return {f"pipeline {p}": str(pipeline) for p, pipeline in pipelines}
+
     def _summary(self) -> dict[str, str]:
         """Return what `str` and notebooks show: a text for each name."""
         ended = np.isfinite(self.end_s)
         summary = {
-            "partition": str(self.partition),
+            **self._split(),
             "policy": f"{self.policy}, seed {self.seed}",
             "requests": f"{len(ended)}, ended {ended.sum()}, restarts {self.restarts.sum()}",
             "visits": f"{self.n_visits} in {self.n_iterations.sum()} iterations",

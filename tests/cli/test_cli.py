@@ -14,7 +14,7 @@ import pytest
 import hypsolve as hs
 from hypsolve import cli
 from hypsolve.cli import commands
-from hypsolve.cli.catalog import EXAMPLE
+from hypsolve.cli.examples import NETWORK as EXAMPLE
 from hypsolve.planning import comparison, forecast, planner, simulation_search
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.load import arriving

@@ -7,7 +7,7 @@ import pytest
 
 import hypsolve as hs
 from hypsolve.cli import main
-from hypsolve.cli.catalog import EXAMPLE
+from hypsolve.cli.examples import NETWORK as EXAMPLE
 from hypsolve.planning.query import OVERRIDES
 from hypsolve.problem.units import show_seconds
 from tests.cli.test_cli import run

@@ -403,7 +403,7 @@ def test_gpus_stand_for_what_the_caller_says(tmp_path):
     with pytest.raises(
         ValueError,
         match=r"site\.ini: ComputeNode-1: type must be one of A100, L4, T4, V100, or one of"
-        r" gpus \(several GPUs in a node have no counterpart here\), got 'L4x2'",
+        r" gpus \(hypsolve.read_machines reads several GPUs in a node\), got 'L4x2'",
     ):
         helix(tmp_path, text)
     assert len(helix(tmp_path, text, tiers=["V100", "T4"]).tiers) == 2  # L4x2 is left out

@@ -7,7 +7,7 @@ import pytest
 
 import hypsolve as hs
 import instances
-from hypsolve.cli.catalog import EXAMPLE
+from hypsolve.cli.examples import NETWORK as EXAMPLE
 from hypsolve.formats.network_toml import read_network_file
 from hypsolve.formats.network_toml_types import RuntimeTable
 from hypsolve.problem.costs import service_s

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import hypsolve as hs
-from hypsolve.cli.catalog import EXAMPLE
+from hypsolve.cli.examples import NETWORK as EXAMPLE
 from hypsolve.planning import figures, html_report, network_figure
 from hypsolve.planning.figures import FIGURES
 from hypsolve.planning.forecast import predict

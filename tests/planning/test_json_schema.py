@@ -17,6 +17,7 @@ from click.testing import CliRunner
 import hypsolve as hs
 import instances
 from hypsolve.cli import catalog as catalog_commands
+from hypsolve.cli import examples
 from hypsolve.cli.options import OBJECTIVES
 from hypsolve.formats.gpu_profile import read_gpu_profile
 from hypsolve.formats.network_toml import read_network_file
@@ -97,12 +98,13 @@ def test_schemas_are_schemas(kind):
     assert '"$ref"' not in json.dumps(document)
     with pytest.raises(
         ValueError,
-        match="unknown schema 'tiers'; choose one of network, profile, plan, serving",
+        match="unknown schema 'tiers'; choose one of network, machines, profile, plan, s",
     ):
         schema("tiers")
 
 
-def test_every_key_of_a_network_file_is_explained():
+@pytest.mark.parametrize("kind", ["network", "machines"])
+def test_every_key_of_a_file_to_write_is_explained(kind):
     def walk(node, path):
         for name, of_key in node.get("properties", {}).items():
             assert of_key["description"], (*path, name)
@@ -116,7 +118,7 @@ def test_every_key_of_a_network_file_is_explained():
             if isinstance(node.get(inner), dict):
                 walk(node[inner], path)
 
-    walk(schema("network"), ())
+    walk(schema(kind), ())
 
 
 def test_known_gpus_are_proposed():
@@ -126,9 +128,9 @@ def test_known_gpus_are_proposed():
 
 def test_networks_of_the_repository_and_of_init(network_schema):
     texts = [(instances._FOLDER / f"{name}.toml").read_text() for name in instances.networks()]
-    optional = re.sub(r"(?m)^# (\w+ = |\[)", r"\1", catalog_commands.EXAMPLE)
-    assert optional.count("\n#") < catalog_commands.EXAMPLE.count("\n#") - 3
-    for text in (*texts, catalog_commands.EXAMPLE, optional):
+    optional = re.sub(r"(?m)^# (\w+ = |\[)", r"\1", examples.NETWORK)
+    assert optional.count("\n#") < examples.NETWORK.count("\n#") - 3
+    for text in (*texts, examples.NETWORK, optional):
         network_schema.validate(tomllib.loads(text))
     network_schema.validate(GOOD)
 
@@ -240,6 +242,117 @@ def toml(value):
     if isinstance(value, list):
         return f"[{', '.join(map(toml, value))}]"
     return json.dumps(value) if isinstance(value, str | bool) else str(value)
+
+
+# --- machines files ---------------------------------------------------------------------------
+
+MACHINES = tomllib.loads("""
+description = "every key"
+currency = "USD"
+runtime = "vllm"
+apart = [["desk", "rack"], ["desk", "l4"]]
+[[sites]]
+name = "home"
+link = {gbps = 1, latency_ms = 0.2}
+source = "s"
+[[sites]]
+name = "l4"
+[[links]]
+from = "home"
+to = "l4"
+gbps = 1.0
+gbps_source = "s"
+latency_ms = 2
+latency_source = "s"
+return_latency_ms = 3
+[[machines]]
+name = "desk"
+gpu = "mine"
+site = "home"
+count = 2
+memory_gib = 20
+reserved_gib = 2.4
+slowdown = 2
+price_per_hour = 1
+uplink = {gbps = 0.5, latency_ms = 2}
+source = "s"
+[[machines]]
+names = ["rack"]
+gpu = "l40s"
+gpus = 4
+interconnect = "pcie4"
+host = "rack.lan"
+site = "home"
+[[machines]]
+names = ["one", "two"]
+count = 2
+gpu = "l4"
+site = "home"
+[[offers]]
+name = "l4"
+gpu = "l4"
+max_count = 3
+price_per_hour = 0.5
+site = "l4"
+[[pins]]
+blocks = "embedding"
+sites = ["home"]
+source = "s"
+[entry]
+home = 1.0
+l4 = 0
+[link]
+gbps = 1
+latency_ms = 1
+[default_link]
+gbps = 1
+latency_ms = 10
+[gpus.mine]
+t0_us = 20
+tflops = 60
+gb_per_s = 500.5
+memory_gib = 16
+""")
+BEYOND_MACHINES = {
+    "the catalogue": r"unknown gpu '",
+    "the interconnects": r"unknown interconnect '",
+    "the runtimes": r"unknown runtime '",
+    "names of the file": r"unknown (site|machine)",
+    "all names": r"names of machines must be distinct|name must differ from",
+    "all links": r"from and to must be two sites",
+    "what there must be": r"must have \[\[machines\]\] or|key 'site' is missing",
+    "two keys at once": r"count must be the number of names|name must not be given beside",
+    "how many machines an entry has": r"host must be given for a single machine",
+    "two keys, or a key and the catalogue": r"reserved_gib must be below the memory",
+    "what several GPUs need": r"interconnect must be given with gpus",
+    "sums": r"shares must add up to 1",
+    "the blocks of a model": r"blocks must be embedding, head, or numbers such as 0:4",
+    "what can be printed": r"(name|host) must be printable",
+    "how a whole number is written": r"must be a whole number, got -?\d+(\.0|\.?\d*e\+\d+)$",
+    "that nan is a number": r"got nan$",
+}
+
+
+@pytest.fixture(scope="module")
+def machines_schema():
+    return jsonschema.Draft202012Validator(schema("machines"))
+
+
+def test_machines_of_init_are_accepted(machines_schema):
+    """With and without what is optional in the example."""
+    optional = re.sub(r"(?m)^# (\w+ = |\[)", r"\1", examples.MACHINES)
+    assert optional.count("\n#") < examples.MACHINES.count("\n#") - 12
+    for text in (examples.MACHINES, optional):
+        machines_schema.validate(tomllib.loads(text))
+
+
+def test_schema_and_reader_of_machines_agree(machines_schema, tmp_path):
+    """Every value of MACHINES replaced by each of VALUES, every key dropped and one added."""
+    machines_schema.validate(MACHINES)
+    assert_agree(
+        machines_schema, MACHINES, BEYOND_MACHINES,
+        lambda document: refusal(document, tmp_path, hs.read_machines),
+    )  # fmt: skip
 
 
 # --- profiles of GPUs ------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 | `event_heap`, `queues`, `bins` | data structures, with their invariants |
 | `links`, `policy`, `admission`, `batch_cost`, `iteration` | the rules of service |
 | `failure`, `preemption` | the rules of what is computed again |
+| `router`, `routes` | the choice of a pipeline, and pipelines of a placement |
 | `next_event`, `loop` | `run` and `settle` |
 | `tiny` | the inputs of `warm_up` |
 
@@ -60,6 +61,7 @@ from hypsolve.kernels.token_level.layout import (
     PYTHON,
     RECOVERY,
     REQUEST,
+    ROUTE,
     VISIT,
     WAITING,
     WIDTH,
@@ -69,6 +71,8 @@ from hypsolve.kernels.token_level.layout import (
 )  # fmt: skip
 from hypsolve.kernels.token_level.loop import run, settle
 from hypsolve.kernels.token_level.policy import factor, remaining_s
+from hypsolve.kernels.token_level.router import slowdown
+from hypsolve.kernels.token_level.routes import observe_routes
 from hypsolve.kernels.token_level.tiny import tiny_setup
 
 __all__ = [
@@ -112,16 +116,19 @@ __all__ = [
     "RECOVERY",
     "REQUEST",
     "ROUND_ROBIN",
+    "ROUTE",
     "VISIT",
     "WAITING",
     "WIDTH",
     "Setup",
     "State",
     "factor",
+    "observe_routes",
     "records",
     "remaining_s",
     "run",
     "settle",
+    "slowdown",
     "warm_up",
 ]  # fmt: skip
 
@@ -136,15 +143,17 @@ def warm_up() -> None:
         nodes[field] = NIL
     nodes["up"] = nodes["speed_end"] = nodes["slowdown"] = 1
     nodes["capacity"] = 2
+    nodes["is_last"] = 1
     requests, places = records(1, REQUEST), records(1, PLACE)
     requests["prompt"] = requests["output"] = requests["prefill"] = 1
-    places["node"] = NIL
+    places["node"] = requests["pipe"] = NIL
     places["reached_s"] = places["admitted_s"] = places["left_s"] = np.nan
     setup = tiny_setup()
     counts = np.zeros(N_COUNTS, np.int64)
     counts[CHOICE], counts[BUDGET], counts[N_SENT] = NIL, 100, 1
     state = State(
-        requests=requests, places=places, nodes=nodes, links=records(0, LINK),
+        requests=requests, places=places, nodes=nodes, pipes=records(0, ROUTE),
+        links=records(0, LINK),
         stranded=-one, n_stranded=zero.copy(), stranded_seen_s=np.zeros(1),
         dispatched=zero.copy(), touched=zero.copy(),
         gone=np.zeros(1, np.bool_), sums=np.zeros((1, 3)),
@@ -154,4 +163,5 @@ def warm_up() -> None:
     run(setup, state, records(64, EVENT), records(0, VISIT))
     settle(state)
     remaining_s(setup, requests, places, nodes, 0, 0.0)
+    observe_routes(setup, state)
     factor(1.0)

@@ -11,6 +11,7 @@ from hypsolve.kernels.jit import bare_kernel as kernel
 from hypsolve.kernels.token_level.bins import record_node, record_stranded
 from hypsolve.kernels.token_level.layout import NIL, NOW, STRANDED
 from hypsolve.kernels.token_level.queues import enqueue_prompt, kv_tokens, mark_touched
+from hypsolve.kernels.token_level.routes import join_route
 
 
 @kernel
@@ -73,7 +74,7 @@ def _pin(setup, state, r, stage, n):
     record_node(nodes, state.bins, state.clock, n)
     row = r if len(setup.expected_s) > 1 else 0
     node.n_jobs += 1
-    node.outstanding_s += setup.expected_s[row, stage, node.kind]
+    node.outstanding_s += setup.expected_s[row, node.span, node.kind]
     place.node = n
     place.resident = 1
     place.resident_before = NIL
@@ -81,16 +82,20 @@ def _pin(setup, state, r, stage, n):
     if node.resident_head != NIL:
         places[node.resident_head * setup.n_stages + stage].resident_before = r
     node.resident_head = r
-    node.queued += kv_tokens(setup, requests[r], requests[r].prefill)
+    if len(state.pipes) == 0 or stage == 0:  # else counted since the request was routed
+        node.queued += kv_tokens(setup, requests[r], requests[r].prefill)
+    if len(state.pipes) > 0 and stage == 0:
+        join_route(setup, state, r, node.pipe)
     node.n_waiting += 1
     _enqueue(setup, state, node, r)
-    state.dispatched[stage] += 1
+    if len(state.pipes) == 0:
+        state.dispatched[stage] += 1
     admit(setup, state, n)
 
 
 @kernel
-def complete(setup, state, r, stage, n):
-    """Record that a request's work at a stage is complete.
+def complete(setup, state, r, n):
+    """Record that a request's work at a node is complete.
 
     Its KV cache stays reserved until the request ends.
     """
@@ -98,7 +103,7 @@ def complete(setup, state, r, stage, n):
     record_node(state.nodes, state.bins, state.clock, n)
     row = r if len(setup.expected_s) > 1 else 0
     node.n_jobs -= 1
-    node.outstanding_s -= setup.expected_s[row, stage, node.kind]  # exact, see `exact_sums`
+    node.outstanding_s -= setup.expected_s[row, node.span, node.kind]  # see `exact_sums`
 
 
 @kernel

@@ -68,8 +68,8 @@ def _linear_s(row, part, computed, pairs, reach, decode_reach):
 
 
 @inlined
-def batch_s(setup, stage, kind, sums, n_tokens, n_passes):
-    """Return the seconds of a batch at speed 1.
+def batch_s(setup, span, kind, sums, n_tokens, n_passes):
+    """Return the seconds of a batch in a span of blocks at speed 1.
 
     `n_tokens` are computed, `n_passes` of them yield an output token. `sums` holds, for each
     attention window, the (token, context) pairs, the KV-cache tokens that are read, and those
@@ -77,7 +77,7 @@ def batch_s(setup, stage, kind, sums, n_tokens, n_passes):
     """
     gpu = setup.gpu[kind]
     total_s = 0.0
-    for at in range(setup.part_start[stage], setup.part_start[stage + 1]):
+    for at in range(setup.part_start[span], setup.part_start[span + 1]):
         part = setup.part[at]
         computed = n_passes if part.last_token_only == 1 else n_tokens
         if computed == 0.0:

@@ -18,6 +18,7 @@ from hypsolve.kernels.token_level.layout import (
     STRANDED,
 )
 from hypsolve.kernels.token_level.queues import keep_batch, keep_prompts, keep_tokens
+from hypsolve.kernels.token_level.routes import quit_route
 
 
 @kernel
@@ -54,11 +55,13 @@ def remove_tokens(setup, state, heap, gone):
 def restart(setup, state, r):
     """Reset a request to the first stage; only the tokens that were delivered are kept."""
     request = state.requests[r]
+    if len(state.pipes) > 0:
+        quit_route(setup, state, r)
     for stage in range(setup.n_stages):
         place = state.places[r * setup.n_stages + stage]
         if place.resident == 1:
             if np.isnan(place.left_s):
-                complete(setup, state, r, stage, np.int64(place.node))
+                complete(setup, state, r, np.int64(place.node))
             leave(setup, state, r, stage)
         if place.node == STRANDED:
             record_stranded(state, stage, np.int64(-1))

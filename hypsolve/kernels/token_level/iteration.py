@@ -17,6 +17,7 @@ from hypsolve.kernels.token_level.layout import (
     N_LOGGED,
     N_SENT,
     N_VISITS,
+    NEXT_ARRIVAL,
     NIL,
     NOW,
     RETURN,
@@ -25,6 +26,7 @@ from hypsolve.kernels.token_level.layout import (
 )
 from hypsolve.kernels.token_level.links import finish_s, send_over_links, send_prompt
 from hypsolve.kernels.token_level.queues import enqueue_token, mark_touched
+from hypsolve.kernels.token_level.routes import complete_route
 
 
 @inlined
@@ -100,7 +102,7 @@ def start(setup, state, heap, n):
         return
     node.running = 1
     node.start_s = now_s
-    computing_s = batch_s(setup, stage, node.kind, sums, n_tokens, n_passes)
+    computing_s = batch_s(setup, node.span, node.kind, sums, n_tokens, n_passes)
     node.nominal_s = setup.iteration_s + computing_s
     while node.speed_at + 1 < node.speed_end and setup.speed_s[node.speed_at + 1] <= now_s:
         node.speed_at += 1
@@ -133,7 +135,7 @@ def end_iteration(setup, state, heap, log, n):
     requests, places, counts, clock = state.requests, state.places, state.counts, state.clock
     node, now_s, n_stages = state.nodes[n], clock[NOW], setup.n_stages
     stage, logging = node.stage, setup.record_visits
-    is_last = stage == n_stages - 1
+    is_last = node.is_last == 1
     node.running = 0
     node.busy_s += now_s - node.start_s
     add_to_bins(state.bins, clock, BUSY, n, node.start_s, now_s, 1.0)
@@ -152,7 +154,9 @@ def end_iteration(setup, state, heap, log, n):
         place.computed += 1
         if place.computed == request.prompt + request.output - 1:
             place.left_s = now_s
-            complete(setup, state, r, stage, n)
+            complete(setup, state, r, n)
+            if is_last:
+                complete_route(setup, state, r, node.pipe)
         n_decodes += 1
         tail = r
         r = request.next
@@ -161,7 +165,7 @@ def end_iteration(setup, state, heap, log, n):
     counts[N_VISITS] += n_decodes
     if chain != NIL and not is_last:
         on_link = n_decodes if setup.contention else 1
-        time_s = send_over_links(setup, state.links, stage + 1, now_s, on_link)
+        time_s = send_over_links(setup, state.links, node.span + 1, now_s, on_link)
         push(heap, counts, time_s, DECODE * SHIFT + n, chain, stage + 1, np.int64(0))
     r = node.batch_prefill
     node.batch_prefill = NIL
@@ -176,9 +180,11 @@ def end_iteration(setup, state, heap, log, n):
         counts[N_VISITS] += 1
         if place.computed == request.prompt + request.output - 1:
             place.left_s = now_s
-            complete(setup, state, r, stage, n)
+            complete(setup, state, r, n)
+            if is_last:
+                complete_route(setup, state, r, node.pipe)
         if not is_last:
-            send_prompt(setup, state, heap, r, stage + 1, tokens)
+            send_prompt(setup, state, heap, r, stage + 1, node.span + 1, tokens)
         elif place.computed == request.prefill:
             request.next = NIL
             if tail == NIL:
@@ -188,7 +194,7 @@ def end_iteration(setup, state, heap, log, n):
             tail = r
         r = behind
     if is_last and chain != NIL:
-        time_s = now_s + setup.return_s
+        time_s = now_s + setup.return_s[node.pipe]
         push(heap, counts, time_s, RETURN * SHIFT + n, chain, stage, np.int64(0))
 
 
@@ -196,21 +202,26 @@ def end_iteration(setup, state, heap, log, n):
 def send_next(setup, state, end_s):
     """Let the user whose request ends send the next one, after the time to think.
 
-    Requests are sent in the order of their indices: none before the one in front of it.
+    Requests are sent in the order of their indices: the times of those that are still to
+    arrive are sorted. None is sent before all users have sent their first one.
     """
-    counts = state.counts
-    if setup.closed_loop and counts[N_SENT] < len(state.requests):
-        before_s = state.arrival_s[counts[N_SENT] - 1]
-        state.arrival_s[counts[N_SENT]] = max(end_s + setup.think_time_s, before_s)
-        counts[N_SENT] += 1
+    counts, arrival_s = state.counts, state.arrival_s
+    if setup.n_users == 0 or counts[N_SENT] == len(state.requests):
+        return
+    at, first = counts[N_SENT], max(counts[NEXT_ARRIVAL], setup.n_users)
+    time_s = max(end_s + setup.think_time_s, arrival_s[setup.n_users - 1])
+    while at > first and arrival_s[at - 1] > time_s:  # its way back to its user is longer
+        arrival_s[at] = arrival_s[at - 1]
+        at -= 1
+    arrival_s[at] = time_s
+    counts[N_SENT] += 1
 
 
 @kernel
-def _end_request(setup, state, r):
-    """Free the KV cache of a request on all nodes; it ends when its last token is delivered."""
-    end_s = state.clock[NOW] + setup.delivery_s
+def _end_request(setup, state, r, end_s):
+    """Free the KV cache of a request on all nodes; its last token is delivered at `end_s`."""
     state.requests[r].end_s = end_s
-    state.clock[LAST_END] = end_s
+    state.clock[LAST_END] = max(state.clock[LAST_END], end_s)
     state.counts[N_ENDED] += 1
     send_next(setup, state, end_s)
     for stage in range(setup.n_stages):
@@ -221,22 +232,23 @@ def _end_request(setup, state, r):
 
 
 @inlined
-def deliver(setup, state, head):
-    """Deliver a chain of tokens that are back at the first stage.
+def deliver(setup, state, head, n):
+    """Deliver a chain of tokens that are back at the first stage from the last node `n`.
 
     Requests that got their last token end; the others start their next decode pass at once,
     while the token still travels on over the empty tiers before the first stage.
     """
     requests, now_s = state.requests, state.clock[NOW]
+    delivered_s = now_s + setup.delivery_s[state.nodes[n].pipe]
     r = head
     while r != NIL:
         request = requests[r]
         after = request.next
         request.delivered += 1
         if request.delivered == 1:
-            request.first_token_s = now_s + setup.delivery_s
+            request.first_token_s = delivered_s
         if request.delivered == request.output:
-            _end_request(setup, state, r)
+            _end_request(setup, state, r, delivered_s)
         else:
             at = state.places[r * setup.n_stages].node
             enqueue_token(requests, state.nodes[at], r, now_s)

@@ -30,6 +30,7 @@ NOW, ORIGIN, WIDTH, LAST_END = range(4)
 REQUEST = np.dtype(
     [
         ("next", "i8"),  # request whose decode token is next in the chain
+        ("pipe", "i8"),  # its pipeline in a placement, once it is routed
         ("attempt", "i8"),
         ("restarts", "i8"),
         ("preemptions", "i8"),
@@ -69,6 +70,9 @@ PLACE = np.dtype(  # one request at one active stage
 NODE = np.dtype(
     [
         ("stage", "i8"),  # active stage; NIL: the node cannot hold it
+        ("span", "i8"),  # its range of blocks, see `Setup`
+        ("pipe", "i8"),  # its pipeline in a placement; else 0
+        ("is_last", "i8"),  # 1: it holds the last stage
         ("kind", "i8"),  # GPU class
         ("up", "i8"),
         ("capacity", "i8"),  # KV tokens
@@ -100,6 +104,17 @@ NODE = np.dtype(
         ("nominal_s", "f8"),  # length of the iteration at speed 1
         ("busy_s", "f8"),
         ("seen_s", "f8"),  # its bins are filled up to here
+    ],
+    align=True,
+)
+ROUTE = np.dtype(  # a pipeline of a placement, as the router sees it
+    [
+        ("n_stages", "i8"),
+        ("n_down", "i8"),  # nodes that are down
+        ("n_jobs", "i8"),  # requests whose work is not complete
+        ("outstanding_s", "f8"),
+        ("free", "i8"),  # KV tokens that are neither held nor queued for, at the last choice
+        ("work_s", "f8"),  # expected seconds of work left, at the last choice
     ],
     align=True,
 )
@@ -182,7 +197,12 @@ VISIT = np.dtype(
 
 
 class Setup(NamedTuple):
-    """Inputs of a simulation, which do not change."""
+    """Inputs of a simulation, which do not change.
+
+    A span is a range of blocks that nodes hold as their stage, with the links that lead there.
+    Without a placement there is one for each active stage. In a placement each pipeline has
+    its own, one behind the other.
+    """
 
     policy: int
     max_num_seqs: int
@@ -190,25 +210,25 @@ class Setup(NamedTuple):
     contention: bool
     bandwidth_bound: bool  # roofline; False: cost model ``flops``
     record_visits: bool
-    n_stages: int
-    return_s: float  # from the last stage back to the first one
-    delivery_s: float  # from the first stage to the request side, over empty tiers
+    n_stages: int  # of the longest pipeline
     max_num_batched_tokens: int
     micro_batch_tokens: int
     iteration_s: float  # on the host, per iteration or batch
     paged: bool
     kv_block_tokens: int
     slot_tokens: int
-    closed_loop: bool
+    n_users: int  # 0: no closed loop
     think_time_s: float
-    n_slots: int  # batches that are in flight in a pipeline at most
+    n_slots: int  # batches that are in flight in a pipeline at most; the most of all pipelines
+    return_s: np.ndarray  # (n_pipelines or 1,) from the last stage back to the first one
+    delivery_s: np.ndarray  # and from the first stage to the request side, over empty tiers
     order: np.ndarray  # (n_requests,) requests by arrival
-    part: np.ndarray  # PART of all active stages
-    part_start: np.ndarray  # (n_stages + 1,)
+    part: np.ndarray  # PART of all spans
+    part_start: np.ndarray  # (n_spans + 1,)
     windows: np.ndarray  # distinct attention windows; inf: no window
     gpu: np.ndarray  # GPU by class
     cost: np.ndarray  # COST, (n_classes, n_parts); zeros where not `is_linear`
-    hop_first: np.ndarray  # (n_stages,) links before each active stage
+    hop_first: np.ndarray  # (n_spans,) links before each span
     hop_end: np.ndarray
     eligible: np.ndarray  # nodes of all active stages
     eligible_start: np.ndarray  # (n_stages + 1,)
@@ -217,11 +237,11 @@ class Setup(NamedTuple):
     rate_s: np.ndarray  # pieces of all links: when each begins
     rate: np.ndarray  # and its bytes per second
     churn: np.ndarray  # CHURNED by time
-    expected_s: np.ndarray  # (n_requests or 1, n_stages, n_classes), sums are exact
+    expected_s: np.ndarray  # (n_requests or 1, n_spans, n_classes), sums are exact
     prefill_s: np.ndarray  # part of `expected_s` in the prefill
     uniforms: np.ndarray  # (n_stages, n_requests or 0, 2)
     assigned: np.ndarray  # (n_requests or 0, n_stages); pipelines: (n_requests or 0, 1)
-    member: np.ndarray  # (n_pipelines or 0, n_stages) nodes of the pipelines
+    member: np.ndarray  # (n_pipelines or 0, n_stages) nodes of the pipelines; NIL: no stage
     own_s: np.ndarray  # (n_requests or 1, n_pipelines or 0) sums of `expected_s`
 
 
@@ -231,6 +251,7 @@ class State(NamedTuple):
     requests: np.ndarray  # REQUEST
     places: np.ndarray  # PLACE, at request * n_stages + stage
     nodes: np.ndarray  # NODE
+    pipes: np.ndarray  # ROUTE of the pipelines of a placement; else none
     links: np.ndarray  # LINK
     stranded: np.ndarray  # (n_stages,) heads of lists through `behind`
     n_stranded: np.ndarray  # (n_stages,) lengths of these lists

@@ -26,13 +26,13 @@ def finish_s(starts_s, rates, at, end, begin_s, amount):
 
 
 @inlined
-def send_over_links(setup, links, stage, now_s, n_tokens):
-    """Send tokens over all links before an active stage, and return when they arrive.
+def send_over_links(setup, links, span, now_s, n_tokens):
+    """Send tokens over all links before a span of blocks, and return when they arrive.
 
     With contention, a link sends one message at a time, in the order of the calls.
     """
     time_s = now_s
-    for k in range(setup.hop_first[stage], setup.hop_end[stage]):
+    for k in range(setup.hop_first[span], setup.hop_end[span]):
         link = links[k]
         while link.rate_at + 1 < link.rate_end and setup.rate_s[link.rate_at + 1] <= now_s:
             link.rate_at += 1
@@ -49,13 +49,13 @@ def send_over_links(setup, links, stage, now_s, n_tokens):
 
 
 @kernel
-def send_prompt(setup, state, heap, r, stage, n_tokens):
-    """Send prompt tokens of a request to a stage.
+def send_prompt(setup, state, heap, r, stage, span, n_tokens):
+    """Send prompt tokens of a request to a stage, whose blocks are a span.
 
     They never overtake prompt tokens that the request sent to the stage before.
     """
     place = state.places[r * setup.n_stages + stage]
-    time_s = send_over_links(setup, state.links, stage, state.clock[NOW], n_tokens)
+    time_s = send_over_links(setup, state.links, span, state.clock[NOW], n_tokens)
     time_s = max(time_s, place.sent_s)
     place.sent_s = time_s
     code = REACH * SHIFT + r

@@ -48,6 +48,7 @@ from hypsolve.kernels.token_level.links import send_prompt
 from hypsolve.kernels.token_level.next_event import next_event
 from hypsolve.kernels.token_level.policy import choose, n_unfinished
 from hypsolve.kernels.token_level.preemption import give_blocks
+from hypsolve.kernels.token_level.routes import choose_in_placement
 
 
 @inlined
@@ -131,7 +132,7 @@ def run(setup, state, heap, log):
         if arriving != NIL:
             counts[NEXT_ARRIVAL] += 1
             n_tokens = state.requests[arriving].prefill
-            send_prompt(setup, state, heap, arriving, np.int64(0), n_tokens)
+            send_prompt(setup, state, heap, arriving, np.int64(0), np.int64(0), n_tokens)
             continue
         if churn:
             event = setup.churn[counts[NEXT_CHURN]]
@@ -154,7 +155,7 @@ def run(setup, state, heap, log):
             end_iteration(setup, state, heap, log, head)
         elif kind == RETURN:
             pop(heap, counts)
-            deliver(setup, state, head)
+            deliver(setup, state, head, code % SHIFT)
         elif kind == DECODE:
             pop(heap, counts)
             receive(setup, state, head, stage)
@@ -163,10 +164,15 @@ def run(setup, state, heap, log):
             is_new = state.places[r * setup.n_stages + stage].node == NIL
             n = NIL
             if is_new:
-                n = choose(setup, state, r, stage)
+                is_placed = len(state.pipes) > 0
+                if is_placed:
+                    n = choose_in_placement(setup, state, r, stage)
+                else:
+                    n = choose(setup, state, r, stage)
                 if setup.policy in (LEAST_WORK_LEFT, EARLIEST_COMPLETION):
                     budget -= n_unfinished(setup, nodes, stage)  # `choose` walks through them
-                if setup.policy == PYTHON and n != NIL:
+                is_routed = is_placed and state.requests[r].pipe != NIL
+                if setup.policy == PYTHON and n != NIL and not is_routed:
                     if counts[CHOICE] == NIL:
                         counts[CHOICE_FOR] = r * setup.n_stages + stage
                         return CHOOSE

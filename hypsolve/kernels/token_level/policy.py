@@ -22,10 +22,10 @@ from hypsolve.kernels.token_level.queues import kv_tokens
 
 
 @inlined
-def left_s(setup, request, place, row, stage, kind):
-    """Return the expected seconds of a request's work at a stage that has not started."""
-    prefill_s = setup.prefill_s[row, stage, kind]
-    decode_s = setup.expected_s[row, stage, kind] - prefill_s
+def left_s(setup, request, place, row, span, kind):
+    """Return the expected seconds of a request's work on a span that has not started."""
+    prefill_s = setup.prefill_s[row, span, kind]
+    decode_s = setup.expected_s[row, span, kind] - prefill_s
     started = place.computed + place.taken
     seconds = prefill_s * max(1.0 - started / request.prefill, 0.0)
     total = request.prompt + request.believed - 1
@@ -52,7 +52,7 @@ def remaining_s(setup, requests, places, nodes, n, now_s):
         r = place.resident_next
         if not np.isnan(place.left_s):  # its work here is complete
             continue
-        total_s += left_s(setup, request, place, row, node.stage, node.kind)
+        total_s += left_s(setup, request, place, row, node.span, node.kind)
     return total_s
 
 
@@ -97,7 +97,7 @@ def _best_node(setup, state, r, stage):
         node = nodes[n]
         if node.up == 0:
             continue
-        own_s = setup.expected_s[row, stage, node.kind]
+        own_s = setup.expected_s[row, node.span, node.kind]
         has_room = False
         if setup.policy == HYPSCHED_RT:
             has_room = _free_kv_tokens(node) >= need

@@ -13,9 +13,10 @@ def tiny_setup():
     part["count"] = gpu["flops_per_s"] = gpu["bytes_per_s"] = gpu["kv_copies"] = 1
     return Setup(
         policy=LEAST_WORK_LEFT, max_num_seqs=1, chunk_tokens=1, contention=False,
-        bandwidth_bound=True, record_visits=False, n_stages=1, return_s=0.0, delivery_s=0.0,
+        bandwidth_bound=True, record_visits=False, n_stages=1,
         max_num_batched_tokens=1, micro_batch_tokens=1, iteration_s=0.0, paged=False,
-        kv_block_tokens=1, slot_tokens=1, closed_loop=False, think_time_s=0.0, n_slots=1,
+        kv_block_tokens=1, slot_tokens=1, n_users=0, think_time_s=0.0, n_slots=1,
+        return_s=np.zeros(1), delivery_s=np.zeros(1),
         order=zero,
         part=part, part_start=np.array([0, 1]), windows=np.ones(1),
         gpu=gpu, cost=records((1, 1), COST), hop_first=zero, hop_end=zero.copy(),

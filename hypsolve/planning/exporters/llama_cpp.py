@@ -13,6 +13,7 @@ from hypsolve.planning.exporters.shell import (
     ROUTER_PORT,
     Ports,
     command,
+    nginx,
     of_replicas,
     of_stages,
     on,
@@ -41,7 +42,7 @@ class Devices:
 def write(export: Export) -> str:
     """Write the RPC servers of each replica, then its ``llama-server``."""
     layout, load = export.layout, export.load
-    lines, urls = [of_stages(layout), *of_replicas(layout)], []
+    lines = [of_stages(layout), *of_replicas(layout)]
     ports, rpc_ports = Ports(8080), Ports(50052)
     if layout.n_stages > 1 + _is_cpu(layout.replicas[0].cards[0]):
         lines += [
@@ -52,13 +53,28 @@ def write(export: Export) -> str:
         lines.append(
             "# a ggml-rpc-server has several devices since October 2025 (pull request 16276)"
         )
-    benches = []
+    started, urls, benches = start(layout, load, ports, rpc_ports)
+    lines += started
+    address = url(*urls[0])
+    if len(urls) > 1:
+        lines += nginx("llama-servers", urls)
+        address = url(urls[0][0], ROUTER_PORT)
+    return "\n".join([*lines, *benchmark.llama_cpp(load, address, *benches[0])])
+
+
+def start(
+    layout: Layout, load: BenchmarkLoad, ports: Ports, rpc_ports: Ports
+) -> tuple[list[str], list[tuple[str, int]], list[tuple[str, int]]]:
+    """Return the lines that start each replica, host and port, and flags of its benchmark."""
+    lines, urls, benches = [], [], []
     for replica in layout.replicas:
         host = replica.hosts[0]
         servers, devices = _rpc_servers(replica, rpc_ports)
         flags = _flags(layout, replica, load, devices)
         port = ports.take(host)
         urls.append((host, port))
+        n_parallel = slots(layout, replica, load)
+        benches.append((flags, n_parallel))
         lines += [
             *servers,
             on(host),
@@ -66,16 +82,10 @@ def write(export: Export) -> str:
                 _order([card for card in replica.cards if card.host == host]),
                 "llama-server",
                 flags,
-                f"-np {slots(layout, replica, load)} -fit off --host 0.0.0.0 --port {port}",
+                f"-np {n_parallel} -fit off --host 0.0.0.0 --port {port}",
             ),
         ]
-        n_parallel = slots(layout, replica, load)
-        benches.append((flags, n_parallel))
-    address = url(*urls[0])
-    if len(urls) > 1:
-        lines += _balancer(urls)
-        address = url(urls[0][0], ROUTER_PORT)
-    return "\n".join([*lines, *benchmark.llama_cpp(load, address, *benches[0])])
+    return lines, urls, benches
 
 
 def refusals(layout: Layout) -> list[str]:
@@ -211,36 +221,3 @@ def _flags(layout: Layout, replica: Replica, load: BenchmarkLoad, devices: Devic
         "" if batch is None else f"-b {batch}",
         "" if micro is None else f"-ub {micro if batch is None else min(micro, batch)}",
     )
-
-
-def _balancer(urls: list[tuple[str, int]]) -> list[str]:
-    """Return the lines that start nginx before several servers."""
-    servers = (f"    server {_nginx(f'{host}:{port}')};" for host, port in urls)
-    return [
-        on(urls[0][0], ", the load balancer before all replicas"),
-        "cat > llama-servers.conf <<'END_OF_FILE'",
-        "events {}",
-        "http {",
-        "  upstream llama_servers {",
-        "    least_conn;",
-        *servers,
-        "  }",
-        "  server {",
-        f"    listen {ROUTER_PORT};",
-        "    location / {",
-        "      proxy_pass http://llama_servers;",
-        "      proxy_buffering off;",
-        "      proxy_read_timeout 1h;",
-        "    }",
-        "  }",
-        "}",
-        "END_OF_FILE",
-        'nginx -c "$PWD/llama-servers.conf"',
-    ]
-
-
-def _nginx(address: str) -> str:
-    """Quote an address for nginx, where a name has characters that mean something there."""
-    plain = all(c.isalnum() or c in ".-_:" for c in address)
-    escaped = address.replace("\\", "\\\\").replace('"', '\\"')
-    return address if plain else f'"{escaped}"'

@@ -34,19 +34,31 @@ MEMORY = (
 def write(export: Export) -> str:
     """Write one command per machine of each replica, or one if all are in one machine."""
     layout, load = export.layout, export.load
-    lines, urls = [of_stages(layout), *of_replicas(layout), MEMORY], []
-    ports, meeting_points = Ports(30000), Ports(50000)
-    is_one = is_data_parallel(layout)
-    for replica in layout.replicas[: 1 if is_one else None]:
-        host = replica.hosts[0]
-        port = ports.take(host)
-        urls.append(url(host, port))
-        if is_one:
-            lines += [on(host), _data_parallel(layout, load, port)]
-        else:
-            lines += _start(layout, replica, load, port, meeting_points)
+    lines = [of_stages(layout), *of_replicas(layout), MEMORY]
+    ports = Ports(30000)
+    if is_data_parallel(layout):
+        host = layout.replicas[0].hosts[0]
+        servers = [(host, ports.take(host))]
+        lines += [on(host), _data_parallel(layout, load, servers[0][1])]
+    else:
+        started, servers = start(layout, load, ports, Ports(50000))
+        lines += started
+    urls = [url(host, port) for host, port in servers]
     router, address = behind_router(layout, "python -m sglang_router.launch_router", urls)
     return "\n".join([*lines, *router, *benchmark.sglang(load, address)])
+
+
+def start(
+    layout: Layout, load: BenchmarkLoad, ports: Ports, meeting_points: Ports
+) -> tuple[list[str], list[tuple[str, int]]]:
+    """Return the lines that start each replica, and host and port of its server."""
+    lines, servers = [], []
+    for replica in layout.replicas:
+        host = replica.hosts[0]
+        port = ports.take(host)
+        servers.append((host, port))
+        lines += _start(layout, replica, load, port, meeting_points)
+    return lines, servers
 
 
 def refusals(layout: Layout) -> list[str]:

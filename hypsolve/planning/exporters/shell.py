@@ -85,6 +85,57 @@ def behind_router(layout: Layout, program: str, urls: Sequence[str]) -> tuple[li
     return lines, url(host, ROUTER_PORT)
 
 
+def nginx(
+    name: str, servers: Sequence[tuple[str, int]], weights: Sequence[int] | None = None
+) -> list[str]:
+    """Return the lines that start nginx before several servers.
+
+    Parameters
+    ----------
+    name : str
+        Of the file of its configuration.
+    servers : sequence of (str, int)
+        Host and port.
+    weights : sequence of int, optional
+        Shares of the requests, which take turns. Default: each request goes to the server with
+        the fewest under way.
+    """
+    upstream = name.replace("-", "_")
+    shares = [""] * len(servers) if weights is None else [f" weight={n}" for n in weights]
+    rows = [
+        f"    server {_nginx(f'{host}:{port}')}{share};"
+        for (host, port), share in zip(servers, shares, strict=True)
+    ]
+    return [
+        on(servers[0][0], ", the load balancer before all replicas"),
+        f"cat > {name}.conf <<'END_OF_FILE'",
+        "events {}",
+        "http {",
+        f"  upstream {upstream} {{",
+        *(["    least_conn;"] if weights is None else []),
+        *rows,
+        "  }",
+        "  server {",
+        f"    listen {ROUTER_PORT};",
+        "    location / {",
+        f"      proxy_pass http://{upstream};",
+        "      proxy_buffering off;",
+        "      proxy_read_timeout 1h;",
+        "    }",
+        "  }",
+        "}",
+        "END_OF_FILE",
+        f'nginx -c "$PWD/{name}.conf"',
+    ]
+
+
+def _nginx(address: str) -> str:
+    """Quote an address for nginx, where a name has characters that mean something there."""
+    plain = all(c.isalnum() or c in ".-_:" for c in address)
+    escaped = address.replace("\\", "\\\\").replace('"', '\\"')
+    return address if plain else f'"{escaped}"'
+
+
 def is_data_parallel(layout: Layout) -> bool:
     """Return whether one server can run all replicas.
 

@@ -50,16 +50,30 @@ def write(export: Export) -> str:
         urls.append(url(host, port))
         lines += [on(host), _data_parallel(layout, load, port)]
     else:
-        executor, why = _executor(layout, export.executor)
-        lines += why
-        meeting_points = Ports(29500) if executor == "mp" else None
-        for replica in layout.replicas:
-            host = replica.hosts[0]
-            port = ports.take(host)
-            urls.append(url(host, port))
-            lines += _start(layout, replica, load, port, meeting_points)
+        started, servers = start(layout, load, ports, Ports(29500), export.executor)
+        lines += started
+        urls += [url(host, port) for host, port in servers]
     router, address = behind_router(layout, "vllm-router", urls)
     return "\n".join([*lines, *router, *benchmark.vllm(load, address)])
+
+
+def start(
+    layout: Layout,
+    load: BenchmarkLoad,
+    ports: Ports,
+    meeting_points: Ports,
+    asked: str | None = None,
+) -> tuple[list[str], list[tuple[str, int]]]:
+    """Return the lines that start each replica, and host and port of its server."""
+    executor, lines = _executor(layout, asked)
+    servers = []
+    for replica in layout.replicas:
+        host = replica.hosts[0]
+        port = ports.take(host)
+        servers.append((host, port))
+        at = meeting_points if executor == "mp" else None
+        lines += _start(layout, replica, load, port, at)
+    return lines, servers
 
 
 def refusals(layout: Layout) -> list[str]:

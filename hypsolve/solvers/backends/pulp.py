@@ -109,7 +109,7 @@ def _solve_highs(
     """Pass the problem to HiGHS, run it, and store the solution in the variables."""
     highspy = load_backend(method, "highspy", "highspy>=1.16,<1.17")
     started_s = deadline.spent_s()
-    highs = _silent_highs(highspy)
+    highs = silent_highs(highspy)
     highs.passModel(_as_highs(problem, highspy, deadline))
     if warm_start:
         start = highspy.HighsSolution()
@@ -155,7 +155,7 @@ def _solve_highs(
     return Answer(found, infeasible, value, info.mip_dual_bound, stopped, build_s)
 
 
-def _silent_highs(highspy: Any) -> Any:
+def silent_highs(highspy: Any) -> Any:
     """Return a HiGHS that prints nothing, not even the line with its version.
 
     Its constructor enables callbacks, which prints that line, before a user can set options.

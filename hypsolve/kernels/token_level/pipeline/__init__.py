@@ -6,7 +6,7 @@
 | `queues` | the lists of running and waiting requests, with their invariants |
 | `scheduler` | admission, preemption, and the formation of batches |
 | `passage` | parts of batches at nodes, on links, and back at the scheduler |
-| `failure`, `policy` | nodes that fail and recover; the choice of a pipeline |
+| `failure`, `policy` | nodes that fail and recover; the state that policies see |
 | `loop` | `run` and `settle` |
 
 The batches of a pipeline are kept in slots, which are taken in turn.
@@ -38,8 +38,9 @@ from hypsolve.kernels.token_level.pipeline.layout import (
     PipelineState,
 )
 from hypsolve.kernels.token_level.pipeline.loop import run, settle
-from hypsolve.kernels.token_level.pipeline.policy import remaining_s, slowdown
+from hypsolve.kernels.token_level.pipeline.policy import observe
 from hypsolve.kernels.token_level.policy import factor
+from hypsolve.kernels.token_level.router import slowdown
 from hypsolve.kernels.token_level.tiny import tiny_setup
 
 __all__ = [
@@ -52,7 +53,7 @@ __all__ = [
     "SHARE",
     "PipelineState",
     "factor",
-    "remaining_s",
+    "observe",
     "run",
     "settle",
     "slowdown",
@@ -66,6 +67,7 @@ def warm_up() -> None:
     nodes, pipes = records(1, NODE), records(1, PIPE)
     nodes["up"] = nodes["speed_end"] = nodes["slowdown"] = 1
     nodes["capacity"] = pipes["capacity"] = 2
+    pipes["n_stages"] = pipes["n_slots"] = 1
     for field in ("running_head", "running_tail", "waiting_head", "waiting_tail"):
         pipes[field] = NIL
     requests, places = records(1, REQUEST), records(1, PLACE)
@@ -86,6 +88,6 @@ def warm_up() -> None:
     )  # fmt: skip
     run(setup, state, records(64, EVENT), records(0, VISIT))
     settle(state)
-    remaining_s(setup, state, 0)
+    observe(setup, state)
     slowdown(setup, state, 0)
     factor(1.0)

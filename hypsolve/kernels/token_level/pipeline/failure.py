@@ -33,7 +33,7 @@ def _restart_all(setup, state, heap, head):
 def _empty(setup, state, p):
     """Drop the batches of a pipeline, and leave it as it was at the start."""
     pipe, now_s = state.pipes[p], state.clock[NOW]
-    for stage in range(setup.n_stages):
+    for stage in range(pipe.n_stages):
         n = setup.member[p, stage]
         node = state.nodes[n]
         record_node(state.nodes, state.bins, state.clock, n)
@@ -44,8 +44,8 @@ def _empty(setup, state, p):
             node.running = 0
             node.busy_s += now_s - node.start_s
             add_to_bins(state.bins, state.clock, BUSY, n, node.start_s, now_s, 1.0)
-    for at in range(p * setup.n_slots, (p + 1) * setup.n_slots):
-        for stage in range(setup.n_stages):
+    for at in range(p * setup.n_slots, p * setup.n_slots + pipe.n_slots):
+        for stage in range(pipe.n_stages):
             leg = state.legs[at * setup.n_stages + stage]
             leg.arrived = 0
             leg.done = 0

@@ -47,6 +47,7 @@ PLACE = np.dtype(  # one request at one stage
 NODE = np.dtype(
     [
         ("stage", "i8"),  # NIL: it belongs to no pipeline
+        ("span", "i8"),  # its range of blocks, see `Setup`
         ("pipe", "i8"),
         ("kind", "i8"),  # GPU class
         ("up", "i8"),
@@ -70,8 +71,10 @@ NODE = np.dtype(
     ],
     align=True,
 )
-PIPE = np.dtype(
+PIPE = np.dtype(  # with the fields of `ROUTE`
     [
+        ("n_stages", "i8"),
+        ("n_slots", "i8"),  # batches that are in flight at most
         ("n_down", "i8"),  # nodes that are down
         ("touched", "i8"),  # 1: to be looked at when this instant is over
         ("epoch", "i8"),  # a failure raises it, and so voids events
@@ -90,6 +93,8 @@ PIPE = np.dtype(
         ("waiting_head", "i8"),
         ("waiting_tail", "i8"),
         ("outstanding_s", "f8"),
+        ("free", "i8"),  # KV tokens that are neither held nor queued for, at the last choice
+        ("work_s", "f8"),  # expected seconds of work left, at the last choice
     ],
     align=True,
 )

@@ -48,8 +48,9 @@ from hypsolve.kernels.token_level.pipeline.passage import (
     end_part,
     hand_over,
 )
-from hypsolve.kernels.token_level.pipeline.policy import choose
+from hypsolve.kernels.token_level.pipeline.policy import observe
 from hypsolve.kernels.token_level.pipeline.scheduler import form, may_form, pin
+from hypsolve.kernels.token_level.router import choose_pipe
 
 
 @inlined
@@ -69,7 +70,7 @@ def _start_touched(setup, state, heap):
         while may_form(setup, state.pipes[p]):
             if form(setup, state, heap, p) == NOTHING:
                 break
-        for stage in range(setup.n_stages):
+        for stage in range(state.pipes[p].n_stages):
             compute(setup, state, heap, setup.member[p, stage])
     state.counts[N_TOUCHED] = 0
 
@@ -172,7 +173,9 @@ def run(setup, state, heap, log):
             bring_back(setup, state, head)
         elif kind == REACH:
             r = code % SHIFT
-            p = choose(setup, state, r)
+            if setup.policy != PYTHON:
+                observe(setup, state)
+            p = choose_pipe(setup, state, r)
             if setup.policy in (LEAST_WORK_LEFT, EARLIEST_COMPLETION):
                 for other in range(len(state.pipes)):  # `choose` walks through their requests
                     budget -= state.pipes[other].n_jobs * setup.n_stages

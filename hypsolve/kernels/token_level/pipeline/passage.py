@@ -58,7 +58,7 @@ def compute(setup, state, heap, n):
         i, offset = i + 1, np.int64(0)
     node.running = 1
     node.start_s = now_s
-    node.nominal_s = batch_s(setup, node.stage, node.kind, sums, n_tokens, n_passes)
+    node.nominal_s = batch_s(setup, node.span, node.kind, sums, n_tokens, n_passes)
     while node.speed_at + 1 < node.speed_end and setup.speed_s[node.speed_at + 1] <= now_s:
         node.speed_at += 1
     end_s = finish_s(
@@ -74,8 +74,8 @@ def _complete(setup, state, r, node, n):
     record_node(state.nodes, state.bins, state.clock, n)
     node.n_jobs -= 1
     state.places[r * setup.n_stages + node.stage].left_s = state.clock[NOW]
-    if node.stage == setup.n_stages - 1:
-        pipe = state.pipes[node.pipe]
+    pipe = state.pipes[node.pipe]
+    if node.stage == pipe.n_stages - 1:
         row = r if len(setup.own_s) > 1 else 0
         pipe.n_jobs -= 1
         pipe.outstanding_s -= setup.own_s[row, node.pipe]  # exact, see `exact_sums`
@@ -130,15 +130,15 @@ def end_part(setup, state, heap, log, n):
     sent = _count_part(setup, state, log, n, at, leg)
     is_over = leg.done == state.batches[at].n_parts
     if is_over:
-        node.turn = (node.turn + 1) % setup.n_slots
-    if stage + 1 < setup.n_stages:
+        node.turn = (node.turn + 1) % pipe.n_slots
+    if stage + 1 < pipe.n_stages:
         following = setup.member[p, stage + 1]
-        time_s = send_over_links(setup, state.links, stage + 1, now_s, sent)
+        time_s = send_over_links(setup, state.links, node.span + 1, now_s, sent)
         time_s = max(time_s, state.nodes[following].sent_s)
         state.nodes[following].sent_s = time_s
         push(heap, counts, time_s, HANDOVER * SHIFT + following, at, stage + 1, pipe.epoch)
     elif is_over:
-        time_s = now_s + setup.return_s
+        time_s = now_s + setup.return_s[p]
         push(heap, counts, time_s, RETURN * SHIFT + n, at, stage, pipe.epoch)
     mark_touched(state, p)
 
@@ -161,9 +161,9 @@ def _end_request(setup, state, r):
     """Free the KV cache of a request; it ends when its last token is delivered."""
     request, counts = state.requests[r], state.counts
     pipe = state.pipes[request.pipe]
-    end_s = state.clock[NOW] + setup.delivery_s
+    end_s = state.clock[NOW] + setup.delivery_s[request.pipe]
     request.end_s = end_s
-    state.clock[LAST_END] = end_s
+    state.clock[LAST_END] = max(state.clock[LAST_END], end_s)
     counts[N_ENDED] += 1
     pipe.n_ready -= 1
     pipe.held -= request.held
@@ -187,7 +187,7 @@ def bring_back(setup, state, at):
             pipe.n_ready += 1
             request.delivered += 1
             if request.delivered == 1:
-                request.first_token_s = now_s + setup.delivery_s
+                request.first_token_s = now_s + setup.delivery_s[p]
             if request.delivered == request.output:
                 _end_request(setup, state, r)
     if pipe.held != state.nodes[setup.member[p, 0]].held:

@@ -79,7 +79,7 @@ def record_pipe(setup, state, p):
     It must be called within the instant in which they change.
     """
     pipe = state.pipes[p]
-    for stage in range(setup.n_stages):
+    for stage in range(pipe.n_stages):
         n = setup.member[p, stage]
         node = state.nodes[n]
         if node.held != pipe.held or node.n_waiting != pipe.n_waiting:

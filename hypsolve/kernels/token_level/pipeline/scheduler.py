@@ -27,7 +27,7 @@ def pin(setup, state, r, p):
     pipe.n_jobs += 1
     pipe.outstanding_s += setup.own_s[row, p]
     pipe.queued += kv_tokens(setup, request, request.prefill)
-    for stage in range(setup.n_stages):
+    for stage in range(pipe.n_stages):
         n = setup.member[p, stage]
         record_node(state.nodes, state.bins, state.clock, n)
         state.nodes[n].n_jobs += 1
@@ -59,12 +59,12 @@ def _preempt(setup, state, p, r):
     """Free the KV cache of a running request, and let it wait to be computed again."""
     requests, pipe = state.requests, state.pipes[p]
     request = requests[r]
-    for stage in range(setup.n_stages):
+    for stage in range(pipe.n_stages):
         if not np.isnan(state.places[r * setup.n_stages + stage].left_s):
             n = setup.member[p, stage]
             record_node(state.nodes, state.bins, state.clock, n)
             state.nodes[n].n_jobs += 1
-            if stage == setup.n_stages - 1:
+            if stage == pipe.n_stages - 1:
                 row = r if len(setup.own_s) > 1 else 0
                 pipe.n_jobs += 1
                 pipe.outstanding_s += setup.own_s[row, p]
@@ -166,7 +166,7 @@ def _fill(setup, state, p, batch, shares):
 @inlined
 def may_form(setup, pipe):
     """Return whether a pipeline may form a batch and has a request to take."""
-    if pipe.n_down > 0 or pipe.preparing == 1 or pipe.n_in_flight == setup.n_slots:
+    if pipe.n_down > 0 or pipe.preparing == 1 or pipe.n_in_flight == pipe.n_slots:
         return False
     return pipe.n_ready > 0 or pipe.n_waiting > 0
 
@@ -191,14 +191,14 @@ def form(setup, state, heap, p):
         return AGAIN if preempted else NOTHING
     part = setup.micro_batch_tokens
     batch.n_parts = (batch.n_tokens + part - 1) // part
-    for stage in range(setup.n_stages):
+    for stage in range(pipe.n_stages):
         leg = state.legs[at * setup.n_stages + stage]
         leg.arrived = 0
         leg.done = 0
         leg.share = 0
         leg.offset = 0
     pipe.n_in_flight += 1
-    pipe.slot = (pipe.slot + 1) % setup.n_slots
+    pipe.slot = (pipe.slot + 1) % pipe.n_slots
     if setup.iteration_s > 0.0:
         pipe.preparing = 1
         time_s = state.clock[NOW] + setup.iteration_s

@@ -1,0 +1,1 @@
+"""Placement methods: which machines form which pipelines."""
