@@ -107,8 +107,8 @@ def layout_of_placement(
     )
 
 
-def check_fits(problem: PlacementProblem, placement: Placement, deployment: Deployment) -> None:
-    """Check the rules of a placement, but for loads, and the memory of the longest request.
+def check_rules(problem: PlacementProblem, placement: Placement, requests: Requests) -> None:
+    """Check the rules of a placement for requests, but for loads.
 
     Raises
     ------
@@ -118,9 +118,21 @@ def check_fits(problem: PlacementProblem, placement: Placement, deployment: Depl
     idle = Placement(
         tuple(replace(pipeline, requests_per_s=0.0) for pipeline in placement.pipelines)
     )
-    for violation in check_placement(problem, idle):
+    for violation in check_placement(problem.replace(requests=requests), idle):
         if violation.rule != "rate":
             raise ValueError(f"simulate_placement: {violation.message}")
+
+
+def check_memory(
+    problem: PlacementProblem, placement: Placement, deployment: Deployment
+) -> None:
+    """Check that each stage has room for the longest request.
+
+    Raises
+    ------
+    ValueError
+        If one has not; the message names it.
+    """
     model, longest = problem.model, deployment.max_resident_tokens
     assert longest is not None  # Deployment sets it
     for p, pipeline in enumerate(placement.pipelines):

@@ -41,7 +41,8 @@ from hypsolve.simulation import token_level
 from hypsolve.simulation.events import early
 from hypsolve.simulation.options import FROM_RUNTIME, Options
 from hypsolve.simulation.placement_layout import (
-    check_fits,
+    check_memory,
+    check_rules,
     deployment_of_placement,
     in_proportion,
     layout_of_placement,
@@ -174,8 +175,9 @@ def simulate_placement(
     if time_limit_s is not None:
         time_limit_s = valid.real(OWNER, "time_limit_s", time_limit_s, strict=True)
     early(OWNER, "arrival_s", float(np.ptp(requests.arrival_s)), " after the first arrival")
+    check_rules(problem, placement, requests)
     deployment = deployment_of_placement(problem, placement, requests)
-    check_fits(problem, placement, deployment)
+    check_memory(problem, placement, deployment)
     assigned = None
     if policy == "weighted":
         by_arrival = np.argsort(requests.arrival_s, kind="stable")

@@ -79,9 +79,9 @@ class System:
         self.instance = costs.to_instance(deployment, allow_empty=True)
         self.first_s = float(self.instance.arrival_s.min())
         if layout is None:
-            assert isinstance(partition, Partition)
             schedule = policy if isinstance(policy, Schedule) else None
-            evaluation.require_shape(self.instance, partition, schedule)
+            evaluation.require_shape(self.instance, partition, schedule)  # type: ignore[arg-type]
+            assert isinstance(partition, Partition)
             layout = layout_of_tiers(deployment, self.instance, partition, options.batching)
         self.layout, self.tiers, self.nodes = layout, layout.tiers, layout.nodes
         self.pipelines = layout.pipelines

@@ -29,12 +29,12 @@ def random_link(rng):
     )
 
 
-def random_requests(rng, n=40):
-    arrival_s = np.sort(rng.exponential(0.05, n).cumsum())
+def random_requests(rng, n=16):
+    arrival_s = np.sort(rng.exponential(0.04, n).cumsum())
     if rng.random() < 0.5:
         arrival_s = np.round(arrival_s, 1)  # several at once
     return hs.Requests(
-        float(rng.integers(0, 3)) + arrival_s, rng.integers(1, 300, n), rng.integers(1, 150, n)
+        float(rng.integers(0, 3)) + arrival_s, rng.integers(1, 80, n), rng.integers(1, 40, n)
     )
 
 
@@ -42,7 +42,7 @@ def random_runtime(rng):
     """Return options of the batching that bind often."""
     options: dict[str, Any] = {
         "max_num_seqs": int(rng.integers(1, 12)),
-        "chunk_tokens": int(rng.choice([16, 128, 512])),
+        "chunk_tokens": int(rng.choice([16, 64, 512])),
     }
     if rng.random() < 0.5:
         options["max_num_batched_tokens"] = int(rng.choice([32, 256]))
@@ -76,7 +76,7 @@ def equal_pipelines(seed, n_stages=None):
     n_stages = int(rng.integers(1, 4)) if n_stages is None else n_stages
     n_pipelines = int(rng.integers(2, 5))
     machines, kinds = [], [str(rng.choice(GPUS)) for _ in range(n_stages)]
-    cuts = [0, *sorted(rng.choice(np.arange(1, BLOCKS), n_stages - 1, False).tolist()), BLOCKS]
+    cuts = [0, *sorted(rng.choice(np.arange(2, BLOCKS), n_stages - 1, False).tolist()), BLOCKS]
     first = [
         machine(rng, "first", "room", kind, model, model.blocks[i:j], requests)
         for kind, (i, j) in zip(kinds, itertools.pairwise(cuts), strict=True)
@@ -133,15 +133,15 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     closed_loop: dict[str, Any] = field(default_factory=dict)
 
+    def run(self, simulate, **more):
+        """Return what a simulator makes of it, with its users if there are any."""
+        options = self.options | self.closed_loop | more
+        return simulate(self.problem, self.placement, self.requests, self.policy, **options)
+
     def simulate(self, **more):
-        return hs.simulate_placement(
-            self.problem,
-            self.placement,
-            self.requests,
-            self.policy,
-            **self.options,
-            **more,
-        )
+        """Simulate it without users."""
+        case = dataclasses.replace(self, closed_loop={})
+        return case.run(hs.simulate_placement, **more)
 
 
 def random_placement(seed, mode, policy=None):
@@ -153,7 +153,7 @@ def random_placement(seed, mode, policy=None):
     pipelines, machines = [], []
     for p in range(int(rng.integers(1, 5))):
         n_stages = int(rng.integers(1, 5))
-        cuts = [0, *sorted(rng.choice(np.arange(1, BLOCKS), n_stages - 1, False)), BLOCKS]
+        cuts = [0, *sorted(rng.choice(np.arange(2, BLOCKS), n_stages - 1, False)), BLOCKS]
         site = str(rng.choice(["here", "there"]))
         box = None
         if rng.random() < 0.3:

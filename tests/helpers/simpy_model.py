@@ -212,8 +212,6 @@ class System:
         if self.users is not None:
             arrival_s = yield self.sent[r]
         yield later(self.env, Phase.MESSAGE_ARRIVES, arrival_s - self.env.now, tie=r)
-        delivery_s = sum(link.return_latency_s for link in self.leading)
-        delivery_s += request_s(self.deployment)
         delivered, attempt_before = 0, False
         while delivered < output:
             returned = simpy.Store(self.env)
@@ -228,7 +226,7 @@ class System:
                     yield attempt.returned.get()
                     delivered += 1
                     if delivered == 1:
-                        self.answer.first_token_s[r] = self.env.now + delivery_s
+                        self.answer.first_token_s[r] = self.env.now + self.delivery_s(r)
             except simpy.Interrupt as interrupt:
                 self.answer.seen[f"{interrupt.cause} after a token"] += delivered > 0
                 self.forget(attempt, interrupt.cause)
@@ -237,9 +235,14 @@ class System:
                 if stay.node is not None:
                     stay.node.release(stay)
         if self.users is not None:
-            self.send_next(self.env.now + delivery_s + self.think_time_s)
-        yield self.env.timeout(delivery_s)
+            self.send_next(self.env.now + self.delivery_s(r) + self.think_time_s)
+        yield self.env.timeout(self.delivery_s(r))
         self.answer.end_s[r] = self.env.now
+
+    def delivery_s(self, r):
+        """Return the seconds of a token of a request from the first stage to its user."""
+        leading_s = sum(link.return_latency_s for link in self.leading)
+        return leading_s + request_s(self.deployment)
 
     def forget(self, attempt, cause):
         r, answer = attempt.request, self.answer

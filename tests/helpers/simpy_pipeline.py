@@ -252,6 +252,10 @@ class Pipeline:
         self.waiting, self.running, self.unfinished, self.batches = [], [], {}, []
         self.is_preparing = False
 
+    @property
+    def delivery_s(self):
+        return self.system.delivery_s
+
     # what policies see
 
     @property
@@ -449,7 +453,7 @@ class Pipeline:
         self.touch()
 
     def deliver(self, request):
-        r, at_s = request.request, self.env.now + self.system.delivery_s
+        r, at_s = request.request, self.env.now + self.delivery_s
         request.delivered += 1
         if request.delivered == 1:
             self.answer.first_token_s[r] = at_s

@@ -205,16 +205,21 @@ def send_next(setup, state, end_s):
     Requests are sent in the order of their indices: the times of those that are still to
     arrive are sorted. None is sent before all users have sent their first one.
     """
-    counts, arrival_s = state.counts, state.arrival_s
-    if setup.n_users == 0 or counts[N_SENT] == len(state.requests):
+    if setup.n_users == 0:
         return
+    counts, arrival_s = state.counts, state.arrival_s
     at, first = counts[N_SENT], max(counts[NEXT_ARRIVAL], setup.n_users)
     time_s = max(end_s + setup.think_time_s, arrival_s[setup.n_users - 1])
+    if at == len(arrival_s):  # the last one is taken: by a user who is ready later, perhaps
+        at -= 1
+        if at < first or arrival_s[at] <= time_s:
+            return
+    else:
+        counts[N_SENT] += 1
     while at > first and arrival_s[at - 1] > time_s:  # its way back to its user is longer
         arrival_s[at] = arrival_s[at - 1]
         at -= 1
     arrival_s[at] = time_s
-    counts[N_SENT] += 1
 
 
 @kernel
