@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from hypsolve.problem.solution import Status
 from hypsolve.solvers.backends.loading import load_backend
 from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.placement import master as masters
-from hypsolve.solvers.placement.assignment import assign, stages
+from hypsolve.solvers.placement.assignment import assign, greedy, stages
 from hypsolve.solvers.placement.master import Column, Copies, Duals, Master, Program
 from hypsolve.solvers.placement.pattern_pool import PatternPool
 from hypsolve.solvers.placement.pattern_pricing import PatternPricing, round_trips
@@ -46,6 +47,8 @@ OPTIMAL_GAP = 5e-7
 SLACK = 1e-9
 FIRST_COLUMNS = 300
 """Patterns of the first integer program."""
+SMOOTHING = 0.3
+"""Weight of the prices of the best bound, when patterns are generated."""
 PRICING_SHARE = 0.5
 """Share of the time after which patterns are no longer solved for the relaxation."""
 CLOSE = 1e-8
@@ -148,6 +151,8 @@ class Search:
         self.bound_of_columns = math.inf  # of the last integer program
         self.is_none = False  # whether it is proved that no placement carries the rate
         self.working: set[int] = set()
+        self.useful: list[int] = []  # patterns of the last integer program
+        self.center: Duals | None = None  # dual values of the best bound
         self.statistics: dict[str, Any] = {"enumerated": len(self.pool), "relaxations": 0}
 
     def _enumerate(self, max_patterns: int, deadline: Deadline) -> None:
@@ -198,6 +203,7 @@ class Search:
         self.pool.solve(np.flatnonzero(np.isinf(self.pool.limit)))
         if missing and limits.is_known:
             self.pricing = PatternPricing(self.space, limits, self.n_stages, self.pool.sent[0])
+            self.center = self.pricing.reference(self.is_cost)
 
     def _price(self, deadline: Deadline) -> Duals | None:
         """Solve patterns for their cuts until the relaxation contains no unsolved one.
@@ -215,17 +221,38 @@ class Search:
             if len(near) and not deadline.has_passed():
                 if self.pricing is None:
                     self._tighten(duals, 1.0)
-                self.pool.solve(np.argsort(-profit, kind="stable")[: max(BATCH, len(near))])
+                order = np.argsort(-profit, kind="stable")[: max(BATCH, len(near))]
+                self.pool.solve(order[np.isfinite(profit[order])], deadline)
                 continue
             if self.pricing is None:
                 return self._tighten(duals, 1.0)
-            priced = self.pricing.price(duals)
-            tight = self._tighten(duals, priced.factor)
-            new = self.pool.add(priced.patterns)
+            new = self._generate(duals)
             if not new or deadline.has_passed():
-                return tight
-            self.pool.solve(new)
+                return self.center
+            self.pool.solve(new, deadline)
             self.working |= set(new)
+
+    def _generate(self, duals: Duals) -> list[int]:
+        """Add patterns that are not enumerated to the pool; return their indices.
+
+        Prices are first smoothed towards those of the best bound so far [1]_.
+
+        References
+        ----------
+        .. [1] P. Wentges, "Weighted Dantzig-Wolfe decomposition for linear mixed-integer
+           programming", International Transactions in Operational Research 4 (1997).
+        """
+        assert self.pricing is not None and self.center is not None
+        for share in (SMOOTHING, 0.0):
+            mixed = duals.mixed(self.center, share, self.pool.shares)
+            priced = self.pricing.price(mixed)
+            tight = self._tighten(mixed, priced.factor)
+            if tight.value < self.center.value:
+                self.center = tight
+            new = self.pool.add(priced.patterns)
+            if new:
+                return new
+        return []
 
     def _relaxed(self) -> Duals | None:
         """Return the dual values of the relaxation over all patterns, by column generation."""
@@ -276,7 +303,7 @@ class Search:
         elif above.any():
             factor = max(factor, float((profit[above] / cost[above]).max()) + 1)
         if factor == math.inf:
-            return duals
+            return Duals(math.inf, duals.share, duals.link, duals.rate)
         scaled = duals.scaled(factor, self.is_cost, self.problem.requests_per_s)
         if scaled.value < self.bound:
             self.bound = scaled.value + CLOSE * abs(scaled.value)
@@ -319,7 +346,8 @@ class Search:
                 self.useful = used.tolist()
                 return found
             unsolved = missed[~pool.is_solved[missed]]
-            pool.solve(unsolved[np.argsort(-others[unsolved], kind="stable")[: 2 * BATCH]])
+            order = np.argsort(-others[unsolved], kind="stable")[: 2 * BATCH]
+            pool.solve(unsolved[order], self.deadline.part(0.5))
             profit = pool.profit(duals)
             used = np.flatnonzero(pool.is_solved & (pool.best > 0) & (profit >= -gap))
 
@@ -332,11 +360,25 @@ class Search:
         )
         if not is_safe:
             self.bound_of_columns = bound
+        if counts is None and not is_complete:
+            counts = greedy(self.space, columns, self.problem.requests_per_s, self.is_cost)
+            value = -sum(self._price_of(columns, counts or {}))
         if counts is None:
             return None
         if not self.is_cost:  # CP-SAT rounds its value up
             value = math.fsum(self._master(False).loads(columns, counts).values())
         return Copies({used[r]: n for r, n in counts.items()}, value, bound, is_complete)
+
+    def _price_of(self, columns: list[Column], counts: dict[int, int]) -> list[float]:
+        """Return an upper bound on the price of some copies, by class of machines."""
+        number: Counter[int] = Counter()
+        for r, n in counts.items():
+            for c, _ in columns[r].pattern.sizes:
+                number[c] += n
+        return [
+            min(number[c], len(each.machines)) * each.price_per_hour
+            for c, each in enumerate(self.space.classes)
+        ]
 
     def _tied(self, found: Copies) -> Copies:
         """Return copies of the same value on the fewest machines, in the fewest stages."""
@@ -381,7 +423,7 @@ class Search:
             )
         is_whole = self.n_stages == self.problem.max_stages or self.pricing is not None
         bound = max(self.bound if is_whole else math.inf, value)
-        is_optimal = bound - value <= OPTIMAL_GAP * abs(bound)
+        is_optimal = bound < math.inf and bound - value <= OPTIMAL_GAP * abs(bound)
         return PlacementOutcome(
             Status.OPTIMAL if is_optimal else Status.FEASIBLE,
             placement,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,6 +122,22 @@ class Duals:
         rate = self.rate / factor
         value = self.value + (self.rate - rate) * requests_per_s
         return Duals(value, self.share, self.link, rate)
+
+    def mixed(self, other: Duals, weight: float, shares: Iterable[Share]) -> Duals:
+        """Return the mean of two sets of dual values, with some weight of the other one."""
+        own = 1 - weight
+
+        def mean(one: Mapping[Any, float], two: Mapping[Any, float], key: Any) -> float:
+            return own * one.get(key, 0.0) + weight * two.get(key, 0.0)
+
+        links = {*self.link, *other.link}
+        value = own * self.value + (weight * other.value if weight else 0.0)
+        return Duals(
+            value,
+            {share: mean(self.share, other.share, share) for share in shares},
+            {link: mean(self.link, other.link, link) for link in links},
+            own * self.rate + weight * other.rate,
+        )
 
     def reward(self, link_bytes: Mapping[Link, float]) -> float:
         """Return the worth of a request per second of a pattern."""

@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.placement_evaluation import link_rate
+from hypsolve.solvers.clock import NEVER, Deadline
 from hypsolve.solvers.placement.master import Column, Duals, Link, Share
 from hypsolve.solvers.placement.pattern_values import MARGIN, PatternValues
 from hypsolve.solvers.placement.patterns import Pattern, PatternSpace
+
+SLICE = 64
+"""Patterns that are solved between two looks at the clock."""
 
 
 class PatternPool:
@@ -114,11 +118,15 @@ class PatternPool:
                 found[link] = found.get(link, 0) + 1
         return found
 
-    def solve(self, of: Sequence[int] | IntArray) -> None:
-        """Find the rates and cuts of some patterns."""
+    def solve(self, of: Sequence[int] | IntArray, deadline: Deadline = NEVER) -> None:
+        """Find the rates and cuts of some patterns, in order, until the deadline."""
         chosen = [int(p) for p in of]
-        if not chosen:
-            return
+        for start in range(0, len(chosen), SLICE):
+            self._solve(chosen[start : start + SLICE])
+            if deadline.has_passed():
+                return
+
+    def _solve(self, chosen: list[int]) -> None:
         patterns = [self.patterns[p] for p in chosen]
         rates, cuts = self.values.rates(patterns)
         self.safe[chosen] = rates * (1 - MARGIN)

@@ -25,7 +25,7 @@ from hypsolve.solvers.placement.master import Duals
 from hypsolve.solvers.placement.patterns import Pattern, PatternSpace, Unit
 from hypsolve.solvers.placement.rate_limits import FIRST, LAST, MIDDLE, RateLimits
 
-N_PRICED = 96
+N_PRICED = 240
 """Rates that the dynamic program tries."""
 N_BEST = 6
 """Rates at which a pattern is made of the cheapest units."""
@@ -154,6 +154,33 @@ class PatternPricing:
             rates = [link.bytes_per_s for link in (*links, *back) if link is not None]
             most = min(most, max(rates) / self.sent)
         return most
+
+    def reference(self, is_cost: bool) -> Duals:
+        """Return dual values whose prices are the capacities of GPUs, or the given prices.
+
+        At a rate X, a unit hosts m of the L layers: its capacity is the largest X m / L. If a
+        pattern carries X, the capacities of its units add up to at least X.
+        """
+        classes, n_layers = self.space.classes, self.limits.n_layers
+        capacity = np.zeros(len(classes))
+        for family in self.families:
+            for position in range(3):
+                hosted = np.clip(self._hosted(family, position), 0, n_layers)
+                extra = hosted * self.rates / n_layers
+                for unit in family.units:
+                    most = float(extra[self._index[unit]].max()) / unit[1]
+                    capacity[unit[0]] = max(capacity[unit[0]], most)
+        sizes = [range(1, each.gpus + 1) for each in classes]
+        rate, each_gpu = 1.0, capacity
+        number = [len(each.machines) * each.gpus for each in classes]
+        value = float((capacity * number).sum())
+        if is_cost:
+            each_gpu = np.array([each.price_per_hour / each.gpus for each in classes])
+            used = capacity > 0
+            rate = float((each_gpu[used] / capacity[used]).min()) if used.any() else 0.0
+            value = -rate * (self.space.problem.requests_per_s or 0.0)
+        share = {(c, s): float(each_gpu[c]) * s for c, some in enumerate(sizes) for s in some}
+        return Duals(value, share, {}, rate)
 
     def price(self, duals: Duals) -> Priced:
         """Return what the patterns of all families earn at most, and candidates."""

@@ -39,6 +39,8 @@ MAX_LEVELS = 4
 """Latencies of links, and seconds of other layers, that are told apart."""
 CLOSE_S = 1e-3
 """Difference of latencies of links that is not told apart."""
+MAX_NETWORKS = 3_000
+"""Aimed number of small models for each number of stages."""
 CHUNK = 20_000
 """Patterns at a time; affects memory only."""
 MARGIN = 1e-8
@@ -73,7 +75,8 @@ class RateLimits:
         ]
         self.layer_levels = np.zeros(1) if self.is_pipeline else _levels(self.layer_s, 0.0)
         self.trip_levels = _levels(np.array([*trips] or [0.0]), CLOSE_S)
-        self.numbers: IntArray = _numbers(self.n_layers)
+        n_levels = len(self.trip_levels) * len(self.layer_levels)
+        self.numbers: IntArray = _numbers(self.n_layers, len(values.units) * n_levels)
         self._hosted: dict[tuple[int, int, int, int], IntArray] = {}
         self._rate_tables: dict[tuple[int, int], Array] = {}
         positions = (FIRST, MIDDLE, LAST)
@@ -313,10 +316,14 @@ def _levels(values: Array, close: float) -> Array:
     return np.array(apart)[np.unique(at)]
 
 
-def _numbers(n_layers: int) -> IntArray:
-    """Return the numbers of layers that are tried: all small ones, then ever larger steps."""
+def _numbers(n_layers: int, n_networks: int) -> IntArray:
+    """Return the numbers of layers that are tried: all small ones, then ever larger steps.
+
+    There are fewer of them if each takes more networks.
+    """
     found, number = [], 0
+    finest = max(6, min(n_layers, MAX_NETWORKS // max(n_networks, 1) // 3))
     while number <= n_layers:
         found.append(number)
-        number += max(1, number // 6)
+        number += max(1, number // finest)
     return np.array(found)
