@@ -91,7 +91,7 @@ def solve_placement(
             f" got {problem.objective}"
         )
     _check_options(name, entry.function, options)
-    warm(FAMILIES[problem.runtime.batching])
+    warm(FAMILIES[problem.runtime.batching], "placement")
     preload(*entry.backends)
     started = time.perf_counter()
     outcome = entry.function(problem, time_limit_s=time_limit_s, seed=seed, **options)

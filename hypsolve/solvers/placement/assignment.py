@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from hypsolve.problem.placement import PlacedStage
 from hypsolve.solvers.placement.machine_classes import MachineClass, pack
+from hypsolve.solvers.placement.master import Column
 from hypsolve.solvers.placement.patterns import Pattern, PatternSpace
 
 MAX_STEPS = 20_000
@@ -60,6 +61,51 @@ def assign(
         )
         for at, r in enumerate(copies)
     ]
+
+
+def greedy(
+    space: PatternSpace, columns: Sequence[Column], requests_per_s: float | None, is_cost: bool
+) -> dict[int, int] | None:
+    """Return copies of columns, each time the next one for which there are machines.
+
+    Orders by the rate, by the rate per GPU, and as given are tried. Under the objective cost,
+    copies are added until they carry the rate, and None is returned if they do not.
+    """
+    best: tuple[float, dict[int, int]] | None = None
+    gpus = [sum(n for _, n in column.pattern.sizes) for column in columns]
+    given = list(range(len(columns)))
+    for order in (
+        given,
+        sorted(given, key=lambda r: -columns[r].rate / gpus[r]),
+        sorted(given, key=lambda r: -columns[r].rate),
+    ):
+        free = [[each.gpus] * len(each.machines) for each in space.classes]
+        counts: dict[int, int] = {}
+        total = 0.0
+        for r in order:
+            while columns[r].rate > 0 and _place(free, columns[r].pattern.sizes):
+                counts[r] = counts.get(r, 0) + 1
+                total += columns[r].rate
+                if is_cost and requests_per_s is not None and total >= requests_per_s:
+                    return None if columns[r].link_bytes else counts
+        if not is_cost and counts and (best is None or total > best[0]):
+            best = total, counts
+    return None if best is None else best[1]
+
+
+def _place(free: list[list[int]], sizes: Sequence[tuple[int, int]]) -> bool:
+    """Take GPUs for shares of machines, the fullest machine first; False: there are none."""
+    taken: list[tuple[int, int, int]] = []
+    for c, gpus in sorted(sizes, key=lambda size: -size[1]):
+        fitting = [m for m, n in enumerate(free[c]) if n >= gpus]
+        if not fitting:
+            for of, m, n in taken:
+                free[of][m] += n
+            return False
+        m = min(fitting, key=lambda m: free[c][m])
+        free[c][m] -= gpus
+        taken.append((c, m, gpus))
+    return True
 
 
 def _next_to(

@@ -11,25 +11,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from hypsolve.problem.arrays import Array
 from hypsolve.problem.placement import (
     Placement,
     PlacementObjective,
     PlacementProblem,
 )
-from hypsolve.problem.placement_evaluation import link_rate
 from hypsolve.problem.placement_result import PlacementOutcome
 from hypsolve.problem.solution import Status
 from hypsolve.solvers.backends.loading import load_backend
 from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.placement import master as masters
-from hypsolve.solvers.placement.assignment import assign, stages
-from hypsolve.solvers.placement.master import Column, Copies, Duals, Link, Master, Program
+from hypsolve.solvers.placement.assignment import assign, greedy, stages
+from hypsolve.solvers.placement.master import Column, Copies, Duals, Master, Program
+from hypsolve.solvers.placement.pattern_pool import PatternPool
+from hypsolve.solvers.placement.pattern_pricing import PatternPricing, round_trips
 from hypsolve.solvers.placement.pattern_values import MARGIN, PatternValues
 from hypsolve.solvers.placement.patterns import Pattern, PatternSpace
 from hypsolve.solvers.placement.rate_limits import RateLimits
@@ -38,7 +39,7 @@ from hypsolve.solvers.placement.values import Split, best_split
 Solver = Callable[
     [Program, int, Deadline, int], tuple[dict[int, int] | None, float, float, bool]
 ]
-MAX_PATTERNS = 200_000
+MAX_PATTERNS = 60_000
 """Patterns that are enumerated at most."""
 BATCH = 256
 """Patterns that are solved for their cuts before the relaxation is solved again."""
@@ -46,6 +47,8 @@ OPTIMAL_GAP = 5e-7
 SLACK = 1e-9
 FIRST_COLUMNS = 300
 """Patterns of the first integer program."""
+SMOOTHING = 0.3
+"""Weight of the prices of the best bound, when patterns are generated."""
 PRICING_SHARE = 0.5
 """Share of the time after which patterns are no longer solved for the relaxation."""
 CLOSE = 1e-8
@@ -126,7 +129,7 @@ def placement_cpsat(
 
 
 class Search:
-    """Patterns with what is known of their rates, and the search for the best placement."""
+    """The search for the best placement."""
 
     def __init__(
         self,
@@ -139,105 +142,68 @@ class Search:
         self.problem, self.deadline, self.seed, self.solve = problem, deadline, seed, solve
         self.space = PatternSpace(problem)
         self.values = PatternValues(self.space)
+        self.pool = PatternPool(self.space, self.values)
         self.is_cost = problem.objective is PlacementObjective.COST
-        self.n_stages = problem.max_stages
-        self.patterns = self._enumerated(max_patterns)
-        n = len(self.patterns)
-        self.is_solved = np.zeros(n, bool)
-        self.safe, self.best, self.limit = np.zeros(n), np.zeros(n), np.full(n, math.inf)
-        self.cuts: list[tuple[int, ...]] = [()] * n
-        self._index_shares()
-        self._index_links()
+        self.n_stages = problem.max_stages  # up to which all patterns are enumerated
+        self._enumerate(max_patterns, deadline.part(0.1))
+        self.pricing: PatternPricing | None = None
         self.bound = math.inf  # on requests per second, or on the negative price
         self.bound_of_columns = math.inf  # of the last integer program
         self.is_none = False  # whether it is proved that no placement carries the rate
         self.working: set[int] = set()
-        self.statistics: dict[str, Any] = {"patterns": n, "solved": 0, "relaxations": 0}
+        self.useful: list[int] = []  # patterns of the last integer program
+        self.center: Duals | None = None  # dual values of the best bound
+        self.statistics: dict[str, Any] = {"enumerated": len(self.pool), "relaxations": 0}
 
-    def _enumerated(self, max_patterns: int) -> list[Pattern]:
-        """Return all patterns, or those of fewer stages if there are too many."""
-        kept: list[Pattern] = []
-        for most in range(1, self.problem.max_stages + 1):
-            found = []
-            for pattern in self.space.patterns(most):
-                if len(pattern.units) == most:
-                    found.append(pattern)
-                    if len(kept) + len(found) > max_patterns:
-                        self.n_stages = most - 1
-                        return kept
-            kept += found
-        return kept
-
-    def _index_shares(self) -> None:
-        """Number the shares of machines, and list those of each pattern."""
-        shares = sorted({share for pattern in self.patterns for share in pattern.sizes})
-        number = {share: at for at, share in enumerate(shares)}
-        most = max((len(pattern.sizes) for pattern in self.patterns), default=1)
-        self.shares = shares
-        self.share_of = np.full((len(self.patterns), most), len(shares))
-        for p, pattern in enumerate(self.patterns):
-            self.share_of[p, : len(pattern.sizes)] = [number[share] for share in pattern.sizes]
-
-    def _index_links(self) -> None:
-        """List the shared links, and the bytes of a request on those that a pattern crosses."""
-        problem = self.problem
-        blocks = problem.model.blocks
-        requests = problem.requests
-        tokens = float((requests.prompt_tokens + requests.output_tokens - 1).mean())
-        sent = [b.output_bytes_per_token for b in blocks[:-1]] or [0]
-        self.sent = tokens * min(sent), tokens * max(sent)
-        self.is_exact = self.values.is_exact and self.sent[0] == self.sent[1]
-        kinds: dict[tuple[tuple[Link, int], ...], int] = {}
-        self.link_kind = np.zeros(len(self.patterns), np.int64)
-        for p, pattern in enumerate(self.patterns):
-            crossed = tuple(sorted(self._crossed(pattern).items()))
-            self.link_kind[p] = kinds.setdefault(crossed, len(kinds))
-        self.link_kinds = [dict(kind) for kind in kinds]
-        self.links = {
-            link: link_rate(problem, link) for kind in self.link_kinds for link in kind
-        }
-
-    def _crossed(self, pattern: Pattern) -> dict[Link, int]:
-        """Return how often a request crosses each shared link."""
-        found: dict[Link, int] = {}
-        for s in range(len(pattern.units) - 1):
-            if pattern.shares[s] == pattern.shares[s + 1]:
-                continue
-            start, end = (self.space.classes[pattern.units[t][0]] for t in (s, s + 1))
-            crossed: list[Link] = []
-            if start.site != end.site:
-                crossed.append(("sites", start.site, end.site))
-            if start.has_shared_uplink:
-                crossed.append(("out", start.machines[0].name))
-            if end.has_shared_uplink:
-                crossed.append(("in", end.machines[0].name))
-            for link in crossed:
-                found[link] = found.get(link, 0) + 1
-        return found
+    def _enumerate(self, max_patterns: int, deadline: Deadline) -> None:
+        """Add all patterns to the pool, or those of fewer stages if there are too many."""
+        for n in range(1, self.problem.max_stages + 1):
+            found: list[Pattern] = []
+            for pattern in self.space.of_length(n):
+                found.append(pattern)
+                is_full = len(self.pool) + len(found) > max_patterns
+                if n > 1 and (is_full or deadline.has_passed()):
+                    self.n_stages = n - 1
+                    return
+            self.pool.add(found)
 
     # -- the search ---------------------------------------------------------------------------
 
     def run(self) -> PlacementOutcome:
         """Return the best placement that is found in time, and the bound."""
-        if not self.patterns:
-            return self._nothing("no pipeline keeps the rules on machines, links and pins")
-        limits = RateLimits(self.values, self.patterns)
-        self.limit = limits.of(self.patterns, self.deadline.part(0.3))
-        self._solve(np.flatnonzero(np.isinf(self.limit)))
+        self._limit_rates()
         duals = self._price(self.deadline.part(PRICING_SHARE))
-        if duals is None or (not self.is_cost and duals.value <= 0):
-            return self._too_little()
-        copies = self._branch(duals)
-        if copies is None:
-            if self.is_none:
-                return self._too_little()
-            return PlacementOutcome(
-                Status.UNKNOWN,
-                fluid_bound=self._public(self.bound) if self.bound < math.inf else None,
-                message="the time limit has passed",
-                statistics=self.statistics,
-            )
-        return self._outcome(copies)
+        copies = None
+        if duals is not None and (self.is_cost or duals.value > 0):
+            copies = self._branch(duals)
+        else:
+            self.is_none = True
+        self.statistics |= {"patterns": len(self.pool), "solved": self.pool.n_solved}
+        if copies is not None:
+            return self._outcome(copies)
+        if self.is_none:
+            return self._nothing()
+        return PlacementOutcome(
+            Status.UNKNOWN,
+            fluid_bound=self._public(self.bound) if self.bound < math.inf else None,
+            message="the time limit has passed",
+            statistics=self.statistics,
+        )
+
+    def _limit_rates(self) -> None:
+        """Bound the rates of all patterns, and solve those that have no bound."""
+        lengths = {len(pattern.units) for pattern in self.pool.patterns}
+        trips = {self.values.round_trip_s(pattern) for pattern in self.pool.patterns}
+        missing = range(self.n_stages + 1, self.problem.max_stages + 1)
+        for n in missing:
+            lengths.add(n)
+            trips |= {total for total, _ in round_trips(self.space, n).values()}
+        limits = RateLimits(self.values, lengths, sorted(trips))
+        self.pool.limit = limits.of(self.pool.patterns, self.deadline.part(0.3))
+        self.pool.solve(np.flatnonzero(np.isinf(self.pool.limit)))
+        if missing and limits.is_known:
+            self.pricing = PatternPricing(self.space, limits, self.n_stages, self.pool.sent[0])
+            self.center = self.pricing.reference(self.is_cost)
 
     def _price(self, deadline: Deadline) -> Duals | None:
         """Solve patterns for their cuts until the relaxation contains no unsolved one.
@@ -249,36 +215,68 @@ class Search:
             duals = self._relaxed()
             if duals is None:
                 return None
-            profit = self._profit(duals)
-            self._tighten(duals, profit)
-            profit[self.is_solved] = -math.inf
+            profit = self.pool.profit(duals)
+            profit[self.pool.is_solved] = -math.inf
             near = np.flatnonzero(profit >= -CLOSE * abs(duals.value))
-            if not len(near) or deadline.has_passed():
-                return duals
-            self._solve(np.argsort(-profit, kind="stable")[: max(BATCH, len(near))])
+            if len(near) and not deadline.has_passed():
+                if self.pricing is None:
+                    self._tighten(duals, 1.0)
+                order = np.argsort(-profit, kind="stable")[: max(BATCH, len(near))]
+                self.pool.solve(order[np.isfinite(profit[order])], deadline)
+                continue
+            if self.pricing is None:
+                return self._tighten(duals, 1.0)
+            new = self._generate(duals)
+            if not new or deadline.has_passed():
+                return self.center
+            self.pool.solve(new, deadline)
+            self.working |= set(new)
+
+    def _generate(self, duals: Duals) -> list[int]:
+        """Add patterns that are not enumerated to the pool; return their indices.
+
+        Prices are first smoothed towards those of the best bound so far [1]_.
+
+        References
+        ----------
+        .. [1] P. Wentges, "Weighted Dantzig-Wolfe decomposition for linear mixed-integer
+           programming", International Transactions in Operational Research 4 (1997).
+        """
+        assert self.pricing is not None and self.center is not None
+        for share in (SMOOTHING, 0.0):
+            mixed = duals.mixed(self.center, share, self.pool.shares)
+            priced = self.pricing.price(mixed)
+            tight = self._tighten(mixed, priced.factor)
+            if tight.value < self.center.value:
+                self.center = tight
+            new = self.pool.add(priced.patterns)
+            if new:
+                return new
+        return []
 
     def _relaxed(self) -> Duals | None:
         """Return the dual values of the relaxation over all patterns, by column generation."""
         if self.is_cost:
-            assert self.problem.requests_per_s is not None
-            enough = self.problem.requests_per_s * (1 + CLOSE)
-            if not any(self.working) or self._generated(True, math.inf) is None:
-                most = self._generated(False, enough)
-                if most is None or most.value < self.problem.requests_per_s:
+            rate = self.problem.requests_per_s
+            assert rate is not None
+            if not self.working or self._generated(True, math.inf) is None:
+                most = self._generated(False, rate * (1 + CLOSE))
+                if most is None or most.value < rate:
                     return None
         return self._generated(self.is_cost, math.inf)
 
     def _generated(self, is_cost: bool, enough: float) -> Duals | None:
         """Add patterns to the relaxation until no other one pays for its GPUs."""
-        master = self._master(is_cost)
         if not self.working:
-            self.working = set(self._promising())
+            order = np.argsort(-self.pool.rates / self.pool.gpus(), kind="stable")
+            self.working = set(order[:BATCH].tolist())
         while True:
-            duals = master.relax(self._columns(sorted(self.working)))
+            columns = self.pool.columns(sorted(self.working))
+            duals = self._master(is_cost).relax(columns)
             self.statistics["relaxations"] += 1
             if duals is None or duals.value >= enough:
                 return duals
-            profit = self._profit(duals)
+            profit = self.pool.profit(duals)
             least = CLOSE * max(abs(duals.value), 1e-300)
             order = np.argsort(-profit, kind="stable")[:BATCH]
             added = {int(p) for p in order if profit[p] > least} - self.working
@@ -286,86 +284,40 @@ class Search:
                 return duals
             self.working |= added
 
-    def _promising(self) -> list[int]:
-        """Return the patterns of the largest rate for each GPU."""
-        gpus = np.array([*(n for _, n in self.shares), 0])[self.share_of].sum(axis=1)
-        rates = np.where(self.is_solved, self.best, self.limit)
-        return [int(p) for p in np.argsort(-rates / gpus, kind="stable")[:BATCH]]
-
     def _master(self, is_cost: bool) -> Master:
-        master = Master(self.space, set(self.shares), self.links)
-        master.is_cost = is_cost
-        return master
+        return Master(self.space, set(self.pool.shares), self.pool.links, is_cost=is_cost)
 
-    def _columns(self, of: Sequence[int], *, is_safe: bool = False) -> list[Column]:
-        known = self.safe if is_safe else self.best
-        rates = np.where(self.is_solved, known, self.limit)
-        sent = self.sent[1] if is_safe else self.sent[0]
-        return [
-            Column(
-                self.patterns[p],
-                float(rates[p]),
-                {link: n * sent for link, n in self.link_kinds[self.link_kind[p]].items()},
-            )
-            for p in of
-        ]
+    def _tighten(self, duals: Duals, factor: float) -> Duals:
+        """Lower the bound by dual values that are scaled until no pattern pays for its GPUs.
 
-    def _profit(self, duals: Duals) -> Array:
-        """Return an upper bound on what each pattern earns above the price of its GPUs."""
-        rates = np.where(self.is_solved, self.best, self.limit)
-        return np.asarray(rates * self._reward(duals) - self._cost(duals))
-
-    def _cost(self, duals: Duals) -> Array:
-        price = np.array([*(duals.share[share] for share in self.shares), 0.0])
-        return np.asarray(price[self.share_of].sum(axis=1))
-
-    def _reward(self, duals: Duals) -> Array:
-        of_kind = [
-            duals.reward({link: n * self.sent[0] for link, n in kind.items()})
-            for kind in self.link_kinds
-        ]
-        return np.array(of_kind)[self.link_kind]
-
-    def _tighten(self, duals: Duals, profit: Array) -> None:
-        """Lower the bound by dual values that are scaled until every pattern is too dear."""
-        factor = 1.0
+        Parameters
+        ----------
+        duals : Duals
+        factor : float
+            Factor that makes patterns outside of the pool too dear.
+        """
+        profit, cost = self.pool.profit(duals), self.pool.cost(duals)
         above = profit > 0
-        if above.any():
-            cost = self._cost(duals)[above]
-            if (cost <= 0).any():
-                return
-            factor = max(1.0, float(((profit[above] + cost) / cost).max()))
-        value = duals.value
-        if self.is_cost:
-            assert self.problem.requests_per_s is not None
-            value += duals.rate * self.problem.requests_per_s * (1 - 1 / factor)
-        else:
-            value *= factor
-        self.bound = min(self.bound, value + CLOSE * abs(value))
-        self.statistics["relaxation"] = self._public(duals.value)
-
-    def _solve(self, of: Sequence[int] | np.ndarray) -> None:
-        """Find the rates and cuts of some patterns."""
-        chosen = [int(p) for p in of]
-        patterns = [self.patterns[p] for p in chosen]
-        rates, cuts = self.values.rates(patterns)
-        self.safe[chosen] = rates * (1 - MARGIN)
-        self.best[chosen] = rates * (1 + MARGIN)
-        if not self.values.is_exact:
-            self.best[chosen] = self.values.rates(patterns, is_best=True)[0] * (1 + MARGIN)
-        for p, each in zip(chosen, cuts, strict=True):
-            self.cuts[p] = each
-        self.is_solved[chosen] = True
-        self.statistics["solved"] += len(chosen)
+        if (cost[above] <= 0).any():
+            factor = math.inf
+        elif above.any():
+            factor = max(factor, float((profit[above] / cost[above]).max()) + 1)
+        if factor == math.inf:
+            return Duals(math.inf, duals.share, duals.link, duals.rate)
+        scaled = duals.scaled(factor, self.is_cost, self.problem.requests_per_s)
+        if scaled.value < self.bound:
+            self.bound = scaled.value + CLOSE * abs(scaled.value)
+        self.statistics["relaxation"] = self._public(scaled.value)
+        return scaled
 
     def _branch(self, duals: Duals) -> Copies | None:
         """Solve the integer program until no other pattern may improve on it.
 
         A solution with a pattern of profit -q is at least q below the relaxation.
         """
-        self.duals, self.relaxed = duals, self.bound
-        relaxed, profit = self.bound, self._profit(duals)
-        used = np.flatnonzero(self.is_solved & (self.best > 0))
+        pool = self.pool
+        relaxed, profit = duals.value + CLOSE * abs(duals.value), pool.profit(duals)
+        used = np.flatnonzero(pool.is_solved & (pool.best > 0))
         used = used[np.argsort(-profit[used], kind="stable")[:FIRST_COLUMNS]]
         found: Copies | None = None
         while True:
@@ -373,47 +325,65 @@ class Search:
             if latest is not None and (found is None or latest.value > found.value):
                 found = latest
             value = -math.inf if found is None else found.value
-            profit = self._profit(duals)
             gap = relaxed - value + CLOSE * abs(relaxed)
+            profit = pool.profit(duals)
             others = profit.copy()
             others[used] = -math.inf
-            others[self.is_solved & (self.best == 0)] = -math.inf
+            others[pool.is_solved & (pool.best == 0)] = -math.inf
             elsewhere = relaxed + float(others.max(initial=-math.inf))
+            if self.pricing is not None:
+                elsewhere = self.bound
             bound = max(self.bound_of_columns, value, elsewhere)
             self.bound = min(self.bound, bound + CLOSE * abs(bound))
             missed = np.flatnonzero(others >= -gap)
             if not len(missed):
-                self.is_none = found is None and self.bound_of_columns == -math.inf
+                is_whole = self.pricing is None and self.n_stages == self.problem.max_stages
+                nothing = found is None and self.bound_of_columns == -math.inf
+                self.is_none = is_whole and nothing
+                self.useful = used.tolist()
                 return found
             if self.deadline.left_s() < 0.2 * self.deadline.limit_s:
+                self.useful = used.tolist()
                 return found
-            unsolved = missed[~self.is_solved[missed]]
-            self._solve(unsolved[np.argsort(-others[unsolved], kind="stable")[: 2 * BATCH]])
-            profit = self._profit(duals)
-            used = np.flatnonzero(self.is_solved & (self.best > 0) & (profit >= -gap))
+            unsolved = missed[~pool.is_solved[missed]]
+            order = np.argsort(-others[unsolved], kind="stable")[: 2 * BATCH]
+            pool.solve(unsolved[order], self.deadline.part(0.5))
+            profit = pool.profit(duals)
+            used = np.flatnonzero(pool.is_solved & (pool.best > 0) & (profit >= -gap))
 
     def _integer(self, used: list[int], *, is_safe: bool = False) -> Copies | None:
         """Solve the integer program over some patterns; keys are indices of patterns."""
-        columns = self._columns(used, is_safe=is_safe)
+        columns = self.pool.columns(used, is_safe=is_safe)
         program, _, _, _ = self._master(self.is_cost).program(columns)
         counts, value, bound, is_complete = self.solve(
             program, len(columns), self.deadline.part(0.5), self.seed
         )
         if not is_safe:
             self.bound_of_columns = bound
+        if counts is None and not is_complete:
+            counts = greedy(self.space, columns, self.problem.requests_per_s, self.is_cost)
+            value = -sum(self._price_of(columns, counts or {}))
         if counts is None:
             return None
         if not self.is_cost:  # CP-SAT rounds its value up
             value = math.fsum(self._master(False).loads(columns, counts).values())
         return Copies({used[r]: n for r, n in counts.items()}, value, bound, is_complete)
 
+    def _price_of(self, columns: list[Column], counts: dict[int, int]) -> list[float]:
+        """Return an upper bound on the price of some copies, by class of machines."""
+        number: Counter[int] = Counter()
+        for r, n in counts.items():
+            for c, _ in columns[r].pattern.sizes:
+                number[c] += n
+        return [
+            min(number[c], len(each.machines)) * each.price_per_hour
+            for c, each in enumerate(self.space.classes)
+        ]
+
     def _tied(self, found: Copies) -> Copies:
         """Return copies of the same value on the fewest machines, in the fewest stages."""
-        profit = self._profit(self.duals)
-        gap = self.relaxed - found.value + CLOSE * abs(self.relaxed)
-        used = np.flatnonzero(self.is_solved & (self.best > 0) & (profit >= -gap)).tolist()
-        used = sorted({*used, *found.counts})
-        columns = self._columns(used)
+        used = sorted({*self.useful, *found.counts})
+        columns = self.pool.columns(used)
         program, _, _, machines = self._master(self.is_cost).program(columns)
         slack = 1e-9 * abs(found.value)
         program.row({v: -c for v, c in enumerate(program.cost) if c}, slack - found.value)
@@ -439,7 +409,7 @@ class Search:
         if self.is_cost:
             assert rate is not None
             if total < rate * (1 - SLACK):
-                safe = self._integer(np.flatnonzero(self.safe > 0).tolist(), is_safe=True)
+                safe = self._integer(np.flatnonzero(self.pool.safe > 0).tolist(), is_safe=True)
                 if safe is None:
                     return PlacementOutcome(
                         Status.UNKNOWN,
@@ -451,10 +421,9 @@ class Search:
             value = -sum(
                 self.problem.fleet.machine(name).price_per_hour for name in placement.machines
             )
-        is_whole = self.n_stages == self.problem.max_stages
-        bound = self.bound if is_whole else math.inf
-        bound = max(bound, value)
-        is_optimal = bound - value <= OPTIMAL_GAP * abs(bound)
+        is_whole = self.n_stages == self.problem.max_stages or self.pricing is not None
+        bound = max(self.bound if is_whole else math.inf, value)
+        is_optimal = bound < math.inf and bound - value <= OPTIMAL_GAP * abs(bound)
         return PlacementOutcome(
             Status.OPTIMAL if is_optimal else Status.FEASIBLE,
             placement,
@@ -478,15 +447,15 @@ class Search:
     def _placement(self, counts: dict[int, int]) -> Placement:
         """Return the pipelines over machines with names, at their loads."""
         used = sorted(counts)
-        patterns = [self.patterns[p] for p in used]
-        columns = self._columns(used, is_safe=True)
+        patterns = [self.pool.patterns[p] for p in used]
+        columns = self.pool.columns(used, is_safe=True)
         found: list[tuple[Column, Split]] = []
         splits: dict[tuple[tuple[str, int], ...], Split | None] = {}
         for r, groups in assign(
             self.space, patterns, {r: counts[p] for r, p in enumerate(used)}
         ):
             column = columns[r]
-            split = Split(stages(groups, self.cuts[used[r]]), column.rate)
+            split = Split(stages(groups, self.pool.cuts[used[r]]), column.rate)
             if not self.values.is_exact or _is_nearer(patterns[r], groups):
                 if groups not in splits:
                     splits[groups] = best_split(self.problem, groups)
@@ -514,21 +483,15 @@ class Search:
                 loads = [load * wanted / total for load in loads]
         return loads
 
-    def _nothing(self, message: str) -> PlacementOutcome:
+    def _nothing(self) -> PlacementOutcome:
+        """Return that the problem is infeasible, and why."""
+        if not self.pool.patterns:
+            message = "no pipeline keeps the rules on machines, links and pins"
+        elif self.is_cost:
+            message = f"no placement carries {self.problem.requests_per_s:g} requests/s"
+        else:
+            message = "no pipeline has room for the model and meets the targets"
         return PlacementOutcome(Status.INFEASIBLE, message=message, statistics=self.statistics)
-
-    def _too_little(self) -> PlacementOutcome:
-        if self.n_stages < self.problem.max_stages:
-            return PlacementOutcome(
-                Status.UNKNOWN,
-                message=f"pipelines of at most {self.n_stages} stages carry too little",
-                statistics=self.statistics,
-            )
-        if self.is_cost:
-            return self._nothing(
-                f"no placement carries {self.problem.requests_per_s:g} requests/s"
-            )
-        return self._nothing("no pipeline has room for the model and meets the targets")
 
 
 def _is_nearer(pattern: Pattern, groups: Sequence[tuple[str, int]]) -> bool:

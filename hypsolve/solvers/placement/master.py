@@ -15,14 +15,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from hypsolve.problem.arrays import Array
-from hypsolve.problem.placement import PlacementObjective, PlacementProblem
+from hypsolve.problem.placement import PlacementProblem
 from hypsolve.solvers.backends import cpsat
 from hypsolve.solvers.backends import pulp as pulp_backend
 from hypsolve.solvers.backends.loading import load_backend
@@ -105,19 +105,39 @@ class Duals:
         Price of a byte per second on each shared link.
     rate : float
         Worth of a request per second; 1 unless a rate is given.
-    machines : float
-        What the numbers of machines contribute to the value.
     """
 
     value: float
     share: dict[Share, float]
     link: dict[Link, float]
     rate: float
-    machines: float
 
-    def cost(self, pattern: Pattern) -> float:
-        """Return the price of the shares of a pattern."""
-        return sum(self.share[size] for size in pattern.sizes)
+    def scaled(self, factor: float, is_cost: bool, requests_per_s: float | None) -> Duals:
+        """Return dual values under which rates count by a factor less than machines."""
+        if not is_cost:
+            share = {each: price * factor for each, price in self.share.items()}
+            link = {each: price * factor for each, price in self.link.items()}
+            return Duals(self.value * factor, share, link, self.rate)
+        assert requests_per_s is not None
+        rate = self.rate / factor
+        value = self.value + (self.rate - rate) * requests_per_s
+        return Duals(value, self.share, self.link, rate)
+
+    def mixed(self, other: Duals, weight: float, shares: Iterable[Share]) -> Duals:
+        """Return the mean of two sets of dual values, with some weight of the other one."""
+        own = 1 - weight
+
+        def mean(one: Mapping[Any, float], two: Mapping[Any, float], key: Any) -> float:
+            return own * one.get(key, 0.0) + weight * two.get(key, 0.0)
+
+        links = {*self.link, *other.link}
+        value = own * self.value + (weight * other.value if weight else 0.0)
+        return Duals(
+            value,
+            {share: mean(self.share, other.share, share) for share in shares},
+            {link: mean(self.link, other.link, link) for link in links},
+            own * self.rate + weight * other.rate,
+        )
 
     def reward(self, link_bytes: Mapping[Link, float]) -> float:
         """Return the worth of a request per second of a pattern."""
@@ -157,17 +177,24 @@ class Master:
         All shares of machines that columns may have.
     links : mapping of shared link to float
         Bytes per second of each.
+    is_cost : bool
+        Whether to minimise the price for the given rate, instead of maximising the rate.
     """
 
     def __init__(
-        self, space: PatternSpace, sizes: set[Share], links: Mapping[Link, float]
+        self,
+        space: PatternSpace,
+        sizes: set[Share],
+        links: Mapping[Link, float],
+        *,
+        is_cost: bool,
     ) -> None:
         self.space, self.links = space, links
         self.problem: PlacementProblem = space.problem
         self.sizes = {
             c: sorted(gpus for of, gpus in sizes if of == c) for c in range(len(space.classes))
         }
-        self.is_cost = self.problem.objective is PlacementObjective.COST
+        self.is_cost = is_cost
 
     def program(
         self, columns: Sequence[Column]
@@ -255,6 +282,7 @@ class Master:
     def relax(self, columns: Sequence[Column]) -> Duals | None:
         """Solve the relaxation by HiGHS; None if no copies carry the given rate."""
         program, by_share, other, _ = self.program(columns)
+        self._allow_parts(program, by_share)
         value, _, duals = solve_relaxation(program)
         if value is None:
             return None
@@ -269,12 +297,21 @@ class Master:
         if self.is_cost:
             assert self.problem.requests_per_s is not None
             rate = duals[other["rate"]] / self.problem.requests_per_s
-        machines = sum(
-            duals[row] * program.rows[row][1]
-            for key, row in other.items()
-            if key[0] == "machines" or key in self.links
-        )
-        return Duals(value, share, link, rate, machines)
+        return Duals(value, share, link, rate)
+
+    def _allow_parts(
+        self, program: Program, by_share: Mapping[Share, list[tuple[int, float]]]
+    ) -> None:
+        """Let a share be used as two smaller ones, so that it costs at least as much."""
+        for c, sizes in self.sizes.items():
+            if not sizes or all(b % a == 0 for a, b in itertools.pairwise(sizes)):
+                continue
+            for s, a in itertools.combinations(reversed(sizes), 2):
+                rest = [b for b in sizes if b <= min(a, s - a)]
+                part = program.variable(0.0, math.inf, False)
+                for size, n in ((s, 1.0), (a, -1.0), *((b, -1.0) for b in rest[-1:])):
+                    entries = program.rows[by_share[c, size][0][0]][0]
+                    entries[part] = entries.get(part, 0.0) + n
 
     def loads(self, columns: Sequence[Column], counts: Mapping[int, int]) -> dict[int, float]:
         """Return the load of all copies of each column, at the best shares of the links."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -153,6 +154,11 @@ class PatternValues:
         if not found:
             return [], 0.0
         return found, self._link(links, pattern, -1, 0, is_best).latency_s
+
+    def round_trip_s(self, pattern: Pattern) -> float:
+        """Return the latency of all links of a pattern, the best ones, and of its way back."""
+        hops, back_s = self.hops(pattern, True)
+        return math.fsum(link.latency_s for link in hops) + back_s
 
     def _link(self, links: object, pattern: Pattern, a: int, b: int, is_best: bool) -> Link:
         first, second = pattern.units[a][0], pattern.units[b][0]

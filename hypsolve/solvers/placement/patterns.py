@@ -78,25 +78,29 @@ class PatternSpace:
         """All units that a pattern may contain."""
         return [(c, degree) for c, each in enumerate(self.classes) for degree in each.degrees]
 
-    def patterns(self, max_stages: int | None = None) -> Iterator[Pattern]:
-        """Yield the patterns of at most some stages, those of few bundles first."""
-        most = self.problem.max_stages if max_stages is None else max_stages
-        for n in range(1, most + 1):
-            for bundles in self._sequences(n, most):
+    def patterns(self) -> Iterator[Pattern]:
+        """Yield all patterns, those of few stages first."""
+        for n_stages in range(1, self.problem.max_stages + 1):
+            yield from self.of_length(n_stages)
+
+    def of_length(self, n_stages: int) -> Iterator[Pattern]:
+        """Yield the patterns of some number of stages, those of few bundles first."""
+        for n in range(1, n_stages + 1):
+            for bundles in self._sequences(n, n_stages):
                 yield from self.finished(bundles)
 
-    def _sequences(self, n: int, max_stages: int) -> Iterator[tuple[Bundle, ...]]:
-        """Yield the sequences of n bundles that rules and links allow."""
+    def _sequences(self, n: int, n_stages: int) -> Iterator[tuple[Bundle, ...]]:
+        """Yield the sequences of n bundles with so many stages that rules and links allow."""
         prefix: list[Bundle] = []
 
-        def extend(n_stages: int) -> Iterator[tuple[Bundle, ...]]:
+        def extend(so_far: int) -> Iterator[tuple[Bundle, ...]]:
             if len(prefix) == n:
                 yield tuple(prefix)
                 return
             is_last = len(prefix) == n - 1
             for bundle in self.bundles:
-                total = n_stages + len(bundle.degrees)
-                if total + (n - 1 - len(prefix)) > max_stages:
+                total = so_far + len(bundle.degrees)
+                if total + (n - 1 - len(prefix)) > n_stages or (is_last and total < n_stages):
                     continue
                 if prefix and not self._may_follow(prefix, bundle, is_last):
                     continue

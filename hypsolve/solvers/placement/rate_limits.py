@@ -39,6 +39,8 @@ MAX_LEVELS = 4
 """Latencies of links, and seconds of other layers, that are told apart."""
 CLOSE_S = 1e-3
 """Difference of latencies of links that is not told apart."""
+MAX_NETWORKS = 3_000
+"""Aimed number of small models for each number of stages."""
 CHUNK = 20_000
 """Patterns at a time; affects memory only."""
 MARGIN = 1e-8
@@ -57,7 +59,9 @@ class RateLimits:
         In rising order.
     """
 
-    def __init__(self, values: PatternValues, patterns: Sequence[Pattern]) -> None:
+    def __init__(
+        self, values: PatternValues, lengths: set[int], trips: Sequence[float]
+    ) -> None:
         self.values = values
         self.n_layers = values.problem.model.n_blocks - 2
         self.is_known = self.n_layers >= 1
@@ -70,16 +74,13 @@ class RateLimits:
             values.node_class, LAYER
         ]
         self.layer_levels = np.zeros(1) if self.is_pipeline else _levels(self.layer_s, 0.0)
-        links = np.array([self._links(each) for each in patterns]).reshape(-1, 2)
-        self.trips: Array = links[:, 0]
-        self._by_link: Array = links[:, 1]
-        self.trip_levels = _levels(self.trips, CLOSE_S)
-        self.numbers: IntArray = _numbers(self.n_layers)
+        self.trip_levels = _levels(np.array([*trips] or [0.0]), CLOSE_S)
+        n_levels = len(self.trip_levels) * len(self.layer_levels)
+        self.numbers: IntArray = _numbers(self.n_layers, len(values.units) * n_levels)
         self._hosted: dict[tuple[int, int, int, int], IntArray] = {}
         self._rate_tables: dict[tuple[int, int], Array] = {}
-        lengths = {len(pattern.units) for pattern in patterns if len(pattern.units) > 1}
         positions = (FIRST, MIDDLE, LAST)
-        for n in sorted({self._key(n) for n in lengths}):
+        for n in sorted({self._key(n) for n in lengths if n > 1}):
             for position in positions:
                 if position != MIDDLE or n > 2:
                     self._rate_tables[n, position] = self._solve(n, position)
@@ -99,7 +100,11 @@ class RateLimits:
         share = np.searchsorted(self.numbers, -(-self.n_layers // most), "right") - 1
         return float(self._rate_tables[n_stages, position][..., share].max())
 
-    def _links(self, pattern: Pattern) -> tuple[float, float]:
+    def trip_level(self, trip_s: float) -> int:
+        """Return the level of a latency of links."""
+        return max(0, int(np.searchsorted(self.trip_levels, trip_s, "right")) - 1)
+
+    def links(self, pattern: Pattern) -> tuple[float, float]:
         """Return the latencies of a pattern's links, and the rate of the slowest one."""
         hops, back_s = self.values.hops(pattern, True)
         lengths = self.values.instance.lengths
@@ -202,16 +207,19 @@ class RateLimits:
     def of(self, patterns: Sequence[Pattern], deadline: Deadline) -> Array:
         """Return an upper bound on the rate of each pattern; inf where none is known.
 
-        The patterns are those that the limits were made for.
+        Their numbers of stages are among those that the limits were made for, and the latencies
+        of their links are not below the least one.
         """
         found = np.full(len(patterns), math.inf)
         if not self.is_known:
             return found
         groups: dict[tuple[int, int, int], list[int]] = {}
+        by_link = np.full(len(patterns), math.inf)
         for p, pattern in enumerate(patterns):
             if len(pattern.units) > 1:
+                trip_s, by_link[p] = self.links(pattern)
                 least_s = min(self.layer_s[self._index[unit]] for unit in pattern.units)
-                trip = int(np.searchsorted(self.trip_levels, self.trips[p], "right")) - 1
+                trip = self.trip_level(trip_s)
                 other = int(np.searchsorted(self.layer_levels, least_s, "right")) - 1
                 groups.setdefault((len(pattern.units), trip, other), []).append(p)
         for (n, trip, other), members in groups.items():
@@ -223,7 +231,7 @@ class RateLimits:
                     break
                 part = members[start : start + CHUNK]
                 found[part] = self._limits(part, patterns, tables)
-        return np.minimum(found, self._by_link * (1 + MARGIN))
+        return np.minimum(found, by_link * (1 + MARGIN))
 
     def _limits(
         self, part: list[int], patterns: Sequence[Pattern], tables: list[IntArray]
@@ -253,17 +261,30 @@ class RateLimits:
         key = self._key(n_stages), position, trip, other
         if key not in self._hosted:
             if key[:2] not in self._rate_tables:  # two stages have none in the middle
-                return np.zeros((len(self.values.units), N_RATES), np.int16)
+                return np.zeros((len(self.values.units), N_RATES), np.int64)
             table = self._rate_tables[key[:2]][trip, other]
             start = 1 if position == MIDDLE else 0
             carried = table[:, start:, None] >= self.rates * (1 - MARGIN)
             count = np.logical_and.accumulate(carried, axis=1).sum(axis=1)
             # a number that was not tried counts as possible up to the next one that fails
-            most = np.append(self.numbers[start + 1 :] - 1, self.n_layers)
-            few = np.full(N_RATES, -100 * (self.n_layers + 2))
-            most = np.where(count > 0, most[np.maximum(count, 1) - 1], few)
-            self._hosted[key] = most.astype(np.int32)
+            self._hosted[key] = self._most(count, start)
         return self._hosted[key]
+
+    def hosted_at_all(self, n_stages: int, position: int, trip: int, other: int) -> IntArray:
+        """Return the largest number of layers of each unit at any positive rate."""
+        key = self._key(n_stages), position
+        if key not in self._rate_tables:
+            return np.zeros(len(self.values.units), np.int64)
+        start = 1 if position == MIDDLE else 0
+        table = self._rate_tables[key][trip, other]
+        carried = np.logical_and.accumulate(table[:, start:] > 0, axis=1)
+        return self._most(carried.sum(axis=1), start)
+
+    def _most(self, count: IntArray, start: int) -> IntArray:
+        """Return the largest number of layers, for so many of the tried numbers that work."""
+        most = np.append(self.numbers[start + 1 :] - 1, self.n_layers)
+        few = -100 * (self.n_layers + 2)
+        return np.where(count > 0, most[np.maximum(count, 1) - 1], few).astype(np.int64)
 
 
 def _small_tables(instance: ServingInstance) -> dict[str, Array]:
@@ -295,10 +316,14 @@ def _levels(values: Array, close: float) -> Array:
     return np.array(apart)[np.unique(at)]
 
 
-def _numbers(n_layers: int) -> IntArray:
-    """Return the numbers of layers that are tried: all small ones, then ever larger steps."""
+def _numbers(n_layers: int, n_networks: int) -> IntArray:
+    """Return the numbers of layers that are tried: all small ones, then ever larger steps.
+
+    There are fewer of them if each takes more networks.
+    """
     found, number = [], 0
+    finest = max(6, min(n_layers, MAX_NETWORKS // max(n_networks, 1) // 3))
     while number <= n_layers:
         found.append(number)
-        number += max(1, number // 6)
+        number += max(1, number // finest)
     return np.array(found)
