@@ -371,7 +371,7 @@ def profiles(data: Path) -> dict[str, GpuProfile]:
     }
 
 
-OTHERS = ("visible_bytes", "kv_copies", "all_reduce", "overlaps", "operators")
+OTHERS = ("visible_bytes", "kv_copies", "all_reduce", "overlaps", "operators", "errors")
 
 
 def render(table: dict[str, GpuProfile]) -> str:

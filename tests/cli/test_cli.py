@@ -125,8 +125,8 @@ def test_methods_side_by_side(capsys, example):
     arguments = ("compare", "--model", "llama-3-8b", "--network", example, *SHORT)
     code, out, err = run(capsys, *arguments, "--objective", "bottleneck")
     assert (code, err) == (0, "")
-    *table, note, layers, limits = out.strip().splitlines()
-    assert note.startswith("gap: ") and layers.startswith("layers by tier: ")
+    *table, note, layers, limits, error = out.strip().splitlines()
+    assert error.startswith("expected error: ") and note.startswith("gap: ") and layers.startswith("layers by tier: ")
     assert "TTFT and TPOT (mean, p50, p95, p99)" in limits
     rows = {line.split()[0]: line for line in table[1:]}
     assert next(iter(rows)) == "throughput_exact"
@@ -152,7 +152,7 @@ def test_methods_by_simulated_mean_latency(capsys, example):
     asked = ("--objective", "mean_latency", "--rate", 3, "--time-limit", 300)
     code, out, err = run(capsys, *arguments, *asked)
     assert (code, err) == (0, "")
-    rows = {line.split()[0]: line for line in out.splitlines()[1:-3]}
+    rows = {line.split()[0]: line for line in out.splitlines()[1:-4]}
     alone = re.compile(r"(optimal|feasible) +(\S+) (s|ms) ")
     found = {name: alone.search(row).groups() for name, row in rows.items()}
     assert next(iter(rows)) == "simulated" and found["simulated"][0] == "optimal"
