@@ -5,8 +5,8 @@ import signal
 
 import hypothesis
 
-# There is a process per core already: more threads of theirs wait for each other. NumPy, which
-# reads this, is not imported yet.
+# pytest-xdist runs a process per core, so further BLAS threads would compete for these cores.
+# OpenBLAS reads the variable when NumPy is first imported, which is later.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 hypothesis.settings.register_profile(

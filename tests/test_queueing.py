@@ -1,9 +1,8 @@
 """`simulate` against queueing theory: mean waits, the utilisation law, Little's law.
 
 Means are compared within 3 standard errors of the mean over 20 seeds. Each seed is one long run
-whose first tenth is left out: at least 16 relaxation times (40 in the profile ``nightly``), so
-what is left of the empty start is far below the error. The error itself must be small, or
-agreement would mean nothing.
+whose first tenth is left out: at least 40 relaxation times, so what is left of the empty start
+is far below the error. The error itself must be small, or agreement would mean nothing.
 """
 
 import math
@@ -23,10 +22,8 @@ from hypsolve.problem.costs import to_instance
 from hypsolve.simulation.events import EventKind
 from tests.helpers import token_toys as toys
 from tests.helpers.scenarios_token import random_scenario
-from tests.helpers.sizes import n_cases
 
-N_SEEDS, N_REQUESTS = 20, n_cases(24_000, 60_000)
-NOISE = math.sqrt(60_000 / N_REQUESTS)
+N_SEEDS, N_REQUESTS = 20, 60_000
 TOKENS_PER_S = 10**6  # a service of 1 s; prompts rounded to whole tokens are off by 1e-6
 compiled = pytest.mark.skipif(
     os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="millions of requests need the JIT"
@@ -38,7 +35,7 @@ def assert_mean(samples, theory, *, error=0.01):
     means = np.array([s[len(s) // 10 :].mean() for s in samples])
     assert len(means) == N_SEEDS
     standard_error = means.std(ddof=1) / math.sqrt(N_SEEDS)
-    assert standard_error < NOISE * error * theory
+    assert standard_error < error * theory
     assert abs(means.mean() - theory) < 3 * standard_error
 
 
@@ -224,7 +221,7 @@ def node_integrals_s(trace):
 
 
 slower = 20 if os.environ.get("NUMBA_DISABLE_JIT") == "1" else 1
-thorough = settings(max_examples=max(settings.default.max_examples // slower, 5))
+thorough = settings(max_examples=max(2 * settings.default.max_examples // slower, 5))
 SEEDS = st.integers(0, 10**6)
 
 

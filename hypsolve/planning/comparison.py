@@ -28,7 +28,8 @@ from hypsolve.problem.instance import Instance, Objective
 from hypsolve.problem.result import Result
 from hypsolve.problem.solution import Outcome, Partition, Status
 from hypsolve.solve import METHODS, Method, solve, warm_methods
-from hypsolve.solvers.clock import Deadline, now
+from hypsolve.solvers import clock
+from hypsolve.solvers.clock import Deadline
 
 CHOICE_SHARE = 0.3  # of the time limit, to choose the nodes that a server's pipelines use
 FLUID_SHARE = 0.1  # of the time left, for the best splits of the fluid model
@@ -161,9 +162,9 @@ def fluid_results(nodes: ServerNetwork, deadline: Deadline) -> list[Result]:
     """
     query, instance = nodes.query, instance_of(nodes.query)
     limit_s = deadline.part(FLUID_SHARE).limit_s
-    began_s = now()
+    began_s = clock.now()
     splits = best_in_fluid(replace(query, time_limit_s=limit_s))
-    took_s = now() - began_s
+    took_s = clock.now() - began_s
 
     def result_of(partition: Partition) -> Result:
         def throughput_exact(instance: Instance, *, time_limit_s: float, seed: int) -> Outcome:

@@ -1,3 +1,3 @@
-"""Plans of these tests simulate few requests; see `tests.helpers.short_simulations`."""
+"""Simulations of these tests are short; see `tests.helpers.short_simulations`."""
 
-from tests.helpers.short_simulations import full_length, short_simulations  # noqa: F401
+from tests.helpers.short_simulations import short_simulations  # noqa: F401

@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit codes, and one line where the input is bad."""
 
+import contextlib
 import json
 import os
 import pty
@@ -7,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -178,6 +180,13 @@ def in_seconds(number, unit):
     return float(number) * {"s": 1, "ms": 1e-3, "us": 1e-6}[unit]
 
 
+def read_to_end(terminal):
+    """Read a terminal until the other end is closed: a program that fills it would wait."""
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 1000):
+            pass
+
+
 def test_an_interrupted_search_prints_the_best_so_far(example):
     """Progress goes to a terminal alone."""
     terminal, stderr = pty.openpty()
@@ -189,13 +198,19 @@ def test_an_interrupted_search_prints_the_best_so_far(example):
         command, stdout=subprocess.PIPE, stderr=stderr, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
+    os.close(stderr)
     seen = b""
     while b"splits simulated, least mean latency" not in seen:
         seen += os.read(terminal, 1000)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=300)  # for one that hangs
-    os.close(stderr)
-    os.close(terminal)
+    reader = threading.Thread(target=read_to_end, args=(terminal,))
+    reader.start()
+    try:
+        out, _ = process.communicate(timeout=300)
+    finally:  # for one that hangs
+        process.kill()
+        reader.join()
+        os.close(terminal)
     assert process.returncode == 130
     assert out.startswith("stopped: ")
     assert (

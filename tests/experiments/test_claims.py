@@ -349,8 +349,8 @@ def test_wrong_profiles_are_constant_factors():
 # every experiment, from its definition to the table of claims
 
 
-def plan(name, **options):
-    """Runs of size quick, with a limit that no method reaches, on a busy machine either."""
+def quick_runs(name, **options):
+    """Return the runs of size quick; even a busy machine does not reach their time limit."""
     return definitions.plan(name, "quick", version="0", time_limit_s=300.0, **options)
 
 
@@ -362,7 +362,7 @@ def quick(tmp_path_factory):
         with (folder / f"{name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(claims.COLUMNS)
-            for run in plan(name):
+            for run in quick_runs(name):
                 before, after = run.row(), run.measure()
                 assert not before.keys() & after.keys()
                 assert sorted(before | after) == sorted(claims.COLUMNS)
@@ -379,7 +379,7 @@ def test_a_run_repeats_itself(quick, name):
     times = ("solve_time_s", "run_time_s")
     with (quick / f"{name}.csv").open(newline="") as file:
         before = {runner.identity(row, claims.IDENTITY): row for row in csv.DictReader(file)}
-    for run in plan(name, n_seeds=1):
+    for run in quick_runs(name, n_seeds=1):
         arrived = pickle.loads(pickle.dumps(run))
         assert arrived.scene.digest() == run.digest
         row = before[runner.identity(run.row(), claims.IDENTITY)]

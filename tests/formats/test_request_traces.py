@@ -503,6 +503,7 @@ def test_the_columns_of_burstgpt(tmp_path):
         read(tmp_path, "\n".join([header, *rows]))
 
 
+@needs_traces
 def test_a_real_trace_in_the_columns_of_azure(tmp_path):
     own = read_requests(TRACES / "azure_llm_2023_conv.csv")
     stamps = np.datetime64("2023-11-16T18:15:46.68059", "ns") + np.rint(

@@ -476,7 +476,7 @@ def test_requests_that_are_never_sent_have_no_times(tmp_path):
 def test_tokens_are_conserved_and_memory_is_kept(batching):
     """What nodes compute is what requests need, and what was lost; KV cache never overflows."""
     n_preempted = 0
-    for seed in range(n_cases(60, 150)):
+    for seed in range(150):
         scenario = random_scenario(seed, hs.simulate, (batching,))
         trace = scenario.run(hs.simulate, record_visits=True)
         requests, partition = scenario.deployment.requests, scenario.partition
@@ -495,7 +495,7 @@ def test_tokens_are_conserved_and_memory_is_kept(batching):
         if "events" not in scenario.options:
             assert ended.all()
         n_preempted += int(trace.preemptions.sum())
-    assert n_preempted > 10
+    assert n_preempted > 20
 
 
 @pytest.mark.parametrize("batching", TOGETHER)

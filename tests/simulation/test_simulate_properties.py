@@ -16,11 +16,14 @@ from hypsolve.dispatch.policies import POLICIES
 from hypsolve.simulation.events import EventKind
 from tests.helpers import token_toys as toys
 from tests.helpers.scenarios_token import Scenario, random_scenario
+from tests.helpers.sizes import n_cases
 from tests.helpers.traces import kv_free_s
 
 SPEEDS = (EventKind.SLOWDOWN, EventKind.BANDWIDTH)
 slower = 20 if os.environ.get("NUMBA_DISABLE_JIT") == "1" else 1  # then a run takes 0.1 s
-thorough = settings(max_examples=max(settings.default.max_examples // slower, 5))
+thorough = settings(
+    max_examples=max(n_cases(1, 2) * settings.default.max_examples // slower, 5)
+)
 
 
 @dataclass
