@@ -66,6 +66,11 @@ PLACEMENT_METHODS: dict[str, PlacementMethod] = {
         backends=("ortools.sat.python.cp_model", "highspy"),
     ),
     "replica_per_machine": PlacementMethod(rules.replica_per_machine, objectives=RATES),
+    "pipelines_of_one_kind": PlacementMethod(rules.pipelines_of_one_kind, objectives=RATES),
+    "memory_ring": PlacementMethod(rules.memory_ring, objectives=RATES),
+    "kinds_as_tiers": PlacementMethod(rules.kinds_as_tiers, objectives=RATES),
+    "equal_stages": PlacementMethod(rules.equal_stages, objectives=RATES),
+    "greedy_fill": PlacementMethod(rules.greedy_fill, objectives=RATES),
 }
 """Methods that `hypsolve.solve` takes for a `PlacementProblem`."""
 
@@ -169,6 +174,8 @@ def _scored(problem: PlacementProblem, name: str, placement: Placement) -> Serve
 
 def _check_bound(result: PlacementResult) -> None:
     """Raise RuntimeError if an answer passes its own bound, or is not as good as it claims."""
+    if result.status is Status.OPTIMAL and result.fluid_bound is None:
+        raise RuntimeError(f"{result.method}: claims optimal without a bound")
     if result.served is None or result.fluid_bound is None:
         return
     sign = -1 if result.is_smaller_better else 1

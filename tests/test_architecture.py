@@ -64,7 +64,8 @@ MAY_IMPORT = {
     ),
     "hypsolve.solvers.placement": (
         "hypsolve.problem", "hypsolve.kernels",
-        "hypsolve.solvers.backends", "hypsolve.solvers.clock", "hypsolve.solvers.outcomes",
+        "hypsolve.solvers.backends", "hypsolve.solvers.clock", "hypsolve.solvers.many_networks",
+        "hypsolve.solvers.outcomes",
         "hypsolve.solvers.throughput",
     ),
     "hypsolve.solvers.write_formulation": ("hypsolve.problem", "hypsolve.solvers"),

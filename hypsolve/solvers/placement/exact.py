@@ -27,6 +27,7 @@ from hypsolve.problem.solution import Status
 from hypsolve.solvers.backends.loading import load_backend
 from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.placement import master as masters
+from hypsolve.solvers.placement import rules
 from hypsolve.solvers.placement.assignment import assign, greedy, stages
 from hypsolve.solvers.placement.master import Column, Copies, Duals, Master, Program
 from hypsolve.solvers.placement.pattern_pool import PatternPool
@@ -51,6 +52,8 @@ SMOOTHING = 0.3
 """Weight of the prices of the best bound, when patterns are generated."""
 PRICING_SHARE = 0.5
 """Share of the time after which patterns are no longer solved for the relaxation."""
+QUICK_RULES = (rules.greedy_fill, rules.pipelines_of_one_kind, rules.replica_per_machine)
+"""Rules whose answers are looked at if the best placement is not proved."""
 CLOSE = 1e-8
 """Relative slack of bounds, for the rounding of linear programs."""
 
@@ -177,15 +180,30 @@ class Search:
         if duals is not None and (self.is_cost or duals.value > 0):
             copies = self._branch(duals)
         else:
-            self.is_none = True
+            self.is_none = self.pricing is None and self._is_whole and not self._is_late
         self.statistics |= {"patterns": len(self.pool), "solved": self.pool.n_solved}
-        if copies is not None:
+        if copies is not None and copies.counts:
             return self._outcome(copies)
         if self.is_none:
             return self._nothing()
+        return self._by_rule()
+
+    @property
+    def _is_whole(self) -> bool:
+        return self.n_stages == self.problem.max_stages
+
+    @property
+    def _is_late(self) -> bool:
+        return self.deadline.has_passed()
+
+    def _by_rule(self) -> PlacementOutcome:
+        """Return the placement of a quick rule, where the search has found none in time."""
+        found = None if self.is_cost else self._better_rule(None, 0.0)[0]
+        is_bounded = (self._is_whole or self.pricing is not None) and self.bound < math.inf
         return PlacementOutcome(
-            Status.UNKNOWN,
-            fluid_bound=self._public(self.bound) if self.bound < math.inf else None,
+            Status.UNKNOWN if found is None else Status.FEASIBLE,
+            found,
+            fluid_bound=self._public(self.bound) if is_bounded else None,
             message="the time limit has passed",
             statistics=self.statistics,
         )
@@ -245,7 +263,7 @@ class Search:
         assert self.pricing is not None and self.center is not None
         for share in (SMOOTHING, 0.0):
             mixed = duals.mixed(self.center, share, self.pool.shares)
-            priced = self.pricing.price(mixed)
+            priced = self.pricing.price(mixed, self.deadline.part(0.6))
             tight = self._tighten(mixed, priced.factor)
             if tight.value < self.center.value:
                 self.center = tight
@@ -259,11 +277,25 @@ class Search:
         if self.is_cost:
             rate = self.problem.requests_per_s
             assert rate is not None
-            if not self.working or self._generated(True, math.inf) is None:
-                most = self._generated(False, rate * (1 + CLOSE))
-                if most is None or most.value < rate:
-                    return None
+            is_carried = bool(self.working) and self._generated(True, math.inf) is not None
+            if not is_carried and not self._reaches(rate):
+                return None
         return self._generated(self.is_cost, math.inf)
+
+    def _reaches(self, rate: float) -> bool:
+        """Return whether the relaxation carries a rate, and add patterns until it does."""
+        while True:
+            most = self._generated(False, rate * (1 + CLOSE))
+            if most is not None and most.value >= rate:
+                return True
+            if most is None or self.pricing is None or self._is_late:
+                return False
+            mixed = most.mixed(self.pricing.reference(False), SMOOTHING, self.pool.shares)
+            new = self.pool.add(self.pricing.price(mixed, self.deadline.part(0.5)).patterns)
+            if not new:
+                return False
+            self.pool.solve(new, self.deadline.part(0.5))
+            self.working |= set(new)
 
     def _generated(self, is_cost: bool, enough: float) -> Duals | None:
         """Add patterns to the relaxation until no other one pays for its GPUs."""
@@ -421,8 +453,12 @@ class Search:
             value = -sum(
                 self.problem.fleet.machine(name).price_per_hour for name in placement.machines
             )
-        is_whole = self.n_stages == self.problem.max_stages or self.pricing is not None
-        bound = max(self.bound if is_whole else math.inf, value)
+        elif self.bound - value > OPTIMAL_GAP * abs(self.bound):
+            other, value = self._better_rule(placement, value)
+            placement = other or placement
+        bound = self.bound if self._is_whole or self.pricing is not None else math.inf
+        if 0 < value - bound <= 1e-6 * abs(value):  # rounding
+            bound = value
         is_optimal = bound < math.inf and bound - value <= OPTIMAL_GAP * abs(bound)
         return PlacementOutcome(
             Status.OPTIMAL if is_optimal else Status.FEASIBLE,
@@ -431,6 +467,19 @@ class Search:
             message=self._about_stages(placement),
             statistics=self.statistics,
         )
+
+    def _better_rule(
+        self, placement: Placement | None, value: float
+    ) -> tuple[Placement | None, float]:
+        """Return the best of a placement and those of quick rules, with its value."""
+        deadline = self.deadline.extended(min(0.5, 0.1 * self.deadline.limit_s))
+        for rule in QUICK_RULES:
+            other = rule(self.problem, time_limit_s=1.0, seed=self.seed).placement
+            if other is not None and other.requests_per_s > value:
+                placement, value = other, other.requests_per_s
+            if deadline.has_passed():
+                break
+        return placement, value
 
     def _public(self, value: float) -> float:
         return max(0.0, -value) if self.is_cost else value

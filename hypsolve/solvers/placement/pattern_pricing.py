@@ -19,6 +19,7 @@ import numpy as np
 
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.placement import DegreeRule
+from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.many_networks import checked_threads
 from hypsolve.solvers.placement.machine_classes import Bundle
 from hypsolve.solvers.placement.master import Duals
@@ -182,10 +183,17 @@ class PatternPricing:
         share = {(c, s): float(each_gpu[c]) * s for c, some in enumerate(sizes) for s in some}
         return Duals(value, share, {}, rate)
 
-    def price(self, duals: Duals) -> Priced:
-        """Return what the patterns of all families earn at most, and candidates."""
+    def price(self, duals: Duals, deadline: Deadline) -> Priced:
+        """Return what the patterns of all families earn at most, and candidates.
+
+        Families that the deadline leaves out make the factor infinite.
+        """
+
+        def solve(family: Family) -> tuple[float, list[tuple[float, Pattern]]]:
+            return (math.inf, []) if deadline.has_passed() else self._solve(family, duals)
+
         with ThreadPoolExecutor(self.n_threads) as pool:
-            found = list(pool.map(lambda f: self._solve(f, duals), self.families))
+            found = list(pool.map(solve, self.families))
         factor = max((each[0] for each in found), default=1.0)
         candidates = sorted((c for each in found for c in each[1]), key=lambda c: -c[0])
         return Priced(max(1.0, factor), [pattern for _, pattern in candidates])

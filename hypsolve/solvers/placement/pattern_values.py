@@ -17,9 +17,9 @@ from hypsolve.problem.placement import PlacementObjective
 from hypsolve.problem.serving import ServingInstance
 from hypsolve.problem.serving_costs import to_serving_instance
 from hypsolve.solvers.placement.patterns import Pattern, PatternSpace
+from hypsolve.solvers.placement.values import Box
 from hypsolve.solvers.throughput.throughput_many import throughput_many
 
-Box = tuple[tuple[int, int], ...]
 MARGIN = 1e-9
 """Share that is taken off the rates of the kernels, which are found to 1e-10, or added."""
 

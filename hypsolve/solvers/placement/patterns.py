@@ -16,6 +16,7 @@ from hypsolve.solvers.placement.machine_classes import (
     classes_of,
     pack,
 )
+from hypsolve.solvers.placement.values import Box, boxes
 
 Unit = tuple[int, int]
 """Index of a class of machines, and the degree of tensor parallelism of a stage."""
@@ -110,6 +111,26 @@ class PatternSpace:
 
         yield from extend(0)
 
+    def of_units(self, units: Sequence[Unit]) -> Iterator[Pattern]:
+        """Yield the patterns of some units in order, each on a machine of its own."""
+        bundles = [Bundle(c, (degree,)) for c, degree in units]
+        is_common = len({degree for _, degree in units}) == 1
+        if self.problem.degrees is DegreeRule.COMMON and not is_common:
+            return
+        for a, b in itertools.pairwise([*units, units[0]]):
+            if len(units) > 1 and self.links.between(a[0], b[0]) is None:
+                return
+        yield from self.finished(bundles)
+
+    def copies(self, units: Sequence[Unit]) -> int:
+        """Return how often the fleet can host different units, one class at most once."""
+        if len({c for c, _ in units}) < len(units):
+            return 0
+        return min(
+            len(self.classes[c].machines) * (self.classes[c].gpus // degree)
+            for c, degree in units
+        )
+
     def _may_follow(self, prefix: list[Bundle], bundle: Bundle, is_last: bool) -> bool:
         first, before = prefix[0], prefix[-1]
         if self.problem.degrees is DegreeRule.COMMON and bundle.degrees[0] != first.degrees[0]:
@@ -187,39 +208,9 @@ class PatternSpace:
                 return False
         return True
 
-    def boxes(self, pattern: Pattern) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Return the limits of the cuts that pinned blocks impose: one of these boxes.
-
-        Each box has the smallest and the largest value of each cut. The blocks of a pin are in
-        consecutive stages at its sites.
-        """
-        n, n_blocks = len(pattern.units), self.problem.model.n_blocks
-        sites = [self.classes[of].site for of, _ in pattern.units]
-        choices = []
-        for pin in self.problem.fleet.pins:
-            runs, start = [], None
-            for s in range(n + 1):
-                is_open = s < n and sites[s] in pin.sites
-                if is_open and start is None:
-                    start = s
-                if not is_open and start is not None:
-                    runs.append((start, s, pin))
-                    start = None
-            choices.append(runs)
-        found = []
-        for chosen in itertools.product(*choices):
-            low = [k if k < n else n_blocks for k in range(n + 1)]
-            high = [n_blocks - (n - k) if k else 0 for k in range(n + 1)]
-            for start, end, pin in chosen:
-                high[start] = min(high[start], pin.start)
-                low[end] = max(low[end], pin.stop)
-            for k in range(1, n + 1):
-                low[k] = max(low[k], low[k - 1] + 1)
-            for k in range(n - 1, -1, -1):
-                high[k] = min(high[k], high[k + 1] - 1)
-            if all(a <= b for a, b in zip(low, high, strict=True)):
-                found.append(tuple(zip(low, high, strict=True)))
-        return tuple(found)
+    def boxes(self, pattern: Pattern) -> tuple[Box, ...]:
+        """Return the limits of the cuts that pinned blocks impose: one of these boxes."""
+        return boxes(self.problem, [self.classes[of].site for of, _ in pattern.units])
 
 
 def _has_like_layers(problem: PlacementProblem) -> bool:

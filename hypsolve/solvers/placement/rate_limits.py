@@ -20,14 +20,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hypsolve.kernels.throughput import server
 from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.instance_records import Limits, Names, NodeTable
 from hypsolve.problem.runtime import Batching
 from hypsolve.problem.serving import ServingInstance
-from hypsolve.problem.serving_records import KIND_TABLES, BlockTimes, ServingLinks
+from hypsolve.problem.serving_records import (
+    KIND_TABLES,
+    BlockTimes,
+    ServingLinks,
+    ServingObjective,
+)
 from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.placement.pattern_values import PatternValues
 from hypsolve.solvers.placement.patterns import Pattern
+from hypsolve.solvers.throughput.server_arrays import block_rows
 from hypsolve.solvers.throughput.throughput_many import throughput_many
 
 FIRST, MIDDLE, LAST = 0, 1, 2
@@ -67,6 +74,7 @@ class RateLimits:
         self.is_known = self.n_layers >= 1
         if not self.is_known:
             return
+        self.is_stage = values.instance.rules.batching is Batching.STAGE
         self.is_pipeline = values.instance.rules.batching is Batching.PIPELINE
         self._index = {unit: at for at, unit in enumerate(values.units)}
         self._tables = _small_tables(values.instance)
@@ -76,7 +84,11 @@ class RateLimits:
         self.layer_levels = np.zeros(1) if self.is_pipeline else _levels(self.layer_s, 0.0)
         self.trip_levels = _levels(np.array([*trips] or [0.0]), CLOSE_S)
         n_levels = len(self.trip_levels) * len(self.layer_levels)
-        self.numbers: IntArray = _numbers(self.n_layers, len(values.units) * n_levels)
+        self.numbers: IntArray = (
+            _numbers(self.n_layers, len(values.units) * n_levels)
+            if self.is_stage
+            else np.arange(self.n_layers + 1)
+        )
         self._hosted: dict[tuple[int, int, int, int], IntArray] = {}
         self._rate_tables: dict[tuple[int, int], Array] = {}
         positions = (FIRST, MIDDLE, LAST)
@@ -121,7 +133,7 @@ class RateLimits:
 
         The number of layers is that of `numbers`; 0 in the middle is no stage.
         """
-        instance = self._small_instance(n_stages, position)
+        instance, kinds = self._small_instance(n_stages, position)
         at = {FIRST: 0, MIDDLE: 1, LAST: n_stages - 1}[position]
         n_units, n_numbers = len(self.values.units), len(self.numbers)
         free = n_units * n_numbers
@@ -134,6 +146,13 @@ class RateLimits:
         node_bytes[:, at, 0] = np.tile(of_unit, levels)
         others = self.n_layers - np.tile(self.numbers, n_units)
         seconds = self.trip_levels[:, None, None] + self.layer_levels[None, :, None] * others
+        shape = len(self.trip_levels), len(self.layer_levels), n_units, n_numbers
+        if not self.is_stage:
+            n = n_stages if self.is_pipeline else 1
+            rates = cycle_rates(
+                instance, kinds, np.repeat(self.values.node_bytes, n_numbers), n, seconds
+            )
+            return rates.reshape(shape)
         trips = np.zeros((n_networks, n_stages - 1))
         trips[:, 0] = seconds.reshape(-1)
         plans = throughput_many(
@@ -145,11 +164,15 @@ class RateLimits:
             np.zeros((1, n_stages - 1)),
             n_threads=self.values.n_threads,
         )
-        shape = len(self.trip_levels), len(self.layer_levels), n_units, n_numbers
         return plans.fluid_requests_per_s.reshape(shape)
 
-    def _small_instance(self, n_stages: int, position: int) -> ServingInstance:
-        """Return an instance with a class of nodes for each unit and number of layers."""
+    def _small_instance(
+        self, n_stages: int, position: int
+    ) -> tuple[ServingInstance, list[int]]:
+        """Return an instance with a class of nodes for each unit and number of layers.
+
+        The second value has the kinds of the blocks of the stage.
+        """
         base = self.values.instance
         n_units, n_numbers = len(self.values.units), len(self.numbers)
         of = np.repeat(self.values.node_class, n_numbers)
@@ -171,7 +194,7 @@ class RateLimits:
         blocks = base.blocks
         idle = [float(blocks.idle_share[k]) for k in self._layer_kinds()]
         ends = blocks.block_kind[[0, -1]]
-        return dataclasses.replace(
+        made = dataclasses.replace(
             base,
             blocks=BlockTimes(
                 **tables,
@@ -200,6 +223,7 @@ class RateLimits:
             ),
             names=Names(name="limits"),
         )
+        return made, own
 
     def _layer_kinds(self) -> list[int]:
         return sorted(set(self.values.instance.blocks.block_kind[1:-1].tolist()))
@@ -285,6 +309,113 @@ class RateLimits:
         most = np.append(self.numbers[start + 1 :] - 1, self.n_layers)
         few = -100 * (self.n_layers + 2)
         return np.where(count > 0, most[np.maximum(count, 1) - 1], few).astype(np.int64)
+
+
+def cycle_rates(
+    instance: ServingInstance, kinds: Sequence[int], node_bytes: Array, n: int, others_s: Array
+) -> Array:
+    """Return the largest rates of one stage with n batches under way, for each class of nodes.
+
+    The formulas are those of `hypsolve.problem.serving_pipelines`, with all other stages free.
+
+    Parameters
+    ----------
+    instance : ServingInstance
+    kinds : sequence of int
+        Kinds of the blocks of the stage.
+    node_bytes : ndarray, shape (n_classes - 1,)
+        Memory of the nodes of each class but the last one.
+    n : int
+    others_s : ndarray, shape (..., n_classes - 1)
+        Seconds of a cycle beside the stage.
+    """
+    rules, lengths = instance.rules, instance.lengths
+    rows = block_rows(instance)[:-1, list(kinds)]
+    weights = instance.blocks.weight_bytes[:-1, list(kinds)].sum(axis=1)
+    kv = instance.blocks.kv_bytes_per_token[:-1, list(kinds)].sum(axis=1)
+    free = node_bytes - weights
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tokens = np.where(kv > 0, free / kv, math.inf)
+    room = tokens / lengths.held_tokens
+    if lengths.alike:
+        room = np.floor(room * (1 + 1e-12))
+    fits = (free >= -1e-12 * node_bytes) & (tokens >= lengths.resident_tokens * (1 - 1e-12))
+    kept = lengths.hold_passes + 1 + (lengths.hold_chunks - 1) / n
+    most = np.minimum(
+        np.where(fits, room / kept, 0.0),
+        rules.max_num_seqs / (lengths.decode_passes + 1 + (lengths.chunks - 1) / n),
+    )
+    if rules.prompt_limit is not None:
+        most = np.minimum(most, n * rules.prompt_limit / lengths.prompt_tokens)
+    if rules.max_num_batched_tokens is not None:
+        size = lengths.prompt_tokens + lengths.decode_passes
+        most = np.minimum(most, n * rules.max_num_batched_tokens / size)
+
+    def cycle_s(y: Array) -> Array:
+        b, k = y * lengths.decode_passes / n, y * lengths.chunks / n
+        alone = np.zeros_like(y)
+        for at in range(len(kinds)):
+            alone = alone + _block_s(rows[:, at], b, k)
+        total = alone + rules.iteration_s + others_s
+        return np.asarray(np.maximum(total, n * np.maximum(alone, rules.iteration_s)))
+
+    y = np.broadcast_to(most, others_s.shape)
+    limit = _longest_cycle_s(instance, n)
+    if limit < math.inf:
+        low, high = np.zeros(others_s.shape), y.copy()
+        high = np.where(cycle_s(low) > limit, 0.0, high)
+        for _ in range(50):
+            middle = (low + high) / 2
+            is_short = cycle_s(middle) <= limit
+            low, high = np.where(is_short, middle, low), np.where(is_short, high, middle)
+        y = np.where(cycle_s(np.asarray(y)) <= limit, y, high)
+    return np.asarray(y / np.maximum(cycle_s(np.asarray(y)), 1e-300))
+
+
+def _longest_cycle_s(instance: ServingInstance, n: int) -> float:
+    """Return the longest cycle within the targets, without the way to the first stage."""
+    rules, lengths = instance.rules, instance.lengths
+    if instance.objective is ServingObjective.THROUGHPUT:
+        return math.inf
+    first = 1 + (lengths.chunks - 1) / n
+    limits = [math.inf]
+    if rules.tpot_slo_s is not None and lengths.decode_passes > 0:
+        limits.append(rules.tpot_slo_s)
+    if rules.ttft_slo_s is not None:
+        limits.append(rules.ttft_slo_s / first)
+    if rules.latency_slo_s is not None:
+        limits.append(rules.latency_slo_s / (first + lengths.decode_passes))
+    return min(limits) * (1 + MARGIN)
+
+
+def _block_s(row: Array, b: Array, k: Array) -> Array:
+    """Return the mean seconds of a block; an iteration has a chunk or none up to one."""
+    whole = _one_s(row, b, np.maximum(k, 1.0))
+    none = _one_s(row, b, np.zeros_like(k))
+    share = np.minimum(k, 1.0)
+    return np.asarray(share * whole + (1 - share) * none)
+
+
+def _one_s(row: Array, b: Array, k: Array) -> Array:
+    """Return the seconds of a block in iterations of b decode tokens and k chunks."""
+    tokens = b + k * row[:, server.CHUNK_TOKENS]
+    is_last = row[:, server.LAST_ONLY] == 1.0
+    share = np.where(is_last, np.minimum(1.0, tokens), 1.0)
+    compute = b * row[:, server.COMPUTE_TOKEN] + k * row[:, server.COMPUTE_CHUNK]
+    memory = share * row[:, server.READ]
+    memory = memory + b * row[:, server.MEMORY_TOKEN] + k * row[:, server.MEMORY_CHUNK]
+    idle = np.log(np.maximum(row[:, server.IDLE], 1e-300))
+    memory = memory - row[:, server.EXPERTS] * np.expm1(tokens * idle)
+    messages = np.where(is_last, np.maximum(tokens, 1.0), tokens)
+    alpha, beta, switch = (row[:, c] for c in (server.ALPHA, server.BETA, server.SWITCH))
+    small = alpha + beta * messages
+    large = np.maximum(
+        row[:, server.GAMMA] + row[:, server.DELTA] * messages, alpha + beta * switch
+    )
+    fixed = row[:, server.FIXED] + np.where(messages > switch, large, small)
+    linear = b * row[:, server.LINEAR_TOKEN] + k * row[:, server.LINEAR_CHUNK]
+    linear = linear + np.where(k > 0, row[:, server.MIXED], 0.0)
+    return np.asarray(share * fixed + np.maximum(compute, memory) + linear)
 
 
 def _small_tables(instance: ServingInstance) -> dict[str, Array]:

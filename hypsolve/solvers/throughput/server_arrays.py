@@ -45,7 +45,7 @@ def server_of(instance: ServingInstance) -> kernels.Server:
     link_s[:-1] = links.token_s[:, links.cut_kind]
     tiers = np.arange(n_tiers + 1)
     return kernels.Server(
-        times=_times(instance),
+        times=block_rows(instance),
         counts=counts,
         content=content,
         batching=MODES[rules.batching],
@@ -78,7 +78,8 @@ def server_of(instance: ServingInstance) -> kernels.Server:
     )
 
 
-def _times(instance: ServingInstance) -> Array:
+def block_rows(instance: ServingInstance) -> Array:
+    """Return the numbers of each kind of block on each class, as `Server.times` holds them."""
     blocks, lengths = instance.blocks, instance.lengths
     times = np.zeros((*blocks.fixed_s.shape, kernels.N_COLUMNS))
     last = blocks.last_token_only == 1
