@@ -88,7 +88,7 @@ class PlaceQuery:
     --------
     >>> import hypsolve as hs
     >>> box = hs.Machine(node=hs.Node(name="box", gpu=hs.gpu("rtx-4090")), site="room")
-    >>> mac = hs.Machine(node=hs.Node(name="mac", gpu=hs.gpu("m2-ultra")), site="room")
+    >>> mac = hs.Machine(node=hs.Node(name="mac", gpu=hs.gpu("apple-m2-ultra")), site="room")
     >>> room = hs.Site(name="room", link=hs.Link(bytes_per_s=1.25e9, latency_s=1e-4))
     >>> lab = hs.Fleet(name="lab", sites=(room,), machines=(box, mac))
     >>> query = PlaceQuery.of("llama-3-8b", lab)
