@@ -1,10 +1,12 @@
 """`throughput_bound`: requests per second that no split and no schedule exceeds.
 
 The rate is the number n of requests over the time T from the first arrival to the last
-delivery. All requests are alike here: p prompt and o output tokens, n_c = ceil(p / Q) chunks at
-least; `mixed_lengths` has the conditions if they differ. No steady state is assumed. The bound
-is the largest X for which some split meets all conditions below; all of them hold for X = n / T
-and the split that was used.
+delivery, or with users to the end of the last think time: a request and the pause after it are
+one round of a user. (Over the time to the last delivery alone, users may get more than the
+bound, at most T / (T - think time) times as much.) All requests are alike here: p prompt and o
+output tokens, n_c = ceil(p / Q) chunks at least; `mixed_lengths` has the conditions if they
+differ. No steady state is assumed. The bound is the largest X for which some split meets all
+conditions below; all of them hold for X = n / T and the split that was used.
 
 **Links.** A link between stages is busy for the bytes of all tokens but the last of each
 request, and a link before the first stage for the ids of the prompt. If links send one message

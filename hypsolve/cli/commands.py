@@ -224,7 +224,8 @@ def pareto(
     tried = serving_points(
         solution.deployment, solution.instance, query.load, deadline.part(share).limit_s, best
     )
-    if nodes.server:
+    if nodes.server:  # splits with other limits are on other nodes
+        tried = tuple(p for p in tried if query.has_limits_of(p.partition.cuts))
         tried = with_other_nodes(tried, nodes, planned, deadline)
     points = undominated(tried)
     if not points:

@@ -19,6 +19,7 @@ from hypsolve.planning.exporters import (
     TENSOR_PARALLEL,
     cautions,
     export,
+    not_written,
 )
 from hypsolve.planning.exporters.vllm import EXECUTORS
 from hypsolve.planning.html_report import report_path, write_report
@@ -38,6 +39,18 @@ from hypsolve.solvers.clock import Deadline
 DRAWING_S, DRAWING_SHARE = 2.0, 0.2  # seconds of the figures of a report, or a share if less
 
 
+class ExportFormat(click.Choice[str]):
+    """A name in `RUNTIMES`; a runtime that can only be planned is refused with a way out."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """Return the format of a value."""
+        if why := not_written(str(value)):
+            self.fail(why, param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.command()
 @query_options(limits="the whole command, report included; compiling comes before")
 @click.option(
@@ -55,7 +68,7 @@ DRAWING_S, DRAWING_SHARE = 2.0, 0.2  # seconds of the figures of a report, or a 
 @click.option(
     "--export",
     "server",
-    type=click.Choice(tuple(RUNTIMES)),
+    type=ExportFormat(tuple(RUNTIMES)),
     help="Print the plan as flags or file of a runtime.",
 )
 @click.option(

@@ -14,7 +14,9 @@ from hypsolve.planning.query import PlanQuery, fluid_within_targets, with_tier
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.slo_answer import SufficientUpgrade, judged
 from hypsolve.planning.throughput import PROPORTIONAL, Cuts
+from hypsolve.planning.token_budgets import token_budgets
 from hypsolve.planning.what_if import Scenario, kinds_of_nodes, scenarios
+from hypsolve.problem import evaluation
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.deployment import Model, Node
 from hypsolve.problem.instance import Instance
@@ -46,6 +48,7 @@ class _Option:
     n: int = 1
     failed: int = 0
     n_left: int = 0  # times that more is tried
+    split: Cuts | None = None  # that is simulated first
 
     @property
     def cost(self) -> Cost:
@@ -58,17 +61,19 @@ def cheapest_upgrade(
     query: PlanQuery,
     lighter: Mapping[str, Model] | None = None,
     *,
+    split: Cuts | None = None,
     deadline: Deadline,
     progress: Progress | None = None,
 ) -> SufficientUpgrade | None:
     """Return the cheapest upgrade with which a load is served within its targets.
 
-    The upgrades are the scenarios of `hypsolve.planning.what_if`, up to 32 more nodes of one
-    kind in a tier (also where every tier may be empty), copies of the whole network, and faster
-    links. Each is solved again in the fluid model, and those that carry the load there, or
-    nearly, are simulated: the cheapest first. Upgrades of unknown price come after the others,
-    those with the fewest GPUs first. Of the first one that is enough, smaller sizes are
-    simulated, too. Upgrades of several kinds at once are not tried.
+    The upgrades are other token budgets, which cost nothing and come first, see
+    `hypsolve.planning.token_budgets`; then the scenarios of `hypsolve.planning.what_if`, up to
+    32 more nodes of one kind in a tier (also where every tier may be empty), copies of the
+    whole network, and faster links. Each is solved again in the fluid model, and those that
+    carry the load there, or nearly, are simulated: the cheapest first. Upgrades of unknown
+    price come after the others, those with the fewest GPUs first. Of the first one that is
+    enough, smaller sizes are simulated, too. Upgrades of several kinds at once are not tried.
 
     Parameters
     ----------
@@ -76,6 +81,8 @@ def cheapest_upgrade(
         With targets.
     lighter : mapping, optional
         The model in formats that take fewer bytes, by name of the format.
+    split : tuple of int, optional
+        The split of the plan, which is also simulated with other token budgets.
     deadline : Deadline
         When it has passed, no further upgrade is tried, and TimeoutError is raised.
     progress : callable, optional
@@ -94,7 +101,7 @@ def cheapest_upgrade(
     progress = progress or (lambda line: None)
     order = itertools.count()
     queue: list[tuple[Cost, int, _Option]] = []
-    for option in _options(query, lighter or {}, deadline):
+    for option in _options(query, lighter or {}, split, deadline):
         progress(f"modelled: {option.scenario.what}")
         heapq.heappush(queue, (option.cost, next(order), option))
     while queue:
@@ -151,10 +158,15 @@ def _simulated(option: _Option, query: PlanQuery) -> SufficientUpgrade | None:
     for the targets, and for a rate that the split keeps up with.
     """
     scenario = option.scenario
-    deployment = scenario.query.deployment()
-    instance = to_instance(deployment, objective="path", **scenario.query.rules())
-    for cuts in _splits(scenario.query, instance):
+    rules = scenario.query.rules()
+    of_all = to_instance(scenario.query.deployment(), objective="path", **rules)
+    splits = [] if option.split is None else [option.split]
+    for cuts in dict.fromkeys((*splits, *_splits(scenario.query, of_all))):
         partition = Partition(cuts)
+        deployment = scenario.query.with_limits_of(cuts).deployment()
+        instance = to_instance(deployment, objective="path", **rules)
+        if evaluation.check(instance, partition):
+            continue  # with the limits on the nodes of this split
         verdict = judged(deployment, instance, partition, query.load)
         if not verdict.is_met:
             continue
@@ -183,9 +195,14 @@ def _splits(query: PlanQuery, instance: Instance) -> list[Cuts]:
 
 
 def _options(
-    query: PlanQuery, lighter: Mapping[str, Model], deadline: Deadline
+    query: PlanQuery, lighter: Mapping[str, Model], split: Cuts | None, deadline: Deadline
 ) -> Iterator[_Option]:
     """Yield the upgrades that carry the load in the fluid model, or nearly."""
+    for what, other in token_budgets(query):
+        _in_time(deadline)
+        if _carried(other) >= NEARLY:
+            scenario = Scenario(what=what, query=other, price_per_hour=0.0)
+            yield _Option(scenario, 0, split=split)
     fixed = list(scenarios(query, fits=True, lighter=lighter))
     if query.objective != "goodput":
         what = "another split of the same machines (--objective goodput)"

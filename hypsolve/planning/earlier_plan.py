@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ def query_of_plan(
             closed.add(tier.name)
     names = [tier.name for tier in network.network.tiers]
     empty = tuple(k for k, name in enumerate(names) if name in closed)
-    return replace(query, network=limited(network, empty) if empty else network)
+    return query.on(limited(network, empty) if empty else network)
 
 
 def continues(old: Placement, query: PlanQuery) -> bool:

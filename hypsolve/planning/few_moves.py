@@ -44,6 +44,7 @@ class FewMovesSearch(RateSearch):
             query.load,
             objective=query.objective,
             prices_per_hour=query.network.price_per_hour,
+            has_limits_of=query.has_limits_of,
         )
         self.query, self.max_moves = query, max_moves
         self.moves = Moves(old.was_in(self.instance))
@@ -55,12 +56,12 @@ class FewMovesSearch(RateSearch):
         """Return the best splits of the fluid model with so few moves, and the best one."""
         deadline = Deadline(time_limit_s)
         was_cut_off = False
-        for serving, misses_targets in self._instances():
+        for serving, relaxed in self._instances():
             ranked, was_cut_off = splits_with_few_moves(
                 serving, self.moves, self.max_moves, n_splits=n_splits, deadline=deadline
             )
             if ranked:
-                self.misses_targets = misses_targets
+                self.relaxed = relaxed
                 best = Outcome(
                     Status.FEASIBLE, Partition(ranked[0].cuts), message="fluid model"
                 )
@@ -87,7 +88,7 @@ class FewMovesSearch(RateSearch):
             deployment=self.deployment,
             instance=self.instance,
             result=result,
-            misses_targets=self.misses_targets,
+            relaxed=self.relaxed,
         )
 
     def served_points(self, served: Throughput) -> tuple[tuple[int, float], ...]:
@@ -107,8 +108,8 @@ class FewMovesSearch(RateSearch):
         return tuple(points)
 
     def is_allowed(self, cuts: Cuts) -> bool:
-        """Return whether a split moves few blocks."""
-        return self.moves.of(cuts) <= self.max_moves
+        """Return whether a split may be chosen, and moves few blocks."""
+        return super().is_allowed(cuts) and self.moves.of(cuts) <= self.max_moves
 
     def _candidates(self, fluid: Mapping[Cuts, float]) -> dict[Cuts, Candidate]:
         found = super()._candidates(fluid)

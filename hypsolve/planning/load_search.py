@@ -37,17 +37,36 @@ class LoadSearched:
         Splits that fit on the nodes; None if they were too many to be counted.
     was_cut_short : bool
         Whether the time limit or an interrupt ended the search.
+    n_refuted : int
+        Choices of nodes whose bound on the rate is below the load, so that none was simulated.
+    is_of_all_nodes : bool
+        Whether no node of the query is left out by all choices of nodes that were searched.
     """
 
     is_met: bool
     n_simulated: int
     n_splits: int | None
     was_cut_short: bool
+    n_refuted: int = 0
+    is_of_all_nodes: bool = True
 
     @property
     def is_of_all(self) -> bool:
-        """Whether all splits were simulated."""
-        return self.n_splits is not None and self.n_simulated >= self.n_splits
+        """Whether all splits were simulated, or refuted by a bound."""
+        is_complete = self.n_splits is not None and self.n_simulated >= self.n_splits
+        return is_complete and self.is_of_all_nodes
+
+    def with_nodes(self, other: LoadSearched) -> LoadSearched:
+        """Return what is known together with the search on another choice of nodes."""
+        known = None not in (self.n_splits, other.n_splits)
+        return LoadSearched(
+            is_met=self.is_met or other.is_met,
+            n_simulated=self.n_simulated + other.n_simulated,
+            n_splits=(self.n_splits or 0) + (other.n_splits or 0) if known else None,
+            was_cut_short=self.was_cut_short or other.was_cut_short,
+            n_refuted=self.n_refuted + other.n_refuted,
+            is_of_all_nodes=self.is_of_all_nodes and other.is_of_all_nodes,
+        )
 
 
 class LoadSearch:

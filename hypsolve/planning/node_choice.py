@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from hypsolve.formats.network_toml import NetworkFile
@@ -41,28 +41,55 @@ def best_nodes(
     """
     if query.objective not in ("throughput", "goodput"):
         return query
-    queries = [query]
-    for network, is_closed in networks(query.network):
-        each = query.on(network)
-        if not is_closed or each.runtime != query.runtime:  # else a split of the query does it
-            queries.append(each)
+    queries = queries_on_nodes(query)
     if len(queries) == 1:
         return query
-    rates: dict[int, float] = {}
+    solved: dict[int, tuple[float, float]] = {}  # factor on the targets, then rate
     choices = {}
     for at, each in enumerate(queries):
         if at and deadline.has_passed():
             break
         limit_s = deadline.part(1 / (len(queries) - at + 1)).limit_s
         solution, splits, rate = rank_fluid(replace(each, time_limit_s=limit_s))
-        if splits and rate > 0:
-            rates[at] = rate
-            choices[at] = Choice((1 / rate, at), replace(solution, query=each))
+        # a split with other limits is one of another network, where it has them
+        if splits and rate > 0 and each.has_limits_of(splits[0]):
+            solved[at] = solution.relaxed, rate
+            order = (solution.relaxed, 1 / rate, at)
+            choices[at] = Choice(order, replace(solution, query=each))
     if not choices or deadline.has_passed():
         return query
-    least = SHARE * max(rates.values())
-    tried = [choices[at] for at in choices if at == 0 or rates[at] >= least]
+    relaxed = min(factor for factor, _ in solved.values())
+    least = SHARE * max(rate for factor, rate in solved.values() if factor == relaxed)
+    tried = [choices[at] for at in choices if at == 0 or solved[at][1] >= least]
     return queries[int(served_best(tried, deadline, progress).order[-1])]
+
+
+def queries_on_nodes(query: PlanQuery) -> list[PlanQuery]:
+    """Return the query, and those on its networks without some kinds of nodes or tiers.
+
+    Each has the limits that the server has on the nodes of its network. One that only has empty
+    tiers, and the same limits, is left out: its splits are some of the query's.
+    """
+    queries = [query]
+    for network, is_closed in networks(query.network):
+        each = query.on(network)
+        if not is_closed or each.runtime != query.runtime:
+            queries.append(each)
+    return queries
+
+
+def on_nodes_of(query: PlanQuery, cuts: Sequence[int]) -> PlanQuery:
+    """Return the query on the nodes that a split uses, if the server has other limits on them.
+
+    The other tiers are closed. The query itself is returned if its limits are those of the
+    split, so that every plan has the limits of the nodes in use.
+    """
+    if query.has_limits_of(tuple(cuts)):
+        return query
+    empty = tuple(k for k, (i, j) in enumerate(itertools.pairwise(cuts)) if i == j)
+    most = query.network.max_blocks or (None,) * len(cuts[:-1])
+    empty += tuple(k for k, limit in enumerate(most) if limit == 0)
+    return query.on(limited(query.network, tuple(sorted(set(empty)))))
 
 
 def networks(network: NetworkFile) -> Iterator[tuple[NetworkFile, bool]]:

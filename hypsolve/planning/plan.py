@@ -306,7 +306,13 @@ class Plan:
             FRONTIER_SHARE * self.query.time_limit_s,
         )
         seen = {point.partition for point in known}
-        new = (p for p in simulated if p.is_known and p.partition not in seen)
+        new = (
+            p
+            for p in simulated
+            if p.is_known
+            and p.partition not in seen
+            and self.query.has_limits_of(p.partition.cuts)
+        )
         return (*known, *new)
 
     def _own_point(self) -> ServingPoint:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar, get_type_hints
 
@@ -306,19 +307,47 @@ class PlanQuery:
 
         Nodes of tiers that may hold no blocks do not count.
         """
+        most = network.max_blocks or (None,) * len(network.network.tiers)
+        used = [k for k, limit in enumerate(most) if limit != 0]
+        return replace(self, network=network, runtime=self._runtime_on(network, used))
+
+    def _runtime_on(self, network: NetworkFile, used: Sequence[int]) -> Runtime:
+        """Return the runtime with its defaults for the GPUs of some tiers."""
+        if not self.follows:
+            return self.runtime
         tiers = network.network.tiers
-        most = network.max_blocks or (None,) * len(tiers)
-        gpus = [
-            node.gpu
-            for tier, limit in zip(tiers, most, strict=True)
-            for node in tier.nodes
-            if limit != 0
-        ]
-        runtime = self.runtime
-        if self.follows:
-            own = catalog.runtime(runtime.name, gpus=gpus)
-            runtime = replace(runtime, **{name: getattr(own, name) for name in self.follows})
-        return replace(self, network=network, runtime=runtime)
+        gpus = [node.gpu for k in used for node in tiers[k].nodes]
+        own = catalog.runtime(self.runtime.name, gpus=gpus)
+        return replace(self.runtime, **{name: getattr(own, name) for name in self.follows})
+
+    def with_limits_of(self, cuts: tuple[int, ...]) -> PlanQuery:
+        """Return the query with the limits that the server has on the nodes of a split.
+
+        A server has other defaults on other GPUs (`follows`), and sees only those that it uses.
+        The query itself is returned if these are its limits.
+
+        Examples
+        --------
+        >>> import hypsolve as hs
+        >>> link = hs.Link(bytes_per_s=1.25e9, latency_s=1e-3)
+        >>> edge, cloud = (hs.Node(name=gpu, gpu=hs.gpu(gpu)) for gpu in ("l4", "h100"))
+        >>> tiers = (
+        ...     hs.Tier(name="edge", nodes=(edge,), link=link),
+        ...     hs.Tier(name="cloud", nodes=(cloud,)),
+        ... )
+        >>> network = hs.Network(name="net", tiers=tiers)
+        >>> query = hs.PlanQuery.of("llama-3-8b", network, runtime="vllm")
+        >>> splits = (0, 10, 34), (0, 0, 34)
+        >>> [query.with_limits_of(cuts).runtime.max_num_seqs for cuts in splits]
+        [256, 1024]
+        """
+        used = [k for k, (i, j) in enumerate(itertools.pairwise(cuts)) if i < j]
+        runtime = self._runtime_on(self.network, used)
+        return self if runtime == self.runtime else replace(self, runtime=runtime)
+
+    def has_limits_of(self, cuts: tuple[int, ...]) -> bool:
+        """Return whether the limits are those of the server on the nodes of a split."""
+        return self.with_limits_of(cuts) is self
 
     @property
     def tokens(self) -> int:

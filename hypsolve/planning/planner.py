@@ -31,6 +31,7 @@ from hypsolve.planning.slo_answer import (
 )
 from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.throughput import ServedSplit, Throughput
+from hypsolve.planning.token_budgets import better_budget
 from hypsolve.planning.what_if import Upgrade, find_upgrades
 from hypsolve.problem.deployment import Model
 from hypsolve.problem.instance import Objective
@@ -42,6 +43,7 @@ from hypsolve.solvers.partition.infeasibility import explain_infeasible
 SEARCH_SHARE = 0.5  # of the time limit, for the search where upgrades are looked for, too
 RESERVED_SHARE = 0.2  # of the time limit, for the forecast
 SLO_SHARE = 0.4  # of the time that is left then, for the largest loads within the targets
+BUDGET_SHARE = 0.2  # of the time that is left then, for other token budgets
 UPGRADE_SHARE = 0.6  # of the time that is left then, for the cheapest upgrade
 WRAP_UP_S = 2.0  # seconds after an interrupt, for the forecast of the best split so far
 
@@ -110,7 +112,7 @@ def add_upgrades(
         forecast=plan.forecast, slo_answer=plan.slo_answer, with_upgrades=True,
         lighter=lighter, progress=progress or (lambda line: None), deadline=deadline,
     )  # fmt: skip
-    return replace(found, degrees=plan.degrees)
+    return replace(found, degrees=plan.degrees, unused_nodes=plan.unused_nodes)
 
 
 def warm(query: PlanQuery) -> None:
@@ -167,9 +169,15 @@ def _plan_of(
                 unfinished = "not all upgrades were tried"
         if slo_answer is not None:
             slo_answer = _decided(slo_answer, query, solution.throughput)
+        if slo_answer is not None and with_upgrades and not stopped:
+            budget = better_budget(
+                query, solution, slo_answer.max_requests_per_s,
+                deadline.part(BUDGET_SHARE), progress,
+            )  # fmt: skip
+            slo_answer = replace(slo_answer, better_budget=budget)
         if slo_answer is not None and not slo_answer.is_met and with_upgrades and not stopped:
             slo_answer, stopped = _with_upgrade(
-                slo_answer, query, lighter, deadline.part(UPGRADE_SHARE), progress
+                slo_answer, query, solution, lighter, deadline.part(UPGRADE_SHARE), progress
             )
         if with_upgrades and not stopped:
             if result.partition is not None and solution.throughput is None:
@@ -208,6 +216,10 @@ def _plan_of(
     if slo_answer is not None and slo_answer.decided_by == TIME_LIMIT and not stopped:
         limit = f"time limit of {query.time_limit_s:g} s"
         stopped = f"{limit}: not all splits were simulated at the load"
+    is_open = forecast is not None and query.users is None and not stopped
+    if is_open and forecast is not None and math.isnan(forecast.max_requests_per_s):
+        limit = f"time limit of {query.time_limit_s:g} s"
+        stopped = f"{limit}: the largest rate that it keeps up with takes longer to simulate"
     goal = Goal(query)
     return Plan(
         query=query,
@@ -276,13 +288,18 @@ def _slo_search(query: PlanQuery, solution: Solution, forecast: Forecast) -> Slo
 def _with_upgrade(
     answer: SloAnswer,
     query: PlanQuery,
+    solution: Solution,
     lighter: Mapping[str, Model] | None,
     deadline: Deadline,
     progress: Progress,
 ) -> tuple[SloAnswer, str]:
     """Return an answer with the cheapest upgrade that is enough, and what is unfinished."""
+    partition = solution.result.partition
+    split = None if partition is None else partition.cuts
     try:
-        found = cheapest_upgrade(query, lighter, deadline=deadline, progress=progress)
+        found = cheapest_upgrade(
+            query, lighter, split=split, deadline=deadline, progress=progress
+        )
     except TimeoutError:
         return answer, (
             f"time limit of {query.time_limit_s:g} s: not all upgrades that may reach the"

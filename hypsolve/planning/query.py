@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hypsolve.planning.load import with_requests
+from hypsolve.planning.load_search import LoadSearched
 from hypsolve.planning.plan_query import PlanQuery, takes_query
 from hypsolve.planning.query_arguments import (
     ALONE,
@@ -50,8 +51,10 @@ __all__ = [
     "bound_of",
     "fluid_within_targets",
     "instance_of",
+    "raced_within_targets",
     "rank_fluid",
     "saturated",
+    "search_load",
     "served_by",
     "solve_fluid",
     "solve_query",
@@ -81,9 +84,8 @@ class Solution:
         Whether a KeyboardInterrupt ended the search: the result is the best split so far.
     throughput : Throughput or None
         What the split serves, under an objective in requests per second.
-    misses_targets : bool
-        Whether no split meets the targets at any rate in the fluid model, which then looked for
-        the best split without them.
+    relaxed : float
+        Factor on the targets at which a split meets them in the fluid model; see `RateSearch`.
     fluid_result : ServingResult or None
         The best splits of the fluid model with their certificate, under an objective in
         requests per second.
@@ -95,8 +97,13 @@ class Solution:
     result: Result
     interrupted: bool = False
     throughput: Throughput | None = None
-    misses_targets: bool = False
+    relaxed: float = 1.0
     fluid_result: ServingResult | None = None
+
+    @property
+    def misses_targets(self) -> bool:
+        """Whether no split meets the targets at any rate in the fluid model."""
+        return self.relaxed > 1
 
 
 def instance_of(query: PlanQuery) -> Instance:
@@ -171,7 +178,7 @@ def solve_fluid(query: PlanQuery, n_splits: int = 1) -> tuple[Solution, dict[Cut
         deployment=deployment,
         instance=search.instance,
         result=result,
-        misses_targets=search.misses_targets,
+        relaxed=search.relaxed,
     )
     return solution, splits
 
@@ -200,7 +207,7 @@ def rank_fluid(query: PlanQuery, n_splits: int = 1) -> tuple[Solution, list[Cuts
         deployment=deployment,
         instance=search.instance,
         result=solve(search.instance, method, time_limit_s=query.time_limit_s),
-        misses_targets=search.misses_targets,
+        relaxed=search.relaxed,
     )
     return solution, splits, requests_per_s
 
@@ -220,6 +227,19 @@ def served_by(
 def bound_of(query: PlanQuery, *, has_users: bool = True) -> float:
     """Return requests per second that no split of a query exceeds; see `RateSearch.bound`."""
     return _rate_search(query, query.deployment()).bound(has_users=has_users)
+
+
+def search_load(query: PlanQuery, deadline: Deadline, progress: Progress) -> LoadSearched:
+    """Search a split of a query that serves its load; see `RateSearch.search_load`."""
+    return _rate_search(query, query.deployment()).search_load(deadline, progress)
+
+
+def raced_within_targets(
+    query: PlanQuery, cuts: Cuts, to_beat_per_s: float, deadline: Deadline
+) -> float:
+    """Return the largest rate within targets of a split; see `RateSearch.raced`."""
+    query = replace(query, objective="goodput", method=None, options={})
+    return _rate_search(query, query.deployment()).raced(cuts, to_beat_per_s, deadline)
 
 
 def fluid_within_targets(query: PlanQuery, n_splits: int = 1) -> ServingResult | None:
@@ -244,4 +264,5 @@ def _rate_search(query: PlanQuery, deployment: Deployment) -> RateSearch:
         query.load,
         objective=objective,
         prices_per_hour=query.network.price_per_hour,
+        has_limits_of=query.has_limits_of,
     )

@@ -32,6 +32,7 @@ from hypsolve.planning.few_moves import (
 )
 from hypsolve.planning.forecast import Forecast, predict
 from hypsolve.planning.gpu_groups import has_degree
+from hypsolve.planning.node_choice import on_nodes_of
 from hypsolve.planning.plan import FORMAT, VERSION, Plan, record_to_dict
 from hypsolve.planning.planner import warm
 from hypsolve.planning.query import (
@@ -300,11 +301,16 @@ def replan(
     warm(query)
     deadline = Deadline(query.time_limit_s)
     _check_same_model(old, query.model)
-    query, _ = choose_degrees(query, progress, deadline, restrict=network_for_server)
-    restricted = _restricted(query, old, max_moves, progress, deadline)
+    asked, _ = choose_degrees(query, progress, deadline, restrict=network_for_server)
+    restricted = _restricted(asked, old, max_moves, progress, deadline)
     query = restricted.query
     find = _most_served if query.is_rate else _least
     found = find(query, old, max_moves, progress, deadline)
+    if found.partition is not None:
+        own = on_nodes_of(query, found.partition.cuts)
+        if own is not query:  # the server has other limits on the nodes of this split
+            query, restricted = own, ServerNetwork.of(asked, own)
+            found = find(query, old, max_moves, progress, deadline)
     instance, partition = found.instance, found.partition
     deployment, moves = query.deployment(), moves_table(instance, old)
     forecast, n_moved, min_moves, reason = None, 0, None, found.reason

@@ -12,10 +12,10 @@ from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning.exporters import ONE_PIPELINE, RUNTIMES, not_expressible, refusals
 from hypsolve.planning.exporters.layout import Layout
 from hypsolve.planning.forecast import Forecast
-from hypsolve.planning.node_choice import best_nodes
+from hypsolve.planning.node_choice import best_nodes, on_nodes_of
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import plan_query, warm
-from hypsolve.planning.query import PlanQuery, Solution, solve_fluid, solve_query
+from hypsolve.planning.query import PlanQuery, Solution, rank_fluid, solve_query
 from hypsolve.planning.rpc_links import depends_on_empty_tiers
 from hypsolve.planning.runtime_networks import (
     MAX_PIPELINES,
@@ -121,7 +121,7 @@ def network_for_server(
     query: PlanQuery,
     *,
     split: Split | None = None,
-    fluid: Fluid = solve_fluid,
+    fluid: Fluid | None = None,
     progress: Progress | None = None,
     deadline: Deadline | None = None,
 ) -> ServerNetwork:
@@ -136,7 +136,8 @@ def network_for_server(
     split : callable, optional
         Splits the model of a query. Default: `hypsolve.planning.query.solve_query`.
     fluid : callable, optional
-        Splits it by the fluid model alone, where a rate is maximised.
+        Splits it by the fluid model alone, where a rate is maximised. Default:
+        `hypsolve.planning.query.rank_fluid`.
     progress : callable, optional
         Called with a line of text about the work in progress.
     deadline : Deadline, optional
@@ -152,6 +153,12 @@ def network_for_server(
     split = split or _solver(progress)
     first_s = deadline.part(FIRST_SHARE).limit_s
     solution = replace(split(replace(query, time_limit_s=first_s)), query=query)
+    if solution.result.partition is not None:
+        own = on_nodes_of(query, solution.result.partition.cuts)
+        if own is not query:  # the server has other limits on the nodes of this split
+            query = own
+            first_s = deadline.part(FIRST_SHARE).limit_s
+            solution = replace(split(replace(query, time_limit_s=first_s)), query=query)
     why = "nothing fits as it is"
     if solution.result.partition is not None:
         layout = _layout(solution)
@@ -184,6 +191,12 @@ def may_be_rows(query: PlanQuery) -> bool:
         elif len(tier.nodes) > 1 and all(n.tensor_parallel is not None for n in tier.nodes):
             return True
     return False
+
+
+def _ranked(query: PlanQuery) -> tuple[Solution, dict[Cuts, float]]:
+    """Return the best split of the fluid model with its rate, which only ranks networks."""
+    solution, splits, rate = rank_fluid(query)
+    return solution, dict.fromkeys(splits[:1], rate)
 
 
 def _solver(progress: Progress | None) -> Split:
@@ -361,14 +374,31 @@ def _with_left_out(near: Plan, network: NetworkFile) -> Forecast | None:
     return replace(near.forecast, unused_price_per_hour=np.nan_to_num(unused) + price)
 
 
+def networks_of_server(
+    solution: Solution, runtime: str
+) -> list[tuple[NetworkFile, list[PlanQuery]]]:
+    """Return the networks of pipelines that a runtime allows, each with queries on it.
+
+    Every query closes other tiers of that network, and has the limits of the nodes that are
+    left. Together they are all splits of the network, unless tiers are too many.
+    """
+    found = candidates(solution, runtime)
+    most = MAX_PIPELINES // len(found)
+    return [
+        (
+            candidate.network,
+            [
+                solution.query.on(restricted)
+                for restricted in by_layer(solution, candidate, runtime, most)
+            ],
+        )
+        for candidate in found
+    ]
+
+
 def queries_of_server(solution: Solution, runtime: str) -> list[PlanQuery]:
     """Return the query of a split on each network that a runtime of whole pipelines allows."""
-    found = candidates(solution, runtime)
-    return [
-        solution.query.on(restricted)
-        for candidate in found
-        for restricted in by_layer(solution, candidate, runtime, MAX_PIPELINES // len(found))
-    ]
+    return [query for _, of in networks_of_server(solution, runtime) for query in of]
 
 
 def _restricted(
@@ -377,13 +407,15 @@ def _restricted(
     deadline: Deadline,
     progress: Progress | None,
     split: Split | None = None,
-    fluid: Fluid = solve_fluid,
+    fluid: Fluid | None = None,
 ) -> PlanQuery:
     """Return the query of a split on the best network that a runtime allows."""
     queries = queries_of_server(solution, runtime)
     if len(queries) == 1:
         return queries[0]
-    return _best_of(queries, runtime, deadline, progress, split or _solver(progress), fluid)
+    return _best_of(
+        queries, runtime, deadline, progress, split or _solver(progress), fluid or _ranked
+    )
 
 
 def _best_of(
@@ -418,7 +450,7 @@ def _best_of(
         why += against
         if not against:
             score_s = 1 / max(rates.values()) if rates else _score_s(solution, layout)
-            order = (score_s, layout.n_stages, -len(layout.replicas), at)
+            order = (solution.relaxed, score_s, layout.n_stages, -len(layout.replicas), at)
             # the load of a simulation follows the limit of the whole query, not of its part
             choices.append(Choice(order, replace(solution, query=query)))
     if not choices and why:
@@ -430,12 +462,12 @@ def _best_of(
 
 def _in_order(choices: list[Choice]) -> list[Choice]:
     """Return the choices with an order in which nearly equal scores are equal."""
-    ordered, last_s = [], -math.inf
+    ordered, last = [], (0.0, -math.inf)
     for choice in sorted(choices, key=lambda each: each.order):
-        score_s, *rest = choice.order
-        if score_s > last_s * (1 + SAME):
-            last_s = score_s
-        ordered.append(replace(choice, order=(last_s, *rest)))
+        relaxed, score_s, *rest = choice.order
+        if relaxed > last[0] or score_s > last[1] * (1 + SAME):
+            last = relaxed, score_s
+        ordered.append(replace(choice, order=(*last, *rest)))
     return ordered
 
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hypsolve.planning.all_nodes import over_all_nodes
 from hypsolve.planning.degree_choice import DegreeChoice
 from hypsolve.planning.exporters import ONE_PIPELINE, not_expressible
-from hypsolve.planning.node_choice import best_nodes
+from hypsolve.planning.node_choice import best_nodes, on_nodes_of
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import add_upgrades, plan_query, warm
 from hypsolve.planning.query import ModelSource, NetworkSource, PlanQuery, takes_query
@@ -29,6 +30,8 @@ from hypsolve.problem.deployment import Model
 from hypsolve.solvers.clock import Deadline
 
 NODES_SHARE = 0.25  # of the time limit, for nodes without the slow ones
+NEAR_SHARE = 0.5  # of the time that is left, for a plan for a server before upgrades
+OTHERS_SHARE = 0.4  # of the time that is left then, for nodes that the plan leaves out
 FIRST_SHARE = 0.5  # of the time limit, for the best plan, where one for a server may follow
 
 
@@ -183,9 +186,9 @@ def plan_for_server(
     warm(query)
     deadline = deadline or Deadline(query.time_limit_s)
     query, degrees = choose_degrees(query, progress, deadline, restrict=network_for_server)
-    asked, own = query, restricting_server(query.runtime)
-    server = server or own
-    if server and server == own:
+    asked, own_server = query, restricting_server(query.runtime)
+    server = server or own_server
+    if server and server == own_server:
         query = best_nodes(query, deadline.part(NODES_SHARE), progress)
     best = plan_query(
         query,
@@ -194,6 +197,15 @@ def plan_for_server(
         progress=progress,
         deadline=deadline.part(FIRST_SHARE) if server else deadline,
     )
+    if server and best.fits and not best.interrupted:
+        assert best.result.partition is not None
+        own = on_nodes_of(query, best.result.partition.cuts)
+        if own is not query:  # the server has other limits on the nodes of this split
+            query = own
+            best = plan_query(
+                query, with_upgrades=False, lighter=lighter, progress=progress,
+                deadline=deadline.part(FIRST_SHARE),
+            )  # fmt: skip
     best = replace(_over_degrees(best, degrees), degrees=degrees)
     if not server:
         return ServerPlan(best, best)
@@ -203,25 +215,62 @@ def plan_for_server(
     ways_are_known = server not in ONE_PIPELINE or not depends_on_empty_tiers(
         query.network, query.runtime
     )
-    in_rows = server == own and server in ONE_PIPELINE and may_be_rows(query)
+    in_rows = server == own_server and server in ONE_PIPELINE and may_be_rows(query)
     if (why or not ways_are_known or in_rows) and not best.interrupted:
+        upgrades_later = query.is_rate and server == own_server
         near = (nearest_plan if why or not ways_are_known else plan_in_rows)(
             best,
             server,
             time_limit_s=query.time_limit_s,
-            with_upgrades=with_upgrades,
+            with_upgrades=with_upgrades and not upgrades_later,
             progress=progress,
-            deadline=deadline,
+            deadline=deadline.part(NEAR_SHARE) if upgrades_later else deadline,
         )
-        near = replace(near, degrees=degrees)
-        near, best = (_naming_all(each, query, asked) for each in (near, best))
+        near, used = replace(near, degrees=degrees), query
+        if upgrades_later:
+            near, used = _of_all_nodes(near, used, asked, server, deadline, progress)
+            if not near.interrupted and (with_upgrades or not near.fits):
+                near = add_upgrades(near, lighter=lighter, progress=progress, deadline=deadline)
+        near, best = _naming_all(near, used, asked), _naming_all(best, query, asked)
         # a plan whose messages take other ways than was counted is no better one
         is_other = ways_are_known and bool(why)
         return ServerPlan(near, best, why) if is_other else ServerPlan(near, near)
+    if server == own_server:
+        best, query = _of_all_nodes(best, query, asked, server, deadline, progress)
     if not best.interrupted and (with_upgrades or not best.fits):
         best = add_upgrades(best, lighter=lighter, progress=progress, deadline=deadline)
     best = _naming_all(best, query, asked)
     return ServerPlan(best, best, why)
+
+
+def _of_all_nodes(
+    plan: Plan,
+    query: PlanQuery,
+    asked: PlanQuery,
+    server: str,
+    deadline: Deadline,
+    progress: Progress | None,
+) -> tuple[Plan, PlanQuery]:
+    """Return a plan and its query, or those on other nodes that serve the load.
+
+    The bound and the answer of the plan are extended to all nodes, see `over_all_nodes`.
+    """
+    found, met = over_all_nodes(
+        plan, asked, server, deadline.part(OTHERS_SHARE), progress or (lambda line: None)
+    )
+    if met is None:
+        return found, query
+    other = plan_query(
+        met, with_upgrades=False, progress=progress, deadline=deadline.part(FIRST_SHARE)
+    )
+    answer = other.slo_answer
+    is_expressible = other.fits and not not_expressible(other, server)
+    if answer is None or not answer.is_met or not is_expressible:
+        return plan, query
+    if found.throughput is not None and other.throughput is not None:
+        bound = found.throughput.bound_requests_per_s
+        other = replace(other, throughput=other.throughput.over_nodes([bound]))
+    return replace(other, degrees=plan.degrees), met
 
 
 def _over_degrees(plan: Plan, degrees: Sequence[DegreeChoice]) -> Plan:

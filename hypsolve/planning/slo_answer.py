@@ -69,6 +69,29 @@ class SufficientUpgrade:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BetterBudget:
+    """A token budget with which the split of a plan serves clearly more within its targets.
+
+    Attributes
+    ----------
+    what : str
+        The change in words, with the flag of the server.
+    max_num_batched_tokens, chunk_tokens : int or None
+        Limits of the runtime with it.
+    max_num_seqs : int
+        Limit on the requests with it.
+    max_requests_per_s : float
+        Largest rate within the targets, confirmed as that of the plan is.
+    """
+
+    what: str
+    max_num_batched_tokens: int | None
+    chunk_tokens: int | None
+    max_num_seqs: int
+    max_requests_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SloAnswer:
     """Whether the load of a query is served within its targets, and the largest loads that are.
 
@@ -129,7 +152,15 @@ class SloAnswer:
     n_simulated_splits : int
         Splits that were simulated at the load, until one served it.
     n_splits : int or None
-        Splits that fit on the nodes of the plan; None if they were not counted.
+        Splits that fit on the nodes of the plan, and on other choices of nodes that were
+        searched; None if they were not counted.
+    n_refuted : int
+        Further choices of nodes that were not simulated: a bound refutes the load on them.
+    limits : str
+        Limits of the runtime on the nodes of the plan, in words.
+    better_budget : BetterBudget or None
+        Limit on the tokens of a batch with which this split serves clearly more within the
+        targets; None if none was found, or looked for.
     """
 
     is_met: bool
@@ -150,6 +181,9 @@ class SloAnswer:
     decided_by: str = THIS_SPLIT
     n_simulated_splits: int = 1
     n_splits: int | None = None
+    n_refuted: int = 0
+    limits: str = ""
+    better_budget: BetterBudget | None = None
 
 
 def decided(
@@ -169,7 +203,12 @@ def decided(
     """
     if at_load is not None:
         n = max(at_load.n_simulated, 1)
-        answer = replace(answer, n_simulated_splits=n, n_splits=at_load.n_splits)
+        answer = replace(
+            answer,
+            n_simulated_splits=n,
+            n_splits=at_load.n_splits,
+            n_refuted=at_load.n_refuted,
+        )
     if answer.is_met:
         return replace(answer, decided_by=SIMULATION)
     if load.users is None and load.rate_per_s > bound_per_s:
@@ -199,6 +238,7 @@ def answer_of(deployment: Deployment, forecast: Forecast) -> SloAnswer:
         max_rate_is_lower_bound=True,
         binding_target="",
         limited_by=forecast.limited_by,
+        limits=deployment.runtime.describe_limits(),
     )
 
 
@@ -442,6 +482,7 @@ class SloSearch:
             max_rate_is_lower_bound=not self.rate.is_found,
             binding_target="" if self.failing is None else self._binding(self.failing[1]),
             limited_by=self.forecast.limited_by,
+            limits=self.deployment.runtime.describe_limits(),
         )
 
     def _users_tolerance(self) -> float:

@@ -34,6 +34,7 @@ def describe_answer(answer: SloAnswer, load: Load) -> str:
     if load.users is not None:
         share += " after the first one of each user"
     targets = describe_slos(load)
+    limits = f" with {answer.limits}" if answer.limits else ""
     if answer.is_met:
         return f"yes: {who} are served within {targets} ({share})"
     if answer.keeps_up:
@@ -51,17 +52,25 @@ def describe_answer(answer: SloAnswer, load: Load) -> str:
     if answer.decided_by == TIME_LIMIT:
         return (
             f"not decided in time: no split was found that serves {who} within {targets};"
-            f" {tried}, this one: {why}"
+            f" {tried}, this one{limits}: {why}"
         )
     if answer.decided_by == SOME_SPLITS:
-        return f"no split found that serves {who} within {targets}: {tried}, this one: {why}"
+        return (
+            f"no split found that serves {who} within {targets}: {tried}, this one{limits}:"
+            f" {why}"
+        )
     if answer.decided_by == THIS_SPLIT:
-        return f"no: this split does not serve {who} within {targets} ({why})"
+        return f"no: this split does not serve {who} within {targets}{limits} ({why})"
     if answer.decided_by == BOUND:
         why += "; proved: no split and no schedule serves so many"
     elif answer.n_splits is not None and answer.n_splits > 1:
         why += f"; none of the {answer.n_splits} splits of these nodes does, all simulated"
-    return f"no: {who} are not served within {targets} ({why})"
+    if answer.n_refuted and answer.decided_by != BOUND:
+        why += (
+            f"; on {count(answer.n_refuted, 'other choice')} of the nodes, with the limits"
+            " there, no split serves so many by its bound"
+        )
+    return f"no: {who} are not served within {targets}{limits} ({why})"
 
 
 def describe_slos(load: Load) -> str:
@@ -92,6 +101,8 @@ def largest_users(answer: SloAnswer) -> str:
 
 def largest_rate(answer: SloAnswer) -> str:
     """Write the largest rate within the targets."""
+    if not answer.max_requests_per_s and answer.max_rate_is_lower_bound:
+        return "a rate that was not found in time"
     at_least = "at least " if answer.max_rate_is_lower_bound else "about "
     return f"{at_least}{answer.max_requests_per_s:.3g} requests/s"
 
@@ -112,6 +123,12 @@ def _details(plan: Plan, answer: SloAnswer) -> Iterator[str]:
         binds.append(f"without targets, {answer.limited_by} limits the rate")
     if binds:
         yield f"what binds: {'; '.join(binds)}"
+    if answer.better_budget is not None:
+        budget = answer.better_budget
+        yield (
+            f"simulated with {budget.what}, which costs nothing, this split serves about"
+            f" {budget.max_requests_per_s:.3g} requests/s within the targets"
+        )
     if answer.upgrade is not None:
         upgrade = describe_sufficient(answer.upgrade, plan.network.currency)
         yield f"the cheapest upgrade of one kind that reaches it: {upgrade}"

@@ -24,7 +24,7 @@ class SplitForecasts:
     Parameters
     ----------
     query : PlanQuery
-        Its load and its runtime are simulated.
+        Its load and its runtime are simulated, with the limits on the nodes of each split.
     """
 
     def __init__(self, query: PlanQuery) -> None:
@@ -38,8 +38,10 @@ class SplitForecasts:
         """
         partition = result.partition
         if partition is not None and partition.cuts not in self._of_cuts:
+            of_split = self.query.with_limits_of(partition.cuts)
+            same = of_split is self.query
             forecast = predict(
-                self.deployment, partition, self.query.load,
+                self.deployment if same else of_split.deployment(), partition, self.query.load,
                 only="requests/s", deadline=deadline,
             )  # fmt: skip
             self._of_cuts[partition.cuts] = forecast

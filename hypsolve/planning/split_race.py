@@ -27,7 +27,8 @@ class SplitRace:
     """Ranks splits by short simulations, climbs to better neighbours, simulates the best ones.
 
     With targets, a split that serves the load is looked for first, see `LoadSearch`. Of those
-    that serve it, the one with the largest rate within the targets is the best. Of splits whose
+    that serve it, the one with the largest rate within the targets is the best. Of splits that
+    meet the targets at no rate, it is the one with the least factor on them. Of splits whose
     rates differ by less than `TIE`, the one with fewest stages is preferred, then the one with
     most room for KV cache, and then the most even one.
 
@@ -242,12 +243,13 @@ class SplitRace:
             rate, requests_per_s=math.nan, within_targets_per_s=math.nan, is_lower_bound=True
         )
 
-    def _key(self, cuts: Cuts) -> tuple[bool, float, bool, float]:
+    def _key(self, cuts: Cuts) -> tuple[bool, float, bool, float, float]:
         value = self._value(cuts)
         return (
             (self.asks_load or self.asks_users) and not self.serves_load(cuts),
             -self.max_users.get(cuts, 0.0),
             cuts not in self.in_full,
+            0.0 if value > 0 else self.search.stretch.get(cuts, math.inf),
             _descending(value),
         )
 

@@ -141,6 +141,8 @@ def choose_degrees(
         if query.runtime.name in ONE_DEGREE:
             why = f"runtime {query.runtime.name!r} takes one for all stages; {why}"
         raise ValueError(f"plan: no degree of tensor parallelism can be run: {why}")
+    if query.runtime.name in NO_DEGREE:  # there is one choice, so none is split
+        return next(each.query for each in candidates if each.choice.is_allowed), ()
     goal, to_split = Goal(query), deadline.part(0.5)  # the other half is for simulations
     for at, each in enumerate(candidates):
         if each.is_common or not to_split.has_passed():
@@ -345,7 +347,7 @@ def _split(each: _Candidate, goal: Goal, restrict: Restrict | None, deadline: De
     if query.is_rate:
         solution, splits = _fluid_split(query)
         modelled: tuple[float, ...] = (
-            solution.misses_targets,
+            solution.relaxed,
             -max(splits.values(), default=0),
         )
     else:

@@ -19,7 +19,7 @@ from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.rpc_links import describe_rpc
 from hypsolve.planning.saturation import MET
 from hypsolve.planning.slo_text import describe_slos, slo_lines
-from hypsolve.planning.throughput import QUEUES_FULL
+from hypsolve.planning.throughput import OF_USERS, QUEUES_FULL
 from hypsolve.planning.upgrade_text import (
     CLEARLY,
     describe_bound,
@@ -61,6 +61,10 @@ HEADS = {
     "of latency alone": "stage and link, as a share of the latency of one request alone",
 }
 """Heads of `rows_of_nodes`, explained."""
+
+
+WITHOUT_EXPORT = ("tensorrt-llm",)
+"""Runtimes of the catalogue that `hypsolve.export` writes no commands of."""
 
 
 def text(plan: Plan) -> str:
@@ -112,6 +116,8 @@ def _lines(plan: Plan) -> Iterator[str]:
             yield from alternatives_lines(plan)
             yield from forecast_lines(plan)
             yield from error_lines(plan)
+        if plan.query.runtime.name in WITHOUT_EXPORT:
+            yield f"to export: --export json or yaml; {plan.query.runtime.name} has no format"
     if plan.stopped and not plan.interrupted:
         yield f"stopped: {plan.stopped}"
     if plan.upgrades or not plan.stopped:
@@ -198,7 +204,9 @@ def _share(share: float) -> str:
 
 def describe_proof(plan: Plan) -> str:
     """State in one sentence what is proved about the split."""
-    of_nodes = " of these nodes" if plan.unused_nodes else ""
+    found = plan.throughput
+    is_of_all = found is not None and found.bound_is_of_all_nodes
+    of_nodes = " of these nodes" if plan.unused_nodes and not is_of_all else ""
     if plan.throughput is not None:
         return describe_rate(plan.throughput, of_nodes + of_degree(plan), before_split(plan))
     result = plan.result
@@ -237,9 +245,12 @@ def describe_rate(found: Throughput, of_nodes: str = "", before: str = "") -> st
         return f"the rate within the targets was not found in time; {proved}"
     at_least = "at least " * found.is_lower_bound
     quantity = "requests/s" if found.quantity == QUEUES_FULL else found.quantity
+    end = "last completion"
+    if found.quantity == OF_USERS:  # the bound counts each request with the pause after it
+        end = "end of the last think time"
     return (
-        f"simulated over {found.n_requests} requests, from the first arrival to the last"
-        f" completion, it serves {at_least}{found.simulated_requests_per_s:.3g} {quantity};"
+        f"simulated over {found.n_requests} requests, from the first arrival to the {end}, it"
+        f" serves {at_least}{found.simulated_requests_per_s:.3g} {quantity};"
         f" {proved} (gap {'at most ' * found.is_lower_bound}{found.gap:.1%})"
         f"{_of_users(found, of_nodes)}"
     )
@@ -474,10 +485,21 @@ def _largest_rate(forecast: Forecast) -> str:
         return f"{waits}; if requests came at a rate instead, it would keep up with {about}"
     if math.isnan(rate_per_s):
         return "the largest rate that it keeps up with takes too long to simulate"
+    if is_asked_rate(forecast):
+        return (
+            f"it keeps up with the {rate_per_s:.3g} requests/s that were asked for; the largest"
+            " rate was not found in time"
+        )
     limit = f", limited by {forecast.limited_by}" if forecast.limited_by else ""
     cut = " (the search for more was cut short)" if forecast.max_rate_is_lower_bound else ""
     about = describe_bound(forecast.max_rate_is_lower_bound)
     return f"it keeps up with {about} {rate_per_s:.3g} requests/s{cut}{limit}"
+
+
+def is_asked_rate(forecast: Forecast) -> bool:
+    """Return whether no larger rate than that of the load is known: it is no result."""
+    rate_per_s = forecast.max_requests_per_s
+    return forecast.max_rate_is_lower_bound and rate_per_s == forecast.load.rate_per_s
 
 
 def _served(forecast: Forecast) -> str:

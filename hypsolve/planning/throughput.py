@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +10,11 @@ from typing import Any
 
 from hypsolve.bounds.throughput import throughput_bound
 from hypsolve.planning.load import Load, with_requests
-from hypsolve.planning.load_search import LoadSearched
+from hypsolve.planning.load_search import LoadSearch, LoadSearched
 from hypsolve.planning.saturation import MET, SimulatedRate
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.split_race import SplitRace
-from hypsolve.planning.split_simulator import UNKNOWN, Cuts, SplitSimulator
+from hypsolve.planning.split_simulator import RACED, UNKNOWN, Cuts, SplitSimulator
 from hypsolve.planning.user_bound import bound_on_users
 from hypsolve.problem.costs import to_instance
 from hypsolve.problem.deployment import Deployment
@@ -55,7 +56,8 @@ class ServedSplit:
         Rate in the fluid model; nan if it was not computed.
     simulated_requests_per_s : float
         Requests over the seconds from the first arrival to the last completion, where every
-        queue is full. With users and no targets: the rate that they get. With targets: the
+        queue is full. With users and no targets: the rate that they get, over the seconds from
+        the first arrival to the end of the last think time, as in the bound. With targets: the
         largest rate of `Throughput.arrivals` at which 95 % of the requests meet them, with or
         without users. It is nan if it was not looked for to the end: in time, or because the
         split has less than 95 % of the rate of another one.
@@ -122,6 +124,9 @@ class Throughput:
     bound_is_of_all_degrees : bool
         Whether `bound_requests_per_s` also holds for all other degrees of tensor parallelism
         that the runtime can run; False if it is of the degrees of the plan alone.
+    bound_is_of_all_nodes : bool
+        Whether `bound_requests_per_s` also holds for all other choices of nodes that the server
+        can use, with its limits on them; False if it is of the nodes of the plan alone.
     gap : float
         ``1 - simulated_requests_per_s / bound_requests_per_s``; nan if that rate is.
     splits : tuple of ServedSplit
@@ -148,11 +153,22 @@ class Throughput:
     gap: float
     splits: tuple[ServedSplit, ...]
     bound_is_of_all_degrees: bool = False
+    bound_is_of_all_nodes: bool = False
     arrivals: str = "Poisson arrivals"
     quantity: str = QUEUES_FULL
     users_requests_per_s: float = math.nan
     users_bound_requests_per_s: float = math.nan
     at_load: LoadSearched | None = None
+
+    def over_nodes(self, bounds: Sequence[float]) -> Throughput:
+        """Return a copy with the largest of the bounds of all choices of nodes."""
+        bound = max([self.bound_requests_per_s, *bounds])
+        return replace(
+            self,
+            bound_requests_per_s=bound,
+            gap=1 - self.simulated_requests_per_s / bound,
+            bound_is_of_all_nodes=not self.bound_is_of_all_degrees,
+        )
 
     def over_degrees(self, bounds: Sequence[float]) -> Throughput:
         """Return a copy with the largest of some degrees' bounds, if all are known."""
@@ -182,6 +198,15 @@ class RateSearch:
     objective : {"throughput", "goodput", "cost"}
     prices_per_hour : mapping of node name to float
         For the objective ``cost``.
+    has_limits_of : callable, optional
+        Whether the server of the runtime has these limits on the nodes of a split; see
+        `PlanQuery.has_limits_of`. No other split is chosen, unless all are others.
+
+    Attributes
+    ----------
+    relaxed : float
+        Factor on the targets at which a split meets them in the fluid model; 1 if one does as
+        they are or there are none, inf if none does at any factor that was tried.
     """
 
     def __init__(
@@ -192,8 +217,11 @@ class RateSearch:
         *,
         objective: str,
         prices_per_hour: Mapping[str, float],
+        has_limits_of: Callable[[Cuts], bool] | None = None,
     ) -> None:
         self.deployment, self.load, self.objective = deployment, load, objective
+        self._has_limits_of = has_limits_of
+        self._known_limits: dict[tuple[bool, ...], bool] = {}
         self.of_users = self.of_fluid = deployment
         if load.mix is not None and load.users is not None:
             self.of_users = with_requests(deployment, load)
@@ -204,7 +232,7 @@ class RateSearch:
         self.instance = to_instance(deployment, objective=Objective.PATH, **rules)
         self.interrupted = False
         self.fluid_result: ServingResult | None = None  # of the last call of `fluid`
-        self.misses_targets = False  # all splits, at any rate in the fluid model
+        self.relaxed = 1.0
         self.settled: set[Cuts] = set()  # splits that were simulated at the length for print
 
     def fluid(self, time_limit_s: float, n_splits: int = N_SPLITS) -> ServingResult:
@@ -213,12 +241,12 @@ class RateSearch:
         If no split meets the targets at any rate in the model, they are left out: a simulation
         decides.
         """
-        for serving, misses_targets in self._instances():
+        for serving, relaxed in self._instances():
             result = solve(
                 serving, "throughput_exact", time_limit_s=time_limit_s, n_splits=n_splits
             )
             if result.partition is not None:
-                self.misses_targets = misses_targets
+                self.relaxed = relaxed
                 break
         self.fluid_result = result
         return result
@@ -229,12 +257,12 @@ class RateSearch:
         `fluid` scores each split again in plain Python, which takes most of its time. What is
         simulated next is ranked without that. The list is empty if nothing fits.
         """
-        for serving, misses_targets in self._instances():
+        for serving, relaxed in self._instances():
             outcome = throughput_exact(
                 serving, time_limit_s=time_limit_s, seed=0, n_splits=n_splits
             )
             if outcome.partition is not None:
-                self.misses_targets = misses_targets
+                self.relaxed = relaxed
                 break
         else:
             return [], 0.0
@@ -244,10 +272,15 @@ class RateSearch:
         splits = (outcome.partition, *outcome.alternatives)
         return [each.cuts for each in splits], outcome.fluid_bound
 
-    def _instances(self) -> Iterator[tuple[ServingInstance, bool]]:
+    @property
+    def misses_targets(self) -> bool:
+        """Whether no split meets the targets at any rate in the fluid model."""
+        return self.relaxed > 1
+
+    def _instances(self) -> Iterator[tuple[ServingInstance, float]]:
         """Yield instances with the targets, with larger ones, and without.
 
-        The second value says whether the targets were left or enlarged.
+        The second value is the factor on the targets: inf where they were left out.
         """
         known = set(self.instance.node_names)
         targets = {"ttft_slo_s": self.load.ttft_slo_s, "tpot_slo_s": self.load.tpot_slo_s}
@@ -255,20 +288,17 @@ class RateSearch:
             "objective": self.objective,
             "prices_per_hour": {n: p for n, p in self.prices_per_hour.items() if n in known},
         }
-        relaxed = [
-            goals | {name: None if s is None else factor * s for name, s in targets.items()}
-            for factor in (1.0, *RELAXED * self.has_targets)
-        ]
-        for each in (*relaxed, {}):
+        for factor in (1.0, *RELAXED * self.has_targets, math.inf):
+            slos = {name: None if s is None else factor * s for name, s in targets.items()}
             yield (
                 to_serving_instance(
                     self.of_fluid,
                     users=self.load.users,
                     think_time_s=self.load.think_time_s,
                     **self.splits_of,
-                    **each,
+                    **({} if math.isinf(factor) else goals | slos),
                 ),
-                each is not relaxed[0] and self.has_targets,
+                factor if self.has_targets else 1.0,
             )
 
     def bound(self, *, has_users: bool = True) -> float:
@@ -380,6 +410,16 @@ class RateSearch:
             asks_load=self._has_goal and (has_users or self.objective == "goodput"),
         )
 
+    def search_load(self, deadline: Deadline, progress: Progress) -> LoadSearched:
+        """Search a split that serves the load within its targets, and return what is known."""
+        rates, _ = self.splits(deadline.part(1.0).limit_s)
+        if not rates:
+            return LoadSearched(is_met=False, n_simulated=0, n_splits=0, was_cut_short=False)
+        simulator = self._simulator(True, self.bound(has_users=False))
+        search = LoadSearch(simulator, self.is_allowed)
+        search.run(list(self._candidates(rates)), deadline, progress)
+        return search.result()
+
     def served(
         self, cuts: Cuts, share: float, deadline: Deadline
     ) -> tuple[ServedSplit, tuple[float, ...]]:
@@ -402,6 +442,19 @@ class RateSearch:
         race = self._race({}, self.bound(has_users=not self._has_goal))
         order = race.alone(cuts, deadline, in_full=share >= 1)
         return Candidate("fluid model", cuts).served(race), order
+
+    def raced(self, cuts: Cuts, to_beat_per_s: float, deadline: Deadline) -> float:
+        """Return the largest rate within targets of a split, confirmed by long simulations.
+
+        It is nan if a short simulation misses the targets at `to_beat_per_s`, or if the time is
+        not enough.
+        """
+        simulator = self._simulator(True, self.bound(has_users=False))
+        rate = simulator.ranked(cuts, to_beat_per_s / RACED, deadline)
+        if math.isnan(rate.requests_per_s):
+            return math.nan
+        rate, is_refined = simulator.refined(cuts, rate, deadline)
+        return rate.requests_per_s if is_refined else math.nan
 
     def saturated(
         self, cuts: Cuts, share: float = 1.0, bound_per_s: float = math.inf
@@ -429,7 +482,10 @@ class RateSearch:
 
     def is_allowed(self, cuts: Cuts) -> bool:
         """Return whether a split that fits may be chosen."""
-        return True
+        used = tuple(i < j for i, j in itertools.pairwise(cuts))
+        if self._has_limits_of is not None and used not in self._known_limits:
+            self._known_limits[used] = self._has_limits_of(cuts)
+        return self._known_limits.get(used, True)
 
     @property
     def has_targets(self) -> bool:
@@ -452,11 +508,15 @@ class RateSearch:
 
     def _candidates(self, fluid: Mapping[Cuts, float]) -> dict[Cuts, Candidate]:
         """Return the splits to simulate, those of the fluid model first."""
+        allowed = [cuts for cuts in fluid if self.is_allowed(cuts)]
         found = {
             cuts: Candidate("fluid model", cuts, math.nan if self.misses_targets else rate)
             for cuts, rate in fluid.items()
+            if cuts in allowed or not allowed
         }
         for objective, cuts in self._splits_of_rules():
+            if not self.is_allowed(cuts):
+                continue
             each = found.get(cuts, Candidate(objective, cuts))
             found[cuts] = replace(each, best_for=(*each.best_for, objective), is_printed=True)
         for rule in PROPORTIONAL:

@@ -330,11 +330,12 @@ def _simulated(candidate: _Candidate, goal: Goal, deadline: Deadline) -> Simulat
         splits = list(dict.fromkeys([cuts, *splits]))
     found = {}
     for cuts in splits:
+        is_own = query.has_limits_of(cuts)
         found[cuts] = predict(
-            solution.deployment,
+            solution.deployment if is_own else query.with_limits_of(cuts).deployment(),
             Partition(cuts),
             query.load,
-            instance=solution.instance,
+            instance=solution.instance if is_own else None,
             deadline=deadline,
             only=goal.quantity,
         )
@@ -356,10 +357,10 @@ def _saturated(
     rates: dict[tuple[int, ...], SimulatedRate] = {}
     for cuts in splits:
         if not rates or not deadline.has_passed():
-            rates[cuts] = saturated(query, cuts, FIRST_SHARE)
+            rates[cuts] = saturated(query.with_limits_of(cuts), cuts, FIRST_SHARE)
     best = max(rates, key=lambda cuts: rates[cuts].requests_per_s)
     if not deadline.has_passed():
-        rates[best] = saturated(query, best)
+        rates[best] = saturated(query.with_limits_of(best), best)
     rate = rates[best]
     return Simulated(rate.requests_per_s, best, is_lower_bound=rate.is_lower_bound)
 

@@ -237,6 +237,21 @@ class Runtime:
             Batching.PIPELINE: "one batch passes all stages, one under way per stage",
             Batching.SERIAL: "one batch at a time passes all stages",
         }[self.batching]
+        kv = "reserved at admission" if self.kv_admission == "reserve" else "paged"
+        return (
+            f"runtime {self.name}: {batches}; {self.describe_limits()}; KV cache {kv},"
+            f" in {self.memory_fraction:.0%} of the memory"
+        )
+
+    def describe_limits(self) -> str:
+        """Describe the limits on requests and tokens in a few words.
+
+        Examples
+        --------
+        >>> import hypsolve as hs
+        >>> hs.runtime("vllm").describe_limits()
+        'at most 256 requests at once in a pipeline, 2048 tokens in a batch'
+        """
         where = {
             Batching.STAGE: "in an iteration",
             Batching.PIPELINE: "at once in a pipeline",
@@ -247,11 +262,7 @@ class Runtime:
             words.append(f"{count(self.max_num_batched_tokens, 'token')} in a batch")
         if self.chunk_tokens is not None:
             words.append(f"{count(self.chunk_tokens, 'prompt token')} in a batch")
-        kv = "reserved at admission" if self.kv_admission == "reserve" else "paged"
-        return (
-            f"runtime {self.name}: {batches}; at most {', '.join(words)}; KV cache {kv},"
-            f" in {self.memory_fraction:.0%} of the memory"
-        )
+        return f"at most {', '.join(words)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, for JSON and TOML."""

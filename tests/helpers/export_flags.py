@@ -29,6 +29,7 @@ FLAGS = {
         "--model-path", "--pp-size", "--tp-size", "--dp-size",
         "--nnodes", "--node-rank", "--dist-init-addr", "--context-length",
         "--max-running-requests", "--chunked-prefill-size", "--max-prefill-tokens",
+        "--enable-mixed-chunk",
         "--mem-fraction-static", "--page-size",
         "--kv-cache-dtype", "--dtype", "--host", "--port",
     },

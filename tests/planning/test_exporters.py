@@ -21,6 +21,7 @@ from hypsolve.planning.exporters import (
     not_expressible,
 )
 from hypsolve.planning.runtime_restrictions import nearest_plan
+from hypsolve.planning.text import WITHOUT_EXPORT
 from tests.cli.test_cli import run
 from tests.helpers.exports import SLOW_FIRST, WIRE, plan, planned, tier
 
@@ -267,7 +268,8 @@ UNTOLD = [
         "sglang",
         "max_num_batched_tokens = 300 limits",
     ),
-    ("sglang", {}, "sglang", "sglang 0.5.23 computes prompts first"),
+    ("sglang", {}, "sglang", "mixed batches were simulated: --enable-mixed-chunk asks"),
+    ("sglang", {"chunk_tokens": None}, "sglang", "sglang 0.5.23 mixes prompts"),
     ("llama.cpp", {"kv_admission": "paged"}, "llama.cpp", "a paged KV cache was simulated"),
     ("llama.cpp", {"memory_fraction": 0.3}, "llama.cpp", "memory_fraction = 0.3 is no flag"),
     ("llama.cpp", {"max_num_seqs": 300}, "llama.cpp", "300 requests at once were simulated"),
@@ -298,3 +300,33 @@ def test_servers_refuse_neither_slots_nor_chunks():
         "sglang", chunk_tokens=1000, kv_block_tokens=16
     )
     assert "--chunked-prefill-size 16 " in text("sglang", chunk_tokens=10, kv_block_tokens=16)
+
+
+@pytest.mark.parametrize("chunk_tokens", [2048, None])
+def test_sglang_mixes_batches_as_simulated(chunk_tokens):
+    """Its scheduler mixes only with a positive --chunked-prefill-size and --enable-mixed-chunk.
+
+    (sgl-project/sglang, scheduler: ``chunked_prefill_size > 0 and enable_mixed_chunk``.)
+    """
+    plain = planned((0, 34))
+    runtime = hs.runtime("sglang", chunk_tokens=chunk_tokens)
+    found = replace(plain, deployment=replace(plain.deployment, runtime=runtime))
+    words = export(found, "sglang").split()
+    chunk = int(words[words.index("--chunked-prefill-size") + 1])
+    assert ("--enable-mixed-chunk" in words) == (chunk > 0) == (chunk_tokens is not None)
+
+
+def test_what_a_server_does_beyond_its_context_is_said():
+    """vLLM refuses prompt + max_tokens > max_model_len (HTTP 400); it shortens no answer."""
+    found = planned((0, 34))
+    says = {server: "; ".join(cautions(found, server)) for server in ("vllm", "sglang")}
+    assert "refuses (HTTP 400)" in says["vllm"] and "shortens" not in says["vllm"]
+    assert "shortens answers" in says["sglang"]
+
+
+def test_a_runtime_without_a_format_names_the_plain_ones():
+    """tensorrt-llm can be planned; the list of formats did not say which one to take."""
+    with pytest.raises(ValueError, match="tensorrt-llm are written; take json or yaml"):
+        export(planned((0, 34)), "tensorrt-llm")
+    known = [name for name in hs.runtimes() if name != "ideal" and name not in RUNTIMES]
+    assert known == list(WITHOUT_EXPORT)

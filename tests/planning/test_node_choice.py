@@ -1,5 +1,7 @@
 """The nodes of a server's plan: none that lowers the rate, and the defaults of their GPUs."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -7,9 +9,11 @@ import hypsolve as hs
 from hypsolve.cli.commands import _tell_nodes
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning.node_choice import networks
-from hypsolve.planning.query import PlanQuery
+from hypsolve.planning.query import PlanQuery, bound_of
 from hypsolve.planning.runtime_networks import limited
 from hypsolve.planning.runtime_restrictions import network_for_server
+from hypsolve.planning.server_plan import plan_for_server
+from hypsolve.planning.slo_text import describe_answer
 from hypsolve.solvers.clock import Deadline
 from tests.helpers.sizes import n_cases
 
@@ -144,3 +148,63 @@ def test_a_choice_that_the_limit_ended_says_so(capsys):
         _tell_nodes(nodes_of, as_json=True)
         told = "a longer --time-limit" in capsys.readouterr().err
         assert told == nodes_of.is_cut_short
+
+
+@pytest.mark.parametrize("objective", [None, "path"])
+@pytest.mark.parametrize("seed", range(n_cases(2, 6)))
+def test_limits_are_those_of_the_nodes_that_hold_blocks(seed, objective):
+    """Whatever the seed, and also for an objective in seconds, which compares no nodes."""
+    query = PlanQuery.of(
+        "llama-3.2-3b", network(["l4"], ["a10"], ["h100"], link=WAN), runtime="vllm",
+        prompt_tokens=256, output_tokens=32, seed=seed, objective=objective, time_limit_s=20,
+    )  # fmt: skip
+    plan = plan_for_server(query, with_upgrades=False).plan
+    gpu_of = {n.name: n.gpu for tier in query.network.network.tiers for n in tier.nodes}
+    used = [gpu_of[node.node] for node in plan.nodes if node.is_used]
+    assert plan.query.runtime == hs.runtime("vllm", gpus=used)
+    chosen = network_for_server(query)
+    held = [node.gpu for node in _used(chosen)]
+    assert chosen.query.runtime == hs.runtime("vllm", gpus=held)
+
+
+def _used(chosen):
+    """Return the nodes of a choice that hold blocks in its split, or may if it has none."""
+    tiers = chosen.query.network.network.tiers
+    if chosen.solution is None:
+        return [node for tier in tiers for node in tier.nodes if node.name in chosen.used]
+    cuts = chosen.solution.result.partition.cuts
+    return [n for k, tier in enumerate(tiers) if cuts[k] < cuts[k + 1] for n in tier.nodes]
+
+
+def test_a_load_is_refused_for_all_nodes_and_their_limits():
+    """The plan on the H100 alone, with its limits, was called all splits of the network.
+
+    The bound of an independent query on each set of nodes tells which of them may serve the
+    load; the H100 alone is simulated.
+    """
+    gpus, rate = (["l4"], ["a10"], ["h100"]), 45.0
+    asked = {
+        "runtime": "vllm", "prompt_tokens": 1024, "output_tokens": 256, "rate_per_s": rate,
+        "ttft_slo_s": 2.0, "tpot_slo_s": 0.06, "time_limit_s": 60,
+    }  # fmt: skip
+    query = PlanQuery.of("llama-3-8b", network(*gpus, link=WAN), **asked)
+    answer = plan_for_server(query, with_upgrades=False).plan.slo_answer
+    assert answer.decided_by == "bound"
+    asked["rate_per_s"] = 38.0
+    query = PlanQuery.of("llama-3-8b", network(*gpus, link=WAN), **asked)
+    plan = plan_for_server(query, with_upgrades=False).plan
+    answer, bounds = plan.slo_answer, {}
+    for n in range(1, 4):
+        for row in itertools.combinations([0, 1, 2], n):
+            alone = PlanQuery.of(
+                "llama-3-8b", network(*(gpus[k] for k in row), link=WAN, min_blocks=()), **asked
+            )
+            bounds[row] = bound_of(alone, has_users=False)
+    n_refuted = sum(bound < 38 for bound in bounds.values())
+    assert plan.throughput.bound_requests_per_s >= max(bounds.values()) * (1 - 1e-6)
+    assert plan.throughput.bound_is_of_all_nodes
+    assert answer.decided_by == "all splits" and not answer.is_met
+    assert n_refuted == answer.n_refuted == 6
+    text = describe_answer(answer, query.load)
+    assert "1024 requests at once in a pipeline, 8192 tokens in a batch" in text
+    assert "on 6 other choices of the nodes" in text

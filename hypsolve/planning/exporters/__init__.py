@@ -130,6 +130,8 @@ def export(
     '--pipeline-model-parallel-layout "Et*23|t*9L"'
     """
     valid.of_type("export", "plan", plan, Plan)
+    if no_format := not_written(runtime):
+        raise ValueError(f"export: {no_format}")
     valid.known("runtime", runtime, RUNTIMES)
     valid.known("model_type", model_type, MODULES)
     if instead_of is not None:
@@ -161,6 +163,22 @@ def export(
         long = [f"# {line}" for line in too_long(plan.model, load, runtime)]
         text = "\n".join([*long, *left_out(plan, layout, instead_of), *idle, text])
     return text.rstrip("\n") + "\n"
+
+
+def not_written(runtime: str) -> str:
+    """Return why a runtime of the catalogue is no format of `export`; empty if it is one.
+
+    Examples
+    --------
+    >>> not_written("tensorrt-llm")[:55]
+    'no commands of tensorrt-llm are written; take json or y'
+    """
+    if runtime in RUNTIMES or runtime not in catalog.runtimes():
+        return ""
+    return (
+        f"no commands of {runtime} are written; take {' or '.join(PLAIN)}, which state blocks,"
+        " nodes, degrees and the simulated limits, for its own configuration"
+    )
 
 
 def not_expressible(plan: Plan | Layout, runtime: str) -> str:
@@ -248,7 +266,7 @@ def cautions(plan: Plan, runtime: str) -> list[str]:
         if runtime == "llama.cpp":
             lines += too_many_slots(Layout.of(plan), load)
         context = llama_cpp.slot_tokens(load) if runtime == "llama.cpp" else load.tokens
-        lines.append(no_slack(load, context))
+        lines.append(no_slack(load, context, runtime))
     if runtime == "accelerate" and n_stages > 1:
         lines.append("a device_map is for one machine: device k must be the GPU of stage k")
     if runtime == "accelerate" and n_stages > 1 and plan.model.tied_bytes:

@@ -134,6 +134,7 @@ def _limits(layout: Layout, replica: Replica, load: BenchmarkLoad) -> str:
         f"--context-length {load.tokens + HEADROOM_TOKENS}",
         f"--max-running-requests {layout.sequences(replica, load)}",
         f"--chunked-prefill-size {chunk}",
+        "--enable-mixed-chunk" if chunk > 0 else "",
         f"--max-prefill-tokens {chunk}" if chunk > MAX_PREFILL_TOKENS else "",
         f"--mem-fraction-static {layout.memory_share(replica, 'sglang'):g}",
         f"--page-size {runtime.kv_block_tokens}" if paged else "",

@@ -60,10 +60,15 @@ def untold(simulated: Runtime, server: str) -> list[str]:
             f"memory_fraction = {simulated.memory_fraction:g} is no flag of llama.cpp, which"
             " takes what weights and slots need"
         )
-    if server == "sglang":
+    if server == "sglang" and simulated.prompt_limit is None:
         lines.append(
-            "sglang 0.5.23 computes prompts first and does not mix them with decode tokens"
-            " unless --enable-mixed-chunk is set: mixed batches were simulated"
+            "sglang 0.5.23 mixes prompts with decode tokens only where it computes prompts in"
+            " chunks: mixed batches were simulated without"
+        )
+    elif server == "sglang":
+        lines.append(
+            "mixed batches were simulated: --enable-mixed-chunk asks for them, which sglang"
+            " 0.5.23 leaves off by default"
         )
     return lines
 
@@ -108,11 +113,18 @@ def too_long(model: Model, load: BenchmarkLoad, server: str) -> list[str]:
     return [f"{line}: {server} refuses to start with {flag}"]
 
 
-def no_slack(load: BenchmarkLoad, context: int) -> str:
-    """Return what the length of the context, in tokens, means for other requests."""
+def no_slack(load: BenchmarkLoad, context: int, server: str) -> str:
+    """Return what the length of the context, in tokens, means for other requests.
+
+    vLLM refuses a request whose prompt and `max_tokens` are longer than the context, with HTTP
+    status 400. SGLang and llama.cpp end its answer at the end of the context.
+    """
     more = context - load.tokens
     has = f"{more} tokens more than" if more else f"exactly {load.tokens} tokens, as"
-    return (
-        f"the context has {has} simulated: a chat template or a BOS token shortens answers, so"
-        " raise the limit if prompts are longer"
-    )
+    then = "shortens answers, so raise the limit if prompts are longer"
+    if server == "vllm":
+        then = (
+            "makes longer requests, which vllm refuses (HTTP 400): lower max_tokens, or raise"
+            " --max-model-len"
+        )
+    return f"the context has {has} simulated: a chat template or a BOS token {then}"
