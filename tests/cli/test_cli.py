@@ -128,7 +128,11 @@ def test_methods_side_by_side(capsys, example):
     code, out, err = run(capsys, *arguments, "--objective", "bottleneck")
     assert (code, err) == (0, "")
     *table, note, layers, limits, error = out.strip().splitlines()
-    assert error.startswith("expected error: ") and note.startswith("gap: ") and layers.startswith("layers by tier: ")
+    assert (
+        error.startswith("expected error: ")
+        and note.startswith("gap: ")
+        and layers.startswith("layers by tier: ")
+    )
     assert "TTFT and TPOT (mean, p50, p95, p99)" in limits
     rows = {line.split()[0]: line for line in table[1:]}
     assert next(iter(rows)) == "throughput_exact"
