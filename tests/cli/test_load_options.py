@@ -204,8 +204,8 @@ def test_pareto_marks_what_is_within_the_targets(capsys, network, ttft_slo_s, sh
                "--output", 8, "--concurrency", 1, "--ttft-slo", ttft_slo_s)  # fmt: skip
     code, out, _ = run(capsys, *command)
     assert code == 0 and f"within TTFT <= {show_seconds(ttft_slo_s)}; * from 95%" in out
-    head, *rows = out.splitlines()[2:]
-    assert "within targets" in head and rows
+    head, *rows, errors = out.splitlines()[2:]
+    assert "within targets" in head and rows and errors.startswith("expected error")
     assert all(f"{share:.1%}{' *' * (share == 1)}  " in row for row in rows)
     code, out, _ = run(capsys, *command, "--json")
     assert code == 0 and json.loads(out)
