@@ -24,7 +24,7 @@ from experiments import losses, readme_picture
 from hypsolve import cli
 from hypsolve.planning.place_query import PlaceQuery
 from hypsolve.planning.query import PlanQuery
-from tests.helpers.short_simulations import SHORT, count_own_seconds, set_lengths
+from tests.helpers.short_simulations import SHORT, count_cpu_seconds, set_lengths
 
 matplotlib.use("Agg")
 
@@ -88,7 +88,7 @@ def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
 
     monkeypatch.chdir(tmp_path)
-    count_own_seconds(monkeypatch)
+    count_cpu_seconds(monkeypatch)
     if not any(mark in ("output", "printed") for _, mark, _ in blocks_of(page)):
         shorten_outputs(monkeypatch)
         set_lengths(monkeypatch, SHORT)

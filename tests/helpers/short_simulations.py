@@ -24,20 +24,29 @@ SHORT = (
 FULL = tuple((module, name, getattr(module, name)) for module, name, _ in SHORT)
 
 
-def set_lengths(patch, node):
-    """Set the lengths of simulations in a test or a module, as long as a patch lasts."""
-    lengths = FULL if node.get_closest_marker("full_length") else n_cases(SHORT, FULL)
+def count_cpu_seconds(patch):
+    """Let time limits count the CPU seconds of this process, as long as a patch lasts."""
+    patch.setattr(clock, "now", time.process_time)
+    patch.setattr(simulation_search, "perf_counter", time.process_time)
+
+
+def set_lengths(patch, lengths):
+    """Set `SHORT` or `FULL` lengths of simulations, as long as a patch lasts."""
     for module, name, value in lengths:
         patch.setattr(module, name, value)
+
+
+def lengths_of(node):
+    """Return the lengths of simulations in a test or a module."""
+    return FULL if node.get_closest_marker("full_length") else n_cases(SHORT, FULL)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def short_simulations(request):
     """Shorten simulations for a whole module, so also for fixtures that hold a plan."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clock, "now", time.process_time)
-        patch.setattr(simulation_search, "perf_counter", time.process_time)
-        set_lengths(patch, request.node)
+        count_cpu_seconds(patch)
+        set_lengths(patch, lengths_of(request.node))
         yield
 
 
@@ -45,5 +54,5 @@ def short_simulations(request):
 def full_length(request):
     """Restore full lengths for a marked test in a module that is not marked."""
     with pytest.MonkeyPatch.context() as patch:
-        set_lengths(patch, request.node)
+        set_lengths(patch, lengths_of(request.node))
         yield
