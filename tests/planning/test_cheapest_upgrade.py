@@ -84,7 +84,8 @@ def test_a_failure_to_keep_up_is_said_as_such():
     plan = planner.plan_query(query, with_upgrades=False)
     answer, text = plan.slo_answer, str(plan)
     assert not answer.is_met and not answer.keeps_up and answer.slo_attainment >= 0.95
-    assert text.startswith("no: 190 requests/s are not served within TTFT <= 60 s (more than")
+    assert text.startswith("no: 190 requests/s are not served within TTFT <= 60 s with at most")
+    assert "(more than this split keeps up with, " in text.splitlines()[0]
     assert 100 < answer.sustained_requests_per_s < 190
     assert f"which is about {answer.sustained_requests_per_s:.3g}" in text.splitlines()[0]
     assert "all requests are within the targets" not in text and "it takes 95%" not in text

@@ -70,6 +70,7 @@ nodes = [{gpu = "a100-80gb"}]
 """
 
 
+@pytest.mark.full_length
 @pytest.mark.parametrize("memory_gib", [2, 12])
 @pytest.mark.parametrize("objective", ["bottleneck", "path"])
 def test_linked_nodes_of_a_tier_become_stages(memory_gib, objective, tmp_path):
@@ -192,6 +193,7 @@ def test_rows_of_replicas_are_enumerated():
     assert found == alone | rows
 
 
+@pytest.mark.full_length
 @pytest.mark.parametrize(
     "change",
     [

@@ -451,8 +451,10 @@ def test_latencies_that_settle_are_told_from_queues():
     assert means[1] > 1.1 or found.max_rate_is_lower_bound, found
 
 
-def test_queues_stay_or_grow_at_the_largest_rate(found):
+@pytest.mark.full_length
+def test_queues_stay_or_grow_at_the_largest_rate():
     """Over many more requests than are simulated to find it."""
+    found = plan_alone("llama-3-8b", SMALL, rate_per_s=2.0, **ASKED)
     rates = (0.95, 1.15)
     means = []
     for factor in rates:

@@ -37,7 +37,8 @@ def alike(gpu, n, name=None):
 def test_nodes_of_a_server_leave_optional_tiers_optional():
     """A tier with a node for each pipeline had to hold blocks when another one was closed."""
     network = sites(alike("t4", 1), alike("l4", 2), alike("h100", 2), min_blocks=(0, 0, 0))
-    query = hs.PlanQuery.of("llama-3-8b", network, **SHORT)
+    limits = {"max_num_seqs": 256, "max_num_batched_tokens": 2048}
+    query = hs.PlanQuery.of("llama-3-8b", network, **limits, **SHORT)
     best = solve_query(query)
     assert best.result.partition.cuts == (0, 0, 0, 34)  # the premise
     chosen = network_for_server(query, split=lambda of: replace(best, query=of))
@@ -164,6 +165,8 @@ def test_a_stated_rule_is_kept_under_every_degree():
     assert query.optional == ()  # every tier has its own degree
 
 
+@pytest.mark.full_length
+@pytest.mark.full_length
 def test_the_search_for_a_rate_may_begin_anywhere():
     """A rate that was served under overload says where to look, and proves nothing."""
     query = hs.PlanQuery.of("llama-3-8b", sites(alike("h100", 2)), **SHORT)
