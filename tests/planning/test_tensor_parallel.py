@@ -183,6 +183,7 @@ def test_ideal_lets_every_stage_have_its_degree():
     )
 
 
+@pytest.mark.full_length
 def test_the_goal_decides():
     """For the least latency of one request alone more GPUs compute as one than for the rate."""
     network = lab([machine()])

@@ -841,6 +841,32 @@ def test_all_backends_live_in_one_process(first):
     assert run.stdout.strip() == "all solved"
 
 
+HIGHS_OF_THE_USER = """
+import highspy
+import numpy as np
+
+first = highspy.Highs()
+first.setOptionValue("threads", 2)
+first.minimize(first.addVariable(lb=1.0))
+
+import hypsolve as hs
+from tests.helpers.placement_oracles import random_placement
+
+two = hs.Instance.from_tables(np.ones((1, 1, 4)), np.ones(4), [[(0, 3)], [(0, 3)]])
+print(hs.solve(two, "partition_highs").status)
+print(hs.solve(random_placement(np.random.default_rng(0)), "placement_highs").status)
+"""
+
+
+def test_highs_is_on_one_thread_where_the_process_has_used_several():
+    """HiGHS refused the number of threads, and a placement was called infeasible."""
+    run = subprocess.run(
+        [sys.executable, "-c", HIGHS_OF_THE_USER], capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-2:] == ["optimal", "optimal"]
+
+
 def test_twin_formulations_name_the_same_rules():
     def rules(module):
         tree = ast.parse(inspect.getsource(module))

@@ -118,7 +118,6 @@ def _solve_highs(
     build_s = deadline.spent_s() - started_s
     options: dict[str, Any] = {
         "time_limit": deadline.left_s(),
-        "threads": 1,
         "random_seed": seed % 2**31,
         "mip_rel_gap": 0.0,
         "mip_abs_gap": 0.0,
@@ -134,7 +133,7 @@ def _solve_highs(
             lambda e: on_solution(e.data_out.mip_solution, e.data_out.mip_dual_bound)
         )
     highs.HandleUserInterrupt = True
-    interruptible(highs.run, highs.cancelSolve)
+    interruptible(lambda: run_on_one_thread(highspy, highs), highs.cancelSolve)
     status, info = highs.getModelStatus(), highs.getInfo()
     states = highspy.HighsModelStatus
     # a model without variables cannot satisfy the rows that require a path
@@ -167,6 +166,20 @@ def silent_highs(highspy: Any) -> Any:
             return super().enableCallbacks()
 
     return SilentHighs()
+
+
+def run_on_one_thread(highspy: Any, highs: Any) -> None:
+    """Run HiGHS on one thread, also where this process has started HiGHS on several.
+
+    All models of a process share the threads of HiGHS, so it refuses another number of them
+    than that of its first model.
+    """
+    highs.setOptionValue("threads", 1)
+    highs.setOptionValue("parallel", "off")
+    highs.run()
+    if highs.getModelStatus() == highspy.HighsModelStatus.kNotset:
+        highs.setOptionValue("threads", 0)  # as many as there are; `parallel` leaves one
+        highs.run()
 
 
 def _as_highs(problem: Any, highspy: Any, deadline: Deadline) -> Any:

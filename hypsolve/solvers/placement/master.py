@@ -386,15 +386,15 @@ def solve_relaxation(program: Program) -> tuple[float | None, Array, Array]:
     matrix.index_ = np.array([v for row in entries for v in row], np.int32)
     matrix.value_ = np.array([a for row in entries for a in row.values()], float)
     highs.passModel(model)
-    for option, value in (
-        ("threads", 1),
-        ("primal_feasibility_tolerance", 1e-9),
-        ("dual_feasibility_tolerance", 1e-9),
-    ):
-        highs.setOptionValue(option, value)
-    highs.run()
-    if highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+    highs.setOptionValue("primal_feasibility_tolerance", 1e-9)
+    highs.setOptionValue("dual_feasibility_tolerance", 1e-9)
+    pulp_backend.run_on_one_thread(highspy, highs)
+    status, states = highs.getModelStatus(), highspy.HighsModelStatus
+    if status in (states.kInfeasible, states.kUnboundedOrInfeasible, states.kModelEmpty):
         return None, np.zeros(n), np.zeros(len(program.rows))
+    if status != states.kOptimal:
+        reason = highs.modelStatusToString(status)
+        raise RuntimeError(f"HiGHS did not solve a relaxation: {reason!r}")
     solution = highs.getSolution()
     duals = np.maximum(-np.array(solution.row_dual), 0.0)
     return -highs.getInfo().objective_function_value, np.array(solution.col_value), duals
