@@ -54,6 +54,14 @@ _NAMES = {
     "throughput_cpsat": "fluid model, CP-SAT",
     "best_simulated": "best simulated",
     "every_split": "every split",
+    "placement_highs": "fluid model, HiGHS",
+    "placement_cpsat": "fluid model, CP-SAT",
+    "replica_per_machine": "a replica per machine",
+    "pipelines_of_one_kind": "pipelines of one kind",
+    "memory_ring": "memory ring (exo)",
+    "kinds_as_tiers": "kinds as tiers",
+    "equal_stages": "equal stages (SWARM)",
+    "greedy_fill": "greedy fill (Petals)",
 }
 
 

@@ -1,6 +1,6 @@
 """All experiments by name: the families of runs, and the measurements of this machine."""
 
-from experiments import anytime, claims, runner, serving, solving
+from experiments import anytime, claims, placing, runner, serving, solving
 from experiments.definitions import MEASUREMENTS, Shown
 
 FAMILIES: dict[str, runner.Family] = {
@@ -8,6 +8,7 @@ FAMILIES: dict[str, runner.Family] = {
     "anytime": anytime,
     "claims": claims,
     "serving": serving,
+    "placing": placing,
 }
 
 

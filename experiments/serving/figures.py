@@ -14,6 +14,15 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73")  # of lengths
 
 def shares(frame: pd.DataFrame, ax: Axes) -> Axes:
     """Draw every run as a share of the best rate of its deployment, a row per method."""
+    kind = next(iter(kinds(frame)))
+    n = count(frame["digest"].nunique(), "deployment")
+    draw_shares(frame, ax)
+    style.title(ax, f"{kind}; {n}", "0 %: the method has no split that fits")
+    return ax
+
+
+def draw_shares(frame: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw shares of the best rate of a deployment or fleet, without a title."""
     table = with_shares(frame)
     medians = table.groupby("label")["share"].median().sort_values(kind="stable")
     for row, name in enumerate(medians.index[::-1]):
@@ -30,9 +39,6 @@ def shares(frame: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_ylim(len(medians) - 0.5, -0.6)
     ax.set_xlim(-3, 103)
     ax.set_xlabel("share of the best simulated rate (%); bars: quartiles and median")
-    kind = next(iter(kinds(frame)))
-    n = count(frame["digest"].nunique(), "deployment")
-    style.title(ax, f"{kind}; {n}", "0 %: the method has no split that fits")
     return style.clean(ax, "x")
 
 

@@ -54,7 +54,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 def throughput_tables(_: str, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return a table per kind of network with a row per method, and the rates by setting."""
     what = "share of the best simulated rate, gap to the bound on all splits, solve time"
-    tables = {f"{kind}: {what}": _texts(summary(rows)) for kind, rows in kinds(frame).items()}
+    tables = {f"{kind}: {what}": as_texts(summary(rows)) for kind, rows in kinds(frame).items()}
     named = kinds(frame).get("named networks")
     if named is not None:
         title = "named networks: requests/s of the best simulated split, and gap to the bound"
@@ -149,7 +149,8 @@ def _settings(frame: pd.DataFrame) -> pd.DataFrame:
     return table.fillna("-").rename_axis("network, model").rename_axis(None, axis=1)
 
 
-def _texts(table: pd.DataFrame) -> pd.DataFrame:
+def as_texts(table: pd.DataFrame) -> pd.DataFrame:
+    """Write shares and gaps in per cent, and times in seconds, by the last word of a column."""
     words = {"share": percent, "gap": percent, "time": seconds}
     return table.apply(
         lambda column: column.map(words.get(str(column.name).split()[-1], str)), axis=0
