@@ -360,7 +360,7 @@ def raised(
     Examples
     --------
     >>> raised(70.0, 100.0, lambda rate: rate < 86.6)
-    (86.40625, False)
+    (85.9375, False)
     """
     low, high = confirmed_per_s, refused_per_s
     while high - low > CONFIRMED_TO * high:
