@@ -60,6 +60,7 @@ N_STEPS, MAX_STEP, DIFFERENCE = 30, 0.7, 1e-4
 N_CORRECTIONS = 2  # of the closed form by simulations
 MAX_ALONE = 12  # runs that are left out one by one; more are left out by lengths in two halves
 MIN_HELD_OUT = 3  # runs
+OTHER_SERVER = 9.0  # error of the fit from which the benchmark is that of another server
 AT_PEAK = 1e-3  # share below a data sheet from which it is what limits a fit
 KNOWN = 0.5  # share of the prior's variance below which a number counts as seen
 NORMAL = 1.96  # 97.5 % quantile of the normal distribution
@@ -256,7 +257,8 @@ def calibrate(
     Raises
     ------
     ValueError, TypeError
-        If an argument is invalid, or the model does not fit on the GPUs; the message names it.
+        If an argument is invalid, the model does not fit on the GPUs, or the fitted profile
+        stays further off than ten times the measured times; the message names it.
 
     Notes
     -----
@@ -316,6 +318,7 @@ def calibrate(
     unmeasured = np.full_like(after, np.nan)
     held_out = problem.held_out() if len(runs) >= MIN_HELD_OUT else unmeasured
     errors = [problem.mean_errors(each) for each in (before, after, held_out)]
+    _check_fit(benchmark, errors[1])
     source = _source(benchmark, server, errors[0], errors[2])
     return Calibration(
         benchmark=benchmark,
@@ -335,6 +338,18 @@ def calibrate(
         after=errors[1],
         held_out=errors[2],
     )
+
+
+def _check_fit(benchmark: Benchmark, after: Errors) -> None:
+    """Raise if a fit stays so far off its own runs that they are not of this server."""
+    for name, error in (("TPOT", after.tpot), ("TTFT", after.ttft)):
+        if error > OTHER_SERVER:
+            raise ValueError(
+                f"calibrate: {benchmark.path.name}: {name} must be at most"
+                f" {OTHER_SERVER + 1:g} times the measured one after the fit, got"
+                f" {error + 1:.3g} times on average; GPU, model, weights or runtime are not"
+                " those of the benchmark"
+            )
 
 
 def _source(benchmark: Benchmark, server: Server, before: Errors, held_out: Errors) -> str:

@@ -17,6 +17,7 @@ from hypsolve.catalog.interconnects import interconnects
 from hypsolve.cli.measure import keep
 from hypsolve.cli.options import as_json_option, to_write
 from hypsolve.formats.gpu_profile import PROFILE_ENDING, read_gpu_profile, write_gpu_profile
+from hypsolve.planning.platforms import check_weights, weights_of
 from hypsolve.planning.query import to_model
 from hypsolve.planning.text import table
 from hypsolve.problem.model import Model
@@ -31,6 +32,7 @@ UNITS = {
 ROUGH = 0.3  # error of times to first token from which the text explains it
 NEAR, FAR = 0.15, 0.4
 """Largest logarithm of a file's size of weights over the model's: by its format, by another."""
+WORSE = 0.05  # by which an error must grow in a fit to be said
 FEW = 8  # runs, below which the text says how little they are
 
 
@@ -106,11 +108,14 @@ def calibrate(
         "max_num_batched_tokens": max_num_batched_tokens,
     }
     given = {key: value for key, value in limits.items() if value is not None}
+    server = catalog.runtime(runtime, gpus=[start], **given)
+    served = _model(benchmark, model, weights)
+    check_weights("calibrate", server, weights_of(served))
     found = fit(
         benchmark,
         gpu=start,
-        model=_model(benchmark, model, weights),
-        runtime=catalog.runtime(runtime, gpus=[start], **given),
+        model=served,
+        runtime=server,
         interconnect=None if interconnect is None else links_of(interconnect, gpu),
         name=name,
     )
@@ -295,6 +300,15 @@ def _cautions(found: Calibration) -> list[str]:
             " the queue with which a benchmark begins; plans do not add it to a time to first"
             " token"
         )
+    for name, before, after in (
+        ("times per token", found.before.tpot, found.after.tpot),
+        ("times to first token", found.before.ttft, found.after.ttft),
+    ):
+        if after > before + WORSE:
+            lines.append(
+                f"warning: {name} are further off than before the fit, {show_percent(after)}"
+                f" and not {show_percent(before)}: no three numbers explain these runs"
+            )
     if found.after.ttft > ROUGH:
         lines.append(
             f"times to first token stay off by {show_percent(found.after.ttft)}: benchmarks"

@@ -211,3 +211,56 @@ def test_a_fit_at_the_data_sheet_says_so(capsys, tmp_path):
     off = printed.splitlines()[1].rpartition("TPOT ")[2]
     assert off == f"{float(off.split()[0]):.0f} %" and "e+" not in printed  # 1.9e+02 %
     assert read_gpu_profile(out).bytes_per_s <= 936e9
+
+
+def test_a_benchmark_of_another_server_is_refused(capsys, tmp_path):
+    """A time per token of 1 microsecond was "off by 6951334 %", and a profile was written."""
+    path, out = tmp_path / "runs.csv", tmp_path / "mine.toml"
+    path.write_text(HEADER + "llama-3-8b,512,64,1,300,0.001\n")
+    code, _, errors = run(
+        capsys, "calibrate", path, "--gpu", "l4", "--runtime", "vllm", "-o", out
+    )
+    assert code == 2 and not out.exists() and errors.count("\n") == 1
+    assert errors.startswith(
+        "hypsolve: calibrate: runs.csv: TPOT must be at most 10 times the measured one"
+    )
+    assert "GPU, model, weights or runtime are not those of the benchmark" in errors
+
+
+def test_weights_that_a_runtime_does_not_load_are_refused(capsys, tmp_path, runs):
+    """`plan` refused the pair, `calibrate` fitted it."""
+    out = tmp_path / "mine.toml"
+    command = ("calibrate", runs, "--gpu", "l4", "--weights", "q4_k_m", "-o", out)
+    code, _, errors = run(capsys, *command, "--runtime", "vllm")
+    assert code == 2 and not out.exists()
+    assert errors.startswith(
+        "hypsolve: calibrate: weights must be a format that runtime 'vllm' loads ("
+    )
+    assert errors.endswith("got 'q4_k_m'\n")
+
+
+def test_a_fit_that_makes_an_error_larger_says_so(capsys, tmp_path):
+    """Times per token weigh more: those to first token were further off without a word."""
+    path = tmp_path / "runs.csv"
+    command = ("calibrate", path, "--gpu", "l4", "--runtime", "vllm", "--force",
+               "-o", tmp_path / "mine.toml")  # fmt: skip
+    said = []
+    for times in ("1,60,80", "8,300,20"):  # the L4 takes 60 ms to read the weights
+        path.write_text(f"{HEADER}llama-3-8b,512,64,{times}\n")
+        code, printed, _ = run(capsys, *command, "--json")
+        assert code == 0
+        found = json.loads(printed)["errors"]
+        worse = {
+            words
+            for key, words in (("tpot", "times per token"), ("ttft", "times to first token"))
+            if found["of_the_fit"][key] > found["before"][key] + 0.05
+        }
+        _, printed, _ = run(capsys, *command)
+        warned = {
+            words
+            for words in ("times per token", "times to first token")
+            if f"warning: {words} are further off than before the fit" in printed
+        }
+        assert warned == worse
+        said.append(bool(warned))
+    assert said == [False, True]
