@@ -306,7 +306,8 @@ def calibrate(
         visible_bytes=None,
         basis="fitted",
     )
-    before = np.array([simulated(server, start, run) for run in runs])
+    _check_room(start, model, max(degrees))
+    before = np.array([_first(benchmark, server, start, run) for run in runs])
     most = ceiling(gpu.name, model.name)
     problem = _Problem(server, start, runs, before, most)
     x = problem.fit()
@@ -338,6 +339,30 @@ def calibrate(
         after=errors[1],
         held_out=errors[2],
     )
+
+
+def _check_room(gpu: GpuProfile, model: Model, n_gpus: int) -> None:
+    """Raise if the weights take more than the memory of the GPUs that compute as one."""
+    if model.weight_bytes > n_gpus * gpu.memory_bytes:
+        raise ValueError(
+            f"calibrate: model must fit on {count(n_gpus, 'GPU')} of {gpu.memory_bytes:.4g}"
+            f" bytes, got {model.name}, whose weights have {model.weight_bytes:.4g}; give the"
+            " GPU, weights and tensor_parallel that were used"
+        )
+
+
+def _first(
+    benchmark: Benchmark, server: Server, gpu: GpuProfile, run: BenchmarkRun
+) -> tuple[float, float]:
+    """Simulate a run by the profile to start from; an error names the file and the run."""
+    try:
+        return simulated(server, gpu, run)
+    except ValueError as error:
+        reason = str(error).removeprefix("simulate: ")
+        raise ValueError(
+            f"calibrate: {benchmark.path.name}: {run.label}: cannot be simulated on"
+            f" {gpu.name}: {reason}"
+        ) from error
 
 
 def _check_fit(benchmark: Benchmark, after: Errors) -> None:

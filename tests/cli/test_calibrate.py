@@ -264,3 +264,19 @@ def test_a_fit_that_makes_an_error_larger_says_so(capsys, tmp_path):
         assert warned == worse
         said.append(bool(warned))
     assert said == [False, True]
+
+
+def test_runs_that_cannot_be_simulated_are_named(capsys, tmp_path):
+    """The error was one of the simulator, about arrivals that no file has."""
+    path, out = tmp_path / "runs.csv", tmp_path / "mine.toml"
+    path.write_text(HEADER + "llama-3-8b,1000000000,64,1,300,90\n")
+    command = ("calibrate", path, "--gpu", "l4", "--runtime", "vllm", "-o", out)
+    code, _, errors = run(capsys, *command)
+    assert code == 2 and errors.count("\n") == 1
+    assert errors.startswith("hypsolve: calibrate: runs.csv: ")
+    assert " cannot be simulated on L4-vllm: " in errors
+    path.write_text(RUNS)
+    code, _, errors = run(capsys, *command, "--model", "llama-3-70b")
+    assert code == 2 and not out.exists() and errors.count("\n") == 1
+    assert errors.startswith("hypsolve: calibrate: model must fit on 1 GPU of ")
+    assert "got llama-3-70b, whose weights have 1.411e+11" in errors
