@@ -31,6 +31,7 @@ from hypsolve.solve_placement import PLACEMENT_METHODS
 from hypsolve.solvers.clock import MIN_S, Deadline
 
 EXACT, BASELINE = "placement_highs", "replica_per_machine"
+RULES = (BASELINE, "pipelines_of_one_kind")  # whose placements are simulated, too
 OTHERS_SHARE = 0.05  # of the time that is left, for each placement of shorter pipelines
 SOLVE_SHARE = 0.4  # of the time limit, for the search in the fluid model
 RANK_SHARE = 0.4  # of the time that is left then, to rank placements by simulation
@@ -121,7 +122,7 @@ class PlacementSearch:
     def _others(
         self, problem: PlacementProblem, method: str, result: PlacementResult
     ) -> Iterator[Candidate]:
-        """Yield placements of shorter pipelines, and one machine each.
+        """Yield placements of shorter pipelines, and those of `RULES`.
 
         The fluid model overestimates pipelines of many small stages, in which batches bunch.
         """
@@ -129,8 +130,7 @@ class PlacementSearch:
             return
         longest = max(len(each.stages) for each in result.placement.pipelines)
         tries = [(problem.replace(max_stages=n), method) for n in range(longest - 1, 0, -1)]
-        if method != BASELINE:
-            tries.append((problem, BASELINE))
+        tries += [(problem, rule) for rule in RULES if rule != method]
         for each, name in tries:
             if self.deadline.has_passed():
                 return
@@ -141,7 +141,7 @@ class PlacementSearch:
                 self._interrupt("not all placements were found")
                 return
             if other.placement is not None and other.served is not None:
-                origin = name if name == BASELINE else f"{name}, {each.max_stages} stages"
+                origin = name if name in RULES else f"{name}, {each.max_stages} stages"
                 yield Candidate(origin, other.placement, other.served)
 
     def _without_targets(

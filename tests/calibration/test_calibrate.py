@@ -213,7 +213,7 @@ def test_wrong_arguments_are_refused():
         fit([one], gpu="l4")
     with pytest.raises(TypeError, match="unknown argument 'gpus'; did you mean gpu"):
         fit([one], gpus=L4)
-    with pytest.raises(ValueError, match="model must fit on 1 GPU of .* got llama-3-70b"):
+    with pytest.raises(ValueError, match=r"model must fit on 1 GPU of .* got llama-3-70b"):
         fit([run_of((512, 64, 1), (0.1, 0.03))], model=hs.model("llama-3-70b"))
 
 

@@ -329,3 +329,10 @@ def test_an_interrupt_keeps_the_best_so_far(monkeypatch):
     assert plan.interrupted and plan.fits and plan.answer.is_met
     assert str(plan).startswith("stopped: the search for the largest loads was stopped")
     assert place_answer.RAISED  # the module is there
+
+
+def test_rules_are_simulated_beside_the_search():
+    """No card holds the model: one ring of all was shown, where pairs serve more."""
+    pairs = (machine("a"), machine("b"), machine("c", "rtx-3090"), machine("d", "rtx-3090"))
+    plan = hs.place("llama-2-13b", fleet(*pairs), method="memory_ring", **SHORT)
+    assert sorted(len(each.stages) for each in plan.placement.pipelines) == [2, 2]
