@@ -7,7 +7,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from experiments.definitions import EXPERIMENTS, AnyMethod, Experiment, settings
 from hypsolve import Instance, Result, solve
@@ -15,6 +15,17 @@ from hypsolve.solvers.backends.scip import hide_spurious_scip_errors
 
 R = TypeVar("R", bound="SolveRun")
 T = TypeVar("T")
+
+
+class Answered(Protocol):
+    """An answer of a method, with the time it took."""
+
+    @property
+    def solve_time_s(self) -> float:
+        """Seconds that the method took."""
+
+
+A = TypeVar("A", bound=Answered)
 COLUMNS = (
     "experiment",
     "series",
@@ -96,11 +107,7 @@ class SolveRun:
     def measure(self) -> dict[str, Any]:
         """Solve, several times if a solve is short, and return the other columns."""
         self.warm()
-        result = with_loaded_kernels(self.solve)
-        times_s = [result.solve_time_s]
-        while max(times_s) < REPEAT_BELOW_S and len(times_s) < N_TIMINGS:
-            times_s.append(self.solve().solve_time_s)
-        return answer_columns(result, times_s)
+        return answer_columns(*timed(self.solve))
 
     def warm(self) -> None:
         """Solve a tiny instance; one's own method may not take it, and is not warmed."""
@@ -215,6 +222,20 @@ def runs_of(
             if call.is_run(value, seed)
         ]
     return runs
+
+
+def timed(call: Callable[[], A]) -> tuple[A, list[float]]:
+    """Return the answer of a method, and its solve times: several if they are short."""
+    answer = with_loaded_kernels(call)
+    times_s = [answer.solve_time_s]
+    while max(times_s) < REPEAT_BELOW_S and len(times_s) < N_TIMINGS:
+        times_s.append(call().solve_time_s)
+    return answer, times_s
+
+
+def short(value: float) -> float:
+    """Round to six digits, which keeps the files small."""
+    return float(f"{value:.6g}")
 
 
 def with_loaded_kernels(call: Callable[[], T]) -> T:

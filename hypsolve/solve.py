@@ -1,6 +1,5 @@
 """`solve`, which times, scores and checks a method, and the table `METHODS`."""
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -43,6 +42,8 @@ PARTITION = (Objective.BOTTLENECK, Objective.PATH, Objective.P0)
 CP_SAT = "ortools.sat.python.cp_model"
 MATH_OPT = ("ortools.math_opt.python.mathopt", "ortools.util.python.solve_interrupter")
 SCHEDULED = (Objective.MEAN_LATENCY, Objective.MAKESPAN)
+DISPATCH_OPTIONS = {"policy", "partition_objective"}
+"""Options that complete a method which decides the partition alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,34 +357,18 @@ def _completed(function: Callable[..., Outcome], policy: Any) -> Callable[..., O
     return run
 
 
-def options_of(function: Callable[..., Outcome]) -> set[str] | None:
-    """Return the names of a method's options; None if it takes any."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"time_limit_s", "seed"}
-
-
 def _check_options(
     name: str, function: Callable[..., Outcome], options: dict[str, Any], completed: bool
 ) -> None:
     """Raise TypeError for an unknown option; the message lists the known ones."""
-    takes = options_of(function)
-    if takes is None:
-        return
-    if completed:
-        takes |= {"policy", "partition_objective"}
-    for option in options:
-        if option not in takes:
-            listed = ", ".join(sorted(takes)) or "none"
-            why = ""
-            if option in ("policy", "partition_objective"):
-                why = (
-                    " (only a method that decides the partition alone takes it, for objective"
-                    " mean_latency or makespan)"
-                )
-            meant = valid.did_you_mean(option, (*takes, "time_limit_s", "seed"))
-            raise TypeError(f"{name}: unknown option {option!r}; {meant}it takes {listed}{why}")
+    takes = valid.options_of(function)
+    if takes is not None and completed:
+        takes |= DISPATCH_OPTIONS
+    why = (
+        " (only a method that decides the partition alone takes it, for objective"
+        " mean_latency or makespan)"
+    )
+    valid.known_options(name, options, takes, dict.fromkeys(DISPATCH_OPTIONS, why))
 
 
 def _certify(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,7 +88,7 @@ def solve_serving(
     names of the methods for an `Instance`.
     """
     name, entry = _look_up(method, other_methods)
-    _check_options(name, entry.function, options)
+    valid.known_options(name, options, valid.options_of(entry.function))
     if entry.kernels:
         warm(*_families(entry, instance))
     preload(*entry.backends)
@@ -126,20 +125,6 @@ def _look_up(
         f"solve: method must be a name, a function or a ThroughputMethod for a"
         f" ServingInstance, got {method!r:.60}"
     )
-
-
-def _check_options(
-    name: str, function: Callable[..., ServingOutcome], options: dict[str, Any]
-) -> None:
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return
-    takes = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    for option in options:
-        if option not in takes:
-            listed = ", ".join(sorted(takes - {"time_limit_s", "seed"})) or "none"
-            meant = valid.did_you_mean(option, sorted(takes))
-            raise TypeError(f"{name}: unknown option {option!r}; {meant}it takes {listed}")
 
 
 def _certified(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.claims.scenes import Scene
-from experiments.solving import call_of, describe_run, with_loaded_kernels
+from experiments.solving import call_of, describe_run, short, with_loaded_kernels
 from hypsolve import (
     CostModel,
     Deployment,
@@ -158,9 +158,9 @@ class SimRun:
             "status": str(result.status),
             "cuts": "" if result.partition is None else str(result.partition),
             **seen,
-            "planned_s": _short(result.objective_s),
-            "solve_time_s": _short(result.solve_time_s),
-            "run_time_s": _short(time.perf_counter() - began),
+            "planned_s": short(result.objective_s),
+            "solve_time_s": short(result.solve_time_s),
+            "run_time_s": short(time.perf_counter() - began),
             "message": result.message if result.partition is None else "",
         }
 
@@ -299,7 +299,7 @@ def observed(trace: Trace, deployment: Deployment, partition: Partition) -> dict
     if unfinished:
         seen = dict.fromkeys(seen, math.nan)
     return {
-        **{name: _short(value) for name, value in seen.items()},
+        **{name: short(value) for name, value in seen.items()},
         "n_unfinished": numbers.n_unfinished,
         "n_restarts": numbers.restarts,
         "lost_tokens": numbers.lost_tokens,
@@ -325,8 +325,3 @@ def alone_s(
         compute_s += np.where(node >= 0, service_s[rows, k, kinds], 0.0)
     link_s = evaluation.transfer_s(instance, partition).sum(axis=1)
     return compute_s, np.broadcast_to(link_s, n).astype(np.float64)
-
-
-def _short(value: float) -> float:
-    """Round to six digits, which keeps the files small."""
-    return float(f"{value:.6g}")

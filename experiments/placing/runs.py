@@ -8,14 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.serving.runs import RateRun
 from experiments.serving.simulated import served_by
-from experiments.solving import (
-    N_TIMINGS,
-    REPEAT_BELOW_S,
-    call_of,
-    describe_run,
-    with_loaded_kernels,
-)
+from experiments.solving import short, timed
 from hypsolve import (
     PlacementProblem,
     evaluate_placement,
@@ -81,7 +76,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlacingRun:
+class PlacingRun(RateRun):
     """A method on a placement problem, and the columns that identify the row."""
 
     experiment: str
@@ -141,15 +136,15 @@ class PlacingRun:
             "placement": "; ".join(map(str, pipelines)),
             "n_pipelines": len(pipelines),
             "n_machines_used": len(answer.placement.machines) if answer.placement else 0,
-            "simulated_requests_per_s": _short(simulated),
-            "fluid_requests_per_s": _short(fluid),
-            "fluid_bound_requests_per_s": _short(answer.fluid_bound),
-            "fluid_gap": _short(1 - fluid / answer.fluid_bound) if pipelines else math.nan,
-            "bound_requests_per_s": _short(bound),
-            "gap": _short(1 - simulated / bound) if pipelines else math.nan,
-            "solve_time_s": _short(statistics.median(times_s)),
+            "simulated_requests_per_s": short(simulated),
+            "fluid_requests_per_s": short(fluid),
+            "fluid_bound_requests_per_s": short(answer.fluid_bound),
+            "fluid_gap": short(1 - fluid / answer.fluid_bound) if pipelines else math.nan,
+            "bound_requests_per_s": short(bound),
+            "gap": short(1 - simulated / bound) if pipelines else math.nan,
+            "solve_time_s": short(statistics.median(times_s)),
             "n_timings": len(times_s),
-            "run_time_s": _short(time.perf_counter() - began),
+            "run_time_s": short(time.perf_counter() - began),
             "message": answer.message,
         }
 
@@ -175,11 +170,7 @@ class PlacingRun:
         if self.method == BEST:
             answer = self._solve()
             return answer, [answer.solve_time_s]
-        answer = with_loaded_kernels(self._solve)
-        times_s = [answer.solve_time_s]
-        while max(times_s) < REPEAT_BELOW_S and len(times_s) < N_TIMINGS:
-            times_s.append(self._solve().solve_time_s)
-        return answer, times_s
+        return timed(self._solve)
 
     def _solve(self) -> Answer:
         if self.method == BEST:
@@ -215,27 +206,3 @@ class PlacingRun:
             fluid_bound=math.nan,
             solve_time_s=time.perf_counter() - began,
         )
-
-    def describe(self, row: Mapping[str, Any]) -> str:
-        """Return the status, the rate and the gap."""
-        if not row["simulated_requests_per_s"]:
-            return str(row["status"])
-        rate, gap = row["simulated_requests_per_s"], row["gap"]
-        return f"{row['status']}, {rate:.3g} requests/s, gap {gap:.1%}"
-
-    def seconds(self, row: Mapping[str, Any]) -> float:
-        """Return the seconds of placing and simulating."""
-        return float(row["run_time_s"])
-
-    @property
-    def call(self) -> str:
-        """Method and options."""
-        return call_of(self.method, self.options)
-
-    def __str__(self) -> str:
-        return describe_run(self)
-
-
-def _short(value: float) -> float:
-    """Round to six digits, which keeps the files small."""
-    return float(f"{value:.6g}")

@@ -10,13 +10,7 @@ from typing import Any
 
 from experiments.serving.methods import SIMULATING, Answer, solved
 from experiments.serving.simulated import bound_of, served_by
-from experiments.solving import (
-    N_TIMINGS,
-    REPEAT_BELOW_S,
-    call_of,
-    describe_run,
-    with_loaded_kernels,
-)
+from experiments.solving import call_of, describe_run, short, timed
 from hypsolve import Deployment, Partition, evaluate_serving, to_serving_instance
 from hypsolve.kernels.warm_up import warm
 
@@ -57,8 +51,35 @@ COLUMNS = (
 IDENTITY = ("series", "value", "digest", "method", "options", "seed", "time_limit_s", "version")
 
 
+class RateRun:
+    """What runs that measure a rate have in common."""
+
+    __slots__ = ()
+    method: str
+    options: Mapping[str, Any]
+
+    def describe(self, row: Mapping[str, Any]) -> str:
+        """Return the status, the rate and the gap."""
+        if not row["simulated_requests_per_s"]:
+            return str(row["status"])
+        rate, gap = row["simulated_requests_per_s"], row["gap"]
+        return f"{row['status']}, {rate:.3g} requests/s, gap {gap:.1%}"
+
+    def seconds(self, row: Mapping[str, Any]) -> float:
+        """Return the seconds of the method and the simulations."""
+        return float(row["run_time_s"])
+
+    @property
+    def call(self) -> str:
+        """Method and options."""
+        return call_of(self.method, self.options)
+
+    def __str__(self) -> str:
+        return describe_run(self)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServingRun:
+class ServingRun(RateRun):
     """A method on a deployment, and the columns that identify the row.
 
     Attributes
@@ -123,18 +144,18 @@ class ServingRun:
             instance = to_serving_instance(self.deployment)
             fluid = evaluate_serving(instance, answer.partition).fluid_requests_per_s
             seen = {
-                "fluid_requests_per_s": _short(fluid),
+                "fluid_requests_per_s": short(fluid),
                 **self.simulate(answer.partition, bound),
             }
         return {
             "status": str(answer.status),
             "cuts": "" if answer.partition is None else str(answer.partition),
             **seen,
-            "bound_requests_per_s": _short(bound),
+            "bound_requests_per_s": short(bound),
             "n_simulated": answer.n_simulated,
-            "solve_time_s": _short(statistics.median(times_s)),
+            "solve_time_s": short(statistics.median(times_s)),
             "n_timings": len(times_s),
-            "run_time_s": _short(time.perf_counter() - began),
+            "run_time_s": short(time.perf_counter() - began),
             "message": answer.message,
         }
 
@@ -142,8 +163,8 @@ class ServingRun:
         """Simulate a split, and return the columns on that."""
         served = served_by(self.deployment, self.digest, partition, self.n_requests)
         return {
-            "simulated_requests_per_s": _short(served.requests_per_s),
-            "gap": _short(1 - served.requests_per_s / bound),
+            "simulated_requests_per_s": short(served.requests_per_s),
+            "gap": short(1 - served.requests_per_s / bound),
             "n_requests": served.n_requests,
             "n_under_way": served.n_under_way,
         }
@@ -153,38 +174,10 @@ class ServingRun:
         if self.method in SIMULATING:
             answer = self._solve()
             return answer, [answer.solve_time_s]
-        answer = with_loaded_kernels(self._solve)
-        times_s = [answer.solve_time_s]
-        while max(times_s) < REPEAT_BELOW_S and len(times_s) < N_TIMINGS:
-            times_s.append(self._solve().solve_time_s)
-        return answer, times_s
+        return timed(self._solve)
 
     def _solve(self) -> Answer:
         return solved(
             self.method, self.deployment, self.options, time_limit_s=self.time_limit_s,
             seed=self.seed,
         )  # fmt: skip
-
-    def describe(self, row: Mapping[str, Any]) -> str:
-        """Return the status, the rate and the gap."""
-        if not row["simulated_requests_per_s"]:
-            return str(row["status"])
-        rate, gap = row["simulated_requests_per_s"], row["gap"]
-        return f"{row['status']}, {rate:.3g} requests/s, gap {gap:.1%}"
-
-    def seconds(self, row: Mapping[str, Any]) -> float:
-        """Return the seconds of splitting and simulating."""
-        return float(row["run_time_s"])
-
-    @property
-    def call(self) -> str:
-        """Method and options."""
-        return call_of(self.method, self.options)
-
-    def __str__(self) -> str:
-        return describe_run(self)
-
-
-def _short(value: float) -> float:
-    """Round to six digits, which keeps the files small."""
-    return float(f"{value:.6g}")

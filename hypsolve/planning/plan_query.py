@@ -44,7 +44,7 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.deployment import Deployment, Model, Requests
 from hypsolve.problem.instance import Objective, StageRule
 from hypsolve.problem.runtime import IDEAL, Batching, Runtime
-from hypsolve.solve import METHODS, options_of
+from hypsolve.solve import METHODS
 from hypsolve.solvers.throughput.server_arrays import FAMILIES
 
 VISITS_PER_S = 2e5  # in one simulation, per second of the time limit: a tenth of it at most
@@ -287,7 +287,7 @@ class PlanQuery:
         follows = () if is_record else server_defaults(arguments["runtime"], gpus, overrides)
         options = {name: value for name, value in arguments.items() if name not in own}
         method = arguments.get("method")
-        known = options_of(METHODS[method].function) if method in METHODS else set()
+        known = valid.options_of(METHODS[method].function) if method in METHODS else set()
         for option in options:
             takes = ("weights", "with_upgrades", "progress", *own, *OVERRIDES)
             meant = meant_option(option, takes)

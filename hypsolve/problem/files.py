@@ -55,6 +55,23 @@ def checked_path(owner: str, path: Any) -> Path:
     return Path(path)
 
 
+def save_result(path: Any, content: dict[str, Any]) -> None:
+    """Write a result as JSON to a path that ends in ``.json`` or ``.json.gz``.
+
+    Raises
+    ------
+    ValueError
+        If `path` ends in something else.
+    OSError
+        If the folder does not exist or cannot be written to.
+    """
+    path = checked_path("save", path)
+    if not path.name.endswith((".json", ".json.gz")):
+        raise ValueError(f"{path}: the name of a result must end in .json or .json.gz")
+    with replacing(path, "a result") as file:
+        file.write(json.dumps(content, allow_nan=False) + "\n")
+
+
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """Return the content of a file, decompressed if its name ends in ``.gz``.
 

@@ -89,7 +89,7 @@ class Machine:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What makes two machines interchangeable: all but their names, host and offer."""
+        """Return what interchangeable machines share: all but names, host and offer."""
         node = self.node
         return (
             node.gpu,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -182,11 +181,7 @@ class Result:
         OSError
             If the folder does not exist or cannot be written to.
         """
-        path = files.checked_path("save", path)
-        if not path.name.endswith((".json", ".json.gz")):
-            raise ValueError(f"{path}: the name of a result must end in .json or .json.gz")
-        with files.replacing(path, "a result") as file:
-            file.write(json.dumps(self.to_dict(), allow_nan=False) + "\n")
+        files.save_result(path, self.to_dict())
 
     def to_frame(self) -> pandas.DataFrame:
         """Return a table with a row per request and visited tier.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -227,11 +226,7 @@ class ServingResult:
         OSError
             If the folder does not exist or cannot be written to.
         """
-        path = files.checked_path("save", path)
-        if not path.name.endswith((".json", ".json.gz")):
-            raise ValueError(f"{path}: the name of a result must end in .json or .json.gz")
-        with files.replacing(path, "a result") as file:
-            file.write(json.dumps(self.to_dict(), allow_nan=False) + "\n")
+        files.save_result(path, self.to_dict())
 
 
 def _plain(served: ServedRate) -> dict[str, Any]:

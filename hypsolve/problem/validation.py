@@ -5,8 +5,9 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -187,6 +188,34 @@ def suggest_keywords(
         return checked
 
     return decorate
+
+
+def options_of(function: Callable[..., Any]) -> set[str] | None:
+    """Return the names of a method's options; None if it takes any."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"time_limit_s", "seed"}
+
+
+def known_options(
+    owner: str,
+    options: Iterable[str],
+    takes: set[str] | None,
+    why: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Raise TypeError for an option that a method does not take; None: it takes any.
+
+    `why` has a remark on some options, which ends the message.
+    """
+    for option in options:
+        if takes is not None and option not in takes:
+            listed = ", ".join(sorted(takes)) or "none"
+            meant = did_you_mean(option, (*sorted(takes), "time_limit_s", "seed"))
+            raise TypeError(
+                f"{owner}: unknown option {option!r}; {meant}it takes {listed}"
+                f"{why.get(option, '')}"
+            )
 
 
 def reals(
