@@ -85,7 +85,7 @@ class PlacedThroughputTable(TypedDict):
 
 
 class AnswerTable(TypedDict):
-    """What all pipelines serve with their router, simulated."""
+    """Simulated load that all pipelines serve behind their router."""
 
     is_met: Annotated[bool | None, "Whether the load is served; null: none was asked for."]
     slo_attainment: Annotated[float | None, "Share of its requests within all targets."]

@@ -52,7 +52,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class PlacementRate:
-    """What a placement serves in simulation: the sum over its pipelines.
+    """Rate that a placement serves in simulation: the sum over its pipelines.
 
     Attributes
     ----------

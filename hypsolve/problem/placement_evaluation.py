@@ -37,7 +37,7 @@ SLACK = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedPlacement:
-    """What a placement carries in the fluid model.
+    """Rates and latencies of a placement in the fluid model.
 
     Attributes
     ----------

@@ -58,7 +58,7 @@ def test_one_tier_has_an_assumed_link(tmp_path):
 
 
 def test_errors_of_network_files_stay(tmp_path):
-    """Of degrees, too, although they are chosen anew."""
+    """A wrong degree is refused, too, although placements choose degrees anew."""
     with pytest.raises(ValueError, match=r"lab\.toml: tier 1 'rack' nodes 0: .*at most gpus"):
         read(tmp_path, TIERS.replace("tensor_parallel = 2", "tensor_parallel = 8"))
 

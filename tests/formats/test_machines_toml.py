@@ -149,7 +149,7 @@ def test_a_gpu_may_be_a_profile_file(tmp_path):
 
 
 def test_the_example_of_init(tmp_path):
-    """With and without its optional lines."""
+    """The example is read with and without its optional lines."""
     file = read(tmp_path, examples.MACHINES)
     assert file.currency == "USD" and file.notes == ()
     assert {m.offer for m in file.fleet.machines} == {"", "l40s", "h100-pair"}

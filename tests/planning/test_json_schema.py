@@ -339,7 +339,7 @@ def machines_schema():
 
 
 def test_machines_of_init_are_accepted(machines_schema):
-    """With and without what is optional in the example."""
+    """The schema accepts the example with and without its optional lines."""
     optional = re.sub(r"(?m)^# (\w+ = |\[)", r"\1", examples.MACHINES)
     assert optional.count("\n#") < examples.MACHINES.count("\n#") - 12
     for text in (examples.MACHINES, optional):

@@ -47,7 +47,7 @@ def test_equal_pipelines_are_tiers_of_several_nodes(seed, policy):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("seed", range(4))
 def test_equal_replicas_are_nodes_of_a_tier(seed, policy):
-    """With one stage, every node of a tier is a pipeline, in the mode `stage` as well."""
+    """A node of a tier is a pipeline of one stage, in the mode `stage` as well."""
     problem, placement, options = equal_pipelines(seed, n_stages=1)
     deployment, partition = tiers_of(problem, placement)
     options |= {"batching": "stage", "kv_admission": "reserve", "seed": seed}

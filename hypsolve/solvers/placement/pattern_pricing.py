@@ -59,7 +59,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Priced:
-    """What the patterns of all families earn at most, for some prices.
+    """Largest value of the patterns of all families, at some prices.
 
     Attributes
     ----------
