@@ -11,6 +11,8 @@ from hypsolve.problem.serving_evaluation import evaluate_serving
 from hypsolve.solve_placement import PLACEMENT_METHODS
 from hypsolve.solvers.clock import NEVER
 from hypsolve.solvers.placement.machine_classes import pack
+from hypsolve.solvers.placement.master import Duals
+from hypsolve.solvers.placement.pattern_pool import PatternPool
 from hypsolve.solvers.placement.pattern_values import PatternValues
 from hypsolve.solvers.placement.patterns import PatternSpace
 from hypsolve.solvers.placement.rate_limits import RateLimits
@@ -46,6 +48,20 @@ def test_exact_methods_find_the_best_of_all_placements(seed):
             assert bound <= best * (1 + 1e-7) and result.objective >= best * (1 - 1e-7)
         else:
             assert bound >= best * (1 - 1e-7) and result.objective <= best * (1 + 1e-7)
+
+
+def test_shares_that_come_later_cost_what_their_parts_do():
+    """Dual values of the best bound may be older than patterns that take three GPUs."""
+    problem = random_placement(np.random.default_rng(11))
+    space = PatternSpace(problem)
+    pool = PatternPool(space, PatternValues(space))
+    pool.add(space.of_length(1))
+    duals = Duals(1.0, {share: float(share[1]) for share in pool.shares}, {}, 1.0)
+    known = len(pool.shares)
+    pool.add(space.patterns())
+    assert len(pool.shares) > known, "the fleet must have patterns that take new shares"
+    of_parts = [sum(degree for _, degree in pattern.units) for pattern in pool.patterns]
+    assert pool.cost(duals).tolist() == of_parts
 
 
 @pytest.mark.parametrize("seed", range(n_cases(12, 300)))

@@ -123,19 +123,34 @@ class Duals:
         value = self.value + (self.rate - rate) * requests_per_s
         return Duals(value, self.share, self.link, rate)
 
+    def price(self, share: Share) -> float:
+        """Return the price of a share, at the least that of two smaller ones if it has none.
+
+        A share that no pattern took when the relaxation was solved has no price of its own. It
+        may cost as much as its parts, for a machine with room for it has room for them.
+
+        Examples
+        --------
+        >>> Duals(1.0, {(0, 1): 0.5, (0, 2): 0.75}, {}, 1.0).price((0, 3))
+        1.25
+        """
+        if share in self.share:
+            return self.share[share]
+        c, gpus = share
+        parts = [
+            self.price((c, a)) + self.price((c, gpus - a)) for a in range(1, gpus // 2 + 1)
+        ]
+        return min(parts, default=0.0)
+
     def mixed(self, other: Duals, weight: float, shares: Iterable[Share]) -> Duals:
         """Return the mean of two sets of dual values, with some weight of the other one."""
         own = 1 - weight
-
-        def mean(one: Mapping[Any, float], two: Mapping[Any, float], key: Any) -> float:
-            return own * one.get(key, 0.0) + weight * two.get(key, 0.0)
-
         links = {*self.link, *other.link}
         value = own * self.value + (weight * other.value if weight else 0.0)
         return Duals(
             value,
-            {share: mean(self.share, other.share, share) for share in shares},
-            {link: mean(self.link, other.link, link) for link in links},
+            {s: own * self.price(s) + weight * other.price(s) for s in shares},
+            {e: own * self.link.get(e, 0.0) + weight * other.link.get(e, 0.0) for e in links},
             own * self.rate + weight * other.rate,
         )
 

@@ -161,7 +161,7 @@ class PatternPool:
 
     def cost(self, duals: Duals) -> Array:
         """Return the price of the GPUs of each pattern."""
-        price = np.array([*(duals.share[share] for share in self.shares), 0.0])
+        price = np.array([*map(duals.price, self.shares), 0.0])
         return np.asarray(price[self._share_of].sum(axis=1))
 
     def gpus(self) -> Array:
