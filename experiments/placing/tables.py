@@ -69,12 +69,12 @@ def placement_answers(_: str, frame: pd.DataFrame) -> list[str]:
     lines = []
     found = ratios(frame)
     if len(found):
-        is_met = found.median() >= MIN_RATIO and found.min() >= LEAST_RATIO
         lines.append(
             f"{count(len(found), 'fleet')}: the placement of hypsolve serves"
-            f" {found.median():.2f} times the requests of the best rule, the smallest ratio is"
-            f" {found.min():.2f} (aims: {MIN_RATIO} and {LEAST_RATIO}:"
-            f" {'met' if is_met else 'missed'})"
+            f" {found.median():.2f} times the requests of the best rule"
+            f" (aim {MIN_RATIO}: {'met' if found.median() >= MIN_RATIO else 'missed'}),"
+            f" at least {found.min():.3f} times"
+            f" (aim {LEAST_RATIO}: {'met' if found.min() >= LEAST_RATIO else 'missed'})"
         )
     proofs = frame[frame["method"] == EXACT[0]]
     least = 0
