@@ -36,6 +36,7 @@ from hypsolve.planning.html_report import write_report
 from hypsolve.planning.json_schema import schema
 from hypsolve.planning.place import place, rent
 from hypsolve.planning.place_query import PlaceQuery
+from hypsolve.planning.placement_file import load_placement
 from hypsolve.planning.placement_plan import PlacementPlan
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.query import PlanQuery
@@ -202,6 +203,7 @@ __all__ = [
     "interconnect",
     "interconnects",
     "load",
+    "load_placement",
     "metrics",
     "model",
     "models",
