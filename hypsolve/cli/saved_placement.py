@@ -25,6 +25,8 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.units import count, show_seconds
 from hypsolve.simulation.pipeline_metrics import PipelineMetrics, pipeline_metrics
 from hypsolve.simulation.simulate_placement import PLACEMENT_POLICIES
+from hypsolve.verify.placement import placement_not_covered, verify_placement
+from hypsolve.verify.reading import Refuted
 
 MAX_REQUESTS = 1_000_000  # of a simulation
 NO_PLACEMENT = "holds no placement, for nothing fits"
@@ -229,4 +231,31 @@ def export(placement: str, server: str, machines: str, model: str | None) -> int
             file=sys.stderr,
         )
     print(export_placement(plan, server), end="")
+    return 0
+
+
+@click.command()
+@placement_argument
+@machines_option
+@model_option
+def verify(placement: str, machines: str, model: str | None) -> int:
+    """Check a saved placement without a solver: its rules, and its rates in the fluid model.
+
+    \b
+    hypsolve place --model llama-3-8b --machines machines.toml --save placement.json
+    hypsolve verify placement.json --machines machines.toml
+
+    What the check does not cover is listed: simulations, and that no other placement is better.
+
+    Exit code: 0 verified; 1 refuted, with the first claim that does not hold; 2 bad input.
+    """  # noqa: D301
+    saved = SavedPlacement.of(placement)
+    problem = saved.query(read_machines(machines), model).problem()
+    try:
+        found = verify_placement(problem, dict(saved.document))
+    except Refuted as reason:
+        print(f"refuted: {reason}")
+        return 1
+    print(f"verified: {found}")
+    print(f"not covered: {', '.join(placement_not_covered(saved.document))}")
     return 0

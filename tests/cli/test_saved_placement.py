@@ -128,3 +128,17 @@ def test_missing_files(capsys, files, tmp_path):
     assert code == 2 and "none.json" in err
     code, _, err = run(capsys, "simulate", machines[1], *machines)
     assert code == 2 and "not JSON" in err
+
+
+def test_verify(capsys, files, tmp_path):
+    placement, machines = files
+    code, out, err = run(capsys, "verify", placement, *machines)
+    assert (code, err) == (0, "") and out.startswith("verified: the placement keeps the rules")
+    assert "\nnot covered: answer, currency" in out
+    table = json.loads(placement.read_text())
+    table["pipelines"][0]["fluid_requests_per_s"] *= 1.01
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(table))
+    code, out, _ = run(capsys, "verify", bad, *machines)
+    assert code == 1
+    assert out == "refuted: pipelines[0].fluid_requests_per_s: it is not carried\n"
