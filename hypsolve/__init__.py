@@ -38,6 +38,7 @@ from hypsolve.planning.place import place, rent
 from hypsolve.planning.place_query import PlaceQuery
 from hypsolve.planning.placement_file import load_placement
 from hypsolve.planning.placement_plan import PlacementPlan
+from hypsolve.planning.placement_replan import MovedPipeline, PlacementReplan, replan_placement
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.replan import Replan, replan
@@ -143,6 +144,7 @@ __all__ = [
     "Method",
     "Metrics",
     "Model",
+    "MovedPipeline",
     "Network",
     "NetworkFile",
     "Node",
@@ -162,6 +164,7 @@ __all__ = [
     "PlacementOutcome",
     "PlacementPlan",
     "PlacementProblem",
+    "PlacementReplan",
     "PlacementResult",
     "Plan",
     "PlanQuery",
@@ -224,6 +227,7 @@ __all__ = [
     "read_requests",
     "rent",
     "replan",
+    "replan_placement",
     "runtime",
     "runtimes",
     "save",

@@ -23,7 +23,7 @@ from hypsolve.cli.options import (
     to_write,
     without_defaults,
 )
-from hypsolve.cli.saved_placement import or_of_placement, simulate_saved
+from hypsolve.cli.saved_placement import or_of_placement, replan_saved, simulate_saved
 from hypsolve.dispatch.policies import POLICIES
 from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning import comparison, planner
@@ -538,7 +538,7 @@ def _offered(trace: Trace, load: Load) -> str:
     return f"{(len(trace.arrival_s) - 1) / span_s:.3g} per second" if span_s else "all at once"
 
 
-@click.command()
+@or_of_placement(replan_saved)
 @query_options(
     objectives=OBJECTIVES,
     inherits=True,
@@ -569,6 +569,10 @@ def replan(
     \b
     hypsolve plan --model llama-3-8b --network network.toml --json > plan.json
     hypsolve replan --model llama-3-8b --network new.toml --before plan.json --max-moves 4
+    hypsolve replan placement.json --machines new.toml --max-move-gib 20
+
+    The last line is for a placement of hypsolve place --save; its options are printed by
+    hypsolve replan --machines M --help.
     """  # noqa: D301
     with show_progress() as progress:
         plan = plan_anew(

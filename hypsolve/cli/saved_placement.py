@@ -1,4 +1,4 @@
-"""Commands for the file of a placement: `simulate`, `export` and `verify`."""
+"""Commands for the file of a placement: `simulate`, `replan`, `export` and `verify`."""
 
 import json
 import math
@@ -9,7 +9,13 @@ from typing import Any
 
 import click
 
-from hypsolve.cli.options import as_json_option, machines_option, show
+from hypsolve.cli.options import (
+    as_json_option,
+    machines_option,
+    show,
+    show_progress,
+    to_write,
+)
 from hypsolve.formats.machines import read_machines
 from hypsolve.formats.machines_file import MachinesFile
 from hypsolve.planning.exporters.placements import SERVERS, export_placement
@@ -18,6 +24,7 @@ from hypsolve.planning.place_query import PlaceQuery
 from hypsolve.planning.place_simulation import POLICY, PlacementSimulator
 from hypsolve.planning.placement_file import SavedPlacement
 from hypsolve.planning.placement_plan import PlacementPlan
+from hypsolve.planning.placement_replan import replan_placement
 from hypsolve.planning.plan import record_to_dict
 from hypsolve.planning.request_mix import RequestMix
 from hypsolve.planning.slo_text import describe_slos
@@ -28,6 +35,7 @@ from hypsolve.simulation.simulate_placement import PLACEMENT_POLICIES
 from hypsolve.verify.placement import placement_not_covered, verify_placement
 from hypsolve.verify.reading import Refuted
 
+GIB = 2**30
 MAX_REQUESTS = 1_000_000  # of a simulation
 NO_PLACEMENT = "holds no placement, for nothing fits"
 model_option = click.option(
@@ -259,3 +267,54 @@ def verify(placement: str, machines: str, model: str | None) -> int:
     print(f"verified: {found}")
     print(f"not covered: {', '.join(placement_not_covered(saved.document))}")
     return 0
+
+
+@click.command()
+@placement_argument
+@machines_option
+@model_option
+@click.option("--max-move-gib", type=float, help="Limit on the GiB of weights that are loaded.")
+@click.option(
+    "--max-move-seconds", type=float, help="Limit on the seconds that any machine loads."
+)
+@click.option("--time-limit", type=float, help="Seconds in all.  [default: as in the file]")
+@click.option("--save", type=click.Path(), help="Also write the new placement to this file.")
+@as_json_option
+def replan_saved(
+    placement: str,
+    machines: str,
+    model: str | None,
+    max_move_gib: float | None,
+    max_move_seconds: float | None,
+    time_limit: float | None,
+    save: str | None,
+    as_json: bool,
+) -> int:
+    """Place a model anew after machines came or went, and load few weights.
+
+    \b
+    hypsolve place --model llama-3-8b --machines machines.toml --save placement.json
+    hypsolve replan placement.json --machines new.toml --max-move-gib 20
+    hypsolve replan placement.json --machines new.toml --max-move-seconds 30 --save new.json
+
+    Machines are known by their names. Pipelines that stay as they are serve all the time.
+
+    Exit code: 0 a placement; 1 none is within the limits; 2 bad input.
+    """  # noqa: D301
+    to_write(save, ".json", ".json.gz")
+    asked = {} if time_limit is None else {"time_limit_s": time_limit}
+    with show_progress() as progress:
+        found = replan_placement(
+            placement,
+            read_machines(machines),
+            model=model,
+            max_move_bytes=None if max_move_gib is None else max_move_gib * GIB,
+            max_move_s=max_move_seconds,
+            progress=progress,
+            **asked,
+        )
+    print(json.dumps(found.to_dict(), indent=2, allow_nan=False) if as_json else found)
+    if save is not None and found.fits:
+        found.plan.save(save)
+        print(f"{save}: written", file=sys.stderr)
+    return 0 if found.fits else 1

@@ -142,3 +142,23 @@ def test_verify(capsys, files, tmp_path):
     code, out, _ = run(capsys, "verify", bad, *machines)
     assert code == 1
     assert out == "refuted: pipelines[0].fluid_requests_per_s: it is not carried\n"
+
+
+def test_replan(capsys, files, tmp_path):
+    placement, _ = files
+    new = tmp_path / "lab.toml"
+    new.write_text(LAB.replace("count = 2\n", "count = 3\n", 1))
+    saved = tmp_path / "new.json"
+    code, out, err = run(capsys, "replan", placement, "--machines", new, "--save", saved)
+    assert code == 0 and err == f"{saved}: written\n"
+    assert "4 of 5 pipelines serve all the time; 1 machine to load 16.060 GB" in out
+    assert "proved: no placement of these machines carries more there" in out
+    assert run(capsys, "verify", saved, "--machines", new)[0] == 0
+    asked = ("--max-move-gib", 10, "--json")
+    code, out, _ = run(capsys, "replan", placement, "--machines", new, *asked)
+    table = json.loads(out)
+    assert code == 0 and sum(table["moved_bytes"].values()) <= 10 * 2**30
+    new.write_text('machines = [{gpu = "rtx-4090", name = "other"}]\n')
+    asked = ("--max-move-seconds", 0)
+    code, out, _ = run(capsys, "replan", placement, "--machines", new, *asked)
+    assert code == 1 and "no placement that loads in at most 0 s serves a request" in out
