@@ -36,7 +36,9 @@ from hypsolve.planning.html_report import write_report
 from hypsolve.planning.json_schema import schema
 from hypsolve.planning.place import place, rent
 from hypsolve.planning.place_query import PlaceQuery
+from hypsolve.planning.placement_file import load_placement
 from hypsolve.planning.placement_plan import PlacementPlan
+from hypsolve.planning.placement_replan import MovedPipeline, PlacementReplan, replan_placement
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.replan import Replan, replan
@@ -142,6 +144,7 @@ __all__ = [
     "Method",
     "Metrics",
     "Model",
+    "MovedPipeline",
     "Network",
     "NetworkFile",
     "Node",
@@ -161,6 +164,7 @@ __all__ = [
     "PlacementOutcome",
     "PlacementPlan",
     "PlacementProblem",
+    "PlacementReplan",
     "PlacementResult",
     "Plan",
     "PlanQuery",
@@ -202,6 +206,7 @@ __all__ = [
     "interconnect",
     "interconnects",
     "load",
+    "load_placement",
     "metrics",
     "model",
     "models",
@@ -222,6 +227,7 @@ __all__ = [
     "read_requests",
     "rent",
     "replan",
+    "replan_placement",
     "runtime",
     "runtimes",
     "save",

@@ -23,6 +23,7 @@ from hypsolve.cli.options import (
     to_write,
     without_defaults,
 )
+from hypsolve.cli.saved_placement import or_of_placement, replan_saved, simulate_saved
 from hypsolve.dispatch.policies import POLICIES
 from hypsolve.formats.request_traces import read_requests
 from hypsolve.planning import comparison, planner
@@ -382,7 +383,7 @@ def _draw(points: Sequence[ServingPoint], name: str, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-@click.command()
+@or_of_placement(simulate_saved)
 @query_options(takes_requests=False)
 @click.option("--method", help="Method of the split.  [default: as in hypsolve plan]")
 @click.option("--plan", "plan", type=click.Path(), help="Take the split from this plan (JSON).")
@@ -429,6 +430,10 @@ def simulate(
     hypsolve simulate --model llama-3-8b --network network.toml --rate 2
     hypsolve simulate --model llama-3-8b --network network.toml --trace requests.csv
     hypsolve simulate --model llama-3-8b --network network.toml --plan plan.json
+    hypsolve simulate placement.json --machines machines.toml --rate 2
+
+    The last line simulates a placement of hypsolve place --save; its options are printed by
+    hypsolve simulate --machines M --help.
     """  # noqa: D301
     to_write(perfetto)
     if plan is not None and (method is not None or "objective" in arguments):
@@ -533,7 +538,7 @@ def _offered(trace: Trace, load: Load) -> str:
     return f"{(len(trace.arrival_s) - 1) / span_s:.3g} per second" if span_s else "all at once"
 
 
-@click.command()
+@or_of_placement(replan_saved)
 @query_options(
     objectives=OBJECTIVES,
     inherits=True,
@@ -564,6 +569,10 @@ def replan(
     \b
     hypsolve plan --model llama-3-8b --network network.toml --json > plan.json
     hypsolve replan --model llama-3-8b --network new.toml --before plan.json --max-moves 4
+    hypsolve replan placement.json --machines new.toml --max-move-gib 20
+
+    The last line is for a placement of hypsolve place --save; its options are printed by
+    hypsolve replan --machines M --help.
     """  # noqa: D301
     with show_progress() as progress:
         plan = plan_anew(

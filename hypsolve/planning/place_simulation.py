@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 
 from hypsolve.bounds.throughput import throughput_bound
 from hypsolve.planning.forecast import Room, room_of, round_s
-from hypsolve.planning.load import Load, at_rate_of, max_requests, with_requests
+from hypsolve.planning.load import (
+    Load,
+    at_rate_of,
+    in_order,
+    max_requests,
+    starts,
+    with_requests,
+)
 from hypsolve.planning.place_query import PlaceQuery
 from hypsolve.planning.saturation import (
     LONG,
@@ -242,27 +249,51 @@ class PlacementSimulator:
         is_met = keeps_up and not share < MET
         return Verdict(is_met, share, keeps_up, is_of_later_half, trace)
 
-    def trace(self, placement: Placement, load: Load) -> Trace:
-        """Simulate a load with all pipelines of a placement and its router."""
+    def trace(
+        self,
+        placement: Placement,
+        load: Load,
+        policy: str = POLICY,
+        n_requests: int | None = None,
+    ) -> Trace:
+        """Simulate a load with all pipelines of a placement and its router.
+
+        Parameters
+        ----------
+        placement : Placement
+        load : Load
+        policy : str
+            Name in `PLACEMENT_POLICIES`.
+        n_requests : int, optional
+            Default: as many as tell whether the load is served.
+        """
         return simulate_placement(
             self.problem,
             placement,
-            self._requests(placement, load),
-            POLICY,
+            self._requests(placement, load, n_requests),
+            policy,
             seed=load.seed,
             users=load.users,
             think_time_s=load.think_time_s,
             link_contention=True,
         )
 
-    def _requests(self, placement: Placement, load: Load) -> Requests:
-        """Return as many requests as tell whether a load is served."""
+    def _requests(
+        self, placement: Placement, load: Load, n_requests: int | None = None
+    ) -> Requests:
+        """Return as many requests as tell whether a load is served, or as many as asked for."""
         first = placement.pipelines[0]
         deployment = self.problem.deployment(first.groups)
         if load.users is not None:
             alone = replace(load, users=1)
             within_s = round_s(deployment, first.partition, alone)
-            return with_requests(deployment, load, within_s).requests
+            if n_requests is None:
+                return with_requests(deployment, load, within_s).requests
+            if load.trace is not None:
+                deployment = replace(deployment, requests=load.trace)
+            return in_order(deployment, starts(load, n_requests, within_s)).requests
+        if n_requests is not None:
+            return at_rate_of(deployment, load, load.rate_per_s, n_requests).requests
         n_trace = 0 if load.trace is None else len(load.trace)
         running = sum(self.room(each).running for each in placement.pipelines)
         most = max_requests(deployment, load.max_visits)

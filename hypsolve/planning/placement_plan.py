@@ -120,6 +120,14 @@ class PlacementPlan:
         rate = self.throughput.simulated_requests_per_s
         return self.price_per_hour / (rate * tokens * 3600) * 1e6 if rate else math.nan
 
+    @property
+    def largest_rate(self) -> float:
+        """Rate that was simulated behind the router, else the sum of the pipelines' rates."""
+        known = math.nan if self.answer is None else self.answer.served_per_s
+        if self.throughput is None or not math.isnan(known):
+            return known
+        return self.throughput.simulated_requests_per_s
+
     def simulate(self) -> Trace:
         """Simulate the load of the query, or the largest rate, with the router again.
 
@@ -136,9 +144,7 @@ class PlacementPlan:
             raise ValueError(f"place: no placement to simulate, {self.result.status}")
         load = self.query.load
         if not self.query.asks_load:
-            known = math.nan if self.answer is None else self.answer.served_per_s
-            rate = self.throughput.simulated_requests_per_s if math.isnan(known) else known
-            load = replace(load, rate_per_s=rate)
+            load = replace(load, rate_per_s=self.largest_rate)
         return PlacementSimulator(self.query, self.result.problem).trace(self.placement, load)
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,7 +174,7 @@ class PlacementPlan:
             "time_limit_s": query.time_limit_s,
             "seed": query.seed,
             "status": str(self.result.status),
-            "digest": self.result.problem.digest(),
+            "digest": query.problem().digest(),
             "solve_time_s": self.result.solve_time_s,
             "throughput": None if self.throughput is None else self.throughput.to_dict(),
             "pipelines": [pipeline.to_dict() for pipeline in self.pipelines],

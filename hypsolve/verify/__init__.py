@@ -13,7 +13,8 @@ such schedule exists. Where the bound does not suffice, the certificate says ``s
 every schedule of that single partition is enumerated here, pruned by the bound.
 
 Results on a `ServingInstance` are claims about the fluid model of a server that batches. What
-their check covers is written in `hypsolve.verify.serving`.
+their check covers is written in `hypsolve.verify.serving`; for the file of a placement, whose
+command is ``hypsolve verify``, in `hypsolve.verify.placement`.
 """
 
 import math
@@ -23,10 +24,12 @@ from typing import Any
 
 from hypsolve.problem import validation as valid
 from hypsolve.problem.instance import Instance
+from hypsolve.problem.placement import PlacementProblem
 from hypsolve.problem.serving import ServingInstance
 from hypsolve.problem.solution import Certificate
 from hypsolve.verify.bottleneck import verify_certificate
 from hypsolve.verify.joint import Joint
+from hypsolve.verify.placement import verify_placement
 from hypsolve.verify.reading import Claims, Refuted, need, read
 from hypsolve.verify.serving import verify_serving
 
@@ -37,17 +40,18 @@ OPTIMAL = Fraction(101, 10**8)  # largest gap of an optimal result: 1e-6, with r
 
 @valid.suggest_keywords("verify")
 def verify(
-    instance: Instance | ServingInstance,
+    instance: Instance | ServingInstance | PlacementProblem,
     result: dict[str, Any],
     progress: Callable[[str], None] | None = None,
 ) -> str:
-    """Verify a result that has a certificate.
+    """Verify a result that has a certificate, or a placement.
 
     Parameters
     ----------
-    instance : Instance or ServingInstance
+    instance : Instance, ServingInstance or PlacementProblem
     result : dict
-        As `Result.to_dict` or `ServingResult.to_dict` returns it, or a JSON file holds it.
+        As `Result.to_dict`, `ServingResult.to_dict` or, for a placement problem,
+        `PlacementPlan.to_dict` returns it, or a JSON file holds it.
     progress : callable, optional
         Called with a line of text before a part that may take minutes: the schedules of a
         partition are enumerated, or the chains of a server within its targets.
@@ -82,6 +86,8 @@ def verify(
     'the split carries 1000.0 requests/s, and no split carries 1000.00001 requests/s or more, \
 in the fluid model (stage batching; means, no simulation)'
     """
+    if isinstance(instance, PlacementProblem):
+        return verify_placement(instance, result)
     if isinstance(instance, ServingInstance):
         return verify_serving(instance, result, progress or (lambda line: None))
     claims = read(instance, result)

@@ -1,0 +1,425 @@
+"""`replan_placement`: the best placement that loads few bytes after machines came or went."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hypsolve.planning.place import warm
+from hypsolve.planning.place_machines import MachinesSource
+from hypsolve.planning.place_query import PlaceQuery
+from hypsolve.planning.place_search import EXACT
+from hypsolve.planning.place_served import pipelines_of, throughput_of
+from hypsolve.planning.place_simulation import Candidate, PlacementSimulator, weighted
+from hypsolve.planning.placement_file import PlacementSource, SavedPlacement
+from hypsolve.planning.placement_moves import FewBytes, FewBytesSearch, loading_rate
+from hypsolve.planning.placement_plan import PlacementPlan
+from hypsolve.planning.placement_records import RUNTIME, UNKNOWN, UnusedMachine
+from hypsolve.planning.query_arguments import ModelSource
+from hypsolve.planning.simulation_search import Progress
+from hypsolve.planning.text import table
+from hypsolve.problem import validation as valid
+from hypsolve.problem.placement import PlacedStage, PlacementProblem
+from hypsolve.problem.placement_evaluation import evaluate_placement
+from hypsolve.problem.placement_result import PlacementResult
+from hypsolve.problem.solution import Status
+from hypsolve.problem.units import count, finite_or_none, show_bytes, show_seconds
+from hypsolve.solve import solve
+from hypsolve.solvers.clock import Deadline
+
+OWNER = "replan"
+METHOD = "replan"
+FREE_SHARE = 0.2  # of the time limit, for the best placement without a limit on moves
+SEARCH_SHARE = 0.7  # of the time that is left then, for the best one within it
+PROVED = 2e-6  # largest gap of an answer that is proved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovedPipeline:
+    """A pipeline of the new placement, and what happens until it serves.
+
+    Attributes
+    ----------
+    stages : tuple of PlacedStage
+    is_kept : bool
+        Whether it is a pipeline of the earlier placement, which serves all the time.
+    loads : mapping of str to int
+        Bytes of weights that its stages load, by machine.
+    interruption_s : float
+        Seconds until its machines have loaded all; 0 for a pipeline that is kept. Restarting a
+        server is not counted.
+    requests_per_s, fluid_requests_per_s : float
+        Simulated, and in the fluid model.
+    """
+
+    stages: tuple[PlacedStage, ...]
+    is_kept: bool
+    loads: Mapping[str, int]
+    interruption_s: float
+    requests_per_s: float
+    fluid_requests_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PlacementReplan:
+    """A placement that loads few bytes, made by `replan_placement`.
+
+    Attributes
+    ----------
+    plan : PlacementPlan
+        The new placement; its file is read by every command.
+    pipelines : tuple of MovedPipeline
+    moved_bytes : mapping of str to int
+        Bytes that each machine loads; machines that load nothing are left out.
+    move_s : float
+        Seconds that the machine loads that takes the longest. Machines load at the same time.
+    max_move_bytes, max_move_s : float
+        The limits; inf: none.
+    stopped : tuple of str
+        Pipelines of the earlier placement that stop.
+    changes : str
+        What differs between the machines of the earlier placement and these.
+    before_per_s, during_per_s, after_per_s : float
+        Simulated requests per second: of the earlier placement (nan if it has none), of the
+        pipelines that are kept, and of the new placement.
+    fluid_per_s : float
+        Rate of the new placement in the fluid model.
+    fluid_bound : float
+        No placement within the limits carries more there; inf if nothing is proved.
+    free_per_s : float
+        Rate in the fluid model of the best placement that was found without limits; nan if none
+        was.
+    is_complete : bool
+        Whether pipelines of all lengths were searched. Otherwise the bound is that of
+        placements without limits on what they load.
+    """
+
+    plan: PlacementPlan
+    pipelines: tuple[MovedPipeline, ...]
+    moved_bytes: Mapping[str, int]
+    move_s: float
+    max_move_bytes: float
+    max_move_s: float
+    stopped: tuple[str, ...]
+    changes: str
+    before_per_s: float
+    during_per_s: float
+    after_per_s: float
+    fluid_per_s: float
+    fluid_bound: float
+    free_per_s: float
+    is_complete: bool
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is a placement within the limits."""
+        return self.plan.fits
+
+    @property
+    def gap(self) -> float:
+        """Share by which `fluid_bound` is above the answer; nan if nothing is proved."""
+        if not 0 < self.fluid_bound < math.inf:
+            return math.nan
+        return max(0.0, 1 - self.fluid_per_s / self.fluid_bound)
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether no placement within the limits carries more in the fluid model."""
+        return self.gap <= PROVED
+
+    def __repr__(self) -> str:
+        moved = show_bytes(sum(self.moved_bytes.values()))
+        return f"<PlacementReplan: {moved} loaded, {self.after_per_s:.3g} requests/s>"
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        if self.changes:
+            yield self.changes
+        if not self.fits:
+            yield f"no placement {self._within()} serves a request"
+            yield from (f"  stops: {each}" for each in self.stopped)
+            return
+        n_kept = sum(each.is_kept for each in self.pipelines)
+        n_loading = count(len(self.moved_bytes), "machine")
+        line = f"{n_kept} of {count(len(self.pipelines), 'pipeline')} serve all the time"
+        if self.moved_bytes:
+            total = show_bytes(sum(self.moved_bytes.values()))
+            line += f"; {n_loading} to load {total}, in {show_seconds(self.move_s)}"
+        yield line
+        yield table([self._row(p, each) for p, each in enumerate(self.pipelines, start=1)])
+        yield from (f"stops: {each}" for each in self.stopped)
+        before = "" if math.isnan(self.before_per_s) else f"before {self.before_per_s:.3g}, "
+        yield (
+            f"requests/s, simulated: {before}meanwhile {self.during_per_s:.3g}, after"
+            f" {self.after_per_s:.3g}"
+        )
+        line = f"in the fluid model, it carries {self.fluid_per_s:.4g} requests/s; "
+        if self.is_proved:
+            line += f"proved: no placement {self._within()} carries more there"
+        elif math.isnan(self.gap):
+            line += "nothing is proved"
+        else:
+            line += f"no placement {self._within()} carries more than {self.fluid_bound:.4g}"
+        if not self.is_complete:
+            line += " (not all pipelines were searched in time)"
+        yield line
+        if self.free_per_s > self.fluid_per_s * (1 + PROVED):
+            yield f"without limits on what is loaded: {self.free_per_s:.4g} there"
+        yield "a restart of a server, and reading from its own disk, are not counted"
+
+    def _row(self, number: int, pipeline: MovedPipeline) -> dict[str, str]:
+        loads = sum(pipeline.loads.values())
+        waits = "serves all the time" if pipeline.is_kept else (
+            f"starts after {show_seconds(pipeline.interruption_s)}"
+        )  # fmt: skip
+        return {
+            "pipeline": str(number),
+            "stages": " -> ".join(map(str, pipeline.stages)),
+            "loads": show_bytes(loads) if loads else "-",
+            "until then": waits,
+            "requests/s": f"{pipeline.requests_per_s:.3g}",
+        }
+
+    def _within(self) -> str:
+        words = []
+        if self.max_move_bytes < math.inf:
+            words.append(f"that loads at most {show_bytes(self.max_move_bytes)}")
+        if self.max_move_s < math.inf:
+            words.append(f"that loads in at most {show_seconds(self.max_move_s)}")
+        return " and ".join(words) or "of these machines"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain numbers, strings, lists and dicts, for JSON.
+
+        None stands for inf and nan. ``placement`` is the table of `plan`.
+        """
+        numbers = (
+            "max_move_bytes", "max_move_s", "before_per_s", "during_per_s", "after_per_s",
+            "fluid_per_s", "fluid_bound", "gap", "free_per_s",
+        )  # fmt: skip
+        return {
+            "changes": self.changes,
+            "moved_bytes": dict(self.moved_bytes),
+            "move_s": self.move_s,
+            **{name: finite_or_none(float(getattr(self, name))) for name in numbers},
+            "is_proved": self.is_proved,
+            "is_complete": self.is_complete,
+            "stopped": list(self.stopped),
+            "pipelines": [
+                {
+                    "stages": [str(stage) for stage in each.stages],
+                    "is_kept": each.is_kept,
+                    "loads": dict(each.loads),
+                    "interruption_s": each.interruption_s,
+                    "requests_per_s": each.requests_per_s,
+                    "fluid_requests_per_s": each.fluid_requests_per_s,
+                }
+                for each in self.pipelines
+            ],
+            "placement": self.plan.to_dict(),
+        }
+
+
+def replan_placement(
+    before: PlacementSource,
+    machines: MachinesSource,
+    *,
+    model: ModelSource | None = None,
+    max_move_bytes: float | None = None,
+    max_move_s: float | None = None,
+    progress: Progress | None = None,
+    **arguments: Any,
+) -> PlacementReplan:
+    """Place a model anew after machines came or went, and load few bytes.
+
+    A stage loads the weights of its blocks, but for those that GPUs of its machine hold: a
+    stage of the earlier placement with as many GPUs may go on there with other blocks. Machines
+    are known by their names. They load at the same time, each over its own link and uplink from
+    within its site. Pipelines that stay as they are serve all the time.
+
+    Of all placements within the limits, the one with the largest rate in the fluid model is
+    searched, and of equal ones one that loads few bytes. On fleets of few machines the answer
+    is proved; on larger ones, or if the time ends, a bound is stated.
+
+    Parameters
+    ----------
+    before : path, PlacementPlan or mapping
+        The earlier placement, as `hypsolve.place` returned or ``--save`` wrote it.
+    machines : path, MachinesFile, Fleet, Network or NetworkFile
+        The machines of today.
+    model : str, path or Model, optional
+        Default: the model of the catalogue that the earlier placement names.
+    max_move_bytes : float, optional
+        Limit on the bytes that all machines load together.
+    max_move_s : float, optional
+        Limit on the seconds that any machine loads.
+    progress : callable, optional
+        Called with a line of text about the work in progress.
+    **arguments
+        Of `hypsolve.place`; they replace those of the earlier placement.
+
+    Returns
+    -------
+    PlacementReplan
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument or a file is invalid; the message names it.
+    OSError
+        If a file cannot be read.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> boxes = [hs.Node(name=name, gpu=hs.gpu("rtx-4090")) for name in ("a", "b", "c")]
+    >>> room = hs.Site(name="room", link=hs.Link(bytes_per_s=1.25e9, latency_s=1e-4))
+    >>> a, b, c = [hs.Machine(node=box, site="room") for box in boxes]
+    >>> two = hs.Fleet(name="lab", sites=(room,), machines=(a, b))
+    >>> plan = hs.place("llama-3-8b", two, output_tokens=64, time_limit_s=20)
+    >>> now = hs.Fleet(name="lab", sites=(room,), machines=(a, c))
+    >>> again = hs.replan_placement(plan, now, max_move_bytes=2**34)
+    >>> [each.is_kept for each in again.pipelines], list(again.moved_bytes), again.is_proved
+    ([True, False], ['c'], True)
+    """
+    limits: dict[str, Any] = {"max_bytes": math.inf, "max_seconds": math.inf}
+    if max_move_bytes is not None:
+        limits["max_bytes"] = float(valid.real(OWNER, "max_move_bytes", max_move_bytes))
+    if max_move_s is not None:
+        limits["max_seconds"] = float(valid.real(OWNER, "max_move_s", max_move_s))
+    progress = progress or (lambda line: None)
+    saved = SavedPlacement.of(before)
+    query = _query(saved, machines, model, arguments)
+    changes = saved.changes(saved.query(machines, model))
+    warm(query)
+    deadline, problem = Deadline(query.time_limit_s), query.problem()
+    progress("searching placements without a limit on what is loaded")
+    free = solve(problem, EXACT, time_limit_s=FREE_SHARE * query.time_limit_s, seed=query.seed)
+    extra = () if free.placement is None else tuple(p.stages for p in free.placement.pipelines)
+    progress("searching placements that load few bytes")
+    search = FewBytesSearch(
+        problem, saved.placement, deadline=deadline.part(SEARCH_SHARE), extra=extra, **limits
+    )
+    found = search.run()
+    bound = min(found.bound_per_s, math.inf if free.fluid_bound is None else free.fluid_bound)
+    progress("simulating the placement")
+    plan, rates, fluid = _planned(query, problem, found, deadline)
+    rate_of = {p.name: loading_rate(problem, p) for p in problem.fleet.machines}
+    moved: Counter[str] = Counter()
+    for own in found.loads:
+        moved.update(own)
+    seconds = {name: size / rate_of[name] for name, size in moved.items()}
+    pipelines, gone = _compared(saved, found, rates, fluid, seconds)
+    throughput = saved.document["throughput"]
+    earlier = None if throughput is None else throughput["simulated_requests_per_s"]
+    return PlacementReplan(
+        plan=plan,
+        pipelines=tuple(pipelines),
+        moved_bytes=dict(moved),
+        move_s=max(seconds.values(), default=0.0),
+        max_move_bytes=limits["max_bytes"],
+        max_move_s=limits["max_seconds"],
+        stopped=tuple(gone),
+        changes=changes,
+        before_per_s=math.nan if earlier is None else earlier,
+        during_per_s=math.fsum(each.requests_per_s for each in pipelines if each.is_kept),
+        after_per_s=math.fsum(rates),
+        fluid_per_s=found.requests_per_s,
+        fluid_bound=bound,
+        free_per_s=math.nan if free.served is None else free.served.requests_per_s,
+        is_complete=found.is_complete,
+    )
+
+
+def _query(
+    saved: SavedPlacement,
+    machines: MachinesSource,
+    model: ModelSource | None,
+    arguments: Mapping[str, Any],
+) -> PlaceQuery:
+    """Return the query for a rate: what is rented is placed, too."""
+    query = saved.query(machines, model, **arguments)
+    if not query.problem().objective.needs_rate:
+        return query
+    if "objective" in arguments:
+        raise ValueError(
+            f"{OWNER}: objective must be throughput or goodput, got {arguments['objective']!r}"
+        )
+    objective = "goodput" if query.has_targets else "throughput"
+    return saved.query(machines, model, **arguments, objective=objective)
+
+
+def _planned(
+    query: PlaceQuery, problem: PlacementProblem, found: FewBytes, deadline: Deadline
+) -> tuple[PlacementPlan, tuple[float, ...], tuple[float, ...]]:
+    """Return the plan of a placement, and simulated and fluid rates of its pipelines."""
+    placement = found.placement
+    served = None if placement is None else evaluate_placement(problem, placement)
+    result = PlacementResult(
+        method=METHOD,
+        status=Status.UNKNOWN if placement is None else Status.FEASIBLE,
+        problem=problem,
+        placement=placement,
+        served=served,
+        fluid_bound=None,  # which is about all placements, whatever they load
+        alternatives=(),
+        solve_time_s=deadline.spent_s(),
+    )
+    if placement is None or served is None:
+        why = ("no placement within the limits on what is loaded serves a request",)
+        return PlacementPlan(query=query, result=result, placement=None, reasons=why), (), ()
+    simulator = PlacementSimulator(query, problem)
+    candidate = Candidate(METHOD, placement, served)
+    rate = simulator.rate(placement, served, deadline, in_full=True)
+    used = set(placement.machines)
+    rest = tuple(m.name for m in query.fleet.machines if m.name not in used)
+    unused = [UnusedMachine(machines=(name,), why=RUNTIME, reason=reason)
+              for name, reason in query.left_out.items()]  # fmt: skip
+    if rest:
+        reason = "in no pipeline of the best placement that loads so few bytes"
+        unused.insert(0, UnusedMachine(machines=rest, why=UNKNOWN, reason=reason))
+    plan = PlacementPlan(
+        query=query,
+        result=result,
+        placement=weighted(placement, rate.of_pipelines),
+        pipelines=tuple(pipelines_of(simulator, candidate, rate, None)),
+        throughput=throughput_of(simulator, result, [(candidate, rate)], None, math.inf),
+        unused=tuple(unused),
+    )
+    fluid = tuple(each.fluid_requests_per_s for each in served.pipelines)
+    return plan, rate.of_pipelines, fluid
+
+
+def _compared(
+    saved: SavedPlacement,
+    found: FewBytes,
+    rates: Sequence[float],
+    fluid: Sequence[float],
+    seconds: Mapping[str, float],
+) -> tuple[list[MovedPipeline], list[str]]:
+    """Return the pipelines, and those of the earlier placement that stop."""
+    old = Counter(
+        () if saved.placement is None else (p.stages for p in saved.placement.pipelines)
+    )
+    pipelines = []
+    new = () if found.placement is None else found.placement.pipelines
+    for pipeline, loads, rate, most in zip(new, found.loads, rates, fluid, strict=True):
+        is_kept = not loads and old[pipeline.stages] > 0
+        old[pipeline.stages] -= is_kept
+        pipelines.append(
+            MovedPipeline(
+                stages=pipeline.stages,
+                is_kept=is_kept,
+                loads=loads,
+                interruption_s=max((seconds[name] for name in loads), default=0.0),
+                requests_per_s=rate,
+                fluid_requests_per_s=most,
+            )
+        )
+    gone = [" -> ".join(map(str, stages)) for stages, n in old.items() for _ in range(n)]
+    return pipelines, gone
