@@ -31,6 +31,7 @@ from hypsolve.planning.text import (
     describe_pipelines,
     describe_query,
     forecast_lines,
+    placement_lines,
     rate_lines,
     rate_sustained,
     rows_of_nodes,
@@ -189,6 +190,8 @@ def _page(plan: Plan, command: str) -> Iterator[str]:
         query += "; quantised weights: times are extrapolated, none were measured"
     yield f'<p class="asked">{escape(query)}</p>'
     yield from verdict(plan)
+    if not plan.fits:
+        yield from (f"<p>{escape(sentence(line))}</p>" for line in placement_lines(plan))
     if plan.fits:
         yield _numbers(plan)
         details = "".join(f"<li>{escape(line)}</li>" for line in slo_lines(plan)[1:])
@@ -199,7 +202,7 @@ def _page(plan: Plan, command: str) -> Iterator[str]:
         yield html_table(rows_of_nodes(plan), HEADS)
         yield "<h2>Bottleneck</h2>"
         yield f"<p>{escape(sentence(describe_bottleneck(plan)))}</p>"
-        for line in (*rate_lines(plan), *degree_lines(plan)):
+        for line in (*rate_lines(plan), *placement_lines(plan), *degree_lines(plan)):
             yield f"<p>{escape(sentence(line))}</p>"
         ways = describe_rpc(plan.query.network, plan.query.runtime)
         for line in (describe_pipelines(plan), describe_idle(plan), ways):
