@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hypsolve.planning.plan import Plan
 
 ASSUMED = "assumed"  # basis of an interconnect that was not measured
+UNMEASURED = "expected error: unknown, for no server of"
 ONE_STAGE = "as one stage; that of several stages is unknown"
 PHASES = {"prefill": "prefill", "decode": "decode"}
 
@@ -139,7 +140,7 @@ def errors_of_stages(
             found.append(_of_server(gpu, server, model, users, n_stages, may_fit))
         else:
             unknown.append(gpu.name)
-    return (*found, *_unknown(dict.fromkeys(unknown), runtime))
+    return (*found, *unknown_errors(dict.fromkeys(unknown), runtime))
 
 
 def used_nodes(
@@ -153,12 +154,10 @@ def used_nodes(
                 yield nodes
 
 
-def _unknown(gpus: Iterable[str], runtime: str) -> Iterator[ExpectedError]:
+def unknown_errors(gpus: Iterable[str], runtime: str) -> Iterator[ExpectedError]:
+    """Yield the errors of GPUs of which no server was measured; they share their words."""
     names = list(gpus)
-    words = (
-        f"expected error: unknown, for no server of {' or '.join(names)} under runtime"
-        f" {runtime} was measured"
-    )
+    words = f"{UNMEASURED} {' or '.join(names)} under runtime {runtime} was measured"
     for name in names:
         yield ExpectedError(gpu=name, runtime=runtime, words=words)
 

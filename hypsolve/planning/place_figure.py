@@ -46,6 +46,7 @@ PAD, HEADER, LABEL, ROW, LANE = 0.1, 0.6, 0.27, 0.24, 0.2
 LETTER = 0.066  # mean width of a letter of 8 pt
 BOLD = 0.93  # share of letters that fit if they are bold
 SMALL, NORMAL = 8.0, 9.0  # points
+EDGE = 0.01  # inches for the edges of the outer panels
 TINT = 0.16  # opacity of boxes
 WHY = {
     JOINS_LESS: "a pipeline serves less",
@@ -163,7 +164,7 @@ class Layout:
 
     def _named(self, names: Sequence[str], machine: Machine) -> tuple[str]:
         """Return the names of machines in a line, with their site if columns do not show it."""
-        letters = int((self.box - 0.16) / LETTER * BOLD)
+        letters = int(int((self.box - 0.16) / LETTER) * BOLD)  # as in `_stage`
         where = "" if self.is_by_site or len(self.sites) < 2 else f" ({machine.site})"
         return (f"{joined_names(names, letters - len(where))}{where}",)
 
@@ -217,7 +218,7 @@ def draw_placement(plan: PlacementPlan, ax: Axes, width: float) -> None:
     for lane in layout.lanes:
         _lane(ax, layout, lane, y)
         y += lane.height
-    ax.set_xlim(0, width)
+    ax.set_xlim(-EDGE, width + EDGE)
     ax.set_ylim(layout.height, 0)
     ax.set_axis_off()
     for text in ax.figure.findobj(optional("matplotlib.text").Text):

@@ -7,14 +7,19 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hypsolve.planning.expected_errors import ExpectedError, distinct_words, expected_errors
+from hypsolve.planning.expected_errors import (
+    UNMEASURED,
+    ExpectedError,
+    distinct_words,
+    errors_of_stages,
+    unknown_errors,
+)
 from hypsolve.planning.layers import describe_blocks
 from hypsolve.planning.placement_records import RUNTIME
 from hypsolve.planning.saturation import MET
 from hypsolve.planning.slo_text import describe_slos
 from hypsolve.planning.text import table
 from hypsolve.planning.throughput import QUEUES_FULL
-from hypsolve.problem.costs import to_instance
 from hypsolve.problem.placement import Pipeline, PlacedStage, PlacementObjective
 from hypsolve.problem.units import count, show_seconds
 
@@ -252,12 +257,12 @@ def error_lines_of_placement(plan: PlacementPlan) -> list[str]:
     problem, found = plan.result.problem, list[ExpectedError]()
     for _, alike in alike_pipelines(plan):
         pipeline = Pipeline(alike[0].stages, 0.0)
-        deployment = problem.deployment(pipeline.groups)
-        instance = to_instance(deployment, objective="path")
-        found += expected_errors(
-            deployment, instance, pipeline.partition, model=plan.query.model, may_fit=False
-        )
-    return distinct_words(found)
+        nodes = [tier.nodes for tier in problem.deployment(pipeline.groups).network.tiers]
+        runtime, model = plan.query.runtime.name, plan.query.model
+        found += errors_of_stages(nodes, runtime, model, may_fit=False)
+    unknown = {each.gpu: None for each in found if each.words.startswith(UNMEASURED)}
+    known = [each for each in found if each.gpu not in unknown]
+    return distinct_words([*known, *unknown_errors(unknown, plan.query.runtime.name)])
 
 
 def proof_lines(plan: PlacementPlan) -> Iterator[str]:
