@@ -23,7 +23,7 @@ from hypsolve.planning.palette import (
     drawing,
     short_name,
 )
-from hypsolve.planning.place_text import alike_pipelines, describe_holds, show_rate
+from hypsolve.planning.place_text import alike_pipelines, describe_holds, names_of, show_rate
 from hypsolve.planning.placement_records import JOINS_LESS, JOINS_MORE, NO_PIPELINE, RUNTIME
 from hypsolve.problem import validation as valid
 from hypsolve.problem.optional import optional
@@ -166,7 +166,10 @@ class Layout:
         """Return the names of machines in a line, with their site if columns do not show it."""
         letters = int(int((self.box - 0.16) / LETTER) * BOLD)  # as in `_stage`
         where = "" if self.is_by_site or len(self.sites) < 2 else f" ({machine.site})"
-        return (f"{joined_names(names, letters - len(where))}{where}",)
+        joined = names_of(sorted(names, key=lambda name: (len(name), name)))
+        if len(joined) > letters - len(where) and len(names) > 1:
+            joined = joined_names(names, letters - len(where))
+        return (f"{joined}{where}",)
 
     def _unused(self) -> Iterator[Lane]:
         used: dict[tuple[int, int], int] = {}

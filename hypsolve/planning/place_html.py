@@ -13,8 +13,8 @@ from hypsolve.planning.html_report import report_path
 from hypsolve.planning.place_figure import draw_placement, placement_height
 from hypsolve.planning.place_text import (
     answer_lines,
+    assumption_lines,
     describe_placement,
-    error_lines_of_placement,
     proof_lines,
     rate_lines_of_placement,
     rows_of_stages,
@@ -121,7 +121,7 @@ def _page(plan: PlacementPlan, command: str) -> Iterator[str]:
         yield _items([*rate_lines_of_placement(plan), *proof_lines(plan)])
         yield from _others(plan)
         yield "<h2>Assumptions</h2>"
-        yield _items(_assumptions(plan))
+        yield _items(assumption_lines(plan))
     if rows := list(_links(plan)):
         yield "<h2>Links between sites</h2>"
         yield html_table(rows)
@@ -226,14 +226,6 @@ def _others(plan: PlacementPlan) -> Iterator[str]:
         for at, each in enumerate(plan.throughput.placements)
     ]
     yield html_table(rows, OTHER_HEADS)
-
-
-def _assumptions(plan: PlacementPlan) -> Iterator[str]:
-    query = plan.query
-    yield f"simulated limits: {query.runtime.describe()}"
-    yield from query.restrictions
-    yield from query.machines.notes
-    yield from error_lines_of_placement(plan)
 
 
 def _links(plan: PlacementPlan) -> Iterator[dict[str, str]]:

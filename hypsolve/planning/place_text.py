@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hypsolve.simulation.metrics import Summary
 
 EQUAL = 1e-6  # relative difference of equal rates
-MAX_NAMED = 4  # equal machines that are named
+MIN_RANGE = 3  # names with consecutive numbers that are written as a range
 
 
 def text(plan: PlacementPlan) -> str:
@@ -61,14 +61,22 @@ def _lines(plan: PlacementPlan) -> Iterator[str]:
         yield f"no placement of {query.model.name} on {query.fleet.name}: {query.describe()}"
         yield from (f"  {line}" for line in plan.reasons)
     yield from unused_lines(plan)
-    yield ""
-    yield from query.restrictions
-    yield from query.machines.notes
-    if plan.fits:
-        yield f"simulated limits: {query.runtime.describe()}"
-        yield from error_lines_of_placement(plan)
+    if lines := assumption_lines(plan):
+        yield from ("", *lines)
     if plan.stopped and not plan.interrupted:
         yield f"stopped: {plan.stopped}"
+
+
+def assumption_lines(plan: PlacementPlan) -> list[str]:
+    """Return what the runtime does not allow, what was assumed, and errors to expect."""
+    query = plan.query
+    lines = [*query.restrictions, *query.machines.notes]
+    if plan.fits:
+        lines += [
+            f"simulated limits: {query.runtime.describe()}",
+            *error_lines_of_placement(plan),
+        ]
+    return lines
 
 
 def answer_lines(plan: PlacementPlan) -> Iterator[str]:
@@ -192,11 +200,35 @@ def describe_holds(stage: PlacedStage, n_blocks: int) -> str:
 
 
 def names_of(names: Sequence[str]) -> str:
-    """Join names; of many, the first two and the last."""
-    distinct = list(dict.fromkeys(names))
-    if len(distinct) <= MAX_NAMED:
-        return ", ".join(distinct)
-    return f"{', '.join(distinct[:2])}, ... {distinct[-1]} ({len(distinct)})"
+    """Join names; three and more with consecutive numbers become a range.
+
+    Examples
+    --------
+    >>> names_of(["old-box", "l4-0", "l4-1", "l4-2", "a100-0", "a100-1"])
+    'old-box, l4-0 to 2, a100-0, a100-1'
+    """
+    runs: list[list[str]] = []
+    for name in dict.fromkeys(names):
+        if runs and _is_next(runs[-1][-1], name):
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    said = []
+    for run in runs:
+        said += [f"{run[0]} to {_numbered(run[-1])[1]}"] if len(run) >= MIN_RANGE else run
+    return ", ".join(said)
+
+
+def _numbered(name: str) -> tuple[str, str]:
+    """Return a name without the number at its end, and that number."""
+    stem = name.rstrip("0123456789")
+    return stem, name[len(stem) :]
+
+
+def _is_next(name: str, other: str) -> bool:
+    """Return whether only the numbers at the ends of two names differ, by one."""
+    (stem, number), (same, more) = _numbered(name), _numbered(other)
+    return bool(number and more) and stem == same and int(more) == int(number) + 1
 
 
 def _p95(times: Sequence[Summary | None]) -> str:
@@ -240,10 +272,12 @@ def rate_lines_of_placement(plan: PlacementPlan) -> Iterator[str]:
         ratio = f"{own / best:.2f} times" if best else "more than"
         line += f"; pipeline by pipeline, {ratio} the best of {count(len(others), 'other')}"
     yield line
-    if answer is not None:
+    if answer is None:
+        yield "its latencies behind the router were not simulated in time"
+    else:
         yield (
-            f"latencies, also of the table, at {show_rate(answer.served_per_s)} requests/s"
-            f" behind the router: TTFT {_pair(answer.ttft_s)}; TPOT {_pair(answer.tpot_s)};"
+            f"behind the router, at {show_rate(answer.served_per_s)} requests/s, as in the"
+            f" table: TTFT {_pair(answer.ttft_s)}; TPOT {_pair(answer.tpot_s)};"
             f" whole {_pair(answer.latency_s)}"
         )
 
