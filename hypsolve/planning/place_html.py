@@ -14,6 +14,7 @@ from hypsolve.planning.place_figure import draw_placement, placement_height
 from hypsolve.planning.place_text import (
     answer_lines,
     assumption_lines,
+    describe_load,
     describe_placement,
     proof_lines,
     rate_lines_of_placement,
@@ -22,6 +23,7 @@ from hypsolve.planning.place_text import (
     unused_lines,
 )
 from hypsolve.planning.placement_plan import PlacementPlan
+from hypsolve.planning.throughput import QUEUES_FULL
 from hypsolve.problem import validation as valid
 from hypsolve.problem.files import replacing
 from hypsolve.problem.units import show_seconds
@@ -152,7 +154,7 @@ def _verdict(plan: PlacementPlan) -> Iterator[str]:
     kind = "" if plan.is_met or not plan.query.asks_load else " none"
     strong, rest = _sentence(plan, first), " ".join(_sentence(plan, line) for line in more)
     if plan.stopped:
-        rest += f" Stopped: {sentence(plan.stopped)}"
+        rest += f" Stopped: {plan.stopped}."
     yield (f'<p class="verdict{kind}"><strong>{escape(strong)}</strong><br>{escape(rest)}</p>')
 
 
@@ -170,14 +172,15 @@ def _numbers(plan: PlacementPlan) -> dict[str, str]:
     found, answer, query = plan.throughput, plan.answer, plan.query
     assert found is not None
     at_least = "at least " * found.is_lower_bound
-    numbers = {"serves": f"{at_least}{show_rate(found.simulated_requests_per_s)} requests/s"}
+    serves = "serves" if found.quantity == QUEUES_FULL else "serves within the targets"
+    numbers = {serves: f"{at_least}{show_rate(found.simulated_requests_per_s)} requests/s"}
     if answer is not None:
         if answer.max_users is not None:
             more = "at least " * answer.max_users_is_lower_bound
             numbers["users within the targets"] = f"{more}{answer.max_users}"
         numbers["TTFT"] = _median_and_p95(answer.ttft_s)
         numbers["TPOT"] = _median_and_p95(answer.tpot_s)
-        numbers["at a load of"] = f"{show_rate(answer.served_per_s)} requests/s"
+        numbers["latencies with"] = describe_load(plan)
     every = len(query.fleet.machines) + len(query.left_out)
     numbers |= {
         "machines in use": f"{len(plan.machines)} of {every}",

@@ -276,10 +276,20 @@ def rate_lines_of_placement(plan: PlacementPlan) -> Iterator[str]:
         yield "its latencies behind the router were not simulated in time"
     else:
         yield (
-            f"behind the router, at {show_rate(answer.served_per_s)} requests/s, as in the"
-            f" table: TTFT {_pair(answer.ttft_s)}; TPOT {_pair(answer.tpot_s)};"
-            f" whole {_pair(answer.latency_s)}"
+            f"behind the router, with {describe_load(plan)}, as in the table: TTFT"
+            f" {_pair(answer.ttft_s)}; TPOT {_pair(answer.tpot_s)}; whole"
+            f" {_pair(answer.latency_s)}"
         )
+
+
+def describe_load(plan: PlacementPlan) -> str:
+    """Name the load that was simulated behind the router."""
+    answer, query = plan.answer, plan.query
+    assert answer is not None
+    if query.users is not None:
+        return f"{count(query.users, 'user')} ({show_rate(answer.served_per_s)} requests/s)"
+    rate = answer.max_requests_per_s if query.rate_per_s is None else query.rate_per_s
+    return f"{show_rate(rate)} requests/s"
 
 
 def _pair(times: Any) -> str:
