@@ -18,6 +18,8 @@ from hypsolve.planning.upgrade_text import CLEARLY
 from hypsolve.problem.placement import Placement
 from hypsolve.problem.runtime import Runtime
 from hypsolve.solve import solve, warm_methods
+from hypsolve.solve_placement import PLACEMENT_METHODS
+from hypsolve.solvers.backends.loading import preload
 from hypsolve.solvers.clock import MIN_S, Deadline
 from hypsolve.solvers.throughput.server_arrays import FAMILIES
 
@@ -85,6 +87,7 @@ def may_be_placed(query: PlanQuery) -> bool:
 def warm(query: PlanQuery) -> None:
     """Compile or load the kernels of the search for a placement, before a clock starts."""
     warm_methods(families=(FAMILIES[query.runtime.batching], "placement"))
+    preload(*PLACEMENT_METHODS[METHOD].backends)
 
 
 def place_query_of(query: PlanQuery) -> PlaceQuery:

@@ -32,6 +32,7 @@ from hypsolve.problem.deployment import Model
 from hypsolve.solvers.clock import Deadline
 
 PLACED_SHARE = 0.06  # of the time limit, for a placement without the order of the tiers
+SPARE = 1.3  # times as much is kept for it, since a simulation that has begun is finished
 NODES_SHARE = 0.25  # of the time limit, for nodes without the slow ones
 NEAR_SHARE = 0.5  # of the time that is left, for a plan for a server before upgrades
 OTHERS_SHARE = 0.4  # of the time that is left then, for nodes that the plan leaves out
@@ -192,7 +193,7 @@ def plan_for_server(
         return _answer(query, server, with_upgrades, lighter, progress, deadline)
     warm_placement(query)
     deadline = deadline or Deadline(query.time_limit_s)
-    before = deadline.part(1 - PLACED_SHARE)
+    before = deadline.part(1 - SPARE * PLACED_SHARE)
     found = _answer(query, server, with_upgrades, lighter, progress, before)
     if found.plan.interrupted:
         return found
@@ -207,7 +208,7 @@ def _with_placement(
     limit_s = PLACED_SHARE * query.time_limit_s
     try:
         instead = placement_instead(
-            query, plan, Deadline(min(limit_s, deadline.left_s())), progress
+            query, plan, Deadline(min(limit_s, deadline.left_s() / SPARE)), progress
         )
         plan = replace(plan, placement_instead=instead)
     except KeyboardInterrupt:
