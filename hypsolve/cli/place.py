@@ -8,9 +8,12 @@ import click
 
 from hypsolve.cli.options import query_options, show_progress, to_write
 from hypsolve.planning.exporters.placements import SERVERS, export_placement
+from hypsolve.planning.html_report import report_path
 from hypsolve.planning.place import place_query
+from hypsolve.planning.place_html import write_placement_report
 from hypsolve.planning.place_query import PlaceQuery
 from hypsolve.planning.placement_plan import PlacementPlan
+from hypsolve.problem.optional import optional
 from hypsolve.problem.placement import MAX_STAGES
 from hypsolve.solve_placement import PLACEMENT_METHODS
 
@@ -39,6 +42,11 @@ def _shared(command: Any) -> Any:
             help="Print the commands of a server for each pipeline, and the router.",
         ),
         click.option(
+            "--report",
+            type=click.Path(),
+            help="Also write figure, tables and proof to this .html file.",
+        ),
+        click.option(
             "--save", type=click.Path(), help="Also write what --json prints to this file."
         ),
     ]
@@ -62,6 +70,7 @@ def place(
     max_stages: int,
     method: str | None,
     server: str | None,
+    report: str | None,
     save: str | None,
     as_json: bool,
 ) -> int:
@@ -72,6 +81,7 @@ def place(
     hypsolve place --model llama-3-70b --machines machines.toml --slo-tpot 0.05 --users 40
     hypsolve place --model llama-3-8b --machines nvidia-smi.csv --rate 5 --json
     hypsolve place --model llama-3-8b --machines machines.toml --export vllm
+    hypsolve place --model llama-3-8b --machines machines.toml --report placement.html
 
     Machines have no order, and some may be left out: the plan says why. The best placement of
     the fluid model is proved; the best few are simulated token by token behind a router, and
@@ -81,7 +91,7 @@ def place(
     is not served within the targets; 2 bad input; 130 stopped by Ctrl-C, with the best
     placement so far.
     """  # noqa: D301
-    return _run(arguments, model, machines, max_stages, method, server, save, as_json)
+    return _run(arguments, model, machines, max_stages, method, server, report, save, as_json)
 
 
 @click.command()
@@ -94,6 +104,7 @@ def rent(
     max_stages: int,
     method: str | None,
     server: str | None,
+    report: str | None,
     save: str | None,
     as_json: bool,
 ) -> int:
@@ -111,7 +122,7 @@ def rent(
     if "users" not in arguments and "rate_per_s" not in arguments:
         raise click.UsageError("rent needs --rate or --users")
     arguments["objective"] = "cost"
-    return _run(arguments, model, machines, max_stages, method, server, save, as_json)
+    return _run(arguments, model, machines, max_stages, method, server, report, save, as_json)
 
 
 def _run(
@@ -121,12 +132,16 @@ def _run(
     max_stages: int,
     method: str | None,
     server: str | None,
+    report: str | None,
     save: str | None,
     as_json: bool,
 ) -> int:
     if server is not None and as_json:
         raise click.UsageError("--export and --json exclude each other")
     to_write(save, ".json", ".json.gz")
+    if report is not None:
+        report_path(report)  # before the work
+        optional("matplotlib.figure")  # loaded before the clock starts, as kernels are
     if server is not None:  # what is exported is what is planned and simulated
         arguments.setdefault("runtime", server)
     query = PlaceQuery.of(model, machines, max_stages=max_stages, method=method, **arguments)
@@ -138,6 +153,9 @@ def _run(
         print(json.dumps(plan.to_dict(), indent=2, allow_nan=False))
     else:
         print(plan)
+    if report is not None:
+        write_placement_report(plan, report, command=click.get_current_context().obj)
+        print(f"{report}: written", file=sys.stderr)
     if save is not None:
         plan.save(save)
         print(f"{save}: written", file=sys.stderr)

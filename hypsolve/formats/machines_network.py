@@ -15,6 +15,7 @@ from hypsolve.formats.network_file import NetworkFile
 from hypsolve.formats.network_toml import network_of_table
 from hypsolve.formats.toml_nodes import link_of
 from hypsolve.problem.fleet import Fleet
+from hypsolve.problem.model import Model
 
 
 def machines_of_network(path: Path, table: Mapping[str, Any]) -> MachinesFile:
@@ -67,6 +68,28 @@ def machines_of_network(path: Path, table: Mapping[str, Any]) -> MachinesFile:
         runtime=file.runtime,
         pins=pins,
         notes=tuple(notes),
+    )
+
+
+def fleet_of_network_file(file: NetworkFile, model: Model) -> Fleet:
+    """Return the machines of a network, with its pins for a model, inner links and prices.
+
+    Tiers that may hold no blocks have none.
+    """
+    most = file.max_blocks or (None,) * len(file.network.tiers)
+    fleet = Fleet.of_network(file.network, file.price_per_hour)
+    open_sites = {
+        site.name for site, limit in zip(fleet.sites, most, strict=True) if limit != 0
+    }
+    sites = []
+    for k, site in enumerate(fleet.sites):
+        own = ASSUMED_LINK if len(fleet.sites) == 1 else site.link
+        sites.append(replace(site, link=file.inner_link(k) or own))
+    return replace(
+        fleet,
+        sites=tuple(sites),
+        machines=tuple(each for each in fleet.machines if each.site in open_sites),
+        pins=tuple(pin.of(model) for pin in _pins(Path(fleet.name), file)),
     )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hypsolve.planning.plan import Plan
 
 ASSUMED = "assumed"  # basis of an interconnect that was not measured
+UNMEASURED = "expected error: unknown, for no server of"
 ONE_STAGE = "as one stage; that of several stages is unknown"
 PHASES = {"prefill": "prefill", "decode": "decode"}
 
@@ -72,6 +73,7 @@ def expected_errors(
     *,
     at_once: float = math.nan,
     model: Model | None = None,
+    may_fit: bool = True,
 ) -> tuple[ExpectedError, ...]:
     """Return the error to expect of a forecast for each kind of GPU that a split uses.
 
@@ -89,6 +91,8 @@ def expected_errors(
         Requests under way at once; nan if unknown. They are shared among the nodes of a tier.
     model : Model, optional
         The model that was asked for. Default: that of the deployment.
+    may_fit : bool
+        Whether fitted costs could be asked for instead, which the words then say.
 
     Examples
     --------
@@ -103,11 +107,18 @@ def expected_errors(
     """
     stages = list(used_nodes(deployment, instance, partition))
     runtime = deployment.runtime.name
-    return errors_of_stages(stages, runtime, model or deployment.model, at_once=at_once)
+    return errors_of_stages(
+        stages, runtime, model or deployment.model, at_once=at_once, may_fit=may_fit
+    )
 
 
 def errors_of_stages(
-    stages: Sequence[Sequence[Node]], runtime: str, model: Model, *, at_once: float = math.nan
+    stages: Sequence[Sequence[Node]],
+    runtime: str,
+    model: Model,
+    *,
+    at_once: float = math.nan,
+    may_fit: bool = True,
 ) -> tuple[ExpectedError, ...]:
     """Return the error to expect of a forecast for each kind of GPU, by the nodes of stages.
 
@@ -126,10 +137,10 @@ def errors_of_stages(
             found.append(_of_profile(gpu, gpu.errors, runtime, model, n_stages))
         elif slug is not None and catalog.gpu(slug).name == gpu.name:
             server = fitted_servers()[slug, runtime]
-            found.append(_of_server(gpu, server, model, users, n_stages))
+            found.append(_of_server(gpu, server, model, users, n_stages, may_fit))
         else:
             unknown.append(gpu.name)
-    return (*found, *_unknown(dict.fromkeys(unknown), runtime))
+    return (*found, *unknown_errors(dict.fromkeys(unknown), runtime))
 
 
 def used_nodes(
@@ -143,18 +154,21 @@ def used_nodes(
                 yield nodes
 
 
-def _unknown(gpus: Iterable[str], runtime: str) -> Iterator[ExpectedError]:
+def unknown_errors(gpus: Iterable[str], runtime: str) -> Iterator[ExpectedError]:
+    """Yield the errors of GPUs of which no server was measured; they share their words."""
     names = list(gpus)
-    words = (
-        f"expected error: unknown, for no server of {' or '.join(names)} under runtime"
-        f" {runtime} was measured"
-    )
+    words = f"{UNMEASURED} {' or '.join(names)} under runtime {runtime} was measured"
     for name in names:
         yield ExpectedError(gpu=name, runtime=runtime, words=words)
 
 
 def _of_server(
-    gpu: GpuProfile, server: FittedServer, model: Model, users: float, n_stages: int
+    gpu: GpuProfile,
+    server: FittedServer,
+    model: Model,
+    users: float,
+    n_stages: int,
+    may_fit: bool,
 ) -> ExpectedError:
     """Return the error of a server of the catalogue, on the runs of the model if it has any."""
     name = _measured_model(model, server)
@@ -167,7 +181,7 @@ def _of_server(
     elif is_fitted:
         errors, about = of.simulated_groups, "of a fit to other models, the mean"
     hint, less = "", of.simulated_groups["tpot"]
-    if not is_fitted and less < of.three_numbers["tpot"]:
+    if may_fit and not is_fitted and less < of.three_numbers["tpot"]:
         hint = f" (time per output token {_percent(less)} with --costs fitted)"
     most = of.max_counted_users
     words = (

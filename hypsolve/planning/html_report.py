@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import errno
-import io
-import json
 import os
-import platform
-import warnings
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from html import escape
-from importlib import metadata
 from pathlib import Path
 
 from hypsolve.planning.degree_text import before_split, of_degree
 from hypsolve.planning.expected_errors import error_lines
 from hypsolve.planning.figures import FIGURES, draw
+from hypsolve.planning.html_page import html_figure, made, page_end, page_head, tiles
 from hypsolve.planning.html_parts import capital, html_table, sentence, verdict
 from hypsolve.planning.layers import describe_cuts
-from hypsolve.planning.palette import FAINT, GREY, INK, MUTED, RC
 from hypsolve.planning.plan import Alternative, Plan
 from hypsolve.planning.rpc_links import describe_rpc
 from hypsolve.planning.slo_text import largest_rate, largest_users, slo_lines
@@ -31,6 +25,7 @@ from hypsolve.planning.text import (
     describe_pipelines,
     describe_query,
     forecast_lines,
+    placement_lines,
     rate_lines,
     rate_sustained,
     rows_of_nodes,
@@ -44,9 +39,7 @@ from hypsolve.problem.optional import optional
 from hypsolve.problem.units import show_seconds
 from hypsolve.simulation.metrics import Summary
 
-WIDTHS = {"wide": 9.4, "narrow": 3.8}  # of figures, in inches of 96 px
 UNSTEADY = "grows without end"  # a time or a number, if requests pile up
-PACKAGES = ("hypsolve", "numpy", "numba", "matplotlib")
 SPLIT_HEADS = {
     "split for": "objective that the split minimises",
     "layers": "layers on each tier, counted from 0",
@@ -57,68 +50,6 @@ UPGRADE_HEADS = {
     "upgrade": "a scenario that was solved anew",
     "effect": "what was asked for with the upgrade, simulated, and its price if it is known",
 }
-VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", FAINT: "var(--line)",
-             GREY: "var(--grey)", "#ffffff": "var(--page)"}  # fmt: skip
-"""Colours of figures that follow the colour scheme of the page."""
-STYLE = """
-:root { color-scheme: light dark; --page: #fff; --ink: #1b1f24; --muted: #4a5460;
-  --line: #d5dae0; --grey: #8c959f; --tint: #eef5fa; --warn: #fdf1e7; --code: #f6f8fa; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14181d; --ink: #e6e9ec; --muted: #a7b0ba; --line: #3a434d;
-    --grey: #7d8792; --tint: #17293a; --warn: #3a2415; --code: #1d232a; }
-}
-* { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
-  margin: 0 auto; max-width: 960px; padding: 24px; }
-h1 { font-size: 1.5rem; margin: 0 0 4px; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 36px 0 8px; padding-top: 12px;
-  border-top: 1px solid var(--line); }
-p, ul { margin: 8px 0; }
-.asked, figcaption, dt, .heads { color: var(--muted); }
-.verdict { padding: 10px 14px; border-left: 4px solid #0072b2; background: var(--tint); }
-.verdict.none { border-color: #d55e00; background: var(--warn); }
-.numbers { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr));
-  gap: 12px; margin: 16px 0; padding: 0; }
-.numbers div { border: 1px solid var(--line); border-radius: 6px; padding: 8px 12px; }
-dt { font-size: 0.8rem; }
-dd { margin: 0; font-size: 1.15rem; font-weight: 600; }
-table { border-collapse: collapse; font-size: 0.87rem; margin: 8px 0; }
-th, td { padding: 4px 10px; text-align: left; border-bottom: 1px solid var(--line);
-  overflow-wrap: break-word; }
-th { vertical-align: bottom; overflow-wrap: normal; }
-abbr { cursor: help; text-decoration: underline dotted; text-underline-offset: 3px; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.heads { margin: 4px 0 16px; columns: 2 300px; font-size: 0.8rem; }
-.heads div { break-inside: avoid; }
-.heads dt, .heads dd { display: inline; font: inherit; }
-.heads dt { font-weight: 600; }
-.heads dt::after { content: ": "; }
-figure { margin: 12px 0; }
-figure svg { display: block; width: 100%; height: auto; max-width: var(--width); }
-figure svg text { fill: currentColor; }
-.narrow { display: none; }
-figcaption { font-size: 0.85rem; }
-pre { font-size: 0.75rem; background: var(--code); padding: 12px; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
-@media (max-width: 860px) {
-  body { padding: 16px; }
-  .wide { display: none; }
-  .narrow { display: block; }
-  thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px;
-    overflow: hidden; }
-  table, tbody, tr { display: block; width: 100%; }
-  tr { border: 1px solid var(--line); border-radius: 6px; margin: 8px 0; padding: 4px 0; }
-  td, td.number { display: grid; grid-template-columns: 8.5rem 1fr; gap: 8px; border: 0;
-    padding: 2px 10px; text-align: left; white-space: normal;
-    overflow-wrap: anywhere; }
-  td::before { content: attr(data-head); color: var(--muted); }
-}
-@media print {
-  details { display: none; }
-  h2 { break-after: avoid; }
-  figure { break-inside: avoid; }
-}
-"""
 
 
 @valid.suggest_keywords("write_report")
@@ -177,18 +108,16 @@ def report_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _page(plan: Plan, command: str) -> Iterator[str]:
-    yield "<!DOCTYPE html>"
-    yield '<html lang="en"><head><meta charset="utf-8">'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield '<meta name="color-scheme" content="light dark">'
     name = f"{plan.model.name} on {plan.network.network.name}"
-    yield f"<title>{escape(name)}: hypsolve plan</title><style>{STYLE}</style></head><body>"
+    yield from page_head(f"{name}: hypsolve plan")
     yield f"<h1>{escape(name)}</h1>"
     query = describe_query(plan)
     if plan.model.extrapolated:
         query += "; quantised weights: times are extrapolated, none were measured"
     yield f'<p class="asked">{escape(query)}</p>'
     yield from verdict(plan)
+    if not plan.fits:
+        yield from (f"<p>{escape(sentence(line))}</p>" for line in placement_lines(plan))
     if plan.fits:
         yield _numbers(plan)
         details = "".join(f"<li>{escape(line)}</li>" for line in slo_lines(plan)[1:])
@@ -199,7 +128,7 @@ def _page(plan: Plan, command: str) -> Iterator[str]:
         yield html_table(rows_of_nodes(plan), HEADS)
         yield "<h2>Bottleneck</h2>"
         yield f"<p>{escape(sentence(describe_bottleneck(plan)))}</p>"
-        for line in (*rate_lines(plan), *degree_lines(plan)):
+        for line in (*rate_lines(plan), *placement_lines(plan), *degree_lines(plan)):
             yield f"<p>{escape(sentence(line))}</p>"
         ways = describe_rpc(plan.query.network, plan.query.runtime)
         for line in (describe_pipelines(plan), describe_idle(plan), ways):
@@ -227,9 +156,7 @@ def _page(plan: Plan, command: str) -> Iterator[str]:
     yield html_table(
         [{"subject": what, "source": source} for what, source in _provenance(plan, command)]
     )
-    plain = json.dumps(plan.to_dict(), indent=2, allow_nan=False)
-    yield f"<details><summary>The plan as JSON</summary><pre>{escape(plain)}</pre></details>"
-    yield "</body></html>\n"
+    yield from page_end(plan.to_dict())
 
 
 def _numbers(plan: Plan) -> str:
@@ -262,12 +189,7 @@ def _numbers(plan: Plan) -> str:
             ),
         }
     numbers.setdefault(plan.objective_name, plan.describe_value())
-    cells = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in numbers.items()
-        if value and not value.startswith("nan")
-    )
-    return f'<dl class="numbers">{cells}</dl>'
+    return tiles(numbers)
 
 
 def _tiles_of_targets(plan: Plan) -> dict[str, str]:
@@ -321,40 +243,18 @@ def _rows_of_upgrades(plan: Plan) -> list[dict[str, str]]:
 
 def _figure(plan: Plan, kind: str) -> str:
     """Return a figure as SVG, once for wide and once for narrow screens."""
-    caption = escape(FIGURES[kind].caption)
-    svgs = "".join(
-        f'<div class="{name}" style="--width: {1.15 * width * 96:.0f}px">'
-        f"{_svg(plan, kind, width, caption)}</div>"
-        for name, width in WIDTHS.items()
+    figure = FIGURES[kind]
+    return html_figure(
+        kind,
+        figure.caption,
+        draw=lambda ax, width: draw(plan, kind, ax, width),
+        height=lambda width: figure.height(plan, width),
+        layout="constrained",
     )
-    return f'<figure id="{kind}">{svgs}<figcaption>{caption}</figcaption></figure>'
-
-
-def _svg(plan: Plan, kind: str, width: float, caption: str) -> str:
-    style = {**RC, "svg.fonttype": "none", "svg.hashsalt": f"{kind} {width}",
-             "font.family": "sans-serif"}  # fmt: skip
-    with optional("matplotlib").rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # the browser has other fonts
-        figure = optional("matplotlib.figure").Figure(
-            figsize=(width, FIGURES[kind].height(plan, width)), layout="constrained"
-        )
-        draw(plan, kind, figure.subplots(), width)
-        file = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", metadata=nothing, transparent=True)
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]  # without the XML prolog
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(f": {colour}", f": {variable}")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)
 
 
 def _provenance(plan: Plan, command: str) -> Iterator[tuple[str, str]]:
-    if command:
-        yield "command", command
-    yield "made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    yield "versions", f"Python {platform.python_version()}, {versions}; {platform.machine()}"
+    yield from made(command)
     result = plan.result
     yield (
         "method",

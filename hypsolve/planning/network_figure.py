@@ -129,7 +129,7 @@ def _card(
     lines: list[tuple[str, dict[str, Any]]] = [
         (short_name(layers, int(letters * 0.9)), {"weight": "bold"}),
         (f"{count}{node.describe_gpus()}", {}),
-        (_names(names, letters), {"color": MUTED}),
+        (joined_names(names, letters), {"color": MUTED}),
     ]
     for at, (text, style) in enumerate(lines):
         text = short_name(text, letters)
@@ -144,7 +144,7 @@ def _card(
     ax.text(x + 0.07, y + 0.88, free, size=SMALL, color=MUTED)
 
 
-def _names(names: Sequence[str], letters: int) -> str:
+def joined_names(names: Sequence[str], letters: int) -> str:
     """Join names, or give the first and the last if they are too long."""
     joined = ", ".join(names)
     if len(joined) <= letters or len(names) == 1:

@@ -54,7 +54,8 @@ def largest_loads(
     """Return an answer with the largest rate, and the most users, that are served.
 
     The rate of the pipelines is lowered in steps of 2, 4, 8, ... % until the placement serves
-    it with its router; if it does at once, it is raised in steps of 4 %.
+    it with its router; if it does at once, it is raised in steps of 4 %,
+    where there are targets: without, no schedule serves more than with every queue full.
     """
     query = simulator.query
     of_rate = deadline.part(RATE_SHARE) if query.has_targets else deadline
@@ -80,7 +81,7 @@ def largest_loads(
             break
     else:
         largest, is_lower_bound = known, False
-    if largest == rate.requests_per_s:
+    if largest == rate.requests_per_s and query.has_targets:  # else all queues are full
         for _ in range(MAX_RAISED):
             if of_rate.has_passed():
                 is_lower_bound = True

@@ -11,7 +11,7 @@ from hypsolve.formats.machines_file import MachinesFile
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning.platforms import ONE_PLATFORM, platform_of, platforms_of, runs_on
 from hypsolve.problem.deployment import Model, Network
-from hypsolve.problem.fleet import Fleet
+from hypsolve.problem.fleet import Fleet, Machine
 from hypsolve.problem.runtime import Runtime
 
 MachinesSource = str | os.PathLike[str] | MachinesFile | Fleet | Network | NetworkFile
@@ -33,12 +33,15 @@ class Machines:
         The one that their file names.
     notes : tuple of str
         What the reader of the file left out or assumed.
+    unusable : tuple of Machine
+        Those that the runtime does not run on, which `fleet` lacks.
     """
 
     fleet: Fleet
     currency: str = ""
     runtime: Runtime | None = None
     notes: tuple[str, ...] = ()
+    unusable: tuple[Machine, ...] = ()
 
     @classmethod
     def of(cls, source: MachinesSource, model: Model) -> Machines:
@@ -109,7 +112,8 @@ def usable(machines: Machines, runtime: Runtime) -> tuple[Machines, dict[str, st
     fleet = dataclasses.replace(
         fleet, machines=kept, apart=tuple(each for each in apart if len(each) > 1)
     )
-    return dataclasses.replace(machines, fleet=fleet), left_out
+    gone = tuple(machine for machine in machines.fleet.machines if machine.name in left_out)
+    return dataclasses.replace(machines, fleet=fleet, unusable=gone), left_out
 
 
 def restricted(fleet: Fleet, runtime: Runtime) -> tuple[Fleet, tuple[str, ...]]:

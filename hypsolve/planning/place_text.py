@@ -7,13 +7,20 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hypsolve.planning.expected_errors import (
+    UNMEASURED,
+    ExpectedError,
+    distinct_words,
+    errors_of_stages,
+    unknown_errors,
+)
 from hypsolve.planning.layers import describe_blocks
 from hypsolve.planning.placement_records import RUNTIME
 from hypsolve.planning.saturation import MET
 from hypsolve.planning.slo_text import describe_slos
 from hypsolve.planning.text import table
 from hypsolve.planning.throughput import QUEUES_FULL
-from hypsolve.problem.placement import PlacedStage, PlacementObjective
+from hypsolve.problem.placement import Pipeline, PlacedStage, PlacementObjective
 from hypsolve.problem.units import count, show_seconds
 
 if TYPE_CHECKING:
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
     from hypsolve.simulation.metrics import Summary
 
 EQUAL = 1e-6  # relative difference of equal rates
-MAX_NAMED = 4  # equal machines that are named
+MIN_RANGE = 3  # names with consecutive numbers that are written as a range
 
 
 def text(plan: PlacementPlan) -> str:
@@ -48,19 +55,28 @@ def _lines(plan: PlacementPlan) -> Iterator[str]:
         yield ""
         yield table(rows_of_stages(plan))
         yield ""
-        yield from _rate_lines(plan)
-        yield from _proof_lines(plan)
+        yield from rate_lines_of_placement(plan)
+        yield from proof_lines(plan)
     else:
         yield f"no placement of {query.model.name} on {query.fleet.name}: {query.describe()}"
         yield from (f"  {line}" for line in plan.reasons)
     yield from unused_lines(plan)
-    yield ""
-    yield from query.restrictions
-    yield from query.machines.notes
-    if plan.fits:
-        yield f"simulated limits: {query.runtime.describe()}"
+    if lines := assumption_lines(plan):
+        yield from ("", *lines)
     if plan.stopped and not plan.interrupted:
         yield f"stopped: {plan.stopped}"
+
+
+def assumption_lines(plan: PlacementPlan) -> list[str]:
+    """Return what the runtime does not allow, what was assumed, and errors to expect."""
+    query = plan.query
+    lines = [*query.restrictions, *query.machines.notes]
+    if plan.fits:
+        lines += [
+            f"simulated limits: {query.runtime.describe()}",
+            *error_lines_of_placement(plan),
+        ]
+    return lines
 
 
 def answer_lines(plan: PlacementPlan) -> Iterator[str]:
@@ -77,7 +93,9 @@ def answer_lines(plan: PlacementPlan) -> Iterator[str]:
         yield f"no load {within} was found"
         return
     at_least = "at least " if answer.max_rate_is_lower_bound else "about "
-    largest = f"{at_least}{answer.max_requests_per_s:.3g} requests/s of {query.load.arrivals}"
+    largest = (
+        f"{at_least}{show_rate(answer.max_requests_per_s)} requests/s of {query.load.arrivals}"
+    )
     if answer.max_users is not None:
         more = "at least " * answer.max_users_is_lower_bound
         largest = f"{more}{count(answer.max_users, 'user')}, or {largest}"
@@ -126,7 +144,7 @@ def rows_of_stages(plan: PlacementPlan) -> list[dict[str, str]]:
     """Return a row per stage; equal pipelines share their rows."""
     rows = []
     fleet, n_blocks = plan.query.fleet, plan.query.model.n_blocks
-    for numbers, alike in _alike(plan):
+    for numbers, alike in alike_pipelines(plan):
         first = alike[0]
         for s, stage in enumerate(first.stages):
             names = [each.stages[s].machine for each in alike]
@@ -136,9 +154,9 @@ def rows_of_stages(plan: PlacementPlan) -> list[dict[str, str]]:
             rows.append(
                 {
                     "pipeline": numbers if head else "",
-                    "machine": _names(names),
+                    "machine": names_of(names),
                     "GPUs": gpus,
-                    "holds": _holds(stage, n_blocks),
+                    "holds": describe_holds(stage, n_blocks),
                     "requests/s": _times(first.requests_per_s, len(alike)) if head else "",
                     "share": f"{first.share * len(alike):.0%}" if head else "",
                     "TTFT p95": _p95([each.ttft_s for each in alike]) if head else "",
@@ -149,7 +167,7 @@ def rows_of_stages(plan: PlacementPlan) -> list[dict[str, str]]:
     return rows
 
 
-def _alike(plan: PlacementPlan) -> Iterator[tuple[str, list[PlacedPipeline]]]:
+def alike_pipelines(plan: PlacementPlan) -> Iterator[tuple[str, list[PlacedPipeline]]]:
     """Yield equal pipelines, with their numbers from 1."""
 
     def kind(pipeline: PlacedPipeline) -> tuple[Any, ...]:
@@ -173,7 +191,7 @@ def _alike(plan: PlacementPlan) -> Iterator[tuple[str, list[PlacedPipeline]]]:
         yield numbers, alike
 
 
-def _holds(stage: PlacedStage, n_blocks: int) -> str:
+def describe_holds(stage: PlacedStage, n_blocks: int) -> str:
     """Name the layers of a stage; embedding and head are with the first and the last."""
     if (stage.start, stage.stop) == (0, n_blocks):
         return "all layers"
@@ -181,11 +199,36 @@ def _holds(stage: PlacedStage, n_blocks: int) -> str:
     return words.removeprefix("embedding, ").removesuffix(", head")
 
 
-def _names(names: Sequence[str]) -> str:
-    distinct = list(dict.fromkeys(names))
-    if len(distinct) <= MAX_NAMED:
-        return ", ".join(distinct)
-    return f"{', '.join(distinct[:2])}, ... {distinct[-1]} ({len(distinct)})"
+def names_of(names: Sequence[str]) -> str:
+    """Join names; three and more with consecutive numbers become a range.
+
+    Examples
+    --------
+    >>> names_of(["old-box", "l4-0", "l4-1", "l4-2", "a100-0", "a100-1"])
+    'old-box, l4-0 to 2, a100-0, a100-1'
+    """
+    runs: list[list[str]] = []
+    for name in dict.fromkeys(names):
+        if runs and _is_next(runs[-1][-1], name):
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    said = []
+    for run in runs:
+        said += [f"{run[0]} to {_numbered(run[-1])[1]}"] if len(run) >= MIN_RANGE else run
+    return ", ".join(said)
+
+
+def _numbered(name: str) -> tuple[str, str]:
+    """Return a name without the number at its end, and that number."""
+    stem = name.rstrip("0123456789")
+    return stem, name[len(stem) :]
+
+
+def _is_next(name: str, other: str) -> bool:
+    """Return whether only the numbers at the ends of two names differ, by one."""
+    (stem, number), (same, more) = _numbered(name), _numbered(other)
+    return bool(number and more) and stem == same and int(more) == int(number) + 1
 
 
 def _p95(times: Sequence[Summary | None]) -> str:
@@ -194,20 +237,32 @@ def _p95(times: Sequence[Summary | None]) -> str:
     return _seconds(max(known, default=math.nan))
 
 
+def show_rate(rate: float) -> str:
+    """Write a rate with three digits, or as a whole number.
+
+    Examples
+    --------
+    >>> show_rate(0.12345), show_rate(1735.2)
+    ('0.123', '1735')
+    """
+    return f"{rate:.3g}" if rate < 999.5 else f"{rate:.0f}"
+
+
 def _times(rate: float, n: int) -> str:
-    return f"{rate:.3g}" if n == 1 else f"{n} x {rate:.3g}"
+    return show_rate(rate) if n == 1 else f"{n} x {show_rate(rate)}"
 
 
 def _seconds(seconds: float) -> str:
     return "-" if math.isnan(seconds) else show_seconds(float(f"{seconds:.3g}"))
 
 
-def _rate_lines(plan: PlacementPlan) -> Iterator[str]:
+def rate_lines_of_placement(plan: PlacementPlan) -> Iterator[str]:
+    """Yield what the placement serves in simulation, and its latencies."""
     found, answer = plan.throughput, plan.answer
     assert found is not None
     at_least = "at least " * found.is_lower_bound
     what = "requests/s" if found.quantity == QUEUES_FULL else found.quantity
-    line = f"simulated, it serves {at_least}{found.simulated_requests_per_s:.3g} {what}"
+    line = f"simulated, it serves {at_least}{show_rate(found.simulated_requests_per_s)} {what}"
     if what == "requests/s":
         line += f" ({found.n_requests} requests, every queue full)"
     others = found.placements[1:]
@@ -217,34 +272,60 @@ def _rate_lines(plan: PlacementPlan) -> Iterator[str]:
         ratio = f"{own / best:.2f} times" if best else "more than"
         line += f"; pipeline by pipeline, {ratio} the best of {count(len(others), 'other')}"
     yield line
-    if answer is not None:
+    if answer is None:
+        yield "its latencies behind the router were not simulated in time"
+    else:
         yield (
-            f"latencies, also of the table, at {answer.served_per_s:.3g} requests/s behind the"
-            f" router: TTFT {_pair(answer.ttft_s)}; TPOT {_pair(answer.tpot_s)}; whole"
+            f"behind the router, with {describe_load(plan)}, as in the table: TTFT"
+            f" {_pair(answer.ttft_s)}; TPOT {_pair(answer.tpot_s)}; whole"
             f" {_pair(answer.latency_s)}"
         )
+
+
+def describe_load(plan: PlacementPlan) -> str:
+    """Name the load that was simulated behind the router."""
+    answer, query = plan.answer, plan.query
+    assert answer is not None
+    if query.users is not None:
+        return f"{count(query.users, 'user')} ({show_rate(answer.served_per_s)} requests/s)"
+    rate = answer.max_requests_per_s if query.rate_per_s is None else query.rate_per_s
+    return f"{show_rate(rate)} requests/s"
 
 
 def _pair(times: Any) -> str:
     return f"p50 {_seconds(times.p50)}, p95 {_seconds(times.p95)}"
 
 
-def _proof_lines(plan: PlacementPlan) -> Iterator[str]:
+def error_lines_of_placement(plan: PlacementPlan) -> list[str]:
+    """Return the errors to expect of the forecast, for each kind of GPU in use."""
+    problem, found = plan.result.problem, list[ExpectedError]()
+    for _, alike in alike_pipelines(plan):
+        pipeline = Pipeline(alike[0].stages, 0.0)
+        nodes = [tier.nodes for tier in problem.deployment(pipeline.groups).network.tiers]
+        runtime, model = plan.query.runtime.name, plan.query.model
+        found += errors_of_stages(nodes, runtime, model, may_fit=False)
+    unknown = {each.gpu: None for each in found if each.words.startswith(UNMEASURED)}
+    known = [each for each in found if each.gpu not in unknown]
+    return distinct_words([*known, *unknown_errors(unknown, plan.query.runtime.name)])
+
+
+def proof_lines(plan: PlacementPlan) -> Iterator[str]:
+    """Yield bounds on what any placement serves."""
     found = plan.throughput
     assert found is not None
     stages = f"pipelines of at most {count(plan.query.max_stages, 'stage')}"
+    of_these = show_rate(found.pipelines_bound_requests_per_s)
     if math.isfinite(found.bound_requests_per_s):
         yield (
             f"proved: no placement ({stages}) and no schedule serves more than"
-            f" {found.bound_requests_per_s:.3g} requests/s under the limits of this runtime"
-            f" (gap {found.gap:.1%}); on these pipelines, no split and no schedule more than"
-            f" {found.pipelines_bound_requests_per_s:.3g}"
+            f" {show_rate(found.bound_requests_per_s)} requests/s under the limits of this"
+            f" runtime (gap {found.gap:.1%}); on these pipelines, no split and no schedule more"
+            f" than {of_these}"
         )
     else:
         yield (
             "proved: on these pipelines, no split and no schedule serves more than"
-            f" {found.pipelines_bound_requests_per_s:.3g} requests/s under the limits of this"
-            " runtime"
+            f" {of_these} requests/s under the limits of this runtime"
         )
     yield describe_fluid(plan)
 
@@ -281,7 +362,7 @@ def describe_fluid(plan: PlacementPlan) -> str:
 def unused_lines(plan: PlacementPlan) -> Iterator[str]:
     """Yield the machines that are left out, and why; and idle GPUs of the others."""
     for each in plan.unused:
-        yield f"left out: {_names(each.machines)}: {describe_reason(each)}"
+        yield f"left out: {names_of(each.machines)}: {describe_reason(each)}"
     for name, n in plan.idle_gpus.items():
         whole = plan.query.fleet.machine(name).node.gpus
         yield f"idle: {n} of {count(whole, 'GPU')} of {name}"

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypsolve.planning.place_query import PlaceQuery
 from hypsolve.planning.placement_records import (
@@ -21,6 +21,9 @@ from hypsolve.problem.placement import Pipeline, Placement
 from hypsolve.problem.placement_result import PlacementResult
 from hypsolve.problem.units import finite_or_none
 from hypsolve.simulation.trace import Trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FORMAT, VERSION = "hypsolve-placement", 1  # of `PlacementPlan.to_dict`
 
@@ -146,6 +149,30 @@ class PlacementPlan:
         if not self.query.asks_load:
             load = replace(load, rate_per_s=self.largest_rate)
         return PlacementSimulator(self.query, self.result.problem).trace(self.placement, load)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw sites, pipelines and machines that are left out; needs matplotlib.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Default: axes that fill a new figure, 9.4 inches wide.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``plot().figure.savefig("placement.png", dpi=200)`` writes a file.
+
+        Raises
+        ------
+        ValueError
+            If matplotlib is missing, or there is no placement.
+        """
+        from hypsolve.planning.place_figure import plot_placement
+
+        if self.placement is None:
+            raise ValueError(f"place: no placement to draw, {self.result.status}")
+        return plot_placement(self, ax)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain numbers, strings, lists and dicts, for JSON.

@@ -12,6 +12,7 @@ from hypsolve.planning.degree_choice import DegreeChoice
 from hypsolve.planning.expected_errors import errors_of_plan
 from hypsolve.planning.forecast import Forecast, serve_load
 from hypsolve.planning.layers import describe_blocks
+from hypsolve.planning.placement_instead import PlacementInstead
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.request_mix import RequestMix
 from hypsolve.planning.serving_frontier import ServingPoint, serving_points, undominated
@@ -179,6 +180,10 @@ class Plan:
         certificate says that no split carries more in this model; save it and its `instance`
         to check it with `hypsolve.verify`. `result` has no certificate then, since its split
         is chosen by simulation. Not part of the JSON.
+    placement_instead : PlacementInstead or None
+        What `hypsolve.place` serves on all machines of the network, without the order of its
+        tiers; None unless that is clearly more than this plan serves, and was found in a small
+        share of the time limit. It is not looked for without upgrades.
     """
 
     query: PlanQuery
@@ -197,6 +202,7 @@ class Plan:
     slo_answer: SloAnswer | None = None
     interrupted: bool = False
     fluid_result: ServingResult | None = None
+    placement_instead: PlacementInstead | None = None
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -417,6 +423,11 @@ class Plan:
             "unused_nodes": list(self.unused_nodes),
             "slo_answer": None if self.slo_answer is None else record_to_dict(self.slo_answer),
             "interrupted": self.interrupted,
+            "placement_instead": (
+                None
+                if self.placement_instead is None
+                else record_to_dict(self.placement_instead)
+            ),
             "expected_errors": [record_to_dict(error) for error in errors_of_plan(self)],
         }
 

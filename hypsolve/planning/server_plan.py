@@ -11,6 +11,8 @@ from hypsolve.planning.all_nodes import over_all_nodes
 from hypsolve.planning.degree_choice import DegreeChoice
 from hypsolve.planning.exporters import ONE_PIPELINE, not_expressible
 from hypsolve.planning.node_choice import best_nodes, on_nodes_of
+from hypsolve.planning.placement_instead import may_be_placed, placement_instead
+from hypsolve.planning.placement_instead import warm as warm_placement
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.planner import add_upgrades, plan_query, warm
 from hypsolve.planning.query import ModelSource, NetworkSource, PlanQuery, takes_query
@@ -29,6 +31,8 @@ from hypsolve.planning.what_if import lighter_models
 from hypsolve.problem.deployment import Model
 from hypsolve.solvers.clock import Deadline
 
+PLACED_SHARE = 0.06  # of the time limit, for a placement without the order of the tiers
+SPARE = 1.3  # times as much is kept for it, since a simulation that has begun is finished
 NODES_SHARE = 0.25  # of the time limit, for nodes without the slow ones
 NEAR_SHARE = 0.5  # of the time that is left, for a plan for a server before upgrades
 OTHERS_SHARE = 0.4  # of the time that is left then, for nodes that the plan leaves out
@@ -184,7 +188,44 @@ def plan_for_server(
         If the interrupt comes before a split has been found.
     """
     warm(query)
+    if not (with_upgrades and may_be_placed(query)):
+        deadline = deadline or Deadline(query.time_limit_s)
+        return _answer(query, server, with_upgrades, lighter, progress, deadline)
+    warm_placement(query)
     deadline = deadline or Deadline(query.time_limit_s)
+    before = deadline.part(1 - SPARE * PLACED_SHARE)
+    found = _answer(query, server, with_upgrades, lighter, progress, before)
+    if found.plan.interrupted:
+        return found
+    return _with_placement(found, query, deadline, progress or (lambda line: None))
+
+
+def _with_placement(
+    found: ServerPlan, query: PlanQuery, deadline: Deadline, progress: Progress
+) -> ServerPlan:
+    """Return plans of which the answer names a placement that serves clearly more."""
+    plan, is_same = found.plan, found.plan is found.best
+    limit_s = PLACED_SHARE * query.time_limit_s
+    try:
+        instead = placement_instead(
+            query, plan, Deadline(min(limit_s, deadline.left_s() / SPARE)), progress
+        )
+        plan = replace(plan, placement_instead=instead)
+    except KeyboardInterrupt:
+        why = "the search for a placement without the order of the tiers was stopped"
+        plan = replace(plan, stopped=plan.stopped or why, interrupted=True)
+    return replace(found, plan=plan, best=plan if is_same else found.best)
+
+
+def _answer(
+    query: PlanQuery,
+    server: str,
+    with_upgrades: bool,
+    lighter: Mapping[str, Model] | None,
+    progress: Progress | None,
+    deadline: Deadline,
+) -> ServerPlan:
+    """Answer a query as `plan_for_server` does, without a placement."""
     query, degrees = choose_degrees(query, progress, deadline, restrict=network_for_server)
     asked, own_server = query, restricting_server(query.runtime)
     server = server or own_server

@@ -96,6 +96,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield verdict
         yield from (f"  {line}" for line in details)
         yield from degree_lines(plan)
+        yield from placement_lines(plan)
     else:
         yield table(rows_of_nodes(plan))
         if plan.forecast is not None and plan.slo_answer is None:
@@ -103,6 +104,7 @@ def _lines(plan: Plan) -> Iterator[str]:
             yield judge_load(plan.forecast).words
         yield describe_proof(plan)
         yield from rate_lines(plan)
+        yield from placement_lines(plan)
         yield describe_bottleneck(plan)
         if pairs := describe_pipelines(plan):
             yield pairs
@@ -282,6 +284,28 @@ def rate_lines(plan: Plan) -> list[str]:
             " split meets the targets at any rate"
         )
     return [best, *([rules] if (rules := describe_rules(found)) else [])]
+
+
+def placement_lines(plan: Plan) -> list[str]:
+    """Say what a placement serves that ignores the order of the tiers, if that is more.
+
+    The list is empty or has one line, which names the command of the placement.
+    """
+    found = plan.placement_instead
+    if found is None:
+        return []
+    n = len(found.machines)
+    line = (
+        f"without the order of the tiers: {count(found.pipelines, 'pipeline')} on {n} of"
+        f" {count(n + len(found.unused), 'machine')} would serve"
+        f" {'at least ' * found.is_lower_bound}{found.requests_per_s:.3g}"
+        f" {'requests/s' if found.quantity == QUEUES_FULL else found.quantity}, simulated"
+    )
+    if plan.throughput is not None and plan.value > 0:
+        at_most = "up to " * plan.throughput.is_lower_bound
+        line += f", {at_most}{found.requests_per_s / plan.value:.2f} times as many"
+    command = f"hypsolve place --runtime {found.runtime}"
+    return [f"{line}: {command}, with --machines in place of --network, shows them"]
 
 
 def describe_rules(found: Throughput) -> str:

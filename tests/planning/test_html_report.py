@@ -19,7 +19,7 @@ import pytest
 
 import hypsolve as hs
 from hypsolve.cli.examples import NETWORK as EXAMPLE
-from hypsolve.planning import figures, html_report, network_figure
+from hypsolve.planning import figures, html_page, network_figure
 from hypsolve.planning.figures import FIGURES
 from hypsolve.planning.forecast import predict
 from hypsolve.planning.upgrade_text import describe_upgrade, split_first
@@ -60,7 +60,7 @@ def report(found, tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Reports without pictures, for tests of their words: drawing takes most of the time."""
-    monkeypatch.setattr(html_report, "_svg", lambda *arguments: "<svg></svg>")
+    monkeypatch.setattr(html_page, "_svg", lambda *arguments: "<svg></svg>")
 
 
 @pytest.fixture(autouse=True)

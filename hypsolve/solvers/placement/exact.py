@@ -539,7 +539,9 @@ class Search:
         elif self.is_cost:
             message = f"no placement carries {self.problem.requests_per_s:g} requests/s"
         else:
-            message = "no pipeline has room for the model and meets the targets"
+            targets = self.problem.ttft_slo_s, self.problem.tpot_slo_s
+            meets = " and meets the targets" if any(targets) else ""
+            message = f"no pipeline has room for the model{meets}"
         return PlacementOutcome(Status.INFEASIBLE, message=message, statistics=self.statistics)
 
 
