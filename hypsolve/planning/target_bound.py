@@ -27,13 +27,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from hypsolve.planning.exporters import ONE_PIPELINE
 from hypsolve.planning.fitted_costs import FITTED, with_fitted_costs
 from hypsolve.planning.gpu_groups import NO_DEGREE, degrees_of, dividing
 from hypsolve.planning.plan_query import PlanQuery
 from hypsolve.planning.rate_bound import bounded, least_decodes_s
-from hypsolve.planning.runtime_restrictions import restricting_server
 from hypsolve.planning.saturation import MET
-from hypsolve.problem.arrays import Array
+from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.deployment import Deployment, Requests
 from hypsolve.problem.model import Model
 from hypsolve.problem.network import Network, Node, Tier
@@ -41,7 +41,7 @@ from hypsolve.problem.network import Network, Node, Tier
 ROUNDING = 1e-9  # relative, which the bound gives away
 
 
-def least_tpot_s(query: PlanQuery) -> float:
+def least_tpot_s(query: PlanQuery, *, may_leave_out: bool = True) -> float:
     """Return seconds per output token that no split and no schedule of a query beats.
 
     The proof is in the docstring of this module.
@@ -50,6 +50,10 @@ def least_tpot_s(query: PlanQuery) -> float:
     ----------
     query : PlanQuery
         Before degrees of tensor parallelism are chosen, so that the bound holds for all.
+    may_leave_out : bool
+        Whether a server of whole pipelines may leave out tiers that state no `min_blocks`.
+        If not, links count in any case: the value then ranks networks, and may be no bound
+        under llama.cpp.
 
     Returns
     -------
@@ -88,7 +92,11 @@ def least_tpot_s(query: PlanQuery) -> float:
     )
     blocks_s = np.array([_blocks_s(deployment, tier) for tier in network.tiers])
     blocks_s /= output - 1
-    return _shortest(query, blocks_s) * (1 - ROUNDING)
+    counts_links = query.runtime.name not in NO_DEGREE or not may_leave_out
+    is_left_out = may_leave_out and query.runtime.server in ONE_PIPELINE
+    if_none = 0 if is_left_out else 1
+    shortest_s = _shortest(query, blocks_s, if_none=if_none, counts_links=counts_links)
+    return shortest_s * (1 - ROUNDING)
 
 
 def _lengths(query: PlanQuery) -> tuple[int, int] | None:
@@ -128,7 +136,7 @@ def _blocks_s(deployment: Deployment, tier: Tier) -> list[float]:
     return [least[block] for block in deployment.model.blocks]
 
 
-def _shortest(query: PlanQuery, blocks_s: Array) -> float:
+def _shortest(query: PlanQuery, blocks_s: Array, *, if_none: int, counts_links: bool) -> float:
     """Return the least seconds of a pass over all splits; inf if none fits.
 
     Parameters
@@ -136,13 +144,16 @@ def _shortest(query: PlanQuery, blocks_s: Array) -> float:
     query : PlanQuery
     blocks_s : ndarray, shape (n_tiers, n_blocks)
         Seconds of a pass through each block.
+    if_none : int
+        Blocks of a tier at least, where the network gives no limit.
+    counts_links : bool
+        Whether the round trips of links count.
     """
     network, model = query.network.network, query.model
     least = query.network.min_blocks or (None,) * len(network.tiers)
     most = query.network.max_blocks or (None,) * len(network.tiers)
-    if_none = 0 if restricting_server(query.runtime) else 1
-    counts_links = query.runtime.name not in NO_DEGREE
     n_blocks = model.n_blocks
+    weights = np.cumsum([0, *(block.weight_bytes for block in model.blocks)])
     reached = np.full(n_blocks + 1, math.inf)  # seconds up to a cut
     reached[0] = 0.0
     for k, tier in enumerate(network.tiers):
@@ -152,7 +163,7 @@ def _shortest(query: PlanQuery, blocks_s: Array) -> float:
         before_s = np.concatenate([[0.0], blocks_s[k].cumsum()])
         then = np.full(n_blocks + 1, math.inf)
         for i in np.flatnonzero(np.isfinite(reached)).tolist():
-            last = i if most[k] == 0 else _last(model, i, memory)
+            last = i if most[k] == 0 else _last(model, weights, i, memory)
             to = slice(i + low, last + 1)
             if i + low <= last:
                 then[to] = np.minimum(then[to], reached[i] + before_s[to] - before_s[i])
@@ -166,11 +177,11 @@ def _memory_bytes(node: Node) -> float:
     return node.gpu.memory_bytes if node.memory_bytes is None else node.memory_bytes
 
 
-def _last(model: Model, first: int, memory_bytes: float) -> int:
-    """Return the end of the longest stage from a block on whose weights fit in a memory."""
-    end = first
-    while end < model.n_blocks and (
-        model.stage_weight_bytes(model.blocks[first : end + 1]) <= memory_bytes
-    ):
-        end += 1
-    return end
+def _last(model: Model, weights: IntArray, first: int, memory_bytes: float) -> int:
+    """Return the end of the longest stage from a block on whose weights fit in a memory.
+
+    `weights` are the bytes of the blocks before each cut.
+    """
+    if first == 0 and weights[-1] - model.tied_bytes <= memory_bytes:
+        return model.n_blocks
+    return int(np.searchsorted(weights, weights[first] + memory_bytes, side="right")) - 1

@@ -10,10 +10,13 @@ import pytest
 
 import hypsolve as hs
 from hypsolve.planning.plan_query import PlanQuery
+from hypsolve.planning.query import rank_fluid
+from hypsolve.planning.runtime_restrictions import network_for_server, nodes_in
 from hypsolve.planning.slo_answer import SufficientUpgrade
 from hypsolve.planning.slo_text import describe_answer
 from hypsolve.planning.target_bound import least_tpot_s
 from hypsolve.planning.text import upgrade_title
+from hypsolve.solvers.clock import Deadline
 from tests.cli.test_cli import run
 from tests.helpers import token_toys as toys
 from tests.planning.test_load_search import drawn
@@ -161,3 +164,26 @@ def test_an_upgrade_of_the_answer_is_not_denied_below():
     )  # fmt: skip
     with_one = replace(found, slo_answer=replace(found.slo_answer, upgrade=upgrade))
     assert ": nothing else that was tried" in upgrade_title(with_one)
+
+
+def test_without_time_the_network_with_the_shortest_pass_is_split():
+    """All networks of llama.cpp were split, however late it was, in an order of no meaning."""
+    names = ("t4", "rtx-4090", "l4")
+    tiers = tuple(
+        hs.Tier(name=gpu, nodes=(hs.Node(name=gpu, gpu=hs.gpu(gpu)),), link=link)
+        for gpu, link in zip(names, (WIRE, WIRE, None), strict=True)
+    )
+    network = hs.NetworkFile(network=hs.Network(name="lab", tiers=tiers), min_blocks=(0, 0, 0))
+    query = PlanQuery.of("phi-3-mini", network, runtime="llama.cpp", output_tokens=4, users=1)
+    split = []
+
+    def fluid(of):
+        split.append(nodes_in(of.network))
+        solution, splits, rate = rank_fluid(of)
+        return solution, dict.fromkeys(splits[:1], rate)
+
+    found = network_for_server(query, fluid=fluid, deadline=Deadline(1e-9))
+    assert split == [("rtx-4090",)] and nodes_in(found.query.network) == ("rtx-4090",)
+    split.clear()
+    network_for_server(query, fluid=fluid)
+    assert len(split) > 3 and split[0] == ("rtx-4090",)
