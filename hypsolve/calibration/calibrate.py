@@ -33,6 +33,7 @@ from hypsolve.calibration.calibrate_forecast import (
     Server,
     SteadyStates,
     simulated,
+    waits_for_memory,
     with_numbers,
 )
 from hypsolve.catalog.datasheets import Ceiling, ceiling
@@ -97,12 +98,15 @@ class RunForecast:
     before, after, held_out : (float, float)
         Time to first token and time per token: by the profile to start from, by the fitted one,
         and by a fit that has not seen the run.
+    waits_for_memory : bool
+        Whether users wait for KV cache; see `calibrate_forecast.waits_for_memory`.
     """
 
     run: BenchmarkRun
     before: tuple[float, float]
     after: tuple[float, float]
     held_out: tuple[float, float]
+    waits_for_memory: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the run and its times as plain values."""
@@ -124,6 +128,7 @@ class RunForecast:
             "output_tokens": run.output_tokens,
             "cached_tokens": run.cached_tokens,
             "users": run.users,
+            "waits_for_memory": self.waits_for_memory,
             **plain,
         }
 
@@ -200,6 +205,8 @@ class Calibration:
     def profile(self) -> MeasuredProfile:
         """Return the profile file."""
         shown = {"before": self.before, "of the fit": self.after, "held out": self.held_out}
+        n_waiting = sum(each.waits_for_memory for each in self.forecasts)
+        waiting = {"runs_that_wait_for_memory": n_waiting} if n_waiting else {}
         request = {"request_ms": round(1e3 * self.request_s, 1)} if self.request_s else {}
         return MeasuredProfile(
             gpu=self.gpu,
@@ -218,6 +225,7 @@ class Calibration:
                 "started_from": self.start.name,
                 "little_seen": ", ".join(self.unseen),
                 **request,
+                **waiting,
                 "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             },
         )
@@ -332,13 +340,17 @@ def calibrate(
         request_interval_s=problem.request_interval(x),
         at_peak=problem.at_peak(x),
         forecasts=tuple(
-            RunForecast(run, *((float(a[0]), float(a[1])) for a in each))
-            for run, *each in zip(runs, before, after, held_out, strict=True)
+            RunForecast(run, _pair(a), _pair(b), _pair(c), waits_for_memory(server, gpu, run))
+            for run, a, b, c in zip(runs, before, after, held_out, strict=True)
         ),
         before=errors[0],
         after=errors[1],
         held_out=errors[2],
     )
+
+
+def _pair(times_s: Array) -> tuple[float, float]:
+    return float(times_s[0]), float(times_s[1])
 
 
 def _check_room(gpu: GpuProfile, model: Model, n_gpus: int) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from hypsolve.calibration.benchmarks_run import BenchmarkRun
 from hypsolve.calibration.closed_loop import mean_times, start_times
+from hypsolve.calibration.rules import MIN_QUEUE_S
 from hypsolve.problem import costs
 from hypsolve.problem.arrays import Array
 from hypsolve.problem.deployment import Block, Deployment, GpuProfile, Model, Requests
@@ -206,15 +207,33 @@ def _computed(block: Block, n_decode: float, n_chunks: float, chunk: float) -> f
 
 def room(deployment: Deployment, prompt: float, output: float) -> float:
     """Return the requests whose KV cache fits beside the weights; at least one."""
+    whole = deployment.runtime.kv_admission is KvAdmission.RESERVE
+    held = prompt + (output if whole else output / 2)
+    return max(_room_tokens(deployment) / max(held, 1.0), 1.0)
+
+
+def _room_tokens(deployment: Deployment) -> float:
+    """Return the tokens of KV cache that fit beside the weights; inf without a cache."""
     node = deployment.network.tiers[0].nodes[0]
     blocks = deployment.model.blocks
     per_token = deployment.kv_bytes_per_token(blocks, node)
     if not per_token:
         return math.inf
     free = deployment.usable_bytes(node) - deployment.model.stage_weight_bytes(blocks)
-    whole = deployment.runtime.kv_admission is KvAdmission.RESERVE
-    held = prompt + (output if whole else output / 2)
-    return max(free / per_token / max(held, 1.0), 1.0)
+    return free / per_token
+
+
+def waits_for_memory(server: Server, gpu: GpuProfile, run: BenchmarkRun) -> bool:
+    """Return whether users wait for KV cache, by the rule that claims leave runs out by.
+
+    They wait more than `hypsolve.calibration.rules.MIN_QUEUE_S` for a first token, and their
+    requests need more KV cache than there is: by the profile of the runtime, for the share of
+    the memory that the server took is not known.
+    """
+    if run.is_kernel_time or run.ttft_s is None or run.ttft_s <= MIN_QUEUE_S:
+        return False
+    held = run.users * (run.cached_tokens + run.prompt_tokens + run.output_tokens)
+    return held > _room_tokens(server.deployment(gpu, run))
 
 
 def simulated(

@@ -33,6 +33,7 @@ ROUGH = 0.3  # error of times to first token from which the text explains it
 NEAR, FAR = 0.15, 0.4
 """Largest logarithm of a file's size of weights over the model's: by its format, by another."""
 WORSE = 0.05  # by which an error must grow in a fit to be said
+MAX_NAMED = 3  # runs in one sentence
 FEW = 8  # runs, below which the text says how little they are
 
 
@@ -248,7 +249,8 @@ def _note(found: Calibration, key: str) -> str:
 
 def _run_row(forecast: RunForecast) -> dict[str, str]:
     """Return the row of a run: milliseconds measured, and forecast before and after."""
-    run, row = forecast.run, {"run": forecast.run.describe()}
+    run, mark = forecast.run, "*" * forecast.waits_for_memory
+    row = {"run": run.describe() + mark}
     for i, (name, measured_s) in enumerate((("TTFT", run.ttft_s), ("TPOT", run.tpot_s))):
         times = (measured_s, forecast.before[i], forecast.after[i])
         heads = (f"{name} ms", f"{name} before", f"{name} after")
@@ -277,6 +279,15 @@ def _cautions(found: Calibration) -> list[str]:
             f"warning: the runs ask for more {names} than the data sheet of the GPU has, which"
             " limits the fit: GPU, model, weights or server are not those of the benchmark, or"
             " its times hold something else"
+        )
+    waiting = [each.run for each in found.forecasts if each.waits_for_memory]
+    if waiting:
+        names = "; ".join(run.describe() for run in waiting[:MAX_NAMED])
+        more = f" and {len(waiting) - MAX_NAMED} more" if len(waiting) > MAX_NAMED else ""
+        lines.append(
+            f"* users wait for KV cache in {count(len(waiting), 'run')} ({names}{more}): its"
+            " size, which no number here tells, decides the time to first token; published"
+            " errors leave such runs out, the fit and the errors above have them"
         )
     if unseen := [key for key in found.unseen if key not in found.at_peak]:
         names = ", ".join(UNITS[key][0] for key in unseen)

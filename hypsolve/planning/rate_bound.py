@@ -143,7 +143,10 @@ def bound_on_rate(
 def hold_s(deployment: Deployment, stages: Sequence[Stage], round_trip_s: float) -> float:
     """Return the least seconds of all decode passes of one request."""
     passes_s = sum(
-        min(_decodes_s(stage.blocks, bounded(deployment, n), deployment) for n in stage.nodes)
+        min(
+            least_decodes_s(stage.blocks, bounded(deployment, n), deployment)
+            for n in stage.nodes
+        )
         for stage in stages
     )
     return (lengths(deployment)[1] - 1) * round_trip_s + passes_s
@@ -361,7 +364,7 @@ def request_work(
     return Work(flops, moved, one_read)
 
 
-def _decodes_s(blocks: list[Block], gpu: GpuProfile, deployment: Deployment) -> float:
+def least_decodes_s(blocks: list[Block], gpu: GpuProfile, deployment: Deployment) -> float:
     """Return seconds of all decode passes of one request alone, at least."""
     prompt, output = lengths(deployment)
     seconds = 0.0

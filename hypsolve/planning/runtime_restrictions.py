@@ -26,12 +26,13 @@ from hypsolve.planning.runtime_networks import (
 )
 from hypsolve.planning.served_best import Choice, served_best
 from hypsolve.planning.simulation_search import Progress
+from hypsolve.planning.target_bound import least_tpot_s
 from hypsolve.planning.throughput import Cuts
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.instance import Objective
 from hypsolve.problem.rules import StageRule
-from hypsolve.problem.runtime import Runtime
+from hypsolve.problem.runtime import Batching, Runtime
 from hypsolve.solvers.clock import Deadline
 
 CHOICE_SHARE = 0.5  # of the time limit, to choose among the networks that are allowed
@@ -429,13 +430,22 @@ def _best_of(
     """Return the best query that the runtime can express; all share the time that is left.
 
     Where a rate is asked for, the best few are simulated. Among equal objectives, fewer stages
-    go first, then more replicas. If nothing fits, the first query is returned.
+    go first, then more replicas. If nothing fits, the first query is returned. Under
+    ``serial``, networks with a short pass are split first, and those that are left when the
+    time has passed are not.
     """
     choices: list[Choice] = []
     why: list[str] = []
     splitting = deadline.part(1 - SIMULATED_SHARE)
-    for at, query in enumerate(queries):
-        limit_s = splitting.part(1 / (len(queries) - at)).limit_s
+    order_of = list(range(len(queries)))
+    is_serial = queries[0].runtime.batching is Batching.SERIAL
+    if is_serial:  # what they serve is that of the shortest pass
+        order_of.sort(key=lambda at: _shortness(queries[at]))
+    for n_done, at in enumerate(order_of):
+        if is_serial and choices and deadline.has_passed():
+            break
+        query = queries[at]
+        limit_s = splitting.part(1 / (len(queries) - n_done)).limit_s
         of_part = replace(query, time_limit_s=limit_s)
         if query.is_rate:  # the best few networks are simulated later
             solution, rates = fluid(of_part)
@@ -458,6 +468,11 @@ def _best_of(
     if not choices:
         return queries[0]
     return queries[int(served_best(_in_order(choices), deadline, progress).order[-1])]
+
+
+def _shortness(query: PlanQuery) -> tuple[float, int]:
+    """Return the least seconds of a pass on a network, and its nodes."""
+    return least_tpot_s(query, may_leave_out=False), len(nodes_in(query.network))
 
 
 def _in_order(choices: list[Choice]) -> list[Choice]:

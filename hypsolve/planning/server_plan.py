@@ -26,6 +26,8 @@ from hypsolve.planning.runtime_restrictions import (
     restricting_server,
 )
 from hypsolve.planning.simulation_search import Progress
+from hypsolve.planning.slo_answer import ALL_SPLITS, BOUND, SOME_SPLITS
+from hypsolve.planning.target_bound import least_tpot_s
 from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.what_if import lighter_models
 from hypsolve.problem.deployment import Model
@@ -226,6 +228,47 @@ def _answer(
     deadline: Deadline,
 ) -> ServerPlan:
     """Answer a query as `plan_for_server` does, without a placement."""
+    found = _plan_for_server(query, server, with_upgrades, lighter, progress, deadline)
+    plan = _of_all_choices(found.plan, query)
+    is_same = found.plan is found.best
+    return replace(
+        found, plan=plan, best=plan if is_same else _of_all_choices(found.best, query)
+    )
+
+
+def _of_all_choices(plan: Plan, query: PlanQuery) -> Plan:
+    """Return a plan whose answer holds for all choices of degrees and nodes of a query.
+
+    A target below the least time per output token is refuted. If not, and the load is not
+    served, splits of other degrees that can be run may serve it: they were not judged.
+    """
+    answer, target_s = plan.slo_answer, query.tpot_slo_s
+    if answer is None or answer.is_met:
+        return plan
+    least_s = 0.0 if target_s is None else least_tpot_s(query)
+    if target_s is not None and target_s < least_s < math.inf:
+        answer = replace(answer, decided_by=BOUND, least_tpot_s=least_s)
+    elif answer.decided_by == ALL_SPLITS:
+        rate = query.rate_per_s if query.users is None else 0.0
+        others = [
+            each
+            for each in plan.degrees[1:]
+            if each.is_allowed and not rate > each.bound_requests_per_s
+        ]
+        if others:
+            answer = replace(answer, decided_by=SOME_SPLITS, n_splits=None)
+    return replace(plan, slo_answer=answer)
+
+
+def _plan_for_server(
+    query: PlanQuery,
+    server: str,
+    with_upgrades: bool,
+    lighter: Mapping[str, Model] | None,
+    progress: Progress | None,
+    deadline: Deadline,
+) -> ServerPlan:
+    """Answer a query by a plan that a server can express; see `plan_for_server`."""
     query, degrees = choose_degrees(query, progress, deadline, restrict=network_for_server)
     asked, own_server = query, restricting_server(query.runtime)
     server = server or own_server

@@ -8,7 +8,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from hypsolve.problem.result import Result
 from hypsolve.problem.solution import Outcome, Partition, Status
 from hypsolve.problem.units import show_seconds
 from hypsolve.solve import METHODS, Method, solve
+from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.partition.hypsplit import MARGIN, pareto_frontier
 from hypsolve.solvers.partition.stage_tables import cost_table, stage_table
 
@@ -242,7 +242,7 @@ def minimise_mean_latency(
 
 
 def _search(splits: Splits, time_limit_s: float, progress: Progress) -> Outcome:
-    deadline_s = perf_counter() + time_limit_s
+    deadline = Deadline(time_limit_s)
     first = solve(splits.alone, "hypsplit_dp")
     if first.partition is None:
         return Outcome(first.status, bound_s=first.bound_s, message=first.message)
@@ -265,7 +265,7 @@ def _search(splits: Splits, time_limit_s: float, progress: Progress) -> Outcome:
                     f"{len(splits.mean_s)} splits simulated, least mean latency"
                     f" {show_seconds(value_s)}, gap {1 - bound_s / value_s:.1%}"
                 )
-            if perf_counter() > deadline_s:
+            if deadline.has_passed():
                 break
             if cuts is not None:
                 splits.simulate(cuts)

@@ -116,6 +116,9 @@ class SloAnswer:
     keeps_up : bool
         Whether requests are served as fast as they arrive, as far as it can be told. If not,
         the load is not served, even if a simulation ends before the targets are missed.
+    drains : bool
+        False: they are, but only until a queue forms, which never drains; see `Forecast`.
+        `keeps_up` is then False.
     sustained_requests_per_s : float
         Approximate largest rate that this split keeps up with, without targets; nan if it is
         not known.
@@ -145,10 +148,14 @@ class SloAnswer:
         Whether upgrades were looked for to the end.
     decided_by : str
         ``simulation`` if the load is served. Else why it is not, or is not known to be:
-        ``bound``, as no split and no schedule serves its rate; ``all splits``, as none of them
-        serves it in simulation; ``some splits``, as none of those that were simulated serves
-        it; ``time limit``, as the clock or an interrupt ended the search; or ``this split``, as
-        no other one was tried.
+        ``bound``, as no split and no schedule serves its rate, or has a time per token below
+        `least_tpot_s`; ``all splits``, as none of them serves it in simulation; ``some
+        splits``, as none of those that were simulated serves it; ``time limit``, as the clock
+        or an interrupt ended the search; or ``this split``, as no other one was tried.
+    least_tpot_s : float
+        Bound on the time per output token: no split, no choice of nodes or of degrees and no
+        schedule of a query has a smaller one. It is above the target where `decided_by` is
+        ``bound`` for that reason, and else nan.
     n_simulated_splits : int
         Splits that were simulated at the load, until one served it.
     n_splits : int or None
@@ -184,6 +191,8 @@ class SloAnswer:
     n_refuted: int = 0
     limits: str = ""
     better_budget: BetterBudget | None = None
+    drains: bool = True
+    least_tpot_s: float = math.nan
 
 
 def decided(
@@ -230,6 +239,7 @@ def answer_of(deployment: Deployment, forecast: Forecast) -> SloAnswer:
         slo_attainment=forecast.slo_attainment,
         is_of_later_half=False,
         keeps_up=keeps_up,
+        drains=forecast.drains,
         sustained_requests_per_s=forecast.max_requests_per_s,
         n_requests=n if load.users is None or load.users >= n else n - load.users,
         max_users=(load.users or 0) if is_met else 0,
@@ -474,6 +484,7 @@ class SloSearch:
             is_of_later_half=self.asked.is_of_later_half,
             n_requests=int(after_start(self.asked.trace).sum()),
             keeps_up=self.asked.keeps_up,
+            drains=self.forecast.drains,
             sustained_requests_per_s=self._sustained_per_s(),
             max_users=int(self.users.low),
             max_users_is_lower_bound=not self.users.is_found,

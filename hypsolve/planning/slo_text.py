@@ -10,6 +10,8 @@ from hypsolve.planning.saturation import MET
 from hypsolve.planning.slo_answer import BOUND, SOME_SPLITS, THIS_SPLIT, TIME_LIMIT
 from hypsolve.problem.units import count, show_seconds
 
+NOT_DRAINED = "a queue that a burst leaves never drains"
+
 if TYPE_CHECKING:
     from hypsolve.planning.load import Load
     from hypsolve.planning.plan import Plan
@@ -42,9 +44,10 @@ def describe_answer(answer: SloAnswer, load: Load) -> str:
     else:
         most = answer.sustained_requests_per_s
         about = f", which is about {most:.3g}" if most > 0 else ""
+        reason = "latencies grow without limit" if answer.drains else NOT_DRAINED
         why = (
-            f"more than this split keeps up with{about}: latencies grow without limit, though"
-            f" {share} are within the targets"
+            f"more than this split keeps up with{about}: {reason}, though {share} are within"
+            " the targets"
         )
     tried = f"{count(answer.n_simulated_splits, 'split')} simulated"
     if answer.n_splits is not None:
@@ -61,7 +64,12 @@ def describe_answer(answer: SloAnswer, load: Load) -> str:
         )
     if answer.decided_by == THIS_SPLIT:
         return f"no: this split does not serve {who} within {targets}{limits} ({why})"
-    if answer.decided_by == BOUND:
+    if not math.isnan(answer.least_tpot_s):
+        why += (
+            "; proved: no split and no schedule on these machines has a TPOT below"
+            f" {show_seconds(answer.least_tpot_s)}"
+        )
+    elif answer.decided_by == BOUND:
         why += "; proved: no split and no schedule serves so many"
     elif answer.n_splits is not None and answer.n_splits > 1:
         why += f"; none of the {answer.n_splits} splits of these nodes does, all simulated"

@@ -18,7 +18,7 @@ from hypsolve.planning.expected_errors import error_lines
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.rpc_links import describe_rpc
 from hypsolve.planning.saturation import MET
-from hypsolve.planning.slo_text import describe_slos, slo_lines
+from hypsolve.planning.slo_text import NOT_DRAINED, describe_slos, slo_lines
 from hypsolve.planning.throughput import OF_USERS, QUEUES_FULL
 from hypsolve.planning.upgrade_text import (
     CLEARLY,
@@ -417,9 +417,6 @@ class Verdict(NamedTuple):
     is_met: bool | None  # None: not known
 
 
-NOT_DRAINED = "a queue that a burst leaves never drains"
-
-
 def judge_load(forecast: Forecast) -> Verdict:
     """Say whether the load that was asked for is served, and within the targets.
 
@@ -467,7 +464,7 @@ def describe_forecast(forecast: Forecast) -> list[str]:
     n_of = f"{forecast.n_requests} of them " * (load.mix is not None)
     lines += [f"with {load.describe()}, {n_of}simulated token by token: {_served(forecast)}"]
     times = {"TTFT": forecast.ttft_s, "TPOT": forecast.tpot_s, "latency": forecast.latency_s}
-    if forecast.is_settled:
+    if forecast.is_settled or not forecast.drains:
         lines += [f"  {name:<8}{summary}" for name, summary in times.items() if summary.n]
     else:
         lines.append(f"  latencies are not settled: {_why_not_settled(forecast)}")
@@ -528,6 +525,11 @@ def is_asked_rate(forecast: Forecast) -> bool:
 
 def _served(forecast: Forecast) -> str:
     """Say what is served at the load, and how many requests are in flight."""
+    if not forecast.drains:
+        return (
+            f"{NOT_DRAINED}, and it then serves about {forecast.requests_per_s:.3g} requests/s;"
+            " before there is one:"
+        )
     return (
         f"{forecast.requests_per_s:.3g} requests/s, {forecast.output_tokens_per_s:.4g} output"
         f" tokens/s, {forecast.mean_in_flight:.3g} requests in flight"
@@ -613,6 +615,8 @@ def upgrade_title(plan: Plan) -> str:
     what = "what would help" if plan.fits else "what would make it fit"
     nothing = "nothing that was tried"
     share = math.nan if plan.forecast is None else plan.forecast.slo_attainment
+    if plan.slo_answer is not None and plan.slo_answer.upgrade is not None:
+        nothing = "nothing else that was tried"  # that one is in the answer
     if plan.slo_answer is not None and not plan.slo_answer.keeps_up:
         nothing += " lets it keep up with this load"
     elif share == 1:

@@ -280,3 +280,32 @@ def test_runs_that_cannot_be_simulated_are_named(capsys, tmp_path):
     assert code == 2 and not out.exists() and errors.count("\n") == 1
     assert errors.startswith("hypsolve: calibrate: model must fit on 1 GPU of ")
     assert "got llama-3-70b, whose weights have 1.411e+11" in errors
+
+
+def test_runs_that_wait_for_memory_are_marked(capsys, tmp_path):
+    """Requests of 64 users need ten times the KV cache; its error went without a word.
+
+    The server has 20.3 GB, 16.1 of which are weights; 327,680 tokens take 131,072 bytes each.
+    """
+    path = tmp_path / "queue.csv"
+    rows = "".join(
+        f"llama-3-8b,{load},{times}\n"
+        for load, times in (
+            ("512,64,1", "300,90"), ("1024,32,4", "1200,130"), ("4096,1024,64", "90000,150"),
+            ("4096,64,2", "1900,130"),
+        )
+    )  # fmt: skip
+    path.write_text(HEADER + rows)
+    out = tmp_path / "mine.toml"
+    asked = ("calibrate", path, "--gpu", "l4", "--runtime", "vllm", "-o", out, "--force")
+    code, printed, _ = run(capsys, *asked)
+    assert code == 0
+    assert "* users wait for KV cache in 1 run (4096 + 1024 tokens, 64 users): its" in printed
+    assert "4096 + 1024 tokens, 64 users*" in printed and printed.count("users*") == 1
+    assert "runs_that_wait_for_memory = 1" in out.read_text()
+    _, printed, _ = run(capsys, *asked, "--json")
+    marks = [each["waits_for_memory"] for each in json.loads(printed)["runs"]]
+    assert marks == [False, False, True, False]
+    path.write_text(HEADER + rows.replace(",64,90000", ",64,1900"))  # all answered at once
+    _, printed, _ = run(capsys, *asked)
+    assert "wait for KV cache" not in printed

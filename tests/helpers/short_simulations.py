@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from hypsolve.planning import forecast, saturation, simulation_search, sustained_rate
+from hypsolve.planning import forecast, saturation, sustained_rate
 from hypsolve.solvers import clock
 from tests.helpers.sizes import n_cases
 
@@ -27,7 +27,6 @@ FULL = tuple((module, name, getattr(module, name)) for module, name, _ in SHORT)
 def count_cpu_seconds(patch):
     """Let time limits count the CPU seconds of this process, as long as a patch lasts."""
     patch.setattr(clock, "now", time.process_time)
-    patch.setattr(simulation_search, "perf_counter", time.process_time)
 
 
 def set_lengths(patch, lengths):

@@ -220,6 +220,22 @@ def test_a_no_says_what_decides_it(at_load, bound, how, words):
     assert met.decided_by == "simulation" and describe_answer(met, LOAD).startswith("yes: ")
 
 
+def test_a_queue_that_never_drains_is_no_latency_that_grows():
+    """All requests met their targets, and latencies were said to grow without limit."""
+    answer = replace(ANSWER, keeps_up=False, slo_attainment=1.0, decided_by="all splits")
+    assert "latencies grow without limit, though 100.0%" in describe_answer(answer, LOAD)
+    text = describe_answer(replace(answer, drains=False), LOAD)
+    assert "a queue that a burst leaves never drains, though 100.0%" in text
+    assert "grow" not in text
+
+
+def test_a_target_below_the_least_time_per_token_is_refuted_in_words():
+    answer = replace(ANSWER, decided_by="bound", least_tpot_s=0.5)
+    text = describe_answer(answer, LOAD)
+    assert text.startswith("no: 2 requests/s are not served within TTFT <= ")
+    assert "proved: no split and no schedule on these machines has a TPOT below 500 ms" in text
+
+
 TWO = """
 [[tiers]]
 name = "desk"
