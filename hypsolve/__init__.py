@@ -90,6 +90,7 @@ from hypsolve.problem.solution import (
     Violation,
 )
 from hypsolve.simulation.events import Event, EventKind, draw_events, read_events
+from hypsolve.simulation.layout_rate import LayoutRate, layout_rate
 from hypsolve.simulation.layout_trace import LayoutTrace
 from hypsolve.simulation.metrics import Metrics, Summary, metrics
 from hypsolve.simulation.perfetto import write_perfetto
@@ -137,6 +138,7 @@ __all__ = [
     "Instance",
     "Interconnect",
     "JointExactParams",
+    "LayoutRate",
     "LayoutTrace",
     "Link",
     "LinkCost",
@@ -204,6 +206,7 @@ __all__ = [
     "gpus",
     "interconnect",
     "interconnects",
+    "layout_rate",
     "load",
     "metrics",
     "model",
