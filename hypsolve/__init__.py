@@ -92,10 +92,13 @@ from hypsolve.problem.solution import (
     Violation,
 )
 from hypsolve.simulation.events import Event, EventKind, draw_events, read_events
+from hypsolve.simulation.layout_rate import LayoutRate, layout_rate
+from hypsolve.simulation.layout_trace import LayoutTrace
 from hypsolve.simulation.metrics import Metrics, Summary, metrics
 from hypsolve.simulation.perfetto import write_perfetto
 from hypsolve.simulation.pipeline_metrics import PipelineMetrics, pipeline_metrics
 from hypsolve.simulation.simulate import simulate
+from hypsolve.simulation.simulate_layout import simulate_layout
 from hypsolve.simulation.simulate_placement import PLACEMENT_POLICIES, simulate_placement
 from hypsolve.simulation.trace import Series, Trace, Visits
 from hypsolve.simulation.workloads import WORKLOADS, workload
@@ -137,6 +140,8 @@ __all__ = [
     "Instance",
     "Interconnect",
     "JointExactParams",
+    "LayoutRate",
+    "LayoutTrace",
     "Link",
     "LinkCost",
     "Machine",
@@ -205,6 +210,7 @@ __all__ = [
     "gpus",
     "interconnect",
     "interconnects",
+    "layout_rate",
     "load",
     "load_placement",
     "metrics",
@@ -234,6 +240,7 @@ __all__ = [
     "schedule",
     "schema",
     "simulate",
+    "simulate_layout",
     "simulate_placement",
     "solve",
     "solve_many",

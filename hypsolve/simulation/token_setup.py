@@ -218,8 +218,8 @@ class System:
     def _setup(self, kernel: Any) -> Any:
         """Return the inputs of the kernel, which do not change."""
         options, layout = self.options, self.layout
-        parts, part_start, windows = _parts(kernel, self.blocks)
-        gpu = _records(list(map(_gpu, costs.node_classes(self.deployment))), kernel.GPU)
+        parts, part_start, windows = parts_of(kernel, self.blocks)
+        gpu = to_records(list(map(gpu_record, costs.node_classes(self.deployment))), kernel.GPU)
         self.node_names = [node.name for node in self.all_nodes]
         speed = _pieces(
             self.node_names, np.ones(len(self.node_names)), options.events, EventKind.SLOWDOWN
@@ -231,13 +231,13 @@ class System:
         n_users = 0 if options.users is None else min(options.users, len(order))
         return kernel.Setup(
             policy=self._code(kernel),
-            max_num_seqs=_limit(options.max_num_seqs),
-            max_num_batched_tokens=_limit(options.max_num_batched_tokens),
-            chunk_tokens=_limit(options.chunk_tokens),
-            micro_batch_tokens=_limit(options.micro_batch_tokens),
+            max_num_seqs=limit_of(options.max_num_seqs),
+            max_num_batched_tokens=limit_of(options.max_num_batched_tokens),
+            chunk_tokens=limit_of(options.chunk_tokens),
+            micro_batch_tokens=limit_of(options.micro_batch_tokens),
             iteration_s=options.iteration_s,
             paged=options.kv_admission is KvAdmission.PAGED,
-            kv_block_tokens=_limit(options.kv_block_tokens),
+            kv_block_tokens=limit_of(options.kv_block_tokens),
             slot_tokens=self.deployment.runtime.held_tokens(1),
             n_users=n_users,
             think_time_s=options.think_time_s,
@@ -253,7 +253,7 @@ class System:
             part_start=part_start,
             windows=windows,
             gpu=gpu,
-            cost=_cost(kernel, self.blocks, costs.node_classes(self.deployment)),
+            cost=part_costs(kernel, self.blocks, costs.node_classes(self.deployment)),
             hop_first=layout.hop_first,
             hop_end=layout.hop_end,
             eligible=np.concatenate(self.nodes),
@@ -284,7 +284,7 @@ class System:
             for event in self.options.events
             if event.kind in kinds
         ]
-        return _records(rows, kernel.CHURNED)
+        return to_records(rows, kernel.CHURNED)
 
     def _state(self, kernel: Any) -> Any:
         """Return the variables of the kernel at the start."""
@@ -404,12 +404,12 @@ class System:
         return int(min(max(tokens, longest), _UNLIMITED))
 
 
-def _limit(number: int | None) -> int:
+def limit_of(number: int | None) -> int:
     """Return a limit for a kernel."""
     return _UNLIMITED if number is None else min(number, _UNLIMITED)
 
 
-def _gpu(gpu: GpuProfile) -> tuple[float, ...]:
+def gpu_record(gpu: GpuProfile) -> tuple[float, ...]:
     """Return the record of a profile in the kernel."""
     rates = (gpu.t0_s, gpu.flops_per_s, gpu.bytes_per_s, gpu.kv_copies)
     is_linear = int(not is_three_numbers(gpu))
@@ -423,8 +423,8 @@ def _gpu(gpu: GpuProfile) -> tuple[float, ...]:
     )
 
 
-def _cost(kernel: Any, stages: list[list[Block]], gpus: Sequence[GpuProfile]) -> Records:
-    """Return the coefficients of each part on each class, in the order of `_parts`."""
+def part_costs(kernel: Any, stages: list[list[Block]], gpus: Sequence[GpuProfile]) -> Records:
+    """Return the coefficients of each part on each class, in the order of `parts_of`."""
     parts = [block for blocks in stages for block in Counter(blocks)]
     cost: Records = kernel.records((len(gpus), len(parts)), kernel.COST)
     for c, gpu in enumerate(gpus):
@@ -434,7 +434,7 @@ def _cost(kernel: Any, stages: list[list[Block]], gpus: Sequence[GpuProfile]) ->
     return cost
 
 
-def _parts(kernel: Any, stages: list[list[Block]]) -> tuple[Records, IntArray, Array]:
+def parts_of(kernel: Any, stages: list[list[Block]]) -> tuple[Records, IntArray, Array]:
     """Return the blocks by stage and kind, where each stage starts, and attention windows."""
     windows = list(dict.fromkeys(b.window_tokens for blocks in stages for b in blocks))
     rows, starts = [], [0]
@@ -460,7 +460,7 @@ def _parts(kernel: Any, stages: list[list[Block]]) -> tuple[Records, IntArray, A
             )
         starts.append(len(rows))
     limits = np.array([math.inf if w is None else float(w) for w in windows])
-    return _records(rows, kernel.PART), np.array(starts), limits
+    return to_records(rows, kernel.PART), np.array(starts), limits
 
 
 def _pieces(
@@ -481,6 +481,6 @@ def _pieces(
     return np.array(from_s), np.array(value), np.array(starts)
 
 
-def _records(rows: Sequence[tuple[float, ...]], dtype: Any) -> Records:
+def to_records(rows: Sequence[tuple[float, ...]], dtype: Any) -> Records:
     """Return records whose fields are attributes, which kernels without the JIT need."""
     return np.array(rows, dtype).view(np.recarray)

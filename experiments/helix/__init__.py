@@ -1,0 +1,1 @@
+"""Experiment `helix`: flow through layers, and what the layouts serve."""
