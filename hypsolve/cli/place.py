@@ -49,7 +49,7 @@ def _shared(command: Any) -> Any:
 
 @click.command()
 @query_options(
-    objectives=("throughput", "goodput"),
+    objectives=("throughput", "goodput", "latency"),
     default_objective="throughput; goodput with a target",
     limits=LIMITS,
     takes_machines=True,
@@ -71,6 +71,7 @@ def place(
     hypsolve place --model llama-3-70b --machines machines.toml
     hypsolve place --model llama-3-70b --machines machines.toml --slo-tpot 0.05 --users 40
     hypsolve place --model llama-3-8b --machines nvidia-smi.csv --rate 5 --json
+    hypsolve place --model llama-3-70b --machines machines.toml --objective latency --rate 2
     hypsolve place --model llama-3-8b --machines machines.toml --export vllm
 
     Machines have no order, and some may be left out: the plan says why. The best placement of

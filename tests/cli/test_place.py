@@ -78,6 +78,18 @@ def test_targets_and_users(capsys, lab):
     assert "no load within the targets was found" in out
 
 
+def test_the_least_mean_latency(capsys, lab):
+    """At a low rate, the GPUs of the largest memory bandwidth serve all requests."""
+    code, out, _ = run(
+        capsys, "place", *ASKED, "--machines", lab, "--rate", 1, "--objective", "latency"
+    )
+    assert code == 0 and "its mean latency is " in out
+    assert "desk-0, desk-1: no lower mean latency was found with it" in out
+    assert "proved: no placement has less than " in out and "rack-0" in out
+    code, _, err = run(capsys, "place", *ASKED, "--machines", lab, "--objective", "latency")
+    assert code == 2 and "objective latency needs rate_per_s or users, got neither" in err
+
+
 def test_nothing_fits(capsys, tmp_path):
     path = tmp_path / "desk.toml"
     path.write_text('machines = [{gpu = "rtx-4090"}]\n')
