@@ -114,6 +114,19 @@ def test_rent_is_cheap(capsys, lab):
     assert "rack-1: the load is served without it" in out
 
 
+def test_rent_curve(capsys, lab):
+    asked = (*ASKED, "--machines", lab, "--rate", 200, "--curve")
+    code, out, _ = run(capsys, "rent", *asked)
+    assert code == 0 and out.startswith("llama-3-8b on lab: the least price in the fluid model")
+    assert "EUR per hour" in out and "rack at 2 EUR per hour: 1 used" in out
+    code, out, _ = run(capsys, "rent", *asked, "--json")
+    found = json.loads(out)
+    prices = [point["price_per_hour"] for point in found["points"]]
+    assert prices[0] == 0 and 2 in prices and found["offers"][0]["is_proved"]
+    code, _, err = run(capsys, "rent", *asked, "--export", "vllm")
+    assert code == 2 and "--curve excludes --export and --save" in err
+
+
 def test_a_rate_that_all_machines_do_not_carry(capsys, lab):
     code, out, _ = run(capsys, "rent", *ASKED, "--machines", lab, "--rate", 1e6)
     assert code == 1 and "no placement carries 1e+06 requests/s" in out
