@@ -52,16 +52,13 @@ class PlacementMethod:
             )
 
 
-PROVED = (*RATES, PlacementObjective.COST)
-"""Objectives of the exact methods."""
 PLACEMENT_METHODS: dict[str, PlacementMethod] = {
     "placement_highs": PlacementMethod(
-        exact.placement_highs, exact=True, objectives=PROVED, backends=("pulp", "highspy")
+        exact.placement_highs, exact=True, backends=("pulp", "highspy")
     ),
     "placement_cpsat": PlacementMethod(
         exact.placement_cpsat,
         exact=True,
-        objectives=PROVED,
         backends=("ortools.sat.python.cp_model", "highspy"),
     ),
     "replica_per_machine": PlacementMethod(rules.replica_per_machine, objectives=RATES),

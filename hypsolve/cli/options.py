@@ -82,6 +82,7 @@ def _fail(message: str) -> None:
 _OBJECTIVE_HELP = {
     "throughput": "throughput: requests/s of servers that batch, simulated.",
     "goodput": "goodput: requests/s of which 95% are within the targets.",
+    "latency": "latency: least mean latency of placements at --rate, in the fluid model.",
     "cost": "cost: price per request of servers that batch.",
     "bottleneck": "bottleneck: throughput, requests one at a time.",
     "path": "path: latency of one request.",

@@ -13,6 +13,7 @@ from hypsolve.planning.place import place_query
 from hypsolve.planning.place_html import write_placement_report
 from hypsolve.planning.place_query import PlaceQuery
 from hypsolve.planning.placement_plan import PlacementPlan
+from hypsolve.planning.rent_curve import rent_curve
 from hypsolve.problem.optional import optional
 from hypsolve.problem.placement import MAX_STAGES
 from hypsolve.solve_placement import PLACEMENT_METHODS
@@ -57,7 +58,7 @@ def _shared(command: Any) -> Any:
 
 @click.command()
 @query_options(
-    objectives=("throughput", "goodput"),
+    objectives=("throughput", "goodput", "latency"),
     default_objective="throughput; goodput with a target",
     limits=LIMITS,
     takes_machines=True,
@@ -80,6 +81,7 @@ def place(
     hypsolve place --model llama-3-70b --machines machines.toml
     hypsolve place --model llama-3-70b --machines machines.toml --slo-tpot 0.05 --users 40
     hypsolve place --model llama-3-8b --machines nvidia-smi.csv --rate 5 --json
+    hypsolve place --model llama-3-70b --machines machines.toml --objective latency --rate 2
     hypsolve place --model llama-3-8b --machines machines.toml --export vllm
     hypsolve place --model llama-3-8b --machines machines.toml --report placement.html
 
@@ -97,6 +99,12 @@ def place(
 @click.command()
 @query_options(objectives=(), limits=LIMITS, takes_machines=True)
 @_shared
+@click.option(
+    "--curve",
+    is_flag=True,
+    help="Print the least price at other rates, too, and the prices at which offers enter or"
+    " leave the answer, in the fluid model and without simulation.",
+)
 def rent(
     arguments: dict[str, Any],
     model: str,
@@ -106,6 +114,7 @@ def rent(
     server: str | None,
     report: str | None,
     save: str | None,
+    curve: bool,
     as_json: bool,
 ) -> int:
     """Find the cheapest machines that serve a rate, or users, within targets.
@@ -113,6 +122,7 @@ def rent(
     \b
     hypsolve rent --model llama-3-70b --machines offers.toml --rate 4 --slo-tpot 0.05
     hypsolve rent --model llama-3-8b --machines offers.toml --users 100 --slo-ttft 1
+    hypsolve rent --model llama-3-70b --machines offers.toml --rate 4 --curve
 
     Machines with a price_per_hour cost it if they are used; offers are machines of which any
     number up to max_count may be rented. Machines without a price are free.
@@ -122,6 +132,16 @@ def rent(
     if "users" not in arguments and "rate_per_s" not in arguments:
         raise click.UsageError("rent needs --rate or --users")
     arguments["objective"] = "cost"
+    if curve:
+        if not (server is None and save is None and report is None):
+            raise click.UsageError("--curve excludes --export, --report and --save")
+        query = PlaceQuery.of(
+            model, machines, max_stages=max_stages, method=method, **arguments
+        )
+        with show_progress() as progress:
+            found = rent_curve(query, progress=progress)
+        print(found.json() if as_json else found)
+        return 0 if found.is_carried else 1
     return _run(arguments, model, machines, max_stages, method, server, report, save, as_json)
 
 

@@ -46,8 +46,9 @@ def place(
         Targets that 95 % of the requests must meet.
     prompt_tokens, output_tokens, requests, weights, time_limit_s, seed
         As in `hypsolve.plan`.
-    objective : {"throughput", "goodput", "cost"}
-        Default: ``goodput`` with a target, else ``throughput``. `hypsolve.rent` has ``cost``.
+    objective : {"throughput", "goodput", "latency", "cost"}
+        Default: ``goodput`` with a target, else ``throughput``. ``latency``: the least mean
+        latency at `rate_per_s`, in the fluid model. `hypsolve.rent` has ``cost``.
     method : str, optional
         A name in `hypsolve.PLACEMENT_METHODS`. Default: an exact one.
     max_stages : int

@@ -13,6 +13,7 @@ from hypsolve.planning.place_simulation import (
     Candidate,
     PlacementRate,
     PlacementSimulator,
+    at_shares,
     weighted,
 )
 from hypsolve.planning.place_unused import unused_machines
@@ -179,7 +180,10 @@ class PlacementSearch:
             )
         simulator = PlacementSimulator(self.query, result.problem)
         best, rate, simulated = self._race(simulator, candidates)
-        placement = weighted(best.placement, rate.of_pipelines)
+        if result.problem.objective is PlacementObjective.LATENCY:
+            placement, rate = best.placement, at_shares(rate, best.placement)
+        else:
+            placement = weighted(best.placement, rate.of_pipelines)
         answer: PlaceAnswer | None = None
         unused: tuple[UnusedMachine, ...] = ()
         bound = math.inf
@@ -236,7 +240,7 @@ class PlacementSearch:
             self._interrupt("not all placements were simulated")
         found.sort(key=lambda each: -self._value(*each))
         best, rate = found[0]
-        if self.query.objective == "cost":  # the load is simulated in any case
+        if self.query.objective in ("cost", "latency"):  # the load is simulated in any case
             return best, rate, found
         try:
             full = self.deadline.part(FULL_SHARE)

@@ -301,6 +301,26 @@ class PlacementSimulator:
         return at_rate_of(deployment, load, load.rate_per_s, n).requests
 
 
+def at_shares(rate: PlacementRate, placement: Placement) -> PlacementRate:
+    """Return the largest rates of pipelines whose router keeps the shares of a placement.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> stages = (hs.PlacedStage("box", 1, 0, 34),)
+    >>> placement = hs.Placement((hs.Pipeline(stages, 1.0), hs.Pipeline(stages, 3.0)))
+    >>> at_shares(PlacementRate(10.0, (4.0, 6.0), 100, False), placement).of_pipelines
+    (2.0, 6.0)
+    """
+    loads = [pipeline.requests_per_s for pipeline in placement.pipelines]
+    pairs = zip(rate.of_pipelines, loads, strict=True)
+    factor = min((each / load for each, load in pairs if load), default=0.0)
+    of_pipelines = tuple(load * factor for load in loads)
+    return dataclasses.replace(
+        rate, requests_per_s=math.fsum(of_pipelines), of_pipelines=of_pipelines
+    )
+
+
 def weighted(placement: Placement, rates: tuple[float, ...]) -> Placement:
     """Return a placement whose loads are in proportion to rates, within what it carries.
 

@@ -348,6 +348,14 @@ def describe_fluid(plan: PlacementPlan) -> str:
             f"in the fluid model, no machines for less than {found.fluid_bound:.4g}{money} per"
             f" hour carry this rate, {stages} (gap {found.fluid_gap:.1%})"
         )
+    if result.problem.objective is PlacementObjective.LATENCY:
+        text = f"in the fluid model, its mean latency is {_seconds(result.objective)}"
+        if result.fluid_bound is None:
+            return f"{text}; nothing is proved about others"
+        return (
+            f"{text}; proved: no placement has less than {_seconds(result.fluid_bound)} there,"
+            f" {stages} (gap {result.fluid_gap:.1%})"
+        )
     carries = f"in the fluid model, it carries {found.fluid_requests_per_s:.4g} requests/s"
     if math.isnan(found.fluid_bound):
         return f"{carries}; nothing is proved about others"

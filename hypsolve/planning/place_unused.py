@@ -96,6 +96,10 @@ def _reason(
         return UnusedMachine(
             machines=names, why=NOT_NEEDED, reason="the load is served without it"
         )
+    if problem.objective is PlacementObjective.LATENCY:
+        return UnusedMachine(
+            machines=names, why=NOT_NEEDED, reason="no lower mean latency was found with it"
+        )
     best: tuple[float, float, int, Groups] | None = None  # gain, rate, pipeline, groups
     was_tried = False
     for p, groups in _joined(problem, placement, machine):

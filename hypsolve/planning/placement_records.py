@@ -114,9 +114,9 @@ class PlacedThroughput:
     fluid_requests_per_s : float
         Rate of this placement in the fluid model.
     fluid_bound : float
-        Value of the objective, requests/s or a price per hour, that no placement passes in the
-        fluid model, with at most ``max_stages`` stages; nan if none is proved. It bounds no
-        simulated rate.
+        Value of the objective, requests/s, a price per hour or seconds, that no placement
+        passes in the fluid model, with at most ``max_stages`` stages; nan if none is proved. It
+        bounds no simulated rate.
     fluid_gap : float
         Share by which the best placement of the fluid model is away from it; nan if unknown.
     bound_requests_per_s : float

@@ -78,6 +78,18 @@ def test_targets_and_users(capsys, lab):
     assert "no load within the targets was found" in out
 
 
+def test_the_least_mean_latency(capsys, lab):
+    """At a low rate, the GPUs of the largest memory bandwidth serve all requests."""
+    code, out, _ = run(
+        capsys, "place", *ASKED, "--machines", lab, "--rate", 1, "--objective", "latency"
+    )
+    assert code == 0 and "its mean latency is " in out
+    assert "desk-0, desk-1: no lower mean latency was found with it" in out
+    assert "proved: no placement has less than " in out and "rack-0" in out
+    code, _, err = run(capsys, "place", *ASKED, "--machines", lab, "--objective", "latency")
+    assert code == 2 and "objective latency needs rate_per_s or users, got neither" in err
+
+
 def test_nothing_fits(capsys, tmp_path):
     path = tmp_path / "desk.toml"
     path.write_text('machines = [{gpu = "rtx-4090"}]\n')
@@ -100,6 +112,19 @@ def test_rent_is_cheap(capsys, lab):
     assert code == 0 and "2 EUR per hour" in out
     assert "proved in the fluid model: no machines for less carry this rate" in out
     assert "rack-1: the load is served without it" in out
+
+
+def test_rent_curve(capsys, lab):
+    asked = (*ASKED, "--machines", lab, "--rate", 200, "--curve")
+    code, out, _ = run(capsys, "rent", *asked)
+    assert code == 0 and out.startswith("llama-3-8b on lab: the least price in the fluid model")
+    assert "EUR per hour" in out and "rack at 2 EUR per hour: 1 used" in out
+    code, out, _ = run(capsys, "rent", *asked, "--json")
+    found = json.loads(out)
+    prices = [point["price_per_hour"] for point in found["points"]]
+    assert prices[0] == 0 and 2 in prices and found["offers"][0]["is_proved"]
+    code, _, err = run(capsys, "rent", *asked, "--export", "vllm")
+    assert code == 2 and "--curve excludes --export and --save" in err
 
 
 def test_a_rate_that_all_machines_do_not_carry(capsys, lab):

@@ -14,7 +14,7 @@ import hypsolve as hs
 from hypsolve.problem.interconnect import AllReduce
 from hypsolve.problem.placement import Pipeline, PlacedStage
 from hypsolve.problem.placement_evaluation import link_bytes_per_request, link_rate
-from hypsolve.problem.serving_evaluation import check_serving, evaluate_serving
+from hypsolve.problem.serving_evaluation import check_serving, evaluate_serving, latencies_at
 
 MEGA = 1e6
 
@@ -86,7 +86,9 @@ def random_placement(rng, objective=None):
         requests=hs.Requests([0.0], [int(rng.choice([16, 100]))], [int(rng.choice([1, 20]))]),
         runtime=runtime,
         objective=objective,
-        requests_per_s=float(rng.choice([1.0, 10.0, 40.0])) if objective == "cost" else None,
+        requests_per_s=float(rng.choice([1.0, 10.0, 40.0]))
+        if objective in ("cost", "latency")
+        else None,
         degrees=str(rng.choice(["common", "free", "one"])),
         max_stages=int(rng.choice([2, 3, 4])),
         **targets,
@@ -155,9 +157,53 @@ def best_value(problem):
     return best
 
 
+def least_latency(problem, n_parts=6):
+    """The least mean latency of all placements whose loads are multiples of rate / n_parts."""
+    loads = [problem.requests_per_s * j / n_parts for j in range(1, n_parts + 1)]
+    delays = {}
+    for used, sent, instance, partition, most in _pipelines(problem):
+        times = [latencies_at(instance, partition, x) if x <= most else None for x in loads]
+        own = [math.inf if t is None else t.latency_s for t in times]
+        key = tuple(sorted(used.items())), tuple(sorted(sent.items()))
+        delays[key] = np.minimum(delays.get(key, np.full(n_parts, math.inf)), own)
+    offers = [
+        (dict(used), dict(sent), tuple(own))
+        for (used, sent), own in delays.items()
+        if math.isfinite(own[0])
+    ]
+    best = math.inf
+    for chosen in _sets(problem, offers):
+        for parts in _compositions(n_parts, len(chosen)):
+            carried = {}
+            for j, (_, sent, _) in zip(parts, chosen, strict=True):
+                for link, size in sent.items():
+                    carried[link] = carried.get(link, 0.0) + size * loads[j - 1]
+            if all(size <= link_rate(problem, link) for link, size in carried.items()):
+                weighted = [j * own[j - 1] for j, (*_, own) in zip(parts, chosen, strict=True)]
+                best = min(best, sum(weighted) / n_parts)
+    return best
+
+
+def _compositions(total, n):
+    """All ways to write a number as a sum of n positive ones."""
+    if n == 1:
+        yield (total,)
+    for first in range(1, total - n + 2) if n > 1 else ():
+        for rest in _compositions(total - first, n - 1):
+            yield (first, *rest)
+
+
 def _offers(problem):
     """Pipelines as (GPUs of each machine, bytes on shared links, rate), the best of each."""
     best = {}
+    for used, sent, _, _, rate in _pipelines(problem):
+        key = tuple(sorted(used.items())), tuple(sorted(sent.items()))
+        best[key] = max(best.get(key, 0.0), rate)
+    return [(dict(used), dict(sent), rate) for (used, sent), rate in best.items() if rate > 0]
+
+
+def _pipelines(problem):
+    """All pipelines: GPUs of each machine, bytes on links, instance, partition, rate."""
     for groups in _sequences(problem):
         try:
             instance = problem.serving_instance(groups)
@@ -169,7 +215,6 @@ def _offers(problem):
             partition = hs.Partition(cuts)
             if not _keeps_pins(problem, groups, cuts) or check_serving(instance, partition):
                 continue
-            rate = evaluate_serving(instance, partition).fluid_requests_per_s
             stages = tuple(
                 PlacedStage(machine, gpus, cuts[s], cuts[s + 1])
                 for s, (machine, gpus) in enumerate(groups)
@@ -178,9 +223,8 @@ def _offers(problem):
             used = {}
             for machine, gpus in groups:
                 used[machine] = used.get(machine, 0) + gpus
-            key = tuple(sorted(used.items())), tuple(sorted(sent.items()))
-            best[key] = max(best.get(key, 0.0), rate)
-    return [(dict(used), dict(sent), rate) for (used, sent), rate in best.items() if rate > 0]
+            rate = evaluate_serving(instance, partition).fluid_requests_per_s
+            yield used, sent, instance, partition, rate
 
 
 def _sequences(problem, before=()):

@@ -26,8 +26,8 @@ from hypsolve.problem.placement_result import PlacementOutcome
 from hypsolve.problem.solution import Status
 from hypsolve.solvers.backends.loading import load_backend
 from hypsolve.solvers.clock import Deadline
+from hypsolve.solvers.placement import latency, rules
 from hypsolve.solvers.placement import master as masters
-from hypsolve.solvers.placement import rules
 from hypsolve.solvers.placement.assignment import assign, greedy, stages
 from hypsolve.solvers.placement.master import Column, Copies, Duals, Master, Program
 from hypsolve.solvers.placement.pattern_pool import PatternPool
@@ -73,13 +73,13 @@ def placement_highs(
     Parameters
     ----------
     problem : PlacementProblem
-        Its objective is ``throughput``, ``goodput`` or ``cost``.
     time_limit_s : float
     seed : int
         ``random_seed`` of HiGHS.
     max_patterns : int
         Patterns that are enumerated at most. If there are more, those of fewer stages are
-        enumerated, and the bound covers the others by a relaxation.
+        enumerated, and the bound covers the others by a relaxation. Under the objective
+        ``latency``, at most `latency.MAX_PATTERNS` are, without a bound if there are more.
 
     Returns
     -------
@@ -103,7 +103,7 @@ def placement_highs(
     (<Status.OPTIMAL: 'optimal'>, [5])
     """
     load_backend("placement_highs", "pulp", "pulp>=3.3,<4")
-    return Search(problem, Deadline(time_limit_s), seed, masters.by_highs, max_patterns).run()
+    return _run(problem, Deadline(time_limit_s), seed, masters.by_highs, max_patterns)
 
 
 def placement_cpsat(
@@ -120,7 +120,6 @@ def placement_cpsat(
     Parameters
     ----------
     problem : PlacementProblem
-        Its objective is ``throughput``, ``goodput`` or ``cost``.
     time_limit_s : float
     seed : int
         ``random_seed`` of CP-SAT.
@@ -128,7 +127,16 @@ def placement_cpsat(
         Patterns that are enumerated at most.
     """
     load_backend("placement_cpsat", "ortools.sat.python.cp_model", "ortools>=9.15")
-    return Search(problem, Deadline(time_limit_s), seed, masters.by_cpsat, max_patterns).run()
+    return _run(problem, Deadline(time_limit_s), seed, masters.by_cpsat, max_patterns)
+
+
+def _run(
+    problem: PlacementProblem, deadline: Deadline, seed: int, solve: Solver, max_patterns: int
+) -> PlacementOutcome:
+    if problem.objective is PlacementObjective.LATENCY:
+        most = min(max_patterns, latency.MAX_PATTERNS)
+        return latency.LatencySearch(problem, deadline, seed, solve, most).run()
+    return Search(problem, deadline, seed, solve, max_patterns).run()
 
 
 class Search:

@@ -13,7 +13,7 @@ from hypsolve.problem.arrays import Array, IntArray
 from hypsolve.problem.deployment import Deployment
 from hypsolve.problem.instance_records import Limits
 from hypsolve.problem.network import Link, Network, Tier
-from hypsolve.problem.placement import PlacementObjective
+from hypsolve.problem.placement import PlacementObjective, PlacementProblem
 from hypsolve.problem.serving import ServingInstance
 from hypsolve.problem.serving_costs import to_serving_instance
 from hypsolve.solvers.placement.patterns import Pattern, PatternSpace
@@ -27,14 +27,28 @@ MARGIN = 1e-9
 class PatternValues:
     """The rates of patterns, with all units of the problem as classes of nodes.
 
+    Parameters
+    ----------
+    space : PatternSpace
+    n_threads : int, optional
+    problem : PlacementProblem, optional
+        That of `space` with other targets; default: that of `space`.
+
     Attributes
     ----------
     is_exact : bool
         Whether the safe rates of patterns are also the best ones; see `Links`.
     """
 
-    def __init__(self, space: PatternSpace, n_threads: int | None = None) -> None:
-        self.space, self.problem, self.n_threads = space, space.problem, n_threads
+    def __init__(
+        self,
+        space: PatternSpace,
+        n_threads: int | None = None,
+        *,
+        problem: PlacementProblem | None = None,
+    ) -> None:
+        self.space, self.n_threads = space, n_threads
+        self.problem = space.problem if problem is None else problem
         self.units = space.units
         self.is_exact = not any(
             space.links.is_inside_worse(c) and len(each.machines) > 1
