@@ -16,11 +16,10 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hypsolve.kernels.throughput.server import Server
 from hypsolve.problem.fleet import Machine
 from hypsolve.problem.model import Model
 from hypsolve.problem.placement import PlacedStage, Placement, PlacementProblem
@@ -179,7 +178,7 @@ class FewBytesSearch:
         for stage in (stage for pipeline in old for stage in pipeline.stages):
             if stage.machine in self.machines:
                 self.held[stage.machine, stage.gpus][stage.start, stage.stop] += 1
-        self._servers: dict[tuple[tuple[str, int], ...], tuple[ServingInstance, Server]] = {}
+        self._servers: dict[tuple[tuple[str, int], ...], tuple[ServingInstance, Any]] = {}
         self.given = [pipeline.stages for pipeline in old] + list(extra)
         self.max_bindings, self.is_complete = max_bindings, True
 
