@@ -212,7 +212,7 @@ def test_few_bindings_say_so():
 
 
 def test_a_pipeline_is_repaired_where_not_all_are_searched():
-    """With room for no binding at all, one machine still takes the place of one that is gone."""
+    """Even if no binding is searched, a machine takes the place of one that is gone."""
     _, now = LABS["one for another"]
     old = (hs.PlacedStage("c", 1, 0, 3), hs.PlacedStage("b", 1, 3, N_BLOCKS))
     before = hs.Placement((hs.Pipeline(old, 1.0),))
