@@ -16,11 +16,10 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hypsolve.kernels.throughput.server import Server
 from hypsolve.problem.fleet import Machine
 from hypsolve.problem.model import Model
 from hypsolve.problem.placement import PlacedStage, Placement, PlacementProblem
@@ -179,7 +178,7 @@ class FewBytesSearch:
         for stage in (stage for pipeline in old for stage in pipeline.stages):
             if stage.machine in self.machines:
                 self.held[stage.machine, stage.gpus][stage.start, stage.stop] += 1
-        self._servers: dict[tuple[tuple[str, int], ...], tuple[ServingInstance, Server]] = {}
+        self._servers: dict[tuple[tuple[str, int], ...], tuple[ServingInstance, Any]] = {}
         self.given = [pipeline.stages for pipeline in old] + list(extra)
         self.max_bindings, self.is_complete = max_bindings, True
 
@@ -197,7 +196,7 @@ class FewBytesSearch:
         for stages in self.given:
             for split in self._as_given(stages):
                 splits[split.binding, split.cuts] = split
-        for binding in self._bindings():
+        for binding in itertools.chain(self._repaired(), self._bindings()):
             if self.deadline.has_passed():
                 self.is_complete = False
                 break
@@ -287,6 +286,44 @@ class FewBytesSearch:
                 continued = Counter(seat for seat in binding if seat.held != NOTHING)
                 if all(n <= self._n_held(seat) for seat, n in continued.items()):
                     yield binding
+
+    def _repaired(self) -> Iterator[Binding]:
+        """Yield earlier pipelines with one machine, or none, in place of one that is gone.
+
+        On large fleets, they are found although not all bindings are searched.
+        """
+        for stages in self.given:
+            gone = [s for s, stage in enumerate(stages) if stage.machine not in self.machines]
+            if len(gone) != 1:
+                continue
+            seats = [Seat(st.machine, st.gpus, (st.start, st.stop)) for st in stages]
+            others: list[tuple[Seat, ...]] = [()]
+            for name, machine in self.machines.items():
+                for degree in self.problem.degrees_of(machine):
+                    free = set(self.held.get((name, degree), ())) or {NOTHING}
+                    others += [(Seat(name, degree, held),) for held in sorted(free)]
+            for other in others:
+                binding = (*seats[: gone[0]], *other, *seats[gone[0] + 1 :])
+                if self._may_be(binding):
+                    yield binding
+
+    def _may_be(self, binding: Binding) -> bool:
+        """Return whether a binding keeps the rules on machines, GPUs and what they hold."""
+        used: Counter[str] = Counter()
+        for seat in binding:
+            used[seat.machine] += seat.gpus
+        continued = Counter(seat for seat in binding if seat.held != NOTHING)
+        groups = tuple((seat.machine, seat.gpus) for seat in binding)
+        return (
+            bool(binding)
+            and all(
+                seat.gpus in self.problem.degrees_of(self.machines[seat.machine])
+                for seat in binding
+            )
+            and all(n <= self.machines[name].node.gpus for name, n in used.items())
+            and all(n <= self._n_held(seat) for seat, n in continued.items())
+            and may_serve(self.problem, groups)
+        )
 
     def _n_held(self, seat: Seat) -> int:
         return self.held[seat.machine, seat.gpus][seat.held]

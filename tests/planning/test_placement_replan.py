@@ -211,6 +211,16 @@ def test_few_bindings_say_so():
     assert not found.is_complete and math.isinf(found.bound_per_s)
 
 
+def test_a_pipeline_is_repaired_where_not_all_are_searched():
+    """Even if no binding is searched, a machine takes the place of one that is gone."""
+    _, now = LABS["one for another"]
+    old = (hs.PlacedStage("c", 1, 0, 3), hs.PlacedStage("b", 1, 3, N_BLOCKS))
+    before = hs.Placement((hs.Pipeline(old, 1.0),))
+    found = FewBytesSearch(problem_of(now), before, max_bytes=3e8, max_bindings=0).run()
+    assert not found.is_complete and found.placement is not None
+    assert "c" in found.placement.machines
+
+
 SHORT = {"prompt_tokens": 128, "output_tokens": 16, "time_limit_s": 15.0}
 
 
