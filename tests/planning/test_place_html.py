@@ -5,6 +5,7 @@ import json
 import re
 
 import matplotlib
+import matplotlib.figure
 import pytest
 
 import hypsolve as hs
@@ -145,3 +146,21 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(capsys, lab,
         tmp_path / "plan.pdf",
     )  # fmt: skip
     assert code == 2 and "must end in .html" in err
+
+
+def test_no_rate_is_kept_up_with_beyond_full_queues(plan):
+    """With every queue full, pipelines serve the most that they can."""
+    answer = plan.answer
+    assert answer is not None and answer.max_requests_per_s > 0
+    assert answer.max_requests_per_s <= plan.throughput.simulated_requests_per_s * (1 + 1e-9)
+
+
+def test_plot_draws_into_given_axes_and_refuses_nothing(plan, tmp_path):
+    figure = matplotlib.figure.Figure(figsize=(6, 4))
+    ax = plan.plot(figure.add_axes((0, 0, 1, 1)))
+    labels = {text.get_text() for text in ax.texts}
+    assert any(label.startswith("pipeline") for label in labels) and "$tower$" in str(labels)
+    (tmp_path / "small.toml").write_text('machines = [{gpu = "rtx-3060"}]\n')
+    none = hs.place("llama-3-70b", tmp_path / "small.toml", **ASKED)
+    with pytest.raises(ValueError, match="place: no placement to draw, infeasible"):
+        none.plot()
