@@ -10,12 +10,15 @@ from hypsolve.kernels.warm_up import warm
 from hypsolve.problem import evaluation
 from hypsolve.problem import validation as valid
 from hypsolve.problem.instance import Instance, Objective
+from hypsolve.problem.layer_flow import LayerFlowProblem
+from hypsolve.problem.layer_result import LayerFlowOutcome, LayerFlowResult
 from hypsolve.problem.placement import PlacementProblem
 from hypsolve.problem.placement_result import PlacementOutcome, PlacementResult
 from hypsolve.problem.result import Result
 from hypsolve.problem.serving import ServingInstance
 from hypsolve.problem.serving_result import ServingOutcome, ServingResult
 from hypsolve.problem.solution import Outcome, Partition, Schedule, Status
+from hypsolve.solve_layer_flow import LayerFlowMethod, solve_layer_flow
 from hypsolve.solve_placement import PLACEMENT_METHODS, PlacementMethod, solve_placement
 from hypsolve.solve_serving import THROUGHPUT_METHODS, ThroughputMethod, solve_serving
 from hypsolve.solvers.backends.loading import preload
@@ -181,14 +184,23 @@ def solve(
     seed: int = 0,
     **options: Any,
 ) -> PlacementResult: ...
+@overload
 def solve(
-    instance: Instance | ServingInstance | PlacementProblem,
+    instance: LayerFlowProblem,
+    method: str | LayerFlowMethod | Callable[..., LayerFlowOutcome],
+    *,
+    time_limit_s: float = 60.0,
+    seed: int = 0,
+    **options: Any,
+) -> LayerFlowResult: ...
+def solve(
+    instance: Instance | ServingInstance | PlacementProblem | LayerFlowProblem,
     method: Any,
     *,
     time_limit_s: float = 60.0,
     seed: int = 0,
     **options: Any,
-) -> Result | ServingResult | PlacementResult:
+) -> Result | ServingResult | PlacementResult | LayerFlowResult:
     """Solve an instance with a method, and certify the solution.
 
     The run of the method is timed, after its kernels are compiled and its solver is imported.
@@ -197,11 +209,12 @@ def solve(
 
     Parameters
     ----------
-    instance : Instance, ServingInstance or PlacementProblem
+    instance : Instance, ServingInstance, PlacementProblem or LayerFlowProblem
         A `ServingInstance` has methods of its own, ``THROUGHPUT_METHODS``. Its answer is a
         split, which `hypsolve.problem.serving_evaluation` scores by the fluid model. A
         `PlacementProblem` has ``PLACEMENT_METHODS``; its answer is a placement, which
-        `hypsolve.problem.placement_evaluation` scores.
+        `hypsolve.problem.placement_evaluation` scores. A `LayerFlowProblem`, the problem of
+        Helix, has ``LAYER_FLOW_METHODS``.
     method : str, callable or Method
         A name in ``METHODS``, or a function
         ``(instance, *, time_limit_s, seed, **options) -> Outcome`` of your own that returns a
@@ -221,7 +234,7 @@ def solve(
 
     Returns
     -------
-    Result, ServingResult or PlacementResult
+    Result, ServingResult, PlacementResult or LayerFlowResult
         The kind that belongs to the instance. The ``gap`` of a `Result` is ``(objective_s -
         bound_s) / objective_s``: the largest share of the objective that a better solution
         could save. It is 0 if the solution is proven optimal or the objective is 0, 1 if no
@@ -265,6 +278,10 @@ def solve(
         others = (*METHODS, *THROUGHPUT_METHODS)
         return solve_placement(
             instance, method, others, time_limit_s=time_limit_s, seed=seed, **options
+        )
+    if isinstance(instance, LayerFlowProblem):
+        return solve_layer_flow(
+            instance, method, time_limit_s=time_limit_s, seed=seed, **options
         )
     hint = " (hypsolve.to_instance makes one of a Deployment)"
     valid.of_type("solve", "instance", instance, Instance, hint)

@@ -68,6 +68,10 @@ MAY_IMPORT = {
         "hypsolve.solvers.outcomes",
         "hypsolve.solvers.throughput",
     ),
+    "hypsolve.solvers.layer_flow": (
+        "hypsolve.problem", "hypsolve.kernels",
+        "hypsolve.solvers.backends", "hypsolve.solvers.clock",
+    ),
     "hypsolve.solvers.write_formulation": ("hypsolve.problem", "hypsolve.solvers"),
     "hypsolve.solve_serving": (
         "hypsolve.problem", "hypsolve.kernels", "hypsolve.solvers",
@@ -75,9 +79,12 @@ MAY_IMPORT = {
     "hypsolve.solve_placement": (
         "hypsolve.problem", "hypsolve.kernels", "hypsolve.solvers",
     ),
+    "hypsolve.solve_layer_flow": (
+        "hypsolve.problem", "hypsolve.kernels", "hypsolve.solvers",
+    ),
     "hypsolve.solve": (
         "hypsolve.problem", "hypsolve.kernels", "hypsolve.dispatch", "hypsolve.solvers",
-        "hypsolve.solve_serving", "hypsolve.solve_placement",
+        "hypsolve.solve_serving", "hypsolve.solve_placement", "hypsolve.solve_layer_flow",
     ),
     "hypsolve.planning": (
         "hypsolve.problem", "hypsolve.catalog", "hypsolve.formats", "hypsolve.dispatch",

@@ -11,7 +11,7 @@ Progress = Callable[[int, int, str], None]
 SECONDS = {
     "hypsplit": 15, "dispatch": 3, "batch_dispatch": 5, "heft": 5, "token_level": 30,
     "token_level.pipeline": 30, "subgradient": 5, "beam_search": 5, "relaxations": 5,
-    "list_scheduling": 5, "throughput": 33, "placement": 2, "layer_layout": 12,
+    "list_scheduling": 5, "throughput": 33, "placement": 2, "layer_flow": 2, "layer_layout": 16,
 }  # fmt: skip
 """Families of kernels, and about the CPU seconds that each takes to compile (2026, Xeon)."""
 FAMILIES = tuple(SECONDS)

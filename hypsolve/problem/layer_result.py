@@ -1,0 +1,118 @@
+"""`LayerFlowOutcome`, the claim of a method on a `LayerFlowProblem`, and its checked result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypsolve.problem import validation as valid
+from hypsolve.problem.layer_flow import LayerFlowProblem
+from hypsolve.problem.layer_layout import LayerLayout
+from hypsolve.problem.solution import Status
+from hypsolve.problem.units import show_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFlowOutcome:
+    """The claim of a method on a `LayerFlowProblem`, which `hypsolve.solve` scores and checks.
+
+    Attributes
+    ----------
+    status : Status
+        ``optimal`` and ``feasible`` need a layout; the others exclude it.
+    layout : LayerLayout or None
+        Its flows are computed again.
+    bound_tokens_per_s : float
+        Tokens per second that no layout exceeds; inf if none is proved.
+    certificate : mapping or None
+        Proof of the bound, for `hypsolve.verify`.
+    message : str
+    statistics : mapping of str to any
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a field has a wrong type or value; the message names the field.
+    """
+
+    status: Status
+    layout: LayerLayout | None = None
+    bound_tokens_per_s: float = math.inf
+    certificate: Mapping[str, Any] | None = None
+    message: str = ""
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        owner = "layer flow outcome"
+        status = valid.one_of(owner, "status", self.status, Status)
+        object.__setattr__(self, "status", status)
+        if self.layout is not None:
+            valid.of_type(owner, "layout", self.layout, LayerLayout)
+        if (self.layout is not None) != (status in (Status.OPTIMAL, Status.FEASIBLE)):
+            has = "no layout" if self.layout is None else "a layout"
+            raise ValueError(f"{owner}: status {status} does not go with {has}")
+        if self.bound_tokens_per_s != math.inf:
+            valid.real(owner, "bound_tokens_per_s", self.bound_tokens_per_s)
+
+
+@dataclass(frozen=True, slots=True, repr=False, kw_only=True)
+class LayerFlowResult:
+    """A layout of layers whose flow `hypsolve.solve` has computed and checked.
+
+    Attributes
+    ----------
+    method : str
+    status : Status
+        ``optimal``: no layout has a larger flow, by more than 10^-6 of it.
+    problem : LayerFlowProblem
+    layout : LayerLayout or None
+        With a largest flow through its ranges. None without a solution.
+    bound_tokens_per_s : float
+        Tokens per second that no layout exceeds; inf if none is proved.
+    certificate : mapping or None
+        Proof of the bound; `hypsolve.verify.layer_flow.verify_layer_flow` reads it.
+    solve_time_s : float
+        Wall time of the method alone, without the compilation of kernels.
+    message : str
+    statistics : mapping of str to any
+    """
+
+    method: str
+    status: Status
+    problem: LayerFlowProblem
+    layout: LayerLayout | None
+    bound_tokens_per_s: float
+    certificate: Mapping[str, Any] | None
+    solve_time_s: float
+    message: str = ""
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Flow of the layout; 0 without one."""
+        return 0.0 if self.layout is None else self.layout.tokens_per_s
+
+    @property
+    def gap(self) -> float:
+        """Share of the bound that the flow lacks; 1 if nothing is proved."""
+        if self.bound_tokens_per_s in (0.0, math.inf):
+            return float(self.bound_tokens_per_s != 0)
+        return max(0.0, 1 - self.tokens_per_s / self.bound_tokens_per_s)
+
+    def __repr__(self) -> str:
+        return (
+            f"<LayerFlowResult of {self.method} on {self.problem.name!r}: {self.status},"
+            f" {self.tokens_per_s:.5g} tokens/s, gap {self.gap:.3%}>"
+        )
+
+    def __str__(self) -> str:
+        lines = [f"{self.method} on {self.problem.name}"]
+        lines.append(f"  status     {self.status}" + (f": {self.message}" * bool(self.message)))
+        lines.append(f"  flow       {self.tokens_per_s:.5g} tokens/s")
+        if self.bound_tokens_per_s < math.inf:
+            lines.append(f"  bound      {self.bound_tokens_per_s:.5g} tokens/s")
+        lines.append(f"  solved in  {show_seconds(self.solve_time_s)}")
+        held = sorted(self.layout.ranges, key=lambda r: r.start) if self.layout else []
+        return "\n".join([*lines, *(f"  {each}" for each in held)])

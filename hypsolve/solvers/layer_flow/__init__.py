@@ -1,0 +1,1 @@
+"""Methods for a `LayerFlowProblem`, the problem of Helix."""
