@@ -124,7 +124,7 @@ def test_rent_curve(capsys, lab):
     prices = [point["price_per_hour"] for point in found["points"]]
     assert prices[0] == 0 and 2 in prices and found["offers"][0]["is_proved"]
     code, _, err = run(capsys, "rent", *asked, "--export", "vllm")
-    assert code == 2 and "--curve excludes --export and --save" in err
+    assert code == 2 and "--curve excludes --export, --report and --save" in err
 
 
 def test_a_rate_that_all_machines_do_not_carry(capsys, lab):
