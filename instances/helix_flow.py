@@ -154,12 +154,27 @@ CLUSTERS = {
 """Kinds of the machines of each cluster, and their rates by model."""
 PUBLISHED = MappingProxyType(
     {
-        ("single-24", "llama-70b"): 1289.5557702751735,
-        ("regions-24", "llama-70b"): 1212.1768454598214,
-        ("single-42", "llama-70b"): 4137.547585397642,
+        "published_helix": {
+            ("single-24", "llama-70b"): 1289.5557702751735,
+            ("regions-24", "llama-70b"): 1212.1768454598214,
+            ("single-42", "llama-70b"): 4137.547585397642,
+        },
+        "published_swarm": {
+            ("single-24", "llama-70b"): 757.8531857227841,
+            ("regions-24", "llama-70b"): 616.455078125,
+            ("single-42", "llama-70b"): 4892.242429600681,
+        },
+        "published_petals": {
+            ("single-24", "llama-70b"): 952.1073984850639,
+            ("regions-24", "llama-70b"): 952.1073984850639,
+            ("single-42", "llama-70b"): 3292.2437689771396,
+        },
     }
 )
-"""Tokens per second that the artefact states for the layouts of Helix's own solver."""
+"""Tokens per second through published layouts. The artefact states those of Helix's solver.
+
+Those of the rules of Swarm and Petals are largest flows through the layouts of the artefact.
+"""
 
 
 def helix_flow(cluster: str, model: str = "llama-70b") -> LayerFlowProblem:

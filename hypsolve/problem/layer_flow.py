@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from hypsolve.problem import validation as valid
 from hypsolve.problem.units import count
@@ -97,9 +96,9 @@ class LayerFlowProblem:
             links[pair] = valid.real(OWNER, f"link from {pair[0]!r} to {pair[1]!r}", value)
         for field in ("activation_bytes", "token_bytes"):
             valid.real(OWNER, field, getattr(self, field), strict=True)
-        object.__setattr__(self, "kinds", MappingProxyType(dict(self.kinds)))
-        object.__setattr__(self, "tokens_per_s", MappingProxyType(rates))
-        object.__setattr__(self, "links", MappingProxyType(links))
+        object.__setattr__(self, "kinds", dict(self.kinds))
+        object.__setattr__(self, "tokens_per_s", rates)
+        object.__setattr__(self, "links", links)
 
     @property
     def machines(self) -> tuple[str, ...]:

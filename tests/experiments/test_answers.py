@@ -90,4 +90,4 @@ def test_only_experiments_with_answers_state_them():
         "throughput_exhaustive",
         "validation",
     }
-    assert named == solved | {"speed", "placement"}
+    assert named == solved | {"speed", "placement", "helix"}

@@ -11,7 +11,7 @@ from scipy.optimize import linprog
 from hypsolve.problem.layer_evaluation import check_layout, largest_flow
 from hypsolve.problem.layer_flow import LayerFlowProblem
 from hypsolve.problem.layer_layout import HostedRange, LayerLayout
-from instances.helix_flow import helix_flow
+from instances.helix_flow import PUBLISHED, helix_flow
 
 SHARED = Path(os.environ.get("HYPSOLVE_SHARED", Path(__file__).parents[3] / "shared"))
 FACTS = SHARED / "data" / "helix" / "helix_facts.json"
@@ -170,3 +170,22 @@ def test_clusters_are_those_of_the_facts(cluster, model, name):
     assert len(ours.links) == len(theirs.links)
     for (a, b), value in ours.links.items():
         assert value == pytest.approx(theirs.links[rename[a], rename[b]], rel=1e-9)
+
+
+@pytest.mark.skipif(not FACTS.exists(), reason="needs the shared folder")
+@pytest.mark.parametrize(
+    ("rule", "method"),
+    [("ilp", "published_helix"), ("swarm", "published_swarm"), ("petals", "published_petals")],
+)
+def test_published_flows_are_those_of_the_layouts(rule, method):
+    layouts = json.loads(FACTS.read_text())["layouts"]
+    folders = {
+        "single-24": "model_placement/layout_single",
+        "regions-24": "model_placement/layout_distributed",
+        "single-42": "high_heterogeneity/layout_llama70b",
+    }
+    for (cluster, model), flow in PUBLISHED[method].items():
+        problem = helix_flow(cluster, model)
+        layout = layouts[f"artifact_evaluation/{folders[cluster]}/{rule}/{rule}_sol.ini"]
+        ranges = [HostedRange(problem.machines[int(m)], *held) for m, held in layout.items()]
+        assert largest_flow(problem, ranges).tokens_per_s == pytest.approx(flow, rel=1e-8)

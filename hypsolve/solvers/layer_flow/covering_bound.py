@@ -169,9 +169,7 @@ class CoveringBound:
         `at_least` is a flow that some layout has. Flows just above it are tried first, then the
         bound is found by bisection.
         """
-        rates = self.problem.tokens_per_s
-        machines = self.problem.kinds.values()
-        high = math.fsum(max(rates[kind], default=0.0) for kind in machines)
+        high = flow_limit(self.problem) * (1 + 1e-9)
         proof = None
         for units in (COARSE, FINE):
             flow = at_least * (1 + 2 / units)
@@ -188,6 +186,14 @@ class CoveringBound:
             else:
                 low = flow
         return high, proof
+
+
+def flow_limit(problem: LayerFlowProblem) -> float:
+    """Return a bound by machines alone: all layers take at least so many of them."""
+    return math.fsum(
+        max((rate * k for k, rate in enumerate(problem.tokens_per_s[kind], 1)), default=0.0)
+        for kind in problem.kinds.values()
+    ) / problem.n_layers  # fmt: skip
 
 
 def linked_parts(problem: LayerFlowProblem, flow: float) -> list[tuple[str, ...]]:

@@ -15,7 +15,8 @@ from hypsolve.problem.layer_layout import HostedRange
 from hypsolve.problem.layer_result import LayerFlowOutcome
 from hypsolve.solvers.backends import cpsat as backend
 from hypsolve.solvers.clock import Deadline
-from hypsolve.solvers.layer_flow.pulp_milp import flow_limit, places_of
+from hypsolve.solvers.layer_flow.covering_bound import flow_limit
+from hypsolve.solvers.layer_flow.pulp_milp import places_of
 from hypsolve.solvers.layer_flow.stage_dp import to_layer_outcome
 
 TICKS = 2**20

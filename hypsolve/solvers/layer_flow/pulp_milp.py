@@ -18,6 +18,7 @@ from hypsolve.problem.layer_result import LayerFlowOutcome
 from hypsolve.solvers.backends import pulp as backend
 from hypsolve.solvers.backends.loading import load_backend
 from hypsolve.solvers.clock import Deadline
+from hypsolve.solvers.layer_flow.covering_bound import flow_limit
 from hypsolve.solvers.layer_flow.stage_dp import to_layer_outcome
 
 BOUND_ERROR = 1e-7  # relative, of the bound of HiGHS
@@ -35,14 +36,6 @@ def places_of(problem: LayerFlowProblem) -> dict[tuple[Place, Place], float]:
         if limit > 0:
             pairs[start, end] = limit
     return pairs
-
-
-def flow_limit(problem: LayerFlowProblem) -> float:
-    """Return a bound by machines alone: all layers take at least so many of them."""
-    return math.fsum(
-        max((rate * k for k, rate in enumerate(problem.tokens_per_s[kind], 1)), default=0.0)
-        for kind in problem.kinds.values()
-    ) / problem.n_layers  # fmt: skip
 
 
 def layer_highs(

@@ -25,7 +25,12 @@ from hypsolve.problem.layer_evaluation import largest_flow
 from hypsolve.problem.layer_flow import LayerFlowProblem
 from hypsolve.problem.layer_layout import HostedRange, LayerLayout
 from hypsolve.solvers.clock import Deadline
-from hypsolve.solvers.layer_flow.covering_bound import COARSE, CoveringBound, linked_parts
+from hypsolve.solvers.layer_flow.covering_bound import (
+    COARSE,
+    CoveringBound,
+    flow_limit,
+    linked_parts,
+)
 
 MAX_STATES = 20_000_000
 MAX_STAGES = 5_000  # of a dynamic program
@@ -290,12 +295,10 @@ def search(
 ) -> tuple[LayerLayout | None, int]:
     """Return the best layout of stages that bisection finds, and the number of flows tried."""
     problem = bound.problem
-    high = math.fsum(
-        max(problem.tokens_per_s[kind], default=0.0) for kind in problem.kinds.values()
-    )
+    high = flow_limit(problem) * (1 + 1e-9)
     low, best, n = 0.0, None, 0
     while high > low * (1 + DISTANCE) and high > 1e-6 and not deadline.has_passed():
-        flow = math.sqrt(low * high) if low > 0 else high / 4
+        flow = math.sqrt(low * high) if low > 0 else high / 2
         n += 1
         chain, _ = stages_for(bound, flow, deadline)
         if chain is None:
