@@ -220,7 +220,8 @@ class PlacementProblem:
     requests : Requests
         Lengths of the requests; arrival times do not count.
     runtime : Runtime
-        Limits, memory and batching mode of the server of each pipeline.
+        Limits, memory and batching mode of the server of each pipeline. Machines that it does
+        not run on are for the caller to leave out, as `hypsolve.place` does.
     objective : PlacementObjective
     requests_per_s : float or None
         The request rate to carry; required under ``cost`` and ``latency``.
