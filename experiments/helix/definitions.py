@@ -13,11 +13,12 @@ METHODS = (*LAYER_FLOW_METHODS, *PUBLISHED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HelixExperiment:
-    """A question, the clusters and models of each size, and seconds per run."""
+    """A question, the clusters and models of each size, seconds and visits per run."""
 
     question: str
     problems: Mapping[str, tuple[tuple[str, str], ...]]
     time_limit_s: Mapping[str, float]
+    max_visits: Mapping[str, int]
     shown: Shown
 
 
@@ -26,7 +27,8 @@ OF_24 = (("single-24", "llama-70b"), *REGIONS)
 EXPERIMENTS: dict[str, HelixExperiment] = {
     "helix": HelixExperiment(
         question="How many tokens per second flow through the layouts of each method on"
-        " Helix's clusters, how far is that from a bound, and how long does the method take?",
+        " Helix's clusters, how far is that from a bound, how long does the method take, and"
+        " how many requests per second do the layouts serve in simulation?",
         problems={
             "quick": REGIONS,
             "default": (*OF_24, ("single-42", "llama-70b")),
@@ -38,6 +40,7 @@ EXPERIMENTS: dict[str, HelixExperiment] = {
             ),
         },
         time_limit_s={"quick": 3.0, "default": 10.0, "full": 60.0},
+        max_visits={"quick": 1_000_000, "default": 10_000_000, "full": 200_000_000},
         shown=Shown(
             "experiments.helix.tables:helix_tables",
             "experiments.helix.figures:helix_figures",
@@ -69,6 +72,7 @@ def plan(
                 digest=problem.digest(),
                 method=method,
                 time_limit_s=time_limit_s or experiment.time_limit_s[size],
+                max_visits=experiment.max_visits[size],
                 version=version,
             )
             for method in METHODS

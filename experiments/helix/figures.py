@@ -5,8 +5,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import figure_style as style
-from experiments.helix.tables import BOUND, FLOW
+from experiments.helix.tables import BOUND, FLOW, RATE
 
+SERVED = "How many requests per second does the layout of each method serve?"
 QUESTION = "How many tokens per second flow through the layout of each method?"
 
 
@@ -32,7 +33,32 @@ def flows(frame: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
+def served(frame: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw the simulated rate of each layout, a row per cluster."""
+    series = list(dict.fromkeys(frame["series"]))
+    methods = [
+        m for m in dict.fromkeys(frame["method"]) if frame[frame.method == m][RATE].any()
+    ]
+    for m, method in enumerate(methods):
+        rows = (frame["method"] == method) & (frame[RATE] > 0)
+        places = [
+            series.index(name) + 0.12 * (m - len(methods) / 2) for name in frame["series"][rows]
+        ]
+        ax.plot(frame[RATE][rows], places, "o", ms=5, label=method.replace("_", " "))
+    ax.set_yticks(range(len(series)), series)
+    ax.invert_yaxis()
+    ax.set_xlim(left=0)
+    ax.set_xlabel("requests per second, simulated token by token")
+    ax.legend(fontsize="small", loc="best")
+    style.clean(ax, across="x")
+    style.title(ax, "What the layouts serve", "763 + 232 tokens, batches by machine")
+    return ax
+
+
 def helix_figures(_: str, frame: pd.DataFrame) -> dict[str, Figure]:
-    """Draw the flows on all clusters."""
+    """Draw the flows and the simulated rates on all clusters."""
     height_in = 1.6 + 0.7 * frame["series"].nunique()
-    return {"helix": style.single(frame, flows, height_in, QUESTION)}
+    return {
+        "helix": style.single(frame, flows, height_in, QUESTION),
+        "helix_served": style.single(frame, served, height_in, SERVED),
+    }

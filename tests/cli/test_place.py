@@ -60,6 +60,7 @@ def test_json_has_the_schema_and_a_placement(capsys, lab, tmp_path):
     assert len(placement_of(table).pipelines) == len(table["pipelines"])
 
 
+@pytest.mark.full_length
 def test_a_load_that_is_not_served_is_a_no(capsys, lab):
     code, out, _ = run(capsys, "place", *ASKED, "--machines", lab, "--rate", 5000)
     assert code == 1

@@ -69,6 +69,7 @@ def test_fluid_rates_are_those_of_evaluate_placement(plan):
     assert plan.throughput.fluid_requests_per_s <= plan.throughput.fluid_bound * (1 + 1e-6)
 
 
+@pytest.mark.full_length
 def test_the_simulated_rate_is_that_of_requests_that_fill_every_queue(plan):
     """One after the other, far more requests than fit serve at most as many per second."""
     total = 0.0

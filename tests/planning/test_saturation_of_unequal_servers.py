@@ -1,5 +1,7 @@
 """The largest simulated rate of unequal servers: not that of a queue at the slowest one."""
 
+import pytest
+
 import hypsolve as hs
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning.query import PlanQuery, saturated
@@ -20,6 +22,7 @@ def rate(*gpus):
     return saturated(query(*gpus), (0, N_BLOCKS)).requests_per_s
 
 
+@pytest.mark.full_length
 def test_a_slow_server_does_not_lower_the_rate_of_fast_ones():
     """Under overload, the dispatcher sent it so many requests that the queue there grew."""
     both = rate("a10", "l40s", "l40s")

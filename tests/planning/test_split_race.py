@@ -201,6 +201,7 @@ def test_a_late_confirmation_leaves_a_lower_bound(toy):
     assert confirmed_rate(toy, partition, hopeless, rate(0.3), 400).requests_per_s == 0.0
 
 
+@pytest.mark.full_length
 def test_the_stated_rate_holds_in_a_longer_run(two):
     """The oracle is a run of 12,000 requests; 76 % of them were within at the stated rate."""
     network = hs.read_network_file(two)
