@@ -64,6 +64,22 @@ def test_shares_that_come_later_cost_what_their_parts_do():
     assert pool.cost(duals).tolist() == of_parts
 
 
+def test_whole_machines_prove_prices_where_patterns_are_generated():
+    """The relaxation rents parts of machines, so by itself it proves none of these prices."""
+    n_proved, n = 0, n_cases(12, 300)
+    for seed in range(20_000, 20_000 + n):
+        problem = random_placement(np.random.default_rng(seed), objective="cost")
+        best = best_value(problem)
+        for method in EXACT:
+            result = hs.solve(problem, method, time_limit_s=60, max_patterns=1)
+            if result.served is None:
+                continue
+            assert result.fluid_bound is not None
+            assert result.fluid_bound <= best * (1 + 1e-7), (seed, method)
+            n_proved += result.status == "optimal"
+    assert n_proved >= n
+
+
 @pytest.mark.parametrize("seed", range(n_cases(12, 300)))
 def test_generated_patterns_keep_the_bound(seed):
     """With next to no pattern enumerated, the bound covers what is not in the pool."""

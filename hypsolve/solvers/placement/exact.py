@@ -4,7 +4,8 @@ The methods enumerate patterns, see `PatternSpace`. The relaxation of the intege
 the patterns whose rates are known gives prices of GPUs. A pattern whose upper bound on the rate
 does not pay for its GPUs is never solved for its cuts. The integer program is then solved over
 all patterns that an optimal solution may contain, by the gap between the relaxation and the
-best solution (reduced cost fixing).
+best solution (reduced cost fixing). Where patterns are generated, a price is bounded by whole
+numbers of machines, too (Benders' cuts).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.placement import latency, rules
 from hypsolve.solvers.placement import master as masters
 from hypsolve.solvers.placement.assignment import assign, greedy, stages
-from hypsolve.solvers.placement.master import Column, Copies, Duals, Master, Program
+from hypsolve.solvers.placement.master import Column, Copies, Duals, Master, Program, fills
 from hypsolve.solvers.placement.pattern_pool import PatternPool
 from hypsolve.solvers.placement.pattern_pricing import PatternPricing, round_trips
 from hypsolve.solvers.placement.pattern_values import MARGIN, PatternValues
@@ -54,6 +55,16 @@ PRICING_SHARE = 0.5
 """Share of the time after which patterns are no longer solved for the relaxation."""
 QUICK_RULES = (rules.greedy_fill, rules.pipelines_of_one_kind, rules.replica_per_machine)
 """Rules whose answers are looked at if the best placement is not proved."""
+COUNTING_SHARE = 0.4
+"""Share of the time that is left after the relaxation, for whole numbers of machines."""
+REFERENCE_WEIGHT = 0.1
+"""Weight of the capacities of GPUs in the prices of covers, so that every GPU has a price."""
+MAX_ROUNDS = 6
+"""Rounds of generated patterns, in which some machines are shown not to carry a rate."""
+FEW_MACHINES = 1e-3
+"""Machines of each class that are added to some machines, so that all classes have a price."""
+COVERED = 1e-7
+"""Relative slack of covers, for the rounding of an integer program."""
 CLOSE = 1e-8
 """Relative slack of bounds, for the rounding of linear programs."""
 
@@ -139,6 +150,19 @@ def _run(
     return Search(problem, deadline, seed, solve, max_patterns).run()
 
 
+@dataclasses.dataclass(frozen=True)
+class Cover:
+    """What numbers u of machines of each class must satisfy: ``dearest u >= least``."""
+
+    dearest: tuple[float, ...]
+    least: float
+
+    def excludes(self, machines: Sequence[int]) -> bool:
+        """Return whether some machines do not satisfy it."""
+        carried = math.fsum(w * n for w, n in zip(self.dearest, machines, strict=True))
+        return carried < self.least * (1 - 2 * COVERED)
+
+
 class Search:
     """The search for the best placement."""
 
@@ -164,6 +188,7 @@ class Search:
         self.working: set[int] = set()
         self.useful: list[int] = []  # patterns of the last integer program
         self.center: Duals | None = None  # dual values of the best bound
+        self.covers: list[Cover] = []
         self.statistics: dict[str, Any] = {"enumerated": len(self.pool), "relaxations": 0}
 
     def _enumerate(self, max_patterns: int, deadline: Deadline) -> None:
@@ -184,6 +209,8 @@ class Search:
         """Return the best placement that is found in time, and the bound."""
         self._limit_rates()
         duals = self._price(self.deadline.part(PRICING_SHARE))
+        if self.is_cost and self.pricing is not None and duals is not None:
+            self._count_machines(self.deadline.part(COUNTING_SHARE))
         copies = None
         if duals is not None and (self.is_cost or duals.value > 0):
             copies = self._branch(duals)
@@ -305,14 +332,16 @@ class Search:
             self.pool.solve(new, self.deadline.part(0.5))
             self.working |= set(new)
 
-    def _generated(self, is_cost: bool, enough: float) -> Duals | None:
+    def _generated(
+        self, is_cost: bool, enough: float, machines: Sequence[float] | None = None
+    ) -> Duals | None:
         """Add patterns to the relaxation until no other one pays for its GPUs."""
         if not self.working:
             order = np.argsort(-self.pool.rates / self.pool.gpus(), kind="stable")
             self.working = set(order[:BATCH].tolist())
         while True:
             columns = self.pool.columns(sorted(self.working))
-            duals = self._master(is_cost).relax(columns)
+            duals = self._master(is_cost, machines).relax(columns)
             self.statistics["relaxations"] += 1
             if duals is None or duals.value >= enough:
                 return duals
@@ -324,8 +353,11 @@ class Search:
                 return duals
             self.working |= added
 
-    def _master(self, is_cost: bool) -> Master:
-        return Master(self.space, set(self.pool.shares), self.pool.links, is_cost=is_cost)
+    def _master(self, is_cost: bool, machines: Sequence[float] | None = None) -> Master:
+        return Master(
+            self.space, set(self.pool.shares), self.pool.links, is_cost=is_cost,
+            machines=machines,
+        )  # fmt: skip
 
     def _tighten(self, duals: Duals, factor: float) -> Duals:
         """Lower the bound by dual values that are scaled until no pattern pays for its GPUs.
@@ -336,6 +368,18 @@ class Search:
         factor : float
             Factor that makes patterns outside of the pool too dear.
         """
+        scaled = self._scaled(duals, factor, self.is_cost)
+        if scaled.value == math.inf:
+            return scaled
+        if scaled.value < self.bound:
+            self.bound = scaled.value + CLOSE * abs(scaled.value)
+        self.statistics["relaxation"] = self._public(scaled.value)
+        if self.is_cost:
+            self.covers.append(self._cover(scaled))
+        return scaled
+
+    def _scaled(self, duals: Duals, factor: float, is_cost: bool) -> Duals:
+        """Return dual values that are scaled until no pattern pays for its GPUs."""
         profit, cost = self.pool.profit(duals), self.pool.cost(duals)
         above = profit > 0
         if (cost[above] <= 0).any():
@@ -344,11 +388,85 @@ class Search:
             factor = max(factor, float((profit[above] / cost[above]).max()) + 1)
         if factor == math.inf:
             return Duals(math.inf, duals.share, duals.link, duals.rate)
-        scaled = duals.scaled(factor, self.is_cost, self.problem.requests_per_s)
-        if scaled.value < self.bound:
-            self.bound = scaled.value + CLOSE * abs(scaled.value)
-        self.statistics["relaxation"] = self._public(scaled.value)
-        return scaled
+        return duals.scaled(factor, is_cost, self.problem.requests_per_s)
+
+    # -- whole machines -----------------------------------------------------------------------
+
+    def _cover(self, duals: Duals) -> Cover:
+        """Return what numbers of machines must satisfy, by dual values that no pattern beats.
+
+        A pattern of rate X earns no more than its shares cost, so all shares in use cost at
+        least as much as the given rate earns, after the price of links. Shares on one machine
+        cost at most as much as its dearest set of shares.
+        """
+        rate = self.problem.requests_per_s
+        assert rate is not None
+        dearest = []
+        for c, each in enumerate(self.space.classes):
+            sizes = sorted((size for of, size in duals.share if of == c), reverse=True)
+            some = fills(tuple(sizes), each.gpus)
+            dearest.append(max(sum(duals.share[c, size] for size in fill) for fill in some))
+        links = sum(price * self.pool.links[link] for link, price in duals.link.items())
+        return Cover(tuple(dearest), duals.rate * rate - links)
+
+    def _count_machines(self, deadline: Deadline) -> None:
+        """Raise the bound on the price by whole numbers of machines (Benders' cuts [1]_).
+
+        The cheapest machines that all covers allow are a bound. If a relaxation over these
+        machines alone does not carry the rate, its dual values give the next cover.
+
+        References
+        ----------
+        .. [1] J. F. Benders, "Partitioning procedures for solving mixed-variables programming
+           problems", Numerische Mathematik 4 (1962).
+        """
+        rate = self.problem.requests_per_s
+        assert rate is not None and self.pricing is not None
+        reference = self.pricing.reference(False)
+        while not deadline.has_passed():
+            machines = self._cheapest_machines(deadline)
+            if machines is None:
+                return
+            for _ in range(MAX_ROUNDS):
+                most = self._generated(
+                    False, rate * (1 + CLOSE), [n + FEW_MACHINES for n in machines]
+                )
+                if most is None or most.value >= rate or deadline.has_passed():
+                    return
+                mixed = most.mixed(reference, REFERENCE_WEIGHT, self.pool.shares)
+                priced = self.pricing.price(mixed, deadline)
+                scaled = self._scaled(mixed, priced.factor, False)
+                cover = self._cover(scaled)
+                if scaled.value < math.inf and cover.excludes(machines):
+                    self.covers.append(cover)
+                    break
+                new = self.pool.add(priced.patterns)
+                if not new:
+                    return
+                self.pool.solve(new, deadline)
+                self.working |= set(new)
+            else:
+                return
+
+    def _cheapest_machines(self, deadline: Deadline) -> list[int] | None:
+        """Return the cheapest machines that all covers allow, and note their price as a bound.
+
+        None without a proof.
+        """
+        program = Program()
+        for each in self.space.classes:
+            program.variable(-each.price_per_hour, len(each.machines), True)
+        for cover in self.covers:
+            if 0 < cover.least < math.inf and max(cover.dearest) < math.inf:
+                weights = {c: -worth / cover.least for c, worth in enumerate(cover.dearest)}
+                program.row(weights, COVERED - 1)
+        counts, value, bound, is_complete = masters.by_highs(
+            program, len(program.cost), deadline, self.seed
+        )
+        if counts is None or not is_complete or bound == -math.inf:
+            return None
+        self.bound = min(self.bound, max(bound, value) + CLOSE * abs(value))
+        return [counts.get(c, 0) for c in range(len(self.space.classes))]
 
     def _branch(self, duals: Duals) -> Copies | None:
         """Solve the integer program until no other pattern may improve on it.

@@ -194,6 +194,8 @@ class Master:
         Bytes per second of each.
     is_cost : bool
         Whether to minimise the price for the given rate, instead of maximising the rate.
+    machines : sequence of float, optional
+        Number of machines of each class that may be used. Default: all.
     """
 
     def __init__(
@@ -203,8 +205,10 @@ class Master:
         links: Mapping[Link, float],
         *,
         is_cost: bool,
+        machines: Sequence[float] | None = None,
     ) -> None:
         self.space, self.links = space, links
+        self.machines = machines or [len(each.machines) for each in space.classes]
         self.problem: PlacementProblem = space.problem
         self.sizes = {
             c: sorted(gpus for of, gpus in sizes if of == c) for c in range(len(space.classes))
@@ -247,7 +251,7 @@ class Master:
     ) -> list[int]:
         """Add the machines of a class: how many are used, and what they have room for."""
         each, sizes = self.space.classes[c], self.sizes[c]
-        n = len(each.machines)
+        n = self.machines[c]
         if not sizes:
             return []
         if all(b % a == 0 for a, b in itertools.pairwise(sizes)):
