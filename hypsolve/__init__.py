@@ -62,6 +62,8 @@ from hypsolve.problem.evaluation import check, evaluate
 from hypsolve.problem.fleet import Fleet, Machine, Pin, Site
 from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
 from hypsolve.problem.interconnect import AllReduce, Interconnect
+from hypsolve.problem.layer_flow import LayerFlowProblem
+from hypsolve.problem.layer_layout import HostedRange, LayerLayout
 from hypsolve.problem.operator_rates import OperatorRates
 from hypsolve.problem.placement import (
     DegreeRule,
@@ -136,10 +138,13 @@ __all__ = [
     "Fleet",
     "FluidPlans",
     "GpuProfile",
+    "HostedRange",
     "HyperionPlusParams",
     "Instance",
     "Interconnect",
     "JointExactParams",
+    "LayerFlowProblem",
+    "LayerLayout",
     "LayoutRate",
     "LayoutTrace",
     "Link",

@@ -175,12 +175,15 @@ class _Check:
         self._check_rates(throughput, served, rates)
         self._check_bound(throughput, listed, rates)
         self._check_machines(throughput, stages)
-        listed_rates = ", ".join(f"{rate!r}" for rate in largest)
+        runs = [(rate, len([*same])) for rate, same in itertools.groupby(largest)]
+        listed_rates = ", ".join(
+            f"{n} x {rate:.6g}" if n > 1 else f"{rate:.6g}" for rate, n in runs
+        )
         others = len(listed) - 1
         also = f"; so do {others} other placements" if others > 1 else ""
         also = "; so does 1 other placement" if others == 1 else also
         return (
-            f"the placement keeps the rules and carries {rates[0]!r} requests/s{also}; its"
+            f"the placement keeps the rules and carries {rates[0]:.6g} requests/s{also}; its"
             f" pipelines carry at most {listed_rates}, in the fluid model"
             f" ({self.problem.runtime.batching} batching; means, no simulation)"
         )
