@@ -1,6 +1,6 @@
 """All experiments by name: the families of runs, and the measurements of this machine."""
 
-from experiments import anytime, claims, helix, placing, runner, serving, solving
+from experiments import anytime, claims, layouts, placing, runner, serving, solving
 from experiments.definitions import MEASUREMENTS, Shown
 
 FAMILIES: dict[str, runner.Family] = {
@@ -9,7 +9,7 @@ FAMILIES: dict[str, runner.Family] = {
     "claims": claims,
     "serving": serving,
     "placing": placing,
-    "helix": helix,
+    "layouts": layouts,
 }
 
 

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from experiments import sweep
-from experiments.helix import COLUMNS, plan
-from experiments.helix.tables import helix_answers, helix_tables
+from experiments.layouts import COLUMNS, plan
+from experiments.layouts.tables import helix_answers, helix_tables
 from hypsolve.problem.layer_evaluation import largest_flow
 from instances.helix_flow import PUBLISHED, helix_flow
 from instances.helix_layouts import published_ranges

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.helix.simulated import in_blocks, served_by, serving_problem
+from experiments.layouts.simulated import in_blocks, served_by, serving_problem
 from hypsolve.problem.layer_evaluation import largest_flow
 from hypsolve.problem.layer_layout import HostedRange, LayerLayout
 from instances.helix_flow import CLUSTERS, helix_flow

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.helix.simulated import served_by
 from experiments.labels import seconds
+from experiments.layouts.simulated import served_by
 from experiments.solving import describe_run, short
 from hypsolve import solve
 from hypsolve.kernels.warm_up import warm

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from experiments.definitions import Shown
-from experiments.helix.runs import HelixRun
+from experiments.layouts.runs import HelixRun
 from hypsolve.solve_layer_flow import LAYER_FLOW_METHODS
 from instances.helix_flow import PUBLISHED, helix_flow
 
@@ -42,9 +42,9 @@ EXPERIMENTS: dict[str, HelixExperiment] = {
         time_limit_s={"quick": 3.0, "default": 10.0, "full": 60.0},
         max_visits={"quick": 1_000_000, "default": 10_000_000, "full": 200_000_000},
         shown=Shown(
-            "experiments.helix.tables:helix_tables",
-            "experiments.helix.figures:helix_figures",
-            "experiments.helix.tables:helix_answers",
+            "experiments.layouts.tables:helix_tables",
+            "experiments.layouts.figures:helix_figures",
+            "experiments.layouts.tables:helix_answers",
         ),
     )
 }

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import figure_style as style
-from experiments.helix.tables import BOUND, FLOW, RATE
+from experiments.layouts.tables import BOUND, FLOW, RATE
 
 SERVED = "How many requests per second does the layout of each method serve?"
 QUESTION = "How many tokens per second flow through the layout of each method?"
