@@ -77,6 +77,7 @@ def test_methods_agree_with_all_layouts(seed):
     [
         ("single-24", "llama-70b", 2045.6, 1e-4),
         ("regions-24", "llama-70b", 1754.3, 1e-4),
+        ("single-42", "llama-70b", 5905.7, 0.03),
         ("single-24", "llama-30b", 1419.9, 0.07),
         ("regions-24", "llama-30b", 1353.0, 0.11),
     ],
@@ -86,9 +87,8 @@ def test_stages_pass_what_helix_publishes(cluster, model, at_least, gap):
     found = hs.solve(problem, "stage_dp", time_limit_s=60)
     assert found.tokens_per_s >= at_least
     assert found.gap <= gap
-    certificate = dict(found.certificate)
-    if certificate["units"] <= 10_000:
-        assert verify_layer_flow(problem, certificate)
+    assert found.certificate["tokens_per_s"] == found.bound_tokens_per_s
+    assert verify_layer_flow(problem, found.certificate).startswith("no layout has")
 
 
 def test_a_certificate_that_proves_too_much_is_refuted():
