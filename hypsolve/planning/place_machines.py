@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hypsolve.formats.machines import read_machines
 from hypsolve.formats.machines_file import MachinesFile
+from hypsolve.formats.machines_network import fleet_of_network_file
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.planning.platforms import ONE_PLATFORM, platform_of, platforms_of, runs_on
 from hypsolve.problem.deployment import Model, Network
@@ -61,7 +62,7 @@ class Machines:
             return cls(fleet=Fleet.of_network(source))
         if isinstance(source, NetworkFile):
             return cls(
-                fleet=Fleet.of_network(source.network, source.price_per_hour),
+                fleet=fleet_of_network_file(source, model),
                 currency=source.currency,
                 runtime=source.runtime,
             )

@@ -337,3 +337,21 @@ def test_rules_are_simulated_beside_the_search():
     pairs = (machine("a"), machine("b"), machine("c", "rtx-3090"), machine("d", "rtx-3090"))
     plan = hs.place("llama-2-13b", fleet(*pairs), method="memory_ring", **SHORT)
     assert sorted(len(each.stages) for each in plan.placement.pipelines) == [2, 2]
+
+
+def test_a_network_from_python_means_what_its_file_means(tmp_path):
+    """Pins and links inside tiers were lost where the file was read first."""
+    path = tmp_path / "network.toml"
+    path.write_text(
+        '[[tiers]]\nname = "site"\npin = ["embedding"]\ninner = {gbps = 25, latency_ms = 0.1}\n'
+        "link = {gbps = 1, latency_ms = 5}\n"
+        'nodes = [{gpu = "l4", count = 2}]\n'
+        '[[tiers]]\nname = "cloud"\nnodes = [{gpu = "a100-80gb", count = 2}]\n'
+    )
+    asked = "llama-3-8b", {"runtime": "vllm"}
+    of_file = PlaceQuery.of(asked[0], path, **asked[1]).fleet
+    of_python = PlaceQuery.of(asked[0], hs.read_network_file(path), **asked[1]).fleet
+    assert of_python.pins == of_file.pins != ()
+    assert of_python.sites == of_file.sites
+    assert of_python.machines == of_file.machines
+    assert of_python.sites[0].link.bytes_per_s == 25e9 / 8
