@@ -15,7 +15,7 @@ N_LAYERS = {"llama-70b": 80, "llama-30b": 60}
 ACTIVATION_BYTES = {"llama-70b": 16384, "llama-30b": 13312}
 TOKEN_BYTES = 2
 LAN_BYTES_PER_S = 1e9
-"""Of every link of a cluster in one place."""
+"""Rate of every link of a cluster at one site."""
 
 # fmt: off
 # Tokens per second of a machine that holds 1, 2, ... layers.

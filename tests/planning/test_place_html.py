@@ -149,7 +149,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(capsys, lab,
 
 
 def test_no_rate_is_kept_up_with_beyond_full_queues(plan):
-    """With every queue full, pipelines serve the most that they can."""
+    """Pipelines serve the most that they can where every queue is full."""
     answer = plan.answer
     assert answer is not None and answer.max_requests_per_s > 0
     assert answer.max_requests_per_s <= plan.throughput.simulated_requests_per_s * (1 + 1e-9)

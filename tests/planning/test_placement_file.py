@@ -55,7 +55,7 @@ def test_a_file_holds_all_of_a_plan(plan, tmp_path):
 
 
 def test_the_same_simulation(plan):
-    """With the machines, a file is enough to simulate a plan again."""
+    """A file and its machines are enough to simulate a plan again."""
     again = hs.load_placement(plan.to_dict(), fleet(*BOXES))
     if plan.query.requests is None:
         assert again.simulate().metrics() == plan.simulate().metrics()

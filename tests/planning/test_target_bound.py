@@ -147,7 +147,7 @@ def test_a_plain_no_is_one_of_all_degrees(gpus):
 
 
 def test_an_upgrade_of_the_answer_is_not_denied_below():
-    """Of one plan, a free change reached the targets, and nothing that was tried did."""
+    """One plan said that a free change reached the targets, and that nothing did."""
     box = hs.Network(
         name="lab",
         tiers=(hs.Tier(name="rack", nodes=(hs.Node(name="box", gpu=hs.gpu("l4")),)),),
