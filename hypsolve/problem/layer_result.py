@@ -10,7 +10,7 @@ from typing import Any
 from hypsolve.problem import validation as valid
 from hypsolve.problem.layer_flow import LayerFlowProblem
 from hypsolve.problem.layer_layout import LayerLayout
-from hypsolve.problem.solution import Status
+from hypsolve.problem.solution import Status, checked_status
 from hypsolve.problem.units import show_seconds
 
 
@@ -46,13 +46,8 @@ class LayerFlowOutcome:
 
     def __post_init__(self) -> None:
         owner = "layer flow outcome"
-        status = valid.one_of(owner, "status", self.status, Status)
+        status = checked_status(owner, self.status, "layout", self.layout, LayerLayout)
         object.__setattr__(self, "status", status)
-        if self.layout is not None:
-            valid.of_type(owner, "layout", self.layout, LayerLayout)
-        if (self.layout is not None) != (status in (Status.OPTIMAL, Status.FEASIBLE)):
-            has = "no layout" if self.layout is None else "a layout"
-            raise ValueError(f"{owner}: status {status} does not go with {has}")
         if self.bound_tokens_per_s != math.inf:
             valid.real(owner, "bound_tokens_per_s", self.bound_tokens_per_s)
 

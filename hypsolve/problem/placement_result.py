@@ -13,7 +13,7 @@ from hypsolve.problem import validation as valid
 from hypsolve.problem.notebook_table import notebook_table
 from hypsolve.problem.placement import Placement, PlacementObjective, PlacementProblem
 from hypsolve.problem.placement_evaluation import ServedPlacement
-from hypsolve.problem.solution import Status
+from hypsolve.problem.solution import Status, checked_status
 from hypsolve.problem.units import finite_or_none, show_seconds
 
 VERSION = 1  # of `PlacementResult.to_dict`
@@ -57,13 +57,8 @@ class PlacementOutcome:
 
     def __post_init__(self) -> None:
         owner = "placement outcome"
-        status = valid.one_of(owner, "status", self.status, Status)
+        status = checked_status(owner, self.status, "placement", self.placement, Placement)
         object.__setattr__(self, "status", status)
-        if self.placement is not None:
-            valid.of_type(owner, "placement", self.placement, Placement)
-        if (self.placement is not None) != (status in (Status.OPTIMAL, Status.FEASIBLE)):
-            has = "no placement" if self.placement is None else "a placement"
-            raise ValueError(f"{owner}: status {status} does not go with {has}")
         if self.fluid_bound is not None and self.fluid_bound != math.inf:
             valid.real(owner, "fluid_bound", self.fluid_bound)
         for each in self.alternatives:

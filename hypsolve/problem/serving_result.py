@@ -16,7 +16,7 @@ from hypsolve.problem.rate_certificate import RateCertificate
 from hypsolve.problem.serving import ServingInstance
 from hypsolve.problem.serving_evaluation import ServedRate
 from hypsolve.problem.serving_records import ServingObjective
-from hypsolve.problem.solution import Partition, Status
+from hypsolve.problem.solution import Partition, Status, checked_status
 from hypsolve.problem.units import finite_or_none, show_seconds
 
 VERSION = 2  # of `ServingResult.to_dict`; version 1 has no certificate
@@ -58,13 +58,8 @@ class ServingOutcome:
 
     def __post_init__(self) -> None:
         owner = "serving outcome"
-        status = valid.one_of(owner, "status", self.status, Status)
+        status = checked_status(owner, self.status, "partition", self.partition, Partition)
         object.__setattr__(self, "status", status)
-        if self.partition is not None:
-            valid.of_type(owner, "partition", self.partition, Partition)
-        if (self.partition is not None) != (status in (Status.OPTIMAL, Status.FEASIBLE)):
-            has = "no partition" if self.partition is None else "a partition"
-            raise ValueError(f"{owner}: status {status} does not go with {has}")
         if self.fluid_bound is not None and self.fluid_bound != math.inf:
             valid.real(owner, "fluid_bound", self.fluid_bound)
         for each in self.alternatives:

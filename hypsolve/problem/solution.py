@@ -32,6 +32,30 @@ class Status(StrEnum):
     UNKNOWN = "unknown"
 
 
+def checked_status(owner: str, status: Any, name: str, answer: Any, kind: type) -> Status:
+    """Return the status of a method's claim, whose answer goes with it.
+
+    ``optimal`` and ``feasible`` need an answer; the others exclude it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the status or the answer is invalid, or they contradict each other.
+
+    Examples
+    --------
+    >>> checked_status("outcome", "infeasible", "partition", None, tuple)
+    <Status.INFEASIBLE: 'infeasible'>
+    """
+    known = valid.one_of(owner, "status", status, Status)
+    if answer is not None:
+        valid.of_type(owner, name, answer, kind)
+    if (answer is not None) != (known in (Status.OPTIMAL, Status.FEASIBLE)):
+        has = f"no {name}" if answer is None else f"a {name}"
+        raise ValueError(f"{owner}: status {known} does not go with {has}")
+    return known
+
+
 @dataclass(frozen=True, slots=True)
 class Partition:
     """An assignment of blocks to tiers: tier k hosts blocks ``cuts[k]:cuts[k + 1]``.
