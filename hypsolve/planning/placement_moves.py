@@ -23,7 +23,7 @@ import numpy as np
 from hypsolve.problem.fleet import Machine
 from hypsolve.problem.model import Model
 from hypsolve.problem.placement import PlacedStage, Placement, PlacementProblem
-from hypsolve.problem.placement_evaluation import link_rate
+from hypsolve.problem.placement_evaluation import link_rate, shared_links
 from hypsolve.problem.serving import ServingInstance
 from hypsolve.problem.solution import Partition
 from hypsolve.solvers.clock import NEVER, Deadline
@@ -498,15 +498,9 @@ class FewBytesSearch:
         found: dict[tuple[str, ...], float] = defaultdict(float)
         for k, (before, behind) in enumerate(itertools.pairwise(split.binding), start=1):
             start, end = self.machines[before.machine], self.machines[behind.machine]
-            if start.name == end.name:
-                continue
             low, high = split.box[k] if is_bound else (split.cuts[k], split.cuts[k])
             sent = tokens * min(blocks[b - 1].output_bytes_per_token
                                 for b in range(low, high + 1))  # fmt: skip
-            if start.site != end.site:
-                found["sites", start.site, end.site] += sent
-            if start.uplink is not None:
-                found["out", start.name] += sent
-            if end.uplink is not None:
-                found["in", end.name] += sent
+            for link in shared_links(start, end):
+                found[link] += sent
         return dict(found)

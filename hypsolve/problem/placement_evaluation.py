@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hypsolve.problem.fleet import Machine
 from hypsolve.problem.placement import (
     DegreeRule,
     Pipeline,
@@ -202,6 +203,20 @@ def _carried(problem: PlacementProblem, p: int, pipeline: Pipeline) -> Iterator[
         )
 
 
+def shared_links(start: Machine, end: Machine) -> list[tuple[str, ...]]:
+    """Return the shared links between two machines, as `link_bytes_per_request` names them."""
+    if start.name == end.name:
+        return []
+    found: list[tuple[str, ...]] = []
+    if start.site != end.site:
+        found.append(("sites", start.site, end.site))
+    if start.uplink is not None:
+        found.append(("out", start.name))
+    if end.uplink is not None:
+        found.append(("in", end.name))
+    return found
+
+
 def link_bytes_per_request(
     problem: PlacementProblem, pipeline: Pipeline
 ) -> dict[tuple[str, ...], float]:
@@ -215,15 +230,8 @@ def link_bytes_per_request(
     found: dict[tuple[str, ...], float] = defaultdict(float)
     for before, behind in itertools.pairwise(pipeline.stages):
         start, end = (problem.fleet.machine(stage.machine) for stage in (before, behind))
-        if start.name == end.name:
-            continue
-        sent = tokens * blocks[before.stop - 1].output_bytes_per_token
-        if start.site != end.site:
-            found["sites", start.site, end.site] += sent
-        if start.uplink is not None:
-            found["out", start.name] += sent
-        if end.uplink is not None:
-            found["in", end.name] += sent
+        for link in shared_links(start, end):
+            found[link] += tokens * blocks[before.stop - 1].output_bytes_per_token
     return dict(found)
 
 
