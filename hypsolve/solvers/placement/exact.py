@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,15 @@ from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.placement import latency, rules
 from hypsolve.solvers.placement import master as masters
 from hypsolve.solvers.placement.assignment import assign, greedy, stages
-from hypsolve.solvers.placement.master import Column, Copies, Duals, Master, Program, fills
+from hypsolve.solvers.placement.master import (
+    Column,
+    Copies,
+    Duals,
+    Master,
+    Program,
+    Solver,
+    fills,
+)
 from hypsolve.solvers.placement.pattern_pool import PatternPool
 from hypsolve.solvers.placement.pattern_pricing import PatternPricing, round_trips
 from hypsolve.solvers.placement.pattern_values import MARGIN, PatternValues
@@ -38,9 +46,6 @@ from hypsolve.solvers.placement.patterns import Pattern, PatternSpace
 from hypsolve.solvers.placement.rate_limits import RateLimits
 from hypsolve.solvers.placement.values import Split, best_split
 
-Solver = Callable[
-    [Program, int, Deadline, int], tuple[dict[int, int] | None, float, float, bool]
-]
 MAX_PATTERNS = 60_000
 """Patterns that are enumerated at most."""
 BATCH = 256
@@ -53,8 +58,6 @@ SMOOTHING = 0.3
 """Weight of the prices of the best bound, when patterns are generated."""
 PRICING_SHARE = 0.5
 """Share of the time after which patterns are no longer solved for the relaxation."""
-QUICK_RULES = (rules.greedy_fill, rules.pipelines_of_one_kind, rules.replica_per_machine)
-"""Rules whose answers are looked at if the best placement is not proved."""
 COUNTING_SHARE = 0.4
 """Share of the time that is left after the relaxation, for whole numbers of machines."""
 REFERENCE_WEIGHT = 0.1
@@ -152,7 +155,7 @@ def _run(
 
 @dataclasses.dataclass(frozen=True)
 class Cover:
-    """What numbers u of machines of each class must satisfy: ``dearest u >= least``."""
+    """A constraint on numbers u of machines of each class: ``dearest u >= least``."""
 
     dearest: tuple[float, ...]
     least: float
@@ -179,8 +182,8 @@ class Search:
         self.values = PatternValues(self.space)
         self.pool = PatternPool(self.space, self.values)
         self.is_cost = problem.objective is PlacementObjective.COST
-        self.n_stages = problem.max_stages  # up to which all patterns are enumerated
-        self._enumerate(max_patterns, deadline.part(0.1))
+        # up to which all patterns are enumerated
+        self.n_stages = self.pool.enumerate(max_patterns, deadline.part(0.1))
         self.pricing: PatternPricing | None = None
         self.bound = math.inf  # on requests per second, or on the negative price
         self.bound_of_columns = math.inf  # of the last integer program
@@ -190,18 +193,6 @@ class Search:
         self.center: Duals | None = None  # dual values of the best bound
         self.covers: list[Cover] = []
         self.statistics: dict[str, Any] = {"enumerated": len(self.pool), "relaxations": 0}
-
-    def _enumerate(self, max_patterns: int, deadline: Deadline) -> None:
-        """Add all patterns to the pool, or those of fewer stages if there are too many."""
-        for n in range(1, self.problem.max_stages + 1):
-            found: list[Pattern] = []
-            for pattern in self.space.of_length(n):
-                found.append(pattern)
-                is_full = len(self.pool) + len(found) > max_patterns
-                if n > 1 and (is_full or deadline.has_passed()):
-                    self.n_stages = n - 1
-                    return
-            self.pool.add(found)
 
     # -- the search ---------------------------------------------------------------------------
 
@@ -599,7 +590,7 @@ class Search:
     ) -> tuple[Placement | None, float]:
         """Return the best of a placement and those of quick rules, with its value."""
         deadline = self.deadline.extended(min(0.5, 0.1 * self.deadline.limit_s))
-        for rule in QUICK_RULES:
+        for rule in rules.QUICK_RULES:
             other = rule(self.problem, time_limit_s=1.0, seed=self.seed).placement
             if other is not None and other.requests_per_s > value:
                 placement, value = other, other.requests_per_s

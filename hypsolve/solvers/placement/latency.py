@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,15 +31,19 @@ from hypsolve.problem.solution import Status
 from hypsolve.solvers.clock import Deadline
 from hypsolve.solvers.placement import rules
 from hypsolve.solvers.placement.assignment import assign, stages
-from hypsolve.solvers.placement.master import Column, Link, Master, Program, solve_relaxation
+from hypsolve.solvers.placement.master import (
+    Column,
+    Link,
+    Master,
+    Program,
+    Solver,
+    solve_relaxation,
+)
 from hypsolve.solvers.placement.pattern_pool import PatternPool
 from hypsolve.solvers.placement.pattern_values import MARGIN, PatternValues
 from hypsolve.solvers.placement.patterns import Pattern, PatternSpace
 from hypsolve.solvers.placement.rate_limits import RateLimits
 
-Solver = Callable[
-    [Program, int, Deadline, int], tuple[dict[int, int] | None, float, float, bool]
-]
 MAX_PATTERNS = 4_000
 """Patterns that are enumerated at most, under this objective."""
 STEP = 1.15
@@ -62,13 +66,11 @@ COARSE, FINER = 0.1, 0.3
 """Width of the intervals of the relaxation at the first integer program, and its decrease."""
 NEAR = 24
 """Intervals that are halved at a time beside those of the relaxation, by reduced cost."""
-QUICK_RULES = (rules.greedy_fill, rules.pipelines_of_one_kind, rules.replica_per_machine)
-"""Rules whose answers are looked at first."""
 
 
 @dataclass
 class Curve:
-    """What is known of X(t) of a pattern, at some latencies.
+    """Known values of X(t) of a pattern, at some latencies.
 
     Attributes
     ----------
@@ -177,7 +179,8 @@ class LatencySearch:
         self.gap = gap
         self.space = PatternSpace(problem)
         self.pool = PatternPool(self.space, PatternValues(self.space))
-        self.is_whole = self._enumerate(max_patterns, deadline.part(0.1))
+        n_stages = self.pool.enumerate(max_patterns, deadline.part(0.1))
+        self.is_whole = n_stages == problem.max_stages
         self.patterns: list[Pattern] = self.pool.patterns
         self.curves = [Curve(math.inf) for _ in self.patterns]
         self.first_s = 0.0  # the latency of exponent 0
@@ -188,18 +191,6 @@ class LatencySearch:
         self.statistics: dict[str, Any] = {
             "enumerated": len(self.patterns), "relaxations": 0, "programs": 0, "solved": 0,
         }  # fmt: skip
-
-    def _enumerate(self, max_patterns: int, deadline: Deadline) -> bool:
-        """Add all patterns to the pool, or those of fewer stages; return whether all are."""
-        for n in range(1, self.problem.max_stages + 1):
-            found: list[Pattern] = []
-            for pattern in self.space.of_length(n):
-                found.append(pattern)
-                is_full = len(self.pool) + len(found) > max_patterns
-                if n > 1 and (is_full or deadline.has_passed()):
-                    return False
-            self.pool.add(found)
-        return True
 
     # -- loads at a latency -------------------------------------------------------------------
 
@@ -320,7 +311,7 @@ class LatencySearch:
 
     def _try_rules(self) -> None:
         """Look at the placements of quick rules, slowed down to the rate."""
-        for rule in QUICK_RULES:
+        for rule in rules.QUICK_RULES:
             found = rule(self.problem, time_limit_s=1.0, seed=self.seed).placement
             if found is not None and found.requests_per_s >= self.rate:
                 share = self.rate / found.requests_per_s

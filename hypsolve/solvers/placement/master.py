@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,12 @@ class Program:
         """Add a row and return its index."""
         self.rows.append((coefficients, limit))
         return len(self.rows) - 1
+
+
+Solver = Callable[
+    [Program, int, Deadline, int], tuple[dict[int, int] | None, float, float, bool]
+]
+"""Function that solves a program: counts, value, bound, and whether it is complete."""
 
 
 @dataclass(frozen=True)

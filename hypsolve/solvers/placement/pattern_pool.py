@@ -100,6 +100,25 @@ class PatternPool:
         self.cuts += [()] * len(new)
         return list(range(first, len(self.patterns)))
 
+    def enumerate(self, max_patterns: int, deadline: Deadline) -> int:
+        """Add all patterns, or those of fewer stages if they are too many or take too long.
+
+        Returns
+        -------
+        int
+            Number of stages up to which all patterns are added.
+        """
+        most = self.space.problem.max_stages
+        for n in range(1, most + 1):
+            found: list[Pattern] = []
+            for pattern in self.space.of_length(n):
+                found.append(pattern)
+                is_full = len(self) + len(found) > max_patterns
+                if n > 1 and (is_full or deadline.has_passed()):
+                    return n - 1
+            self.add(found)
+        return most
+
     def _crossed(self, pattern: Pattern) -> dict[Link, int]:
         """Return how often a request crosses each shared link."""
         found: dict[Link, int] = {}

@@ -343,3 +343,7 @@ def _named(space: PatternSpace, units: Sequence[Unit], copies: int) -> list[Grou
         for unit in units
     }
     return [tuple((left[unit][copy], unit[1]) for unit in units) for copy in range(copies)]
+
+
+QUICK_RULES = (greedy_fill, pipelines_of_one_kind, replica_per_machine)
+"""Rules whose answers exact methods look at beside their own."""
