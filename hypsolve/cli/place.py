@@ -8,7 +8,7 @@ import click
 
 from hypsolve.cli.options import query_options, show_progress, to_write
 from hypsolve.planning.exporters.placements import SERVERS, export_placement
-from hypsolve.planning.html_report import report_path
+from hypsolve.planning.html_page import report_path
 from hypsolve.planning.place import place_query
 from hypsolve.planning.place_html import write_placement_report
 from hypsolve.planning.place_query import PlaceQuery

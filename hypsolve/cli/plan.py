@@ -22,7 +22,8 @@ from hypsolve.planning.exporters import (
     not_written,
 )
 from hypsolve.planning.exporters.vllm import EXECUTORS
-from hypsolve.planning.html_report import report_path, write_report
+from hypsolve.planning.html_page import report_path
+from hypsolve.planning.html_report import write_report
 from hypsolve.planning.plan import FRONTIER_SHARE, Plan
 from hypsolve.planning.platforms import runs_on
 from hypsolve.planning.query import PlanQuery

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from html import escape
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypsolve.planning.palette import FAINT, GREY, INK, MUTED, RC
+from hypsolve.problem.files import checked_path, replacing
 from hypsolve.problem.optional import optional
 
 if TYPE_CHECKING:
@@ -82,6 +86,27 @@ pre { font-size: 0.75rem; background: var(--code); padding: 12px; white-space: p
   figure { break-inside: avoid; }
 }
 """
+
+
+def report_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a report, if one can be drawn and written there."""
+    path = checked_path("write_report", path)
+    if path.suffix != ".html":
+        raise ValueError(f"{path}: the name of a report must end in .html")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, "cannot write a report here: no such folder", str(path)
+        )
+    optional("matplotlib")
+    return path
+
+
+def write_page(path: str | os.PathLike[str], lines: Iterator[str]) -> None:
+    """Write the lines of a page to a path that `report_path` accepts."""
+    path = report_path(path)
+    text = "\n".join(lines)
+    with replacing(path, "a report") as file:
+        file.write(text)
 
 
 def page_head(title: str) -> Iterator[str]:

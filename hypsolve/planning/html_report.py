@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from html import escape
-from pathlib import Path
 
 from hypsolve.planning.degree_text import before_split, of_degree
 from hypsolve.planning.expected_errors import error_lines
 from hypsolve.planning.figures import FIGURES, draw
-from hypsolve.planning.html_page import html_figure, made, page_end, page_head, tiles
+from hypsolve.planning.html_page import (
+    html_figure,
+    made,
+    page_end,
+    page_head,
+    tiles,
+    write_page,
+)
 from hypsolve.planning.html_parts import capital, html_table, sentence, verdict
 from hypsolve.planning.layers import describe_cuts
 from hypsolve.planning.plan import Alternative, Plan
@@ -34,8 +39,6 @@ from hypsolve.planning.text import (
 )
 from hypsolve.planning.upgrade_text import describe_upgrade, split_first
 from hypsolve.problem import validation as valid
-from hypsolve.problem.files import checked_path, replacing
-from hypsolve.problem.optional import optional
 from hypsolve.problem.units import show_seconds
 from hypsolve.simulation.metrics import Summary
 
@@ -88,23 +91,7 @@ def write_report(plan: Plan, path: str | os.PathLike[str], *, command: str = "")
     True
     """
     valid.of_type("write_report", "plan", plan, Plan)
-    path = report_path(path)
-    text = "\n".join(_page(plan, command))
-    with replacing(path, "a report") as file:
-        file.write(text)
-
-
-def report_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a report, if one can be drawn and written there."""
-    path = checked_path("write_report", path)
-    if path.suffix != ".html":
-        raise ValueError(f"{path}: the name of a report must end in .html")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            errno.ENOENT, "cannot write a report here: no such folder", str(path)
-        )
-    optional("matplotlib")
-    return path
+    write_page(path, _page(plan, command))
 
 
 def _page(plan: Plan, command: str) -> Iterator[str]:

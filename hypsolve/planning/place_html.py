@@ -7,9 +7,15 @@ import os
 from collections.abc import Iterator
 from html import escape
 
-from hypsolve.planning.html_page import html_figure, made, page_end, page_head, tiles
+from hypsolve.planning.html_page import (
+    html_figure,
+    made,
+    page_end,
+    page_head,
+    tiles,
+    write_page,
+)
 from hypsolve.planning.html_parts import html_table, sentence
-from hypsolve.planning.html_report import report_path
 from hypsolve.planning.place_figure import draw_placement, placement_height
 from hypsolve.planning.place_text import (
     answer_lines,
@@ -25,7 +31,6 @@ from hypsolve.planning.place_text import (
 from hypsolve.planning.placement_plan import PlacementPlan
 from hypsolve.planning.throughput import QUEUES_FULL
 from hypsolve.problem import validation as valid
-from hypsolve.problem.files import replacing
 from hypsolve.problem.units import show_seconds
 from hypsolve.simulation.metrics import Summary
 
@@ -91,10 +96,7 @@ def write_placement_report(
     True
     """
     valid.of_type("write_placement_report", "plan", plan, PlacementPlan)
-    path = report_path(path)
-    text = "\n".join(_page(plan, command))
-    with replacing(path, "a report") as file:
-        file.write(text)
+    write_page(path, _page(plan, command))
 
 
 def _page(plan: PlacementPlan, command: str) -> Iterator[str]:
