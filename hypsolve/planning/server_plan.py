@@ -190,11 +190,12 @@ def plan_for_server(
         If the interrupt comes before a split has been found.
     """
     warm(query)
-    if not (with_upgrades and may_be_placed(query)):
-        deadline = deadline or Deadline(query.time_limit_s)
-        return _answer(query, server, with_upgrades, lighter, progress, deadline)
-    warm_placement(query)
+    is_placed = with_upgrades and may_be_placed(query)
+    if is_placed:
+        warm_placement(query)
     deadline = deadline or Deadline(query.time_limit_s)
+    if not is_placed:
+        return _answer(query, server, with_upgrades, lighter, progress, deadline)
     before = deadline.part(1 - SPARE * PLACED_SHARE)
     found = _answer(query, server, with_upgrades, lighter, progress, before)
     if found.plan.interrupted:
