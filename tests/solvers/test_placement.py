@@ -221,3 +221,28 @@ def test_pack_never_overfills():
             for where in np.ndindex(*[3] * len(sizes))
         )
         assert (found is not None) == possible
+
+
+@pytest.mark.parametrize("objective", ["cost", "throughput"])
+def test_patterns_that_are_not_solved_in_time_are_left_out(objective, monkeypatch):
+    """Of the patterns that are generated at once, only the first one is solved for its cuts."""
+    solve = PatternPool.solve
+    generated = PatternPool.add
+
+    def add(pool, patterns):
+        new = generated(pool, patterns)
+        pool.late = set(new[1:]) if pool.n_solved else set()
+        return new
+
+    def some(pool, of, *arguments):
+        solve(pool, [p for p in of if p not in pool.late], *arguments)
+
+    monkeypatch.setattr(PatternPool, "add", add)
+    monkeypatch.setattr(PatternPool, "solve", some)
+    for seed in range(20_000, 20_004):
+        problem = random_placement(np.random.default_rng(seed), objective=objective)
+        best = best_value(problem)
+        result = hs.solve(problem, "placement_highs", time_limit_s=2, max_patterns=1)
+        if result.fluid_bound is not None and best not in (0.0, math.inf):
+            sign = 1 if objective == "cost" else -1
+            assert sign * result.fluid_bound <= sign * best + 1e-7 * best

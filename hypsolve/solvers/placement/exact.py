@@ -266,7 +266,7 @@ class Search:
                 if self.pricing is None:
                     self._tighten(duals, 1.0)
                 order = np.argsort(-profit, kind="stable")[: max(BATCH, len(near))]
-                self.pool.solve(order[np.isfinite(profit[order])], deadline)
+                self.pool.solve(order[profit[order] > -math.inf], deadline)
                 continue
             if self.pricing is None:
                 return self._tighten(duals, 1.0)
@@ -274,7 +274,7 @@ class Search:
             if not new or deadline.has_passed():
                 return self.center
             self.pool.solve(new, deadline)
-            self.working |= set(new)
+            self._use(new)
 
     def _generate(self, duals: Duals) -> list[int]:
         """Add patterns that are not enumerated to the pool; return their indices.
@@ -321,7 +321,7 @@ class Search:
             if not new:
                 return False
             self.pool.solve(new, self.deadline.part(0.5))
-            self.working |= set(new)
+            self._use(new)
 
     def _generated(
         self, is_cost: bool, enough: float, machines: Sequence[float] | None = None
@@ -339,10 +339,14 @@ class Search:
             profit = self.pool.profit(duals)
             least = CLOSE * max(abs(duals.value), 1e-300)
             order = np.argsort(-profit, kind="stable")[:BATCH]
-            added = {int(p) for p in order if profit[p] > least} - self.working
+            added = {int(p) for p in order if least < profit[p] < math.inf} - self.working
             if not added or self.deadline.has_passed():
                 return duals
             self.working |= added
+
+    def _use(self, new: Sequence[int]) -> None:
+        """Add generated patterns to the relaxation; those not solved in time have no rate."""
+        self.working |= {p for p in new if self.pool.is_solved[p]}
 
     def _master(self, is_cost: bool, machines: Sequence[float] | None = None) -> Master:
         return Master(
@@ -435,7 +439,7 @@ class Search:
                 if not new:
                     return
                 self.pool.solve(new, deadline)
-                self.working |= set(new)
+                self._use(new)
             else:
                 return
 
