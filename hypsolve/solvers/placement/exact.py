@@ -488,7 +488,7 @@ class Search:
                 elsewhere = self.bound
             bound = max(self.bound_of_columns, value, elsewhere)
             self.bound = min(self.bound, bound + CLOSE * abs(bound))
-            missed = np.flatnonzero(others >= -gap)
+            missed = np.flatnonzero((others >= -gap) & (others > -math.inf))
             if not len(missed):
                 is_whole = self.pricing is None and self.n_stages == self.problem.max_stages
                 nothing = found is None and self.bound_of_columns == -math.inf
