@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -120,12 +121,16 @@ class PatternPool:
         return most
 
     def _crossed(self, pattern: Pattern) -> dict[Link, int]:
-        """Return how often a request crosses each shared link."""
+        """Return how often a request crosses each shared link.
+
+        Stages of one class cross none: its machines are in one site, and a machine whose stages
+        share an uplink is a class of its own.
+        """
         found: dict[Link, int] = {}
-        for s in range(len(pattern.units) - 1):
-            if pattern.shares[s] == pattern.shares[s + 1]:
+        for (a, _), (b, _) in itertools.pairwise(pattern.units):
+            if a == b:
                 continue
-            start, end = (self.space.classes[pattern.units[t][0]] for t in (s, s + 1))
+            start, end = self.space.classes[a], self.space.classes[b]
             crossed: list[Link] = []
             if start.site != end.site:
                 crossed.append(("sites", start.site, end.site))
