@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from hypsolve.problem.runtime import Batching
 from hypsolve.problem.serving import ServingInstance
@@ -52,6 +52,10 @@ class Replica:
             seconds += n_chunks * self._whole_s(n_decode, 1.0)
         return max(seconds + self._host_s, MIN_ITERATION_S)
 
+    def jumps(self) -> set[float]:
+        """Return the requests per iteration above which a collective takes longer at once."""
+        return {z for _, block in self._blocks for z in block.jumps()}
+
     def _whole_s(self, n_decode: float, n_chunks: float) -> float:
         return math.fsum(
             count * block.seconds(n_decode, n_chunks) for count, block in self._blocks
@@ -77,7 +81,7 @@ class _BlockSeconds:
         self.linear_chunk = float(blocks.linear_chunk_s[c, kind])
         self.lines = blocks.collective_s[c, kind].tolist()
         self.is_last_token_only = bool(blocks.last_token_only[kind])
-        lengths = instance.lengths
+        self.lengths = lengths = instance.lengths
         self.tokens_of_chunk = (
             1 / lengths.chunks if self.is_last_token_only else lengths.chunk_tokens
         )
@@ -100,6 +104,23 @@ class _BlockSeconds:
         if n_chunks > 0:
             linear += self.mixed
         return share * (self.fixed + collective) + max(compute, memory) + linear
+
+    def jumps(self) -> list[float]:
+        """Return the requests per iteration above which its collective takes longer at once.
+
+        The tokens of an iteration are those of z (o - 1) decode tokens, without or with one
+        chunk, or with z n_c chunks.
+        """
+        alpha, beta, switch, gamma, delta = self.lines
+        if gamma + delta * switch <= alpha + beta * switch:
+            return []
+        passes, chunks = self.lengths.decode_passes, self.lengths.chunks
+        several = switch / (passes + chunks * self.tokens_of_chunk)
+        found = [several] if several * chunks > 1 else []
+        if passes:
+            few = switch / passes, (switch - self.tokens_of_chunk) / passes
+            found += [z for z in few if z > 0 and z * chunks <= 1]
+        return found
 
 
 def stage_bytes(
@@ -155,6 +176,15 @@ def holders(
         (node, room_requests(instance, node, start, stop)) for node in instance.nodes_of(tier)
     ]
     return [(node, room) for node, room in rooms if room > 0]
+
+
+def segment_ends(jumps: Iterable[float], most: float) -> list[float]:
+    """Return the requests per cycle just below each jump, and the most requests, in order.
+
+    The seconds of a cycle over its requests do not rise between two of these numbers.
+    """
+    below = {y * (1 - 1e-12) for y in jumps}
+    return [*sorted(y for y in below if 0 < y < most * (1 - 1e-12)), most]
 
 
 def largest(carries: Callable[[float], bool], high: float, tolerance: float = 1e-11) -> float:

@@ -9,7 +9,8 @@ batch holds ``b = y (o - 1) / n`` decode tokens and ``k = y n_c / n`` chunks. It
 tau_k(b, k) in stage k, `iteration_s` on the host, and ``(b + k c) s`` plus the round trip on a
 link whose tokens take s seconds each. C is the sum of all these seconds, and at least n times
 the largest single one (without round trips), for a stage, the host or a link holds one batch at
-a time. X = y / C. This does not fall in y, for the reason that `serving_stage_mode` gives.
+a time. X = y / C. This does not fall in y, for the reason that `serving_stage_mode` gives, but
+where a collective operation jumps to a slower algorithm. A split carries X if some y does.
 
 *Running requests.* The chunks of a prompt are in batches that follow each other, and every
 token after the first takes a cycle. A request therefore runs for ``o + (n_c - 1) / n`` cycles,
@@ -42,7 +43,7 @@ import math
 
 from hypsolve.problem.runtime import Batching
 from hypsolve.problem.serving import ServingInstance
-from hypsolve.problem.serving_iteration import Replica, holders
+from hypsolve.problem.serving_iteration import Replica, holders, segment_ends
 from hypsolve.problem.serving_servers import Servers
 from hypsolve.problem.serving_split import (
     SLACK,
@@ -80,8 +81,7 @@ class PipelineMode:
             return self.servers.rate(math.inf)
         rates = [0.0]
         for n in self.n_pipelines:
-            y = self._most_per_cycle(n)
-            rates.append(n * y / self._cycle_s(n, y))
+            rates += [n * y / self._cycle_s(n, y) for y in self._segment_ends(n)]
         return max(rates)
 
     def at(self, x: float) -> tuple[str, Latencies | None]:
@@ -98,10 +98,13 @@ class PipelineMode:
         return ("", best) if best is not None else (why, None)
 
     def _at(self, n_pipelines: int, x: float) -> tuple[str, Latencies | None]:
-        most = self._most_per_cycle(n_pipelines)
-        if x * self._cycle_s(n_pipelines, most) > most * (1 + SLACK):
+        low = 0.0
+        for high in self._segment_ends(n_pipelines):
+            if x * self._cycle_s(n_pipelines, high) <= high * (1 + SLACK):
+                break
+            low = high
+        else:
             return "no batch is large enough: " + self._limit(n_pipelines), None
-        low, high = 0.0, most
         while high - low > 1e-15 * high:
             middle = (low + high) / 2
             if not low < middle < high:
@@ -111,6 +114,16 @@ class PipelineMode:
             else:
                 low = middle
         return self._latencies(x, n_pipelines, high / x)
+
+    def _segment_ends(self, n_pipelines: int) -> list[float]:
+        """Return requests per cycle between which a cycle over its requests does not rise."""
+        jumps = {
+            self.n_batches * z
+            for replicas in self.replicas
+            for each in set(replicas[:n_pipelines])
+            for z in each.jumps()
+        }
+        return segment_ends(jumps, self._most_per_cycle(n_pipelines))
 
     def _latencies(
         self, x: float, n_pipelines: int, cycle_s: float

@@ -3,11 +3,11 @@
 Every node is a server of its own. A dispatcher shares the requests among them by speed, so that
 a slow server takes few of them and does not hold up the others.
 
-*Cycle.* In server r, y requests start per cycle, and one batch is under way. It holds
-``b = y (o - 1)`` decode tokens and ``k = y n_c`` chunks, and takes ``C_r(y) = iteration_s +
-tau_r(b, k)`` seconds. The server carries ``y / C_r(y)`` requests per second, which does not
-fall in y, see `serving_pipelines`. As there, y is limited by `max_num_seqs`, by the room for
-KV cache of this server, and by the tokens of a batch.
+*Cycle.* In server r, y requests start per cycle, and one batch is under way. It holds ``b = y
+(o - 1)`` decode tokens and ``k = y n_c`` chunks, and takes ``C_r(y) = iteration_s + tau_r(b,
+k)`` seconds. The server carries ``y / C_r(y)`` requests per second, which does not fall in y
+but where a collective operation jumps up, see `serving_pipelines`. As there, y is limited by
+`max_num_seqs`, by the room for KV cache of this server, and by the tokens of a batch.
 
 *Rate.* Let L be the longest cycle within the targets, and X_r(L) the largest rate of server r
 with ``C_r(y) <= L``. The split carries X if and only if ``X <= sum X_r(L)``: all servers answer
@@ -27,7 +27,7 @@ import math
 from collections import Counter
 
 from hypsolve.problem.serving import ServingInstance
-from hypsolve.problem.serving_iteration import Replica, holders
+from hypsolve.problem.serving_iteration import Replica, holders, segment_ends
 from hypsolve.problem.serving_records import ServingObjective
 from hypsolve.problem.serving_split import SLACK, Latencies
 
@@ -112,8 +112,11 @@ class Servers:
 
     def _rate_of(self, replica: Replica, room: float, longest_s: float) -> float:
         """Return the largest rate of a server with cycles of at most so many seconds."""
-        y = self._largest(replica, room, longest_s)
-        return y / self._cycle_s(replica, y) if y > 0.0 else 0.0
+        most = self._largest(replica, room, longest_s)
+        if most <= 0.0:
+            return 0.0
+        ends = segment_ends(replica.jumps(), most)
+        return max(y / self._cycle_s(replica, y) for y in ends)
 
     def _largest(self, replica: Replica, room: float, longest_s: float) -> float:
         """Return the most requests that may start in cycles of at most so many seconds."""
@@ -140,7 +143,11 @@ class Servers:
         cycles that are too long.
         """
         replica, room, _ = server
-        low, high = 0.0, self._largest(replica, room, longest_s)
+        low = high = 0.0
+        for high in segment_ends(replica.jumps(), self._largest(replica, room, longest_s)):
+            if x * self._cycle_s(replica, high) <= high * (1 + SLACK):
+                break
+            low = high
         while high - low > 1e-15 * high:
             middle = (low + high) / 2
             if not low < middle < high:

@@ -21,7 +21,12 @@ from tests.helpers.sizes import n_cases
 
 EXACT = [name for name, entry in PLACEMENT_METHODS.items() if entry.exact]
 RULES = [name for name, entry in PLACEMENT_METHODS.items() if not entry.exact]
-WHOLE = 361  # only parts of pipelines carry the rate: it searched on until the time limit
+ONCE_WRONG = (
+    361,  # only parts of pipelines carry the rate
+    431, 573,  # the best batch is just below a jump of an all-reduce
+    833, 1211,  # CP-SAT rounds its rows and its objective
+    1550, 1774, 1944,  # a machine of several GPUs has an uplink of its own
+)  # fmt: skip
 
 
 def is_exact(problem):
@@ -29,7 +34,7 @@ def is_exact(problem):
     return PatternValues(PatternSpace(problem)).is_exact
 
 
-@pytest.mark.parametrize("seed", [*range(n_cases(24, 2_000)), *n_cases([WHOLE], [])])
+@pytest.mark.parametrize("seed", sorted({*range(n_cases(24, 2_000)), *ONCE_WRONG}))
 def test_exact_methods_find_the_best_of_all_placements(seed):
     """Enumeration knows no classes, patterns or programs; bounds never pass its value."""
     problem = random_placement(np.random.default_rng(seed))
@@ -226,7 +231,7 @@ def test_pack_never_overfills():
 
 @pytest.mark.parametrize("objective", ["cost", "throughput"])
 def test_patterns_that_are_not_solved_in_time_are_left_out(objective, monkeypatch):
-    """Of the patterns that are generated at once, only the first one is solved for its cuts."""
+    """Keep the bound where only the first of the generated patterns is solved for its cuts."""
     solve = PatternPool.solve
     generated = PatternPool.add
 

@@ -16,9 +16,13 @@ from tests.helpers.sizes import n_cases
 
 CLOSE = 0.02  # of what the short time limit finds
 EXACT = [name for name, entry in PLACEMENT_METHODS.items() if entry.exact]
+ONCE_WRONG = (
+    17, 62, 87,  # no pattern carries anything, but their limits do not say so
+    89,  # copies that carry nothing were taken for pipelines
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(n_cases(6, 500)))
+@pytest.mark.parametrize("seed", sorted({*range(n_cases(6, 500)), *ONCE_WRONG}))
 def test_no_placement_of_an_enumeration_has_less_latency(seed):
     """Loads of the enumeration are on a grid: it is never below the bound."""
     problem = random_placement(np.random.default_rng(50_000 + seed), "latency")

@@ -3,16 +3,18 @@
 For K stages, n batches are under way (K or 1). If y requests start per cycle, a split with R
 pipelines carries R y / C requests per second, where the cycle C is the sum of the seconds of
 all stages, links and the host, and at least n times the largest of them. C / y does not rise in
-y, so a split does best with the largest y that its KV memory allows. The memory of some stage
-decides this y, so that only the *levels* count: the values of y that some room gives.
+y but where a collective operation jumps to a slower algorithm, so a split does best with the
+largest y that its KV memory allows, or just below a jump. The memory of some stage decides the
+largest y, so that only the *levels* count: the values of y that some room gives.
 
 For given K and R, the search refutes ranges of levels at once. Suppose that levels from y' to y
 are left, y' < y. A stage that has memory for one of them has memory for y', and since C / y
-does not rise, no split has a smaller C / y at a level of the range than at y. So if no split of
-stages with memory for y' carries a rate at y, memory apart, then no level of the range carries
-it. Otherwise the range is divided. A range of one level is decided exactly. The test of a range
-is a shortest chain over stages and links that are short enough. Each chain that is found is a
-split, and its own rate is the next rate to beat.
+does not rise between jumps, no split has a smaller C / y at a level of the range than at y or
+just below a jump. So if no split of stages with memory for y' carries a rate at any of these,
+memory apart, then no level of the range carries it. Otherwise the range is divided. A range of
+one level is decided exactly. The test of a range is a shortest chain over stages and links that
+are short enough. Each chain that is found is a split, and its own rate is the next rate to
+beat.
 
 A split in one stage is a set of servers (`servers`), and carries at least what the search
 counts for it. These few splits are tried first.
@@ -23,6 +25,7 @@ import numpy as np
 from hypsolve.kernels.jit import bare_inner_kernel, kernel
 from hypsolve.kernels.throughput.pipeline_tables import (
     held_cycles,
+    jump_below,
     limit_per_cycle,
     longest_cycle,
     new_tables,
@@ -129,17 +132,18 @@ def try_levels(server, tables, n_stages, first, n_pipelines, low, high, x, cuts)
     entry_s = server.entry_s[first] if first >= 0 else 0.0
     within = x_each * longest_cycle(server, n, entry_s, x)  # requests per cycle
     y = min(high, within)
-    if y <= 0.0:
-        return False
-    cycle_s = y / x_each * (1.0 + SLACK)
-    if server.iteration_s * n > cycle_s:
-        return False
-    set_batch(server, tables, n, y)
-    room = min(low, within) * held_cycles(server, n)
-    found_s = shortest_sum(
-        server, tables, n_stages, first, n_pipelines, room, cycle_s, n, cuts
-    )  # fmt: skip
-    return found_s <= cycle_s
+    while y > 0.0:
+        cycle_s = y / x_each * (1.0 + SLACK)
+        if server.iteration_s * n <= cycle_s:
+            set_batch(server, tables, n, y)
+            room = min(low, y) * held_cycles(server, n)
+            found_s = shortest_sum(
+                server, tables, n_stages, first, n_pipelines, room, cycle_s, n, cuts
+            )
+            if found_s <= cycle_s:
+                return True
+        y = jump_below(server, n, y)
+    return False
 
 
 @bare_inner_kernel
@@ -166,16 +170,24 @@ def _raise_split(server, tables, cuts, n, first, n_pipelines, most, low):
 
     There is one call of `one_cycle_s`, for LLVM inlines each of them.
     """
-    high, x, y = 0.0, 0.0, most
+    high, x, y, carries = 0.0, 0.0, most, False
     while True:
-        cycle_s = one_cycle_s(server, tables, cuts, n, n_pipelines, y) if y > 0.0 else np.inf
-        if high == 0.0:
-            high = n_pipelines * most / cycle_s  # without targets
+        if y > 0.0:
+            cycle_s = one_cycle_s(server, tables, cuts, n, n_pipelines, y)
+            if x == 0.0:
+                high = max(high, n_pipelines * y / cycle_s)  # without targets
+            else:
+                carries = x / n_pipelines * cycle_s <= y * (1.0 + SLACK)
+            smaller = 0.0 if carries else jump_below(server, n, y)
+            if smaller > 0.0:
+                y = smaller
+                continue
+        if x == 0.0:
             if high <= low:
                 return low
             x = high
         else:
-            if x / n_pipelines * cycle_s <= y * (1.0 + SLACK):
+            if carries:
                 low = x
             else:
                 high = x
@@ -183,7 +195,7 @@ def _raise_split(server, tables, cuts, n, first, n_pipelines, most, low):
                 return low
             x = (low + high) / 2
         within_s = longest_cycle(server, n, server.entry_s[first], x)
-        y = min(most, x / n_pipelines * within_s)
+        y, carries = min(most, x / n_pipelines * within_s), False
 
 
 @bare_inner_kernel

@@ -6,9 +6,15 @@ import numpy as np
 
 from hypsolve.kernels.jit import bare_inner_kernel, kernel
 from hypsolve.kernels.throughput.server import (
+    ALPHA,
+    BETA,
+    CHUNK_TOKENS,
+    DELTA,
+    GAMMA,
     MIN_ITERATION_S,
     PIPELINE,
     SLACK,
+    SWITCH,
     block_s,
     crosses,
 )
@@ -106,6 +112,41 @@ def longest_cycle(server, n, entry_s, x):
         longest = min(longest, targets.tpot_s)
     latency_s = min(targets.latency_s, targets.users / x - targets.think_time_s)
     return min(longest, (latency_s - entry_s) / (prompt + lengths.passes))
+
+
+@bare_inner_kernel
+def jump_below(server, n, y):
+    """Return the largest number of requests per cycle below y where a collective jumps up.
+
+    There, an iteration has as many tokens as the faster algorithm takes, and a cycle over its
+    requests may be shorter than with more of them. 0: there is no such number.
+
+    Parameters
+    ----------
+    n : int
+        Batches under way.
+    y : float
+        Requests per cycle.
+    """
+    lengths, found = server.lengths, 0.0
+    for group in range(server.group_start[len(server.min_blocks)]):
+        rows = server.times[server.group_class[group]]
+        for kind in range(rows.shape[0]):
+            row = rows[kind]
+            switch, tokens = row[SWITCH], row[CHUNK_TOKENS]
+            if row[GAMMA] + row[DELTA] * switch <= row[ALPHA] + row[BETA] * switch:
+                continue
+            # in iterations of several chunks, of one, and of none
+            all_tokens = lengths.passes + lengths.chunks * tokens
+            for way in range(3):
+                size = switch - tokens if way == 1 else switch
+                of_request = all_tokens if way == 0 else lengths.passes
+                if size <= 0.0 or of_request <= 0.0:
+                    continue
+                at = size / of_request * (1.0 - SLACK)
+                if (at * lengths.chunks > 1.0) == (way == 0) and n * at < y * (1.0 - SLACK):
+                    found = max(found, n * at)
+    return found
 
 
 @bare_inner_kernel

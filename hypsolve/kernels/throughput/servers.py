@@ -10,6 +10,7 @@ import numpy as np
 from hypsolve.kernels.jit import bare_inner_kernel
 from hypsolve.kernels.throughput.pipeline_tables import (
     held_cycles,
+    jump_below,
     limit_per_cycle,
     longest_cycle,
 )
@@ -23,24 +24,33 @@ UNLIMITED = 1e-300  # requests per second; so few of them are not limited by any
 def server_rate(server, node_class, content, most, within_s):
     """Return the largest rate of one server with at most `most` requests per cycle.
 
-    For each rate, the largest batch that the longest cycle allows decides.
+    For each rate, the largest batch that the longest cycle allows decides, or one just below a
+    jump of a collective operation.
     """
     lengths = server.lengths
-    low, high, x, y = 0.0, 0.0, 0.0, most
+    low, high, x, y, carries = 0.0, 0.0, 0.0, most, False
     while y > 0.0:
         n_decode, n_chunks = y * lengths.passes, y * lengths.chunks
         cycle_s = server.iteration_s + tau(server, node_class, content, n_decode, n_chunks)
-        if high == 0.0:
-            high = x = most / cycle_s  # without targets
-        elif x * cycle_s <= y * (1.0 + SLACK):
-            low = x
+        if x == 0.0:
+            high = max(high, y / cycle_s)  # without targets
         else:
-            high = x
-        if high - low <= CLOSE * high or high <= 1e-15:
-            break
-        if low > 0.0 or x < high or y < most:
+            carries = x * cycle_s <= y * (1.0 + SLACK)
+        smaller = 0.0 if carries else jump_below(server, 1, y)
+        if smaller > 0.0:
+            y = smaller
+            continue
+        if x == 0.0:
+            x = high
+        else:
+            if carries:
+                low = x
+            else:
+                high = x
+            if high - low <= CLOSE * high or high <= 1e-15:
+                break
             x = (low + high) / 2
-        y = min(most, x * within_s)
+        y, carries = min(most, x * within_s), False
     return low
 
 

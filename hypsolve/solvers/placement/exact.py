@@ -273,8 +273,7 @@ class Search:
             new = self._generate(duals)
             if not new or deadline.has_passed():
                 return self.center
-            self.pool.solve(new, deadline)
-            self._use(new)
+            self._solve_new(new, deadline)
 
     def _generate(self, duals: Duals) -> list[int]:
         """Add patterns that are not enumerated to the pool; return their indices.
@@ -320,8 +319,7 @@ class Search:
             new = self.pool.add(self.pricing.price(mixed, self.deadline.part(0.5)).patterns)
             if not new:
                 return False
-            self.pool.solve(new, self.deadline.part(0.5))
-            self._use(new)
+            self._solve_new(new, self.deadline.part(0.5))
 
     def _generated(
         self, is_cost: bool, enough: float, machines: Sequence[float] | None = None
@@ -339,13 +337,15 @@ class Search:
             profit = self.pool.profit(duals)
             least = CLOSE * max(abs(duals.value), 1e-300)
             order = np.argsort(-profit, kind="stable")[:BATCH]
+            # a generated pattern that is not solved in time has an infinite profit
             added = {int(p) for p in order if least < profit[p] < math.inf} - self.working
             if not added or self.deadline.has_passed():
                 return duals
             self.working |= added
 
-    def _use(self, new: Sequence[int]) -> None:
-        """Add generated patterns to the relaxation; those not solved in time have no rate."""
+    def _solve_new(self, new: Sequence[int], deadline: Deadline) -> None:
+        """Solve generated patterns for their cuts, and add those done to the relaxation."""
+        self.pool.solve(new, deadline)
         self.working |= {p for p in new if self.pool.is_solved[p]}
 
     def _master(self, is_cost: bool, machines: Sequence[float] | None = None) -> Master:
@@ -438,8 +438,7 @@ class Search:
                 new = self.pool.add(priced.patterns)
                 if not new:
                     return
-                self.pool.solve(new, deadline)
-                self._use(new)
+                self._solve_new(new, deadline)
             else:
                 return
 
@@ -488,6 +487,7 @@ class Search:
                 elsewhere = self.bound
             bound = max(self.bound_of_columns, value, elsewhere)
             self.bound = min(self.bound, bound + CLOSE * abs(bound))
+            # the gap is infinite while nothing is found, but what is left out is not missed
             missed = np.flatnonzero((others >= -gap) & (others > -math.inf))
             if not len(missed):
                 is_whole = self.pricing is None and self.n_stages == self.problem.max_stages

@@ -54,6 +54,8 @@ FIRST_S, LAST_S = 1e-6, 1e9
 """Smallest and largest latency at which patterns are looked at."""
 START_SHARE = 1.0
 """Share of the rate, carried by patterns that may exclude each other, up to which all are."""
+FAR = 40 * PARTS
+"""Exponent from which patterns that have carried nothing so far are asked for their most."""
 MAX_EXPONENT = 400 * PARTS
 """Latencies beyond are one interval."""
 GAP = 1e-3
@@ -248,7 +250,12 @@ class LatencySearch:
         low_s = FIRST_S
         while not any(point[1] > 0 for point in self._rates(low_s * 4, alive)):
             low_s *= 4
-            if self.deadline.has_passed() or low_s > LAST_S:
+            if self.deadline.has_passed():
+                return False
+            if low_s > LAST_S:
+                self._solve_limits(alive)
+                is_any = any(self.curves[p].most > 0 for p in alive)
+                self.is_none = self.is_whole and not is_any
                 return False
         self.first_s = low_s
         exponent, carried = PARTS, 0.0
@@ -258,6 +265,9 @@ class LatencySearch:
             carried += sum(rate * self._copies(p) for p, rate in zip(alive, found, strict=True))
             alive = [p for p, rate in zip(alive, found, strict=True) if rate == 0]
             exponent += PARTS
+            if exponent == FAR:
+                self._solve_limits(alive)
+                alive = [p for p in alive if self.curves[p].most > 0]
             if self.deadline.has_passed() or not alive:
                 break
         return not self.deadline.has_passed()
@@ -387,6 +397,7 @@ class LatencySearch:
         self._bound(min(-bound * (1 - CLOSE), self.best_s))
         if counts is None:
             return False
+        counts = self._carrying(counts, program, master)
         wide = [intervals[r] for r in counts if self._width(intervals[r]) > 1.5 / PARTS]
         if all(intervals[r].high is not None for r in counts):
             self._place(intervals, columns, counts)
@@ -394,6 +405,18 @@ class LatencySearch:
             return False
         self._halve(wide)
         return True
+
+    @staticmethod
+    def _carrying(
+        counts: dict[int, int], program: Program, master: LatencyMaster
+    ) -> dict[int, int]:
+        """Return the copies that carry a load; others cost nothing, so there may be some."""
+        for r in range(len(master.load_of)):
+            program.upper[r] = float(counts.get(r, 0))
+        value, x, _ = solve_relaxation(program)
+        if value is None:  # a solution that is only valid up to rounding
+            return counts
+        return {r: n for r, n in counts.items() if x[master.load_of[r]] > 1e-9}
 
     def _bound(self, bound_s: float) -> None:
         if self.bound_s < bound_s < math.inf:
@@ -445,7 +468,8 @@ class LatencySearch:
                     wanted.add((each.pattern, (each.low + each.high) // 2))
                 continue
             curve = self.curves[each.pattern]
-            if any(point[1] > 0 for point in curve.points.values()) and not curve.is_known:
+            carries = any(point[1] > 0 for point in curve.points.values())
+            if not curve.is_known and (carries or each.low >= FAR):
                 unknown.append(each.pattern)
                 continue
             at = each.low + PARTS * max(1, each.low // (16 * PARTS))

@@ -33,10 +33,10 @@ Share = tuple[int, int]
 """Class of machines, and number of GPUs."""
 Link = tuple[str, ...]
 """A shared link, as in `hypsolve.problem.placement_evaluation`."""
-LOAD_TICKS = 2**26
+LOAD_TICKS = 2**27
 """CP-SAT: ticks of the largest load."""
-ROW_TICKS, OBJECTIVE_TICKS = 2**60, 2**52
-"""CP-SAT: largest values of a row and of the objective, which counts in double precision."""
+ROW_TICKS, OBJECTIVE_TICKS = 2**56, 2**55
+"""CP-SAT: largest values of a row and of the objective. It loses solutions of rows of 2**60."""
 
 
 @dataclass
