@@ -43,7 +43,7 @@ def is_refuted(server, tables, n_stages, first, n_pipelines, low, high, x):
     cycle_s = high / (x / n_pipelines)
     if server.iteration_s * n > cycle_s:
         return True
-    set_batch(server, tables, n, high)
+    set_batch(server, tables, n, high, 0)
     room = low * held_cycles(server, n)
     cuts = np.zeros(len(server.min_blocks) + 1, np.int64)
     sum_s = shortest_sum(server, tables, n_stages, first, n_pipelines, room, cycle_s, n, cuts)
@@ -64,7 +64,7 @@ def batch_arcs(server, tables, n_stages, first, n_pipelines, low, high, x):
     n_tiers, n_cuts = len(server.min_blocks), server.content.shape[0]
     n = under_way(server, n_stages)
     alone_s = high / (x / n_pipelines) / n * (1.0 + SLACK)
-    set_batch(server, tables, n, high)
+    set_batch(server, tables, n, high, 0)
     room = low * held_cycles(server, n)
     most = n_tiers * n_cuts * (n_cuts + 1) // 2
     where, seconds = np.zeros((most, 3), np.int64), np.zeros(most)

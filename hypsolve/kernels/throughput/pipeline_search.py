@@ -132,24 +132,31 @@ def try_levels(server, tables, n_stages, first, n_pipelines, low, high, x, cuts)
     entry_s = server.entry_s[first] if first >= 0 else 0.0
     within = x_each * longest_cycle(server, n, entry_s, x)  # requests per cycle
     y = min(high, within)
+    room = min(low, within) * held_cycles(server, n)
+    # without jumps, the largest batch is best; if it is too slow even so, all batches are
+    times = int(jump_below(server, n, y) > 0.0)
     while y > 0.0:
-        cycle_s = y / x_each * (1.0 + SLACK)
+        cycle_s, carries = y / x_each * (1.0 + SLACK), False
         if server.iteration_s * n <= cycle_s:
-            set_batch(server, tables, n, y)
-            room = min(low, y) * held_cycles(server, n)
+            set_batch(server, tables, n, y, times)
             found_s = shortest_sum(
                 server, tables, n_stages, first, n_pipelines, room, cycle_s, n, cuts
             )
-            if found_s <= cycle_s:
-                return True
-        y = jump_below(server, n, y)
+            carries = found_s <= cycle_s
+        if times == 0 and carries:
+            return True
+        if times == 1 and not carries:
+            return False
+        if times == 0:
+            y = jump_below(server, n, y)
+        times = 0
     return False
 
 
 @bare_inner_kernel
 def one_cycle_s(server, tables, cuts, n, n_pipelines, y):
     """Return the cycle of one split in which y requests start."""
-    set_batch(server, tables, n, y)
+    set_batch(server, tables, n, y, 0)
     total = longest = server.iteration_s
     for k in range(len(server.min_blocks)):
         i, j = cuts[k], cuts[k + 1]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hypsolve.kernels.jit import bare_inner_kernel, kernel
+from hypsolve.kernels.jit import bare_inner_kernel, inner_kernel, kernel
 from hypsolve.kernels.throughput.server import (
     ALPHA,
     BETA,
@@ -33,11 +33,41 @@ class Tables(NamedTuple):
     rooms: np.ndarray  # least room of the first r + 1 of them, (n_tiers, n_contents, r)
     level_rooms: np.ndarray  # distinct rooms for r + 1 pipelines, falling, (r, any)
     n_level_rooms: np.ndarray  # their number, (r,)
+    times: np.ndarray  # those of the server, and those with collectives that do not jump up
     unit_s: np.ndarray  # seconds of a block of each kind on a class, (n_classes, n_kinds)
     batch_s: np.ndarray  # of a stage on its slowest node, inf if it does not fit, or UNKNOWN
     message_s: np.ndarray  # seconds that a batch keeps a link busy, (n_tiers, n_cuts)
     cost: np.ndarray  # least sum of seconds, (n_tiers + 1, n_cuts, n_tiers + 1)
     origin: np.ndarray  # cut before the last tier in it
+
+
+@bare_inner_kernel
+def jumps_up(row):
+    """Return whether the collective of a block takes longer at once above some size."""
+    return row[GAMMA] + row[DELTA] * row[SWITCH] > row[ALPHA] + row[BETA] * row[SWITCH]
+
+
+@inner_kernel
+def _all_times(server):
+    """Return the times of a server, and again with collectives that go on without a jump.
+
+    Above the size of the jump, these take no longer, and no steeper a line than below it.
+    """
+    has_jumps, (n_classes, n_kinds, n_columns) = 0, server.times.shape
+    for c in range(n_classes):
+        for kind in range(n_kinds):
+            has_jumps = max(has_jumps, int(jumps_up(server.times[c, kind])))
+    found = np.zeros((1 + has_jumps, n_classes, n_kinds, n_columns))
+    for at in range(1 + has_jumps):
+        found[at] = server.times
+    for c in range(has_jumps * n_classes):
+        for kind in range(n_kinds):
+            row = found[1, c, kind]
+            if jumps_up(row):
+                at_switch_s = row[ALPHA] + row[BETA] * row[SWITCH]
+                row[DELTA] = min(row[DELTA], row[BETA])
+                row[GAMMA] = at_switch_s - row[DELTA] * row[SWITCH]
+    return found
 
 
 @kernel
@@ -73,6 +103,7 @@ def new_tables(server):
         rooms,
         level_rooms,
         n_level_rooms,
+        _all_times(server),
         np.zeros((n_classes, server.counts.shape[1])),
         np.zeros((n_tiers, n_contents)),
         np.zeros((n_tiers, n_cuts)),
@@ -134,7 +165,7 @@ def jump_below(server, n, y):
         for kind in range(rows.shape[0]):
             row = rows[kind]
             switch, tokens = row[SWITCH], row[CHUNK_TOKENS]
-            if row[GAMMA] + row[DELTA] * switch <= row[ALPHA] + row[BETA] * switch:
+            if not jumps_up(row):
                 continue
             # in iterations of several chunks, of one, and of none
             all_tokens = lengths.passes + lengths.chunks * tokens
@@ -150,13 +181,16 @@ def jump_below(server, n, y):
 
 
 @bare_inner_kernel
-def set_batch(server, tables, n, y):
-    """Set the tables for batches of y requests per cycle, n batches under way."""
+def set_batch(server, tables, n, y, times):
+    """Set the tables for batches of y requests per cycle, n batches under way.
+
+    `times` is 0, or 1 for collectives that do not jump up.
+    """
     lengths = server.lengths
     b, k_chunks = y * lengths.passes / n, y * lengths.chunks / n
     for c in range(server.times.shape[0]):
         for kind in range(server.counts.shape[1]):
-            tables.unit_s[c, kind] = block_s(server.times[c, kind], b, k_chunks)
+            tables.unit_s[c, kind] = block_s(tables.times[times, c, kind], b, k_chunks)
     tokens = b + k_chunks * lengths.prompt_tokens / lengths.chunks
     for k in range(len(server.min_blocks)):
         for cut in range(server.cut_min[k + 1], server.cut_max[k + 1] + 1):
