@@ -278,6 +278,9 @@ def verify(placement: str, machines: str, model: str | None) -> int:
     "--max-move-seconds", type=float, help="Limit on the seconds that any machine loads."
 )
 @click.option("--time-limit", type=float, help="Seconds in all.  [default: as in the file]")
+@click.option(
+    "--seed", type=int, help="Seed of the method and of arrivals.  [default: as in the file]"
+)
 @click.option("--save", type=click.Path(), help="Also write the new placement to this file.")
 @as_json_option
 def replan_saved(
@@ -287,6 +290,7 @@ def replan_saved(
     max_move_gib: float | None,
     max_move_seconds: float | None,
     time_limit: float | None,
+    seed: int | None,
     save: str | None,
     as_json: bool,
 ) -> int:
@@ -297,12 +301,16 @@ def replan_saved(
     hypsolve replan placement.json --machines new.toml --max-move-gib 20
     hypsolve replan placement.json --machines new.toml --max-move-seconds 30 --save new.json
 
-    Machines are known by their names. Pipelines that stay as they are serve all the time.
+    Machines are known by their names. Pipelines that stay as they are serve all the time. Of
+    placements with an equal rate, the one is taken that serves most until the others have
+    loaded.
 
-    Exit code: 0 a placement; 1 none is within the limits; 2 bad input.
+    Exit code: 0 a placement; 1 none is within the limits; 2 bad input; 130 stopped by Ctrl-C,
+    with the best placement so far and its gap.
     """  # noqa: D301
     to_write(save, ".json", ".json.gz")
-    asked = {} if time_limit is None else {"time_limit_s": time_limit}
+    given: dict[str, Any] = {"time_limit_s": time_limit, "seed": seed}
+    asked = {name: value for name, value in given.items() if value is not None}
     with show_progress() as progress:
         found = replan_placement(
             placement,
@@ -317,4 +325,6 @@ def replan_saved(
     if save is not None and found.fits:
         found.plan.save(save)
         print(f"{save}: written", file=sys.stderr)
+    if found.interrupted:
+        return 130
     return 0 if found.fits else 1

@@ -24,7 +24,7 @@ from hypsolve.formats.machines_toml_types import MachinesTable
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.formats.network_toml_types import Key, NetworkTable
 from hypsolve.planning.expected_errors import ExpectedError
-from hypsolve.planning.place_schema import PlacementFile
+from hypsolve.planning.place_schema import PlacementFile, PlacementReplanFile
 from hypsolve.planning.plan import FORMAT, VERSION, Plan
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.request_mix import RequestMix, RequestMixTable
@@ -104,6 +104,7 @@ SCHEMAS: dict[str, tuple[str, type]] = {
     "serving-instance": ("Serving instance of hypsolve", ServingInstanceFile),
     "serving-result": ("Result on a serving instance of hypsolve", ServingResultFile),
     "placement": ("Placement of hypsolve", PlacementFile),
+    "placement-replan": ("New placement after machines changed", PlacementReplanFile),
 }
 _WRITTEN_AS: dict[Any, Any] = {  # types that `Plan.to_dict` does not write field by field
     Model: Annotated[str, "Name of the model."],
@@ -146,11 +147,11 @@ def schema(kind: str) -> Schema:
     Parameters
     ----------
     kind : {"network", "machines", "profile", "plan", "serving-instance", "serving-result",
-        "placement"}
+        "placement", "placement-replan"}
         The TOML file of `hypsolve.read_network_file`; that of `hypsolve.read_machines`; that of
         ``hypsolve measure`` and ``hypsolve calibrate``; the JSON of `Plan.to_dict`; that of
-        `hypsolve.save` for a `ServingInstance`; that of `ServingResult.save`; or that of
-        `PlacementPlan.to_dict`.
+        `hypsolve.save` for a `ServingInstance`; that of `ServingResult.save`; that of
+        `PlacementPlan.to_dict`; or that of `PlacementReplan.to_dict`.
 
     Returns
     -------

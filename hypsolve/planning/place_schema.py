@@ -149,3 +149,46 @@ class PlacementFile(TypedDict):
     reasons: Annotated[list[str], "Why there is no placement."]
     stopped: Annotated[str, "What was left unfinished; empty: nothing."]
     interrupted: Annotated[bool, "Whether Ctrl-C ended the work."]
+
+
+class MovedPipelineTable(TypedDict):
+    """A pipeline of a new placement, and what happens until it serves."""
+
+    stages: Annotated[list[StageTable], "In the order in which requests pass."]
+    is_kept: Annotated[bool, "Whether it serves all the time, as in the earlier placement."]
+    loads: Annotated[dict[str, int], "Bytes of weights that each machine loads for it."]
+    interruption_s: Annotated[float, "Seconds until its machines have loaded all."]
+    requests_per_s: Annotated[float | None, "Simulated; null: not simulated."]
+    fluid_requests_per_s: Annotated[float, "Largest rate in the fluid model."]
+
+
+class PlacementReplanFile(TypedDict):
+    """What `hypsolve replan placement.json --machines M --json` prints."""
+
+    format: Annotated[Literal["hypsolve-placement-replan"], "Kind of the file."]
+    version: Annotated[Literal[1], "Version of the format."]
+    changes: Annotated[str, "What differs from what the earlier placement was made for."]
+    moved_bytes: Annotated[dict[str, int], "Bytes of weights that each machine loads."]
+    move_s: Annotated[float, "Seconds of the machine that loads the longest."]
+    max_move_bytes: Annotated[float | None, "Limit on the bytes in all; null: none."]
+    max_move_s: Annotated[float | None, "Limit on the seconds of a machine; null: none."]
+    before_per_s: Annotated[float | None, "Requests per second before, simulated."]
+    during_per_s: Annotated[float, "Those of the pipelines that serve all the time."]
+    after_per_s: Annotated[float, "Those of the new placement, simulated."]
+    fluid_per_s: Annotated[float, "Rate of the new placement in the fluid model."]
+    fluid_bound: Annotated[
+        float | None, "No placement within the limits carries more there; null: not known."
+    ]
+    gap: Annotated[float | None, "1 - fluid_per_s / fluid_bound; null: not known."]
+    free_per_s: Annotated[
+        float | None, "Rate there of the best placement found without limits."
+    ]
+    is_proved: Annotated[bool, "Whether no placement within the limits carries more there."]
+    is_complete: Annotated[bool, "Whether pipelines of all lengths were searched."]
+    stopped_pipelines: Annotated[
+        list[list[StageTable]], "Pipelines of the earlier placement that stop, by their stages."
+    ]
+    pipelines: list[MovedPipelineTable]
+    stopped: Annotated[str, "What Ctrl-C left unfinished; empty: nothing."]
+    interrupted: Annotated[bool, "Whether Ctrl-C ended the work."]
+    placement: PlacementFile

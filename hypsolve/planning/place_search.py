@@ -183,7 +183,7 @@ class PlacementSearch:
         if result.problem.objective is PlacementObjective.LATENCY:
             placement, rate = best.placement, at_shares(rate, best.placement)
         else:
-            placement = weighted(best.placement, rate.of_pipelines)
+            placement = weighted(best.placement, rate.weights)
         answer: PlaceAnswer | None = None
         unused: tuple[UnusedMachine, ...] = ()
         bound = math.inf

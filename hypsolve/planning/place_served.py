@@ -104,8 +104,13 @@ def pipelines_of(
     load_per_s = rate.requests_per_s if answer is None else answer.served_per_s
     total = _total(simulator, rate, answer)
     known: dict[object, tuple[int, float]] = {}
-    for pipeline, fluid, share, (ttft_s, tpot_s) in zip(
-        best.placement.pipelines, best.served.pipelines, rate.shares(), times_of, strict=True
+    for pipeline, fluid, own, share, (ttft_s, tpot_s) in zip(
+        best.placement.pipelines,
+        best.served.pipelines,
+        rate.of_pipelines,
+        rate.shares(),
+        times_of,
+        strict=True,
     ):
         key = simulator.key(pipeline)
         if key not in known:
@@ -117,7 +122,7 @@ def pipelines_of(
             times = latencies_at(instance, pipeline.partition, load)
         yield PlacedPipeline(
             stages=pipeline.stages,
-            requests_per_s=share * total,
+            requests_per_s=own * total / rate.requests_per_s if rate.requests_per_s else own,
             share=share,
             fluid_requests_per_s=fluid.fluid_requests_per_s,
             limit=words_of_limit(fluid.limit),

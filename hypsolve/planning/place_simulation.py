@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from hypsolve.bounds.throughput import throughput_bound
@@ -48,6 +49,17 @@ BARELY = 1e-3  # share by which a load must be below what a pipeline carries to 
 Key = tuple[object, ...]
 
 
+def known_sum(rates: Iterable[float]) -> float:
+    """Return the sum of the rates that are known, which are not nan.
+
+    Examples
+    --------
+    >>> known_sum([2.0, math.nan, 3.0])
+    5.0
+    """
+    return math.fsum(rate for rate in rates if not math.isnan(rate))
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A placement to simulate, and what it carries in the fluid model."""
@@ -67,22 +79,33 @@ class PlacementRate:
         Every queue full; or, where the goal is a rate within targets, the largest rate of
         Poisson arrivals at which 95 % of the requests of every pipeline meet them.
     of_pipelines : tuple of float
+        nan: not known in time; the sum leaves the pipeline out.
     n_requests : int
         Requests of all simulations of pipelines, equal ones counted once.
     is_lower_bound : bool
         Whether the placement may serve clearly more.
+    fluid_weights : tuple of float
+        Weights of the router, if they are rates in the fluid model. Empty: they are
+        `of_pipelines`, and pipelines without a known rate get no requests.
     """
 
     requests_per_s: float
     of_pipelines: tuple[float, ...]
     n_requests: int
     is_lower_bound: bool
+    fluid_weights: tuple[float, ...] = ()
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Weights of the pipelines at the router."""
+        known = (0.0 if math.isnan(rate) else rate for rate in self.of_pipelines)
+        return self.fluid_weights or tuple(known)
 
     def shares(self) -> tuple[float, ...]:
         """Return the share of the requests that the router sends to each pipeline."""
-        total = math.fsum(self.of_pipelines)
-        n = len(self.of_pipelines)
-        return tuple(rate / total if total else 1 / n for rate in self.of_pipelines)
+        total = math.fsum(self.weights)
+        n = len(self.weights)
+        return tuple(rate / total if total else 1 / n for rate in self.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +177,33 @@ class PlacementSimulator:
             keys.add(key)
             limit = pipeline.requests_per_s
             is_limited = limit < fluid.fluid_requests_per_s * (1 - BARELY)
-            rate = 0.0 if math.isnan(found.requests_per_s) else found.requests_per_s
+            rate = found.requests_per_s
             is_lower_bound = is_lower_bound or found.is_lower_bound
             of_pipelines.append(min(rate, limit) if is_limited and not self._is_cost else rate)
         known = self._long if in_full else self._brief
         return PlacementRate(
-            math.fsum(of_pipelines),
+            known_sum(of_pipelines),
             tuple(of_pipelines),
             sum(known[key].n_requests for key in keys if key in known),
             is_lower_bound,
+        )
+
+    def known_rate(self, placement: Placement, served: ServedPlacement) -> PlacementRate:
+        """Return what earlier calls of `rate` found, also if an interrupt ended them.
+
+        The router has the weights of the fluid model, unless all pipelines were simulated.
+        """
+        missing = SimulatedRate(requests_per_s=math.nan, n_requests=0)
+        found = {key: self._long.get(key, self._brief.get(key, missing))
+                 for key in map(self.key, placement.pipelines)}  # fmt: skip
+        rates = tuple(found[self.key(each)].requests_per_s for each in placement.pipelines)
+        fluid = tuple(each.fluid_requests_per_s for each in served.pipelines)
+        return PlacementRate(
+            known_sum(rates),
+            rates,
+            sum(each.n_requests for each in found.values()),
+            is_lower_bound=True,
+            fluid_weights=fluid if any(map(math.isnan, rates)) else (),
         )
 
     @property
@@ -313,7 +354,7 @@ def at_shares(rate: PlacementRate, placement: Placement) -> PlacementRate:
     (2.0, 6.0)
     """
     loads = [pipeline.requests_per_s for pipeline in placement.pipelines]
-    pairs = zip(rate.of_pipelines, loads, strict=True)
+    pairs = zip(rate.weights, loads, strict=True)
     factor = min((each / load for each, load in pairs if load), default=0.0)
     of_pipelines = tuple(load * factor for load in loads)
     return dataclasses.replace(

@@ -238,18 +238,20 @@ def _p95(times: Sequence[Summary | None]) -> str:
 
 
 def show_rate(rate: float) -> str:
-    """Write a rate with three digits, or as a whole number.
+    """Write a rate with three digits, or as a whole number; a dash if it is not known.
 
     Examples
     --------
-    >>> show_rate(0.12345), show_rate(1735.2)
-    ('0.123', '1735')
+    >>> show_rate(0.12345), show_rate(1735.2), show_rate(math.nan)
+    ('0.123', '1735', '-')
     """
+    if math.isnan(rate):
+        return "-"
     return f"{rate:.3g}" if rate < 999.5 else f"{rate:.0f}"
 
 
 def _times(rate: float, n: int) -> str:
-    return show_rate(rate) if n == 1 else f"{n} x {show_rate(rate)}"
+    return show_rate(rate) if n == 1 or math.isnan(rate) else f"{n} x {show_rate(rate)}"
 
 
 def _seconds(seconds: float) -> str:

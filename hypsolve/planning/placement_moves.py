@@ -35,8 +35,11 @@ from hypsolve.solvers.throughput.server_arrays import server_of
 MARGIN = 1e-9  # share that is taken off rates of the kernels, which find them to 1e-10 of it
 PROVED = 1e-6  # relative difference of the two programs at which the answer is proved
 TIE = 1e-8  # share of the rate that all bytes of the fleet's pipelines are worth
+TIED = 5e-7  # relative difference of rates between which others decide: see `_tie_broken`
+KEPT_FIRST = 1e-4  # share of the rate, served meanwhile, that all these bytes are worth there
 MAX_BINDINGS = 3000
 MIN_PROGRAM_S = 2.0  # for an integer program, even if no time is left
+WRAP_UP_S = 2.0  # after an interrupt, for the best placement so far
 Held = tuple[int, int]
 """Blocks that some GPUs hold: the first one, and the one after the last."""
 NOTHING: Held = (0, 0)
@@ -132,6 +135,8 @@ class FewBytes:
         No placement within the limit carries more in the fluid model.
     is_complete : bool
         Whether the bound is about pipelines of all lengths.
+    is_interrupted : bool
+        Whether a KeyboardInterrupt ended the search.
     """
 
     placement: Placement | None
@@ -139,6 +144,7 @@ class FewBytes:
     requests_per_s: float
     bound_per_s: float
     is_complete: bool
+    is_interrupted: bool = False
 
 
 class FewBytesSearch:
@@ -157,6 +163,9 @@ class FewBytesSearch:
     deadline : Deadline
     extra : sequence of tuple of PlacedStage
         Pipelines to consider in any case.
+    max_bindings : int
+    seed : int
+        Of the integer programs.
     """
 
     def __init__(
@@ -169,6 +178,7 @@ class FewBytesSearch:
         deadline: Deadline = NEVER,
         extra: Sequence[tuple[PlacedStage, ...]] = (),
         max_bindings: int = MAX_BINDINGS,
+        seed: int = 0,
     ) -> None:
         self.problem, self.model, self.deadline = problem, problem.model, deadline
         self.max_bytes, self.max_seconds = max_bytes, max_seconds
@@ -179,13 +189,33 @@ class FewBytesSearch:
             if stage.machine in self.machines:
                 self.held[stage.machine, stage.gpus][stage.start, stage.stop] += 1
         self._servers: dict[tuple[tuple[str, int], ...], tuple[ServingInstance, Any]] = {}
-        self.given = [pipeline.stages for pipeline in old] + list(extra)
-        self.max_bindings, self.is_complete = max_bindings, True
+        self.old = Counter(pipeline.stages for pipeline in old)
+        self.given = [*self.old.elements(), *extra]
+        self.max_bindings, self.is_complete, self.seed = max_bindings, True, seed
+        self._splits: dict[tuple[Binding, tuple[int, ...]], Split] = {}
+        self._bound = math.inf  # of the rates of all placements, as far as it is known
 
     def run(self) -> FewBytes:
-        """Return the best placement within the limits."""
+        """Return the best placement within the limits.
+
+        A KeyboardInterrupt ends the search: the best of the pipelines that are known by then is
+        returned, with the bound that is known by then.
+        """
+        is_interrupted = False
+        try:
+            value, best = self._search()
+        except KeyboardInterrupt:
+            is_interrupted, self.deadline = True, Deadline(WRAP_UP_S)
+            self.is_complete = self.is_complete and self._bound < math.inf
+            value, best = self._choose(list(self._splits.values()), is_bound=False)
+        if best:
+            best = self._tie_broken(value, best)
+        return self._answer(best, is_interrupted)
+
+    def _search(self) -> tuple[float, list[Split]]:
+        """Return the largest rate of known pipelines, and these, once they are proved best."""
         open_boxes: dict[tuple[Binding, Box], Split] = {}
-        splits: dict[tuple[Binding, tuple[int, ...]], Split] = {}
+        splits = self._splits
 
         def add(binding: Binding, box: Box) -> None:
             found = self._best(binding, box)
@@ -203,24 +233,38 @@ class FewBytesSearch:
             sites = [self.machines[seat.machine].site for seat in binding]
             for box in boxes(self.problem, sites):
                 add(binding, box)
-        best: list[Split] = []
         while True:
             value, best = self._choose(list(splits.values()), is_bound=False)
             relaxed = list(open_boxes.values())
             bound, chosen = self._choose(relaxed, is_bound=True)
-            bound *= 1 + MARGIN
+            if self.is_complete:
+                self._bound = bound * (1 + MARGIN)
             wide = [each for each in chosen if not each.is_single]
-            if bound <= value * (1 + PROVED) or not wide or self.deadline.has_passed():
-                break
+            is_proved = bound * (1 + MARGIN) <= value * (1 + PROVED)
+            if is_proved or not wide or self.deadline.has_passed():
+                return value, best
             for each in wide:
                 del open_boxes[each.binding, each.box]
                 for half in self._halves(each):
                     add(each.binding, half)
-        return self._answer(best, bound if self.is_complete else math.inf)
 
-    def _answer(self, best: Sequence[Split], bound: float) -> FewBytes:
+    def _tie_broken(self, value: float, best: list[Split]) -> list[Split]:
+        """Return pipelines of an equal rate that serve most meanwhile, then load fewest bytes.
+
+        They are the best of the pipelines that the search came across. An interrupt leaves
+        those that are known.
+        """
+        try:
+            columns = list(self._splits.values())
+            _, found = self._choose(columns, is_bound=False, least_per_s=value * (1 - TIED))
+        except KeyboardInterrupt:
+            return best
+        return found or best
+
+    def _answer(self, best: Sequence[Split], is_interrupted: bool) -> FewBytes:
+        bound = self._bound
         if not best:
-            return FewBytes(None, (), 0.0, bound, self.is_complete)
+            return FewBytes(None, (), 0.0, bound, self.is_complete, is_interrupted)
         problem = self.problem
         placed = [
             split_of(
@@ -238,7 +282,7 @@ class FewBytesSearch:
                 own[seat.machine] += size
             loads.append({name: size for name, size in own.items() if size})
         rate = placement.requests_per_s
-        return FewBytes(placement, tuple(loads), rate, bound, self.is_complete)
+        return FewBytes(placement, tuple(loads), rate, bound, self.is_complete, is_interrupted)
 
     # bindings
 
@@ -427,8 +471,14 @@ class FewBytesSearch:
 
     # the integer programs
 
-    def _choose(self, columns: Sequence[Split], *, is_bound: bool) -> tuple[float, list[Split]]:
-        """Return the largest rate of columns within the limits, and the columns in use."""
+    def _choose(
+        self, columns: Sequence[Split], *, is_bound: bool, least_per_s: float | None = None
+    ) -> tuple[float, list[Split]]:
+        """Return the largest rate of columns within the limits, and the columns in use.
+
+        With `least_per_s`, the rate is only that large at least, and what is as large as
+        possible is the rate of the earlier pipelines that serve all the time.
+        """
         sizes = [each.min_bytes if is_bound else each.bytes for each in columns]
         kept = [
             (column, own)
@@ -439,8 +489,11 @@ class FewBytesSearch:
             return 0.0, []
         columns = [column for column, _ in kept]
         everything = sum(self.model.weight_bytes for _ in self.machines) + 1
-        worth = 0.0 if is_bound else TIE * max(each.rate for each in columns) / everything
+        breaks_tie = least_per_s is not None
+        share = 0.0 if is_bound else KEPT_FIRST if breaks_tie else TIE
+        worth = share * max(each.rate for each in columns) / everything
         program = Program()
+        rates: dict[int, float] = {}  # the negative rate, by variable
         gpus: dict[str, dict[int, float]] = defaultdict(dict)
         seats: dict[Seat, dict[int, float]] = defaultdict(dict)
         loads: dict[str, dict[int, float]] = defaultdict(dict)
@@ -454,7 +507,8 @@ class FewBytesSearch:
                 loads[seat.machine][r] = loads[seat.machine].get(r, 0.0) + size
             upper = min(self.machines[name].node.gpus // n for name, n in used.items())
             rate = 0.0 if crossed[r] else column.rate
-            program.variable(rate - worth * sum(own), upper, True)
+            rates[r] = -rate
+            program.variable(rate * (not breaks_tie) - worth * sum(own), upper, True)
             for name, n in used.items():
                 gpus[name][r] = float(n)
         for name, row in gpus.items():
@@ -465,18 +519,38 @@ class FewBytesSearch:
         rows: dict[tuple[str, ...], dict[int, float]] = defaultdict(dict)
         for r, column in enumerate(columns):
             if crossed[r]:
-                z = program.variable(1.0, column.rate * program.upper[r], False)
+                z = program.variable(
+                    float(not breaks_tie), column.rate * program.upper[r], False
+                )
+                rates[z] = -1.0
                 program.row({z: 1.0, r: -column.rate}, 0.0)
                 for link, sent_bytes in crossed[r].items():
                     rows[link][z] = sent_bytes / link_rate(self.problem, link)
         for sent in rows.values():
             program.row(sent, 1.0)
+        if least_per_s is not None:
+            program.row(rates, -least_per_s)
+            self._count_kept(program, kept)
         within = Deadline(max(self.deadline.left_s(), MIN_PROGRAM_S))
-        counts, value, bound, _ = by_highs(program, len(columns), within, 0)
+        counts, value, bound, _ = by_highs(program, len(columns), within, self.seed)
         found = [columns[r] for r, n in (counts or {}).items() for _ in range(n)]
         if is_bound:
             return max(bound, 0.0), list(dict.fromkeys(found))
         return max(value, 0.0), found
+
+    def _count_kept(
+        self, program: Program, columns: Sequence[tuple[Split, tuple[int, ...]]]
+    ) -> None:
+        """Add variables that count earlier pipelines in use, worth the rates of these."""
+        same: dict[tuple[PlacedStage, ...], dict[int, float]] = defaultdict(dict)
+        for r, (column, own) in enumerate(columns):
+            n = self.old[column.stages]
+            if n and not any(own):
+                at = program.variable(column.rate, float(n), True)
+                program.row({at: 1.0, r: -1.0}, 0.0)
+                same[column.stages][at] = 1.0
+        for stages, row in same.items():
+            program.row(row, float(self.old[stages]))
 
     def _limit_loads(self, program: Program, loads: Mapping[str, Mapping[int, float]]) -> None:
         """Add the rows of the limits on bytes and seconds, in units of a limit."""

@@ -17,6 +17,15 @@ BETTER, JOINS_LESS, JOINS_MORE, NO_ROOM, NO_PIPELINE, RUNTIME, NOT_NEEDED, UNKNO
 """Values of `UnusedMachine.why`."""
 
 
+def table_of_stage(stage: PlacedStage) -> dict[str, Any]:
+    """Return a stage as a plain table."""
+    return {
+        "machine": stage.machine,
+        "gpus": stage.gpus,
+        "blocks": [stage.start, stage.stop],
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedPipeline:
     """A pipeline of a placement, with what it serves.
@@ -60,10 +69,7 @@ class PlacedPipeline:
     def to_dict(self) -> dict[str, Any]:
         """Return the pipeline as a plain table."""
         return {
-            "stages": [
-                {"machine": s.machine, "gpus": s.gpus, "blocks": [s.start, s.stop]}
-                for s in self.stages
-            ],
+            "stages": list(map(table_of_stage, self.stages)),
             "requests_per_s": finite_or_none(self.requests_per_s),
             "share": self.share,
             "fluid_requests_per_s": finite_or_none(self.fluid_requests_per_s),

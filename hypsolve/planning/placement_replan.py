@@ -13,17 +13,23 @@ from hypsolve.planning.place_machines import MachinesSource
 from hypsolve.planning.place_query import PlaceQuery
 from hypsolve.planning.place_search import EXACT
 from hypsolve.planning.place_served import pipelines_of, throughput_of
-from hypsolve.planning.place_simulation import Candidate, PlacementSimulator, weighted
+from hypsolve.planning.place_simulation import (
+    Candidate,
+    PlacementSimulator,
+    known_sum,
+    weighted,
+)
+from hypsolve.planning.place_text import show_rate
 from hypsolve.planning.placement_file import PlacementSource, SavedPlacement
-from hypsolve.planning.placement_moves import FewBytes, FewBytesSearch, loading_rate
+from hypsolve.planning.placement_moves import WRAP_UP_S, FewBytes, FewBytesSearch, loading_rate
 from hypsolve.planning.placement_plan import PlacementPlan
-from hypsolve.planning.placement_records import RUNTIME, UNKNOWN, UnusedMachine
+from hypsolve.planning.placement_records import RUNTIME, UNKNOWN, UnusedMachine, table_of_stage
 from hypsolve.planning.query_arguments import ModelSource
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.text import table
 from hypsolve.problem import validation as valid
-from hypsolve.problem.placement import PlacedStage, PlacementProblem
-from hypsolve.problem.placement_evaluation import evaluate_placement
+from hypsolve.problem.placement import Pipeline, PlacedStage, Placement
+from hypsolve.problem.placement_evaluation import ServedPlacement, evaluate_placement
 from hypsolve.problem.placement_result import PlacementResult
 from hypsolve.problem.solution import Status
 from hypsolve.problem.units import count, finite_or_none, show_bytes, show_seconds
@@ -32,6 +38,7 @@ from hypsolve.solvers.clock import Deadline
 
 OWNER = "replan"
 METHOD = "replan"
+FORMAT, VERSION = "hypsolve-placement-replan", 1  # of `PlacementReplan.to_dict`
 FREE_SHARE = 0.2  # of the time limit, for the best placement without a limit on moves
 SEARCH_SHARE = 0.7  # of the time that is left then, for the best one within it
 PROVED = 2e-6  # largest gap of an answer that is proved
@@ -78,13 +85,14 @@ class PlacementReplan:
         Seconds that the machine loads that takes the longest. Machines load at the same time.
     max_move_bytes, max_move_s : float
         The limits; inf: none.
-    stopped : tuple of str
+    stopped_pipelines : tuple of tuple of PlacedStage
         Pipelines of the earlier placement that stop.
     changes : str
         What differs between the machines of the earlier placement and these.
     before_per_s, during_per_s, after_per_s : float
         Simulated requests per second: of the earlier placement (nan if it has none), of the
-        pipelines that are kept, and of the new placement.
+        pipelines that are kept, and of the new placement. Pipelines without a simulated rate
+        are left out of the sums.
     fluid_per_s : float
         Rate of the new placement in the fluid model.
     fluid_bound : float
@@ -95,6 +103,9 @@ class PlacementReplan:
     is_complete : bool
         Whether pipelines of all lengths were searched. Otherwise the bound is that of
         placements without limits on what they load.
+    stopped : str
+        What a KeyboardInterrupt left unfinished; empty without one.
+    interrupted : bool
     """
 
     plan: PlacementPlan
@@ -103,7 +114,7 @@ class PlacementReplan:
     move_s: float
     max_move_bytes: float
     max_move_s: float
-    stopped: tuple[str, ...]
+    stopped_pipelines: tuple[tuple[PlacedStage, ...], ...]
     changes: str
     before_per_s: float
     during_per_s: float
@@ -112,6 +123,8 @@ class PlacementReplan:
     fluid_bound: float
     free_per_s: float
     is_complete: bool
+    stopped: str = ""
+    interrupted: bool = False
 
     @property
     def fits(self) -> bool:
@@ -138,11 +151,15 @@ class PlacementReplan:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
+        if self.interrupted:
+            yield f"stopped: {self.stopped}"
         if self.changes:
             yield self.changes
+        ends = [f"stops: {describe_stages(each)}" for each in self.stopped_pipelines]
         if not self.fits:
-            yield f"no placement {self._within()} serves a request"
-            yield from (f"  stops: {each}" for each in self.stopped)
+            found = "was found" if self.interrupted else "serves a request"
+            yield f"no placement {self._within()} {found}"
+            yield from (f"  {line}" for line in ends)
             return
         n_kept = sum(each.is_kept for each in self.pipelines)
         n_loading = count(len(self.moved_bytes), "machine")
@@ -152,25 +169,36 @@ class PlacementReplan:
             line += f"; {n_loading} to load {total}, in {show_seconds(self.move_s)}"
         yield line
         yield table([self._row(p, each) for p, each in enumerate(self.pipelines, start=1)])
-        yield from (f"stops: {each}" for each in self.stopped)
+        yield from ends
         before = "" if math.isnan(self.before_per_s) else f"before {self.before_per_s:.3g}, "
         yield (
             f"requests/s, simulated: {before}meanwhile {self.during_per_s:.3g}, after"
             f" {self.after_per_s:.3g}"
         )
+        if unknown := [f"pipeline {p}" for p, each in enumerate(self.pipelines, start=1)
+                       if math.isnan(each.requests_per_s)]:  # fmt: skip
+            yield f"left out of these rates, for want of a simulation: {', '.join(unknown)}"
+        yield self._proof()
+        if self.free_per_s > self.fluid_per_s * (1 + PROVED):
+            yield f"without limits on what is loaded: {self.free_per_s:.4g} there"
+        yield "a restart of a server, and reading from its own disk, are not counted"
+
+    def _proof(self) -> str:
+        """Say what is proved in the fluid model."""
         line = f"in the fluid model, it carries {self.fluid_per_s:.4g} requests/s; "
         if self.is_proved:
             line += f"proved: no placement {self._within()} carries more there"
         elif math.isnan(self.gap):
             line += "nothing is proved"
         else:
-            line += f"no placement {self._within()} carries more than {self.fluid_bound:.4g}"
-        if not self.is_complete:
-            line += " (not all pipelines were searched in time)"
-        yield line
-        if self.free_per_s > self.fluid_per_s * (1 + PROVED):
-            yield f"without limits on what is loaded: {self.free_per_s:.4g} there"
-        yield "a restart of a server, and reading from its own disk, are not counted"
+            line += (
+                f"proved: no placement {self._within()} carries more than"
+                f" {self.fluid_bound:.4g} there (gap {self.gap:.1%})"
+            )
+        if not (self.is_complete or self.is_proved):
+            cut = "before the interrupt" if self.interrupted else "in time"
+            line += f"; not all pipelines were searched {cut}"
+        return line
 
     def _row(self, number: int, pipeline: MovedPipeline) -> dict[str, str]:
         loads = sum(pipeline.loads.values())
@@ -179,10 +207,10 @@ class PlacementReplan:
         )  # fmt: skip
         return {
             "pipeline": str(number),
-            "stages": " -> ".join(map(str, pipeline.stages)),
+            "stages": describe_stages(pipeline.stages),
             "loads": show_bytes(loads) if loads else "-",
             "until then": waits,
-            "requests/s": f"{pipeline.requests_per_s:.3g}",
+            "requests/s": show_rate(pipeline.requests_per_s),
         }
 
     def _within(self) -> str:
@@ -203,24 +231,30 @@ class PlacementReplan:
             "fluid_per_s", "fluid_bound", "gap", "free_per_s",
         )  # fmt: skip
         return {
+            "format": FORMAT,
+            "version": VERSION,
             "changes": self.changes,
             "moved_bytes": dict(self.moved_bytes),
             "move_s": self.move_s,
             **{name: finite_or_none(float(getattr(self, name))) for name in numbers},
             "is_proved": self.is_proved,
             "is_complete": self.is_complete,
-            "stopped": list(self.stopped),
+            "stopped_pipelines": [
+                [table_of_stage(stage) for stage in each] for each in self.stopped_pipelines
+            ],
             "pipelines": [
                 {
-                    "stages": [str(stage) for stage in each.stages],
+                    "stages": [table_of_stage(stage) for stage in each.stages],
                     "is_kept": each.is_kept,
                     "loads": dict(each.loads),
                     "interruption_s": each.interruption_s,
-                    "requests_per_s": each.requests_per_s,
+                    "requests_per_s": finite_or_none(each.requests_per_s),
                     "fluid_requests_per_s": each.fluid_requests_per_s,
                 }
                 for each in self.pipelines
             ],
+            "stopped": self.stopped,
+            "interrupted": self.interrupted,
             "placement": self.plan.to_dict(),
         }
 
@@ -243,8 +277,9 @@ def replan_placement(
     within its site. Pipelines that stay as they are serve all the time.
 
     Of all placements within the limits, the one with the largest rate in the fluid model is
-    searched, and of equal ones one that loads few bytes. On fleets of few machines the answer
-    is proved; on larger ones, or if the time ends, a bound is stated.
+    searched. Of those with an equal rate, one is taken that serves most until the machines have
+    loaded, and then one that loads few bytes. On fleets of few machines the rate is proved to
+    be the largest; on larger ones, or if the time ends, a bound is stated.
 
     Parameters
     ----------
@@ -266,6 +301,8 @@ def replan_placement(
     Returns
     -------
     PlacementReplan
+        A KeyboardInterrupt ends the work in progress; the record then holds the best placement
+        so far and the bound so far, and ``stopped`` names what is missing.
 
     Raises
     ------
@@ -297,43 +334,141 @@ def replan_placement(
     query = _query(saved, machines, model, arguments)
     changes = saved.changes(saved.query(machines, model))
     warm(query)
-    deadline, problem = Deadline(query.time_limit_s), query.problem()
-    progress("searching placements without a limit on what is loaded")
-    free = solve(problem, EXACT, time_limit_s=FREE_SHARE * query.time_limit_s, seed=query.seed)
-    extra = () if free.placement is None else tuple(p.stages for p in free.placement.pipelines)
-    progress("searching placements that load few bytes")
-    search = FewBytesSearch(
-        problem, saved.placement, deadline=deadline.part(SEARCH_SHARE), extra=extra, **limits
-    )
-    found = search.run()
-    bound = min(found.bound_per_s, math.inf if free.fluid_bound is None else free.fluid_bound)
-    progress("simulating the placement")
-    plan, rates, fluid = _planned(query, problem, found, deadline)
-    rate_of = {p.name: loading_rate(problem, p) for p in problem.fleet.machines}
-    moved: Counter[str] = Counter()
-    for own in found.loads:
-        moved.update(own)
-    seconds = {name: size / rate_of[name] for name, size in moved.items()}
-    pipelines, gone = _compared(saved, found, rates, fluid, seconds)
-    throughput = saved.document["throughput"]
-    earlier = None if throughput is None else throughput["simulated_requests_per_s"]
-    return PlacementReplan(
-        plan=plan,
-        pipelines=tuple(pipelines),
-        moved_bytes=dict(moved),
-        move_s=max(seconds.values(), default=0.0),
-        max_move_bytes=limits["max_bytes"],
-        max_move_s=limits["max_seconds"],
-        stopped=tuple(gone),
-        changes=changes,
-        before_per_s=math.nan if earlier is None else earlier,
-        during_per_s=math.fsum(each.requests_per_s for each in pipelines if each.is_kept),
-        after_per_s=math.fsum(rates),
-        fluid_per_s=found.requests_per_s,
-        fluid_bound=bound,
-        free_per_s=math.nan if free.served is None else free.served.requests_per_s,
-        is_complete=found.is_complete,
-    )
+    return _Replanning(saved, query, changes, progress).run(**limits)
+
+
+class _Replanning:
+    """The steps of `replan_placement`; an interrupt leaves the best placement so far."""
+
+    def __init__(
+        self, saved: SavedPlacement, query: PlaceQuery, changes: str, progress: Progress
+    ) -> None:
+        self.saved, self.query, self.changes = saved, query, changes
+        self.progress, self.problem = progress, query.problem()
+        self.deadline, self.stopped = Deadline(query.time_limit_s), ""
+
+    def run(self, *, max_bytes: float, max_seconds: float) -> PlacementReplan:
+        """Search the placement, simulate it, and compare it with the earlier one."""
+        free, problem = self._free(), self.problem
+        pipelines_of_free = () if free.placement is None else free.placement.pipelines
+        extra = tuple(pipeline.stages for pipeline in pipelines_of_free)
+        self.progress("searching placements that load few bytes")
+        found = FewBytesSearch(
+            problem,
+            self.saved.placement,
+            max_bytes=max_bytes,
+            max_seconds=max_seconds,
+            deadline=self.deadline.part(SEARCH_SHARE),
+            extra=extra,
+            seed=self.query.seed,
+        ).run()
+        if found.is_interrupted:
+            self._interrupt("the search for placements that load few bytes was stopped")
+        limit = math.inf if free.fluid_bound is None else free.fluid_bound
+        plan, rates, fluid = self._planned(found)
+        rate_of = {p.name: loading_rate(problem, p) for p in problem.fleet.machines}
+        moved: Counter[str] = Counter()
+        for own in found.loads:
+            moved.update(own)
+        seconds = {name: size / rate_of[name] for name, size in moved.items()}
+        pipelines, gone = _compared(self.saved, found, rates, fluid, seconds)
+        throughput = self.saved.document["throughput"]
+        earlier = None if throughput is None else throughput["simulated_requests_per_s"]
+        return PlacementReplan(
+            plan=plan,
+            pipelines=tuple(pipelines),
+            moved_bytes=dict(moved),
+            move_s=max(seconds.values(), default=0.0),
+            max_move_bytes=max_bytes,
+            max_move_s=max_seconds,
+            stopped_pipelines=tuple(gone),
+            changes=self.changes,
+            before_per_s=math.nan if earlier is None else earlier,
+            during_per_s=known_sum(each.requests_per_s for each in pipelines if each.is_kept),
+            after_per_s=known_sum(rates),
+            fluid_per_s=found.requests_per_s,
+            fluid_bound=min(found.bound_per_s, limit),
+            free_per_s=math.nan if free.served is None else free.served.requests_per_s,
+            is_complete=found.is_complete,
+            stopped=self.stopped,
+            interrupted=bool(self.stopped),
+        )
+
+    def _interrupt(self, what: str) -> None:
+        self.stopped = self.stopped or what
+        self.deadline = Deadline(min(WRAP_UP_S, self.deadline.left_s()))
+
+    def _free(self) -> PlacementResult:
+        """Return the best placement without a limit on what is loaded, found in short time."""
+        self.progress("searching placements without a limit on what is loaded")
+        limit_s = FREE_SHARE * self.query.time_limit_s
+        try:
+            return solve(self.problem, EXACT, time_limit_s=limit_s, seed=self.query.seed)
+        except KeyboardInterrupt:
+            self._interrupt("the search for placements was stopped")
+        return self._result(Status.UNKNOWN, None, None)
+
+    def _result(
+        self, status: Status, placement: Placement | None, served: ServedPlacement | None
+    ) -> PlacementResult:
+        return PlacementResult(
+            method=METHOD,
+            status=status,
+            problem=self.problem,
+            placement=placement,
+            served=served,
+            fluid_bound=None,  # which is about all placements, whatever they load
+            alternatives=(),
+            solve_time_s=self.deadline.spent_s(),
+        )
+
+    def _planned(
+        self, found: FewBytes
+    ) -> tuple[PlacementPlan, tuple[float, ...], tuple[float, ...]]:
+        """Return the plan of a placement, and simulated and fluid rates of its pipelines."""
+        query, placement = self.query, found.placement
+        served = None if placement is None else evaluate_placement(self.problem, placement)
+        if placement is None or served is None:
+            why = "no placement within the limits on what is loaded serves a request"
+            if self.stopped:
+                why = "no placement within the limits on what is loaded was found"
+            plan = PlacementPlan(
+                query=query,
+                result=self._result(Status.UNKNOWN, None, None),
+                placement=None,
+                reasons=(why,),
+                stopped=self.stopped,
+                interrupted=bool(self.stopped),
+            )
+            return plan, (), ()
+        result = self._result(Status.FEASIBLE, placement, served)
+        simulator = PlacementSimulator(query, self.problem)
+        candidate = Candidate(METHOD, placement, served)
+        self.progress("simulating the placement")
+        try:
+            rate = simulator.rate(placement, served, self.deadline, in_full=not self.stopped)
+        except KeyboardInterrupt:
+            self._interrupt("not all pipelines were simulated at length")
+            rate = simulator.known_rate(placement, served)
+        used = set(placement.machines)
+        rest = tuple(m.name for m in query.fleet.machines if m.name not in used)
+        unused = [UnusedMachine(machines=(name,), why=RUNTIME, reason=reason)
+                  for name, reason in query.left_out.items()]  # fmt: skip
+        if rest:
+            reason = "in no pipeline of the best placement that loads so few bytes"
+            unused.insert(0, UnusedMachine(machines=rest, why=UNKNOWN, reason=reason))
+        plan = PlacementPlan(
+            query=query,
+            result=result,
+            placement=weighted(placement, rate.weights),
+            pipelines=tuple(pipelines_of(simulator, candidate, rate, None)),
+            throughput=throughput_of(simulator, result, [(candidate, rate)], None, math.inf),
+            unused=tuple(unused),
+            stopped=self.stopped,
+            interrupted=bool(self.stopped),
+        )
+        fluid = tuple(each.fluid_requests_per_s for each in served.pipelines)
+        return plan, rate.of_pipelines, fluid
 
 
 def _query(
@@ -354,54 +489,13 @@ def _query(
     return saved.query(machines, model, **arguments, objective=objective)
 
 
-def _planned(
-    query: PlaceQuery, problem: PlacementProblem, found: FewBytes, deadline: Deadline
-) -> tuple[PlacementPlan, tuple[float, ...], tuple[float, ...]]:
-    """Return the plan of a placement, and simulated and fluid rates of its pipelines."""
-    placement = found.placement
-    served = None if placement is None else evaluate_placement(problem, placement)
-    result = PlacementResult(
-        method=METHOD,
-        status=Status.UNKNOWN if placement is None else Status.FEASIBLE,
-        problem=problem,
-        placement=placement,
-        served=served,
-        fluid_bound=None,  # which is about all placements, whatever they load
-        alternatives=(),
-        solve_time_s=deadline.spent_s(),
-    )
-    if placement is None or served is None:
-        why = ("no placement within the limits on what is loaded serves a request",)
-        return PlacementPlan(query=query, result=result, placement=None, reasons=why), (), ()
-    simulator = PlacementSimulator(query, problem)
-    candidate = Candidate(METHOD, placement, served)
-    rate = simulator.rate(placement, served, deadline, in_full=True)
-    used = set(placement.machines)
-    rest = tuple(m.name for m in query.fleet.machines if m.name not in used)
-    unused = [UnusedMachine(machines=(name,), why=RUNTIME, reason=reason)
-              for name, reason in query.left_out.items()]  # fmt: skip
-    if rest:
-        reason = "in no pipeline of the best placement that loads so few bytes"
-        unused.insert(0, UnusedMachine(machines=rest, why=UNKNOWN, reason=reason))
-    plan = PlacementPlan(
-        query=query,
-        result=result,
-        placement=weighted(placement, rate.of_pipelines),
-        pipelines=tuple(pipelines_of(simulator, candidate, rate, None)),
-        throughput=throughput_of(simulator, result, [(candidate, rate)], None, math.inf),
-        unused=tuple(unused),
-    )
-    fluid = tuple(each.fluid_requests_per_s for each in served.pipelines)
-    return plan, rate.of_pipelines, fluid
-
-
 def _compared(
     saved: SavedPlacement,
     found: FewBytes,
     rates: Sequence[float],
     fluid: Sequence[float],
     seconds: Mapping[str, float],
-) -> tuple[list[MovedPipeline], list[str]]:
+) -> tuple[list[MovedPipeline], list[tuple[PlacedStage, ...]]]:
     """Return the pipelines, and those of the earlier placement that stop."""
     old = Counter(
         () if saved.placement is None else (p.stages for p in saved.placement.pipelines)
@@ -421,5 +515,9 @@ def _compared(
                 fluid_requests_per_s=most,
             )
         )
-    gone = [" -> ".join(map(str, stages)) for stages, n in old.items() for _ in range(n)]
-    return pipelines, gone
+    return pipelines, list(old.elements())
+
+
+def describe_stages(stages: Sequence[PlacedStage]) -> str:
+    """Write the stages of a pipeline in their order."""
+    return str(Pipeline(tuple(stages), 0.0))

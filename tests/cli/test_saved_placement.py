@@ -2,10 +2,13 @@
 
 import json
 
+import jsonschema
 import numpy as np
 import pytest
 
 import hypsolve as hs
+from hypsolve.planning import placement_moves
+from hypsolve.planning.json_schema import schema
 from tests.cli.test_cli import run
 from tests.cli.test_place import ASKED, LAB
 
@@ -158,7 +161,29 @@ def test_replan(capsys, files, tmp_path):
     code, out, _ = run(capsys, "replan", placement, "--machines", new, *asked)
     table = json.loads(out)
     assert code == 0 and sum(table["moved_bytes"].values()) <= 10 * 2**30
+    jsonschema.validate(table, schema("placement-replan"))
     new.write_text('machines = [{gpu = "rtx-4090", name = "other"}]\n')
     asked = ("--max-move-seconds", 0)
     code, out, _ = run(capsys, "replan", placement, "--machines", new, *asked)
     assert code == 1 and "no placement that loads in at most 0 s serves a request" in out
+
+
+def test_an_interrupted_replan_is_printed_with_code_130(capsys, files, tmp_path, monkeypatch):
+    """Nothing was printed."""
+    placement, machines = files
+    saved, real, n_calls = tmp_path / "new.json", placement_moves.by_highs, 0
+
+    def interrupted(*given):
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 1:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(placement_moves, "by_highs", interrupted)
+    asked = ("--seed", 5, "--save", saved)
+    code, out, err = run(capsys, "replan", placement, *machines, *asked)
+    assert code == 130 and out.startswith("stopped: the search for placements that load few")
+    assert "4 of 4 pipelines serve all the time" in out and err == f"{saved}: written\n"
+    assert json.loads(saved.read_text())["seed"] == 5
+    assert run(capsys, "verify", saved, *machines)[0] == 0

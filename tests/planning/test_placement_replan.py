@@ -1,5 +1,6 @@
 """`replan_placement`: exact against enumeration on small fleets, and what goes on serving."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 import hypsolve as hs
+from hypsolve.planning import placement_moves, placement_replan
 from hypsolve.planning.json_schema import schema
+from hypsolve.planning.place_simulation import PlacementSimulator
 from hypsolve.planning.placement_file import SavedPlacement
 from hypsolve.planning.placement_moves import FewBytesSearch
 from hypsolve.problem.serving_evaluation import check_serving
@@ -221,6 +224,73 @@ def test_a_pipeline_is_repaired_where_not_all_are_searched():
     assert "c" in found.placement.machines
 
 
+@pytest.mark.parametrize("names", list(itertools.permutations("abde")))
+def test_of_equal_rates_the_one_that_serves_meanwhile(names):
+    """Two pipelines of the largest rate can be mended from three halves; one way stops both."""
+    first, second, other, _ = names
+    split = ((0, 3), (3, N_BLOCKS))
+    old = [
+        hs.Pipeline(
+            tuple(hs.PlacedStage(n, 1, *e) for n, e in zip(pair, split, strict=True)), 1.0
+        )
+        for pair in ((first, second), ("gone", other))
+    ]
+    machines = [toy_machine(name, 1.0, 3.2e8) for name in sorted(names)]
+    found = FewBytesSearch(problem_of(machines), hs.Placement(tuple(old))).run()
+    assert found.placement is not None and len(found.placement.pipelines) == 2
+    assert old[0].stages in [each.stages for each in found.placement.pipelines]
+    best = enumerated(problem_of(machines), hs.Placement(tuple(old)), math.inf)
+    assert found.requests_per_s == pytest.approx(best, rel=2e-6)
+
+
+def test_a_rate_that_is_larger_goes_before_one_that_is_served_meanwhile():
+    """Ties are broken, and nothing else: a slow pipeline that serves all the time may stop."""
+    old = (hs.PlacedStage("a", 1, 0, 2), hs.PlacedStage("b", 1, 2, N_BLOCKS))
+    machines = [toy_machine("a", 1.0, 9e8), toy_machine("b", 1.0, 9e8)]
+    before = hs.Placement((hs.Pipeline(old, 1.0),))
+    found = FewBytesSearch(problem_of(machines), before).run()
+    assert found.placement is not None
+    assert old not in [each.stages for each in found.placement.pipelines]
+
+
+def interrupted_at(monkeypatch, owner, name, at, is_repeated=False):
+    """Raise KeyboardInterrupt in call number `at` of a function, and count its calls."""
+    real, calls = getattr(owner, name), []
+
+    def function(*arguments, **options):
+        calls.append(name)
+        if len(calls) == at or (is_repeated and len(calls) > at):
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, function)
+    return calls
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 6, 9])
+def test_an_interrupted_search_keeps_its_bound(monkeypatch, at):
+    """The answer is a placement within the limit, and the bound is true of all of them."""
+    machines, now = LABS["one for another"]
+    before = hs.solve(problem_of(machines), "placement_highs").placement
+    best = enumerated(problem_of(now), before, 330e6)
+    calls = interrupted_at(monkeypatch, placement_moves, "by_highs", at)
+    found = FewBytesSearch(problem_of(now), before, max_bytes=330e6).run()
+    assert found.is_interrupted == (at <= len(calls) - 1) or at == len(calls)
+    assert found.placement is not None and not hs.check_placement(
+        problem_of(now), found.placement
+    )
+    assert found.requests_per_s <= best * (1 + 1e-9) <= found.bound_per_s * (1 + 2e-9)
+    assert sum(size for own in found.loads for size in own.values()) <= 330e6
+
+
+def test_an_interrupt_before_all_pipelines_are_known_proves_nothing(monkeypatch):
+    machines, now = LABS["one for another"]
+    before = hs.solve(problem_of(machines), "placement_highs").placement
+    interrupted_at(monkeypatch, FewBytesSearch, "_best", 4)
+    found = FewBytesSearch(problem_of(now), before).run()
+    assert found.is_interrupted and not found.is_complete and math.isinf(found.bound_per_s)
+
+
 SHORT = {"prompt_tokens": 128, "output_tokens": 16, "time_limit_s": 15.0}
 
 
@@ -233,7 +303,9 @@ def test_pipelines_that_stay_serve_all_the_time(plan):
     now = fleet(machine("a"), machine("b"), machine("d", "a100-80gb"))
     again = hs.replan_placement(plan, now)
     assert [each.is_kept for each in again.pipelines].count(True) == 2
-    assert list(again.moved_bytes) == ["d"] and again.stopped == ("c 0:34",)
+    assert list(again.moved_bytes) == ["d"] and again.stopped_pipelines == (
+        (hs.PlacedStage("c", 1, 0, 34),),
+    )
     size = hs.model("llama-3-8b").weight_bytes
     assert again.moved_bytes["d"] == size
     assert again.move_s == pytest.approx(size / 1.25e9)
@@ -248,7 +320,7 @@ def test_pipelines_that_stay_serve_all_the_time(plan):
 
 def test_nothing_changes_if_machines_stay(plan):
     again = hs.replan_placement(plan.to_dict(), plan.query.fleet)
-    assert not again.moved_bytes and not again.stopped and again.changes == ""
+    assert not again.moved_bytes and not again.stopped_pipelines and again.changes == ""
     assert all(each.is_kept for each in again.pipelines)
     assert again.fluid_per_s == pytest.approx(plan.throughput.fluid_requests_per_s, rel=1e-6)
 
@@ -260,7 +332,7 @@ def test_without_moves_what_is_left_serves(plan):
     assert again.free_per_s > again.fluid_per_s * 1.5
     again = hs.replan_placement(plan, fleet(machine("d")), max_move_bytes=0)
     assert not again.fits and again.during_per_s == 0 and "no placement" in str(again)
-    assert len(again.stopped) == 3 and again.to_dict()["placement"]["pipelines"] == []
+    assert len(again.stopped_pipelines) == 3 and again.to_dict()["placement"]["pipelines"] == []
 
 
 def test_the_new_placement_is_a_file_for_every_command(plan, tmp_path):
@@ -275,6 +347,75 @@ def test_the_new_placement_is_a_file_for_every_command(plan, tmp_path):
     third = hs.replan_placement(path, now)
     assert not third.moved_bytes
     json.dumps(again.to_dict(), allow_nan=False)
+
+
+NOW = fleet(machine("a"), machine("b"), machine("d", "a100-80gb"))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "words"),
+    [
+        (placement_replan, "solve", "the search for placements was stopped"),
+        (placement_moves, "by_highs", "the search for placements that load few bytes was"),
+        (PlacementSimulator, "_brief_rate", "not all pipelines were simulated at length"),
+    ],
+)
+def test_an_interrupt_leaves_the_best_so_far(plan, monkeypatch, owner, name, words):
+    """It left nothing, wherever it came."""
+    interrupted_at(monkeypatch, owner, name, 1)
+    again = hs.replan_placement(plan, NOW)
+    assert again.fits and again.interrupted and words in again.stopped
+    assert str(again).startswith(f"stopped: {again.stopped}\n")
+    table = again.to_dict()
+    jsonschema.validate(table, schema("placement-replan"))
+    assert table["interrupted"] and table["placement"]["interrupted"]
+    share = sum(each["share"] for each in table["placement"]["pipelines"])
+    assert share == pytest.approx(1)
+    if owner is PlacementSimulator:
+        assert again.after_per_s == 0 and table["pipelines"][0]["requests_per_s"] is None
+        assert "left out of these rates, for want of a simulation: pipeline 1, " in str(again)
+        assert all(each["share"] > 0 for each in table["placement"]["pipelines"])
+    if name == "by_highs":
+        assert again.is_proved and not again.is_complete  # by the search without limits
+
+
+def test_pipelines_without_a_rate_are_left_out_of_the_sum(plan, monkeypatch):
+    """One pipeline was simulated before the interrupt, and two others were not."""
+    now = fleet(machine("a"), machine("d", "a100-80gb"), machine("e", "l40s"))
+    interrupted_at(monkeypatch, PlacementSimulator, "_brief_rate", 2)
+    again = hs.replan_placement(plan, now)
+    known = [p.requests_per_s for p in again.pipelines if not math.isnan(p.requests_per_s)]
+    assert len(known) == 1 and again.after_per_s == known[0] > 0
+    assert again.plan.throughput.simulated_requests_per_s == pytest.approx(known[0])
+
+
+def test_the_gap_is_printed_where_the_answer_is_not_proved(plan):
+    again = dataclasses.replace(
+        hs.replan_placement(plan, NOW, time_limit_s=5), fluid_per_s=8.0, fluid_bound=10.0
+    )
+    assert "no placement of these machines carries more than 10 there (gap 20.0%)" in str(again)
+    assert again.to_dict()["gap"] == pytest.approx(0.2) and not again.is_proved
+
+
+def test_a_seed_reaches_the_method_and_the_arrivals(plan, monkeypatch):
+    seeds, real = [], placement_moves.by_highs
+    monkeypatch.setattr(
+        placement_moves, "by_highs", lambda *given: seeds.append(given[-1]) or real(*given)
+    )
+    again = hs.replan_placement(plan, NOW, seed=7)
+    assert again.plan.query.seed == 7 and set(seeds) == {7}
+
+
+def test_the_schema_is_that_of_the_record(plan):
+    """Every field is required, and no other one is taken."""
+    table = hs.replan_placement(plan, NOW).to_dict()
+    check = jsonschema.Draft202012Validator(schema("placement-replan"))
+    check.validate(json.loads(json.dumps(table, allow_nan=False)))
+    assert not check.is_valid({**table, "more": 1}) and table["stopped_pipelines"]
+    for name in table:
+        assert not check.is_valid({key: of for key, of in table.items() if key != name}), name
+    for rows in ("pipelines", "stopped_pipelines"):
+        assert not check.is_valid({**table, rows: ["c 0:34"]})
 
 
 def test_rented_machines_are_placed_for_a_rate():
