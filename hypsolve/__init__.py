@@ -41,6 +41,7 @@ from hypsolve.planning.placement_plan import PlacementPlan
 from hypsolve.planning.placement_replan import MovedPipeline, PlacementReplan, replan_placement
 from hypsolve.planning.plan import Plan
 from hypsolve.planning.query import PlanQuery
+from hypsolve.planning.rent_curve import OfferPrice, RentCurve, RentPoint, rent_curve
 from hypsolve.planning.replan import Replan, replan
 from hypsolve.planning.runtime_restrictions import nearest_plan
 from hypsolve.planning.server_plan import plan
@@ -159,6 +160,7 @@ __all__ = [
     "NetworkFile",
     "Node",
     "Objective",
+    "OfferPrice",
     "OperatorRates",
     "Outcome",
     "ParetoPoint",
@@ -179,6 +181,8 @@ __all__ = [
     "Plan",
     "PlanQuery",
     "Plans",
+    "RentCurve",
+    "RentPoint",
     "Replan",
     "Request",
     "Requests",
@@ -237,6 +241,7 @@ __all__ = [
     "read_pipeedge",
     "read_requests",
     "rent",
+    "rent_curve",
     "replan",
     "replan_placement",
     "runtime",

@@ -1,6 +1,7 @@
 """The commands `hypsolve place` and `hypsolve rent`."""
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypsolve.planning.place import place_query
 from hypsolve.planning.place_html import write_placement_report
 from hypsolve.planning.place_query import PlaceQuery
 from hypsolve.planning.placement_plan import PlacementPlan
-from hypsolve.planning.rent_curve import rent_curve
+from hypsolve.planning.rent_curve import curve_of
+from hypsolve.planning.rent_curve_figure import SIZE
 from hypsolve.problem.optional import optional
 from hypsolve.problem.placement import MAX_STAGES
 from hypsolve.solve_placement import PLACEMENT_METHODS
@@ -105,6 +107,11 @@ def place(
     help="Print the least price at other rates, too, and the prices at which offers enter or"
     " leave the answer, in the fluid model and without simulation.",
 )
+@click.option(
+    "--png",
+    type=click.Path(),
+    help="With --curve: also draw the curve to this .png, .svg or .pdf file.",
+)
 def rent(
     arguments: dict[str, Any],
     model: str,
@@ -115,6 +122,7 @@ def rent(
     report: str | None,
     save: str | None,
     curve: bool,
+    png: str | None,
     as_json: bool,
 ) -> int:
     """Find the cheapest machines that serve a rate, or users, within targets.
@@ -122,7 +130,7 @@ def rent(
     \b
     hypsolve rent --model llama-3-70b --machines offers.toml --rate 4 --slo-tpot 0.05
     hypsolve rent --model llama-3-8b --machines offers.toml --users 100 --slo-ttft 1
-    hypsolve rent --model llama-3-70b --machines offers.toml --rate 4 --curve
+    hypsolve rent --model llama-3-70b --machines offers.toml --rate 4 --curve --png curve.png
 
     Machines with a price_per_hour cost it if they are used; offers are machines of which any
     number up to max_count may be rented. Machines without a price are free.
@@ -132,17 +140,37 @@ def rent(
     if "users" not in arguments and "rate_per_s" not in arguments:
         raise click.UsageError("rent needs --rate or --users")
     arguments["objective"] = "cost"
+    if png is not None and not curve:
+        raise click.UsageError("--png is for --curve")
     if curve:
-        if not (server is None and save is None and report is None):
-            raise click.UsageError("--curve excludes --export, --report and --save")
+        if not (server is None and report is None):
+            raise click.UsageError("--curve excludes --export and --report")
+        to_write(save, ".json", ".json.gz")
+        to_write(png, ".png", ".svg", ".pdf")
+        if png is not None:
+            optional("matplotlib.figure")  # before the work
         query = PlaceQuery.of(
             model, machines, max_stages=max_stages, method=method, **arguments
         )
-        with show_progress() as progress:
-            found = rent_curve(query, progress=progress)
-        print(found.json() if as_json else found)
-        return 0 if found.is_carried else 1
+        return _curve(query, as_json, save, png)
     return _run(arguments, model, machines, max_stages, method, server, report, save, as_json)
+
+
+def _curve(query: PlaceQuery, as_json: bool, save: str | None, png: str | None) -> int:
+    with show_progress() as progress:
+        found = curve_of(query, progress=progress)
+    print(found.json() if as_json else found)
+    if save is not None:
+        found.save(save)
+        print(f"{save}: written", file=sys.stderr)
+    if png is not None and any(math.isfinite(point.price_per_hour) for point in found.points):
+        ax = optional("matplotlib.figure").Figure(figsize=SIZE, layout="constrained").subplots()
+        found.plot(ax)
+        ax.figure.savefig(png, dpi=200)
+        print(f"{png}: written", file=sys.stderr)
+    if found.interrupted:
+        return 130
+    return 0 if found.is_carried else 1
 
 
 def _run(

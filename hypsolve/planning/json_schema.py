@@ -24,7 +24,7 @@ from hypsolve.formats.machines_toml_types import MachinesTable
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.formats.network_toml_types import Key, NetworkTable
 from hypsolve.planning.expected_errors import ExpectedError
-from hypsolve.planning.place_schema import PlacementFile, PlacementReplanFile
+from hypsolve.planning.place_schema import PlacementFile, PlacementReplanFile, RentCurveFile
 from hypsolve.planning.plan import FORMAT, VERSION, Plan
 from hypsolve.planning.query import PlanQuery
 from hypsolve.planning.request_mix import RequestMix, RequestMixTable
@@ -105,6 +105,7 @@ SCHEMAS: dict[str, tuple[str, type]] = {
     "serving-result": ("Result on a serving instance of hypsolve", ServingResultFile),
     "placement": ("Placement of hypsolve", PlacementFile),
     "placement-replan": ("New placement after machines changed", PlacementReplanFile),
+    "rent-curve": ("Least price against the rate", RentCurveFile),
 }
 _WRITTEN_AS: dict[Any, Any] = {  # types that `Plan.to_dict` does not write field by field
     Model: Annotated[str, "Name of the model."],
@@ -147,11 +148,12 @@ def schema(kind: str) -> Schema:
     Parameters
     ----------
     kind : {"network", "machines", "profile", "plan", "serving-instance", "serving-result",
-        "placement", "placement-replan"}
+        "placement", "placement-replan", "rent-curve"}
         The TOML file of `hypsolve.read_network_file`; that of `hypsolve.read_machines`; that of
         ``hypsolve measure`` and ``hypsolve calibrate``; the JSON of `Plan.to_dict`; that of
         `hypsolve.save` for a `ServingInstance`; that of `ServingResult.save`; that of
-        `PlacementPlan.to_dict`; or that of `PlacementReplan.to_dict`.
+        `PlacementPlan.to_dict`; that of `PlacementReplan.to_dict`; or that of
+        `RentCurve.to_dict`.
 
     Returns
     -------

@@ -151,6 +151,50 @@ class PlacementFile(TypedDict):
     interrupted: Annotated[bool, "Whether Ctrl-C ended the work."]
 
 
+class RentPointTable(TypedDict):
+    """The cheapest machines for a rate, in the fluid model."""
+
+    requests_per_s: Annotated[float, "The rate."]
+    price_per_hour: Annotated[float | None, "null: no machines were found that carry it."]
+    bound_per_hour: Annotated[
+        float | None, "No machines for less carry the rate; null: none do at any price."
+    ]
+    is_proved: Annotated[bool, "Whether no machines are cheaper, or none carry the rate."]
+    machines: Annotated[dict[str, int], "Number of machines by the name of their kind."]
+
+
+class OfferTable(TypedDict):
+    """The price at which machines of a kind enter the answer, or leave it."""
+
+    name: Annotated[str, "Of the kind."]
+    price_per_hour: Annotated[float, "Of one machine, today."]
+    used: Annotated[int, "Machines of the kind in the answer for the rate that is asked for."]
+    break_even_per_hour: Annotated[
+        float | None,
+        "Used: the answer is no dearer than machines without the kind up to this price. Not"
+        " used: below it, machines with one of the kind are cheaper. null: see `is_needed`, or"
+        " not found in time.",
+    ]
+    is_needed: Annotated[bool, "Whether the load is not served without the kind."]
+    is_proved: Annotated[bool, "Whether bounds prove the price."]
+
+
+class RentCurveFile(TypedDict):
+    """A curve of `hypsolve rent --curve`."""
+
+    format: Annotated[Literal["hypsolve-rent-curve"], "Kind of the file."]
+    version: Annotated[Literal[1], "Version of the format."]
+    model: Annotated[str, "Name of the model."]
+    machines: Annotated[str, "Name of the machines."]
+    currency: Annotated[str, "Currency of the prices; empty: not stated."]
+    requests_per_s: Annotated[float, "The rate that is asked for."]
+    max_stages: Annotated[int, "Stages of a pipeline, at most."]
+    points: Annotated[list[RentPointTable], "By rate."]
+    offers: Annotated[list[OfferTable], "Those in use first."]
+    stopped: Annotated[str, "What Ctrl-C left unfinished; empty: nothing."]
+    interrupted: Annotated[bool, "Whether Ctrl-C ended the work."]
+
+
 class MovedPipelineTable(TypedDict):
     """A pipeline of a new placement, and what happens until it serves."""
 

@@ -7,23 +7,32 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hypsolve.planning.place_query import PlaceQuery
+from hypsolve.planning.place_query import MachinesSource, PlaceQuery
 from hypsolve.planning.place_search import default_method
+from hypsolve.planning.query_arguments import ModelSource
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.text import table
+from hypsolve.problem import files
+from hypsolve.problem import validation as valid
 from hypsolve.problem.fleet import Fleet, Machine
 from hypsolve.problem.placement import PlacementObjective, PlacementProblem
 from hypsolve.problem.placement_result import PlacementResult
 from hypsolve.problem.solution import Status
 from hypsolve.problem.units import count, finite_or_none
-from hypsolve.solve import solve
+from hypsolve.solve import solve, warm_methods
 from hypsolve.solvers.clock import MIN_S, Deadline
+from hypsolve.solvers.throughput.server_arrays import FAMILIES
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OWNER = "rent_curve"
 FORMAT, VERSION = "hypsolve-rent-curve", 1  # of `RentCurve.to_dict`
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """Rates of the curve, as shares of the rate that is asked for."""
@@ -102,6 +111,9 @@ class RentCurve:
         Those in use first.
     max_stages : int
         All of it is about pipelines of at most so many stages.
+    stopped : str
+        What a KeyboardInterrupt left unfinished; empty without one.
+    interrupted : bool
     """
 
     model: str
@@ -111,6 +123,8 @@ class RentCurve:
     points: tuple[RentPoint, ...]
     offers: tuple[OfferPrice, ...]
     max_stages: int
+    stopped: str = ""
+    interrupted: bool = False
 
     @property
     def is_carried(self) -> bool:
@@ -125,6 +139,8 @@ class RentCurve:
 
     def _lines(self) -> Iterator[str]:
         money = f"{self.currency} per hour".strip()
+        if self.interrupted:
+            yield f"stopped: {self.stopped}"
         yield (
             f"{self.model} on {self.machines}: the least price in the fluid model, with"
             f" pipelines of at most {count(self.max_stages, 'stage')}"
@@ -173,11 +189,51 @@ class RentCurve:
                 }
                 for each in self.offers
             ],
+            "stopped": self.stopped,
+            "interrupted": self.interrupted,
         }
 
     def json(self) -> str:
         """Return `to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_dict` as JSON to a path that ends in ``.json`` or ``.json.gz``.
+
+        Raises
+        ------
+        ValueError
+            If `path` ends in something else.
+        OSError
+            If the folder does not exist or cannot be written to.
+        """
+        path = files.checked_path("save", path)
+        if not path.name.endswith((".json", ".json.gz")):
+            raise ValueError(f"{path}: the name of a curve must end in .json or .json.gz")
+        with files.replacing(path, "a curve") as file:
+            file.write(self.json() + "\n")
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the least price against the rate, with its bound; needs matplotlib.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Default: axes that fill a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``plot().figure.savefig("curve.png", dpi=200)`` writes a file.
+
+        Raises
+        ------
+        ValueError
+            If matplotlib is missing, or no machines carry any of the rates.
+        """
+        from hypsolve.planning.rent_curve_figure import plot_curve
+
+        return plot_curve(self, ax)
 
 
 def _price(price: float, otherwise: str) -> str:
@@ -199,56 +255,96 @@ def _describe(each: OfferPrice, money: str) -> str:
 
 
 def rent_curve(
-    query: PlaceQuery,
+    model: ModelSource,
+    machines: MachinesSource,
     *,
     shares: Sequence[float] = SHARES,
-    progress: Progress = lambda line: None,
+    progress: Progress | None = None,
+    **arguments: Any,
 ) -> RentCurve:
-    """Return the least price against the rate, and the break-even prices of offers.
+    """Find the least price against the rate, and the break-even prices of offers.
+
+    All of it is about the fluid model; nothing is simulated. `hypsolve.rent` answers for one
+    rate, and simulates.
 
     Parameters
     ----------
-    query : PlaceQuery
-        Its objective is ``cost``.
+    model, machines, progress, **arguments
+        As in `hypsolve.rent`, with ``rate_per_s`` or ``users``. ``time_limit_s`` is for all of
+        the curve and the prices.
     shares : sequence of float
-        Rates of the curve, as shares of the rate of the query, which is always one of them.
-    progress : callable, optional
+        Rates of the curve, as shares of the rate that is asked for, which is always one of
+        them.
+
+    Returns
+    -------
+    RentCurve
+        A KeyboardInterrupt ends the work in progress; the curve then has the points and prices
+        that were found by then. Without any, the interrupt is raised.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument or a file is invalid; the message names it.
+    OSError
+        If a file does not exist or cannot be read.
 
     Examples
     --------
     >>> import hypsolve as hs
-    >>> from hypsolve.planning.rent_curve import rent_curve
     >>> node = hs.Node(name="box", gpu=hs.gpu("rtx-4090"))
     >>> lab = hs.Fleet(
     ...     name="lab",
     ...     sites=(hs.Site(name="room", link=hs.Link(bytes_per_s=1.25e9, latency_s=1e-4)),),
     ...     machines=(hs.Machine(node=node, site="room", price_per_hour=0.5),),
     ... )
-    >>> query = PlaceQuery.of("llama-3-8b", lab, objective="cost", rate_per_s=1.0)
-    >>> curve = rent_curve(query, shares=(1.0, 1000.0))
+    >>> curve = hs.rent_curve("llama-3-8b", lab, rate_per_s=1.0, shares=(1.0, 1000.0))
     >>> [point.price_per_hour for point in curve.points]
     [0.5, inf]
     """
-    deadline = Deadline(query.time_limit_s)
+    query = PlaceQuery.of(model, machines, **{**arguments, "objective": "cost"})
+    return curve_of(query, shares=shares, progress=progress or (lambda line: None))
+
+
+def curve_of(
+    query: PlaceQuery,
+    *,
+    shares: Sequence[float] = SHARES,
+    progress: Progress = lambda line: None,
+) -> RentCurve:
+    """Return the curve for a query whose objective is ``cost``; see `rent_curve`."""
+    factors = [valid.real(OWNER, "shares", share, strict=True) for share in shares]
     prices = _Prices(query.problem(), query.method, query.seed)
     asked = query.needed_per_s
-    assert asked is not None
-    rates = sorted({asked, *(asked * share for share in shares)})
+    if asked is None:
+        raise ValueError(f"{OWNER}: rate_per_s or users must be given")
+    warm_methods("hypsplit_dp", families=(FAMILIES[query.runtime.batching],))
+    deadline, stopped = Deadline(query.time_limit_s), ""
+    rates = sorted({asked, *(asked * share for share in factors)})
     end = deadline.part(CURVE_SHARE)
     solved: dict[float, PlacementResult] = {}
-    for at, rate in enumerate(sorted(rates, key=lambda rate: (rate != asked, rate))):
-        progress(f"the cheapest machines for {rate:.4g} requests/s")
-        solved[rate] = prices.solve(rate, None, end.part(1 / (len(rates) - at)))
-    points = _monotone([prices.point(rate, solved[rate]) for rate in rates])
-    at = next(i for i, point in enumerate(points) if point.requests_per_s == asked)
     offers: list[OfferPrice] = []
-    if math.isfinite(points[at].price_per_hour):
+    points: list[RentPoint] = []
+    try:
+        for at, rate in enumerate(sorted(rates, key=lambda rate: (rate != asked, rate))):
+            progress(f"the cheapest machines for {rate:.4g} requests/s")
+            solved[rate] = prices.solve(rate, None, end.part(1 / (len(rates) - at)))
+    except KeyboardInterrupt:
+        if not solved:
+            raise
+        stopped = "not all rates of the curve, and no prices of offers, were tried"
+    points = _monotone([prices.point(rate, solved[rate]) for rate in sorted(solved)])
+    answer = next(point for point in points if point.requests_per_s == asked)
+    if math.isfinite(answer.price_per_hour) and not stopped:
         kinds = [name for name in prices.kinds if prices.price_of(name)]
-        kinds.sort(key=lambda name: name not in points[at].machines)
-        for i, name in enumerate(kinds):
-            progress(f"the price of {name} at which the answer changes")
-            part = deadline.part(1 / (len(kinds) - i))
-            offers.append(prices.break_even(name, points[at], part))
+        kinds.sort(key=lambda name: name not in answer.machines)
+        try:
+            for i, name in enumerate(kinds):
+                progress(f"the price of {name} at which the answer changes")
+                part = deadline.part(1 / (len(kinds) - i))
+                offers.append(prices.break_even(name, answer, part))
+        except KeyboardInterrupt:
+            stopped = f"the prices of {len(kinds) - len(offers)} offers were not tried"
     return RentCurve(
         model=query.model.name,
         machines=query.fleet.name,
@@ -257,6 +353,8 @@ def rent_curve(
         points=tuple(points),
         offers=tuple(offers),
         max_stages=query.max_stages,
+        stopped=stopped,
+        interrupted=bool(stopped),
     )
 
 

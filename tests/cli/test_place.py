@@ -115,7 +115,7 @@ def test_rent_is_cheap(capsys, lab):
     assert "rack-1: the load is served without it" in out
 
 
-def test_rent_curve(capsys, lab):
+def test_rent_curve(capsys, lab, tmp_path):
     asked = (*ASKED, "--machines", lab, "--rate", 200, "--curve")
     code, out, _ = run(capsys, "rent", *asked)
     assert code == 0 and out.startswith("llama-3-8b on lab: the least price in the fluid model")
@@ -125,7 +125,15 @@ def test_rent_curve(capsys, lab):
     prices = [point["price_per_hour"] for point in found["points"]]
     assert prices[0] == 0 and 2 in prices and found["offers"][0]["is_proved"]
     code, _, err = run(capsys, "rent", *asked, "--export", "vllm")
-    assert code == 2 and "--curve excludes --export, --report and --save" in err
+    assert code == 2 and "--curve excludes --export and --report" in err
+    code, _, err = run(capsys, "rent", *asked[:-1], "--png", "curve.png")
+    assert code == 2 and "--png is for --curve" in err
+    saved, png = tmp_path / "curve.json", tmp_path / "curve.png"
+    code, _, err = run(capsys, "rent", *asked, "--save", saved, "--png", png)
+    assert code == 0 and err == f"{saved}: written\n{png}: written\n"
+    points = json.loads(saved.read_text())["points"]
+    assert [point["price_per_hour"] for point in points] == prices
+    assert png.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_rate_that_all_machines_do_not_carry(capsys, lab):
