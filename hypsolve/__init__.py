@@ -34,6 +34,7 @@ from hypsolve.planning.exporters import RUNTIMES, export
 from hypsolve.planning.exporters.placements import export_placement
 from hypsolve.planning.html_report import write_report
 from hypsolve.planning.json_schema import schema
+from hypsolve.planning.layer_flow_file import load_layer_flow
 from hypsolve.planning.place import place, rent
 from hypsolve.planning.place_query import PlaceQuery
 from hypsolve.planning.placement_file import load_placement
@@ -65,6 +66,7 @@ from hypsolve.problem.instance import Instance, LinkCost, Objective, StageRule
 from hypsolve.problem.interconnect import AllReduce, Interconnect
 from hypsolve.problem.layer_flow import LayerFlowProblem
 from hypsolve.problem.layer_layout import HostedRange, LayerLayout
+from hypsolve.problem.layer_result import LayerFlowOutcome, LayerFlowResult
 from hypsolve.problem.operator_rates import OperatorRates
 from hypsolve.problem.placement import (
     DegreeRule,
@@ -106,6 +108,7 @@ from hypsolve.simulation.simulate_placement import PLACEMENT_POLICIES, simulate_
 from hypsolve.simulation.trace import Series, Trace, Visits
 from hypsolve.simulation.workloads import WORKLOADS, workload
 from hypsolve.solve import METHODS, Method, solve
+from hypsolve.solve_layer_flow import LAYER_FLOW_METHODS, LayerFlowMethod
 from hypsolve.solve_placement import PLACEMENT_METHODS, PlacementMethod
 from hypsolve.solve_serving import THROUGHPUT_METHODS, ThroughputMethod
 from hypsolve.solvers.joint.hyperion_plus_params import AscentParams, HyperionPlusParams
@@ -117,6 +120,7 @@ from hypsolve.solvers.write_formulation import write_formulation
 from hypsolve.verify.bottleneck import verify_certificate
 
 __all__ = [
+    "LAYER_FLOW_METHODS",
     "METHODS",
     "PLACEMENT_METHODS",
     "PLACEMENT_POLICIES",
@@ -144,7 +148,10 @@ __all__ = [
     "Instance",
     "Interconnect",
     "JointExactParams",
+    "LayerFlowMethod",
+    "LayerFlowOutcome",
     "LayerFlowProblem",
+    "LayerFlowResult",
     "LayerLayout",
     "LayoutRate",
     "LayoutTrace",
@@ -221,6 +228,7 @@ __all__ = [
     "interconnects",
     "layout_rate",
     "load",
+    "load_layer_flow",
     "load_placement",
     "metrics",
     "model",

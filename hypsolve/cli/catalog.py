@@ -19,9 +19,11 @@ from hypsolve.formats.machines_text import machines_text
 from hypsolve.planning.json_schema import SCHEMAS
 from hypsolve.planning.json_schema import schema as schema_of
 from hypsolve.solve import METHODS, Method
+from hypsolve.solve_layer_flow import LAYER_FLOW_METHODS, LayerFlowMethod
+from hypsolve.solve_placement import PLACEMENT_METHODS, PlacementMethod
 from hypsolve.solve_serving import THROUGHPUT_METHODS, ThroughputMethod
 
-PROVE_A_BOUND = ("hyperion_plus",)
+PROVE_A_BOUND = ("hyperion_plus", "stage_dp")
 """Methods that prove a lower bound, but not that an answer is optimal."""
 SOURCE_WIDTH = 32  # characters of the source of a GPU in the list
 
@@ -168,7 +170,9 @@ def _row_of_interconnect(name: str) -> dict[str, Any]:
 def methods(as_json: bool) -> None:
     """List the methods of `hypsolve.solve`, and what they prove.
 
-    Those for an Instance serve requests one at a time; those for a ServingInstance, in batches.
+    Those for an Instance serve requests one at a time; those for a ServingInstance, in batches;
+    those for a PlacementProblem form pipelines of machines without an order; those for a
+    LayerFlowProblem lay layers on machines for the largest flow of tokens.
     """
     rows = [
         _row_of_method(name, method.function, "Instance", method.decides, _proof(method))
@@ -177,6 +181,16 @@ def methods(as_json: bool) -> None:
     rows += [
         _row_of_method(name, each.function, "ServingInstance", "partition", _fluid_proof(each))
         for name, each in THROUGHPUT_METHODS.items()
+    ]
+    rows += [
+        _row_of_method(name, each.function, "PlacementProblem", "placement", _fluid_proof(each))
+        for name, each in PLACEMENT_METHODS.items()
+    ]
+    rows += [
+        _row_of_method(
+            name, flow.function, "LayerFlowProblem", "layout", _flow_proof(name, flow)
+        )
+        for name, flow in LAYER_FLOW_METHODS.items()
     ]
     show(rows, as_json)
 
@@ -188,9 +202,16 @@ def _proof(method: Method) -> str:
     return "bound" if method in map(METHODS.get, PROVE_A_BOUND) else "nothing"
 
 
-def _fluid_proof(method: ThroughputMethod) -> str:
-    """Say what a method for a `ServingInstance` proves."""
+def _fluid_proof(method: ThroughputMethod | PlacementMethod) -> str:
+    """Say what a method for a `ServingInstance` or a `PlacementProblem` proves."""
     return "optimum of the fluid model" if method.exact else "nothing"
+
+
+def _flow_proof(name: str, method: LayerFlowMethod) -> str:
+    """Say what a method for a `LayerFlowProblem` proves."""
+    if method.exact:
+        return "optimum"
+    return "bound" if name in PROVE_A_BOUND else "nothing"
 
 
 def _row_of_method(

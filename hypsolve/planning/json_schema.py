@@ -24,6 +24,7 @@ from hypsolve.formats.machines_toml_types import MachinesTable
 from hypsolve.formats.network_toml import NetworkFile
 from hypsolve.formats.network_toml_types import Key, NetworkTable
 from hypsolve.planning.expected_errors import ExpectedError
+from hypsolve.planning.layer_flow_file import LayerFlowFile
 from hypsolve.planning.place_schema import PlacementFile, PlacementReplanFile, RentCurveFile
 from hypsolve.planning.plan import FORMAT, VERSION, Plan
 from hypsolve.planning.query import PlanQuery
@@ -106,6 +107,7 @@ SCHEMAS: dict[str, tuple[str, type]] = {
     "placement": ("Placement of hypsolve", PlacementFile),
     "placement-replan": ("New placement after machines changed", PlacementReplanFile),
     "rent-curve": ("Least price against the rate", RentCurveFile),
+    "layer-flow": ("Result on a problem of flow through layers", LayerFlowFile),
 }
 _WRITTEN_AS: dict[Any, Any] = {  # types that `Plan.to_dict` does not write field by field
     Model: Annotated[str, "Name of the model."],
@@ -148,12 +150,12 @@ def schema(kind: str) -> Schema:
     Parameters
     ----------
     kind : {"network", "machines", "profile", "plan", "serving-instance", "serving-result",
-        "placement", "placement-replan", "rent-curve"}
+        "placement", "placement-replan", "rent-curve", "layer-flow"}
         The TOML file of `hypsolve.read_network_file`; that of `hypsolve.read_machines`; that of
         ``hypsolve measure`` and ``hypsolve calibrate``; the JSON of `Plan.to_dict`; that of
         `hypsolve.save` for a `ServingInstance`; that of `ServingResult.save`; that of
-        `PlacementPlan.to_dict`; that of `PlacementReplan.to_dict`; or that of
-        `RentCurve.to_dict`.
+        `PlacementPlan.to_dict`; that of `PlacementReplan.to_dict`; that of
+        `RentCurve.to_dict`; or that of `LayerFlowResult.to_dict`.
 
     Returns
     -------

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hypsolve.problem import files
 from hypsolve.problem import validation as valid
 from hypsolve.problem.layer_flow import LayerFlowProblem
 from hypsolve.problem.layer_layout import LayerLayout
 from hypsolve.problem.solution import Status, checked_status
-from hypsolve.problem.units import show_seconds
+from hypsolve.problem.units import finite_or_none, show_seconds
+
+FORMAT, VERSION = "hypsolve-layer-flow", 1  # of `LayerFlowResult.to_dict`
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,42 @@ class LayerFlowResult:
         if self.bound_tokens_per_s in (0.0, math.inf):
             return float(self.bound_tokens_per_s != 0)
         return max(0.0, 1 - self.tokens_per_s / self.bound_tokens_per_s)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the problem as plain numbers, strings, lists and dicts, for JSON.
+
+        None stands for inf, which JSON lacks.
+        """
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "problem": self.problem.name,
+            "digest": self.problem.digest(),
+            "method": self.method,
+            "status": str(self.status),
+            "tokens_per_s": self.tokens_per_s,
+            "bound_tokens_per_s": finite_or_none(self.bound_tokens_per_s),
+            "gap": self.gap,
+            "layout": None if self.layout is None else self.layout.to_dict(),
+            "certificate": None if self.certificate is None else dict(self.certificate),
+            "solve_time_s": self.solve_time_s,
+            "message": self.message,
+            "statistics": dict(self.statistics),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_dict` as JSON to a path that ends in ``.json`` or ``.json.gz``.
+
+        `hypsolve.load_layer_flow` reads it, with the problem.
+
+        Raises
+        ------
+        ValueError
+            If `path` ends in something else.
+        OSError
+            If the folder does not exist or cannot be written to.
+        """
+        files.save_result(path, self.to_dict())
 
     def __repr__(self) -> str:
         return (

@@ -445,11 +445,16 @@ def test_every_command_says_that_nothing_fits(capsys, example, command):
     json.loads(out)
 
 
+EVERY_METHOD = [
+    *hs.METHODS, *hs.THROUGHPUT_METHODS, *hs.PLACEMENT_METHODS, *hs.LAYER_FLOW_METHODS,
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("command", ["gpus", "interconnects", "models", "methods"])
 def test_lists(capsys, command):
     known = {
         "gpus": hs.gpus(), "interconnects": hs.interconnects(), "models": hs.models(),
-        "methods": [*hs.METHODS, *hs.THROUGHPUT_METHODS],
+        "methods": EVERY_METHOD,
     }[command]  # fmt: skip
     code, out, _ = run(capsys, command)
     assert code == 0
@@ -546,10 +551,14 @@ def test_the_command_is_installed(tmp_path):
 
 def test_methods_are_listed_in_their_own_words_alone(capsys):
     rows = json.loads(run(capsys, "methods", "--json")[1])
-    assert [row["method"] for row in rows] == [*hs.METHODS, *hs.THROUGHPUT_METHODS]
+    assert [row["method"] for row in rows] == EVERY_METHOD
     proofs = {(row["solves"], row["method"]): row["proves"] for row in rows}
     assert proofs["ServingInstance", "throughput_exact"] == "optimum of the fluid model"
     assert proofs["ServingInstance", "even_split"] == proofs["Instance", "gpipe"] == "nothing"
     assert proofs["Instance", "joint_exact"] == "optimum"
+    assert proofs["PlacementProblem", "placement_highs"] == "optimum of the fluid model"
+    assert proofs["PlacementProblem", "replica_per_machine"] == "nothing"
+    assert proofs["LayerFlowProblem", "stage_dp"] == "bound"
+    assert proofs["LayerFlowProblem", "layer_cpsat"] == "optimum"
     for row in rows:
         assert row["what"] and "]_" not in row["what"] and "Examples" not in row["source"]
