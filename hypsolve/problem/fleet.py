@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hypsolve.problem import validation as valid
 from hypsolve.problem.network import Link, Network, Node
@@ -81,6 +82,7 @@ class Machine:
             )
         if self.uplink is not None:
             valid.of_type(owner, "uplink", self.uplink, Link)
+        valid.of_type(owner, "offer", self.offer, str)
 
     @property
     def name(self) -> str:
@@ -122,7 +124,9 @@ class Pin:
     def __post_init__(self) -> None:
         start = valid.whole("pin", "start", self.start)
         valid.whole("pin", "stop", self.stop, minimum=start + 1)
-        object.__setattr__(self, "sites", valid.some("pin", "sites", self.sites, str))
+        sites = valid.some("pin", "sites", self.sites, str)
+        _distinct("pin", "sites", sites)
+        object.__setattr__(self, "sites", sites)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -184,32 +188,39 @@ class Fleet:
         _distinct(owner, "names of machines", [machine.name for machine in self.machines])
         for machine in self.machines:
             valid.known(f"site of machine {machine.name!r}", machine.site, names)
-        links = dict(self.links)
+        links = dict(_mapping(owner, "links", self.links))
         for pair, link in links.items():
             if not isinstance(pair, tuple) or len(pair) != 2 or pair[0] == pair[1]:
                 raise ValueError(f"{owner}: links must join two sites, got {pair!r:.60}")
             for site in pair:
-                valid.known("site in links", site, names)
+                valid.known(f"site in links of {owner}", site, names)
             valid.of_type(owner, f"links[{pair!r}]", link, Link)
         _set(self, "links", links)
         if self.default_link is not None:
             valid.of_type(owner, "default_link", self.default_link, Link)
-        entry = dict(self.entry) or {names[0]: 1.0}
+        entry = dict(_mapping(owner, "entry", self.entry)) or {names[0]: 1.0}
         for site, share in entry.items():
-            valid.known("site in entry", site, names)
+            valid.known(f"site in entry of {owner}", site, names)
             valid.real(owner, f"entry[{site!r}]", share)
         if abs(math.fsum(entry.values()) - 1) > 1e-9:
             raise ValueError(
                 f"{owner}: shares in entry must add up to 1, got {math.fsum(entry.values()):g}"
             )
         _set(self, "entry", entry)
-        for pin in self.pins:
-            for site in pin.sites:
-                valid.known("site in pins", site, names)
+        for at, pin in enumerate(_sequence(owner, "pins", self.pins)):
+            for site in valid.of_type(owner, f"pins[{at}]", pin, Pin).sites:
+                valid.known(f"site in pins[{at}] of {owner}", site, names)
+        _set(self, "pins", tuple(self.pins))
         machine_names = [machine.name for machine in self.machines]
-        for together in self.apart:
+        for at, together in enumerate(_sequence(owner, "apart", self.apart)):
+            if not isinstance(together, frozenset | set):
+                raise TypeError(
+                    f"{owner}: apart[{at}] must be a set of names of machines,"
+                    f" got {together!r:.60}"
+                )
             for name in together:
-                valid.known("machine in apart", name, machine_names)
+                valid.known(f"machine in apart[{at}] of {owner}", name, machine_names)
+        _set(self, "apart", tuple(map(frozenset, self.apart)))
 
     def __repr__(self) -> str:
         numbers = {site.name: 0 for site in self.sites}
@@ -311,6 +322,9 @@ class Fleet:
             Prices per hour; those that are not named cost nothing.
         """
         prices = prices or {}
+        nodes = [node.name for tier in network.tiers for node in tier.nodes]
+        for name in _mapping(OWNER, "prices", prices):
+            valid.known("node in prices", name, nodes)
         tiers, links = network.tiers, [tier.link for tier in network.tiers[:-1]]
         fastest = max(
             (link for link in links if link is not None),
@@ -358,6 +372,18 @@ def _joined(links: Sequence[Link]) -> Link:
         latency_s=there,
         return_latency_s=math.fsum(link.round_trip_s for link in links) - there,
     )
+
+
+def _mapping(owner: str, field_: str, value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{owner}: {field_} must be a mapping, got {value!r:.60}")
+    return value
+
+
+def _sequence(owner: str, field_: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, tuple | list):
+        raise TypeError(f"{owner}: {field_} must be a tuple, got {value!r:.60}")
+    return value
 
 
 def _distinct(owner: str, what: str, names: Sequence[str]) -> None:
