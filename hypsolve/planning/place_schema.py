@@ -1,7 +1,8 @@
 """Types of the file of a `PlacementPlan`, for `json_schema`."""
 
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from hypsolve.planning.placement_given import GivenTable
 from hypsolve.planning.request_mix import RequestMixTable
 from hypsolve.problem.placement import PlacementObjective
 from hypsolve.problem.solution import Status
@@ -137,6 +138,9 @@ class PlacementFile(TypedDict):
     seed: Annotated[int, "Seed of the method and of arrivals."]
     status: Annotated[Status, "What is proved in the fluid model."]
     digest: Annotated[str, "SHA-256 of the placement problem."]
+    given: NotRequired[
+        Annotated[list[GivenTable], "Fields of model, sites, links and machines, as text."]
+    ]
     solve_time_s: Annotated[float, "Wall time of the method in seconds."]
     throughput: PlacedThroughputTable | None
     pipelines: list[PipelineTable]

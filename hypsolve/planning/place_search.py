@@ -91,10 +91,18 @@ class PlacementSearch:
         assert found is not None
         if not found.is_met and self.deadline.has_passed():
             self.stopped = self.stopped or (
-                f"time limit of {self.query.time_limit_s:g} s: no machines were found in time"
+                f"{self._limit}: no machines were found in time"
                 " that serve the load in simulation"
             )
         return replace(found, stopped=self.stopped)
+
+    @property
+    def _limit(self) -> str:
+        """What the time limit is, and what it covers."""
+        return (
+            f"time limit of {self.query.time_limit_s:g} s for search, simulations and bounds"
+            " together"
+        )
 
     # the fluid model
 
@@ -227,8 +235,7 @@ class PlacementSearch:
             for n, each in enumerate(_distinct(simulator, candidates)):
                 if found and deadline.has_passed():
                     self.stopped = self.stopped or (
-                        f"time limit of {self.query.time_limit_s:g} s: not all placements were"
-                        " simulated"
+                        f"{self._limit}: not all placements were simulated"
                     )
                     break
                 self.progress(f"simulating placement {n + 1} of {len(candidates)}")

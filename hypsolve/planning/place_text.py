@@ -274,6 +274,7 @@ def rate_lines_of_placement(plan: PlacementPlan) -> Iterator[str]:
         ratio = f"{own / best:.2f} times" if best else "more than"
         line += f"; pipeline by pipeline, {ratio} the best of {count(len(others), 'other')}"
     yield line
+    yield from missing_rate_lines(plan)
     if answer is None:
         yield "its latencies behind the router were not simulated in time"
     else:
@@ -282,6 +283,20 @@ def rate_lines_of_placement(plan: PlacementPlan) -> Iterator[str]:
             f" {_pair(answer.ttft_s)}; TPOT {_pair(answer.tpot_s)}; whole"
             f" {_pair(answer.latency_s)}"
         )
+
+
+def missing_rate_lines(plan: PlacementPlan) -> Iterator[str]:
+    """Yield which pipelines are left out of the rate, for theirs is not known."""
+    missing = [
+        (f"pipeline {p}", each.share)
+        for p, each in enumerate(plan.pipelines, start=1)
+        if math.isnan(each.requests_per_s)
+    ]
+    if missing:
+        names = ", ".join(name for name, _ in missing)
+        idle = ", ".join(name for name, share in missing if not share)
+        line = f"left out of this rate, for theirs was not found in time: {names}"
+        yield line + f"; the router sends no requests to {idle}" * bool(idle)
 
 
 def describe_load(plan: PlacementPlan) -> str:

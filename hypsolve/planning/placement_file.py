@@ -14,6 +14,7 @@ from hypsolve.planning.earlier_plan import with_arguments
 from hypsolve.planning.place_machines import MachinesSource
 from hypsolve.planning.place_query import PlaceQuery
 from hypsolve.planning.place_schema import PlacementFile
+from hypsolve.planning.placement_given import describe_differences, differences
 from hypsolve.planning.placement_plan import FORMAT, VERSION, PlacementPlan, placement_of
 from hypsolve.planning.placement_records import (
     PlaceAnswer,
@@ -34,6 +35,7 @@ from hypsolve.problem.solution import Status
 from hypsolve.simulation.metrics import Summary
 
 OWNER = "placement"
+OF_MODEL = " of the model "  # in the words of a difference
 KEPT = (
     "prompt_tokens", "output_tokens", "rate_per_s", "users", "think_time_s", "ttft_slo_s",
     "tpot_slo_s", "objective", "max_stages", "time_limit_s", "seed",
@@ -152,8 +154,13 @@ class SavedPlacement:
         new = sorted(names - self.machine_names)
         words = [f"without {', '.join(gone)}"] if gone else []
         words += [f"with {', '.join(new)} besides"] if new else []
-        what = " and ".join(words) or "of the same names, but with other values"
-        return f"the machines are not those of the plan: {what} (or the model differs)"
+        found = differences(self.document.get("given", []), problem)
+        fields = describe_differences(found)
+        if found and not words and all(OF_MODEL in each for each in found):
+            return f"the model is not that of the plan: {fields}"
+        what = "; ".join(filter(None, (" and ".join(words), fields)))
+        what = what or "of the same names, but with other values (or the model differs)"
+        return f"the machines are not those of the plan: {what}"
 
     def plan(
         self, machines: MachinesSource, model: ModelSource | None = None, **arguments: Any

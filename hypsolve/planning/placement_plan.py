@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hypsolve.planning.place_query import PlaceQuery
+from hypsolve.planning.placement_given import given_of
 from hypsolve.planning.placement_records import (
     PlaceAnswer,
     PlacedPipeline,
@@ -202,6 +203,7 @@ class PlacementPlan:
             "seed": query.seed,
             "status": str(self.result.status),
             "digest": query.problem().digest(),
+            "given": given_of(query.problem()),
             "solve_time_s": self.result.solve_time_s,
             "throughput": None if self.throughput is None else self.throughput.to_dict(),
             "pipelines": [pipeline.to_dict() for pipeline in self.pipelines],

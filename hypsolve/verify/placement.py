@@ -46,7 +46,8 @@ SAME = 1e-9  # relative difference of two sums in different orders
 OPTIMAL = 1.01e-6  # largest gap of an optimal result, with rounding
 
 NOT_COVERED = (
-    "answer", "currency", "interrupted", "pipelines.bound_requests_per_s", "pipelines.limit",
+    "answer", "currency", "given", "interrupted", "pipelines.bound_requests_per_s",
+    "pipelines.limit",
     "pipelines.max_sequences", "pipelines.requests_per_s", "pipelines.tpot_s",
     "pipelines.ttft_s", "reasons", "requests", "seed", "solve_time_s", "stopped",
     "think_time_s", "throughput.bound_requests_per_s", "throughput.fluid_bound",

@@ -11,6 +11,8 @@ import pytest
 import hypsolve as hs
 from hypsolve.planning.json_schema import schema
 from hypsolve.planning.place_query import PlaceQuery
+from hypsolve.planning.place_search import PlacementSearch
+from hypsolve.planning.place_simulation import Candidate
 from hypsolve.planning.placement_plan import placement_of
 from hypsolve.planning.placement_records import (
     JOINS_LESS,
@@ -19,6 +21,7 @@ from hypsolve.planning.placement_records import (
     NOT_NEEDED,
     RUNTIME,
 )
+from hypsolve.planning.split_simulator import UNKNOWN, SplitSimulator
 from hypsolve.problem.serving_evaluation import check_serving
 from tests.helpers.fleets import fleet, machine
 
@@ -355,3 +358,53 @@ def test_a_network_from_python_means_what_its_file_means(tmp_path):
     assert of_python.sites == of_file.sites
     assert of_python.machines == of_file.machines
     assert of_python.sites[0].link.bytes_per_s == 25e9 / 8
+
+
+def test_pipelines_without_a_rate_are_left_out_of_the_sum(monkeypatch):
+    """They counted as 0, and nothing said so."""
+    real = SplitSimulator.ranked
+
+    def ranked(self, cuts, *given):
+        found = real(self, cuts, *given)
+        node = self.deployment.network.tiers[0].nodes[0]
+        return UNKNOWN if node.gpu == MIXED[2].node.gpu else found
+
+    monkeypatch.setattr(SplitSimulator, "ranked", ranked)
+    monkeypatch.setattr(SplitSimulator, "refined", lambda self, cuts, known, *_: (known, False))
+    plan = hs.place("llama-3-8b", fleet(*MIXED[:3]), tpot_slo_s=0.05, **SHORT)
+    assert len(plan.pipelines) == 3
+    rates = {each.stages[0].machine: each.requests_per_s for each in plan.pipelines}
+    assert math.isnan(rates["big"]) and rates["a"] == pytest.approx(rates["b"])
+    total = plan.throughput.simulated_requests_per_s
+    assert total == pytest.approx(rates["a"] + rates["b"])
+    at = [each.stages[0].machine for each in plan.pipelines].index("big")
+    assert f"was not found in time: pipeline {at + 1}; the router sends no req" in str(plan)
+    row = next(line for line in str(plan).splitlines() if " big " in line)
+    assert " nan " not in row and " - " in row
+    table = json.loads(json.dumps(plan.to_dict(), allow_nan=False))
+    assert table["pipelines"][at]["requests_per_s"] is None
+    jsonschema.validate(table, schema("placement"))
+    again = hs.load_placement(table, fleet(*MIXED[:3]))
+    assert again.to_dict() == plan.to_dict() and str(again) == str(plan)
+
+
+def test_a_time_limit_says_what_it_is_for(monkeypatch):
+    monkeypatch.setattr(PlacementSearch, "_solve", _two_candidates(PlacementSearch._solve))
+    plan = hs.place("llama-3-8b", fleet(*MIXED[:3]), **{**SHORT, "time_limit_s": 0.01})
+    assert plan.stopped == (
+        "time limit of 0.01 s for search, simulations and bounds together: not all placements"
+        " were simulated"
+    )
+
+
+def _two_candidates(real):
+    """Search as always, and propose the largest placement without its last pipeline, too."""
+
+    def solve(self, problem):
+        result, candidates = real(self, problem)
+        best = candidates[0]
+        fewer = hs.Placement(best.placement.pipelines[:-1])
+        served = hs.evaluate_placement(problem, fewer)
+        return result, [best, Candidate("fewer", fewer, served)]
+
+    return solve

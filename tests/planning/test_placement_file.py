@@ -1,6 +1,7 @@
 """Files of placements: what is read back is what was written, and bad files are named."""
 
 import copy
+import dataclasses
 import json
 import re
 
@@ -70,10 +71,10 @@ def test_a_plan_without_placement():
 def test_other_machines_are_named(table):
     saved = SavedPlacement.of(table)
     for machines, words in (
-        (BOXES[:1], "without b (or"),
+        (BOXES[:1], "the machines are not those of the plan: without b"),
         (BOXES[:3], "with box besides"),
         ((machine("a"), machine("new")), "without b and with new besides"),
-        ((machine("a"), machine("b", "h100")), "of the same names, but with other values"),
+        ((machine("a"), machine("b", "h100")), "gpu.name of machine b is 'H100-SXM', was 'RTX"),
     ):
         assert words in saved.changes(saved.query(fleet(*machines)))
         with pytest.raises(
@@ -82,6 +83,45 @@ def test_other_machines_are_named(table):
             hs.load_placement(table, fleet(*machines))
     renamed = hs.Fleet(name="other", sites=fleet(*BOXES[:2]).sites, machines=BOXES[:2])
     assert saved.changes(saved.query(renamed)) == ""
+
+
+ROOM = fleet(*BOXES[:2]).sites[0]
+SLOW = hs.Link(bytes_per_s=1e8, latency_s=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"machines": (machine("a", price_per_hour=2.0), machine("b"))},
+         "the machines are not those of the plan: price_per_hour of machine a is 2.0, was 0.0"),
+        ({"sites": (hs.Site(name="room", link=SLOW),)},
+         "bytes_per_s of site room is 100000000.0, was 1250000000.0"),
+        ({"sites": (ROOM, hs.Site(name="rack", link=SLOW))}, "site rack is new"),
+        ({"default_link": SLOW}, "the default link is new"),
+        ({"apart": (frozenset({"a", "b"}),)}, "apart of the fleet is [['a', 'b']], was "),
+        ({"machines": tuple(machine(name, "h100", price_per_hour=1.0) for name in "ab")},
+         " more"),
+    ],
+)  # fmt: skip
+def test_the_field_that_differs_is_named(table, changes, words):
+    """The text was: of the same names, but with other values (or the model differs)."""
+    given = {"name": "lab", "sites": (ROOM,), "machines": BOXES[:2]}
+    saved = SavedPlacement.of(table)
+    text = saved.changes(saved.query(hs.Fleet(**{**given, **changes})))
+    assert words in text and "or the model" not in text
+    plain = SavedPlacement.of({key: of for key, of in table.items() if key != "given"})
+    assert "but with other values" in plain.changes(
+        plain.query(hs.Fleet(**{**given, **changes}))
+    )
+
+
+def test_a_model_of_the_same_name_with_other_values_is_named(table):
+    model = dataclasses.replace(hs.model("llama-3-8b"), context_tokens=77)
+    saved = SavedPlacement.of(table)
+    text = saved.changes(saved.query(fleet(*BOXES[:2]), model))
+    assert text == (
+        "the model is not that of the plan: context_tokens of the model is 77, was 8192"
+    )
 
 
 def test_a_machine_that_is_gone_breaks_the_placement(table):
