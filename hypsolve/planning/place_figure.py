@@ -1,7 +1,8 @@
 """The figure of a placement: a column per site, a lane per pipeline, a box per stage.
 
 Lanes are read from left to right, and from top to bottom where a site is too narrow for all
-stages of a pipeline. Equal pipelines share a lane. The last lane has the machines left out.
+stages of a pipeline. Equal pipelines share a lane. A lane begins below those above it that are
+at the same sites. The last lane has the machines left out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from hypsolve.planning.palette import (
     drawing,
     short_name,
 )
-from hypsolve.planning.place_text import alike_pipelines, describe_holds, names_of, show_rate
+from hypsolve.planning.place_text import (
+    MIN_RANGE,
+    alike_pipelines,
+    describe_holds,
+    names_of,
+    show_rate,
+)
 from hypsolve.planning.placement_records import JOINS_LESS, JOINS_MORE, NO_PIPELINE, RUNTIME
 from hypsolve.problem import validation as valid
 from hypsolve.problem.optional import optional
@@ -43,14 +50,16 @@ PAGE_WIDTH = 9.4
 BOX, MAX_BOX, HEIGHT = 1.42, 2.1, 0.6  # width and height of a box
 BETWEEN, SITES = 0.34, 0.86  # between two boxes of a site, and between two sites
 PAD, HEADER, LABEL, ROW, LANE = 0.1, 0.6, 0.27, 0.24, 0.2
+LINE, MARK = 0.16, 0.17  # between two lines of a label, and before its letters
 LETTER = 0.066  # mean width of a letter of 8 pt
 BOLD = 0.93  # share of letters that fit if they are bold
+BIG = 1.25  # letters of the name of a site, in those of other lines
 SMALL, NORMAL = 8.0, 9.0  # points
 EDGE = 0.01  # inches for the edges of the outer panels
 TINT = 0.16  # opacity of boxes
 WHY = {
     JOINS_LESS: "a pipeline serves less",
-    JOINS_MORE: "more in the model only",
+    JOINS_MORE: "gains in the model only",
     NO_PIPELINE: "fits no pipeline",
     RUNTIME: "not run by the server",
 }
@@ -72,10 +81,21 @@ class Box:
 class Lane:
     """Boxes under a label; those of a pipeline are joined by arrows."""
 
-    label: str
+    label: tuple[str, ...]
     colour: str
     boxes: tuple[Box, ...]
     is_pipeline: bool
+
+    @property
+    def columns(self) -> range:
+        """Columns from the first to the last of its boxes."""
+        columns = [box.column for box in self.boxes]
+        return range(min(columns), max(columns) + 1)
+
+    @property
+    def label_height(self) -> float:
+        """Height of the lines of its label in inches."""
+        return LABEL + (len(self.label) - 1) * LINE
 
     @property
     def rows(self) -> int:
@@ -85,7 +105,7 @@ class Lane:
     @property
     def height(self) -> float:
         """Height in inches."""
-        return LABEL + self.rows * HEIGHT + (self.rows - 1) * ROW + LANE
+        return self.label_height + self.rows * HEIGHT + (self.rows - 1) * ROW + LANE
 
 
 class Layout:
@@ -115,11 +135,14 @@ class Layout:
         self.slots = max(1, int((inner + BETWEEN) / (BOX + BETWEEN)))
         self.box = min((inner - (self.slots - 1) * BETWEEN) / self.slots, MAX_BOX)
         self.lanes = [*self._pipelines(), *self._unused()]
-
-    @property
-    def height(self) -> float:
-        """Height of the figure in inches."""
-        return HEADER + sum(lane.height for lane in self.lanes) + PAD
+        self.tops: list[float] = []
+        bottoms = [HEADER] * self.n_columns
+        for lane in self.lanes:
+            top = max(bottoms[column] for column in lane.columns)
+            self.tops.append(top)
+            for column in lane.columns:
+                bottoms[column] = top + lane.height
+        self.height = max(bottoms) + PAD  # of the figure, in inches
 
     def left(self, column: int, slot: int) -> float:
         """Return the left edge of a box."""
@@ -132,11 +155,12 @@ class Layout:
         for at, (numbers, alike) in enumerate(alike_pipelines(self.plan)):
             first, n = alike[0], len(alike)
             each = f"{n} x " if n > 1 else ""
-            label = (
-                f"pipeline{'s' * (n > 1)} {numbers}: {each}{show_rate(first.requests_per_s)}"
-                f" requests/s ({first.share * n:.0%})"
-            )
+            name = f"pipeline{'s' * (n > 1)} {numbers}"
+            rate = f"{each}{show_rate(first.requests_per_s)} requests/s ({first.share * n:.0%})"
             boxes = tuple(self._stages(alike))
+            width = max(self.column - PAD, self.width * (not self.is_by_site)) - MARK
+            fits = len(f"{name}: {rate}") <= int(width / LETTER * BOLD)
+            label = (f"{name}: {rate}",) if fits else (name, rate)
             yield Lane(label, COLOURS[at % len(COLOURS)], boxes, True)
 
     def _stages(self, alike: Sequence[PlacedPipeline]) -> Iterator[Box]:
@@ -168,7 +192,7 @@ class Layout:
         where = "" if self.is_by_site or len(self.sites) < 2 else f" ({machine.site})"
         joined = names_of(sorted(names, key=lambda name: (len(name), name)))
         if len(joined) > letters - len(where) and len(names) > 1:
-            joined = joined_names(names, letters - len(where))
+            joined = _short_names(names, letters - len(where))
         return (f"{joined}{where}",)
 
     def _unused(self) -> Iterator[Lane]:
@@ -190,7 +214,32 @@ class Layout:
                 lines = (*self._named(names, alike[0]), gpus, WHY.get(each.why, each.why))
                 boxes.append(Box(column, n // self.slots, n % self.slots, lines))
         if boxes:
-            yield Lane("left out", GREY, tuple(boxes), False)
+            yield Lane(("left out",), GREY, tuple(boxes), False)
+
+
+def _short_names(names: Sequence[str], letters: int) -> str:
+    """Join names in few letters; only names with consecutive numbers are written as a range.
+
+    Examples
+    --------
+    >>> _short_names(["rack-0", "rack-2", "rack-4"], 14)
+    'rack-0, 2, 4'
+    >>> _short_names(["rack-0", "rack-2", "rack-4", "rack-6"], 14)
+    'rack-0, +3'
+    >>> _short_names(["a-long-name-0", "a-long-name-1", "a-long-name-2"], 14)
+    'a-long-n… to 2'
+    """
+    names = sorted(names, key=lambda name: (len(name), name))
+    stems = {name.rstrip("0123456789") for name in names}
+    if len(names) >= MIN_RANGE and ", " not in names_of(names):
+        return joined_names(names, letters)
+    if len(stems) == 1:
+        stem = len(stems.pop())
+        joined = ", ".join([names[0], *(name[stem:] for name in names[1:])])
+        if len(joined) <= letters and all(name[stem:] for name in names):
+            return joined
+    more = f", +{len(names) - 1}"
+    return short_name(names[0], letters - len(more)) + more
 
 
 def placement_height(plan: PlacementPlan, width: float) -> float:
@@ -217,10 +266,8 @@ def draw_placement(plan: PlacementPlan, ax: Axes, width: float) -> None:
     """Draw sites, pipelines and machines that are left out into axes of a width in inches."""
     layout = Layout(plan, width)
     _panels(ax, layout)
-    y = HEADER
-    for lane in layout.lanes:
-        _lane(ax, layout, lane, y)
-        y += lane.height
+    for lane, top in zip(layout.lanes, layout.tops, strict=True):
+        _lane(ax, layout, lane, top)
     ax.set_xlim(-EDGE, width + EDGE)
     ax.set_ylim(layout.height, 0)
     ax.set_axis_off()
@@ -231,7 +278,6 @@ def draw_placement(plan: PlacementPlan, ax: Axes, width: float) -> None:
 def _panels(ax: Axes, layout: Layout) -> None:
     """Draw a panel for every site, with its name, machines and inner link."""
     fleet = layout.plan.query.fleet
-    entry = [name for name, share in fleet.entry.items() if share > 0]
     letters = int(layout.column / LETTER)
     if not layout.is_by_site:
         sites = ", ".join(layout.sites)
@@ -244,9 +290,13 @@ def _panels(ax: Axes, layout: Layout) -> None:
         here = [machine for machine in layout.machines.values() if machine.site == name]
         ax.text(x + PAD, 0.22, short_name(name, letters), size=NORMAL, weight="bold")
         line = f"{count(len(here), 'machine')}, {count(sum(m.node.gpus for m in here), 'GPU')}"
-        if name in entry:
-            line += "; requests enter here"
-        elif len(here) > 1:
+        share = fleet.entry.get(name, 0.0)
+        enter = f"{share:.0%} of requests enter" if share < 1 else "requests enter here"
+        if share and len(name) * BIG + len(enter) + 1 <= letters:
+            ax.text(x + layout.column - PAD, 0.22, enter, size=SMALL, color=MUTED, ha="right")
+        elif share:
+            line = f"{count(len(here), 'machine')}; {enter}"
+        if len(here) > 1 and enter not in line:
             site = next(site for site in fleet.sites if site.name == name)
             link = f"; {_rate(site.link)} inside"
             line += link * (len(line + link) <= letters)
@@ -255,14 +305,15 @@ def _panels(ax: Axes, layout: Layout) -> None:
 
 def _lane(ax: Axes, layout: Layout, lane: Lane, y: float) -> None:
     first = lane.boxes[0] if lane.is_pipeline else min(lane.boxes, key=lambda box: box.column)
-    x = layout.left(first.column, 0)
+    x, top = layout.left(first.column, 0), y + lane.label_height
     _box(ax, x, y + 0.07, 0.11, 0.11, facecolor=lane.colour)
-    ax.text(x + 0.17, y + 0.18, lane.label, size=SMALL, weight="bold")
+    for at, line in enumerate(lane.label):
+        ax.text(x + MARK, y + 0.18 + at * LINE, line, size=SMALL, weight="bold")
     before = None
     for box in lane.boxes:
-        _stage(ax, layout, lane, box, y + LABEL)
+        _stage(ax, layout, lane, box, top)
         if lane.is_pipeline and before is not None:
-            _arrow(ax, layout, lane, before, box, y + LABEL)
+            _arrow(ax, layout, lane, before, box, top)
         before = box
 
 

@@ -1,6 +1,7 @@
 """The report of a placement: one page that loads nothing, and shows what the plan says."""
 
 import html
+import itertools
 import json
 import re
 
@@ -164,3 +165,65 @@ def test_plot_draws_into_given_axes_and_refuses_nothing(plan, tmp_path):
     none = hs.place("llama-3-70b", tmp_path / "small.toml", **ASKED)
     with pytest.raises(ValueError, match="place: no placement to draw, infeasible"):
         none.plot()
+
+
+MANY = """
+default_link = {gbps = 1.0, latency_ms = 15.0}
+entry = {berlin = 0.7, oslo = 0.3}
+sites = [
+  {name = "berlin", link = {gbps = 25.0, latency_ms = 0.1}},
+  {name = "oslo", link = {gbps = 10.0, latency_ms = 0.1}},
+  {name = "tokyo", link = {gbps = 10.0, latency_ms = 0.1}},
+]
+machines = [
+  {gpu = "h100", name = "h100", site = "berlin", count = 12},
+  {gpu = "l4", name = "l4", site = "oslo", count = 6},
+  {gpu = "v100-16gb", name = "v100", site = "tokyo", count = 20},
+]
+"""
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Three sites, and pipelines of two stages with as many names as fit a row."""
+    path = tmp_path_factory.mktemp("many") / "many.toml"
+    path.write_text(MANY)
+    return hs.place("llama-3-8b", path, **ASKED)
+
+
+def test_lines_stay_inside_their_site(many):
+    """Labels ran over the edge of the panel, and over that of the page at the last site."""
+    ax = many.plot()
+    figure = ax.figure
+    renderer = figure.canvas.get_renderer()
+    layout = Layout(many, 9.4)
+    assert layout.is_by_site and len(layout.sites) == 3 and len(layout.lanes) >= 3
+    panels = [patch.get_window_extent(renderer) for patch in ax.patches[:3]]
+    extents = [(text.get_text(), text.get_window_extent(renderer)) for text in ax.texts]
+    for words, extent in extents:
+        assert any(p.x0 <= extent.x0 and extent.x1 <= p.x1 for p in panels), words
+        assert "…" not in words
+    for (words, one), (more, other) in itertools.combinations(extents, 2):
+        assert not one.padded(-1).overlaps(other.padded(-1)), (words, more)
+    assert {"70% of requests enter", "30% of requests enter"} <= {words for words, _ in extents}
+
+
+def test_only_consecutive_names_are_a_range(many):
+    """`v100-0 to 18` stood for every second one."""
+    texts = [text.get_text() for text in many.plot().texts]
+    assert not any(words.startswith("v100-0 to 18") for words in texts)
+    assert {"v100-0, +9", "v100-1, +9"} <= set(texts)
+
+
+def test_lanes_at_different_sites_stand_side_by_side(many):
+    layout = Layout(many, 9.4)
+    spans = [
+        (lane.columns, top, top + lane.height)
+        for lane, top in zip(layout.lanes, layout.tops, strict=True)
+    ]
+    for (columns, top, bottom), (others, other_top, other_bottom) in itertools.combinations(
+        spans, 2
+    ):
+        if set(columns) & set(others):
+            assert bottom <= other_top + 1e-9 or other_bottom <= top + 1e-9
+    assert layout.height < sum(lane.height for lane in layout.lanes)
