@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from hypsolve.planning.place_simulation import (
     known_sum,
     weighted,
 )
-from hypsolve.planning.place_text import show_rate
+from hypsolve.planning.place_text import alike_pipelines, describe_holds, names_of, show_rate
 from hypsolve.planning.placement_file import PlacementSource, SavedPlacement
 from hypsolve.planning.placement_moves import WRAP_UP_S, FewBytes, FewBytesSearch, loading_rate
 from hypsolve.planning.placement_plan import PlacementPlan
@@ -28,7 +29,8 @@ from hypsolve.planning.query_arguments import ModelSource
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.text import table
 from hypsolve.problem import validation as valid
-from hypsolve.problem.placement import Pipeline, PlacedStage, Placement
+from hypsolve.problem.fleet import Fleet
+from hypsolve.problem.placement import PlacedStage, Placement
 from hypsolve.problem.placement_evaluation import ServedPlacement, evaluate_placement
 from hypsolve.problem.placement_result import PlacementResult
 from hypsolve.problem.solution import Status
@@ -155,7 +157,7 @@ class PlacementReplan:
             yield f"stopped: {self.stopped}"
         if self.changes:
             yield self.changes
-        ends = [f"stops: {describe_stages(each)}" for each in self.stopped_pipelines]
+        ends = list(self._ends())
         if not self.fits:
             found = "was found" if self.interrupted else "serves a request"
             yield f"no placement {self._within()} {found}"
@@ -168,12 +170,14 @@ class PlacementReplan:
             total = show_bytes(sum(self.moved_bytes.values()))
             line += f"; {n_loading} to load {total}, in {show_seconds(self.move_s)}"
         yield line
-        yield table([self._row(p, each) for p, each in enumerate(self.pipelines, start=1)])
+        yield table(list(self._rows()))
         yield from ends
-        before = "" if math.isnan(self.before_per_s) else f"before {self.before_per_s:.3g}, "
+        before = (
+            "" if math.isnan(self.before_per_s) else f"before {show_rate(self.before_per_s)}, "
+        )
         yield (
-            f"requests/s, simulated: {before}meanwhile {self.during_per_s:.3g}, after"
-            f" {self.after_per_s:.3g}"
+            f"requests/s, simulated: {before}meanwhile {show_rate(self.during_per_s)}, after"
+            f" {show_rate(self.after_per_s)}"
         )
         if unknown := [f"pipeline {p}" for p, each in enumerate(self.pipelines, start=1)
                        if math.isnan(each.requests_per_s)]:  # fmt: skip
@@ -200,18 +204,54 @@ class PlacementReplan:
             line += f"; not all pipelines were searched {cut}"
         return line
 
-    def _row(self, number: int, pipeline: MovedPipeline) -> dict[str, str]:
-        loads = sum(pipeline.loads.values())
-        waits = "serves all the time" if pipeline.is_kept else (
-            f"starts after {show_seconds(pipeline.interruption_s)}"
+    def _rows(self) -> Iterator[dict[str, str]]:
+        """Yield a row per stage; pipelines with equal stages, loads and rates share theirs."""
+        fleet, at = self.plan.query.fleet, 0
+        for _, alike in alike_pipelines(self.plan):
+            moved = self.pipelines[at : at + len(alike)]
+            for _, group in itertools.groupby(moved, key=_until):
+                same = list(group)
+                yield from self._rows_of(same, at, fleet)
+                at += len(same)
+
+    def _rows_of(
+        self, same: Sequence[MovedPipeline], at: int, fleet: Fleet
+    ) -> Iterator[dict[str, str]]:
+        first, n = same[0], len(same)
+        loads = sum(first.loads.values())
+        waits = "serves all the time" if first.is_kept else (
+            f"starts after {show_seconds(first.interruption_s)}"
         )  # fmt: skip
-        return {
-            "pipeline": str(number),
-            "stages": describe_stages(pipeline.stages),
-            "loads": show_bytes(loads) if loads else "-",
-            "until then": waits,
-            "requests/s": show_rate(pipeline.requests_per_s),
-        }
+        each = f"{n} x " * (n > 1)
+        for s, stage in enumerate(first.stages):
+            gpu, head = fleet.machine(stage.machine).node.gpu.name, s == 0
+            numbers = f"{at + 1}" if n == 1 else f"{at + 1}-{at + n}"
+            size = f"{each}{show_bytes(loads)}" if loads else "-"
+            yield {
+                "pipeline": numbers if head else "",
+                "machine": names_of([pipeline.stages[s].machine for pipeline in same]),
+                "GPUs": gpu if stage.gpus == 1 else f"{stage.gpus} x {gpu}",
+                "holds": describe_holds(stage, self.plan.query.model.n_blocks),
+                "loads": size if head else "",
+                "until then": waits if head else "",
+                "requests/s": f"{each}{show_rate(first.requests_per_s)}" if head else "",
+            }
+
+    def _ends(self) -> Iterator[str]:
+        """Yield the pipelines that stop; those with equal stages share a line."""
+        n_blocks = self.plan.query.model.n_blocks
+        alike: dict[tuple[Any, ...], list[tuple[PlacedStage, ...]]] = {}
+        for stages in self.stopped_pipelines:
+            kind = tuple((stage.gpus, stage.start, stage.stop) for stage in stages)
+            alike.setdefault(kind, []).append(stages)
+        for group in alike.values():
+            words = [
+                f"{names_of([stages[s].machine for stages in group])}"
+                f"{f' x{stage.gpus}' * (stage.gpus > 1)} ({describe_holds(stage, n_blocks)})"
+                for s, stage in enumerate(group[0])
+            ]
+            n = f" {len(group)} pipelines:" if len(group) > 1 else ""
+            yield f"stops:{n} {' -> '.join(words)}"
 
     def _within(self) -> str:
         words = []
@@ -518,6 +558,11 @@ def _compared(
     return pipelines, list(old.elements())
 
 
-def describe_stages(stages: Sequence[PlacedStage]) -> str:
-    """Write the stages of a pipeline in their order."""
-    return str(Pipeline(tuple(stages), 0.0))
+def _until(pipeline: MovedPipeline) -> tuple[Any, ...]:
+    """Return what pipelines that share a row have in common besides their stages."""
+    return (
+        pipeline.is_kept,
+        sum(pipeline.loads.values()),
+        pipeline.interruption_s,
+        repr(pipeline.requests_per_s),  # nan equals nan
+    )

@@ -451,3 +451,21 @@ def test_random_limits_never_pass_the_bound(plan):
         assert found.requests_per_s <= found.bound_per_s
         rates.append(found.requests_per_s)
     assert rates == sorted(rates)
+
+
+def test_equal_pipelines_share_a_row(plan):
+    """A fleet of 64 machines filled the screen with a row for each."""
+    now = fleet(machine("a"), machine("b"), *(machine(f"new-{n}", "l40s") for n in range(4)))
+    again = hs.replan_placement(plan, now)
+    text = str(again)
+    rows = [line for line in text.splitlines() if "all layers" in line]
+    rows = [line for line in rows if not line.startswith("stops")]
+    assert len(rows) == 2 and len(again.pipelines) == 6
+    kept = next(row for row in rows if "serves all the time" in row)
+    new = next(row for row in rows if "starts after" in row)
+    assert "a, b" in kept and "2 x " in kept and "new-0 to 3" in new and "L40S" in new
+    size = hs.model("llama-3-8b").weight_bytes
+    assert f"4 x {size / 1e9:.3f} GB" in new and f"{size / 1.25e9:.4g} s" in new
+    assert "stops: c (all layers)" in text
+    none = hs.replan_placement(plan, fleet(machine("d")), max_move_bytes=0)
+    assert "stops: 3 pipelines: a, b, c (all layers)" in str(none).replace("a to c", "a, b, c")
