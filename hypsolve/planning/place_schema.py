@@ -227,6 +227,9 @@ class PlacementReplanFile(TypedDict):
     fluid_bound: Annotated[
         float | None, "No placement within the limits carries more there; null: not known."
     ]
+    best_fluid_per_s: Annotated[
+        float, "Largest rate there of the placements that were found within the limits."
+    ]
     gap: Annotated[float | None, "1 - fluid_per_s / fluid_bound; null: not known."]
     free_per_s: Annotated[
         float | None, "Rate there of the best placement found without limits."

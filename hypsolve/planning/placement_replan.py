@@ -16,6 +16,7 @@ from hypsolve.planning.place_search import EXACT
 from hypsolve.planning.place_served import pipelines_of, throughput_of
 from hypsolve.planning.place_simulation import (
     Candidate,
+    PlacementRate,
     PlacementSimulator,
     known_sum,
     weighted,
@@ -42,6 +43,8 @@ OWNER = "replan"
 METHOD = "replan"
 FORMAT, VERSION = "hypsolve-placement-replan", 1  # of `PlacementReplan.to_dict`
 FREE_SHARE = 0.2  # of the time limit, for the best placement without a limit on moves
+OTHERS_SHARE = 0.2  # of what is left then, for each placement that is simulated, too
+RANK_SHARE = 0.5  # of what is left then, to rank them by simulation
 SEARCH_SHARE = 0.7  # of the time that is left then, for the best one within it
 PROVED = 2e-6  # largest gap of an answer that is proved
 
@@ -99,6 +102,9 @@ class PlacementReplan:
         Rate of the new placement in the fluid model.
     fluid_bound : float
         No placement within the limits carries more there; inf if nothing is proved.
+    best_fluid_per_s : float
+        Largest rate there of the placements that were found within the limits. The one that
+        serves most in simulation is taken, which may be another one.
     free_per_s : float
         Rate in the fluid model of the best placement that was found without limits; nan if none
         was.
@@ -123,6 +129,7 @@ class PlacementReplan:
     after_per_s: float
     fluid_per_s: float
     fluid_bound: float
+    best_fluid_per_s: float
     free_per_s: float
     is_complete: bool
     stopped: str = ""
@@ -199,6 +206,11 @@ class PlacementReplan:
                 f"proved: no placement {self._within()} carries more than"
                 f" {self.fluid_bound:.4g} there (gap {self.gap:.1%})"
             )
+        if self.best_fluid_per_s > self.fluid_per_s * (1 + PROVED):
+            line += (
+                f"; another one carries {self.best_fluid_per_s:.4g} there, and serves less in"
+                " simulation"
+            )
         if not (self.is_complete or self.is_proved):
             cut = "before the interrupt" if self.interrupted else "in time"
             line += f"; not all pipelines were searched {cut}"
@@ -268,7 +280,7 @@ class PlacementReplan:
         """
         numbers = (
             "max_move_bytes", "max_move_s", "before_per_s", "during_per_s", "after_per_s",
-            "fluid_per_s", "fluid_bound", "gap", "free_per_s",
+            "fluid_per_s", "fluid_bound", "best_fluid_per_s", "gap", "free_per_s",
         )  # fmt: skip
         return {
             "format": FORMAT,
@@ -317,9 +329,11 @@ def replan_placement(
     within its site. Pipelines that stay as they are serve all the time.
 
     Of all placements within the limits, the one with the largest rate in the fluid model is
-    searched. Of those with an equal rate, one is taken that serves most until the machines have
-    loaded, and then one that loads few bytes. On fleets of few machines the rate is proved to
-    be the largest; on larger ones, or if the time ends, a bound is stated.
+    searched. It is simulated, as are the best one that loads nothing and those of shorter
+    pipelines, and the one that serves most is taken. Of placements with an equal rate in the
+    fluid model, one is searched that serves most until the machines have loaded, and then one
+    that loads few bytes. On fleets of few machines the largest rate there is proved; on larger
+    ones, or if the time ends, a bound is stated.
 
     Parameters
     ----------
@@ -405,7 +419,10 @@ class _Replanning:
         if found.is_interrupted:
             self._interrupt("the search for placements that load few bytes was stopped")
         limit = math.inf if free.fluid_bound is None else free.fluid_bound
-        plan, rates, fluid = self._planned(found)
+        bound, is_complete = found.bound_per_s, found.is_complete
+        best_fluid_per_s = found.requests_per_s
+        others = self._others(found, max_bytes, max_seconds)
+        found, plan, rates, fluid = self._planned([found, *others])
         rate_of = {p.name: loading_rate(problem, p) for p in problem.fleet.machines}
         moved: Counter[str] = Counter()
         for own in found.loads:
@@ -427,9 +444,10 @@ class _Replanning:
             during_per_s=known_sum(each.requests_per_s for each in pipelines if each.is_kept),
             after_per_s=known_sum(rates),
             fluid_per_s=found.requests_per_s,
-            fluid_bound=min(found.bound_per_s, limit),
+            fluid_bound=min(bound, limit),
+            best_fluid_per_s=best_fluid_per_s,
             free_per_s=math.nan if free.served is None else free.served.requests_per_s,
-            is_complete=found.is_complete,
+            is_complete=is_complete,
             stopped=self.stopped,
             interrupted=bool(self.stopped),
         )
@@ -448,6 +466,34 @@ class _Replanning:
             self._interrupt("the search for placements was stopped")
         return self._result(Status.UNKNOWN, None, None)
 
+    def _others(
+        self, found: FewBytes, max_bytes: float, max_seconds: float
+    ) -> Iterator[FewBytes]:
+        """Yield the best placement that loads nothing, and those of shorter pipelines.
+
+        The fluid model overestimates pipelines of many small stages, in which batches bunch, so
+        that they may serve less in simulation than what serves already.
+        """
+        if found.placement is None or self.stopped:
+            return
+        longest = max(len(each.stages) for each in found.placement.pipelines)
+        tries = [(self.problem, 0.0)] if sum(map(len, found.loads)) else []
+        tries += [
+            (self.problem.replace(max_stages=n), max_bytes) for n in range(longest - 1, 0, -1)
+        ]
+        for problem, limit in tries:
+            if self.deadline.has_passed():
+                return
+            other = FewBytesSearch(
+                problem, self.saved.placement, max_bytes=limit, max_seconds=max_seconds,
+                deadline=self.deadline.part(OTHERS_SHARE), seed=self.query.seed,
+            ).run()  # fmt: skip
+            if other.is_interrupted:
+                self._interrupt("the search for placements of shorter pipelines was stopped")
+                return
+            if other.placement is not None:
+                yield other
+
     def _result(
         self, status: Status, placement: Placement | None, served: ServedPlacement | None
     ) -> PlacementResult:
@@ -463,12 +509,14 @@ class _Replanning:
         )
 
     def _planned(
-        self, found: FewBytes
-    ) -> tuple[PlacementPlan, tuple[float, ...], tuple[float, ...]]:
-        """Return the plan of a placement, and simulated and fluid rates of its pipelines."""
-        query, placement = self.query, found.placement
-        served = None if placement is None else evaluate_placement(self.problem, placement)
-        if placement is None or served is None:
+        self, found: Sequence[FewBytes]
+    ) -> tuple[FewBytes, PlacementPlan, tuple[float, ...], tuple[float, ...]]:
+        """Return the placement that serves most in simulation, its plan, and its rates.
+
+        The rates of its pipelines are those in simulation, and in the fluid model.
+        """
+        query, first = self.query, found[0]
+        if first.placement is None:
             why = "no placement within the limits on what is loaded serves a request"
             if self.stopped:
                 why = "no placement within the limits on what is loaded was found"
@@ -480,16 +528,17 @@ class _Replanning:
                 stopped=self.stopped,
                 interrupted=bool(self.stopped),
             )
-            return plan, (), ()
-        result = self._result(Status.FEASIBLE, placement, served)
+            return first, plan, (), ()
         simulator = PlacementSimulator(query, self.problem)
-        candidate = Candidate(METHOD, placement, served)
-        self.progress("simulating the placement")
-        try:
-            rate = simulator.rate(placement, served, self.deadline, in_full=not self.stopped)
-        except KeyboardInterrupt:
-            self._interrupt("not all pipelines were simulated at length")
-            rate = simulator.known_rate(placement, served)
+        served = [
+            (each, evaluate_placement(self.problem, each.placement))
+            for each in found
+            if each.placement is not None
+        ]
+        simulated = self._simulated(simulator, served)
+        chosen, candidate, rate = simulated[0]
+        placement, of_placement = candidate.placement, candidate.served
+        result = self._result(Status.FEASIBLE, placement, of_placement)
         used = set(placement.machines)
         rest = tuple(m.name for m in query.fleet.machines if m.name not in used)
         unused = [UnusedMachine(machines=(name,), why=RUNTIME, reason=reason)
@@ -502,13 +551,52 @@ class _Replanning:
             result=result,
             placement=weighted(placement, rate.weights),
             pipelines=tuple(pipelines_of(simulator, candidate, rate, None)),
-            throughput=throughput_of(simulator, result, [(candidate, rate)], None, math.inf),
+            throughput=throughput_of(
+                simulator, result, [each[1:] for each in simulated], None, math.inf
+            ),
             unused=tuple(unused),
             stopped=self.stopped,
             interrupted=bool(self.stopped),
         )
-        fluid = tuple(each.fluid_requests_per_s for each in served.pipelines)
-        return plan, rate.of_pipelines, fluid
+        fluid = tuple(each.fluid_requests_per_s for each in of_placement.pipelines)
+        return chosen, plan, rate.of_pipelines, fluid
+
+    def _simulated(
+        self,
+        simulator: PlacementSimulator,
+        served: Sequence[tuple[FewBytes, ServedPlacement]],
+    ) -> list[tuple[FewBytes, Candidate, PlacementRate]]:
+        """Return placements with their rates in simulation, the largest first.
+
+        Of equal rates, the larger one in the fluid model comes first, and then the one that was
+        found first. An interrupt leaves those that were simulated, or else the first one.
+        """
+        self.progress("simulating the placement")
+        simulated: list[tuple[FewBytes, Candidate, PlacementRate]] = []
+        deadline = self.deadline.part(RANK_SHARE)
+        for found, of_each in served:
+            assert found.placement is not None
+            candidate = Candidate(METHOD, found.placement, of_each)
+            try:
+                if simulated and (self.stopped or deadline.has_passed()):
+                    break
+                rate = simulator.rate(found.placement, of_each, deadline)
+            except KeyboardInterrupt:
+                self._interrupt("not all pipelines were simulated at length")
+                if simulated:
+                    break
+                rate = simulator.known_rate(found.placement, of_each)
+            simulated.append((found, candidate, rate))
+        simulated.sort(key=lambda each: -each[2].requests_per_s)
+        found, candidate, rate = simulated[0]
+        try:
+            if not self.stopped:
+                rate = simulator.rate(
+                    candidate.placement, candidate.served, self.deadline, in_full=True
+                )
+        except KeyboardInterrupt:
+            self._interrupt("not all pipelines were simulated at length")
+        return [(found, candidate, rate), *simulated[1:]]
 
 
 def _query(

@@ -469,3 +469,27 @@ def test_equal_pipelines_share_a_row(plan):
     assert "stops: c (all layers)" in text
     none = hs.replan_placement(plan, fleet(machine("d")), max_move_bytes=0)
     assert "stops: 3 pipelines: a, b, c (all layers)" in str(none).replace("a to c", "a, b, c")
+
+
+def test_the_placement_that_serves_most_in_simulation_is_taken(plan, monkeypatch):
+    """Of pipelines that the fluid model overestimates, all loaded, and less was served."""
+    real = PlacementSimulator.rate
+
+    def rate(self, placement, served, *given, **more):
+        found = real(self, placement, served, *given, **more)
+        factor = 0.2 if "d" in placement.machines else 1.0
+        of_pipelines = tuple(factor * each for each in found.of_pipelines)
+        return dataclasses.replace(
+            found, requests_per_s=sum(of_pipelines), of_pipelines=of_pipelines
+        )
+
+    monkeypatch.setattr(PlacementSimulator, "rate", rate)
+    again = hs.replan_placement(plan, NOW)
+    assert sorted(again.plan.machines) == ["a", "b"] and not again.moved_bytes
+    assert again.during_per_s == again.after_per_s > 0
+    assert again.best_fluid_per_s > again.fluid_per_s and not again.is_proved
+    words = f"; another one carries {again.best_fluid_per_s:.4g} there, and serves less in sim"
+    assert words in str(again)
+    served = [each.simulated_requests_per_s for each in again.plan.throughput.placements]
+    assert len(served) == 2 and served[0] > served[1]
+    jsonschema.validate(again.to_dict(), schema("placement-replan"))
