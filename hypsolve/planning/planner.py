@@ -270,10 +270,11 @@ def _within_bound(forecast: Forecast, found: Throughput | None) -> Forecast:
 def _slo_search(query: PlanQuery, solution: Solution, forecast: Forecast) -> SloSearch:
     """Return the search for the largest loads within the targets, of the split of a plan."""
     assert solution.result.partition is not None
-    known, is_lower_bound = math.nan, False
+    known, is_lower_bound, is_confirmed = math.nan, False, True
     if solution.throughput is not None:
         best = solution.throughput.splits[0]
         known, is_lower_bound = best.within_targets_per_s, best.is_lower_bound
+        is_confirmed = best.is_confirmed
     return SloSearch(
         solution.deployment,
         solution.instance,
@@ -282,6 +283,7 @@ def _slo_search(query: PlanQuery, solution: Solution, forecast: Forecast) -> Slo
         forecast,
         within_targets_per_s=known,
         is_lower_bound=is_lower_bound,
+        is_confirmed=is_confirmed,
     )
 
 

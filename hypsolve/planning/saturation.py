@@ -64,6 +64,9 @@ class SimulatedRate:
         Largest rate of Poisson arrivals within the targets; nan if it was not looked for.
     stretch : float
         Of users with targets: see `stretch_of`; else nan.
+    is_confirmed : bool
+        False: the rate within targets was only found in short simulations. Queues may build up
+        at it, so the rate that is served for long may be smaller; see `confirmed_rate`.
     """
 
     requests_per_s: float
@@ -72,6 +75,7 @@ class SimulatedRate:
     slo_attainment: float = math.nan
     within_targets_per_s: float = math.nan
     stretch: float = math.nan
+    is_confirmed: bool = True
 
 
 def saturated_rate(
@@ -214,7 +218,7 @@ def rate_within_targets(
 
     Requests arrive in a Poisson process of the seed of `load`, or as in its trace; the same
     arrivals are scaled to each rate. The rate is found by bisection, since latencies grow with
-    it.
+    it. It is not confirmed; see `confirmed_rate`.
 
     Parameters
     ----------
@@ -238,25 +242,30 @@ def rate_within_targets(
     low, high = 0.0, largest_per_s
     if least_per_s > 0:
         if least_per_s >= high or not is_met(least_per_s):
-            return SimulatedRate(requests_per_s=math.nan, n_requests=n_requests)
+            return SimulatedRate(
+                requests_per_s=math.nan, n_requests=n_requests, is_confirmed=False
+            )
         low = least_per_s
     elif is_met(high):
-        return _within(high, n_requests)
+        return _within(high, n_requests, is_confirmed=False)
     is_cut_short, finest = False, largest_per_s * 2.0**-N_BISECTIONS
     while high - low > finest and not (is_cut_short := deadline.has_passed()):
         rate_per_s = (low + high) / 2
         low, high = (rate_per_s, high) if is_met(rate_per_s) else (low, rate_per_s)
     if is_cut_short and low == 0:  # that there is none was not found
         low = math.nan
-    return _within(low, n_requests, is_cut_short)
+    return _within(low, n_requests, is_cut_short, is_confirmed=False)
 
 
-def _within(rate_per_s: float, n_requests: int, is_cut_short: bool = False) -> SimulatedRate:
+def _within(
+    rate_per_s: float, n_requests: int, is_cut_short: bool = False, *, is_confirmed: bool = True
+) -> SimulatedRate:
     return SimulatedRate(
         requests_per_s=rate_per_s,
         n_requests=n_requests,
         is_lower_bound=is_cut_short,
         within_targets_per_s=rate_per_s,
+        is_confirmed=is_confirmed,
     )
 
 
@@ -287,8 +296,8 @@ def confirmed_rate(
     n_requests : int
         Requests of the longer one.
     deadline : Deadline, optional
-        When it has passed, no further rate is tried: the last one is returned, unconfirmed, as
-        a lower bound.
+        When it has passed, no further rate is tried: the last one is returned. If none was
+        confirmed by then, its `is_confirmed` is False.
     largest_per_s : float
         Rate beyond which none is looked for.
     """
@@ -298,11 +307,11 @@ def confirmed_rate(
         return is_served(trace, load) and drains(deployment, partition, load, trace)
 
     if not known.requests_per_s > 0:
-        return known
+        return replace(known, is_confirmed=True)  # nothing is claimed that could fail
     refused_per_s = math.inf
     for rate_per_s in sustained_rate.lowered(known.requests_per_s):
         if deadline.has_passed():
-            return _within(rate_per_s, known.n_requests, is_cut_short=True)
+            return _within(rate_per_s, known.n_requests, is_cut_short=True, is_confirmed=False)
         if is_confirmed(rate_per_s):
             break
         refused_per_s = rate_per_s

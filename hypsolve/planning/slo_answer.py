@@ -397,7 +397,10 @@ class SloSearch:
     within_targets_per_s : float
         Largest rate within the targets, if it is known already; nan: it is searched.
     is_lower_bound : bool
-        Whether that rate is not confirmed, so that the search starts with it.
+        Whether larger rates may be within the targets, so that the search goes on.
+    is_confirmed : bool
+        Whether a long simulation has confirmed that rate. If not, the search starts with it,
+        and it is not part of an answer.
     """
 
     def __init__(
@@ -410,6 +413,7 @@ class SloSearch:
         within_targets_per_s: float = math.nan,
         *,
         is_lower_bound: bool = False,
+        is_confirmed: bool = True,
     ) -> None:
         self.deployment, self.instance, self.partition = deployment, instance, partition
         self.load, self.forecast = load, forecast
@@ -424,9 +428,9 @@ class SloSearch:
         else:
             self.rate.note(load.rate_per_s, asked.is_met)
         self.start_per_s = within_targets_per_s  # to be confirmed
-        if not math.isnan(within_targets_per_s) and not is_lower_bound:
+        if not math.isnan(within_targets_per_s) and is_confirmed:
             self.rate.low = max(self.rate.low, within_targets_per_s)
-            self.rate.is_found = True
+            self.rate.is_found = not is_lower_bound
 
     def run(self, deadline: Deadline, progress: Progress) -> None:
         """Search the largest rate and the largest number of users; `answer` can be read then.
@@ -489,7 +493,7 @@ class SloSearch:
             max_users=int(self.users.low),
             max_users_is_lower_bound=not self.users.is_found,
             max_users_tolerance=self._users_tolerance(),
-            max_requests_per_s=self._largest_per_s(),
+            max_requests_per_s=self.rate.low,
             max_rate_is_lower_bound=not self.rate.is_found,
             binding_target="" if self.failing is None else self._binding(self.failing[1]),
             limited_by=self.forecast.limited_by,
@@ -501,11 +505,6 @@ class SloSearch:
         if not users.is_found or not users.low or math.isinf(users.high):
             return 0.0
         return max(users.high - 1 - users.low, 0.0) / users.low
-
-    def _largest_per_s(self) -> float:
-        """Return the largest rate that is known, confirmed or at least not refuted."""
-        is_open = not self.rate.is_found and self.start_per_s < self.rate.high
-        return max(self.rate.low, self.start_per_s) if is_open else self.rate.low
 
     def _sustained_per_s(self) -> float:
         """Return the rate that the split keeps up with: at least the one within targets."""

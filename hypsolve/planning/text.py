@@ -254,7 +254,17 @@ def describe_rate(found: Throughput, of_nodes: str = "", before: str = "") -> st
         f"simulated over {found.n_requests} requests, from the first arrival to the {end}, it"
         f" serves {at_least}{found.simulated_requests_per_s:.3g} {quantity};"
         f" {proved} (gap {'at most ' * found.is_lower_bound}{found.gap:.1%})"
-        f"{_of_users(found, of_nodes)}"
+        f"{_of_users(found, of_nodes)}{_unconfirmed(found)}"
+    )
+
+
+def _unconfirmed(found: Throughput) -> str:
+    """Say that no long simulation has confirmed a rate; empty if one has."""
+    if found.splits[0].is_confirmed:
+        return ""
+    return (
+        "; in time, no long simulation has confirmed this rate within the targets: queues may"
+        " build up at it, so that less is served"
     )
 
 

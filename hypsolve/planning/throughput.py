@@ -80,6 +80,9 @@ class ServedSplit:
     best_for : tuple of str
         Objectives of requests served one at a time (``bottleneck``, ``path``, ``p0``) whose
         split by HypSplit-DP this is.
+    is_confirmed : bool
+        False: the rate within the targets was only found in short simulations, and may not be
+        served for long.
     """
 
     origin: str
@@ -92,6 +95,7 @@ class ServedSplit:
     within_targets_per_s: float = math.nan
     users_requests_per_s: float = math.nan
     best_for: tuple[str, ...] = ()
+    is_confirmed: bool = True
 
     @property
     def misses_targets(self) -> bool:
@@ -567,4 +571,5 @@ class Candidate:
             within_targets_per_s=rate.within_targets_per_s,
             users_requests_per_s=of_users.requests_per_s,
             best_for=self.best_for,
+            is_confirmed=rate.is_confirmed,
         )

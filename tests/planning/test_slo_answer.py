@@ -13,9 +13,10 @@ import pytest
 import hypsolve as hs
 from hypsolve.planning import planner, slo_answer
 from hypsolve.planning.cheapest_upgrade import cheapest_upgrade
+from hypsolve.planning.forecast import predict
 from hypsolve.planning.saturation import MET
 from hypsolve.planning.slo_answer import TOLERANCE, Bracket
-from hypsolve.planning.slo_text import describe_sufficient
+from hypsolve.planning.slo_text import describe_sufficient, largest_rate
 from hypsolve.solvers.clock import NEVER, Deadline
 from tests.cli.test_cli import run
 from tests.helpers import token_toys as toys
@@ -229,3 +230,25 @@ def test_an_upgrade_names_its_price():
     unknown = replace(upgrade, price_per_hour=math.nan)
     assert "(price unknown, 2 GPUs)" in describe_sufficient(unknown)
     assert "(no hardware)" in describe_sufficient(replace(upgrade, price_per_hour=0.0))
+
+
+@pytest.mark.parametrize("more", [{"users": 2}, {"rate_per_s": 0.05}])
+def test_a_rate_that_nothing_confirms_is_no_answer(more):
+    """It was said to be served within the targets, at four times what the server can do."""
+    plan = planner.plan_query(asked(**more), with_upgrades=False)
+    query, partition = plan.query, plan.result.partition
+    deployment = query.deployment()
+    instance = hs.to_instance(deployment, allow_empty=True)
+    forecast = predict(deployment, partition, query.load, instance=instance)
+    claims = {}
+    for is_confirmed in (False, True):
+        search = slo_answer.SloSearch(
+            deployment, instance, partition, query.load, forecast,
+            within_targets_per_s=2.0, is_lower_bound=True, is_confirmed=is_confirmed,
+        )  # fmt: skip
+        claims[is_confirmed] = search.answer()  # the time is over before a search
+        assert claims[is_confirmed].max_rate_is_lower_bound
+    known = more.get("rate_per_s", 0.0)  # the load that was asked for is simulated in any case
+    assert claims[False].max_requests_per_s == known and claims[True].max_requests_per_s == 2.0
+    if not known:
+        assert largest_rate(claims[False]) == "a rate that was not found in time"

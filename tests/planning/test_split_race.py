@@ -136,6 +136,7 @@ def test_an_interrupt_leaves_a_lower_bound(two, monkeypatch):
     assert answer.max_rate_is_lower_bound
     assert answer.max_requests_per_s <= found.simulated_requests_per_s * 1.1
     assert "serves at least" in describe_rate(found)
+    assert "no long simulation has confirmed this rate" in describe_rate(found)
     assert "at least 0 " not in str(plan)
 
 
@@ -197,6 +198,8 @@ def test_a_late_confirmation_leaves_a_lower_bound(toy):
     load, partition = Load(ttft_slo_s=60.0), Partition((0, 1))
     late = confirmed_rate(toy, partition, load, rate(0.3), 4000, Deadline(0.0))
     assert late.is_lower_bound and late.requests_per_s == 0.3 and late.n_requests == 100
+    assert not late.is_confirmed
+    assert confirmed_rate(toy, partition, load, rate(0.3), 4000, largest_per_s=0.3).is_confirmed
     hopeless = replace(load, ttft_slo_s=0.5)  # a pass takes a second
     assert confirmed_rate(toy, partition, hopeless, rate(0.3), 400).requests_per_s == 0.0
 
