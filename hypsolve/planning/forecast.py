@@ -70,9 +70,9 @@ class Forecast:
         False: requests are served as fast as they arrive only until a queue forms, by a burst
         say, which never drains; see `sustained_rate.drains_queue`. `keeps_up` is then False.
     is_settled : bool
-        Whether the latencies above are those of a load that goes on: the queue does not grow,
-        and requests many times those under way were simulated. False: with more requests, they
-        would be larger.
+        Whether the latencies above, attainment and goodput are those of a load that goes on:
+        the queue does not grow, and requests many times those under way were simulated. False:
+        with more requests, latencies would be larger, and fewer requests within the targets.
     requests_per_s : float
         Requests served per second at this load. The time of users in a closed loop runs to the
         end of the last think time.

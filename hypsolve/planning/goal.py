@@ -69,6 +69,10 @@ class Goal:
         is_searched = self.quantity == RATE and forecast.load.users is None
         return is_searched and forecast.max_rate_is_lower_bound
 
+    def is_settled(self, forecast: Forecast) -> bool:
+        """Return whether the quantity in a forecast is that of a load that goes on."""
+        return self.quantity == RATE or forecast.is_settled
+
     def model(self, solution: Solution, cuts: tuple[int, ...], query: PlanQuery) -> float:
         """Return the model of the quantity by which scenarios are ranked.
 

@@ -195,6 +195,7 @@ def _plan_of(
                     and forecast.max_rate_is_lower_bound
                     and solution.throughput is None
                 ),
+                before_is_settled=forecast is None or forecast.is_settled,
                 splits=[
                     *(other.cuts for other in alternatives),
                     *(each.cuts for each in _runners_up(solution)),

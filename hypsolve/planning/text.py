@@ -479,8 +479,11 @@ def describe_forecast(forecast: Forecast) -> list[str]:
     else:
         lines.append(f"  latencies are not settled: {_why_not_settled(forecast)}")
     if not math.isnan(forecast.slo_attainment):
+        settled = forecast.is_settled or not forecast.drains
+        mark = "" if settled else f" over {forecast.n_requests} requests, not settled either"
         lines.append(
             f"  goodput {forecast.goodput_requests_per_s:.3g} requests/s within the targets"
+            f"{mark}"
         )
     rate = _largest_rate(forecast)
     lines += [

@@ -32,22 +32,24 @@ def other_split(plan: Plan) -> Upgrade | None:
     gain = goal.gain(own, value)
     if not gain > CLEARLY - 1 or goal.is_lower_bound(plan.forecast):
         return None
+    is_settled = goal.is_settled(plan.forecast)
     return Upgrade(
         what=f"another split of the same machines (--objective {best.objective}), no upgrade",
         quantity=goal.quantity,
         before=own,
         after=value,
-        gain=gain,
+        gain=gain if is_settled else math.nan,
         price_per_hour=math.nan,
         cuts=best.cuts,
         is_lower_bound=best.max_rate_is_lower_bound and goal.quantity == "requests/s",
+        before_is_settled=is_settled,
         extrapolated=False,
     )
 
 
 def describe_upgrade(upgrade: Upgrade, currency: str = "") -> str:
     """Say what an upgrade improves, by how much, and for what price."""
-    value, more = show_quantity(upgrade), ""
+    value, more = f"{show_quantity(upgrade)}{_unsettled(upgrade)}", ""
     if math.isfinite(upgrade.gain):
         least = "at least " * upgrade.is_lower_bound
         more = f", {least}{upgrade.gain:.0%} {'more' if upgrade.is_rate else 'less'}"
@@ -61,6 +63,15 @@ def describe_upgrade(upgrade: Upgrade, currency: str = "") -> str:
             price += f" ({upgrade.gain_per_price:.0%} per{money or ' unit'} and hour)"
     mark = " (extrapolated)" if upgrade.extrapolated else ""
     return f"{value}{more}{price}{mark}"
+
+
+def _unsettled(upgrade: Upgrade) -> str:
+    """Say which of two simulations is not settled; empty if both are."""
+    if not upgrade.is_settled:
+        return " (not settled: the queue may still grow)"
+    if not upgrade.before_is_settled:
+        return ", where the simulation without it is not settled"
+    return ""
 
 
 def show_quantity(upgrade: Upgrade) -> str:

@@ -65,8 +65,9 @@ class Upgrade:
     before, after : float
         The quantity of the plan and with the upgrade, simulated; before is nan if nothing fits.
     gain : float
-        Share by which the quantity improves; nan if nothing fits without it, or if `before` is
-        only a lower bound; inf if nothing was within the targets.
+        Share by which the quantity improves; nan if nothing fits without it, if `before` is
+        only a lower bound, or if `before` or `after` is not settled; inf if nothing was within
+        the targets.
     price_per_hour : float
         Price of the change; 0 if it needs no hardware, nan if unknown.
     cuts : tuple of int
@@ -77,6 +78,9 @@ class Upgrade:
         Whether `before`, or `after`, is only a lower bound, because the search for the largest
         rate was cut short or fewer requests were simulated than for a printed rate. The gain is
         then unknown, or a lower bound, too.
+    before_is_settled, is_settled : bool
+        False: the queue may still have grown at the end of the simulation of `before`, or of
+        `after`, so that goodput or latency depends on how long was simulated.
     extrapolated : bool
         Whether no block times were measured with its weights.
     """
@@ -91,6 +95,8 @@ class Upgrade:
     slo_attainment: float = math.nan
     before_is_lower_bound: bool = False
     is_lower_bound: bool = False
+    before_is_settled: bool = True
+    is_settled: bool = True
     extrapolated: bool
 
     @property
@@ -145,6 +151,7 @@ class Simulated(NamedTuple):
     cuts: tuple[int, ...]
     slo_attainment: float = math.nan
     is_lower_bound: bool = False
+    is_settled: bool = True
 
 
 def find_upgrades(
@@ -155,6 +162,7 @@ def find_upgrades(
     before: float = math.nan,
     best_known: float = math.nan,
     before_is_lower_bound: bool = False,
+    before_is_settled: bool = True,
     splits: Iterable[tuple[int, ...]] = (),
     deadline: Deadline = NEVER,
     progress: Progress | None = None,
@@ -179,6 +187,9 @@ def find_upgrades(
         this: a gain that another split brings needs no upgrade. Default: `before`.
     before_is_lower_bound : bool
         Whether `before` is only a lower bound; gains are then not known.
+    before_is_settled : bool
+        Whether the simulation of the load is settled, see `Forecast`. If not, gains in goodput
+        or latency are not known.
     splits : iterable of tuple of int
         Cuts of splits that are known; they are tried in each scenario with as many tiers.
     deadline : Deadline, optional
@@ -199,6 +210,7 @@ def find_upgrades(
     """
     goal = Goal(query)
     is_vague = before_is_lower_bound and goal.quantity == RATE and query.users is None
+    before_is_settled = before_is_settled or goal.quantity == RATE
     progress = progress or (lambda line: None)
     known = [tuple(cuts) for cuts in splits]
     partition = solution.result.partition
@@ -219,6 +231,7 @@ def find_upgrades(
         best = _simulated(candidate, goal, deadline)
         gain = goal.gain(before, best.value)
         above_known = goal.gain(goal.best([before, best_known]), best.value)
+        is_known = before_is_settled and not is_vague
         if above_known < MIN_SIMULATED_GAIN or (partition is not None and math.isnan(gain)):
             return None
         return Upgrade(
@@ -226,12 +239,14 @@ def find_upgrades(
             quantity=goal.quantity,
             before=before,
             after=best.value,
-            gain=math.nan if is_vague else gain,
+            gain=gain if is_known and best.is_settled else math.nan,
             price_per_hour=scenario.price_per_hour,
             cuts=best.cuts,
             slo_attainment=best.slo_attainment,
             before_is_lower_bound=is_vague,
             is_lower_bound=best.is_lower_bound,
+            before_is_settled=before_is_settled,
+            is_settled=best.is_settled,
             extrapolated=scenario.query.model.extrapolated,
         )
 
@@ -342,7 +357,11 @@ def _simulated(candidate: _Candidate, goal: Goal, deadline: Deadline) -> Simulat
     best = min(found, key=lambda cuts: goal.rank(goal.of(found[cuts])))
     forecast = found[best]
     return Simulated(
-        goal.of(forecast), best, forecast.slo_attainment, goal.is_lower_bound(forecast)
+        goal.of(forecast),
+        best,
+        forecast.slo_attainment,
+        goal.is_lower_bound(forecast),
+        goal.is_settled(forecast),
     )
 
 

@@ -18,7 +18,7 @@ from hypsolve.planning.layers import describe_blocks, describe_cuts
 from hypsolve.planning.load import Load
 from hypsolve.planning.plan import Alternative
 from hypsolve.planning.query import PlanQuery, solve_query
-from hypsolve.planning.text import describe_bottleneck, describe_proof
+from hypsolve.planning.text import describe_bottleneck, describe_proof, forecast_lines
 from hypsolve.planning.upgrade_text import describe_upgrade
 from hypsolve.planning.what_if import lighter_models, scenarios
 from hypsolve.problem import costs, evaluation
@@ -1019,6 +1019,45 @@ def test_what_binds_is_that_of_one_node(lengths):
             time_limit_s=1.0,
         )  # fmt: skip
         assert [stage.binds for stage in made.stages] == [expected]
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_no_gain_is_counted_from_what_is_not_settled(monkeypatch, found, before, after):
+    """An upgrade brought "132 % more" than the goodput while a queue grew."""
+    monkeypatch.setattr(
+        what_if,
+        "_simulated",
+        lambda candidate, *_: what_if.Simulated(
+            2e6 * candidate.modelled, candidate.splits[0], 0.99, is_settled=after
+        ),
+    )
+    query = replace(found.query, tpot_slo_s=1.0)
+    solution = solve_query(query)
+    upgrades = list(
+        what_if.find_upgrades(query, solution, before=1.0, before_is_settled=before)
+    )
+    assert upgrades
+    for upgrade in upgrades:
+        words = describe_upgrade(upgrade)
+        assert math.isfinite(upgrade.gain) is (before and after)
+        assert ("times as much" in words or "% more" in words) is (before and after)
+        assert ("(not settled" in words) is not after
+        assert ("without it is not settled" in words) is (after and not before)
+
+
+def test_the_goodput_of_a_growing_queue_is_called_not_settled():
+    """It was printed, and taken as the base of upgrades, as if the load went on."""
+    network = hs.Network(name="n", tiers=(tier("a", "l4", 1),))
+    asked = {"prompt_tokens": 512, "output_tokens": 32, "ttft_slo_s": 2.0, "tpot_slo_s": 0.2}
+    for rate_per_s, is_settled in ((0.5, True), (50.0, False)):
+        plan = plan_alone("llama-3-8b", network, rate_per_s=rate_per_s, **asked)
+        assert plan.forecast.is_settled is is_settled
+        (line,) = [each for each in forecast_lines(plan) if "goodput" in each]
+        assert ("not settled" in line) is not is_settled
+        assert plan.upgrades or is_settled
+        for upgrade in plan.upgrades:
+            assert math.isnan(upgrade.gain) or (is_settled and upgrade.is_settled)
 
 
 @pytest.mark.parametrize("before", [False, True])
