@@ -151,11 +151,14 @@ class SloAnswer:
         ``bound``, as no split and no schedule serves its rate, or has a time per token below
         `least_tpot_s`; ``all splits``, as none of them serves it in simulation; ``some
         splits``, as none of those that were simulated serves it; ``time limit``, as the clock
-        or an interrupt ended the search; or ``this split``, as no other one was tried.
+        or an interrupt ended the search; or ``this split``, as no other one was tried. It is
+        ``bound``, too, if the time to the first token is at least `least_ttft_s`.
     least_tpot_s : float
         Bound on the time per output token: no split, no choice of nodes or of degrees and no
         schedule of a query has a smaller one. It is above the target where `decided_by` is
         ``bound`` for that reason, and else nan.
+    least_ttft_s : float
+        As `least_tpot_s`, for the time to the first token.
     n_simulated_splits : int
         Splits that were simulated at the load, until one served it.
     n_splits : int or None
@@ -193,6 +196,7 @@ class SloAnswer:
     better_budget: BetterBudget | None = None
     drains: bool = True
     least_tpot_s: float = math.nan
+    least_ttft_s: float = math.nan
 
 
 def decided(

@@ -64,10 +64,11 @@ def describe_answer(answer: SloAnswer, load: Load) -> str:
         )
     if answer.decided_by == THIS_SPLIT:
         return f"no: this split does not serve {who} within {targets}{limits} ({why})"
-    if not math.isnan(answer.least_tpot_s):
+    least = {"TTFT": answer.least_ttft_s, "TPOT": answer.least_tpot_s}
+    refuted = [f"a {n} below {show_seconds(s)}" for n, s in least.items() if not math.isnan(s)]
+    if refuted:
         why += (
-            "; proved: no split and no schedule on these machines has a TPOT below"
-            f" {show_seconds(answer.least_tpot_s)}"
+            f"; proved: no split and no schedule on these machines has {' or '.join(refuted)}"
         )
     elif answer.decided_by == BOUND:
         why += "; proved: no split and no schedule serves so many"

@@ -1,4 +1,4 @@
-"""`least_tpot_s`: a time per output token that no split and no schedule of a query beats.
+"""`least_tpot_s`, `least_ttft_s`: latencies that no split and no schedule of a query beats.
 
 *Claim.* Every request of two output tokens or more has a time per output token of at least the
 returned one, whatever the split, the nodes, the degrees of tensor parallelism, the limits of
@@ -18,11 +18,26 @@ blocks of the tier: the sum is the same, and the links among them only add to it
 If requests have different lengths, the bound is that of the shortest prompt and of one decode
 pass: passes take the longer, the longer their context is. Links do not count where llama.cpp
 sends messages other ways, nor do host seconds of iterations.
+
+*Claim.* No request has a time to its first token below that of `least_ttft_s`.
+
+*Proof.* A prompt may be computed in chunks, by several stages at the same time. The chunk with
+the last token still goes through all blocks, as a pass of one token at least, and over the
+links between tiers with blocks. A node computes the whole prompt in its own blocks, in one
+iteration after the other, until that chunk is done. Let d be the seconds of a token's pass, P
+those of the prompt in one chunk, and D the sum of d over all blocks and links. The time is thus
+at least D + P - d for the blocks of every stage. More chunks only add to P, since weights and
+cached tokens are read again; all-reduces count with the fewest seconds per token, and attention
+with the cheaper of its two rates. If the GPUs of a tier may form N stages in a row, one of them
+has an N-th of the difference at least. The bound is the least such value over all splits, for
+the shortest prompt.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -33,12 +48,14 @@ from hypsolve.planning.gpu_groups import NO_DEGREE, degrees_of, dividing
 from hypsolve.planning.plan_query import PlanQuery
 from hypsolve.planning.rate_bound import bounded, least_decodes_s
 from hypsolve.planning.saturation import MET
+from hypsolve.problem import costs
 from hypsolve.problem.arrays import Array, IntArray
-from hypsolve.problem.deployment import Deployment, Requests
+from hypsolve.problem.deployment import CostModel, Deployment, GpuProfile, Requests
 from hypsolve.problem.model import Model
 from hypsolve.problem.network import Network, Node, Tier
 
 ROUNDING = 1e-9  # relative, which the bound gives away
+FINEST = 0.005  # of the least time to the first token, which the bound may be below the claim
 
 
 def least_tpot_s(query: PlanQuery, *, may_leave_out: bool = True) -> float:
@@ -99,6 +116,126 @@ def least_tpot_s(query: PlanQuery, *, may_leave_out: bool = True) -> float:
     return shortest_s * (1 - ROUNDING)
 
 
+def least_ttft_s(query: PlanQuery) -> float:
+    """Return seconds to the first token that no split and no schedule of a query beats.
+
+    The proof is in the docstring of this module.
+
+    Parameters
+    ----------
+    query : PlanQuery
+        Before degrees of tensor parallelism are chosen, so that the bound holds for all.
+
+    Returns
+    -------
+    float
+        0 where not all lengths are known; inf if no split fits.
+
+    Examples
+    --------
+    >>> import hypsolve as hs
+    >>> box = hs.Tier(name="box", nodes=(hs.Node(name="box", gpu=hs.gpu("rtx-4090")),))
+    >>> home = hs.Network(name="home", tiers=(box,))
+    >>> query = hs.PlanQuery.of("llama-3-8b", home, runtime="vllm", prompt_tokens=4096)
+    >>> 0.3 < least_ttft_s(query) < 0.7
+    True
+    """
+    prompt = query.prompt_tokens
+    if query.requests is not None:
+        if query.requests.requests is None:
+            return 0.0
+        prompt = int(query.requests.requests.prompt_tokens.min())
+    network, server = query.network.network, query.runtime.server
+    in_rows = query.has_pipelines or server in ONE_PIPELINE
+    token_s, excess_s = [], []
+    for tier in network.tiers:
+        of_token, of_prompt = [], []
+        for node in _options(query, tier):
+            only = Network(name=network.name, tiers=(replace(tier, nodes=(node,), link=None),))
+            if query.costs == FITTED:
+                only = with_fitted_costs(only, query.runtime, query.model)
+            deployment = Deployment(
+                model=query.model,
+                network=only,
+                requests=Requests(np.zeros(1), np.array([prompt]), np.array([1])),
+                runtime=query.runtime,
+            )
+            gpu = bounded(deployment, only.tiers[0].nodes[0])
+            token, whole = _first_token_s(deployment, gpu, prompt)
+            of_token.append(token)
+            n_stages = _max_stages(tier, node) if in_rows else 1
+            of_prompt.append(np.maximum(whole - token, 0.0) / n_stages)
+        token_s.append(np.min(of_token, axis=0))
+        excess_s.append(np.min(of_prompt, axis=0))
+    excess = np.array(excess_s)
+    if_none = 0 if server in ONE_PIPELINE else 1
+    counts_links = query.runtime.name not in NO_DEGREE
+
+    def passed_s(limit_s: float) -> float:
+        return _shortest(
+            query, np.array(token_s), if_none=if_none, counts_links=counts_links,
+            excess_s=excess, limit_s=limit_s,
+        )  # fmt: skip
+
+    return _least_sum(passed_s, float(excess.sum(axis=1).max())) * (1 - ROUNDING)
+
+
+def _least_sum(passed_s: Callable[[float], float], largest_s: float) -> float:
+    """Return a lower bound on the least ``limit + passed_s(limit)`` up to the largest limit.
+
+    `passed_s` falls in the limit, so that the sum is at least ``low + passed_s(high)`` between
+    two limits. The range with the least such value is halved until it is short.
+    """
+    at_most_s = passed_s(largest_s)
+    ranges = [(at_most_s, 0.0, largest_s, at_most_s)]
+    while True:
+        value_s, low_s, high_s, passed = heapq.heappop(ranges)
+        if math.isinf(value_s) or high_s - low_s <= FINEST * value_s:
+            return value_s
+        middle_s = (low_s + high_s) / 2
+        below = passed_s(middle_s)
+        heapq.heappush(ranges, (low_s + below, low_s, middle_s, below))
+        heapq.heappush(ranges, (middle_s + passed, middle_s, high_s, passed))
+
+
+def _max_stages(tier: Tier, option: Node) -> int:
+    """Return how many stages in a row the GPUs of a tier form at most, at a node's degree."""
+    gpus = {node.gpus for node in tier.nodes}
+    degree = (option.tensor_parallel or 1) if len(gpus) == 1 else 1
+    return max(sum(node.gpus for node in tier.nodes) // degree, 1)
+
+
+def _first_token_s(deployment: Deployment, gpu: GpuProfile, prompt: int) -> tuple[Array, Array]:
+    """Return the least seconds of the last prompt token, and of the prompt, in each block."""
+    model, found = deployment.cost_model, {}
+    for block in set(deployment.model.blocks):
+        computed = 1 if block.last_token_only else prompt
+        if model is CostModel.ROOFLINE and not costs.is_three_numbers(gpu):
+            row = costs.step_costs(block, gpu)
+            pairs, reach = map(float, costs.attended(block, prompt, 0.0))
+            pair_s = min(row.prompt_pair_s, row.decode_pair_s)
+            attention_s = row.prompt_pair_s * pairs + row.prompt_kv_s * reach
+            if prompt == 1:
+                attention_s = row.decode_pair_s * reach
+            whole = float(costs.linear_step_s(block, gpu, prompt, 0.0)) - attention_s
+            whole += pair_s * pairs
+            token = float(costs.linear_step_s(block, gpu, 1, 0.0)) - row.decode_pair_s
+        else:
+            copies = gpu.kv_copies
+            work = costs.step_work(block, float(prompt), 0.0, kv_copies=copies)
+            whole = float(costs.step_s(gpu, *work, model))
+            work = costs.step_work(block, 1.0, prompt - 1.0, kv_copies=copies)
+            token = float(costs.step_s(gpu, *work, model))
+        if model is CostModel.ROOFLINE:
+            sizes = np.arange(1, computed + 1)
+            collectives_s = costs.collectives_s(block, gpu, sizes)
+            token += float(collectives_s[0])
+            whole += computed * float((collectives_s / sizes).min())
+        found[block] = token, whole
+    seconds = np.array([found[block] for block in deployment.model.blocks])
+    return seconds[:, 0], seconds[:, 1]
+
+
 def _lengths(query: PlanQuery) -> tuple[int, int] | None:
     """Return prompt and output tokens that no decode pass is shorter than; None if unknown."""
     if query.requests is None:
@@ -136,7 +273,15 @@ def _blocks_s(deployment: Deployment, tier: Tier) -> list[float]:
     return [least[block] for block in deployment.model.blocks]
 
 
-def _shortest(query: PlanQuery, blocks_s: Array, *, if_none: int, counts_links: bool) -> float:
+def _shortest(
+    query: PlanQuery,
+    blocks_s: Array,
+    *,
+    if_none: int,
+    counts_links: bool,
+    excess_s: Array | None = None,
+    limit_s: float = math.inf,
+) -> float:
     """Return the least seconds of a pass over all splits; inf if none fits.
 
     Parameters
@@ -148,6 +293,9 @@ def _shortest(query: PlanQuery, blocks_s: Array, *, if_none: int, counts_links: 
         Blocks of a tier at least, where the network gives no limit.
     counts_links : bool
         Whether the round trips of links count.
+    excess_s : ndarray, shape (n_tiers, n_blocks), optional
+        Further seconds of each block, of which no tier has more than `limit_s`.
+    limit_s : float
     """
     network, model = query.network.network, query.model
     least = query.network.min_blocks or (None,) * len(network.tiers)
@@ -162,8 +310,14 @@ def _shortest(query: PlanQuery, blocks_s: Array, *, if_none: int, counts_links: 
         memory = sum(node.gpus * _memory_bytes(node) for node in tier.nodes)
         before_s = np.concatenate([[0.0], blocks_s[k].cumsum()])
         then = np.full(n_blocks + 1, math.inf)
+        excess = None
+        if excess_s is not None:
+            excess = np.concatenate([[0.0], excess_s[k].cumsum()])
         for i in np.flatnonzero(np.isfinite(reached)).tolist():
             last = i if most[k] == 0 else _last(model, weights, i, memory)
+            if excess is not None:
+                most_s = (excess[i] + limit_s) * (1 + ROUNDING)
+                last = min(last, int(np.searchsorted(excess, most_s, side="right")) - 1)
             to = slice(i + low, last + 1)
             if i + low <= last:
                 then[to] = np.minimum(then[to], reached[i] + before_s[to] - before_s[i])

@@ -14,7 +14,7 @@ from hypsolve.planning.query import rank_fluid
 from hypsolve.planning.runtime_restrictions import network_for_server, nodes_in
 from hypsolve.planning.slo_answer import SufficientUpgrade
 from hypsolve.planning.slo_text import describe_answer
-from hypsolve.planning.target_bound import least_tpot_s
+from hypsolve.planning.target_bound import least_tpot_s, least_ttft_s
 from hypsolve.planning.text import upgrade_title
 from hypsolve.solvers.clock import Deadline
 from tests.cli.test_cli import run
@@ -134,10 +134,11 @@ def test_a_plain_no_is_one_of_all_degrees(gpus):
         interconnect=nvlink if gpus > 1 else None,
     )
     rack = hs.Network(name="lab", tiers=(hs.Tier(name="rack", nodes=(box,)),))
-    found = hs.plan(
-        "phi-3-mini", rack, runtime="vllm", prompt_tokens=64, output_tokens=8, users=2,
-        ttft_slo_s=1e-4, with_upgrades=False,
-    )  # fmt: skip
+    asked = {"runtime": "vllm", "prompt_tokens": 64, "output_tokens": 8, "users": 2}
+    least_s = least_ttft_s(PlanQuery.of("phi-3-mini", rack, **asked))
+    found = hs.plan(  # with host seconds of iterations, which the bound leaves out, none does
+        "phi-3-mini", rack, **asked, ttft_slo_s=1.0001 * least_s, with_upgrades=False
+    )
     answer = found.slo_answer
     assert not answer.is_met and math.isnan(answer.least_tpot_s)
     assert answer.decided_by == ("all splits" if gpus == 1 else "some splits")
@@ -187,3 +188,80 @@ def test_without_time_the_network_with_the_shortest_pass_is_split():
     split.clear()
     network_for_server(query, fluid=fluid)
     assert len(split) > 3 and split[0] == ("rtx-4090",)
+
+
+def test_the_first_token_of_one_request_alone_takes_its_time():
+    """Blocks that take a time of their own per pass: three of 1 s, one of 2 s, a link."""
+    assert least_ttft_s(two_tiers(1.0, 2.0)) == pytest.approx(3 * 1.0 + 2.0 + 0.75)
+    assert least_ttft_s(two_tiers(2.0, 1.0, min_blocks=(0, None))) == pytest.approx(4.0)
+    closed = two_tiers(1.0, 2.0, min_blocks=(0, 0), max_blocks=(0, None))
+    assert least_ttft_s(closed) == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("costs", ["roofline", "fitted"])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_first_token_comes_before_the_bound(seed, costs):
+    """The oracle simulates every split, chunks of several sizes, and three loads."""
+    _, deployment, _, splits, _ = drawn(seed)
+    requests = deployment.requests
+    o = int(requests.output_tokens[0])
+    rng = np.random.default_rng(seed)
+    for prompt, chunk in ((1, 512), (700, 64), (700, 512), (700, 4096)):
+        runtime = replace(deployment.runtime, chunk_tokens=chunk)
+        query = PlanQuery.of(
+            deployment.model, deployment.network, prompt_tokens=prompt, output_tokens=o,
+            costs=costs, runtime=runtime,
+        )  # fmt: skip
+        least_s, found = least_ttft_s(query), []
+        for rate, split in itertools.product((1e-3, 2.0, 30.0), splits):
+            arrival_s, ones = rng.exponential(1 / rate, 12).cumsum(), np.ones(12, np.int64)
+            served = replace(
+                query.deployment(), requests=hs.Requests(arrival_s, prompt * ones, o * ones)
+            )
+            found.append(hs.simulate(served, split, link_contention=True).ttft_s.min())
+        assert 0 < least_s <= min(found)
+
+
+@pytest.mark.parametrize("runtime", ["vllm", "ideal", "llama.cpp"])
+@pytest.mark.parametrize("prompt", [100, 3000])
+def test_the_first_token_is_bounded_for_all_degrees(runtime, prompt):
+    nvlink = hs.interconnect("nvlink3", "a100-80gb")
+    box = hs.Node(name="box", gpu=hs.gpu("a100-80gb"), gpus=4, interconnect=nvlink)
+    rack = hs.Network(name="lab", tiers=(hs.Tier(name="rack", nodes=(box,)),))
+    query = PlanQuery.of("llama-3-8b", rack, runtime=runtime, prompt_tokens=prompt)
+    least_s, alone = least_ttft_s(query), []
+    for degree in (1, 2, 4) if runtime != "llama.cpp" else (1,):
+        of_degree = replace(query, tensor_parallel=degree).deployment()
+        split = hs.Partition((0, of_degree.model.n_blocks))
+        alone.append(hs.simulate(of_degree, split).ttft_s[0])
+    assert 0 < least_s <= min(alone)
+
+
+def test_the_first_token_of_one_server_is_bounded_closely():
+    """One GPU, one chunk: nothing overlaps, so the bound is nearly reached."""
+    box = hs.Network(
+        name="lab", tiers=(hs.Tier(name="box", nodes=(hs.Node(name="a", gpu=hs.gpu("l4")),)),)
+    )
+    query = PlanQuery.of("llama-3-8b", box, runtime="vllm", prompt_tokens=1500)
+    alone_s = hs.simulate(query.deployment(), hs.Partition((0, query.model.n_blocks))).ttft_s[0]
+    assert 0.9 * alone_s < least_ttft_s(query) <= alone_s
+
+
+def test_a_first_token_that_no_machine_reaches_is_refuted(capsys, tmp_path):
+    """The answer was "no split found", though every split misses such a target."""
+    path = tmp_path / "box.toml"
+    path.write_text(BOX)
+    command = ("plan", "--model", "llama-3-8b", "--network", path, "--time-limit", 0.01)
+    load = ("--runtime", "vllm", "--users", 2, "--output", 16, "--slo-ttft")
+    code, out, _ = run(capsys, *command, *load, 0.001)
+    assert code == 1 and out.startswith("no: 2 users are not served within TTFT <= 1 ms")
+    assert "proved: no split and no schedule on these machines has a TTFT below" in out
+    _, out, _ = run(capsys, *command, *load, 0.001, "--slo-tpot", 0.001)
+    assert " has a TTFT below" in out and " or a TPOT below" in out
+    _, out, _ = run(capsys, *command, *load, 0.001, "--json")
+    answer = json.loads(out)["slo_answer"]
+    assert answer["decided_by"] == "bound" and 0.003 < answer["least_ttft_s"] < 1.0
+    assert answer["least_tpot_s"] is None
+    _, out, _ = run(capsys, *command, *load, 1.01 * answer["least_ttft_s"], "--json")
+    answer = json.loads(out)["slo_answer"]
+    assert answer["decided_by"] != "bound" and answer["least_ttft_s"] is None
