@@ -98,6 +98,12 @@ def is_unsearched(answer: SloAnswer) -> bool:
     return not found and answer.max_users_is_lower_bound and answer.max_rate_is_lower_bound
 
 
+def is_hopeless(answer: SloAnswer) -> bool:
+    """Return whether not even the smallest load is within the targets."""
+    found = answer.max_users or answer.max_requests_per_s
+    return not (found or answer.max_users_is_lower_bound or answer.max_rate_is_lower_bound)
+
+
 def largest_users(answer: SloAnswer) -> str:
     """Write the largest number of users within the targets."""
     if not answer.max_users and answer.max_users_is_lower_bound:
@@ -120,6 +126,8 @@ def _details(plan: Plan, answer: SloAnswer) -> Iterator[str]:
     """Yield the largest loads, what binds, and the cheapest upgrade."""
     if is_unsearched(answer):
         yield "the largest load of this split within the targets was not found in time"
+    elif is_hopeless(answer):
+        yield "this split serves no load within the targets, not even a single user"
     else:
         yield (
             f"the largest load of this split within the targets: {largest_users(answer)}, or"

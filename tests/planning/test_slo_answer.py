@@ -156,6 +156,9 @@ def test_nothing_reaches_what_a_request_alone_misses():
     assert plan.slo_answer.upgrade is None and "no upgrade that was tried reaches it" in str(
         plan
     )
+    # it was "0 users, or about 0 requests/s"
+    assert "serves no load within the targets, not even a single user" in str(plan)
+    assert "0 users" not in str(plan) and "about 0 requests/s" not in str(plan)
 
 
 def test_an_interrupt_keeps_what_is_known(monkeypatch):
