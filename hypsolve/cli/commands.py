@@ -64,8 +64,9 @@ from hypsolve.planning.serving_frontier import (
     undominated,
 )
 from hypsolve.planning.simulation_search import Progress
-from hypsolve.planning.slo_text import describe_slos
+from hypsolve.planning.slo_text import describe_refuted, describe_slos
 from hypsolve.planning.split_forecasts import SplitForecasts
+from hypsolve.planning.target_bound import refuting_bounds
 from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.text import describe_forecast, describe_rate
 from hypsolve.problem import validation as valid
@@ -588,10 +589,15 @@ def replan(
             print(line)
     else:
         _print_replan(plan, plan.partition)
+    refuted = refuting_bounds(plan.query) if plan.partition is not None else {}
+    if refuted:
+        nodes = f" of these nodes{of_degree(plan)}"
+        line = f"a target is missed; {describe_refuted(refuted, nodes)}"
+        print(line, file=sys.stderr if as_json else sys.stdout)
     if plan.stopped:
         print(f"stopped: {plan.stopped}", file=sys.stderr)
         return 130
-    return 0 if plan.partition is not None else 1
+    return 0 if plan.partition is not None and not refuted else 1
 
 
 def _print_replan(plan: Replan, partition: Partition) -> None:

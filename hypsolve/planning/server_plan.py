@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from hypsolve.planning.runtime_restrictions import (
 )
 from hypsolve.planning.simulation_search import Progress
 from hypsolve.planning.slo_answer import ALL_SPLITS, BOUND, SOME_SPLITS
-from hypsolve.planning.target_bound import least_tpot_s, least_ttft_s
+from hypsolve.planning.target_bound import refuting_bounds
 from hypsolve.planning.tensor_parallel import choose_degrees
 from hypsolve.planning.what_if import lighter_models
 from hypsolve.problem.deployment import Model
@@ -247,11 +247,13 @@ def _of_all_choices(plan: Plan, query: PlanQuery) -> Plan:
     answer = plan.slo_answer
     if answer is None or answer.is_met:
         return plan
-    least_tpot = _refuting(query.tpot_slo_s, query, least_tpot_s)
-    least_ttft = _refuting(query.ttft_slo_s, query, least_ttft_s)
-    if not (math.isnan(least_tpot) and math.isnan(least_ttft)):
+    least_s = refuting_bounds(query)
+    if least_s:
         answer = replace(
-            answer, decided_by=BOUND, least_tpot_s=least_tpot, least_ttft_s=least_ttft
+            answer,
+            decided_by=BOUND,
+            least_tpot_s=least_s.get("TPOT", math.nan),
+            least_ttft_s=least_s.get("TTFT", math.nan),
         )
     elif answer.decided_by == ALL_SPLITS:
         rate = query.rate_per_s if query.users is None else 0.0
@@ -263,16 +265,6 @@ def _of_all_choices(plan: Plan, query: PlanQuery) -> Plan:
         if others:
             answer = replace(answer, decided_by=SOME_SPLITS, n_splits=None)
     return replace(plan, slo_answer=answer)
-
-
-def _refuting(
-    target_s: float | None, query: PlanQuery, bound: Callable[[PlanQuery], float]
-) -> float:
-    """Return the bound on a time if it refutes a target, else nan."""
-    if target_s is None:
-        return math.nan
-    least_s = bound(query)
-    return least_s if target_s < least_s < math.inf else math.nan
 
 
 def _plan_for_server(

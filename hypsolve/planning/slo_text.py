@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from hypsolve.planning.saturation import MET
@@ -65,11 +65,9 @@ def describe_answer(answer: SloAnswer, load: Load) -> str:
     if answer.decided_by == THIS_SPLIT:
         return f"no: this split does not serve {who} within {targets}{limits} ({why})"
     least = {"TTFT": answer.least_ttft_s, "TPOT": answer.least_tpot_s}
-    refuted = [f"a {n} below {show_seconds(s)}" for n, s in least.items() if not math.isnan(s)]
+    refuted = {name: s for name, s in least.items() if not math.isnan(s)}
     if refuted:
-        why += (
-            f"; proved: no split and no schedule on these machines has {' or '.join(refuted)}"
-        )
+        why += f"; {describe_refuted(refuted, ' on these machines')}"
     elif answer.decided_by == BOUND:
         why += "; proved: no split and no schedule serves so many"
     elif answer.n_splits is not None and answer.n_splits > 1:
@@ -80,6 +78,12 @@ def describe_answer(answer: SloAnswer, load: Load) -> str:
             " there, no split serves so many by its bound"
         )
     return f"no: {who} are not served within {targets}{limits} ({why})"
+
+
+def describe_refuted(least_s: Mapping[str, float], where: str) -> str:
+    """Say that no split has smaller latencies than these, by ``TTFT`` or ``TPOT``."""
+    times = " or ".join(f"a {name} below {show_seconds(s)}" for name, s in least_s.items())
+    return f"proved: no split and no schedule{where} has {times}"
 
 
 def describe_slos(load: Load) -> str:

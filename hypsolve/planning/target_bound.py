@@ -180,6 +180,19 @@ def least_ttft_s(query: PlanQuery) -> float:
     return _least_sum(passed_s, float(excess.sum(axis=1).max())) * (1 - ROUNDING)
 
 
+def refuting_bounds(query: PlanQuery) -> dict[str, float]:
+    """Return the bounds in seconds that refute targets of a query, by ``TTFT`` and ``TPOT``."""
+    bounds = (
+        ("TTFT", query.ttft_slo_s, least_ttft_s),
+        ("TPOT", query.tpot_slo_s, least_tpot_s),
+    )
+    return {
+        name: least_s
+        for name, target_s, bound in bounds
+        if target_s is not None and target_s < (least_s := bound(query)) < math.inf
+    }
+
+
 def _least_sum(passed_s: Callable[[float], float], largest_s: float) -> float:
     """Return a lower bound on the least ``limit + passed_s(limit)`` up to the largest limit.
 

@@ -265,3 +265,20 @@ def test_a_first_token_that_no_machine_reaches_is_refuted(capsys, tmp_path):
     _, out, _ = run(capsys, *command, *load, 1.01 * answer["least_ttft_s"], "--json")
     answer = json.loads(out)["slo_answer"]
     assert answer["decided_by"] != "bound" and answer["least_ttft_s"] is None
+
+
+def test_replan_refutes_targets_that_no_split_reaches(capsys, tmp_path):
+    """It ended with exit code 0, as if a split had been found that serves the load."""
+    path, before = tmp_path / "box.toml", tmp_path / "plan.json"
+    path.write_text(BOX)
+    load = ("--runtime", "vllm", "--users", 2, "--output", 16)
+    asked = ("--model", "llama-3-8b", "--network", path)
+    before.write_text(run(capsys, "plan", *asked, *load, "--time-limit", 1, "--json")[1])
+    command = ("replan", *asked, "--before", before, "--max-moves", 0, "--time-limit", 1)
+    code, out, _ = run(capsys, *command, "--slo-ttft", 0.001)
+    assert code == 1 and "a target is missed; proved: no split and no schedule of these" in out
+    assert " has a TTFT below" in out
+    code, out, err = run(capsys, *command, "--slo-ttft", 0.001, "--json")
+    assert code == 1 and " has a TTFT below" in err and json.loads(out)["n_moved"] == 0
+    code, out, _ = run(capsys, *command, "--slo-ttft", 100.0)
+    assert code == 0 and "a target is missed" not in out
