@@ -245,7 +245,7 @@ def _model(
 
     form = catalog.weight_format(weights or "fp16")
     if weights is None and stored is None:
-        form = _format(config)
+        form = _format(config, name)
     full = of_shape(form)
     context_tokens = 0
     if config.get(family.context_key) is not None:
@@ -317,8 +317,12 @@ def _slides(config: Config, family: Family, n_layers: int) -> list[bool]:
     return [each == known[0] for each in listed]
 
 
-def _format(config: Config) -> catalog.WeightFormat:
-    """Return the format that a configuration describes, with its own bits per weight."""
+def _format(config: Config, model_name: str) -> catalog.WeightFormat:
+    """Return the format that a configuration describes, with its own bits per weight.
+
+    Compressed-tensors store weights of AWQ and of GPTQ alike, so that only the name of the
+    model tells which of them made the weights.
+    """
     quantised = config.get("quantization_config")
     if quantised is None:
         return catalog.weight_format("fp16")
@@ -336,7 +340,8 @@ def _format(config: Config) -> catalog.WeightFormat:
     if quantised.get("load_in_8bit") or (bits is None and is_float):
         bits = 8
     if bits == 4:
-        name = "awq" if method == "awq" else "gptq-int4"
+        is_awq = method == "awq" or (bool(packed) and "awq" in model_name.lower())
+        name = "awq" if is_awq else "gptq-int4"
     elif bits == 8:
         name = "fp8" if is_float else "int8"
     else:

@@ -196,6 +196,20 @@ def packed(bits=4, targets=("Linear",), ignore=("lm_head",), **weights):
 
 
 @pytest.mark.parametrize(
+    ("name", "weights"),
+    [("llama-AWQ-4bit", "awq"), ("llama-W4A16", "gptq-int4"), ("llama-GPTQ", "gptq-int4")],
+)
+def test_compressed_tensors_of_awq_are_called_awq(name, weights, tmp_path):
+    """A checkpoint that its user knows as AWQ was reported as GPTQ, with the same sizes."""
+    quantised = packed(group_size=128, symmetric=False)
+    path = written(tmp_path, {**LLAMA_3_8B, "quantization_config": quantised})
+    model = read_model(path, name=name)
+    assert model.name == f"{name}-{weights}"
+    assert model.blocks[1:-1] == hs.model("llama-3-8b", weights).blocks[1:-1]
+    assert model.blocks == read_model(path, name="llama").blocks
+
+
+@pytest.mark.parametrize(
     ("quantised", "layer_bits", "head_bits"),
     [
         ({"quant_method": "awq", "bits": 4, "group_size": 64}, 4 + 20 / 64, 16),
