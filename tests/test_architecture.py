@@ -91,6 +91,7 @@ MAY_IMPORT = {
         "hypsolve.simulation", "hypsolve.solvers", "hypsolve.solve", "hypsolve.solve_placement",
         "hypsolve.verify", "hypsolve.bounds", "hypsolve.calibration",
     ),
+    "hypsolve.router": ("hypsolve.problem",),
     "hypsolve.interrupt": (),
     "hypsolve": ("hypsolve",),
     "hypsolve.cli": ("hypsolve",),

@@ -1,0 +1,103 @@
+"""`Health`: whether a pipeline gets requests: cooldown, growing back-off, one probe."""
+
+import math
+from enum import StrEnum
+
+from hypsolve.router.params import RouterParams
+
+
+class Condition(StrEnum):
+    """Condition of a pipeline."""
+
+    UP = "up"
+    COOLING = "cooling down"
+    PROBE = "to be probed"
+
+
+class Health:
+    """Failures of a pipeline and what follows from them; time comes in, there is no clock.
+
+    A pipeline that fails `max_failures` times in a row gets no requests until its cooldown
+    ends. Then one request probes it. A success brings it back up; a failure doubles the
+    cooldown. While the probe is under way no other request is sent.
+    """
+
+    __slots__ = ("_cooldown_s", "_failures", "_params", "_probing", "_until_s")
+
+    def __init__(self, params: RouterParams) -> None:
+        self._params = params
+        self._failures = 0
+        self._cooldown_s = 0.0  # the last one; 0: the pipeline is up
+        self._until_s = -math.inf
+        self._probing = False
+
+    def condition(self, now_s: float) -> Condition:
+        """Return the condition of the pipeline."""
+        if self._cooldown_s == 0:
+            return Condition.UP
+        return Condition.COOLING if now_s < self._until_s else Condition.PROBE
+
+    def is_open(self, now_s: float) -> bool:
+        """Return whether a further request may be sent."""
+        if self._cooldown_s == 0:
+            return True
+        return now_s >= self._until_s and not self._probing
+
+    def opens_at_s(self) -> float:
+        """Return when a probe may be sent; inf while one is under way."""
+        return math.inf if self._probing else self._until_s
+
+    def begin(self) -> bool:
+        """Count a request that is sent; return whether it is the probe."""
+        if self._cooldown_s == 0:
+            return False
+        self._probing = True
+        return True
+
+    def succeed(self, is_probe: bool) -> None:
+        """Count a success.
+
+        One that was sent before the cooldown began does not end it.
+        """
+        if is_probe or self._cooldown_s == 0:
+            self.recover()
+
+    def recover(self) -> None:
+        """Bring the pipeline up, as when its health check succeeds."""
+        self._failures, self._cooldown_s, self._probing = 0, 0.0, False
+        self._until_s = -math.inf
+
+    def abandon(self, is_probe: bool) -> None:
+        """Count a request that ended without a judgement; another probe may follow."""
+        if is_probe:
+            self._probing = False
+
+    def fail(
+        self, now_s: float, *, is_probe: bool, is_down: bool, retry_after_s: float | None
+    ) -> bool:
+        """Count a failure; return whether a cooldown begins.
+
+        Failures of requests that were sent before a cooldown began do not lengthen it.
+
+        Parameters
+        ----------
+        is_probe : bool
+            Whether the request was the probe.
+        is_down : bool
+            Whether one such failure is enough, as if the server refuses connections.
+        retry_after_s : float or None
+            Seconds of cooldown that the server asked for; one such failure is enough.
+        """
+        if self._cooldown_s > 0 and not is_probe:
+            return False
+        self._failures += 1
+        enough = is_down or retry_after_s is not None
+        if not (is_probe or enough or self._failures >= self._params.max_failures):
+            return False
+        longest = self._params.max_cooldown_s
+        wait_s = min(max(2 * self._cooldown_s, self._params.first_cooldown_s), longest)
+        self._cooldown_s = wait_s
+        asked_s = 0.0 if retry_after_s is None else min(retry_after_s, longest)
+        self._until_s = now_s + max(wait_s, asked_s)
+        self._probing = False
+        return True
