@@ -11,6 +11,7 @@ from hypsolve.cli.measure import measure
 from hypsolve.cli.options import OneLine
 from hypsolve.cli.place import place, rent
 from hypsolve.cli.plan import plan
+from hypsolve.cli.route import route
 from hypsolve.cli.saved_placement import export, verify
 
 
@@ -36,6 +37,6 @@ def main(context: click.Context) -> int:
 
 
 LISTS = (gpus, interconnect_list, models, methods, schema)
-PLANS = (plan, place, rent, compare, pareto, simulate, replan, export, verify)
+PLANS = (plan, place, rent, compare, pareto, simulate, replan, export, verify, route)
 for command in (init, *PLANS, measure, calibrate, *LISTS):
     main.add_command(command)

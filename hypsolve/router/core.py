@@ -142,7 +142,7 @@ class Router:
     >>> [ticket.pipeline for ticket in tickets]
     [0, 0, 0, 1]
     >>> for ticket in tickets:
-    ...     router.end(ticket, Ending.CANCELLED, now_s=1.0)
+    ...     _ = router.end(ticket, Ending.CANCELLED, now_s=1.0)
     >>> router.outstanding_s(0)
     0.0
     """
