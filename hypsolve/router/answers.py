@@ -69,7 +69,7 @@ class AnswerMeter:
             table = _object(data)
             if table is None and is_first:
                 raise Garbage("the first event is no JSON object")
-            self._read(table or {})
+            self.read(table or {})
         if is_first:
             self.first_s = now_s
         self._n_events += 1
@@ -86,9 +86,10 @@ class AnswerMeter:
         table = _object(body)
         if table is None:
             raise Garbage("the answer is no JSON object")
-        self._read(table)
+        self.read(table)
 
-    def _read(self, table: dict[str, Any]) -> None:
+    def read(self, table: dict[str, Any]) -> None:
+        """Read ``usage`` and ``timings`` of an answer or an event, if they are there."""
         for name, kept in (("usage", self._usage), ("timings", self._timings)):
             if isinstance(table.get(name), dict):
                 kept.update(table[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,11 @@ def read_request(body: bytes) -> RequestFacts:
         raise ValueError("the body must be JSON") from None
     if not isinstance(table, dict):
         raise ValueError("the body must be a JSON object")
+    return facts_of(table)
+
+
+def facts_of(table: Mapping[str, Any]) -> RequestFacts:
+    """Return the facts of a request from its fields."""
     prompt = table.get("prompt")
     n_tokens = _token_count(prompt)
     n_chars = _chars(prompt) + _chars_of_messages(table.get("messages"))
