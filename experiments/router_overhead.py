@@ -1,7 +1,7 @@
 """Experiment `router`: the time that `hypsolve route` adds to a request on one core.
 
-`python -m experiments.router_overhead [--quick] [--out FOLDER]` starts the router in a process of
-its own, pinned to one core, before a stub server that answers at once on loopback. Requests
+`python -m experiments.router_overhead [--quick] [--out FOLDER]` starts the router in a process
+of its own, pinned to one core, before a stub server that answers at once on loopback. Requests
 arrive in a Poisson stream of 200 per second through the router, and as many go directly to the
 stub, in turns. A row is a round of one kind of answer and one way.
 """
@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import statistics
@@ -25,9 +26,10 @@ from experiments.record import machine, note_session, provenance, recording, sof
 
 COLUMNS = (
     "round", "kind", "way", "requests", "rate_per_s", "failed", "median_ms", "p95_ms", "p99_ms",
-    "first_byte_median_ms", "first_byte_p99_ms", "version",
+    "first_byte_median_ms", "first_byte_p99_ms", "router_cpu_ms", "version",
 )  # fmt: skip
 RATE_PER_S = 200.0
+N_WARM = 80  # requests before each round, which are not timed
 SIZES = {"quick": (1, 1.0), "default": (5, 5.0)}  # rounds, and seconds of each
 KINDS, WAYS = ("whole", "stream"), ("direct", "routed")
 PACKAGES = ("starlette", "uvicorn", "httptools", "uvloop", "httpx", "httpcore", "h11")
@@ -111,8 +113,8 @@ class _Client:
 
 
 @contextlib.contextmanager
-def router(port: int, core: int | None) -> Iterator[int]:
-    """Run the router before a server on a port; provide its own port."""
+def router(port: int, core: int | None) -> Iterator[tuple[int, int]]:
+    """Run the router before a server on a port; provide its own port and its process."""
     stage = [{"machine": "stub", "gpus": 1, "blocks": [0, 1]}]
     times = {"fluid_ttft_s": 0.001, "fluid_tpot_s": 1e-5, "ttft_s": None, "tpot_s": None}
     pipeline = {"stages": stage, "requests_per_s": 1e4, "fluid_requests_per_s": 1e4,
@@ -133,16 +135,23 @@ def router(port: int, core: int | None) -> Iterator[int]:
                     raise RuntimeError("router: hypsolve route did not start")
                 if core is not None:
                     os.sched_setaffinity(process.pid, {core})
-                yield int(said.rsplit(":", 1)[1].partition("/")[0])
+                yield int(said.rsplit(":", 1)[1].partition("/")[0]), process.pid
             finally:
                 process.terminate()
+
+
+def cpu_s(process: int) -> float:
+    """Return the seconds that all threads of a process were on a CPU; nan where unknown."""
+    tasks = Path(f"/proc/{process}/task").glob("*/schedstat")
+    times = [int(each.read_text().split()[0]) for each in tasks]
+    return sum(times) / 1e9 if times else math.nan
 
 
 async def _round(ports: dict[str, int], kind: str, seconds: float, seed: int) -> dict[str, Any]:
     """Return the times of each way: Poisson arrivals of each, that take turns."""
     clients = {way: _Client(port, kind) for way, port in ports.items()}
     for client in clients.values():  # connections are open, and code is warm
-        for _ in range(20):
+        for _ in range(N_WARM // 4):
             await asyncio.gather(*(client.ask() for _ in range(4)))
     loop, draw = asyncio.get_running_loop(), random.Random(seed)
     tasks: dict[str, list[asyncio.Task[Any]]] = {way: [] for way in WAYS}
@@ -161,8 +170,9 @@ async def _round(ports: dict[str, int], kind: str, seconds: float, seed: int) ->
 
 
 def row(
-    number: int, kind: str, way: str, seconds: float, found: Sequence[Any], version: str
-) -> dict[str, Any]:
+    number: int, kind: str, way: str, seconds: float, found: Sequence[Any], cpu_ms: float,
+    version: str,
+) -> dict[str, Any]:  # fmt: skip
     """Return a row of the CSV."""
     served = [each for each in found if each is not None]
     first_ms, whole_ms = ([1e3 * each[i] for each in served] for i in (0, 1))
@@ -179,6 +189,7 @@ def row(
         "p99_ms": cuts[98],
         "first_byte_median_ms": statistics.median(first_ms),
         "first_byte_p99_ms": statistics.quantiles(first_ms, n=100, method="inclusive")[98],
+        "router_cpu_ms": cpu_ms,
         "version": version,
     }
 
@@ -192,13 +203,18 @@ async def measure(size: str, version: str, core: int | None) -> list[dict[str, A
     async with server:
         loop = asyncio.get_running_loop()
         context = router(port, core)
-        own = await loop.run_in_executor(None, context.__enter__)
+        own, process = await loop.run_in_executor(None, context.__enter__)
         try:
             for number in range(rounds):
                 for kind in KINDS:
+                    before_s = cpu_s(process)
                     found = await _round({"direct": port, "routed": own}, kind, seconds, number)
+                    n_sent = len(found["routed"]) + N_WARM
+                    each_s = (cpu_s(process) - before_s) / n_sent
+                    spent_ms = {"direct": 0.0, "routed": 1e3 * each_s}
                     rows += [
-                        row(number, kind, way, seconds, found[way], version) for way in WAYS
+                        row(number, kind, way, seconds, found[way], spent_ms[way], version)
+                        for way in WAYS
                     ]
         finally:
             await loop.run_in_executor(None, context.__exit__, None, None, None)
@@ -242,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 record.append(each)
             done = record.rows
         for kind in KINDS:
-            for column in ("first_byte_median_ms", "median_ms", "p99_ms"):
+            for column in ("first_byte_median_ms", "median_ms", "p99_ms", "router_cpu_ms"):
                 values = added(done, kind, column)
                 print(
                     f"{kind}: {column} is larger by {statistics.median(values):.2f}"

@@ -31,8 +31,9 @@ def test_what_the_router_adds_is_a_difference_by_round():
     rows = [
         {"round": n, "kind": kind, "way": way, "p99_ms": value}
         for n, kind, way, value in (
-            (0, "whole", "direct", 1.0), (0, "whole", "routed", 3.5), (1, "whole", "routed", 2.0),
-            (1, "whole", "direct", 1.5), (0, "stream", "direct", 9.0), (0, "stream", "routed", 9.0),
+            (0, "whole", "direct", 1.0), (0, "whole", "routed", 3.5),
+            (1, "whole", "routed", 2.0), (1, "whole", "direct", 1.5),
+            (0, "stream", "direct", 9.0), (0, "stream", "routed", 9.0),
         )
     ]  # fmt: skip
     assert router_overhead.added(rows, "whole", "p99_ms") == [2.5, 0.5]
