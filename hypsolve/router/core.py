@@ -61,14 +61,19 @@ class Ticket:
         Its number, from 0.
     prompt_tokens, output_tokens : int
         Expected.
-    is_probe : bool
-        Whether it probes a pipeline that was down.
+    probe : int
+        Number of the probe of a pipeline that was down; 0 if the request is none.
     """
 
     pipeline: int
     prompt_tokens: int
     output_tokens: int
-    is_probe: bool
+    probe: int
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether the request probes a pipeline that was down."""
+        return self.probe > 0
 
 
 class _State:
@@ -299,12 +304,12 @@ class Router:
         state.output_tokens -= ticket.output_tokens
         if ending is Ending.FAILED:
             return state.health.fail(
-                now_s, is_probe=ticket.is_probe, is_down=is_down, retry_after_s=retry_after_s
+                now_s, probe=ticket.probe, is_down=is_down, retry_after_s=retry_after_s
             )
         if ending is Ending.CANCELLED:
-            state.health.abandon(ticket.is_probe)
+            state.health.abandon(ticket.probe)
             return False
-        state.health.succeed(ticket.is_probe)
+        state.health.succeed(ticket.probe)
         if ending is Ending.COMPLETED and measured is not None:
             state.estimate.observe(measured)
             if measured.output_tokens > 0:
@@ -324,5 +329,5 @@ class Router:
             health.recover()
             return not was_up
         if was_up or health.is_open(now_s):
-            health.fail(now_s, is_probe=not was_up, is_down=True, retry_after_s=None)
+            health.fail(now_s, probe=health.begin(), is_down=True, retry_after_s=None)
         return was_up

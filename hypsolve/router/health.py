@@ -22,14 +22,15 @@ class Health:
     cooldown. While the probe is under way no other request is sent.
     """
 
-    __slots__ = ("_cooldown_s", "_failures", "_params", "_probing", "_until_s")
+    __slots__ = ("_cooldown_s", "_failures", "_n_probes", "_params", "_probe", "_until_s")
 
     def __init__(self, params: RouterParams) -> None:
         self._params = params
         self._failures = 0
         self._cooldown_s = 0.0  # the last one; 0: the pipeline is up
         self._until_s = -math.inf
-        self._probing = False
+        self._probe = 0  # the one that is under way; 0: none
+        self._n_probes = 0
 
     def condition(self, now_s: float) -> Condition:
         """Return the condition of the pipeline."""
@@ -41,39 +42,46 @@ class Health:
         """Return whether a further request may be sent."""
         if self._cooldown_s == 0:
             return True
-        return now_s >= self._until_s and not self._probing
+        return now_s >= self._until_s and not self._probe
 
     def opens_at_s(self) -> float:
         """Return when a probe may be sent; inf while one is under way."""
-        return math.inf if self._probing else self._until_s
+        return math.inf if self._probe else self._until_s
 
-    def begin(self) -> bool:
-        """Count a request that is sent; return whether it is the probe."""
+    def begin(self) -> int:
+        """Count a request that is sent; return its number if it is a probe, else 0.
+
+        A probe that is overtaken, by a health check that succeeds, counts as any request.
+        """
         if self._cooldown_s == 0:
-            return False
-        self._probing = True
-        return True
+            return 0
+        self._n_probes += 1
+        self._probe = self._n_probes
+        return self._probe
 
-    def succeed(self, is_probe: bool) -> None:
+    def _is_probe(self, number: int) -> bool:
+        return number > 0 and number == self._probe
+
+    def succeed(self, probe: int) -> None:
         """Count a success.
 
         One that was sent before the cooldown began does not end it.
         """
-        if is_probe or self._cooldown_s == 0:
+        if self._is_probe(probe) or self._cooldown_s == 0:
             self.recover()
 
     def recover(self) -> None:
         """Bring the pipeline up, as when its health check succeeds."""
-        self._failures, self._cooldown_s, self._probing = 0, 0.0, False
+        self._failures, self._cooldown_s, self._probe = 0, 0.0, 0
         self._until_s = -math.inf
 
-    def abandon(self, is_probe: bool) -> None:
+    def abandon(self, probe: int) -> None:
         """Count a request that ended without a judgement; another probe may follow."""
-        if is_probe:
-            self._probing = False
+        if self._is_probe(probe):
+            self._probe = 0
 
     def fail(
-        self, now_s: float, *, is_probe: bool, is_down: bool, retry_after_s: float | None
+        self, now_s: float, *, probe: int, is_down: bool, retry_after_s: float | None
     ) -> bool:
         """Count a failure; return whether a cooldown begins.
 
@@ -81,13 +89,14 @@ class Health:
 
         Parameters
         ----------
-        is_probe : bool
-            Whether the request was the probe.
+        probe : int
+            As `begin` returned it.
         is_down : bool
             Whether one such failure is enough, as if the server refuses connections.
         retry_after_s : float or None
             Seconds of cooldown that the server asked for; one such failure is enough.
         """
+        is_probe = self._is_probe(probe)
         if self._cooldown_s > 0 and not is_probe:
             return False
         self._failures += 1
@@ -99,5 +108,5 @@ class Health:
         self._cooldown_s = wait_s
         asked_s = 0.0 if retry_after_s is None else min(retry_after_s, longest)
         self._until_s = now_s + max(wait_s, asked_s)
-        self._probing = False
+        self._probe = 0
         return True

@@ -246,3 +246,22 @@ def test_lengths_are_learnt():
 def test_bad_input_is_named(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+def test_a_probe_that_a_health_check_overtook_counts_as_any_request():
+    """A check brings the pipeline up while a probe is under way; then it goes down again."""
+    router = Router([pipeline("a")])
+    router.end(router.choose(1, 1, 0.0), Ending.FAILED, 0.0, is_down=True)
+    old = router.choose(1, 1, 1.0)
+    assert old.is_probe
+    router.check(0, True, 1.0)
+    other = Router([pipeline("a")])
+    other.end(other.choose(1, 1, 0.0), Ending.FAILED, 0.0, is_down=True)
+    alone = other.choose(1, 1, 1.0)
+    other.check(0, True, 1.0)
+    assert not other.end(alone, Ending.FAILED, 1.0)  # one failure of three
+    assert other.condition(0, 1.0) is Condition.UP
+    router.end(router.choose(1, 1, 1.0), Ending.FAILED, 1.0, is_down=True)
+    assert router.choose(1, 1, 2.0).is_probe
+    router.end(old, Ending.CANCELLED, 2.0)
+    assert router.choose(1, 1, 2.0) == Refusal(Why.DOWN, math.inf)  # a probe is under way
