@@ -225,6 +225,11 @@ def test_importing_hypsolve_loads_no_backend_and_no_pandas():
     assert not loaded & ON_DEMAND - loaded_after("import numba")  # which loads scipy, if there
 
 
+def test_the_command_loads_the_router_only_to_route():
+    of_router = {"starlette", "uvicorn", "httpx", "httpcore", "prometheus_client", "litellm"}
+    assert not loaded_after("import hypsolve.cli") & of_router
+
+
 def test_every_public_name_is_there_and_documented():
     import hypsolve
 

@@ -9,17 +9,28 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-import litellm
-from litellm.integrations.custom_logger import CustomLogger
-from litellm.types.router import CustomRoutingStrategyBase
-
 from hypsolve.problem import validation as valid
+from hypsolve.problem.optional import install
 from hypsolve.router.answers import AnswerMeter
 from hypsolve.router.core import Ending, Refusal, Router, Ticket
 from hypsolve.router.estimates import Measured
 from hypsolve.router.params import RouterParams
 from hypsolve.router.pipeline import RoutedPipeline
 from hypsolve.router.requests import facts_of
+
+try:
+    import litellm
+    from litellm.integrations.custom_logger import CustomLogger
+    from litellm.types.router import CustomRoutingStrategyBase
+except ImportError:  # the module can be read and documented; the class says what is missing
+    litellm = None
+
+    class CustomLogger:  # type: ignore[no-redef]
+        """Stands for the class of LiteLLM."""
+
+    class CustomRoutingStrategyBase:  # type: ignore[no-redef]
+        """Stands for the class of LiteLLM."""
+
 
 KEY = "hypsolve_ticket"  # in the metadata of a request
 GRACE_S = 5.0  # in which LiteLLM calls back after the task of a request has ended
@@ -66,6 +77,8 @@ class HypSchedStrategy(CustomRoutingStrategyBase, CustomLogger):
         *,
         max_request_s: float = 1800.0,
     ) -> None:
+        if litellm is None:
+            raise ValueError(f"strategy: LiteLLM is not installed; {install('litellm')}")
         super().__init__()
         valid.of_type("strategy", "pipelines", pipelines, Mapping)  # type: ignore[type-abstract]
         seeds = [dataclasses.replace(each, max_in_flight=None) for each in pipelines.values()]
