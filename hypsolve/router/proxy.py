@@ -25,6 +25,7 @@ from hypsolve.router.estimates import Measured
 from hypsolve.router.health import Condition
 from hypsolve.router.metrics import Metrics
 from hypsolve.router.requests import RequestFacts, read_request
+from hypsolve.router.transport import IDLE_S, LeanTransport
 from hypsolve.router.waiting import Busy, WaitingRoom
 
 logger = logging.getLogger("hypsolve.router")
@@ -159,7 +160,7 @@ class Proxy:
                 f"proxy: urls must hold one for each of {len(router.pipelines)} pipelines,"
                 f" got {len(self._urls)}"
             )
-        self._transports = list(transports or (_transport() for _ in urls))
+        self._transports = list(transports or map(_transport, self._urls))
         self.room = WaitingRoom(router, self.params.max_queue, self.params.queue_timeout_s)
         self.metrics = Metrics(router, self.room)
         self.app = Starlette(
@@ -565,10 +566,12 @@ def server_url(owner: str, url: str) -> str:
     return str(found).rstrip("/").removesuffix("/v1")
 
 
-def _transport() -> httpx.AsyncHTTPTransport:
+def _transport(url: httpx.URL) -> httpx.AsyncBaseTransport:
+    if url.scheme == "http":
+        return LeanTransport()
     limits = httpx.Limits(
-        max_connections=None, max_keepalive_connections=256, keepalive_expiry=4.0
-    )  # servers close idle connections after 5 s
+        max_connections=None, max_keepalive_connections=256, keepalive_expiry=IDLE_S
+    )
     return httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
 
 
