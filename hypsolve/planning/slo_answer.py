@@ -152,7 +152,7 @@ class SloAnswer:
         `least_tpot_s`; ``all splits``, as none of them serves it in simulation; ``some
         splits``, as none of those that were simulated serves it; ``time limit``, as the clock
         or an interrupt ended the search; or ``this split``, as no other one was tried. It is
-        ``bound``, too, if the time to the first token is at least `least_ttft_s`.
+        ``bound``, too, if the target for the first token is below `least_ttft_s`.
     least_tpot_s : float
         Bound on the time per output token: no split, no choice of nodes or of degrees and no
         schedule of a query has a smaller one. It is above the target where `decided_by` is

@@ -21,16 +21,16 @@ sends messages other ways, nor do host seconds of iterations.
 
 *Claim.* No request has a time to its first token below that of `least_ttft_s`.
 
-*Proof.* A prompt may be computed in chunks, by several stages at the same time. The chunk with
-the last token still goes through all blocks, as a pass of one token at least, and over the
-links between tiers with blocks. A node computes the whole prompt in its own blocks, in one
-iteration after the other, until that chunk is done. Let d be the seconds of a token's pass, P
-those of the prompt in one chunk, and D the sum of d over all blocks and links. The time is thus
-at least D + P - d for the blocks of every stage. More chunks only add to P, since weights and
-cached tokens are read again; all-reduces count with the fewest seconds per token, and attention
-with the cheaper of its two rates. If the GPUs of a tier may form N stages in a row, one of them
-has an N-th of the difference at least. The bound is the least such value over all splits, for
-the shortest prompt.
+*Proof.* A prompt may be computed in chunks, by several stages at the same time. A stage begins
+when the first chunk has gone through the blocks and links before it, and computes the whole
+prompt in its own blocks, in one iteration after the other. Then the last chunk goes through the
+blocks and links behind it. A chunk has one token at least, after no others in the least case.
+Let d be the seconds of such a pass, P those of the prompt in one chunk, and D the sum of d over
+all blocks and links. The time is thus at least D + P - d for the blocks of every stage. More
+chunks only add to P, since weights and cached tokens are read again; all-reduces count with the
+fewest seconds per token, and attention with the cheaper of its two rates. If the GPUs of a tier
+may form N stages in a row, one of them has an N-th of the difference at least. The bound is the
+least such value over all splits, for the shortest prompt.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def _max_stages(tier: Tier, option: Node) -> int:
 
 
 def _first_token_s(deployment: Deployment, gpu: GpuProfile, prompt: int) -> tuple[Array, Array]:
-    """Return the least seconds of the last prompt token, and of the prompt, in each block."""
+    """Return the least seconds of a chunk of one token, and of the prompt, in each block."""
     model, found = deployment.cost_model, {}
     for block in set(deployment.model.blocks):
         computed = 1 if block.last_token_only else prompt
@@ -237,7 +237,7 @@ def _first_token_s(deployment: Deployment, gpu: GpuProfile, prompt: int) -> tupl
             copies = gpu.kv_copies
             work = costs.step_work(block, float(prompt), 0.0, kv_copies=copies)
             whole = float(costs.step_s(gpu, *work, model))
-            work = costs.step_work(block, 1.0, prompt - 1.0, kv_copies=copies)
+            work = costs.step_work(block, 1.0, 0.0, kv_copies=copies)
             token = float(costs.step_s(gpu, *work, model))
         if model is CostModel.ROOFLINE:
             sizes = np.arange(1, computed + 1)
