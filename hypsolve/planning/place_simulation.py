@@ -354,11 +354,14 @@ def at_shares(rate: PlacementRate, placement: Placement) -> PlacementRate:
     (2.0, 6.0)
     """
     loads = [pipeline.requests_per_s for pipeline in placement.pipelines]
-    pairs = zip(rate.weights, loads, strict=True)
-    factor = min((each / load for each, load in pairs if load), default=0.0)
-    of_pipelines = tuple(load * factor for load in loads)
+    is_known = [not math.isnan(each) for each in rate.of_pipelines]
+    triples = list(zip(rate.weights, loads, is_known, strict=True))
+    factor = min(
+        (weight / load for weight, load, known in triples if load and known), default=0.0
+    )
+    of_pipelines = tuple(load * factor if known else math.nan for _, load, known in triples)
     return dataclasses.replace(
-        rate, requests_per_s=math.fsum(of_pipelines), of_pipelines=of_pipelines
+        rate, requests_per_s=known_sum(of_pipelines), of_pipelines=of_pipelines
     )
 
 

@@ -209,7 +209,10 @@ class FewBytesSearch:
             self.is_complete = self.is_complete and self._bound < math.inf
             value, best = self._choose(list(self._splits.values()), is_bound=False)
         if best:
-            best = self._tie_broken(value, best)
+            try:
+                best = self._tie_broken(value) or best
+            except KeyboardInterrupt:
+                is_interrupted = True
         return self._answer(best, is_interrupted)
 
     def _search(self) -> tuple[float, list[Split]]:
@@ -248,18 +251,13 @@ class FewBytesSearch:
                 for half in self._halves(each):
                     add(each.binding, half)
 
-    def _tie_broken(self, value: float, best: list[Split]) -> list[Split]:
+    def _tie_broken(self, value: float) -> list[Split]:
         """Return pipelines of an equal rate that serve most meanwhile, then load fewest bytes.
 
-        They are the best of the pipelines that the search came across. An interrupt leaves
-        those that are known.
+        They are the best of the pipelines that the search came across.
         """
-        try:
-            columns = list(self._splits.values())
-            _, found = self._choose(columns, is_bound=False, least_per_s=value * (1 - TIED))
-        except KeyboardInterrupt:
-            return best
-        return found or best
+        columns = list(self._splits.values())
+        return self._choose(columns, is_bound=False, least_per_s=value * (1 - TIED))[1]
 
     def _answer(self, best: Sequence[Split], is_interrupted: bool) -> FewBytes:
         bound = self._bound

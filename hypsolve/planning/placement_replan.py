@@ -420,9 +420,9 @@ class _Replanning:
             self._interrupt("the search for placements that load few bytes was stopped")
         limit = math.inf if free.fluid_bound is None else free.fluid_bound
         bound, is_complete = found.bound_per_s, found.is_complete
-        best_fluid_per_s = found.requests_per_s
-        others = self._others(found, max_bytes, max_seconds)
-        found, plan, rates, fluid = self._planned([found, *others])
+        known = [found, *self._others(found, max_bytes, max_seconds)]
+        best_fluid_per_s = max(each.requests_per_s for each in known)
+        found, plan, rates, fluid = self._planned(known)
         rate_of = {p.name: loading_rate(problem, p) for p in problem.fleet.machines}
         moved: Counter[str] = Counter()
         for own in found.loads:

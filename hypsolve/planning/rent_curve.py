@@ -344,7 +344,8 @@ def curve_of(
                 part = deadline.part(1 / (len(kinds) - i))
                 offers.append(prices.break_even(name, answer, part))
         except KeyboardInterrupt:
-            stopped = f"the prices of {len(kinds) - len(offers)} offers were not tried"
+            n_left = len(kinds) - len(offers)
+            stopped = f"the prices of {count(n_left, 'offer')} were not tried"
     return RentCurve(
         model=query.model.name,
         machines=query.fleet.name,
