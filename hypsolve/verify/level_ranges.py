@@ -4,17 +4,19 @@ The model is that of `hypsolve.problem.serving_pipelines`. A split with R pipeli
 some y requests per cycle are enough, ``X / R C(y) <= y``, and are allowed: y is at most the
 limits of the runtime, the room for KV cache over the cycles for which a request holds it, and X
 / R times the longest cycle within the targets. Let Y be the largest y that is allowed. C(y) / y
-does not rise in y, so the split carries X if and only if ``X / R C(Y) <= Y``.
+does not rise in y but where collective operations jump up, so the split carries X if and only
+if ``X / R C(y) <= y`` for y = Y, or for a y just below a jump.
 
 A range holds the splits with ``low < Y <= high``. Their stages have room for more than low
-requests per cycle, and ``C(Y) / Y >= C(high) / high``. So they do not carry X if, among the
-chains of such stages, the least sum of seconds at y = high exceeds ``high R / X``. Stages and
-messages whose seconds alone exceed that, times the batches under way, are in none of the
-splits. The ranges of a number of stages, a number of pipelines and a first tier must cover all
-Y > 0.
+requests per cycle, and ``C(Y) / Y >= C(high) / high`` without jumps. So they do not carry X if,
+among the chains of such stages, the least sum of seconds at y = high exceeds ``high R / X``.
+Stages and messages whose seconds alone exceed that, times the batches under way, are in none of
+the splits. The ranges of a number of stages, a number of pipelines and a first tier must cover
+all Y > 0.
 
-C(y) / y may rise where collective operations jump up. A range with a jump inside is checked
-with the seconds below the jump, continued without it, which are at most the true ones.
+A range with a jump inside is checked with the seconds below the jump, continued without it,
+which are at most the true ones. A y at or below `low` is in a range of its own: a split with a
+larger Y has room for it, too, and the ranges must cover all y from 0 on.
 
 A split in one stage is a set of servers, of which the ranges count equal shares only. The sum
 of their rates is bounded in `whole_servers`.
@@ -30,7 +32,7 @@ from hypsolve.verify.batches import Batches
 from hypsolve.verify.directed import fixed, over, times
 from hypsolve.verify.iterations import GRACE, Content, Server
 from hypsolve.verify.reading import Refuted, need
-from hypsolve.verify.roots import least_root
+from hypsolve.verify.roots import just_below, least_root
 from hypsolve.verify.serving_claims import RangeClaim
 from hypsolve.verify.whole_servers import WholeServers, may_hold_all
 
@@ -200,11 +202,17 @@ class Cycle:
 
     def carries(self, x: Fraction) -> bool:
         """Return whether the split carries a rate."""
-        y = self.largest(x)
-        if y <= 0:
+        most = self.largest(x)
+        if most <= 0:
             return False
         each = fixed(x / self.batches.n_pipelines, True)
-        return times(each, self.seconds(fixed(y, True), True), True) <= fixed(y, False)
+        if times(each, self.seconds(fixed(most, True), True), True) <= fixed(most, False):
+            return True
+        return any(
+            times(each, self.seconds(y, True), True) <= y
+            for y in map(just_below, self._jumps())
+            if 0 < y <= fixed(most, False)
+        )
 
     def latencies(self, x: Fraction, up: bool) -> tuple[int, int, int]:
         """Return bounds on the seconds to the first token, of a later one, and to the last."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 CLOSE_BITS = 56  # the bounds are this close if rounding allows it
+BELOW_BITS = 40  # a number this close to a jump counts as below it
 
 
 def least_root(f: Callable[[int, bool], int], top: int, jumps: Sequence[int], up: bool) -> int:
@@ -38,6 +39,11 @@ def least_root(f: Callable[[int, bool], int], top: int, jumps: Sequence[int], up
         if not up and f(z, False) >= z:
             return _below_jumps(f, z, jumps)
     return top if up else 0
+
+
+def just_below(jump: int) -> int:
+    """Return a number a little below a jump, so that no rounding of it is above."""
+    return jump - (jump >> BELOW_BITS) - 1
 
 
 def _below_jumps(f: Callable[[int, bool], int], z: int, jumps: Sequence[int]) -> int:

@@ -21,7 +21,7 @@ from hypsolve.verify.batches import Batches
 from hypsolve.verify.directed import ONE, fixed, over, times
 from hypsolve.verify.iterations import GRACE, Server
 from hypsolve.verify.reading import Refuted
-from hypsolve.verify.roots import least_root
+from hypsolve.verify.roots import just_below, least_root
 
 LEAST = 2.0**-50  # requests per second, where the search for a bound begins
 MOST = 2.0**60
@@ -131,7 +131,8 @@ class _Server:
         if top <= 0:
             return False
         end, each = fixed(top, True), fixed(x / (1 + 4 * GRACE), False)
-        parts = [0, *(y for y in self.jumps if 0 < y < end), end]
+        # `jumps` are rounded down, and a part begins above its jump
+        parts = [0, *(y + 1 for y in self.jumps if 0 < y < end - 1), end]
         return any(
             times(each, self.seconds(high, False, low), False) <= high
             for low, high in itertools.pairwise(parts)
@@ -141,8 +142,14 @@ class _Server:
         y = self.largest(x, longest)
         if y <= 0:
             return False
-        taken = times(fixed(x, True), self.seconds(fixed(y, True), True), True)
-        return taken <= fixed(y, False)
+        each = fixed(x, True)
+        if times(each, self.seconds(fixed(y, True), True), True) <= fixed(y, False):
+            return True
+        return any(
+            times(each, self.seconds(z, True), True) <= z
+            for z in map(just_below, self.jumps)
+            if 0 < z <= fixed(y, False)
+        )
 
     def cycle_s(self, x: Fraction, longest: Fraction | None, up: bool) -> Fraction:
         """Return a bound on the seconds of the shortest cycle that carries a rate."""

@@ -1,5 +1,8 @@
 """Latencies of whole servers where a collective jumps to a slower algorithm."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ import hypsolve as hs
 from hypsolve.problem.serving_evaluation import evaluate_serving
 from hypsolve.problem.serving_pipelines import PipelineMode
 from hypsolve.problem.serving_split import crossed_links
+from hypsolve.verify import verify
 
 
 @pytest.mark.parametrize("users", [112, 120, 124, 128])
@@ -58,8 +62,37 @@ def test_a_batch_just_below_the_jump_may_carry_more_than_the_largest_one(n_tiers
     assert rates.max() <= stated * (1 + 1e-9)
     assert stated <= rates.max() * 1.01
     assert rates[-1] < rates.max(), "the largest batch must be a little above the jump"
-    result = hs.solve(instance, "throughput_exact")
-    assert result.objective >= stated * (1 - 1e-9)
+    found = {}
+    for method in ("throughput_exact", "throughput_highs", "throughput_cpsat"):
+        result = hs.solve(instance, method, time_limit_s=60)
+        assert result.status == "optimal"
+        found[method] = result.objective
+        verify(instance, json.loads(json.dumps(result.to_dict())))
+    assert min(found.values()) >= stated * (1 - 1e-9)
+    assert max(found.values()) == pytest.approx(min(found.values()), rel=1e-6)
+
+
+def test_limits_of_patterns_count_batches_just_below_the_jump():
+    """Two boxes of two GPUs, either too small for the model: the limit is above the rate."""
+    nvlink = hs.interconnect("nvlink5", "b200")
+    gpu = replace(hs.gpu("b200"), memory_bytes=7.5e9, visible_bytes=None)
+    machines = tuple(
+        hs.Machine(node=hs.Node(name=name, gpu=gpu, gpus=2, interconnect=nvlink), site="room")
+        for name in "ab"
+    )
+    lan = hs.Link(bytes_per_s=1e11, latency_s=1e-5)
+    problem = hs.PlacementProblem(
+        model=hs.model("llama-3-8b"),
+        fleet=hs.Fleet(name="lab", sites=(hs.Site(name="room", link=lan),), machines=machines),
+        requests=hs.Requests([0.0], [2], [65]),
+        runtime=hs.runtime("vllm", max_num_seqs=264),
+        max_stages=2,
+    )
+    rates = [
+        hs.solve(problem, method).objective for method in ("placement_highs", "placement_cpsat")
+    ]
+    assert rates[0] == pytest.approx(rates[1], rel=1e-6)
+    assert rates[0] > 1200, "the rate just below the jump"
 
 
 def cycle_s(mode, y):

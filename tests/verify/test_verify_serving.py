@@ -86,8 +86,8 @@ def with_lines(instance, rng):
 def test_collective_operations_that_jump_are_verified(mode):
     """Seconds over tokens rise at a jump, which every proof must treat by itself.
 
-    Few such servers have two solutions, of which the methods took the larger one, or a batch
-    that is smaller than all that they try and faster. Their claim is refuted, or not certified.
+    Under ``stage``, few such servers have two solutions, of which the method took the larger
+    one. Their claim is refuted, or not certified.
     """
     rng = np.random.default_rng([17, MODES.index(mode)])
     n_jumps = n_not = 0
@@ -100,10 +100,10 @@ def test_collective_operations_that_jump_are_verified(mode):
             for c in range(instance.n_classes)
         )
         is_verified = result["certificate"] is not None and not is_refuted(instance, result)
-        assert jumps or is_verified
+        assert is_verified or (jumps and mode == "stage")
         n_jumps += jumps
         n_not += not is_verified
-    assert n_jumps >= 15 and n_not <= 2
+    assert n_jumps >= 15 and n_not <= 1
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -6,6 +6,7 @@ from hypsolve.kernels.jit import kernel
 from hypsolve.kernels.throughput.pipeline_search import shortest_sum, split_rate
 from hypsolve.kernels.throughput.pipeline_tables import (
     held_cycles,
+    jump_below,
     limit_per_cycle,
     longest_cycle,
     new_tables,
@@ -31,6 +32,12 @@ def largest_level(server, n_stages, first, n_pipelines, x):
     entry_s = server.entry_s[first] if first >= 0 else 0.0
     longest_s = longest_cycle(server, n, entry_s, x)
     return min(limit_per_cycle(server, n), x / n_pipelines * longest_s)
+
+
+@kernel
+def jump_under(server, n_stages, y):
+    """Return the largest number of requests per cycle below y where a collective jumps up."""
+    return jump_below(server, under_way(server, n_stages), y)
 
 
 @kernel
@@ -118,6 +125,7 @@ def warm_up(server):
     tables, cuts = new_tables(server), np.array([0, 1, 2])
     levels_of(server, tables, 1, 1)
     largest_level(server, 1, -1, 1, 0.1)
+    jump_under(server, 1, 0.1)
     is_refuted(server, tables, 1, -1, 1, 0.0, 1.0, 0.1)
     batch_arcs(server, tables, 1, -1, 1, 0.0, 1.0, 0.1)
     level_of(server, tables, cuts, 2, 1)

@@ -408,9 +408,14 @@ def _one_s(row: Array, b: Array, k: Array) -> Array:
     memory = memory - row[:, server.EXPERTS] * np.expm1(tokens * idle)
     messages = np.where(is_last, np.maximum(tokens, 1.0), tokens)
     alpha, beta, switch = (row[:, c] for c in (server.ALPHA, server.BETA, server.SWITCH))
-    small = alpha + beta * messages
-    large = np.maximum(
-        row[:, server.GAMMA] + row[:, server.DELTA] * messages, alpha + beta * switch
+    gamma, delta = row[:, server.GAMMA], row[:, server.DELTA]
+    small, at_switch = alpha + beta * messages, alpha + beta * switch
+    # without a jump up, so that the largest batch has the least seconds per request
+    has_jump = gamma + delta * switch > at_switch
+    large = np.where(
+        has_jump,
+        at_switch + np.minimum(delta, beta) * (messages - switch),
+        np.maximum(gamma + delta * messages, at_switch),
     )
     fixed = row[:, server.FIXED] + np.where(messages > switch, large, small)
     linear = b * row[:, server.LINEAR_TOKEN] + k * row[:, server.LINEAR_CHUNK]

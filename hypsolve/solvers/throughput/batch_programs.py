@@ -9,7 +9,9 @@ carries the rate if the path is not longer than the cycle.
 
 Splits differ in y, so the program is solved for ranges of y: stages need room for the smallest
 y of the range, and take the seconds of the largest. If no path is short enough, the range holds
-no split that carries the rate. Otherwise the y of the split found divides the range.
+no split that carries the rate. Otherwise the y of the split found divides the range. No range
+goes beyond a size at which a collective operation jumps up, for seconds over requests may rise
+there.
 
 Splits in one stage are sets of servers (`hypsolve.problem.serving_servers`). There are few of
 them, and each is tried by itself.
@@ -17,6 +19,7 @@ them, and each is tried by itself.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -103,7 +106,10 @@ class BatchTrials:
 
         shape = n_stages, first, n_pipelines
         top = float(batch_chains.largest_level(self.server, *shape, x))
-        ranges = [(0.0, top)] if top > 0 else []
+        ends = [max(top, 0.0)]
+        while ends[-1] > 0:
+            ends.append(float(batch_chains.jump_under(self.server, n_stages, ends[-1])))
+        ranges = [(low, high) for high, low in itertools.pairwise(ends)]
         while ranges:
             low, high = ranges.pop()
             cuts = self._shortest(x, n_stages, n_pipelines, first, low, high)
