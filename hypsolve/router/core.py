@@ -326,8 +326,9 @@ class Router:
         health = self._states[pipeline].health
         was_up = health.condition(now_s) is Condition.UP
         if is_well:
-            health.recover()
-            return not was_up
+            return health.pass_check(now_s)
         if was_up or health.is_open(now_s):
-            health.fail(now_s, probe=health.begin(), is_down=True, retry_after_s=None)
+            health.fail(
+                now_s, probe=health.begin(), is_down=True, retry_after_s=None, by_check=True
+            )
         return was_up

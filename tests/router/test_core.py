@@ -97,9 +97,14 @@ def test_no_script_of_faults_leaks_or_loses_work(script, limits):
         if event == "wait":
             now_s += given_[0]
         elif event == "check":
-            router.check(given_[0], given_[1], now_s)
+            before = router.condition(given_[0], now_s)
+            changes = router.check(given_[0], given_[1], now_s)
+            after = router.condition(given_[0], now_s)
             if given_[1]:
-                assert router.condition(given_[0], now_s) is Condition.UP
+                assert changes == (before is not after)
+                assert after is Condition.UP or before is after is Condition.COOLING
+            else:
+                assert after is not Condition.UP
         elif event == "end" and jobs:
             ticket = jobs.pop(given_[0] % len(jobs))
             ending, options = given_[1]
@@ -262,6 +267,41 @@ def test_a_probe_that_a_health_check_overtook_counts_as_any_request():
     assert not other.end(alone, Ending.FAILED, 1.0)  # one failure of three
     assert other.condition(0, 1.0) is Condition.UP
     router.end(router.choose(1, 1, 1.0), Ending.FAILED, 1.0, is_down=True)
-    assert router.choose(1, 1, 2.0).is_probe
-    router.end(old, Ending.CANCELLED, 2.0)
-    assert router.choose(1, 1, 2.0) == Refusal(Why.DOWN, math.inf)  # a probe is under way
+    assert router.choose(1, 1, 2.0) == Refusal(Why.DOWN, 3.0)  # no request has succeeded
+    assert router.choose(1, 1, 3.0).is_probe
+    router.end(old, Ending.CANCELLED, 3.0)
+    assert router.choose(1, 1, 3.0) == Refusal(Why.DOWN, math.inf)  # a probe is under way
+
+
+def test_a_good_health_check_takes_no_failure_of_requests_back():
+    """A server that answers /health but hangs on completions cools down, ever longer."""
+    router = Router([pipeline("a")])
+    now_s = 0.0
+    for cooldown_s in (1.0, 2.0, 4.0):
+        for n in range(3):
+            assert not router.check(0, True, now_s)
+            assert router.end(router.choose(1, 1, now_s), Ending.FAILED, now_s) == (n == 2)
+        assert not router.check(0, True, now_s + cooldown_s / 2)
+        assert router.choose(1, 1, now_s) == Refusal(Why.DOWN, now_s + cooldown_s)
+        now_s += cooldown_s
+        assert router.check(0, True, now_s)
+        assert router.condition(0, now_s) is Condition.UP
+    router.end(router.choose(1, 1, now_s), Ending.COMPLETED, now_s)
+    router.end(router.choose(1, 1, now_s), Ending.FAILED, now_s, is_down=True)
+    assert router.choose(1, 1, now_s) == Refusal(Why.DOWN, now_s + 1.0)
+
+
+def test_a_good_health_check_does_not_shorten_what_the_server_asked_for():
+    router = Router([pipeline("a")])
+    router.end(router.choose(1, 1, 0.0), Ending.FAILED, 0.0, retry_after_s=30.0)
+    assert not router.check(0, True, 29.0)
+    assert router.choose(1, 1, 29.0) == Refusal(Why.DOWN, 30.0)
+    assert router.check(0, True, 30.0)
+
+
+def test_a_cooldown_that_a_health_check_began_ends_with_the_next_good_one():
+    router = Router([pipeline("a")])
+    assert router.check(0, False, 0.0)
+    assert router.condition(0, 0.5) is Condition.COOLING
+    assert router.check(0, True, 0.5)
+    assert router.condition(0, 0.5) is Condition.UP

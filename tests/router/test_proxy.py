@@ -306,8 +306,15 @@ def test_a_server_that_comes_back_gets_requests_again():
         assert (await ask(proxy)).headers["x-hypsolve-pipeline"] == "2"
         assert (await ask(proxy)).headers["x-hypsolve-pipeline"] == "2"
         assert len(bad.requests) == 1  # not asked while it cools down
+        bad.behaviours = ["good"]
+        await proxy.check(0)  # does not end a cooldown that a request began
+        assert (await ask(proxy)).headers["x-hypsolve-pipeline"] == "2"
+        proxy.router.check(0, True, asyncio.get_running_loop().time() + 100.0)
+        assert (await ask(proxy)).headers["x-hypsolve-pipeline"] == "1"
+        bad.behaviours = ["refuse"]
         await proxy.check(0)
         assert (await ask(proxy)).headers["x-hypsolve-pipeline"] == "2"
+        assert len(bad.requests) == 2
         bad.behaviours = ["good"]
         await proxy.check(0)
         assert (await ask(proxy)).headers["x-hypsolve-pipeline"] == "1"
