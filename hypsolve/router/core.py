@@ -25,7 +25,7 @@ class Ending(StrEnum):
     FAILED = "failed"
     """By the pipeline's fault, timeouts included."""
     CANCELLED = "cancelled"
-    """By the client, or because the router stops."""
+    """By the client, or by the router: it stops, or cannot send the request as it is."""
 
 
 class Why(StrEnum):

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from hypsolve.problem import validation as valid
-from hypsolve.router.answers import AnswerMeter, Garbage
+from hypsolve.router.answers import MAX_LINE, AnswerMeter, Garbage
 from hypsolve.router.core import Ending, Refusal, Router, Ticket, Why
 from hypsolve.router.estimates import Measured
 from hypsolve.router.health import Condition
@@ -36,7 +36,7 @@ HOP_BY_HOP = frozenset((
 ))  # fmt: skip
 NOT_SENT = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"accept-encoding"}
 NOT_SENT_ON = HOP_BY_HOP | {b"content-length"}
-MAX_ERROR_BYTES = 2**16  # of an error of a server
+WRONG_HEADERS = "the headers of the request must be valid in HTTP/1.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,6 +348,9 @@ class Proxy:
             raise _Failed(504, "the server did not answer in time") from None
         except (httpx.ConnectError, httpx.ConnectTimeout):
             raise _Failed(502, "the server cannot be reached", is_down=True) from None
+        except httpx.LocalProtocolError:
+            await self._refuse(exchange.send, 400, WRONG_HEADERS)
+            return Ending.CANCELLED
         except (httpx.HTTPError, httpx.StreamError, OSError):
             raise _Failed(502, "the connection to the server broke") from None
         except Garbage as error:
@@ -370,8 +373,8 @@ class Proxy:
             if exchange.first_s is None:
                 held += chunk
                 if meter.first_s is None:
-                    if len(held) > MAX_ERROR_BYTES:
-                        raise Garbage("the stream holds no events")
+                    if len(held) > MAX_LINE:
+                        raise Garbage(f"the stream holds no event in {MAX_LINE} bytes")
                     continue
                 chunk = held
                 exchange.first_s = loop.time()
@@ -387,7 +390,7 @@ class Proxy:
     ) -> Ending:
         """Send the refusal of a server on; raise _Failed if it is the server's fault."""
         status = response.status_code
-        body = await _read_answer(response, MAX_ERROR_BYTES)
+        body = await _read_answer(response, self.params.max_answer_bytes, cut=True)
         if status in (408, 429) or status >= 500:
             raise _Failed(
                 status,
@@ -429,8 +432,11 @@ class Proxy:
         headers = _kept(request.scope["headers"], NOT_SENT)
         for p in self._by_condition():
             try:
-                response = await self._get(p, "/v1/models", headers)
-                body = await _read_answer(response, self.params.max_answer_bytes)
+                async with asyncio.timeout(self.params.connect_timeout_s):
+                    response = await self._get(p, "/v1/models", headers)
+                    body = await _read_answer(response, self.params.max_answer_bytes)
+            except httpx.LocalProtocolError:
+                return JSONResponse(_error_table(400, WRONG_HEADERS), 400)
             except (httpx.HTTPError, OSError, TimeoutError, Garbage):
                 continue
             if response.status_code < 500:
@@ -584,7 +590,8 @@ def _kept(headers: Sequence[tuple[bytes, bytes]], without: frozenset[bytes]) -> 
         if name == b"connection"
         for each in value.split(b",")
     }
-    return [(name, value) for name, value in lower if name not in without | named]
+    # h11 takes blanks around a value off where it reads, and refuses to send them
+    return [(name, value.strip(b" \t")) for name, value in lower if name not in without | named]
 
 
 async def _read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
@@ -616,8 +623,15 @@ def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
     return aiter(stream)
 
 
-async def _read_answer(response: httpx.Response, max_bytes: int) -> bytes:
+async def _read_answer(response: httpx.Response, max_bytes: int, *, cut: bool = False) -> bytes:
     """Return the body of an answer, and close it.
+
+    Parameters
+    ----------
+    response : httpx.Response
+    max_bytes : int
+    cut : bool
+        Whether the first `max_bytes` of a larger body will do.
 
     Raises
     ------
@@ -629,6 +643,9 @@ async def _read_answer(response: httpx.Response, max_bytes: int) -> bytes:
         async for chunk in _chunks(response):
             body += chunk
             if len(body) > max_bytes:
+                if cut:
+                    del body[max_bytes:]
+                    break
                 raise Garbage(f"the answer has more than {max_bytes} bytes")
     finally:
         await response.aclose()

@@ -105,6 +105,8 @@ class LeanTransport(httpx.AsyncBaseTransport):
         Raises
         ------
         httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError
+        httpx.LocalProtocolError
+            If the request itself, such as a header, breaks the rules of HTTP.
         """
         url = request.url
         sent = httpcore.Request(
@@ -122,6 +124,8 @@ class LeanTransport(httpx.AsyncBaseTransport):
             raise httpx.ConnectError(str(error)) from None
         except httpcore.ConnectTimeout as error:
             raise httpx.ConnectTimeout(str(error)) from None
+        except httpcore.LocalProtocolError as error:
+            raise httpx.LocalProtocolError(str(error)) from None
         except _ERRORS as error:
             raise httpx.ReadError(str(error)) from None
         return httpx.Response(found.status, headers=found.headers, stream=_Body(found.stream))

@@ -1,6 +1,7 @@
 """`Proxy` in front of stub servers that are slow, hang, break, answer garbage and come back."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import tracemalloc
@@ -284,6 +285,101 @@ def test_a_request_that_the_server_refuses_is_not_tried_elsewhere():
     reply = run(ask(proxy_of(bad, good)))
     assert (reply.status, reply.body) == (422, b'{"error": {}}')
     assert good.requests == []
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_long_refusal_passes(streams):
+    """A server that quotes the request in its answer is not to blame."""
+    words = b'{"error": {"message": "' + b"x" * 2**17 + b'"}}'
+
+    async def refuse(request):
+        return httpx.Response(400, stream=Parts([words[:9], words[9:]]))
+
+    good = Stub()
+    proxy = proxy_of(Stub(refuse), good)
+    reply = run(ask(proxy, {**STREAM, "stream": streams}))
+    assert (reply.status, reply.body) == (400, words)
+    assert good.requests == []
+    assert_nothing_left(proxy)
+    proxy = proxy_of(Stub(refuse), good, params={"max_answer_bytes": 1000})
+    reply = run(ask(proxy))
+    assert (reply.status, reply.body) == (400, words[:1000])
+    assert reply.headers["content-length"] == "1000"
+    assert good.requests == []
+
+
+def test_a_long_first_event_passes():
+    event = b'data: {"choices": [{"text": "' + b"x" * 2**17 + b'"}]}\n\n'
+
+    async def long(request):
+        kind = {"content-type": "text/event-stream"}
+        parts = [event[n : n + 2**15] for n in range(0, len(event), 2**15)]
+        return httpx.Response(200, headers=kind, stream=Parts([*parts, DONE]))
+
+    proxy = proxy_of(Stub(long))
+    reply = run(ask(proxy, STREAM))
+    assert (reply.status, reply.body) == (200, event + DONE)
+
+    async def endless(request):
+        kind = {"content-type": "text/event-stream"}
+        return httpx.Response(200, headers=kind, stream=Parts([b"data: " + b"x" * 2**21]))
+
+    reply = run(ask(proxy_of(Stub(endless)), STREAM))
+    assert (reply.status, reply.error["message"]) == (
+        502, "the stream holds no event in 1048576 bytes",
+    )  # fmt: skip
+
+
+def test_a_header_that_cannot_be_sent_is_the_fault_of_the_request():
+    async def script():
+        servers = [await asyncio.start_server(answer_http, "127.0.0.1", 0) for _ in range(2)]
+        urls = [f"http://127.0.0.1:{each.sockets[0].getsockname()[1]}" for each in servers]
+        pipelines = [
+            RoutedPipeline(name=name, prompt_token_s=1.0, output_token_s=1.0) for name in "ab"
+        ]
+        proxy = Proxy(Router(pipelines), urls)
+        for _ in range(4):
+            reply = await ask(proxy, headers=[(b"x-mine", b"\t1 \t")])
+            assert (reply.status, reply.body) == (200, ANSWER)
+            reply = await ask(proxy, headers=[(b"x-mine", b"a\x00b")])
+            assert (reply.status, reply.error["type"]) == (400, "invalid_request_error")
+            bad = [(b"x-mine", b"a\x00b")]
+            reply = await ask(proxy, path="/v1/models", method="GET", headers=bad)
+            assert reply.status == 400
+        assert [proxy.router.condition(p, 0.0) for p in range(2)] == [Condition.UP] * 2
+        assert_nothing_left(proxy)
+        for transport in proxy._transports:
+            await transport.aclose()
+        await asyncio.sleep(0.05)  # the servers see it
+        for server in servers:
+            server.close()
+
+    run(script())
+
+
+async def answer_http(reader, writer):
+    """Answer each request on a real connection; the header must have come without blanks."""
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b"x-mine: 1\r\n" in head.lower()
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            await reader.readexactly(length)
+            length = b"content-length: %d\r\n" % len(ANSWER)
+            kind = b"content-type: application/json\r\n\r\n"
+            writer.write(b"HTTP/1.1 200 OK\r\n" + length + kind + ANSWER)
+    writer.close()
+
+
+def test_models_are_those_of_the_first_server_that_answers_in_time():
+    class Models(Stub):
+        async def handle_async_request(self, request):
+            now = {"good": [b'{"data": []}'], "stall": [b'{"data"', forever]}
+            return httpx.Response(200, stream=Parts(now[self.behaviours[0]]))
+
+    proxy = proxy_of(Models("stall"), Models("good"), params={"connect_timeout_s": 0.05})
+    reply = run(ask(proxy, path="/v1/models", method="GET"))
+    assert (reply.status, reply.body) == (200, b'{"data": []}')
 
 
 def test_the_last_failure_is_reported_when_nothing_is_left():

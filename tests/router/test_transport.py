@@ -78,6 +78,19 @@ def test_a_server_that_breaks_is_an_error_of_httpx(broken):
     assert got == [httpx.ReadError, (200, b"ok")]
 
 
+def test_a_header_that_cannot_be_sent_is_told_apart():
+    async def script():
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        request = httpx.Request("GET", url, headers=[(b"x-mine", b"a\x00b")])
+        with pytest.raises(httpx.LocalProtocolError):
+            await LeanTransport().handle_async_request(request)
+        await asyncio.sleep(0.05)
+        server.close()
+
+    asyncio.run(script())
+
+
 def test_a_refused_connection_is_told_apart():
     async def script():
         server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
