@@ -94,7 +94,8 @@ def route(
     valid.whole("route", "--drain", drain, minimum=1)
     valid.whole("route", "--max-body-mib", max_body_mib, minimum=1, maximum=2**20)
     if max_in_flight is not None:
-        valid.whole("route", "--max-in-flight", max_in_flight, minimum=1)
+        valid.whole("route", "--max-in-flight", max_in_flight, minimum=1, maximum=2**30)
+    host = _host(host)
     planned = read_pipelines(plan, max_in_flight)
     urls = planned.urls(servers)
     params: dict[str, Any] = {
@@ -111,9 +112,24 @@ def route(
 
     def ready(bound: int) -> None:
         what = count(len(urls), "pipeline")
-        print(f"{what} behind http://{host}:{bound}/v1", flush=True)
+        print(
+            f"{what} behind http://{f'[{host}]' if ':' in host else host}:{bound}/v1",
+            flush=True,
+        )
 
     if not serve(proxy, host=host, port=port, drain_s=drain, ready=ready):
         return 1
     print("stopped", file=sys.stderr)
     return 0
+
+
+def _host(given: str) -> str:
+    """Return an address to listen on; IPv6 may stand in brackets."""
+    host = given[1:-1] if given[:1] == "[" and given[-1:] == "]" else given
+    try:
+        is_name = bool(host.encode("idna")) and not set(host) & set("/[]@ ")
+    except UnicodeError:
+        is_name = False
+    if not is_name:
+        raise ValueError(f"route: --host must be a host name or an address, got {given!r:.60}")
+    return host

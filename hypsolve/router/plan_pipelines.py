@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hypsolve.problem import validation as valid
 from hypsolve.problem.files import MAX_BYTES, checked_path, parse_json, read_bytes
 from hypsolve.router.pipeline import RoutedPipeline
+from hypsolve.router.requests import MAX_COUNT
 
 VERSIONS = {"hypsolve-placement": 1, "hypsolve-plan": 3}
 
@@ -123,13 +125,17 @@ def read_pipelines(
         raise ValueError(f"{file}: no plan of this version: {error!r:.100}") from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    except ArithmeticError:
+        raise ValueError(
+            f"{file}: tokens, seconds and rates must be numbers below 1e300"
+        ) from None
     if not found.pipelines:
         raise ValueError(f"{file}: pipelines must hold at least one, got none: nothing fits")
     return found
 
 
 def _of_placement(document: Mapping[str, Any], limit: int | None) -> PlannedPipelines:
-    n_prompt, n_output = float(document["prompt_tokens"]), float(document["output_tokens"])
+    n_prompt, n_output = _tokens(document, "prompt_tokens"), _tokens(document, "output_tokens")
     pipelines, machines = [], []
     for p, table in enumerate(document["pipelines"]):
         names = tuple(stage["machine"] for stage in table["stages"])
@@ -153,7 +159,7 @@ def _of_placement(document: Mapping[str, Any], limit: int | None) -> PlannedPipe
 
 
 def _of_plan(document: Mapping[str, Any], limit: int | None) -> PlannedPipelines:
-    n_prompt, n_output = float(document["prompt_tokens"]), float(document["output_tokens"])
+    n_prompt, n_output = _tokens(document, "prompt_tokens"), _tokens(document, "output_tokens")
     tiers: dict[str, list[Mapping[str, Any]]] = {}
     for node in document["nodes"]:
         if node["is_used"] and node["blocks"][0] < node["blocks"][1]:
@@ -162,6 +168,9 @@ def _of_plan(document: Mapping[str, Any], limit: int | None) -> PlannedPipelines
     if not replicas:
         return PlannedPipelines((), (), n_output)
     times_s = [sum(float(node["time_s"]) for node in nodes) for nodes in replicas]
+    for nodes, time_s in zip(replicas, times_s, strict=True):
+        chain = " -> ".join(node["node"] for node in nodes)
+        valid.real(f"nodes {chain}", "time_s", time_s, strict=True)
     speed = sum(1 / time_s for time_s in times_s)
     mean_s = len(times_s) / speed
     forecast = document["forecast"] or {}
@@ -196,9 +205,17 @@ def _seed(
         name=f"{p + 1}: {' -> '.join(names)}",
         prompt_token_s=ttft_s / n_prompt,
         output_token_s=tpot_s,
-        concurrency=at_once if limit is None else min(at_once, float(limit)),
+        concurrency=at_once if limit is None else min(at_once, limit),
         max_in_flight=limit,
     )
+
+
+def _tokens(document: Mapping[str, Any], name: str) -> float:
+    """Return a mean number of tokens of the plan."""
+    number = float(document[name])
+    if not 1 <= number <= MAX_COUNT:
+        raise ValueError(f"{name} must be from 1 to {MAX_COUNT}, got {document[name]!r:.60}")
+    return number
 
 
 def _largest(document: Mapping[str, Any], n_fit: int | None) -> int | None:

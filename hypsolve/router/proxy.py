@@ -482,7 +482,11 @@ class Proxy:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self.params.health_interval_s)
-            await asyncio.gather(*map(self.check, range(len(self._urls))))
+            checks = map(self.check, range(len(self._urls)))
+            for p, error in enumerate(await asyncio.gather(*checks, return_exceptions=True)):
+                if isinstance(error, Exception):
+                    name = self.router.pipelines[p].name
+                    logger.error("pipeline %s: health check failed: %r", name, error)
 
     async def _get(self, pipeline: int, path: str, headers: Headers) -> httpx.Response:
         timeout_s = self.params.connect_timeout_s
@@ -567,6 +571,12 @@ def server_url(owner: str, url: str) -> str:
         raise ValueError(f"{owner}: url must be an address, got {url!r:.60}") from None
     if found.scheme not in ("http", "https") or not found.host:
         raise ValueError(f"{owner}: url must be like http://host:port, got {url!r:.60}")
+    try:
+        found.raw_host.decode("ascii").encode("idna")
+    except UnicodeError:
+        raise ValueError(f"{owner}: url must name a host, got {url!r:.60}") from None
+    if found.port is not None and not 1 <= found.port <= 65535:
+        raise ValueError(f"{owner}: port of url must be from 1 to 65535, got {url!r:.60}")
     if found.userinfo or found.query or found.fragment:
         raise ValueError(f"{owner}: url must have no password, query or fragment")
     return str(found).rstrip("/").removesuffix("/v1")

@@ -64,7 +64,7 @@ class _Backend(httpcore.AsyncNetworkBackend):
                 return _Stream(*await asyncio.open_connection(host, port))
         except TimeoutError:
             raise httpcore.ConnectTimeout("no connection in time") from None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter: no name of a host
             raise httpcore.ConnectError(str(error)) from None
 
     async def sleep(self, seconds: float) -> None:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import uvicorn
 
+from hypsolve.cli.route import _host
 from hypsolve.router.serve import _Server
 from tests.router.test_plan_pipelines import placement
 
@@ -111,6 +112,10 @@ def test_a_stop_waits_for_the_stream_under_way(tmp_path, stubs, stop):
         (("--server=1=http://x", "--server=2=ftp://y"), "url must be like http://host:port"),
         (("--drain=0",), "--drain must be at least 1, got 0"),
         (("--max-in-flight=0",), "--max-in-flight must be at least 1, got 0"),
+        (("--max-in-flight=1" + 400 * "0",), "--max-in-flight must be at most 1073741824"),
+        (("--host=",), "--host must be a host name or an address, got ''"),
+        (("--host=a..b",), "--host must be a host name or an address, got 'a..b'"),
+        (("--server=1=http://a..b:80", "--server=2=http://y"), "url must name a host"),
         (("--server=1=http://x", "--server=2=http://y", "--idle-timeout=0"), "idle_timeout_s"),
     ],
 )
@@ -120,3 +125,9 @@ def test_bad_input_is_one_line(tmp_path, words, said):
     assert (process.returncode, out) == (2, "")
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_an_address_to_listen_on_may_be_ipv6_in_brackets():
+    assert [_host(each) for each in ("[::1]", "::1", "box", "0.0.0.0")] == [
+        "::1", "::1", "box", "0.0.0.0",
+    ]  # fmt: skip

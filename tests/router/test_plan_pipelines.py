@@ -26,7 +26,7 @@ def placement(**changes):
     }  # fmt: skip
 
 
-def plan():
+def plan(time_s=2.0):
     def node(tier, name, time_s, *, used=True, blocks=(0, 1)):
         return {
             "tier": tier, "node": name, "time_s": time_s, "is_used": used,
@@ -38,8 +38,8 @@ def plan():
         "runtime": {"max_num_seqs": None},
         "nodes": [
             node("edge", "a", 0.0, blocks=(0, 0)), node("fog", "b", 1.0),
-            node("fog", "small", 9.0, used=False), node("fog", "c", 2.0),
-            node("cloud", "d", 1.0), node("cloud", "e", 2.0), node("cloud", "f", 1.0),
+            node("fog", "small", 9.0, used=False), node("fog", "c", time_s),
+            node("cloud", "d", 1.0), node("cloud", "e", time_s), node("cloud", "f", 1.0),
         ],
         "forecast": {
             "max_requests_per_s": 6.0, "ttft_s": TIMES, "tpot_s": {**TIMES, "mean": 0.1},
@@ -88,6 +88,13 @@ def test_a_plan_has_the_nodes_of_each_tier_in_turn(tmp_path):
     assert {each.max_in_flight for each in limited.pipelines} == {2}
 
 
+def test_a_limit_may_be_any_whole_number(tmp_path):
+    document = {**placement(max_sequences=10**400), "runtime": {"max_num_seqs": None}}
+    second = read(tmp_path, document).pipelines[1]
+    assert second.max_in_flight == 10**400
+    assert second.concurrency == 8.0  # 4 requests/s of 2 s each
+
+
 def test_servers_are_named_by_number_or_machine(tmp_path):
     found = read(tmp_path, placement())
     assert found.urls(["c=http://y", "1=http://x"]) == ["http://x", "http://y"]
@@ -123,6 +130,13 @@ def test_servers_that_are_missing_or_wrong_are_named(tmp_path, given, words):
         ({**placement(), "pipelines": [3]}, "no plan of this version"),
         ({**placement(), "prompt_tokens": "many"}, "plan.json: could not convert"),
         (placement(max_sequences="x"), "no plan of this version"),
+        ({**placement(), "prompt_tokens": 0}, "prompt_tokens must be from 1 to .*, got 0"),
+        ({**placement(), "output_tokens": 0}, "output_tokens must be from 1 to .*, got 0"),
+        ({**plan(), "output_tokens": 1e15}, "output_tokens must be from 1 to .*, got 10000"),
+        ({**plan(), "prompt_tokens": 0}, "prompt_tokens must be from 1 to .*, got 0"),
+        ({**placement(), "prompt_tokens": 10**400}, "must be numbers below 1e300"),
+        (plan(time_s=0.0), "plan.json: nodes c -> e: time_s must be positive"),
+        (placement(requests_per_s=10**400), "must be numbers below 1e300"),
     ],
 )
 def test_other_files_are_refused(tmp_path, document, words):

@@ -419,6 +419,30 @@ def test_a_server_that_comes_back_gets_requests_again():
     run(script())
 
 
+def test_the_health_watch_survives_any_error_of_a_check(caplog):
+    class Broken(Stub):
+        async def handle_async_request(self, request):
+            raise RuntimeError("unforeseen")
+
+    async def script():
+        came_twice, n_checks = asyncio.Event(), 0
+
+        class Counting(Stub):
+            async def handle_async_request(self, request):
+                nonlocal n_checks
+                n_checks += 1
+                if n_checks == 2:
+                    came_twice.set()
+                return await super().handle_async_request(request)
+
+        proxy = proxy_of(Broken(), Counting(), params={"health_interval_s": 0.001})
+        async with proxy._lifespan(proxy.app):
+            await came_twice.wait()
+        assert "pipeline 0: health check failed: RuntimeError('unforeseen')" in caplog.text
+
+    run(script())
+
+
 def test_no_server_is_up():
     async def script():
         proxy = proxy_of(Stub("refuse"))
@@ -617,6 +641,9 @@ def run_long(coroutine):
         ("http://me:key@box", "no password"),
         ("http://box?a=1", "no password, query"),
         ("http://box:port", "must be an address"),
+        ("http://a..b:80", "must name a host"),
+        ("http://" + 64 * "a", "must name a host"),
+        ("http://box:65536", "must be from 1 to 65535|must be an address"),
     ],
 )
 def test_addresses_are_checked(url, words):

@@ -78,6 +78,15 @@ def test_a_server_that_breaks_is_an_error_of_httpx(broken):
     assert got == [httpx.ReadError, (200, b"ok")]
 
 
+def test_what_is_no_name_of_a_host_cannot_be_reached():
+    async def script():
+        request = httpx.Request("GET", "http://a..b:80/")
+        with pytest.raises(httpx.ConnectError):
+            await LeanTransport().handle_async_request(request)
+
+    asyncio.run(script())
+
+
 def test_a_header_that_cannot_be_sent_is_told_apart():
     async def script():
         server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
