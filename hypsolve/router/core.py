@@ -193,11 +193,11 @@ class Router:
 
     def expected_output_tokens(self) -> int:
         """Return the mean output of finished requests, for requests that state no limit."""
-        return max(round(self._output.value), 1)
+        return min(max(round(self._output.value), 1), MAX_TOKENS)
 
     def prompt_tokens(self, n_chars: int) -> int:
         """Return the expected tokens of a prompt of so many characters, at least 1."""
-        return max(round(n_chars / self._chars.value), 1)
+        return min(max(round(min(n_chars / self._chars.value, MAX_TOKENS)), 1), MAX_TOKENS)
 
     # --- events ------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ HOP_BY_HOP = frozenset((
     b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
 ))  # fmt: skip
 NOT_SENT = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"accept-encoding"}
-NOT_SENT_ON = HOP_BY_HOP | {b"content-length"}
+NOT_SENT_ON = HOP_BY_HOP | {b"content-length", b"date"}  # the router's own server states these
 WRONG_HEADERS = "the headers of the request must be valid in HTTP/1.1"
 
 
@@ -116,12 +116,14 @@ class _Exchange:
     """A request of a client: what came, and whether the answer has begun."""
 
     path: str
+    query: bytes
     headers: Headers
     body: bytes
     facts: RequestFacts
     send: Send
     arrived_s: float
     first_s: float | None = None  # when the answer began
+    is_whole: bool = False  # the server has done its work, and the last bytes are sent on
 
     @property
     def has_begun(self) -> bool:
@@ -178,7 +180,11 @@ class Proxy:
     # --- completions -------------------------------------------------------------------------
 
     async def complete(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request for a completion."""
+        """Answer a request for a completion; leave a client that does not read its answer."""
+        with contextlib.suppress(_Gone, TimeoutError):
+            await self._complete(scope, receive, send)
+
+    async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
         arrived_s = loop.time()
         try:
@@ -194,7 +200,8 @@ class Proxy:
             await self._refuse(send, 400, str(error))
             return
         headers = _kept(scope["headers"], NOT_SENT)
-        exchange = _Exchange(scope["path"], headers, body, facts, send, arrived_s)
+        query = scope["query_string"]
+        exchange = _Exchange(scope["path"], query, headers, body, facts, send, arrived_s)
         work = loop.create_task(self._serve(exchange))
         gone = loop.create_task(_gone(receive))
         try:
@@ -233,7 +240,7 @@ class Proxy:
             tried.append(found.pipeline)
         assert failure is not None
         if failure.answer is not None:
-            await _send_whole(exchange.send, *failure.answer)
+            await self._send_whole(exchange.send, *failure.answer)
         else:
             await self._refuse(exchange.send, failure.status, failure.message)
 
@@ -255,6 +262,10 @@ class Proxy:
                 measured = meter.measured(no_queue=no_queue)
         except _Failed as failed:
             ending, failure = Ending.FAILED, failed
+        except asyncio.CancelledError:  # the client left, perhaps because it has all it wants
+            if exchange.is_whole:
+                ending, measured = Ending.COMPLETED, meter.measured(no_queue=no_queue)
+            raise
         except _Gone:
             return None
         finally:
@@ -271,7 +282,8 @@ class Proxy:
             return failure
         event = json.dumps(_error_table(failure.status, failure.message)).encode()
         body = b"\n\ndata: " + event + b"\n\n"
-        await exchange.send({"type": "http.response.body", "body": body})
+        async with asyncio.timeout(self.params.idle_timeout_s):
+            await _Sending(exchange.send).body(body, more=False)
         return None
 
     def _end(
@@ -320,7 +332,7 @@ class Proxy:
             async with limit:
                 request = httpx.Request(
                     "POST",
-                    self._at(pipeline, exchange.path),
+                    self._at(pipeline, exchange.path, exchange.query),
                     headers=[*exchange.headers],
                     content=exchange.body,
                     extensions={"timeout": {"connect": params.connect_timeout_s}},
@@ -330,12 +342,13 @@ class Proxy:
                     headers = _kept(response.headers.raw, NOT_SENT_ON)
                     headers.append((b"x-hypsolve-pipeline", str(pipeline + 1).encode()))
                     if response.status_code != 200:
-                        return await self._pass_error(exchange, response, headers)
+                        return await self._pass_error(exchange, response, headers, sends)
                     kind = response.headers.get("content-type", "")
                     if not kind.startswith("text/event-stream"):
                         body = await _read_answer(response, params.max_answer_bytes)
                         meter.whole(body, loop.time())
                         exchange.first_s = loop.time()
+                        exchange.is_whole = True
                         await sends.whole(200, headers, body)
                         return Ending.COMPLETED
                     await self._stream(exchange, response, headers, meter, limit, sends)
@@ -380,13 +393,14 @@ class Proxy:
                 exchange.first_s = loop.time()
                 await sends.start(200, headers)
             limit.reschedule(loop.time() + idle_s)
+            exchange.is_whole = meter.is_done
             await sends.body(chunk, more=True)
         if not meter.is_done:
             raise _Failed(502, "the stream of the server ended early")
         await sends.body(b"", more=False)
 
     async def _pass_error(
-        self, exchange: _Exchange, response: httpx.Response, headers: Headers
+        self, exchange: _Exchange, response: httpx.Response, headers: Headers, sends: _Sending
     ) -> Ending:
         """Send the refusal of a server on; raise _Failed if it is the server's fault."""
         status = response.status_code
@@ -401,7 +415,7 @@ class Proxy:
         if not 400 <= status < 500:
             raise _Failed(502, f"the server answered with status {status}")
         exchange.first_s = asyncio.get_running_loop().time()
-        await _send_whole(exchange.send, status, headers, body)
+        await sends.whole(status, headers, body)
         return Ending.REFUSED
 
     async def _refuse(
@@ -411,9 +425,17 @@ class Proxy:
         headers = [(b"content-type", b"application/json")]
         if retry_after_s is not None:
             headers.append((b"retry-after", str(max(math.ceil(retry_after_s), 1)).encode()))
-        await _send_whole(
+        await self._send_whole(
             send, status, headers, json.dumps(_error_table(status, words)).encode()
         )
+
+    async def _send_whole(self, send: Send, status: int, headers: Headers, body: bytes) -> None:
+        """Send an answer; raise _Gone if the client does not read it in time."""
+        try:
+            async with asyncio.timeout(self.params.idle_timeout_s):
+                await _Sending(send).whole(status, headers, body)
+        except TimeoutError:
+            raise _Gone from None
 
     async def _refuse_down(self, send: Send, refusal: Refusal) -> None:
         assert refusal.why is not Why.FULL
@@ -421,19 +443,20 @@ class Proxy:
         retry_after_s = wait_s if wait_s < math.inf else 1.0
         await self._refuse(send, 503, str(refusal.why), retry_after_s=retry_after_s)
 
-    def _at(self, pipeline: int, path: str) -> httpx.URL:
+    def _at(self, pipeline: int, path: str, query: bytes = b"") -> httpx.URL:
         url = self._urls[pipeline]
-        return url.copy_with(path=url.path.rstrip("/") + path)
+        return url.copy_with(path=url.path.rstrip("/") + path, query=query or None)
 
     # --- other addresses ----------------------------------------------------------------
 
     async def _models(self, request: Request) -> Response:
         """Return the models of the first server that answers: all have the same."""
         headers = _kept(request.scope["headers"], NOT_SENT)
+        query = request.scope["query_string"]
         for p in self._by_condition():
             try:
                 async with asyncio.timeout(self.params.connect_timeout_s):
-                    response = await self._get(p, "/v1/models", headers)
+                    response = await self._get(p, "/v1/models", headers, query)
                     body = await _read_answer(response, self.params.max_answer_bytes)
             except httpx.LocalProtocolError:
                 return JSONResponse(_error_table(400, WRONG_HEADERS), 400)
@@ -488,11 +511,13 @@ class Proxy:
                     name = self.router.pipelines[p].name
                     logger.error("pipeline %s: health check failed: %r", name, error)
 
-    async def _get(self, pipeline: int, path: str, headers: Headers) -> httpx.Response:
+    async def _get(
+        self, pipeline: int, path: str, headers: Headers, query: bytes = b""
+    ) -> httpx.Response:
         timeout_s = self.params.connect_timeout_s
         request = httpx.Request(
             "GET",
-            self._at(pipeline, path),
+            self._at(pipeline, path, query),
             headers=[*headers],
             extensions={"timeout": {"connect": timeout_s, "read": timeout_s}},
         )
@@ -538,7 +563,10 @@ class _Sending:
 
     async def _do(self, message: Message) -> None:
         self.is_sending = True
-        await self._send(message)
+        try:
+            await self._send(message)
+        except OSError:
+            raise _Gone from None
         self.is_sending = False
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -681,7 +709,3 @@ async def _of_status(request: Request, error: Exception) -> Response:
         status,
         headers=getattr(error, "headers", None),
     )
-
-
-async def _send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    await _Sending(send).whole(status, headers, body)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypsolve import Dispatcher
-from hypsolve.router.core import Ending, Refusal, Router, Ticket, Why
+from hypsolve.router.core import MAX_TOKENS, Ending, Refusal, Router, Ticket, Why
 from hypsolve.router.estimates import Measured
 from hypsolve.router.health import Condition
 from hypsolve.router.params import RouterParams
@@ -226,6 +226,14 @@ def test_lengths_are_learnt():
         router.end(router.choose(1, 1, 0.0), Ending.COMPLETED, 0.0, measured=measured)
     assert (router.prompt_tokens(400), router.expected_output_tokens()) == (200, 40)
     assert router.prompt_tokens(0) == 1
+
+
+def test_no_count_of_a_server_makes_later_requests_impossible():
+    router = Router([pipeline("a")])
+    for _ in range(60):
+        router.count_prompt(1, MAX_TOKENS - 1)
+    assert router.prompt_tokens(2**24) == MAX_TOKENS
+    assert isinstance(router.choose(router.prompt_tokens(2**24), 1, 0.0), Ticket)
 
 
 # --- bad input --------------------------------------------------------------------------------
