@@ -181,8 +181,9 @@ class InstantLoop(asyncio.SelectorEventLoop):
         return self._now_s
 
     def _run_once(self):
-        if not self._ready and self._scheduled:
-            self._now_s = max(self._now_s, self._scheduled[0].when())
+        timers = [each.when() for each in self._scheduled if not each.cancelled()]
+        if timers and not self._ready:
+            self._now_s = max(self._now_s, min(timers))
         super()._run_once()
 
 
