@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -42,6 +43,8 @@ class _Sent:
     since_s: float
     n_chars: int
     was_alone: bool
+    task: asyncio.Task[Any] | None
+    callback: Callable[[asyncio.Task[Any]], None]
 
 
 class HypSchedStrategy(CustomRoutingStrategyBase, CustomLogger):
@@ -141,12 +144,13 @@ class HypSchedStrategy(CustomRoutingStrategyBase, CustomLogger):
         assert not isinstance(found, Refusal)  # without limits and failures none is refused
         number = next(self._numbers)
         was_alone = self.router.n_in_flight(found.pipeline) == 1
-        self._sent[number] = _Sent(found, loop.time(), facts.n_chars, was_alone)
+        task = asyncio.current_task()
+        callback = functools.partial(self._task_ended, number)
+        if task is not None:
+            task.add_done_callback(callback)
+        self._sent[number] = _Sent(found, loop.time(), facts.n_chars, was_alone, task, callback)
         # a dictionary of its own: a retry must not change what an earlier attempt reports
         kwargs["metadata"] = {**(kwargs.get("metadata") or {}), KEY: number}
-        task = asyncio.current_task()
-        if task is not None:
-            task.add_done_callback(lambda ended: self._task_ended(number, ended))
         return by_pipeline[found.pipeline]
 
     def get_available_deployment(self, *_: Any, **__: Any) -> Any:
@@ -174,6 +178,8 @@ class HypSchedStrategy(CustomRoutingStrategyBase, CustomLogger):
     def _release(self, number: int, ending: Ending, measured: Measured | None = None) -> None:
         sent = self._sent.pop(number, None)
         if sent is not None:
+            if sent.task is not None:  # it may live on and send many requests
+                sent.task.remove_done_callback(sent.callback)
             self.router.end(sent.ticket, ending, sent.since_s, measured=measured)
 
     def _task_ended(self, number: int, task: asyncio.Task[Any]) -> None:
@@ -187,7 +193,10 @@ class HypSchedStrategy(CustomRoutingStrategyBase, CustomLogger):
             loop.call_later(GRACE_S, self._release, number, Ending.CANCELLED)
 
     def _forget_old(self, now_s: float) -> None:
-        """Release requests that are older than `max_request_s`, such as abandoned streams."""
+        """Release requests that are older than `max_request_s`, such as abandoned streams.
+
+        A timeout within a task, as of `asyncio.timeout`, cancels a request without a report.
+        """
         for number, sent in list(self._sent.items()):
             if now_s - sent.since_s <= self._max_request_s:
                 return

@@ -114,6 +114,25 @@ def test_a_cancelled_request_is_released_at_once():
     asyncio.run(script())
 
 
+def test_a_task_that_sends_many_requests_keeps_nothing_of_them():
+    async def script():
+        router, strategy = router_of(1.0)
+        added = []
+        add = strategy._task_ended
+        strategy._task_ended = lambda number, ended: added.append(number) or add(number, ended)
+
+        async def many():
+            for _ in range(3):
+                await router.acompletion("m", MESSAGES)
+                await until_released(strategy)
+
+        await asyncio.ensure_future(many())
+        await asyncio.sleep(0)
+        assert added == []  # nothing was left to be told when the task ended
+
+    asyncio.run(script())
+
+
 def test_deployments_that_litellm_leaves_out_get_nothing():
     async def script():
         router, strategy = router_of(1.0, 100.0)
