@@ -55,6 +55,8 @@ class ProxyParams:
         Longest time to an answer that is not streamed.
     max_body_bytes, max_answer_bytes : int
         Largest request, and largest answer that is not streamed.
+    max_held_bytes : int
+        Bodies of all requests under way together, waiting ones included; more get status 429.
     max_attempts : int
         Pipelines on which a request is tried.
     health_interval_s : float
@@ -74,6 +76,7 @@ class ProxyParams:
     answer_timeout_s: float = 600.0
     max_body_bytes: int = 16 * 2**20
     max_answer_bytes: int = 64 * 2**20
+    max_held_bytes: int = 2**30
     max_attempts: int = 3
     health_interval_s: float = 5.0
 
@@ -165,6 +168,7 @@ class Proxy:
         self._transports = list(transports or map(_transport, self._urls))
         self.room = WaitingRoom(router, self.params.max_queue, self.params.queue_timeout_s)
         self.metrics = Metrics(router, self.room)
+        self._held_bytes = 0  # of the bodies of all requests under way
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", _Endpoint(self), methods=["POST"]),
@@ -199,14 +203,20 @@ class Proxy:
         except ValueError as error:
             await self._refuse(send, 400, str(error))
             return
+        if self._held_bytes + len(body) > self.params.max_held_bytes:
+            words = "the requests under way hold as many bytes as the router takes"
+            await self._refuse(send, 429, words, retry_after_s=1.0)
+            return
         headers = _kept(scope["headers"], NOT_SENT)
         query = scope["query_string"]
         exchange = _Exchange(scope["path"], query, headers, body, facts, send, arrived_s)
+        self._held_bytes += len(body)
         work = loop.create_task(self._serve(exchange))
         gone = loop.create_task(_gone(receive))
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._held_bytes -= len(body)
             for task in (work, gone):
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)

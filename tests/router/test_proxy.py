@@ -563,6 +563,28 @@ def test_requests_wait_for_room_in_order_and_too_many_are_refused():
     run(script())
 
 
+def test_bodies_of_all_requests_together_are_bounded():
+    async def script():
+        proxy = proxy_of(
+            Stub("hang"), max_in_flight=1,
+            params={"max_held_bytes": 5000, "answer_timeout_s": 20, "queue_timeout_s": 20},
+        )  # fmt: skip
+        large = {"prompt": "x" * 2000}
+        held = [asyncio.ensure_future(ask(proxy, large)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        refused = await ask(proxy, large)
+        assert (refused.status, refused.error["type"]) == (429, "rate_limit_error")
+        assert int(refused.headers["retry-after"]) >= 1
+        for each in held:
+            each.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        assert_nothing_left(proxy)
+        proxy._transports[0].behaviours = ["good"]
+        assert (await ask(proxy, large)).status == 200
+
+    run(script())
+
+
 def test_a_wait_ends():
     async def script():
         proxy = proxy_of(
