@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -228,11 +227,7 @@ class PlacementPlan:
         OSError
             If the folder does not exist or cannot be written to.
         """
-        path = files.checked_path("save", path)
-        if not path.name.endswith((".json", ".json.gz")):
-            raise ValueError(f"{path}: the name of a placement must end in .json or .json.gz")
-        with files.replacing(path, "a placement") as file:
-            file.write(json.dumps(self.to_dict(), allow_nan=False) + "\n")
+        files.save_json(path, self.to_dict(), what="placement")
 
 
 def placement_of(table: Any) -> Placement:

@@ -207,11 +207,7 @@ class RentCurve:
         OSError
             If the folder does not exist or cannot be written to.
         """
-        path = files.checked_path("save", path)
-        if not path.name.endswith((".json", ".json.gz")):
-            raise ValueError(f"{path}: the name of a curve must end in .json or .json.gz")
-        with files.replacing(path, "a curve") as file:
-            file.write(self.json() + "\n")
+        files.save_json(path, self.to_dict(), what="curve", indent=2)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the least price against the rate, with its bound; needs matplotlib.

@@ -55,8 +55,10 @@ def checked_path(owner: str, path: Any) -> Path:
     return Path(path)
 
 
-def save_result(path: Any, content: dict[str, Any]) -> None:
-    """Write a result as JSON to a path that ends in ``.json`` or ``.json.gz``.
+def save_json(
+    path: Any, content: dict[str, Any], *, what: str = "result", indent: int | None = None
+) -> None:
+    """Write a result, or what `what` names, as JSON to a ``.json`` or ``.json.gz`` path.
 
     Raises
     ------
@@ -67,9 +69,9 @@ def save_result(path: Any, content: dict[str, Any]) -> None:
     """
     path = checked_path("save", path)
     if not path.name.endswith((".json", ".json.gz")):
-        raise ValueError(f"{path}: the name of a result must end in .json or .json.gz")
-    with replacing(path, "a result") as file:
-        file.write(json.dumps(content, allow_nan=False) + "\n")
+        raise ValueError(f"{path}: the name of a {what} must end in .json or .json.gz")
+    with replacing(path, f"a {what}") as file:
+        file.write(json.dumps(content, allow_nan=False, indent=indent) + "\n")
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:

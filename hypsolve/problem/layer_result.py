@@ -134,7 +134,7 @@ class LayerFlowResult:
         OSError
             If the folder does not exist or cannot be written to.
         """
-        files.save_result(path, self.to_dict())
+        files.save_json(path, self.to_dict())
 
     def __repr__(self) -> str:
         return (

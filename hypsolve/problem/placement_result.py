@@ -201,7 +201,7 @@ class PlacementResult:
         OSError
             If the folder does not exist or cannot be written to.
         """
-        files.save_result(path, self.to_dict())
+        files.save_json(path, self.to_dict())
 
 
 def _plain(served: ServedPlacement) -> dict[str, Any]:

@@ -181,7 +181,7 @@ class Result:
         OSError
             If the folder does not exist or cannot be written to.
         """
-        files.save_result(path, self.to_dict())
+        files.save_json(path, self.to_dict())
 
     def to_frame(self) -> pandas.DataFrame:
         """Return a table with a row per request and visited tier.

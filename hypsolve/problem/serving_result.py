@@ -221,7 +221,7 @@ class ServingResult:
         OSError
             If the folder does not exist or cannot be written to.
         """
-        files.save_result(path, self.to_dict())
+        files.save_json(path, self.to_dict())
 
 
 def _plain(served: ServedRate) -> dict[str, Any]:
