@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from hypsolve.problem.runtime import Batching
 from hypsolve.problem.serving import ServingInstance
+from hypsolve.problem.serving_split import SLACK
 
 MIN_ITERATION_S = 1e-18
 """Iterations that would take less take this long, so that every rate is finite."""
@@ -185,6 +186,43 @@ def segment_ends(jumps: Iterable[float], most: float) -> list[float]:
     """
     below = {y * (1 - 1e-12) for y in jumps}
     return [*sorted(y for y in below if 0 < y < most * (1 - 1e-12)), most]
+
+
+def least_batch(
+    cycle_s: Callable[[float], float], ends: Sequence[float], x: float
+) -> float | None:
+    """Return the fewest requests per cycle that carry a rate: ``x cycle_s(y) <= y``.
+
+    Parameters
+    ----------
+    cycle_s : callable
+        Seconds of a cycle in which so many requests start.
+    ends : sequence of float
+        As `segment_ends` returns them.
+    x : float
+        Requests per second.
+
+    Returns
+    -------
+    float or None
+        None if none of them does.
+    """
+    low = 0.0
+    for high in ends:
+        if x * cycle_s(high) <= high * (1 + SLACK):
+            break
+        low = high
+    else:
+        return None
+    while high - low > 1e-15 * high:
+        middle = (low + high) / 2
+        if not low < middle < high:
+            break
+        if x * cycle_s(middle) <= middle:
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def largest(carries: Callable[[float], bool], high: float, tolerance: float = 1e-11) -> float:

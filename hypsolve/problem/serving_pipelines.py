@@ -43,10 +43,9 @@ import math
 
 from hypsolve.problem.runtime import Batching
 from hypsolve.problem.serving import ServingInstance
-from hypsolve.problem.serving_iteration import Replica, holders, segment_ends
+from hypsolve.problem.serving_iteration import Replica, holders, least_batch, segment_ends
 from hypsolve.problem.serving_servers import Servers
 from hypsolve.problem.serving_split import (
-    SLACK,
     Latencies,
     check_targets,
     crossed_links,
@@ -98,22 +97,11 @@ class PipelineMode:
         return ("", best) if best is not None else (why, None)
 
     def _at(self, n_pipelines: int, x: float) -> tuple[str, Latencies | None]:
-        low = 0.0
-        for high in self._segment_ends(n_pipelines):
-            if x * self._cycle_s(n_pipelines, high) <= high * (1 + SLACK):
-                break
-            low = high
-        else:
+        ends = self._segment_ends(n_pipelines)
+        y = least_batch(lambda y: self._cycle_s(n_pipelines, y), ends, x)
+        if y is None:
             return "no batch is large enough: " + self._limit(n_pipelines), None
-        while high - low > 1e-15 * high:
-            middle = (low + high) / 2
-            if not low < middle < high:
-                break
-            if x * self._cycle_s(n_pipelines, middle) <= middle:
-                high = middle
-            else:
-                low = middle
-        return self._latencies(x, n_pipelines, high / x)
+        return self._latencies(x, n_pipelines, y / x)
 
     def _segment_ends(self, n_pipelines: int) -> list[float]:
         """Return requests per cycle between which a cycle over its requests does not rise."""

@@ -27,7 +27,7 @@ import math
 from collections import Counter
 
 from hypsolve.problem.serving import ServingInstance
-from hypsolve.problem.serving_iteration import Replica, holders, segment_ends
+from hypsolve.problem.serving_iteration import Replica, holders, least_batch, segment_ends
 from hypsolve.problem.serving_records import ServingObjective
 from hypsolve.problem.serving_split import SLACK, Latencies
 
@@ -143,20 +143,9 @@ class Servers:
         cycles that are too long.
         """
         replica, room, _ = server
-        low = high = 0.0
-        for high in segment_ends(replica.jumps(), self._largest(replica, room, longest_s)):
-            if x * self._cycle_s(replica, high) <= high * (1 + SLACK):
-                break
-            low = high
-        while high - low > 1e-15 * high:
-            middle = (low + high) / 2
-            if not low < middle < high:
-                break
-            if x * self._cycle_s(replica, middle) <= middle:
-                high = middle
-            else:
-                low = middle
-        return high / x
+        ends = segment_ends(replica.jumps(), self._largest(replica, room, longest_s))
+        y = least_batch(lambda y: self._cycle_s(replica, y), ends, x)
+        return (ends[-1] if y is None else y) / x  # None by rounding only
 
     def _cycle_s(self, replica: Replica, y: float) -> float:
         """Return the seconds of a cycle in which y requests start."""

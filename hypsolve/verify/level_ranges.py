@@ -25,14 +25,14 @@ of their rates is bounded in `whole_servers`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from hypsolve.verify.batches import Batches
 from hypsolve.verify.directed import fixed, over, times
 from hypsolve.verify.iterations import GRACE, Content, Server
 from hypsolve.verify.reading import Refuted, need
-from hypsolve.verify.roots import just_below, least_root
+from hypsolve.verify.roots import has_root, least_root
 from hypsolve.verify.serving_claims import RangeClaim
 from hypsolve.verify.whole_servers import WholeServers, may_hold_all
 
@@ -205,24 +205,17 @@ class Cycle:
         most = self.largest(x)
         if most <= 0:
             return False
-        each = fixed(x / self.batches.n_pipelines, True)
-        if times(each, self.seconds(fixed(most, True), True), True) <= fixed(most, False):
-            return True
-        return any(
-            times(each, self.seconds(y, True), True) <= y
-            for y in map(just_below, self._jumps())
-            if 0 < y <= fixed(most, False)
-        )
+        top = fixed(most, False), fixed(most, True)
+        return has_root(self._batch(x, True), top, self._jumps())
+
+    def _batch(self, x: Fraction, up: bool) -> Callable[[int, bool], int]:
+        """Return the requests that arrive in a cycle, by those that start in it."""
+        each = fixed(x / self.batches.n_pipelines, up)
+        return lambda z, up: times(each, self.seconds(z, up), up)
 
     def latencies(self, x: Fraction, up: bool) -> tuple[int, int, int]:
         """Return bounds on the seconds to the first token, of a later one, and to the last."""
-        each = fixed(x / self.batches.n_pipelines, up)
-        top = fixed(self.largest(x), up)
-
-        def batch(z: int, up: bool) -> int:
-            return times(each, self.seconds(z, up), up)
-
-        y = least_root(batch, top, self._jumps(), up)
+        y = least_root(self._batch(x, up), fixed(self.largest(x), up), self._jumps(), up)
         cycle_s = over(y, fixed(x / self.batches.n_pipelines, not up), up)
         passes = fixed(self.batches.passes, up)
         ttft = fixed(self.entry_s, up) + times(

@@ -41,9 +41,24 @@ def least_root(f: Callable[[int, bool], int], top: int, jumps: Sequence[int], up
     return top if up else 0
 
 
-def just_below(jump: int) -> int:
-    """Return a number a little below a jump, so that no rounding of it is above."""
-    return jump - (jump >> BELOW_BITS) - 1
+def has_root(f: Callable[[int, bool], int], top: tuple[int, int], jumps: Sequence[int]) -> bool:
+    """Return whether ``f(z) <= z`` at the end of some part between jumps, or at the top.
+
+    Parameters
+    ----------
+    f : callable
+        As in `least_root`.
+    top : tuple of int
+        The largest z, rounded down and up.
+    jumps : sequence of int
+        As in `least_root`. Numbers a little below them are tried, so that no rounding of them
+        is above.
+    """
+    low, high = top
+    if f(high, True) <= low:
+        return True
+    ends = (jump - (jump >> BELOW_BITS) - 1 for jump in jumps)
+    return any(f(z, True) <= z for z in ends if 0 < z <= low)
 
 
 def _below_jumps(f: Callable[[int, bool], int], z: int, jumps: Sequence[int]) -> int:

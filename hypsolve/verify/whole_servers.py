@@ -21,7 +21,7 @@ from hypsolve.verify.batches import Batches
 from hypsolve.verify.directed import ONE, fixed, over, times
 from hypsolve.verify.iterations import GRACE, Server
 from hypsolve.verify.reading import Refuted
-from hypsolve.verify.roots import just_below, least_root
+from hypsolve.verify.roots import has_root, least_root
 
 LEAST = 2.0**-50  # requests per second, where the search for a bound begins
 MOST = 2.0**60
@@ -142,23 +142,17 @@ class _Server:
         y = self.largest(x, longest)
         if y <= 0:
             return False
-        each = fixed(x, True)
-        if times(each, self.seconds(fixed(y, True), True), True) <= fixed(y, False):
-            return True
-        return any(
-            times(each, self.seconds(z, True), True) <= z
-            for z in map(just_below, self.jumps)
-            if 0 < z <= fixed(y, False)
-        )
+        return has_root(self._batch(x, True), (fixed(y, False), fixed(y, True)), self.jumps)
+
+    def _batch(self, x: Fraction, up: bool) -> Callable[[int, bool], int]:
+        """Return the requests that arrive in a cycle, by those that start in it."""
+        each = fixed(x, up)
+        return lambda z, up: times(each, self.seconds(z, up), up)
 
     def cycle_s(self, x: Fraction, longest: Fraction | None, up: bool) -> Fraction:
         """Return a bound on the seconds of the shortest cycle that carries a rate."""
-        each, top = fixed(x, up), fixed(self.largest(x, longest), up)
-
-        def batch(z: int, up: bool) -> int:
-            return times(each, self.seconds(z, up), up)
-
-        y = least_root(batch, top, self.jumps, up)
+        top = fixed(self.largest(x, longest), up)
+        y = least_root(self._batch(x, up), top, self.jumps, up)
         return Fraction(over(y, fixed(x, not up), up), ONE)
 
 

@@ -35,9 +35,14 @@ def largest_level(server, n_stages, first, n_pipelines, x):
 
 
 @kernel
-def jump_under(server, n_stages, y):
-    """Return the largest number of requests per cycle below y where a collective jumps up."""
-    return jump_below(server, under_way(server, n_stages), y)
+def jumps_under(server, n_stages, top):
+    """Return the requests per cycle below `top` where a collective jumps up, falling."""
+    n, found = under_way(server, n_stages), []
+    y = jump_below(server, n, top)
+    while y > 0.0:
+        found.append(y)
+        y = jump_below(server, n, y)
+    return np.array(found)
 
 
 @kernel
@@ -125,7 +130,7 @@ def warm_up(server):
     tables, cuts = new_tables(server), np.array([0, 1, 2])
     levels_of(server, tables, 1, 1)
     largest_level(server, 1, -1, 1, 0.1)
-    jump_under(server, 1, 0.1)
+    jumps_under(server, 1, 0.1)
     is_refuted(server, tables, 1, -1, 1, 0.0, 1.0, 0.1)
     batch_arcs(server, tables, 1, -1, 1, 0.0, 1.0, 0.1)
     level_of(server, tables, cuts, 2, 1)

@@ -106,9 +106,8 @@ class BatchTrials:
 
         shape = n_stages, first, n_pipelines
         top = float(batch_chains.largest_level(self.server, *shape, x))
-        ends = [max(top, 0.0)]
-        while ends[-1] > 0:
-            ends.append(float(batch_chains.jump_under(self.server, n_stages, ends[-1])))
+        jumps = batch_chains.jumps_under(self.server, n_stages, top).tolist()
+        ends = [top, *jumps, 0.0] if top > 0 else []
         ranges = [(low, high) for high, low in itertools.pairwise(ends)]
         while ranges:
             low, high = ranges.pop()

@@ -139,7 +139,7 @@ class _Levels:
         top *= 1 + ROUNDING
         levels = batch_chains.levels_of(server, tables, n_stages, n_pipelines)
         # a level, and a jump, belong to the range that they end
-        jumps = {y * (1 + ROUNDING) for y in _jumps(server, n_stages)}
+        jumps = {y * (1 + ROUNDING) for y in batch_chains.jumps_under(server, n_stages, top)}
         inner = jumps | {float(level) * (1 + ROUNDING) for level in levels}
         self.ends = [top, *sorted((y for y in inner if y < top), reverse=True), 0.0]
         self.jumps, self.top = jumps, top
@@ -184,20 +184,3 @@ class _Levels:
                 self.server, self.tables, n_stages, first, n_pipelines, low, high, x
             )
         )
-
-
-def _jumps(server: Server, n_stages: int) -> set[float]:
-    """Return the requests per cycle above which collective operations of a block jump up."""
-    from hypsolve.kernels.throughput import server as columns
-
-    lengths, n = server.lengths, n_stages if server.batching == columns.PIPELINE else 1
-    found = set()
-    for row in server.times.reshape(-1, columns.N_COLUMNS):
-        alpha, beta, switch, gamma, delta = row[columns.ALPHA : columns.DELTA + 1].tolist()
-        if gamma + delta * switch <= alpha + beta * switch:
-            continue
-        piece = float(row[columns.CHUNK_TOKENS])
-        found.add(switch / (lengths.passes + lengths.chunks * piece))
-        if lengths.passes > 0:
-            found |= {switch / lengths.passes, (switch - piece) / lengths.passes}
-    return {z * n for z in found if z > 0}
