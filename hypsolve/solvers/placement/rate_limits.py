@@ -330,7 +330,7 @@ def cycle_rates(
         Seconds of a cycle beside the stage.
     """
     rules, lengths = instance.rules, instance.lengths
-    rows = block_rows(instance)[:-1, list(kinds)]
+    rows = _without_jumps(block_rows(instance)[:-1, list(kinds)])
     weights = instance.blocks.weight_bytes[:-1, list(kinds)].sum(axis=1)
     kv = instance.blocks.kv_bytes_per_token[:-1, list(kinds)].sum(axis=1)
     free = node_bytes - weights
@@ -372,6 +372,17 @@ def cycle_rates(
     return np.asarray(y / np.maximum(cycle_s(np.asarray(y)), 1e-300))
 
 
+def _without_jumps(rows: Array) -> Array:
+    """Return blocks whose collectives do not jump up: then the largest batch carries most."""
+    alpha, beta, switch, gamma, delta = np.moveaxis(rows[..., server.ALPHA :], -1, 0)
+    at_switch, slope = alpha + beta * switch, np.minimum(delta, beta)
+    jumps = gamma + delta * switch > at_switch
+    found = rows.copy()
+    found[..., server.DELTA] = np.where(jumps, slope, delta)
+    found[..., server.GAMMA] = np.where(jumps, at_switch - slope * switch, gamma)
+    return found
+
+
 def _longest_cycle_s(instance: ServingInstance, n: int) -> float:
     """Return the longest cycle within the targets, without the way to the first stage."""
     rules, lengths = instance.rules, instance.lengths
@@ -408,14 +419,9 @@ def _one_s(row: Array, b: Array, k: Array) -> Array:
     memory = memory - row[:, server.EXPERTS] * np.expm1(tokens * idle)
     messages = np.where(is_last, np.maximum(tokens, 1.0), tokens)
     alpha, beta, switch = (row[:, c] for c in (server.ALPHA, server.BETA, server.SWITCH))
-    gamma, delta = row[:, server.GAMMA], row[:, server.DELTA]
-    small, at_switch = alpha + beta * messages, alpha + beta * switch
-    # without a jump up, so that the largest batch has the least seconds per request
-    has_jump = gamma + delta * switch > at_switch
-    large = np.where(
-        has_jump,
-        at_switch + np.minimum(delta, beta) * (messages - switch),
-        np.maximum(gamma + delta * messages, at_switch),
+    small = alpha + beta * messages
+    large = np.maximum(
+        row[:, server.GAMMA] + row[:, server.DELTA] * messages, alpha + beta * switch
     )
     fixed = row[:, server.FIXED] + np.where(messages > switch, large, small)
     linear = b * row[:, server.LINEAR_TOKEN] + k * row[:, server.LINEAR_CHUNK]
