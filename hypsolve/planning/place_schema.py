@@ -211,7 +211,7 @@ class MovedPipelineTable(TypedDict):
 
 
 class PlacementReplanFile(TypedDict):
-    """What `hypsolve replan placement.json --machines M --json` prints."""
+    """The output of `hypsolve replan placement.json --machines M --json`."""
 
     format: Annotated[Literal["hypsolve-placement-replan"], "Kind of the file."]
     version: Annotated[Literal[1], "Version of the format."]

@@ -98,7 +98,7 @@ class PlacementSearch:
 
     @property
     def _limit(self) -> str:
-        """What the time limit is, and what it covers."""
+        """Name the time limit, and say what it covers."""
         return (
             f"time limit of {self.query.time_limit_s:g} s for search, simulations and bounds"
             " together"

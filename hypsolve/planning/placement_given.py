@@ -1,4 +1,4 @@
-"""What a placement was made for, field by field, and what differs from it today."""
+"""Record what a placement was made for, field by field, and find what differs from it today."""
 
 from __future__ import annotations
 

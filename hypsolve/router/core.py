@@ -17,7 +17,7 @@ MAX_TOKENS = 2**40  # of one request: sums of many stay exact
 
 
 class Ending(StrEnum):
-    """How a request on a pipeline ended."""
+    """End of a request on a pipeline."""
 
     COMPLETED = "completed"
     REFUSED = "refused"

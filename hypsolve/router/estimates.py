@@ -50,7 +50,7 @@ class RatioEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What is known of a finished request, without the time that it waited in a queue.
+    """Measurements of a finished request, without the time that it waited in a queue.
 
     Attributes
     ----------

@@ -12,7 +12,7 @@ MAX_COUNT = 2**30  # of tokens or answers that are believed
 
 @dataclass(frozen=True, slots=True)
 class RequestFacts:
-    """What the router needs to know of a request.
+    """Facts about a request that the router chooses by.
 
     Attributes
     ----------

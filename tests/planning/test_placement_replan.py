@@ -472,7 +472,7 @@ def test_equal_pipelines_share_a_row(plan):
 
 
 def test_the_placement_that_serves_most_in_simulation_is_taken(plan, monkeypatch):
-    """Of pipelines that the fluid model overestimates, all loaded, and less was served."""
+    """Leave pipelines as they are where the fluid model overestimates those to load."""
     real = PlacementSimulator.rate
 
     def rate(self, placement, served, *given, **more):

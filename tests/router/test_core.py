@@ -24,7 +24,7 @@ def pipeline(name, token_s=2.0**-10, **options):
     script=st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400), st.booleans())),
 )
 def test_chooses_as_the_dispatcher_of_the_paper(speeds, script):
-    """With concurrency 1 and requests that take as long as expected, both rules are equal."""
+    """Equal the paper's rule at concurrency 1, if requests take as long as expected."""
     token_s = [speed * 2.0**-10 for speed in speeds]  # sums are exact in both
     router = Router([pipeline(str(p), each) for p, each in enumerate(token_s)])
     plain = Dispatcher(range(len(speeds)))
